@@ -1,0 +1,199 @@
+"""The contract between an adapter method and whoever trains with it.
+
+A method wraps linear layers in `LowRankLinear`, and is then called back at fixed moments:
+
+    layers = inject(model, method, generator=g)      # calls method.wrap on every target
+    optimizer = AdamW(method.param_groups(layers, lr=..., weight_decay=...))
+    method.begin(layers, total_steps=T)               # once, before step 0
+    each optimiser step t = 0 .. T-1:
+        loss = task_loss + method.penalty(layers)     # training loss only, never in evaluation
+        loss.backward(); clip; optimizer.step()
+        method.after_step(layers, StepInfo(t, T, lrs))   # before the gradients are cleared
+        optimizer.zero_grad()
+    {path: method.factors(layer)}                     # what is left: an ordinary LoRA
+
+`sora_cli.callback.attach` does all this for a transformers Trainer. Hooks run once per optimiser
+step, not per micro-batch, and not on a step that mixed precision skipped.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from methods.configs import MethodConfig
+from methods.errors import MethodError
+from methods.factors import LowRankFactors
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a method is told after an optimiser step."""
+
+    step: int
+    """0-based number of the optimiser step just taken."""
+    total_steps: int
+    """Optimiser steps of the whole run (or stage)."""
+    learning_rates: Mapping[str, float]
+    """Learning rate this step used, by the "name" of the parameter groups."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How many rank-one components are alive, and what a person should hear about them."""
+
+    live: int
+    total: int
+    events: tuple[str, ...] = ()
+
+
+@final
+class LowRankLinear(nn.Module):
+    """A frozen linear layer plus a scaled sum of rank-one terms.
+
+        y = base(x) + scaling * B (d * (A dropout(x)))
+
+    Attributes:
+        base: the wrapped layer, frozen: (..., in) -> (..., out).
+        A: (r, in). B: (out, r). d: (r,), or None where the method has no gates.
+        scaling: fixed for life, also when components are removed.
+    """
+
+    d: nn.Parameter | None
+
+    def __init__(
+        self,
+        base: nn.Module,
+        A: Tensor,
+        B: Tensor,
+        d: Tensor | None = None,
+        *,
+        scaling: float,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.A = nn.Parameter(A)
+        self.B = nn.Parameter(B)
+        self.d = None if d is None else nn.Parameter(d)
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def rank(self) -> int:
+        """Rank-one components stored, dead ones included."""
+        return self.A.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        y: Tensor = self.base(x)
+        h = linear(self.dropout(x).to(self.A.dtype), self.A)  # (..., r)
+        h = h * (self.scaling if self.d is None else self.scaling * self.d)
+        return y + linear(h, self.B).to(y.dtype)
+
+    def factors(self) -> LowRankFactors:
+        """The update as it stands, gates and scaling folded into B, at least float32, detached."""
+        dtype = torch.promote_types(self.A.dtype, torch.float32)
+        strength = torch.full((self.rank,), self.scaling, dtype=dtype, device=self.A.device)
+        if self.d is not None:
+            strength = strength * self.d.detach().to(dtype)
+        B = self.B.detach().to(dtype) * strength  # (out, r)
+        return LowRankFactors(self.A.detach().to(dtype).clone(), B)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scaling={self.scaling:g}, gates={self.d is not None}"
+
+
+Layers = Mapping[str, LowRankLinear]
+"""Adapted layers by their module path in the model."""
+
+
+class AdapterMethod(ABC):
+    """A way to learn a low-rank update: subclass, name it, implement `wrap`; all else may stay."""
+
+    name: ClassVar[str]
+    """What recipes call it."""
+    paper: ClassVar[str] = ""
+    """Authors, year, arXiv number."""
+    config_class: ClassVar[type[MethodConfig]] = MethodConfig
+    low_rank: ClassVar[bool] = True
+    """False for baselines that are no sum of rank-one terms."""
+    adapts_rank: ClassVar[bool] = False
+    """True if training itself removes components."""
+    variable_options: ClassVar[tuple[str, ...]] = ()
+    """Options `set_option` may change between the stages of a path."""
+
+    def __init__(self, config: MethodConfig) -> None:
+        if not isinstance(config, self.config_class):
+            raise TypeError(f"{self.name} takes a {self.config_class.__name__}, not {type(config)}")
+        self.config = config
+
+    @abstractmethod
+    def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
+        """The layer that stands in for `linear`; its output must be bit-equal at first."""
+
+    def param_groups(
+        self, layers: Layers, *, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups of the adapters' parameters; each has a unique "name"."""
+        params = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
+        return [{"name": "factors", "params": params, "lr": lr, "weight_decay": weight_decay}]
+
+    def begin(self, layers: Layers, *, total_steps: int) -> None:  # noqa: B027 (optional)
+        """Called once before step 0; raises `MethodError` if the run can not work."""
+
+    def penalty(self, layers: Layers) -> Tensor | None:  # noqa: ARG002
+        """What is added to the training loss of an optimiser step; None for nothing."""
+        return None
+
+    def after_step(self, layers: Layers, info: StepInfo) -> None:  # noqa: B027 (optional)
+        """Called after `optimizer.step()`, while the gradients are still there."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What `after_step` needs to go on in the middle of a run, beside the parameters."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        if state:
+            raise MethodError(f"{self.name} keeps no state but was given {sorted(state)}")
+
+    def factors(self, layer: LowRankLinear) -> LowRankFactors:
+        """The layer's update as plain factors."""
+        return layer.factors()
+
+    def summary(self, layers: Layers) -> Summary:
+        """Components alive of those started with, and events worth a person's attention."""
+        total = sum(layer.rank for layer in layers.values())
+        live = sum(live_components(layer) for layer in layers.values())
+        return Summary(live=live, total=total)
+
+    def deliverable(self, layers: Layers) -> bool:  # noqa: ARG002
+        """Whether the adapter as it stands may be the run's result, not just a stage on the way."""
+        return True
+
+    def set_option(self, name: str, value: Any) -> None:
+        """Change an option between the stages of a path.
+
+        Raises:
+            MethodError: the option may not vary, or the value does not fit.
+        """
+        if name not in self.variable_options:
+            may = ", ".join(self.variable_options) or "nothing"
+            raise MethodError(f"{self.name}.{name} may not vary; what may: {may}")
+        try:
+            self.config = self.config_class(**{**self.config.model_dump(), name: value})
+        except ValidationError as error:
+            raise MethodError(f"{self.name}.{name}: {error.errors()[0]['msg']}") from error
+
+
+def live_components(layer: LowRankLinear) -> int:
+    """Components whose gate is not exactly zero; all of them where there are no gates."""
+    return layer.rank if layer.d is None else int(layer.d.detach().count_nonzero())

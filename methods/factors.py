@@ -1,0 +1,97 @@
+"""Algebra on the low-rank factors of one layer's update `dW = B A`.
+
+Everything that happens to an adapter after training works on `LowRankFactors`, whatever method or
+tool made them. Nothing here ever forms the dense `dW`: singular values come from thin QR
+decompositions of the factors and one r x r SVD, in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRankFactors:
+    """The update `dW = B A` of one linear layer, with gates and scaling already folded into B.
+
+    Attributes:
+        A: (r, in) down-projection.
+        B: (out, r) up-projection.
+    """
+
+    A: Tensor
+    B: Tensor
+
+    def __post_init__(self) -> None:
+        if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[0] != self.B.shape[1]:
+            raise ValueError(
+                f"factors do not fit: A {tuple(self.A.shape)} must be (r, in) "
+                f"and B {tuple(self.B.shape)} (out, r)"
+            )
+
+    @property
+    def rank(self) -> int:
+        """Number of rank-one terms stored, r."""
+        return self.A.shape[0]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored: r (in + out)."""
+        return self.A.numel() + self.B.numel()
+
+    def drop_zeros(self) -> LowRankFactors:
+        """Leave out the terms that are exactly zero (a zero row of A or column of B): lossless."""
+        keep = self.A.ne(0).any(dim=1) & self.B.ne(0).any(dim=0)  # (r,)
+        return LowRankFactors(self.A[keep].contiguous(), self.B[:, keep].contiguous())
+
+    def singular_values(self) -> Tensor:
+        """The min(r, in, out) leading singular values of `dW`, descending, float64."""
+        return _thin_svd(self.A, self.B)[1]
+
+    def norm(self) -> float:
+        """Frobenius norm of `dW`."""
+        return float(torch.linalg.vector_norm(self.singular_values()))
+
+    def truncate(self, rank: int) -> LowRankFactors:
+        """The best approximation of `dW` of that rank in the Frobenius norm (Eckart-Young).
+
+        The singular values are shared evenly: A and B both get their square root. Computed in
+        float64, returned in the dtype of the factors.
+        """
+        if rank < 0:
+            raise ValueError(f"rank must be at least 0, not {rank}")
+        u, s, vt = _thin_svd(self.A, self.B)
+        rank = min(rank, int(s.numel()))
+        root = s[:rank].sqrt()
+        a = (root[:, None] * vt[:rank]).to(self.A.dtype)  # (rank, in)
+        b = (u[:, :rank] * root).to(self.B.dtype)  # (out, rank)
+        return LowRankFactors(a.contiguous(), b.contiguous())
+
+    def dense(self) -> Tensor:
+        """`dW` itself (out, in), float64: for small layers and tests."""
+        return self.B.double() @ self.A.double()
+
+
+def rank_for_energy(singular_values: Tensor, energy: float) -> int:
+    """Smallest rank that keeps that share (0..1) of the squared Frobenius norm."""
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy is a share above 0 and up to 1, not {energy}")
+    squared = singular_values.double() ** 2
+    total = float(squared.sum())
+    if total == 0:
+        return 0
+    if energy == 1:
+        return int(squared.count_nonzero())
+    kept = torch.cumsum(squared, 0) / total
+    return min(int((kept < energy).sum()) + 1, squared.numel())
+
+
+def _thin_svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD of B A as (U (out, k), S (k,), Vt (k, in)), k = min(r, in, out), without forming B A."""
+    q_b, r_b = torch.linalg.qr(B.detach().double())  # (out, k1), (k1, r)
+    q_a, r_a = torch.linalg.qr(A.detach().double().T)  # (in, k2), (k2, r)
+    u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # of (k1, k2)
+    return q_b @ u, s, vt @ q_a.T

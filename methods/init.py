@@ -1,0 +1,53 @@
+"""Initial factors, and the shape of the layers they belong to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear layer: nn.Linear or GPT-2's Conv1D; None for anything else."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
+        n_in, n_out = module.weight.shape  # transformers' Conv1D stores (in, out)
+        return n_in, n_out
+    return None
+
+
+def factor_options(linear: nn.Module) -> dict[str, Any]:
+    """Device and dtype for a layer's factors: the weight's own, but at least float32."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
+
+
+def kaiming_factors(
+    linear: nn.Module, rank: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A (r, in) Kaiming-uniform with a = sqrt(5): U(-1/sqrt(in), 1/sqrt(in)); B (out, r) zero."""
+    n_in, n_out = _shape(linear)
+    bound = 1 / math.sqrt(n_in)
+    A = (torch.rand(rank, n_in, generator=generator, dtype=torch.float64) * 2 - 1) * bound
+    return A.to(**factor_options(linear)), torch.zeros(n_out, rank, **factor_options(linear))
+
+
+def normal_factors(
+    linear: nn.Module, rank: int, generator: torch.Generator, *, std: float
+) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r), both N(0, std^2)."""
+    n_in, n_out = _shape(linear)
+    A = torch.randn(rank, n_in, generator=generator, dtype=torch.float64) * std
+    B = torch.randn(n_out, rank, generator=generator, dtype=torch.float64) * std
+    return A.to(**factor_options(linear)), B.to(**factor_options(linear))
+
+
+def _shape(linear: nn.Module) -> tuple[int, int]:
+    shape = linear_shape(linear)
+    if shape is None:
+        raise TypeError(f"not a linear layer: {type(linear).__name__}")
+    return shape

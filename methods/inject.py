@@ -1,0 +1,145 @@
+"""Putting adapters into a model, and taking them out again."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from methods.base import AdapterMethod, Layers, LowRankLinear
+from methods.errors import MethodError
+from methods.init import linear_shape
+
+ALL_LINEAR = "all-linear"
+
+
+def inject(
+    model: nn.Module,
+    method: AdapterMethod,
+    *,
+    exclude: Iterable[str] = (),
+    trainable: Iterable[str] = (),
+    generator: torch.Generator,
+) -> dict[str, LowRankLinear]:
+    """Freeze the model and wrap its target layers, in place.
+
+    Args:
+        exclude: module paths never adapted (with everything below them): the head, say.
+        trainable: module paths that stay trainable as they are, so are not adapted either.
+        generator: what the initial factors are drawn from, on the CPU.
+
+    Returns:
+        The adapted layers by module path, in the model's order.
+
+    Raises:
+        MethodError: a target matches no linear layer or a shared one, there is nothing to adapt,
+            or the model has adapters already.
+    """
+    _check_no_adapters(model)
+    trainable = tuple(trainable)
+    paths = find_targets(model, method.config.targets, exclude=(*exclude, *trainable))
+    _check_unshared(model, paths)
+    model.requires_grad_(False)
+    layers = {}
+    for path in paths:
+        linear = model.get_submodule(path)
+        layer = method.wrap(linear, generator=generator).train(linear.training)
+        replace(model, path, layer)
+        layers[path] = layer
+    for path in trainable:
+        model.get_submodule(path).requires_grad_(True)
+    return layers
+
+
+def remove(model: nn.Module, layers: Layers) -> None:
+    """Put the base layers back in place of their adapters."""
+    for path, layer in layers.items():
+        replace(model, path, layer.base)
+
+
+def linear_paths(model: nn.Module, *, exclude: Iterable[str] = ()) -> list[str]:
+    """Paths of all linear layers outside the excluded modules and the output embedding."""
+    shut = tuple(exclude)
+    output = _output_embedding(model)
+    return [
+        path
+        for path, module in model.named_modules()
+        if path
+        and linear_shape(module) is not None
+        and module is not output
+        and not any(path == e or path.startswith(f"{e}.") for e in shut)
+    ]
+
+
+def find_targets(
+    model: nn.Module, targets: str | Sequence[str], *, exclude: Iterable[str] = ()
+) -> list[str]:
+    """Module paths that a `targets` option names, in the model's order.
+
+    A target is a name (the last parts of a path) or, with `*`, `?` or `[`, a pattern for the whole
+    path. Each must match something that is not excluded.
+    """
+    known = linear_paths(model, exclude=exclude)
+    if targets == ALL_LINEAR:
+        if not known:
+            raise MethodError("the model has no linear layer to adapt")
+        return known
+    wanted = [targets] if isinstance(targets, str) else targets
+    found: set[str] = set()
+    for target in wanted:
+        hits = [path for path in known if matches(target, path)]
+        if not hits:
+            raise MethodError(f"target '{target}' matches no linear layer{_nearest(target, known)}")
+        found.update(hits)
+    if not found:
+        raise MethodError("no targets given; use all-linear or names of linear layers")
+    return [path for path in known if path in found]
+
+
+def matches(target: str, path: str) -> bool:
+    """Whether a name or pattern covers a module path."""
+    if any(mark in target for mark in "*?["):
+        return fnmatchcase(path, target)
+    return path == target or path.endswith(f".{target}")
+
+
+def _check_no_adapters(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, LowRankLinear):
+            raise MethodError(
+                f"'{path}' has an adapter already; take the old ones out: remove(model, layers)"
+            )
+
+
+def _check_unshared(model: nn.Module, paths: Iterable[str]) -> None:
+    """One module at two paths would be adapted at one of them only, but merged into both."""
+    places: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(path)
+    for path in paths:
+        shared = places[model.get_submodule(path)]
+        if len(shared) > 1:
+            raise MethodError(
+                f"{' and '.join(shared)} are one shared layer, which can not be adapted; "
+                f"leave it out of the targets"
+            )
+
+
+def _nearest(target: str, known: Sequence[str]) -> str:
+    names = sorted({path.rsplit(".", 1)[-1] for path in known})
+    near = difflib.get_close_matches(target, [*names, *known], n=1, cutoff=0.4)
+    return f"; nearest: {near[0]}" if near else f"; there are: {', '.join(names)}"
+
+
+def _output_embedding(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)  # transformers models have it
+    output = get() if callable(get) else None
+    return output if isinstance(output, nn.Module) else None
+
+
+def replace(model: nn.Module, path: str, new: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)

@@ -1,0 +1,126 @@
+"""SoRA: gates on the rank-one components, driven to exactly zero while training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo, Summary
+from methods.configs import SoraConfig
+from methods.init import factor_options, kaiming_factors
+
+
+class Sora(AdapterMethod):
+    """SoRA (Ding et al. 2023, arXiv 2311.11696, section 3).
+
+    `dW = alpha / r_max * B diag(d) A`, A Kaiming, B zero, gates d ~ N(0, 1). After each optimiser
+    step every gate takes a proximal step of the L1 norm (eq. 8-9): components whose gate reaches
+    zero add nothing and are left out of the saved adapter, exactly. A gate at zero still gets a
+    gradient and can come back; `summary` counts such revivals.
+    """
+
+    name = "sora"
+    paper = "Ding et al. 2023, arXiv 2311.11696"
+    config_class: ClassVar[type[SoraConfig]] = SoraConfig
+    config: SoraConfig
+    adapts_rank = True
+    variable_options = ("threshold", "l1")
+
+    def __init__(self, config: SoraConfig) -> None:
+        super().__init__(config)
+        self._alive: Tensor | None = None  # (all gates,) bool, after the last step
+        self._revivals = 0
+
+    def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
+        c = self.config
+        A, B = kaiming_factors(linear, c.r_max, generator)
+        d = torch.randn(c.r_max, generator=generator, dtype=torch.float64)
+        d = d.to(**factor_options(linear))
+        return LowRankLinear(linear, A, B, d, scaling=c.alpha / c.r_max, dropout=c.dropout)
+
+    def param_groups(
+        self, layers: Layers, *, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Factors as usual; gates in their own group: own learning rate, no weight decay."""
+        factors = [p for layer in layers.values() for p in (layer.A, layer.B)]
+        gates: dict[str, Any] = {
+            "name": "gates",
+            "params": _gates(layers),
+            "lr": lr if self.config.gate_lr is None else self.config.gate_lr,
+            "weight_decay": 0.0,
+            "eps": self.config.gate_eps,
+        }
+        if self.config.betas is not None:
+            gates["betas"] = self.config.betas
+        return [
+            {"name": "factors", "params": factors, "lr": lr, "weight_decay": weight_decay},
+            gates,
+        ]
+
+    def penalty(self, layers: Layers) -> Tensor | None:
+        """`l1 * sum |d| / (number of all gates)`: the authors' extra loss term, off by default."""
+        if self.config.l1 == 0:
+            return None
+        return self.config.l1 * torch.cat(_gates(layers)).abs().mean()
+
+    @torch.no_grad()
+    def after_step(self, layers: Layers, info: StepInfo) -> None:
+        """The proximal step on every gate, then the count of those that came back."""
+        xi = self.config.threshold
+        if self.config.threshold_times_lr:
+            xi *= info.learning_rates["gates"]
+        shrink = official_threshold_ if self.config.prox == "official" else soft_threshold_
+        gates = _gates(layers)
+        shrink(gates, xi)
+        alive = torch.cat(gates).ne(0)
+        if self._alive is not None:
+            self._revivals += int((alive & ~self._alive.to(alive.device)).sum())
+        self._alive = alive
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {
+            "threshold": torch.tensor(self.config.threshold, dtype=torch.float64),
+            "l1": torch.tensor(self.config.l1, dtype=torch.float64),
+            "revivals": torch.tensor(self._revivals),
+        }
+        return state if self._alive is None else {**state, "alive": self._alive.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for option in self.variable_options:
+            self.set_option(option, float(state[option]))
+        self._revivals = int(state["revivals"])
+        self._alive = state["alive"].clone() if "alive" in state else None
+
+    def summary(self, layers: Layers) -> Summary:
+        counts = super().summary(layers)
+        events = []
+        if self._revivals:
+            events.append(f"{self._revivals} times a gate at zero came back")
+        if counts.live == 0 and counts.total:
+            events.append("every gate is zero: the adapter does nothing; lower the threshold")
+        return Summary(live=counts.live, total=counts.total, events=tuple(events))
+
+
+def soft_threshold_(gates: list[Tensor], xi: float) -> None:
+    """In place `sign(g) max(|g| - xi, 0)`: the proximal operator of xi |g| (paper, eq. 9)."""
+    for g in gates:
+        g.copy_(g.sign() * (g.abs() - xi).clamp_(min=0))
+
+
+def official_threshold_(gates: list[Tensor], xi: float) -> None:
+    """In place, as the authors' code: |g| > xi shrinks by xi, then every |g| < xi becomes 0.
+
+    The dead zone so reaches to 2 xi, and |g| = xi stays.
+    """
+    for g in gates:
+        shrunk = torch.where(g.abs() > xi, g - g.sign() * xi, g)
+        g.copy_(torch.where(shrunk.abs() < xi, torch.zeros_like(g), shrunk))
+
+
+def _gates(layers: Layers) -> list[Tensor]:
+    gates = [layer.d for layer in layers.values()]
+    assert all(g is not None for g in gates)
+    return [g for g in gates if g is not None]

@@ -1,0 +1,30 @@
+"""Where the recorded reference data are; tests that need them skip when they are not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def golden_folder() -> Path:
+    """Folder of the golden trajectories.
+
+    SORA_GOLDEN names it; else it is the sibling `golden` of SORA_DATA; else `../shared/golden`.
+    """
+    if named := os.environ.get("SORA_GOLDEN"):
+        return Path(named)
+    if data := os.environ.get("SORA_DATA"):
+        return Path(data).parent / "golden"
+    return REPOSITORY.parent / "shared" / "golden"
+
+
+def golden_file(name: str) -> Path:
+    """A file of that folder. Without the folder the test skips; a file missing in it is an error."""
+    folder = golden_folder()
+    if not folder.is_dir():
+        pytest.skip(f"no golden trajectories in {folder}; set SORA_GOLDEN to their folder")
+    return folder / name
