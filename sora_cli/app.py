@@ -1,0 +1,242 @@
+"""The Typer app: one short function per command, and the one error boundary.
+
+Nothing heavy is imported here; each command imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sora_cli import __version__
+from sora_cli.boundary import guarded
+
+# Plain help: rich would take longer to import than everything else here.
+app = typer.Typer(
+    name="sora",
+    help="Low-rank fine-tuning that finds its own rank: LoRA, AdaLoRA and SoRA.",
+    epilog="Start with: sora train quickstart, then sora inspect on what it wrote.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+)
+recipes_app = typer.Typer(
+    help="List, show and copy the recipes that come with the tool.",
+    rich_markup_mode=None,
+    invoke_without_command=True,
+)
+app.add_typer(recipes_app, name="recipes")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Values to change, such as training.epochs=3 or method.name=lora."),
+]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or the name of one that comes with the tool.")
+]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", help="The recipe whose task and data are used.")
+]
+Adapter = Annotated[
+    Path, typer.Argument(help="An adapter directory, ours or any PEFT LoRA; or a run's directory.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Code = Annotated[
+    list[Path] | None,
+    typer.Option("--code", help="A Python file with adapter methods of your own; repeatable."),
+]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[  # noqa: ARG001 (read before parsing, so that it works in any place)
+        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"sora {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve and show everything; train nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a finished run.")] = False,
+    code: Code = None,
+) -> None:
+    """Train a recipe."""
+    from sora_cli.commands.train import train
+
+    _load(code)
+    train(recipe, overrides or [], dry_run=dry_run, force=force)
+
+
+@app.command(name="eval")
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(help="An adapter, run or model directory, or a model's Hub id.")
+    ],
+    recipe: RecipeOption,
+    overrides: Overrides = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", help="Write each row's prediction to this .jsonl file."),
+    ] = None,
+    as_json: Json = False,
+    code: Code = None,
+) -> None:
+    """Score an adapter or a model on a recipe's validation data."""
+    from sora_cli.commands.evaluate import evaluate
+
+    _load(code)
+    evaluate(
+        target, recipe=recipe, overrides=overrides or [], predictions=predictions, as_json=as_json
+    )
+
+
+@app.command()
+def inspect(
+    directory: Adapter,
+    as_json: Json = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw the ranks to this picture."),
+    ] = None,
+) -> None:
+    """Show where an adapter's ranks are."""
+    from sora_cli.commands.inspect import inspect
+
+    inspect(directory, as_json=as_json, plot=plot)
+
+
+@app.command()
+def prune(
+    directory: Adapter,
+    output: Output,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", help="Keep this share of each layer's squared singular values."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", help="Keep at most this rank in each layer."),
+    ] = None,
+    max_params: Annotated[
+        int | None,
+        typer.Option("--max-params", help="Keep the strongest components within this many."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Shrink an adapter; without options, take out exact zeros only."""
+    from sora_cli.commands.prune import prune
+
+    prune(directory, output, energy=energy, rank=rank, max_params=max_params, force=force)
+
+
+@app.command()
+def merge(
+    directory: Adapter,
+    output: Output,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The base model, where it is not the one the adapter names."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Fold an adapter into its base model."""
+    from sora_cli.commands.merge import merge
+
+    merge(directory, output, base=base, force=force)
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        recipes_list()
+
+
+@recipes_app.command(name="list")
+def recipes_list() -> None:
+    """List the recipes: name and what it is."""
+    from sora_cli.commands.recipes import list_recipes
+
+    list_recipes()
+
+
+@recipes_app.command(name="show")
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="A recipe's name, such as official/rte.")],
+) -> None:
+    """Print a recipe."""
+    from sora_cli.commands.recipes import show_recipe
+
+    show_recipe(name)
+
+
+@recipes_app.command(name="copy")
+def recipes_copy(
+    to: Annotated[Path, typer.Option("--to", help="Directory to copy into.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recipes to copy, with what they extend; without: all."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Copy recipes, to change them."""
+    from sora_cli.commands.recipes import copy_recipes
+
+    copy_recipes(names or [], to, force=force)
+
+
+@app.command()
+def schema(code: Code = None) -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from sora_cli.commands.schema import print_schema
+
+    _load(code)
+    print_schema()
+
+
+@app.command()
+def methods(as_json: Json = False, code: Code = None) -> None:
+    """List the methods with their papers and options."""
+    from sora_cli.commands.methods import list_methods
+
+    _load(code)
+    list_methods(as_json=as_json)
+
+
+def _load(code: Sequence[Path] | None) -> None:
+    if code:
+        from sora_cli.plugins import load_code
+
+        for path in code:
+            load_code(path)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code: 0, 2 for what the user can put right, 1 for the rest."""
+    words = list(arguments)
+    end = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:end] or bool(os.environ.get("SORA_DEBUG"))
+    words = [word for i, word in enumerate(words) if word != "--debug" or i >= end]
+    return guarded(lambda: app(words, prog_name="sora", standalone_mode=False), debug=debug)
+
+
+def main() -> None:
+    """The `sora` script."""
+    sys.exit(run(sys.argv[1:]))

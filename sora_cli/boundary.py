@@ -1,0 +1,88 @@
+"""The one error boundary: exceptions in, at most three lines on stderr and an exit code out."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from methods.errors import MethodError
+from sora_cli.console import say
+from sora_cli.errors import SoraError
+
+USER_ERROR = 2
+INTERNAL_ERROR = 1
+INTERRUPTED = 130
+
+_ClickError = typer.BadParameter.__mro__[2]
+"""Typer's own: usage errors and their kin; it has moved between packages over the versions."""
+
+
+def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
+    """Call a command; the exit code.
+
+    Args:
+        command: may return an exit code.
+        debug: show tracebacks, also of user errors.
+    """
+    try:
+        result = command()
+    except SoraError as error:
+        return _user_error(error.lines(), debug=debug)
+    except MethodError as error:
+        return _user_error([str(error)], debug=debug)
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        return _other(error, debug=debug)
+    return result if isinstance(result, int) else 0
+
+
+def _other(error: Exception, *, debug: bool) -> int:
+    if isinstance(error, _ClickError):
+        return _usage_error(error)
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or error.title
+        return _user_error([f"{where}: {first['msg']}"], debug=debug)
+    return _internal_error(error, debug=debug)
+
+
+def _usage_error(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "sora"
+    return _user_error([error.format_message(), f"try: {command} --help"], debug=False)
+
+
+def _user_error(lines: Sequence[str], *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    flat = [line for text in lines for line in text.splitlines() if line.strip()]
+    for i, line in enumerate(flat[:3]):
+        say(f"error: {line}" if i == 0 else f"  {line}")
+    return USER_ERROR
+
+
+def _internal_error(error: Exception, *, debug: bool) -> int:
+    text = " ".join(str(error).split())
+    say(f"error: internal error: {type(error).__name__}: {text}"[:300])
+    if debug:
+        traceback.print_exc()
+        return INTERNAL_ERROR
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="sora-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+        say(f"  the traceback is in {log.name}")
+    except OSError:
+        say("  no log could be written; --debug shows the traceback")
+    say("  this is a fault of the program, not of your input; please report it with that file")
+    return INTERNAL_ERROR

@@ -1,0 +1,56 @@
+"""`sora methods`: the adapter methods, their papers and their options."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from methods.registry import method_class, method_names
+from sora_cli.console import emit
+from sora_cli.plain_words import default_of, expected, shown_value
+
+
+def list_methods(*, as_json: bool) -> None:
+    """Print every method: name, paper, and each option with its default and meaning."""
+    methods = [describe_method(name) for name in method_names()]
+    if as_json:
+        emit(json.dumps(methods, indent=2))
+        return
+    emit("\n\n".join(_as_text(method) for method in methods))
+
+
+def describe_method(name: str) -> dict[str, Any]:
+    """A method as plain data."""
+    method = method_class(name)
+    config = method.config_class
+    options = [
+        {
+            "name": option,
+            "type": expected(config, option)[0],
+            "required": info.is_required(),
+            "default": default_of(config, option),
+            "description": info.description or "",
+        }
+        for option, info in config.model_fields.items()
+    ]
+    return {
+        "name": name,
+        "paper": method.paper,
+        "adapts_rank": method.adapts_rank,
+        "options": options,
+    }
+
+
+def _as_text(method: dict[str, Any]) -> str:
+    rows = [
+        (
+            option["name"],
+            "(required)" if option["required"] else shown_value(option["default"]),
+            option["description"],
+        )
+        for option in method["options"]
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    lines = [f"  {n:{widths[0]}}  {d:{widths[1]}}  {text}".rstrip() for n, d, text in rows]
+    title = f"{method['name']}: {method['paper']}" if method["paper"] else method["name"]
+    return "\n".join([title, *lines])

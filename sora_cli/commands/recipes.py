@@ -1,0 +1,76 @@
+"""`sora recipes`: list, show and copy the recipes that come with the tool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sora_cli.console import emit, say
+from sora_cli.errors import SoraError
+from sora_cli.plain_words import nearest
+from sora_cli.recipe_layers import extended_files
+from sora_cli.recipe_library import (
+    SCHEMA_FILE,
+    find_recipe,
+    packaged_recipe,
+    recipe_names,
+    recipe_title,
+    recipes_dir,
+)
+
+
+def list_recipes() -> None:
+    """Print each recipe's name and the first line of its header."""
+    names = recipe_names()
+    width = max(len(name) for name in names)
+    for name in names:
+        emit(f"{name:{width}}  {recipe_title(recipes_dir() / f'{name}.yaml')}")
+
+
+def show_recipe(name: str) -> None:
+    """Print a recipe's text."""
+    emit(find_recipe(name).read_text(encoding="utf-8").rstrip("\n"))
+
+
+def copy_recipes(names: Sequence[str], to: Path, *, force: bool) -> None:
+    """Copy recipes, what they extend, and the schema, in the same folders.
+
+    Raises:
+        SoraError: an unknown name, or a file with other content is in the way.
+    """
+    root = recipes_dir().resolve()
+    recipes = [_packaged(name) for name in names or recipe_names()]
+    sources = [*_with_bases(recipes), root / SCHEMA_FILE]
+    pairs = [(source, to / source.resolve().relative_to(root)) for source in sources]
+    if not force:
+        for source, target in pairs:
+            _check_free(source, target)
+    for source, target in pairs:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+        except OSError as error:
+            raise SoraError(f"'{target}' can not be written: {error.strerror}") from error
+    say(f"{len(pairs)} files in {to}")
+    first = (to / recipes[0].resolve().relative_to(root)).as_posix()
+    say(f"next: sora train {first}")
+
+
+def _packaged(name: str) -> Path:
+    path = packaged_recipe(name)
+    if path is None:
+        raise SoraError(f"no recipe '{name}'", hint=nearest(name, recipe_names()))
+    return path
+
+
+def _with_bases(recipes: Iterable[Path]) -> list[Path]:
+    files: dict[Path, None] = {}
+    for recipe in recipes:
+        for file in extended_files(recipe):
+            files[file.resolve()] = None
+    return list(files)
+
+
+def _check_free(source: Path, target: Path) -> None:
+    if target.exists() and (target.is_dir() or target.read_bytes() != source.read_bytes()):
+        raise SoraError(f"'{target}' is there and differs", hint="overwrite it with --force")

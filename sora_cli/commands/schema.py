@@ -1,0 +1,77 @@
+"""`sora schema`: the JSON schema of recipes, which editors complete and check by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from methods.registry import config_class, method_names
+from sora_cli.console import emit
+from sora_cli.recipe import Recipe
+
+
+def print_schema() -> None:
+    """Print the schema with every registered method's options."""
+    emit(schema_text(method_names()))
+
+
+def schema_text(methods: Sequence[str]) -> str:
+    """The schema as indented JSON."""
+    return json.dumps(recipe_schema(methods), indent=2)
+
+
+def recipe_schema(methods: Sequence[str]) -> dict[str, Any]:
+    """The schema of a recipe file.
+
+    Blocks and keys are all optional in it, since a file that extends another need not repeat
+    them; whether the whole is complete is checked when it is loaded. `method` takes the options
+    of the method it names, or of any method where the name comes from another file.
+    """
+    schema = Recipe.model_json_schema()
+    blocks: dict[str, Any] = schema["$defs"]
+    for block in blocks.values():
+        block.pop("required", None)
+    blocks["MethodBlock"] = _method_schema(blocks["MethodBlock"], methods)
+    extends = {
+        "description": "a recipe this one is built on, or a list of them; paths from this file",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "sora recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "extends": extends,
+            **{b: {"$ref": p["$ref"]} for b, p in schema["properties"].items()},
+        },
+        "$defs": blocks,
+    }
+
+
+def _method_schema(block: dict[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    name = {**block["properties"]["name"], "enum": list(methods)}
+    options = {method: config_class(method).model_json_schema() for method in methods}
+    every = {key: None for schema in options.values() for key in schema["properties"]}
+    known = {"propertyNames": {"enum": ["name", *every]}}
+    return {
+        "description": "The method and its own options.",
+        "type": "object",
+        "properties": {"name": name},
+        "allOf": [
+            {"if": {"not": {"required": ["name"]}}, "then": known},
+            *[_branch(method, name, schema) for method, schema in options.items()],
+        ],
+    }
+
+
+def _branch(method: str, name: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """If the block names this method, then its options and no others."""
+    return {
+        "if": {"properties": {"name": {"const": method}}, "required": ["name"]},
+        "then": {
+            "properties": {"name": name, **schema["properties"]},
+            "additionalProperties": False,
+        },
+    }

@@ -1,0 +1,23 @@
+"""What goes wrong because of the input: shown in at most three lines, exit code 2."""
+
+from __future__ import annotations
+
+
+class SoraError(Exception):
+    """An error the user can put right.
+
+    Args:
+        what: what is wrong, one line.
+        where: the place, such as "recipes/rte.yaml:12", or the valid alternatives.
+        hint: the next command to type, or the nearest valid thing.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.hint = hint
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """One to three lines for a person."""
+        return [line for line in (self.what, self.where, self.hint) if line]

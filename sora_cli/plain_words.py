@@ -1,0 +1,100 @@
+"""What a configuration value may be, in words a person needs no manual for."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+_BOUNDS = (
+    ("minimum", "at least"),
+    ("exclusiveMinimum", "above"),
+    ("maximum", "at most"),
+    ("exclusiveMaximum", "below"),
+)
+
+
+def expected(model: type[BaseModel], field: str) -> tuple[str, list[str]]:
+    """What a field takes, in words, and the words it may be, if only certain ones are allowed."""
+    schema = model.model_json_schema()["properties"][field]
+    return _either(_options(schema)), _choices(schema)
+
+
+def nearest(word: Any, known: Iterable[str]) -> str:
+    """'did you mean 'x'?', or all there are."""
+    names = list(known)
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    near = near or [name for name in names if name.startswith(f"{word}_")]
+    return f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(names)}"
+
+
+def shown_value(value: Any) -> str:
+    """A value as YAML writes it, cut to a readable length."""
+    if isinstance(value, str):
+        return f"'{value if len(value) <= 60 else value[:57] + '...'}'"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def default_of(model: type[BaseModel], field: str) -> Any:
+    """A field's default; None for a required one."""
+    info = model.model_fields[field]
+    return None if info.is_required() else info.get_default(call_default_factory=True)
+
+
+def _options(schema: Mapping[str, Any]) -> list[str]:
+    """Each thing a schema allows, in words."""
+    if "anyOf" in schema:
+        return [words for option in schema["anyOf"] for words in _options(option)]
+    return _choices(schema) or [_words(schema)]
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    match schema.get("type"):
+        case "integer":
+            return f"a whole number{_bounds(schema)}"
+        case "number":
+            return f"a number{_bounds(schema)}"
+        case "boolean":
+            return "true or false"
+        case "string":
+            return "text"
+        case "null":
+            return "null"
+        case "array":
+            return _array(schema)
+        case "object":
+            return "a mapping of keys to values"
+    return "something else"
+
+
+def _array(schema: Mapping[str, Any]) -> str:
+    if "prefixItems" in schema:
+        items = [_words(item) for item in schema["prefixItems"]]
+        alike = f"each {items[0]}" if len(set(items)) == 1 else ", ".join(items)
+        return f"a list of {len(items)} values, {alike}"
+    inner = schema.get("items", {})
+    return "a list of texts" if inner.get("type") == "string" else "a list"
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    parts = [f"{word} {schema[key]:g}" for key, word in _BOUNDS if key in schema]
+    return f" {' and '.join(parts)}" if parts else ""
+
+
+def _choices(schema: Mapping[str, Any]) -> list[str]:
+    if "anyOf" in schema:
+        return [choice for option in schema["anyOf"] for choice in _choices(option)]
+    if "const" in schema:
+        return [str(schema["const"])]
+    return [str(choice) for choice in schema.get("enum", [])]
+
+
+def _either(options: list[str]) -> str:
+    unique = list(dict.fromkeys(options))
+    if "a number" in unique and "a whole number" in unique:
+        unique.remove("a whole number")
+    return " or ".join([", ".join(unique[:-1]), unique[-1]]) if len(unique) > 1 else unique[0]

@@ -1,0 +1,214 @@
+"""The recipe: what one run is made of. A pydantic model per block; unknown keys are errors.
+
+Reading files, `extends:`, overrides and line numbers is in `recipe_file`; this module imports
+neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from methods.configs import MethodConfig
+from methods.registry import config_class
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_TEXT = {"type": "string"}
+Names = Annotated[
+    list[str],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
+]
+"""One name or a list of them."""
+
+Cadence = Literal["epoch", "no"] | Annotated[int, Field(ge=1)]
+"""Each epoch, never, or every so many optimiser steps."""
+
+
+class Block(BaseModel):
+    """Strict base of all recipe blocks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelBlock(Block):
+    """The frozen base model."""
+
+    path: str = Field(
+        description="Hub id, directory, package://PACKAGE/FOLDER inside an installed Python "
+        "package, or a .gguf file"
+    )
+    revision: str | None = Field(None, description="Hub branch, tag or commit")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32", description="dtype the frozen weights are loaded in; auto: the checkpoint's own"
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+
+
+class TaskBlock(Block):
+    """What is learned and how it is scored."""
+
+    name: str = Field(description="task family: sequence-classification or sequence-regression")
+    metrics: Names | None = Field(
+        None,
+        description="metrics to report: accuracy, f1, matthews_correlation, pearson, spearman, "
+        "pearson_spearman, or any Hub metric of evaluate; unset: the family's own",
+    )
+    best_metric: str | None = Field(
+        None, description="metric that chooses the best checkpoint; unset: the first of metrics"
+    )
+    greater_is_better: bool = Field(
+        True, description="whether a larger best_metric is better; false for errors and losses"
+    )
+
+
+class DataBlock(Block):
+    """Where rows come from and which columns count."""
+
+    path: str = Field(
+        description="Hub id, local data-set directory, or builtin://NAME; unset if files are given",
+        default="",
+    )
+    name: str | None = Field(None, description="configuration of the data set, such as rte")
+    revision: str | None = Field(None, description="Hub branch, tag or commit of the data set")
+    files: dict[str, Names] | None = Field(
+        None,
+        description="csv, json, jsonl, parquet files per split: {train: a.csv, validation: b.csv}",
+    )
+    train: str = Field("train", description="split to train on")
+    validation: Names = Field(
+        ["validation"],
+        description="splits to evaluate on; the first one chooses the checkpoint",
+    )
+    text_columns: Names | None = Field(
+        None, description="one column, or two for sentence pairs; unset: found by their usual names"
+    )
+    label_column: str = Field("label", description="column of the labels")
+    label_names: list[str] | None = Field(
+        None, description="names of the classes in label order; unset: the data set's own"
+    )
+    max_length: int = Field(128, ge=2, description="tokens; longer inputs are cut")
+    max_train_rows: int | None = Field(None, ge=1, description="use only so many training rows")
+    max_validation_rows: int | None = Field(
+        None, ge=1, description="likewise, per validation split"
+    )
+    selection: Literal["validation", "half-validation", "train-rows"] = Field(
+        "validation",
+        description="rows that choose the checkpoint: the validation split itself (then the "
+        "reported score is the best of a choice); a random half of it, the other half being "
+        "reported; or rows held out of the training split, the whole validation being reported",
+    )
+    selection_rows: int = Field(1000, ge=1, description="rows for selection: train-rows")
+    selection_seed: int = Field(42, ge=0, description="seed of that split")
+
+
+class TrainingBlock(Block):
+    """The optimisation run."""
+
+    epochs: float = Field(3.0, gt=0, description="passes over the training rows")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps; overrides epochs")
+    batch_size: int = Field(
+        32, ge=1, description="rows per optimiser step, over all processes and micro-batches"
+    )
+    gradient_accumulation: int = Field(
+        1, ge=1, description="micro-batches each step's rows are worked through in"
+    )
+    eval_batch_size: int = Field(64, ge=1, description="rows per evaluation batch and process")
+    learning_rate: float = Field(8e-4, gt=0, description="peak learning rate of factors and head")
+    head_learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of the head; unset: learning_rate"
+    )
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = Field(
+        "linear", description="learning-rate schedule"
+    )
+    warmup: float = Field(
+        0.06, ge=0, description="warm-up: a share of all steps if below 1, else steps"
+    )
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay (gates: none)")
+    adam_betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="gradient norm clip over all trained parameters; 0: none"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast precision")
+    seed: int = Field(0, ge=0, description="seed of factors, data order and dropout")
+    train_head: bool = Field(
+        True, description="train the head and whatever the base checkpoint did not supply"
+    )
+    model_dropout: float | None = Field(
+        None, ge=0, lt=1, description="set the base model's own dropout; unset: the checkpoint's"
+    )
+    length_grouping: bool = Field(
+        True, description="batches of similar length; no effect on scores"
+    )
+    evaluate: Cadence = Field("epoch", description="epoch, no, or every so many steps")
+    checkpoint: Cadence = Field(
+        "epoch", description="epoch, no, or every so many steps; the best and the last are kept"
+    )
+    keep_best: bool = Field(True, description="end with the best checkpoint, not the last one")
+    early_stopping: int | None = Field(
+        None, ge=1, description="evaluations without a better metric before stopping"
+    )
+    logging_steps: int = Field(
+        10, ge=1, description="steps between two entries of the loss history"
+    )
+    loggers: Names = Field([], description="tensorboard, wandb, ...: transformers' integrations")
+    workers: int = Field(0, ge=0, description="processes that prepare batches")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingBlock:
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of gradient_accumulation "
+                f"{self.gradient_accumulation}"
+            )
+        if self.early_stopping and self.evaluate == "no":
+            raise ValueError("early_stopping needs evaluations; evaluate is 'no'")
+        return self
+
+
+class OutputBlock(Block):
+    """Where results go."""
+
+    dir: str | None = Field(
+        None, description="output directory; unset: runs/<recipe>-<method>-s<seed>"
+    )
+
+
+class Recipe(Block):
+    """One run. `method` holds the method's name; its typed options are in `method_config`."""
+
+    model: ModelBlock
+    task: TaskBlock
+    data: DataBlock
+    method: MethodBlock
+    training: TrainingBlock = TrainingBlock.model_validate({})
+    output: OutputBlock = OutputBlock.model_validate({})
+
+
+class MethodBlock(BaseModel):
+    """`name` plus the options of that method's own configuration class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(description="lora, adalora, sora or a registered method")
+
+    @property
+    def config(self) -> MethodConfig:
+        """The typed options, validated by the method's configuration class."""
+        return config_class(self.name)(**(self.model_extra or {}))
+
+
+Recipe.model_rebuild()

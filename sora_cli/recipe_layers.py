@@ -1,0 +1,181 @@
+"""Layers of a recipe: files joined by `extends:`, then overrides from the command line.
+
+Later layers win key by key. Where a layer chooses another method, options that only the old method
+knows are dropped, and a note says so: that makes `method.name=lora` work on any recipe.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from methods.errors import MethodError
+from methods.registry import config_class
+from sora_cli.errors import SoraError
+from sora_cli.recipe_library import near_files, shown
+from sora_cli.yaml_lines import Origin, Path_, Tree, parse_file, parse_value
+
+EXTENDS = "extends"
+COMMAND_LINE = "command line"
+
+
+def file_layers(path: Path) -> list[Tree]:
+    """A recipe file's layers, what it extends first.
+
+    Raises:
+        SoraError: a file is missing or unreadable, or the chain is a cycle.
+    """
+    return [tree for _, tree in _file_layers(path, None, ())]
+
+
+def extended_files(path: Path) -> list[Path]:
+    """A recipe file and all it extends, directly or not."""
+    return [file for file, _ in _file_layers(path, None, ())]
+
+
+def override_layer(overrides: Sequence[str]) -> Tree:
+    """One layer made of `block.key=value` words; the last of two for one key wins.
+
+    Raises:
+        SoraError: a word that is no override, or a value that can not be read.
+    """
+    layer = Tree()
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            raise SoraError(
+                f"'{text}' is no override", hint="write block.key=value: training.epochs=3"
+            )
+        if path[0] == EXTENDS:
+            raise SoraError("extends belongs in a file", where=f"{COMMAND_LINE}: {text}")
+        try:
+            parsed = parse_value(value)
+        except SoraError as error:
+            where = f"{COMMAND_LINE}: {text}"
+            raise SoraError(error.what, where=where, hint="quote it if it is text") from error
+        merge(layer, _single(path, parsed, Origin(COMMAND_LINE, text=text)))
+    return layer
+
+
+def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
+    """All layers as one, and notes on options dropped with a replaced method."""
+    result = Tree()
+    notes: list[str] = []
+    for layer in layers:
+        notes += _drop_options(result, layer)
+        merge(result, layer)
+    return result, tuple(notes)
+
+
+def merge(base: Tree, over: Tree) -> None:
+    """Put `over` on `base`, in place; mappings merge, all else replaces."""
+    _merge_values(base, over, base.values, over.values, ())
+    base.origins.update(over.origins)
+
+
+def _merge_values(
+    base: Tree, over: Tree, below: dict[str, Any], above: dict[str, Any], path: Path_
+) -> None:
+    for key, value in above.items():
+        here = (*path, key)
+        old = below.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            _merge_values(base, over, old, value, here)
+        elif isinstance(old, dict) and value is None and not path:
+            continue  # an empty block adds nothing
+        else:
+            _forget(base, here)
+            below[key] = _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    """Mappings copied, since they are changed in place later."""
+    return {k: _copied(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _forget(tree: Tree, path: Path_) -> None:
+    for known in [p for p in tree.origins if p[: len(path)] == path]:
+        del tree.origins[known]
+
+
+def _file_layers(
+    path: Path, named_by: Origin | None, chain: tuple[Path, ...]
+) -> Iterator[tuple[Path, Tree]]:
+    path = Path(os.path.normpath(path))
+    if path.resolve() in chain:
+        names = " -> ".join(shown(p) for p in (*chain, path.resolve()))
+        raise SoraError("recipes extend each other in a circle", where=names)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise SoraError(
+            f"no file '{shown(path)}' to extend", where=str(named_by), hint=near_files(path)
+        ) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SoraError(f"'{shown(path)}' can not be read: {reason}") from error
+    tree = parse_file(content, shown(path))
+    origin = tree.origins.get((EXTENDS,))
+    _forget(tree, (EXTENDS,))
+    for base in _extended(tree.values.pop(EXTENDS, None), origin):
+        yield from _file_layers(path.parent / base, origin, (*chain, path.resolve()))
+    yield path, tree
+
+
+def _extended(value: Any, origin: Origin | None) -> list[str]:
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(name, str) and name for name in names):
+        raise SoraError("extends must name a file, or a list of files", where=str(origin))
+    return [os.path.expanduser(name) for name in names]  # noqa: PTH111
+
+
+def _single(path: Path_, value: Any, origin: Origin) -> Tree:
+    tree = Tree(origins={path[:i]: origin for i in range(1, len(path) + 1)})
+    _note_origins(tree, path, value, origin)
+    for key in reversed(path):
+        value = {key: value}
+    tree.values = value
+    return tree
+
+
+def _note_origins(tree: Tree, path: Path_, value: Any, origin: Origin) -> None:
+    tree.origins[path] = origin
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            _note_origins(tree, (*path, str(key)), item, origin)
+
+
+def _drop_options(below: Tree, above: Tree) -> list[str]:
+    """Remove what only the replaced method knows from the lower layers."""
+    old, new = below.values.get("method"), above.values.get("method")
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return []
+    name, old_name = new.get("name"), old.get("name")
+    if name is None or old_name is None or name == old_name:
+        return []
+    known, old_known = _options(name), _options(old_name)
+    if known is None:
+        return []  # reported as an unknown method later
+    gone = [
+        key
+        for key in old
+        if key != "name" and key not in known and (old_known is None or key in old_known)
+    ]
+    for key in gone:
+        del old[key]
+        _forget(below, ("method", key))
+    where = above.origins.get(("method", "name"))
+    note = f"method.name={name} ({where}): dropped {old_name}'s {', '.join(gone)}"
+    return [note] if gone else []
+
+
+def _options(method: Any) -> set[str] | None:
+    """A method's option names; None where there is no such method."""
+    try:
+        return set(config_class(str(method)).model_fields)
+    except (MethodError, ImportError, AttributeError):
+        return None

@@ -1,0 +1,26 @@
+"""`sora methods`."""
+
+import json
+
+from methods.registry import config_class
+from sora_cli.app import run
+
+
+def test_every_option_is_listed_with_default_and_meaning(capsys):
+    assert run(["methods"]) == 0
+    blocks = capsys.readouterr().out.split("\n\n")
+    assert [block.split(":")[0] for block in blocks] == ["lora", "adalora", "sora"]
+    for block, name in zip(blocks, ["lora", "adalora", "sora"], strict=True):
+        assert "arXiv" in block.splitlines()[0]
+        options = [line.split()[0] for line in block.splitlines()[1:]]
+        assert options == list(config_class(name).model_fields)
+
+
+def test_json(capsys):
+    assert run(["methods", "--json"]) == 0
+    sora = json.loads(capsys.readouterr().out)[2]
+    assert (sora["name"], sora["adapts_rank"]) == ("sora", True)
+    threshold = next(option for option in sora["options"] if option["name"] == "threshold")
+    assert threshold["default"] == 3e-4
+    assert threshold["type"] == "a number at least 0"
+    assert threshold["description"]

@@ -1,0 +1,164 @@
+"""`sora prune`: what is kept, what is lost, and that the printed loss is true."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from methods.factors import LowRankFactors
+from sora_cli.adapter import Adapter, BaseReference, read_adapter, write_adapter
+from sora_cli.commands.prune import prune
+from sora_cli.errors import SoraError
+from sora_cli.pruning import prune_layers
+
+NONE: dict[str, Any] = {"energy": None, "rank": None, "max_params": None, "force": False}
+
+
+def _layer(rank: int, n_in: int, n_out: int, scale: float, seed: int) -> LowRankFactors:
+    g = torch.Generator().manual_seed(seed)
+    A = torch.randn(rank, n_in, generator=g) * torch.linspace(1, 0.1, rank)[:, None]
+    return LowRankFactors(A, torch.randn(n_out, rank, generator=g) * scale)
+
+
+@pytest.fixture
+def layers() -> dict[str, LowRankFactors]:
+    made = {
+        "l.0.big": _layer(6, 40, 30, 1.0, 0),
+        "l.0.small": _layer(6, 10, 8, 0.5, 1),
+        "l.1.small": _layer(4, 10, 8, 0.01, 2),
+        "l.1.dead": _layer(3, 10, 8, 0.0, 3),
+    }
+    made["l.0.big"].B[:, 2] = 0
+    return made
+
+
+@pytest.fixture
+def directory(tmp_path: Path, layers: dict[str, LowRankFactors]) -> Path:
+    head = {"score.weight": torch.ones(2, 8)}
+    base = BaseReference("base", "base", None, "x")
+    write_adapter(tmp_path / "a", Adapter(layers, head, ("score",), "SEQ_CLS", base))
+    return tmp_path / "a"
+
+
+def _true_errors(
+    before: dict[str, LowRankFactors], after: dict[str, LowRankFactors]
+) -> tuple[dict[str, float], float]:
+    lost = {p: (f.dense() - after[p].dense()).norm().item() for p, f in before.items()}
+    norms = {p: f.dense().norm().item() for p, f in before.items()}
+    total = math.hypot(*lost.values()) / math.hypot(*norms.values())
+    return {p: lost[p] / norms[p] if norms[p] else 0.0 for p in before}, total
+
+
+@pytest.mark.parametrize("rule", [{}, {"energy": 0.9}, {"rank": 2}, {"max_params": 300}])
+def test_printed_errors_are_true(layers: dict[str, LowRankFactors], rule: dict[str, Any]) -> None:
+    pruned, losses = prune_layers(layers, **rule)
+    errors, total = _true_errors(layers, pruned)
+    for path, loss in losses.items():
+        assert loss.relative_error == pytest.approx(errors[path], abs=1e-6)
+        assert loss.after == pruned[path].rank
+    whole = sum(losses.values(), start=type(loss)(0, 0, 0, 0))
+    assert whole.relative_error == pytest.approx(total, abs=1e-6)
+
+
+def test_default_leaves_out_exact_zeros_only(layers: dict[str, LowRankFactors]) -> None:
+    pruned, losses = prune_layers(layers)
+    assert {p: f.rank for p, f in pruned.items()} == {
+        "l.0.big": 5, "l.0.small": 6, "l.1.small": 4, "l.1.dead": 0,
+    }  # fmt: skip
+    assert all(loss.dropped == 0 for loss in losses.values())
+    assert torch.equal(pruned["l.0.small"].B, layers["l.0.small"].B)  # not even rotated
+
+
+def test_energy_holds_for_each_layer_and_is_smallest(layers: dict[str, LowRankFactors]) -> None:
+    pruned, losses = prune_layers(layers, energy=0.9)
+    for path, loss in losses.items():
+        if not loss.squared:
+            continue
+        assert 1 - loss.relative_error**2 >= 0.9
+        s = layers[path].singular_values()
+        fewer = (s[: pruned[path].rank - 1] ** 2).sum() / (s**2).sum()
+        assert fewer < 0.9
+
+
+def test_rank_is_a_ceiling(layers: dict[str, LowRankFactors]) -> None:
+    pruned, _ = prune_layers(layers, rank=5)
+    assert [f.rank for f in pruned.values()] == [5, 5, 4, 0]
+
+
+def test_max_params_is_kept_and_spends_where_it_matters(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    for budget in (18, 70, 100, 300, 400, 10_000):
+        pruned, _ = prune_layers(layers, max_params=budget)
+        used = sum(f.parameters for f in pruned.values())
+        assert used <= budget
+        assert pruned["l.1.dead"].rank == 0
+        weak_left = pruned["l.1.small"].rank
+        if weak_left:  # a hundred times weaker than its equal in size: last to be paid for
+            assert pruned["l.0.small"].rank == 6
+    assert [f.rank for f in pruned.values()] == [5, 6, 4, 0]
+
+
+def test_max_params_is_optimal_among_layers_of_one_shape() -> None:
+    same = {f"l.{i}.x": _layer(3, 10, 8, scale, i) for i, scale in enumerate((1, 0.7, 0.2))}
+    pruned, losses = prune_layers(same, max_params=5 * 18)
+    values = torch.cat([f.singular_values() for f in same.values()])
+    best = (values.sort(descending=True).values[5:] ** 2).sum().item()
+    assert sum(f.rank for f in pruned.values()) == 5
+    assert sum(loss.dropped for loss in losses.values()) == pytest.approx(best, rel=1e-9)
+
+
+def test_command_keeps_head_and_records_what_was_done(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(directory, tmp_path / "p", **{**NONE, "rank": 2})
+    out = capsys.readouterr().out
+    assert "l.0.big" in out
+    assert "%" in out
+    back = read_adapter(tmp_path / "p")
+    assert torch.equal(back.head["score.weight"], torch.ones(2, 8))
+    assert back.ranks() == {"l.0.big": 2, "l.0.small": 2, "l.1.small": 2, "l.1.dead": 0}
+    assert back.ranks_start() == {"l.0.big": 6, "l.0.small": 6, "l.1.small": 4, "l.1.dead": 3}
+    (entry,) = back.meta.lineage
+    assert (entry["command"], entry["rank"]) == ("prune", 2)
+    prune(tmp_path / "p", tmp_path / "q", **{**NONE, "energy": 0.8})
+    assert [step["command"] for step in read_adapter(tmp_path / "q").meta.lineage] == ["prune"] * 2
+
+
+def test_lossless_says_that_nothing_was_lost(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(directory, tmp_path / "p", **NONE)
+    out = capsys.readouterr().out
+    assert "nothing was lost" in out
+    assert "%" not in out
+
+
+def test_in_place_needs_force(directory: Path) -> None:
+    with pytest.raises(SoraError, match="exists"):
+        prune(directory, directory, **{**NONE, "rank": 1})
+    prune(directory, directory, **{**NONE, "rank": 1, "force": True})
+    assert max(read_adapter(directory).ranks().values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 2, "energy": 0.5}, "exclude each other"),
+        ({"energy": 0.0}, "--energy"),
+        ({"energy": 1.5}, "--energy"),
+        ({"rank": 0}, "--rank"),
+        ({"max_params": 0}, "--max-params"),
+        ({"max_params": 17}, "not one component"),
+    ],
+)
+def test_impossible_rules(
+    directory: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SoraError, match=message):
+        prune(directory, tmp_path / "p", **{**NONE, **options})
+    assert not (tmp_path / "p").exists()

@@ -1,0 +1,40 @@
+"""`sora schema`, and the copy of it that editors read."""
+
+import json
+
+from methods.registry import config_class
+from sora_cli.app import run
+from sora_cli.commands.schema import recipe_schema, schema_text
+from sora_cli.recipe import Recipe
+from sora_cli.recipe_library import SCHEMA_FILE, recipes_dir
+
+BUILT_IN = ["lora", "adalora", "sora"]
+
+
+def test_the_shipped_schema_is_current():
+    shipped = (recipes_dir() / SCHEMA_FILE).read_text(encoding="utf-8")
+    assert shipped == f"{schema_text(BUILT_IN)}\n", "sora schema > recipes/schema.json"
+
+
+def test_the_command_prints_it(capsys):
+    assert run(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["$defs"].keys() >= {"DataBlock", "TrainingBlock"}
+
+
+def test_unknown_keys_are_refused_and_extends_is_known():
+    schema = recipe_schema(BUILT_IN)
+    assert set(schema["properties"]) == {"extends", *Recipe.model_fields}
+    assert schema["additionalProperties"] is False
+    for name, block in schema["$defs"].items():
+        assert name == "MethodBlock" or block["additionalProperties"] is False
+        assert "required" not in block  # a file that extends another need not repeat keys
+
+
+def test_each_method_brings_its_own_options():
+    unnamed, *branches = recipe_schema(BUILT_IN)["$defs"]["MethodBlock"]["allOf"]
+    for name, branch in zip(BUILT_IN, branches, strict=True):
+        options = config_class(name).model_fields
+        assert branch["if"]["properties"]["name"] == {"const": name}
+        assert set(branch["then"]["properties"]) == {"name", *options}
+        assert branch["then"]["additionalProperties"] is False
+        assert set(unnamed["then"]["propertyNames"]["enum"]) >= set(options)

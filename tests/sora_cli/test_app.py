@@ -1,0 +1,220 @@
+"""The app from outside: help, the error boundary, and what is not imported."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import sora_cli
+from methods.errors import MethodError
+from sora_cli import boundary
+from sora_cli.app import run
+from sora_cli.errors import SoraError
+
+ROOT = Path(sora_cli.__file__).resolve().parent.parent
+COMMANDS = ["train", "eval", "inspect", "prune", "merge", "recipes", "schema", "methods"]
+
+
+def sora(*arguments, cwd=None, code=None):
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "sora_cli"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SORA_DEBUG", raising=False)
+
+
+def test_help_lists_every_command(capsys):
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {command} " in text for command in COMMANDS)
+    assert run([]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    assert run([command, "--help"]) == 0
+    assert f"Usage: sora {command}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"sora {sora_cli.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            ["trian"],
+            ["error: No such command 'trian'. Did you mean 'train'?", "  try: sora --help"],
+        ),
+        (["train"], ["error: Missing argument", "  try: sora train --help"]),
+        (["train", "x", "--foce"], ["error: No such option: --foce", "  try: sora train --help"]),
+        (["prune", "a", "-o", "b", "--rank", "x"], ["error: Invalid value", "  try: sora prune"]),
+        (["recipes", "shwo"], ["error: No such command 'shwo'", "  try: sora recipes --help"]),
+        (["train", "qickstart"], ["error: no recipe 'qickstart'", "  did you mean 'quickstart'?"]),
+        (
+            ["train", "quickstart", "method.name=lroa"],
+            ["error: no method", "  command line: method.name=lroa", "  did you mean 'lora'?"],
+        ),
+        (["methods", "--code", "nothing.py"], ["error: no file 'nothing.py' (--code)"]),
+        (["recipes", "show", "rtee"], ["error: no recipe 'rtee'", "  did you mean 'rte'?"]),
+    ],
+)
+def test_what_the_user_can_put_right_is_short_and_exits_2(arguments, lines, capsys):
+    assert run(arguments) == 2
+    output = capsys.readouterr()
+    shown = output.err.splitlines()
+    assert output.out == ""
+    assert 1 <= len(shown) <= 3
+    assert all(line.startswith(start) for line, start in zip(shown, lines, strict=False))
+    assert len(shown) >= len(lines)
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(capsys):
+    for arguments in (["--debug", "train", "xyz"], ["train", "xyz", "--debug"]):
+        assert run(arguments) == 2
+        shown = capsys.readouterr().err
+        assert "Traceback" in shown
+        assert "error: no recipe 'xyz'" in shown
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [
+        (SoraError("what", where="f:1", hint="hint"), 2, ["error: what", "  f:1", "  hint"]),
+        (SoraError("a\nb\nc\nd\n"), 2, ["error: a", "  b", "  c"]),
+        (MethodError("no such layer"), 2, ["error: no such layer"]),
+        (KeyboardInterrupt(), 130, ["interrupted"]),
+    ],
+)
+def test_the_boundary(error, code, lines, capsys):
+    assert boundary.guarded(raising(error)) == code
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_validation_errors_that_got_through_are_short(capsys):
+    from methods.configs import LoraConfig
+
+    assert boundary.guarded(lambda: LoraConfig(r=0)) == 2
+    assert capsys.readouterr().err.startswith("error: r: ")
+
+
+def test_a_fault_of_the_program_names_its_log(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(boundary.tempfile, "tempdir", str(tmp_path))
+    assert boundary.guarded(raising(ZeroDivisionError("by\nzero"))) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "error: internal error: ZeroDivisionError: by zero"
+    assert len(shown) == 3
+    log = Path(shown[1].removeprefix("  the traceback is in "))
+    assert "ZeroDivisionError" in log.read_text()
+    assert boundary.guarded(raising(ZeroDivisionError("by zero")), debug=True) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_during_a_command_exits_130(monkeypatch, capsys):
+    from sora_cli.commands import recipes
+
+    monkeypatch.setattr(recipes, "list_recipes", raising(KeyboardInterrupt()))
+    assert run(["recipes"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_quiet():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sora_cli", "schema"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_IGN),
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() != 0
+
+
+NO_TORCH = """
+import sys
+from sora_cli.app import run
+code = run(sys.argv[1:])
+heavy = {"torch", "transformers", "datasets", "numpy", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["recipes"], 0),
+        (["recipes", "show", "rte"], 0),
+        (["schema"], 0),
+        (["train", "rte", "method.r_max=0"], 2),
+        (["train", "rte", "training.epochz=3"], 2),
+        (["train", "rte", "method.name=lora", "method.r=x"], 2),
+    ],
+)
+def test_light_commands_import_nothing_heavy(arguments, code, tmp_path):
+    done = sora(*arguments, cwd=tmp_path, code=NO_TORCH)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_good_recipe_is_read_without_torch(tmp_path):
+    code = (
+        "import sys; from sora_cli.recipe_file import load_recipe\n"
+        "load_recipe('official/mnli', ['method.name=adalora']).resolved()\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    assert sora(cwd=tmp_path, code=code).returncode == 0
+
+
+def test_help_takes_no_longer_than_three_imports_of_typer():
+    def seconds(*command):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, *command],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        return time.perf_counter() - start
+
+    pairs = [(seconds("-m", "sora_cli", "--help"), seconds("-c", "import typer")) for _ in range(5)]
+    assert statistics.median(h for h, _ in pairs) < 3 * statistics.median(t for _, t in pairs)
+
+
+def test_code_reaches_schema_and_methods(tmp_path, capsys, monkeypatch):
+    from methods import registry
+
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    (tmp_path / "mine.py").write_text(
+        'from methods.lora import Lora\n\n\nclass Mine(Lora):\n    name = "mine"\n'
+    )
+    assert run(["methods", "--json", "--code", "mine.py"]) == 0
+    assert [m["name"] for m in json.loads(capsys.readouterr().out)][-1] == "mine"
+    assert run(["schema", "--code", "mine.py"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert "mine" in schema["$defs"]["MethodBlock"]["properties"]["name"]["enum"]

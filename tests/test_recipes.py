@@ -1,0 +1,102 @@
+"""Every recipe that comes with the tool: valid, headed, and with the values it claims."""
+
+import re
+
+import pytest
+
+from sora_cli.recipe_file import load_recipe
+from sora_cli.recipe_library import recipe_names, recipe_title, recipes_dir
+
+GLUE = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
+RUNS = ["quickstart", *GLUE, *[f"official/{name}" for name in GLUE]]
+FILES = sorted(path.relative_to(recipes_dir()).as_posix() for path in recipes_dir().rglob("*.yaml"))
+
+
+def text_of(file):
+    return (recipes_dir() / file).read_text(encoding="utf-8")
+
+
+def test_they_are_all_here():
+    assert recipe_names() == RUNS
+    assert len(RUNS) == 17
+    assert len(FILES) == 19  # and base/glue.yaml, base/official.yaml
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_points_at_the_schema_and_has_a_header(file):
+    lines = text_of(file).splitlines()
+    path = "../schema.json" if "/" in file else "schema.json"
+    assert lines[0] == f"# yaml-language-server: $schema={path}"
+    header = [line for line in lines[1:] if line.startswith("#")]
+    assert len(recipe_title(recipes_dir() / file)) > 20
+    assert any(line.startswith("# Time") for line in header)
+    command = (
+        f"sora train recipes/{file}" if not file.startswith("base/") else "sora train recipes/"
+    )
+    assert any(command in line for line in header)
+    assert max(len(line) for line in lines) <= 100
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_recipe_is_valid_and_with_every_method(name):
+    loaded = load_recipe(name)
+    assert loaded.notes == ()
+    assert loaded.recipe.method.name == "sora"
+    assert loaded.recipe.data.text_columns
+    for method in ("lora", "adalora"):
+        assert load_recipe(name, [f"method.name={method}"]).notes
+
+
+def test_no_two_recipes_write_to_one_directory():
+    assert len({load_recipe(name).output_dir for name in RUNS}) == len(RUNS)
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_glue_recipes_follow_the_paper(task):
+    recipe, method = load_recipe(task).recipe, load_recipe(task).method_config
+    assert (recipe.model.path, recipe.data.path) == ("microsoft/deberta-v3-base", "nyu-mll/glue")
+    assert recipe.data.name == task
+    assert (method.prox, method.l1, method.r_max, method.alpha) == ("paper", 0, 8, 16)
+    training = recipe.training
+    assert (training.batch_size, training.learning_rate, training.seed) == (8, 8e-4, 0)
+    assert (training.warmup, training.weight_decay, training.max_grad_norm) == (0.06, 0.1, 0.1)
+    regression = recipe.task.name == "sequence-regression"
+    assert regression == (task == "stsb")
+
+
+def steps(name):
+    """Of the header: '2,490 rows, 6,240 steps of 8'."""
+    found = re.search(r"([\d,]+) steps of 8", text_of(f"{name}.yaml"))
+    return int(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_thresholds_keep_the_final_shrinkage_of_rte(task):
+    loaded = load_recipe(task)
+    shrinkage = loaded.method_config.threshold**2 * steps(task) / (2 * 8e-4)
+    assert shrinkage == pytest.approx(0.35, rel=0.1)
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_official_recipes_have_the_scripts_values(task):
+    loaded, plain = load_recipe(f"official/{task}"), load_recipe(task)
+    recipe, method = loaded.recipe, loaded.method_config
+    assert (method.prox, method.l1, method.threshold) == ("official", 10, 3e-4)
+    assert (method.gate_eps, method.r_max, method.alpha) == (1e-6, 8, 16)
+    assert (recipe.training.epochs, recipe.training.batch_size) == (20, 8)
+    assert recipe.training.length_grouping is False
+    assert recipe.training.train_head is True
+    small = task in {"cola", "mrpc", "rte", "stsb"}
+    assert recipe.data.selection == ("half-validation" if small else "train-rows")
+    assert (recipe.data.selection_rows, recipe.data.selection_seed) == (1000, 42)
+    assert recipe.task == plain.recipe.task
+    assert recipe.data.text_columns == plain.recipe.data.text_columns
+    assert recipe.data.validation == plain.recipe.data.validation
+    assert "0 21 42 81 100" in text_of(f"official/{task}.yaml")
+
+
+def test_mnli_reports_both_validation_sets():
+    assert load_recipe("mnli").recipe.data.validation == [
+        "validation_matched",
+        "validation_mismatched",
+    ]
