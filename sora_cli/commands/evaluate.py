@@ -1,0 +1,100 @@
+"""`sora eval`: the metric again, from files alone."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.console import emit, emit_table, say
+from sora_cli.errors import SoraError
+from sora_cli.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sora_cli.model import Base
+    from sora_cli.recipe import Recipe
+    from sora_cli.tasks.base import Task
+
+
+def evaluate(
+    target: str, *, recipe: str, overrides: list[str], predictions: Path | None, as_json: bool
+) -> None:
+    """Score an adapter, a run's adapter or a model on a recipe's reported splits."""
+    loaded = load_recipe(recipe, overrides)
+    say("loading torch and transformers ...")
+    from sora_cli.data import load_rows
+    from sora_cli.tasks import create_task
+    from sora_cli.training import build_trainer, predict
+
+    task = create_task(loaded.recipe.task, loaded.recipe.data)
+    rows = load_rows(loaded.recipe.data)
+    task.bind(rows.train)
+    base = load_target(target, loaded.recipe, task)
+    scores: dict[str, dict[str, float]] = {}
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = build_trainer(loaded.recipe, task, base, Path(scratch))
+        for split, part in rows.report.items():
+            outputs, labels = predict(trainer, task.encode(part, base.tokenizer))
+            scores[split] = {**task.metrics(outputs, labels), "loss": task.loss(outputs, labels)}
+            records += _records(task, split, outputs, labels)
+    if predictions is not None:
+        _write_lines(predictions, records)
+    _show(target, scores, as_json=as_json)
+
+
+def load_target(target: str, recipe: Recipe, task: Task) -> Base:
+    """The model to score: a base model with an adapter on it, or a model as it is."""
+    from sora_cli.adapter import read_adapter
+    from sora_cli.loading import apply_adapter
+    from sora_cli.model import load_base
+    from sora_cli.peft_layout import CONFIG_FILE
+
+    folder = Path(target).expanduser()
+    is_adapter = any((d / CONFIG_FILE).is_file() for d in (folder, folder / "adapter"))
+    if not is_adapter:
+        base = load_base(recipe.model.model_copy(update={"path": target, "revision": None}), task)
+        if base.missing:
+            raise SoraError(
+                f"'{target}' holds no trained head: {', '.join(base.missing[:3])} are missing",
+                hint="give an adapter directory, or a merged model",
+            )
+        return base
+    adapter = read_adapter(folder)
+    if adapter.meta.labels is not None and list(adapter.meta.labels) != task.label_names:
+        raise SoraError(
+            f"the adapter's classes are {', '.join(adapter.meta.labels)}",
+            where=f"the recipe's: {', '.join(task.label_names or ['none'])}",
+        )
+    update = {"path": adapter.base.path, "revision": adapter.base.revision}
+    base = load_base(recipe.model.model_copy(update=update), task)
+    apply_adapter(base.model, adapter)
+    return base
+
+
+def _records(
+    task: Task, split: str, outputs: np.ndarray, labels: np.ndarray
+) -> list[dict[str, Any]]:
+    return [
+        {"split": split, "row": row, **record}
+        for row, record in enumerate(task.readable(outputs, labels))
+    ]
+
+
+def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    from sora_cli.atomic import write_text_atomic
+
+    write_text_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    say(f"{len(records):,} predictions in {path}")
+
+
+def _show(target: str, scores: dict[str, dict[str, float]], *, as_json: bool) -> None:
+    if as_json:
+        emit(json.dumps(scores, indent=2))
+        return
+    names = list(next(iter(scores.values())))
+    rows = [[split, *[f"{values[n]:.4f}" for n in names]] for split, values in scores.items()]
+    emit_table(target, ["split", *names], rows)

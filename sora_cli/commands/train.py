@@ -1,0 +1,88 @@
+"""`sora train`: a recipe in; an adapter, checkpoints, a report and a picture out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sora_cli.console import say
+from sora_cli.errors import SoraError
+from sora_cli.recipe_file import LoadedRecipe, load_recipe
+
+if TYPE_CHECKING:
+    from sora_cli.report import RunReport
+
+
+def train(recipe: str, overrides: list[str], *, dry_run: bool, force: bool) -> None:
+    """Train a recipe, or with `dry_run` only show what would be trained."""
+    loaded = load_recipe(recipe, overrides)
+    for note in loaded.notes:
+        say(f"note: {note}")
+    if dry_run:
+        from sora_cli.commands.dry_run import dry_run as show
+
+        show(loaded)
+        return
+    check_output(loaded.output_dir, force=force)
+    run(loaded, loaded.output_dir)
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """A finished run is not overwritten unless asked for.
+
+    Raises:
+        SoraError: there is one, or something that is no run at all.
+    """
+    from sora_cli.report import FILE_NAME, read_report
+
+    if output.exists() and not output.is_dir():
+        raise SoraError(f"output '{output}' is a file", hint="output.dir=DIR")
+    report = read_report(output)
+    if report is not None and report.status == "completed" and not force:
+        raise SoraError(
+            f"'{output}' holds a finished run",
+            hint="train again with --force, or elsewhere: output.dir=DIR",
+        )
+    foreign = output.is_dir() and any(output.iterdir()) and not (output / FILE_NAME).exists()
+    if foreign and not force:
+        raise SoraError(
+            f"'{output}' is not empty and holds no run of this tool", hint="output.dir=DIR"
+        )
+
+
+def run(loaded: LoadedRecipe, output: Path) -> None:
+    """The whole run, one step a line."""
+    say("loading torch and transformers ...")
+    from sora_cli.conclusion import conclude
+    from sora_cli.prepare import prepare
+    from sora_cli.report import RunLog
+    from sora_cli.results import evaluate_all, record_result, record_setup, save_results
+    from sora_cli.training import build_trainer, fit
+
+    log = RunLog(output, name=loaded.name, recipe=loaded.resolved())
+    log.report.recipe_notes = list(loaded.notes)
+    ready = prepare(loaded.recipe, log.phase)
+    record_setup(log.report, ready)
+    say(describe(log.report))
+    with log.running():
+        with log.phase("train"):
+            trainer = build_trainer(
+                loaded.recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
+            )
+            result = fit(trainer, ready.method, ready.layers, output)
+        with log.phase("evaluate"):
+            log.report.metrics = evaluate_all(trainer, ready.task, ready.report)
+        record_result(log.report, ready, result)
+        with log.phase("save"):
+            save_results(log.report, ready, loaded, output)
+    conclude(log.report, output)
+
+
+def describe(r: RunReport) -> str:
+    """One line that says what is about to be trained."""
+    return (
+        f"{r.recipe['method']['name']} on {r.recipe['model']['path']}: {len(r.ranks)} layers, "
+        f"{sum(m.start for m in r.ranks.values()):,} components, "
+        f"{r.parameters.trained:,} trained of {r.parameters.base:,} parameters, "
+        f"{r.data['rows']['train']:,} rows"
+    )

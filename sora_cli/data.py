@@ -1,0 +1,187 @@
+"""From a recipe's data block to rows: which data set, which splits, which rows play which part."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict
+
+from methods.registry import did_you_mean
+from sora_cli.errors import SoraError
+from sora_cli.offline import offline_error
+from sora_cli.recipe import DataBlock
+
+BUILTIN = "builtin://"
+_FILE_KINDS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows by their part in the run.
+
+    Attributes:
+        train: rows trained on.
+        select: rows whose metric chooses the checkpoint.
+        report: rows whose metric is reported, by name; the first is the main one.
+        rule: one sentence that says how rows were chosen, for the report.
+    """
+
+    train: Dataset
+    select: Dataset
+    report: dict[str, Dataset]
+    rule: str
+
+
+def load_rows(data: DataBlock) -> Rows:
+    """Load the splits a recipe needs and give every row its part.
+
+    Raises:
+        SoraError: nothing there, an unknown split, an empty split.
+    """
+    datasets.disable_progress_bars()
+    splits = _load_splits(data)
+    wanted = [data.train, *data.validation]
+    for split in wanted:
+        if split not in splits:
+            raise SoraError(f"the data has no split '{split}'{did_you_mean(split, splits)}")
+        if len(splits[split]) == 0:
+            raise SoraError(f"split '{split}' of the data is empty")
+    return _assign(data, splits)
+
+
+def _assign(data: DataBlock, splits: Mapping[str, Dataset]) -> Rows:
+    train = splits[data.train]
+    report = {name: splits[name] for name in data.validation}
+    main = data.validation[0]
+    if data.selection == "validation":
+        select = report[main]
+        rule = f"checkpoint chosen on {main}, the split that is reported"
+    elif data.selection == "half-validation":
+        halves = _split(report[main], len(report[main]) // 2, data.selection_seed)
+        select, report[main] = halves
+        rule = f"checkpoint chosen on a random half of {main}, the other half reported"
+    else:
+        if data.selection_rows >= len(train):
+            raise SoraError(
+                f"data.selection_rows {data.selection_rows} leaves none of {len(train)} training rows"
+            )
+        select, train = _split(train, data.selection_rows, data.selection_seed)
+        rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"
+    limit = data.max_validation_rows
+    return Rows(
+        train=_head(train, data.max_train_rows),
+        select=_head(select, limit),
+        report={name: _head(rows, limit) for name, rows in report.items()},
+        rule=f"{rule} (split seed {data.selection_seed})" if data.selection != "validation" else rule,
+    )
+
+
+def _split(rows: Dataset, first: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Two random parts, the first of that many rows."""
+    parts = rows.train_test_split(test_size=len(rows) - first, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _head(rows: Dataset, limit: int | None) -> Dataset:
+    return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
+
+
+def _load_splits(data: DataBlock) -> Mapping[str, Dataset]:
+    if data.files is not None:
+        if data.path:
+            raise SoraError("data.path and data.files exclude each other; give one of them")
+        return _load_files(data.files)
+    if not data.path:
+        raise SoraError("no data: give data.path or data.files")
+    if data.path.startswith(BUILTIN):
+        return _load_builtin(data.path.removeprefix(BUILTIN))
+    folder = Path(data.path).expanduser()
+    if folder.is_dir():
+        return _load_folder(folder, data)
+    if _looks_local(data.path):
+        raise SoraError(
+            f"no data directory '{data.path}'", where=_neighbours(folder), hint=None
+        )
+    return _load_hub(data)
+
+
+def _load_files(files: Mapping[str, list[str]]) -> Mapping[str, Dataset]:
+    splits: dict[str, Dataset] = {}
+    for split, names in files.items():
+        paths = [Path(name).expanduser() for name in names]
+        for path in paths:
+            if not path.is_file():
+                raise SoraError(f"no data file '{path}' (split {split})", where=_neighbours(path))
+        kinds = {_FILE_KINDS.get(path.suffix.lower()) for path in paths}
+        if len(kinds) != 1 or None in kinds:
+            raise SoraError(
+                f"data.files.{split}: files must be of one kind", where="csv, json, jsonl, parquet"
+            )
+        kind = kinds.pop()
+        splits[split] = _quiet_load(kind, f"data.files.{split}", data_files=[str(p) for p in paths])
+    return splits
+
+
+def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Dataset]:
+    if (folder / "dataset_dict.json").is_file():
+        return dict(datasets.load_from_disk(str(folder)))
+    return _quiet_load_all(str(folder), data)
+
+
+def _load_builtin(name: str) -> Mapping[str, Dataset]:
+    from sora_cli.builtin import BUILTINS
+
+    if name not in BUILTINS:
+        raise SoraError(f"no built-in data '{name}'{did_you_mean(name, BUILTINS)}")
+    return dict(BUILTINS[name]())
+
+
+def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
+    try:
+        return _quiet_load_all(data.path, data)
+    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise offline_error("data set", data.path, error) from error
+
+
+def _quiet_load_all(path: str, data: DataBlock) -> Mapping[str, Dataset]:
+    try:
+        loaded = datasets.load_dataset(path, data.name, revision=data.revision)
+    except ValueError as error:
+        raise SoraError(
+            f"data '{path}' can not be loaded: {_first_line(error)}",
+            where=f"data.path={path} data.name={data.name}",
+        ) from error
+    if not isinstance(loaded, DatasetDict):
+        raise SoraError(f"data '{path}' has no splits but is a {type(loaded).__name__}")
+    return dict(loaded)
+
+
+def _quiet_load(kind: str | None, where: str, **options: Any) -> Dataset:
+    try:
+        return datasets.load_dataset(kind, split="train", **options)
+    except Exception as error:  # the readers of four formats raise many kinds
+        cause = error.__cause__ or error
+        raise SoraError(f"{where} can not be read: {_first_line(cause)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
+
+
+def _neighbours(path: Path) -> str | None:
+    """The nearest names where a path breaks off."""
+    parent = path.parent
+    if not parent.is_dir():
+        return f"{parent} does not exist"
+    names = [entry.name for entry in parent.iterdir()]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.3) or sorted(names)[:5]
+    return f"in {parent} there are: {', '.join(near)}" if near else f"{parent} is empty"

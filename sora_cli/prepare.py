@@ -1,0 +1,77 @@
+"""Everything a run needs before its first step: shared by training, dry run and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from methods.base import AdapterMethod, LowRankLinear
+from methods.inject import inject
+from methods.registry import method_class
+from sora_cli.data import Rows, load_rows
+from sora_cli.errors import SoraError
+from sora_cli.model import Base, load_base
+from sora_cli.recipe import Recipe
+from sora_cli.tasks import create_task
+from sora_cli.tasks.base import Encoded, Task
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its data loaded and tokenised, its model loaded, its adapters in place."""
+
+    task: Task
+    rows: Rows
+    base: Base
+    train: Encoded
+    select: Encoded
+    report: dict[str, Encoded]
+    method: AdapterMethod
+    layers: dict[str, LowRankLinear]
+
+
+def prepare(recipe: Recipe, phase: Phase) -> Prepared:
+    """Load data and model, tokenise, and put the adapters in.
+
+    Args:
+        phase: a context manager that times what it is given the name of.
+
+    Raises:
+        SoraError, MethodError: whatever is wrong with the recipe's references.
+    """
+    import transformers
+
+    transformers.set_seed(recipe.training.seed)  # before a new head is drawn
+    task = create_task(recipe.task, recipe.data)
+    with phase("load data"):
+        rows = load_rows(recipe.data)
+        task.bind(rows.train)
+    with phase("load model"):
+        base = load_base(recipe.model, task, dropout=recipe.training.model_dropout)
+    with phase("tokenise"):
+        train = task.encode(rows.train, base.tokenizer)
+        select = task.encode(rows.select, base.tokenizer)
+        report = {name: task.encode(part, base.tokenizer) for name, part in rows.report.items()}
+    with phase("inject"):
+        method, layers = add_adapters(recipe, base)
+    return Prepared(task, rows, base, train, select, report, method, layers)
+
+
+def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:
+    """The recipe's method, and its adapters in the base model."""
+    method = method_class(recipe.method.name)(recipe.method.config)
+    if not method.low_rank:
+        raise SoraError(f"method '{method.name}' is no low-rank method")
+    layers = inject(
+        base.model,
+        method,
+        exclude=base.head,
+        trainable=base.head if recipe.training.train_head else (),
+        generator=torch.Generator().manual_seed(recipe.training.seed),
+    )
+    return method, layers

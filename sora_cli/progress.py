@@ -1,0 +1,48 @@
+"""One progress bar for training, one line per evaluation; all of it on stderr."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm import tqdm
+from transformers import ProgressCallback
+
+from sora_cli.callback import MethodCallback
+
+
+class RunProgress(ProgressCallback):  # type: ignore[misc]
+    """Trainer's bar with the loss and the components alive; talk never goes to stdout."""
+
+    def __init__(self, hooks: MethodCallback, metric: str) -> None:
+        super().__init__()
+        self.prediction_bar: Any = None
+        self.hooks, self.metric = hooks, metric
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            shown = {"loss": f"{logs['loss']:.3f}"}
+            if self.hooks.method.adapts_rank and self.hooks.live:
+                shown["components"] = str(self.hooks.live[-1])
+            self.training_bar.set_postfix(shown, refresh=False)
+        score = logs.get(f"eval_{self.metric}")
+        if score is not None:
+            live = f", {self.hooks.live[-1]} components alive" if self.hooks.live else ""
+            line = f"epoch {state.epoch:.1f}: {self.metric} {score:.4f}{live}"
+            tqdm.write(line, file=self.training_bar.fp)
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if self.prediction_bar is None and state.is_world_process_zero:
+            self.prediction_bar = tqdm(
+                total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True
+            )
+        if self.prediction_bar is not None:
+            self.prediction_bar.update(1)

@@ -1,0 +1,208 @@
+"""The run report: one JSON file that says what was run, on what, and what came out.
+
+It is written when the run starts, ends, fails or is interrupted, always whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sora_cli import __version__
+from sora_cli.atomic import write_text_atomic
+
+FILE_NAME = "report.json"
+SCHEMA_VERSION = 1
+_PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "safetensors")
+
+Status = Literal["running", "completed", "failed", "interrupted"]
+
+
+class Ranks(BaseModel):
+    """Components of one module."""
+
+    start: int
+    end: int
+
+
+class Parameters(BaseModel):
+    """Numbers counted from real shapes; gates of the training count in `trained` only."""
+
+    base: int = 0
+    trained: int = Field(0, description="everything with a gradient: factors, gates, head")
+    adapter_start: int = Field(0, description="factors at the start: sum of r (in + out)")
+    adapter_end: int = Field(0, description="factors of the saved adapter")
+    head: int = 0
+
+
+class RunReport(BaseModel):
+    """`report.json`. Unknown keys of later versions are ignored on reading."""
+
+    model_config = ConfigDict(extra="ignore", validate_assignment=True)
+
+    schema_version: int = SCHEMA_VERSION
+    status: Status = "running"
+    error: str | None = None
+    name: str
+    command: list[str] = Field(default_factory=list)
+    started: str = ""
+    finished: str | None = None
+    recipe: dict[str, Any] = Field(description="every value the run used, defaults included")
+    recipe_notes: list[str] = Field(default_factory=list)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    base: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    steps: int | None = None
+    skipped_steps: int = 0
+    best_step: int | None = None
+    history: list[dict[str, Any]] = Field(default_factory=list)
+    live_components: list[int] = Field(
+        default_factory=list, description="components alive after each optimiser step"
+    )
+    metrics: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="final scores by reported split"
+    )
+    main_metric: str | None = Field(None, description="the metric that chose the checkpoint")
+    ranks: dict[str, Ranks] = Field(default_factory=dict)
+    parameters: Parameters = Field(default_factory=Parameters)
+    events: list[str] = Field(default_factory=list)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+
+
+class RunLog:
+    """A report being filled while the run goes on, and saved whatever happens to it."""
+
+    def __init__(self, directory: Path, *, name: str, recipe: dict[str, Any]) -> None:
+        self.path = directory / FILE_NAME
+        self.report = RunReport(
+            name=name,
+            recipe=recipe,
+            command=["sora", *sys.argv[1:]],
+            started=_now(),
+            environment=environment(),
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[RunReport]:
+        """The whole run: the report says how it ended."""
+        self.save()
+        try:
+            yield self.report
+        except KeyboardInterrupt:
+            self._end("interrupted", "interrupted by the user")
+            raise
+        except BaseException as error:
+            self._end("failed", f"{type(error).__name__}: {error}")
+            raise
+        self._end("completed", None)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time one step of the run."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.report.seconds[name] = round(self.report.seconds.get(name, 0.0) + spent, 3)
+
+    def save(self) -> None:
+        """Write the report as it stands."""
+        write_text_atomic(self.path, self.report.model_dump_json(indent=2) + "\n")
+
+    def _end(self, status: Status, error: str | None) -> None:
+        self.report.status, self.report.error, self.report.finished = status, error, _now()
+        self.report.peak_memory_bytes = peak_memory()
+        self.save()
+
+
+def read_report(directory: Path) -> RunReport | None:
+    """The report of a run directory; None if there is none that can be read."""
+    try:
+        return RunReport.model_validate_json((directory / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit a result depends on."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "sora": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "git_commit": _git_commit(),
+    }
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of this process so far, in bytes; with a GPU, the GPU's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def data_fingerprint(rows: Any) -> str:
+    """sha256 over the content of a data set's rows, in order."""
+    digest = hashlib.sha256()
+    for batch in rows.iter(batch_size=1000):
+        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package lies in, if it does."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

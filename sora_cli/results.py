@@ -1,0 +1,156 @@
+"""What a run found: scores, ranks, parameters, and the files they go into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, write_adapter
+from sora_cli.fingerprint import fingerprint
+from sora_cli.plots import plot_ranks
+from sora_cli.prepare import Prepared
+from sora_cli.recipe_file import LoadedRecipe
+from sora_cli.report import Ranks, RunReport, data_fingerprint
+from sora_cli.tasks.base import Encoded, Task
+from sora_cli.training import AdapterTrainer, Fit, predict
+
+ADAPTER = "adapter"
+RANKS_PLOT = "ranks.png"
+
+
+def record_setup(report: RunReport, ready: Prepared) -> None:
+    """What is known before the first step."""
+    base, rows = ready.base, ready.rows
+    report.base = {
+        "path": base.reference,
+        "resolved": base.resolved,
+        "revision": base.revision,
+        "fingerprint": _base_fingerprint(base.resolved),
+        "missing": list(base.missing),
+        "head": list(base.head),
+    }
+    parts = {"train": rows.train, "select": rows.select, **rows.report}
+    encoded = {"train": ready.train, "select": ready.select, **ready.report}
+    report.data = {
+        "rows": {name: len(part) for name, part in parts.items()},
+        "fingerprints": {name: data_fingerprint(part) for name, part in parts.items()},
+        "truncated": {name: part.truncated for name, part in encoded.items()},
+        "selection": rows.rule,
+    }
+    report.main_metric = ready.task.scorer.best
+    report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
+    _count_parameters(report, ready)
+
+
+def evaluate_all(
+    trainer: AdapterTrainer, task: Task, splits: Mapping[str, Encoded]
+) -> dict[str, dict[str, float]]:
+    """Scores and exact loss of the model on every reported split."""
+    scores = {}
+    for name, rows in splits.items():
+        predictions, labels = predict(trainer, rows)
+        scores[name] = {
+            **task.metrics(predictions, labels),
+            "loss": task.loss(predictions, labels),
+        }
+    return scores
+
+
+def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
+    """What the training gave."""
+    report.steps, report.skipped_steps = result.steps, result.skipped
+    report.best_step, report.history = result.best_step, result.history
+    report.live_components = result.live
+    for path, layer in ready.layers.items():
+        report.ranks[path].end = ready.method.factors(layer).drop_zeros().rank
+    report.events = list(ready.method.summary(ready.layers).events)
+    unchanged = all(m.start == m.end for m in report.ranks.values())
+    if ready.method.adapts_rank and unchanged:
+        report.events.append(
+            f"NO RANK CHANGED: {ready.method.name} ended with all the components it started with"
+        )
+    end = [ready.method.factors(layer).drop_zeros() for layer in ready.layers.values()]
+    report.parameters.adapter_end = sum(f.parameters for f in end)
+
+
+def save_results(
+    report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path
+) -> None:
+    """`adapter/` and `ranks.png`."""
+    adapter = build_adapter(ready, loaded.resolved()["method"])
+    write_adapter(output / ADAPTER, adapter, force=True)
+    start = {path: m.start for path, m in report.ranks.items()}
+    end = {path: m.end for path, m in report.ranks.items()}
+    kept, total = sum(end.values()), sum(start.values())
+    title = f"{report.name}: {ready.method.name} kept {kept} of {total} components"
+    plot_ranks(end, start, output / RANKS_PLOT, title)
+
+
+def build_adapter(ready: Prepared, method_options: Mapping[str, Any]) -> Adapter:
+    """The trained model's adapter and head, ready to be written."""
+    base, task = ready.base, ready.task
+    factors = {path: ready.method.factors(layer) for path, layer in ready.layers.items()}
+    options = task.model_options()
+    meta = AdapterMeta(
+        method=ready.method.name,
+        method_config={k: v for k, v in method_options.items() if k != "name"},
+        task=task.name,
+        labels=tuple(task.label_names) if task.label_names else None,
+        num_labels=options.get("num_labels"),
+        problem_type=options.get("problem_type"),
+        ranks_start={path: layer.rank for path, layer in ready.layers.items()},
+        max_length=task.data.max_length,
+    )
+    return Adapter(
+        layers=factors,
+        head=head_tensors(base.model, base.head),
+        head_modules=base.head,
+        task_type=task.peft_type,
+        base=BaseReference(
+            path=base.reference,
+            resolved=base.resolved,
+            revision=base.revision,
+            fingerprint=_base_fingerprint(base.resolved),
+        ),
+        fan_in_fan_out=any(_is_conv1d(layer.base) for layer in ready.layers.values()),
+        meta=meta,
+    )
+
+
+def head_tensors(model: nn.Module, head: tuple[str, ...]) -> dict[str, Tensor]:
+    """Tensors of the modules trained in full, by full name; also where they were frozen.
+
+    What the base checkpoint did not supply is random: without it a reload gives other results.
+    """
+    return {
+        f"{path}.{name}": tensor.detach().cpu().clone()
+        for path in head
+        for name, tensor in model.get_submodule(path).state_dict().items()
+    }
+
+
+def _count_parameters(report: RunReport, ready: Prepared) -> None:
+    adapters = {id(p) for m in ready.layers.values() for p in (m.A, m.B, m.d) if p is not None}
+    model = ready.base.model
+    count = report.parameters
+    count.base = sum(p.numel() for p in model.parameters() if id(p) not in adapters)
+    count.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    count.adapter_start = sum(m.A.numel() + m.B.numel() for m in ready.layers.values())
+    count.adapter_end = count.adapter_start
+    count.head = sum(p.numel() for path in ready.base.head for p in _parameters(model, path))
+
+
+def _parameters(model: nn.Module, path: str) -> list[torch.nn.Parameter]:
+    return list(model.get_submodule(path).parameters())
+
+
+def _base_fingerprint(resolved: str) -> str | None:
+    return fingerprint(Path(resolved)) if Path(resolved).exists() else None
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return not isinstance(module, nn.Linear)

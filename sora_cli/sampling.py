@@ -1,0 +1,103 @@
+"""Which rows are worked through in which order: training batches, and sorted evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+_POOL = 50  # global batches sorted together: long enough to group well, short enough to stay random
+
+
+class GroupedBatchSampler(Sampler[list[int]]):
+    """Micro-batches of rows of similar length, a pure function of (seed, epoch, batch size).
+
+    Every `batch_size` rows, in the order given, make one optimiser step, cut into
+    `batch_size / micro_batch` lists. Any number of processes that deal these lists out in turn so
+    takes the same steps. Rows are shuffled, sorted by length within pools of 50 steps, cut into
+    steps, and the steps shuffled; a last step of fewer rows (random ones) stays last.
+
+    Args:
+        lengths: (rows,) tokens of each row; None for a plain random order.
+        batch_size: rows per optimiser step.
+        micro_batch: rows per list.
+        seed: together with the epoch, all the randomness there is.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        lengths: np.ndarray | None,
+        *,
+        batch_size: int,
+        micro_batch: int,
+        seed: int,
+    ) -> None:
+        if batch_size % micro_batch:
+            raise ValueError(f"{batch_size} rows do not split into micro-batches of {micro_batch}")
+        self.rows, self.lengths, self.seed, self.epoch = rows, lengths, seed, 0
+        self.global_batch, self.batch_size = batch_size, micro_batch
+        self.drop_last = False  # read by accelerate
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.rows, self.global_batch)
+        return full * (self.global_batch // self.batch_size) + -(-rest // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps(self.epoch):
+            for start in range(0, len(step), self.batch_size):
+                yield [int(i) for i in step[start : start + self.batch_size]]
+
+    def steps(self, epoch: int) -> list[np.ndarray]:
+        """The rows of each optimiser step of an epoch."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.rows)
+        cut = self.rows - self.rows % self.global_batch
+        full, rest = order[:cut], order[cut:]
+        if self.lengths is not None:
+            pool = _POOL * self.global_batch
+            pools = [full[i : i + pool] for i in range(0, cut, pool)]
+            by_length = [p[np.argsort(-self.lengths[p], kind="stable")] for p in pools]
+            full = np.concatenate([full[:0], *by_length])
+        steps = list(full.reshape(-1, self.global_batch))
+        if self.lengths is not None:
+            steps = [steps[i] for i in rng.permutation(len(steps))]
+            rest = rest[np.argsort(-self.lengths[rest], kind="stable")]
+        return [*steps, rest] if len(rest) else steps
+
+
+class SortedByLength(TorchDataset[dict[str, Any]]):
+    """A view of rows from longest to shortest, for evaluation with little padding.
+
+    Attributes:
+        order: (rows,) the data set's row at each place of the view.
+    """
+
+    def __init__(self, dataset: Dataset, lengths: np.ndarray) -> None:
+        self.dataset = dataset
+        self.order = np.argsort(-lengths, kind="stable")
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row: dict[str, Any] = self.dataset[int(self.order[place])]
+        return row
+
+    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.dataset.__getitems__([int(self.order[p]) for p in places])
+        return rows
+
+    def restore(self, values: np.ndarray) -> np.ndarray:
+        """Values in the view's order, put back into the data set's order."""
+        restored = np.empty_like(values)
+        restored[self.order] = values
+        return restored

@@ -1,0 +1,238 @@
+"""The run itself, on `transformers.Trainer`: gradients, batches and evaluation done right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from methods.base import AdapterMethod, LowRankLinear
+from sora_cli.callback import MethodCallback, attach
+from sora_cli.checkpoint import Checkpoints
+from sora_cli.errors import SoraError
+from sora_cli.model import Base
+from sora_cli.progress import RunProgress
+from sora_cli.recipe import Cadence, Recipe
+from sora_cli.sampling import GroupedBatchSampler, SortedByLength
+from sora_cli.tasks.base import Encoded, Task
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a finished training run leaves behind, beside the trained model itself."""
+
+    steps: int
+    history: list[dict[str, Any]]  # losses, learning rates and evaluations by step
+    live: list[int]  # components alive after each optimiser step
+    skipped: int  # optimiser steps skipped by mixed precision
+    best_step: int | None  # the step whose weights the model has now; None: the last
+    best_metric: float | None
+
+
+class AdapterTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose accumulated gradients equal those of the whole batch.
+
+    Loss: each micro-batch weighs by its share of the step's rows (or tokens), over all processes.
+    (Trainer alone hands the number of items to the model, which classification models ignore: four
+    micro-batches then give four times the gradient.) Batches are of similar length, evaluation is
+    sorted by length, and predictions come back in the data set's order.
+    """
+
+    def __init__(self, *, task: Task, recipe: Recipe, train: Encoded | None, **options: Any) -> None:
+        super().__init__(train_dataset=train and train.dataset, **options)
+        self.task, self.recipe, self.train_rows = task, recipe, train
+        self.model_accepts_loss_kwargs = False  # then its loss is a plain mean, divided later
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimiser step, and the loss items of the step."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        items = torch.tensor(sum(self.task.loss_items(b) for b in batches), device=self.args.device)
+        if self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return batches, items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean loss of a micro-batch; in training weighted so that the step's sum is the mean."""
+        items = self.task.loss_items(inputs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training and num_items_in_batch is not None:
+            share = items * self.args.world_size / num_items_in_batch
+            loss = loss * share * self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches from our own sampler."""
+        assert self.train_rows is not None
+        block = self.recipe.training
+        sampler = GroupedBatchSampler(
+            len(self.train_rows.lengths),
+            self.train_rows.lengths if block.length_grouping else None,
+            batch_size=block.batch_size,
+            micro_batch=self.args.per_device_train_batch_size,
+            seed=block.seed,
+        )
+        return self._loader(self.train_rows.dataset, batch_sampler=sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Batches from longest to shortest row."""
+        return self.get_test_dataloader(self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Batches from longest to shortest row."""
+        assert isinstance(test_dataset, SortedByLength)
+        return self._loader(test_dataset, batch_size=self.args.eval_batch_size)
+
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
+        """Outputs in the data set's order, and the exact mean loss."""
+        out = super().evaluation_loop(dataloader, *args, **kwargs)
+        view = dataloader.dataset
+        assert isinstance(view, SortedByLength)
+        predictions, labels = view.restore(out.predictions), view.restore(out.label_ids)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        out.metrics[f"{prefix}_loss"] = self.task.loss(predictions, labels)
+        return EvalLoopOutput(predictions, labels, out.metrics, out.num_samples)
+
+    def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
+        loader = DataLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            **options,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+
+def build_trainer(
+    recipe: Recipe,
+    task: Task,
+    base: Base,
+    output: Path,
+    *,
+    train: Encoded | None = None,
+    select: Encoded | None = None,
+) -> AdapterTrainer:
+    """A trainer for a recipe; without training rows it can only evaluate."""
+    return AdapterTrainer(
+        task=task,
+        recipe=recipe,
+        train=train,
+        model=base.model,
+        args=training_arguments(recipe, output, metric=task.scorer.best),
+        eval_dataset=None if select is None else SortedByLength(select.dataset, select.lengths),
+        data_collator=task.collator(base.tokenizer),
+        compute_metrics=lambda out: task.metrics(out.predictions, out.label_ids),
+    )
+
+
+def fit(
+    trainer: AdapterTrainer,
+    method: AdapterMethod,
+    layers: Mapping[str, LowRankLinear],
+    output: Path,
+) -> Fit:
+    """Train; the model ends with the best checkpoint's weights (or the last ones)."""
+    block = trainer.recipe.training
+    hooks: MethodCallback = attach(trainer, method, layers, head_lr=block.head_learning_rate)
+    checkpoints = Checkpoints(trainer, method, layers, output / "checkpoints")
+    trainer.add_callback(checkpoints)
+    if block.early_stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(block.early_stopping))
+    _set_progress(trainer, hooks)
+    trainer.train()
+    best = checkpoints.restore_best()
+    return Fit(
+        steps=trainer.state.global_step,
+        history=trainer.state.log_history,
+        live=hooks.live,
+        skipped=hooks.skipped,
+        best_step=best.step if best else None,
+        best_metric=best.metric if best else None,
+    )
+
+
+def training_arguments(recipe: Recipe, output: Path, *, metric: str) -> TrainingArguments:
+    """The recipe's training block as transformers' arguments."""
+    block = recipe.training
+    evaluate, eval_steps = _cadence(block.evaluate)
+    if block.precision == "fp16" and not torch.cuda.is_available():
+        raise SoraError("precision fp16 needs a GPU", hint="training.precision=bf16")
+    world = _world_size()
+    parts = block.gradient_accumulation * world
+    if block.batch_size % parts:
+        raise SoraError(
+            f"training.batch_size {block.batch_size} does not split over {world} processes x "
+            f"{block.gradient_accumulation} micro-batches",
+            hint=f"training.batch_size={math.ceil(block.batch_size / parts) * parts}",
+        )
+    return TrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=block.epochs,
+        max_steps=block.max_steps or -1,
+        per_device_train_batch_size=block.batch_size // parts,
+        per_device_eval_batch_size=block.eval_batch_size,
+        gradient_accumulation_steps=block.gradient_accumulation,
+        learning_rate=block.learning_rate,
+        lr_scheduler_type=block.schedule,
+        warmup_steps=block.warmup,
+        weight_decay=block.weight_decay,
+        adam_beta1=block.adam_betas[0],
+        adam_beta2=block.adam_betas[1],
+        adam_epsilon=block.adam_epsilon,
+        max_grad_norm=block.max_grad_norm,
+        bf16=block.precision == "bf16",
+        fp16=block.precision == "fp16",
+        seed=block.seed,
+        eval_strategy=evaluate,
+        eval_steps=eval_steps,
+        save_strategy="no",  # our own checkpoints: safetensors and JSON only
+        metric_for_best_model=metric,
+        greater_is_better=recipe.task.greater_is_better,
+        logging_steps=block.logging_steps,
+        report_to=block.loggers or "none",
+        dataloader_num_workers=block.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=False,
+        logging_nan_inf_filter=False,
+    )
+
+
+def predict(trainer: AdapterTrainer, rows: Encoded) -> tuple[np.ndarray, np.ndarray]:
+    """Model outputs and labels of a split, both in the data set's order."""
+    out = trainer.predict(SortedByLength(rows.dataset, rows.lengths))
+    return out.predictions, out.label_ids
+
+
+def _set_progress(trainer: AdapterTrainer, hooks: MethodCallback) -> None:
+    from transformers import ProgressCallback
+
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(RunProgress(hooks, trainer.task.scorer.best))
+
+
+def _cadence(cadence: Cadence) -> tuple[str, int | None]:
+    return ("steps", cadence) if isinstance(cadence, int) else (cadence, None)
+
+
+def _world_size() -> int:
+    from accelerate import PartialState
+
+    return int(PartialState(cpu=not torch.cuda.is_available()).num_processes)

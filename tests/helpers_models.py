@@ -1,0 +1,130 @@
+"""Tiny models made from configurations, seeded; each a few hundred kilobytes at most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+VOCABULARY = 64
+HIDDEN = 32
+LAYERS = 2
+SPREAD = 0.2
+"""Standard deviation of the weights: activations near 1, so that float32 noise stays small."""
+
+
+def tiny_bert(*, num_labels: int = 3, seed: int = 0, **options: Any) -> Any:
+    """BertForSequenceClassification."""
+    config = transformers.BertConfig(**_encoder(num_labels), **options)
+    return _seeded(transformers.BertForSequenceClassification, config, seed)
+
+
+def tiny_roberta(*, num_labels: int = 3, seed: int = 0, **options: Any) -> Any:
+    """RobertaForSequenceClassification."""
+    shape = {**_encoder(num_labels), "type_vocab_size": 1, "pad_token_id": 1}
+    config = transformers.RobertaConfig(**shape, **options)
+    return _seeded(transformers.RobertaForSequenceClassification, config, seed)
+
+
+def tiny_deberta(*, num_labels: int = 3, seed: int = 0, **options: Any) -> Any:
+    """DebertaV2ForSequenceClassification, set up as DeBERTa-v3: it has a pooler beside its head."""
+    config = transformers.DebertaV2Config(
+        **{**_encoder(num_labels), "type_vocab_size": 0},
+        relative_attention=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        pooler_hidden_size=HIDDEN,
+        **options,
+    )
+    return _seeded(transformers.DebertaV2ForSequenceClassification, config, seed)
+
+
+def tiny_distilbert(*, num_labels: int = 3, seed: int = 0, **options: Any) -> Any:
+    """DistilBertForSequenceClassification: it has a pre_classifier beside its head."""
+    config = transformers.DistilBertConfig(
+        vocab_size=VOCABULARY,
+        dim=HIDDEN,
+        hidden_dim=2 * HIDDEN,
+        n_layers=LAYERS,
+        n_heads=2,
+        max_position_embeddings=64,
+        num_labels=num_labels,
+        initializer_range=SPREAD,
+        **options,
+    )
+    return _seeded(transformers.DistilBertForSequenceClassification, config, seed)
+
+
+def tiny_gpt2(*, num_labels: int | None = None, seed: int = 0, **options: Any) -> Any:
+    """GPT2LMHeadModel (tied embeddings), or with labels GPT2ForSequenceClassification: Conv1D."""
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=64,
+        n_embd=HIDDEN,
+        n_layer=LAYERS,
+        n_head=2,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+        initializer_range=SPREAD,
+        **options,
+    )
+    return _decoder(config, transformers.GPT2ForSequenceClassification,
+                    transformers.GPT2LMHeadModel, num_labels, seed)  # fmt: skip
+
+
+def tiny_llama(
+    *, tied: bool = False, num_labels: int | None = None, seed: int = 0, **options: Any
+) -> Any:
+    """LlamaForCausalLM, or with labels LlamaForSequenceClassification."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        initializer_range=SPREAD,
+        tie_word_embeddings=tied,
+        **options,
+    )
+    return _decoder(config, transformers.LlamaForSequenceClassification,
+                    transformers.LlamaForCausalLM, num_labels, seed)  # fmt: skip
+
+
+def token_ids(rows: int = 4, length: int = 9, *, seed: int = 0) -> torch.Tensor:
+    """Random token numbers (rows, length) that every tiny model takes, no padding among them."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+
+
+def _encoder(num_labels: int) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * HIDDEN,
+        "max_position_embeddings": 64,
+        "num_labels": num_labels,
+        "initializer_range": SPREAD,
+    }
+
+
+def _decoder(config: Any, classifier: Any, causal: Any, num_labels: int | None, seed: int) -> Any:
+    if num_labels is None:
+        return _seeded(causal, config, seed)
+    config.num_labels = num_labels
+    return _seeded(classifier, config, seed)
+
+
+def _seeded(model_class: Any, config: Any, seed: int) -> Any:
+    """The model in evaluation mode; the global random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return model_class(config).eval()
