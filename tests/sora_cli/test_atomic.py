@@ -1,0 +1,83 @@
+"""Files and directories appear complete or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sora_cli.atomic import check_replaceable, new_directory, write_text_atomic
+from sora_cli.errors import SoraError
+
+
+def test_text_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "a.txt"
+    write_text_atomic(file, "one")
+    write_text_atomic(file, "zwei ü")
+    assert file.read_text(encoding="utf-8") == "zwei ü"
+    assert [p.name for p in file.parent.iterdir()] == ["a.txt"]
+
+
+def test_directory_appears_at_the_end_with_the_usual_rights(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    with new_directory(tmp_path / "new") as temporary:
+        (temporary / "f").write_text("x")
+        assert not (tmp_path / "new").exists()
+    assert (tmp_path / "new" / "f").read_text() == "x"
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def _replace_and_fail(path: Path, error: type[BaseException]) -> None:
+    with new_directory(path, force=True) as temporary:
+        (temporary / "f").write_text("new")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    old = tmp_path / "d"
+    old.mkdir()
+    (old / "f").write_text("old")
+    with pytest.raises(error):
+        _replace_and_fail(old, error)
+    assert (old / "f").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_failed_rename_puts_the_old_directory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "d"
+    old.mkdir()
+    (old / "f").write_text("old")
+    rename = Path.rename
+
+    def fail_once(self: Path, target: Path) -> Path:
+        if target == old and (self / "f").read_text() == "new":
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OSError, match="no"), new_directory(old, force=True) as temporary:
+        (temporary / "f").write_text("new")
+    assert (old / "f").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_may_not_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "d" / "inside"
+    inside.mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    check_replaceable(tmp_path / "free")
+    check_replaceable(inside, force=True, markers=("m",))  # empty: nothing to lose
+    for path, force, message in (
+        (tmp_path / "d", False, "exists already"),
+        (tmp_path / "file", True, "no directory"),
+        (tmp_path / "d", True, "holds no m"),
+    ):
+        with pytest.raises(SoraError, match=message):
+            check_replaceable(path, force=force, markers=("m",))
+    monkeypatch.chdir(inside)
+    with pytest.raises(SoraError, match="current directory"):
+        check_replaceable(tmp_path / "d", force=True)
