@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo, Summary
+from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, Summary
 from methods.configs import AdaLoraConfig
 from methods.errors import MethodError
 from methods.init import factor_options, normal_factors
@@ -47,6 +47,16 @@ class BudgetSchedule:
             return False
         return self._is_final(step) or step % self.delta_t == 0
 
+    @property
+    def initial_steps(self) -> int:
+        """Steps at the start with all triplets allowed."""
+        return self.t_init + 1
+
+    @property
+    def final_steps(self) -> int:
+        """Steps at the end with the target allowed."""
+        return max(self.t_final - 1, 1)
+
     def _is_final(self, step: int) -> bool:
         """At the final budget for good; the run's last step is, however short t_final."""
         return step > self.total_steps - self.t_final or step == self.total_steps - 1
@@ -82,7 +92,28 @@ class AdaLora(AdapterMethod):
         scaling = c.alpha / (c.init_r + 1e-5)
         return LowRankLinear(linear, A, B, d, scaling=scaling, dropout=c.dropout)
 
+    def plan(
+        self,
+        layers: Layers,
+        *,
+        total_steps: int,
+        learning_rates: Mapping[str, Sequence[float]],  # noqa: ARG002
+    ) -> Plan:
+        """The three phases of the budget (eq. 12)."""
+        schedule = self._budget_schedule(layers, total_steps)
+        initial, final = schedule.initial_steps, schedule.final_steps
+        start, target = f"{schedule.start:,}", f"{schedule.target:,}"
+        phases = (
+            (f"initial budget, {start} triplets", initial),
+            (f"budget falls to {target} triplets", total_steps - initial - final),
+            (f"final budget, {target} triplets", final),
+        )
+        return Plan(phases=phases)
+
     def begin(self, layers: Layers, *, total_steps: int) -> None:
+        self._schedule = self._budget_schedule(layers, total_steps)
+
+    def _budget_schedule(self, layers: Layers, total_steps: int) -> BudgetSchedule:
         c = self.config
         t_init, t_final = _steps(c.t_init, total_steps), _steps(c.t_final, total_steps)
         if t_init + max(t_final, 1) >= total_steps:
@@ -93,7 +124,7 @@ class AdaLora(AdapterMethod):
             )
         total = sum(layer.rank for layer in layers.values())
         target = min(round(c.target_r * len(layers)), total)
-        self._schedule = BudgetSchedule(total, target, t_init, t_final, total_steps, c.delta_t)
+        return BudgetSchedule(total, target, t_init, t_final, total_steps, c.delta_t)
 
     def penalty(self, layers: Layers) -> Tensor | None:
         """`gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F` (eq. 4)."""

@@ -19,7 +19,7 @@ step, not per micro-batch, and not on a step that mixed precision skipped.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -52,6 +52,21 @@ class Summary:
     live: int
     total: int
     events: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method will do in a run, told before it starts.
+
+    Attributes:
+        phases: name and optimiser steps of each, in order; their sum is the run.
+        notes: figures that follow from the configuration.
+        warnings: what keeps the method from doing its work in this run.
+    """
+
+    phases: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @final
@@ -145,6 +160,23 @@ class AdapterMethod(ABC):
         """Optimiser groups of the adapters' parameters; each has a unique "name"."""
         params = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
         return [{"name": "factors", "params": params, "lr": lr, "weight_decay": weight_decay}]
+
+    def plan(
+        self,
+        layers: Layers,  # noqa: ARG002
+        *,
+        total_steps: int,
+        learning_rates: Mapping[str, Sequence[float]],  # noqa: ARG002
+    ) -> Plan:
+        """What a run of that many optimiser steps will do; for dry runs, changes nothing.
+
+        Args:
+            learning_rates: of every step, by the "name" of the method's parameter groups.
+
+        Raises:
+            MethodError: the run can not work, as in `begin`.
+        """
+        return Plan(phases=(("training", total_steps),))
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:  # noqa: B027 (optional)
         """Called once before step 0; raises `MethodError` if the run can not work."""

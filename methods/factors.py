@@ -64,7 +64,6 @@ class LowRankFactors:
         if rank < 0:
             raise ValueError(f"rank must be at least 0, not {rank}")
         u, s, vt = _thin_svd(self.A, self.B)
-        rank = min(rank, int(s.numel()))
         root = s[:rank].sqrt()
         a = (root[:, None] * vt[:rank]).to(self.A.dtype)  # (rank, in)
         b = (u[:, :rank] * root).to(self.B.dtype)  # (out, rank)

@@ -54,6 +54,11 @@ def inject(
     return layers
 
 
+def adapted_layers(model: nn.Module) -> dict[str, LowRankLinear]:
+    """The adapters in a model, by module path."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LowRankLinear)}
+
+
 def remove(model: nn.Module, layers: Layers) -> None:
     """Put the base layers back in place of their adapters."""
     for path, layer in layers.items():

@@ -4,6 +4,7 @@
     trainer = Trainer(model, args, train_dataset=...)
     attach(trainer, method)
     trainer.train()
+    save_adapter(model, method, "adapter")   # from sora_cli.saving
 
 `attach` gives the optimiser the method's parameter groups, adds its penalty to the training loss
 (never to evaluation), and calls it once per optimiser step, before the gradients are cleared and
@@ -22,6 +23,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
+from methods.inject import adapted_layers
 
 STATE_FILE = "adapter_method.safetensors"
 
@@ -52,11 +54,6 @@ def attach(
     _wrap_loss(trainer, callback)
     _wrap_optimizer(trainer, method, found, head_lr)
     return callback
-
-
-def adapted_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """The adapters in a model, by module path."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, LowRankLinear)}
 
 
 class MethodCallback(TrainerCallback):  # type: ignore[misc]

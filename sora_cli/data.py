@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ def _assign(data: DataBlock, splits: Mapping[str, Dataset]) -> Rows:
         select = report[main]
         rule = f"checkpoint chosen on {main}, the split that is reported"
     elif data.selection == "half-validation":
+        if len(report[main]) < 2:
+            raise SoraError(f"selection: half-validation needs two rows; '{main}' has one")
         halves = _split(report[main], len(report[main]) // 2, data.selection_seed)
         select, report[main] = halves
         rule = f"checkpoint chosen on a random half of {main}, the other half reported"
@@ -128,9 +131,30 @@ def _load_files(files: Mapping[str, list[str]]) -> Mapping[str, Dataset]:
 
 
 def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Dataset]:
-    if (folder / "dataset_dict.json").is_file():
-        return dict(datasets.load_from_disk(str(folder)))
-    return _quiet_load_all(str(folder), data)
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            return dict(datasets.load_from_disk(str(folder)))
+        return _quiet_load_all(str(folder), data, cache_dir=_cache_for(folder))
+    except SoraError:
+        raise
+    except Exception as error:  # as many kinds as there are readers
+        raise SoraError(
+            f"data '{folder}' can not be loaded: {_first_line(error.__cause__ or error)}",
+            where=f"data.path={data.path} data.name={data.name}",
+        ) from error
+
+
+def _cache_for(folder: Path) -> str:
+    """A cache of this directory's own, as its files are now.
+
+    Where a README lists configurations, `datasets` tells local directories apart by their last
+    name and that list only: it would take another directory's rows, or those before an edit.
+    """
+    state = hashlib.sha256(str(folder.resolve()).encode())
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        stat = path.stat()
+        state.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"local-{state.hexdigest()[:16]}")
 
 
 def _load_builtin(name: str) -> Mapping[str, Dataset]:
@@ -148,9 +172,13 @@ def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
         raise offline_error("data set", data.path, error) from error
 
 
-def _quiet_load_all(path: str, data: DataBlock) -> Mapping[str, Dataset]:
+def _quiet_load_all(
+    path: str, data: DataBlock, *, cache_dir: str | None = None
+) -> Mapping[str, Dataset]:
     try:
-        loaded = datasets.load_dataset(path, data.name, revision=data.revision)
+        loaded = datasets.load_dataset(
+            path, data.name, revision=data.revision, cache_dir=cache_dir
+        )
     except ValueError as error:
         raise SoraError(
             f"data '{path}' can not be loaded: {_first_line(error)}",
@@ -165,6 +193,8 @@ def _quiet_load(kind: str | None, where: str, **options: Any) -> Dataset:
     try:
         return datasets.load_dataset(kind, split="train", **options)
     except Exception as error:  # the readers of four formats raise many kinds
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise SoraError(f"{where} holds no rows") from error
         cause = error.__cause__ or error
         raise SoraError(f"{where} can not be read: {_first_line(cause)}") from error
 

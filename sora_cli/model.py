@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from sora_cli.errors import SoraError
@@ -16,6 +17,8 @@ from sora_cli.offline import offline_error
 from sora_cli.recipe import ModelBlock
 from sora_cli.references import resolve_model_path
 from sora_cli.tasks.base import Task
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,15 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
         for key, value in options.items():
             setattr(config, key, value)
         model, info = task.model_class().from_pretrained(
-            source, config=config, dtype=_dtype(block.dtype), output_loading_info=True, **common
+            source,
+            config=config,
+            dtype=_dtype(block.dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with names
+            **common,
         )
+        _check_shapes(block.path, info["mismatched_keys"])
+        _check_tokenizer(Path(source), gguf=bool(gguf))
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
     _set_padding(model, tokenizer)
     missing = tuple(sorted(info["missing_keys"]))
@@ -120,7 +130,7 @@ def _errors(reference: str, resolved: str, task: str) -> Iterator[None]:
     local = Path(resolved).exists()
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if not local and isinstance(error, OSError):
             raise offline_error("model", reference, error) from error
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -147,6 +157,25 @@ def _dropouts(config: Any, value: float | None) -> dict[str, float]:
         return {}
     numbers = {k: v for k, v in config.to_dict().items() if isinstance(v, float | int)}
     return {k: value for k in numbers if "dropout" in k or k.endswith("_pdrop")}
+
+
+def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """A head for other classes, usually."""
+    for key, stored, wanted in sorted(mismatched, key=str):
+        raise SoraError(
+            f"model '{reference}' does not fit the task's classes: its '{key}' is "
+            f"{tuple(stored)}, not {tuple(wanted)}",
+            hint="give the model without its head, or the data it was made for",
+        )
+
+
+def _check_tokenizer(folder: Path, *, gguf: bool) -> None:
+    """Of a directory without one transformers would make up an empty one, all unknown words."""
+    if not gguf and folder.is_dir() and not any(list(folder.glob(p)) for p in _TOKENIZER_FILES):
+        raise SoraError(
+            f"the model directory {folder} holds no tokenizer",
+            hint="copy tokenizer.json (or vocab.txt, spm.model, ...) of the model into it",
+        )
 
 
 def _set_padding(model: Any, tokenizer: Any) -> None:

@@ -20,9 +20,16 @@ def offline_error(kind: str, name: str, error: BaseException) -> SoraError:
     """
     why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     model = f"package://{_DEMO_PACKAGE}/model" if find_spec(_DEMO_PACKAGE) else "DIR"
-    recipe = next((arg for arg in sys.argv[1:] if arg.endswith((".yaml", ".yml"))), "RECIPE")
     return SoraError(
         f"the {kind} '{name}' is neither a local directory nor to be had from the Hub",
         where=f"{type(error).__name__}: {why}",
-        hint=f"with local copies: sora train {recipe} model.path={model} data.path=DIR",
+        hint=f"with local copies: sora train {_recipe()} model.path={model} data.path=DIR",
     )
+
+
+def _recipe() -> str:
+    """What `sora train` was called with."""
+    command, *words = [word for word in sys.argv[1:] if not word.startswith("-")] or [""]
+    files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
+    names = [word for word in words if "=" not in word] if command == "train" else []
+    return next(iter([*files, *names]), "RECIPE")

@@ -59,6 +59,8 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
         report = {name: task.encode(part, base.tokenizer) for name, part in rows.report.items()}
     with phase("inject"):
         method, layers = add_adapters(recipe, base)
+        steps = recipe.training.total_steps(len(rows.train))
+        method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     return Prepared(task, rows, base, train, select, report, method, layers)
 
 

@@ -6,6 +6,7 @@ neither torch nor transformers.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -166,6 +167,14 @@ class TrainingBlock(Block):
     )
     loggers: Names = Field([], description="tensorboard, wandb, ...: transformers' integrations")
     workers: int = Field(0, ge=0, description="processes that prepare batches")
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimiser steps of one pass over so many training rows."""
+        return max(-(-rows // self.batch_size), 1)
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps of the run on so many training rows."""
+        return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingBlock:

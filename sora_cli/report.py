@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -17,9 +18,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sora_cli import __version__
 from sora_cli.atomic import write_text_atomic
@@ -29,6 +30,9 @@ SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "safetensors")
 
 Status = Literal["running", "completed", "failed", "interrupted"]
+
+Score = Annotated[float, BeforeValidator(lambda v: math.nan if v is None else v)]
+"""JSON has no NaN: it is written as null."""
 
 
 class Ranks(BaseModel):
@@ -72,7 +76,7 @@ class RunReport(BaseModel):
     live_components: list[int] = Field(
         default_factory=list, description="components alive after each optimiser step"
     )
-    metrics: dict[str, dict[str, float]] = Field(
+    metrics: dict[str, dict[str, Score]] = Field(
         default_factory=dict, description="final scores by reported split"
     )
     main_metric: str | None = Field(None, description="the metric that chose the checkpoint")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, write_adapter
-from sora_cli.fingerprint import fingerprint
 from sora_cli.plots import plot_ranks
 from sora_cli.prepare import Prepared
 from sora_cli.recipe_file import LoadedRecipe
 from sora_cli.report import Ranks, RunReport, data_fingerprint
+from sora_cli.saving import base_reference, build_adapter
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.training import AdapterTrainer, Fit, predict
 
@@ -25,11 +25,9 @@ RANKS_PLOT = "ranks.png"
 def record_setup(report: RunReport, ready: Prepared) -> None:
     """What is known before the first step."""
     base, rows = ready.base, ready.rows
+    reference = base_reference(base.reference, base.resolved, base.revision)
     report.base = {
-        "path": base.reference,
-        "resolved": base.resolved,
-        "revision": base.revision,
-        "fingerprint": _base_fingerprint(base.resolved),
+        **asdict(reference),
         "missing": list(base.missing),
         "head": list(base.head),
     }
@@ -81,19 +79,17 @@ def save_results(
     report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path
 ) -> None:
     """`adapter/` and `ranks.png`."""
-    adapter = build_adapter(ready, loaded.resolved()["method"])
+    known = BaseReference(**{k: report.base[k] for k in ("path", "resolved", "revision", "fingerprint")})
+    adapter = run_adapter(ready, loaded.resolved()["method"], known)
     write_adapter(output / ADAPTER, adapter, force=True)
     start = {path: m.start for path, m in report.ranks.items()}
     end = {path: m.end for path, m in report.ranks.items()}
-    kept, total = sum(end.values()), sum(start.values())
-    title = f"{report.name}: {ready.method.name} kept {kept} of {total} components"
-    plot_ranks(end, start, output / RANKS_PLOT, title)
+    plot_ranks(end, start, output / RANKS_PLOT, f"{report.name}: {ready.method.name}")
 
 
-def build_adapter(ready: Prepared, method_options: Mapping[str, Any]) -> Adapter:
+def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseReference) -> Adapter:
     """The trained model's adapter and head, ready to be written."""
-    base, task = ready.base, ready.task
-    factors = {path: ready.method.factors(layer) for path, layer in ready.layers.items()}
+    task = ready.task
     options = task.model_options()
     meta = AdapterMeta(
         method=ready.method.name,
@@ -102,35 +98,17 @@ def build_adapter(ready: Prepared, method_options: Mapping[str, Any]) -> Adapter
         labels=tuple(task.label_names) if task.label_names else None,
         num_labels=options.get("num_labels"),
         problem_type=options.get("problem_type"),
-        ranks_start={path: layer.rank for path, layer in ready.layers.items()},
         max_length=task.data.max_length,
     )
-    return Adapter(
-        layers=factors,
-        head=head_tensors(base.model, base.head),
-        head_modules=base.head,
+    return build_adapter(
+        ready.base.model,
+        ready.method,
+        ready.layers,
+        head=ready.base.head,
         task_type=task.peft_type,
-        base=BaseReference(
-            path=base.reference,
-            resolved=base.resolved,
-            revision=base.revision,
-            fingerprint=_base_fingerprint(base.resolved),
-        ),
-        fan_in_fan_out=any(_is_conv1d(layer.base) for layer in ready.layers.values()),
+        base=base,
         meta=meta,
     )
-
-
-def head_tensors(model: nn.Module, head: tuple[str, ...]) -> dict[str, Tensor]:
-    """Tensors of the modules trained in full, by full name; also where they were frozen.
-
-    What the base checkpoint did not supply is random: without it a reload gives other results.
-    """
-    return {
-        f"{path}.{name}": tensor.detach().cpu().clone()
-        for path in head
-        for name, tensor in model.get_submodule(path).state_dict().items()
-    }
 
 
 def _count_parameters(report: RunReport, ready: Prepared) -> None:
@@ -144,13 +122,5 @@ def _count_parameters(report: RunReport, ready: Prepared) -> None:
     count.head = sum(p.numel() for path in ready.base.head for p in _parameters(model, path))
 
 
-def _parameters(model: nn.Module, path: str) -> list[torch.nn.Parameter]:
+def _parameters(model: nn.Module, path: str) -> list[nn.Parameter]:
     return list(model.get_submodule(path).parameters())
-
-
-def _base_fingerprint(resolved: str) -> str | None:
-    return fingerprint(Path(resolved)) if Path(resolved).exists() else None
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return not isinstance(module, nn.Linear)

@@ -134,7 +134,7 @@ def build_trainer(
         recipe=recipe,
         train=train,
         model=base.model,
-        args=training_arguments(recipe, output, metric=task.scorer.best),
+        args=training_arguments(recipe, output, task.scorer.best, evaluates=select is not None),
         eval_dataset=None if select is None else SortedByLength(select.dataset, select.lengths),
         data_collator=task.collator(base.tokenizer),
         compute_metrics=lambda out: task.metrics(out.predictions, out.label_ids),
@@ -167,10 +167,12 @@ def fit(
     )
 
 
-def training_arguments(recipe: Recipe, output: Path, *, metric: str) -> TrainingArguments:
+def training_arguments(
+    recipe: Recipe, output: Path, metric: str, *, evaluates: bool
+) -> TrainingArguments:
     """The recipe's training block as transformers' arguments."""
     block = recipe.training
-    evaluate, eval_steps = _cadence(block.evaluate)
+    evaluate, eval_steps = _cadence(block.evaluate if evaluates else "no")
     if block.precision == "fp16" and not torch.cuda.is_available():
         raise SoraError("precision fp16 needs a GPU", hint="training.precision=bf16")
     world = _world_size()

@@ -7,11 +7,29 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from datasets import ClassLabel, Dataset, Features, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from sora_cli.app import run
+from sora_cli.recipe_file import load_recipe
+from sora_cli.report import RunReport, read_report
+from sora_cli.tasks.sequence import SequenceClassification
+
 WORDS = ("cat dog bird fish sees hears likes knows red blue old new the a not every some no").split()
+GLUE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cola": (("sentence",), ("unacceptable", "acceptable")),
+    "sst2": (("sentence",), ("negative", "positive")),
+    "mrpc": (("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "qqp": (("question1", "question2"), ("not_duplicate", "duplicate")),
+    "stsb": (("sentence1", "sentence2"), ()),
+    "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+    "qnli": (("question", "sentence"), ("entailment", "not_entailment")),
+    "rte": (("sentence1", "sentence2"), ("entailment", "not_entailment")),
+}
+"""Text columns and classes of the Hub's GLUE; no classes: a number."""
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
@@ -87,3 +105,66 @@ def write_recipe(folder: Path, model: Any, *, rows: int = 48, **blocks: dict[str
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return path
+
+
+def train(recipe: Path | str, *words: str) -> RunReport:
+    """`sora train` in this process, which must end well; its report."""
+    assert run(["train", str(recipe), *words]) == 0
+    report = read_report(output_of(recipe, *words))
+    assert report is not None
+    return report
+
+
+def output_of(recipe: Path | str, *words: str) -> Path:
+    """The run directory of a recipe with overrides."""
+    return load_recipe(recipe, [word for word in words if not word.startswith("-")]).output_dir
+
+
+def write_glue(folder: Path, *, rows: int = 24, tasks: tuple[str, ...] = tuple(GLUE)) -> Path:
+    """A directory laid out as the Hub's GLUE: configurations, columns, classes, test without labels."""
+    configs = []
+    for task in tasks:
+        files = []
+        for number, split in enumerate(glue_splits(task)):
+            path = folder / task / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            glue_rows(task, rows, seed=number, labelled="test" not in split).to_parquet(str(path))
+            files.append({"split": split, "path": f"{task}/{split}-*.parquet"})
+        configs.append({"config_name": task, "data_files": files})
+    header = yaml.safe_dump({"configs": configs}, sort_keys=False)
+    (folder / "README.md").write_text(f"---\n{header}---\n", encoding="utf-8")
+    return folder
+
+
+def glue_splits(task: str) -> list[str]:
+    """A GLUE task's splits."""
+    ends = ("_matched", "_mismatched") if task == "mnli" else ("",)
+    return ["train", *[f"{part}{end}" for part in ("validation", "test") for end in ends]]
+
+
+def glue_rows(task: str, rows: int, *, seed: int = 0, labelled: bool = True) -> Dataset:
+    """Random rows with a GLUE task's columns; every class occurs, unlabelled rows have -1."""
+    columns, classes = GLUE[task]
+    rng = random.Random(seed)
+    made: dict[str, list[Any]] = {
+        column: [" ".join(rng.choices(WORDS, k=rng.randint(2, 9))) for _ in range(rows)]
+        for column in columns
+    }
+    if not labelled:
+        made["label"] = [-1] * rows
+    else:
+        made["label"] = [i % len(classes) if classes else 5 * rng.random() for i in range(rows)]
+    made["idx"] = list(range(rows))
+    label = ClassLabel(names=list(classes)) if classes else Value("float32")
+    text = {column: Value("string") for column in columns}
+    return Dataset.from_dict(made, Features({**text, "label": label, "idx": Value("int32")}))
+
+
+def script_scores(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
+    """Evaluations give these accuracies, one after the other, and the last one for ever after."""
+    left = list(scores)
+
+    def metrics(self: Any, predictions: Any, labels: Any) -> dict[str, float]:  # noqa: ARG001
+        return {"accuracy": left.pop(0) if len(left) > 1 else left[0]}
+
+    monkeypatch.setattr(SequenceClassification, "metrics", metrics)

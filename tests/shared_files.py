@@ -23,7 +23,7 @@ def golden_folder() -> Path:
 
 
 def golden_file(name: str) -> Path:
-    """A file of that folder. Without the folder the test skips; a file missing in it is an error."""
+    """A file of that folder. Without the folder the test skips; without the file it fails."""
     folder = golden_folder()
     if not folder.is_dir():
         pytest.skip(f"no golden trajectories in {folder}; set SORA_GOLDEN to their folder")

@@ -116,8 +116,8 @@ class SequenceClassification(_Sequence):
     def encode_labels(self, values: Any) -> list[int]:
         values = list(values)
         n = len(self._names)
-        if values and isinstance(values[0], str):
-            unseen = sorted(set(values) - set(self._index))
+        if any(isinstance(v, str) for v in values):
+            unseen = sorted({str(v) for v in values if v not in self._index})
             labels = [self._index.get(v, -1) for v in values]
         else:
             unseen = sorted({str(v) for v in values if not _is_index(v, n)})
@@ -137,6 +137,8 @@ class SequenceClassification(_Sequence):
         return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long()))
 
     def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        if not np.isfinite(predictions).all():
+            return self.scorer(predictions, labels)  # the largest of NaNs is no prediction
         return self.scorer(predictions.argmax(axis=-1), labels)
 
     def readable(self, predictions: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:

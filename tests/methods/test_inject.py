@@ -31,6 +31,7 @@ class Classifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.embedding = nn.Embedding(9, 4)
         self.blocks = nn.ModuleList([Block(), Block()])
         self.norm = nn.LayerNorm(4)
         self.head = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))

@@ -166,3 +166,11 @@ def test_step_order_does_not_depend_on_micro_batches(tmp_path: Path) -> None:
         sampler = trainer.get_train_dataloader().batch_sampler
         orders.append([i for batch in sampler for i in batch])
     assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize("training", [{"epochs": 1.5}, {"epochs": 2}, {"max_steps": 5}])
+def test_steps_are_those_the_recipe_predicts(tmp_path: Path, training: dict[str, Any]) -> None:
+    trainer = _setup("classification", "lora", tmp_path, 22, gradient_accumulation=2, **training)
+    _attach(trainer, "lora")
+    trainer.train()
+    assert trainer.state.global_step == trainer.recipe.training.total_steps(22)
