@@ -101,7 +101,7 @@ class Sora(AdapterMethod):
             return Plan(phases, notes)
         half = f"{_HALF_NORMAL_MEDIAN / reach:.2g}"
         warning = (
-            f"threshold {xi:g} over {total_steps:,} steps reaches only {share:.1%} of the gates, so "
+            f"threshold {xi:g} over {total_steps:,} steps reaches only {share:.1%} of the gates: "
             f"most components will stay alive; method.threshold={half} reaches half of them"
         )
         return Plan(phases, notes, (warning,))

@@ -35,8 +35,8 @@ class Best:
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
     """Writes checkpoints at the recipe's cadence, tracks the best one and brings it back.
 
-    Only states the method would deliver (`AdapterMethod.deliverable`) can be the best: AdaLoRA's
-    early epochs score well with ranks above the budget.
+    Only states the method would deliver (`AdapterMethod.deliverable`) can be the best, and only
+    they count for early stopping: AdaLoRA's early epochs score well with ranks above the budget.
     """
 
     def __init__(
@@ -50,20 +50,25 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self.best: Best | None = None
         block = trainer.recipe.training
         self._cadence, self._keep_best = block.checkpoint, block.keep_best
+        self._patience, self._worse = block.early_stopping, 0
         shutil.rmtree(folder, ignore_errors=True)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
         score = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
-        if not self._keep_best or score is None or not np.isfinite(score):
-            return
-        if not self.method.deliverable(self.layers):
+        if score is None or not self.method.deliverable(self.layers):
             return
         sign = 1 if args.greater_is_better else -1
-        if self.best is None or sign * score > sign * self.best.metric:
-            self.best = Best(state.global_step, float(score))
-            self._save(state)
+        best = self.best
+        if np.isfinite(score) and (best is None or sign * score > sign * best.metric):
+            self.best, self._worse = Best(state.global_step, float(score)), 0
+            if self._keep_best:
+                self._save(state)
+            return
+        self._worse += 1
+        if self._patience is not None and self._worse >= self._patience:
+            control.should_training_stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if isinstance(self._cadence, int) and state.global_step % self._cadence == 0:
@@ -74,7 +79,9 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             self._save(state)
 
     def restore_best(self) -> Best | None:
-        """Give the model the best checkpoint's weights; None if the last ones are the best."""
+        """Give the model the best checkpoint's weights; None where it keeps the last ones."""
+        if not self._keep_best:
+            return None
         if self.best is None or self.best.step == self.trainer.state.global_step:
             return self.best
         tensors = load_file(self._path(self.best.step) / "state.safetensors")
@@ -86,7 +93,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         path = self._path(state.global_step)
         if not path.exists() and state.is_world_process_zero:
             write_checkpoint(path, self.trainer, self.method)
-        keep = {path, *([self._path(self.best.step)] if self.best else [])}
+        keep = {path, *([self._path(self.best.step)] if self.best and self._keep_best else [])}
         for old in sorted(self.folder.glob("step-*")):
             if old not in keep and state.is_world_process_zero:
                 shutil.rmtree(old)
@@ -109,7 +116,9 @@ def write_checkpoint(path: Path, trainer: Trainer, method: AdapterMethod) -> Non
     state = {
         "trainer": trainer.state.__dict__ | {"stateful_callbacks": {}},
         "optimizer": optimizer["param_groups"],
-        "schedule": {k: v for k, v in trainer.lr_scheduler.state_dict().items() if k != "lr_lambdas"},
+        "schedule": {
+            k: v for k, v in trainer.lr_scheduler.state_dict().items() if k != "lr_lambdas"
+        },
     }
     with new_directory(path) as folder:
         save_file({n: _plain(t) for n, t in tensors.items()}, folder / "state.safetensors")

@@ -80,7 +80,9 @@ def _assign(data: DataBlock, splits: Mapping[str, Dataset]) -> Rows:
         train=_head(train, data.max_train_rows),
         select=_head(select, limit),
         report={name: _head(rows, limit) for name, rows in report.items()},
-        rule=f"{rule} (split seed {data.selection_seed})" if data.selection != "validation" else rule,
+        rule=f"{rule} (split seed {data.selection_seed})"
+        if data.selection != "validation"
+        else rule,
     )
 
 
@@ -107,9 +109,7 @@ def _load_splits(data: DataBlock) -> Mapping[str, Dataset]:
     if folder.is_dir():
         return _load_folder(folder, data)
     if _looks_local(data.path):
-        raise SoraError(
-            f"no data directory '{data.path}'", where=_neighbours(folder), hint=None
-        )
+        raise SoraError(f"no data directory '{data.path}'", where=_neighbours(folder), hint=None)
     return _load_hub(data)
 
 
@@ -176,9 +176,7 @@ def _quiet_load_all(
     path: str, data: DataBlock, *, cache_dir: str | None = None
 ) -> Mapping[str, Dataset]:
     try:
-        loaded = datasets.load_dataset(
-            path, data.name, revision=data.revision, cache_dir=cache_dir
-        )
+        loaded = datasets.load_dataset(path, data.name, revision=data.revision, cache_dir=cache_dir)
     except ValueError as error:
         raise SoraError(
             f"data '{path}' can not be loaded: {_first_line(error)}",

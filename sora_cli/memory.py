@@ -172,7 +172,7 @@ def resident_memory() -> float:
     return float(peak_memory() or 0)
 
 
-class StorageTracker(TorchDispatchMode):
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums the storages that operations make, for as long as they live.
 
     Args:
@@ -181,7 +181,7 @@ class StorageTracker(TorchDispatchMode):
     """
 
     def __init__(self, known: list[Tensor], *, small: float = MMAP_LIMIT) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.limit = small
         self.live, self.small, self.peak, self.small_at_peak = 0, 0, 0, 0
         self._sizes: dict[int, int] = {t.untyped_storage()._cdata: 0 for t in known}
@@ -251,9 +251,7 @@ class _Work:
         def line(a: float, b: float) -> float:
             return a + (b - a) * (n - 1)
 
-        return Trace(
-            line(one.peak, two.peak), line(one.small, two.small), line(one.kept, two.kept)
-        )
+        return Trace(line(one.peak, two.peak), line(one.small, two.small), line(one.kept, two.kept))
 
     def _run(
         self,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from methods.base import AdapterMethod, LowRankLinear
@@ -47,7 +47,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]
     sorted by length, and predictions come back in the data set's order.
     """
 
-    def __init__(self, *, task: Task, recipe: Recipe, train: Encoded | None, **options: Any) -> None:
+    def __init__(
+        self, *, task: Task, recipe: Recipe, train: Encoded | None, **options: Any
+    ) -> None:
         super().__init__(train_dataset=train and train.dataset, **options)
         self.task, self.recipe, self.train_rows = task, recipe, train
         self.model_accepts_loss_kwargs = False  # then its loss is a plain mean, divided later
@@ -152,8 +154,6 @@ def fit(
     hooks: MethodCallback = attach(trainer, method, layers, head_lr=block.head_learning_rate)
     checkpoints = Checkpoints(trainer, method, layers, output / "checkpoints")
     trainer.add_callback(checkpoints)
-    if block.early_stopping is not None:
-        trainer.add_callback(EarlyStoppingCallback(block.early_stopping))
     _set_progress(trainer, hooks)
     trainer.train()
     best = checkpoints.restore_best()
@@ -175,6 +175,7 @@ def training_arguments(
     evaluate, eval_steps = _cadence(block.evaluate if evaluates else "no")
     if block.precision == "fp16" and not torch.cuda.is_available():
         raise SoraError("precision fp16 needs a GPU", hint="training.precision=bf16")
+    _check_loggers(block.loggers)
     world = _world_size()
     parts = block.gradient_accumulation * world
     if block.batch_size % parts:
@@ -228,6 +229,18 @@ def _set_progress(trainer: AdapterTrainer, hooks: MethodCallback) -> None:
 
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RunProgress(hooks, trainer.task.scorer.best))
+
+
+def _check_loggers(names: list[str]) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    known = get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise SoraError(
+                f"logger '{name}' is unknown or not installed",
+                where=f"installed: {', '.join(known) or 'none'}",
+            )
 
 
 def _cadence(cadence: Cadence) -> tuple[str, int | None]:

@@ -18,7 +18,9 @@ from sora_cli.recipe_file import load_recipe
 from sora_cli.report import RunReport, read_report
 from sora_cli.tasks.sequence import SequenceClassification
 
-WORDS = ("cat dog bird fish sees hears likes knows red blue old new the a not every some no").split()
+WORDS = (
+    "cat dog bird fish sees hears likes knows red blue old new the a not every some no"
+).split()
 GLUE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cola": (("sentence",), ("unacceptable", "acceptable")),
     "sst2": (("sentence",), ("negative", "positive")),
@@ -65,7 +67,10 @@ def pair_rows(rows: int, *, seed: int = 0, regression: bool = False) -> list[dic
     rng = random.Random(seed)
     made = []
     for i in range(rows):
-        first, second = rng.choices(WORDS, k=rng.randint(2, 9)), rng.choices(WORDS, k=rng.randint(2, 9))
+        first, second = (
+            rng.choices(WORDS, k=rng.randint(2, 9)),
+            rng.choices(WORDS, k=rng.randint(2, 9)),
+        )
         if i % 2:
             second[0] = first[0]
         same = first[0] == second[0]
@@ -88,9 +93,7 @@ def write_recipe(folder: Path, model: Any, *, rows: int = 48, **blocks: dict[str
         "task": {"name": "sequence-classification"},
         "data": {
             "files": {
-                "train": write_rows(
-                    folder / "train.jsonl", pair_rows(rows, regression=regression)
-                ),
+                "train": write_rows(folder / "train.jsonl", pair_rows(rows, regression=regression)),
                 "validation": write_rows(
                     folder / "validation.jsonl", pair_rows(24, seed=1, regression=regression)
                 ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +63,34 @@ def load_target(target: str, recipe: Recipe, task: Task) -> Base:
                 f"'{target}' holds no trained head: {', '.join(base.missing[:3])} are missing",
                 hint="give an adapter directory, or a merged model",
             )
+        _check_classes("model", _stored_classes(base, recipe), task)
         return base
     adapter = read_adapter(folder)
-    if adapter.meta.labels is not None and list(adapter.meta.labels) != task.label_names:
-        raise SoraError(
-            f"the adapter's classes are {', '.join(adapter.meta.labels)}",
-            where=f"the recipe's: {', '.join(task.label_names or ['none'])}",
-        )
+    _check_classes("adapter", adapter.meta.labels, task)
     update = {"path": adapter.base.path, "revision": adapter.base.revision}
     base = load_base(recipe.model.model_copy(update=update), task)
     apply_adapter(base.model, adapter)
     return base
+
+
+def _check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:
+    """The same names in the same order: else scores would be of the wrong classes."""
+    if known is not None and list(known) != task.label_names:
+        raise SoraError(
+            f"the {what}'s classes are {', '.join(known)}",
+            where=f"the recipe's: {', '.join(task.label_names or ['none'])}",
+        )
+
+
+def _stored_classes(base: Base, recipe: Recipe) -> list[str] | None:
+    """Names in the model's own configuration, unless transformers made them up."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        base.resolved, trust_remote_code=recipe.model.trust_remote_code
+    )
+    names = [config.id2label[i] for i in sorted(config.id2label)]
+    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
 def _records(

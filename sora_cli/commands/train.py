@@ -64,11 +64,11 @@ def run(loaded: LoadedRecipe, output: Path) -> None:
     ready = prepare(loaded.recipe, log.phase)
     record_setup(log.report, ready)
     say(describe(log.report))
+    trainer = build_trainer(
+        loaded.recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
+    )
     with log.running():
         with log.phase("train"):
-            trainer = build_trainer(
-                loaded.recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
-            )
             result = fit(trainer, ready.method, ready.layers, output)
         with log.phase("evaluate"):
             log.report.metrics = evaluate_all(trainer, ready.task, ready.report)

@@ -65,7 +65,9 @@ def test_files_of_each_kind(tmp_path: Path, kind: str) -> None:
 
 def test_several_files_of_a_split_are_joined_in_order(tmp_path: Path) -> None:
     made = pair_rows(9)
-    names = [write_rows(tmp_path / f"{n}.jsonl", made[a:b]) for n, a, b in [("z", 0, 5), ("a", 5, 9)]]
+    names = [
+        write_rows(tmp_path / f"{n}.jsonl", made[a:b]) for n, a, b in [("z", 0, 5), ("a", 5, 9)]
+    ]
     rows = _load(files={"train": names, "validation": names[1]})
     assert rows.train.to_list() == made
     assert rows.select.to_list() == made[5:]
@@ -254,7 +256,9 @@ def test_files_of_mixed_or_unknown_kind(tmp_path: Path) -> None:
 def test_corrupt_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"bad.{kind}"
     path.write_bytes(b'\x00\xff"{[unfinished,\n"a')
-    lines = _refused("data.files.train can not be read", files={**_files(tmp_path), "train": str(path)})
+    lines = _refused(
+        "data.files.train can not be read", files={**_files(tmp_path), "train": str(path)}
+    )
     assert len(lines) == 1
 
 

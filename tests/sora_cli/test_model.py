@@ -68,11 +68,16 @@ def test_backbone_of_the_checkpoint_is_loaded(tmp_path: Path) -> None:
 def test_without_a_new_head_only_what_is_missing_is_trained() -> None:
     assert head_modules(tiny_bert(), (), new_head=False) == ()
     missing = ["bert.encoder.layer.0.output.dense.weight"]
-    assert head_modules(tiny_bert(), missing, new_head=False) == ("bert.encoder.layer.0.output.dense",)
+    assert head_modules(tiny_bert(), missing, new_head=False) == (
+        "bert.encoder.layer.0.output.dense",
+    )
 
 
 def test_missing_backbone_parameters_make_their_modules_trained(tmp_path: Path) -> None:
-    names = ("encoder.layer.1.output.dense.weight", "encoder.layer.0.attention.output.LayerNorm.bias")
+    names = (
+        "encoder.layer.1.output.dense.weight",
+        "encoder.layer.0.attention.output.LayerNorm.bias",
+    )
     base = _load(_without(save_base(tiny_bert(), tmp_path / "base"), *names))
     assert {f"bert.{name}" for name in names} <= set(base.missing)
     assert base.head == (

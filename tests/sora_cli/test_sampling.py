@@ -71,7 +71,9 @@ def test_processes_take_the_same_steps_together(processes: int) -> None:
 @pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["grouped", "plain"])
 @pytest.mark.parametrize("rows", [ROWS, 992, 5, 16])
 def test_every_row_exactly_once_an_epoch(rows: int, lengths: np.ndarray | None) -> None:
-    sampler = _sampler(rows=rows, micro_batch=4, lengths=None if lengths is None else lengths[:rows])
+    sampler = _sampler(
+        rows=rows, micro_batch=4, lengths=None if lengths is None else lengths[:rows]
+    )
     for epoch in range(3):
         sampler.set_epoch(epoch)
         assert sorted(i for batch in sampler for i in batch) == list(range(rows))

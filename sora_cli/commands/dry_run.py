@@ -1,0 +1,210 @@
+"""`sora train --dry-run`: everything a run would do, found out without training or writing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.console import count, emit, say, size
+from sora_cli.errors import SoraError
+from sora_cli.recipe_file import LoadedRecipe
+
+if TYPE_CHECKING:
+    from methods.base import Plan
+    from sora_cli.matching import LayerGroup
+    from sora_cli.memory import MemoryPrediction
+    from sora_cli.prepare import Prepared
+    from sora_cli.steps import Steps
+
+_KEY, _VALUE, _WIDTH = 31, 36, 100  # columns
+_MISSING = 12  # parameters listed
+
+
+def dry_run(loaded: LoadedRecipe) -> None:
+    """Resolve a recipe and show, on stdout, what training it would do.
+
+    Raises:
+        SoraError, MethodError: what would stop the run before its first step.
+    """
+    emit_section("recipe", recipe_lines(loaded))
+    say("loading torch and transformers ...")
+    from sora_cli.memory import predict_memory
+    from sora_cli.prepare import prepare
+    from sora_cli.steps import count_steps, learning_rates
+    from sora_cli.training import training_arguments
+
+    ready, block = prepare(loaded.recipe, _untimed), loaded.recipe.training
+    emit_section("adapted layers", adapted_lines(ready))
+    emit_section("linear layers without adapter", near_miss_lines(ready, block.train_head))
+    emit_section("parameters", parameter_lines(ready, block.train_head))
+    emit_section("data", data_lines(ready))
+    metric = ready.task.scorer.best
+    args = training_arguments(loaded.recipe, loaded.output_dir, metric, evaluates=True)
+    steps = count_steps(args, len(ready.train.lengths), batch_size=block.batch_size)
+    memory = predict_memory(ready, loaded.recipe, micro_batch=steps.micro_batch)
+    rates = learning_rates(args, ready.method, ready.layers, steps.total)
+    plan = ready.method.plan(ready.layers, total_steps=steps.total, learning_rates=rates)
+    emit_section("steps", step_lines(steps, plan))
+    emit_section("memory", memory_lines(memory))
+    emit_section("output", output_lines(loaded))
+
+
+def emit_section(title: str, lines: Iterable[str]) -> None:
+    """A heading, its lines and an empty line."""
+    emit("\n".join([title, *(f"  {line}".rstrip() for line in lines), ""]))
+
+
+def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
+    """Key, value and origin of every value of the recipe."""
+    for key, value, origin in loaded.values():
+        shown = _shown(value)
+        if len(key) < _KEY and len(shown) <= _VALUE:
+            yield f"{key:<{_KEY}} {shown:<{_VALUE}} {origin}"
+        else:  # in full, however long: people copy these
+            yield f"{key:<{_KEY}} {shown}"
+            yield f"{'':<{_KEY}} {'':<{_VALUE}} {origin}"
+
+
+def adapted_lines(ready: Prepared) -> Iterator[str]:
+    """Matched layers, those that differ in a number only together."""
+    from sora_cli.matching import adapted_groups
+
+    components = sum(layer.rank for layer in ready.layers.values())
+    yield (
+        f"{len(ready.layers)} linear layers, {count(components)} components, "
+        f"method {ready.method.name}"
+    )
+    yield from _table(adapted_groups(ready.layers))
+
+
+def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
+    """Linear layers that stay without an adapter, and why."""
+    from sora_cli.matching import near_misses
+
+    groups = near_misses(ready.base.model, head=ready.base.head, train_head=train_head)
+    yield from _table(groups) if groups else ["none"]
+
+
+def parameter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
+    """Counts from real shapes, and what the checkpoint did not supply."""
+    model, layers = ready.base.model, ready.layers.values()
+    adapters = {id(p) for m in layers for p in (m.A, m.B, m.d) if p is not None}
+    base = sum(p.numel() for p in model.parameters() if id(p) not in adapters)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    factors = sum(m.A.numel() + m.B.numel() for m in layers)
+    gates = sum(m.d.numel() for m in layers if m.d is not None)
+    head = sum(
+        p.numel() for path in ready.base.head for p in model.get_submodule(path).parameters()
+    )
+    costs = [m.A.shape[1] + m.B.shape[0] for m in layers]
+    low, high = count(min(costs)), count(max(costs))
+    yield f"{'base model':<24} {count(base):>15}"
+    yield f"{'trained':<24} {count(trained):>15}  ({trained / base:.2%} of the base model)"
+    yield f"{'adapters at the start':<24} {count(factors):>15}"
+    if gates:
+        yield f"{'gates':<24} {count(gates):>15}  (while training)"
+    yield f"{'head':<24} {count(head):>15}  ({'trained' if train_head else 'frozen'})"
+    per = low if low == high else f"{low} to {high}"
+    gate = ", + 1 gate while training" if gates else ""
+    yield f"{'one component':<24} {per:>15}  (in + out{gate})"
+    yield from _missing_lines(ready, train_head)
+
+
+def _missing_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
+    missing = ready.base.missing
+    if not missing:
+        yield "the base checkpoint supplies every parameter"
+        return
+    fate = "trained" if train_head else "FROZEN at random values"
+    yield f"not supplied by the base checkpoint, drawn at random and {fate}:"
+    yield from (f"  {name}" for name in missing[:_MISSING])
+    if len(missing) > _MISSING:
+        yield f"  ... and {len(missing) - _MISSING} more"
+
+
+def data_lines(ready: Prepared) -> Iterator[str]:
+    """Rows, longest row and rows cut, per part of the data."""
+    parts = {"train": ready.train, "select": ready.select}
+    parts |= {f"report {name}": part for name, part in ready.report.items()}
+    yield f"{'part':<32} {'rows':>10} {'longest':>10} {'truncated':>10}"
+    for name, part in parts.items():
+        longest = int(part.lengths.max())
+        yield f"{name:<32} {count(len(part.lengths)):>10} {longest:>10} {count(part.truncated):>10}"
+    yield ready.rows.rule
+
+
+def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:
+    """Optimiser steps, the method's phases, and what it can not do in so many."""
+    yield (
+        f"{count(steps.total)} optimiser steps, {count(steps.per_epoch)} an epoch, "
+        f"{count(steps.warmup)} of them warm-up"
+    )
+    for name, length in plan.phases:
+        yield f"  {count(length):>10}  {name}"
+    for note in plan.notes:
+        yield from textwrap.wrap(note, _WIDTH - 2)
+    for warning in plan.warnings:
+        yield from textwrap.wrap(f"WARNING: {warning}", _WIDTH - 2)
+
+
+def memory_lines(m: MemoryPrediction) -> Iterator[str]:
+    """The predicted peak and its parts."""
+    rows, tokens = m.training_shape
+    what = "resident memory" if m.device == "cpu" else "GPU memory"
+    yield f"predicted peak {what} {size(m.peak)}"
+    for part, n_bytes in (
+        ("loaded model and data" if m.device == "cpu" else "loaded model", m.resident),
+        ("taken once by the first step", m.runtime),
+        ("AdamW moments", m.moments),
+        ("gradients", m.gradients),
+        (f"activations of {rows} rows x {tokens} tokens", m.activations),
+        ("temporaries", m.temporaries),
+        ("holes in the heap", m.slack(m.training)),
+    ):
+        yield f"  {part:<44} {size(n_bytes):>10}"
+    rows, tokens = m.evaluation_shape
+    yield (
+        f"peak while training {size(m.training_peak)}, while evaluating "
+        f"{size(m.evaluation_peak)} ({rows} rows x {tokens} tokens)"
+    )
+    if not m.exact:
+        yield "activations extrapolated from batches of one and two rows"
+
+
+def output_lines(loaded: LoadedRecipe) -> Iterator[str]:
+    """The output directory, and whether a run may write there."""
+    from sora_cli.commands.train import check_output
+
+    yield str(loaded.output_dir)
+    try:
+        check_output(loaded.output_dir, force=False)
+    except SoraError as error:
+        yield from textwrap.wrap(f"WARNING: {error.what}; {error.hint}", _WIDTH - 2)
+
+
+def _table(groups: list[LayerGroup]) -> Iterator[str]:
+    wide = max(len(group.pattern) for group in groups)
+    for g in groups:
+        shape = f"{count(g.n_in)} -> {count(g.n_out)}"
+        yield f"{g.count:>4} x {g.pattern:<{wide}}  {shape:<16} {g.remark}".rstrip()
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML would have it."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return value or '""'
+    if isinstance(value, Path):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def _untimed(phase: str) -> Iterator[None]:
+    say(f"{phase} ...")
+    yield

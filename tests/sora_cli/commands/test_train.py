@@ -1,0 +1,290 @@
+"""`sora train`, end to end on a tiny model, for every method."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from methods.registry import method_names
+from sora_cli.adapter import read_adapter
+from sora_cli.app import run
+from sora_cli.commands.train import run as run_recipe
+from sora_cli.model import load_base
+from sora_cli.recipe_file import load_recipe
+from sora_cli.tasks import create_task
+from tests.helpers_adapters import assert_same, logits
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import glue_rows, script_scores, train, write_recipe
+
+OPTIONS = {"lora": {"r": 3}, "adalora": {"init_r": 3, "target_r": 2}, "sora": {"r_max": 4}}
+KINDS = {"classification": 2, "regression": 1}
+
+
+def _recipe(folder: Path, *, kind: str = "classification", **blocks: Any) -> Path:
+    task = {"name": f"sequence-{kind}"}
+    model = tiny_bert(num_labels=KINDS[kind])
+    return write_recipe(folder, model, **{"task": task, **blocks})
+
+
+def _tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _error(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines from the error on."""
+    lines = capsys.readouterr().err.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    assert len(lines) - first <= 3
+    return lines[first:]
+
+
+def test_every_method_has_options_here() -> None:
+    assert list(OPTIONS) == method_names()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", OPTIONS)
+def test_end_to_end_and_loaded_by_peft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, kind: str
+) -> None:
+    """The in-memory model is caught as the run leaves it, best checkpoint restored."""
+    caught: list[Any] = []
+    import sora_cli.results as results
+
+    evaluate_all = results.evaluate_all
+
+    def watch(trainer: Any, *args: Any) -> Any:
+        caught.append(trainer.model)
+        return evaluate_all(trainer, *args)
+
+    monkeypatch.setattr(results, "evaluate_all", watch)
+    recipe = _recipe(tmp_path, kind=kind)
+    recipe_words = [f"method.{key}={value}" for key, value in OPTIONS[method].items()]
+    report = train(recipe, f"method.name={method}", *recipe_words)
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {"adapter", "checkpoints", "ranks.png", "report.json"}
+    assert (out / "ranks.png").read_bytes().startswith(b"\x89PNG")
+    metrics = report.metrics["validation"]
+    names = (
+        ["accuracy"] if kind == "classification" else ["pearson_spearman", "pearson", "spearman"]
+    )
+    assert list(metrics) == [*names, "loss"]
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=KINDS[kind]
+    )
+    loaded = peft.PeftModel.from_pretrained(base, str(out / "adapter")).eval()
+    (trained,) = caught
+    expected = logits(trained.eval())
+    assert_same(logits(loaded), expected)
+    start = load_base(load_recipe(recipe).recipe.model, _task(kind)).model.eval()
+    assert (logits(start) - expected).abs().max() > 0.01  # something was learned
+    head = read_adapter(out).head
+    assert set(head) == {f"{m}.{p}" for m in ("bert.pooler.dense", "classifier") for p in ("weight", "bias")}  # fmt: skip
+    for name, tensor in head.items():
+        assert torch.equal(tensor, trained.get_parameter(name))
+
+
+def _task(kind: str) -> Any:
+    recipe = load_recipe("stsb" if kind == "regression" else "rte").recipe
+    task = create_task(recipe.task, recipe.data)
+    task.bind(glue_rows("stsb" if kind == "regression" else "rte", 4))
+    return task
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_one_seed_gives_one_adapter(tmp_path: Path, method: str) -> None:
+    """Whatever was drawn from the global generators before; another seed gives another."""
+    recipe = _recipe(tmp_path)
+    words = [f"method.name={method}", "training.epochs=1", "training.model_dropout=0.2"]
+    weights = []
+    for seed in (3, 3, 4):
+        train(recipe, "--force", *words, f"training.seed={seed}")
+        weights.append((tmp_path / "out/adapter/adapter_model.safetensors").read_bytes())
+        torch.rand(7)
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_finished_run_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = _recipe(tmp_path, training={"max_steps": 2})
+    train(recipe)
+    before = _tree(tmp_path / "out")
+    capsys.readouterr()
+    assert run(["train", str(recipe), "training.seed=1"]) == 2
+    assert "holds a finished run" in _error(capsys)[0]
+    assert _tree(tmp_path / "out") == before
+    train(recipe, "training.seed=1", "--force")
+    assert _tree(tmp_path / "out") != before
+
+
+def test_foreign_directory_is_not_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = _recipe(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    assert run(["train", str(recipe)]) == 2
+    assert "holds no run" in _error(capsys)[0]
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    (tmp_path / "file").touch()
+    assert run(["train", str(recipe), f"output.dir={tmp_path / 'file'}"]) == 2
+    assert "is a file" in _error(capsys)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.label_column=gold"], "no column 'gold'"),
+        (["data.validation=test"], "no split 'test'"),
+        (["model.path=./nowhere"], "there is no model at"),
+        (["method.targets=[nothing]"], "target 'nothing' matches no linear layer"),
+        (["method.name=adalora", "training.max_steps=1"], "leave no step of 1"),
+        (["training.precision=fp16"], "precision fp16 needs a GPU"),
+        (["task.metrics=[no-such-metric]"], "no metric 'no-such-metric'"),
+        (["training.batch_size=9", "training.gradient_accumulation=2"], "not a multiple"),
+        (["training.early_stopping=1", "training.evaluate=no"], "early_stopping needs evaluations"),
+        (["data.selection=train-rows"], "selection_rows 1000 leaves none of 48"),
+        (["training.loggers=[no-such-logger]"], "no-such-logger"),
+    ],
+)
+def test_failing_set_up_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    if "fp16" in words[0] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    recipe = _recipe(tmp_path)
+    before = _tree(tmp_path)
+    assert run(["train", str(recipe), *words]) == 2
+    assert message in " ".join(_error(capsys))
+    assert _tree(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_frozen_head_keeps_its_seeds_value_and_is_saved(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path)
+    train(recipe, "training.train_head=false", "training.seed=7")
+    transformers.set_seed(7)
+    base = load_base(load_recipe(recipe).recipe.model, _task("classification"))
+    head = read_adapter(tmp_path / "out").head
+    assert len(head) == 4
+    for name, tensor in head.items():
+        assert torch.equal(tensor, base.model.get_parameter(name))
+    train(recipe, "--force", "training.seed=7")
+    assert not torch.equal(read_adapter(tmp_path / "out").head["classifier.weight"],
+                           head["classifier.weight"])  # fmt: skip
+
+
+def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script_scores(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.9, 0.9])
+    recipe = _recipe(tmp_path, training={"epochs": 6, "early_stopping": 2})
+    report = train(recipe)
+    assert report.steps == 4 * 6
+    assert report.best_step == 2 * 6
+    script_scores(monkeypatch, [0.5, 0.7, 0.6, math.nan, 0.9, 0.9])
+    report = train(recipe, "--force", "training.keep_best=false")
+    assert report.steps == 4 * 6
+    assert report.best_step is None
+
+
+def test_adalora_is_not_stopped_before_its_budget_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores fall while triplets are taken away; that is no reason to stop above the budget."""
+    script_scores(monkeypatch, [0.9, 0.8, 0.7, 0.6, 0.65, 0.5])
+    recipe = _recipe(tmp_path, training={"epochs": 6, "early_stopping": 2})
+    report = train(recipe, "method.name=adalora", "method.init_r=4", "method.target_r=2")
+    assert sum(r.end for r in report.ranks.values()) == 2 * len(report.ranks)
+
+
+def test_max_steps_wins_over_epochs(tmp_path: Path) -> None:
+    report = train(_recipe(tmp_path, training={"epochs": 50, "max_steps": 8, "evaluate": 3}))
+    assert report.steps == 8
+    assert len(report.live_components) == 8
+    assert [e["step"] for e in report.history if "eval_accuracy" in e][:2] == [3, 6]
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_accumulated_run_is_the_same_run(tmp_path: Path, method: str) -> None:
+    """4 micro-batches of 2 rows, or one of 8: the same batches, gradients, and so the same end."""
+    recipe = _recipe(tmp_path)
+    words = [f"method.name={method}", "training.model_dropout=0", "training.max_steps=5",
+             "training.learning_rate=1e-3", "training.evaluate=no"]  # fmt: skip
+    results = []
+    for parts in (1, 4):
+        report = train(recipe, *words, "--force", f"training.gradient_accumulation={parts}")
+        state = load_file(tmp_path / "out/checkpoints/step-000005/state.safetensors")
+        results.append({n: t for n, t in state.items() if n.startswith("model.")})
+        assert report.steps == 5
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, atol=2e-5, rtol=1e-3)
+
+
+def test_model_dropout_changes_training(tmp_path: Path) -> None:
+    recipe, heads = _recipe(tmp_path, training={"epochs": 1}), []
+    for rate in (0.0, 0.5):
+        train(recipe, "--force", f"training.model_dropout={rate}")
+        heads.append(read_adapter(tmp_path / "out").head["classifier.weight"])
+    assert not torch.equal(*heads)
+
+
+@pytest.mark.parametrize(("threshold", "said"), [(0.0, True), (0.05, False)])
+def test_no_rank_changed_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], threshold: float, said: bool
+) -> None:
+    report = train(_recipe(tmp_path), f"method.threshold={threshold}")
+    event = "NO RANK CHANGED: sora ended with all the components it started with"
+    assert (event in report.events) is said
+    assert (f"note: {event}" in capsys.readouterr().err) is said
+
+
+def test_lora_is_not_blamed_for_keeping_its_rank(tmp_path: Path) -> None:
+    report = train(_recipe(tmp_path), "method.name=lora")
+    assert not any("NO RANK CHANGED" in event for event in report.events)
+
+
+def test_everything_dead_still_ends_well(tmp_path: Path) -> None:
+    report = train(_recipe(tmp_path), "method.threshold=5")
+    assert sum(r.end for r in report.ranks.values()) == 0
+    assert report.parameters.adapter_end == 0
+    assert any("every gate is zero" in event for event in report.events)
+    assert sum(read_adapter(tmp_path / "out").ranks().values()) == 0
+
+
+def test_logger_writes_inside_the_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    train(_recipe(tmp_path), "training.loggers=[tensorboard]", "training.logging_steps=2")
+    events = list(tmp_path.rglob("events.out.tfevents.*"))
+    assert events
+    assert all(path.is_relative_to(tmp_path / "out") for path in events)
+
+
+def test_talk_is_on_stderr_and_results_on_stdout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = _recipe(tmp_path)
+    run_recipe(load_recipe(recipe), tmp_path / "out")
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0].startswith("validation: accuracy 0.")
+    assert any(line.startswith("components: ") and "of 48 kept" in line for line in lines)
+    assert lines[-1].startswith("time: ")
+    assert f"sora inspect {tmp_path / 'out'}" in captured.err
+    assert "12 layers, 48 components" in captured.err
