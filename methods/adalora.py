@@ -97,7 +97,7 @@ class AdaLora(AdapterMethod):
         layers: Layers,
         *,
         total_steps: int,
-        learning_rates: Mapping[str, Sequence[float]],  # noqa: ARG002
+        learning_rates: Mapping[str, Sequence[float]],
     ) -> Plan:
         """The three phases of the budget (eq. 12)."""
         schedule = self._budget_schedule(layers, total_steps)

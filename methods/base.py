@@ -163,10 +163,10 @@ class AdapterMethod(ABC):
 
     def plan(
         self,
-        layers: Layers,  # noqa: ARG002
+        layers: Layers,
         *,
         total_steps: int,
-        learning_rates: Mapping[str, Sequence[float]],  # noqa: ARG002
+        learning_rates: Mapping[str, Sequence[float]],
     ) -> Plan:
         """What a run of that many optimiser steps will do; for dry runs, changes nothing.
 
@@ -181,7 +181,7 @@ class AdapterMethod(ABC):
     def begin(self, layers: Layers, *, total_steps: int) -> None:  # noqa: B027 (optional)
         """Called once before step 0; raises `MethodError` if the run can not work."""
 
-    def penalty(self, layers: Layers) -> Tensor | None:  # noqa: ARG002
+    def penalty(self, layers: Layers) -> Tensor | None:
         """What is added to the training loss of an optimiser step; None for nothing."""
         return None
 
@@ -207,7 +207,7 @@ class AdapterMethod(ABC):
         live = sum(live_components(layer) for layer in layers.values())
         return Summary(live=live, total=total)
 
-    def deliverable(self, layers: Layers) -> bool:  # noqa: ARG002
+    def deliverable(self, layers: Layers) -> bool:
         """Whether the adapter as it stands may be the run's result, not just a stage on the way."""
         return True
 

@@ -77,7 +77,7 @@ class Sora(AdapterMethod):
 
     def plan(
         self,
-        layers: Layers,  # noqa: ARG002
+        layers: Layers,
         *,
         total_steps: int,
         learning_rates: Mapping[str, Sequence[float]],

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from methods.registry import did_you_mean
 from sora_cli.errors import SoraError
-from sora_cli.offline import offline_error
+from sora_cli.offline import offline_error, quiet_hub
 from sora_cli.recipe import DataBlock
 
 BUILTIN = "builtin://"
@@ -45,6 +45,7 @@ def load_rows(data: DataBlock) -> Rows:
         SoraError: nothing there, an unknown split, an empty split.
     """
     datasets.disable_progress_bars()
+    quiet_hub()
     splits = _load_splits(data)
     wanted = [data.train, *data.validation]
     for split in wanted:
@@ -71,7 +72,8 @@ def _assign(data: DataBlock, splits: Mapping[str, Dataset]) -> Rows:
     else:
         if data.selection_rows >= len(train):
             raise SoraError(
-                f"data.selection_rows {data.selection_rows} leaves none of {len(train)} training rows"
+                f"data.selection_rows {data.selection_rows} leaves none of {len(train)} "
+                "training rows"
             )
         select, train = _split(train, data.selection_rows, data.selection_seed)
         rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"

@@ -9,9 +9,7 @@ On a CPU the peak is the largest resident set of the process, as `report.peak_me
 steps take once (thread pools, kernels' work space, late imports); `moments` AdamW's two averages
 of every trained parameter. `traced` is the largest sum of tensors alive at any moment: of a
 forward and backward pass over the longest training rows (activations, gradients, temporaries), or
-of an evaluation batch. It is found by running the model on tensors without data
-(`FakeTensorMode`) while following the life of every storage. Where a model can not run on such
-tensors, real batches of one and two rows are traced and extrapolated.
+of an evaluation batch (see `memory_trace`).
 
 On a GPU the peak is the allocator's: base parameters and buffers instead of `resident`, cuBLAS's
 workspace instead of `runtime`, and no heap slack.
@@ -22,19 +20,14 @@ Not followed: temporaries inside a kernel, and what a method keeps between steps
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from sora_cli.memory_trace import Passes, Trace
 from sora_cli.prepare import Prepared
 from sora_cli.recipe import Recipe
 from sora_cli.report import peak_memory
@@ -42,24 +35,7 @@ from sora_cli.tasks.base import Encoded
 
 CPU_RUNTIME = 75_000_000  # bytes, measured on a run of two-row batches
 CUDA_RUNTIME = 33_000_000  # bytes of cuBLAS workspace
-MMAP_LIMIT = 32 << 20  # bytes: glibc maps larger blocks each on its own and gives them back
 HEAP_SLACK = 0.2  # holes in glibc's heap, as a share of the smaller blocks; measured
-
-Tensors = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Largest sum of tensors alive during a piece of work, in bytes.
-
-    Attributes:
-        peak: at the worst moment; `small` of it in blocks the heap holds.
-        kept: after the forward pass: what the backward pass needs.
-    """
-
-    peak: float
-    small: float
-    kept: float
 
 
 @dataclass(frozen=True)
@@ -146,7 +122,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
         key=lambda rows: _cells(rows),
     )
     passes = 2 if recipe.training.gradient_accumulation > 1 else 1  # the second finds gradients
-    work = _Work(model, collate, device, recipe.training.precision)
+    work = Passes(model, collate, device, recipe.training.precision)
     step, exact = work.trace(training, passes)
     scoring, exact_too = work.trace(evaluation, 0)
     return MemoryPrediction(
@@ -170,137 +146,6 @@ def resident_memory() -> float:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
     return float(peak_memory() or 0)
-
-
-class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums the storages that operations make, for as long as they live.
-
-    Args:
-        known: tensors that are there already and count nothing.
-        small: blocks up to that many bytes are summed by themselves, too.
-    """
-
-    def __init__(self, known: list[Tensor], *, small: float = MMAP_LIMIT) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.limit = small
-        self.live, self.small, self.peak, self.small_at_peak = 0, 0, 0, 0
-        self._sizes: dict[int, int] = {t.untyped_storage()._cdata: 0 for t in known}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._born(leaf.untyped_storage())
-        return out
-
-    def _born(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self._add(storage.nbytes(), 1)
-        weakref.finalize(storage, self._gone, key)
-        if self.live > self.peak:
-            self.peak, self.small_at_peak = self.live, self.small
-
-    def _gone(self, key: int) -> None:
-        self._add(self._sizes.pop(key), -1)
-
-    def _add(self, size: int, sign: int) -> None:
-        self.live += sign * size
-        if size <= self.limit:
-            self.small += sign * size
-
-
-@dataclass(frozen=True)
-class _Work:
-    """The model's forward and backward passes, on tensors with or without data."""
-
-    model: nn.Module
-    collate: Callable[[list[Any]], Tensors]
-    device: str
-    precision: str
-
-    def trace(self, rows: Encoded, passes: int) -> tuple[Trace, bool]:
-        """Trace a batch of rows; `passes` backward passes, 0: evaluation. False: extrapolated."""
-        try:
-            return self._without_data(self._batch(rows, len(rows.lengths)), passes), True
-        except Exception:  # whatever an architecture does with the values of its tensors
-            return self._extrapolated(rows, passes), False
-
-    def _without_data(self, batch: Tensors, passes: int) -> Trace:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-        def fake(tensor: Tensor) -> Tensor:
-            with mode:
-                made: Tensor = mode.from_tensor(tensor.detach()).to(self.device)
-            return made
-
-        with mode:
-            return self._run(batch, passes, fake)
-
-    def _extrapolated(self, rows: Encoded, passes: int) -> Trace:
-        """A straight line through batches of one and two rows, on the CPU."""
-        n = len(rows.lengths)
-        one, two = (
-            self._run(self._batch(rows, k), passes, lambda t: t.detach(), small=MMAP_LIMIT * k / n)
-            for k in (min(1, n), min(2, n))
-        )
-
-        def line(a: float, b: float) -> float:
-            return a + (b - a) * (n - 1)
-
-        return Trace(line(one.peak, two.peak), line(one.small, two.small), line(one.kept, two.kept))
-
-    def _run(
-        self,
-        batch: Tensors,
-        passes: int,
-        convert: Callable[[Tensor], Tensor],
-        *,
-        small: float = MMAP_LIMIT,
-    ) -> Trace:
-        inputs = {k: convert(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        state = {
-            **{
-                n: convert(p).requires_grad_(p.requires_grad)
-                for n, p in self.model.named_parameters()
-            },
-            **{n: convert(b) for n, b in self.model.named_buffers()},
-        }
-        known = [t for t in (*state.values(), *inputs.values()) if isinstance(t, Tensor)]
-        tracker = StorageTracker(known, small=small)
-        kept = 0
-        with _mode(self.model, training=passes > 0), tracker, self._autocast():
-            for _ in range(max(passes, 1)):
-                before = tracker.live
-                with torch.set_grad_enabled(passes > 0):
-                    out = torch.func.functional_call(self.model, state, (), kwargs=inputs)
-                kept = tracker.live - before
-                if passes:
-                    out["loss"].backward()
-                del out
-        return Trace(tracker.peak, tracker.small_at_peak, kept)
-
-    def _batch(self, rows: Encoded, n: int) -> Tensors:
-        return self.collate([rows.dataset[i] for i in range(n)])
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.device, dtype=dtype)
-
-
-@contextlib.contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    before = model.training
-    model.train(training)
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 def _longest(rows: Encoded, n: int) -> Encoded:

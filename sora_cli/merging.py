@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from methods.factors import LowRankFactors
-from methods.init import linear_shape
 from sora_cli.adapter import Adapter
 from sora_cli.atomic import check_replaceable, new_directory
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import fingerprint, read_header, weight_files
-from sora_cli.model import quiet_loading
+from sora_cli.loading import linear_of, load_head, names_by_parameter
+from sora_cli.model import lacks_tokenizer, quiet_loading
 from sora_cli.references import local_checkpoint, resolve_model_path
 
 MODEL_CONFIG = "config.json"
@@ -31,7 +31,6 @@ _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model")
 _OUTPUT_LAYERS = ("classifier.weight", "score.weight", "out_proj.weight")
 
 
@@ -93,9 +92,9 @@ def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
         SoraError: no such layer, another shape, tied or quantised weights, a result that is not
             finite. The model may then be half merged.
     """
-    names = _names_by_parameter(model)
+    names = names_by_parameter(model)
     for path, factors in layers.items():
-        module = _linear(model, path, factors)
+        module = linear_of(model, path, factors)
         weight = module.weight
         assert isinstance(weight, Tensor)
         tied = [name for name in names[id(weight)] if name != f"{path}.weight"]
@@ -111,27 +110,6 @@ def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
         if not bool(merged.isfinite().all()):
             raise SoraError(f"'{path}' would hold NaN or infinity as {weight.dtype}")
         weight.copy_(merged)
-
-
-def load_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:
-    """Put the tensors stored in full in place.
-
-    Raises:
-        SoraError: no such parameter, another shape, or one tied to a weight that stays.
-    """
-    state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    names = _names_by_parameter(model)
-    for name, tensor in head.items():
-        target = state.get(name)
-        if target is None or target.shape != tensor.shape:
-            there = "no such parameter" if target is None else f"{tuple(target.shape)}"
-            raise SoraError(
-                f"the adapter's '{name}' {tuple(tensor.shape)} does not fit the base: {there}"
-            )
-        for other in names.get(id(target), []):
-            if other not in head or not torch.equal(head[other], tensor):
-                raise SoraError(f"'{name}' is trained in full but shares its weight with '{other}'")
-        target.copy_(tensor)
 
 
 def set_labels(config: Any, adapter: Adapter) -> None:
@@ -243,10 +221,8 @@ def _load_tokenizer(source: str, revision: str | None) -> Any:
     """The base model's tokenizer, or None if it has none."""
     import transformers
 
-    if Path(source).is_dir() and not any(
-        True for pattern in _TOKENIZER_FILES for _ in Path(source).glob(pattern)
-    ):
-        return None  # transformers would make up an empty one
+    if lacks_tokenizer(Path(source)):
+        return None
     options = _options(source, revision)
     try:
         with quiet_loading():
@@ -271,35 +247,3 @@ def _save(model: Any, tokenizer: Any, output: Path, *, force: bool) -> None:
                 raise SoraError("no weights were written")
     except OSError as error:
         raise SoraError(f"{output} can not be written: {error}") from error
-
-
-def _linear(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module:
-    """The layer an update belongs to, checked."""
-    try:
-        module = model.get_submodule(path)
-    except AttributeError as error:
-        raise SoraError(
-            f"the base model has no layer '{path}'",
-            hint="is it the right base, and the right kind of model for the adapter's task?",
-        ) from error
-    shape = linear_shape(module)
-    if shape is None:
-        raise SoraError(
-            f"'{path}' of the base model is no linear layer but {type(module).__name__}"
-        )
-    wanted = (factors.A.shape[1], factors.B.shape[0])
-    weight = module.weight
-    if not (isinstance(weight, Tensor) and weight.is_floating_point()):
-        raise SoraError(f"'{path}' of the base model is quantised")
-    if shape != wanted:
-        raise SoraError(f"'{path}' maps {shape[0]} to {shape[1]}, the adapter's "
-                        f"factors map {wanted[0]} to {wanted[1]}")  # fmt: skip
-    return module
-
-
-def _names_by_parameter(model: nn.Module) -> dict[int, list[str]]:
-    """Names of each parameter by its identity: several for tied ones."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return names

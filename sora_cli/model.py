@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sora_cli.errors import SoraError
-from sora_cli.offline import offline_error
+from sora_cli.offline import offline_error, quiet_hub
 from sora_cli.recipe import ModelBlock
 from sora_cli.references import resolve_model_path
 from sora_cli.tasks.base import Task
@@ -51,6 +51,7 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
     """
     import transformers
 
+    quiet_hub()
     resolved = resolve_model_path(block.path)
     source, gguf = _split_gguf(resolved)
     common: dict[str, Any] = {"trust_remote_code": block.trust_remote_code, **gguf}
@@ -70,7 +71,11 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
             **common,
         )
         _check_shapes(block.path, info["mismatched_keys"])
-        _check_tokenizer(Path(source), gguf=bool(gguf))
+        if not gguf and lacks_tokenizer(Path(source)):
+            raise SoraError(
+                f"the model directory {source} holds no tokenizer",
+                hint="copy tokenizer.json (or vocab.txt, spm.model, ...) of the model into it",
+            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
     _set_padding(model, tokenizer)
     missing = tuple(sorted(info["missing_keys"]))
@@ -106,6 +111,11 @@ def head_modules(
         if owner and not any(owner == h or owner.startswith(f"{h}.") for h in heads):
             heads.add(owner)
     return tuple(path for path, _ in model.named_modules() if path in heads)
+
+
+def lacks_tokenizer(folder: Path) -> bool:
+    """Whether this is a directory without a tokenizer: transformers would make up an empty one."""
+    return folder.is_dir() and not any(list(folder.glob(p)) for p in _TOKENIZER_FILES)
 
 
 @contextlib.contextmanager
@@ -166,15 +176,6 @@ def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) ->
             f"model '{reference}' does not fit the task's classes: its '{key}' is "
             f"{tuple(stored)}, not {tuple(wanted)}",
             hint="give the model without its head, or the data it was made for",
-        )
-
-
-def _check_tokenizer(folder: Path, *, gguf: bool) -> None:
-    """Of a directory without one transformers would make up an empty one, all unknown words."""
-    if not gguf and folder.is_dir() and not any(list(folder.glob(p)) for p in _TOKENIZER_FILES):
-        raise SoraError(
-            f"the model directory {folder} holds no tokenizer",
-            hint="copy tokenizer.json (or vocab.txt, spm.model, ...) of the model into it",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.util import find_spec
 
@@ -33,3 +34,8 @@ def _recipe() -> str:
     files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
     names = [word for word in words if "=" not in word] if command == "train" else []
     return next(iter([*files, *names]), "RECIPE")
+
+
+def quiet_hub() -> None:
+    """The Hub client's retries are not worth a line each: what failed is said once, at the end."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

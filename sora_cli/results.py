@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,9 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
     report.parameters.adapter_end = sum(f.parameters for f in end)
 
 
-def save_results(
-    report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path
-) -> None:
+def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path) -> None:
     """`adapter/` and `ranks.png`."""
-    known = BaseReference(**{k: report.base[k] for k in ("path", "resolved", "revision", "fingerprint")})
+    known = BaseReference(**{f.name: report.base[f.name] for f in fields(BaseReference)})
     adapter = run_adapter(ready, loaded.resolved()["method"], known)
     write_adapter(output / ADAPTER, adapter, force=True)
     start = {path: m.start for path, m in report.ranks.items()}

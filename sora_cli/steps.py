@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 
 from methods.base import AdapterMethod, Layers
+from sora_cli.recipe import TrainingBlock
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,15 @@ class Steps:
     micro_batch: int
 
 
-def count_steps(args: TrainingArguments, rows: int, *, batch_size: int) -> Steps:
+def count_steps(args: TrainingArguments, block: TrainingBlock, rows: int) -> Steps:
     """Steps as transformers' Trainer counts them; a last batch of fewer rows is a step, too."""
-    per_epoch = math.ceil(rows / batch_size)
-    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    return Steps(total, per_epoch, args.get_warmup_steps(total), args.per_device_train_batch_size)
+    total = block.total_steps(rows)
+    return Steps(
+        total=total,
+        per_epoch=block.steps_per_epoch(rows),
+        warmup=args.get_warmup_steps(total),
+        micro_batch=args.per_device_train_batch_size,
+    )
 
 
 def learning_rates(

@@ -18,9 +18,10 @@ from sora_cli.recipe_file import load_recipe
 from sora_cli.report import RunReport, read_report
 from sora_cli.tasks.sequence import SequenceClassification
 
-WORDS = (
-    "cat dog bird fish sees hears likes knows red blue old new the a not every some no"
-).split()
+WORDS = [
+    "cat", "dog", "bird", "fish", "sees", "hears", "likes", "knows", "red", "blue", "old", "new",
+    "the", "a", "not", "every", "some", "no",
+]  # fmt: skip
 GLUE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cola": (("sentence",), ("unacceptable", "acceptable")),
     "sst2": (("sentence",), ("negative", "positive")),
@@ -124,7 +125,7 @@ def output_of(recipe: Path | str, *words: str) -> Path:
 
 
 def write_glue(folder: Path, *, rows: int = 24, tasks: tuple[str, ...] = tuple(GLUE)) -> Path:
-    """A directory laid out as the Hub's GLUE: configurations, columns, classes, test without labels."""
+    """A directory laid out as the Hub's GLUE: configurations, columns, unlabelled test rows."""
     configs = []
     for task in tasks:
         files = []

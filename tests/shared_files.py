@@ -28,3 +28,12 @@ def golden_file(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no golden trajectories in {folder}; set SORA_GOLDEN to their folder")
     return folder / name
+
+
+def glue_folder() -> Path:
+    """The local copy of GLUE: `glue` in SORA_DATA, else in `../shared/data`; skips without it."""
+    named = os.environ.get("SORA_DATA")
+    folder = (Path(named) if named else REPOSITORY.parent / "shared" / "data") / "glue"
+    if not folder.is_dir():
+        pytest.skip(f"no GLUE data in {folder}; set SORA_DATA to the folder that holds glue/")
+    return folder.resolve()

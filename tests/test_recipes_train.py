@@ -32,7 +32,8 @@ GLUE_RECIPES = [name for name in recipe_names() if name != "quickstart"]
 
 
 def test_which_recipes_there_are() -> None:
-    assert GLUE_RECIPES == [*sorted(GLUE), *[f"official/{task}" for task in sorted(GLUE)]]
+    tasks = sorted(GLUE)
+    assert [*tasks, *[f"official/{task}" for task in tasks]] == GLUE_RECIPES
 
 
 @pytest.mark.parametrize("name", GLUE_RECIPES)

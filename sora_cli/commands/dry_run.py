@@ -44,7 +44,7 @@ def dry_run(loaded: LoadedRecipe) -> None:
     emit_section("data", data_lines(ready))
     metric = ready.task.scorer.best
     args = training_arguments(loaded.recipe, loaded.output_dir, metric, evaluates=True)
-    steps = count_steps(args, len(ready.train.lengths), batch_size=block.batch_size)
+    steps = count_steps(args, block, len(ready.train.lengths))
     memory = predict_memory(ready, loaded.recipe, micro_batch=steps.micro_batch)
     rates = learning_rates(args, ready.method, ready.layers, steps.total)
     plan = ready.method.plan(ready.layers, total_steps=steps.total, learning_rates=rates)

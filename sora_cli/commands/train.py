@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,12 @@ def run(loaded: LoadedRecipe, output: Path) -> None:
 
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved())
     log.report.recipe_notes = list(loaded.notes)
-    ready = prepare(loaded.recipe, log.phase)
+
+    def phase(name: str) -> AbstractContextManager[None]:
+        say(f"{name} ...")
+        return log.phase(name)
+
+    ready = prepare(loaded.recipe, phase)
     record_setup(log.report, ready)
     say(describe(log.report))
     trainer = build_trainer(

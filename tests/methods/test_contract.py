@@ -51,7 +51,7 @@ class PenaltyPerLayer(Lora):
 
 
 class MovesTheBase(Lora):
-    def after_step(self, layers: Layers, info: StepInfo) -> None:  # noqa: ARG002
+    def after_step(self, layers: Layers, info: StepInfo) -> None:
         for layer in layers.values():
             layer.base.bias.data.add_(1e-3)
 
@@ -61,7 +61,7 @@ class KeepsItsCount(Lora):
 
     count = 0
 
-    def after_step(self, layers: Layers, info: StepInfo) -> None:  # noqa: ARG002
+    def after_step(self, layers: Layers, info: StepInfo) -> None:
         self.count += 1
         for layer in layers.values():
             layer.B.data.mul_(1 - 0.01 * self.count)

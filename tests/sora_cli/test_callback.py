@@ -94,9 +94,9 @@ def test_penalty_is_in_the_gradient_once_whatever_the_accumulation(
         trainer = _trainer(tmp_path, gradient_accumulation_steps=accumulation)
         method = Watching(Watching.config_class(r=2))
         if not penalty:
-            method.penalty = lambda layers: None  # type: ignore[method-assign]
+            method.penalty = lambda _: None  # type: ignore[method-assign]
         seen: list[torch.Tensor] = []
-        method.after_step = lambda layers, info: seen.append(  # type: ignore[method-assign]
+        method.after_step = lambda layers, _: seen.append(  # type: ignore[method-assign]
             next(iter(layers.values())).B.grad.clone()
         )
         _attached(trainer, method)
@@ -146,7 +146,7 @@ def test_no_hook_on_a_step_that_mixed_precision_skipped(tmp_path: Path, optimize
 def test_error_if_the_loop_does_not_tell_of_optimiser_steps(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path)
     _attached(trainer)
-    trainer.callback_handler.on_optimizer_step = lambda args, state, control: control
+    trainer.callback_handler.on_optimizer_step = lambda _, __, control: control
     with pytest.raises(RuntimeError, match="does not call on_optimizer_step"):
         trainer.train()
 

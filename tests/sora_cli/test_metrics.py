@@ -75,6 +75,7 @@ def test_numbers_against_scipy(seed: int) -> None:
     assert [_value(n, p, y) for n in NUMBERS] == pytest.approx([r, rho, (r + rho) / 2], abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.parametrize("name", CLASSES[1:])
 def test_one_class_predicted_is_worth_nothing(name: str) -> None:
     assert _value(name, [0] * 4, [0, 1, 1, 0]) == 0.0

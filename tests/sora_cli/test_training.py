@@ -36,7 +36,8 @@ class CausalLm(SequenceClassification):
 
     def collator(self, tokenizer: Any) -> Any:
         def collate(rows: list[dict[str, Any]]) -> Any:
-            batch = tokenizer.pad([{"input_ids": r["input_ids"]} for r in rows], return_tensors="pt")
+            inputs = [{"input_ids": r["input_ids"]} for r in rows]
+            batch = tokenizer.pad(inputs, return_tensors="pt")
             labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
             return {**batch, "labels": labels}
 
@@ -123,7 +124,8 @@ def test_accumulated_gradient_is_the_whole_batch_gradient(
         for name in one:
             scale = one[name].abs().max()
             assert scale > 0, name
-            torch.testing.assert_close(four[name], one[name], rtol=0, atol=float(1e-6 * scale) + 1e-12)
+            near = float(1e-6 * scale) + 1e-12
+            torch.testing.assert_close(four[name], one[name], rtol=0, atol=near)
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from sora_cli.app import run
 from sora_cli.report import RunReport
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import pair_rows, save_base, train, write_recipe, write_rows
+from tests.helpers_runs import pair_rows, save_base, tiny_tokenizer, train, write_recipe, write_rows
 from tests.shared_files import REPOSITORY
 
 
@@ -119,6 +120,11 @@ def test_predictions_are_one_record_a_row_in_order(
         return
     assert [r["label"] for r in records] == [str(row["label"]) for row in rows]
     assert all(r["prediction"] == str(r["logits"].index(max(r["logits"]))) for r in records)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(trained.merged).eval()
+    for row, record in zip(rows, records, strict=True):
+        batch = tiny_tokenizer()(row["sentence1"], row["sentence2"], return_tensors="pt")
+        logits = model(**batch).logits[0].tolist()
+        assert record["logits"] == pytest.approx(logits, abs=1e-5)
     hits = sum(r["prediction"] == r["label"] for r in records)
     assert hits / 24 == pytest.approx(trained.report.metrics["validation"]["accuracy"], abs=1e-12)
 
