@@ -78,6 +78,10 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if self._cadence == "epoch":
             self._save(state)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._cadence != "no":
+            self._save(state)
+
     def restore_best(self) -> Best | None:
         """Give the model the best checkpoint's weights; None where it keeps the last ones."""
         if not self._keep_best:

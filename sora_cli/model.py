@@ -69,6 +69,7 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with names
             **common,
+            **_unpacked(gguf),
         )
         _check_shapes(block.path, info["mismatched_keys"])
         if not gguf and lacks_tokenizer(Path(source)):
@@ -155,6 +156,14 @@ def _split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
     if path.suffix.lower() != ".gguf":
         return resolved, {}
     return str(path.parent), {"gguf_file": path.name}
+
+
+def _unpacked(gguf: dict[str, str]) -> dict[str, Any]:
+    """Loading options for a GGUF file: plain weights, which can be trained on, not its blocks."""
+    import transformers
+
+    kind = getattr(transformers, "GgufConfig", None)  # where it is absent, they always are
+    return {"quantization_config": kind(dequantize=True)} if gguf and kind is not None else {}
 
 
 def _dtype(name: str) -> Any:

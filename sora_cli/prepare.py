@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from methods.base import AdapterMethod, LowRankLinear
 from methods.inject import inject
@@ -57,11 +58,27 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
         train = task.encode(rows.train, base.tokenizer)
         select = task.encode(rows.select, base.tokenizer)
         report = {name: task.encode(part, base.tokenizer) for name, part in rows.report.items()}
+        longest = max(int(part.lengths.max()) for part in (train, select, *report.values()))
+        _check_positions(base, recipe, longest)
     with phase("inject"):
         method, layers = add_adapters(recipe, base)
         steps = recipe.training.total_steps(len(rows.train))
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     return Prepared(task, rows, base, train, select, report, method, layers)
+
+
+def _check_positions(base: Base, recipe: Recipe, longest: int) -> None:
+    """Absolute positions end somewhere; models without a table of them have no such limit."""
+    for path, module in base.model.named_modules():
+        if isinstance(module, nn.Embedding) and path.endswith(("position_embeddings", "wpe")):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            usable = module.num_embeddings - first
+            if longest > usable:
+                raise SoraError(
+                    f"rows of {longest} tokens do not fit the model, which has {usable} positions",
+                    where=f"data.max_length is {recipe.data.max_length}",
+                    hint=f"data.max_length={usable}",
+                )
 
 
 def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:

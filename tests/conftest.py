@@ -1,11 +1,15 @@
-"""One thread a test process (pytest runs one per core), and no network."""
+"""One thread a test process (pytest runs one per core), no network, no traces in the home folder."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["HF_HUB_OFFLINE"] = "1"
+_CACHE = tempfile.TemporaryDirectory(prefix="sora-tests-")  # removed when the process ends
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 import torch
 

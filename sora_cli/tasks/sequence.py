@@ -36,6 +36,10 @@ class _Sequence(Task):
         for column in (*self.text_columns, self.data.label_column):
             if column not in rows.column_names:
                 raise _missing("column", column, rows.column_names)
+        for column in self.text_columns:
+            empty = next((i for i, text in enumerate(rows[column]) if text is None), None)
+            if empty is not None:
+                raise SoraError(f"column '{column}' has no text in row {empty} (counted from 0)")
         labels = self.encode_labels(rows[self.data.label_column])
         limit = self.data.max_length
 
