@@ -1,4 +1,4 @@
-"""One thread a test process (pytest runs one per core), no network, no traces in the home folder."""
+"""One thread a test process (pytest runs one per core), no network, nothing left in the home."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _CACHE = tempfile.TemporaryDirectory(prefix="sora-tests-")  # removed when the process ends
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
-import torch
+import torch  # noqa: E402 (reads the variables above)
 
 torch.set_num_threads(1)

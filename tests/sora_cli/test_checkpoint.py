@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sora_cli import checkpoint
 from sora_cli.adapter import read_adapter
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import script_scores, train, write_recipe
@@ -118,9 +119,17 @@ def test_best_is_kept_where_no_other_checkpoint_is(
     _assert_weights_of(tmp_path, 6)
 
 
-def test_cadence_in_steps(tmp_path: Path) -> None:
+def test_cadence_in_steps_and_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, write = [], checkpoint.write_checkpoint
+
+    def recorded(path: Path, *rest: Any) -> None:
+        written.append(path.name)
+        write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", recorded)
     train(_recipe(tmp_path, checkpoint=5, evaluate="no"))
-    assert _kept(tmp_path) == ["step-000010"]
+    assert written == ["step-000005", "step-000010", "step-000012"]
+    assert _kept(tmp_path) == ["step-000012"]
 
 
 def test_no_checkpoints_at_all(tmp_path: Path) -> None:

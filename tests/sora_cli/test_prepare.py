@@ -1,0 +1,38 @@
+"""What is refused before a run begins, because the data do not fit the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sora_cli.app import run
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import write_recipe, write_rows
+
+
+def test_rows_longer_than_the_model_has_positions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), data={"max_length": 100})
+    long = {"sentence1": "cat " * 90, "sentence2": "dog", "label": 1}
+    with (tmp_path / "train.jsonl").open("a", encoding="utf-8") as rows:
+        rows.write(json.dumps(long) + "\n")
+    assert run(["train", str(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert "64 positions" in error
+    assert "data.max_length=64" in error
+    assert not (tmp_path / "out").exists()
+    assert run(["train", str(recipe), "data.max_length=64", "training.max_steps=1"]) == 0
+
+
+def test_row_without_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
+    rows = [
+        {"sentence1": text, "sentence2": "dog", "label": i} for i, text in enumerate(["cat", None])
+    ]
+    write_rows(tmp_path / "validation.jsonl", rows)
+    assert run(["train", str(recipe)]) == 2
+    assert "'sentence1' has no text in row 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
