@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,9 +60,9 @@ class _Sequence(Task):
         features = features.remove_columns("truncated").add_column("labels", labels)
         return Encoded(features, lengths, truncated)
 
+    @abstractmethod
     def encode_labels(self, values: Any) -> list[Any]:
         """Labels as the loss takes them."""
-        raise NotImplementedError
 
     def model_class(self) -> Any:
         from transformers import AutoModelForSequenceClassification

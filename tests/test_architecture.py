@@ -1,0 +1,67 @@
+"""The few rules that keep the two packages apart, held against the source itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from methods.registry import method_names
+
+ROOT = Path(__file__).parent.parent
+TOOL = sorted((ROOT / "sora_cli").rglob("*.py"))
+MATHEMATICS = sorted((ROOT / "methods").rglob("*.py"))
+
+
+def _nodes(file: Path) -> Iterator[ast.AST]:
+    yield from ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def _imported(file: Path) -> set[str]:
+    names = set()
+    for node in _nodes(file):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def _literals(node: ast.AST) -> set[str]:
+    constants = (n for n in ast.walk(node) if isinstance(n, ast.Constant))
+    return {c.value for c in constants if isinstance(c.value, str)}
+
+
+@pytest.mark.parametrize("file", MATHEMATICS, ids=lambda file: file.name)
+def test_the_mathematics_does_not_know_the_tool(file: Path) -> None:
+    assert not _imported(file) & {"sora_cli", "transformers", "yaml", "typer", "datasets"}
+    calls = {
+        n.func.id for n in _nodes(file) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
+    assert not calls & {"print", "exit"}
+
+
+@pytest.mark.parametrize("file", TOOL, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_tool_decides_nothing_by_a_methods_name(file: Path) -> None:
+    names = set(method_names())
+    program = "sora"  # also the program's own name, so only comparisons with it count
+    for node in _nodes(file):
+        if isinstance(node, ast.Constant):
+            assert node.value not in names - {program}, f"line {node.lineno}"
+        if isinstance(node, ast.Compare | ast.match_case):
+            assert not _literals(node) & names, ast.unparse(node)
+
+
+@pytest.mark.parametrize("file", [*TOOL, *MATHEMATICS], ids=lambda file: file.name)
+def test_files_stay_small(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 350
+
+
+def test_nothing_is_pickled() -> None:
+    for file in (*TOOL, *MATHEMATICS):
+        assert not _imported(file) & {"pickle", "dill", "joblib", "cloudpickle"}, file
+        text = file.read_text(encoding="utf-8")
+        assert "torch.save(" not in text, file
+        assert "torch.load(" not in text, file
