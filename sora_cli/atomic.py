@@ -59,6 +59,7 @@ def new_directory(
     temporary.mkdir()
     try:
         yield temporary
+        _share(temporary)
         sync_tree(temporary)
         _move_into_place(temporary, path)
         _sync(path.parent)
@@ -90,6 +91,14 @@ def sync_tree(directory: Path) -> None:
         for name in files:
             _sync(Path(root, name))
         _sync(Path(root))
+
+
+def _share(directory: Path) -> None:
+    """Give files the usual permissions: safetensors makes them for their owner's eyes only."""
+    mask = os.umask(0)  # reading it means setting it
+    os.umask(mask)
+    for file in (path for path in directory.rglob("*") if path.is_file()):
+        file.chmod(0o666 & ~mask)
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sora_cli.atomic import check_replaceable, new_directory, write_text_atomic
 from sora_cli.errors import SoraError
@@ -81,3 +85,14 @@ def test_what_may_not_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(inside)
     with pytest.raises(SoraError, match="current directory"):
         check_replaceable(tmp_path / "d", force=True)
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with new_directory(tmp_path / "d") as temporary:
+            (temporary / "sub").mkdir()
+            save_file({"a": torch.zeros(1)}, temporary / "sub" / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "d" / "sub" / "a.safetensors").stat().st_mode) == 0o644
