@@ -68,7 +68,7 @@ def remove(model: nn.Module, layers: Layers) -> None:
 def linear_paths(model: nn.Module, *, exclude: Iterable[str] = ()) -> list[str]:
     """Paths of all linear layers outside the excluded modules and the output embedding."""
     shut = tuple(exclude)
-    output = _output_embedding(model)
+    output = output_embedding(model)
     return [
         path
         for path, module in model.named_modules()
@@ -139,7 +139,8 @@ def _nearest(target: str, known: Sequence[str]) -> str:
     return f"; nearest: {near[0]}" if near else f"; there are: {', '.join(names)}"
 
 
-def _output_embedding(model: nn.Module) -> nn.Module | None:
+def output_embedding(model: nn.Module) -> nn.Module | None:
+    """The layer that turns hidden states into words, where the model has one."""
     get = getattr(model, "get_output_embeddings", None)  # transformers models have it
     output = get() if callable(get) else None
     return output if isinstance(output, nn.Module) else None

@@ -9,6 +9,7 @@ from torch import nn
 
 from methods.base import Layers, LowRankLinear
 from methods.init import linear_shape
+from methods.inject import output_embedding
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ def adapted_groups(layers: Layers) -> list[LayerGroup]:
 def near_misses(model: nn.Module, *, head: Iterable[str], train_head: bool) -> list[LayerGroup]:
     """Linear layers of a model with adapters that have none; the remark says why."""
     heads = tuple(head)
-    get = getattr(model, "get_output_embeddings", None)
-    output = get() if callable(get) else None
+    output = output_embedding(model)
     inside = {id(m.base) for m in model.modules() if isinstance(m, LowRankLinear)}
     found = {}
     for path, module in model.named_modules():

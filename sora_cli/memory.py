@@ -19,9 +19,7 @@ Not followed: temporaries inside a kernel, and what a method keeps between steps
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +28,7 @@ from torch import Tensor, nn
 from sora_cli.memory_trace import Passes, Trace
 from sora_cli.prepare import Prepared
 from sora_cli.recipe import Recipe
-from sora_cli.report import peak_memory
+from sora_cli.report import peak_memory, process_memory
 from sora_cli.tasks.base import Encoded
 
 CPU_RUNTIME = 75_000_000  # bytes, measured on a run of two-row batches
@@ -141,11 +139,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
 
 def resident_memory() -> float:
     """Resident memory of this process now, in bytes; its peak so far where that is unknown."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return float(peak_memory() or 0)
+    return float(process_memory("VmRSS") or peak_memory() or 0)
 
 
 def _longest(rows: Encoded, n: int) -> Encoded:

@@ -56,8 +56,9 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
         base = load_base(recipe.model, task, dropout=recipe.training.model_dropout)
     with phase("tokenise"):
         train = task.encode(rows.train, base.tokenizer)
-        select = task.encode(rows.select, base.tokenizer)
         report = {name: task.encode(part, base.tokenizer) for name, part in rows.report.items()}
+        reported = (report[name] for name, part in rows.report.items() if part is rows.select)
+        select = next(reported, None) or task.encode(rows.select, base.tokenizer)
         longest = max(int(part.lengths.max()) for part in (train, select, *report.values()))
         _check_positions(base, recipe, longest)
     with phase("inject"):

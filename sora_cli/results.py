@@ -7,13 +7,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, write_adapter
 from sora_cli.plots import plot_ranks
 from sora_cli.prepare import Prepared
 from sora_cli.recipe_file import LoadedRecipe
-from sora_cli.report import Ranks, RunReport, data_fingerprint
+from sora_cli.report import Parameters, Ranks, RunReport, data_fingerprint
 from sora_cli.saving import base_reference, build_adapter
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.training import AdapterTrainer, Fit, predict
@@ -41,21 +39,14 @@ def record_setup(report: RunReport, ready: Prepared) -> None:
     }
     report.main_metric = ready.task.scorer.best
     report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
-    _count_parameters(report, ready)
+    report.parameters = count_parameters(ready)
 
 
 def evaluate_all(
     trainer: AdapterTrainer, task: Task, splits: Mapping[str, Encoded]
 ) -> dict[str, dict[str, float]]:
     """Scores and exact loss of the model on every reported split."""
-    scores = {}
-    for name, rows in splits.items():
-        predictions, labels = predict(trainer, rows)
-        scores[name] = {
-            **task.metrics(predictions, labels),
-            "loss": task.loss(predictions, labels),
-        }
-    return scores
+    return {name: task.scores(*predict(trainer, rows)) for name, rows in splits.items()}
 
 
 def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
@@ -63,16 +54,17 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
     report.steps, report.skipped_steps = result.steps, result.skipped
     report.best_step, report.history = result.best_step, result.history
     report.live_components = result.live
+    report.parameters.adapter_end = 0
     for path, layer in ready.layers.items():
-        report.ranks[path].end = ready.method.factors(layer).drop_zeros().rank
+        factors = ready.method.factors(layer).drop_zeros()
+        report.ranks[path].end = factors.rank
+        report.parameters.adapter_end += factors.parameters
     report.events = list(ready.method.summary(ready.layers).events)
     unchanged = all(m.start == m.end for m in report.ranks.values())
     if ready.method.adapts_rank and unchanged:
         report.events.append(
             f"NO RANK CHANGED: {ready.method.name} ended with all the components it started with"
         )
-    end = [ready.method.factors(layer).drop_zeros() for layer in ready.layers.values()]
-    report.parameters.adapter_end = sum(f.parameters for f in end)
 
 
 def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path) -> None:
@@ -109,16 +101,16 @@ def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseRe
     )
 
 
-def _count_parameters(report: RunReport, ready: Prepared) -> None:
-    adapters = {id(p) for m in ready.layers.values() for p in (m.A, m.B, m.d) if p is not None}
-    model = ready.base.model
-    count = report.parameters
-    count.base = sum(p.numel() for p in model.parameters() if id(p) not in adapters)
-    count.trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    count.adapter_start = sum(m.A.numel() + m.B.numel() for m in ready.layers.values())
-    count.adapter_end = count.adapter_start
-    count.head = sum(p.numel() for path in ready.base.head for p in _parameters(model, path))
-
-
-def _parameters(model: nn.Module, path: str) -> list[nn.Parameter]:
-    return list(model.get_submodule(path).parameters())
+def count_parameters(ready: Prepared) -> Parameters:
+    """Counts before the first step, from real shapes."""
+    model, layers = ready.base.model, ready.layers.values()
+    adapters = {id(p) for m in layers for p in (m.A, m.B, m.d) if p is not None}
+    heads = [model.get_submodule(path) for path in ready.base.head]
+    factors = sum(m.A.numel() + m.B.numel() for m in layers)
+    return Parameters(
+        base=sum(p.numel() for p in model.parameters() if id(p) not in adapters),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        adapter_start=factors,
+        adapter_end=factors,
+        head=sum(p.numel() for head in heads for p in head.parameters()),
+    )

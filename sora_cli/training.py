@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from methods.base import AdapterMethod, LowRankLinear
@@ -225,8 +225,6 @@ def predict(trainer: AdapterTrainer, rows: Encoded) -> tuple[np.ndarray, np.ndar
 
 
 def _set_progress(trainer: AdapterTrainer, hooks: MethodCallback) -> None:
-    from transformers import ProgressCallback
-
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RunProgress(hooks, trainer.task.scorer.best))
 

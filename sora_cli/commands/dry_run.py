@@ -91,23 +91,19 @@ def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
 
 def parameter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
     """Counts from real shapes, and what the checkpoint did not supply."""
-    model, layers = ready.base.model, ready.layers.values()
-    adapters = {id(p) for m in layers for p in (m.A, m.B, m.d) if p is not None}
-    base = sum(p.numel() for p in model.parameters() if id(p) not in adapters)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    factors = sum(m.A.numel() + m.B.numel() for m in layers)
+    from sora_cli.results import count_parameters
+
+    counts, layers = count_parameters(ready), ready.layers.values()
     gates = sum(m.d.numel() for m in layers if m.d is not None)
-    head = sum(
-        p.numel() for path in ready.base.head for p in model.get_submodule(path).parameters()
-    )
     costs = [m.A.shape[1] + m.B.shape[0] for m in layers]
     low, high = count(min(costs)), count(max(costs))
-    yield f"{'base model':<24} {count(base):>15}"
-    yield f"{'trained':<24} {count(trained):>15}  ({trained / base:.2%} of the base model)"
-    yield f"{'adapters at the start':<24} {count(factors):>15}"
+    share = counts.trained / counts.base
+    yield f"{'base model':<24} {count(counts.base):>15}"
+    yield f"{'trained':<24} {count(counts.trained):>15}  ({share:.2%} of the base model)"
+    yield f"{'adapters at the start':<24} {count(counts.adapter_start):>15}"
     if gates:
         yield f"{'gates':<24} {count(gates):>15}  (while training)"
-    yield f"{'head':<24} {count(head):>15}  ({'trained' if train_head else 'frozen'})"
+    yield f"{'head':<24} {count(counts.head):>15}  ({'trained' if train_head else 'frozen'})"
     per = low if low == high else f"{low} to {high}"
     gate = ", + 1 gate while training" if gates else ""
     yield f"{'one component':<24} {per:>15}  (in + out{gate})"

@@ -40,7 +40,7 @@ def evaluate(
         trainer = build_trainer(loaded.recipe, task, base, Path(scratch))
         for split, part in rows.report.items():
             outputs, labels = predict(trainer, task.encode(part, base.tokenizer))
-            scores[split] = {**task.metrics(outputs, labels), "loss": task.loss(outputs, labels)}
+            scores[split] = task.scores(outputs, labels)
             records += _records(task, split, outputs, labels)
     if predictions is not None:
         _write_lines(predictions, records)

