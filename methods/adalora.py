@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -22,6 +22,8 @@ class BudgetSchedule:
     Attributes:
         start, target: triplets at the start and at the end.
         t_init, t_final, total_steps, delta_t: in optimiser steps.
+        held: the starting budget is held from the first step on (later stages of a path), where
+            a run's first stage leaves all triplets be.
     """
 
     start: int
@@ -30,6 +32,7 @@ class BudgetSchedule:
     t_final: int
     total_steps: int
     delta_t: int
+    held: bool = False
 
     def budget(self, step: int) -> int:
         """Triplets allowed after the 0-based step."""
@@ -43,7 +46,7 @@ class BudgetSchedule:
 
     def applies(self, step: int) -> bool:
         """Whether triplets are masked after the 0-based step."""
-        if step <= self.t_init:
+        if step <= self.t_init and not self.held:
             return False
         return self._is_final(step) or step % self.delta_t == 0
 
@@ -70,7 +73,8 @@ class AdaLora(AdapterMethod):
     smoothed sensitivity are set to zero, until exactly `target_r * layers` of them are left.
 
     Departures from the authors' code: with ties exactly the budget is kept (theirs drops all tied
-    triplets), and target = initial rank is allowed (theirs fails).
+    triplets), and target = initial rank is allowed (theirs fails). A later stage of a path starts
+    its budget at the triplets that are left, not at the initial rank.
     """
 
     name = "adalora"
@@ -78,6 +82,7 @@ class AdaLora(AdapterMethod):
     config_class: ClassVar[type[AdaLoraConfig]] = AdaLoraConfig
     config: AdaLoraConfig
     adapts_rank = True
+    variable_options = ("target_r",)
 
     def __init__(self, config: AdaLoraConfig) -> None:
         super().__init__(config)
@@ -122,9 +127,11 @@ class AdaLora(AdapterMethod):
                 f"shrink the budget in; their sum must be below {total_steps}: shares below 1, "
                 f"such as t_init 0.1 and t_final 0.3, fit any run of two steps or more"
             )
-        total = sum(layer.rank for layer in layers.values())
-        target = min(round(c.target_r * len(layers)), total)
-        return BudgetSchedule(total, target, t_init, t_final, total_steps, c.delta_t)
+        counts = super().summary(layers)
+        start = counts.live or counts.total  # before the first step of all, every gate is zero
+        target = min(round(c.target_r * len(layers)), start)
+        held = start < counts.total
+        return BudgetSchedule(start, target, t_init, t_final, total_steps, c.delta_t, held)
 
     def penalty(self, layers: Layers) -> Tensor | None:
         """`gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F` (eq. 4)."""
@@ -149,6 +156,9 @@ class AdaLora(AdapterMethod):
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"importance.{name}": t for name, t in self._importance.items()}
         state.update({f"uncertainty.{name}": t for name, t in self._uncertainty.items()})
+        if self._schedule is not None:
+            state["budget_start"] = torch.tensor(self._schedule.start)
+            state["budget_held"] = torch.tensor(self._schedule.held)
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -160,6 +170,9 @@ class AdaLora(AdapterMethod):
             averages.update(
                 {n.removeprefix(kind): t.clone() for n, t in state.items() if n.startswith(kind)}
             )
+        if "budget_start" in state and self._schedule is not None:
+            start, held = int(state["budget_start"]), bool(state["budget_held"])
+            self._schedule = replace(self._schedule, start=start, held=held)
 
     def summary(self, layers: Layers) -> Summary:
         counts = super().summary(layers)

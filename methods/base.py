@@ -179,7 +179,13 @@ class AdapterMethod(ABC):
         return Plan(phases=(("training", total_steps),))
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:  # noqa: B027 (optional)
-        """Called once before step 0; raises `MethodError` if the run can not work."""
+        """Called before step 0 of a run, or of each stage of a path; changes no parameter.
+
+        A second call before that step gives the same. Resuming loads the state after it.
+
+        Raises:
+            MethodError: the run can not work.
+        """
 
     def penalty(self, layers: Layers) -> Tensor | None:
         """What is added to the training loss of an optimiser step; None for nothing."""
@@ -198,7 +204,7 @@ class AdapterMethod(ABC):
             raise MethodError(f"{self.name} keeps no state but was given {sorted(state)}")
 
     def factors(self, layer: LowRankLinear) -> LowRankFactors:
-        """The layer's update as plain factors."""
+        """The layer's update as plain factors: `layer.rank` terms, always in the same order."""
         return layer.factors()
 
     def summary(self, layers: Layers) -> Summary:
@@ -206,6 +212,10 @@ class AdapterMethod(ABC):
         total = sum(layer.rank for layer in layers.values())
         live = sum(live_components(layer) for layer in layers.values())
         return Summary(live=live, total=total)
+
+    def details(self, layers: Layers) -> dict[str, Any]:
+        """What else belongs into a run's report, as plain JSON-able data."""
+        return {}
 
     def deliverable(self, layers: Layers) -> bool:
         """Whether the adapter as it stands may be the run's result, not just a stage on the way."""

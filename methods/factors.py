@@ -44,8 +44,21 @@ class LowRankFactors:
 
     def drop_zeros(self) -> LowRankFactors:
         """Leave out the terms that are exactly zero (a zero row of A or column of B): lossless."""
-        keep = self.A.ne(0).any(dim=1) & self.B.ne(0).any(dim=0)  # (r,)
+        return self.select(self.live_terms())
+
+    def live_terms(self) -> Tensor:
+        """Which terms are not exactly zero, (r,) bool."""
+        return self.A.ne(0).any(dim=1) & self.B.ne(0).any(dim=0)
+
+    def select(self, keep: Tensor) -> LowRankFactors:
+        """The terms that a mask (r,) keeps, in their order."""
         return LowRankFactors(self.A[keep].contiguous(), self.B[:, keep].contiguous())
+
+    def term_norms(self) -> Tensor:
+        """Frobenius norm of each rank-one term, |b_i| |a_i|: (r,), float64."""
+        a, b = self.A.double(), self.B.double()
+        norms: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=0)
+        return norms
 
     def singular_values(self) -> Tensor:
         """The min(r, in, out) leading singular values of `dW`, descending, float64."""

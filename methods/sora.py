@@ -19,6 +19,7 @@ REACH_ENOUGH = 0.25
 Readings on MiniLM, reached by the threshold alone -> pruned: 6 % -> about 20 % (RTE), 13 % -> 16 %
 (STS-B), 19 % -> 23 % (CoLA), 41 % -> 43 % (STS-B, xi 1e-3).
 """
+_NEVER = -1
 _HALF_NORMAL_MEDIAN = 0.6744897501960817  # half of N(0, 1) is nearer to zero
 
 
@@ -28,7 +29,7 @@ class Sora(AdapterMethod):
     `dW = alpha / r_max * B diag(d) A`, A Kaiming, B zero, gates d ~ N(0, 1). After each optimiser
     step every gate takes a proximal step of the L1 norm (eq. 8-9): components whose gate reaches
     zero add nothing and are left out of the saved adapter, exactly. A gate at zero still gets a
-    gradient and can come back; `summary` counts such revivals.
+    gradient and can come back; `summary` counts such revivals, `details` tells when each died.
     """
 
     name = "sora"
@@ -40,7 +41,8 @@ class Sora(AdapterMethod):
 
     def __init__(self, config: SoraConfig) -> None:
         super().__init__(config)
-        self._alive: Tensor | None = None  # (all gates,) bool, after the last step
+        self._alive = torch.zeros(0, dtype=torch.bool)  # (all gates,) after the last step
+        self._last_died = torch.zeros(0, dtype=torch.long)  # (all gates,) step, or NEVER
         self._revivals = 0
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
@@ -106,9 +108,15 @@ class Sora(AdapterMethod):
         )
         return Plan(phases, notes, (warning,))
 
+    def begin(self, layers: Layers, *, total_steps: int) -> None:
+        """Forget the lives of an earlier run or stage; the gates stay as they are."""
+        self._alive = torch.cat(_gates(layers)).detach().ne(0)
+        self._last_died = torch.full_like(self._alive, _NEVER, dtype=torch.long)
+        self._revivals = 0
+
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
-        """The proximal step on every gate, then the count of those that came back."""
+        """The proximal step on every gate, then who died and who came back."""
         xi = self.config.threshold
         if self.config.threshold_times_lr:
             xi *= info.learning_rates["gates"]
@@ -116,23 +124,25 @@ class Sora(AdapterMethod):
         gates = _gates(layers)
         shrink(gates, xi)
         alive = torch.cat(gates).ne(0)
-        if self._alive is not None:
-            self._revivals += int((alive & ~self._alive.to(alive.device)).sum())
+        before = self._alive.to(alive.device)  # a resumed one may be on the CPU
+        self._revivals += int((alive & ~before).sum())
+        self._last_died = self._last_died.to(alive.device).masked_fill(before & ~alive, info.step)
         self._alive = alive
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {
+        return {
             "threshold": torch.tensor(self.config.threshold, dtype=torch.float64),
             "l1": torch.tensor(self.config.l1, dtype=torch.float64),
             "revivals": torch.tensor(self._revivals),
+            "alive": self._alive.clone(),
+            "last_died": self._last_died.clone(),
         }
-        return state if self._alive is None else {**state, "alive": self._alive.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for option in self.variable_options:
             self.set_option(option, float(state[option]))
         self._revivals = int(state["revivals"])
-        self._alive = state["alive"].clone() if "alive" in state else None
+        self._alive, self._last_died = state["alive"].clone(), state["last_died"].clone()
 
     def summary(self, layers: Layers) -> Summary:
         counts = super().summary(layers)
@@ -142,6 +152,20 @@ class Sora(AdapterMethod):
         if counts.live == 0 and counts.total:
             events.append("every gate is zero: the adapter does nothing; lower the threshold")
         return Summary(live=counts.live, total=counts.total, events=tuple(events))
+
+    def details(self, layers: Layers) -> dict[str, Any]:
+        """How often gates came back, and the 0-based step each component last died in this run.
+
+        Returns:
+            `revivals`, and `last_died`: by layer, a step per component, None if it never died.
+        """
+        ranks = [layer.rank for layer in layers.values()]
+        steps = torch.split(self._last_died, ranks)
+        last_died = {
+            path: [None if step == _NEVER else step for step in of_layer.tolist()]
+            for path, of_layer in zip(layers, steps, strict=True)
+        }
+        return {"revivals": self._revivals, "last_died": last_died}
 
 
 def threshold_reach(factors: Sequence[float], prox: str) -> float:

@@ -189,7 +189,7 @@ def test_state_is_not_changed_by_going_on() -> None:
     before = {name: average.clone() for name, average in state.items()}
     run.train(range(5, 10))
     assert all(torch.equal(state[name], before[name]) for name in before)
-    assert len(before) == 2 * 2 * 3  # averages x layers x parameters
+    assert len(before) == 2 * 2 * 3 + 2  # averages x layers x parameters; the budget's start
 
 
 def test_averages_stop_at_the_final_phase() -> None:
