@@ -85,6 +85,66 @@ def train(
     train(recipe, overrides or [], dry_run=dry_run, force=force)
 
 
+@app.command()
+def path(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Also cut the first stage down at random and by norm, and score that; "
+            "may be asked for when the path is finished.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show all stages; train nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete the path that is there.")] = False,
+    code: Code = None,
+) -> None:
+    """Train a path of stages from dense to sparse, or go on with an interrupted one."""
+    from sora_cli.commands.path import path
+
+    _load(code)
+    path(recipe, overrides or [], controls=controls, dry_run=dry_run, force=force)
+
+
+@app.command()
+def pick(
+    directory: Annotated[Path, typer.Argument(help="A path's directory.")],
+    keep: Annotated[
+        float | None,
+        typer.Option("--keep", help="The smallest with this share of the first stage's metric."),
+    ] = None,
+    max_params: Annotated[
+        int | None,
+        typer.Option("--max-params", help="The best with at most this many parameters."),
+    ] = None,
+    min_metric: Annotated[
+        float | None,
+        typer.Option("--min-metric", help="The smallest with a metric at least this good."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Copy the adapter to this directory.")
+    ] = None,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Choose the smallest adapter of a path that is good enough."""
+    from sora_cli.commands.pick import pick
+
+    pick(
+        directory,
+        keep=keep,
+        max_params=max_params,
+        min_metric=min_metric,
+        output=output,
+        as_json=as_json,
+        force=force,
+    )
+
+
 @app.command(name="eval")
 def evaluate(
     target: Annotated[

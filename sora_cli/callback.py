@@ -13,6 +13,7 @@ not on a step that mixed precision skipped. It raises if the steps it sees are n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from transformers import Trainer, TrainerCallback
 
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
 from methods.inject import adapted_layers
+
+_log = logging.getLogger(__name__)
 
 STATE_FILE = "adapter_method.safetensors"
 
@@ -68,6 +71,7 @@ class MethodCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer, self.method, self.layers = trainer, method, layers
         self.live: list[int] = []
         self.skipped = 0
+        self._last_live = 0
         self._seen = 0  # steps the callback was told of, skipped ones included
         self._taken = 0  # steps the optimiser itself took since the last hook
         self._overflow = False  # a fused optimiser left the parameters as they were
@@ -77,6 +81,7 @@ class MethodCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.method.begin(self.layers, total_steps=state.max_steps)
         self._seen = state.global_step
+        self._last_live = self.method.summary(self.layers).live
         if state.global_step:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
             self.method.load_state_dict(load_file(checkpoint))
@@ -100,7 +105,15 @@ class MethodCallback(TrainerCallback):  # type: ignore[misc]
             )
         rates = {g["name"]: g["lr"] for g in self.trainer.optimizer.param_groups if "name" in g}
         self.method.after_step(self.layers, StepInfo(state.global_step, state.max_steps, rates))
-        self.live.append(self.method.summary(self.layers).live)
+        live = self.method.summary(self.layers).live
+        if live == 0 and self._last_live:
+            _log.warning(
+                "step %d: the last component of %s died; the adapter now does nothing",
+                state.global_step,
+                self.method.name,
+            )
+        self.live.append(live)
+        self._last_live = live
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._seen != state.global_step:

@@ -89,8 +89,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if self.best is None or self.best.step == self.trainer.state.global_step:
             return self.best
         tensors = load_file(self._path(self.best.step) / "state.safetensors")
-        load_parameters(self.trainer.model, tensors)
-        self.method.load_state_dict(_part(tensors, "method."))
+        load_trained(self.trainer.model, self.method, tensors)
         return self.best
 
     def _save(self, state: Any) -> None:
@@ -108,8 +107,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
 
 def write_checkpoint(path: Path, trainer: Trainer, method: AdapterMethod) -> None:
     """Everything a run needs to go on, in one directory."""
-    tensors = {f"model.{n}": p for n, p in trainer.model.named_parameters() if p.requires_grad}
-    tensors.update({f"method.{n}": t for n, t in method.state_dict().items()})
+    tensors = trained_tensors(trainer.model, method)
     optimizer = trainer.optimizer.state_dict()
     moments: dict[str, Any] = {}
     for index, entry in optimizer["state"].items():
@@ -129,12 +127,22 @@ def write_checkpoint(path: Path, trainer: Trainer, method: AdapterMethod) -> Non
         write_text_atomic(folder / "state.json", json.dumps(state, indent=1, default=str))
 
 
-def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's trained parameters into a model."""
+def trained_tensors(model: torch.nn.Module, method: AdapterMethod) -> dict[str, Tensor]:
+    """Copies of the trained parameters ("model.*") and of the method's state ("method.*")."""
+    tensors = {f"method.{n}": _plain(t) for n, t in method.state_dict().items()}
+    trained = {f"model.{n}": _plain(p) for n, p in model.named_parameters() if p.requires_grad}
+    return {**trained, **tensors}
+
+
+def load_trained(
+    model: torch.nn.Module, method: AdapterMethod, tensors: Mapping[str, Tensor]
+) -> None:
+    """Give a model and its method what `trained_tensors` returned."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in _part(tensors, "model.").items():
             parameters[name].copy_(tensor)
+    method.load_state_dict(_part(tensors, "method."))
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -39,8 +39,9 @@ def emit_table(
     for row in rows:
         table.add_row(*[str(cell) for cell in row])
     console = Console(highlight=False)
-    width = max(console.width, console.measure(table).maximum)  # never cut numbers off
-    console.print(table, width=width, crop=False, soft_wrap=True)
+    needed = Console(width=10_000).measure(table).maximum
+    # never cut numbers off: a terminal that is too narrow wraps the lines
+    Console(highlight=False, width=max(console.width, needed)).print(table, soft_wrap=True)
 
 
 def count(n: float) -> str:

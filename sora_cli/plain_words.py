@@ -68,6 +68,8 @@ def _words(schema: Mapping[str, Any]) -> str:
             return _array(schema)
         case "object":
             return "a mapping of keys to values"
+    if "$ref" in schema:
+        return "a block of keys"
     return "something else"
 
 
@@ -77,6 +79,8 @@ def _array(schema: Mapping[str, Any]) -> str:
         alike = f"each {items[0]}" if len(set(items)) == 1 else ", ".join(items)
         return f"a list of {len(items)} values, {alike}"
     inner = schema.get("items", {})
+    if "minItems" in schema:
+        return f"a list of at least {schema['minItems']} values"
     return "a list of texts" if inner.get("type") == "string" else "a list"
 
 

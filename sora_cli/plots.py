@@ -14,7 +14,7 @@ from sora_cli.ranks import Rank, RankMap, rank_map
 _CELL = 0.62, 0.36
 """Width and height of a cell, inches."""
 _DEAD = "#e8e4df"
-_INK = "#222222"
+INK = "#222222"
 
 
 def plot_ranks(ranks: Mapping[str, int], start: Mapping[str, int], path: Path, title: str) -> None:
@@ -29,15 +29,12 @@ def plot_ranks(ranks: Mapping[str, int], start: Mapping[str, int], path: Path, t
     Raises:
         SoraError: the suffix is of no kind of picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     table = rank_map(ranks, start)
     width = max(len(table.columns) + 1, 4) * _CELL[0] + 1.9
     height = (len(table.rows) + 1) * _CELL[1] + 2.0
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     axes = figure.add_subplot()
     image = _draw_cells(axes, table)
     _draw_labels(axes, table)
@@ -48,7 +45,17 @@ def plot_ranks(ranks: Mapping[str, int], start: Mapping[str, int], path: Path, t
     bar.set_label("rank", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _summary(table: RankMap) -> str:
@@ -87,7 +94,7 @@ def _draw_cell(axes: Any, r: int, c: int, cell: Rank | None, largest: int) -> No
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=1.5))
     dark = cell.live > 0.55 * largest
     axes.text(c, r, str(cell.live), ha="center", va="center", fontsize=8,
-              color="white" if dark else _INK,
+              color="white" if dark else INK,
               fontweight="bold" if cell.live == 0 else "normal")  # fmt: skip
 
 
@@ -111,7 +118,7 @@ def _draw_labels(axes: Any, table: RankMap) -> None:
         spine.set_visible(False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Render first, then replace the file, so that no half a picture is left behind."""
     from sora_cli.atomic import write_bytes_atomic
 

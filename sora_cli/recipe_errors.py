@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -101,7 +101,7 @@ def _explain(problem: Problem, tree: Tree, file: str) -> SoraError:
         return SoraError(
             f"{name}: {problem.message}", where=_mentioned(problem, tree) or file or None
         )
-    return _bad_value(problem.key[:2], tree, place_of(problem.key, tree, file))
+    return _bad_value(_field_of(problem.key, tree), tree, place_of(problem.key, tree, file))
 
 
 def _bad_value(key: Path_, tree: Tree, where: str) -> SoraError:
@@ -149,7 +149,7 @@ def _missing(key: Path_, tree: Tree, file: str) -> SoraError:
     where = place_of(key, tree, file)
     parent = MethodBlock if key == ("method", "name") else _model(key[:-1], tree.values)
     if parent is None and key[-1].isdigit():  # a list that is too short
-        return _bad_value(key[:2], tree, where)
+        return _bad_value(_field_of(key, tree), tree, where)
     meaning = parent.model_fields[key[-1]].description if parent is not None else None
     return SoraError(f"{'.'.join(key)} is missing", where=where, hint=meaning)
 
@@ -157,11 +157,18 @@ def _missing(key: Path_, tree: Tree, file: str) -> SoraError:
 def _mentioned(problem: Problem, tree: Tree) -> str | None:
     """Where a key was set that the message of a check across keys names, overrides first."""
     words = re.findall(r"\w+", problem.message)
-    block = problem.key[:1]
+    block = problem.key if _model(problem.key, tree.values) else problem.key[:-1]
     origins = [tree.origins.get((*block, word)) for word in words]
     known: list[Origin] = [origin for origin in origins if origin is not None]
     known.sort(key=lambda origin: not origin.text)
     return known[0].place if known else place_of(problem.key, tree) or None
+
+
+def _field_of(key: Path_, tree: Tree) -> Path_:
+    """The field of a block that a place inside its value, such as a list's item, belongs to."""
+    while len(key) > 1 and _model(key[:-1], tree.values) is None:
+        key = key[:-1]
+    return key
 
 
 def _value(key: Path_, values: Any) -> Any:
@@ -178,9 +185,18 @@ def _model(path: Path_, values: Mapping[str, Any]) -> type[BaseModel] | None:
         name = values.get("method")
         name = name.get("name") if isinstance(name, Mapping) else None
         return config_class(name) if isinstance(name, str) and name in method_names() else None
-    if len(path) == 1 and path[0] in Recipe.model_fields:
-        block: Any = Recipe.model_fields[path[0]].annotation
-        return block  # type: ignore[no-any-return]
+    block: type[BaseModel] | None = Recipe
+    for part in path:
+        field = None if block is None else block.model_fields.get(part)
+        block = None if field is None else _block_class(field.annotation)
+    return block
+
+
+def _block_class(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic class of a field that holds a block, also of one that may be left out."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
     return None
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -52,8 +52,8 @@ class Parameters(BaseModel):
     head: int = 0
 
 
-class RunReport(BaseModel):
-    """`report.json`. Unknown keys of later versions are ignored on reading."""
+class Report(BaseModel):
+    """What every report says. Unknown keys of later versions are ignored on reading."""
 
     model_config = ConfigDict(extra="ignore", validate_assignment=True)
 
@@ -67,6 +67,13 @@ class RunReport(BaseModel):
     recipe: dict[str, Any] = Field(description="every value the run used, defaults included")
     recipe_notes: list[str] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+
+
+class RunReport(Report):
+    """`report.json` of one training run."""
+
     base: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
     steps: int | None = None
@@ -76,6 +83,9 @@ class RunReport(BaseModel):
     live_components: list[int] = Field(
         default_factory=list, description="components alive after each optimiser step"
     )
+    method_details: dict[str, Any] = Field(
+        default_factory=dict, description="what the method itself reports, such as revivals"
+    )
     metrics: dict[str, dict[str, Score]] = Field(
         default_factory=dict, description="final scores by reported split"
     )
@@ -83,26 +93,21 @@ class RunReport(BaseModel):
     ranks: dict[str, Ranks] = Field(default_factory=dict)
     parameters: Parameters = Field(default_factory=Parameters)
     events: list[str] = Field(default_factory=list)
-    seconds: dict[str, float] = Field(default_factory=dict)
-    peak_memory_bytes: int | None = None
 
 
-class RunLog:
+R = TypeVar("R", bound=Report)
+
+
+class ReportLog(Generic[R]):
     """A report being filled while the run goes on, and saved whatever happens to it."""
 
-    def __init__(self, directory: Path, *, name: str, recipe: dict[str, Any]) -> None:
-        self.path = directory / FILE_NAME
-        self.report = RunReport(
-            name=name,
-            recipe=recipe,
-            command=["sora", *sys.argv[1:]],
-            started=_now(),
-            environment=environment(),
-        )
+    def __init__(self, path: Path, report: R) -> None:
+        self.path, self.report = path, report
 
     @contextmanager
-    def running(self) -> Iterator[RunReport]:
+    def running(self) -> Iterator[R]:
         """The whole run: the report says how it ended."""
+        self.report.status, self.report.error, self.report.finished = "running", None, None
         self.save()
         try:
             yield self.report
@@ -132,6 +137,23 @@ class RunLog:
         self.report.status, self.report.error, self.report.finished = status, error, _now()
         self.report.peak_memory_bytes = peak_memory()
         self.save()
+
+
+class RunLog(ReportLog[RunReport]):
+    """The log of one training run, in its directory."""
+
+    def __init__(self, directory: Path, *, name: str, recipe: dict[str, Any]) -> None:
+        facts = provenance()
+        super().__init__(directory / FILE_NAME, RunReport(name=name, recipe=recipe, **facts))
+
+
+def provenance() -> dict[str, Any]:
+    """The command, the time and the environment of a run that starts now."""
+    return {
+        "command": ["sora", *sys.argv[1:]],
+        "started": _now(),
+        "environment": environment(),
+    }
 
 
 def read_report(directory: Path) -> RunReport | None:

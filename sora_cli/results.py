@@ -60,6 +60,7 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
         report.ranks[path].end = factors.rank
         report.parameters.adapter_end += factors.parameters
     report.events = list(ready.method.summary(ready.layers).events)
+    report.method_details = ready.method.details(ready.layers)
     unchanged = all(m.start == m.end for m in report.ranks.values())
     if ready.method.adapts_rank and unchanged:
         report.events.append(

@@ -11,7 +11,8 @@ from sora_cli.errors import SoraError
 from sora_cli.recipe_file import LoadedRecipe, load_recipe
 
 if TYPE_CHECKING:
-    from sora_cli.report import RunReport
+    from sora_cli.prepare import Prepared
+    from sora_cli.recipe import Recipe
 
 
 def train(recipe: str, overrides: list[str], *, dry_run: bool, force: bool) -> None:
@@ -19,6 +20,8 @@ def train(recipe: str, overrides: list[str], *, dry_run: bool, force: bool) -> N
     loaded = load_recipe(recipe, overrides)
     for note in loaded.notes:
         say(f"note: {note}")
+    if loaded.recipe.path is not None:
+        say(f"note: this trains one run; the recipe's path of stages: sora path {recipe}")
     if dry_run:
         from sora_cli.commands.dry_run import dry_run as show
 
@@ -69,7 +72,7 @@ def run(loaded: LoadedRecipe, output: Path) -> None:
 
     ready = prepare(loaded.recipe, phase)
     record_setup(log.report, ready)
-    say(describe(log.report))
+    say(describe_layers(loaded.recipe, ready))
     trainer = build_trainer(
         loaded.recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
     )
@@ -84,11 +87,14 @@ def run(loaded: LoadedRecipe, output: Path) -> None:
     conclude(log.report, output)
 
 
-def describe(r: RunReport) -> str:
+def describe_layers(recipe: Recipe, ready: Prepared) -> str:
     """One line that says what is about to be trained."""
+    from sora_cli.results import count_parameters
+
+    counts, layers = count_parameters(ready), ready.layers.values()
     return (
-        f"{r.recipe['method']['name']} on {r.recipe['model']['path']}: {len(r.ranks)} layers, "
-        f"{sum(m.start for m in r.ranks.values()):,} components, "
-        f"{r.parameters.trained:,} trained of {r.parameters.base:,} parameters, "
-        f"{r.data['rows']['train']:,} rows"
+        f"{recipe.method.name} on {recipe.model.path}: {len(layers)} layers, "
+        f"{sum(m.rank for m in layers):,} components, "
+        f"{counts.trained:,} trained of {counts.base:,} parameters, "
+        f"{len(ready.train.lengths):,} rows"
     )

@@ -1,0 +1,195 @@
+"""`sora path`: a whole family of adapters, from dense to sparse, in one run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.console import emit, emit_table, say
+from sora_cli.errors import SoraError
+from sora_cli.path.record import FILE_NAME, PathReport, read_path
+from sora_cli.path.table import control_table, stage_table
+from sora_cli.recipe_file import LoadedRecipe, load_recipe
+
+if TYPE_CHECKING:
+    from sora_cli.path.plan import StagePlan
+
+
+def path(recipe: str, overrides: list[str], *, controls: bool, dry_run: bool, force: bool) -> None:
+    """Train the stages of a recipe's path, or go on with those that are missing."""
+    loaded = load_recipe(recipe, overrides)
+    from sora_cli.path.plan import overruled, path_directory, plan_stages
+
+    plans = plan_stages(loaded)
+    for note in (*loaded.notes, *overruled(loaded)):
+        say(f"note: {note}")
+    output = path_directory(loaded)
+    if dry_run:
+        _show_plan(loaded, plans, output)
+        return
+    report = open_report(loaded, len(plans), output, controls=controls, force=force)
+    run(loaded, plans, report, output, controls=controls)
+
+
+def open_report(
+    loaded: LoadedRecipe, stage_count: int, output: Path, *, controls: bool, force: bool
+) -> PathReport:
+    """The record to fill: a new one, or that of a path that is not finished.
+
+    Raises:
+        SoraError: the directory holds a finished path, one of another recipe, or something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise SoraError(f"output '{output}' is a file", hint="output.dir=DIR")
+    if force and (output / FILE_NAME).exists():
+        clear(output)
+    found = read_path(output)
+    if found is None:
+        if output.is_dir() and any(output.iterdir()):
+            raise SoraError(f"'{output}' is not empty and holds no path", hint="output.dir=DIR")
+        return _new_report(loaded, stage_count)
+    _check_same_recipe(found, loaded, output)
+    missing_controls = controls and found.controls is None
+    if len(found.stages) == stage_count and not missing_controls:
+        raise SoraError(
+            f"'{output}' holds a finished path",
+            hint=f"sora pick {output} --keep 0.99; or train again with --force",
+        )
+    if found.stages:
+        say(f"going on in {output}: {len(found.stages)} of {stage_count} stages are finished")
+    return found
+
+
+def clear(output: Path) -> None:
+    """Delete a path's own files, and nothing else."""
+    shutil.rmtree(output / "stages", ignore_errors=True)
+    for name in (FILE_NAME, "path.png"):
+        (output / name).unlink(missing_ok=True)
+
+
+def run(
+    loaded: LoadedRecipe,
+    plans: list[StagePlan],
+    report: PathReport,
+    output: Path,
+    *,
+    controls: bool,
+) -> None:
+    """The whole path, one step a line."""
+    say("loading torch and transformers ...")
+    from sora_cli.commands.train import describe_layers
+    from sora_cli.path.controls import run_controls
+    from sora_cli.path.plot import plot_path
+    from sora_cli.path.stages import Stages
+    from sora_cli.prepare import prepare
+    from sora_cli.report import ReportLog
+
+    log = ReportLog(output / FILE_NAME, report)
+
+    def phase(name: str) -> AbstractContextManager[None]:
+        say(f"{name} ...")
+        return log.phase(name)
+
+    stages = Stages(prepare(plans[0].recipe, phase), plans, report, output)
+    stages.check()
+    say(describe_layers(loaded.recipe, stages.ready))
+    with log.running(), _resumable(report):
+        for plan in plans[len(report.stages) :]:
+            place = f"{plan.index + 1} of {len(plans)}"
+            say(f"\nstage {plan.index} ({place}): {report.vary} = {plan.value}")
+            with log.phase("stages"):
+                report.stages.append(stages.run(plan))
+            log.save()
+            stages.forget(plan.index - 1)
+            say(_stage_line(report))
+        if controls and report.controls is None:
+            with log.phase("controls"):
+                report.controls = run_controls(stages, say)
+        plot_path(report, output / "path.png")
+    _conclude(report, output)
+
+
+@contextmanager
+def _resumable(report: PathReport) -> Iterator[None]:
+    """Whatever stops a path, say that the same command goes on with it."""
+    try:
+        yield
+    except BaseException:
+        done = len(report.stages)
+        say(
+            f"\n{done} of {report.stage_count} stages are kept; the same command goes on from there"
+        )
+        raise
+
+
+def _new_report(loaded: LoadedRecipe, stage_count: int) -> PathReport:
+    from sora_cli.report import provenance
+
+    block = loaded.recipe.path
+    assert block is not None
+    return PathReport(
+        name=loaded.name,
+        recipe=loaded.resolved(),
+        recipe_notes=list(loaded.notes),
+        vary=block.vary,
+        method=loaded.recipe.method.name,
+        stage_count=stage_count,
+        **provenance(),
+    )
+
+
+def _check_same_recipe(found: PathReport, loaded: LoadedRecipe, output: Path) -> None:
+    """A path goes on with the recipe it was begun with; only its place may be named otherwise."""
+    old, new = _flat(found.recipe), _flat(loaded.resolved())
+    for key in sorted({*old, *new}):
+        if not key.startswith("output.") and old.get(key) != new.get(key):
+            raise SoraError(
+                f"'{output}' holds a path of another recipe: there {key} is {old.get(key)}, "
+                f"here {new.get(key)}",
+                hint="elsewhere: output.dir=DIR; or delete that one: --force",
+            )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.rstrip("."): values}
+    return {
+        k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()
+    }
+
+
+def _stage_line(report: PathReport) -> str:
+    stage = report.stages[-1]
+    scores = "  ".join(f"{split} {report.score(stage, split):.4f}" for split in stage.metrics)
+    return (
+        f"{stage.live} of {stage.total} components alive ({stage.share:.0%}); "
+        f"{report.main_metric}: {scores}"
+    )
+
+
+def _conclude(report: PathReport, output: Path) -> None:
+    emit_table(*stage_table(report))
+    if report.controls is not None:
+        emit_table(*control_table(report))
+        emit(report.controls.verdict)
+    say(f"\nfiles in {output}/: path.json  path.png  stages/NN/adapter")
+    say("next:")
+    say(f"  sora pick {output} --keep 0.99")
+    say(f"  sora inspect {output}/{report.stages[-1].directory}")
+
+
+def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> None:
+    from sora_cli.commands.dry_run import dry_run, emit_section
+
+    dry_run(plans[0].loaded)
+    block = loaded.recipe.path
+    assert block is not None
+    lines = [f"{'stage':>5}  {block.vary:<24} epochs"]
+    for plan in plans:
+        training = plan.recipe.training
+        length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g}"
+        lines.append(f"{plan.index:>5}  {plan.value!s:<24} {length}")
+    emit_section("stages (all of the above is stage 0)", [*lines, f"into {output}"])

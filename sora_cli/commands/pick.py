@@ -1,0 +1,109 @@
+"""`sora pick`: the smallest adapter of a path that is good enough."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from sora_cli.atomic import new_directory
+from sora_cli.console import emit, emit_table, say
+from sora_cli.errors import SoraError
+from sora_cli.path.pick import at_least, within_parameters, within_share
+from sora_cli.path.record import FILE_NAME, PathReport, Stage, read_path
+from sora_cli.path.table import stage_table
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+def pick(
+    directory: Path,
+    *,
+    keep: float | None,
+    max_params: int | None,
+    min_metric: float | None,
+    output: Path | None,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Name a stage, with its table; with `output`, copy its adapter there.
+
+    Raises:
+        SoraError: no path, no stage that will do, not exactly one wish.
+    """
+    report = _finished_stages(directory)
+    stage = choose(report, keep=keep, max_params=max_params, min_metric=min_metric)
+    adapter = directory / stage.directory / "adapter"
+    if not (adapter / _ADAPTER_CONFIG).is_file():
+        raise SoraError(f"the chosen adapter is gone: {adapter}")
+    if as_json:
+        emit(json.dumps(_facts(report, stage, adapter), indent=2))
+    else:
+        emit_table(*stage_table(report, stage.index))
+        emit(f"stage {stage.index}: {adapter}")
+    if report.choice == report.generalisation:
+        say(f"note: chosen on {report.choice}, the split that is reported: a best of "
+            f"{len(report.stages)}; data.selection=half-validation keeps them apart")  # fmt: skip
+    else:
+        say(f"chosen on {report.choice} ({report.selection})")
+    if output is not None:
+        _copy(adapter, output, force=force)
+        say(f"copied to {output}")
+
+
+def choose(
+    report: PathReport,
+    *,
+    keep: float | None = None,
+    max_params: int | None = None,
+    min_metric: float | None = None,
+) -> Stage:
+    """The stage that satisfies the one wish given.
+
+    Raises:
+        SoraError: none or several wishes, or no stage that satisfies it.
+    """
+    if (keep is not None) + (max_params is not None) + (min_metric is not None) != 1:
+        raise SoraError(
+            "say what to look for, in one way",
+            hint="--keep 0.99, --max-params 100000 or --min-metric 0.85",
+        )
+    if keep is not None:
+        return within_share(report, keep)
+    if max_params is not None:
+        return within_parameters(report, max_params)
+    assert min_metric is not None
+    return at_least(report, min_metric)
+
+
+def _finished_stages(directory: Path) -> PathReport:
+    report = read_path(directory)
+    if report is None:
+        there = "is no directory" if not directory.is_dir() else f"holds no {FILE_NAME}"
+        raise SoraError(f"{directory} {there}", hint="make a path with: sora path RECIPE")
+    if not report.stages:
+        raise SoraError(f"{directory} has no finished stage", hint="go on with sora path")
+    missing = report.stage_count - len(report.stages)
+    if missing:
+        say(f"note: {missing} of {report.stage_count} stages are not trained yet")
+    return report
+
+
+def _facts(report: PathReport, stage: Stage, adapter: Path) -> dict[str, object]:
+    return {
+        "adapter": str(adapter),
+        "stage": stage.index,
+        report.vary: stage.value,
+        "live": stage.live,
+        "total": stage.total,
+        "parameters": stage.parameters,
+        "metric": report.main_metric,
+        "chosen_on": report.choice,
+        "metrics": stage.metrics,
+        "relative": stage.relative,
+    }
+
+
+def _copy(adapter: Path, output: Path, *, force: bool) -> None:
+    with new_directory(output, force=force, markers=(_ADAPTER_CONFIG,)) as temporary:
+        shutil.copytree(adapter, temporary, dirs_exist_ok=True)
