@@ -24,16 +24,17 @@ def offline_error(kind: str, name: str, error: BaseException) -> SoraError:
     return SoraError(
         f"the {kind} '{name}' is neither a local directory nor to be had from the Hub",
         where=f"{type(error).__name__}: {why}",
-        hint=f"with local copies: sora train {_recipe()} model.path={model} data.path=DIR",
+        hint=f"with local copies: sora {_command()} model.path={model} data.path=DIR",
     )
 
 
-def _recipe() -> str:
-    """What `sora train` was called with."""
+def _command() -> str:
+    """What was called, as far as it takes a recipe and overrides: 'train recipes/rte.yaml'."""
     command, *words = [word for word in sys.argv[1:] if not word.startswith("-")] or [""]
+    command = command if command in {"train", "path"} else ""
     files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
-    names = [word for word in words if "=" not in word] if command == "train" else []
-    return next(iter([*files, *names]), "RECIPE")
+    names = [word for word in words if "=" not in word] if command else []
+    return f"{command or 'train'} {next(iter([*files, *names]), 'RECIPE')}"
 
 
 def quiet_hub() -> None:

@@ -4,11 +4,13 @@ import re
 
 import pytest
 
+from sora_cli.path.plan import plan_stages
 from sora_cli.recipe_file import load_recipe
 from sora_cli.recipe_library import recipe_names, recipe_title, recipes_dir
 
 GLUE = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
-RUNS = ["quickstart", *GLUE, *[f"official/{name}" for name in GLUE]]
+PATHS = ["path/rte", "path/sst2-minilm", "path/stsb-minilm"]
+RUNS = ["quickstart", *GLUE, *[f"official/{name}" for name in GLUE], *PATHS]
 FILES = sorted(path.relative_to(recipes_dir()).as_posix() for path in recipes_dir().rglob("*.yaml"))
 
 
@@ -18,8 +20,8 @@ def text_of(file):
 
 def test_they_are_all_here():
     assert recipe_names() == RUNS
-    assert len(RUNS) == 17
-    assert len(FILES) == 19  # and base/glue.yaml, base/official.yaml
+    assert len(RUNS) == 20
+    assert len(FILES) == 22  # and base/glue.yaml, base/official.yaml
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -30,9 +32,8 @@ def test_every_file_points_at_the_schema_and_has_a_header(file):
     header = [line for line in lines[1:] if line.startswith("#")]
     assert len(recipe_title(recipes_dir() / file)) > 20
     assert any(line.startswith("# Time") for line in header)
-    command = (
-        f"sora train recipes/{file}" if not file.startswith("base/") else "sora train recipes/"
-    )
+    verb = "path" if file.startswith("path/") else "train"
+    command = f"sora {verb} recipes/{'' if file.startswith('base/') else file}"
     assert any(command in line for line in header)
     assert max(len(line) for line in lines) <= 100
 
@@ -100,3 +101,24 @@ def test_mnli_reports_both_validation_sets():
         "validation_matched",
         "validation_mismatched",
     ]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_start_without_a_threshold_and_choose_on_rows_of_their_own(name):
+    loaded = load_recipe(name)
+    plans = plan_stages(loaded)
+    thresholds = [plan.value for plan in plans]
+    assert thresholds[0] == 0
+    assert thresholds == sorted(set(thresholds))
+    assert len(plans) >= 7
+    assert loaded.recipe.data.selection != "validation"
+
+
+def test_the_rte_path_has_the_scripts_values():
+    loaded = load_recipe("path/rte")
+    recipe, method = loaded.recipe, loaded.method_config
+    assert (method.prox, method.l1, method.r_max) == ("official", 0.001, 8)
+    assert (recipe.training.learning_rate, recipe.training.batch_size) == (1.2e-3, 32)
+    assert (recipe.training.epochs, recipe.path.epochs, recipe.data.max_length) == (50, 15, 320)
+    values = [plan.value for plan in plan_stages(loaded)]
+    assert values == pytest.approx([1e-4 * i * 7 / 6 for i in range(7)])

@@ -24,8 +24,11 @@ _KEY, _VALUE, _WIDTH = 31, 36, 100  # columns
 _MISSING = 12  # parameters listed
 
 
-def dry_run(loaded: LoadedRecipe) -> None:
+def dry_run(loaded: LoadedRecipe) -> Prepared:
     """Resolve a recipe and show, on stdout, what training it would do.
+
+    Returns:
+        What was loaded for it.
 
     Raises:
         SoraError, MethodError: what would stop the run before its first step.
@@ -51,6 +54,7 @@ def dry_run(loaded: LoadedRecipe) -> None:
     emit_section("steps", step_lines(steps, plan))
     emit_section("memory", memory_lines(memory))
     emit_section("output", output_lines(loaded))
+    return ready
 
 
 def emit_section(title: str, lines: Iterable[str]) -> None:

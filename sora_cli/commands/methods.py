@@ -37,6 +37,7 @@ def describe_method(name: str) -> dict[str, Any]:
         "name": name,
         "paper": method.paper,
         "adapts_rank": method.adapts_rank,
+        "may_vary": list(method.variable_options),
         "options": options,
     }
 
@@ -52,5 +53,7 @@ def _as_text(method: dict[str, Any]) -> str:
     ]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     lines = [f"  {n:{widths[0]}}  {d:{widths[1]}}  {text}".rstrip() for n, d, text in rows]
+    if method["may_vary"]:
+        lines.append(f"  along a path (sora path) may vary: {', '.join(method['may_vary'])}")
     title = f"{method['name']}: {method['paper']}" if method["paper"] else method["name"]
     return "\n".join([title, *lines])

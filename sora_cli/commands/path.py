@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,10 +13,12 @@ from sora_cli.console import emit, emit_table, say
 from sora_cli.errors import SoraError
 from sora_cli.path.record import FILE_NAME, PathReport, read_path
 from sora_cli.path.table import control_table, stage_table
+from sora_cli.recipe import OutputBlock
 from sora_cli.recipe_file import LoadedRecipe, load_recipe
 
 if TYPE_CHECKING:
     from sora_cli.path.plan import StagePlan
+    from sora_cli.prepare import Prepared
 
 
 def path(recipe: str, overrides: list[str], *, controls: bool, dry_run: bool, force: bool) -> None:
@@ -182,14 +185,29 @@ def _conclude(report: PathReport, output: Path) -> None:
 
 
 def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> None:
+    """Stage 0 as an ordinary run, then all stages."""
     from sora_cli.commands.dry_run import dry_run, emit_section
 
-    dry_run(plans[0].loaded)
-    block = loaded.recipe.path
-    assert block is not None
-    lines = [f"{'stage':>5}  {block.vary:<24} epochs"]
+    first = plans[0].loaded
+    placed = first.recipe.model_copy(update={"output": OutputBlock(dir=str(output / plans[0].directory))})
+    ready = dry_run(dataclasses.replace(first, recipe=placed))
+    emit_section(f"stages of {loaded.name}; the above is stage 0", _stage_lines(ready, plans))
+
+
+def _stage_lines(ready: Prepared, plans: list[StagePlan]) -> Iterator[str]:
+    """A line per stage: value, steps, and what the method has to say about them."""
+    from methods.registry import method_class
+    from sora_cli.steps import learning_rates
+    from sora_cli.training import training_arguments
+
     for plan in plans:
-        training = plan.recipe.training
-        length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g}"
-        lines.append(f"{plan.index:>5}  {plan.value!s:<24} {length}")
-    emit_section("stages (all of the above is stage 0)", [*lines, f"into {output}"])
+        block = plan.recipe.method
+        method = method_class(block.name)(block.config)
+        steps = plan.recipe.training.total_steps(len(ready.train.lengths))
+        args = training_arguments(
+            plan.recipe, Path("stages"), ready.task.scorer.best, evaluates=False
+        )
+        rates = learning_rates(args, method, ready.layers, steps)
+        told = method.plan(ready.layers, total_steps=steps, learning_rates=rates)
+        yield f"{plan.index:>3}  {plan.value!s:<24} {steps:,} steps"
+        yield from (f"       {note}" for note in told.notes)

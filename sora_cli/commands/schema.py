@@ -44,10 +44,17 @@ def recipe_schema(methods: Sequence[str]) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "extends": extends,
-            **{b: {"$ref": p["$ref"]} for b, p in schema["properties"].items()},
+            **{block: _reference(p) for block, p in schema["properties"].items()},
         },
         "$defs": blocks,
     }
+
+
+def _reference(property_: dict[str, Any]) -> dict[str, Any]:
+    """The block a key stands for, also where it may be left out."""
+    return next(
+        {"$ref": p["$ref"]} for p in (property_, *property_.get("anyOf", [])) if "$ref" in p
+    )
 
 
 def _method_schema(block: dict[str, Any], methods: Sequence[str]) -> dict[str, Any]:

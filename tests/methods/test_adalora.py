@@ -212,3 +212,40 @@ def test_shares_are_of_the_run() -> None:
     assert live(run) == 12  # untouched until step 5
     run.train([6])
     assert live(run) == math.floor(2 + 10 * (1 - 1 / 5) ** 3)
+
+
+def test_a_later_stage_shrinks_what_is_left_and_holds_it_from_its_first_step() -> None:
+    run = adalora()
+    run.train(range(run.total_steps))
+    total = run.method.summary(run.layers).total
+    kept = run.method.summary(run.layers).live
+    run.method.set_option("target_r", 1)
+    run.method.begin(run.layers, total_steps=run.total_steps)
+    live = []
+    for step in range(run.total_steps):
+        run.train([step])
+        live.append(run.method.summary(run.layers).live)
+    assert kept < total
+    assert live[0] == kept
+    assert live == sorted(live, reverse=True)
+    assert live[-1] == len(run.layers)
+
+
+def test_a_later_stage_resumes_with_its_own_budget() -> None:
+    def second_stage() -> Run:
+        run = adalora()
+        run.train(range(run.total_steps))
+        run.method.set_option("target_r", 1)
+        run.method.begin(run.layers, total_steps=run.total_steps)
+        return run
+
+    straight, halted = second_stage(), second_stage()
+    straight.train(range(straight.total_steps))
+    halted.train(range(10))
+    resumed = create("adalora", **halted.method.config.model_dump())
+    resumed.begin(halted.layers, total_steps=halted.total_steps)
+    resumed.load_state_dict(halted.method.state_dict())
+    halted.method = resumed
+    halted.train(range(10, halted.total_steps))
+    for path, layer in straight.layers.items():
+        assert torch.equal(layer.d, halted.layers[path].d)

@@ -123,3 +123,19 @@ def test_rank_for_energy(values: list[float], energy: float, rank: int) -> None:
 def test_energy_is_a_share(energy: float) -> None:
     with pytest.raises(ValueError, match="energy is a share above 0 and up to 1"):
         rank_for_energy(torch.ones(3), energy)
+
+
+def test_terms_one_by_one() -> None:
+    factors = random_factors(5, 8, 7)
+    terms = [factors.select(torch.arange(5) == i) for i in range(5)]
+    torch.testing.assert_close(sum(term.dense() for term in terms), factors.dense())
+    norms = torch.tensor([term.norm() for term in terms], dtype=torch.float64)
+    torch.testing.assert_close(factors.term_norms(), norms, rtol=1e-12, atol=0)
+
+
+def test_live_terms() -> None:
+    factors = random_factors(4, 8, 7)
+    factors.A[1] = 0
+    factors.B[:, 3] = 0
+    assert factors.live_terms().tolist() == [True, False, True, False]
+    assert factors.drop_zeros().rank == 2

@@ -144,6 +144,7 @@ def test_state_round_trip() -> None:
 
     other = create("sora", r_max=4)
     other.load_state_dict(run.method.state_dict())
+    assert other.details(run.layers) == run.method.details(run.layers)
     assert (other.config.threshold, other.config.l1) == (0.7, 0.01)
     assert other.summary(run.layers) == run.method.summary(run.layers)
     run.layers["2"].d.data[0] = 1.0  # it was dead before the state was saved
@@ -157,3 +158,38 @@ def test_state_before_the_first_step() -> None:
     other.load_state_dict(run.method.state_dict())
     other.after_step(run.layers, StepInfo(0, 20, {"gates": LR}))
     assert other.summary(run.layers).events == ()
+
+
+def test_the_step_each_component_last_died() -> None:
+    run = sora(threshold=XI)
+    set_gates(run, [0.25, 0.25, 2.0, 4.0])
+    after_step(run, 0)
+    assert run.method.details(run.layers) == {
+        "revivals": 0,
+        "last_died": {path: [0, 0, None, None] for path in run.layers},
+    }
+    run.layers["0"].d.data[0] = 2.0
+    run.layers["0"].d.data[2] = 0.1
+    after_step(run, 1)
+    run.layers["0"].d.data[0] = 0.1
+    after_step(run, 2)
+    assert run.method.details(run.layers) == {
+        "revivals": 1,
+        "last_died": {"0": [2, 0, 1, None], "2": [0, 0, None, None]},
+    }
+
+
+def test_a_new_stage_forgets_the_lives_of_the_last_one() -> None:
+    run = sora(threshold=XI)
+    set_gates(run, [0.25, 0.25, 2.0, 4.0])
+    after_step(run, 0)
+    run.layers["0"].d.data[0] = 2.0
+    after_step(run, 1)
+    run.method.begin(run.layers, total_steps=20)
+    assert run.method.summary(run.layers).events == ()
+    run.layers["2"].d.data[:2] = 2.0  # dead when the stage began
+    after_step(run, 0)
+    assert run.method.details(run.layers) == {
+        "revivals": 2,
+        "last_died": {path: [None] * 4 for path in run.layers},
+    }
