@@ -75,6 +75,11 @@ class AdaLora(AdapterMethod):
     Departures from the authors' code: with ties exactly the budget is kept (theirs drops all tied
     triplets), and target = initial rank is allowed (theirs fails). A later stage of a path starts
     its budget at the triplets that are left, not at the initial rank.
+
+    Where PEFT (0.21) differs from the authors this follows the authors: PEFT first masks to the
+    final budget at step T - t_final, they after it; PEFT adds the penalty in the forward pass
+    wherever the output has a loss, so in evaluation, too; in float64 models it leaves the rank in
+    the scaling trainable; its caller has to call the allocator after every step.
     """
 
     name = "adalora"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from methods.adalora import BudgetSchedule
@@ -21,18 +23,23 @@ ADALORA = ["adalora_small", "adalora_decay"]
 
 
 @pytest.mark.parametrize("name", SORA)
-def test_sora_follows_the_reference(name: str) -> None:
+def test_sora_follows_the_reference(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
     recording = trajectories.load(name, adapters={"fc1": "lo1", "fc2": "lo2"}, gate="gate")
     steps = trajectories.sora_run(recording)
 
     losses = [step.task_loss + step.penalty for step in steps]
     assert losses == pytest.approx(recording.options["losses"], rel=0, abs=TOLERANCE)
     assert [step.nonzero for step in steps] == recording.options["nonzero_gates"]
-    assert_same_snapshots(recording, steps)
+    deviation = assert_same_snapshots(recording, steps)
+    record_property("parity", (name, len(steps), deviation))
 
 
 @pytest.mark.parametrize("name", ADALORA)
-def test_adalora_follows_the_reference(name: str) -> None:
+def test_adalora_follows_the_reference(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
     recording = trajectories.load(name, adapters={n: n for n in "024"}, gate="lora_E")
     steps = trajectories.adalora_run(recording)
 
@@ -43,7 +50,8 @@ def test_adalora_follows_the_reference(name: str) -> None:
     ):
         assert ours == pytest.approx([entry[of_log] for entry in log], rel=0, abs=TOLERANCE)
     assert [step.nonzero for step in steps] == [entry["nonzero"] for entry in log]
-    assert_same_snapshots(recording, steps)
+    deviation = assert_same_snapshots(recording, steps)
+    record_property("parity", (name, len(steps), deviation))
 
 
 @pytest.mark.parametrize("name", ADALORA)
@@ -61,12 +69,16 @@ def test_budget_schedule_is_the_references(name: str) -> None:
     assert ours == [(entry["budget"], entry["masked"]) for entry in h["log"]]
 
 
-def assert_same_snapshots(recording: Recording, steps: list[Step]) -> None:
-    """Every recorded factor to 1e-9, and exactly the same gates at zero."""
+def assert_same_snapshots(recording: Recording, steps: list[Step]) -> float:
+    """Every recorded factor to 1e-9, and exactly the same gates at zero; the largest deviation."""
+    largest = 0.0
     for count in recording.snapshots:
         for path in recording.adapters:
             theirs = recording.factors(f"step{count}", path)
             ours = steps[count - 1].factors[path]
             for name, expected in theirs.items():
-                assert (ours[name] - expected).abs().max() <= TOLERANCE, (count, path, name)
+                deviation = (ours[name] - expected).abs().max().item()
+                assert deviation <= TOLERANCE, (count, path, name)
+                largest = max(largest, deviation)
             assert ours["d"].ne(0).tolist() == theirs["d"].ne(0).tolist(), (count, path)
+    return largest
