@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from sora_cli import __version__
+from sora_cli.app_adapters import add_commands
+from sora_cli.app_options import Code, Force, Json, Overrides, RecipeArgument, RecipeOption
 from sora_cli.boundary import guarded
 
 # Plain help: rich would take longer to import than everything else here.
@@ -31,27 +33,6 @@ recipes_app = typer.Typer(
     invoke_without_command=True,
 )
 app.add_typer(recipes_app, name="recipes")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Values to change, such as training.epochs=3 or method.name=lora."),
-]
-RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe file, or the name of one that comes with the tool.")
-]
-RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="The recipe whose task and data are used.")
-]
-Adapter = Annotated[
-    Path, typer.Argument(help="An adapter directory, ours or any PEFT LoRA; or a run's directory.")
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Code = Annotated[
-    list[Path] | None,
-    typer.Option("--code", help="A Python file with adapter methods of your own; repeatable."),
-]
 
 
 @app.callback()
@@ -103,7 +84,7 @@ def path(
     force: Annotated[bool, typer.Option("--force", help="Delete the path that is there.")] = False,
     code: Code = None,
 ) -> None:
-    """Train a path of stages from dense to sparse, or go on with an interrupted one."""
+    """Train a path of adapters from dense to sparse."""
     from sora_cli.commands.path import path
 
     _load(code)
@@ -168,59 +149,7 @@ def evaluate(
     )
 
 
-@app.command()
-def inspect(
-    directory: Adapter,
-    as_json: Json = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the ranks to this picture."),
-    ] = None,
-) -> None:
-    """Show where an adapter's ranks are."""
-    from sora_cli.commands.inspect import inspect
-
-    inspect(directory, as_json=as_json, plot=plot)
-
-
-@app.command()
-def prune(
-    directory: Adapter,
-    output: Output,
-    energy: Annotated[
-        float | None,
-        typer.Option("--energy", help="Keep this share of each layer's squared singular values."),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option("--rank", help="Keep at most this rank in each layer."),
-    ] = None,
-    max_params: Annotated[
-        int | None,
-        typer.Option("--max-params", help="Keep the strongest components within this many."),
-    ] = None,
-    force: Force = False,
-) -> None:
-    """Shrink an adapter; without options, take out exact zeros only."""
-    from sora_cli.commands.prune import prune
-
-    prune(directory, output, energy=energy, rank=rank, max_params=max_params, force=force)
-
-
-@app.command()
-def merge(
-    directory: Adapter,
-    output: Output,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", help="The base model, where it is not the one the adapter names."),
-    ] = None,
-    force: Force = False,
-) -> None:
-    """Fold an adapter into its base model."""
-    from sora_cli.commands.merge import merge
-
-    merge(directory, output, base=base, force=force)
+add_commands(app)
 
 
 @recipes_app.callback()
