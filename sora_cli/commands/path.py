@@ -178,6 +178,8 @@ def _conclude(report: PathReport, output: Path) -> None:
     if report.controls is not None:
         emit_table(*control_table(report))
         emit(report.controls.verdict)
+        floor = f"{report.main_metric} {report.controls.floor:.4f}"
+        emit(f"stage 0 with every component taken out: {floor} on {report.generalisation}")
     say(f"\nfiles in {output}/: path.json  path.png  stages/NN/adapter")
     say("next:")
     say(f"  sora pick {output} --keep 0.99")
@@ -189,7 +191,9 @@ def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> No
     from sora_cli.commands.dry_run import dry_run, emit_section
 
     first = plans[0].loaded
-    placed = first.recipe.model_copy(update={"output": OutputBlock(dir=str(output / plans[0].directory))})
+    placed = first.recipe.model_copy(
+        update={"output": OutputBlock(dir=str(output / plans[0].directory))}
+    )
     ready = dry_run(dataclasses.replace(first, recipe=placed))
     emit_section(f"stages of {loaded.name}; the above is stage 0", _stage_lines(ready, plans))
 
