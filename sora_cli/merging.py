@@ -1,11 +1,15 @@
 """Folding an adapter into its base model: W + B A for each adapted layer, head and labels set.
 
-The whole model is loaded; every weight is added to in float32 and cast back once.
+The whole model is loaded; every weight is added to in float32 and cast back once. The merged
+model's config.json lists the adapters folded into it, under `sora_merged`, so that none goes in
+twice. The same inputs give the same files to the last byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,9 @@ from sora_cli.model import lacks_tokenizer, quiet_loading
 from sora_cli.references import local_checkpoint, resolve_model_path
 
 MODEL_CONFIG = "config.json"
+MERGED_KEY = "sora_merged"
+"""In config.json: a list of {"adapter": digest, "method": name or null}, in the order of merging.
+"""
 
 _AUTO_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -58,7 +65,7 @@ def merge_adapter(
     Args:
         base: reference of the base model; None for the one the adapter names.
         force: replace a model directory at `output`, and merge into a base that is not, or not in
-            full, the one the adapter was trained on.
+            full, the one the adapter was trained on. Never into one that has this adapter already.
 
     Raises:
         SoraError: nothing sound can be written; the message says why.
@@ -68,12 +75,16 @@ def merge_adapter(
     revision = adapter.base.revision if base is None else None
     _check_kind(source)
     _check_apart(output, source)
+    config = _load_config(adapter, source, revision)
+    folded = [*_folded(config), {"adapter": adapter_digest(adapter), "method": adapter.meta.method}]
+    _check_not_folded(folded, source)
     checked = _check_fingerprint(adapter, source, revision, force=force)
     with torch.no_grad():
-        model = _load_model(adapter, source, revision, force=force)
+        model = _load_model(adapter, config, source, revision, force=force)
         add_updates(model, adapter.layers)
         load_head(model, adapter.head)
     set_labels(model.config, adapter)
+    setattr(model.config, MERGED_KEY, folded)
     tokenizer = _load_tokenizer(source, revision)
     _save(model, tokenizer, output, force=force)
     return Merged(
@@ -110,6 +121,24 @@ def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
         if not bool(merged.isfinite().all()):
             raise SoraError(f"'{path}' would hold NaN or infinity as {weight.dtype}")
         weight.copy_(merged)
+
+
+def adapter_digest(adapter: Adapter) -> str:
+    """SHA-256 of what merging adds: the factors without zero terms, in float32, and the head.
+
+    Names, dtypes, shapes and bytes of all tensors count; nothing else of the adapter does.
+    """
+    tensors = dict(adapter.head)
+    for path, factors in adapter.layers.items():
+        live = LowRankFactors(factors.A.float(), factors.B.float()).drop_zeros()
+        if live.rank:
+            tensors[f"{path}.A"], tensors[f"{path}.B"] = live.A, live.B
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def set_labels(config: Any, adapter: Adapter) -> None:
@@ -160,37 +189,70 @@ def _check_fingerprint(adapter: Adapter, source: str, revision: str | None, *, f
     )
 
 
-def _load_model(adapter: Adapter, source: str, revision: str | None, *, force: bool) -> Any:
-    """The base model in its checkpoint's dtype, with every parameter accounted for."""
-    import transformers
+def _folded(config: Any) -> list[dict[str, Any]]:
+    """What was merged into a model before, by its configuration."""
+    entries = getattr(config, MERGED_KEY, None)
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
-    name = _AUTO_CLASSES.get(adapter.task_type or "", "AutoModel")
-    options = _options(source, revision)
+
+def _check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
+    """Refuse the last of these adapters where the model holds it already: dW would count twice."""
+    *before, new = folded
+    if any(entry.get("adapter") == new["adapter"] for entry in before):
+        raise SoraError(
+            f"this adapter is already folded into {source}: it would count twice",
+            where=f"{MODEL_CONFIG} there lists it under {MERGED_KEY}",
+            hint="give the original base model with --base",
+        )
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Transformers kept quiet, and its errors turned into ours."""
     try:
         with quiet_loading():
-            config = transformers.AutoConfig.from_pretrained(source, **options)
-            if getattr(config, "quantization_config", None) is not None:
-                raise SoraError(
-                    f"{source} is quantised: adding to its weights would lose the adapter",
-                    hint="merge into the unquantised model with --base",
-                )
-            labels = _number_of_labels(adapter)
-            if labels is not None:
-                config.num_labels = labels
-            model, info = getattr(transformers, name).from_pretrained(
-                source,
-                config=config,
-                dtype="auto",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
+            yield
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise SoraError(
             f"the base model {source} can not be loaded: {first}",
             hint="give a local copy with --base",
         ) from error
+
+
+def _load_config(adapter: Adapter, source: str, revision: str | None) -> Any:
+    """The base model's configuration, for as many labels as the adapter has."""
+    import transformers
+
+    with _loading(source):
+        config = transformers.AutoConfig.from_pretrained(source, **_options(source, revision))
+    if getattr(config, "quantization_config", None) is not None:
+        raise SoraError(
+            f"{source} is quantised: adding to its weights would lose the adapter",
+            hint="merge into the unquantised model with --base",
+        )
+    labels = _number_of_labels(adapter)
+    if labels is not None:
+        config.num_labels = labels
+    return config
+
+
+def _load_model(
+    adapter: Adapter, config: Any, source: str, revision: str | None, *, force: bool
+) -> Any:
+    """The base model in its checkpoint's dtype, with every parameter accounted for."""
+    import transformers
+
+    auto = getattr(transformers, _AUTO_CLASSES.get(adapter.task_type or "", "AutoModel"))
+    with _loading(source):
+        model, info = auto.from_pretrained(
+            source,
+            config=config,
+            dtype="auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_options(source, revision),
+        )
     _check_supplied(info, adapter, source, force=force)
     return model.eval()
 

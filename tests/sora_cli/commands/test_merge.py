@@ -13,11 +13,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter import Adapter, BaseReference, read_adapter, write_adapter
+from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, read_adapter, write_adapter
 from sora_cli.commands.merge import merge
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import fingerprint
-from sora_cli.merging import merge_adapter
+from sora_cli.merging import MERGED_KEY, adapter_digest, merge_adapter
 from sora_cli.sora_file import read_json, write_json
 from tests.helpers_adapters import LABELS, adapt, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
@@ -77,6 +77,70 @@ def test_other_base_is_refused_unless_forced(tmp_path: Path, made: tuple[Path, A
     _refused(tmp_path, made[1], "other weights than the base", base=str(other))
     merged = merge_adapter(made[1], tmp_path / "out", base=str(other), force=True)
     assert not merged.base_checked
+
+
+def test_merged_adapters_are_recorded_and_kept(tmp_path: Path, made: tuple[Path, Adapter]) -> None:
+    config = transformers.AutoConfig.from_pretrained(made[0])
+    assert not hasattr(config, MERGED_KEY)
+    merge_adapter(made[1], tmp_path / "out")
+    entry = {"adapter": adapter_digest(made[1]), "method": "sora"}
+    assert read_json(tmp_path / "out" / "config.json")[MERGED_KEY] == [entry]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    model.save_pretrained(tmp_path / "saved")
+    assert read_json(tmp_path / "saved" / "config.json")[MERGED_KEY] == [entry]
+
+
+def test_an_adapter_is_not_merged_twice_even_by_force(
+    tmp_path: Path, made: tuple[Path, Adapter]
+) -> None:
+    """A second adapter may follow by force; then neither of both goes in again."""
+    base, first = made
+    second = adapt(tiny_bert(), base, head=HEAD, seed=1)
+    merge_adapter(first, tmp_path / "one")
+    merge_adapter(second, tmp_path / "two", base=str(tmp_path / "one"), force=True)
+    stored = read_adapter(tmp_path / "adapter")  # the first one, from the disk
+    for adapter, model in ((first, "one"), (stored, "one"), (first, "two"), (second, "two")):
+        for force in (False, True):
+            with pytest.raises(SoraError, match="already folded into") as caught:
+                merge_adapter(adapter, tmp_path / "out", base=str(tmp_path / model), force=force)
+            assert MERGED_KEY in str(caught.value.where)
+            assert "--base" in str(caught.value.hint)
+    folded = read_json(tmp_path / "two" / "config.json")[MERGED_KEY]
+    assert [entry["adapter"] for entry in folded] == [adapter_digest(a) for a in (first, second)]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_odd_record_of_merged_adapters_is_ignored(
+    tmp_path: Path, made: tuple[Path, Adapter]
+) -> None:
+    config = read_json(made[0] / "config.json")
+    write_json(made[0] / "config.json", {**config, MERGED_KEY: 7})
+    merge_adapter(made[1], tmp_path / "out")
+    assert len(read_json(tmp_path / "out" / "config.json")[MERGED_KEY]) == 1
+
+
+def test_same_inputs_same_bytes(tmp_path: Path, made: tuple[Path, Adapter]) -> None:
+    for name in ("out", "again"):
+        merge_adapter(made[1], tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert {"config.json", "model.safetensors"} <= set(files)
+    for name in files:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_digest_is_of_what_merging_adds(made: tuple[Path, Adapter]) -> None:
+    adapter = made[1]
+    digest = adapter_digest(adapter)
+    live = {path: f.drop_zeros() for path, f in adapter.layers.items()}
+    live = {path: factors for path, factors in live.items() if factors.rank}
+    assert len(live) < len(adapter.layers)
+    assert adapter_digest(dataclasses.replace(adapter, layers=live)) == digest
+    assert adapter_digest(dataclasses.replace(adapter, meta=AdapterMeta())) == digest
+    path, factors = next(iter(live.items()))
+    twice = {**live, path: LowRankFactors(factors.A, 2 * factors.B)}
+    head = {**adapter.head, "classifier.bias": torch.zeros(3)}
+    assert adapter_digest(dataclasses.replace(adapter, layers=twice)) != digest
+    assert adapter_digest(dataclasses.replace(adapter, head=head)) != digest
 
 
 def test_unknown_base(tmp_path: Path, made: tuple[Path, Adapter]) -> None:

@@ -1,0 +1,158 @@
+"""What the contract's checks train: a small frozen net, data, and the loop of `methods.base`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, mse_loss
+
+from methods.base import AdapterMethod, LowRankLinear, StepInfo
+from methods.inject import inject, replace
+
+LR = 1e-2
+STEPS = 20
+
+MethodFactory = Callable[..., AdapterMethod]
+"""Makes a fresh method from options that every configuration has (targets, alpha, dropout)."""
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A seeded generator on the CPU."""
+    return torch.Generator().manual_seed(seed)
+
+
+def small_net(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> nn.Sequential:
+    """Linear layers "0" (10 -> 12) and "2" (12 -> 6), tanh between."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 6)).to(dtype)
+
+
+def regression_data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Inputs (32, 10) and targets (32, 6)."""
+    g = generator(7)
+    x, y = (torch.randn(32, n, generator=g, dtype=torch.float64) for n in (10, 6))
+    return x.to(dtype), y.to(dtype)
+
+
+def layer_inputs(layer: LowRankLinear) -> Tensor:
+    """Random inputs of one layer, (5, in) float64."""
+    return torch.randn(5, layer.A.shape[1], generator=generator(3), dtype=torch.float64)
+
+
+def base_output(layer: LowRankLinear, x: Tensor) -> Tensor:
+    """What the wrapped nn.Linear alone makes of x, from its tensors: no hook has a say in it."""
+    weight, bias = layer.base.weight, layer.base.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    return linear(x, weight, bias)
+
+
+@dataclass
+class Run:
+    """A net being adapted, with everything that a training step needs."""
+
+    net: nn.Module
+    method: AdapterMethod
+    layers: dict[str, LowRankLinear]
+    optimizer: torch.optim.Optimizer
+    total_steps: int
+
+    def train(
+        self, steps: Iterable[int], *, before_hook: Callable[[], None] | None = None
+    ) -> list[float]:
+        """Take those (0-based) steps on the full batch.
+
+        Args:
+            before_hook: called in each step, after the optimiser's and before `after_step`.
+
+        Returns:
+            The task loss before each step.
+        """
+        weight = self.layers["0"].base.weight
+        assert isinstance(weight, Tensor)
+        x, y = regression_data(weight.dtype)
+        losses = []
+        for step in steps:
+            loss = mse_loss(self.net(x), y)
+            losses.append(loss.item())
+            penalty = self.method.penalty(self.layers)
+            total = loss if penalty is None else loss + penalty
+            total.backward()  # type: ignore[no-untyped-call]
+            rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+            self.optimizer.step()
+            if before_hook is not None:
+                before_hook()
+            self.method.after_step(self.layers, StepInfo(step, self.total_steps, rates))
+            self.optimizer.zero_grad()
+        return losses
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all that a step may change: the net, gradients, the method's own state."""
+        found = dict(self.net.state_dict())
+        for name, p in self.net.named_parameters():
+            if p.grad is not None:
+                found[f"gradient of {name}"] = p.grad
+        found |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+def start(
+    method: AdapterMethod,
+    *,
+    total_steps: int = STEPS,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    emptied: str | None = None,
+    begun: bool = True,
+    **adamw: Any,
+) -> Run:
+    """Adapt a small net and begin a run.
+
+    Args:
+        seed: of the adapters; the net is always the same.
+        emptied: path of a layer that gets an adapter of rank 0.
+        begun: False leaves the call of `begin` to the caller.
+    """
+    net = small_net(dtype)
+    layers = inject(net, method, generator=generator(seed))
+    if emptied is not None:
+        layers[emptied] = without_components(layers[emptied])
+        replace(net, emptied, layers[emptied])
+    groups = method.param_groups(layers, lr=LR, weight_decay=0.01)
+    if begun:
+        method.begin(layers, total_steps=total_steps)
+    return Run(net, method, layers, torch.optim.AdamW(groups, **adamw), total_steps)
+
+
+def trained(make: MethodFactory, **options: Any) -> Run:
+    """A run that is over."""
+    run = start(make(**options))
+    run.train(range(STEPS))
+    return run
+
+
+def without_components(layer: LowRankLinear) -> LowRankLinear:
+    """The same layer at rank 0: A (0, in), B (out, 0), d (0,) where there are gates."""
+    d = None if layer.d is None else layer.d.detach()[:0].clone()
+    A, B = layer.A.detach()[:0].clone(), layer.B.detach()[:, :0].clone()
+    return LowRankLinear(layer.base, A, B, d, scaling=layer.scaling, dropout=layer.dropout.p).train(
+        layer.training
+    )
+
+
+def first_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:
+    """Name of a tensor that only one side has, or that differs in a bit; None if there is none."""
+    for name in [*one, *(name for name in other if name not in one)]:
+        if name not in one or name not in other or not torch.equal(one[name], other[name]):
+            return name
+    return None
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Of any two entries, by absolute value."""
+    return float((one - other).detach().abs().max())
