@@ -75,7 +75,8 @@ class Sora(AdapterMethod):
         """`l1 * sum |d| / (number of all gates)`: the authors' extra loss term, off by default."""
         if self.config.l1 == 0:
             return None
-        return self.config.l1 * torch.cat(_gates(layers)).abs().mean()
+        gates = torch.cat(_gates(layers))
+        return self.config.l1 * gates.abs().sum() / max(gates.numel(), 1)
 
     def plan(
         self,

@@ -55,6 +55,7 @@ def attach(
     callback = MethodCallback(trainer, method, found)
     trainer.add_callback(callback)
     _wrap_loss(trainer, callback)
+    _wrap_resume(trainer, callback)
     _wrap_optimizer(trainer, method, found, head_lr)
     return callback
 
@@ -65,6 +66,7 @@ class MethodCallback(TrainerCallback):  # type: ignore[misc]
     Attributes:
         live: live components after each optimiser step.
         skipped: optimiser steps that mixed precision skipped.
+        resumed_from: the checkpoint the trainer was resumed from, once it has been read.
     """
 
     def __init__(self, trainer: Trainer, method: AdapterMethod, layers: Layers) -> None:
@@ -77,16 +79,26 @@ class MethodCallback(TrainerCallback):  # type: ignore[misc]
         self._overflow = False  # a fused optimiser left the parameters as they were
         self._share = 0.0  # of the penalty, in the losses since the last hook
         self._handle: Any = None
+        self.resumed_from: Path | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.method.begin(self.layers, total_steps=state.max_steps)
         self._seen = state.global_step
         self._last_live = self.method.summary(self.layers).live
         if state.global_step:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
-            self.method.load_state_dict(load_file(checkpoint))
+            self.method.load_state_dict(load_file(self._state_file(args, state)))
         optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
         self._handle = optimizer.register_step_post_hook(self._count_step)
+
+    def _state_file(self, args: Any, state: Any) -> Path:
+        """Where the method's state of the checkpoint being resumed is."""
+        folder = self.resumed_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not (folder / STATE_FILE).is_file():
+            raise ValueError(
+                f"checkpoint {folder} has no {STATE_FILE}: it was saved without attach(), "
+                f"so {self.method.name} can not go on from it"
+            )
+        return folder / STATE_FILE
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._seen += 1
@@ -167,6 +179,17 @@ def _wrap_loss(trainer: Trainer, callback: MethodCallback) -> None:
         return callback.penalised(result, divided_later=later)
 
     trainer.compute_loss = compute_loss
+
+
+def _wrap_resume(trainer: Trainer, callback: MethodCallback) -> None:
+    """Remember which checkpoint is resumed: it need not be in this trainer's output directory."""
+    inner = trainer._load_from_checkpoint
+
+    def load_from_checkpoint(checkpoint: str, *args: Any, **kwargs: Any) -> Any:
+        callback.resumed_from = Path(checkpoint)
+        return inner(checkpoint, *args, **kwargs)
+
+    trainer._load_from_checkpoint = load_from_checkpoint
 
 
 def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:

@@ -87,6 +87,13 @@ def test_l1_is_the_mean_over_all_gates() -> None:
     assert sora().method.penalty(run.layers) is None
 
 
+def test_l1_of_no_gates_is_nothing() -> None:
+    run = sora(l1=0.1)
+    for layer in run.layers.values():
+        layer.d = torch.nn.Parameter(layer.d[:0].detach())
+    assert run.method.penalty(run.layers) == 0
+
+
 def test_gates_have_their_own_group() -> None:
     run = sora(gate_lr=0.5, gate_eps=1e-20, betas=(0.8, 0.95))
     factors, own = run.optimizer.param_groups

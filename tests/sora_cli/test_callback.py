@@ -225,6 +225,29 @@ def test_resumed_run_gets_the_method_state_back(tmp_path: Path) -> None:
             assert torch.equal(getattr(layer, name), getattr(resumed[path], name)), (path, name)
 
 
+def test_the_state_is_that_of_the_checkpoint_resumed(tmp_path: Path) -> None:
+    """Also into another directory, where a checkpoint of the same step lies about."""
+
+    def run(folder: Path, resume: Path | None = None, seed: int = 0) -> dict[str, LowRankLinear]:
+        options = {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 2, "seed": seed}
+        trainer = _trainer(folder, **options)
+        method = create("adalora", init_r=3, target_r=1, t_init=1, t_final=2)
+        _, layers = _attached(trainer, method)
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return layers
+
+    whole = run(tmp_path / "a")
+    run(tmp_path / "b", seed=7)
+    resumed = run(tmp_path / "b", resume=tmp_path / "a" / "checkpoint-4")
+    for path, layer in whole.items():
+        assert torch.equal(layer.A, resumed[path].A), path
+        assert torch.equal(layer.d, resumed[path].d), path
+
+    (tmp_path / "a" / "checkpoint-4" / "adapter_method.safetensors").unlink()
+    with pytest.raises(ValueError, match="saved without attach"):
+        run(tmp_path / "c", resume=tmp_path / "a" / "checkpoint-4")
+
+
 def test_trl_sft_trainer(tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     from tests.helpers_models import tiny_gpt2
