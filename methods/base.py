@@ -106,6 +106,20 @@ class LowRankLinear(nn.Module):
         """Rank-one components stored, dead ones included."""
         return self.A.shape[0]
 
+    @property
+    def weight(self) -> Tensor:
+        """The base's: some models look at their layers' weights (T5 at its dtype)."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's, for the same reason."""
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y: Tensor = self.base(x)

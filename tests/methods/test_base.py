@@ -139,3 +139,14 @@ def test_summary_without_gates_counts_every_component() -> None:
     run.method.after_step(run.layers, StepInfo(0, 20, {"factors": 0.1}))
     assert run.method.summary(run.layers) == Summary(live=6, total=6)
     assert run.method.deliverable(run.layers)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_shows_its_bases_weight_and_bias(bias: bool) -> None:
+    """T5's feed-forward looks at the dtype of its layers' weights."""
+    base = nn.Linear(3, 2, bias=bias)
+    layer = LowRankLinear(base, torch.zeros(1, 3), torch.zeros(2, 1), scaling=1.0)
+    assert layer.weight is base.weight
+    assert layer.bias is base.bias
+    assert {n for n, _ in layer.named_parameters()} >= {"A", "B", "base.weight"}
+    assert "weight" not in layer.state_dict()

@@ -2,7 +2,7 @@
 
 import json
 
-from methods.registry import config_class
+from methods.registry import config_class, method_class
 from sora_cli.app import run
 
 
@@ -12,14 +12,18 @@ def test_every_option_is_listed_with_default_and_meaning(capsys):
     assert [block.split(":")[0] for block in blocks] == ["lora", "adalora", "sora"]
     for block, name in zip(blocks, ["lora", "adalora", "sora"], strict=True):
         assert "arXiv" in block.splitlines()[0]
-        options = [line.split()[0] for line in block.splitlines()[1:]]
-        assert options == list(config_class(name).model_fields)
+        lines = block.splitlines()[1:]
+        vary = method_class(name).variable_options
+        if vary:
+            assert lines.pop() == f"  along a path (sora path) may vary: {', '.join(vary)}"
+        assert [line.split()[0] for line in lines] == list(config_class(name).model_fields)
 
 
 def test_json(capsys):
     assert run(["methods", "--json"]) == 0
     sora = json.loads(capsys.readouterr().out)[2]
     assert (sora["name"], sora["adapts_rank"]) == ("sora", True)
+    assert sora["may_vary"] == ["threshold", "l1"]
     threshold = next(option for option in sora["options"] if option["name"] == "threshold")
     assert threshold["default"] == 3e-4
     assert threshold["type"] == "a number at least 0"

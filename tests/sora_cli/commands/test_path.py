@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+from methods import registry
 from sora_cli.adapter import read_adapter
 from sora_cli.app import run
 from sora_cli.loading import apply_adapter
@@ -316,7 +317,8 @@ def test_an_impossible_later_stage_is_refused_before_the_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plug_ins_option(tmp_path: Path) -> None:
+def test_a_plug_ins_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTERED", {})  # for this test only
     code = tmp_path / "hard.py"
     code.write_text(_HARD, encoding="utf-8")
     recipe = path_recipe(
