@@ -94,7 +94,7 @@ class MethodCallback(TrainerCallback):  # type: ignore[misc]
         """Where the method's state of the checkpoint being resumed is."""
         folder = self.resumed_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not (folder / STATE_FILE).is_file():
-            raise ValueError(
+            raise FileNotFoundError(
                 f"checkpoint {folder} has no {STATE_FILE}: it was saved without attach(), "
                 f"so {self.method.name} can not go on from it"
             )

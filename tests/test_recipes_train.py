@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from sora_cli.adapter import read_adapter
+from sora_cli.app import run
+from sora_cli.path.record import read_path
 from sora_cli.recipe_file import load_recipe
 from sora_cli.recipe_library import recipe_names
 from tests.helpers_models import tiny_bert, tiny_deberta
@@ -28,7 +30,8 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_glue(tmp_path_factory.mktemp("data") / "glue", rows=24)
 
 
-GLUE_RECIPES = [name for name in recipe_names() if name != "quickstart"]
+PATHS = [name for name in recipe_names() if name.startswith("path/")]
+GLUE_RECIPES = [name for name in recipe_names() if name not in {"quickstart", *PATHS}]
 
 
 def test_which_recipes_there_are() -> None:
@@ -88,3 +91,18 @@ def test_the_file_itself_runs_from_anywhere(
     monkeypatch.chdir(tmp_path)
     train("mine/rte.yaml", f"model.path={deberta}", f"data.path={glue}", *SMALL)
     assert (tmp_path / "runs" / "rte-sora-s0" / "adapter" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_path_recipe(tmp_path: Path, deberta: Path, glue: Path, name: str) -> None:
+    words = [f"model.path={deberta}", f"data.path={glue}", f"output.dir={tmp_path / 'out'}"]
+    words += [*SMALL, "path.epochs=0.5", "path.schedule.num=2"]
+    recipe = load_recipe(name).recipe
+    if recipe.data.selection == "train-rows":
+        words.append("data.selection_rows=8")
+    assert run(["path", name, *words]) == 0
+    report = read_path(tmp_path / "out")
+    assert report is not None
+    assert [stage.total for stage in report.stages] == [96, 96]
+    assert list(report.rows) == ["train-subset", "validation", "selection"]
+    assert report.main_metric == (recipe.task.metrics or [])[0]

@@ -244,7 +244,7 @@ def test_the_state_is_that_of_the_checkpoint_resumed(tmp_path: Path) -> None:
         assert torch.equal(layer.d, resumed[path].d), path
 
     (tmp_path / "a" / "checkpoint-4" / "adapter_method.safetensors").unlink()
-    with pytest.raises(ValueError, match="saved without attach"):
+    with pytest.raises(FileNotFoundError, match="saved without attach"):
         run(tmp_path / "c", resume=tmp_path / "a" / "checkpoint-4")
 
 
