@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sora_cli.errors import SoraError
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
 _OTHER = ("*.gguf", "pytorch_model*.bin")
 _WINDOWS = 8
 _WINDOW = 64  # bytes
@@ -57,10 +57,10 @@ def weight_files(checkpoint: Path) -> list[Path]:
     """The safetensors files that make up a checkpoint, in the order transformers looks for them."""
     if checkpoint.is_file():
         return [checkpoint] if checkpoint.suffix == ".safetensors" else []
-    if (checkpoint / _SINGLE).is_file():
-        return [checkpoint / _SINGLE]
-    if (checkpoint / _INDEX).is_file():
-        return _shards(checkpoint / _INDEX)
+    if (checkpoint / SINGLE_FILE).is_file():
+        return [checkpoint / SINGLE_FILE]
+    if (checkpoint / INDEX_FILE).is_file():
+        return _shards(checkpoint / INDEX_FILE)
     return sorted(checkpoint.glob("*.safetensors"))
 
 
@@ -70,6 +70,36 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
     Raises:
         SoraError: the file is truncated or corrupt.
     """
+    length, header = _parse(file)
+    header.pop("__metadata__", None)
+    room = file.stat().st_size - 8 - length
+    try:
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            if not 0 <= start <= end <= room:
+                raise ValueError(f"'{name}' reaches beyond the end of the file")
+            shape = tuple(int(n) for n in entry["shape"])
+            yield StoredTensor(
+                name, str(entry["dtype"]), shape, file, 8 + length + start, end - start
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise SoraError(f"{file} is truncated or corrupt: {error}") from error
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors, such as {"format": "pt"}.
+
+    Raises:
+        SoraError: the file is truncated or corrupt.
+    """
+    metadata = _parse(file)[1].get("__metadata__") or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise SoraError(f"{file} is truncated or corrupt: its metadata are not text")
+    return metadata
+
+
+def _parse(file: Path) -> tuple[int, dict[str, Any]]:
+    """The length of a header in bytes, and the header."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -77,17 +107,11 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
             if not 0 < length <= min(_LARGEST_HEADER, size - 8):
                 raise ValueError("impossible header length")
             header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            if not 0 <= start <= end <= size - 8 - length:
-                raise ValueError(f"'{name}' reaches beyond the end of the file")
-            shape = tuple(int(n) for n in entry["shape"])
-            yield StoredTensor(
-                name, str(entry["dtype"]), shape, file, 8 + length + start, end - start
-            )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not isinstance(header, dict):
+            raise ValueError("its header is no mapping")
+    except (ValueError, RecursionError) as error:
         raise SoraError(f"{file} is truncated or corrupt: {error}") from error
+    return length, header
 
 
 def _shards(index: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +14,9 @@ from sora_cli.errors import SoraError
 
 SORA_FILE = "sora.json"
 FORMAT_VERSION = 1
+LARGEST_JSON = 50_000_000  # bytes
+
+_Rank = Annotated[int, Field(ge=0, le=2**20)]
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ class AdapterMeta(BaseModel):
     num_labels: int | None = None
     problem_type: str | None = None
     max_length: int | None = None
-    ranks_start: dict[str, int] = Field(default_factory=dict)
+    ranks_start: dict[str, _Rank] = Field(default_factory=dict)
     """Module path -> components training started with."""
-    ranks: dict[str, int] = Field(default_factory=dict)
+    ranks: dict[str, _Rank] = Field(default_factory=dict)
     """Module path -> components alive, 0 for dead modules; filled in by `write_adapter`."""
     lineage: tuple[dict[str, Any], ...] = ()
     """What was done to the adapter after training, in order."""
@@ -86,11 +89,31 @@ def write_sora_file(path: Path, meta: AdapterMeta, base: BaseReference) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; `SoraError` if it is none."""
+    """Parse a JSON file that anybody may have written.
+
+    Raises:
+        SoraError: none, unreadable, larger than `LARGEST_JSON`, or a key that is there twice.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            raise SoraError(f"{path} is too large for what it should be: {size:,} bytes")
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+    except RecursionError as error:
+        raise SoraError(f"{path} is no JSON of ours or PEFT's: it is nested too deep") from error
     except ValueError as error:
         raise SoraError(f"{path} is no JSON: {error}") from error
+    except OSError as error:
+        raise SoraError(f"{path} can not be read: {error.strerror}") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice[:80]!r} is there twice")
+    return found
 
 
 def write_json(path: Path, data: Any) -> None:

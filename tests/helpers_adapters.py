@@ -13,13 +13,13 @@ from methods.base import LowRankLinear
 from sora_cli.adapter import Adapter, AdapterMeta, BaseReference
 from sora_cli.fingerprint import fingerprint
 from tests.helpers_models import (
+    model_inputs,
     tiny_bert,
     tiny_deberta,
     tiny_distilbert,
     tiny_gpt2,
     tiny_llama,
     tiny_roberta,
-    token_ids,
 )
 
 R_MAX = 4
@@ -40,10 +40,9 @@ LABELS = ("yes", "no", "maybe")
 
 
 def logits(model: Any) -> Tensor:
-    """The model's outputs on fixed random tokens."""
-    ids = token_ids()
+    """The model's outputs on fixed random inputs."""
     with torch.no_grad():
-        result: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        result: Tensor = model(**model_inputs(model)).logits
     return result
 
 
@@ -130,3 +129,13 @@ def randomise(
     for path in head:
         for parameter in model.get_submodule(path).parameters():
             fill(parameter, 0.5)
+
+
+@torch.no_grad()
+def fill_peft(model: Any, *, seed: int = 1, scale: float = 0.2) -> Any:
+    """Random numbers in all that PEFT trains in a model, in place: no B is zero any more."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return model.eval()

@@ -128,3 +128,48 @@ def _seeded(model_class: Any, config: Any, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return model_class(config).eval()
+
+
+def tiny_t5(*, seed: int = 0, **options: Any) -> Any:
+    """T5ForConditionalGeneration: encoder and decoder, embeddings tied."""
+    config = transformers.T5Config(
+        vocab_size=VOCABULARY,
+        d_model=HIDDEN,
+        d_kv=HIDDEN // 2,
+        d_ff=2 * HIDDEN,
+        num_layers=LAYERS,
+        num_heads=2,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+        **options,
+    )
+    return _seeded(transformers.T5ForConditionalGeneration, config, seed)
+
+
+def tiny_vit(*, num_labels: int = 3, seed: int = 0, **options: Any) -> Any:
+    """ViTForImageClassification on 8 x 8 pictures of one channel."""
+    config = transformers.ViTConfig(
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        intermediate_size=2 * HIDDEN,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        num_labels=num_labels,
+        initializer_range=SPREAD,
+        **options,
+    )
+    return _seeded(transformers.ViTForImageClassification, config, seed)
+
+
+def model_inputs(model: Any) -> dict[str, torch.Tensor]:
+    """Fixed random inputs of the kind that a tiny model takes."""
+    if model.config.model_type == "vit":
+        generator = torch.Generator().manual_seed(0)
+        return {"pixel_values": torch.randn(4, 1, 8, 8, generator=generator)}
+    ids = token_ids()
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = token_ids(length=5, seed=1)
+    return inputs

@@ -14,7 +14,7 @@ from torch import Tensor
 from sora_cli.adapter import Adapter, read_adapter, write_adapter
 from sora_cli.commands.inspect import inspect
 from sora_cli.commands.merge import merge
-from sora_cli.commands.prune import prune
+from sora_cli.commands.prune import Rule, prune
 from sora_cli.peft_layout import CONFIG_FILE
 from sora_cli.sora_file import read_json
 from tests.helpers_adapters import (
@@ -46,11 +46,12 @@ def _peft_logits(base: Path, directory: Path, adapter: Adapter) -> Tensor:
 
 
 def _check_everywhere(tmp: Path, base: Path, adapter: Adapter, expected: Tensor) -> None:
-    """Through PEFT, losslessly pruned through PEFT, and merged."""
+    """Through PEFT in both layouts, losslessly pruned through PEFT, and merged."""
     write_adapter(tmp / "adapter", adapter)
     assert_same(_peft_logits(base, tmp / "adapter", adapter), expected)
-    options: dict[str, Any] = {"energy": None, "rank": None, "max_params": None, "force": False}
-    prune(tmp / "adapter", tmp / "pruned", **options)
+    write_adapter(tmp / "padded", adapter, layout="padded")
+    assert_same(_peft_logits(base, tmp / "padded", adapter), expected)
+    prune(tmp / "adapter", tmp / "pruned", Rule())
     assert_same(_peft_logits(base, tmp / "pruned", adapter), expected)
     merge(tmp / "adapter", tmp / "merged", base=None, force=False)
     assert_same(logits(_load(tmp / "merged", adapter)), expected)
@@ -150,9 +151,9 @@ def test_adapters_written_by_peft(
     assert adapter.head_modules == ("classifier",)
     inspect(directory, as_json=False, plot=None)
     assert "another tool" in capsys.readouterr().out
-    prune(directory, tmp_path / "pruned", energy=None, rank=None, max_params=None, force=False)
+    prune(directory, tmp_path / "pruned", Rule())
     assert_same(_peft_logits(base, tmp_path / "pruned", adapter), expected)
-    prune(directory, tmp_path / "same", energy=None, rank=99, max_params=None, force=False)
+    prune(directory, tmp_path / "same", Rule(rank=99))
     assert_same(_peft_logits(base, tmp_path / "same", adapter), expected)
     for source in ("peft", "pruned"):
         out = tmp_path / f"merged-{source}"
@@ -183,35 +184,3 @@ def test_float16_adapter_is_folded_in_float32(tmp_path: Path) -> None:
     layer = tuned.base_model.model.model.layers[0].self_attn.q_proj
     stored = layer.lora_B["default"].weight.float() * (7 / 3)
     assert torch.equal(adapter.layers["model.layers.0.self_attn.q_proj"].B, stored)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"use_dora": True}, "use_dora"),
-        ({"bias": "all"}, "bias"),
-        ({"target_modules": ["word_embeddings", "query"]}, "embeddings"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-        ({"lora_bias": True}, "lora_bias"),
-    ],
-)
-def test_other_kinds_written_by_peft_are_refused(
-    tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    from sora_cli.errors import SoraError
-
-    values = {"r": 2, "target_modules": ["query"], **options}
-    get_peft_model(tiny_bert(), LoraConfig(**values)).save_pretrained(tmp_path / "peft")
-    with pytest.raises(SoraError, match=message):
-        read_adapter(tmp_path / "peft")
-
-
-def test_adalora_is_refused_for_now(tmp_path: Path) -> None:
-    from peft import AdaLoraConfig
-
-    from sora_cli.errors import SoraError
-
-    config = AdaLoraConfig(target_modules=["query"], init_r=4, target_r=2, total_step=10)
-    get_peft_model(tiny_bert(), config).save_pretrained(tmp_path / "peft")
-    with pytest.raises(SoraError, match="ADALORA"):
-        read_adapter(tmp_path / "peft")

@@ -22,7 +22,7 @@ from sora_cli.adapter import (
     write_adapter,
 )
 from sora_cli.errors import SoraError
-from sora_cli.peft_layout import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, exact_config
+from sora_cli.peft_layout import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, written_config
 from sora_cli.sora_file import SORA_FILE
 
 BASE = BaseReference("package://some_package/model", "/somewhere/model", "main", "x:1")
@@ -131,7 +131,7 @@ def test_failed_write_leaves_the_old_one_and_nothing_else(
     def full_disk(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sora_cli.adapter.save_file", full_disk)
+    monkeypatch.setattr("sora_cli.adapter.write_tensors", full_disk)
     with pytest.raises(SoraError, match="No space left"):
         write_adapter(written, _adapter(layers={QUERY: _factors(1)}), force=True)
     assert list(read_adapter(written).layers) == [KEY, QUERY]
@@ -164,7 +164,7 @@ def test_head_must_be_complete(tmp_path: Path) -> None:
 def test_pattern_keys_match_one_module_each() -> None:
     ranks = {"a.query": 1, "b.a.query": 2, "aXquery": 3, "c+d.(x)": 4, "e": 5}
     options: dict[str, Any] = {"base": "b", "revision": None, "task_type": None, "head_modules": ()}
-    config = exact_config(ranks, fan_in_fan_out=False, **options)
+    config = written_config(ranks, fan_in_fan_out=False, **options)
     assert set(config["rank_pattern"].values()) == {1, 2, 3, 4}
     assert (config["r"], config["modules_to_save"]) == (5, None)
 
@@ -207,7 +207,7 @@ CONFIG_DAMAGE: list[tuple[dict[str, Any], str]] = [
     ({"r": 0}, "at least 1"),
     ({"r": "many"}, "r: "),
     ({"rank_pattern": {"(": 2}}, "no regular expression"),
-    ({"lora_alpha": float("inf")}, "NaN or infinity"),
+    ({"lora_alpha": float("inf")}, "above 0 and finite"),
     ({"modules_to_save": None, "task_type": None}, "below modules_to_save"),
 ]
 

@@ -1,0 +1,52 @@
+"""`sora export`: any adapter as a plain LoRA, in the layout that another program needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sora_cli.console import emit, say, size
+
+
+def export(
+    directory: Path,
+    output: Path,
+    *,
+    layout: str,
+    dtype: str | None,
+    force: bool,
+    verify: bool = True,
+) -> int:
+    """Write an adapter as a plain LoRA and say who can load that.
+
+    Args:
+        directory: an adapter directory, ours or PEFT's LoRA, rsLoRA or AdaLoRA, or a run directory.
+        output: directory to write.
+        layout: "exact" or "padded"; see `sora_cli.exporting`.
+        dtype: of the factors; None: as they are stored.
+        force: replace an adapter that is at `output`.
+        verify: compare the outputs of both, where memory allows and the base is here.
+
+    Returns:
+        Exit code: 1 if they differ.
+
+    Raises:
+        SoraError: bad input, or an output that exists.
+    """
+    from sora_cli.exporting import export_adapter
+
+    done = export_adapter(directory, output, layout=layout, dtype=dtype, force=force)
+    for note in done.notes:
+        say(f"note: {note}")
+    head = f" and the head ({', '.join(done.head_modules)})" if done.head_modules else ""
+    emit(
+        f"{done.kind} of {done.modules} modules{head}, rank {done.rank} at most: "
+        f"{layout} layout, {done.dtype}"
+    )
+    for consumer in done.consumers:
+        emit(f"  {consumer.name + ':':<13} {'yes' if consumer.loads else 'no '}  {consumer.advice}")
+    say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}")
+    if not verify:
+        return 0
+    from sora_cli.self_check import self_check
+
+    return 0 if self_check(directory, output) else 1
