@@ -29,23 +29,37 @@ def plot_ranks(ranks: Mapping[str, int], start: Mapping[str, int], path: Path, t
     Raises:
         SoraError: the suffix is of no kind of picture.
     """
+    table = rank_map(ranks, start)
+    width, height = rank_map_size(table)
+    figure = new_figure(width, height)
+    draw_rank_map(figure, figure.add_subplot(), table, "rank")
+    draw_title(figure, title, width, summary(table))
+    save_figure(figure, path)
+
+
+def rank_map_size(table: RankMap) -> tuple[float, float]:
+    """Width and height a heat map needs, titles included, inches."""
+    width = max(len(table.columns) + 1, 4) * _CELL[0] + 1.9
+    return width, (len(table.rows) + 1) * _CELL[1] + 2.0
+
+
+def draw_rank_map(figure: Any, axes: Any, table: RankMap, label: str) -> None:
+    """Draw a heat map, layers x kinds of modules, with a colour bar of that label."""
     from matplotlib.ticker import MaxNLocator
 
-    table = rank_map(ranks, start)
-    width = max(len(table.columns) + 1, 4) * _CELL[0] + 1.9
-    height = (len(table.rows) + 1) * _CELL[1] + 2.0
-    figure = new_figure(width, height)
-    axes = figure.add_subplot()
     image = _draw_cells(axes, table)
     _draw_labels(axes, table)
-    lines = [*textwrap.wrap(title, int(width * 11)), _summary(table)]
-    figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=10)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, aspect=3 * len(table.rows) + 8)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    bar.set_label("rank", fontsize=8)
+    bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    save_figure(figure, path)
+
+
+def draw_title(figure: Any, title: str, width: float, last: str) -> None:
+    """The title, wrapped to so many inches, and a last line."""
+    lines = [*textwrap.wrap(title, int(width * 11)), last]
+    figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=10)
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -58,7 +72,8 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def _summary(table: RankMap) -> str:
+def summary(table: RankMap) -> str:
+    """How much is alive, in a line."""
     total, dead = table.total, sum(cell.live == 0 for cell in table.cells.values())
     share = f"{total.live / total.start:.0%} of " if total.start else ""
     return f"{share}{total.start} components alive; {dead} of {len(table.cells)} modules dead"

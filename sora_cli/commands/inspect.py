@@ -1,76 +1,72 @@
-"""`sora inspect`: where an adapter's ranks are, and what else is in its directory."""
+"""`sora inspect`: where the ranks are, how strong, and who can load them; or two compared."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sora_cli.console import count, emit, emit_table, say, size
+from sora_cli.errors import SoraError
 from sora_cli.ranks import Rank, RankMap, rank_map
 
 
-def inspect(directory: Path, *, as_json: bool, plot: Path | None) -> None:
-    """Show an adapter from its files alone.
+def inspect(
+    *directories: Path, as_json: bool, plot: Path | None = None, modules: bool = False
+) -> None:
+    """Show adapters from their files alone: one in full, two compared, more in a line each.
 
     Args:
-        directory: an adapter directory, ours or any PEFT LoRA's, or a run directory.
-        as_json: print one JSON object instead of the table.
-        plot: also draw the heat map to this file.
+        directories: adapter directories, ours or any PEFT LoRA's, or run directories.
+        as_json: print one JSON object instead of tables.
+        plot: also draw the ranks and the spectra of the one adapter to this file.
+        modules: also print a line for each module of the one adapter.
 
     Raises:
-        SoraError: no adapter, or one that can not be read.
+        SoraError: no adapter, one that can not be read, or two of different models.
     """
-    from sora_cli.adapter import locate_adapter, read_adapter
+    _check(directories, plot=plot, modules=modules)
+    from sora_cli.adapter_file import locate_adapter
+    from sora_cli.commands import inspect_several
 
-    directory = locate_adapter(directory)
-    adapter = read_adapter(directory)
-    ranks, start = adapter.ranks(), adapter.ranks_start()
-    facts = _facts(directory, adapter)
+    located = [locate_adapter(directory) for directory in directories]
+    if len(located) == 1:
+        _inspect_one(located[0], as_json=as_json, plot=plot, modules=modules)
+    else:
+        inspect_several.inspect(located, as_json=as_json)
+
+
+def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool) -> None:
+    if len(directories) > 1:
+        for option, given in {"--plot": plot is not None, "--modules": modules}.items():
+            if given:
+                raise SoraError(f"{option} shows one adapter, not {len(directories)}",
+                                hint=f"sora inspect {directories[0]} {option}")  # fmt: skip
+
+
+def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
+    from sora_cli.adapter_file import open_adapter
+    from sora_cli.inspection import facts_of
+
+    with open_adapter(directory) as file:
+        facts = facts_of(file)
+    ranks = {path: rank["live"] for path, rank in facts["ranks"].items()}
+    start = {path: rank["start"] for path, rank in facts["ranks"].items()}
     if as_json:
         emit(json.dumps(facts, indent=2))
     else:
         _emit_rank_table(rank_map(ranks, start), str(directory))
-        emit("\n".join(f"{name + ':':<12} {value}" for name, value in _lines(facts)))
+        if modules:
+            _emit_modules(facts)
+        emit("\n".join(f"{name + ':':<13} {value}" for name, value in _lines(facts)))
     if plot is not None:
-        from sora_cli.plots import plot_ranks
+        from sora_cli.plot_spectra import plot_inspection
 
-        plot_ranks(ranks, start, plot, f"{facts['method'] or 'LoRA'}: {directory}")
+        title = f"{facts['method'] or facts['kind']}: {directory}"
+        values = {path: s["singular_values"] for path, s in facts["spectra"].items()}
+        plot_inspection(ranks, start, values, plot, title)
         say(f"wrote {plot}")
-
-
-def _facts(directory: Path, adapter: Any) -> dict[str, Any]:
-    """Everything that is shown, as plain data."""
-    from sora_cli.peft_layout import WEIGHTS_FILE
-
-    ranks, start, meta = adapter.ranks(), adapter.ranks_start(), adapter.meta
-    stored = {path: factors.rank for path, factors in adapter.layers.items()}
-    return {
-        "directory": str(directory),
-        "method": meta.method,
-        "method_config": meta.method_config,
-        "task_type": adapter.task_type,
-        "task": meta.task,
-        "labels": list(meta.labels) if meta.labels else None,
-        "num_labels": meta.num_labels,
-        "problem_type": meta.problem_type,
-        "max_length": meta.max_length,
-        "base": asdict(adapter.base),
-        "components": {"live": sum(ranks.values()), "start": sum(start.values())},
-        "modules": {"all": len(ranks), "dead": sum(rank == 0 for rank in ranks.values())},
-        "largest_rank": max(stored.values()),
-        "parameters": {"adapter": adapter.parameters, "head": adapter.head_parameters},
-        "bytes": (directory / WEIGHTS_FILE).stat().st_size,
-        "head_modules": list(adapter.head_modules),
-        "fan_in_fan_out": adapter.fan_in_fan_out,
-        "lineage": list(meta.lineage),
-        "sora_version": meta.sora_version,
-        "ranks": {
-            path: {"live": rank, "stored": stored.get(path, 0), "start": start[path]}
-            for path, rank in ranks.items()
-        },
-    }
 
 
 def _emit_rank_table(table: RankMap, title: str) -> None:
@@ -94,21 +90,43 @@ def _of(rank: Rank) -> str:
     return str(rank.live) if rank.live == rank.start else f"{rank.live}/{rank.start}"
 
 
+def _emit_modules(facts: dict[str, Any]) -> None:
+    """A line per module in the file; ranks and effective ranks add up, norms as squares do."""
+    rows = []
+    for path, s in facts["spectra"].items():
+        rank = facts["ranks"][path]
+        effective = [s["rank_90"], s["rank_99"], f"{s['entropy_rank']:.1f}"]
+        strength = [f"{s['norm']:.3g}", f"{s['largest']:.3g}"]
+        rows.append([path, rank["stored"], rank["live"], *effective, *strength])
+    effective = facts["effective_rank"]
+    stored = sum(rank["stored"] for rank in facts["ranks"].values())
+    emit_table(
+        None,
+        ["module", "stored", "live", "90 %", "99 %", "entropy", "||dW||", "largest s"],
+        rows,
+        footer=["all", stored, facts["components"]["live"], effective["energy_90"],
+                effective["energy_99"], f"{effective['entropy']:.1f}",
+                f"{facts['norm']:.3g}", ""],
+    )  # fmt: skip
+
+
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and value of each line below the table."""
-    components, modules = facts["components"], facts["modules"]
-    base = facts["base"]
-    kept = f"{count(components['live'])} of {count(components['start'])}"
-    if components["start"]:
-        kept += f" ({components['live'] / components['start']:.0%})"
+    modules, effective, base = facts["modules"], facts["effective_rank"], facts["base"]
     lines = [
-        ("method", facts["method"] or "LoRA, written by another tool"),
+        ("method", facts["method"] or f"{facts['kind']}, written by another tool"),
         ("base", (base["path"] or "not recorded") + _revision(base)),
-        ("components", kept),
+        ("components", _share(**facts["components"])),
         ("modules", f"{modules['all'] - modules['dead']} of {modules['all']} alive"),
+        ("effective", f"{count(effective['energy_90'])} components hold 90 % of each module's "
+                      f"||dW||², {count(effective['energy_99'])} hold 99 %; "
+                      f"by entropy {effective['entropy']:,.1f}"),
+        ("norm", f"||dW|| = {facts['norm']:.4g} over all modules"),
         ("parameters", f"{count(facts['parameters']['adapter'])} in the adapter"),
-        ("file", size(facts["bytes"])),
-    ]
+        ("file", f"{size(facts['bytes'])}, {facts['dtype']}"),
+        ("prune", f"saves {_saving(facts, 'lossless')} without loss, "
+                  f"{_saving(facts, 'energy_99')} with --energy 0.99"),
+    ]  # fmt: skip
     if facts["head_modules"]:
         head = (
             f"{', '.join(facts['head_modules'])}: {count(facts['parameters']['head'])} parameters"
@@ -118,8 +136,24 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if task:
         labels = f" ({', '.join(facts['labels'])})" if facts["labels"] else ""
         lines.append(("task", f"{task}{labels}"))
+    lines += [(c["name"], ("" if c["loads"] else "no: ") + c["advice"]) for c in facts["consumers"]]
+    lines += [("note", note) for note in facts["notes"]]
     lines += [("then", _step(entry)) for entry in facts["lineage"]]
     return lines
+
+
+def _share(live: int, start: int) -> str:
+    kept = f"{count(live)} of {count(start)}"
+    return f"{kept} ({live / start:.0%})" if start else kept
+
+
+def _saving(facts: dict[str, Any], kind: str) -> str:
+    """ "1,024 parameters (3 %, 4.1 kB)", or "nothing"."""
+    saved, stored = facts["prune_saves"][kind], facts["parameters"]["adapter"]
+    if not saved["parameters"]:
+        return "nothing"
+    share = f"{saved['parameters'] / stored:.0%}"
+    return f"{count(saved['parameters'])} parameters ({share}, {size(saved['bytes'])})"
 
 
 def _revision(base: dict[str, Any]) -> str:

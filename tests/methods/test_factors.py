@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from methods.factors import LowRankFactors, rank_for_energy
+from methods.factors import (
+    LowRankFactors,
+    entropy_rank,
+    numerical_rank,
+    rank_for_energy,
+    subspace_overlap,
+)
 from tests.methods.support import generator
 
 SHAPES = [(4, 20, 15), (1, 8, 9), (12, 10, 6), (12, 6, 10), (6, 6, 6)]  # r, in, out
@@ -139,3 +147,74 @@ def test_live_terms() -> None:
     factors.B[:, 3] = 0
     assert factors.live_terms().tolist() == [True, False, True, False]
     assert factors.drop_zeros().rank == 2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_svd(shape: tuple[int, int, int]) -> None:
+    factors = random_factors(*shape, torch.float32)
+    u, s, vt = factors.svd()
+    k = min(shape)
+    torch.testing.assert_close((u * s) @ vt, factors.dense(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(u.T @ u, torch.eye(k, dtype=torch.float64))
+    torch.testing.assert_close(vt @ vt.T, torch.eye(k, dtype=torch.float64))
+    torch.testing.assert_close(s, factors.singular_values())
+
+
+def test_inner_product_and_difference() -> None:
+    one, other = random_factors(4, 20, 15), random_factors(7, 20, 15)
+    other = LowRankFactors(other.A.flip(0), other.B)
+    expected = float((one.dense() * other.dense()).sum())
+    assert one.inner(other) == pytest.approx(expected, rel=1e-12)
+    assert one.inner(one) == pytest.approx(one.norm() ** 2, rel=1e-12)
+    difference = one.minus(other)
+    assert difference.rank == 11
+    torch.testing.assert_close(difference.dense(), one.dense() - other.dense())
+    assert one.minus(one).norm() <= 1e-13 * one.norm()
+    nothing = random_factors(0, 20, 15)
+    assert one.inner(nothing) == 0
+    assert one.minus(nothing).norm() == pytest.approx(one.norm())
+
+
+def test_nan_is_not_dead() -> None:
+    factors = LowRankFactors(torch.ones(2, 3), torch.ones(4, 2))
+    factors.A[0] = 0
+    factors.A[0, 1] = math.nan
+    assert factors.live_terms().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [
+        ([3.0, 3.0, 3.0], 3.0),  # equal: the rank itself
+        ([5.0], 1.0),
+        ([1.0, 0.0], 1.0),
+        ([2.0, 1.0], math.exp(math.log(3) - 2 / 3 * math.log(2))),  # shares 2/3 and 1/3
+        ([0.0, 0.0], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_entropy_rank(values: list[float], rank: float) -> None:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    assert entropy_rank(tensor) == pytest.approx(rank)
+    assert entropy_rank(1e-6 * tensor) == pytest.approx(rank)
+
+
+def test_numerical_rank() -> None:
+    assert numerical_rank(torch.tensor([2.0, 1e-3, 1e-9])) == 2
+    assert numerical_rank(torch.zeros(3)) == numerical_rank(torch.zeros(0)) == 0
+
+
+def test_subspace_overlap() -> None:
+    basis = torch.linalg.qr(torch.randn(9, 9, generator=generator(), dtype=torch.float64))[0]
+    assert subspace_overlap(basis[:, :3], basis[:, :5]) == pytest.approx(1)
+    assert subspace_overlap(basis[:, :3], basis[:, 3:]) == pytest.approx(0, abs=1e-12)
+    turned = (basis[:, :1] * math.cos(0.3) + basis[:, 4:5] * math.sin(0.3), basis[:, 1:2])
+    overlap = subspace_overlap(basis[:, :2], torch.cat(turned, dim=1))
+    assert overlap == pytest.approx((math.cos(0.3) ** 2 + 1) / 2)
+
+
+def test_random_subspaces_overlap_by_chance() -> None:
+    g = generator()
+    bases = [torch.linalg.qr(torch.randn(60, k, generator=g))[0] for k in [4, 10] * 40]
+    found = [subspace_overlap(u, v) for u, v in zip(bases[::2], bases[1::2], strict=True)]
+    assert sum(found) / len(found) == pytest.approx(10 / 60, abs=0.02)

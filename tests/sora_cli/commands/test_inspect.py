@@ -1,19 +1,28 @@
-"""`sora inspect`: the table, the JSON and the picture."""
+"""`sora inspect`: the tables, the JSON and the picture, of one adapter, of two and of several."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from sora_cli.adapter import write_adapter
+from methods.factors import LowRankFactors
+from sora_cli.adapter import Adapter, BaseReference, read_adapter, write_adapter
+from sora_cli.app import run
 from sora_cli.commands.inspect import inspect
-from sora_cli.commands.prune import prune
+from sora_cli.commands.prune import Rule, prune
 from sora_cli.errors import SoraError
 from sora_cli.ranks import OTHER, Rank, rank_map, shortest_names
 from tests.helpers_adapters import R_MAX, adapt, save_backbone
 from tests.helpers_models import tiny_bert
+from tests.sora_cli.test_spectra import SHAPES, write_peft
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +32,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapter = adapt(model, save_backbone(model, tmp / "base"), head=("bert.pooler", "classifier"))
     write_adapter(tmp / "run" / "adapter", adapter)
     return tmp / "run"
+
+
+def shown(capsys: pytest.CaptureFixture[str], *directories: Path) -> dict[str, Any]:
+    """What `--json` prints."""
+    capsys.readouterr()
+    inspect(*directories, as_json=True)
+    data: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return data
 
 
 def test_table(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +69,7 @@ def test_json_agrees_with_the_files(directory: Path, capsys: pytest.CaptureFixtu
 def test_lineage_is_shown(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prune(directory, tmp_path / "p", energy=0.5, rank=None, max_params=None, force=False)
+    prune(directory, tmp_path / "p", Rule(energy=0.5))
     capsys.readouterr()
     inspect(tmp_path / "p", as_json=False, plot=None)
     assert "prune: energy 0.5" in capsys.readouterr().out
@@ -70,6 +87,182 @@ def test_plot_of_unknown_kind(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(SoraError, match="xyz"):
         inspect(directory, as_json=True, plot=tmp_path / "ranks.xyz")
     assert not list(tmp_path.iterdir())
+
+
+def test_figures_against_the_dense_updates(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = shown(capsys, directory)
+    layers = read_adapter(directory).layers
+    values = {path: torch.linalg.svdvals(f.dense()) for path, f in layers.items()}
+    squares = {path: (s**2).cumsum(0) / (s**2).sum() for path, s in values.items()}
+    for name, share in (("energy_90", 0.9), ("energy_99", 0.99)):
+        expected = sum(int((kept < share).sum()) + 1 for kept in squares.values())
+        assert facts["effective_rank"][name] == expected
+    shares = [s[s > 0] / s.sum() for s in values.values()]
+    entropy = sum(float((-p * p.log()).sum().exp()) for p in shares)
+    assert facts["effective_rank"]["entropy"] == pytest.approx(entropy, rel=1e-5)
+    norm = math.sqrt(sum(float((s**2).sum()) for s in values.values()))
+    assert facts["norm"] == pytest.approx(norm, rel=1e-6)
+    for path, spectrum in facts["spectra"].items():
+        found = torch.tensor(spectrum["singular_values"], dtype=torch.float64)
+        dense = values[path][: len(found)]
+        assert (found - dense).abs().max() <= 1e-6 * dense[0]
+    assert facts["dtype"] == "float32"
+
+
+def test_what_pruning_would_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many numbers as `sora prune` then leaves out."""
+    factors = write_peft(tmp_path / "a", SHAPES, dtype=torch.bfloat16)
+    saved = shown(capsys, tmp_path / "a")["prune_saves"]
+    assert saved["lossless"] == {"parameters": 0, "bytes": 0}
+    prune(tmp_path / "a", tmp_path / "cut", Rule(energy=0.99))
+    capsys.readouterr()
+    left = sum(f.parameters for f in read_adapter(tmp_path / "cut").layers.values())
+    number = sum(f.parameters for f in factors.values()) - left
+    assert number > 0
+    assert saved["energy_99"] == {"parameters": number, "bytes": 2 * number}
+    inspect(tmp_path / "a", as_json=False)
+    assert f"{number} parameters" in capsys.readouterr().out
+
+
+def test_terms_that_are_zero_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_peft(tmp_path / "a", SHAPES, silent=True)
+    facts = shown(capsys, tmp_path / "a")
+    assert facts["components"]["live"] == 0
+    assert facts["modules"] == {"all": 4, "dead": 4}
+    assert facts["norm"] == facts["effective_rank"]["entropy"] == 0
+    assert facts["prune_saves"]["lossless"]["parameters"] == facts["parameters"]["adapter"]
+    inspect(tmp_path / "a", as_json=False, plot=tmp_path / "dead.png", modules=True)
+    assert "0 of 4 alive" in capsys.readouterr().out
+
+
+def test_modules_table(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect(directory, as_json=False)
+    without = capsys.readouterr().out
+    inspect(directory, as_json=False, modules=True)
+    out = capsys.readouterr().out
+    path = "bert.encoder.layer.0.attention.self.key"
+    assert path not in without
+    row = next(line for line in out.splitlines() if path in line).split()
+    spectrum = shown(capsys, directory)["spectra"][path]
+    assert row[3:5] == [str(spectrum["rank_90"]), str(spectrum["rank_99"])]
+    assert float(row[6]) == pytest.approx(spectrum["norm"], rel=1e-2)
+
+
+def test_consumers_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"task_type": "CAUSAL_LM", "base_model_name_or_path": "org/base"}
+    write_peft(tmp_path / "a", SHAPES, **config, use_rslora=True)
+    inspect(tmp_path / "a", as_json=False)
+    out = capsys.readouterr().out
+    assert "rsLoRA, written by another tool" in out
+    assert "--max-lora-rank 8 " in out
+    assert f"sora export {tmp_path / 'a'} -o OUT --layout padded" in out
+    loads = {c["name"]: c["loads"] for c in shown(capsys, tmp_path / "a")["consumers"]}
+    assert loads == {"PEFT": True, "transformers": True, "vLLM": True, "llama.cpp": False}
+
+
+def test_plot_of_equal_ranks(tmp_path: Path) -> None:
+    write_peft(tmp_path / "a", SHAPES)
+    inspect(tmp_path / "a", as_json=True, plot=tmp_path / "flat.svg")
+    assert (tmp_path / "flat.svg").stat().st_size > 10_000
+
+
+def test_two_are_compared(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(directory, tmp_path / "cut", Rule(rank=1))
+    capsys.readouterr()
+    inspect(directory, tmp_path / "cut", as_json=False)
+    out = capsys.readouterr().out
+    for word in ("cosine", "overlap", "||A-B||", "A: ", "B: ", "by chance"):
+        assert word in out
+    data = shown(capsys, directory, tmp_path / "cut")
+    assert set(data) == {"adapters", "comparison"}
+    total = data["comparison"]["total"]
+    first, second = data["adapters"]
+    assert total["ranks"] == [first["components"]["live"], second["components"]["live"]]
+    assert total["norms"] == pytest.approx([first["norm"], second["norm"]])
+    assert total["overlap"]["left"] == pytest.approx(1, abs=1e-5)  # the cut is the leading part
+    lost = math.sqrt(first["norm"] ** 2 - second["norm"] ** 2)
+    assert total["distance"] == pytest.approx(lost, rel=1e-4)
+    assert total["cosine"] == pytest.approx(second["norm"] / first["norm"], rel=1e-4)
+    for module in data["comparison"]["modules"].values():
+        assert module["ranks"][1] <= 1
+
+
+def test_two_with_different_modules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = list(SHAPES)
+    for name, paths in (("a", names[:3]), ("b", names[2:])):
+        write_peft(tmp_path / name, {path: SHAPES[path] for path in paths})
+    inspect(tmp_path / "a", tmp_path / "b", as_json=False)
+    out = capsys.readouterr().out
+    assert "only in A: 2 modules (layers.0.q, layers.0.up)" in out
+    assert "only in B: 1 modules (head)" in out
+
+
+def test_several_get_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in (2, 4, 6):
+        write_peft(tmp_path / f"stage{rank}" / "adapter", SHAPES, rank=rank)
+    directories = [tmp_path / f"stage{rank}" for rank in (2, 4, 6)]
+    inspect(*directories, as_json=False)
+    rows = capsys.readouterr().out.splitlines()
+    for rank in (2, 4, 6):
+        row = next(line for line in rows if line.split()[:1] == [f"stage{rank}"])
+        assert f"{4 * rank}/{4 * rank}" in row
+    data = shown(capsys, *directories)
+    assert set(data) == {"adapters"}
+    assert [a["largest_rank"] for a in data["adapters"]] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("option", ["--plot=x.png", "--modules"])
+def test_what_shows_one_adapter_only(
+    option: str, directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(directory), str(directory), option]) == 2
+    shown_error = capsys.readouterr().err
+    assert "shows one adapter, not 2" in shown_error
+    assert len(shown_error.splitlines()) <= 3
+
+
+def test_two_of_different_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_peft(tmp_path / "a", {"layers.0.q": (8, 8)})
+    write_peft(tmp_path / "b", {"blocks.0.q": (8, 8)})
+    assert run(["inspect", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "no module in common" in capsys.readouterr().err
+
+
+def test_transformers_is_not_imported(tmp_path: Path) -> None:
+    write_peft(tmp_path / "a", SHAPES)
+    code = (
+        "import sys; from sora_cli.app import run; code = run(['inspect', *sys.argv[1:]]);"
+        "sys.exit(code or int(bool({'transformers', 'datasets', 'matplotlib'} & set(sys.modules))))"
+    )
+    root = Path(__file__).parent.parent.parent.parent
+    for arguments in ([tmp_path / "a"], [tmp_path / "a", tmp_path / "a"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_dead_modules_that_are_not_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = {
+        "layers.0.q": LowRankFactors(torch.zeros(2, 8), torch.ones(8, 2)),
+        "layers.1.q": LowRankFactors(torch.ones(2, 8), torch.ones(8, 2)),
+    }
+    base = BaseReference("org/base", "org/base")
+    write_adapter(tmp_path / "a", Adapter(layers, {}, (), None, base))
+    facts = shown(capsys, tmp_path / "a")
+    assert facts["ranks"]["layers.0.q"] == {"live": 0, "stored": 0, "start": 2}
+    assert list(facts["spectra"]) == ["layers.1.q"]
+    assert facts["spectra"]["layers.1.q"]["rank_99"] == 1  # two equal terms are one direction
 
 
 def test_rank_map_groups_by_the_first_number() -> None:

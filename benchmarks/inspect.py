@@ -1,0 +1,220 @@
+"""`sora inspect` against dense SVDs, and what it takes on a 7B-class adapter.
+
+    python benchmarks/inspect.py [--quick] [--rounds N] [--threads N]
+
+Two measurements on a synthetic bf16 adapter (32 layers x 7 modules of Llama 2 7B's shapes, r = 64):
+
+1. Singular values of single modules, one per shape: from the factors (QR of both and an r x r SVD)
+   against `torch.linalg.svdvals` of the dense product, both float64, both from factors in memory,
+   in turns in one process. Medians over the rounds. For the whole adapter each side's median is
+   multiplied by the number of modules of that shape; neither side has read a file by then. Both
+   have one thread, since on cores in use more are slower; `--threads` gives the dense side more.
+2. The command in a process of its own, `python -m sora_cli inspect DIR --json`: wall and processor
+   time with all imports, largest RssAnon (sampled; the process's own memory) and largest resident
+   set (VmHWM, also file pages). Medians over the rounds.
+
+`--quick` takes small modules and one round: it shows that the program runs, its ratios mean little.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# The directory of this file would hide the standard library's `inspect`.
+sys.path[0] = __file__.rpartition("/")[0].rpartition("/")[0] or "."
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import statistics  # noqa: E402
+import subprocess  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from collections import Counter  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from methods.factors import LowRankFactors  # noqa: E402
+from sora_cli.adapter_file import open_adapter  # noqa: E402
+from sora_cli.console import emit  # noqa: E402
+from sora_cli.spectra import one_thread  # noqa: E402
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_SAMPLE = 0.005
+"""Seconds between two looks at the memory."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of the synthetic model."""
+
+    layers: int
+    hidden: int
+    inner: int
+    rank: int
+
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """Module path -> (out, in)."""
+        inside = dict.fromkeys(_ATTENTION, (self.hidden, self.hidden))
+        inside |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (self.inner, self.hidden))
+        inside["mlp.down_proj"] = self.hidden, self.inner
+        return {f"model.layers.{i}.{n}": s for i in range(self.layers) for n, s in inside.items()}
+
+
+FULL = Size(layers=32, hidden=4096, inner=11008, rank=64)
+QUICK = Size(layers=2, hidden=192, inner=512, rank=8)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the command."""
+
+    seconds: float
+    cpu: float
+    """Seconds of processor time, which other programs on the machine change less."""
+    anonymous: int
+    """Largest RssAnon, bytes."""
+    resident: int
+    """Largest resident set, bytes."""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small modules, one round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="for the dense side")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    size, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
+    with tempfile.TemporaryDirectory(prefix="sora-benchmark-") as temporary:
+        directory = Path(temporary) / "adapter"
+        write_adapter(directory, size)
+        megabytes = (directory / "adapter_model.safetensors").stat().st_size / 1e6
+        emit(f"adapter: {len(size.modules())} modules, r = {size.rank}, bf16, {megabytes:.0f} MB")
+        emit(
+            f"torch {torch.__version__}, threads of the dense side: {options.threads}, "
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        )
+        whole = compare(directory, size, rounds)
+        report_command([run_command(directory) for _ in range(rounds)], whole)
+
+
+def write_adapter(directory: Path, size: Size) -> None:
+    """A PEFT LoRA directory with decaying random components."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for i, (path, (n_out, n_in)) in enumerate(size.modules().items()):
+        decay = torch.exp(-torch.arange(size.rank) / (4 + i % 40))
+        a = torch.randn(size.rank, n_in, generator=generator) / n_in**0.5
+        b = torch.randn(n_out, size.rank, generator=generator) * decay * 0.02
+        tensors[f"base_model.model.{path}.lora_A.weight"] = a.bfloat16()
+        tensors[f"base_model.model.{path}.lora_B.weight"] = b.bfloat16()
+    directory.mkdir()
+    save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": size.rank, "lora_alpha": 16,
+              "target_modules": sorted({path.rpartition(".")[2] for path in size.modules()}),
+              "init_lora_weights": True}  # fmt: skip
+    (directory / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def compare(directory: Path, size: Size, rounds: int) -> float:
+    """Factors against dense products, one module per shape; the dense side's time for all."""
+    counts = Counter(size.modules().values())
+    subset = {shape: path for path, shape in reversed(size.modules().items())}
+    with open_adapter(directory) as file:
+        modules = {shape: file.factors(path) for shape, path in subset.items()}
+    emit(f"\nsingular values, median of {rounds} rounds in turns, float64")
+    emit("    shape           modules   factors      dense    ratio   largest difference / s_1")
+    totals = [0.0, 0.0]
+    for shape, factors in modules.items():
+        ours, theirs, worst = _in_turns(factors, rounds)
+        n = counts[shape]
+        totals = [totals[0] + n * ours, totals[1] + n * theirs]
+        emit(
+            f"    {shape[0]:>5} x {shape[1]:<5} {n:>9} {ours * 1e3:>7.1f} ms {theirs:>8.3f} s "
+            f"{theirs / ours:>8.0f}   {worst:.1e}"
+        )
+    emit(
+        f"    whole adapter, scaled {totals[0]:>8.1f} s {totals[1]:>9.3g} s "
+        f"{totals[1] / totals[0]:>8.0f}"
+    )
+    return totals[1]
+
+
+def _in_turns(factors: LowRankFactors, rounds: int) -> tuple[float, float, float]:
+    """Median seconds of both sides, and how far their results are apart, relative to s_1."""
+    with one_thread():
+        factors.singular_values()  # once to warm up
+    ours, theirs, worst = [], [], 0.0
+    for _ in range(rounds):
+        with one_thread():
+            seconds, values = _timed(factors.singular_values)
+        ours.append(seconds)
+        seconds, dense = _timed(lambda: torch.linalg.svdvals(factors.dense()))
+        theirs.append(seconds)
+        difference = float((values - dense[: len(values)]).abs().max() / dense[0])
+        worst = max(worst, difference)
+    return statistics.median(ours), statistics.median(theirs), worst
+
+
+def _timed(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def run_command(directory: Path) -> Run:
+    """Run the command on the directory, and watch its memory."""
+    root = str(Path(__file__).resolve().parent.parent)
+    command = [sys.executable, "-m", "sora_cli", "inspect", str(directory), "--json"]
+    environment = {**os.environ, "PYTHONPATH": root}
+    with tempfile.TemporaryFile() as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, env=environment)
+        anonymous = resident = ended = 0
+        while not ended:
+            memory = _memory(process.pid)
+            anonymous = max(anonymous, memory.get("RssAnon", 0))
+            resident = max(resident, memory.get("VmHWM", 0))
+            time.sleep(_SAMPLE)
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        shown = json.loads(output.read())
+    assert process.returncode == 0
+    assert shown["modules"]["dead"] == 0
+    return Run(seconds, usage.ru_utime + usage.ru_stime, anonymous, resident)
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """Bytes by name, from /proc; nothing if the process has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): 1024 * int(number) for name, number, _ in fields}
+
+
+def report_command(runs: list[Run], dense: float) -> None:
+    """Print the medians."""
+    seconds = statistics.median(run.seconds for run in runs)
+    emit(f"\nsora inspect --json, a process of its own, median of {len(runs)}")
+    emit(
+        f"    wall time     {seconds:.2f} s, imports included; dense SVDs alone take "
+        f"{dense / seconds:.3g} times as long"
+    )
+    emit(f"    processor     {statistics.median(run.cpu for run in runs):.2f} s")
+    emit(f"    RssAnon       {statistics.median(run.anonymous for run in runs) / 1e6:.0f} MB")
+    emit(f"    resident set  {statistics.median(run.resident for run in runs) / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
