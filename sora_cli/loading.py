@@ -54,6 +54,32 @@ def load_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:
         target.copy_(tensor)
 
 
+def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
+    """Add each layer's B A to the weight of a model in memory: float32, (B A) first, cast once.
+
+    Raises:
+        SoraError: no such layer, another shape, tied or quantised weights, a result that is not
+            finite. The model may then be half merged.
+    """
+    names = names_by_parameter(model)
+    for path, factors in layers.items():
+        module = linear_of(model, path, factors)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        tied = [name for name in names[id(weight)] if name != f"{path}.weight"]
+        if tied:
+            raise SoraError(
+                f"'{path}' shares its weight with '{tied[0]}': merging would change both"
+            )
+        update = factors.B.float() @ factors.A.float()  # (out, in)
+        if not isinstance(module, nn.Linear):
+            update = update.T  # Conv1D stores (in, out)
+        merged = (weight.float() + update.to(weight.device)).to(weight.dtype)
+        if not bool(merged.isfinite().all()):
+            raise SoraError(f"'{path}' would hold NaN or infinity as {weight.dtype}")
+        weight.copy_(merged)
+
+
 def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module:
     """The layer an update belongs to.
 

@@ -1,44 +1,55 @@
 """Folding an adapter into its base model: W + B A for each adapted layer, head and labels set.
 
-The whole model is loaded; every weight is added to in float32 and cast back once. The merged
-model's config.json lists the adapters folded into it, under `sora_merged`, so that none goes in
-twice. The same inputs give the same files to the last byte.
+Tensor by tensor, from file to file: the model is never loaded, and what the adapter does not touch
+is copied as it is. Each changed weight is added to in float32, with (B A) times the scaling, and
+cast back once. The merged model's config.json lists the adapters folded into it, under
+`sora_merged`, so that none goes in twice. The same inputs give the same files to the last byte.
+
+`merge_base` finds the base's files, `merge_names` asks transformers what it makes of their names,
+`merge_match` finds what the adapter's parts belong to, `merge_plan` lays out the new files, and
+`merge_write` and `merge_blocks` write them.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import copy
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from methods.factors import LowRankFactors
 from sora_cli.adapter import Adapter
+from sora_cli.adapter_file import AdapterFile
 from sora_cli.atomic import check_replaceable, new_directory
+from sora_cli.console import size
 from sora_cli.errors import SoraError
-from sora_cli.fingerprint import fingerprint, read_header, weight_files
-from sora_cli.loading import linear_of, load_head, names_by_parameter
-from sora_cli.model import lacks_tokenizer, quiet_loading
-from sora_cli.references import local_checkpoint, resolve_model_path
+from sora_cli.fingerprint import fingerprint
+from sora_cli.merge_base import MODEL_CARD, MODEL_CONFIG, BaseFolder, loading, open_base
+from sora_cli.merge_blocks import Blocks
+from sora_cli.merge_card import MERGED_KEY, merged_config, model_card, untied_config
+from sora_cli.merge_incoming import Incoming, incoming
+from sora_cli.merge_match import Match, match, read_stored, tied_part
+from sora_cli.merge_names import build_runtime
+from sora_cli.merge_plan import Plan, plan_weights
+from sora_cli.merge_write import Progress, weights_bytes, write_weights
+from sora_cli.model import lacks_tokenizer
+from sora_cli.references import resolve_model_path
+from sora_cli.report import process_memory
+from sora_cli.sora_file import write_json
+from sora_cli.tensor_file import torch_dtype
 
-MODEL_CONFIG = "config.json"
-MERGED_KEY = "sora_merged"
-"""In config.json: a list of {"adapter": digest, "method": name or null}, in the order of merging.
-"""
+__all__ = [
+    "MERGED_KEY",
+    "MODEL_CONFIG",
+    "Merge",
+    "Merged",
+    "adapter_digest",
+    "merge_adapter",
+    "prepare_merge",
+]
 
-_AUTO_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-}
-_OUTPUT_LAYERS = ("classifier.weight", "score.weight", "out_proj.weight")
+_RUNTIME_MEMORY = 20_000_000  # bytes: torch's first product, the writing thread; measured
 
 
 @dataclass(frozen=True)
@@ -54,101 +65,164 @@ class Merged:
     base_checked: bool
     """Whether the base was known to be the one the adapter was trained on."""
     tokenizer: bool
-    """Whether there was one to save."""
+    """Whether there was one to copy."""
+    untied: bool = False
+    """Whether weights that were tied are apart now."""
+    left_out: tuple[str, ...] = ()
+    """Tensors of the base that the merged model's class has no use for."""
+    left_files: tuple[str, ...] = ()
+    """Files and directories beside the weights that were not copied."""
+    absent: tuple[str, ...] = ()
+    """Parameters that neither base nor adapter held (only by force)."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge that can be done: everything is checked but the numbers.
+
+    Attributes:
+        disk: bytes that will be written.
+        free: bytes that are free there.
+        memory: largest memory of this process while it writes, predicted, in bytes (on Linux its
+            RssAnon: file pages do not count); None where that can not be told.
+    """
+
+    incoming: Incoming
+    output: Path
+    reference: str
+    base: BaseFolder
+    config: dict[str, Any]
+    plan: Plan
+    merged: Merged
+    force: bool
+    disk: int
+    free: int
+    memory: int | None
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the files of weights, which progress is told of."""
+        return weights_bytes(self.plan)
+
+    def write(self, progress: Progress | None = None) -> Merged:
+        """Write the merged model, atomically.
+
+        Raises:
+            SoraError: a result is not finite, or it can not be written or read back.
+        """
+        marker = (MODEL_CONFIG,)
+        try:
+            with new_directory(self.output, force=self.force, markers=marker) as folder:
+                for name in self.base.others:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self.base.folder / name, folder / name)
+                write_json(folder / MODEL_CONFIG, self.config)
+                (folder / MODEL_CARD).write_text(self._card(), encoding="utf-8")
+                write_weights(
+                    folder, self.plan, self.incoming, index=self.base.index, progress=progress
+                )
+        except OSError as error:
+            raise SoraError(f"{self.output} can not be written: {error}") from error
+        return self.merged
+
+    def _card(self) -> str:
+        return model_card(
+            self.incoming.outline,
+            self.plan,
+            base=self.reference,
+            class_name=self.config["architectures"][0],
+            dtype=self.merged.dtype,
+        )
 
 
 def merge_adapter(
-    adapter: Adapter, output: Path, *, base: str | None = None, force: bool = False
+    adapter: Adapter | AdapterFile,
+    output: Path,
+    *,
+    base: str | None = None,
+    force: bool = False,
+    untie: bool = False,
 ) -> Merged:
-    """Write the merged model and its tokenizer, atomically.
+    """Prepare and write in one go; for arguments and errors see `prepare_merge`, `Merge.write`."""
+    return prepare_merge(adapter, output, base=base, force=force, untie=untie).write()
+
+
+def prepare_merge(
+    adapter: Adapter | AdapterFile,
+    output: Path,
+    *,
+    base: str | None = None,
+    force: bool = False,
+    untie: bool = False,
+) -> Merge:
+    """Check that a merge can be done, and lay out its files. Writes nothing.
 
     Args:
+        adapter: in memory, or open; then it is read a layer at a time, and must stay open.
         base: reference of the base model; None for the one the adapter names.
         force: replace a model directory at `output`, and merge into a base that is not, or not in
             full, the one the adapter was trained on. Never into one that has this adapter already.
+        untie: change a weight that is tied to another all the same: both are written, and
+            `tie_word_embeddings` is set to false.
 
     Raises:
         SoraError: nothing sound can be written; the message says why.
     """
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,))
-    source = resolve_model_path(base or _recorded_base(adapter))
-    revision = adapter.base.revision if base is None else None
-    _check_kind(source)
-    _check_apart(output, source)
-    config = _load_config(adapter, source, revision)
-    folded = [*_folded(config), {"adapter": adapter_digest(adapter), "method": adapter.meta.method}]
-    _check_not_folded(folded, source)
-    checked = _check_fingerprint(adapter, source, revision, force=force)
-    with torch.no_grad():
-        model = _load_model(adapter, config, source, revision, force=force)
-        add_updates(model, adapter.layers)
-        load_head(model, adapter.head)
-    set_labels(model.config, adapter)
-    setattr(model.config, MERGED_KEY, folded)
-    tokenizer = _load_tokenizer(source, revision)
-    _save(model, tokenizer, output, force=force)
+    new = incoming(adapter)
+    folder, folded, checked = _base_of(new, output, base, force=force)
+    found, tied, config = _match(new, folder, untie=untie)
+    config |= {MERGED_KEY: folded, "architectures": [found.runtime.class_name]}
+    plan = plan_weights(
+        new.outline,
+        found,
+        folder.weights,
+        folder.source,
+        tied=tied,
+        other_class=folder.raw.get("architectures") not in (None, [], config["architectures"]),
+        force=force,
+    )
+    merged = _merged(new, folder, plan, checked=checked, untied=tied is not None)
+    disk, free = weights_bytes(plan) + folder.others_bytes, _free_disk(output)
+    if disk > free:
+        raise SoraError(f"{output} needs {size(disk)} of disk, and {size(free)} are free",
+                        hint="write to another disk with -o, or make room")  # fmt: skip
+    reference = base or new.outline.base.path or folder.source
+    memory = _memory(new, plan)
+    return Merge(new, output, reference, folder, config, plan, merged, force, disk, free, memory)
+
+
+def _merged(
+    new: Incoming, folder: BaseFolder, plan: Plan, *, checked: bool, untied: bool
+) -> Merged:
     return Merged(
-        base=source,
-        modules=len(adapter.layers),
-        dtype=str(model.dtype).removeprefix("torch."),
+        base=folder.source,
+        modules=len(new.outline.layers),
+        dtype=_dtype(plan),
         base_checked=checked,
-        tokenizer=tokenizer is not None,
+        tokenizer=not lacks_tokenizer(folder.folder),
+        untied=untied,
+        left_out=plan.left_out,
+        left_files=folder.left,
+        absent=plan.absent,
     )
 
 
-def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
-    """Add each layer's B A to its weight, in place: float32, (B A) first, cast once.
-
-    Raises:
-        SoraError: no such layer, another shape, tied or quantised weights, a result that is not
-            finite. The model may then be half merged.
-    """
-    names = names_by_parameter(model)
-    for path, factors in layers.items():
-        module = linear_of(model, path, factors)
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        tied = [name for name in names[id(weight)] if name != f"{path}.weight"]
-        if tied:
-            raise SoraError(
-                f"'{path}' shares its weight with '{tied[0]}': merging would change both",
-                hint="use the adapter unmerged, or untie the base model first",
-            )
-        update = factors.B.float() @ factors.A.float()  # (out, in)
-        if not isinstance(module, nn.Linear):
-            update = update.T  # Conv1D stores (in, out)
-        merged = (weight.float() + update.to(weight.device)).to(weight.dtype)
-        if not bool(merged.isfinite().all()):
-            raise SoraError(f"'{path}' would hold NaN or infinity as {weight.dtype}")
-        weight.copy_(merged)
+def adapter_digest(adapter: Adapter | AdapterFile) -> str:
+    """SHA-256 of what merging adds: the factors without zero terms, in float32, and the head."""
+    return incoming(adapter).digest()
 
 
-def adapter_digest(adapter: Adapter) -> str:
-    """SHA-256 of what merging adds: the factors without zero terms, in float32, and the head.
-
-    Names, dtypes, shapes and bytes of all tensors count; nothing else of the adapter does.
-    """
-    tensors = dict(adapter.head)
-    for path, factors in adapter.layers.items():
-        live = LowRankFactors(factors.A.float(), factors.B.float()).drop_zeros()
-        if live.rank:
-            tensors[f"{path}.A"], tensors[f"{path}.B"] = live.A, live.B
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def set_labels(config: Any, adapter: Adapter) -> None:
-    """Label names and kind of problem, as far as the adapter knows them."""
-    labels = adapter.meta.labels
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
-    if adapter.meta.problem_type:
-        config.problem_type = adapter.meta.problem_type
+def _base_of(
+    new: Incoming, output: Path, base: str | None, *, force: bool
+) -> tuple[BaseFolder, list[dict[str, Any]], bool]:
+    """The base, all adapters that will be in it, and whether it is known to be the right one."""
+    source = resolve_model_path(base or _recorded_base(new.outline))
+    _check_apart(output, source)
+    folder = open_base(source, new.outline.base.revision if base is None else None)
+    folded = [*_folded(folder.raw), {"adapter": new.digest(), "method": new.outline.meta.method}]
+    _check_not_folded(folded, source)
+    return folder, folded, _check_fingerprint(new.outline, folder, force=force)
 
 
 def _recorded_base(adapter: Adapter) -> str:
@@ -160,38 +234,29 @@ def _recorded_base(adapter: Adapter) -> str:
     return recorded.path
 
 
-def _check_kind(source: str) -> None:
-    if source.lower().endswith(".gguf"):
-        raise SoraError(
-            f"{source} is a GGUF file, whose weights can not be added to",
-            hint="name the model it was made from: --base DIR --force",
-        )
-
-
 def _check_apart(output: Path, source: str) -> None:
     if Path(source).exists() and Path(source).resolve().is_relative_to(output.resolve()):
         raise SoraError(f"{output} is, or holds, the base model: choose another place")
 
 
-def _check_fingerprint(adapter: Adapter, source: str, revision: str | None, *, force: bool) -> bool:
+def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> bool:
     """Whether the base is known to be the right one; an error if it is known not to be."""
-    checkpoint = local_checkpoint(source, revision)
-    if adapter.base.fingerprint is None or checkpoint is None:
+    if adapter.base.fingerprint is None:
         return False
-    if fingerprint(checkpoint) == adapter.base.fingerprint:
+    if fingerprint(folder.folder) == adapter.base.fingerprint:
         return True
     if force:
         return False
     raise SoraError(
-        f"{source} holds other weights than the base the adapter was trained on",
+        f"{folder.source} holds other weights than the base the adapter was trained on",
         where=f"that was: {adapter.base.path}",
         hint="give the right one with --base, or merge all the same with --force",
     )
 
 
-def _folded(config: Any) -> list[dict[str, Any]]:
+def _folded(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was merged into a model before, by its configuration."""
-    entries = getattr(config, MERGED_KEY, None)
+    entries = raw.get(MERGED_KEY)
     return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
@@ -206,106 +271,57 @@ def _check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
         )
 
 
-@contextmanager
-def _loading(source: str) -> Iterator[None]:
-    """Transformers kept quiet, and its errors turned into ours."""
-    try:
-        with quiet_loading():
-            yield
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise SoraError(
-            f"the base model {source} can not be loaded: {first}",
-            hint="give a local copy with --base",
-        ) from error
-
-
-def _load_config(adapter: Adapter, source: str, revision: str | None) -> Any:
-    """The base model's configuration, for as many labels as the adapter has."""
+def _match(
+    new: Incoming, folder: BaseFolder, *, untie: bool
+) -> tuple[Match, Match | None, dict[str, Any]]:
+    """The merged model's match and configuration; between them the match before untying, if any."""
     import transformers
 
-    with _loading(source):
-        config = transformers.AutoConfig.from_pretrained(source, **_options(source, revision))
-    if getattr(config, "quantization_config", None) is not None:
-        raise SoraError(
-            f"{source} is quantised: adding to its weights would lose the adapter",
-            hint="merge into the unquantised model with --base",
+    with loading(folder.source):
+        known = transformers.AutoConfig.from_pretrained(folder.folder, trust_remote_code=False)
+    stored = read_stored(folder.weights)
+
+    def matched(raw: dict[str, Any]) -> Match:
+        with loading(folder.source):
+            config = type(known).from_dict(copy.deepcopy(raw))
+        return match(new.outline, stored, build_runtime(new.outline, config, folder.source))
+
+    raw = merged_config(folder.raw, new.outline, known)
+    found = matched(raw)
+    problem = tied_part(found, new.head)
+    if problem is None:
+        return found, None, raw
+    if not untie:
+        raise problem
+    raw = untied_config(raw)
+    apart = matched(raw)
+    if known.is_encoder_decoder or tied_part(apart, new.head) is not None:
+        raise SoraError(  # T5's tie_word_embeddings, for one, also scales the decoder's output
+            f"{problem.what.partition(':')[0]}, and a {known.model_type} can not be untied by its "
+            "configuration alone",
+            hint="use the adapter unmerged",
         )
-    labels = _number_of_labels(adapter)
-    if labels is not None:
-        config.num_labels = labels
-    return config
+    return apart, found, raw
 
 
-def _load_model(
-    adapter: Adapter, config: Any, source: str, revision: str | None, *, force: bool
-) -> Any:
-    """The base model in its checkpoint's dtype, with every parameter accounted for."""
-    import transformers
-
-    auto = getattr(transformers, _AUTO_CLASSES.get(adapter.task_type or "", "AutoModel"))
-    with _loading(source):
-        model, info = auto.from_pretrained(
-            source,
-            config=config,
-            dtype="auto",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **_options(source, revision),
-        )
-    _check_supplied(info, adapter, source, force=force)
-    return model.eval()
+def _dtype(plan: Plan) -> str:
+    """What the changed weights are stored as."""
+    names = sorted({item.dtype for item in plan.items if not item.copied})
+    return ", ".join(str(torch_dtype(name)).removeprefix("torch.") for name in names)
 
 
-def _check_supplied(info: Mapping[str, Any], adapter: Adapter, source: str, *, force: bool) -> None:
-    """Refuse parameters that neither the checkpoint nor the adapter supplies: they are random."""
-    mismatched = [entry[0] for entry in info["mismatched_keys"]]
-    random = [key for key in [*info["missing_keys"], *mismatched] if key not in adapter.head]
-    if random and not force:
-        raise SoraError(
-            f"neither the adapter nor {source} holds {len(random)} parameters, such as "
-            f"'{sorted(random)[0]}'",
-            hint="is it the right base? --force leaves them random",
-        )
+def _free_disk(output: Path) -> int:
+    place = output.resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
-def _number_of_labels(adapter: Adapter) -> int | None:
-    """From the metadata, else from the head's last layer; None where neither tells."""
-    meta = adapter.meta
-    if meta.labels or meta.num_labels:
-        return len(meta.labels) if meta.labels else meta.num_labels
-    outputs = (t for name, t in adapter.head.items() if name.endswith(_OUTPUT_LAYERS))
-    sizes = [t.shape[0] for t in outputs if t.ndim == 2]
-    return min(sizes) if sizes else None
-
-
-def _load_tokenizer(source: str, revision: str | None) -> Any:
-    """The base model's tokenizer, or None if it has none."""
-    import transformers
-
-    if lacks_tokenizer(Path(source)):
+def _memory(new: Incoming, plan: Plan) -> int | None:
+    """This process now, the buffers, and the largest pair of factors (read, and in float32)."""
+    now = process_memory("RssAnon")
+    if now is None:
         return None
-    options = _options(source, revision)
-    try:
-        with quiet_loading():
-            return transformers.AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError, KeyError):
-        return None
-
-
-def _options(source: str, revision: str | None) -> dict[str, str]:
-    """Further arguments of `from_pretrained`: a directory has no revisions."""
-    return {} if revision is None or Path(source).exists() else {"revision": revision}
-
-
-def _save(model: Any, tokenizer: Any, output: Path, *, force: bool) -> None:
-    try:
-        with new_directory(output, force=force, markers=(MODEL_CONFIG,)) as temporary:
-            with quiet_loading():
-                model.save_pretrained(temporary)
-                if tokenizer is not None:
-                    tokenizer.save_pretrained(temporary)
-            if not [t for file in weight_files(temporary) for t in read_header(file)]:
-                raise SoraError("no weights were written")
-    except OSError as error:
-        raise SoraError(f"{output} can not be written: {error}") from error
+    buffers = Blocks.memory([item for item in plan.items if not item.copied])
+    factors = max(f.parameters for f in new.outline.layers.values())
+    return now + buffers + 3 * 4 * factors + _RUNTIME_MEMORY

@@ -24,8 +24,8 @@ from methods.contract_net import MethodFactory, first_difference, largest_differ
 from sora_cli.adapter import Adapter, read_adapter
 from sora_cli.callback import attach as default_attach
 from sora_cli.errors import SoraError
-from sora_cli.loading import apply_adapter, load_head
-from sora_cli.merging import add_updates, merge_adapter
+from sora_cli.loading import add_updates, apply_adapter, load_head
+from sora_cli.merging import merge_adapter
 from sora_cli.method_trial import (
     HEAD,
     STEPS,

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sora_cli.console import say
+from sora_cli.console import count, say, size
+
+if TYPE_CHECKING:
+    from sora_cli.merge_write import Progress
+    from sora_cli.merging import Merge, Merged
 
 
-def merge(directory: Path, output: Path, *, base: str | None, force: bool) -> None:
+def merge(
+    directory: Path, output: Path, *, base: str | None, force: bool, untie: bool = False
+) -> None:
     """Write the base model with the adapter, its head and its labels in it.
 
     Args:
@@ -15,20 +24,57 @@ def merge(directory: Path, output: Path, *, base: str | None, force: bool) -> No
         output: directory to write.
         base: the base model, where it is not the one the adapter names.
         force: replace a model at `output`, and take a base that is not the one trained on.
+        untie: change a weight that is tied to another, and untie them.
 
     Raises:
         SoraError: bad input, a base that does not fit, or an output that exists.
     """
-    from sora_cli.adapter import read_adapter
+    from sora_cli.adapter import open_adapter
 
-    adapter = read_adapter(directory)
-    from sora_cli.merging import merge_adapter  # loads transformers: after what can fail fast
+    with open_adapter(directory) as adapter:
+        from sora_cli.merging import prepare_merge  # transformers: after what can fail fast
 
-    merged = merge_adapter(adapter, output, base=base, force=force)
+        for note in adapter.notes:
+            say(f"note: {note}")
+        plan = prepare_merge(adapter, output, base=base, force=force, untie=untie)
+        _announce(plan)
+        with _bar(plan.weights) as progress:
+            merged = plan.write(progress)
+        _notes(merged)
+        modules = adapter.head_modules
+    head = f" and the head ({', '.join(modules)})" if modules else ""
+    say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
+    say(f"wrote {output}")
+
+
+def _announce(plan: Merge) -> None:
+    memory = "" if plan.memory is None else f", and about {size(plan.memory)} of memory"
+    say(f"this takes {size(plan.disk)} of disk ({size(plan.free)} are free){memory}")
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Progress]:
+    """A progress bar by bytes; not shown where nobody looks."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total, desc="merging", unit="B", unit_scale=True, dynamic_ncols=True, disable=None
+    ) as bar:
+        yield lambda written: bar.update(written) and None
+
+
+def _notes(merged: Merged) -> None:
     if not merged.base_checked:
         say("note: nothing told whether the base is the one the adapter was trained on")
     if not merged.tokenizer:
         say("note: the base model has no tokenizer, so there is none in the merged model")
-    head = f" and the head ({', '.join(adapter.head_modules)})" if adapter.head else ""
-    say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
-    say(f"wrote {output}")
+    if merged.untied:
+        say("note: weights that were tied are stored apart now; the configuration says so")
+    if merged.left_out:
+        say(f"note: {count(len(merged.left_out))} tensors of the base were left out, such as "
+            f"'{merged.left_out[0]}': the merged model does not use them")  # fmt: skip
+    if merged.absent:
+        say(f"note: {count(len(merged.absent))} parameters are in no file, such as "
+            f"'{merged.absent[0]}': they will be random")  # fmt: skip
+    if merged.left_files:
+        say(f"note: not copied from the base: {', '.join(merged.left_files)}")

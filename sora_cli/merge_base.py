@@ -1,0 +1,190 @@
+"""The base model's directory: its configuration, its weight files, and what else goes along."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from sora_cli.errors import SoraError
+from sora_cli.fingerprint import INDEX_FILE, SINGLE_FILE, weight_files
+from sora_cli.model import quiet_loading
+from sora_cli.offline import quiet_hub
+from sora_cli.peft_layout import CONFIG_FILE as ADAPTER_CONFIG
+from sora_cli.sora_file import read_json
+
+MODEL_CONFIG = "config.json"
+MODEL_CARD = "README.md"
+
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".pb", ".msgpack", ".ot"),
+    *(".onnx", ".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".gguf", ".ggml"),
+)
+_COPIES = ("onnx", "openvino", "original", "coreml", "gguf", "runs", "logs", "__pycache__")
+"""Directories with the same weights in other formats, or with no part of the model."""
+_LARGEST_DIRECTORY = 200_000_000  # bytes; what belongs to a model besides its weights is smaller
+
+
+@dataclass(frozen=True)
+class BaseFolder:
+    """A checkpoint directory that can be added to.
+
+    Attributes:
+        source: the reference it was found by, resolved.
+        raw: `config.json` as it stands there.
+        weights: its safetensors files, in their order.
+        index: the index of the shards as it stands there; None for a single file.
+        others: files that go along as they are: tokenizer, generation config, chat template.
+        left: files and directories that do not, such as weights in other formats.
+    """
+
+    source: str
+    folder: Path
+    raw: dict[str, Any]
+    weights: tuple[Path, ...]
+    index: dict[str, Any] | None
+    others: tuple[Path, ...]
+    left: tuple[str, ...]
+
+    @property
+    def others_bytes(self) -> int:
+        """Of the files that go along."""
+        return sum((self.folder / name).stat().st_size for name in self.others)
+
+
+def open_base(source: str, revision: str | None) -> BaseFolder:
+    """Find the files of a resolved model reference; a Hub id's are fetched where they are not here.
+
+    Raises:
+        SoraError: no such model, or one whose weights can not be added to.
+    """
+    folder = _folder(source, revision)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise SoraError(
+            f"{source} holds an adapter of its own, which transformers would load with it",
+            hint=f"merge that one first, or take its {ADAPTER_CONFIG} away",
+        )
+    raw = read_json(folder / MODEL_CONFIG)
+    if not isinstance(raw, dict):
+        raise SoraError(f"{folder / MODEL_CONFIG} is no configuration")
+    if raw.get("quantization_config") is not None or raw.get("compression_config") is not None:
+        raise SoraError(
+            f"{source} is quantised: adding to its weights would lose the adapter",
+            hint="merge into the unquantised model with --base",
+        )
+    if raw.get("transformers_weights"):
+        raise SoraError(
+            f"{source} names other weights than {SINGLE_FILE} in its {MODEL_CONFIG}",
+            where=f"transformers_weights: {str(raw['transformers_weights'])[:100]}",
+            hint="from_pretrained() and save_pretrained() make a plain checkpoint of it",
+        )
+    weights = _weights(folder, source)
+    others, left = _others(folder, weights)
+    return BaseFolder(source, folder, raw, weights, _index(folder, weights), others, left)
+
+
+@contextmanager
+def loading(source: str) -> Iterator[None]:
+    """Transformers kept quiet, and its errors turned into ours."""
+    try:
+        with quiet_loading():
+            yield
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise SoraError(
+            f"the base model {source} can not be loaded: {first}",
+            hint="give a local copy with --base",
+        ) from error
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    if source.lower().endswith(".gguf"):
+        raise SoraError(
+            f"{source} is a GGUF file, whose weights can not be added to",
+            hint="name the model it was made from: --base DIR --force",
+        )
+    path = Path(source)
+    if path.is_file():
+        raise SoraError(f"{source} is a file, not a model directory",
+                        hint=f"give its directory: --base {path.parent}")  # fmt: skip
+    if path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+
+    quiet_hub()
+    with loading(source):
+        ignore = [f"*{suffix}" for suffix in _WEIGHTS if suffix != ".safetensors"]
+        return Path(snapshot_download(source, revision=revision, ignore_patterns=ignore))
+
+
+def _weights(folder: Path, source: str) -> tuple[Path, ...]:
+    if (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file():
+        return tuple(weight_files(folder))
+    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+        raise SoraError(
+            f"{source} holds its weights as pickles, which can run any code when they are read",
+            hint="if you trust them: from_pretrained() and save_pretrained() write safetensors; "
+            "then --base THAT --force",
+        )
+    raise SoraError(
+        f"{source} holds neither {SINGLE_FILE} nor {INDEX_FILE}",
+        hint="name a directory that from_pretrained() loads: --base DIR",
+    )
+
+
+def _index(folder: Path, weights: tuple[Path, ...]) -> dict[str, Any] | None:
+    if weights[0].name == SINGLE_FILE:
+        return None
+    index: dict[str, Any] = read_json(folder / INDEX_FILE)
+    return index
+
+
+def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """What is copied and what is not, relative to the directory."""
+    written = {MODEL_CONFIG, MODEL_CARD, INDEX_FILE, *(file.name for file in weights)}
+    others: list[Path] = []
+    left: list[str] = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name in written or entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            inside = [] if _is_another_model(entry) else _files(entry)
+            others += [file.relative_to(folder) for file in inside]
+            if not inside:
+                left.append(f"{entry.name}/")
+        elif _is_weights(entry):
+            left.append(entry.name)
+        elif entry.is_file():
+            others.append(Path(entry.name))
+    return tuple(others), tuple(left)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below; none where they are too large to be part of a model."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    total = sum(file.stat().st_size for file in files)
+    return files if total <= _LARGEST_DIRECTORY else []
+
+
+def _is_weights(file: Path) -> bool:
+    name = file.name.lower()
+    return file.suffix.lower() in _WEIGHTS or name.endswith(".index.json")
+
+
+def _is_another_model(folder: Path) -> bool:
+    """The weights again, a checkpoint of training, or a model or adapter of its own."""
+    if folder.name.lower() in _COPIES or folder.name.startswith("checkpoint-"):
+        return True
+    if (folder / ADAPTER_CONFIG).exists() or (folder / "adapter" / ADAPTER_CONFIG).exists():
+        return True
+    try:
+        config = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config

@@ -1,0 +1,122 @@
+"""What goes beside the merged weights: the model's configuration, and a model card."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sora_cli import __version__
+from sora_cli.adapter import Adapter
+from sora_cli.auto_classes import number_of_labels
+from sora_cli.merge_plan import Plan
+
+MERGED_KEY = "sora_merged"
+"""In config.json: a list of {"adapter": digest, "method": name or null}, in the order of merging.
+"""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SUBCONFIGS = ("text_config", "decoder")
+
+
+def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[str, Any]:
+    """The base's `config.json` with the adapter's labels.
+
+    Args:
+        raw: as it stands there.
+        known: the configuration that transformers reads from it.
+    """
+    config = copy.deepcopy(dict(raw))
+    labels = outline.meta.labels
+    number = number_of_labels(outline)
+    if labels:
+        names = dict(enumerate(labels))
+    elif number is not None and number != known.num_labels:
+        names = {i: f"LABEL_{i}" for i in range(number)}
+    else:
+        names = known.id2label
+    if names != known.id2label:
+        config["id2label"] = {str(i): name for i, name in names.items()}
+        config["label2id"] = {name: i for i, name in names.items()}
+        config.pop("num_labels", None)
+        config.pop("_num_labels", None)
+    if outline.meta.problem_type:
+        config["problem_type"] = outline.meta.problem_type
+    return config
+
+
+def untied_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with `tie_word_embeddings` false, also where a part of it has one of its own."""
+    config = copy.deepcopy(dict(raw))
+    config["tie_word_embeddings"] = False
+    for name in _SUBCONFIGS:
+        if isinstance(config.get(name), dict):
+            config[name]["tie_word_embeddings"] = False
+    return config
+
+
+def model_card(outline: Adapter, plan: Plan, *, base: str, class_name: str, dtype: str) -> str:
+    """README.md: what was merged into what, and how to load it.
+
+    Args:
+        base: the model that was merged into, as the user or the adapter calls it.
+    """
+    method = outline.meta.method or "LoRA, trained by another tool"
+    ranks = (outline.meta.ranks.get(path, f.rank) for path, f in outline.layers.items())
+    live = [rank for rank in ranks if rank]
+    lines = [
+        *_front_matter(base),
+        "# Merged model",
+        "",
+        f"A low-rank adapter folded into its base model by sora {__version__}: `W + B A` for each "
+        "adapted layer, added in float32 and cast once. No adapter is needed beside it.",
+        "",
+        f"- base model: `{base}`" + (f" @ `{_revision(outline)}`" if _revision(outline) else ""),
+        f"- class: `{class_name}`, {dtype}",
+        f"- method: {method}",
+        f"- adapted layers: {len(live)}" + (f", of rank {_range(live)}" if live else ""),
+    ]
+    if outline.head_modules:
+        modules = ", ".join(f"`{module}`" for module in outline.head_modules)
+        lines.append(f"- trained in full: {modules}")
+    if outline.meta.task:
+        lines.append(f"- task: {outline.meta.task}")
+    if outline.meta.labels:
+        lines.append(f"- labels: {', '.join(outline.meta.labels)}")
+    lines += [f"- then {_step(entry)}" for entry in outline.meta.lineage]
+    if plan.left_out:
+        lines.append(f"- left out: {len(plan.left_out)} tensors of the base that it does not use")
+    return "\n".join([*lines, "", "```python", *_code(class_name), "```", ""])
+
+
+def _front_matter(base: str) -> list[str]:
+    known = [f"base_model: {base}"] if _HUB_ID.fullmatch(base) else []
+    return ["---", "library_name: transformers", *known, "---", ""]
+
+
+def _code(class_name: str) -> list[str]:
+    return [
+        f"from transformers import {class_name}",
+        "",
+        f'model = {class_name}.from_pretrained("THIS DIRECTORY")',
+    ]
+
+
+def _range(ranks: list[int]) -> str:
+    low, high = min(ranks), max(ranks)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _revision(outline: Adapter) -> str:
+    return outline.base.revision or ""
+
+
+def _step(entry: Mapping[str, Any]) -> str:
+    """One entry of the lineage: the command, then its values."""
+    values = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in entry.items()
+        if name != "command" and value is not None
+    ]
+    return f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": ")

@@ -1,0 +1,161 @@
+"""An adapter as merging sees it: names and shapes at once, numbers when their turn comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.factors import LowRankFactors
+from sora_cli.adapter import Adapter, lazy_adapter
+from sora_cli.adapter_file import AdapterFile
+from sora_cli.errors import SoraError
+from sora_cli.fingerprint import StoredTensor
+from sora_cli.tensor_file import torch_dtype
+
+Content = StoredTensor | Tensor
+"""A tensor stored in full: where it lies in a file, or itself."""
+
+_CHUNK = 2**22  # bytes
+
+
+@dataclass(frozen=True)
+class Update:
+    """One layer's update `(B A) * scaling`, to be multiplied in this order."""
+
+    A: Tensor
+    """(r, in), float32."""
+    B: Tensor
+    """(out, r), float32."""
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """An adapter, in memory or in its file.
+
+    Attributes:
+        outline: the adapter with its tensors on torch's meta device: shapes without numbers.
+        update: reads the update of a module.
+        head: finds a parameter that is stored in full.
+        factors: reads a module's factors with the scaling in B.
+    """
+
+    outline: Adapter
+    update: Callable[[str], Update]
+    head: Callable[[str], Content]
+    factors: Callable[[str], LowRankFactors]
+
+    def digest(self) -> str:
+        """SHA-256 of what merging adds: the factors without zero terms, in float32, and the head.
+
+        Names, dtypes, shapes and bytes of all tensors count; nothing else of the adapter does.
+        """
+        digest = hashlib.sha256()
+
+        def add(name: str, tensor: Tensor, content: Content) -> None:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            for chunk in _chunks(content):
+                digest.update(chunk)
+
+        halves = {f"{path}.{half}": (path, half) for path in self.outline.layers for half in "AB"}
+        last: dict[str, LowRankFactors] = {}  # the two halves of a pair follow each other
+        for name in sorted({**self.outline.head, **halves}):
+            if name not in halves:
+                add(name, self.outline.head[name], self.head(name))
+                continue
+            path, half = halves[name]
+            if path not in last:
+                last = {path: self.factors(path).drop_zeros()}
+            if last[path].rank:
+                tensor = last[path].A if half == "A" else last[path].B
+                add(name, tensor, tensor)
+        return digest.hexdigest()
+
+
+def incoming(adapter: Adapter | AdapterFile) -> Incoming:
+    """Both kinds of adapter, in the terms of merging.
+
+    Raises:
+        SoraError: a parameter is stored in a dtype that torch has not.
+    """
+    if isinstance(adapter, AdapterFile):
+        return _from_file(adapter)
+    return _from_memory(adapter)
+
+
+def _from_memory(adapter: Adapter) -> Incoming:
+    def factors(path: str) -> LowRankFactors:
+        f = adapter.layers[path]
+        return LowRankFactors(_plain(f.A), _plain(f.B))
+
+    def update(path: str) -> Update:
+        f = factors(path)
+        return Update(f.A, f.B, 1.0)
+
+    layers = {p: _outline(f.B.shape[0], f.rank, f.A.shape[1]) for p, f in adapter.layers.items()}
+    head = {name: torch.empty_like(t, device="meta") for name, t in adapter.head.items()}
+    outline = dataclasses.replace(adapter, layers=layers, head=head)
+    return Incoming(outline, update, lambda name: adapter.head[name].detach().cpu(), factors)
+
+
+def _from_file(file: AdapterFile) -> Incoming:
+    layers = {}
+    for path in file.paths:
+        n_out, n_in = file.shapes[path]
+        layers[path] = _outline(n_out, file.ranks[path], n_in)
+    head = {}
+    for name in file.head_names:
+        entry = file.head_entry(name)
+        dtype = torch_dtype(entry.dtype)
+        if dtype is None or dtype.itemsize * torch.Size(entry.shape).numel() != entry.length:
+            raise SoraError(f"'{name}' is stored as {entry.dtype}, which can not be read",
+                            where=str(entry.file))  # fmt: skip
+        head[name] = torch.empty(entry.shape, dtype=dtype, device="meta")
+    outline = dataclasses.replace(lazy_adapter(file), layers=layers, head=head)
+    return Incoming(outline, lambda path: Update(*file.raw(path)), file.head_entry, file.factors)
+
+
+def _outline(n_out: int, rank: int, n_in: int) -> LowRankFactors:
+    shapes = ((rank, n_in), (n_out, rank))
+    return LowRankFactors(*(torch.empty(shape, device="meta") for shape in shapes))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32)
+
+
+def _chunks(content: Content) -> Iterator[Any]:
+    """The bytes of a tensor, little by little."""
+    if isinstance(content, Tensor):
+        flat = content.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(flat), _CHUNK):
+            yield flat[start : start + _CHUNK]
+        return
+    with content.file.open("rb") as stream:
+        stream.seek(content.start)
+        left = content.length
+        while left:
+            chunk = stream.read(min(_CHUNK, left))
+            if not chunk:
+                raise SoraError(f"{content.file} is truncated or corrupt")
+            yield chunk
+            left -= len(chunk)
+
+
+def same_content(first: Content, second: Content) -> bool:
+    """Whether two tensors are the same: dtype, shape and bytes."""
+    if _kind(first) != _kind(second):
+        return False
+    return all(a == b for a, b in zip(_chunks(first), _chunks(second), strict=True))
+
+
+def _kind(content: Content) -> tuple[object, tuple[int, ...]]:
+    if isinstance(content, Tensor):
+        return content.dtype, tuple(content.shape)
+    return torch_dtype(content.dtype) or content.dtype, content.shape

@@ -1,0 +1,172 @@
+"""Which tensor of a base checkpoint each part of an adapter belongs to, and what is against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sora_cli.adapter import Adapter
+from sora_cli.errors import SoraError
+from sora_cli.fingerprint import StoredTensor, read_header
+from sora_cli.loading import linear_of
+from sora_cli.merge_incoming import Content, same_content
+from sora_cli.merge_names import Arrival, Runtime, head_names, layer_paths
+
+_WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A checkpoint, the model it becomes, and the adapter's parts by parameter of that model.
+
+    Attributes:
+        stored: the checkpoint's tensors by their names there, in the order of files and bytes.
+        arrivals: what becomes of each.
+        places: parameter -> name in the checkpoint, for tensors that arrive as they are.
+        layers: parameter -> the adapter's module.
+        heads: parameter -> the adapter's name for it.
+    """
+
+    runtime: Runtime
+    stored: Mapping[str, StoredTensor]
+    arrivals: Mapping[str, Arrival]
+    places: Mapping[str, str]
+    layers: Mapping[str, str]
+    heads: Mapping[str, str]
+
+    @property
+    def supplied(self) -> set[str]:
+        """Parameters that the checkpoint has numbers for."""
+        return {name for arrival in self.arrivals.values() for name in arrival.names}
+
+
+def read_stored(weights: Iterable[Path]) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint by name, in the order of its files and their bytes.
+
+    Raises:
+        SoraError: a file is damaged, or a name is there twice.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for file in weights:
+        for tensor in sorted(read_header(file), key=lambda t: (t.start, t.length)):
+            if tensor.name in stored:
+                raise SoraError(f"'{tensor.name}' is in two files of the base model",
+                                where=f"{stored[tensor.name].file.name}, {file.name}")  # fmt: skip
+            stored[tensor.name] = tensor
+    return stored
+
+
+def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime) -> Match:
+    """Find the parameter, and the checkpoint's tensor, of all that the adapter holds.
+
+    Raises:
+        SoraError: a part of the adapter has no place there, or not one only.
+    """
+    arrivals = runtime.arrivals(stored)
+    layers = _layers(outline, runtime)
+    heads = _heads(outline, runtime)
+    places: dict[str, str] = {}
+    for name in stored:
+        arrival = arrivals[name]
+        if not (arrival.plain and arrival.known):
+            continue
+        target = arrival.names[0]
+        if target in places and (target in layers or target in heads):
+            raise SoraError(f"the base model holds '{target}' twice, as '{places[target]}' and "
+                            f"'{name}': which one is meant?")  # fmt: skip
+        places[target] = name
+    both = layers.keys() & heads.keys()
+    if both:
+        raise SoraError(f"the adapter holds '{min(both)}' in full, and an update of it as well")
+    found = Match(runtime, stored, arrivals, places, layers, heads)
+    _check_whole(found)
+    return found
+
+
+def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
+    """What speaks against changing one of several weights that are the same parameter, if one is.
+
+    Weights that the checkpoint holds apart, with different numbers, are not tied: transformers
+    does not tie them either. Nor are weights that the adapter holds in full, with the same numbers.
+
+    Args:
+        head: finds the content of what the adapter holds in full.
+    """
+    hint = "--untie writes them apart; or use the adapter unmerged"
+    for target, path in found.layers.items():
+        partners = _partners(found, target)
+        if partners:
+            return SoraError(f"'{path}' shares its weight with '{partners[0]}': merging would "
+                             "change both", hint=hint)  # fmt: skip
+    for target, name in found.heads.items():
+        for partner in _partners(found, target):
+            other = found.heads.get(partner)
+            if other is None or not same_content(head(name), head(other)):
+                return SoraError(f"'{name}' is trained in full but shares its weight with "
+                                 f"'{partner}'", hint=hint)  # fmt: skip
+    return None
+
+
+def _partners(found: Match, target: str) -> list[str]:
+    """Names of the same parameter, but for those that have other numbers in the checkpoint."""
+    own = found.places.get(target)
+
+    def same(other: str | None) -> bool:
+        place = found.places.get(other or "")
+        if own is None or place is None or place == own:
+            return True
+        return same_content(found.stored[own], found.stored[place])
+
+    runtime = found.runtime
+    return [
+        other
+        for other in runtime.shared(target)
+        if same(other if other in found.places else runtime.tied_to(other))
+    ]
+
+
+def _layers(outline: Adapter, runtime: Runtime) -> dict[str, str]:
+    paths = layer_paths(runtime, outline)
+    layers: dict[str, str] = {}
+    for path, today in paths.items():
+        linear_of(runtime.model, today or path, outline.layers[path])
+        target = f"{today}{_WEIGHT}"
+        if target in layers:
+            raise SoraError(f"'{path}' and '{layers[target]}' of the adapter are the same module "
+                            f"of the base model, '{today}'")  # fmt: skip
+        layers[target] = path
+    return layers
+
+
+def _heads(outline: Adapter, runtime: Runtime) -> dict[str, str]:
+    names = head_names(runtime, outline)
+    heads: dict[str, str] = {}
+    for name, tensor in outline.head.items():
+        target = names[name]
+        there = None if target is None else runtime.state[target]
+        if target is None or there is None or there.shape != tensor.shape:
+            what = "no such parameter" if there is None else f"{tuple(there.shape)}"
+            raise SoraError(
+                f"the adapter's '{name}' {tuple(tensor.shape)} does not fit the base: {what}",
+                hint="is it the right base, and the right kind of model for the adapter's task?",
+            )
+        if target in heads:
+            raise SoraError(f"'{name}' and '{heads[target]}' of the adapter are the same parameter "
+                            f"of the base model, '{target}'")  # fmt: skip
+        heads[target] = name
+    return heads
+
+
+def _check_whole(found: Match) -> None:
+    """Refuse to change what is stored as a part of something else, or in pieces."""
+    for name, arrival in found.arrivals.items():
+        if arrival.plain:
+            continue
+        for target in arrival.names:
+            if target in found.layers or target in found.heads:
+                raise SoraError(
+                    f"'{target}' is stored in another form, with '{name}', which transformers "
+                    "converts when it loads the model",
+                    hint="let PEFT do it: merge_and_unload(), then save_pretrained()",
+                )

@@ -1,0 +1,212 @@
+"""What transformers makes of a checkpoint: which tensor becomes which parameter of the model.
+
+The names in a checkpoint are not always those of the running model: the backbone's prefix is added
+or taken away, older names are replaced, some tensors are cut up or put together. The rules are
+transformers' own (`core_model_loading`, `conversion_mapping`), asked here in the order in which
+`from_pretrained` asks them. The model is built on torch's meta device: no weight is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sora_cli.adapter import Adapter
+from sora_cli.auto_classes import BARE, auto_class_for
+from sora_cli.errors import SoraError
+from sora_cli.loading import names_by_parameter
+from sora_cli.merge_base import loading
+
+_WITHOUT_A_TASK = ("AutoModelForImageClassification",)
+"""Tried last for adapters that name no task: PEFT has none for pictures."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Where a tensor of the checkpoint ends up.
+
+    Attributes:
+        names: parameters (or buffers) of the model that it supplies, or would, had the model them.
+        known: the model has the first of them.
+        plain: it becomes that one as it is, not cut up or put together with others.
+        lacks_prefix: the backbone's prefix was added.
+    """
+
+    names: tuple[str, ...]
+    known: bool
+    plain: bool
+    lacks_prefix: bool
+
+
+@dataclass
+class Runtime:
+    """A model without numbers, and what it makes of names.
+
+    Attributes:
+        class_name: its class.
+        bare: it is the Auto class without a head.
+        state: name -> tensor on the meta device, of all that a checkpoint may supply.
+    """
+
+    model: Any
+    bare: bool
+    state: Mapping[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state = self.model.state_dict()
+        self._parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        self._names = names_by_parameter(self.model)
+
+    @property
+    def class_name(self) -> str:
+        """What goes into `architectures`."""
+        return type(self.model).__name__
+
+    @property
+    def prefix(self) -> str:
+        """Attribute of the backbone, such as "bert"; may be empty."""
+        return str(self.model.base_model_prefix or "")
+
+    def shared(self, name: str) -> list[str]:
+        """Other names of the same parameter."""
+        parameter = self._parameters.get(name)
+        names = [] if parameter is None else self._names[id(parameter)]
+        return [other for other in names if other != name]
+
+    def tied_to(self, name: str) -> str | None:
+        """Which weight transformers makes this one, where a checkpoint holds that one only."""
+        ties: Mapping[str, str] = self.model.all_tied_weights_keys or {}
+        return ties.get(name)
+
+    def may_be_missing(self, name: str) -> bool:
+        """Whether the model does without, or a checkpoint never holds it."""
+        if self.bare and name.startswith("pooler."):  # it does not enter the last hidden state
+            return True
+        patterns = self.model._keys_to_ignore_on_load_missing or ()
+        return any(re.search(pattern, name) for pattern in patterns)
+
+    def arrivals(self, names: Iterable[str]) -> dict[str, Arrival]:
+        """Where each tensor of a checkpoint with these names ends up."""
+        rules = _Rules(self.model)
+        return {name: self._arrival(name, rules) for name in rules.order(names)}
+
+    def renamed(self, names: Iterable[str]) -> dict[str, str]:
+        """Today's names of parameters under older ones, such as an adapter's; prefixes stay."""
+        rules = _Rules(self.model)
+        return {name: rules.rename(name)[0] for name in rules.order(names)}
+
+    def _arrival(self, name: str, rules: _Rules) -> Arrival:
+        bare, _ = rules.rename(name)
+        target, converter = rules.rename(name, self.prefix, self.state)
+        if target not in self.state and name in self.state:
+            target, converter = rules.prefix_only(name, self.prefix, self.state), None
+        targets: tuple[str, ...] = (target,)
+        if converter is not None:
+            first, *more = converter.target_patterns
+            targets = (target, *(target.replace(first, other) for other in more))
+        lacks = bool(self.prefix) and target != bare and target == f"{self.prefix}.{bare}"
+        return Arrival(targets, target in self.state, converter is None, lacks)
+
+
+class _Rules:
+    """Transformers' renamings for one pass over a checkpoint; some remember what they saw."""
+
+    def __init__(self, model: Any) -> None:
+        try:
+            from transformers.conversion_mapping import get_model_conversion_mapping
+            from transformers.core_model_loading import (
+                WeightConverter,
+                WeightRenaming,
+                dot_natural_key,
+                rename_source_key,
+            )
+        except ImportError as error:
+            raise SoraError(
+                f"this version of transformers does not say how it renames weights: {error}",
+                hint="pip install --upgrade transformers",
+            ) from error
+        mapping = get_model_conversion_mapping(model)
+        self._renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
+        self._converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
+        self._rename, self._key = rename_source_key, dot_natural_key
+
+    def order(self, names: Iterable[str]) -> list[str]:
+        """As `from_pretrained` takes them."""
+        return sorted(names, key=self._key)
+
+    def prefix_only(self, name: str, prefix: str, state: Mapping[str, Tensor]) -> str:
+        """The name with the backbone's prefix added or taken away, where that is needed."""
+        return str(self._rename(name, [], [], prefix, state)[0])
+
+    def rename(
+        self, name: str, prefix: str | None = None, state: Mapping[str, Tensor] | None = None
+    ) -> tuple[str, Any]:
+        """The new name, and the converter that took the tensor, if one did."""
+        renamed, pattern = self._rename(name, self._renamings, self._converters, prefix, state)
+        if pattern is None:
+            return renamed, None
+        return renamed, next(c for c in self._converters if pattern in c.source_patterns)
+
+
+def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
+    """The model that an adapter belongs to, without numbers.
+
+    The class is the task's; where that lacks a part of the adapter, the one the base names.
+
+    Raises:
+        SoraError: transformers can not build it.
+    """
+    import transformers
+
+    auto = auto_class_for(outline, config)
+    names = (auto, *(config.architectures or ()), *(() if outline.task_type else _WITHOUT_A_TASK))
+    first: Runtime | None = None
+    failure: SoraError | None = None
+    for name in dict.fromkeys(names):
+        kind: Any = getattr(transformers, name, None)
+        own = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+        if not own and name not in (auto, *_WITHOUT_A_TASK):
+            continue
+        try:
+            with loading(source), torch.device("meta"):
+                model = (kind if own else kind.from_config)(copy.deepcopy(config))
+        except SoraError as error:  # such as: this kind of model has no such class
+            failure = failure or error
+            continue
+        runtime = Runtime(model, name == BARE)
+        if _has_all(runtime, outline):
+            return runtime
+        first = first or runtime
+    if first is None:
+        raise failure or SoraError(f"transformers has no class for {source}")
+    return first
+
+
+def layer_paths(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
+    """The adapter's module paths -> the model's; None where it has no such module."""
+    modules = {path for path, _ in runtime.model.named_modules()}
+    absent = [f"{path}.weight" for path in outline.layers if path not in modules]
+    renamed = runtime.renamed(absent)
+    found: dict[str, str | None] = {}
+    for path in outline.layers:
+        today = renamed.get(f"{path}.weight", f"{path}.weight").removesuffix(".weight")
+        found[path] = today if today in modules else None
+    return found
+
+
+def head_names(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
+    """The adapter's names of what it holds in full -> the model's; None where there is no such."""
+    renamed = runtime.renamed(name for name in outline.head if name not in runtime.state)
+    names = {name: renamed.get(name, name) for name in outline.head}
+    return {name: today if today in runtime.state else None for name, today in names.items()}
+
+
+def _has_all(runtime: Runtime, outline: Adapter) -> bool:
+    found = [*layer_paths(runtime, outline).values(), *head_names(runtime, outline).values()]
+    return None not in found

@@ -1,0 +1,280 @@
+"""What the merged checkpoint will hold: each of its tensors, and what it is made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sora_cli.adapter import Adapter
+from sora_cli.errors import SoraError
+from sora_cli.fingerprint import StoredTensor, read_metadata
+from sora_cli.merge_match import Match
+from sora_cli.tensor_file import stored_dtype, torch_dtype
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tensor of the merged checkpoint.
+
+    Attributes:
+        dtype: as safetensors calls it.
+        length: bytes.
+        source: where the base has it; None for what only the adapter has.
+        update: the adapter's module whose update is added to it.
+        transposed: it is stored (in, out), as GPT-2's Conv1D is.
+        head: the adapter's parameter that takes its place.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    length: int
+    source: StoredTensor | None = None
+    update: str | None = None
+    transposed: bool = False
+    head: str | None = None
+
+    @property
+    def copied(self) -> bool:
+        """It is what the base has, to the byte."""
+        return self.update is None and self.head is None
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One safetensors file, its tensors in the order of their bytes."""
+
+    name: str
+    metadata: dict[str, str]
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All files of weights.
+
+    Attributes:
+        left_out: tensors of the base that the merged model's class has no use for.
+        absent: parameters of that class which no file supplies (only by force).
+        renamed: tensors whose name is not the one they have in the base.
+    """
+
+    files: tuple[PlannedFile, ...]
+    left_out: tuple[str, ...]
+    absent: tuple[str, ...]
+    renamed: int
+
+    @property
+    def items(self) -> list[Item]:
+        """All tensors."""
+        return [item for file in self.files for item in file.items]
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(item.length for item in self.items)
+
+
+def plan_weights(
+    outline: Adapter,
+    found: Match,
+    weights: Iterable[Path],
+    source: str,
+    *,
+    tied: Match | None,
+    other_class: bool,
+    force: bool,
+) -> Plan:
+    """Lay out the merged checkpoint: the base's files, their tensors in their order.
+
+    Args:
+        outline: the adapter; only shapes and dtypes are looked at.
+        found: the checkpoint and the merged model.
+        tied: the same before weights were untied; None if none are.
+        other_class: the merged model is of another class than the base: what only that one needs,
+            such as its head, is left out.
+        force: leave out parameters that neither base nor adapter supplies.
+
+    Raises:
+        SoraError: parameters without numbers, weights that can not be added to, or names that
+            transformers would not find again.
+    """
+    misshapen = _misshapen(found)
+    random = sorted([*_absent(found, tied), *(found.arrivals[n].names[0] for n in misshapen)])
+    if random and not force:
+        raise SoraError(
+            f"neither the adapter nor {source} holds {len(random)} parameters, such as "
+            f"'{random[0]}'",
+            hint="is it the right base? --force leaves them out",
+        )
+    left_out = set(misshapen)
+    if other_class:
+        left_out |= {name for name, arrival in found.arrivals.items() if not arrival.known}
+    stays = (tensor for name, tensor in found.stored.items() if name not in left_out)
+    kept = [_kept(tensor, found, outline) for tensor in stays]
+    new = list(_new(found, tied, outline))
+    names = _output_names(found, kept, new)
+    kept = [replace(item, name=names[item.name]) for item in kept]
+    return Plan(
+        files=tuple(_files(found, list(weights), kept, new)),
+        left_out=tuple(name for name in found.stored if name in left_out),
+        absent=tuple(random),
+        renamed=sum(old != name for old, name in names.items()),
+    )
+
+
+def _files(
+    found: Match, weights: list[Path], kept: list[Item], new: list[Item]
+) -> Iterator[PlannedFile]:
+    """The base's files with what is kept of them; new tensors go into the last."""
+    for file in weights:
+        items = [item for item in kept if item.source and item.source.file == file]
+        less = len(items) < sum(tensor.file == file for tensor in found.stored.values())
+        more = new if file == weights[-1] else []
+        items += more
+        if less or more:
+            items.sort(key=_width, reverse=True)  # every tensor where its dtype may lie
+        if items:
+            yield PlannedFile(file.name, read_metadata(file), tuple(items))
+
+
+def _absent(found: Match, tied: Match | None) -> list[str]:
+    """Parameters that nothing supplies, but for those the model does without."""
+    runtime = found.runtime
+    there = found.supplied | found.heads.keys()
+    known = tied.runtime if tied else runtime
+    return [
+        name
+        for name in runtime.state
+        if name not in there
+        and not any(other in there for other in known.shared(name))
+        and not runtime.may_be_missing(name)
+    ]
+
+
+def _misshapen(found: Match) -> list[str]:
+    """The checkpoint's tensors that do not fit and that the adapter does not replace."""
+    return [
+        name
+        for target, name in found.places.items()
+        if target not in found.heads
+        and found.stored[name].shape != tuple(found.runtime.state[target].shape)
+    ]
+
+
+def _kept(tensor: StoredTensor, found: Match, outline: Adapter) -> Item:
+    """What becomes of one of the base's tensors; still under its old name."""
+    arrival = found.arrivals[tensor.name]
+    target = arrival.names[0] if arrival.plain and arrival.known else ""
+    if target in found.heads:
+        return _head(tensor.name, found.heads[target], outline, tensor.dtype, tensor)
+    item = Item(tensor.name, tensor.dtype, tensor.shape, tensor.length, tensor)
+    return _updated(item, target, found) if target in found.layers else item
+
+
+def _new(found: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]:
+    """Tensors that the base has not, or not under a name of their own."""
+    dtype = _usual_dtype(found)
+    runtime, written = found.runtime, set(found.places)
+    for target in runtime.state:
+        if target in written:
+            continue
+        if target in found.heads:
+            if written.isdisjoint(runtime.shared(target)):  # else it is there, the same numbers
+                yield _head(target, found.heads[target], outline, dtype, None)
+                written.add(target)
+        elif tied is not None and target not in found.supplied:
+            partner = next((p for p in tied.runtime.shared(target) if p in found.places), None)
+            if partner is not None:
+                tensor = found.stored[found.places[partner]]
+                item = Item(target, tensor.dtype, tensor.shape, tensor.length, tensor)
+                yield _updated(item, target, found) if target in found.layers else item
+                written.add(target)
+    for target, path in found.layers.items():
+        if target not in written:
+            raise SoraError(f"the base model holds no weight of '{path}' to add to")
+
+
+def _updated(item: Item, target: str, found: Match) -> Item:
+    path = found.layers[target]
+    dtype = torch_dtype(item.dtype)
+    if item.dtype not in FLOATS or dtype is None:
+        raise SoraError(
+            f"'{path}' of the base model is quantised: it is stored as {item.dtype}",
+            hint="merge into the unquantised model with --base",
+        )
+    if dtype.itemsize * torch.Size(item.shape).numel() != item.length:
+        raise SoraError(f"'{item.name}' of the base model is truncated or corrupt")
+    module = found.runtime.model.get_submodule(target.removesuffix(".weight"))
+    transposed = not isinstance(module, torch.nn.Linear)  # Conv1D stores (in, out)
+    return replace(item, update=path, transposed=transposed)
+
+
+def _head(
+    name: str, head: str, outline: Adapter, dtype: str, replaced: StoredTensor | None
+) -> Item:
+    """A parameter from the adapter; numbers that are not whole take the base's dtype."""
+    tensor = outline.head[head]
+    kind = tensor.dtype
+    if kind.is_floating_point and dtype in FLOATS:
+        kind = torch_dtype(dtype) or kind
+    length = kind.itemsize * tensor.numel()
+    return Item(name, stored_dtype(kind), tuple(tensor.shape), length, replaced, head=head)
+
+
+def _usual_dtype(found: Match) -> str:
+    """The floating-point dtype that most of the checkpoint's bytes have."""
+    sizes: Counter[str] = Counter()
+    for tensor in found.stored.values():
+        if tensor.dtype in FLOATS:
+            sizes[tensor.dtype] += tensor.length
+    return sizes.most_common(1)[0][0] if sizes else "F32"
+
+
+def _output_names(found: Match, kept: list[Item], new: list[Item]) -> dict[str, str]:
+    """Name in the base -> name in the merged checkpoint, such that transformers finds all of it.
+
+    The base's own names, if they do. A new head beside a backbone without its prefix is more than
+    many programs understand: then the prefix is added. If nothing else does, the model's names.
+    """
+    arrivals = {item.name: found.arrivals[item.name] for item in kept}
+    prefix = found.runtime.prefix
+    own = {name: name for name in arrivals}
+    prefixed = {n: f"{prefix}.{n}" if a.lacks_prefix else n for n, a in arrivals.items()}
+    today = {n: a.names[0] if a.plain and a.known else n for n, a in arrivals.items()}
+    first = prefixed if new and prefixed != own else own
+    for names in (first, prefixed, today):
+        if _are_found(found, names, [item.name for item in new]):
+            return names
+    raise SoraError("no names can be given to the merged weights under which transformers would "
+                    "find all of them again")  # fmt: skip
+
+
+def _are_found(found: Match, names: Mapping[str, str], new: list[str]) -> bool:
+    """Whether each tensor would arrive where it does now, and the new ones at their names."""
+    final = [*names.values(), *new]
+    if len(set(final)) < len(final):
+        return False
+    arrivals = found.runtime.arrivals(final)
+
+    def same(old: str, name: str) -> bool:
+        before, after = found.arrivals[old], arrivals[name]
+        if not before.known:
+            return not after.known
+        return before.names == after.names and before.plain == after.plain
+
+    return all(same(old, name) for old, name in names.items()) and all(
+        arrivals[name].plain and arrivals[name].names == (name,) for name in new
+    )
+
+
+def _width(item: Item) -> float:
+    """Bytes per number."""
+    dtype = torch_dtype(item.dtype)
+    return dtype.itemsize if dtype else item.length / max(torch.Size(item.shape).numel(), 1)

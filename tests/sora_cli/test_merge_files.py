@@ -1,0 +1,355 @@
+"""What a merge writes and leaves out, on full disks and odd file systems too; and its memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from methods.factors import LowRankFactors
+from sora_cli import merge_base, merge_blocks, merge_write
+from sora_cli.adapter import Adapter, open_adapter, write_adapter
+from sora_cli.app import run
+from sora_cli.errors import SoraError
+from sora_cli.fingerprint import read_header
+from sora_cli.merging import adapter_digest, merge_adapter, prepare_merge
+from sora_cli.sora_file import read_json, write_json
+from tests.helpers_adapters import LABELS, adapt, save_backbone
+from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
+
+HEAD = ("bert.pooler", "classifier")
+Made = tuple[Path, Adapter]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    """A base directory, and an adapter of it at adapter/."""
+    model = tiny_bert()
+    base = save_backbone(model, tmp_path / "base")
+    adapter = adapt(model, base, head=HEAD)
+    write_adapter(tmp_path / "adapter", adapter)
+    return base, adapter
+
+
+def _left(tmp: Path) -> list[str]:
+    return [path.name for path in tmp.iterdir() if "out" in path.name]
+
+
+def test_files_beside_the_weights(tmp_path: Path, made: Made) -> None:
+    base, adapter = made
+    texts = ["tokenizer.json", "vocab.txt", "special_tokens_map.json", "chat_template.jinja",
+             "generation_config.json", "LICENSE", "modeling_own.py", "1_Pooling/config.json",
+             "spm.model"]  # fmt: skip
+    weights = ["pytorch_model.bin", "model.onnx", "tf_model.h5", "onnx/config.json",
+               "consolidated.safetensors", "original/params.json",
+               "checkpoint-3/trainer_state.json",
+               "pytorch_model.bin.index.json"]  # fmt: skip
+    for name in (*texts, *weights, "README.md", ".gitattributes", "inner/config.json"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(name)
+    (base / "inner" / "config.json").write_text('{"model_type": "bert"}')
+    merged = merge_adapter(adapter, tmp_path / "out")
+    out = tmp_path / "out"
+    for name in texts:
+        assert (out / name).read_text() == name
+    there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert there == {*texts, "config.json", "model.safetensors", "README.md"}
+    assert set(merged.left_files) == {
+        "pytorch_model.bin", "model.onnx", "tf_model.h5", "onnx/", "consolidated.safetensors",
+        "original/", "checkpoint-3/", "inner/", "pytorch_model.bin.index.json",
+    }  # fmt: skip
+    assert merged.tokenizer
+
+
+def test_model_card(tmp_path: Path, made: Made) -> None:
+    base = made[0]
+    (base / "README.md").write_text("# The base")
+    with open_adapter(tmp_path / "adapter") as file:
+        merge_adapter(file, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# The base" not in card
+    for part in (str(base), "BertForSequenceClassification", "method: sora", "rank 1 to 4",
+                 "`classifier`", *LABELS, "from_pretrained"):  # fmt: skip
+        assert part in card, part
+
+
+def test_keys_of_the_configuration_stay(tmp_path: Path, made: Made) -> None:
+    """Also those that transformers does not know, or would leave out."""
+    base, adapter = made
+    config = read_json(base / "config.json")
+    write_json(base / "config.json", {**config, "of_our_own": [1, {"a": None}]})
+    merge_adapter(adapter, tmp_path / "out")
+    merged = read_json(tmp_path / "out" / "config.json")
+    assert merged["of_our_own"] == [1, {"a": None}]
+    changed = {key for key in merged if merged[key] != config.get(key)}
+    assert changed == {"architectures", "id2label", "label2id", "problem_type", "sora_merged",
+                       "of_our_own"}  # fmt: skip
+
+
+def test_a_file_is_the_same_from_memory_and_from_the_disk(tmp_path: Path, made: Made) -> None:
+    merge_adapter(made[1], tmp_path / "one")
+    with open_adapter(tmp_path / "adapter") as file:
+        assert adapter_digest(file) == adapter_digest(made[1])
+        merge_adapter(file, tmp_path / "two")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    for name in set(names) - {"README.md"}:  # of what is on the disk the card knows the ranks
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_what_is_not_touched_is_copied_to_the_byte(tmp_path: Path) -> None:
+    """Numbers in other formats, NaN and negative zero among them."""
+    model = tiny_llama()
+    base = save_backbone(model, tmp_path / "base")
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.odd"] = torch.tensor([float("nan"), -0.0, float("inf")])
+    tensors["model.layers.0.whole"] = torch.arange(5, dtype=torch.int16)
+    tensors["model.layers.0.none"] = torch.zeros(0, 3)
+    tensors["model.layers.0.one"] = torch.tensor(2.5, dtype=torch.float16)
+    tensors["model.layers.0.eight"] = torch.randn(7).to(torch.float8_e4m3fn)
+    save_file(tensors, file, metadata={"format": "pt", "more": "text"})
+    factors = LowRankFactors(torch.ones(1, 32), torch.ones(32, 1))
+    path = "model.layers.0.self_attn.q_proj"
+    adapter = adapt(model, base)
+    merge_adapter(Adapter({path: factors}, {}, (), "CAUSAL_LM", adapter.base), tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert list(merged) == list(tensors) or merged.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        same = (
+            merged[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8))
+        )
+        assert same == (name != f"{path}.weight"), name
+    header = (tmp_path / "out" / "model.safetensors").read_bytes()[:2000]
+    assert b'"more":"text"' in header
+
+
+def test_a_full_disk_is_said_before(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(SoraError, match=r"of disk, and 1\.0 kB are free"):
+        merge_adapter(made[1], tmp_path / "out")
+    assert not _left(tmp_path)
+
+
+@pytest.mark.parametrize("work", ["copy_file_range", "pwrite"])
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, work, full, raising=False)
+    with pytest.raises(SoraError, match="No space left"):
+        merge_adapter(made[1], tmp_path / "out")
+    assert not _left(tmp_path)
+
+
+def test_copies_without_the_kernels_help(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where source and target are on different kinds of file system, for one."""
+    merge_adapter(made[1], tmp_path / "one")
+
+    def refuses(*_: Any) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "copy_file_range", refuses, raising=False)
+    monkeypatch.setattr(merge_write, "_BUFFER", 1000)
+    monkeypatch.setattr(merge_write, "_STEP", 3000)
+    merge_adapter(made[1], tmp_path / "two")
+    one, two = (tmp_path / d / "model.safetensors" for d in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_base_that_gets_shorter_meanwhile(tmp_path: Path, made: Made) -> None:
+    plan = prepare_merge(made[1], tmp_path / "out")
+    os.truncate(made[0] / "model.safetensors", 50_000)
+    with pytest.raises(SoraError, match=r"ends too early|truncated or corrupt"):
+        plan.write()
+    assert not _left(tmp_path)
+
+
+def test_a_write_that_went_wrong_is_noticed(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_write, "_write_all", lambda _, content, __: len(content))
+    with pytest.raises(SoraError, match=r"truncated|reads back differently"):
+        merge_adapter(made[1], tmp_path / "out")
+    assert not _left(tmp_path)
+
+
+@pytest.mark.parametrize("block", [2**7, 2**11])
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_blocks_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, block: int
+) -> None:
+    """However a weight is cut into blocks, all of it is added to."""
+    model = tiny_bert() if kind == "bert" else tiny_gpt2()
+    base = save_backbone(model, tmp_path / "base")
+    adapter = adapt(model, base, head=HEAD if kind == "bert" else ())
+    merge_adapter(adapter, tmp_path / "whole")
+    monkeypatch.setattr(merge_blocks, "_BLOCK", block)
+    monkeypatch.setattr(merge_blocks, "_ROWS", 1)
+    merge_adapter(adapter, tmp_path / "blocks")
+    whole, blocks = (load_file(tmp_path / d / "model.safetensors") for d in ("whole", "blocks"))
+    assert whole.keys() == blocks.keys()
+    for name, tensor in whole.items():
+        assert torch.allclose(blocks[name], tensor, rtol=0, atol=1e-6), name
+
+
+def test_too_large_for_the_bases_dtype(tmp_path: Path) -> None:
+    """Finite in float32, infinite once it is cast."""
+    model = tiny_llama().half()
+    base = save_backbone(model, tmp_path / "base")
+    path = "model.layers.0.self_attn.q_proj"
+    factors = LowRankFactors(torch.full((1, 32), 300.0), torch.full((32, 1), 300.0))
+    adapter = Adapter({path: factors}, {}, (), "CAUSAL_LM", adapt(model, base).base)
+    with pytest.raises(SoraError, match=f"'{path}' would hold NaN or infinity as torch.float16"):
+        merge_adapter(adapter, tmp_path / "out")
+    assert not _left(tmp_path)
+
+
+def test_a_head_that_is_not_finite(tmp_path: Path, made: Made) -> None:
+    made[1].head["classifier.bias"][1] = float("nan")  # type: ignore[index]
+    with pytest.raises(SoraError, match=r"'classifier\.bias' would hold NaN"):
+        merge_adapter(made[1], tmp_path / "out")
+    assert not _left(tmp_path)
+
+
+def test_quantised_weights_are_refused_by_their_dtype(tmp_path: Path, made: Made) -> None:
+    base, adapter = made
+    tensors = load_file(base / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("query.weight"))
+    tensors[name] = tensors[name].to(torch.int8)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SoraError, match="is quantised: it is stored as I8"):
+        merge_adapter(adapter, tmp_path / "out", force=True)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path, made: Made) -> None:
+    base, adapter = made
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    with pytest.raises(SoraError, match="pickles") as caught:
+        merge_adapter(adapter, tmp_path / "out", force=True)
+    assert "save_pretrained" in str(caught.value.hint)
+    (base / "pytorch_model.bin").unlink()
+    with pytest.raises(SoraError, match=r"holds neither model\.safetensors nor"):
+        merge_adapter(adapter, tmp_path / "out", force=True)
+
+
+def test_a_base_with_an_adapter_in_it_is_refused(tmp_path: Path, made: Made) -> None:
+    (made[0] / "adapter_config.json").write_text("{}")
+    with pytest.raises(SoraError, match="holds an adapter of its own"):
+        merge_adapter(made[1], tmp_path / "out")
+
+
+def test_what_no_file_holds_is_left_out_by_force(tmp_path: Path, made: Made) -> None:
+    adapter = made[1]
+    less = {k: v for k, v in adapter.head.items() if k != "classifier.bias"}
+    short = Adapter(adapter.layers, less, HEAD, "SEQ_CLS", adapter.base, meta=adapter.meta)
+    merged = merge_adapter(short, tmp_path / "out", force=True)
+    assert merged.absent == ("classifier.bias",)
+    assert "classifier.bias" not in load_file(tmp_path / "out" / "model.safetensors")
+
+
+@pytest.mark.usefixtures("made")
+def test_command_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    first = captured.err.splitlines()[0]
+    assert first.startswith("this takes ")
+    assert "of disk (" in first
+    assert "of memory" in first or sys.platform != "linux"
+    assert captured.out == ""
+
+
+def test_untie_is_an_option_of_the_command(tmp_path: Path) -> None:
+    model = tiny_llama(tied=True)
+    base = save_backbone(model, tmp_path / "base")
+    pair = LowRankFactors(torch.ones(1, 32), torch.ones(64, 1))
+    adapter = Adapter({"lm_head": pair}, {}, (), "CAUSAL_LM", adapt(model, base).base)
+    write_adapter(tmp_path / "adapter", adapter)
+    words = ["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "out")]
+    assert run(words) == 2
+    assert run([*words, "--untie"]) == 0
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    base_weight = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(merged.model.embed_tokens.weight, base_weight)
+    assert torch.equal(merged.lm_head.weight, base_weight + 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_benchmark_runs_and_memory_is_bounded(tmp_path: Path) -> None:
+    """Of a base of 100 MB, the process takes less than that for itself while it merges."""
+    program = Path(__file__).parent.parent.parent / "benchmarks" / "merge.py"
+    words = [sys.executable, str(program), "--quick", "--dtype", "bf16", "--place", str(tmp_path)]
+    done = subprocess.run([*words, "--shards", "0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    memory, before, said = (int(n) for n in lines[2].replace("MB", "").split()[-3:])
+    assert memory - before < 90
+    assert memory < said < 1000
+
+
+def test_every_tensor_begins_where_its_dtype_may(tmp_path: Path) -> None:
+    """A new head does not go behind three single bytes, where no float can begin."""
+    model, base = tiny_llama(num_labels=3), tmp_path / "base"
+    model.save_pretrained(base)
+    tensors = load_file(base / "model.safetensors")
+    del tensors["score.weight"]
+    tensors["model.layers.0.odd"] = torch.arange(3, dtype=torch.uint8)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    merge_adapter(adapt(model, base, head=("score",)), tmp_path / "out")
+    entries = list(read_header(tmp_path / "out" / "model.safetensors"))
+    assert {entry.name for entry in entries} > {"score.weight", "model.layers.0.odd"}
+    assert all(entry.start % (4 if entry.dtype == "F32" else 1) == 0 for entry in entries)
+
+
+def test_wrong_bytes_are_noticed(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = merge_write._write_all
+
+    def zeros(out: int, content: Any, offset: int) -> int:
+        return write(out, bytes(len(content)) if offset else content, offset)
+
+    monkeypatch.setattr(merge_write, "_write_all", zeros)
+    with pytest.raises(SoraError, match="reads back differently"):
+        merge_adapter(made[1], tmp_path / "out")
+    assert not _left(tmp_path)
+
+
+def test_a_file_that_ends_while_it_is_copied(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(bytes(100))
+    with (tmp_path / "short").open("rb") as source, (tmp_path / "copy").open("wb") as target:
+        assert merge_write._copy_range(source.fileno(), target.fileno(), 20, 0, 80) == 80
+        with pytest.raises(SoraError, match="ends too early"):
+            merge_write._copy_range(source.fileno(), target.fileno(), 20, 0, 81)
+
+
+def test_large_directories_are_left(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (made[0] / "data").mkdir()
+    (made[0] / "data" / "rows.csv").write_bytes(bytes(2000))
+    monkeypatch.setattr(merge_base, "_LARGEST_DIRECTORY", 1999)
+    assert merge_adapter(made[1], tmp_path / "out").left_files == ("data/",)
+
+
+def test_other_weights_by_the_configuration_are_refused(tmp_path: Path, made: Made) -> None:
+    config = read_json(made[0] / "config.json")
+    write_json(made[0] / "config.json", {**config, "transformers_weights": "x.safetensors"})
+    with pytest.raises(SoraError, match="names other weights than"):
+        merge_adapter(made[1], tmp_path / "out")
