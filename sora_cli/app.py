@@ -15,7 +15,15 @@ import typer
 
 from sora_cli import __version__
 from sora_cli.app_adapters import add_commands
-from sora_cli.app_options import Code, Force, Json, Overrides, RecipeArgument, RecipeOption
+from sora_cli.app_options import (
+    Code,
+    Force,
+    Json,
+    NoVerify,
+    Overrides,
+    RecipeArgument,
+    RecipeOption,
+)
 from sora_cli.boundary import guarded
 
 # Plain help: rich would take longer to import than everything else here.
@@ -57,13 +65,14 @@ def train(
         bool, typer.Option("--dry-run", help="Resolve and show everything; train nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a finished run.")] = False,
+    no_verify: NoVerify = False,
     code: Code = None,
-) -> None:
+) -> int:
     """Train a recipe."""
     from sora_cli.commands.train import train
 
     _load(code)
-    train(recipe, overrides or [], dry_run=dry_run, force=force)
+    return train(recipe, overrides or [], dry_run=dry_run, force=force, verify=not no_verify)
 
 
 @app.command()

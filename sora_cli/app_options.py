@@ -27,3 +27,7 @@ Code = Annotated[
     list[Path] | None,
     typer.Option("--code", help="A Python file with adapter methods of your own; repeatable."),
 ]
+NoVerify = Annotated[
+    bool,
+    typer.Option("--no-verify", help="Do not compare the result's outputs with the original's."),
+]

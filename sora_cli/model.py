@@ -53,7 +53,7 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
 
     quiet_hub()
     resolved = resolve_model_path(block.path)
-    source, gguf = _split_gguf(resolved)
+    source, gguf = split_gguf(resolved)
     common: dict[str, Any] = {"trust_remote_code": block.trust_remote_code, **gguf}
     if block.revision is not None:
         common["revision"] = block.revision
@@ -69,7 +69,7 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with names
             **common,
-            **_unpacked(gguf),
+            **gguf_options(gguf),
         )
         _check_shapes(block.path, info["mismatched_keys"])
         if not gguf and lacks_tokenizer(Path(source)):
@@ -151,14 +151,15 @@ def _errors(reference: str, resolved: str, task: str) -> Iterator[None]:
         ) from error
 
 
-def _split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
+def split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` takes for a resolved reference: a name, and a GGUF file in it."""
     path = Path(resolved)
     if path.suffix.lower() != ".gguf":
         return resolved, {}
     return str(path.parent), {"gguf_file": path.name}
 
 
-def _unpacked(gguf: dict[str, str]) -> dict[str, Any]:
+def gguf_options(gguf: dict[str, str]) -> dict[str, Any]:
     """Loading options for a GGUF file: plain weights, which can be trained on, not its blocks."""
     import transformers
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors, rank_for_energy
@@ -45,19 +46,60 @@ class Loss:
         )
 
 
+@dataclass(frozen=True)
+class Module:
+    """What choosing ranks needs to know of a layer."""
+
+    stored: int
+    """Components stored, zero ones among them."""
+    live: int
+    values: Tensor
+    """Singular values of dW, descending, float64."""
+    cost: int
+    """Numbers one component takes: in + out."""
+
+
+class Pruned(Mapping[str, LowRankFactors]):
+    """Layers at chosen ranks, each worked out when it is asked for; the last one is kept."""
+
+    def __init__(self, layers: Layers, ranks: Mapping[str, int]) -> None:
+        self._layers, self._ranks = layers, ranks
+        self._last: tuple[str, LowRankFactors] | None = None
+
+    def __getitem__(self, path: str) -> LowRankFactors:
+        if self._last is None or self._last[0] != path:
+            live = self._layers[path].drop_zeros()
+            rank = self._ranks[path]
+            self._last = path, live.truncate(rank) if rank < live.rank else live
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
 def prune_layers(
     layers: Layers,
     *,
     energy: float | None = None,
     rank: int | None = None,
     max_params: int | None = None,
-) -> tuple[dict[str, LowRankFactors], dict[str, Loss]]:
+    mean_rank: float | None = None,
+    modules: int | None = None,
+) -> tuple[Pruned, dict[str, Loss]]:
     """Shrink the layers by one rule; without any, only terms that are exactly zero are left out.
+
+    One layer is in memory at a time, here and in what is returned.
 
     Args:
         energy: each layer keeps the smallest rank with that share of its squared Frobenius norm.
         rank: each layer keeps at most that many components.
         max_params: numbers the factors of all layers may hold together (the head not counted).
+        mean_rank: components kept per module, those with the largest singular values of all.
+        modules: what `mean_rank` is the mean over: also dead modules that are not stored; None:
+            the layers.
 
     Returns:
         The layers, dead ones with rank 0 among them, and the loss of each.
@@ -65,29 +107,68 @@ def prune_layers(
     Raises:
         SoraError: more than one rule, or a value out of range.
     """
-    _check(energy, rank, max_params)
-    live = {path: factors.drop_zeros() for path, factors in layers.items()}
-    values = {path: factors.singular_values() for path, factors in live.items()}
-    keep = {path: factors.rank for path, factors in live.items()}
+    _check({"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank})
+    known = survey(layers)
+    keep = {path: module.live for path, module in known.items()}
     if energy is not None:
-        keep = {path: rank_for_energy(s, energy) for path, s in values.items()}
+        keep = {path: rank_for_energy(m.values, energy) for path, m in known.items()}
     elif rank is not None:
-        keep = dict.fromkeys(live, rank)
+        keep = dict.fromkeys(known, rank)
     elif max_params is not None:
-        keep = ranks_for_parameters(live, values, max_params)
-    pruned, losses = {}, {}
-    for path, factors in live.items():
-        small = keep[path] < factors.rank
-        pruned[path] = factors.truncate(keep[path]) if small else factors
-        squared = values[path] ** 2
-        dropped = float(squared[keep[path] :].sum()) if small else 0.0
-        losses[path] = Loss(layers[path].rank, pruned[path].rank, dropped, float(squared.sum()))
-    return pruned, losses
+        keep = ranks_for_parameters(known, max_params)
+    elif mean_rank is not None:
+        count = int(mean_rank * (len(known) if modules is None else modules))
+        keep = strongest({path: m.values for path, m in known.items()}, count)
+    return truncate_layers(layers, known, keep)
 
 
-def ranks_for_parameters(
-    layers: Layers, values: Mapping[str, Tensor], max_params: int
+def survey(layers: Layers) -> dict[str, Module]:
+    """Ranks and singular values of each layer, one in memory at a time."""
+    return {path: _module(factors) for path, factors in layers.items()}
+
+
+def _module(stored: LowRankFactors) -> Module:
+    live = stored.drop_zeros()
+    cost = stored.A.shape[1] + stored.B.shape[0]
+    return Module(stored.rank, live.rank, live.singular_values(), cost)
+
+
+def truncate_layers(
+    layers: Layers, known: Mapping[str, Module], ranks: Mapping[str, int]
+) -> tuple[Pruned, dict[str, Loss]]:
+    """The best approximation of each layer of that rank, and what it loses.
+
+    Layers that have no more live terms than that keep them as they are.
+    """
+    losses = {}
+    for path, module in known.items():
+        squared, kept = module.values**2, min(ranks[path], module.live)
+        dropped = float(squared[kept:].sum()) if kept < module.live else 0.0
+        losses[path] = Loss(module.stored, kept, dropped, float(squared.sum()))
+    return Pruned(layers, ranks), losses
+
+
+def strongest(
+    values: Mapping[str, Tensor], count: int, cost: Mapping[str, int] | None = None
 ) -> dict[str, int]:
+    """Ranks that keep the `count` largest singular values of all layers together.
+
+    One threshold over all layers, so rank goes where it matters; zeros are never kept.
+
+    Args:
+        values: singular values of each layer, descending.
+        cost: numbers a component of each layer takes; then by s^2 per number instead of s.
+    """
+    weighed = {path: s if cost is None else s / math.sqrt(cost[path]) for path, s in values.items()}
+    everything = torch.cat([*weighed.values(), torch.zeros(0, dtype=torch.float64)])
+    chosen = torch.zeros_like(everything, dtype=torch.bool)
+    chosen[torch.argsort(everything, descending=True, stable=True)[:count]] = True
+    chosen &= everything > 0
+    parts = torch.split(chosen, [s.numel() for s in weighed.values()])
+    return {path: int(part.sum()) for path, part in zip(weighed, parts, strict=True)}
+
+
+def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict[str, int]:
     """The rank of each layer, so that all factors together hold at most `max_params` numbers.
 
     One choice over all layers: a component of singular value s in a layer of in x out costs
@@ -96,33 +177,37 @@ def ranks_for_parameters(
     the optimum whenever all layers are of one shape, and near it (the greedy rule for knapsacks:
     short of it by less than one component) otherwise. If everything fits, everything is kept.
     """
-    if sum(factors.parameters for factors in layers.values()) <= max_params:
-        return {path: factors.rank for path, factors in layers.items()}
-    cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in layers.items()}
-    keep = dict.fromkeys(layers, 0)
-    queue = [(-(float(s[0]) ** 2) / cost[path], path) for path, s in values.items() if s.numel()]
+    if sum(m.live * m.cost for m in modules.values()) <= max_params:
+        return {path: m.live for path, m in modules.items()}
+    keep = dict.fromkeys(modules, 0)
+    queue = [(_worth(m, 0), path) for path, m in modules.items() if m.values.numel()]
     heapq.heapify(queue)
     left = max_params
     while queue:
         worth, path = heapq.heappop(queue)
-        if cost[path] > left or worth == 0:
+        module = modules[path]
+        if module.cost > left or worth == 0:
             continue  # the layer's further components cost as much and are worth less
-        left -= cost[path]
+        left -= module.cost
         keep[path] += 1
-        if keep[path] < values[path].numel():
-            value = float(values[path][keep[path]])
-            heapq.heappush(queue, (-(value**2) / cost[path], path))
+        if keep[path] < module.values.numel():
+            heapq.heappush(queue, (_worth(module, keep[path]), path))
     return keep
 
 
-def _check(energy: float | None, rank: int | None, max_params: int | None) -> None:
-    rules = {"--energy": energy, "--rank": rank, "--max-params": max_params}
-    given = [name for name, value in rules.items() if value is not None]
+def _worth(module: Module, component: int) -> float:
+    """Squared singular value per number stored, negative: heaps have the smallest on top."""
+    return -(float(module.values[component]) ** 2) / module.cost
+
+
+def _check(rules: Mapping[str, float | None]) -> None:
+    given = {f"--{name.replace('_', '-')}": v for name, v in rules.items() if v is not None}
     if len(given) > 1:
         raise SoraError(f"{' and '.join(given)} exclude each other: give one of them")
-    if energy is not None and not 0 < energy <= 1:
-        raise SoraError(f"--energy is a share above 0 and up to 1, not {energy:g}")
-    if rank is not None and rank < 1:
-        raise SoraError(f"--rank must be at least 1, not {rank}")
-    if max_params is not None and max_params < 1:
-        raise SoraError(f"--max-params must be at least 1, not {max_params}")
+    for name, value in given.items():
+        if name == "--energy" and not 0 < value <= 1:
+            raise SoraError(f"--energy is a share above 0 and up to 1, not {value:g}")
+        if name == "--mean-rank" and not 0 < value < math.inf:
+            raise SoraError(f"--mean-rank must be above 0, not {value:g}")
+        if name in {"--rank", "--max-params"} and value < 1:
+            raise SoraError(f"{name} must be at least 1, not {value}")

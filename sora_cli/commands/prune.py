@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,72 +14,161 @@ from sora_cli.console import count, emit, emit_table, say, size
 from sora_cli.errors import SoraError
 
 if TYPE_CHECKING:
-    from sora_cli.adapter import Adapter
-    from sora_cli.pruning import Loss
+    from sora_cli.adapter import Adapter, AdapterFile
+    from sora_cli.pruning import Loss, Pruned
+    from sora_cli.recipe_file import LoadedRecipe
+    from sora_cli.searching import Search
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to keep; at most one is given.
+
+    Attributes:
+        energy: share of each module's squared singular values to keep, up to 1.
+        rank: largest rank of a module.
+        max_params: numbers in all factors together, chosen over all modules; head not counted.
+        mean_rank: components per module, the strongest over all modules.
+        max_drop: how far the validation metric of `recipe` may fall.
+    """
+
+    energy: float | None = None
+    rank: int | None = None
+    max_params: int | None = None
+    mean_rank: float | None = None
+    max_drop: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """The one that is set."""
+        return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
 
 
 def prune(
     directory: Path,
     output: Path,
+    rule: Rule,
     *,
-    energy: float | None,
-    rank: int | None,
-    max_params: int | None,
-    force: bool,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    force: bool = False,
 ) -> None:
     """Write a pruned copy of an adapter; without a rule, only exact zeros are left out.
 
     Args:
         directory: an adapter directory, ours or any PEFT LoRA's, or a run directory.
         output: directory to write.
-        energy: share of each module's squared singular values to keep, up to 1.
-        rank: largest rank of a module.
-        max_params: numbers in all factors together, chosen over all modules; head not counted.
+        recipe: what `rule.max_drop` is measured with, with its overrides.
         force: replace an adapter that is at `output`.
 
     Raises:
         SoraError: bad input, two rules at once, or an output that exists.
     """
-    from sora_cli.adapter import locate_adapter, read_adapter, write_adapter
+    from sora_cli.adapter import lazy_adapter, open_adapter, write_adapter
     from sora_cli.atomic import check_replaceable
     from sora_cli.peft_layout import CONFIG_FILE
-    from sora_cli.pruning import prune_layers
 
+    loaded = _recipe_of(rule, recipe, overrides)
     check_replaceable(output, force=force, markers=(CONFIG_FILE,))
-    directory = locate_adapter(directory)
-    adapter, size_before = read_adapter(directory), _file_size(directory)
-    layers, losses = prune_layers(adapter.layers, energy=energy, rank=rank, max_params=max_params)
-    total = reduce(lambda a, b: a + b, losses.values())
-    if max_params is not None and total.after == 0 and total.squared > 0:
-        raise SoraError(
-            f"not one component fits into --max-params {max_params}",
-            hint=f"the smallest takes {_smallest(adapter)} parameters",
-        )
-    kept = sum(factors.parameters for factors in layers.values())
-    rule = {"energy": energy, "rank": rank, "max_params": max_params}
-    meta = adapter.meta.model_copy(
-        update={
-            "lineage": (*adapter.meta.lineage, _entry(rule, total, adapter.parameters, kept)),
-            "ranks_start": adapter.ranks_start(),
+    with open_adapter(directory) as file:
+        adapter, size_before = lazy_adapter(file), _file_size(file.directory)
+        search = None if loaded is None else _search(adapter, loaded, rule)
+        layers, losses = _pruned(file, adapter, rule, search)
+        total = reduce(lambda a, b: a + b, losses.values())
+        kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
+        entry = _entry(rule, total, file.parameters, kept)
+        if search is not None:
+            entry |= {"metric": search.metric, "split": search.split, "recipe": recipe}
+        update = {
+            "lineage": (*file.meta.lineage, entry),
+            "ranks_start": {**file.ranks, **file.meta.ranks_start},
         }
-    )
-    write_adapter(output, dataclasses.replace(adapter, layers=layers, meta=meta), force=force)
-    _show(losses, total, adapter, kept)
+        meta = file.meta.model_copy(update=update)
+        small = dataclasses.replace(adapter, layers=layers, meta=meta)
+        dtype = _dtype(file, lossy=total.dropped > 0)
+        write_adapter(output, small, dtype=dtype, force=force)
+        for note in file.notes:
+            say(f"note: {note}")
+        _show(losses, total, file, kept)
+    if search is not None:
+        _show_search(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
 
 
-def _entry(rule: Mapping[str, Any], total: Loss, before: int, after: int) -> dict[str, Any]:
+def _dtype(file: AdapterFile, *, lossy: bool) -> str:
+    """As stored; but a lossless copy in a short dtype must not round the scaling it folds in."""
+    if file.dtype in {"float32", "float64"}:
+        return "float32"
+    exact = not file.config.is_adalora and all(
+        math.frexp(file.config.scaling(path))[0] == 0.5  # a power of two
+        for path in file.paths
+    )
+    return file.dtype if lossy or exact else "float32"
+
+
+def _recipe_of(rule: Rule, recipe: str | None, overrides: Sequence[str]) -> LoadedRecipe | None:
+    """The recipe, where the rule needs one."""
+    names = " and ".join(f"--{name.replace('_', '-')}" for name in rule.given())
+    if len(rule.given()) > 1:
+        raise SoraError(f"{names} exclude each other: give one of them")
+    if rule.max_drop is None:
+        if recipe or overrides:
+            raise SoraError("--recipe goes with --max-drop only", hint="--max-drop 0.01 --recipe R")
+        return None
+    if recipe is None:
+        raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
+    if not rule.max_drop >= 0:
+        raise SoraError(f"--max-drop must be 0 or more, not {rule.max_drop:g}")
+    from sora_cli.recipe_file import load_recipe
+
+    return load_recipe(recipe, overrides)
+
+
+def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule) -> Search:
+    say("loading torch and transformers ...")
+    from sora_cli.searching import smallest_within
+
+    assert rule.max_drop is not None
+    return smallest_within(adapter, loaded.recipe, rule.max_drop)
+
+
+def _pruned(
+    file: AdapterFile, adapter: Adapter, rule: Rule, search: Search | None
+) -> tuple[Pruned, dict[str, Loss]]:
+    from sora_cli.pruning import prune_layers, survey, truncate_layers
+
+    if search is not None:
+        return truncate_layers(adapter.layers, survey(adapter.layers), search.ranks)
+    layers, losses = prune_layers(
+        adapter.layers,
+        energy=rule.energy,
+        rank=rule.rank,
+        max_params=rule.max_params,
+        mean_rank=rule.mean_rank,
+        modules=len({*file.meta.ranks, *file.paths}),
+    )
+    nothing = all(loss.after == 0 for loss in losses.values())
+    something = any(loss.squared > 0 for loss in losses.values())
+    if nothing and something:
+        name, value = next(iter(rule.given().items()))
+        raise SoraError(
+            f"not one component fits into --{name.replace('_', '-')} {value:g}",
+            hint=f"the smallest takes {min(sum(s) for s in file.shapes.values())} parameters",
+        )
+    return layers, losses
+
+
+def _entry(rule: Rule, total: Loss, before: int, after: int) -> dict[str, Any]:
     """What the lineage says of this step."""
     return {
         "command": "prune",
-        **{name: value for name, value in rule.items() if value is not None},
+        **rule.given(),
         "components": [total.before, total.after],
         "parameters": [before, after],
         "relative_error": total.relative_error,
     }
 
 
-def _show(losses: Mapping[str, Loss], total: Loss, adapter: Adapter, kept: int) -> None:
+def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int) -> None:
     rows = [_row(path, loss) for path, loss in losses.items()]
     emit_table(
         None,
@@ -85,11 +176,25 @@ def _show(losses: Mapping[str, Loss], total: Loss, adapter: Adapter, kept: int) 
         rows,
         footer=_row("all", total),
     )
-    head = adapter.head_parameters
-    emit(f"parameters: {count(adapter.parameters)} -> {count(kept)}"
+    head = file.head_parameters
+    emit(f"parameters: {count(file.parameters)} -> {count(kept)}"
          + (f", and a head of {count(head)} as it was" if head else ""))  # fmt: skip
     if total.dropped == 0:
         emit("nothing was lost: only terms that are exactly zero were left out")
+
+
+def _show_search(search: Search) -> None:
+    """The points tried, largest first, those that are good enough marked."""
+    points = sorted(search.points, key=lambda point: -point.components)
+    emit_table(
+        f"tried on {search.split}",
+        ["components", "parameters", search.metric, "drop", ""],
+        [
+            [count(p.components), count(p.parameters), f"{p.score:.4f}", f"{p.drop:+.4f}",
+             "ok" if p.good else "too far"]
+            for p in points
+        ],
+    )  # fmt: skip
 
 
 def _row(name: str, loss: Loss) -> list[str]:
@@ -101,7 +206,3 @@ def _file_size(directory: Path) -> str:
     from sora_cli.peft_layout import WEIGHTS_FILE
 
     return size((directory / WEIGHTS_FILE).stat().st_size)
-
-
-def _smallest(adapter: Adapter) -> int:
-    return min(f.A.shape[1] + f.B.shape[0] for f in adapter.layers.values() if f.rank)

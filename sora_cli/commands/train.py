@@ -15,8 +15,17 @@ if TYPE_CHECKING:
     from sora_cli.recipe import Recipe
 
 
-def train(recipe: str, overrides: list[str], *, dry_run: bool, force: bool) -> None:
-    """Train a recipe, or with `dry_run` only show what would be trained."""
+def train(
+    recipe: str, overrides: list[str], *, dry_run: bool, force: bool, verify: bool = True
+) -> int:
+    """Train a recipe, or with `dry_run` only show what would be trained.
+
+    Args:
+        verify: compare the trained model with what its files give, where memory allows.
+
+    Returns:
+        Exit code: 1 if the files do not give the trained model's outputs.
+    """
     loaded = load_recipe(recipe, overrides)
     for note in loaded.notes:
         say(f"note: {note}")
@@ -26,9 +35,23 @@ def train(recipe: str, overrides: list[str], *, dry_run: bool, force: bool) -> N
         from sora_cli.commands.dry_run import dry_run as show
 
         show(loaded)
-        return
+        return 0
     check_output(loaded.output_dir, force=force)
-    run(loaded, loaded.output_dir)
+    ready = run(loaded, loaded.output_dir)
+    return 0 if not verify or _verified(loaded, loaded.output_dir, ready) else 1
+
+
+def _verified(loaded: LoadedRecipe, output: Path, ready: Prepared) -> bool:
+    """Whether the files give what was trained, as far as that can be told here."""
+    from sora_cli.self_check import self_check
+
+    recipe = loaded.recipe
+    if recipe.model.trust_remote_code:
+        say(f"not verified: the model has code of its own; sora eval {output} scores it again")
+        return True
+    if recipe.training.precision == "fp32":
+        return self_check(output, trained=ready.base.model, fresh=False)
+    return self_check(output)  # autocast stays wrapped around the trained model's forward
 
 
 def check_output(output: Path, *, force: bool) -> None:
@@ -54,8 +77,8 @@ def check_output(output: Path, *, force: bool) -> None:
         )
 
 
-def run(loaded: LoadedRecipe, output: Path) -> None:
-    """The whole run, one step a line."""
+def run(loaded: LoadedRecipe, output: Path) -> Prepared:
+    """The whole run, one step a line; the model is as it was saved."""
     say("loading torch and transformers ...")
     from sora_cli.conclusion import conclude
     from sora_cli.prepare import prepare
@@ -85,6 +108,7 @@ def run(loaded: LoadedRecipe, output: Path) -> None:
         with log.phase("save"):
             save_results(log.report, ready, loaded, output)
     conclude(log.report, output)
+    return ready
 
 
 def describe_layers(recipe: Recipe, ready: Prepared) -> str:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter import Adapter, BaseReference, read_adapter, write_adapter
-from sora_cli.commands.prune import prune
+from sora_cli.adapter import Adapter, BaseReference, open_adapter, read_adapter, write_adapter
+from sora_cli.app import run
+from sora_cli.commands.prune import Rule, prune
 from sora_cli.errors import SoraError
-from sora_cli.pruning import prune_layers
-
-NONE: dict[str, Any] = {"energy": None, "rank": None, "max_params": None, "force": False}
+from sora_cli.pruning import prune_layers, strongest
+from sora_cli.searching import bisect
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import train, write_recipe
 
 
 def _layer(rank: int, n_in: int, n_out: int, scale: float, seed: int) -> LowRankFactors:
@@ -53,7 +57,9 @@ def _true_errors(
     return {p: lost[p] / norms[p] if norms[p] else 0.0 for p in before}, total
 
 
-@pytest.mark.parametrize("rule", [{}, {"energy": 0.9}, {"rank": 2}, {"max_params": 300}])
+@pytest.mark.parametrize(
+    "rule", [{}, {"energy": 0.9}, {"rank": 2}, {"max_params": 300}, {"mean_rank": 2.5}]
+)
 def test_printed_errors_are_true(layers: dict[str, LowRankFactors], rule: dict[str, Any]) -> None:
     pruned, losses = prune_layers(layers, **rule)
     errors, total = _true_errors(layers, pruned)
@@ -115,7 +121,7 @@ def test_max_params_is_optimal_among_layers_of_one_shape() -> None:
 def test_command_keeps_head_and_records_what_was_done(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prune(directory, tmp_path / "p", **{**NONE, "rank": 2})
+    prune(directory, tmp_path / "p", Rule(rank=2))
     out = capsys.readouterr().out
     assert "l.0.big" in out
     assert "%" in out
@@ -125,14 +131,14 @@ def test_command_keeps_head_and_records_what_was_done(
     assert back.ranks_start() == {"l.0.big": 6, "l.0.small": 6, "l.1.small": 4, "l.1.dead": 3}
     (entry,) = back.meta.lineage
     assert (entry["command"], entry["rank"]) == ("prune", 2)
-    prune(tmp_path / "p", tmp_path / "q", **{**NONE, "energy": 0.8})
+    prune(tmp_path / "p", tmp_path / "q", Rule(energy=0.8))
     assert [step["command"] for step in read_adapter(tmp_path / "q").meta.lineage] == ["prune"] * 2
 
 
 def test_lossless_says_that_nothing_was_lost(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prune(directory, tmp_path / "p", **NONE)
+    prune(directory, tmp_path / "p", Rule())
     out = capsys.readouterr().out
     assert "nothing was lost" in out
     assert "%" not in out
@@ -140,8 +146,8 @@ def test_lossless_says_that_nothing_was_lost(
 
 def test_in_place_needs_force(directory: Path) -> None:
     with pytest.raises(SoraError, match="exists"):
-        prune(directory, directory, **{**NONE, "rank": 1})
-    prune(directory, directory, **{**NONE, "rank": 1, "force": True})
+        prune(directory, directory, Rule(rank=1))
+    prune(directory, directory, Rule(rank=1), force=True)
     assert max(read_adapter(directory).ranks().values()) == 1
 
 
@@ -154,11 +160,115 @@ def test_in_place_needs_force(directory: Path) -> None:
         ({"rank": 0}, "--rank"),
         ({"max_params": 0}, "--max-params"),
         ({"max_params": 17}, "not one component"),
+        ({"mean_rank": 0.2}, "not one component"),
+        ({"mean_rank": 0.0}, "--mean-rank"),
+        ({"max_drop": 0.1}, "needs a recipe"),
+        ({"max_drop": 0.1, "rank": 1}, "exclude each other"),
     ],
 )
 def test_impossible_rules(
     directory: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SoraError, match=message):
-        prune(directory, tmp_path / "p", **{**NONE, **options})
+        prune(directory, tmp_path / "p", Rule(**options))
     assert not (tmp_path / "p").exists()
+
+
+def test_mean_rank_keeps_the_strongest_of_all_layers(layers: dict[str, LowRankFactors]) -> None:
+    values = {path: f.drop_zeros().singular_values() for path, f in layers.items()}
+    everything = torch.cat(list(values.values()))
+    for mean in (0.25, 1, 2.6, 3):
+        pruned, losses = prune_layers(layers, mean_rank=mean)
+        kept = sum(f.rank for f in pruned.values())
+        assert kept == int(4 * mean)
+        best = (everything.sort(descending=True).values[kept:] ** 2).sum().item()
+        assert sum(loss.dropped for loss in losses.values()) == pytest.approx(best, rel=1e-9)
+    whole, _ = prune_layers(layers, mean_rank=100)
+    assert [f.rank for f in whole.values()] == [5, 6, 4, 0]
+    of_eight, _ = prune_layers(layers, mean_rank=0.5, modules=8)
+    assert sum(f.rank for f in of_eight.values()) == 4
+
+
+def test_strongest_never_keeps_zeros() -> None:
+    values = {"a": torch.tensor([2.0, 0.0]), "b": torch.tensor([1.0]), "c": torch.zeros(0)}
+    assert strongest(values, 9) == {"a": 1, "b": 1, "c": 0}
+    assert strongest(values, 1, {"a": 100, "b": 1, "c": 1}) == {"a": 0, "b": 1, "c": 0}
+
+
+def test_bisection_finds_the_smallest_that_is_good_enough(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    def score(factors: dict[str, LowRankFactors]) -> float:
+        return float(min(sum(f.rank for f in factors.values()), 9))
+
+    for drop, expected in ((0, 9), (2, 7), (8.5, 1), (9, 0)):
+        search = bisect(layers, score, drop, True, ("score", "validation"))
+        assert sum(search.ranks.values()) == expected
+        assert search.points[0].components == 15
+        assert len(search.points) <= 6
+        assert all(p.good == (p.drop <= drop) for p in search.points)
+    fewer_is_better = bisect(layers, lambda f: -score(f), 2, False, ("loss", "validation"))
+    assert sum(fewer_is_better.ranks.values()) == 7
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_max_drop_with_a_real_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    task = {"name": f"sequence-{kind}"}
+    model = tiny_bert(num_labels=2 if kind == "classification" else 1)
+    recipe = write_recipe(tmp_path, model, task=task, method={"threshold": 0.0})
+    train(recipe)
+    words = ["prune", str(tmp_path / "out"), "-o", str(tmp_path / "p"), "--recipe", str(recipe)]
+    capsys.readouterr()
+    assert run([*words, "--max-drop", "0.02"]) == 0
+    out = capsys.readouterr().out
+    assert "tried on validation" in out
+    (entry,) = read_adapter(tmp_path / "p").meta.lineage
+    metric = entry["metric"]
+    scores = []
+    for target in ("out", "p"):
+        assert run(["eval", str(tmp_path / target), "--recipe", str(recipe), "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["validation"][metric])
+    assert scores[0] - scores[1] <= 0.02 + 1e-6
+    assert entry["components"][1] < entry["components"][0]
+
+
+def test_a_recipe_without_max_drop_is_a_mistake(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(SoraError, match="goes with --max-drop only"):
+        prune(directory, tmp_path / "p", Rule(rank=2), recipe="rte")
+
+
+def _foreign(folder: Path, layers: dict[str, LowRankFactors], alpha: float) -> Path:
+    """A bfloat16 LoRA of rank 6 as PEFT writes it, with its scaling in the configuration."""
+    tensors = {}
+    for path in ("l.0.big", "l.0.small"):
+        prefix = f"base_model.model.{path}.lora_"
+        tensors[f"{prefix}A.weight"] = layers[path].A.bfloat16()
+        tensors[f"{prefix}B.weight"] = layers[path].B.bfloat16()
+    config = {"peft_type": "LORA", "r": 6, "lora_alpha": alpha, "target_modules": ["big", "small"]}
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rule", "dtype"),
+    [
+        (12, Rule(), "bfloat16"),  # a scaling of 2 is exact
+        (9, Rule(), "float32"),  # one of 1.5 would round
+        (9, Rule(rank=2), "bfloat16"),  # lossy all the same
+    ],
+)
+def test_dtype_is_kept_where_that_loses_nothing(
+    tmp_path: Path, layers: dict[str, LowRankFactors], alpha: float, rule: Rule, dtype: str
+) -> None:
+    foreign = _foreign(tmp_path / "f", layers, alpha)
+    prune(foreign, tmp_path / "p", rule)
+    with open_adapter(tmp_path / "p") as file:
+        assert file.dtype == dtype
+    if not rule.given():
+        before, after = read_adapter(foreign), read_adapter(tmp_path / "p")
+        for path, factors in before.layers.items():
+            assert torch.equal(after.layers[path].dense(), factors.dense())

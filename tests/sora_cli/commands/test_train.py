@@ -13,6 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from methods.base import AdapterMethod, LowRankLinear
+from methods.factors import LowRankFactors
 from methods.registry import method_names
 from sora_cli.adapter import read_adapter
 from sora_cli.app import run
@@ -298,3 +300,41 @@ def test_talk_is_on_stderr_and_results_on_stdout(
     assert lines[-1].startswith("time: ")
     assert f"sora inspect {tmp_path / 'out'}" in captured.err
     assert "12 layers, 48 components" in captured.err
+
+
+def _train_in_full(
+    recipe: Path, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str]:
+    code = run(["train", str(recipe), *words])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_run_ends_with_a_comparison_of_model_and_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    recipe = _recipe(tmp_path, method={"name": method, **OPTIONS[method]})
+    text = recipe.read_text(encoding="utf-8")
+    if method != "sora":
+        recipe.write_text(text.replace("  threshold: 0.01\n", "").replace("  r_max: 4\n", ""))
+    code, told = _train_in_full(recipe, capsys)
+    assert code == 0
+    assert "verified: largest difference" in told
+    code, told = _train_in_full(recipe, capsys, "--force", "--no-verify")
+    assert code == 0
+    assert "verified" not in told
+
+
+def test_files_that_differ_from_the_model_fail_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors = AdapterMethod.factors
+
+    def wrong(self: AdapterMethod, layer: LowRankLinear) -> LowRankFactors:
+        good = factors(self, layer)
+        return LowRankFactors(good.A, 1.5 * good.B)
+
+    monkeypatch.setattr(AdapterMethod, "factors", wrong)
+    code, told = _train_in_full(_recipe(tmp_path), capsys)
+    assert code == 1
+    assert "DIFFERENT" in told

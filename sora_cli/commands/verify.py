@@ -1,0 +1,80 @@
+"""`sora verify`: do an adapter and what was made of it give the same outputs?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.console import count, emit, emit_table, say
+
+if TYPE_CHECKING:
+    from sora_cli.verification import Difference, Verification
+
+DIFFERENT = 1
+"""Exit code."""
+
+
+def verify(
+    a: str,
+    b: str | None,
+    *,
+    base: str | None,
+    dtype: str,
+    tolerance: float | None,
+    as_json: bool,
+) -> int:
+    """Compare the outputs of two adapters or models on fixed inputs; the exit code.
+
+    Args:
+        a, b: adapter, run or model directories, or Hub ids; `b` None: `a` in a fresh process.
+        base: the base model, where it is not the one the adapter names.
+        dtype: number format to compute in.
+        tolerance: largest relative difference that counts as the same.
+        as_json: print one JSON object instead of the table.
+
+    Raises:
+        SoraError: something that is not there, can not be loaded, or can not be compared.
+    """
+    say("loading torch and transformers ...")
+    from sora_cli.verification import verify
+
+    done = verify(a, b, base=base, dtype=dtype, tolerance=tolerance)
+    for note in done.notes:
+        say(f"note: {note}")
+    if as_json:
+        emit(json.dumps(_facts(done), indent=2))
+    else:
+        _show(done)
+    return 0 if done.same else DIFFERENT
+
+
+def _facts(done: Verification) -> dict[str, Any]:
+    facts = asdict(done)
+    outputs = [{**asdict(d), "relative": d.relative} for d in done.differences]
+    del facts["differences"]
+    return {**facts, "outputs": outputs, "relative": done.relative, "same": done.same}
+
+
+def _show(done: Verification) -> None:
+    columns = ["output", "numbers", "largest difference", "mean", "largest value", "relative",
+               "same argmax"]  # fmt: skip
+    emit_table(f"{done.a}\n{done.b}", columns, [_row(d) for d in done.differences])
+    emit(f"inputs:     {done.inputs}")
+    if done.effect is not None:
+        emit(f"adapter:    its layers change the outputs by {done.effect:.1e} (relative)")
+    emit(f"tolerance:  {done.tolerance:.1e} (relative; {done.tolerance_from})")
+    emit(f"verdict:    {'same' if done.same else 'DIFFERENT'}")
+
+
+def _row(d: Difference) -> list[str]:
+    argmax = "-" if d.decisions is None else f"{count(d.agree or 0)} of {count(d.decisions)}"
+    return [
+        d.name,
+        count(d.numbers),
+        f"{d.largest:.1e}",
+        f"{d.mean:.1e}",
+        f"{d.scale:.4g}",
+        f"{d.relative:.1e}",
+        argmax,
+    ]

@@ -1,0 +1,91 @@
+"""What a model, with an adapter on it or without, gives for a probe's inputs."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sora_cli.errors import SoraError
+from sora_cli.loading import apply_adapter
+from sora_cli.probes import Probe
+from sora_cli.subjects import Subject, load_subject
+
+Values = dict[str, Tensor]
+"""Output name -> (rows, ...), float32 on the CPU."""
+
+_NAMES = (("start_logits", "end_logits"), ("logits",), ("last_hidden_state",))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one subject gives.
+
+    Attributes:
+        values: its outputs.
+        without: those of the base with the adapter's head but without its layers; empty for a
+            subject without an adapter.
+    """
+
+    values: Values
+    without: Values
+
+
+def compute_outputs(
+    subject: Subject, config: Any, auto: str, probe: Probe, dtype: torch.dtype
+) -> Outputs:
+    """Load the subject, run it, and let go of it again.
+
+    Raises:
+        SoraError: it can not be loaded or run, or its outputs are not finite.
+    """
+    model = load_subject(subject, config, auto, dtype)
+    if subject.adapter is None:
+        return Outputs(run_model(model, probe, subject.reference), {})
+    without = run_model(model, probe, subject.reference)
+    apply_adapter(model, subject.adapter)
+    return Outputs(run_model(model, probe, subject.reference), without)
+
+
+def run_model(model: Any, probe: Probe, name: str) -> Values:
+    """Outputs of a model in memory, on its own device; afterwards it is in the mode it was in.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        SoraError: the model can not be run on these inputs, or its outputs are not finite.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    device = next(model.parameters()).device
+    inputs = {k: v.to(device) for k, v in probe.inputs.items() if k in accepted}
+    _fill_padding(model.config, probe.padding)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            result = model(**inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise SoraError(
+            f"{name} can not be run on made-up inputs: {first}", where=f"inputs: {probe.what}"
+        ) from error
+    finally:
+        model.train(training)
+    names = next((group for group in _NAMES if all(n in result for n in group)), ())
+    values = {n: result[n].detach().to("cpu", torch.float32) for n in names}
+    if not values:
+        raise SoraError(f"{name} gives no logits and no hidden state: {', '.join(result)}")
+    if not all(bool(value.isfinite().all()) for value in values.values()):
+        raise SoraError(f"{name} gives NaN or infinity on made-up inputs")
+    return values
+
+
+def _fill_padding(config: Any, padding: int) -> None:
+    """Classifiers made of decoders must know the padding to find a row's last token."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "pad_token_id", None) is None:
+            part.pad_token_id = padding

@@ -1,0 +1,164 @@
+"""Fixed inputs for any model: sentences where there is a tokenizer, else random ids or pixels.
+
+The same model configuration and tokenizer give the same inputs, on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sora_cli.errors import SoraError
+
+_SENTENCES = (
+    "No.",
+    "The cat sat on the mat.",
+    "Every bird that sings in the morning is heard by someone.",
+    "In 1984 the company sold 12,500 machines, 40% more than in the year before.",
+    "She said that she would come if it did not rain, but it rained, and so nobody ever saw her.",
+    "This film is not half as bad as people say; the plot is thin, the actors are wonderful, and "
+    "the last ten minutes alone are worth the price of the ticket, whatever the critics write.",
+)
+_PAIRED = ("AutoModelForSequenceClassification", "AutoModelForQuestionAnswering")
+_OWN_DECODER_INPUTS = ("AutoModelForSequenceClassification", "AutoModelForQuestionAnswering",
+                       "AutoModelForTokenClassification")  # fmt: skip
+_ROWS, _IMAGES = 6, 4
+_LENGTH, _DECODER_LENGTH = 48, 8  # tokens at most
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs of a forward pass.
+
+    Attributes:
+        inputs: argument name -> (rows, ...).
+        mask: (rows, positions), true where an output counts; None: all do.
+        padding: the id that fills up short rows.
+        what: what it is, for a person.
+    """
+
+    inputs: dict[str, Tensor]
+    mask: Tensor | None
+    padding: int
+    what: str
+
+
+def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Probe:
+    """Inputs that models of all these configurations take.
+
+    Args:
+        auto: the models' Auto class.
+        tokenizer: None, or one that does not know the sentences' words: random ids are used.
+
+    Raises:
+        SoraError: models of something else than text or images.
+    """
+    config = configs[0]
+    sizes = [_vocabulary(c) for c in configs]
+    if None in sizes:
+        return _pixels(config)
+    vocabulary = min(size for size in sizes if size is not None)
+    probe = None if tokenizer is None else _sentences(config, auto, tokenizer, vocabulary)
+    probe = probe or _random_ids(config, vocabulary)
+    if not config.is_encoder_decoder or auto in _OWN_DECODER_INPUTS:
+        return probe
+    decoder_ids = _decoder_ids(config, vocabulary, len(probe.inputs["input_ids"]))
+    return Probe(
+        {**probe.inputs, "decoder_input_ids": decoder_ids}, None, probe.padding, probe.what
+    )
+
+
+def _sentences(config: Any, auto: str, tokenizer: Any, vocabulary: int) -> Probe | None:
+    """A padded batch; None where the tokenizer can not pad, or does not fit the model."""
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            return None
+        tokenizer.pad_token = tokenizer.eos_token
+    second = (_SENTENCES[::-1],) if auto in _PAIRED else ()
+    batch: Mapping[str, Tensor] = tokenizer(
+        *[list(texts) for texts in (_SENTENCES, *second)],
+        padding=True,
+        truncation=True,
+        max_length=_longest(config),
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    unknown = (ids == tokenizer.unk_token_id)[mask] if tokenizer.unk_token_id is not None else None
+    if not mask.any() or int(ids.max()) >= vocabulary:
+        return None
+    if unknown is not None and float(unknown.float().mean()) > 0.5:
+        return None
+    inputs = {name: tensor for name, tensor in batch.items() if _takes(config, name)}
+    what = f"{len(ids)} {'pairs of sentences' if second else 'sentences'}, {int(mask.sum())} tokens"
+    return Probe(inputs, mask, int(tokenizer.pad_token_id), what)
+
+
+def _takes(config: Any, name: str) -> bool:
+    """Not segment ids, where the model has but one kind of segment."""
+    return name != "token_type_ids" or (getattr(config, "type_vocab_size", None) or 0) > 1
+
+
+def _random_ids(config: Any, vocabulary: int) -> Probe:
+    special = _special_ids(config)
+    padding = getattr(config.get_text_config(), "pad_token_id", None)
+    padding = padding if isinstance(padding, int) and 0 <= padding < vocabulary else 0
+    ids = _draw(vocabulary, special | {padding}, (_ROWS, min(12, _longest(config))), seed=0)
+    eos = getattr(config, "eos_token_id", None)
+    if config.is_encoder_decoder and isinstance(eos, int):
+        ids[:, -1] = eos  # BART's classifier reads the output there
+    mask = torch.ones_like(ids)
+    what = f"{_ROWS} rows of random token ids, {ids.numel()} tokens"
+    return Probe({"input_ids": ids, "attention_mask": mask}, mask.bool(), padding, what)
+
+
+def _decoder_ids(config: Any, vocabulary: int, rows: int) -> Tensor:
+    """(rows, positions): the token decoders start with, then random ones."""
+    ids = _draw(vocabulary, _special_ids(config), (rows, _DECODER_LENGTH), seed=1)
+    names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    known = (getattr(config, name, None) for name in names)
+    ids[:, 0] = next((i for i in known if isinstance(i, int)), 0)
+    return ids
+
+
+def _pixels(config: Any) -> Probe:
+    """(images, channels, height, width), standard normal."""
+    side, channels = (getattr(config, name, None) for name in ("image_size", "num_channels"))
+    if side is None or channels is None:
+        raise SoraError(
+            f"no inputs can be made up for a '{config.model_type}' model: only for text and images"
+        )
+    height, width = (side, side) if isinstance(side, int) else side
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randn(_IMAGES, channels, height, width, generator=g)
+    return Probe({"pixel_values": pixels}, None, 0, f"{_IMAGES} images of noise")
+
+
+def _draw(vocabulary: int, special: set[int], shape: tuple[int, int], *, seed: int) -> Tensor:
+    ordinary = [i for i in range(vocabulary) if i not in special] or list(range(vocabulary))
+    g = torch.Generator().manual_seed(seed)
+    return torch.tensor(ordinary)[torch.randint(len(ordinary), shape, generator=g)]
+
+
+def _special_ids(config: Any) -> set[int]:
+    """Every id that the configuration gives a meaning."""
+    values = {**config.to_dict(), **config.get_text_config().to_dict()}
+    found = (v for k, v in values.items() if k.endswith(("_token_id", "_token_ids")))
+    return {i for v in found for i in (v if isinstance(v, list) else [v]) if isinstance(i, int)}
+
+
+def _vocabulary(config: Any) -> int | None:
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _longest(config: Any) -> int:
+    """Tokens a row may have: half of the model's positions (some kinds lose a few), or less."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return _LENGTH
+    return max(4, min(_LENGTH, positions // 2))

@@ -1,0 +1,90 @@
+"""The outputs of files that are loaded in a fresh process, where nothing is left of their making.
+
+Inputs go there and outputs come back as safetensors files in a temporary directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sora_cli.boundary import guarded
+from sora_cli.errors import SoraError
+from sora_cli.outputs import Outputs, compute_outputs
+from sora_cli.probes import Probe
+from sora_cli.subjects import find_subjects, load_config
+
+_JOB, _INPUTS, _VALUES, _WITHOUT = "job.json", "inputs.st", "values.st", "without.st"
+
+
+def reload_outputs(
+    reference: str, *, base: str | None, auto: str, probe: Probe, dtype: torch.dtype
+) -> Outputs:
+    """What `compute_outputs` gives in a new Python process.
+
+    Raises:
+        SoraError: whatever went wrong there.
+    """
+    job = {
+        "reference": reference,
+        "base": base,
+        "auto": auto,
+        "dtype": str(dtype).removeprefix("torch."),
+        "padding": probe.padding,
+        "what": probe.what,
+    }
+    with tempfile.TemporaryDirectory(prefix="sora-verify-") as scratch:
+        folder = Path(scratch)
+        (folder / _JOB).write_text(json.dumps(job), encoding="utf-8")
+        save_file({k: v.contiguous() for k, v in probe.inputs.items()}, folder / _INPUTS)
+        done = subprocess.run(
+            [sys.executable, "-m", "sora_cli.reload", scratch],
+            capture_output=True,
+            text=True,
+            env=_environment(),
+            check=False,
+        )
+        if done.returncode != 0:
+            raise _failure(done.stderr, done.returncode)
+        return Outputs(load_file(folder / _VALUES), load_file(folder / _WITHOUT))
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, with this package where Python looks first."""
+    root = str(Path(__file__).resolve().parents[1])
+    known = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, known] if known else [root])}
+
+
+def _failure(stderr: str, code: int) -> SoraError:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if line.startswith("error: ")), None)
+    if start is None:
+        last = lines[-1][:200] if lines else "it said nothing"
+        return SoraError(f"the reload in a fresh process ended with code {code}: {last}")
+    first, *more = lines[start : start + 3]
+    where, hint = [*more, None, None][:2]
+    text = first.removeprefix("error: ")
+    return SoraError(f"in a fresh process: {text}", where=where, hint=hint)
+
+
+def _work(folder: Path) -> None:
+    """What the fresh process does."""
+    job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
+    probe = Probe(load_file(folder / _INPUTS), None, job["padding"], job["what"])
+    (subject,) = find_subjects((job["reference"],), base=job["base"])
+    config = load_config(subject)
+    outputs = compute_outputs(subject, config, job["auto"], probe, getattr(torch, job["dtype"]))
+    save_file({k: v.contiguous() for k, v in outputs.values.items()}, folder / _VALUES)
+    save_file({k: v.contiguous() for k, v in outputs.without.items()}, folder / _WITHOUT)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: _work(Path(sys.argv[1]))))

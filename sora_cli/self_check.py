@@ -1,0 +1,91 @@
+"""What train, export and merge do last: verify what they wrote, if the machine can easily."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from sora_cli.console import say, size
+from sora_cli.errors import SoraError
+from sora_cli.free_memory import free_memory
+from sora_cli.peft_layout import CONFIG_FILE
+
+SHARE = 4
+"""A model that takes less than this part of the free memory is verified."""
+
+
+def self_check(
+    a: Path,
+    b: Path | None = None,
+    *,
+    base: str | None = None,
+    trained: Any | None = None,
+    fresh: bool = True,
+) -> bool:
+    """Compare what was written (`b`) with what it was made from (`a`), and say the result.
+
+    Says one line on stderr: verified, not verified and why with the command to type, or DIFFERENT.
+    A command ends with `return 0 if self_check(...) else 1`, and its function in the Typer app
+    returns that; with --no-verify it does not call this. Exporting and merging:
+    `self_check(directory, output, base=base)`. Training: `self_check(run_directory)`, or
+    `self_check(run_directory, trained=model, fresh=False)` to compare the trained model itself
+    with what its files give, without the seconds a new process takes.
+
+    Args:
+        a, b: see `sora_cli.verification.verify`; `b` None: a reload of `a`.
+        base: what the command was given as --base.
+        trained: model in memory that `a` was written from, in full precision.
+        fresh: make the reload in a new process.
+
+    Returns:
+        False if the outputs differ; also true if nothing was compared.
+
+    Raises:
+        SoraError: what was written can not be loaded or run.
+    """
+    names = [str(path) for path in (a, b) if path is not None]
+    command = shlex.join(["sora", "verify", *names, *(["--base", base] if base else [])])
+    try:
+        reason = _too_large(tuple(names), base)
+        if reason is not None:
+            say(f"not verified: {reason}; to do it: {command}")
+            return True
+        from sora_cli.verification import verify
+
+        done = verify(names[0], names[1] if b else None, base=base, trained=trained, fresh=fresh)
+    except SoraError as error:
+        raise SoraError(
+            f"{names[-1]} was written but can not be verified: {error.what}",
+            where=error.where,
+            hint=f"again: {command}",
+        ) from error
+    for note in done.notes:
+        say(f"note: {note}")
+    if done.same:
+        say(f"verified: {done.summary()}")
+    else:
+        say(f"DIFFERENT: {done.b} does not give the outputs of {names[0]}: {done.summary()}")
+        say(f"  {done.tolerance:.1e} is allowed ({done.tolerance_from}); to see more: {command}")
+    return done.same
+
+
+def _too_large(names: tuple[str, ...], base: str | None) -> str | None:
+    """Why the models should not, or can not, be loaded without asking; None if they may."""
+    from sora_cli.subjects import find_subjects, float32_bytes
+
+    try:
+        known = [float32_bytes(subject) for subject in find_subjects(names, base=base)]
+    except SoraError as error:
+        if (Path(names[-1]) / CONFIG_FILE).is_file():
+            return error.what  # an adapter whose base model is not here is no mistake
+        raise
+    sizes = [n for n in known if n is not None]
+    free = free_memory()
+    if free is None:
+        return "how much memory is free is not known"
+    if len(sizes) < len(known):
+        return "how large the model is is not known, as it is not on this disk"
+    if SHARE * max(sizes) >= free:
+        return f"it takes {size(max(sizes))}, not less than a quarter of the {size(free)} free"
+    return None

@@ -1,0 +1,257 @@
+"""What can be verified: an adapter on its base model, or a model as it is. Found from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from sora_cli.adapter import Adapter, read_adapter
+from sora_cli.auto_classes import BARE, number_of_labels
+from sora_cli.errors import SoraError
+from sora_cli.fingerprint import StoredTensor, fingerprint, read_header, weight_files
+from sora_cli.loading import load_head
+from sora_cli.model import gguf_options, lacks_tokenizer, quiet_loading, split_gguf
+from sora_cli.offline import quiet_hub
+from sora_cli.peft_layout import CONFIG_FILE, WEIGHTS_FILE
+from sora_cli.references import local_checkpoint, resolve_model_path
+
+_GROWTH = {".bin": 2, ".gguf": 8}
+"""Bytes in memory (float32) per byte in files whose header is not read: 16 and 4 bits a weight."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One side of a comparison.
+
+    Attributes:
+        reference: as the user wrote it.
+        source: the model to load, resolved: the base where there is an adapter.
+        folder: the adapter's own directory.
+    """
+
+    reference: str
+    source: str
+    revision: str | None = None
+    adapter: Adapter | None = None
+    folder: Path | None = None
+
+
+def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Subject, ...]:
+    """Tell adapters from models, and put all adapters on one base.
+
+    The base is `base`, else the one the first adapter that knows it was trained on.
+
+    Raises:
+        SoraError: nothing of either kind there, or no base known.
+    """
+    folders = [_adapter_folder(reference) for reference in references]
+    adapters = [None if folder is None else read_adapter(folder) for folder in folders]
+    recorded = next((a for a in adapters if a and (a.base.path or a.base.resolved)), None)
+    source, revision = "", None
+    if any(adapters):
+        source = resolve_model_path(base or _recorded_base(recorded))
+        revision = recorded.base.revision if recorded and base is None else None
+    elif base is not None:
+        raise SoraError("--base is for adapters, and there is none: both are models")
+    return tuple(
+        Subject(reference, source, revision, adapter, folder)
+        if adapter
+        else Subject(reference, _model_source(reference))
+        for reference, folder, adapter in zip(references, folders, adapters, strict=True)
+    )
+
+
+def load_config(subject: Subject) -> Any:
+    """The model's configuration, for as many labels as the adapter has.
+
+    Raises:
+        SoraError: it can not be had, or the model is quantised.
+    """
+    import transformers
+
+    quiet_hub()
+    name, options = _options(subject)
+    with _loading(subject):
+        config = transformers.AutoConfig.from_pretrained(name, **options)
+    if getattr(config, "quantization_config", None) is not None:
+        raise SoraError(
+            f"{subject.source} is quantised: its outputs are no measure of an adapter",
+            hint="compare on the unquantised model" + (": --base DIR" if subject.adapter else ""),
+        )
+    labels = number_of_labels(subject.adapter) if subject.adapter else None
+    if labels is not None:
+        config.num_labels = labels
+    return config
+
+
+def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -> Any:
+    """The model in evaluation mode on the CPU, an adapter's head loaded, its layers not yet.
+
+    Raises:
+        SoraError: it can not be loaded, or holds not all parameters.
+    """
+    import transformers
+
+    name, options = _options(subject)
+    gguf = {"gguf_file": options["gguf_file"]} if "gguf_file" in options else {}
+    with _loading(subject):
+        model, info = getattr(transformers, auto).from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with names
+            **options,
+            **gguf_options(gguf),
+        )
+    _check_complete(subject, info, auto)
+    if subject.adapter is not None:
+        with torch.no_grad():
+            load_head(model, subject.adapter.head)
+    return model.eval()
+
+
+def load_tokenizer(subject: Subject) -> Any | None:
+    """The tokenizer beside the model; None if there is none."""
+    import transformers
+
+    name, options = _options(subject)
+    if "gguf_file" not in options and lacks_tokenizer(Path(name)):
+        return None
+    try:
+        with quiet_loading():
+            return transformers.AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError, KeyError):
+        return None
+
+
+def float32_bytes(subject: Subject) -> int | None:
+    """Memory the model and its adapter take in float32, from file headers; None if not known.
+
+    Raises:
+        SoraError: the model's directory holds no weights.
+    """
+    checkpoint = local_checkpoint(subject.source, subject.revision)
+    if checkpoint is None:
+        return None
+    stored = _stored_tensors(checkpoint)
+    total = 4 * sum(_numbers(tensor) for tensor in stored)
+    if not stored:
+        files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.iterdir())
+        total = sum(f.stat().st_size * _GROWTH.get(f.suffix.lower(), 0) for f in files)
+    if not total:
+        if Path(subject.source).exists():
+            raise SoraError(f"{subject.source} holds no weights")
+        return None  # a Hub id of which little is in the cache
+    adapter = subject.adapter
+    return total + (4 * (adapter.parameters + adapter.head_parameters) if adapter else 0)
+
+
+def stored_dtypes(subject: Subject) -> set[str]:
+    """Number formats of what the subject itself holds, as safetensors calls them ("BF16").
+
+    Of an adapter these are its factors: the base model is the same on both sides.
+    """
+    if subject.folder is not None:
+        tensors = list(read_header(subject.folder / WEIGHTS_FILE))
+        return {t.dtype for t in tensors if ".lora_" in t.name}
+    checkpoint = local_checkpoint(subject.source, subject.revision)
+    return set() if checkpoint is None else {t.dtype for t in _stored_tensors(checkpoint)}
+
+
+def other_base(subject: Subject) -> str | None:
+    """A remark, if the adapter is known to have been trained on another base."""
+    adapter = subject.adapter
+    if adapter is None or adapter.base.fingerprint is None:
+        return None
+    checkpoint = local_checkpoint(subject.source, subject.revision)
+    if checkpoint is None or fingerprint(checkpoint) == adapter.base.fingerprint:
+        return None
+    return f"{subject.source} holds other weights than the base {subject.reference} was trained on"
+
+
+def _adapter_folder(reference: str) -> Path | None:
+    folder = Path(reference).expanduser()
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    return None
+
+
+def _model_source(reference: str) -> str:
+    source = resolve_model_path(reference)
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise SoraError(
+            f"{reference} holds neither an adapter ({CONFIG_FILE}) nor a model (config.json)"
+        )
+    if Path(source).is_file() and not source.lower().endswith(".gguf"):
+        raise SoraError(f"{reference} is a file, and no .gguf: name its directory")
+    return source
+
+
+def _recorded_base(adapter: Adapter | None) -> str:
+    if adapter is None:
+        raise SoraError("no adapter says which base model it is for", hint="add --base MODEL")
+    here = adapter.base.resolved and Path(adapter.base.resolved).exists()
+    return adapter.base.resolved if here or not adapter.base.path else adapter.base.path
+
+
+def _options(subject: Subject) -> tuple[str, dict[str, str]]:
+    """First and further arguments of `from_pretrained`; a directory has no revisions."""
+    name, options = split_gguf(subject.source)
+    if subject.revision is not None and not Path(name).exists():
+        options["revision"] = subject.revision
+    return name, options
+
+
+@contextmanager
+def _loading(subject: Subject) -> Iterator[None]:
+    """Transformers kept quiet, and its errors turned into ours."""
+    try:
+        with quiet_loading():
+            yield
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if Path(subject.source).exists():
+            raise SoraError(f"the model {subject.source} can not be loaded: {first}") from error
+        raise SoraError(
+            f"there is no directory {subject.source}, and no such model can be had: {first}",
+            hint="give a local copy: --base DIR" if subject.adapter else None,
+        ) from error
+
+
+def _check_complete(subject: Subject, info: Mapping[str, Any], auto: str) -> None:
+    """Refuse parameters that no file supplies: they are random, and different at each load."""
+    head = subject.adapter.head if subject.adapter else {}
+    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    random = sorted(key for key in absent if key not in head)
+    if auto == BARE:  # a pooler does not enter the last hidden state
+        random = [key for key in random if not key.startswith("pooler.")]
+    if not random:
+        return
+    more = f" (and {len(random) - 1} more)" if len(random) > 1 else ""
+    if subject.adapter is None:
+        raise SoraError(
+            f"{subject.reference} holds no '{random[0]}' of the right shape{more}",
+            where=f"to be compared it is loaded with {auto}",
+            hint="is it a base model without a trained head, or a model for another task?",
+        )
+    raise SoraError(
+        f"neither {subject.reference} nor its base holds '{random[0]}' of the right shape{more}",
+        where=f"the base is {subject.source}, loaded with {auto}",
+        hint="is it the right one? --base MODEL; a head that was not stored is lost",
+    )
+
+
+def _stored_tensors(checkpoint: Path) -> list[StoredTensor]:
+    return [tensor for file in weight_files(checkpoint) for tensor in read_header(file)]
+
+
+def _numbers(tensor: StoredTensor) -> int:
+    return int(torch.Size(tensor.shape).numel())

@@ -1,0 +1,115 @@
+"""`sora verify`: which base is taken, and what can not be compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sora_cli.adapter import Adapter, write_adapter
+from tests.helpers_adapters import save_backbone
+from tests.helpers_models import tiny_bert, tiny_llama
+from tests.helpers_verify import (
+    Made,
+    classifier_of,
+    error_of,
+    facts_of,
+    one_number_changed,
+)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("bert"), *classifier_of("bert"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("llama"), tiny_llama())
+
+
+# bases
+
+
+def test_base_given_by_hand(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = shutil.copytree(bert.base, tmp_path / "moved")
+    assert facts_of(capsys, bert.adapter, bert.merged, "--base", moved)[0] == 0
+    other = save_backbone(tiny_bert(seed=1), tmp_path / "other")
+    code, facts = facts_of(capsys, bert.adapter, bert.merged, "--base", other)
+    assert code == 1
+    assert "holds other weights than the base" in facts["notes"][0]
+
+
+def test_adapter_that_names_no_base(
+    bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(bert.adapter, tmp_path / "a")
+    (tmp_path / "a" / "sora.json").unlink()
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = None
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
+    assert "--base MODEL" in error_of(capsys, tmp_path / "a", bert.merged)
+    assert facts_of(capsys, tmp_path / "a", bert.adapter)[0] == 0, "the other one knows it"
+    assert facts_of(capsys, tmp_path / "a", bert.merged, "--base", bert.base)[0] == 0
+
+
+# what can not be compared
+
+
+def test_nothing_there(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no model at" in error_of(capsys, bert.adapter, tmp_path / "nowhere")
+    assert "there is no directory no_such_model" in error_of(capsys, "no_such_model", bert.merged)
+    (tmp_path / "empty").mkdir()
+    assert "neither an adapter" in error_of(capsys, tmp_path / "empty", bert.merged)
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in error_of(capsys, tmp_path / "file", bert.merged)
+
+
+def test_unrelated_things(
+    bert: Made, llama: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "bert and llama" in error_of(capsys, bert.adapter, llama.merged)
+    assert "SequenceClassification and CausalLM" in error_of(
+        capsys, bert.adapter, llama.adapter, "--base", bert.base
+    )
+    assert "no '" in error_of(capsys, bert.adapter, bert.base), "a head is missing"
+    tiny_bert(num_labels=2).save_pretrained(tmp_path / "two")
+    assert "different kinds of models" in error_of(capsys, tmp_path / "two", bert.merged)
+    assert "both are models" in error_of(capsys, bert.merged, bert.merged, "--base", bert.base)
+
+
+def test_head_that_was_not_stored(
+    bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = bert.stored
+    write_adapter(tmp_path / "a", Adapter(stored.layers, {}, (), "SEQ_CLS", stored.base,
+                                          meta=stored.meta))  # fmt: skip
+    assert "'classifier.bias'" in error_of(capsys, tmp_path / "a", bert.merged)
+
+
+def test_damage(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, part in (("model", "merged"), ("adapter_model", "adapter")):
+        broken = shutil.copytree(getattr(bert, part), tmp_path / name)
+        file = broken / f"{name}.safetensors"
+        file.write_bytes(file.read_bytes()[:-50])
+        error_of(capsys, bert.adapter, broken)
+    broken = one_number_changed(bert.merged, tmp_path / "nan", "classifier.bias", float("nan"))
+    assert "NaN" in error_of(capsys, bert.adapter, broken)
+
+
+def test_quantised_model(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(bert.merged, tmp_path / "q")
+    file = tmp_path / "q" / "config.json"
+    config = {**json.loads(file.read_text()), "quantization_config": {"quant_method": "gptq"}}
+    file.write_text(json.dumps(config))
+    assert "quantised" in error_of(capsys, bert.adapter, tmp_path / "q")
+
+
+@pytest.mark.parametrize("words", [["--tolerance", "-1"], ["--tolerance", "nan"],
+                                   ["--dtype", "int8"]])  # fmt: skip
+def test_impossible_options(
+    bert: Made, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    error_of(capsys, bert.adapter, bert.merged, *words)
