@@ -115,11 +115,12 @@ def merge(
         ),
     ] = False,
     force: Force = False,
-) -> None:
+    no_verify: NoVerify = False,
+) -> int:
     """Fold an adapter into its base model, tensor by tensor."""
     from sora_cli.commands.merge import merge
 
-    merge(directory, output, base=base, force=force, untie=untie)
+    return merge(directory, output, base=base, force=force, untie=untie, verify=not no_verify)
 
 
 def verify(

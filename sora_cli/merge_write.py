@@ -1,4 +1,7 @@
-"""The merged weights, written: what the base has copied by the kernel, the rest block by block."""
+"""The merged weights, written: what the base has is copied by the kernel, the rest made in blocks.
+
+Several threads write at once, each at its own place in the file, whose layout is known before.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,33 @@ import errno
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import INDEX_FILE, StoredTensor, read_header
-from sora_cli.merge_blocks import Blocks
+from sora_cli.merge_blocks import Blocks, Range
 from sora_cli.merge_incoming import Incoming
 from sora_cli.merge_plan import Item, Plan, PlannedFile
 from sora_cli.sora_file import write_json
 from sora_cli.spectra import one_thread
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes that were written since the last call, from another thread."""
+"""Called with the number of bytes that were written since the last call."""
 
 _STEP = 2**25  # bytes copied at a time
 _BUFFER = 2**20  # bytes, where the kernel does not copy
 _SAMPLE = 64  # bytes
+_THREADS = 4  # more than a disk can keep up with
+_WAITING = 16  # pieces of work
 _NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
@@ -49,15 +57,20 @@ def write_weights(
             back differently.
         OSError: the disk is full, or the like.
     """
-    made = [item for item in plan.items if not item.copied]
-    blocks = Blocks(made)
-    with one_thread(), ThreadPoolExecutor(max_workers=1) as thread:
+    blocks = Blocks([item for item in plan.items if not item.copied])
+    with one_thread(), ThreadPoolExecutor(max_workers=threads()) as pool:
         for file in plan.files:
-            job = _Job(folder / file.name, file, thread, progress)
-            samples = job.run(blocks, incoming)
-            _check_written(folder / file.name, file, samples)
+            path = folder / file.name
+            with path.open("xb", buffering=0) as out:
+                ends = _Job(file, out.fileno(), pool, progress).run(blocks, incoming)
+            _check_written(path, file, ends)
     if index is not None:
         write_json(folder / INDEX_FILE, _index(index, plan))
+
+
+def threads() -> int:
+    """How many work at once."""
+    return min(_THREADS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 2)
 
 
 def weights_bytes(plan: Plan) -> int:
@@ -82,80 +95,91 @@ def header_of(file: PlannedFile) -> bytes:
 
 
 class _Job:
-    """One file being written: blocks are made here, and go to the disk in another thread."""
+    """One file being written, by several threads at once, each at its own place in it."""
 
     def __init__(
-        self, path: Path, file: PlannedFile, thread: ThreadPoolExecutor, progress: Progress | None
+        self, file: PlannedFile, out: int, threads: ThreadPoolExecutor, progress: Progress | None
     ) -> None:
-        self._path, self._file, self._thread, self._progress = path, file, thread, progress
-        self._pending: list[Future[None]] = []
-        self._samples: dict[str, tuple[bytes, bytes]] = {}
-        self._out = -1
-        self._at = self._written = self._flushed = 0
+        self._file, self._out, self._threads, self._progress = file, out, threads, progress
+        self._pending: deque[Future[int]] = deque()
+        self._ends: dict[str, list[bytes]] = {}
+        self._written = self._flushed = 0
 
-    def run(self, blocks: Blocks, incoming: Incoming) -> dict[str, tuple[bytes, bytes]]:
+    def run(self, blocks: Blocks, incoming: Incoming) -> dict[str, list[bytes]]:
         """Write the file; the first and last bytes of each tensor that was made anew."""
         header = header_of(self._file)
         with ExitStack() as stack:
-            self._out = stack.enter_context(self._path.open("xb", buffering=0)).fileno()
-            sources: dict[Path, BinaryIO] = {}
-            for item in self._file.items:
-                if item.source is not None and item.source.file not in sources:
-                    stream = item.source.file.open("rb", buffering=0)
-                    sources[item.source.file] = stack.enter_context(stream)  # type: ignore[assignment]
+            sources = _Sources(stack)
             stack.callback(self._abandon)
             self._submit(_write_all, self._out, header, 0)
-            self._at = len(header)
+            at = len(header)
             for run in _runs(self._file.items):
-                first = run[0]
-                if first.copied:
-                    assert first.source is not None
-                    length = sum(item.length for item in run)
-                    self._copy(sources[first.source.file], first.source.start, length)
+                length = sum(item.length for item in run)
+                if run[0].copied:
+                    assert run[0].source is not None
+                    self._copy(
+                        sources.descriptor(run[0].source.file), run[0].source.start, at, length
+                    )
                 else:
-                    self._make(first, blocks, incoming, sources)
-            for future in self._pending:
-                future.result()
-            if self._progress is not None:
-                self._progress(self._written - self._flushed)
-        return self._samples
+                    self._make(run[0], at, blocks, incoming, sources)
+                at += length
+            while self._pending:
+                self._finish_one()
+        return self._ends
 
     def _make(
-        self, item: Item, blocks: Blocks, incoming: Incoming, sources: dict[Path, BinaryIO]
+        self, item: Item, at: int, blocks: Blocks, incoming: Incoming, sources: _Sources
     ) -> None:
-        def emit(block: memoryview) -> Future[None]:
-            first, last = self._samples.get(item.name, (bytes(block[:_SAMPLE]), b""))
-            self._samples[item.name] = (first, (last + bytes(block[-_SAMPLE:]))[-_SAMPLE:])
-            future = self._submit(_write_all, self._out, block, self._at)
-            self._at += len(block)
-            return future
-
+        """Have a tensor made and written, block by block."""
+        make: Callable[[Range], memoryview]
         if item.head is not None:
-            blocks.replace(item, incoming.head(item.head), emit)
+            content = incoming.head(item.head)
+            file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
+            make = partial(blocks.replace, item, content, source=file)
         else:
             assert item.update is not None
             assert item.source is not None
-            blocks.add(item, incoming.update(item.update), sources[item.source.file], emit)
+            update, file = incoming.update(item.update), sources.descriptor(item.source.file)
+            make = partial(blocks.add, item, update, source=file)
+        ranges = blocks.ranges(item)
+        self._ends[item.name] = [b"", b""]
+        per_step = item.length // ranges[-1][1] if ranges else 0  # bytes of a row, or of a number
+        for start, stop in ranges:
+            first, last = start == 0, stop == ranges[-1][1]
+            offset = at + start * per_step
+            self._submit(self._made, make, (start, stop), offset, item.name, first, last)
 
-    def _copy(self, source: BinaryIO, start: int, length: int) -> None:
+    def _made(
+        self,
+        make: Callable[[Range], memoryview],
+        rows: Range,
+        offset: int,
+        name: str,
+        first: bool,
+        last: bool,
+    ) -> int:
+        content = make(rows)
+        if first:
+            self._ends[name][0] = bytes(content[:_SAMPLE])
+        if last:
+            self._ends[name][1] = bytes(content[-_SAMPLE:])
+        return _write_all(self._out, content, offset)
+
+    def _copy(self, source: int, start: int, at: int, length: int) -> None:
         for done in range(0, length, _STEP):
             step = min(_STEP, length - done)
-            self._submit(_copy_range, source.fileno(), self._out, start + done, self._at, step)
-            self._at += step
+            self._submit(_copy_range, source, self._out, start + done, at + done, step)
 
-    def _submit(self, work: Callable[..., int], *arguments: Any) -> Future[None]:
-        """Have something written after all that was before it."""
-        for future in [f for f in self._pending if f.done()]:
-            future.result()  # raises what went wrong
-            self._pending.remove(future)
-        future = self._thread.submit(self._write, work, *arguments)
-        self._pending.append(future)
-        return future
+    def _submit(self, work: Callable[..., int], *arguments: Any) -> None:
+        """Hand a piece of work on; wait where many are waiting, for they hold factors."""
+        while len(self._pending) >= _WAITING:
+            self._finish_one()
+        self._pending.append(self._threads.submit(work, *arguments))
 
-    def _write(self, work: Callable[..., int], *arguments: Any) -> None:
-        self._written += work(*arguments)
+    def _finish_one(self) -> None:
+        self._written += self._pending.popleft().result()  # raises what went wrong
         step = self._written - self._flushed
-        if step >= _STEP:
+        if step >= _STEP or not self._pending:
             _begin_flush(self._out, self._flushed, step)
             self._flushed += step
             if self._progress is not None:
@@ -165,9 +189,21 @@ class _Job:
         """Before the files are closed: what has not begun will not, what has begun ends."""
         for future in self._pending:
             future.cancel()
-        for future in self._pending:
-            if not future.cancelled():
-                future.exception()
+        wait(self._pending)
+
+
+class _Sources:
+    """The files that are read from, open until the stack is left."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._open: dict[Path, int] = {}
+
+    def descriptor(self, file: Path) -> int:
+        """Of a file, open for reading."""
+        if file not in self._open:
+            self._open[file] = self._stack.enter_context(file.open("rb", buffering=0)).fileno()
+        return self._open[file]
 
 
 def _runs(items: tuple[Item, ...]) -> Iterator[list[Item]]:
@@ -227,7 +263,7 @@ def _begin_flush(out: int, offset: int, length: int) -> None:
         os.posix_fadvise(out, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _check_written(path: Path, file: PlannedFile, samples: dict[str, tuple[bytes, bytes]]) -> None:
+def _check_written(path: Path, file: PlannedFile, made: dict[str, list[bytes]]) -> None:
     """Compare the header with the plan, and some bytes of each tensor with what they should be."""
     written = {tensor.name: tensor for tensor in read_header(path)}
     same = list(written) == [item.name for item in file.items]
@@ -235,12 +271,12 @@ def _check_written(path: Path, file: PlannedFile, samples: dict[str, tuple[bytes
         for item in file.items if same else ():
             tensor = written[item.name]
             same = same and (tensor.dtype, tensor.shape) == (item.dtype, item.shape)
-            ends = _ends(stream, tensor)
-            if item.name in samples:
-                same = same and ends == samples[item.name]
-            elif item.source is not None and item.copied:
+            first, last = _ends(stream, tensor)
+            if item.name in made:
+                same = same and first == made[item.name][0] and last.endswith(made[item.name][1])
+            elif item.source is not None:
                 with item.source.file.open("rb") as source:
-                    same = same and ends == _ends(source, item.source)
+                    same = same and (first, last) == _ends(source, item.source)
     if not same:
         raise SoraError("what was written reads back differently: is the disk all right?")
 

@@ -32,7 +32,7 @@ from sora_cli.merge_incoming import Incoming, incoming
 from sora_cli.merge_match import Match, match, read_stored, tied_part
 from sora_cli.merge_names import build_runtime
 from sora_cli.merge_plan import Plan, plan_weights
-from sora_cli.merge_write import Progress, weights_bytes, write_weights
+from sora_cli.merge_write import Progress, threads, weights_bytes, write_weights
 from sora_cli.model import lacks_tokenizer
 from sora_cli.references import resolve_model_path
 from sora_cli.report import process_memory
@@ -322,6 +322,6 @@ def _memory(new: Incoming, plan: Plan) -> int | None:
     now = process_memory("RssAnon")
     if now is None:
         return None
-    buffers = Blocks.memory([item for item in plan.items if not item.copied])
+    buffers = Blocks.memory([item for item in plan.items if not item.copied], threads())
     factors = max(f.parameters for f in new.outline.layers.values())
     return now + buffers + 3 * 4 * factors + _RUNTIME_MEMORY

@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 
 
 def merge(
-    directory: Path, output: Path, *, base: str | None, force: bool, untie: bool = False
-) -> None:
+    directory: Path,
+    output: Path,
+    *,
+    base: str | None,
+    force: bool,
+    untie: bool = False,
+    verify: bool = True,
+) -> int:
     """Write the base model with the adapter, its head and its labels in it.
 
     Args:
@@ -25,6 +31,10 @@ def merge(
         base: the base model, where it is not the one the adapter names.
         force: replace a model at `output`, and take a base that is not the one trained on.
         untie: change a weight that is tied to another, and untie them.
+        verify: compare the outputs of both, where memory allows.
+
+    Returns:
+        Exit code: 1 if they differ.
 
     Raises:
         SoraError: bad input, a base that does not fit, or an output that exists.
@@ -45,6 +55,11 @@ def merge(
     head = f" and the head ({', '.join(modules)})" if modules else ""
     say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
     say(f"wrote {output}")
+    if not verify or merged.absent:  # random parameters give other outputs each time
+        return 0
+    from sora_cli.self_check import self_check
+
+    return 0 if self_check(directory, output, base=base) else 1
 
 
 def _announce(plan: Merge) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
 from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, read_adapter, write_adapter
+from sora_cli.app import run
 from sora_cli.commands.merge import merge
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import fingerprint
@@ -21,6 +22,7 @@ from sora_cli.merging import MERGED_KEY, adapter_digest, merge_adapter
 from sora_cli.sora_file import read_json, write_json
 from tests.helpers_adapters import LABELS, adapt, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
+from tests.helpers_runs import train, write_recipe
 
 HEAD = ("bert.pooler", "classifier")
 
@@ -251,3 +253,17 @@ def test_real_model_with_its_tokenizer(tmp_path: Path) -> None:
     assert tokenizer(text)["input_ids"] == old(text)["input_ids"]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert torch.equal(model.classifier.weight, head["classifier.weight"])
+
+
+def test_a_merge_ends_with_a_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(write_recipe(tmp_path, tiny_bert(num_labels=2)))
+    words = ["merge", str(tmp_path / "out"), "-o", str(tmp_path / "merged")]
+    capsys.readouterr()
+    assert run(words) == 0
+    assert "verified: largest difference" in capsys.readouterr().err
+    assert run([*words, "--force", "--no-verify"]) == 0
+    assert "verified" not in capsys.readouterr().err
+    monkeypatch.setattr("sora_cli.self_check.self_check", lambda *_, **__: False)
+    assert run([*words, "--force"]) == 1
