@@ -25,14 +25,14 @@ from sora_cli.atomic import check_replaceable, new_directory
 from sora_cli.console import size
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import fingerprint
-from sora_cli.merge_base import MODEL_CARD, MODEL_CONFIG, BaseFolder, loading, open_base
-from sora_cli.merge_blocks import Blocks
-from sora_cli.merge_card import MERGED_KEY, merged_config, model_card, untied_config
-from sora_cli.merge_incoming import Incoming, incoming
-from sora_cli.merge_match import Match, match, read_stored, tied_part
-from sora_cli.merge_names import build_runtime
-from sora_cli.merge_plan import Plan, plan_weights
-from sora_cli.merge_write import Progress, threads, weights_bytes, write_weights
+from sora_cli.merge.base import MODEL_CARD, MODEL_CONFIG, BaseFolder, loading, open_base
+from sora_cli.merge.blocks import Blocks
+from sora_cli.merge.card import MERGED_KEY, merged_config, model_card, untied_config
+from sora_cli.merge.incoming import Incoming, incoming
+from sora_cli.merge.match import Match, match, read_stored, tied_part
+from sora_cli.merge.names import build_runtime
+from sora_cli.merge.plan import Plan, plan_weights
+from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
 from sora_cli.model import lacks_tokenizer
 from sora_cli.references import resolve_model_path
 from sora_cli.report import process_memory

@@ -47,6 +47,6 @@ def export(
     say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}")
     if not verify:
         return 0
-    from sora_cli.self_check import self_check
+    from sora_cli.verify.self_check import self_check
 
     return 0 if self_check(directory, output) else 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sora_cli.console import count, say, size
 
 if TYPE_CHECKING:
-    from sora_cli.merge_write import Progress
+    from sora_cli.merge.write import Progress
     from sora_cli.merging import Merge, Merged
 
 
@@ -57,7 +57,7 @@ def merge(
     say(f"wrote {output}")
     if not verify or merged.absent:  # random parameters give other outputs each time
         return 0
-    from sora_cli.self_check import self_check
+    from sora_cli.verify.self_check import self_check
 
     return 0 if self_check(directory, output, base=base) else 1
 

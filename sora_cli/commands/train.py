@@ -43,7 +43,7 @@ def train(
 
 def _verified(loaded: LoadedRecipe, output: Path, ready: Prepared) -> bool:
     """Whether the files give what was trained, as far as that can be told here."""
-    from sora_cli.self_check import self_check
+    from sora_cli.verify.self_check import self_check
 
     recipe = loaded.recipe
     if recipe.model.trust_remote_code:

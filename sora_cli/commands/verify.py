@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.console import count, emit, emit_table, say
 
 if TYPE_CHECKING:
-    from sora_cli.verification import Difference, Verification
+    from sora_cli.verify.verification import Difference, Verification
 
 DIFFERENT = 1
 """Exit code."""
@@ -37,7 +37,7 @@ def verify(
         SoraError: something that is not there, can not be loaded, or can not be compared.
     """
     say("loading torch and transformers ...")
-    from sora_cli.verification import verify
+    from sora_cli.verify.verification import verify
 
     done = verify(a, b, base=base, dtype=dtype, tolerance=tolerance)
     for note in done.notes:

@@ -21,7 +21,7 @@ from sora_cli.adapter import Adapter
 from sora_cli.auto_classes import BARE, auto_class_for
 from sora_cli.errors import SoraError
 from sora_cli.loading import names_by_parameter
-from sora_cli.merge_base import loading
+from sora_cli.merge.base import loading
 
 _WITHOUT_A_TASK = ("AutoModelForImageClassification",)
 """Tried last for adapters that name no task: PEFT has none for pictures."""

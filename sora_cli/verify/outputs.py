@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sora_cli.errors import SoraError
 from sora_cli.loading import apply_adapter
-from sora_cli.probes import Probe
-from sora_cli.subjects import Subject, load_subject
+from sora_cli.verify.probes import Probe
+from sora_cli.verify.subjects import Subject, load_subject
 
 Values = dict[str, Tensor]
 """Output name -> (rows, ...), float32 on the CPU."""

@@ -12,19 +12,19 @@ import pytest
 import torch
 import transformers
 
-from sora_cli import free_memory as memory
-from sora_cli import self_check as checking
 from sora_cli.adapter import Adapter, write_adapter
 from sora_cli.app import run
 from sora_cli.auto_classes import auto_class_for, auto_class_of, number_of_labels
 from sora_cli.errors import SoraError
-from sora_cli.free_memory import free_memory
-from sora_cli.outputs import run_model
-from sora_cli.probes import Probe, make_probe
-from sora_cli.reload import reload_outputs
-from sora_cli.self_check import self_check
-from sora_cli.subjects import find_subjects, float32_bytes
-from sora_cli.verification import compare, tolerance_for, verify
+from sora_cli.verify import free_memory as memory
+from sora_cli.verify import self_check as checking
+from sora_cli.verify.free_memory import free_memory
+from sora_cli.verify.outputs import run_model
+from sora_cli.verify.probes import Probe, make_probe
+from sora_cli.verify.reload import reload_outputs
+from sora_cli.verify.self_check import self_check
+from sora_cli.verify.subjects import find_subjects, float32_bytes
+from sora_cli.verify.verification import compare, tolerance_for, verify
 from tests.helpers_adapters import adapt, save_backbone
 from tests.helpers_models import (
     VOCABULARY,

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import INDEX_FILE, StoredTensor, read_header
-from sora_cli.merge_blocks import Blocks, Range
-from sora_cli.merge_incoming import Incoming
-from sora_cli.merge_plan import Item, Plan, PlannedFile
+from sora_cli.merge.blocks import Blocks, Range
+from sora_cli.merge.incoming import Incoming
+from sora_cli.merge.plan import Item, Plan, PlannedFile
 from sora_cli.sora_file import write_json
 from sora_cli.spectra import one_thread
 

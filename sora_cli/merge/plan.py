@@ -12,7 +12,7 @@ import torch
 from sora_cli.adapter import Adapter
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import StoredTensor, read_metadata
-from sora_cli.merge_match import Match
+from sora_cli.merge.match import Match
 from sora_cli.tensor_file import stored_dtype, torch_dtype
 
 FLOATS = ("F64", "F32", "F16", "BF16")

@@ -10,8 +10,8 @@ from sora_cli.adapter import Adapter
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import StoredTensor, read_header
 from sora_cli.loading import linear_of
-from sora_cli.merge_incoming import Content, same_content
-from sora_cli.merge_names import Arrival, Runtime, head_names, layer_paths
+from sora_cli.merge.incoming import Content, same_content
+from sora_cli.merge.names import Arrival, Runtime, head_names, layer_paths
 
 _WEIGHT = ".weight"
 

@@ -10,7 +10,7 @@ from typing import Any
 from sora_cli import __version__
 from sora_cli.adapter import Adapter
 from sora_cli.auto_classes import number_of_labels
-from sora_cli.merge_plan import Plan
+from sora_cli.merge.plan import Plan
 
 MERGED_KEY = "sora_merged"
 """In config.json: a list of {"adapter": digest, "method": name or null}, in the order of merging.

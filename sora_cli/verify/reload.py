@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from sora_cli.boundary import guarded
 from sora_cli.errors import SoraError
-from sora_cli.outputs import Outputs, compute_outputs
-from sora_cli.probes import Probe
-from sora_cli.subjects import find_subjects, load_config
+from sora_cli.verify.outputs import Outputs, compute_outputs
+from sora_cli.verify.probes import Probe
+from sora_cli.verify.subjects import find_subjects, load_config
 
 _JOB, _INPUTS, _VALUES, _WITHOUT = "job.json", "inputs.st", "values.st", "without.st"
 
@@ -45,7 +45,7 @@ def reload_outputs(
         (folder / _JOB).write_text(json.dumps(job), encoding="utf-8")
         save_file({k: v.contiguous() for k, v in probe.inputs.items()}, folder / _INPUTS)
         done = subprocess.run(
-            [sys.executable, "-m", "sora_cli.reload", scratch],
+            [sys.executable, "-m", "sora_cli.verify.reload", scratch],
             capture_output=True,
             text=True,
             env=_environment(),

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from sora_cli.auto_classes import BARE, auto_class_for, auto_class_of
 from sora_cli.errors import SoraError
-from sora_cli.outputs import Outputs, Values, compute_outputs, run_model
-from sora_cli.probes import Probe, make_probe
-from sora_cli.reload import reload_outputs
-from sora_cli.subjects import (
+from sora_cli.verify.outputs import Outputs, Values, compute_outputs, run_model
+from sora_cli.verify.probes import Probe, make_probe
+from sora_cli.verify.reload import reload_outputs
+from sora_cli.verify.subjects import (
     Subject,
     find_subjects,
     load_config,

@@ -16,11 +16,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli import merge_base, merge_blocks, merge_write
 from sora_cli.adapter import Adapter, open_adapter, write_adapter
 from sora_cli.app import run
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import read_header
+from sora_cli.merge import base as merge_base
+from sora_cli.merge import blocks as merge_blocks
+from sora_cli.merge import write as merge_write
 from sora_cli.merging import adapter_digest, merge_adapter, prepare_merge
 from sora_cli.sora_file import read_json, write_json
 from tests.helpers_adapters import LABELS, adapt, save_backbone

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sora_cli.errors import SoraError
-from sora_cli.merge_incoming import Content, Update
-from sora_cli.merge_plan import Item
+from sora_cli.merge.incoming import Content, Update
+from sora_cli.merge.plan import Item
 from sora_cli.tensor_file import torch_dtype
 
 _BLOCK = 2**18  # numbers

@@ -8,8 +8,8 @@ from typing import Any
 
 from sora_cli.console import say, size
 from sora_cli.errors import SoraError
-from sora_cli.free_memory import free_memory
 from sora_cli.peft_layout import CONFIG_FILE
+from sora_cli.verify.free_memory import free_memory
 
 SHARE = 4
 """A model that takes less than this part of the free memory is verified."""
@@ -33,7 +33,7 @@ def self_check(
     with what its files give, without the seconds a new process takes.
 
     Args:
-        a, b: see `sora_cli.verification.verify`; `b` None: a reload of `a`.
+        a, b: see `sora_cli.verify.verification.verify`; `b` None: a reload of `a`.
         base: what the command was given as --base.
         trained: model in memory that `a` was written from, in full precision.
         fresh: make the reload in a new process.
@@ -51,7 +51,7 @@ def self_check(
         if reason is not None:
             say(f"not verified: {reason}; to do it: {command}")
             return True
-        from sora_cli.verification import verify
+        from sora_cli.verify.verification import verify
 
         done = verify(names[0], names[1] if b else None, base=base, trained=trained, fresh=fresh)
     except SoraError as error:
@@ -72,7 +72,7 @@ def self_check(
 
 def _too_large(names: tuple[str, ...], base: str | None) -> str | None:
     """Why the models should not, or can not, be loaded without asking; None if they may."""
-    from sora_cli.subjects import find_subjects, float32_bytes
+    from sora_cli.verify.subjects import find_subjects, float32_bytes
 
     try:
         known = [float32_bytes(subject) for subject in find_subjects(names, base=base)]
