@@ -27,6 +27,7 @@ from sora_cli.merging import adapter_digest, merge_adapter, prepare_merge
 from sora_cli.sora_file import read_json, write_json
 from tests.helpers_adapters import LABELS, adapt, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
+from tests.shared_files import REPOSITORY
 
 HEAD = ("bert.pooler", "classifier")
 Made = tuple[Path, Adapter]
@@ -294,7 +295,7 @@ def test_untie_is_an_option_of_the_command(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_benchmark_runs_and_memory_is_bounded(tmp_path: Path) -> None:
     """Of a base of 100 MB, the process takes less than that for itself while it merges."""
-    program = Path(__file__).parent.parent.parent / "benchmarks" / "merge.py"
+    program = REPOSITORY / "benchmarks" / "merge.py"
     words = [sys.executable, str(program), "--quick", "--dtype", "bf16", "--place", str(tmp_path)]
     done = subprocess.run([*words, "--shards", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
