@@ -16,7 +16,8 @@ its return; "command" is the whole process, with the start of Python and the imp
 transformers, which take the same few seconds whatever the size. Ratios are to the copy's time.
 "memory" is the largest RssAnon of the process, sampled: file pages that are mapped do not count.
 "of it before" is what it had when the function was called (Python, torch); "said" is what the
-command predicted.
+command predicted. "load" is the machine's over the last minute, the benchmark's own part of it (one
+to two) among it: of the two sides it is the merge, which computes, that other programs slow down.
 
 torch has the threads it takes by itself (OMP_NUM_THREADS). The files go to `--place`.
 """
@@ -138,11 +139,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sora-benchmark-", dir=options.place) as temporary:
         emit(
             f"torch {torch.__version__}, {torch.get_num_threads()} of {os.cpu_count()} cores, "
-            f"load {os.getloadavg()[0]:.1f}; medians of {rounds} rounds in turns"
+            f"medians of {rounds} rounds in turns"
         )
         emit(
             "   GB dtype shards      cp -r     merge  ratio   command  ratio    memory  "
-            "of it before     said"
+            "of it before     said   load"
         )
         for gb in sizes:
             for dtype in options.dtype:
@@ -170,7 +171,8 @@ def measure(place: Path, gb: float, dtype: str, shard: float, rounds: int) -> No
     emit(
         f"{total:>5.2f} {dtype:<5} {files:>6} {one:>8.2f} s {two:>7.2f} s {two / one:>6.2f} "
         f"{three:>7.2f} s {three / one:>6.2f} {max(r.memory for r in runs) / 1e6:>6.0f} MB "
-        f"{max(r.before for r in runs) / 1e6:>10.0f} MB {max(r.said for r in runs) / 1e6:>5.0f} MB"
+        f"{max(r.before for r in runs) / 1e6:>10.0f} MB {max(r.said for r in runs) / 1e6:>5.0f} MB "
+        f"{os.getloadavg()[0]:>6.1f}"
     )
     shutil.rmtree(base)
     shutil.rmtree(adapter)
