@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from sora_cli.merge.plan import Item
 from sora_cli.tensor_file import torch_dtype
 
 _BLOCK = 2**18  # numbers
-_ROWS = 64  # a product of few rows is rounded in another order than the whole one
+_ROWS = 8  # at least, for the product of a single row is rounded in another order
 _LARGEST_BLOCK = 2**24  # numbers, for rows that are very long
 _SMALL = 1e9  # a sum of squares below it: all numbers are finite, also in float16
 
@@ -43,10 +44,14 @@ class Blocks:
     def ranges(item: Item) -> list[Range]:
         """Rows (of what is added to) or numbers (of what is replaced) of each block, in order."""
         if item.update is None:
-            count, step = torch.Size(item.shape).numel(), _BLOCK
+            count = torch.Size(item.shape).numel()
+            blocks = -(-count // _BLOCK)
         else:
-            count, step = item.shape[0], _rows(item)
-        return [(start, min(start + step, count)) for start in range(0, count, step)]
+            count = item.shape[0]
+            blocks = -(-count // _most_rows(item))
+        # none is much smaller than the others; an empty tensor has none
+        edges = [k * count // max(blocks, 1) for k in range(blocks + 1)]
+        return list(pairwise(edges))
 
     def add(self, item: Item, update: Update, rows: Range, source: int) -> memoryview:
         """Read rows of a weight, add the update's in float32, and cast them back once.
@@ -148,19 +153,17 @@ def _sizes(items: list[Item]) -> tuple[int, int, int]:
     return raw, 8 * numbers, 4 * numbers
 
 
-def _rows(item: Item) -> int:
-    """In a block: all but the last block of a tensor have so many, and that not many less."""
-    rows, columns = item.shape
-    most = max(_BLOCK // columns, min(_ROWS, _LARGEST_BLOCK // columns), 1)
-    blocks = -(-rows // most)
-    return -(-rows // blocks)
+def _most_rows(item: Item) -> int:
+    """Of a weight, in a block."""
+    columns = item.shape[1]
+    return max(_BLOCK // columns, min(_ROWS, _LARGEST_BLOCK // columns), 1)
 
 
 def _numbers(item: Item) -> int:
     """In the largest block of a tensor."""
-    if item.update is None:
-        return min(_BLOCK, torch.Size(item.shape).numel())
-    return _rows(item) * item.shape[1]
+    numbers = torch.Size(item.shape).numel()
+    most = _BLOCK if item.update is None else _most_rows(item) * item.shape[1]
+    return min(most, numbers)
 
 
 def _read(source: int, raw: Any, offset: int, item: Item) -> None:

@@ -23,6 +23,7 @@ from sora_cli.fingerprint import read_header
 from sora_cli.merge import base as merge_base
 from sora_cli.merge import blocks as merge_blocks
 from sora_cli.merge import write as merge_write
+from sora_cli.merge.plan import Item
 from sora_cli.merging import adapter_digest, merge_adapter, prepare_merge
 from sora_cli.sora_file import read_json, write_json
 from tests.helpers_adapters import LABELS, adapt, save_backbone
@@ -228,6 +229,22 @@ def test_blocks_of_rows(
     assert whole.keys() == blocks.keys()
     for name, tensor in whole.items():
         assert torch.allclose(blocks[name], tensor, rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize("shape", [(4097, 4096), (50257, 768), (129, 30_000), (3, 7), (9, 2**22)])
+def test_no_block_is_a_single_row(shape: tuple[int, int]) -> None:
+    """Its product would be rounded in another order than the whole one."""
+    length = 4 * shape[0] * shape[1]
+    ranges = merge_blocks.Blocks.ranges(Item("w", "F32", shape, length, update="w"))
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
+    assert ranges[-1][1] == shape[0]
+    assert min(stop - start for start, stop in ranges) > 1
+    assert max(stop - start for start, stop in ranges) * shape[1] <= merge_blocks._LARGEST_BLOCK
+
+
+@pytest.mark.parametrize("update", [None, "w"])
+def test_an_empty_tensor_has_no_block(update: str | None) -> None:
+    assert merge_blocks.Blocks.ranges(Item("w", "F32", (0, 5), 0, update=update)) == []
 
 
 def test_too_large_for_the_bases_dtype(tmp_path: Path) -> None:
