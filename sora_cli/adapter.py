@@ -18,8 +18,9 @@ from sora_cli.adapter_file import AdapterFile, locate_adapter, open_adapter
 from sora_cli.adapter_writing import Plan
 from sora_cli.atomic import new_directory
 from sora_cli.errors import SoraError
-from sora_cli.peft_layout import CONFIG_FILE, WEIGHTS_FILE, written_config
+from sora_cli.peft_layout import WEIGHTS_FILE, written_config
 from sora_cli.sora_file import (
+    CONFIG_FILE,
     SORA_FILE,
     AdapterMeta,
     BaseReference,

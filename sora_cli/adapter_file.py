@@ -21,7 +21,6 @@ from sora_cli.errors import SoraError
 from sora_cli.fingerprint import StoredTensor
 from sora_cli.peft_config import LARGEST_RANK, PeftConfig, parse_config
 from sora_cli.peft_layout import (
-    CONFIG_FILE,
     PICKLE_FILE,
     WEIGHTS_FILE,
     Pair,
@@ -30,7 +29,14 @@ from sora_cli.peft_layout import (
     check_tensor,
     split_keys,
 )
-from sora_cli.sora_file import SORA_FILE, AdapterMeta, BaseReference, read_json, read_sora_file
+from sora_cli.sora_file import (
+    CONFIG_FILE,
+    SORA_FILE,
+    AdapterMeta,
+    BaseReference,
+    read_json,
+    read_sora_file,
+)
 from sora_cli.tensor_file import TensorFile, open_tensors
 
 T = TypeVar("T")
@@ -91,12 +97,12 @@ class AdapterFile:
     @property
     def layers(self) -> Mapping[str, LowRankFactors]:
         """Module path -> factors; each access reads them."""
-        return _OnDemand(self.paths, self.factors)
+        return OnDemand(self.paths, self.factors)
 
     @property
     def head(self) -> Mapping[str, Tensor]:
         """Parameter name -> tensor stored in full; each access reads it."""
-        return _OnDemand(self.head_names, self.head_tensor)
+        return OnDemand(self.head_names, self.head_tensor)
 
     def factors(self, path: str) -> LowRankFactors:
         """Read one module's factors: float32, with E and all scaling in B.
@@ -161,7 +167,7 @@ class AdapterFile:
         return peft_adalora.scaling(self.config.lora_alpha, number)
 
 
-class _OnDemand(Mapping[str, T]):
+class OnDemand(Mapping[str, T]):
     """Names, and what makes the value of each."""
 
     def __init__(self, names: Sequence[str], make: Callable[[str], T]) -> None:
@@ -180,6 +186,12 @@ class _OnDemand(Mapping[str, T]):
         return len(self._names)
 
 
+def adapter_folder(directory: Path) -> Path | None:
+    """The adapter directory itself, or the one inside a run directory; None if it is neither."""
+    candidates = (directory, directory / "adapter")
+    return next((folder for folder in candidates if (folder / CONFIG_FILE).is_file()), None)
+
+
 def locate_adapter(directory: Path) -> Path:
     """The adapter directory itself, or the one inside a run directory.
 
@@ -187,9 +199,9 @@ def locate_adapter(directory: Path) -> Path:
         SoraError: neither is there.
     """
     try:
-        for candidate in (directory, directory / "adapter"):
-            if (candidate / CONFIG_FILE).is_file():
-                return candidate
+        found = adapter_folder(directory)
+        if found is not None:
+            return found
         if not directory.exists():
             raise SoraError(f"there is no directory {directory}")
         if not directory.is_dir():

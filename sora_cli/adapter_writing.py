@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -87,13 +87,10 @@ class Plan:
     def tensors(self, where: str) -> dict[str, NewTensor]:
         """Key -> tensor to write; `where` is for errors about the head."""
         new = {}
-        last: dict[str, LowRankFactors] = {}  # the two halves of a pair follow each other
+        factors = lru_cache(maxsize=1)(self.factors)  # the two halves of a pair follow each other
 
         def half(path: str, name: str) -> Tensor:
-            if path not in last:
-                last.clear()
-                last[path] = self.factors(path)
-            return last[path].A if name == "A" else last[path].B
+            return factors(path).A if name == "A" else factors(path).B
 
         for path in self.stored:
             n_out, n_in = self._sides[path]

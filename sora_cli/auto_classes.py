@@ -31,14 +31,20 @@ _BY_ENDING = {
     "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
 }
+_TASKS = {auto: task for task, auto in _BY_TASK.items() if auto != BARE}
 _OUTPUT_LAYERS = ("classifier.weight", "score.weight", "out_proj.weight")
 
 
 def auto_class_of(config: Any) -> str:
     """The Auto class of a checkpoint, by the architecture its configuration names."""
     names = getattr(config, "architectures", None) or [""]
-    found = (auto for ending, auto in _BY_ENDING.items() if names[0].endswith(ending))
-    return next(found, BARE)
+    return _by_name(names[0]) or BARE
+
+
+def task_type_of(class_name: str) -> str | None:
+    """PEFT's task type of a model class, such as "SEQ_CLS"; None where PEFT has none for it."""
+    auto = _by_name(class_name)
+    return None if auto is None else _TASKS.get(auto)
 
 
 def auto_class_for(adapter: Adapter, config: Any, others: Iterable[str] = ()) -> str:
@@ -63,9 +69,14 @@ def number_of_labels(adapter: Adapter) -> int | None:
     meta = adapter.meta
     if meta.labels or meta.num_labels:
         return len(meta.labels) if meta.labels else meta.num_labels
-    outputs = (t for name, t in adapter.head.items() if name.endswith(_OUTPUT_LAYERS))
+    outputs = (adapter.head[name] for name in adapter.head if name.endswith(_OUTPUT_LAYERS))
     sizes = [t.shape[0] for t in outputs if t.ndim == 2]
     return min(sizes) if sizes else None
+
+
+def _by_name(class_name: str) -> str | None:
+    found = (auto for ending, auto in _BY_ENDING.items() if class_name.endswith(ending))
+    return next(found, None)
 
 
 def _fits(auto: str, adapter: Adapter, config: Any) -> bool:

@@ -23,6 +23,9 @@ from transformers import Trainer, TrainerCallback
 from methods.base import AdapterMethod, LowRankLinear
 from sora_cli.atomic import new_directory, write_text_atomic
 
+STATE_FILE = "state.safetensors"
+"""Trained parameters and the method's state, in a checkpoint or a path's stage."""
+
 
 @dataclass(frozen=True)
 class Best:
@@ -88,7 +91,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             return None
         if self.best is None or self.best.step == self.trainer.state.global_step:
             return self.best
-        tensors = load_file(self._path(self.best.step) / "state.safetensors")
+        tensors = load_file(self._path(self.best.step) / STATE_FILE)
         load_trained(self.trainer.model, self.method, tensors)
         return self.best
 
@@ -123,7 +126,7 @@ def write_checkpoint(path: Path, trainer: Trainer, method: AdapterMethod) -> Non
         },
     }
     with new_directory(path) as folder:
-        save_file({n: _plain(t) for n, t in tensors.items()}, folder / "state.safetensors")
+        save_file({n: _plain(t) for n, t in tensors.items()}, folder / STATE_FILE)
         write_text_atomic(folder / "state.json", json.dumps(state, indent=1, default=str))
 
 

@@ -13,7 +13,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from methods.registry import did_you_mean
-from sora_cli.errors import SoraError
+from sora_cli.errors import SoraError, first_line
 from sora_cli.offline import offline_error, quiet_hub
 from sora_cli.recipe import DataBlock
 
@@ -141,7 +141,7 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Dataset]:
         raise
     except Exception as error:  # as many kinds as there are readers
         raise SoraError(
-            f"data '{folder}' can not be loaded: {_first_line(error.__cause__ or error)}",
+            f"data '{folder}' can not be loaded: {first_line(error.__cause__ or error)}",
             where=f"data.path={data.path} data.name={data.name}",
         ) from error
 
@@ -181,7 +181,7 @@ def _quiet_load_all(
         loaded = datasets.load_dataset(path, data.name, revision=data.revision, cache_dir=cache_dir)
     except ValueError as error:
         raise SoraError(
-            f"data '{path}' can not be loaded: {_first_line(error)}",
+            f"data '{path}' can not be loaded: {first_line(error)}",
             where=f"data.path={path} data.name={data.name}",
         ) from error
     if not isinstance(loaded, DatasetDict):
@@ -196,11 +196,7 @@ def _quiet_load(kind: str | None, where: str, **options: Any) -> Dataset:
         if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
             raise SoraError(f"{where} holds no rows") from error
         cause = error.__cause__ or error
-        raise SoraError(f"{where} can not be read: {_first_line(cause)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise SoraError(f"{where} can not be read: {first_line(cause)}") from error
 
 
 def _looks_local(path: str) -> bool:

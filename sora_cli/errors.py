@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """What an exception of another library says, cut to one line; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
+
+
 class SoraError(Exception):
     """An error the user can put right.
 

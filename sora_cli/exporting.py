@@ -9,7 +9,8 @@ from pathlib import Path
 from sora_cli.adapter import lazy_adapter, open_adapter, write_adapter
 from sora_cli.atomic import check_replaceable
 from sora_cli.consumers import Consumer, consumers
-from sora_cli.peft_layout import CONFIG_FILE, WEIGHTS_FILE
+from sora_cli.peft_layout import WEIGHTS_FILE
+from sora_cli.sora_file import CONFIG_FILE
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,7 @@ def fingerprint(checkpoint: Path) -> str | None:
     Raises:
         SoraError: a safetensors file is truncated or corrupt.
     """
-    tensors = sorted(
-        (tensor for file in weight_files(checkpoint) for tensor in read_header(file)),
-        key=lambda tensor: tensor.name,
-    )
+    tensors = sorted(stored_tensors(checkpoint), key=lambda tensor: tensor.name)
     if tensors:
         return f"safetensors-v1:{_tensors_digest(tensors)}"
     files = [checkpoint] if checkpoint.is_file() else _other_files(checkpoint)
@@ -62,6 +59,11 @@ def weight_files(checkpoint: Path) -> list[Path]:
     if (checkpoint / INDEX_FILE).is_file():
         return _shards(checkpoint / INDEX_FILE)
     return sorted(checkpoint.glob("*.safetensors"))
+
+
+def stored_tensors(checkpoint: Path) -> list[StoredTensor]:
+    """All tensors of a checkpoint's safetensors files, as `read_header` gives them."""
+    return [tensor for file in weight_files(checkpoint) for tensor in read_header(file)]
 
 
 def read_header(file: Path) -> Iterator[StoredTensor]:

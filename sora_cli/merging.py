@@ -5,9 +5,9 @@ is copied as it is. Each changed weight is added to in float32, with (B A) times
 cast back once. The merged model's config.json lists the adapters folded into it, under
 `sora_merged`, so that none goes in twice. The same inputs give the same files to the last byte.
 
-`merge_base` finds the base's files, `merge_names` asks transformers what it makes of their names,
-`merge_match` finds what the adapter's parts belong to, `merge_plan` lays out the new files, and
-`merge_write` and `merge_blocks` write them.
+In `sora_cli.merge`, `base` finds the base's files, `names` asks transformers what it makes of their
+names, `match` finds what the adapter's parts belong to, `plan` lays out the new files, and `write`
+and `blocks` write them.
 """
 
 from __future__ import annotations
@@ -226,12 +226,10 @@ def _base_of(
 
 
 def _recorded_base(adapter: Adapter) -> str:
-    recorded = adapter.base
-    if recorded.resolved and Path(recorded.resolved).exists():
-        return recorded.resolved
-    if not recorded.path:
+    recorded = adapter.base.here or adapter.base.path
+    if not recorded:
         raise SoraError("the adapter does not say which base model it is for", hint="add --base")
-    return recorded.path
+    return recorded
 
 
 def _check_apart(output: Path, source: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sora_cli.errors import SoraError
+from sora_cli.errors import SoraError, first_line
 from sora_cli.offline import offline_error, quiet_hub
 from sora_cli.recipe import ModelBlock
 from sora_cli.references import resolve_model_path
@@ -144,9 +144,8 @@ def _errors(reference: str, resolved: str, task: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if not local and isinstance(error, OSError):
             raise offline_error("model", reference, error) from error
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise SoraError(
-            f"model '{reference}' can not be loaded for {task}: {first}",
+            f"model '{reference}' can not be loaded for {task}: {first_line(error)}",
             where=f"model.path={reference}",
         ) from error
 

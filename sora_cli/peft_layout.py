@@ -17,7 +17,6 @@ from sora_cli.peft_config import MERGE_HINT, PeftConfig
 from sora_cli.peft_patterns import anchored
 
 __all__ = [
-    "CONFIG_FILE",
     "LAYOUTS",
     "PICKLE_FILE",
     "PREFIX",
@@ -32,7 +31,6 @@ __all__ = [
     "written_config",
 ]
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors, rank_for_energy
+from sora_cli.adapter_file import OnDemand
 from sora_cli.errors import SoraError
 
 Layers = Mapping[str, LowRankFactors]
@@ -59,25 +61,15 @@ class Module:
     """Numbers one component takes: in + out."""
 
 
-class Pruned(Mapping[str, LowRankFactors]):
+def at_ranks(layers: Layers, ranks: Mapping[str, int]) -> Layers:
     """Layers at chosen ranks, each worked out when it is asked for; the last one is kept."""
 
-    def __init__(self, layers: Layers, ranks: Mapping[str, int]) -> None:
-        self._layers, self._ranks = layers, ranks
-        self._last: tuple[str, LowRankFactors] | None = None
+    @lru_cache(maxsize=1)
+    def cut(path: str) -> LowRankFactors:
+        live = layers[path].drop_zeros()
+        return live.truncate(ranks[path]) if ranks[path] < live.rank else live
 
-    def __getitem__(self, path: str) -> LowRankFactors:
-        if self._last is None or self._last[0] != path:
-            live = self._layers[path].drop_zeros()
-            rank = self._ranks[path]
-            self._last = path, live.truncate(rank) if rank < live.rank else live
-        return self._last[1]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
+    return OnDemand(list(layers), cut)
 
 
 def prune_layers(
@@ -88,7 +80,7 @@ def prune_layers(
     max_params: int | None = None,
     mean_rank: float | None = None,
     modules: int | None = None,
-) -> tuple[Pruned, dict[str, Loss]]:
+) -> tuple[Layers, dict[str, Loss]]:
     """Shrink the layers by one rule; without any, only terms that are exactly zero are left out.
 
     One layer is in memory at a time, here and in what is returned.
@@ -135,7 +127,7 @@ def _module(stored: LowRankFactors) -> Module:
 
 def truncate_layers(
     layers: Layers, known: Mapping[str, Module], ranks: Mapping[str, int]
-) -> tuple[Pruned, dict[str, Loss]]:
+) -> tuple[Layers, dict[str, Loss]]:
     """The best approximation of each layer of that rank, and what it loses.
 
     Layers that have no more live terms than that keep them as they are.
@@ -145,7 +137,7 @@ def truncate_layers(
         squared, kept = module.values**2, min(ranks[path], module.live)
         dropped = float(squared[kept:].sum()) if kept < module.live else 0.0
         losses[path] = Loss(module.stored, kept, dropped, float(squared.sum()))
-    return Pruned(layers, ranks), losses
+    return at_ranks(layers, ranks), losses
 
 
 def strongest(
@@ -200,10 +192,15 @@ def _worth(module: Module, component: int) -> float:
     return -(float(module.values[component]) ** 2) / module.cost
 
 
+def check_one(options: Sequence[str]) -> None:
+    """Raise `SoraError` where several of the options that exclude each other are given."""
+    if len(options) > 1:
+        raise SoraError(f"{' and '.join(options)} exclude each other: give one of them")
+
+
 def _check(rules: Mapping[str, float | None]) -> None:
     given = {f"--{name.replace('_', '-')}": v for name, v in rules.items() if v is not None}
-    if len(given) > 1:
-        raise SoraError(f"{' and '.join(given)} exclude each other: give one of them")
+    check_one(list(given))
     for name, value in given.items():
         if name == "--energy" and not 0 < value <= 1:
             raise SoraError(f"--energy is a share above 0 and up to 1, not {value:g}")

@@ -73,15 +73,17 @@ class LoadedRecipe:
 
     def values(self) -> Iterator[tuple[str, Any, Origin]]:
         """Dotted key, value, origin of every value, in order: for dry runs."""
-        yield from self._values((), self.resolved())
+        for path, value in flat(self.resolved()):
+            yield ".".join(path), value, self.origin(*path)
 
-    def _values(self, path: Path_, block: Mapping[str, Any]) -> Iterator[tuple[str, Any, Origin]]:
-        for key, value in block.items():
-            here = (*path, key)
-            if isinstance(value, dict) and value:
-                yield from self._values(here, value)
-            else:
-                yield ".".join(here), value, self.origin(*here)
+
+def flat(values: Mapping[str, Any], path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """Path and value of everything in nested blocks that is no block itself, in order."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, (*path, key))
+        else:
+            yield (*path, key), value
 
 
 def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:

@@ -11,17 +11,9 @@ from torch import Tensor, nn
 from methods.base import AdapterMethod, LowRankLinear
 from methods.inject import adapted_layers
 from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, write_adapter
+from sora_cli.auto_classes import task_type_of
 from sora_cli.fingerprint import fingerprint
 from sora_cli.references import local_checkpoint
-
-_TASK_TYPES = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-}
 
 
 def save_adapter(
@@ -52,7 +44,7 @@ def save_adapter(
         method,
         layers,
         head=tuple(trained_modules(model, layers) if head is None else head),
-        task_type=_task_type(model),
+        task_type=task_type_of(type(model).__name__),
         base=base_reference(path, path, None),
         meta=AdapterMeta(
             method=method.name,
@@ -115,8 +107,3 @@ def _head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
         for path in head
         for name, tensor in model.get_submodule(path).state_dict().items()
     }
-
-
-def _task_type(model: nn.Module) -> str | None:
-    name = type(model).__name__
-    return next((kind for end, kind in _TASK_TYPES.items() if name.endswith(end)), None)

@@ -16,10 +16,9 @@ from torch import nn
 
 from methods.base import LowRankLinear
 from methods.factors import LowRankFactors
+from sora_cli.adapted import load_adapted
 from sora_cli.adapter import Adapter
 from sora_cli.data import load_rows
-from sora_cli.loading import apply_adapter
-from sora_cli.model import load_base
 from sora_cli.pruning import strongest, survey, truncate_layers
 from sora_cli.recipe import Recipe
 from sora_cli.tasks import create_task
@@ -57,9 +56,7 @@ class Scores:
         self.task = create_task(recipe.task, recipe.data)
         rows = load_rows(recipe.data)
         self.task.bind(rows.train)
-        update = {"path": adapter.base.path, "revision": adapter.base.revision}
-        base = load_base(recipe.model.model_copy(update=update), self.task)
-        self.layers = apply_adapter(base.model, adapter)
+        base, self.layers = load_adapted(adapter, recipe, self.task)
         self.rows = self.task.encode(rows.select, base.tokenizer)
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
@@ -85,7 +82,8 @@ def smallest_within(adapter: Adapter, recipe: Recipe, max_drop: float) -> Search
     with tempfile.TemporaryDirectory() as scratch:
         scores = Scores(adapter, recipe, Path(scratch))
         better = recipe.task.greater_is_better
-        return bisect(adapter.layers, scores.of, max_drop, better, _about(scores))
+        about = scores.task.scorer.best, scores.split
+        return bisect(adapter.layers, scores.of, max_drop, better, about)
 
 
 def bisect(
@@ -123,10 +121,6 @@ def bisect(
         else:
             low = middle
     return Search(*about, points=tuple(points), ranks=found)
-
-
-def _about(scores: Scores) -> tuple[str, str]:
-    return scores.task.scorer.best, scores.split
 
 
 @torch.no_grad()

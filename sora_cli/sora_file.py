@@ -13,6 +13,8 @@ from sora_cli import __version__
 from sora_cli.errors import SoraError
 
 SORA_FILE = "sora.json"
+CONFIG_FILE = "adapter_config.json"
+"""PEFT's configuration, which makes a directory an adapter."""
 FORMAT_VERSION = 1
 LARGEST_JSON = 50_000_000  # bytes
 
@@ -30,6 +32,11 @@ class BaseReference:
     revision: str | None = None
     fingerprint: str | None = None
     """See `sora_cli.fingerprint`."""
+
+    @property
+    def here(self) -> str | None:
+        """`resolved`, where that is a path on this disk."""
+        return self.resolved if self.resolved and Path(self.resolved).exists() else None
 
 
 class AdapterMeta(BaseModel):

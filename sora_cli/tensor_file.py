@@ -7,7 +7,7 @@ wider dtypes first, then by name (https://github.com/huggingface/safetensors, fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,22 +152,30 @@ def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
         OSError: the disk is full, or the like.
     """
     order = sorted(tensors, key=lambda name: (-_rank(tensors[name].dtype), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        new = tensors[name]
-        start, end = end, end + new.length
-        header[name] = {
-            "dtype": _NAMES[new.dtype],
-            "shape": list(new.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    entries = ((name, _NAMES[tensors[name].dtype], tensors[name].shape, tensors[name].length)
+               for name in order)  # fmt: skip
     with file.open("xb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(header_bytes(entries, {"format": "pt"}))
         for name in order:
             stream.write(_content(name, tensors[name]))
+
+
+def header_bytes(
+    entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] | None
+) -> bytes:
+    """The first bytes of a safetensors file: the length of the header, and the header.
+
+    Args:
+        entries: name, safetensors' dtype, shape and bytes of each tensor, in the file's order.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, dtype, shape, length in entries:
+        start, end = end, end + length
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _rank(dtype: torch.dtype) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,37 +48,22 @@ def evaluate(
 
 def load_target(target: str, recipe: Recipe, task: Task) -> Base:
     """The model to score: a base model with an adapter on it, or a model as it is."""
+    from sora_cli.adapted import check_classes, load_adapted
     from sora_cli.adapter import read_adapter
-    from sora_cli.loading import apply_adapter
+    from sora_cli.adapter_file import adapter_folder
     from sora_cli.model import load_base
-    from sora_cli.peft_layout import CONFIG_FILE
 
-    folder = Path(target).expanduser()
-    is_adapter = any((d / CONFIG_FILE).is_file() for d in (folder, folder / "adapter"))
-    if not is_adapter:
+    folder = adapter_folder(Path(target).expanduser())
+    if folder is None:
         base = load_base(recipe.model.model_copy(update={"path": target, "revision": None}), task)
         if base.missing:
             raise SoraError(
                 f"'{target}' holds no trained head: {', '.join(base.missing[:3])} are missing",
                 hint="give an adapter directory, or a merged model",
             )
-        _check_classes("model", _stored_classes(base, recipe), task)
+        check_classes("model", _stored_classes(base, recipe), task)
         return base
-    adapter = read_adapter(folder)
-    _check_classes("adapter", adapter.meta.labels, task)
-    update = {"path": adapter.base.path, "revision": adapter.base.revision}
-    base = load_base(recipe.model.model_copy(update=update), task)
-    apply_adapter(base.model, adapter)
-    return base
-
-
-def _check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:
-    """The same names in the same order: else scores would be of the wrong classes."""
-    if known is not None and list(known) != task.label_names:
-        raise SoraError(
-            f"the {what}'s classes are {', '.join(known)}",
-            where=f"the recipe's: {', '.join(task.label_names or ['none'])}",
-        )
+    return load_adapted(read_adapter(folder), recipe, task)[0]
 
 
 def _stored_classes(base: Base, recipe: Recipe) -> list[str] | None:

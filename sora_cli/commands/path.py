@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sora_cli.console import emit, emit_table, say
 from sora_cli.errors import SoraError
-from sora_cli.path.record import FILE_NAME, PathReport, read_path
+from sora_cli.path.record import FILE_NAME, PICTURE, PathReport, read_path
 from sora_cli.path.table import control_table, stage_table
 from sora_cli.recipe import OutputBlock
-from sora_cli.recipe_file import LoadedRecipe, load_recipe
+from sora_cli.recipe_file import LoadedRecipe, flat, load_recipe
 
 if TYPE_CHECKING:
     from sora_cli.path.plan import StagePlan
@@ -69,7 +69,7 @@ def open_report(
 def clear(output: Path) -> None:
     """Delete a path's own files, and nothing else."""
     shutil.rmtree(output / "stages", ignore_errors=True)
-    for name in (FILE_NAME, "path.png"):
+    for name in (FILE_NAME, PICTURE):
         (output / name).unlink(missing_ok=True)
 
 
@@ -98,7 +98,7 @@ def run(
 
     stages = Stages(prepare(plans[0].recipe, phase), plans, report, output)
     stages.check()
-    say(describe_layers(loaded.recipe, stages.ready))
+    say(describe_layers(loaded.recipe, stages.ready, stages.parameters))
     with log.running(), _resumable(report):
         for plan in plans[len(report.stages) :]:
             place = f"{plan.index + 1} of {len(plans)}"
@@ -111,7 +111,7 @@ def run(
         if controls and report.controls is None:
             with log.phase("controls"):
                 report.controls = run_controls(stages, say)
-        plot_path(report, output / "path.png")
+        plot_path(report, output / PICTURE)
     _conclude(report, output)
 
 
@@ -146,7 +146,10 @@ def _new_report(loaded: LoadedRecipe, stage_count: int) -> PathReport:
 
 def _check_same_recipe(found: PathReport, loaded: LoadedRecipe, output: Path) -> None:
     """A path goes on with the recipe it was begun with; only its place may be named otherwise."""
-    old, new = _flat(found.recipe), _flat(loaded.resolved())
+    old, new = (
+        {".".join(path): value for path, value in flat(values)}
+        for values in (found.recipe, loaded.resolved())
+    )
     for key in sorted({*old, *new}):
         if not key.startswith("output.") and old.get(key) != new.get(key):
             raise SoraError(
@@ -154,14 +157,6 @@ def _check_same_recipe(found: PathReport, loaded: LoadedRecipe, output: Path) ->
                 f"here {new.get(key)}",
                 hint="elsewhere: output.dir=DIR; or delete that one: --force",
             )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix.rstrip("."): values}
-    return {
-        k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()
-    }
 
 
 def _stage_line(report: PathReport) -> str:
@@ -180,7 +175,7 @@ def _conclude(report: PathReport, output: Path) -> None:
         emit(report.controls.verdict)
         floor = f"{report.main_metric} {report.controls.floor:.4f}"
         emit(f"stage 0 with every component taken out: {floor} on {report.generalisation}")
-    say(f"\nfiles in {output}/: path.json  path.png  stages/NN/adapter")
+    say(f"\nfiles in {output}/: {FILE_NAME}  {PICTURE}  stages/NN/adapter")
     say("next:")
     say(f"  sora pick {output} --keep 0.99")
     say(f"  sora inspect {output}/{report.stages[-1].directory}")

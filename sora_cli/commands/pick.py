@@ -12,8 +12,7 @@ from sora_cli.errors import SoraError
 from sora_cli.path.pick import at_least, within_parameters, within_share
 from sora_cli.path.record import FILE_NAME, PathReport, Stage, read_path
 from sora_cli.path.table import stage_table
-
-_ADAPTER_CONFIG = "adapter_config.json"
+from sora_cli.sora_file import CONFIG_FILE
 
 
 def pick(
@@ -34,7 +33,7 @@ def pick(
     report = _finished_stages(directory)
     stage = choose(report, keep=keep, max_params=max_params, min_metric=min_metric)
     adapter = directory / stage.directory / "adapter"
-    if not (adapter / _ADAPTER_CONFIG).is_file():
+    if not (adapter / CONFIG_FILE).is_file():
         raise SoraError(f"the chosen adapter is gone: {adapter}")
     if as_json:
         emit(json.dumps(_facts(report, stage, adapter), indent=2))
@@ -105,5 +104,5 @@ def _facts(report: PathReport, stage: Stage, adapter: Path) -> dict[str, object]
 
 
 def _copy(adapter: Path, output: Path, *, force: bool) -> None:
-    with new_directory(output, force=force, markers=(_ADAPTER_CONFIG,)) as temporary:
+    with new_directory(output, force=force, markers=(CONFIG_FILE,)) as temporary:
         shutil.copytree(adapter, temporary, dirs_exist_ok=True)

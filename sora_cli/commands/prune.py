@@ -15,7 +15,7 @@ from sora_cli.errors import SoraError
 
 if TYPE_CHECKING:
     from sora_cli.adapter import Adapter, AdapterFile
-    from sora_cli.pruning import Loss, Pruned
+    from sora_cli.pruning import Layers, Loss
     from sora_cli.recipe_file import LoadedRecipe
     from sora_cli.searching import Search
 
@@ -65,7 +65,7 @@ def prune(
     """
     from sora_cli.adapter import lazy_adapter, open_adapter, write_adapter
     from sora_cli.atomic import check_replaceable
-    from sora_cli.peft_layout import CONFIG_FILE
+    from sora_cli.sora_file import CONFIG_FILE
 
     loaded = _recipe_of(rule, recipe, overrides)
     check_replaceable(output, force=force, markers=(CONFIG_FILE,))
@@ -107,9 +107,9 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
 
 def _recipe_of(rule: Rule, recipe: str | None, overrides: Sequence[str]) -> LoadedRecipe | None:
     """The recipe, where the rule needs one."""
-    names = " and ".join(f"--{name.replace('_', '-')}" for name in rule.given())
-    if len(rule.given()) > 1:
-        raise SoraError(f"{names} exclude each other: give one of them")
+    from sora_cli.pruning import check_one
+
+    check_one([_option(name) for name in rule.given()])
     if rule.max_drop is None:
         if recipe or overrides:
             raise SoraError("--recipe goes with --max-drop only", hint="--max-drop 0.01 --recipe R")
@@ -123,6 +123,10 @@ def _recipe_of(rule: Rule, recipe: str | None, overrides: Sequence[str]) -> Load
     return load_recipe(recipe, overrides)
 
 
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule) -> Search:
     say("loading torch and transformers ...")
     from sora_cli.searching import smallest_within
@@ -133,7 +137,7 @@ def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule) -> Search:
 
 def _pruned(
     file: AdapterFile, adapter: Adapter, rule: Rule, search: Search | None
-) -> tuple[Pruned, dict[str, Loss]]:
+) -> tuple[Layers, dict[str, Loss]]:
     from sora_cli.pruning import prune_layers, survey, truncate_layers
 
     if search is not None:
@@ -151,7 +155,7 @@ def _pruned(
     if nothing and something:
         name, value = next(iter(rule.given().items()))
         raise SoraError(
-            f"not one component fits into --{name.replace('_', '-')} {value:g}",
+            f"not one component fits into {_option(name)} {value:g}",
             hint=f"the smallest takes {min(sum(s) for s in file.shapes.values())} parameters",
         )
     return layers, losses

@@ -13,6 +13,7 @@ from sora_cli.recipe_file import LoadedRecipe, load_recipe
 if TYPE_CHECKING:
     from sora_cli.prepare import Prepared
     from sora_cli.recipe import Recipe
+    from sora_cli.report import Parameters
 
 
 def train(
@@ -95,7 +96,7 @@ def run(loaded: LoadedRecipe, output: Path) -> Prepared:
 
     ready = prepare(loaded.recipe, phase)
     record_setup(log.report, ready)
-    say(describe_layers(loaded.recipe, ready))
+    say(describe_layers(loaded.recipe, ready, log.report.parameters))
     trainer = build_trainer(
         loaded.recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
     )
@@ -111,11 +112,9 @@ def run(loaded: LoadedRecipe, output: Path) -> Prepared:
     return ready
 
 
-def describe_layers(recipe: Recipe, ready: Prepared) -> str:
+def describe_layers(recipe: Recipe, ready: Prepared, counts: Parameters) -> str:
     """One line that says what is about to be trained."""
-    from sora_cli.results import count_parameters
-
-    counts, layers = count_parameters(ready), ready.layers.values()
+    layers = ready.layers.values()
     return (
         f"{recipe.method.name} on {recipe.model.path}: {len(layers)} layers, "
         f"{sum(m.rank for m in layers):,} components, "

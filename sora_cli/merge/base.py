@@ -11,11 +11,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sora_cli.errors import SoraError
+from sora_cli.errors import SoraError, first_line
 from sora_cli.fingerprint import INDEX_FILE, SINGLE_FILE, weight_files
 from sora_cli.model import quiet_loading
 from sora_cli.offline import quiet_hub
-from sora_cli.peft_layout import CONFIG_FILE as ADAPTER_CONFIG
+from sora_cli.sora_file import CONFIG_FILE as ADAPTER_CONFIG
 from sora_cli.sora_file import read_json
 
 MODEL_CONFIG = "config.json"
@@ -96,9 +96,8 @@ def loading(source: str) -> Iterator[None]:
         with quiet_loading():
             yield
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise SoraError(
-            f"the base model {source} can not be loaded: {first}",
+            f"the base model {source} can not be loaded: {first_line(error)}",
             hint="give a local copy with --base",
         ) from error
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -64,16 +65,18 @@ class Incoming:
                 digest.update(chunk)
 
         halves = {f"{path}.{half}": (path, half) for path in self.outline.layers for half in "AB"}
-        last: dict[str, LowRankFactors] = {}  # the two halves of a pair follow each other
+
+        @lru_cache(maxsize=1)  # the two halves of a pair follow each other
+        def live(path: str) -> LowRankFactors:
+            return self.factors(path).drop_zeros()
+
         for name in sorted({**self.outline.head, **halves}):
             if name not in halves:
                 add(name, self.outline.head[name], self.head(name))
                 continue
             path, half = halves[name]
-            if path not in last:
-                last = {path: self.factors(path).drop_zeros()}
-            if last[path].rank:
-                tensor = last[path].A if half == "A" else last[path].B
+            if live(path).rank:
+                tensor = live(path).A if half == "A" else live(path).B
                 add(name, tensor, tensor)
         return digest.hexdigest()
 

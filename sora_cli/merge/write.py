@@ -6,7 +6,6 @@ Several threads write at once, each at its own place in the file, whose layout i
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections import deque
@@ -27,6 +26,7 @@ from sora_cli.merge.incoming import Incoming
 from sora_cli.merge.plan import Item, Plan, PlannedFile
 from sora_cli.sora_file import write_json
 from sora_cli.spectra import one_thread
+from sora_cli.tensor_file import header_bytes
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were written since the last call."""
@@ -79,19 +79,9 @@ def weights_bytes(plan: Plan) -> int:
 
 
 def header_of(file: PlannedFile) -> bytes:
-    """The first bytes of a safetensors file: the length of the header, and the header."""
-    header: dict[str, Any] = {"__metadata__": file.metadata} if file.metadata else {}
-    end = 0
-    for item in file.items:
-        start, end = end, end + item.length
-        header[item.name] = {
-            "dtype": item.dtype,
-            "shape": list(item.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    """The first bytes of a file to be; see `header_bytes`."""
+    entries = ((item.name, item.dtype, item.shape, item.length) for item in file.items)
+    return header_bytes(entries, file.metadata)
 
 
 class _Job:

@@ -16,7 +16,7 @@ from transformers import ProgressCallback
 
 from sora_cli.path.record import ControlPoint, Controls, PathReport, Stage
 from sora_cli.path.stages import Stages
-from sora_cli.training import build_trainer, predict
+from sora_cli.training import AdapterTrainer, build_trainer, predict
 
 DRAWS = 5
 FALL = 0.9
@@ -37,7 +37,14 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     by_norm = _by_norm(stages, everything)
     seed = int(stages.plans[0].recipe.training.seed)
     draws = [_shuffled(everything, seed * DRAWS + draw) for draw in range(DRAWS)]
-    floor = _score_without(stages, everything)
+    ready = stages.ready
+    trainer = build_trainer(stages.plans[0].recipe, ready.task, ready.base, stages.output)
+    trainer.remove_callback(ProgressCallback)  # scores of many short passes: no bar for each
+
+    def without(components: Sequence[Component]) -> float:
+        return _score_without(stages, trainer, components)
+
+    floor = without(everything)
     points = []
     for stage in report.stages[1:]:
         dead = sorted(set(everything) - set(_components(stage.alive)))
@@ -45,9 +52,9 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
         say(f"controls for stage {stage.index}: {removed} of {len(everything)} taken out ...")
         if removed:
             scores = {
-                "path's choice": [_score_without(stages, dead)],
-                "smallest norm": [_score_without(stages, by_norm[:removed])],
-                "chance": [_score_without(stages, draw[:removed]) for draw in draws],
+                "path's choice": [without(dead)],
+                "smallest norm": [without(by_norm[:removed])],
+                "chance": [without(draw[:removed]) for draw in draws],
             }
         else:
             scores = {rule: [report.score(first, report.generalisation)] for rule in RULES}
@@ -79,14 +86,14 @@ def _shuffled(components: Sequence[Component], seed: int) -> list[Component]:
 
 
 @torch.no_grad()
-def _score_without(stages: Stages, components: Sequence[Component]) -> float:
+def _score_without(
+    stages: Stages, trainer: AdapterTrainer, components: Sequence[Component]
+) -> float:
     """The main metric with those components silenced; they are put back."""
     ready, report = stages.ready, stages.report
     kept = {path: layer.B.clone() for path, layer in ready.layers.items()}
     for path, i in components:
         ready.layers[path].B[:, i] = 0
-    trainer = build_trainer(stages.plans[0].recipe, ready.task, ready.base, stages.output)
-    trainer.remove_callback(ProgressCallback)  # scores of many short passes: no bar for each
     outputs = predict(trainer, ready.report[report.generalisation])
     for path, layer in ready.layers.items():
         layer.B.copy_(kept[path])

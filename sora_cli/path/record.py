@@ -16,6 +16,7 @@ from sora_cli.errors import SoraError
 from sora_cli.report import Report, Score
 
 FILE_NAME = "path.json"
+PICTURE = "path.png"
 TRAIN_SUBSET = "train-subset"
 SELECTION = "selection"
 
@@ -96,8 +97,12 @@ class PathReport(Report):
 
     def ratio(self, score: float, split: str) -> float:
         """A score over that of stage 0; NaN where that is not above zero."""
-        first = self.score(self.stages[0], split)
-        return score / first if first > 0 else math.nan
+        return relative_to(self.score(self.stages[0], split), score)
+
+
+def relative_to(first: float, score: float) -> float:
+    """A score over the first stage's; NaN where that is not above zero."""
+    return score / first if first > 0 else math.nan
 
 
 def read_path(directory: Path) -> PathReport | None:

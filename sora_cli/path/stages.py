@@ -21,17 +21,16 @@ from methods.errors import MethodError
 from methods.factors import LowRankFactors
 from methods.registry import method_class
 from sora_cli.atomic import write_bytes_atomic
-from sora_cli.checkpoint import load_trained, trained_tensors
+from sora_cli.checkpoint import STATE_FILE, load_trained, trained_tensors
 from sora_cli.errors import SoraError
 from sora_cli.path.plan import StagePlan, varied_option
-from sora_cli.path.record import SELECTION, TRAIN_SUBSET, PathReport, Stage
+from sora_cli.path.record import SELECTION, TRAIN_SUBSET, PathReport, Stage, relative_to
 from sora_cli.prepare import Prepared
 from sora_cli.report import Ranks, RunLog, RunReport
 from sora_cli.results import evaluate_all, record_result, record_setup, save_results
 from sora_cli.tasks.base import Encoded
 from sora_cli.training import build_trainer, fit
 
-STATE_FILE = "state.safetensors"
 Factors = dict[str, LowRankFactors]
 
 
@@ -60,6 +59,7 @@ class Stages:
         report.choice = SELECTION if SELECTION in self.splits else report.generalisation
         report.rows = {name: len(rows.lengths) for name, rows in self.splits.items()}
         report.selection = ready.rows.rule
+        self.parameters = setup.parameters
         report.head_parameters = setup.parameters.head
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class Stages:
         shutil.rmtree(directory, ignore_errors=True)  # a stage that was not finished
         if plan.index:
             self.restore(plan.index - 1)
-        before = self.factors()
+        before = self.factors() if plan.index else {}
         ready.method.set_option(self.option, plan.value)
         name = f"{plan.loaded.name}, stage {plan.index}: {self.option} {plan.value}"
         log = RunLog(directory, name=name, recipe=plan.loaded.resolved())
@@ -152,8 +152,10 @@ class Stages:
             seconds=0.0,
         )
         first = self.report.stages[0] if self.report.stages else stage
-        report = self.report.model_copy(update={"stages": [first]})
-        relative = {split: report.ratio(report.score(stage, split), split) for split in self.splits}
+        score = self.report.score
+        relative = {
+            split: relative_to(score(first, split), score(stage, split)) for split in self.splits
+        }
         return stage.model_copy(update={"relative": relative})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sora_cli.errors import SoraError
+from sora_cli.errors import SoraError, first_line
 from sora_cli.loading import apply_adapter
 from sora_cli.verify.probes import Probe
 from sora_cli.verify.subjects import Subject, load_subject
@@ -69,9 +69,10 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
         with torch.no_grad():
             result = model(**inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        first = first_line(error)
         raise SoraError(
-            f"{name} can not be run on made-up inputs: {first}", where=f"inputs: {probe.what}"
+            f"{name} can not be run on made-up inputs: {first}",
+            where=f"inputs: {probe.what}",
         ) from error
     finally:
         model.train(training)

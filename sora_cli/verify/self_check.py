@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sora_cli.console import say, size
 from sora_cli.errors import SoraError
-from sora_cli.peft_layout import CONFIG_FILE
+from sora_cli.sora_file import CONFIG_FILE
 from sora_cli.verify.free_memory import free_memory
+
+if TYPE_CHECKING:
+    from sora_cli.verify.subjects import Subject
 
 SHARE = 4
 """A model that takes less than this part of the free memory is verified."""
@@ -47,13 +51,20 @@ def self_check(
     names = [str(path) for path in (a, b) if path is not None]
     command = shlex.join(["sora", "verify", *names, *(["--base", base] if base else [])])
     try:
-        reason = _too_large(tuple(names), base)
+        subjects, reason = _subjects(names, base)
         if reason is not None:
             say(f"not verified: {reason}; to do it: {command}")
             return True
         from sora_cli.verify.verification import verify
 
-        done = verify(names[0], names[1] if b else None, base=base, trained=trained, fresh=fresh)
+        done = verify(
+            names[0],
+            names[1] if b else None,
+            base=base,
+            trained=trained,
+            fresh=fresh,
+            subjects=subjects,
+        )
     except SoraError as error:
         raise SoraError(
             f"{names[-1]} was written but can not be verified: {error.what}",
@@ -70,16 +81,21 @@ def self_check(
     return done.same
 
 
-def _too_large(names: tuple[str, ...], base: str | None) -> str | None:
-    """Why the models should not, or can not, be loaded without asking; None if they may."""
+def _subjects(names: Sequence[str], base: str | None) -> tuple[tuple[Subject, ...], str | None]:
+    """What is to be compared, and why it should not, or can not, be loaded without asking."""
     from sora_cli.verify.subjects import find_subjects, float32_bytes
 
     try:
-        known = [float32_bytes(subject) for subject in find_subjects(names, base=base)]
+        subjects = find_subjects((names[0], names[-1]), base=base)
+        return subjects, _too_large([float32_bytes(subject) for subject in subjects])
     except SoraError as error:
         if (Path(names[-1]) / CONFIG_FILE).is_file():
-            return error.what  # an adapter whose base model is not here is no mistake
+            return (), error.what  # an adapter whose base model is not here is no mistake
         raise
+
+
+def _too_large(known: Sequence[int | None]) -> str | None:
+    """Why models of so many bytes should not be loaded without asking; None if they may."""
     sizes = [n for n in known if n is not None]
     free = free_memory()
     if free is None:

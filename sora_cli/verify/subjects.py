@@ -12,14 +12,16 @@ import torch
 from safetensors import SafetensorError
 
 from sora_cli.adapter import Adapter, read_adapter
+from sora_cli.adapter_file import adapter_folder
 from sora_cli.auto_classes import BARE, number_of_labels
-from sora_cli.errors import SoraError
-from sora_cli.fingerprint import StoredTensor, fingerprint, read_header, weight_files
+from sora_cli.errors import SoraError, first_line
+from sora_cli.fingerprint import StoredTensor, fingerprint, read_header, stored_tensors
 from sora_cli.loading import load_head
 from sora_cli.model import gguf_options, lacks_tokenizer, quiet_loading, split_gguf
 from sora_cli.offline import quiet_hub
-from sora_cli.peft_layout import CONFIG_FILE, WEIGHTS_FILE
+from sora_cli.peft_layout import WEIGHTS_FILE
 from sora_cli.references import local_checkpoint, resolve_model_path
+from sora_cli.sora_file import CONFIG_FILE
 
 _GROWTH = {".bin": 2, ".gguf": 8}
 """Bytes in memory (float32) per byte in files whose header is not read: 16 and 4 bits a weight."""
@@ -50,8 +52,9 @@ def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Sub
     Raises:
         SoraError: nothing of either kind there, or no base known.
     """
-    folders = [_adapter_folder(reference) for reference in references]
-    adapters = [None if folder is None else read_adapter(folder) for folder in folders]
+    folders = [adapter_folder(Path(ref).expanduser()) for ref in references]
+    read = {folder: read_adapter(folder) for folder in folders if folder is not None}
+    adapters = [None if folder is None else read[folder] for folder in folders]
     recorded = next((a for a in adapters if a and (a.base.path or a.base.resolved)), None)
     source, revision = "", None
     if any(adapters):
@@ -140,7 +143,7 @@ def float32_bytes(subject: Subject) -> int | None:
     checkpoint = local_checkpoint(subject.source, subject.revision)
     if checkpoint is None:
         return None
-    stored = _stored_tensors(checkpoint)
+    stored = stored_tensors(checkpoint)
     total = 4 * sum(_numbers(tensor) for tensor in stored)
     if not stored:
         files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.iterdir())
@@ -162,7 +165,7 @@ def stored_dtypes(subject: Subject) -> set[str]:
         tensors = list(read_header(subject.folder / WEIGHTS_FILE))
         return {t.dtype for t in tensors if ".lora_" in t.name}
     checkpoint = local_checkpoint(subject.source, subject.revision)
-    return set() if checkpoint is None else {t.dtype for t in _stored_tensors(checkpoint)}
+    return set() if checkpoint is None else {t.dtype for t in stored_tensors(checkpoint)}
 
 
 def other_base(subject: Subject) -> str | None:
@@ -174,14 +177,6 @@ def other_base(subject: Subject) -> str | None:
     if checkpoint is None or fingerprint(checkpoint) == adapter.base.fingerprint:
         return None
     return f"{subject.source} holds other weights than the base {subject.reference} was trained on"
-
-
-def _adapter_folder(reference: str) -> Path | None:
-    folder = Path(reference).expanduser()
-    for candidate in (folder, folder / "adapter"):
-        if (candidate / CONFIG_FILE).is_file():
-            return candidate
-    return None
 
 
 def _model_source(reference: str) -> str:
@@ -198,8 +193,7 @@ def _model_source(reference: str) -> str:
 def _recorded_base(adapter: Adapter | None) -> str:
     if adapter is None:
         raise SoraError("no adapter says which base model it is for", hint="add --base MODEL")
-    here = adapter.base.resolved and Path(adapter.base.resolved).exists()
-    return adapter.base.resolved if here or not adapter.base.path else adapter.base.path
+    return adapter.base.here or adapter.base.path or adapter.base.resolved
 
 
 def _options(subject: Subject) -> tuple[str, dict[str, str]]:
@@ -217,7 +211,7 @@ def _loading(subject: Subject) -> Iterator[None]:
         with quiet_loading():
             yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        first = first_line(error)
         if Path(subject.source).exists():
             raise SoraError(f"the model {subject.source} can not be loaded: {first}") from error
         raise SoraError(
@@ -247,10 +241,6 @@ def _check_complete(subject: Subject, info: Mapping[str, Any], auto: str) -> Non
         where=f"the base is {subject.source}, loaded with {auto}",
         hint="is it the right one? --base MODEL; a head that was not stored is lost",
     )
-
-
-def _stored_tensors(checkpoint: Path) -> list[StoredTensor]:
-    return [tensor for file in weight_files(checkpoint) for tensor in read_header(file)]
 
 
 def _numbers(tensor: StoredTensor) -> int:

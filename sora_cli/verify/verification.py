@@ -129,6 +129,7 @@ def verify(
     tolerance: float | None = None,
     trained: Any | None = None,
     fresh: bool = True,
+    subjects: tuple[Subject, ...] | None = None,
 ) -> Verification:
     """Compare two adapters or models, or one with its reload.
 
@@ -141,12 +142,14 @@ def verify(
         trained: a model in memory (adapters in place, not wrapped for mixed precision) whose
             outputs stand for those of `a`; it is left as it was.
         fresh: make the reload in a new process.
+        subjects: what `find_subjects` gave for these references, if that was called before.
 
     Raises:
         SoraError: something is not there, can not be loaded or run, or can not be compared.
     """
     _check_options(dtype, tolerance)
-    subjects = find_subjects((a, a if b is None else b), base=base)
+    if subjects is None:
+        subjects = find_subjects((a, a if b is None else b), base=base)
     configs = [load_config(subject) for subject in subjects]
     auto = _common_class(subjects, configs)
     probe = make_probe(configs, auto, load_tokenizer(subjects[0]) or load_tokenizer(subjects[1]))

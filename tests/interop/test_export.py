@@ -16,8 +16,8 @@ from torch import Tensor
 from sora_cli.adapter import open_adapter, read_adapter
 from sora_cli.errors import SoraError
 from sora_cli.exporting import export_adapter
-from sora_cli.peft_layout import CONFIG_FILE, WEIGHTS_FILE
-from sora_cli.sora_file import read_json, write_json
+from sora_cli.peft_layout import WEIGHTS_FILE
+from sora_cli.sora_file import CONFIG_FILE, read_json, write_json
 from tests.helpers_adapters import assert_same, fill_peft, logits
 from tests.helpers_models import (
     tiny_bert,

@@ -15,8 +15,7 @@ from sora_cli.adapter import Adapter, read_adapter, write_adapter
 from sora_cli.commands.inspect import inspect
 from sora_cli.commands.merge import merge
 from sora_cli.commands.prune import Rule, prune
-from sora_cli.peft_layout import CONFIG_FILE
-from sora_cli.sora_file import read_json
+from sora_cli.sora_file import CONFIG_FILE, read_json
 from tests.helpers_adapters import (
     CAUSAL,
     CLASSIFIERS,

@@ -22,8 +22,8 @@ from sora_cli.adapter import (
     write_adapter,
 )
 from sora_cli.errors import SoraError
-from sora_cli.peft_layout import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, written_config
-from sora_cli.sora_file import SORA_FILE
+from sora_cli.peft_layout import PICKLE_FILE, WEIGHTS_FILE, written_config
+from sora_cli.sora_file import CONFIG_FILE, SORA_FILE
 
 BASE = BaseReference("package://some_package/model", "/somewhere/model", "main", "x:1")
 QUERY, KEY = "enc.layer.0.query", "enc.layer.10.key"

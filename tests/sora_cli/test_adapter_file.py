@@ -23,7 +23,8 @@ from sora_cli.adapter import (
     write_adapter,
 )
 from sora_cli.errors import SoraError
-from sora_cli.peft_layout import CONFIG_FILE, WEIGHTS_FILE
+from sora_cli.peft_layout import WEIGHTS_FILE
+from sora_cli.sora_file import CONFIG_FILE
 from sora_cli.tensor_file import TensorFile
 
 MODULES = 20

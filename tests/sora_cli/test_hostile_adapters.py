@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sora_cli.app import run
-from sora_cli.peft_layout import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
-from sora_cli.sora_file import SORA_FILE
+from sora_cli.peft_layout import PICKLE_FILE, WEIGHTS_FILE
+from sora_cli.sora_file import CONFIG_FILE, SORA_FILE
 
 P = "base_model.model."
 QUERY, VALUE = "enc.0.query", "enc.0.value"

@@ -272,3 +272,15 @@ def test_dtype_is_kept_where_that_loses_nothing(
         before, after = read_adapter(foreign), read_adapter(tmp_path / "p")
         for path, factors in before.layers.items():
             assert torch.equal(after.layers[path].dense(), factors.dense())
+
+
+def test_max_drop_needs_the_adapters_own_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), data={"label_names": ["no", "yes"]})
+    train(recipe)
+    words = ["prune", str(tmp_path / "out"), "-o", str(tmp_path / "p"), "--recipe", str(recipe)]
+    capsys.readouterr()
+    assert run([*words, "--max-drop", "0.02", "data.label_names=[yes,no]"]) == 2
+    assert "error: the adapter's classes are no, yes" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
