@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, S
 from methods.configs import AdaLoraConfig
 from methods.errors import MethodError
 from methods.init import factor_options, normal_factors
+from methods.layer import select_components
 
 
 @dataclass(frozen=True)
@@ -142,25 +143,30 @@ class AdaLora(AdapterMethod):
         """`gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F` (eq. 4)."""
         if self.config.orth_weight == 0:
             return None
-        terms = []
-        for layer in layers.values():
-            eye = torch.eye(layer.rank, dtype=layer.A.dtype, device=layer.A.device)
-            terms.append(torch.linalg.matrix_norm(layer.A @ layer.A.T - eye))
-            terms.append(torch.linalg.matrix_norm(layer.B.T @ layer.B - eye))
-        return self.config.orth_weight * torch.stack(terms).mean()
+        factors = [f for layer in layers.values() for f in (layer.A, layer.B.t())]  # (r, in | out)
+        norms = [_orthogonality(torch.stack(group)) for group in _by_shape(factors)]
+        return self.config.orth_weight * torch.cat(norms).mean()
 
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
         schedule = self._begun()
         if info.step < schedule.total_steps - schedule.t_final:
-            for path, layer in layers.items():
-                self._update_averages(path, layer)
+            self._update_averages(layers)
         if schedule.applies(info.step):
             self._mask(layers, schedule.budget(info.step))
 
+    def removed(self, keep: Mapping[str, Tensor]) -> None:
+        """The averages of removed triplets go, too; the budget stays."""
+        for averages in self._both():
+            for path, kept in keep.items():
+                for kind in ("A", "B", "d"):
+                    average = averages.get(f"{path}.{kind}")
+                    if average is not None:
+                        averages[f"{path}.{kind}"] = select_components(average, kind, kept)
+
     def state_dict(self) -> dict[str, Tensor]:
-        state = {f"importance.{name}": t for name, t in self._importance.items()}
-        state.update({f"uncertainty.{name}": t for name, t in self._uncertainty.items()})
+        state = {f"importance.{name}": t.clone() for name, t in self._importance.items()}
+        state.update({f"uncertainty.{name}": t.clone() for name, t in self._uncertainty.items()})
         if self._schedule is not None:
             state["budget_start"] = torch.tensor(self._schedule.start)
             state["budget_held"] = torch.tensor(self._schedule.held)
@@ -197,21 +203,24 @@ class AdaLora(AdapterMethod):
             raise MethodError("adalora: begin(layers, total_steps=...) must come before step 0")
         return self._schedule
 
-    def _update_averages(self, path: str, layer: LowRankLinear) -> None:
+    def _update_averages(self, layers: Layers) -> None:
         """Smoothed sensitivity and its uncertainty of every entry (eq. 8 to 10)."""
-        c = self.config
-        for kind, p in (("A", layer.A), ("B", layer.B), ("d", layer.d)):
-            assert p is not None
-            if p.grad is None:
-                raise MethodError(f"adalora: {path}.{kind} has no gradient in its step")
-            name = f"{path}.{kind}"
-            zero = torch.zeros_like(p)
-            mean = self._importance.get(name, zero).to(p)  # a resumed one may be on the CPU
-            deviation = self._uncertainty.get(name, zero).to(p)
-            sensitivity = (p * p.grad).abs()
-            mean = torch.lerp(mean, sensitivity, 1 - c.beta1)
-            self._importance[name] = mean
-            self._uncertainty[name] = torch.lerp(deviation, (sensitivity - mean).abs(), 1 - c.beta2)
+        parameters = _named_parameters(layers)
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        for name in parameters:
+            if name not in gradients:
+                raise MethodError(f"adalora: {name} has no gradient in its step")
+        p = list(parameters.values())
+        mean, deviation = (_averages(known, parameters) for known in self._both())
+        change = torch._foreach_mul(p, list(gradients.values()))
+        torch._foreach_abs_(change)
+        torch._foreach_lerp_(mean, change, 1 - self.config.beta1)
+        torch._foreach_sub_(change, mean)
+        torch._foreach_abs_(change)
+        torch._foreach_lerp_(deviation, change, 1 - self.config.beta2)
+
+    def _both(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self._importance, self._uncertainty
 
     def _scores(self, path: str) -> Tensor:
         """Score of each of a layer's triplets (r,) (eq. 11)."""
@@ -227,10 +236,38 @@ class AdaLora(AdapterMethod):
         drop = torch.argsort(scores, stable=True)[: scores.numel() - budget]
         dead = torch.zeros_like(scores, dtype=torch.bool)
         dead[drop] = True
-        ranks = [layer.rank for layer in layers.values()]
-        for layer, mask in zip(layers.values(), torch.split(dead, ranks), strict=True):
-            assert layer.d is not None
-            layer.d.masked_fill_(mask, 0.0)
+        gates: list[Tensor] = [m.d for m in layers.values() if m.d is not None]
+        flat = torch.cat(gates).masked_fill_(dead, 0)
+        torch._foreach_copy_(gates, torch.split(flat, [g.numel() for g in gates]))
+
+
+def _orthogonality(P: Tensor) -> Tensor:
+    """||P P^T - I||_F of each factor: (n, r, m) -> (n,)."""
+    eye = torch.eye(P.shape[1], dtype=P.dtype, device=P.device)
+    norms: Tensor = torch.linalg.matrix_norm(P @ P.mT - eye)
+    return norms
+
+
+def _by_shape(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    groups: dict[tuple[object, ...], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(tensor)
+    return list(groups.values())
+
+
+def _named_parameters(layers: Layers) -> dict[str, Tensor]:
+    """The parameters as "path.A", "path.B" and "path.d"."""
+    return {
+        f"{path}.{kind}": p for path, layer in layers.items() for kind, p in layer.named_factors()
+    }
+
+
+def _averages(known: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """The averages of the parameters, zero where there are none yet, on their devices."""
+    for name, p in parameters.items():
+        # a resumed one may be on the CPU
+        known[name] = known[name].to(p) if name in known else torch.zeros_like(p)
+    return [known[name] for name in parameters]
 
 
 def _steps(value: int | float, total_steps: int) -> int:

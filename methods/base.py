@@ -21,16 +21,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from methods.configs import MethodConfig
 from methods.errors import MethodError
 from methods.factors import LowRankFactors
+from methods.layer import Layers, LowRankLinear
+
+__all__ = ["AdapterMethod", "Layers", "LowRankLinear", "Plan", "StepInfo", "Summary"]
 
 
 @dataclass(frozen=True)
@@ -67,81 +69,6 @@ class Plan:
     phases: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-@final
-class LowRankLinear(nn.Module):
-    """A frozen linear layer plus a scaled sum of rank-one terms.
-
-        y = base(x) + scaling * B (d * (A dropout(x)))
-
-    Attributes:
-        base: the wrapped layer, frozen: (..., in) -> (..., out).
-        A: (r, in). B: (out, r). d: (r,), or None where the method has no gates.
-        scaling: fixed for life, also when components are removed.
-    """
-
-    d: nn.Parameter | None
-
-    def __init__(
-        self,
-        base: nn.Module,
-        A: Tensor,
-        B: Tensor,
-        d: Tensor | None = None,
-        *,
-        scaling: float,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.A = nn.Parameter(A)
-        self.B = nn.Parameter(B)
-        self.d = None if d is None else nn.Parameter(d)
-        self.scaling = scaling
-        self.dropout = nn.Dropout(dropout)
-
-    @property
-    def rank(self) -> int:
-        """Rank-one components stored, dead ones included."""
-        return self.A.shape[0]
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's: some models look at their layers' weights (T5 at its dtype)."""
-        weight = self.base.weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's, for the same reason."""
-        bias = self.base.bias
-        assert bias is None or isinstance(bias, Tensor)
-        return bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        y: Tensor = self.base(x)
-        h = linear(self.dropout(x).to(self.A.dtype), self.A)  # (..., r)
-        h = h * (self.scaling if self.d is None else self.scaling * self.d)
-        return y + linear(h, self.B).to(y.dtype)
-
-    def factors(self) -> LowRankFactors:
-        """The update as it stands, gates and scaling folded into B, at least float32, detached."""
-        dtype = torch.promote_types(self.A.dtype, torch.float32)
-        strength = torch.full((self.rank,), self.scaling, dtype=dtype, device=self.A.device)
-        if self.d is not None:
-            strength = strength * self.d.detach().to(dtype)
-        B = self.B.detach().to(dtype) * strength  # (out, r)
-        return LowRankFactors(self.A.detach().to(dtype).clone(), B)
-
-    def extra_repr(self) -> str:
-        return f"rank={self.rank}, scaling={self.scaling:g}, gates={self.d is not None}"
-
-
-Layers = Mapping[str, LowRankLinear]
-"""Adapted layers by their module path in the model."""
 
 
 class AdapterMethod(ABC):
@@ -208,6 +135,18 @@ class AdapterMethod(ABC):
     def after_step(self, layers: Layers, info: StepInfo) -> None:  # noqa: B027 (optional)
         """Called after `optimizer.step()`, while the gradients are still there."""
 
+    def removed(self, keep: Mapping[str, Tensor]) -> None:
+        """Called after dead components were taken out of the layers (`training.compact_every`).
+
+        Args:
+            keep: by layer path, (rank before,) bool: which components are still there, in order.
+
+        Raises:
+            MethodError: the method has a state that it can not cut down.
+        """
+        if self.state_dict():
+            raise MethodError(f"{self.name} can not go on after dead components were removed")
+
     def state_dict(self) -> dict[str, Tensor]:
         """What `after_step` needs to go on in the middle of a run, beside the parameters."""
         return {}
@@ -224,7 +163,9 @@ class AdapterMethod(ABC):
     def summary(self, layers: Layers) -> Summary:
         """Components alive of those started with, and events worth a person's attention."""
         total = sum(layer.rank for layer in layers.values())
-        live = sum(live_components(layer) for layer in layers.values())
+        gates = [layer.d.detach() for layer in layers.values() if layer.d is not None]
+        ungated = sum(layer.rank for layer in layers.values() if layer.d is None)
+        live = ungated + (int(torch.cat(gates).count_nonzero()) if gates else 0)
         return Summary(live=live, total=total)
 
     def details(self, layers: Layers) -> dict[str, Any]:
@@ -248,8 +189,3 @@ class AdapterMethod(ABC):
             self.config = self.config_class(**{**self.config.model_dump(), name: value})
         except ValidationError as error:
             raise MethodError(f"{self.name}.{name}: {error.errors()[0]['msg']}") from error
-
-
-def live_components(layer: LowRankLinear) -> int:
-    """Components whose gate is not exactly zero; all of them where there are no gates."""
-    return layer.rank if layer.d is None else int(layer.d.detach().count_nonzero())

@@ -41,9 +41,12 @@ class Sora(AdapterMethod):
 
     def __init__(self, config: SoraConfig) -> None:
         super().__init__(config)
-        self._alive = torch.zeros(0, dtype=torch.bool)  # (all gates,) after the last step
-        self._last_died = torch.zeros(0, dtype=torch.long)  # (all gates,) step, or NEVER
-        self._revivals = 0
+        # of all gates that were there at the beginning, also of components removed since:
+        self._alive = torch.zeros(0, dtype=torch.bool)  # after the last step
+        self._last_died = torch.zeros(0, dtype=torch.long)  # step, or NEVER
+        self._present = torch.zeros(0, dtype=torch.bool)  # not removed
+        self._ranks: list[int] = []  # components of each layer at the beginning
+        self._revivals = torch.zeros((), dtype=torch.long)
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
         c = self.config
@@ -113,7 +116,9 @@ class Sora(AdapterMethod):
         """Forget the lives of an earlier run or stage; the gates stay as they are."""
         self._alive = torch.cat(_gates(layers)).detach().ne(0)
         self._last_died = torch.full_like(self._alive, _NEVER, dtype=torch.long)
-        self._revivals = 0
+        self._present = torch.ones_like(self._alive)
+        self._ranks = [layer.rank for layer in layers.values()]
+        self._revivals = torch.zeros((), dtype=torch.long, device=self._alive.device)
 
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
@@ -124,32 +129,49 @@ class Sora(AdapterMethod):
         shrink = official_threshold_ if self.config.prox == "official" else soft_threshold_
         gates = _gates(layers)
         shrink(gates, xi)
-        alive = torch.cat(gates).ne(0)
-        before = self._alive.to(alive.device)  # a resumed one may be on the CPU
-        self._revivals += int((alive & ~before).sum())
-        self._last_died = self._last_died.to(alive.device).masked_fill(before & ~alive, info.step)
-        self._alive = alive
+        self._follow_lives(torch.cat(gates).ne(0), info.step)
+
+    def _follow_lives(self, nonzero: Tensor, step: int) -> None:
+        """Who died and who came back; no number leaves the device.
+
+        Args:
+            nonzero: of the gates still present.
+        """
+        before = self._alive.to(nonzero.device)  # a resumed one may be on the CPU
+        present = self._present.to(nonzero.device)
+        alive = torch.zeros_like(before).masked_scatter_(present, nonzero)
+        self._revivals = self._revivals.to(nonzero.device) + (alive & ~before).sum()
+        self._last_died = self._last_died.to(nonzero.device).masked_fill(before & ~alive, step)
+        self._alive, self._present = alive, present
+
+    def removed(self, keep: Mapping[str, Tensor]) -> None:
+        """Removed components stay in the record, as dead ones that never come back."""
+        kept = torch.cat(list(keep.values())).to(self._present.device)
+        self._present = self._present.masked_scatter(self._present, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {
             "threshold": torch.tensor(self.config.threshold, dtype=torch.float64),
             "l1": torch.tensor(self.config.l1, dtype=torch.float64),
-            "revivals": torch.tensor(self._revivals),
+            "revivals": self._revivals.clone(),
             "alive": self._alive.clone(),
             "last_died": self._last_died.clone(),
+            "present": self._present.clone(),
+            "ranks": torch.tensor(self._ranks, dtype=torch.long),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for option in self.variable_options:
             self.set_option(option, float(state[option]))
-        self._revivals = int(state["revivals"])
+        self._revivals = state["revivals"].clone()
         self._alive, self._last_died = state["alive"].clone(), state["last_died"].clone()
+        self._present, self._ranks = state["present"].clone(), state["ranks"].tolist()
 
     def summary(self, layers: Layers) -> Summary:
         counts = super().summary(layers)
         events = []
         if self._revivals:
-            events.append(f"{self._revivals} times a gate at zero came back")
+            events.append(f"{int(self._revivals)} times a gate at zero came back")
         if counts.live == 0 and counts.total:
             events.append("every gate is zero: the adapter does nothing; lower the threshold")
         return Summary(live=counts.live, total=counts.total, events=tuple(events))
@@ -160,13 +182,12 @@ class Sora(AdapterMethod):
         Returns:
             `revivals`, and `last_died`: by layer, a step per component, None if it never died.
         """
-        ranks = [layer.rank for layer in layers.values()]
-        steps = torch.split(self._last_died, ranks)
+        steps = torch.split(self._last_died, self._ranks)
         last_died = {
             path: [None if step == _NEVER else step for step in of_layer.tolist()]
             for path, of_layer in zip(layers, steps, strict=True)
         }
-        return {"revivals": self._revivals, "last_died": last_died}
+        return {"revivals": int(self._revivals), "last_died": last_died}
 
 
 def threshold_reach(factors: Sequence[float], prox: str) -> float:
@@ -188,8 +209,8 @@ def threshold_reach(factors: Sequence[float], prox: str) -> float:
 
 def soft_threshold_(gates: list[Tensor], xi: float) -> None:
     """In place `sign(g) max(|g| - xi, 0)`: the proximal operator of xi |g| (paper, eq. 9)."""
-    for g in gates:
-        g.copy_(g.sign() * (g.abs() - xi).clamp_(min=0))
+    flat = torch.cat(gates)  # one pass over all layers' gates
+    _write(gates, flat.sign() * (flat.abs() - xi).clamp_(min=0))
 
 
 def official_threshold_(gates: list[Tensor], xi: float) -> None:
@@ -197,9 +218,13 @@ def official_threshold_(gates: list[Tensor], xi: float) -> None:
 
     The dead zone so reaches to 2 xi, and |g| = xi stays.
     """
-    for g in gates:
-        shrunk = torch.where(g.abs() > xi, g - g.sign() * xi, g)
-        g.copy_(torch.where(shrunk.abs() < xi, torch.zeros_like(g), shrunk))
+    flat = torch.cat(gates)
+    shrunk = torch.where(flat.abs() > xi, flat - flat.sign() * xi, flat)
+    _write(gates, shrunk.masked_fill_(shrunk.abs() < xi, 0))
+
+
+def _write(gates: list[Tensor], flat: Tensor) -> None:
+    torch._foreach_copy_(gates, torch.split(flat, [g.numel() for g in gates]))
 
 
 def _gates(layers: Layers) -> list[Tensor]:

@@ -213,8 +213,7 @@ class AveragesOneStepMore(AdaLora):
         schedule = self._begun()
         if info.step == schedule.total_steps - schedule.t_final:
             with torch.no_grad():
-                for path, layer in layers.items():
-                    self._update_averages(path, layer)
+                self._update_averages(layers)
         super().after_step(layers, info)
 
 

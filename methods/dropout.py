@@ -1,0 +1,50 @@
+"""Dropout masks that cost little on a CPU, where a Bernoulli draw takes longer than the layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_LEVELS = 1 << 16  # of the 16 random bits that decide on an entry
+
+
+class Dropout(nn.Module):
+    """Inverted dropout: entries are zero with probability p, the others scaled by 1 / (1 - p).
+
+    On a CPU an entry takes 16 bits of torch's generator (so `torch.manual_seed` decides, and
+    gradient checkpointing repeats it); p is rounded to a multiple of 2^-16 there, the scale too.
+    Source: Srivastava et al. (2014), "Dropout", section 4.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"a dropout probability is at least 0 and below 1, not {p}")
+        self.p = p
+
+    @property
+    def active(self) -> bool:
+        """Whether the layer drops anything now."""
+        return self.training and self.p > 0
+
+    def scale(self, device: torch.device) -> float:
+        """What kept entries are multiplied by."""
+        p = round(self.p * _LEVELS) / _LEVELS if device.type == "cpu" else self.p
+        return 1 / (1 - p)
+
+    def draw(self, x: Tensor) -> Tensor:
+        """Which entries are dropped, bool in x's shape; advances the generator of x's device."""
+        if x.device.type != "cpu":
+            return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(self.p)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform, signed
+        return bits < round(self.p * _LEVELS) - _LEVELS // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        if not self.active:
+            return x
+        return x.masked_fill(self.draw(x), 0) * self.scale(x.device)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

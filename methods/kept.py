@@ -1,0 +1,136 @@
+"""What the backward pass of an adapted layer keeps of its input x: enough for V^T x.
+
+The gradient of A needs x only in the product `V^T x` (r, in). Keeping x itself would double the
+memory of a frozen model, whose own backward pass needs no linear layer's input. Where the operation
+that made x keeps tensors which determine x, those are used instead, at no memory of their own:
+
+- GELU keeps its input u: x = gelu(u) is computed again.
+- A product keeps both sides (SwiGLU's silu(gate) * up): so is x = a * b.
+- LayerNorm and RMSNorm keep their input u and the rows' statistics: x = (u - mean) rstd * w + b is
+  affine in u, so `V^T x` follows from `(rstd V)^T u` without computing x.
+
+autograd shows what an operation has kept as `_saved_*` attributes of its node
+(https://docs.pytorch.org/docs/stable/notes/autograd.html#saved-tensors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu
+
+_BLOCK = 1 << 19
+"""Numbers of x that are computed at a time: 2 MB, about a core's second-level cache."""
+
+Projection = Callable[..., Tensor]
+"""(V (rows, r), *kept tensors) -> V^T x (r, in)."""
+Kept = tuple[Projection, tuple[Tensor | None, ...]]
+
+
+def keep(x: Tensor) -> Kept:
+    """How to get `V^T x` later, and the tensors to keep for it: x itself if nothing better is kept.
+
+    Args:
+        x: (..., in).
+    """
+    node = x.grad_fn
+    if node is None or _is_hooked() or torch.compiler.is_compiling():
+        return _of_itself, (x,)
+    return _from_producer(node, x) or (_of_itself, (x,))
+
+
+def _from_producer(node: Any, x: Tensor) -> Kept | None:
+    match node.name():
+        case "GeluBackward0":
+            return partial(_of_gelu, node._saved_approximate), (node._saved_self.detach(),)
+        case "NativeLayerNormBackward0":
+            return _layer_norm_input(node)
+        case "MulBackward0":
+            return _factors(node, x)
+    return None
+
+
+def _layer_norm_input(node: Any) -> Kept | None:
+    if len(node._saved_normalized_shape) != 1:
+        return None
+    tensors = (node._saved_input, node._saved_result1, node._saved_result2)
+    affine = (node._saved_weight, node._saved_bias)
+    return _of_normalised, tuple(None if t is None else t.detach() for t in (*tensors, *affine))
+
+
+def _factors(node: Any, x: Tensor) -> Kept | None:
+    """Both sides of a product, or what is left of `weight * (u * rstd)` with a frozen weight."""
+    left, right = node._saved_self, node._saved_other
+    if left is not None and right is not None:
+        left, right = left.detach(), right.detach()
+        if right.shape == (*x.shape[:-1], 1) and left.shape == x.shape:
+            return _of_normalised, (left, None, right, None, None)
+        return (_of_product, (left, right)) if left.shape == right.shape == x.shape else None
+    # a side that needs no gradient is kept, the other one is not: look where that came from
+    weight, other = (left, 1) if left is not None else (right, 0)
+    inner = node.next_functions[other][0]
+    if weight is None or weight.shape != x.shape[-1:] or inner is None:
+        return None
+    found = _factors(inner, x) if inner.name() == "MulBackward0" else None
+    if found is None or found[0] is not _of_normalised or found[1][3] is not None:
+        return None
+    return _of_normalised, (*found[1][:3], weight.detach(), None)
+
+
+def _of_itself(v: Tensor, x: Tensor) -> Tensor:
+    return v.t() @ _rows(x).to(v.dtype)
+
+
+def _of_gelu(approximate: str, v: Tensor, u: Tensor) -> Tensor:
+    return _blockwise(partial(gelu, approximate=approximate), v, u)
+
+
+def _of_product(v: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return _blockwise(torch.mul, v, left, right)
+
+
+def _blockwise(make: Callable[..., Tensor], v: Tensor, *tensors: Tensor) -> Tensor:
+    """V^T make(*tensors), so many rows at a time on a CPU that x never leaves its cache."""
+    out = v.new_zeros(v.shape[1], tensors[0].shape[-1])
+    rows = max(_BLOCK // max(out.shape[1], 1), 1) if v.device.type == "cpu" else max(len(v), 1)
+    blocks = (torch.split(t, rows) for t in (v, *(_rows(t) for t in tensors)))
+    for part, *parts in zip(*blocks, strict=True):
+        out.addmm_(part.t(), make(*parts).to(v.dtype))
+    return out
+
+
+def _of_normalised(
+    v: Tensor,
+    u: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """V^T x of x = (u - mean) rstd * weight + bias, in the precision of u."""
+    v = v.to(u.dtype)
+    scaled = v * rstd.reshape(-1, 1)  # (rows, r)
+    out = scaled.t() @ _rows(u)  # (r, in)
+    if mean is not None:
+        out -= scaled.t() @ mean.reshape(-1, 1)
+    if weight is not None:
+        out *= weight
+    if bias is not None:
+        out += torch.outer(v.sum(dim=0), bias)
+    return out
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(-1, t.shape[-1])
+
+
+def _is_hooked() -> bool:
+    """Whether someone (checkpointing, offloading) decides how tensors are kept.
+
+    Reading a kept tensor would call their hook, which checkpointing allows once only.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None

@@ -1,0 +1,128 @@
+"""The one layer that all methods train: a frozen linear layer plus a low-rank branch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from methods.dropout import Dropout
+from methods.factors import LowRankFactors
+from methods.fused import adapted_linear
+
+
+@final
+class LowRankLinear(nn.Module):
+    """A frozen linear layer plus a scaled sum of rank-one terms.
+
+        y = base(x) + scaling * B (d * (A dropout(x)))
+
+    Attributes:
+        base: the wrapped layer, frozen: (..., in) -> (..., out).
+        A: (r, in). B: (out, r). d: (r,), or None where the method has no gates.
+        scaling: fixed for life, also when components are removed.
+    """
+
+    d: nn.Parameter | None
+
+    def __init__(
+        self,
+        base: nn.Module,
+        A: Tensor,
+        B: Tensor,
+        d: Tensor | None = None,
+        *,
+        scaling: float,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.A = nn.Parameter(A)
+        self.B = nn.Parameter(B)
+        self.d = None if d is None else nn.Parameter(d)
+        self.scaling = scaling
+        self.dropout = Dropout(dropout)
+
+    @property
+    def rank(self) -> int:
+        """Rank-one components stored, dead ones included."""
+        return self.A.shape[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's: some models look at their layers' weights (T5 at its dtype)."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's, for the same reason."""
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if not self._base_is_plain():
+            return self._composed(x)
+        weight = self.weight if isinstance(self.base, nn.Linear) else self.weight.t()
+        scaling, dropped = self.scaling, None
+        if self.dropout.active:
+            scaling, dropped = scaling * self.dropout.scale(x.device), self.dropout.draw(x)
+        A, B, d = self.A, self.B, self.d
+        return adapted_linear(x, weight, self.bias, A, B, d, scaling=scaling, dropped=dropped)
+
+    def _base_is_plain(self) -> bool:
+        """Whether the base is nothing but x W^T + b (or Conv1D's x W + b), frozen."""
+        base = self.base
+        if type(base) is not nn.Linear and type(base).__name__ != "Conv1D":
+            return False  # a subclass may compute something else, on packed weights, say
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
+        return not (hooked or base._backward_pre_hooks or "forward" in base.__dict__) and not (
+            self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        )
+
+    def _composed(self, x: Tensor) -> Tensor:
+        """The same by the base's own forward and autograd."""
+        y: Tensor = self.base(x)
+        h = linear(self.dropout(x).to(self.A.dtype), self.A)  # (..., r)
+        h = h * (self.scaling if self.d is None else self.scaling * self.d)
+        return y + linear(h, self.B).to(y.dtype)
+
+    def named_factors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The layer's own parameters: "A", "B" and, where there are gates, "d"."""
+        yield "A", self.A
+        yield "B", self.B
+        if self.d is not None:
+            yield "d", self.d
+
+    def factors(self) -> LowRankFactors:
+        """The update as it stands, gates and scaling folded into B, at least float32, detached."""
+        dtype = torch.promote_types(self.A.dtype, torch.float32)
+        strength = torch.full((self.rank,), self.scaling, dtype=dtype, device=self.A.device)
+        if self.d is not None:
+            strength = strength * self.d.detach().to(dtype)
+        B = self.B.detach().to(dtype) * strength  # (out, r)
+        return LowRankFactors(self.A.detach().to(dtype).clone(), B)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scaling={self.scaling:g}, gates={self.d is not None}"
+
+
+Layers = Mapping[str, LowRankLinear]
+"""Adapted layers by their module path in the model."""
+
+
+def select_components(tensor: Tensor, kind: str, keep: Tensor) -> Tensor:
+    """Some components' part of a factor, or of anything that belongs to its entries.
+
+    Args:
+        tensor: (r, in), (out, r) or (r,), for kind "A", "B" or "d".
+        keep: (r,) bool.
+    """
+    keep = keep.to(tensor.device)
+    return (tensor[:, keep] if kind == "B" else tensor[keep]).contiguous()
