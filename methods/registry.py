@@ -26,17 +26,48 @@ ENTRY_POINT_GROUP = "sora.methods"
 
 
 @dataclass(frozen=True)
+class Card:
+    """What there is to say of a method without importing it: the attributes of its class."""
+
+    paper: str
+    adapts_rank: bool = False
+    variable_options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Builtin:
-    """Where a method and its configuration live, as "module:Class"."""
+    """Where a method and its configuration live, as "module:Class", and its card.
+
+    A test compares the card with the class.
+    """
 
     method: str
     config: str
+    card: Card
 
 
 _BUILTINS = {
-    "lora": Builtin("methods.lora:Lora", "methods.configs:LoraConfig"),
-    "adalora": Builtin("methods.adalora:AdaLora", "methods.configs:AdaLoraConfig"),
-    "sora": Builtin("methods.sora:Sora", "methods.configs:SoraConfig"),
+    "lora": Builtin(
+        "methods.lora:Lora",
+        "methods.configs:LoraConfig",
+        Card("Hu et al. 2021, arXiv 2106.09685"),
+    ),
+    "adalora": Builtin(
+        "methods.adalora:AdaLora",
+        "methods.configs:AdaLoraConfig",
+        Card(
+            "Zhang et al. 2023, arXiv 2303.10512", adapts_rank=True, variable_options=("target_r",)
+        ),
+    ),
+    "sora": Builtin(
+        "methods.sora:Sora",
+        "methods.configs:SoraConfig",
+        Card(
+            "Ding et al. 2023, arXiv 2311.11696",
+            adapts_rank=True,
+            variable_options=("threshold", "l1"),
+        ),
+    ),
 }
 _REGISTERED: dict[str, type[AdapterMethod]] = {}
 
@@ -84,6 +115,14 @@ def config_class(name: str) -> type[MethodConfig]:
         loaded: type[MethodConfig] = _load(_BUILTINS[name].config)
         return loaded
     return method_class(name).config_class
+
+
+def card(name: str) -> Card:
+    """What there is to say of a method; imports no torch for a built-in."""
+    if name in _BUILTINS:
+        return _BUILTINS[name].card
+    method = method_class(name)
+    return Card(method.paper, method.adapts_rank, tuple(method.variable_options))
 
 
 def create(name: str, **options: Any) -> AdapterMethod:

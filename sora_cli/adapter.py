@@ -14,10 +14,11 @@ from pathlib import Path
 from torch import Tensor
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter_file import AdapterFile, locate_adapter, open_adapter
+from sora_cli.adapter_file import AdapterFile, open_adapter
 from sora_cli.adapter_writing import Plan
 from sora_cli.atomic import new_directory
 from sora_cli.errors import SoraError
+from sora_cli.locating import locate_adapter
 from sora_cli.peft_layout import WEIGHTS_FILE, written_config
 from sora_cli.sora_file import (
     CONFIG_FILE,

@@ -19,6 +19,7 @@ from methods.factors import LowRankFactors
 from sora_cli import peft_adalora
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import StoredTensor
+from sora_cli.locating import locate_adapter
 from sora_cli.peft_config import LARGEST_RANK, PeftConfig, parse_config
 from sora_cli.peft_layout import (
     PICKLE_FILE,
@@ -186,36 +187,6 @@ class OnDemand(Mapping[str, T]):
         return len(self._names)
 
 
-def adapter_folder(directory: Path) -> Path | None:
-    """The adapter directory itself, or the one inside a run directory; None if it is neither."""
-    candidates = (directory, directory / "adapter")
-    return next((folder for folder in candidates if (folder / CONFIG_FILE).is_file()), None)
-
-
-def locate_adapter(directory: Path) -> Path:
-    """The adapter directory itself, or the one inside a run directory.
-
-    Raises:
-        SoraError: neither is there.
-    """
-    try:
-        found = adapter_folder(directory)
-        if found is not None:
-            return found
-        if not directory.exists():
-            raise SoraError(f"there is no directory {directory}")
-        if not directory.is_dir():
-            raise SoraError(f"{directory} is a file, not a directory", hint=_parent(directory))
-        inside = sorted(path.parent for path in directory.glob(f"*/{CONFIG_FILE}"))
-    except (OSError, ValueError) as error:
-        raise SoraError(f"{str(directory)!r} can not be read: {error}") from error
-    raise SoraError(
-        f"{directory} is no adapter directory: it holds no {CONFIG_FILE}",
-        where=f"there are adapters in {', '.join(map(str, inside[:3]))}" if inside else None,
-        hint="name one of them" if inside else None,
-    )
-
-
 @contextmanager
 def open_adapter(directory: Path) -> Iterator[AdapterFile]:
     """Open our adapter or any PEFT LoRA, rsLoRA or AdaLoRA, and check all but the numbers.
@@ -233,11 +204,6 @@ def open_adapter(directory: Path) -> Iterator[AdapterFile]:
         check_name(path, str(directory / SORA_FILE))
     with open_tensors(_weights(directory)) as tensors:
         yield _describe(directory, config, meta, base or _base(config), tensors)
-
-
-def _parent(file: Path) -> str | None:
-    parent = file.parent
-    return f"give its directory: {parent}" if (parent / CONFIG_FILE).is_file() else None
 
 
 def _base(config: PeftConfig) -> BaseReference:

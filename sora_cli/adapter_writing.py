@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 
 import torch
@@ -11,14 +11,9 @@ from torch.nn.functional import pad
 
 from methods.factors import LowRankFactors
 from sora_cli.errors import SoraError
-from sora_cli.peft_layout import LAYOUTS, PREFIX, check_tensor, pair_keys
+from sora_cli.option_checks import LAYOUTS, STORED, check_choice
+from sora_cli.peft_layout import PREFIX, check_tensor, pair_keys
 from sora_cli.tensor_file import NewTensor
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class Plan:
@@ -27,8 +22,8 @@ class Plan:
     Args:
         layers: module path -> factors, any dtype, any device. May make them on demand.
         head: parameter name -> tensor stored in full, as it is.
-        layout: one of `LAYOUTS`.
-        dtype: of the factors, one of `DTYPES`.
+        layout: one of `option_checks.LAYOUTS`.
+        dtype: of the factors, one of `option_checks.STORED`.
 
     Attributes:
         start: module path -> terms given.
@@ -48,12 +43,12 @@ class Plan:
         layout: str,
         dtype: str,
     ) -> None:
-        _check_choice("layout", layout, LAYOUTS)
-        _check_choice("dtype", dtype, DTYPES)
+        check_choice("layout", layout, LAYOUTS)
+        check_choice("dtype", dtype, STORED)
         if not layers:
             raise SoraError("there is no adapted layer to write")
         self._layers, self._head = layers, head
-        self._dtype = DTYPES[dtype]
+        self._dtype: torch.dtype = getattr(torch, dtype)
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
         for path, factors in layers.items():
@@ -128,8 +123,3 @@ def _plain(path: str, factors: LowRankFactors) -> LowRankFactors:
     for tensor in (a, b):
         check_tensor(path, tensor, "in memory")
     return LowRankFactors(a, b)
-
-
-def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise SoraError(f"there is no {name} '{value}'", hint=f"one of {', '.join(known)}")

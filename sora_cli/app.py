@@ -25,6 +25,7 @@ from sora_cli.app_options import (
     RecipeOption,
 )
 from sora_cli.boundary import guarded
+from sora_cli.timing import leave_with, process_start
 
 # Plain help: rich would take longer to import than everything else here.
 app = typer.Typer(
@@ -59,6 +60,7 @@ def options(
 
 @app.command()
 def train(
+    context: typer.Context,
     recipe: RecipeArgument,
     overrides: Overrides = None,
     dry_run: Annotated[
@@ -72,11 +74,19 @@ def train(
     from sora_cli.commands.train import train
 
     _load(code)
-    return train(recipe, overrides or [], dry_run=dry_run, force=force, verify=not no_verify)
+    return train(
+        recipe,
+        overrides or [],
+        dry_run=dry_run,
+        force=force,
+        verify=not no_verify,
+        began=context.obj,
+    )
 
 
 @app.command()
 def path(
+    context: typer.Context,
     recipe: RecipeArgument,
     overrides: Overrides = None,
     controls: Annotated[
@@ -97,7 +107,14 @@ def path(
     from sora_cli.commands.path import path
 
     _load(code)
-    path(recipe, overrides or [], controls=controls, dry_run=dry_run, force=force)
+    path(
+        recipe,
+        overrides or [],
+        controls=controls,
+        dry_run=dry_run,
+        force=force,
+        began=context.obj,
+    )
 
 
 @app.command()
@@ -226,15 +243,22 @@ def _load(code: Sequence[Path] | None) -> None:
             load_code(path)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line; the exit code: 0, 2 for what the user can put right, 1 for the rest."""
+def run(arguments: Sequence[str], *, began: float | None = None) -> int:
+    """Run one command line; the exit code: 0, 2 for what the user can put right, 1 for the rest.
+
+    Args:
+        began: when the process was started, on the clock of `time.perf_counter`; None: it was there
+            before. Commands find it in Typer's context.
+    """
     words = list(arguments)
     end = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:end] or bool(os.environ.get("SORA_DEBUG"))
     words = [word for i, word in enumerate(words) if word != "--debug" or i >= end]
-    return guarded(lambda: app(words, prog_name="sora", standalone_mode=False), debug=debug)
+    return guarded(
+        lambda: app(words, prog_name="sora", standalone_mode=False, obj=began), debug=debug
+    )
 
 
 def main() -> None:
     """The `sora` script."""
-    sys.exit(run(sys.argv[1:]))
+    leave_with(lambda: run(sys.argv[1:], began=process_start()))

@@ -140,11 +140,18 @@ def trained_tensors(model: torch.nn.Module, method: AdapterMethod) -> dict[str, 
 def load_trained(
     model: torch.nn.Module, method: AdapterMethod, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give a model and its method what `trained_tensors` returned."""
+    """Give a model and its method what `trained_tensors` returned.
+
+    Factors take the stored rank, which compaction may have changed since or before.
+    """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in _part(tensors, "model.").items():
-            parameters[name].copy_(tensor)
+            parameter = parameters[name]
+            if parameter.shape == tensor.shape:
+                parameter.copy_(tensor)
+            else:
+                parameter.data = tensor.to(parameter)
     method.load_state_dict(_part(tensors, "method."))
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from sora_cli.console import count, emit, say
 from sora_cli.report import RunReport
 
+_PHASES = 5  # shown of the time
+
 
 def conclude(report: RunReport, output: Path) -> None:
     """Print a finished run's result to stdout and what to do with it to stderr."""
@@ -21,7 +23,7 @@ def conclude(report: RunReport, output: Path) -> None:
 
 
 def result_lines(report: RunReport) -> list[str]:
-    """Score, ranks, parameters and time of a run, a line each."""
+    """Score, ranks and parameters of a run, a line each."""
     lines = []
     for split, scores in report.metrics.items():
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
@@ -41,6 +43,12 @@ def result_lines(report: RunReport) -> list[str]:
         f"adapter parameters: {count(p.adapter_end)} of {count(p.adapter_start)} at the start, "
         f"head {count(p.head)}"
     )
-    seconds = sum(report.seconds.values())
-    lines.append(f"time: {seconds:.0f} s, training {report.seconds.get('train', 0):.0f} s")
     return lines
+
+
+def time_line(report: RunReport) -> str:
+    """Seconds in all, and the phases that took most of them."""
+    spent = report.seconds
+    largest = sorted(spent, key=lambda name: -spent[name])[:_PHASES]
+    shown = ", ".join(f"{name} {spent[name]:.1f}" for name in largest)
+    return f"time: {sum(spent.values()):.1f} s ({shown})"

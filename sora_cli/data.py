@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from methods.registry import did_you_mean
+from sora_cli.builtin import BUILTINS
+from sora_cli.data_source import Builtin, Files, Folder, Hub, find_source
 from sora_cli.errors import SoraError, first_line
 from sora_cli.offline import offline_error, quiet_hub
 from sora_cli.recipe import DataBlock
-
-BUILTIN = "builtin://"
-_FILE_KINDS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -99,37 +97,19 @@ def _head(rows: Dataset, limit: int | None) -> Dataset:
 
 
 def _load_splits(data: DataBlock) -> Mapping[str, Dataset]:
-    if data.files is not None:
-        if data.path:
-            raise SoraError("data.path and data.files exclude each other; give one of them")
-        return _load_files(data.files)
-    if not data.path:
-        raise SoraError("no data: give data.path or data.files")
-    if data.path.startswith(BUILTIN):
-        return _load_builtin(data.path.removeprefix(BUILTIN))
-    folder = Path(data.path).expanduser()
-    if folder.is_dir():
-        return _load_folder(folder, data)
-    if _looks_local(data.path):
-        raise SoraError(f"no data directory '{data.path}'", where=_neighbours(folder), hint=None)
-    return _load_hub(data)
+    match find_source(data):
+        case Files(splits):
+            return {split: _load_files(split, *found) for split, found in splits.items()}
+        case Folder(path):
+            return _load_folder(path, data)
+        case Builtin(name):
+            return dict(BUILTINS[name]())
+        case Hub():
+            return _load_hub(data)
 
 
-def _load_files(files: Mapping[str, list[str]]) -> Mapping[str, Dataset]:
-    splits: dict[str, Dataset] = {}
-    for split, names in files.items():
-        paths = [Path(name).expanduser() for name in names]
-        for path in paths:
-            if not path.is_file():
-                raise SoraError(f"no data file '{path}' (split {split})", where=_neighbours(path))
-        kinds = {_FILE_KINDS.get(path.suffix.lower()) for path in paths}
-        if len(kinds) != 1 or None in kinds:
-            raise SoraError(
-                f"data.files.{split}: files must be of one kind", where="csv, json, jsonl, parquet"
-            )
-        kind = kinds.pop()
-        splits[split] = _quiet_load(kind, f"data.files.{split}", data_files=[str(p) for p in paths])
-    return splits
+def _load_files(split: str, kind: str, paths: list[Path]) -> Dataset:
+    return _quiet_load(kind, f"data.files.{split}", data_files=[str(path) for path in paths])
 
 
 def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Dataset]:
@@ -159,14 +139,6 @@ def _cache_for(folder: Path) -> str:
     return str(Path(datasets.config.HF_DATASETS_CACHE) / f"local-{state.hexdigest()[:16]}")
 
 
-def _load_builtin(name: str) -> Mapping[str, Dataset]:
-    from sora_cli.builtin import BUILTINS
-
-    if name not in BUILTINS:
-        raise SoraError(f"no built-in data '{name}'{did_you_mean(name, BUILTINS)}")
-    return dict(BUILTINS[name]())
-
-
 def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
     try:
         return _quiet_load_all(data.path, data)
@@ -189,7 +161,7 @@ def _quiet_load_all(
     return dict(loaded)
 
 
-def _quiet_load(kind: str | None, where: str, **options: Any) -> Dataset:
+def _quiet_load(kind: str, where: str, **options: Any) -> Dataset:
     try:
         return datasets.load_dataset(kind, split="train", **options)
     except Exception as error:  # the readers of four formats raise many kinds
@@ -197,17 +169,3 @@ def _quiet_load(kind: str | None, where: str, **options: Any) -> Dataset:
             raise SoraError(f"{where} holds no rows") from error
         cause = error.__cause__ or error
         raise SoraError(f"{where} can not be read: {first_line(cause)}") from error
-
-
-def _looks_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
-
-
-def _neighbours(path: Path) -> str | None:
-    """The nearest names where a path breaks off."""
-    parent = path.parent
-    if not parent.is_dir():
-        return f"{parent} does not exist"
-    names = [entry.name for entry in parent.iterdir()]
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.3) or sorted(names)[:5]
-    return f"in {parent} there are: {', '.join(near)}" if near else f"{parent} is empty"

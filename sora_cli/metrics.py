@@ -1,19 +1,24 @@
-"""Scores, through `evaluate`: the GLUE metrics offline, any other metric from the Hub by name."""
+"""Scores: the GLUE metrics computed here, any other by name through `evaluate`, from the Hub.
+
+sklearn and scipy are imported by the metrics that need them, `evaluate` only for the Hub's: none of
+the three for a run that reports accuracy.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from sora_cli.errors import SoraError
+from sora_cli.tasks import main_metric
+
+Metric = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+"""Predictions and labels, one number a row -> scores by name."""
 
 
 def _accuracy(p: np.ndarray, y: np.ndarray) -> float:
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(y, p))
+    return float(np.mean(p == y))
 
 
 def _f1(p: np.ndarray, y: np.ndarray) -> float:
@@ -47,9 +52,7 @@ def _pearson_spearman(p: np.ndarray, y: np.ndarray) -> float:
     return (_pearson(p, y) + _spearman(p, y)) / 2
 
 
-Score = Callable[[np.ndarray, np.ndarray], float]
-
-_OFFLINE: dict[str, Score] = {
+_OFFLINE: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews_correlation": _matthews,
@@ -60,41 +63,35 @@ _OFFLINE: dict[str, Score] = {
 _REGRESSION = ("pearson", "spearman", "pearson_spearman")
 
 
-def _offline_metric(name: str) -> Any:
-    """One of our metrics as an `evaluate.Metric`."""
-    import datasets
-    import evaluate
-
-    value = datasets.Value("float64" if name in _REGRESSION else "int64")
-    score = _OFFLINE[name]
-
-    class OfflineMetric(evaluate.Metric):  # type: ignore[misc]
-        def _info(self) -> Any:
-            return evaluate.MetricInfo(
-                description=f"{name}, computed offline",
-                citation="",
-                inputs_description="predictions and references, one number a row",
-                features=datasets.Features({"predictions": value, "references": value}),
-            )
-
-        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-            return {name: score(np.asarray(predictions), np.asarray(references))}
-
-    return OfflineMetric(keep_in_memory=True)
-
-
-def load_metric(name: str) -> Any:
-    """An `evaluate` metric: ours where we have it, else the Hub's.
+def load_metric(name: str) -> Metric:
+    """A metric: ours where we have it, else the Hub's.
 
     Raises:
         SoraError: the Hub has none of that name, or can not be reached.
     """
-    if name in _OFFLINE:
-        return _offline_metric(name)
+    return _offline(name) if name in _OFFLINE else _from_the_hub(name)
+
+
+def _offline(name: str) -> Metric:
+    """One of our metrics."""
+    dtype = np.float64 if name in _REGRESSION else np.int64
+    score = _OFFLINE[name]
+
+    def compute(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        p, y = np.asarray(predictions, dtype), np.asarray(labels, dtype)
+        if p.shape != y.shape:
+            raise ValueError(f"{name} of predictions {p.shape} and labels {y.shape}")
+        return {name: score(p, y)}
+
+    return compute
+
+
+def _from_the_hub(name: str) -> Metric:
+    """A metric of `evaluate`'s; it may give several values."""
     import evaluate
 
     try:
-        return evaluate.load(name)
+        metric = evaluate.load(name)
     except Exception as error:  # evaluate raises many kinds for one cause
         raise SoraError(
             f"no metric '{name}': it is none of the built-in ones and the Hub gave none",
@@ -102,18 +99,19 @@ def load_metric(name: str) -> Any:
             hint=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}",
         ) from error
 
+    def compute(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        result = metric.compute(predictions=predictions, references=labels)
+        return {key: float(value) for key, value in result.items()}
+
+    return compute
+
 
 class Scorer:
     """Computes a list of metrics; the first, or `best`, is the one that chooses checkpoints."""
 
     def __init__(self, names: Sequence[str], best: str | None = None) -> None:
         self.names = list(names)
-        self.best = best or self.names[0]
-        if self.best not in self.names:
-            raise SoraError(
-                f"task.best_metric '{self.best}' is not among the metrics",
-                where=f"task.metrics: {', '.join(self.names)}",
-            )
+        self.best = main_metric(self.names, best)
         self._metrics = {name: load_metric(name) for name in self.names}
 
     def __call__(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -125,6 +123,5 @@ class Scorer:
             return {name: float("nan") for name in self.names}
         scores: dict[str, float] = {}
         for metric in self._metrics.values():
-            result = metric.compute(predictions=predictions, references=labels)
-            scores.update({key: float(value) for key, value in result.items()})
+            scores.update(metric(predictions, labels))
         return scores

@@ -17,7 +17,6 @@ from sora_cli.peft_config import MERGE_HINT, PeftConfig
 from sora_cli.peft_patterns import anchored
 
 __all__ = [
-    "LAYOUTS",
     "PICKLE_FILE",
     "PREFIX",
     "WEIGHTS_FILE",
@@ -34,8 +33,6 @@ __all__ = [
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
-LAYOUTS = ("exact", "padded")
-"""Each module at its own rank, by patterns; or all zero-padded to the largest, without patterns."""
 
 _A, _B, _E, _RANKNUM = "A", "B", "E", "ranknum"
 _LORA = {".lora_A.weight": _A, ".lora_B.weight": _B}
@@ -139,7 +136,7 @@ def written_config(
 
     Args:
         ranks: module path -> rank, at least 1 each.
-        layout: one of `LAYOUTS`.
+        layout: one of `option_checks.LAYOUTS`.
     """
     largest = max(ranks.values())
     exact = layout == "exact"

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import nn
 
 from methods.base import AdapterMethod, LowRankLinear
@@ -45,11 +46,9 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
     Raises:
         SoraError, MethodError: whatever is wrong with the recipe's references.
     """
-    import transformers
-
-    transformers.set_seed(recipe.training.seed)  # before a new head is drawn
-    task = create_task(recipe.task, recipe.data)
     with phase("load data"):
+        transformers.set_seed(recipe.training.seed)  # before a new head is drawn
+        task = create_task(recipe.task, recipe.data)
         rows = load_rows(recipe.data)
         task.bind(rows.train)
     with phase("load model"):

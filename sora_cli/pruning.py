@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors, rank_for_energy
 from sora_cli.adapter_file import OnDemand
-from sora_cli.errors import SoraError
+from sora_cli.option_checks import check_rules
 
 Layers = Mapping[str, LowRankFactors]
 
@@ -99,7 +99,7 @@ def prune_layers(
     Raises:
         SoraError: more than one rule, or a value out of range.
     """
-    _check({"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank})
+    check_rules({"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank})
     known = survey(layers)
     keep = {path: module.live for path, module in known.items()}
     if energy is not None:
@@ -190,21 +190,3 @@ def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict
 def _worth(module: Module, component: int) -> float:
     """Squared singular value per number stored, negative: heaps have the smallest on top."""
     return -(float(module.values[component]) ** 2) / module.cost
-
-
-def check_one(options: Sequence[str]) -> None:
-    """Raise `SoraError` where several of the options that exclude each other are given."""
-    if len(options) > 1:
-        raise SoraError(f"{' and '.join(options)} exclude each other: give one of them")
-
-
-def _check(rules: Mapping[str, float | None]) -> None:
-    given = {f"--{name.replace('_', '-')}": v for name, v in rules.items() if v is not None}
-    check_one(list(given))
-    for name, value in given.items():
-        if name == "--energy" and not 0 < value <= 1:
-            raise SoraError(f"--energy is a share above 0 and up to 1, not {value:g}")
-        if name == "--mean-rank" and not 0 < value < math.inf:
-            raise SoraError(f"--mean-rank must be above 0, not {value:g}")
-        if name in {"--rank", "--max-params"} and value < 1:
-            raise SoraError(f"{name} must be at least 1, not {value}")

@@ -163,6 +163,15 @@ class TrainingBlock(Block):
     early_stopping: int | None = Field(
         None, ge=1, description="evaluations without a better metric before stopping"
     )
+    compact_every: int | None = Field(
+        None,
+        ge=1,
+        description="remove components, every so many steps, that were dead in all of them: "
+        "faster, but another algorithm, since a removed gate can not come back",
+    )
+    compact_only_count: bool = Field(
+        False, description="only count what compact_every would remove, and what of it comes back"
+    )
     logging_steps: int = Field(
         10, ge=1, description="steps between two entries of the loss history"
     )
@@ -186,6 +195,8 @@ class TrainingBlock(Block):
             )
         if self.early_stopping and self.evaluate == "no":
             raise ValueError("early_stopping needs evaluations; evaluate is 'no'")
+        if self.compact_only_count and self.compact_every is None:
+            raise ValueError("compact_only_count needs compact_every")
         return self
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -52,6 +52,45 @@ class Parameters(BaseModel):
     head: int = 0
 
 
+class Removal(BaseModel):
+    """Dead components taken out at one moment of the training."""
+
+    step: int = Field(description="optimiser steps taken by then")
+    removed: int
+    left: int = Field(description="components in the layers afterwards, dead ones among them")
+
+
+class Compaction(BaseModel):
+    """What `training.compact_every` did, or with `compact_only_count` would have done."""
+
+    every: int = Field(description="optimiser steps")
+    only_count: bool
+    removals: list[Removal] = Field(default_factory=list)
+    would_have_revived: int | None = Field(
+        None,
+        description="components counted as removed whose gate was not zero later; null if they "
+        "were really removed, since nobody knows then",
+    )
+
+    @property
+    def removed(self) -> int:
+        """Components in all."""
+        return sum(removal.removed for removal in self.removals)
+
+    def event(self) -> str:
+        """What a person should hear about it."""
+        if self.only_count:
+            return (
+                f"compaction every {self.every} steps would have removed {self.removed} "
+                f"components; {self.would_have_revived} of them came back later"
+            )
+        return (
+            f"compaction removed {self.removed} components that were dead for {self.every} steps "
+            f"or more; they could not come back as they can in the method itself (how many would: "
+            f"training.compact_only_count=true)"
+        )
+
+
 class Report(BaseModel):
     """What every report says. Unknown keys of later versions are ignored on reading."""
 
@@ -67,7 +106,10 @@ class Report(BaseModel):
     recipe: dict[str, Any] = Field(description="every value the run used, defaults included")
     recipe_notes: list[str] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
-    seconds: dict[str, float] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(
+        default_factory=dict,
+        description="wall time by phase; of a whole run they add up to nearly all of the process's",
+    )
     peak_memory_bytes: int | None = None
 
 
@@ -83,6 +125,7 @@ class RunReport(Report):
     live_components: list[int] = Field(
         default_factory=list, description="components alive after each optimiser step"
     )
+    compaction: Compaction | None = None
     method_details: dict[str, Any] = Field(
         default_factory=dict, description="what the method itself reports, such as revivals"
     )
@@ -103,6 +146,12 @@ class ReportLog(Generic[R]):
 
     def __init__(self, path: Path, report: R) -> None:
         self.path, self.report = path, report
+
+    def imported(self, began: float) -> float:
+        """Count the seconds since a moment of `time.perf_counter` as the phase "import"."""
+        spent = time.perf_counter() - began
+        self._spend("import", spent)
+        return spent
 
     @contextmanager
     def running(self) -> Iterator[R]:
@@ -126,8 +175,23 @@ class ReportLog(Generic[R]):
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            self.report.seconds[name] = round(self.report.seconds.get(name, 0.0) + spent, 3)
+            self._spend(name, time.perf_counter() - start)
+
+    @contextmanager
+    def epilogue(self, name: str) -> Iterator[None]:
+        """Time a step after the run's end, such as a check of its files; the report is rewritten.
+
+        Whatever comes of the step, the run has ended as the report said before.
+        """
+        try:
+            with self.phase(name):
+                yield
+        finally:
+            self.report.finished = _now()
+            self.save()
+
+    def _spend(self, name: str, spent: float) -> None:
+        self.report.seconds[name] = round(self.report.seconds.get(name, 0.0) + spent, 3)
 
     def save(self) -> None:
         """Write the report as it stands."""
@@ -140,11 +204,19 @@ class ReportLog(Generic[R]):
 
 
 class RunLog(ReportLog[RunReport]):
-    """The log of one training run, in its directory."""
+    """The log of one training run, in its directory.
 
-    def __init__(self, directory: Path, *, name: str, recipe: dict[str, Any]) -> None:
+    Args:
+        began: when the command began, by `time.perf_counter`; None: now.
+    """
+
+    def __init__(
+        self, directory: Path, *, name: str, recipe: dict[str, Any], began: float | None = None
+    ) -> None:
         facts = provenance()
         super().__init__(directory / FILE_NAME, RunReport(name=name, recipe=recipe, **facts))
+        if began is not None:
+            self.report.started = _now(-self.imported(began))
 
 
 def provenance() -> dict[str, Any]:
@@ -216,8 +288,9 @@ def data_fingerprint(rows: Any) -> str:
     return digest.hexdigest()
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _now(later: float = 0.0) -> str:
+    """The time in so many seconds."""
+    return (datetime.now(UTC) + timedelta(seconds=later)).isoformat(timespec="seconds")
 
 
 def _version(package: str) -> str | None:

@@ -53,6 +53,7 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
     """What the training gave."""
     report.steps, report.skipped_steps = result.steps, result.skipped
     report.best_step, report.history = result.best_step, result.history
+    _split_training(report)
     report.live_components = result.live
     report.parameters.adapter_end = 0
     for path, layer in ready.layers.items():
@@ -60,12 +61,23 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
         report.ranks[path].end = factors.rank
         report.parameters.adapter_end += factors.parameters
     report.events = list(ready.method.summary(ready.layers).events)
+    report.compaction = result.compaction
+    if result.compaction is not None:
+        report.events.append(result.compaction.event())
     report.method_details = ready.method.details(ready.layers)
     unchanged = all(m.start == m.end for m in report.ranks.values())
     if ready.method.adapts_rank and unchanged:
         report.events.append(
             f"NO RANK CHANGED: {ready.method.name} ended with all the components it started with"
         )
+
+
+def _split_training(report: RunReport) -> None:
+    """Of the seconds of training, those of the evaluations in it apart."""
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in report.history)
+    if evaluating:
+        report.seconds["evaluate in training"] = round(evaluating, 3)
+        report.seconds["train"] = round(report.seconds["train"] - evaluating, 3)
 
 
 def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path) -> None:

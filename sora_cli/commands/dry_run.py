@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.console import count, emit, say, size
 from sora_cli.errors import SoraError
+from sora_cli.preflight import check_recipe
 from sora_cli.recipe_file import LoadedRecipe
+from sora_cli.timing import importing
 
 if TYPE_CHECKING:
     from methods.base import Plan
@@ -34,12 +36,12 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         SoraError, MethodError: what would stop the run before its first step.
     """
     emit_section("recipe", recipe_lines(loaded))
-    say("loading torch and transformers ...")
-    from sora_cli.memory import predict_memory
-    from sora_cli.prepare import prepare
-    from sora_cli.steps import count_steps, learning_rates
-    from sora_cli.training import training_arguments
-
+    check_recipe(loaded.recipe)
+    with importing():
+        from sora_cli.memory import predict_memory
+        from sora_cli.prepare import prepare
+        from sora_cli.steps import count_steps, learning_rates
+        from sora_cli.training import training_arguments
     ready, block = prepare(loaded.recipe, _untimed), loaded.recipe.training
     emit_section("adapted layers", adapted_lines(ready))
     emit_section("linear layers without adapter", near_miss_lines(ready, block.train_head))

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.console import emit, emit_table, say
 from sora_cli.errors import SoraError
+from sora_cli.locating import adapter_folder, check_target
+from sora_cli.preflight import check_recipe
 from sora_cli.recipe_file import load_recipe
+from sora_cli.timing import importing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +27,12 @@ def evaluate(
 ) -> None:
     """Score an adapter, a run's adapter or a model on a recipe's reported splits."""
     loaded = load_recipe(recipe, overrides)
-    say("loading torch and transformers ...")
-    from sora_cli.data import load_rows
-    from sora_cli.tasks import create_task
-    from sora_cli.training import build_trainer, predict
-
+    check_recipe(loaded.recipe, model=False)  # the target takes its place
+    check_target(target)
+    with importing():
+        from sora_cli.data import load_rows
+        from sora_cli.tasks import create_task
+        from sora_cli.training import build_trainer, predict
     task = create_task(loaded.recipe.task, loaded.recipe.data)
     rows = load_rows(loaded.recipe.data)
     task.bind(rows.train)
@@ -50,7 +54,6 @@ def load_target(target: str, recipe: Recipe, task: Task) -> Base:
     """The model to score: a base model with an adapter on it, or a model as it is."""
     from sora_cli.adapted import check_classes, load_adapted
     from sora_cli.adapter import read_adapter
-    from sora_cli.adapter_file import adapter_folder
     from sora_cli.model import load_base
 
     folder = adapter_folder(Path(target).expanduser())

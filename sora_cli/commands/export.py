@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sora_cli.atomic import check_replaceable
 from sora_cli.console import emit, say, size
+from sora_cli.locating import locate_adapter
+from sora_cli.option_checks import LAYOUTS, STORED, check_choice
+from sora_cli.sora_file import CONFIG_FILE
 
 
 def export(
@@ -32,6 +36,10 @@ def export(
     Raises:
         SoraError: bad input, or an output that exists.
     """
+    check_choice("layout", layout, LAYOUTS)
+    check_choice("dtype", dtype or STORED[0], STORED)
+    check_replaceable(output, force=force, markers=(CONFIG_FILE,))
+    locate_adapter(directory)
     from sora_cli.exporting import export_adapter
 
     done = export_adapter(directory, output, layout=layout, dtype=dtype, force=force)

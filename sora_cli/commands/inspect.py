@@ -9,6 +9,7 @@ from typing import Any
 
 from sora_cli.console import count, emit, emit_table, say, size
 from sora_cli.errors import SoraError
+from sora_cli.locating import locate_adapter
 from sora_cli.ranks import Rank, RankMap, rank_map
 
 
@@ -27,13 +28,12 @@ def inspect(
         SoraError: no adapter, one that can not be read, or two of different models.
     """
     _check(directories, plot=plot, modules=modules)
-    from sora_cli.adapter_file import locate_adapter
-    from sora_cli.commands import inspect_several
-
     located = [locate_adapter(directory) for directory in directories]
     if len(located) == 1:
         _inspect_one(located[0], as_json=as_json, plot=plot, modules=modules)
     else:
+        from sora_cli.commands import inspect_several
+
         inspect_several.inspect(located, as_json=as_json)
 
 

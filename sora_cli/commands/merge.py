@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sora_cli.console import count, say, size
+from sora_cli.locating import locate_adapter
+from sora_cli.references import resolve_model_path
 
 if TYPE_CHECKING:
     from sora_cli.merge.write import Progress
@@ -39,6 +41,9 @@ def merge(
     Raises:
         SoraError: bad input, a base that does not fit, or an output that exists.
     """
+    locate_adapter(directory)  # before torch is imported
+    if base is not None:
+        resolve_model_path(base)
     from sora_cli.adapter import open_adapter
 
     with open_adapter(directory) as adapter:

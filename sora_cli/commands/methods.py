@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from methods.registry import method_class, method_names
+from methods.registry import card, config_class, method_names
 from sora_cli.console import emit
 from sora_cli.plain_words import default_of, expected, shown_value
 
@@ -21,8 +21,7 @@ def list_methods(*, as_json: bool) -> None:
 
 def describe_method(name: str) -> dict[str, Any]:
     """A method as plain data."""
-    method = method_class(name)
-    config = method.config_class
+    about, config = card(name), config_class(name)
     options = [
         {
             "name": option,
@@ -35,9 +34,9 @@ def describe_method(name: str) -> dict[str, Any]:
     ]
     return {
         "name": name,
-        "paper": method.paper,
-        "adapts_rank": method.adapts_rank,
-        "may_vary": list(method.variable_options),
+        "paper": about.paper,
+        "adapts_rank": about.adapts_rank,
+        "may_vary": list(about.variable_options),
         "options": options,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,21 +12,36 @@ from typing import TYPE_CHECKING
 
 from sora_cli.console import emit, emit_table, say
 from sora_cli.errors import SoraError
+from sora_cli.path.plan import StagePlan, overruled, path_directory, plan_stages
 from sora_cli.path.record import FILE_NAME, PICTURE, PathReport, read_path
 from sora_cli.path.table import control_table, stage_table
+from sora_cli.preflight import check_recipe
 from sora_cli.recipe import OutputBlock
 from sora_cli.recipe_file import LoadedRecipe, flat, load_recipe
+from sora_cli.timing import importing
 
 if TYPE_CHECKING:
-    from sora_cli.path.plan import StagePlan
     from sora_cli.prepare import Prepared
 
 
-def path(recipe: str, overrides: list[str], *, controls: bool, dry_run: bool, force: bool) -> None:
-    """Train the stages of a recipe's path, or go on with those that are missing."""
-    loaded = load_recipe(recipe, overrides)
-    from sora_cli.path.plan import overruled, path_directory, plan_stages
+def path(
+    recipe: str,
+    overrides: list[str],
+    *,
+    controls: bool,
+    dry_run: bool,
+    force: bool,
+    began: float | None = None,
+) -> None:
+    """Train the stages of a recipe's path, or go on with those that are missing.
 
+    Args:
+        began: when the command began, by `time.perf_counter`; None: now.
+    """
+    began = time.perf_counter() if began is None else began
+    loaded = load_recipe(recipe, overrides)
+    if loaded.recipe.path is not None:
+        check_recipe(loaded.recipe)
     plans = plan_stages(loaded)
     for note in (*loaded.notes, *overruled(loaded)):
         say(f"note: {note}")
@@ -34,7 +50,7 @@ def path(recipe: str, overrides: list[str], *, controls: bool, dry_run: bool, fo
         _show_plan(loaded, plans, output)
         return
     report = open_report(loaded, len(plans), output, controls=controls, force=force)
-    run(loaded, plans, report, output, controls=controls)
+    run(loaded, plans, report, output, controls=controls, began=began)
 
 
 def open_report(
@@ -80,24 +96,27 @@ def run(
     output: Path,
     *,
     controls: bool,
+    began: float,
 ) -> None:
     """The whole path, one step a line."""
-    say("loading torch and transformers ...")
-    from sora_cli.commands.train import describe_layers
-    from sora_cli.path.controls import run_controls
-    from sora_cli.path.plot import plot_path
-    from sora_cli.path.stages import Stages
-    from sora_cli.prepare import prepare
-    from sora_cli.report import ReportLog
-
+    with importing():
+        from sora_cli.commands.train import describe_layers
+        from sora_cli.path.controls import run_controls
+        from sora_cli.path.plot import plot_path
+        from sora_cli.path.stages import Stages
+        from sora_cli.prepare import prepare
+        from sora_cli.report import ReportLog
     log = ReportLog(output / FILE_NAME, report)
+    log.imported(began)
 
     def phase(name: str) -> AbstractContextManager[None]:
         say(f"{name} ...")
         return log.phase(name)
 
-    stages = Stages(prepare(plans[0].recipe, phase), plans, report, output)
-    stages.check()
+    ready = prepare(plans[0].recipe, phase)
+    with log.phase("set up"):
+        stages = Stages(ready, plans, report, output)
+        stages.check()
     say(describe_layers(loaded.recipe, stages.ready, stages.parameters))
     with log.running(), _resumable(report):
         for plan in plans[len(report.stages) :]:
@@ -111,7 +130,8 @@ def run(
         if controls and report.controls is None:
             with log.phase("controls"):
                 report.controls = run_controls(stages, say)
-        plot_path(report, output / PICTURE)
+        with log.phase("draw"):
+            plot_path(report, output / PICTURE)
     _conclude(report, output)
 
 

@@ -10,8 +10,13 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.atomic import check_replaceable
 from sora_cli.console import count, emit, emit_table, say, size
 from sora_cli.errors import SoraError
+from sora_cli.locating import locate_adapter
+from sora_cli.option_checks import check_rules, option
+from sora_cli.sora_file import CONFIG_FILE
+from sora_cli.timing import importing
 
 if TYPE_CHECKING:
     from sora_cli.adapter import Adapter, AdapterFile
@@ -63,12 +68,11 @@ def prune(
     Raises:
         SoraError: bad input, two rules at once, or an output that exists.
     """
-    from sora_cli.adapter import lazy_adapter, open_adapter, write_adapter
-    from sora_cli.atomic import check_replaceable
-    from sora_cli.sora_file import CONFIG_FILE
-
     loaded = _recipe_of(rule, recipe, overrides)
     check_replaceable(output, force=force, markers=(CONFIG_FILE,))
+    locate_adapter(directory)
+    from sora_cli.adapter import lazy_adapter, open_adapter, write_adapter
+
     with open_adapter(directory) as file:
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
         search = None if loaded is None else _search(adapter, loaded, rule)
@@ -107,29 +111,24 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
 
 def _recipe_of(rule: Rule, recipe: str | None, overrides: Sequence[str]) -> LoadedRecipe | None:
     """The recipe, where the rule needs one."""
-    from sora_cli.pruning import check_one
-
-    check_one([_option(name) for name in rule.given()])
+    check_rules(rule.given())
     if rule.max_drop is None:
         if recipe or overrides:
             raise SoraError("--recipe goes with --max-drop only", hint="--max-drop 0.01 --recipe R")
         return None
     if recipe is None:
         raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
-    if not rule.max_drop >= 0:
-        raise SoraError(f"--max-drop must be 0 or more, not {rule.max_drop:g}")
+    from sora_cli.preflight import check_recipe
     from sora_cli.recipe_file import load_recipe
 
-    return load_recipe(recipe, overrides)
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    loaded = load_recipe(recipe, overrides)
+    check_recipe(loaded.recipe, model=False)  # the adapter's own base model is loaded
+    return loaded
 
 
 def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule) -> Search:
-    say("loading torch and transformers ...")
-    from sora_cli.searching import smallest_within
+    with importing():
+        from sora_cli.searching import smallest_within
 
     assert rule.max_drop is not None
     return smallest_within(adapter, loaded.recipe, rule.max_drop)
@@ -155,7 +154,7 @@ def _pruned(
     if nothing and something:
         name, value = next(iter(rule.given().items()))
         raise SoraError(
-            f"not one component fits into {_option(name)} {value:g}",
+            f"not one component fits into {option(name)} {value:g}",
             hint=f"the smallest takes {min(sum(s) for s in file.shapes.values())} parameters",
         )
     return layers, losses

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.console import say
+from sora_cli.console import emit, say
 from sora_cli.errors import SoraError
 from sora_cli.recipe_file import LoadedRecipe, load_recipe
+from sora_cli.timing import importing
 
 if TYPE_CHECKING:
     from sora_cli.prepare import Prepared
     from sora_cli.recipe import Recipe
-    from sora_cli.report import Parameters
+    from sora_cli.report import Parameters, RunLog
 
 
 def train(
-    recipe: str, overrides: list[str], *, dry_run: bool, force: bool, verify: bool = True
+    recipe: str,
+    overrides: list[str],
+    *,
+    dry_run: bool,
+    force: bool,
+    verify: bool = True,
+    began: float | None = None,
 ) -> int:
     """Train a recipe, or with `dry_run` only show what would be trained.
 
     Args:
         verify: compare the trained model with what its files give, where memory allows.
+        began: when the command began, by `time.perf_counter`; None: now.
 
     Returns:
         Exit code: 1 if the files do not give the trained model's outputs.
     """
+    began = time.perf_counter() if began is None else began
     loaded = load_recipe(recipe, overrides)
     for note in loaded.notes:
         say(f"note: {note}")
@@ -37,9 +47,18 @@ def train(
 
         show(loaded)
         return 0
+    from sora_cli.conclusion import time_line
+    from sora_cli.preflight import check_recipe
+
     check_output(loaded.output_dir, force=force)
-    ready = run(loaded, loaded.output_dir)
-    return 0 if not verify or _verified(loaded, loaded.output_dir, ready) else 1
+    check_recipe(loaded.recipe)
+    ready, log = run(loaded, loaded.output_dir, began=began)
+    same = True
+    if verify:
+        with log.epilogue("verify"):
+            same = _verified(loaded, loaded.output_dir, ready)
+    emit(time_line(log.report))
+    return 0 if same else 1
 
 
 def _verified(loaded: LoadedRecipe, output: Path, ready: Prepared) -> bool:
@@ -78,16 +97,15 @@ def check_output(output: Path, *, force: bool) -> None:
         )
 
 
-def run(loaded: LoadedRecipe, output: Path) -> Prepared:
+def run(loaded: LoadedRecipe, output: Path, *, began: float) -> tuple[Prepared, RunLog]:
     """The whole run, one step a line; the model is as it was saved."""
-    say("loading torch and transformers ...")
-    from sora_cli.conclusion import conclude
-    from sora_cli.prepare import prepare
-    from sora_cli.report import RunLog
-    from sora_cli.results import evaluate_all, record_result, record_setup, save_results
-    from sora_cli.training import build_trainer, fit
-
-    log = RunLog(output, name=loaded.name, recipe=loaded.resolved())
+    with importing():
+        from sora_cli.conclusion import conclude
+        from sora_cli.prepare import prepare
+        from sora_cli.report import RunLog
+        from sora_cli.results import evaluate_all, record_result, record_setup, save_results
+        from sora_cli.training import build_trainer, fit
+    log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     log.report.recipe_notes = list(loaded.notes)
 
     def phase(name: str) -> AbstractContextManager[None]:
@@ -95,21 +113,22 @@ def run(loaded: LoadedRecipe, output: Path) -> Prepared:
         return log.phase(name)
 
     ready = prepare(loaded.recipe, phase)
-    record_setup(log.report, ready)
+    with log.phase("set up"):
+        record_setup(log.report, ready)
+        trainer = build_trainer(
+            loaded.recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
+        )
     say(describe_layers(loaded.recipe, ready, log.report.parameters))
-    trainer = build_trainer(
-        loaded.recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
-    )
     with log.running():
         with log.phase("train"):
             result = fit(trainer, ready.method, ready.layers, output)
         with log.phase("evaluate"):
             log.report.metrics = evaluate_all(trainer, ready.task, ready.report)
-        record_result(log.report, ready, result)
         with log.phase("save"):
+            record_result(log.report, ready, result)
             save_results(log.report, ready, loaded, output)
     conclude(log.report, output)
-    return ready
+    return ready, log
 
 
 def describe_layers(recipe: Recipe, ready: Prepared, counts: Parameters) -> str:

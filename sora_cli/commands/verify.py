@@ -7,6 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.console import count, emit, emit_table, say
+from sora_cli.locating import check_target
+from sora_cli.option_checks import check_comparison
+from sora_cli.timing import importing
 
 if TYPE_CHECKING:
     from sora_cli.verify.verification import Difference, Verification
@@ -36,9 +39,11 @@ def verify(
     Raises:
         SoraError: something that is not there, can not be loaded, or can not be compared.
     """
-    say("loading torch and transformers ...")
-    from sora_cli.verify.verification import verify
-
+    check_comparison(dtype, tolerance)
+    for reference in filter(None, (a, b)):
+        check_target(reference)
+    with importing():
+        from sora_cli.verify.verification import verify
     done = verify(a, b, base=base, dtype=dtype, tolerance=tolerance)
     for note in done.notes:
         say(f"note: {note}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from methods.registry import method_class, method_names
+from methods.registry import card, method_names
 from sora_cli.errors import SoraError
 from sora_cli.plain_words import nearest, shown_value
 from sora_cli.recipe import MethodBlock, Recipe, TrainingBlock
@@ -50,6 +50,14 @@ def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
             hint="path={vary: method.threshold, schedule: {start: 0, stop: 4e-3, num: 9}}",
         )
     option = varied_option(loaded)
+    training = loaded.recipe.training
+    if training.compact_every is not None and not training.compact_only_count:
+        raise SoraError(
+            "training.compact_every does not go with a path: its stages are compared component by "
+            "component",
+            where=loaded.origin("training", "compact_every").place,
+            hint="training.compact_every=null",
+        )
     values = block.schedule.stage_values()
     return [
         StagePlan(i, value, _stage_recipe(loaded, option, i, value))
@@ -66,7 +74,7 @@ def varied_option(loaded: LoadedRecipe) -> str:
     recipe = loaded.recipe
     assert recipe.path is not None
     name = recipe.method.name
-    may = [f"method.{option}" for option in method_class(name).variable_options]
+    may = [f"method.{option}" for option in card(name).variable_options]
     vary = recipe.path.vary
     if vary in may:
         return vary.removeprefix("method.")
@@ -77,7 +85,7 @@ def varied_option(loaded: LoadedRecipe) -> str:
             where=where,
             hint=nearest(vary, may),
         )
-    able = [other for other in method_names() if method_class(other).variable_options]
+    able = [other for other in method_names() if card(other).variable_options]
     raise SoraError(
         f"path.vary: method {name} has no option that may vary between stages",
         where=where,

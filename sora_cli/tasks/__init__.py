@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from methods.registry import did_you_mean
@@ -23,17 +24,39 @@ def task_names() -> list[str]:
     return list(_FAMILIES)
 
 
-def create_task(task: TaskBlock, data: DataBlock) -> Task:
-    """The task family a recipe names.
+def task_target(name: str) -> str:
+    """Where the class of a task family is, as "module:Class".
 
     Raises:
         SoraError: no such family (the message names the nearest).
     """
-    target = _FAMILIES.get(task.name)
-    if target is None:
+    if name not in _FAMILIES:
         raise SoraError(
-            f"unknown task '{task.name}'{did_you_mean(task.name, _FAMILIES)}", where="in task.name"
+            f"unknown task '{name}'{did_you_mean(name, _FAMILIES)}", where="in task.name"
         )
-    module, _, name = target.partition(":")
+    return _FAMILIES[name]
+
+
+def main_metric(names: Sequence[str], best: str | None) -> str:
+    """The metric that chooses checkpoints: the first, or `best`.
+
+    Raises:
+        SoraError: `best` is not among them.
+    """
+    if best is not None and best not in names:
+        raise SoraError(
+            f"task.best_metric '{best}' is not among the metrics",
+            where=f"task.metrics: {', '.join(names)}",
+        )
+    return best or names[0]
+
+
+def create_task(task: TaskBlock, data: DataBlock) -> Task:
+    """The task family a recipe names.
+
+    Raises:
+        SoraError: no such family, or no such metric.
+    """
+    module, _, name = task_target(task.name).partition(":")
     family: type[Task] = getattr(importlib.import_module(module), name)
     return family(task, data)

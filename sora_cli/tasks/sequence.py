@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Value
 
 from sora_cli.errors import SoraError
 from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tokens import TRUNCATED, token_counts, tokenise
 
 _USUAL_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -38,26 +39,15 @@ class _Sequence(Task):
             if column not in rows.column_names:
                 raise _missing("column", column, rows.column_names)
         for column in self.text_columns:
-            empty = next((i for i, text in enumerate(rows[column]) if text is None), None)
+            empty = next((i for i, text in enumerate(rows[column][:]) if text is None), None)
             if empty is not None:
                 raise SoraError(f"column '{column}' has no text in row {empty} (counted from 0)")
-        labels = self.encode_labels(rows[self.data.label_column])
-        limit = self.data.max_length
-
-        def tokenize(batch: Mapping[str, list[str]]) -> dict[str, list[Any]]:
-            texts = [[str(t) for t in batch[c]] for c in self.text_columns]
-            out = dict(tokenizer(*texts, truncation=False, verbose=False))
-            out["truncated"] = [len(ids) > limit for ids in out["input_ids"]]
-            if any(out["truncated"]):
-                out.update(tokenizer(*texts, truncation=True, max_length=limit))
-            return out
-
-        features = rows.map(
-            tokenize, batched=True, remove_columns=rows.column_names, desc="tokenising"
-        )
-        truncated = int(np.sum(features["truncated"]))
-        lengths = np.array([len(ids) for ids in features["input_ids"]])
-        features = features.remove_columns("truncated").add_column("labels", labels)
+        labels = self.encode_labels(rows[self.data.label_column][:])
+        texts = rows.select_columns(list(self.text_columns))
+        features = tokenise(texts, tokenizer, max_length=self.data.max_length)
+        truncated = sum(features[TRUNCATED][:])
+        lengths = token_counts(features)
+        features = features.remove_columns(TRUNCATED).add_column("labels", np.asarray(labels))
         return Encoded(features, lengths, truncated)
 
     @abstractmethod
@@ -164,7 +154,7 @@ class SequenceClassification(_Sequence):
             return self.data.label_names
         if isinstance(feature, ClassLabel):
             return list(feature.names)
-        values = set(train[column])
+        values = set(train[column][:])
         if isinstance(feature, Value) and feature.dtype.startswith("float"):
             raise SoraError(
                 f"column '{column}' holds fractional numbers, which are no classes",

@@ -12,16 +12,15 @@ import torch
 from safetensors import SafetensorError
 
 from sora_cli.adapter import Adapter, read_adapter
-from sora_cli.adapter_file import adapter_folder
 from sora_cli.auto_classes import BARE, number_of_labels
 from sora_cli.errors import SoraError, first_line
 from sora_cli.fingerprint import StoredTensor, fingerprint, read_header, stored_tensors
 from sora_cli.loading import load_head
+from sora_cli.locating import adapter_folder, model_source
 from sora_cli.model import gguf_options, lacks_tokenizer, quiet_loading, split_gguf
 from sora_cli.offline import quiet_hub
 from sora_cli.peft_layout import WEIGHTS_FILE
 from sora_cli.references import local_checkpoint, resolve_model_path
-from sora_cli.sora_file import CONFIG_FILE
 
 _GROWTH = {".bin": 2, ".gguf": 8}
 """Bytes in memory (float32) per byte in files whose header is not read: 16 and 4 bits a weight."""
@@ -65,7 +64,7 @@ def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Sub
     return tuple(
         Subject(reference, source, revision, adapter, folder)
         if adapter
-        else Subject(reference, _model_source(reference))
+        else Subject(reference, model_source(reference))
         for reference, folder, adapter in zip(references, folders, adapters, strict=True)
     )
 
@@ -177,17 +176,6 @@ def other_base(subject: Subject) -> str | None:
     if checkpoint is None or fingerprint(checkpoint) == adapter.base.fingerprint:
         return None
     return f"{subject.source} holds other weights than the base {subject.reference} was trained on"
-
-
-def _model_source(reference: str) -> str:
-    source = resolve_model_path(reference)
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise SoraError(
-            f"{reference} holds neither an adapter ({CONFIG_FILE}) nor a model (config.json)"
-        )
-    if Path(source).is_file() and not source.lower().endswith(".gguf"):
-        raise SoraError(f"{reference} is a file, and no .gguf: name its directory")
-    return source
 
 
 def _recorded_base(adapter: Adapter | None) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sora_cli.auto_classes import BARE, auto_class_for, auto_class_of
 from sora_cli.errors import SoraError
+from sora_cli.option_checks import check_comparison
 from sora_cli.verify.outputs import Outputs, Values, compute_outputs, run_model
 from sora_cli.verify.probes import Probe, make_probe
 from sora_cli.verify.reload import reload_outputs
@@ -47,7 +48,6 @@ _FORMATS = {
     "F8_E5M2": ("float8_e5m2", 2.0**-3),
 }
 _ROUNDOFF = dict(_FORMATS.values())
-COMPUTE = ("float32", "float64", "bfloat16", "float16")
 _SPANS = ("start_logits", "end_logits")
 
 
@@ -137,7 +137,7 @@ def verify(
         a, b: each an adapter directory, a run directory, a model directory or a Hub id; `b` None:
             a reload of `a`.
         base: the base model of all adapters; None: the one the first adapter was trained on.
-        dtype: number format to compute in, one of `COMPUTE`.
+        dtype: number format to compute in, one of `option_checks.COMPUTE`.
         tolerance: largest relative difference that still is the same; None: by stored formats.
         trained: a model in memory (adapters in place, not wrapped for mixed precision) whose
             outputs stand for those of `a`; it is left as it was.
@@ -147,7 +147,7 @@ def verify(
     Raises:
         SoraError: something is not there, can not be loaded or run, or can not be compared.
     """
-    _check_options(dtype, tolerance)
+    check_comparison(dtype, tolerance)
     if subjects is None:
         subjects = find_subjects((a, a if b is None else b), base=base)
     configs = [load_config(subject) for subject in subjects]
@@ -284,10 +284,3 @@ def _notes(subjects: Sequence[Subject], effect: float | None, allowed: float) ->
             "agreement does not tell whether they are there"
         )
     return tuple(notes)
-
-
-def _check_options(dtype: str, tolerance: float | None) -> None:
-    if dtype not in COMPUTE:
-        raise SoraError(f"--dtype {dtype} is none of {', '.join(COMPUTE)}")
-    if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise SoraError(f"--tolerance {tolerance} is no number from 0 up")

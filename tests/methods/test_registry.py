@@ -14,7 +14,7 @@ from methods import registry
 from methods.configs import LoraConfig, MethodConfig, SoraConfig
 from methods.errors import MethodError
 from methods.lora import Lora
-from methods.registry import config_class, create, method_class, method_names, register
+from methods.registry import Card, card, config_class, create, method_class, method_names, register
 from tests.shared_files import REPOSITORY
 
 
@@ -166,3 +166,9 @@ def test_two_packages_with_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_did_you_mean_lists_all_when_none_is_near() -> None:
     assert registry.did_you_mean("x", ["alpha", "beta"]) == "; there are: alpha, beta"
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora", "sora"])
+def test_a_built_in_methods_card_says_what_its_class_does(name: str) -> None:
+    cls = method_class(name)
+    assert card(name) == Card(cls.paper, cls.adapts_rank, cls.variable_options)

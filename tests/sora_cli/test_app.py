@@ -153,35 +153,6 @@ def test_a_closed_pipe_is_quiet():
     assert process.wait() != 0
 
 
-NO_TORCH = """
-import sys
-from sora_cli.app import run
-code = run(sys.argv[1:])
-heavy = {"torch", "transformers", "datasets", "numpy", "matplotlib"} & set(sys.modules)
-assert not heavy, heavy
-sys.exit(code)
-"""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (["--help"], 0),
-        (["train", "--help"], 0),
-        (["recipes"], 0),
-        (["recipes", "show", "rte"], 0),
-        (["schema"], 0),
-        (["train", "rte", "method.r_max=0"], 2),
-        (["train", "rte", "training.epochz=3"], 2),
-        (["train", "rte", "method.name=lora", "method.r=x"], 2),
-    ],
-)
-def test_light_commands_import_nothing_heavy(arguments, code, tmp_path):
-    done = sora(*arguments, cwd=tmp_path, code=NO_TORCH)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_a_good_recipe_is_read_without_torch(tmp_path):
     code = (
         "import sys; from sora_cli.recipe_file import load_recipe\n"

@@ -1,11 +1,10 @@
-"""The offline metrics, through `evaluate`'s own objects: by hand, and against their libraries."""
+"""The offline metrics: by hand, and against their libraries."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import evaluate
 import numpy as np
 import pytest
 from scipy import stats
@@ -22,11 +21,10 @@ NUMBERS = ("pearson", "spearman", "pearson_spearman")
 
 
 def _value(name: str, predictions: Any, labels: Any) -> float:
-    metric = load_metric(name)
-    assert isinstance(metric, evaluate.Metric)
-    result = metric.compute(predictions=predictions, references=labels)
+    result = load_metric(name)(np.asarray(predictions), np.asarray(labels))
     assert list(result) == [name]
-    return float(result[name])
+    assert type(result[name]) is float
+    return result[name]
 
 
 @pytest.mark.parametrize(
@@ -134,3 +132,18 @@ def test_unknown_metric_offline() -> None:
     assert len(lines) == 3
     assert "matthews_correlation" in lines[1]
     assert all(len(line) < 200 for line in lines)
+
+
+def test_as_many_predictions_as_labels() -> None:
+    with pytest.raises(ValueError, match="predictions"):
+        load_metric("accuracy")(np.array([1, 0, 1]), np.array([1]))
+
+
+def test_metrics_of_the_hub_give_all_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two:
+        def compute(self, *, predictions: Any, references: Any) -> dict[str, Any]:
+            return {"a": np.float32(predictions.sum()), "b": int(references.sum())}
+
+    monkeypatch.setattr("evaluate.load", lambda name: {"theirs": Two()}[name])
+    scores = Scorer(["theirs", "accuracy"])(np.array([1, 0, 1]), np.array([1, 1, 1]))
+    assert scores == {"a": 2.0, "b": 3.0, "accuracy": pytest.approx(2 / 3)}

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +23,70 @@ from sora_cli.training import AdapterTrainer
 from tests.helpers_models import HIDDEN, LAYERS, tiny_bert
 from tests.helpers_runs import glue_rows, pair_rows, train, write_recipe, write_rows
 
+ROOT = Path(__file__).parent.parent.parent
 RANK = 4
+PHASES = {
+    "import", "load data", "load model", "tokenise", "inject", "set up", "train",
+    "evaluate in training", "evaluate", "save", "verify",
+}  # fmt: skip
 SHAPES = [(HIDDEN, HIDDEN)] * 4 + [(HIDDEN, 2 * HIDDEN), (2 * HIDDEN, HIDDEN)]
 """(in, out) of a layer's linear modules."""
 
 
 def _recipe(folder: Path, **blocks: dict[str, Any]) -> Path:
     return write_recipe(folder, tiny_bert(num_labels=2), **blocks)
+
+
+def test_the_seconds_are_those_of_the_process(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "sora_cli", "train", str(recipe)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    wall = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    report = read_report(tmp_path / "out")
+    assert report is not None
+    assert report.status == "completed"
+    assert set(report.seconds) == PHASES
+    told = sum(report.seconds.values())
+    assert 0.9 * wall < told < wall + 0.05
+    assert report.finished is not None
+    lasted = datetime.fromisoformat(report.finished) - datetime.fromisoformat(report.started)
+    assert abs(lasted.total_seconds() - told) < 0.1 * wall + 1.5  # both are whole seconds
+    line = done.stdout.splitlines()[-1]
+    assert line.startswith(f"time: {told:.1f} s (")
+    largest = max(report.seconds, key=lambda name: report.seconds[name])
+    assert f"({largest} {report.seconds[largest]:.1f}, " in line
+
+
+def test_evaluations_are_no_part_of_training(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, training={"max_steps": 4, "evaluate": 1})
+    report = train(recipe)
+    spent = [entry["eval_runtime"] for entry in report.history if "eval_runtime" in entry]
+    assert len(spent) >= 4
+    assert report.seconds["evaluate in training"] == pytest.approx(sum(spent), abs=1e-3)
+    assert report.seconds["train"] > 0
+    assert "evaluate in training" not in train(recipe, "--force", "training.evaluate=no").seconds
+
+
+def test_a_check_that_fails_is_timed_and_changes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> bool:
+        raise SoraError("can not be verified")
+
+    monkeypatch.setattr("sora_cli.verify.self_check.self_check", broken)
+    assert run(["train", str(_recipe(tmp_path, training={"max_steps": 1}))]) == 2
+    report = read_report(tmp_path / "out")
+    assert report is not None
+    assert report.status == "completed"
+    assert report.error is None
+    assert "verify" in report.seconds
 
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
@@ -46,9 +108,8 @@ def test_completed(tmp_path: Path) -> None:
     assert report.error is None
     assert report.started <= str(report.finished)
     assert report.schema_version == 1
-    assert {"load data", "load model", "tokenise", "inject", "train", "evaluate", "save"} <= set(
-        report.seconds
-    )
+    assert set(report.seconds) == PHASES - {"verify"}  # see helpers_runs.train
+    assert all(seconds >= 0 for seconds in report.seconds.values())
     assert report.seconds["train"] > 0
     assert report.peak_memory_bytes > 1e7
     assert report.recipe["training"]["warmup"] == 0.06  # a default
@@ -232,4 +293,6 @@ def test_environment_and_phases(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), log.phase("c"):
         _ = 1 / 0
     assert set(log.report.seconds) == {"a", "b", "c"}
+    assert log.imported(time.perf_counter() - 5) == pytest.approx(5, abs=0.5)
+    assert log.report.seconds["import"] == pytest.approx(5, abs=0.5)
     assert isinstance(RunReport.model_json_schema()["properties"]["metrics"], dict)

