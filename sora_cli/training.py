@@ -15,6 +15,7 @@ from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from methods.base import AdapterMethod, Layers
+from sora_cli.allocator import keep_freed_memory
 from sora_cli.callback import MethodCallback, attach
 from sora_cli.checkpoint import Checkpoints
 from sora_cli.compaction import Compactor
@@ -133,6 +134,8 @@ def build_trainer(
     select: Encoded | None = None,
 ) -> AdapterTrainer:
     """A trainer for a recipe; without training rows it can only evaluate."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     return AdapterTrainer(
         task=task,
         recipe=recipe,

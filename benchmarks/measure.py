@@ -1,0 +1,87 @@
+"""Taking turns, medians, intervals, and the line that names the machine."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from scipy.stats import quantile_test
+
+INTERVAL = 0.9
+"""Confidence of the intervals of medians."""
+
+
+def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Let each side work once a round, in random order; the figure that each call returned."""
+    order, rng = list(work), random.Random(0)
+    figures: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        rng.shuffle(order)
+        for name in order:
+            figures[name].append(work[name]())
+    return figures
+
+
+def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Round by round, so that a drift of the machine's speed drops out."""
+    return [a / b for a, b in zip(one, other, strict=True)]
+
+
+def median_interval(figures: Sequence[float]) -> tuple[float, float]:
+    """An interval that holds the true median with 90 % confidence (order statistics)."""
+    if len(figures) < 5:  # no interval of so few has that confidence
+        return min(figures), max(figures)
+    found = quantile_test(figures, p=0.5).confidence_interval(INTERVAL)
+    return float(found.low), float(found.high)
+
+
+def median(figures: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(figures)
+
+
+def quartiles(figures: Sequence[float]) -> tuple[float, float]:
+    """The first and the third."""
+    if len(figures) < 2:
+        return figures[0], figures[0]
+    low, _, high = statistics.quantiles(figures, n=4, method="inclusive")
+    return low, high
+
+
+def shown_ratio(figures: Sequence[float]) -> str:
+    """'1.12 [1.10, 1.14]': median and its interval."""
+    low, high = median_interval(figures)
+    return f"{median(figures):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that can go into a README as it is."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine(device: str) -> str:
+    """What the figures were measured on."""
+    load = os.getloadavg()[0]
+    threads = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, {threads}, load {load:.1f}"
+    return f"{_processor()}, {os.cpu_count()} cores, {threads}, load {load:.1f}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown processor"
+    fields = dict(line.split("\t:", 1) for line in lines if "\t:" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    wide = "AVX-512" if "avx512f" in fields.get("flags", "") else "no AVX-512"
+    bf16 = "bf16" if "avx512_bf16" in fields.get("flags", "") else "no bf16"
+    name = fields.get("model name", "unknown processor")
+    model = f"family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"
+    return f"{name} ({model}, {wide}, {bf16})"

@@ -1,0 +1,121 @@
+"""What the rank costs, and what `training.compact_every` brings: r_max 64 and 128.
+
+    python -m benchmarks.rank [--ranks 64 128] [--rounds 10] [--every 25] [--threshold 3e-3]
+
+1. Seconds of a SoRA step on MiniLM-L6 (batch 32, sequence 128) with all components in place, and
+   with half and nine tenths of them removed, against the floor; in turns.
+2. Whole runs of `recipes/quickstart.yaml` with a threshold under which most gates die: as the
+   method has it, counting what compaction would remove and what of that comes back; and with
+   compaction. One run each: seconds of training, accuracy, components.
+
+`--quick` takes small batches and few steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import in_turns, machine, markdown, median, ratios, shown_ratio
+from benchmarks.models import ENCODER, Setting, setting
+from benchmarks.sides import Side, make, method, ours
+from methods.compaction import remove_components
+from methods.inject import adapted_layers
+from sora_cli.console import emit, say
+
+_WARM_UP = 2
+_SHARES = {"none removed": 0.0, "half removed": 0.5, "nine tenths removed": 0.9}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--every", type=int, default=25, help="training.compact_every")
+    parser.add_argument("--threshold", type=float, default=3e-3)
+    parser.add_argument("--quick", action="store_true", help="small batches, few steps")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rounds = 2 if options.quick else options.rounds
+    emit(f"{machine(device)}; medians of {rounds} rounds, ratios with 90 % intervals")
+    where = setting(ENCODER, device, quick=options.quick)
+    for rank in options.ranks:
+        say(f"steps at r_max {rank} ...")
+        emit(f"\n{where.title}, r_max {rank}\n\n{_steps(where, rank, rounds)}")
+    rows = []
+    for rank in options.ranks:
+        for compacts in (False, True):
+            say(f"a run at r_max {rank}, {'with' if compacts else 'without'} compaction ...")
+            rows.append(_run(rank, options, compacts=compacts))
+    header = ("r_max", "compaction", "s of training", "accuracy", "alive", "removed", "come back")
+    emit(f"\nquickstart, threshold {options.threshold:g}, every {options.every} steps\n")
+    emit(markdown(header, rows))
+
+
+def _steps(where: Setting, rank: int, rounds: int) -> str:
+    sides = {"floor": make("floor", where, rank=rank, dropout=0.0)}
+    for name, share in _SHARES.items():
+        sides[name] = _without(ours(where, method("SoRA", rank=rank)), share)
+    times = in_turns({name: side.step for name, side in sides.items()}, rounds + _WARM_UP)
+    times = {name: figures[_WARM_UP:] for name, figures in times.items()}
+    rows = [
+        [
+            name,
+            f"{1e3 * median(figures):.0f}",
+            shown_ratio(ratios(figures, times["floor"])),
+            shown_ratio(ratios(figures, times["none removed"])),
+        ]
+        for name, figures in times.items()
+    ]
+    return markdown(("SoRA", "ms", "/ floor", "/ none removed"), rows)
+
+
+def _without(side: Side, share: float) -> Side:
+    """The side after a step, and without a share of its components."""
+    side.step()
+    layers = adapted_layers(side.model)
+    total = sum(layer.rank for layer in layers.values())
+    gone = torch.rand(total, generator=torch.Generator().manual_seed(0)) < share
+    if share:
+        assert side.optimizer is not None
+        remove_components(layers, gone, side.optimizer)
+        side.after = lambda _: None  # its hook knows of the old ranks; it takes no time to speak of
+    return side
+
+
+def _run(rank: int, options: argparse.Namespace, *, compacts: bool) -> list[str]:
+    with tempfile.TemporaryDirectory(prefix="sora-benchmark-") as output:
+        command = [
+            *(sys.executable, "-m", "sora_cli", "train", "recipes/quickstart.yaml", "--no-verify"),
+            *("--force", f"output.dir={output}/run", f"method.r_max={rank}"),
+            *(f"method.threshold={options.threshold}", f"training.compact_every={options.every}"),
+            *([] if compacts else ["training.compact_only_count=true"]),
+            *(["training.max_steps=4"] if options.quick else []),
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        report: dict[str, Any] = json.loads(Path(output, "run", "report.json").read_text())
+    record = report["compaction"]
+    metrics = next(iter(report["metrics"].values()))
+    returned = record["would_have_revived"]
+    removed = sum(removal["removed"] for removal in record["removals"])
+    return [
+        str(rank),
+        f"every {record['every']}" if compacts else "counted only",
+        f"{report['seconds']['train']:.0f}",
+        f"{metrics[report['main_metric']]:.4f}",
+        str(report["live_components"][-1]),
+        str(removed),
+        "not known" if returned is None else str(returned),
+    ]
+
+
+if __name__ == "__main__":
+    main()

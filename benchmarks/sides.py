@@ -1,0 +1,187 @@
+"""Who is measured: our methods, their peers, and the floor below which nothing can be.
+
+- `floor`: forward and backward pass with all weights frozen but the head; the output of the
+  embedding requires a gradient, so that the backward pass goes through every layer.
+- `PEFT LoRA`, `PEFT AdaLoRA`: PEFT's, on the same linear layers; AdaLoRA's allocator is called
+  after every step, its penalty comes with the model's loss.
+- `plain SoRA`: a straightforward layer as the authors describe it, under plain autograd, with the
+  same proximal step on each gate by itself.
+- `LoRA`, `SoRA`, `AdaLoRA`: ours, with all their hooks.
+
+Every side has its own copy of the model and the same fused AdamW on what it trains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from benchmarks.models import DECODER, Setting, batch, head, load
+from methods.base import AdapterMethod, LowRankLinear, StepInfo
+from methods.inject import inject, replace
+from methods.registry import create
+
+ALPHA = 16.0
+THRESHOLD = 1e-5  # SoRA's; so small that no gate dies while it is measured
+STEPS = 1_000_000  # of AdaLoRA's schedule: its budget falls all the time
+OURS = ("LoRA", "SoRA", "AdaLoRA")
+PEER = {"LoRA": "PEFT LoRA", "SoRA": "plain SoRA", "AdaLoRA": "PEFT AdaLoRA"}
+ALL = ("floor", *PEER.values(), *OURS)
+
+
+class Side:
+    """One model that takes optimiser steps on one batch.
+
+    Args:
+        penalty: added to the loss. after: called with the 0-based step, before gradients go.
+    """
+
+    def __init__(
+        self,
+        where: Setting,
+        model: nn.Module,
+        *,
+        groups: list[dict[str, Any]] | None = None,
+        penalty: Callable[[], Tensor | None] = lambda: None,
+        after: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.where, self.model, self.batch = where, model, batch(where)
+        self.penalty, self.after, self.taken = penalty, after, 0
+        grouped = {id(p) for group in groups or [] for p in group["params"]}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in grouped]
+        groups = [*(groups or []), *([{"params": rest}] if rest else [])]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if groups else None
+
+    def step(self) -> float:
+        """Take a step; the seconds it took."""
+        self._wait()
+        start = time.perf_counter()
+        loss = self.model(**self.batch).loss
+        penalty = self.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.after(self.taken)
+            self.optimizer.zero_grad()
+        self.taken += 1
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.where.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def make(name: str, where: Setting, *, rank: int, dropout: float) -> Side:
+    """A side by its name in `ALL`."""
+    if name == "floor":
+        return _floor(where)
+    if name in OURS:
+        return ours(where, method(name, rank=rank, dropout=dropout))
+    if name == PEER["SoRA"]:
+        return _plain_sora(where, rank, dropout)
+    return _peft(where, rank, dropout, adaptive=name == PEER["AdaLoRA"])
+
+
+def method(name: str, *, rank: int, dropout: float = 0.0) -> AdapterMethod:
+    """One of ours; AdaLoRA goes from `rank` to half of it."""
+    options: dict[str, Any] = {
+        "LoRA": {"r": rank},
+        "SoRA": {"r_max": rank, "threshold": THRESHOLD},
+        "AdaLoRA": {"init_r": rank, "target_r": rank / 2, "t_init": 0, "t_final": 1},
+    }[name]
+    return create(name.lower(), alpha=ALPHA, dropout=dropout, **options)
+
+
+def ours(where: Setting, method: AdapterMethod) -> Side:
+    """Any of our methods, with every hook that training calls."""
+    model = load(where)
+    layers = inject(
+        model,
+        method,
+        exclude=head(where),
+        trainable=head(where),
+        generator=torch.Generator().manual_seed(0),
+    )
+    method.begin(layers, total_steps=STEPS)
+    groups = method.param_groups(layers, lr=1e-4, weight_decay=0.0)
+    rates = {group["name"]: 1e-4 for group in groups}
+    return Side(
+        where,
+        model.train(),
+        groups=groups,
+        penalty=lambda: method.penalty(layers),
+        after=lambda step: method.after_step(layers, StepInfo(step, STEPS, rates)),
+    )
+
+
+def _floor(where: Setting) -> Side:
+    model: Any = load(where)
+    embedding = model.bert.embeddings if head(where) else model.get_input_embeddings()
+    embedding.register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+    return Side(where, model)
+
+
+def _peft(where: Setting, rank: int, dropout: float, *, adaptive: bool) -> Side:
+    import peft
+
+    common: dict[str, Any] = {
+        "lora_alpha": ALPHA,
+        "lora_dropout": dropout,
+        "target_modules": _targets(where),
+        "modules_to_save": head(where) or None,
+    }
+    if adaptive:
+        config = peft.AdaLoraConfig(
+            init_r=rank, target_r=rank // 2, tinit=0, tfinal=1, deltaT=1, total_step=STEPS, **common
+        )
+    else:
+        config = peft.LoraConfig(r=rank, **common)
+    model: Any = peft.get_peft_model(load(where), config)  # type: ignore[arg-type]
+    after = model.base_model.update_and_allocate if adaptive else lambda _: None
+    return Side(where, model.train(), after=after)
+
+
+def _targets(where: Setting) -> str:
+    if where.model == DECODER:
+        return r".*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    return r".*encoder\..*\.(query|key|value|dense)"
+
+
+class PlainLayer(nn.Module):
+    """W x + b + s B (d * (A dropout(x))), written as the paper does."""
+
+    def __init__(self, layer: LowRankLinear, dropout: float) -> None:
+        super().__init__()
+        self.base, self.A, self.B, self.d = layer.base, layer.A, layer.B, layer.d
+        self.scaling, self.dropout = layer.scaling, nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        h = linear(self.dropout(x), self.A) * self.d
+        out: Tensor = self.base(x) + linear(h, self.B) * self.scaling
+        return out
+
+
+def _plain_sora(where: Setting, rank: int, dropout: float) -> Side:
+    model, sora = load(where), method("SoRA", rank=rank)
+    generator = torch.Generator().manual_seed(0)
+    layers = inject(model, sora, exclude=head(where), trainable=head(where), generator=generator)
+    gates = []
+    for path, layer in layers.items():
+        replace(model, path, PlainLayer(layer, dropout))
+        gates.append(layer.d)
+
+    @torch.no_grad()
+    def shrink(step: int) -> None:
+        del step
+        for gate in gates:
+            assert gate is not None
+            gate.copy_(gate.sign() * (gate.abs() - THRESHOLD).clamp_(min=0))
+
+    return Side(where, model.train(), after=shrink)

@@ -1,0 +1,64 @@
+"""The benchmarks run and print a line for everyone compared. Their figures mean nothing here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.shared_files import glue_folder
+
+ROOT = Path(__file__).parent.parent
+
+
+def printed(program: str, *words: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{program}", "--quick", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_steps() -> None:
+    shown = printed("step", "--model", "encoder", "--dropout", "0")
+    for side in ("floor", "PEFT LoRA", "plain SoRA", "PEFT AdaLoRA", "LoRA", "SoRA", "AdaLoRA"):
+        assert f"\n| {side} | " in shown
+    assert "PEFT AdaLoRA: " in shown
+
+
+def test_memory() -> None:
+    sides = ("floor", "SoRA", "plain SoRA")
+    shown = printed("memory", "--model", "encoder", "--dropout", "0", "--sides", *sides)
+    rows = [line.split(" | ") for line in shown.splitlines() if " MB | " in line]
+    assert [row[0] for row in rows] == [f"| {side}" for side in sides]
+    tensors = {row[0]: float(row[4].rstrip(" |")) for row in rows}
+    assert tensors["| floor"] == 1
+    assert 1 < tensors["| SoRA"] < tensors["| plain SoRA"]
+
+
+def test_ranks() -> None:
+    shown = printed("rank", "--ranks", "4")
+    for row in ("none removed", "nine tenths removed", "4 | counted only", "4 | every 25"):
+        assert f"| {row} | " in shown
+
+
+def test_runs() -> None:
+    glue = glue_folder()
+    shown = printed("run", "--data", str(glue), "--methods", "sora", "--no-verify")
+    assert "\n| sora | " in shown
+    assert "train " in shown
+
+
+@pytest.mark.parametrize("program", ["step", "memory", "rank", "run", "startup"])
+def test_help(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{program}", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
