@@ -48,3 +48,19 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+def replace_dropouts(model: nn.Module) -> int:
+    """Put this dropout in the place of every `nn.Dropout` of a model, in place; how many.
+
+    The distribution is the same (p rounded on a CPU), the masks that a seed gives are others.
+    """
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Dropout and child.p < 1 and not child.inplace
+    ]
+    for parent, name, child in found:
+        setattr(parent, name, Dropout(child.p).train(child.training))
+    return len(found)

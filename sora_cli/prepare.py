@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 from methods.base import AdapterMethod, LowRankLinear
+from methods.dropout import replace_dropouts
 from methods.inject import inject
 from methods.registry import method_class
 from sora_cli.data import Rows, load_rows
@@ -53,6 +54,8 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
         task.bind(rows.train)
     with phase("load model"):
         base = load_base(recipe.model, task, dropout=recipe.training.model_dropout)
+        if not torch.cuda.is_available():
+            replace_dropouts(base.model)  # torch's own take longer than the layers around them
     with phase("tokenise"):
         train = task.encode(rows.train, base.tokenizer)
         report = {name: task.encode(part, base.tokenizer) for name, part in rows.report.items()}

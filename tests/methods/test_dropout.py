@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from methods.dropout import Dropout
+from methods.dropout import Dropout, replace_dropouts
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
@@ -67,3 +67,14 @@ def test_gradients_are_those_of_torchs_dropout() -> None:
     y.sum().backward()
     assert torch.equal(x.grad, (y != 0) * 2.0)
     assert isinstance(Dropout(0.5), nn.Module)
+
+
+def test_a_models_own_dropouts_are_replaced() -> None:
+    block = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.25), nn.Sequential(nn.Dropout(0.5)))
+    block.append(nn.Dropout(0.1, inplace=True)).append(nn.AlphaDropout(0.1)).eval()
+    before = block(torch.ones(2, 3))
+    assert replace_dropouts(block) == 2
+    assert torch.equal(block(torch.ones(2, 3)), before)
+    kinds = [(type(m), m.p, m.training) for m in block.modules() if hasattr(m, "p")]
+    ours = [(Dropout, 0.25, False), (Dropout, 0.5, False)]
+    assert kinds == [*ours, (nn.Dropout, 0.1, False), (nn.AlphaDropout, 0.1, False)]
