@@ -5,8 +5,8 @@
 Who the sides are: `benchmarks/sides.py`. In every round each side takes one step, in random order;
 ratios are taken round by round. Printed are medians, with quartiles of the times and 90 %
 intervals of the ratios' medians. `--dropout` is that of the adapters; the models' own is 0.
-All have the setting of the allocator that `sora train` makes (`sora_cli/allocator.py`), which serves
-every side alike; `--system-allocator` leaves it out. `--precision bf16` takes the steps under
+All have the setting of the allocator that `sora train` makes (`sora_cli/allocator.py`); it serves
+every side alike, and `--system-allocator` leaves it out. `--precision bf16` takes the steps under
 autocast. `--quick` shows that the program runs.
 """
 
