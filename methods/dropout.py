@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 _LEVELS = 1 << 16  # of the 16 random bits that decide on an entry
 
@@ -11,8 +13,9 @@ _LEVELS = 1 << 16  # of the 16 random bits that decide on an entry
 class Dropout(nn.Module):
     """Inverted dropout: entries are zero with probability p, the others scaled by 1 / (1 - p).
 
-    On a CPU an entry takes 16 bits of torch's generator (so `torch.manual_seed` decides, and
-    gradient checkpointing repeats it); p is rounded to a multiple of 2^-16 there, the scale too.
+    On a CPU an entry takes 16 bits of a fast generator (SFC64), which torch's own seeds anew at
+    each call, so that `torch.manual_seed` decides and gradient checkpointing repeats it. p is
+    rounded to a multiple of 2^-16 there, the scale too.
     Source: Srivastava et al. (2014), "Dropout", section 4.
     """
 
@@ -34,17 +37,18 @@ class Dropout(nn.Module):
 
     def draw(self, x: Tensor) -> Tensor:
         """Which entries are dropped, bool in x's shape; advances the generator of x's device."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or isinstance(x, FakeTensor):  # or without data, while tracing
             return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(self.p)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        bits = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform, signed
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))  # 64 bits each
+        bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)  # signed
         return bits < round(self.p * _LEVELS) - _LEVELS // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
         if not self.active:
             return x
-        return x.masked_fill(self.draw(x), 0) * self.scale(x.device)
+        return x.masked_fill(self.draw(x), 0).mul_(self.scale(x.device))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from methods.kept import keep
+from methods.kept import in_blocks, keep, keep_dropped
 
 
 def adapted_linear(
@@ -54,7 +54,7 @@ def adapted_linear(
         weight, bias = weight.to(inner), None if bias is None else bias.to(inner)
     with no_autocast(device):
         if torch.is_grad_enabled():
-            kept = keep(x if dropped is None else x.detach())  # a mask needs x itself
+            kept = keep(x) if dropped is None else keep_dropped(x, dropped)
             out: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
                 x, weight, bias, A, B, d, scaling, inner, dropped, kept
             )
@@ -107,8 +107,6 @@ def _gradients(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     if needed[0]:
         gx = _input_gradient(gy, weight, v, a, F, dropped).view(ctx.shape).to(ctx.dtype)
     if needed[3]:
-        if dropped is not None:
-            tensors = [tensors[0].masked_fill(dropped, 0)]
         gA = ctx.project(v, *tensors).to(B.dtype)
     if needed[4] or needed[5]:
         g = (h.t() @ thin).to(B.dtype)  # (r, out); h.t() @ thin is faster than thin.t() @ h
@@ -128,9 +126,10 @@ def no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
 
 def _down(x: Tensor, A: Tensor, dropped: Tensor | None) -> Tensor:
     """h = dropout(x) A^T (rows, r), without dropout's scale."""
-    if dropped is not None:
-        x = x.masked_fill(dropped, 0)
-    return x.reshape(-1, x.shape[-1]).to(A.dtype) @ A.t()
+    if dropped is None:
+        return x.reshape(-1, x.shape[-1]).to(A.dtype) @ A.t()
+    blocks = in_blocks(x.shape[-1], x, dropped)
+    return torch.cat([part.masked_fill(mask, 0).to(A.dtype) @ A.t() for part, mask in blocks])
 
 
 def _merges(rows: int, weight: Tensor, F: Tensor, dropped: Tensor | None) -> bool:

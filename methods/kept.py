@@ -15,7 +15,7 @@ autograd shows what an operation has kept as `_saved_*` attributes of its node
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,11 @@ def keep(x: Tensor) -> Kept:
     if node is None or _is_hooked() or torch.compiler.is_compiling():
         return _of_itself, (x,)
     return _from_producer(node, x) or (_of_itself, (x,))
+
+
+def keep_dropped(x: Tensor, dropped: Tensor) -> Kept:
+    """The same for an x (..., in) some entries of which (bool, in x's shape) count as zero."""
+    return _of_dropped, (x.detach(), dropped)
 
 
 def _from_producer(node: Any, x: Tensor) -> Kept | None:
@@ -89,6 +94,10 @@ def _of_gelu(approximate: str, v: Tensor, u: Tensor) -> Tensor:
     return _blockwise(partial(gelu, approximate=approximate), v, u)
 
 
+def _of_dropped(v: Tensor, x: Tensor, dropped: Tensor) -> Tensor:
+    return _blockwise(lambda part, mask: part.masked_fill(mask, 0), v, x, dropped)
+
+
 def _of_product(v: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return _blockwise(torch.mul, v, left, right)
 
@@ -96,11 +105,20 @@ def _of_product(v: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def _blockwise(make: Callable[..., Tensor], v: Tensor, *tensors: Tensor) -> Tensor:
     """V^T make(*tensors), so many rows at a time on a CPU that x never leaves its cache."""
     out = v.new_zeros(v.shape[1], tensors[0].shape[-1])
-    rows = max(_BLOCK // max(out.shape[1], 1), 1) if v.device.type == "cpu" else max(len(v), 1)
-    blocks = (torch.split(t, rows) for t in (v, *(_rows(t) for t in tensors)))
-    for part, *parts in zip(*blocks, strict=True):
+    for part, *parts in in_blocks(out.shape[1], v, *tensors):
         out.addmm_(part.t(), make(*parts).to(v.dtype))
     return out
+
+
+def in_blocks(width: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Matching blocks of rows of tensors (..., any); on a GPU all rows at once.
+
+    Args:
+        width: of the widest.
+    """
+    flat = [_rows(t) for t in tensors]
+    rows = max(_BLOCK // max(width, 1), 1) if flat[0].device.type == "cpu" else len(flat[0])
+    return zip(*(torch.split(t, max(rows, 1)) for t in flat), strict=True)
 
 
 def _of_normalised(

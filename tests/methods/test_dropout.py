@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from methods.dropout import Dropout, replace_dropouts
 
@@ -78,3 +79,9 @@ def test_a_models_own_dropouts_are_replaced() -> None:
     kinds = [(type(m), m.p, m.training) for m in block.modules() if hasattr(m, "p")]
     ours = [(Dropout, 0.25, False), (Dropout, 0.5, False)]
     assert kinds == [*ours, (nn.Dropout, 0.1, False), (nn.AlphaDropout, 0.1, False)]
+
+
+def test_tensors_without_data_have_masks_without_data() -> None:
+    """As the prediction of a run's memory traces a model."""
+    with FakeTensorMode():
+        assert Dropout(0.5)(torch.ones(7, 9)).shape == (7, 9)
