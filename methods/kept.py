@@ -143,7 +143,7 @@ def _of_normalised(
 
 
 def _rows(t: Tensor) -> Tensor:
-    return t.reshape(-1, t.shape[-1])
+    return t if t.ndim == 2 else t.reshape(-1, t.shape[-1])  # v of rank 0 is (rows, 0) already
 
 
 def _is_hooked() -> bool:

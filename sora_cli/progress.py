@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tqdm import tqdm
@@ -35,7 +36,7 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
         if score is not None:
             live = f", {self.hooks.live[-1]} components alive" if self.hooks.live else ""
             line = f"epoch {state.epoch:.1f}: {self.metric} {score:.4f}{live}"
-            tqdm.write(line, file=self.training_bar.fp)
+            tqdm.write(line, file=sys.stderr)  # the bar has no file where TQDM_DISABLE is set
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any

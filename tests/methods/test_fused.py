@@ -135,6 +135,21 @@ def test_inputs_and_gradients_that_are_not_contiguous() -> None:
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("produce", [gelu, torch.tanh])
+def test_no_components(produce: Callable[[Tensor], Tensor], dropout: float) -> None:
+    full = make(dropout=dropout)
+    assert full.d is not None
+    parts = (full.A.data[:0], full.B.data[:, :0], full.d.data[:0])
+    layer = LowRankLinear(full.base, *parts, scaling=0.7, dropout=dropout)
+    u = numbers(MANY, TOKENS, N_IN, seed=4).requires_grad_()
+    y, expected = layer(produce(u)), full.base(produce(u))
+    assert torch.equal(y, expected)
+    ours = gradients(layer, y.square().sum(), u)
+    torch.testing.assert_close(ours["x"], torch.autograd.grad(expected.square().sum(), u)[0])
+    assert [ours[n].shape for n in "ABd"] == [p.shape for _, p in layer.named_factors()]
+
+
 # ---- what is kept instead of the input
 
 

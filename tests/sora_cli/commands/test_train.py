@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +340,14 @@ def test_files_that_differ_from_the_model_fail_the_run(
     code, told = _train_in_full(_recipe(tmp_path), capsys)
     assert code == 1
     assert "DIFFERENT" in told
+
+
+def test_a_run_without_progress_bars(tmp_path: Path) -> None:
+    """tqdm's own variable turns them off; it is read when tqdm is imported."""
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
+    command = [sys.executable, "-m", "sora_cli", "train", str(recipe), "--no-verify"]
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1.0: accuracy" in done.stderr
+    assert "it/s" not in done.stderr
