@@ -1,6 +1,6 @@
 """What the rank costs, and what `training.compact_every` brings: r_max 64 and 128.
 
-    python -m benchmarks.rank [--ranks 64 128] [--rounds 10] [--every 25] [--threshold 3e-3]
+    python -m benchmarks.rank [--ranks 64 128] [--rounds 10] [--every 25] [--epochs 4]
 
 1. Seconds of a SoRA step on MiniLM-L6 (batch 32, sequence 128) with all components in place, and
    with half and nine tenths of them removed, against the floor; in turns.
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--every", type=int, default=25, help="training.compact_every")
+    parser.add_argument("--epochs", type=int, default=4, help="of the whole runs")
     parser.add_argument("--threshold", type=float, default=3e-3)
     parser.add_argument("--quick", action="store_true", help="small batches, few steps")
     options = parser.parse_args()
@@ -97,6 +98,7 @@ def _run(rank: int, options: argparse.Namespace, *, compacts: bool) -> list[str]
             *(sys.executable, "-m", "sora_cli", "train", "recipes/quickstart.yaml", "--no-verify"),
             *("--force", f"output.dir={output}/run", f"method.r_max={rank}"),
             *(f"method.threshold={options.threshold}", f"training.compact_every={options.every}"),
+            f"training.epochs={options.epochs}",
             *([] if compacts else ["training.compact_only_count=true"]),
             *(["training.max_steps=4"] if options.quick else []),
         ]
