@@ -1,5 +1,6 @@
 # make demo   install into .venv and run the main job (train, inspect); can be repeated
 # make test   install and run the tests
+# make test-all  the long tests, too (kills, fuzzing)
 # make check  ruff (lint and format) and mypy
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test check format clean
+.PHONY: demo test test-all check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sora train recipes/quickstart.yaml --force
@@ -17,6 +18,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'long or not long' $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
