@@ -15,6 +15,7 @@ from torch import Tensor
 
 from methods.errors import MethodError
 from methods.layer import Layers, LowRankLinear, select_components
+from methods.sharding import is_sharded, joined
 
 
 class DeadSpells:
@@ -22,6 +23,9 @@ class DeadSpells:
 
     Args:
         layers: all must have gates.
+
+    Attributes:
+        steps: (all components,) how many steps each has been dead for.
 
     Raises:
         MethodError: a layer has none, so its components never die.
@@ -32,23 +36,23 @@ class DeadSpells:
         for path, layer in layers.items():
             if layer.d is None:
                 raise MethodError(f"'{path}' has no gates: its components never die")
-        self._steps = torch.zeros_like(self.alive(), dtype=torch.long)  # (all components,)
+        self.steps = torch.zeros_like(self.alive(), dtype=torch.long)
 
     def alive(self) -> Tensor:
         """Which gates are not zero now, (all components,) bool, layer by layer."""
-        return torch.cat([m.d.detach() for m in self.layers.values() if m.d is not None]).ne(0)
+        return joined(m.d.detach() for m in self.layers.values() if m.d is not None).ne(0)
 
     def step(self) -> None:
         """Look at the gates once more; call it after every optimiser step."""
-        self._steps = (self._steps + 1).masked_fill_(self.alive(), 0)
+        self.steps = (self.steps + 1).masked_fill_(self.alive(), 0)
 
     def at_least(self, steps: int) -> Tensor:
         """Which components have been dead for that many steps, (all components,) bool."""
-        return self._steps >= steps
+        return self.steps >= steps
 
     def drop(self, gone: Tensor) -> None:
         """Forget components that were removed."""
-        self._steps = self._steps[~gone]
+        self.steps = self.steps[~gone]
 
 
 def remove_components(
@@ -63,7 +67,16 @@ def remove_components(
 
     Returns:
         By layer path, (rank before,) bool: which components are left.
+
+    Raises:
+        MethodError: the layers are sharded, whose memory is not theirs alone.
     """
+    for path, layer in layers.items():
+        if is_sharded(layer.A):
+            raise MethodError(
+                f"'{path}' is sharded: components can be removed after training only; "
+                f"method.factors(layer).drop_zeros() leaves dead ones out"
+            )
     ranks = [layer.rank for layer in layers.values()]
     keep = dict(zip(layers, torch.split(~gone, ranks), strict=True))
     for path, layer in layers.items():

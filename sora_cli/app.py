@@ -25,6 +25,7 @@ from sora_cli.app_options import (
     RecipeOption,
 )
 from sora_cli.boundary import guarded
+from sora_cli.interruption import raise_on_signals
 from sora_cli.timing import leave_with, process_start
 
 # Plain help: rich would take longer to import than everything else here.
@@ -66,7 +67,13 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve and show everything; train nothing.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a finished run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace a run; with --resume, take safe changes of it."),
+    ] = False,
     no_verify: NoVerify = False,
     code: Code = None,
 ) -> int:
@@ -79,6 +86,7 @@ def train(
         overrides or [],
         dry_run=dry_run,
         force=force,
+        resume=resume,
         verify=not no_verify,
         began=context.obj,
     )
@@ -261,4 +269,5 @@ def run(arguments: Sequence[str], *, began: float | None = None) -> int:
 
 def main() -> None:
     """The `sora` script."""
+    raise_on_signals()
     leave_with(lambda: run(sys.argv[1:], began=process_start()))

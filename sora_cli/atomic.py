@@ -1,10 +1,13 @@
 """Files and directories that are there completely or not at all.
 
-Everything is written under a temporary name beside its place, flushed to the disk, and renamed.
+Everything is written under a temporary name beside its place, flushed to the disk, and renamed. What
+a killed process leaves behind ends in `.partial`, or in `.replaced` where a file system can not
+exchange two directories; `tidy` deletes the one and, if need be, puts the other back.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -14,6 +17,10 @@ from pathlib import Path
 
 from sora_cli.errors import SoraError
 
+_PARTIAL, _REPLACED = ".partial", ".replaced"
+_RANDOM = 8  # characters before them
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from fcntl.h and linux/fs.h
+
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a UTF-8 text file; readers see the old content or the new one, never a part."""
@@ -21,7 +28,12 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Write a file; readers see the old content or the new one, never a part."""
+    """Write a file and read it back; readers see the old content or the new one, never a part.
+
+    Raises:
+        SoraError: it reads back differently.
+        OSError: the disk is full, or the like.
+    """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -30,6 +42,8 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if temporary.read_bytes() != content:
+            raise SoraError(f"{path} reads back differently: is the disk all right?")
         temporary.replace(path)
         _sync(path.parent)
     finally:
@@ -101,12 +115,42 @@ def _share(directory: Path) -> None:
         file.chmod(0o666 & ~mask)
 
 
+def remove_directory(path: Path) -> None:
+    """Delete a directory; a process killed meanwhile leaves it whole, or under another name."""
+    aside = _beside(path)
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a killed process has left this half-written."""
+    return path.name.startswith(".") and path.name.endswith((_PARTIAL, _REPLACED))
+
+
+def tidy(directory: Path) -> None:
+    """Delete what killed processes have left half-written in a directory; nobody may be writing."""
+    for left in directory.glob(f".*{_REPLACED}"):
+        original = left.with_name(left.name[1 : -len(_REPLACED) - _RANDOM - 1])
+        if original.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.rename(original)
+    for left in directory.glob(f".*{_PARTIAL}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def _move_into_place(temporary: Path, path: Path) -> None:
-    """Rename; a directory in the way is set aside first, and put back should the rename fail."""
+    """Rename; a directory in the way changes places with the new one, or is set aside first, and
+    put back should the rename fail."""
     if not path.exists():
         temporary.rename(path)
         return
-    aside = _beside(path)
+    if _exchange(temporary, path):
+        return  # the old one now has the temporary name
+    aside = _beside(path, _REPLACED)
     path.rename(aside)
     try:
         temporary.rename(path)
@@ -116,8 +160,17 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places at once; False where the system or the file system can not."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    done: int = rename(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE)
+    return done == 0
+
+
+def _beside(path: Path, end: str = _PARTIAL) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM // 2)}{end}")
 
 
 def _sync(path: Path) -> None:

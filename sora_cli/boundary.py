@@ -11,8 +11,10 @@ from typing import Any
 import typer
 
 from methods.errors import MethodError
-from sora_cli.console import say
+from sora_cli.console import complain, say
 from sora_cli.errors import SoraError
+from sora_cli.interruption import Interrupted
+from sora_cli.processes import is_main
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -35,6 +37,10 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
         return _user_error(error.lines(), debug=debug)
     except MethodError as error:
         return _user_error([str(error)], debug=debug)
+    except Interrupted as end:
+        for line in (str(end), *end.words):
+            say(line)
+        return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         return INTERRUPTED
@@ -65,14 +71,14 @@ def _user_error(lines: Sequence[str], *, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     flat = [line for text in lines for line in text.splitlines() if line.strip()]
-    for i, line in enumerate(flat[:3]):
-        say(f"error: {line}" if i == 0 else f"  {line}")
+    for i, line in enumerate(flat[: 3 if is_main() else 1]):  # all processes find the same errors
+        complain(f"error: {line}" if i == 0 else f"  {line}")
     return USER_ERROR
 
 
 def _internal_error(error: Exception, *, debug: bool) -> int:
     text = " ".join(str(error).split())
-    say(f"error: internal error: {type(error).__name__}: {text}"[:300])
+    complain(f"error: internal error: {type(error).__name__}: {text}"[:300])
     if debug:
         traceback.print_exc()
         return INTERNAL_ERROR
@@ -81,8 +87,8 @@ def _internal_error(error: Exception, *, debug: bool) -> int:
             "w", prefix="sora-", suffix=".log", delete=False, encoding="utf-8"
         ) as log:
             log.write(f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
-        say(f"  the traceback is in {log.name}")
+        complain(f"  the traceback is in {log.name}")
     except OSError:
-        say("  no log could be written; --debug shows the traceback")
-    say("  this is a fault of the program, not of your input; please report it with that file")
+        complain("  no log could be written; --debug shows the traceback")
+    complain("  this is a fault of the program, not of your input; please report it with that file")
     return INTERNAL_ERROR

@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback
 
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
 from methods.inject import adapted_layers
+from sora_cli.resumable import Resumable
 
 _log = logging.getLogger(__name__)
 
@@ -60,13 +61,14 @@ def attach(
     return callback
 
 
-class MethodCallback(TrainerCallback):  # type: ignore[misc]
+class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
     """Calls a method's hooks at the right moments, and notices when it can not.
 
     Attributes:
         live: live components after each optimiser step.
         skipped: optimiser steps that mixed precision skipped.
         resumed_from: the checkpoint the trainer was resumed from, once it has been read.
+        method_state: of the method, to go on from; None: it is read from that checkpoint.
     """
 
     def __init__(self, trainer: Trainer, method: AdapterMethod, layers: Layers) -> None:
@@ -80,13 +82,17 @@ class MethodCallback(TrainerCallback):  # type: ignore[misc]
         self._share = 0.0  # of the penalty, in the losses since the last hook
         self._handle: Any = None
         self.resumed_from: Path | None = None
+        self.method_state: Mapping[str, torch.Tensor] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.method.begin(self.layers, total_steps=state.max_steps)
         self._seen = state.global_step
         self._last_live = self.method.summary(self.layers).live
         if state.global_step:
-            self.method.load_state_dict(load_file(self._state_file(args, state)))
+            known = self.method_state
+            if known is None:
+                known = load_file(self._state_file(args, state))
+            self.method.load_state_dict(known)
         optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
         self._handle = optimizer.register_step_post_hook(self._count_step)
 
@@ -141,6 +147,13 @@ class MethodCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._handle.remove()
+
+    def progress(self) -> dict[str, Any]:
+        return {"live": self.live, "skipped": self.skipped, "last_live": self._last_live}
+
+    def go_on(self, progress: dict[str, Any]) -> None:
+        self.live, self.skipped = list(progress["live"]), progress["skipped"]
+        self._last_live = progress["last_live"]
 
     def penalised(self, loss: torch.Tensor, *, divided_later: bool) -> torch.Tensor:
         """A micro-batch's loss plus its share of the penalty."""

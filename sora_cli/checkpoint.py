@@ -1,139 +1,140 @@
-"""Checkpoints: safetensors and JSON only, complete or absent; the best and the last are kept.
+"""Checkpoints as files: safetensors and JSON only, complete or skipped.
 
-A checkpoint `checkpoints/step-000120/` holds `state.safetensors` (trained parameters, the method's
-state, optimiser moments, random-number states) and `state.json` (trainer state, schedule, optimiser
-options). It is written under a temporary name and renamed when complete.
+    checkpoints/step-000120/
+        state.safetensors     trained parameters, the method's state, optimiser moments, generators
+        trainer_state.json    transformers' own: step, epoch, history
+        run.json              recipe, optimiser options, schedule, what callbacks have counted
+        complete.json         the mark, written last: size and sha256 of the others
+
+A directory is written under a temporary name, read back, and renamed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
-from methods.base import AdapterMethod, LowRankLinear
+from methods.base import AdapterMethod
 from sora_cli.atomic import new_directory, write_text_atomic
+from sora_cli.errors import SoraError, first_line
 
 STATE_FILE = "state.safetensors"
 """Trained parameters and the method's state, in a checkpoint or a path's stage."""
+RUN_FILE = "run.json"
+MARK_FILE = "complete.json"
+_FILES = (STATE_FILE, TRAINER_STATE_NAME, RUN_FILE)
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best evaluation so far."""
+class Checkpoint:
+    """A complete checkpoint, read.
 
-    step: int
-    metric: float
-
-
-class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Writes checkpoints at the recipe's cadence, tracks the best one and brings it back.
-
-    Only states the method would deliver (`AdapterMethod.deliverable`) can be the best, and only
-    they count for early stopping: AdaLoRA's early epochs score well with ranks above the budget.
+    Attributes:
+        tensors: "model.*", "method.*", "optimizer.*" and "random.*".
+        run: the content of run.json.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        method: AdapterMethod,
-        layers: Mapping[str, LowRankLinear],
-        folder: Path,
-    ) -> None:
-        self.trainer, self.method, self.layers, self.folder = trainer, method, layers, folder
-        self.best: Best | None = None
-        block = trainer.recipe.training
-        self._cadence, self._keep_best = block.checkpoint, block.keep_best
-        self._patience, self._worse = block.early_stopping, 0
-        shutil.rmtree(folder, ignore_errors=True)
+    path: Path
+    tensors: Mapping[str, Tensor]
+    run: Mapping[str, Any]
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
-    ) -> None:
-        score = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
-        if score is None or not self.method.deliverable(self.layers):
-            return
-        sign = 1 if args.greater_is_better else -1
-        best = self.best
-        if np.isfinite(score) and (best is None or sign * score > sign * best.metric):
-            self.best, self._worse = Best(state.global_step, float(score)), 0
-            if self._keep_best:
-                self._save(state)
-            return
-        self._worse += 1
-        if self._patience is not None and self._worse >= self._patience:
-            control.should_training_stop = True
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+        return int(self.run["step"])
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if isinstance(self._cadence, int) and state.global_step % self._cadence == 0:
-            self._save(state)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._cadence == "epoch":
-            self._save(state)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._cadence != "no":
-            self._save(state)
-
-    def restore_best(self) -> Best | None:
-        """Give the model the best checkpoint's weights; None where it keeps the last ones."""
-        if not self._keep_best:
-            return None
-        if self.best is None or self.best.step == self.trainer.state.global_step:
-            return self.best
-        tensors = load_file(self._path(self.best.step) / STATE_FILE)
-        load_trained(self.trainer.model, self.method, tensors)
-        return self.best
-
-    def _save(self, state: Any) -> None:
-        path = self._path(state.global_step)
-        if not path.exists() and state.is_world_process_zero:
-            write_checkpoint(path, self.trainer, self.method)
-        keep = {path, *([self._path(self.best.step)] if self.best and self._keep_best else [])}
-        for old in sorted(self.folder.glob("step-*")):
-            if old not in keep and state.is_world_process_zero:
-                shutil.rmtree(old)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}"
+    @property
+    def finished(self) -> bool:
+        """Whether training had come to its end."""
+        return bool(self.run["finished"])
 
 
-def write_checkpoint(path: Path, trainer: Trainer, method: AdapterMethod) -> None:
-    """Everything a run needs to go on, in one directory."""
-    tensors = trained_tensors(trainer.model, method)
-    optimizer = trainer.optimizer.state_dict()
-    moments: dict[str, Any] = {}
-    for index, entry in optimizer["state"].items():
-        for key, value in entry.items():
-            moments[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
-    tensors.update(moments)
-    tensors["random.torch"] = torch.get_rng_state()
-    state = {
-        "trainer": trainer.state.__dict__ | {"stateful_callbacks": {}},
-        "optimizer": optimizer["param_groups"],
-        "schedule": {
-            k: v for k, v in trainer.lr_scheduler.state_dict().items() if k != "lr_lambdas"
-        },
-    }
-    with new_directory(path) as folder:
-        save_file({n: _plain(t) for n, t in tensors.items()}, folder / STATE_FILE)
-        write_text_atomic(folder / "state.json", json.dumps(state, indent=1, default=str))
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:06d}"
+
+
+def write_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], run: Mapping[str, Any], trainer: TrainerState
+) -> None:
+    """Write a checkpoint and read it back; one that is there is replaced.
+
+    Raises:
+        SoraError: a parameter is not finite, or what was written reads back differently.
+        OSError: the disk is full, or the like.
+    """
+    for name, tensor in tensors.items():
+        if name.startswith("model.") and not bool(tensor.isfinite().all()):
+            raise SoraError(
+                f"no checkpoint of step {run['step']}: '{name.removeprefix('model.')}' holds NaN "
+                "or infinite numbers"
+            )
+    with new_directory(path, force=True, markers=(MARK_FILE, RUN_FILE)) as folder:
+        save_file(dict(tensors), folder / STATE_FILE)
+        trainer.save_to_json(str(folder / TRAINER_STATE_NAME))
+        write_text_atomic(folder / RUN_FILE, json.dumps(run, indent=1))
+        marks = {name: _mark(folder / name) for name in _FILES}
+        write_text_atomic(folder / MARK_FILE, json.dumps(marks, indent=1))
+        back = read_checkpoint(folder).tensors
+        if back.keys() != tensors.keys() or not all(_same(back[n], tensors[n]) for n in back):
+            raise SoraError(f"{path} reads back differently: is the disk all right?")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        SoraError: it is not complete, or not as it was written.
+    """
+    try:
+        marks = json.loads((path / MARK_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SoraError(f"{path} is not complete: it has no {MARK_FILE}") from error
+    except ValueError as error:
+        raise SoraError(f"{path}/{MARK_FILE} is damaged: {first_line(error)}") from error
+    try:
+        for name in _FILES:
+            if marks.get(name) != _mark(path / name):
+                raise SoraError(f"{path}/{name} is not as it was written")
+        run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        return Checkpoint(path, load_file(path / STATE_FILE), run)
+    except OSError as error:
+        raise SoraError(f"{path} is not complete: {first_line(error)}") from error
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The latest complete checkpoint of a run whose best one is complete, too.
+
+    Returns:
+        It, if there is one, and what was wrong with later ones.
+    """
+    skipped = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            found = read_checkpoint(path)
+            best = found.run["best_checkpoint"]
+            if best is not None and folder / best != path:
+                read_checkpoint(folder / best)
+            return found, skipped
+        except SoraError as error:
+            skipped.append(error.what)
+    return None, skipped
 
 
 def trained_tensors(model: torch.nn.Module, method: AdapterMethod) -> dict[str, Tensor]:
     """Copies of the trained parameters ("model.*") and of the method's state ("method.*")."""
-    tensors = {f"method.{n}": _plain(t) for n, t in method.state_dict().items()}
-    trained = {f"model.{n}": _plain(p) for n, p in model.named_parameters() if p.requires_grad}
+    tensors = {f"method.{n}": plain(t) for n, t in method.state_dict().items()}
+    trained = {f"model.{n}": plain(p) for n, p in model.named_parameters() if p.requires_grad}
     return {**trained, **tensors}
 
 
@@ -144,20 +145,40 @@ def load_trained(
 
     Factors take the stored rank, which compaction may have changed since or before.
     """
+    load_parameters(model, tensors)
+    method.load_state_dict(part(tensors, "method."))
+
+
+def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model the trained parameters alone."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in _part(tensors, "model.").items():
+        for name, tensor in part(tensors, "model.").items():
             parameter = parameters[name]
             if parameter.shape == tensor.shape:
                 parameter.copy_(tensor)
             else:
                 parameter.data = tensor.to(parameter)
-    method.load_state_dict(_part(tensors, "method."))
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that shares its memory with nothing."""
     return tensor.detach().cpu().contiguous().clone()
+
+
+def _mark(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _same(back: Tensor, meant: Tensor) -> bool:
+    if back.dtype != meant.dtype or back.shape != meant.shape:
+        return False
+    bits = (t.reshape(-1).view(torch.uint8) for t in (back, meant))  # NaN is itself here
+    return torch.equal(*bits)

@@ -11,9 +11,10 @@ from methods.base import AdapterMethod, Layers
 from methods.compaction import DeadSpells, remove_components
 from sora_cli.errors import SoraError
 from sora_cli.report import Compaction, Removal
+from sora_cli.resumable import Resumable
 
 
-class Compactor(TrainerCallback):  # type: ignore[misc]
+class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
     """Every so many steps, removes what has been dead in all of them.
 
     Args:
@@ -68,3 +69,18 @@ class Compactor(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.record.only_count:
             self.record.would_have_revived = int(self._returned.sum())
+
+    def progress(self) -> dict[str, Any]:
+        return {
+            "record": self.record.model_dump(),
+            "spells": self._spells.steps.tolist(),
+            "chosen": self._chosen.tolist(),
+            "returned": self._returned.tolist(),
+        }
+
+    def go_on(self, progress: dict[str, Any]) -> None:
+        self.record = Compaction.model_validate(progress["record"])
+        device = self._chosen.device
+        self._spells.steps = torch.tensor(progress["spells"], device=device)
+        self._chosen = torch.tensor(progress["chosen"], dtype=torch.bool, device=device)
+        self._returned = torch.tensor(progress["returned"], dtype=torch.bool, device=device)

@@ -5,15 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from sora_cli.processes import is_main, rank
+
 
 def say(message: str = "") -> None:
     """Talk to the person: progress, warnings, what to type next (stderr)."""
+    if not is_main():
+        return
     sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def complain(message: str) -> None:
+    """Say what went wrong, whichever of several processes this is (stderr)."""
+    where = "" if is_main() else f"[process {rank()}] "
+    sys.stderr.write(f"{where}{message}\n")
     sys.stderr.flush()
 
 
 def emit(text: str) -> None:
     """Print data: what a pipe or a file should get (stdout)."""
+    if not is_main():
+        return
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -26,6 +39,8 @@ def emit_table(
     footer: Sequence[object] | None = None,
 ) -> None:
     """A table on stdout; the first column is left-aligned, all others right-aligned."""
+    if not is_main():
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -63,9 +63,7 @@ class LoadedRecipe:
 
     def resolved(self) -> dict[str, Any]:
         """Every value as plain JSON-able data, with defaults and the method's own options."""
-        blocks: dict[str, Any] = self.recipe.model_dump(mode="json")
-        options = self.method_config.model_dump(mode="json")
-        return {**blocks, "method": {"name": self.recipe.method.name, **options}}
+        return self.recipe.resolved()
 
     def origin(self, *path: str) -> Origin:
         """Where a value comes from; "default" if nothing set it."""
@@ -99,6 +97,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedR
     path = find_recipe(reference)
     tree, notes = combine([*file_layers(path), override_layer(overrides)])
     recipe = _validated(tree, shown(path))
+    recipe.set_places({".".join(key): origin.place for key, origin in tree.origins.items()})
     return LoadedRecipe(recipe, tree.origins, notes, path, _name(path))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +10,19 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from methods.base import AdapterMethod, Layers
 from sora_cli.allocator import keep_freed_memory
-from sora_cli.callback import MethodCallback, attach
-from sora_cli.checkpoint import Checkpoints
-from sora_cli.compaction import Compactor
 from sora_cli.errors import SoraError
 from sora_cli.model import Base
-from sora_cli.progress import RunProgress
 from sora_cli.recipe import Cadence, Recipe
-from sora_cli.report import Compaction
 from sora_cli.sampling import GroupedBatchSampler, SortedByLength
 from sora_cli.tasks.base import Encoded, Task
+from sora_cli.trainer_state import ResumingTrainer
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What a finished training run leaves behind, beside the trained model itself."""
-
-    steps: int
-    history: list[dict[str, Any]]  # losses, learning rates and evaluations by step
-    live: list[int]  # components alive after each optimiser step
-    skipped: int  # optimiser steps skipped by mixed precision
-    best_step: int | None  # the step whose weights the model has now; None: the last
-    best_metric: float | None
-    compaction: Compaction | None  # what was removed on the way, if anything was to be
-
-
-class AdapterTrainer(Trainer):  # type: ignore[misc]
+class AdapterTrainer(ResumingTrainer):
     """A Trainer whose accumulated gradients equal those of the whole batch.
 
     Loss: each micro-batch weighs by its share of the step's rows (or tokens), over all processes.
@@ -148,32 +129,6 @@ def build_trainer(
     )
 
 
-def fit(
-    trainer: AdapterTrainer,
-    method: AdapterMethod,
-    layers: Layers,
-    output: Path,
-) -> Fit:
-    """Train; the model ends with the best checkpoint's weights (or the last ones)."""
-    block = trainer.recipe.training
-    hooks: MethodCallback = attach(trainer, method, layers, head_lr=block.head_learning_rate)
-    compactor = _add_compactor(trainer, method, layers)
-    checkpoints = Checkpoints(trainer, method, layers, output / "checkpoints")
-    trainer.add_callback(checkpoints)
-    _set_progress(trainer, hooks)
-    trainer.train()
-    best = checkpoints.restore_best()
-    return Fit(
-        steps=trainer.state.global_step,
-        history=trainer.state.log_history,
-        live=hooks.live,
-        skipped=hooks.skipped,
-        best_step=best.step if best else None,
-        best_metric=best.metric if best else None,
-        compaction=compactor.record if compactor else None,
-    )
-
-
 def training_arguments(
     recipe: Recipe, output: Path, metric: str, *, evaluates: bool
 ) -> TrainingArguments:
@@ -229,24 +184,6 @@ def predict(trainer: AdapterTrainer, rows: Encoded) -> tuple[np.ndarray, np.ndar
     """Model outputs and labels of a split, both in the data set's order."""
     out = trainer.predict(SortedByLength(rows.dataset, rows.lengths))
     return out.predictions, out.label_ids
-
-
-def _add_compactor(
-    trainer: AdapterTrainer, method: AdapterMethod, layers: Layers
-) -> Compactor | None:
-    """Before the checkpoints' callback, so that they hold what is left."""
-    block = trainer.recipe.training
-    if block.compact_every is None:
-        return None
-    only_count = block.compact_only_count
-    compactor = Compactor(trainer, method, layers, every=block.compact_every, only_count=only_count)
-    trainer.add_callback(compactor)
-    return compactor
-
-
-def _set_progress(trainer: AdapterTrainer, hooks: MethodCallback) -> None:
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(RunProgress(hooks, trainer.task.scorer.best))
 
 
 def _check_loggers(names: list[str]) -> None:

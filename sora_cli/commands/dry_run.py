@@ -183,7 +183,7 @@ def output_lines(loaded: LoadedRecipe) -> Iterator[str]:
 
     yield str(loaded.output_dir)
     try:
-        check_output(loaded.output_dir, force=False)
+        check_output(loaded, force=False, resume=False)
     except SoraError as error:
         yield from textwrap.wrap(f"WARNING: {error.what}; {error.hint}", _WIDTH - 2)
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sora_cli.atomic import is_leftover, tidy
 from sora_cli.console import emit, say
 from sora_cli.errors import SoraError
+from sora_cli.interruption import Interrupted
+from sora_cli.lock import FILE_NAME as LOCK
+from sora_cli.lock import locked
+from sora_cli.processes import is_main, world_size
 from sora_cli.recipe_file import LoadedRecipe, load_recipe
+from sora_cli.resume import check_same, find_checkpoint, identity_of
 from sora_cli.timing import importing
 
 if TYPE_CHECKING:
@@ -24,12 +32,15 @@ def train(
     *,
     dry_run: bool,
     force: bool,
+    resume: bool = False,
     verify: bool = True,
     began: float | None = None,
 ) -> int:
     """Train a recipe, or with `dry_run` only show what would be trained.
 
     Args:
+        force: replace a finished run; with `resume`, take changes of the recipe that are safe.
+        resume: go on from the newest complete checkpoint, if there is one.
         verify: compare the trained model with what its files give, where memory allows.
         began: when the command began, by `time.perf_counter`; None: now.
 
@@ -47,18 +58,43 @@ def train(
 
         show(loaded)
         return 0
-    from sora_cli.conclusion import time_line
     from sora_cli.preflight import check_recipe
 
-    check_output(loaded.output_dir, force=force)
+    output = loaded.output_dir
     check_recipe(loaded.recipe)
-    ready, log = run(loaded, loaded.output_dir, began=began)
+    with locked(output):
+        if is_main() and check_output(loaded, force=force, resume=resume):
+            say(f"'{output}' holds this run, finished")
+            return 0
+        try:
+            ready, log = run(loaded, output, began=began, resume=resume, force=force)
+        except Interrupted as end:
+            raise end.with_words(*_way_on(output, [recipe, *overrides])) from end
+        return _last_words(loaded, ready, log, verify=verify)
+
+
+def _last_words(loaded: LoadedRecipe, ready: Prepared, log: RunLog, *, verify: bool) -> int:
+    """Check the files and say how long it took; the exit code."""
+    from sora_cli.conclusion import time_line
+
     same = True
-    if verify:
+    if verify and is_main():
         with log.epilogue("verify"):
             same = _verified(loaded, loaded.output_dir, ready)
     emit(time_line(log.report))
     return 0 if same else 1
+
+
+def _way_on(output: Path, words: list[str]) -> list[str]:
+    """What is kept of an interrupted run, and the command that goes on with it."""
+    kept = sorted((output / "checkpoints").glob("step-*"))
+    given = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *words]
+    command = shlex.join(["sora", *(word for word in given if word != "--resume"), "--resume"])
+    if world_size() > 1:
+        command = f"the same command with --resume ({command})"
+    if not kept:
+        return [f"no checkpoint yet; from the start: {command}"]
+    return [f"kept: {kept[-1]}", f"go on: {command}"]
 
 
 def _verified(loaded: LoadedRecipe, output: Path, ready: Prepared) -> bool:
@@ -74,37 +110,65 @@ def _verified(loaded: LoadedRecipe, output: Path, ready: Prepared) -> bool:
     return self_check(output)  # autocast stays wrapped around the trained model's forward
 
 
-def check_output(output: Path, *, force: bool) -> None:
-    """A finished run is not overwritten unless asked for.
+def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
+    """Is there room for a run? What is there is not overwritten unless asked for.
+
+    Returns:
+        Whether there is nothing left to do: the run that is to be resumed has finished.
 
     Raises:
-        SoraError: there is one, or something that is no run at all.
+        SoraError: a run is there, finished or with checkpoints, or something that is no run at all.
     """
-    from sora_cli.report import FILE_NAME, read_report
+    from sora_cli.report import read_report
 
+    output = loaded.output_dir
     if output.exists() and not output.is_dir():
         raise SoraError(f"output '{output}' is a file", hint="output.dir=DIR")
     report = read_report(output)
-    if report is not None and report.status == "completed" and not force:
+    if report is None:
+        if _is_foreign(output) and not force:
+            raise SoraError(
+                f"'{output}' is not empty and holds no run of this tool", hint="output.dir=DIR"
+            )
+        return False
+    finished = report.status == "completed"
+    if resume:
+        check_same(report.recipe, loaded.resolved(), output, force=force)
+        return finished
+    if finished and not force:
         raise SoraError(
             f"'{output}' holds a finished run",
             hint="train again with --force, or elsewhere: output.dir=DIR",
         )
-    foreign = output.is_dir() and any(output.iterdir()) and not (output / FILE_NAME).exists()
-    if foreign and not force:
+    if any((output / "checkpoints").glob("step-*")) and not force:
         raise SoraError(
-            f"'{output}' is not empty and holds no run of this tool", hint="output.dir=DIR"
+            f"'{output}' holds a run that is not finished, with checkpoints",
+            hint="go on with it: --resume; start over: --force; or elsewhere: output.dir=DIR",
         )
+    return False
 
 
-def run(loaded: LoadedRecipe, output: Path, *, began: float) -> tuple[Prepared, RunLog]:
+def _is_foreign(output: Path) -> bool:
+    """Whether a directory without a report holds anything that is not ours."""
+    from sora_cli.report import FILE_NAME
+
+    ours = (FILE_NAME, LOCK, "checkpoints")
+    return output.is_dir() and any(
+        path.name not in ours and not is_leftover(path) for path in output.iterdir()
+    )
+
+
+def run(
+    loaded: LoadedRecipe, output: Path, *, began: float, resume: bool = False, force: bool = False
+) -> tuple[Prepared, RunLog]:
     """The whole run, one step a line; the model is as it was saved."""
     with importing():
         from sora_cli.conclusion import conclude
+        from sora_cli.fitting import fit
         from sora_cli.prepare import prepare
         from sora_cli.report import RunLog
         from sora_cli.results import evaluate_all, record_result, record_setup, save_results
-        from sora_cli.training import build_trainer, fit
+        from sora_cli.training import build_trainer
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     log.report.recipe_notes = list(loaded.notes)
 
@@ -115,13 +179,21 @@ def run(loaded: LoadedRecipe, output: Path, *, began: float) -> tuple[Prepared, 
     ready = prepare(loaded.recipe, phase)
     with log.phase("set up"):
         record_setup(log.report, ready)
+        identity = identity_of(log.report.recipe, log.report.base, log.report.data)
+        resumed = find_checkpoint(output, identity, force=force) if resume else None
         trainer = build_trainer(
             loaded.recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
         )
+        if is_main():
+            tidy(output)
     say(describe_layers(loaded.recipe, ready, log.report.parameters))
+    if resumed is not None:
+        log.went_on(resumed.step)
     with log.running():
-        with log.phase("train"):
-            result = fit(trainer, ready.method, ready.layers, output)
+        with log.phase("train"), log.following(trainer):
+            result = fit(
+                trainer, ready.method, ready.layers, output, identity=identity, resumed=resumed
+            )
         with log.phase("evaluate"):
             log.report.metrics = evaluate_all(trainer, ready.task, ready.report)
         with log.phase("save"):

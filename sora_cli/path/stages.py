@@ -23,13 +23,14 @@ from methods.registry import method_class
 from sora_cli.atomic import write_bytes_atomic
 from sora_cli.checkpoint import STATE_FILE, load_trained, trained_tensors
 from sora_cli.errors import SoraError
+from sora_cli.fitting import fit
 from sora_cli.path.plan import StagePlan, varied_option
 from sora_cli.path.record import SELECTION, TRAIN_SUBSET, PathReport, Stage, relative_to
 from sora_cli.prepare import Prepared
 from sora_cli.report import Ranks, RunLog, RunReport
 from sora_cli.results import evaluate_all, record_result, record_setup, save_results
 from sora_cli.tasks.base import Encoded
-from sora_cli.training import build_trainer, fit
+from sora_cli.training import build_trainer
 
 Factors = dict[str, LowRankFactors]
 
@@ -92,7 +93,7 @@ class Stages:
         log.report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
         trainer = build_trainer(plan.recipe, ready.task, ready.base, directory, train=ready.train)
         with log.running():
-            with log.phase("train"):
+            with log.phase("train"), log.following(trainer):
                 result = fit(trainer, ready.method, ready.layers, directory)
             with log.phase("evaluate"):
                 log.report.metrics = evaluate_all(trainer, ready.task, self.splits)

@@ -1,0 +1,86 @@
+"""One run at a time in an output directory.
+
+The lock is the system's (`flock`, through filelock), so that it ends with the process that holds
+it, however that ends; the file says who that is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sora_cli.errors import SoraError
+from sora_cli.processes import is_main
+
+FILE_NAME = ".lock"
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other runs out of a directory, which is made if need be; removed again if left empty.
+
+    Of several processes that train together only the main one holds it.
+
+    Raises:
+        SoraError: another run is at work there; it is named.
+    """
+    if not is_main():
+        yield
+        return
+    made = _make(directory)
+    file = directory / FILE_NAME
+    lock = FileLock(file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise SoraError(
+            f"another run is at work in '{directory}': {_owner(file)}",
+            hint="wait for it, stop it, or train elsewhere: output.dir=DIR",
+        ) from error
+    try:
+        file.write_text(json.dumps(_myself()), encoding="utf-8")
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # still held: who waits for it sees that it is gone
+        lock.release()
+        _remove_empty(made)
+
+
+def _make(directory: Path) -> list[Path]:
+    """Make a directory; those that were made, deepest first."""
+    missing = [p for p in (directory, *directory.parents) if not p.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except OSError:  # there is something in it, or it is gone
+            return
+
+
+def _myself() -> dict[str, object]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["sora", *sys.argv[1:]],
+    }
+
+
+def _owner(file: Path) -> str:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        return f"process {facts['pid']} on {facts['host']}, since {facts['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "which one is not known"

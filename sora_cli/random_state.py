@@ -1,0 +1,42 @@
+"""The random-number generators a run draws from: torch's, numpy's and Python's, as plain data."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CPU = "torch"
+_CUDA = "cuda"
+
+
+def tensors() -> dict[str, Tensor]:
+    """Torch's generators: of the CPU and, where there is one, of this process's GPU."""
+    states = {_CPU: torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[_CUDA] = torch.cuda.get_rng_state()
+    return states
+
+
+def plain() -> dict[str, Any]:
+    """Numpy's legacy generator and Python's, JSON-able."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, numbers, next_gauss = random.getstate()
+    return {
+        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+        "python": [version, list(numbers), next_gauss],
+    }
+
+
+def restore(states: dict[str, Tensor], others: dict[str, Any]) -> None:
+    """Put all generators where `tensors` and `plain` found them."""
+    torch.set_rng_state(states[_CPU])
+    if _CUDA in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[_CUDA])
+    name, keys, *rest = others["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, numbers, next_gauss = others["python"]
+    random.setstate((version, tuple(numbers), next_gauss))
