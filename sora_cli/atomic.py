@@ -1,8 +1,8 @@
 """Files and directories that are there completely or not at all.
 
-Everything is written under a temporary name beside its place, flushed to the disk, and renamed. What
-a killed process leaves behind ends in `.partial`, or in `.replaced` where a file system can not
-exchange two directories; `tidy` deletes the one and, if need be, puts the other back.
+Everything is written under a temporary name beside its place, flushed to the disk, and renamed.
+What a killed process leaves behind ends in `.partial`, or in `.replaced` where a file system can
+not exchange two directories; `tidy` deletes the one and, if need be, puts the other back.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -48,6 +48,17 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """While a file is written: the system's errors name it, which those of a full disk do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -72,9 +83,10 @@ def new_directory(
     temporary = _beside(path)
     temporary.mkdir()
     try:
-        yield temporary
-        _share(temporary)
-        sync_tree(temporary)
+        with naming(path):
+            yield temporary
+            _share(temporary)
+            sync_tree(temporary)
         _move_into_place(temporary, path)
         _sync(path.parent)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import tempfile
 import traceback
@@ -19,6 +20,12 @@ from sora_cli.processes import is_main
 USER_ERROR = 2
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
+
+_OF_THE_DISK = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+"""What keeps a file from being read or written, and is no fault of the program's."""
 
 _ClickError = typer.BadParameter.__mro__[2]
 """Typer's own: usage errors and their kin; it has moved between packages over the versions."""
@@ -52,6 +59,9 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
 def _other(error: Exception, *, debug: bool) -> int:
     if isinstance(error, _ClickError):
         return _usage_error(error)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename is not None:
+        reason = (error.strerror or str(error)).lower()
+        return _user_error([f"'{error.filename}' can not be used: {reason}"], debug=debug)
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):

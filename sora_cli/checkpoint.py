@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
@@ -70,8 +71,8 @@ def write_checkpoint(
     """Write a checkpoint and read it back; one that is there is replaced.
 
     Raises:
-        SoraError: a parameter is not finite, or what was written reads back differently.
-        OSError: the disk is full, or the like.
+        SoraError: a parameter is not finite, the disk is full or the like, or what was written
+            reads back differently.
     """
     for name, tensor in tensors.items():
         if name.startswith("model.") and not bool(tensor.isfinite().all()):
@@ -79,15 +80,16 @@ def write_checkpoint(
                 f"no checkpoint of step {run['step']}: '{name.removeprefix('model.')}' holds NaN "
                 "or infinite numbers"
             )
-    with new_directory(path, force=True, markers=(MARK_FILE, RUN_FILE)) as folder:
-        save_file(dict(tensors), folder / STATE_FILE)
-        trainer.save_to_json(str(folder / TRAINER_STATE_NAME))
-        write_text_atomic(folder / RUN_FILE, json.dumps(run, indent=1))
-        marks = {name: _mark(folder / name) for name in _FILES}
-        write_text_atomic(folder / MARK_FILE, json.dumps(marks, indent=1))
-        back = read_checkpoint(folder).tensors
-        if back.keys() != tensors.keys() or not all(_same(back[n], tensors[n]) for n in back):
-            raise SoraError(f"{path} reads back differently: is the disk all right?")
+    try:
+        with new_directory(path, force=True, markers=(MARK_FILE, RUN_FILE)) as folder:
+            save_file(dict(tensors), folder / STATE_FILE)
+            trainer.save_to_json(str(folder / TRAINER_STATE_NAME))
+            write_text_atomic(folder / RUN_FILE, json.dumps(run, indent=1))
+            marks = {name: _mark(folder / name) for name in _FILES}
+            write_text_atomic(folder / MARK_FILE, json.dumps(marks, indent=1))
+            _check(tensors, read_checkpoint(folder).tensors, path)
+    except (OSError, SafetensorError) as error:
+        raise SoraError(f"{path} can not be written: {first_line(error)}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -118,7 +120,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     Returns:
         It, if there is one, and what was wrong with later ones.
     """
-    skipped = []
+    skipped: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             found = read_checkpoint(path)
@@ -175,6 +177,12 @@ def _mark(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _check(meant: Mapping[str, Tensor], back: Mapping[str, Tensor], path: Path) -> None:
+    """Compare what was written with what was read back."""
+    if back.keys() != meant.keys() or not all(_same(back[n], meant[n]) for n in back):
+        raise SoraError(f"{path} reads back differently: is the disk all right?")
 
 
 def _same(back: Tensor, meant: Tensor) -> bool:

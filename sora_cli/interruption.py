@@ -14,8 +14,9 @@ from sora_cli.console import say
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end.
+class Interrupted(BaseException):
+    """A signal asked for the end. Like KeyboardInterrupt it is no `Exception`, to get past handlers
+    of errors; it is no KeyboardInterrupt since Typer would make an unnamed abort of that.
 
     Attributes:
         signal: which one.
@@ -44,7 +45,7 @@ def raise_on_signals() -> None:
         signal.signal(number, _raise)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python passes it)
     raise Interrupted(number)
 
 
@@ -78,7 +79,7 @@ def deferred() -> Iterator[Deferral]:
         yield deferral
         return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number in _SIGNALS:
+    for number in before:
         signal.signal(number, deferral.handle)
     try:
         yield deferral

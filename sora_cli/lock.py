@@ -35,6 +35,7 @@ def locked(directory: Path) -> Iterator[None]:
     if not is_main():
         yield
         return
+    check_directory(directory)
     made = _make(directory)
     file = directory / FILE_NAME
     lock = FileLock(file, blocking=False)
@@ -52,6 +53,12 @@ def locked(directory: Path) -> Iterator[None]:
         file.unlink(missing_ok=True)  # still held: who waits for it sees that it is gone
         lock.release()
         _remove_empty(made)
+
+
+def check_directory(path: Path) -> None:
+    """Raise `SoraError` where an output directory can not be, since there is a file."""
+    if path.exists() and not path.is_dir():
+        raise SoraError(f"output '{path}' is a file", hint="output.dir=DIR")
 
 
 def _make(directory: Path) -> list[Path]:

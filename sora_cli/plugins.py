@@ -13,6 +13,7 @@ from types import ModuleType
 from methods.errors import MethodError
 from methods.registry import register
 from sora_cli.errors import SoraError
+from sora_cli.interruption import Interrupted
 from sora_cli.recipe_library import near_files
 
 
@@ -48,7 +49,7 @@ def _imported(name: str, full: Path, path: Path) -> ModuleType:
     sys.modules[name] = module  # pydantic and pickle look classes up there
     try:
         spec.loader.exec_module(module)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         del sys.modules[name]
         raise
     except BaseException as error:  # also what a script's exit() raises

@@ -23,7 +23,8 @@ def tensors() -> dict[str, Tensor]:
 
 def plain() -> dict[str, Any]:
     """Numpy's legacy generator and Python's, JSON-able."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, gauss = state
     version, numbers, next_gauss = random.getstate()
     return {
         "numpy": [name, keys.tolist(), position, has_gauss, gauss],

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +24,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sora_cli import __version__
 from sora_cli.atomic import write_text_atomic
+from sora_cli.interruption import Interrupted
+from sora_cli.processes import is_main
 
 FILE_NAME = "report.json"
 SCHEMA_VERSION = 1
@@ -91,6 +93,13 @@ class Compaction(BaseModel):
         )
 
 
+class Resumption(BaseModel):
+    """A later process that went on with a run."""
+
+    step: int = Field(description="optimiser steps taken before, by earlier processes")
+    started: str
+
+
 class Report(BaseModel):
     """What every report says. Unknown keys of later versions are ignored on reading."""
 
@@ -118,8 +127,16 @@ class RunReport(Report):
 
     base: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
+    resumed: list[Resumption] = Field(
+        default_factory=list,
+        description="processes after the first one; seconds and memory are those of the last",
+    )
     steps: int | None = None
     skipped_steps: int = 0
+    non_finite_steps: list[int] = Field(
+        default_factory=list,
+        description="steps, counted from 1, left out because their loss or gradient was not finite",
+    )
     best_step: int | None = None
     history: list[dict[str, Any]] = Field(default_factory=list)
     live_components: list[int] = Field(
@@ -133,6 +150,10 @@ class RunReport(Report):
         default_factory=dict, description="final scores by reported split"
     )
     main_metric: str | None = Field(None, description="the metric that chose the checkpoint")
+    without_adapters: dict[str, Score] = Field(
+        default_factory=dict,
+        description="the main metric once more with every adapter switched off, by split",
+    )
     ranks: dict[str, Ranks] = Field(default_factory=dict)
     parameters: Parameters = Field(default_factory=Parameters)
     events: list[str] = Field(default_factory=list)
@@ -160,11 +181,11 @@ class ReportLog(Generic[R]):
         self.save()
         try:
             yield self.report
-        except KeyboardInterrupt:
-            self._end("interrupted", "interrupted by the user")
+        except (KeyboardInterrupt, Interrupted) as end:
+            self._give_up("interrupted", str(end) or "interrupted by the user")
             raise
         except BaseException as error:
-            self._end("failed", f"{type(error).__name__}: {error}")
+            self._give_up("failed", f"{type(error).__name__}: {error}")
             raise
         self._end("completed", None)
 
@@ -194,8 +215,14 @@ class ReportLog(Generic[R]):
         self.report.seconds[name] = round(self.report.seconds.get(name, 0.0) + spent, 3)
 
     def save(self) -> None:
-        """Write the report as it stands."""
-        write_text_atomic(self.path, self.report.model_dump_json(indent=2) + "\n")
+        """Write the report as it stands; of several processes the main one does."""
+        if is_main():
+            write_text_atomic(self.path, self.report.model_dump_json(indent=2) + "\n")
+
+    def _give_up(self, status: Status, error: str) -> None:
+        """End the report, if it can be written: the disk may be what failed."""
+        with suppress(OSError):
+            self._end(status, error)
 
     def _end(self, status: Status, error: str | None) -> None:
         self.report.status, self.report.error, self.report.finished = status, error, _now()
@@ -217,6 +244,21 @@ class RunLog(ReportLog[RunReport]):
         super().__init__(directory / FILE_NAME, RunReport(name=name, recipe=recipe, **facts))
         if began is not None:
             self.report.started = _now(-self.imported(began))
+
+    def went_on(self, step: int) -> None:
+        """Note that the run goes on from a checkpoint of that step, after other processes."""
+        before = read_report(self.path.parent)
+        earlier = before.resumed if before else []
+        self.report.resumed = [*earlier, Resumption(step=step, started=self.report.started)]
+
+    @contextmanager
+    def following(self, trainer: Any) -> Iterator[None]:
+        """While a Trainer trains: however that ends, its steps and history are kept."""
+        try:
+            yield
+        finally:
+            self.report.steps = trainer.state.global_step
+            self.report.history = trainer.state.log_history
 
 
 def provenance() -> dict[str, Any]:

@@ -75,11 +75,14 @@ def check_same(
     return [f"changed when it was resumed: {_told([change])}" for change in found]
 
 
-def find_checkpoint(output: Path, identity: Mapping[str, Any], *, force: bool) -> Checkpoint | None:
+def find_checkpoint(
+    output: Path, identity: Mapping[str, Any], notes: list[str], *, force: bool
+) -> Checkpoint | None:
     """The newest complete checkpoint of a run; None if there is none yet.
 
     Args:
         identity: recipe and fingerprints of the inputs of the run that goes on.
+        notes: changes of the recipe that were taken are added.
 
     Raises:
         SoraError: it is of another run, or the inputs have changed since.
@@ -93,7 +96,7 @@ def find_checkpoint(output: Path, identity: Mapping[str, Any], *, force: bool) -
     if found is None:
         say(f"nothing to go on from in {output / FOLDER}: starting at the first step")
         return None
-    check_same(found.run["recipe"], identity["recipe"], output, force=force)
+    notes += check_same(found.run["recipe"], identity["recipe"], output, force=force)
     for name, fingerprint in identity["inputs"].items():
         if found.run["inputs"].get(name, fingerprint) != fingerprint:
             raise SoraError(

@@ -16,16 +16,18 @@ _POOL = 50  # global batches sorted together: long enough to group well, short e
 class GroupedBatchSampler(Sampler[list[int]]):
     """Micro-batches of rows of similar length, a pure function of (seed, epoch, batch size).
 
-    Every `batch_size` rows, in the order given, make one optimiser step, cut into
-    `batch_size / micro_batch` lists. Any number of processes that deal these lists out in turn so
-    takes the same steps. Rows are shuffled, sorted by length within pools of 50 steps, cut into
-    steps, and the steps shuffled; a last step of fewer rows (random ones) stays last.
+    Every `batch_size` rows, in the order given, make one optimiser step, dealt out to the
+    processes row by row, and cut there into lists of `micro_batch`. So any number of processes
+    takes the same steps. Rows are shuffled, sorted by length within pools of 50 steps, cut into steps,
+    and the steps shuffled; a last step of fewer rows (random ones) stays last. Where that has too
+    few rows for each process to have as many lists as the others, a row is repeated (`is_filler`).
 
     Args:
         lengths: (rows,) tokens of each row; None for a plain random order.
         batch_size: rows per optimiser step.
         micro_batch: rows per list.
         seed: together with the epoch, all the randomness there is.
+        process, processes: which of how many processes that train together.
     """
 
     def __init__(
@@ -36,12 +38,17 @@ class GroupedBatchSampler(Sampler[list[int]]):
         batch_size: int,
         micro_batch: int,
         seed: int,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
-        if batch_size % micro_batch:
-            raise ValueError(f"{batch_size} rows do not split into micro-batches of {micro_batch}")
+        if batch_size % (micro_batch * processes):
+            raise ValueError(
+                f"{batch_size} rows do not split into micro-batches of {micro_batch} on "
+                f"{processes} processes"
+            )
         self.rows, self.lengths, self.seed, self.epoch = rows, lengths, seed, 0
         self.global_batch, self.batch_size = batch_size, micro_batch
-        self.drop_last = False  # read by accelerate
+        self.process, self.processes = process, processes
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer at the start of every epoch."""
@@ -49,12 +56,24 @@ class GroupedBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         full, rest = divmod(self.rows, self.global_batch)
-        return full * (self.global_batch // self.batch_size) + -(-rest // self.batch_size)
+        return full * self._lists(self.global_batch) + self._lists(rest)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps(self.epoch):
-            for start in range(0, len(step), self.batch_size):
-                yield [int(i) for i in step[start : start + self.batch_size]]
+            mine = step[self.process :: self.processes]
+            for number in range(self._lists(len(step))):
+                rows = mine[number * self.batch_size :][: self.batch_size]
+                yield [int(i) for i in (rows if len(rows) else step[:1])]
+
+    def is_filler(self, step: int, number: int) -> bool:
+        """Whether a list of an epoch's step, both counted from 0, only fills up the number."""
+        rows = min(self.rows - step * self.global_batch, self.global_batch)
+        mine = len(range(self.process, rows, self.processes))
+        return number * self.batch_size >= mine
+
+    def _lists(self, rows: int) -> int:
+        """Lists each process makes of a step of so many rows."""
+        return -(-rows // (self.batch_size * self.processes))
 
     def steps(self, epoch: int) -> list[np.ndarray]:
         """The rows of each optimiser step of an epoch."""

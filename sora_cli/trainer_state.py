@@ -104,9 +104,7 @@ def restore_losses(trainer: Trainer, process: Mapping[str, Any]) -> None:
     trainer._globalstep_last_logged = process["last_logged"]
 
 
-def _optimizer_state(
-    groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]
-) -> dict[str, Any]:
+def _optimizer_state(groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """As `Optimizer.state_dict` had it; JSON has made lists of its tuples."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

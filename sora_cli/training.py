@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
@@ -37,11 +39,20 @@ class AdapterTrainer(ResumingTrainer):
         super().__init__(train_dataset=train and train.dataset, **options)
         self.task, self.recipe, self.train_rows = task, recipe, train
         self.model_accepts_loss_kwargs = False  # then its loss is a plain mean, divided later
+        self.sampler: GroupedBatchSampler | None = None
+        self._counts: deque[int] = deque()  # loss items of the step's micro-batches to come
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """The micro-batches of one optimiser step, and the loss items of the step."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
-        items = torch.tensor(sum(self.task.loss_items(b) for b in batches), device=self.args.device)
+        assert self.sampler is not None
+        step = self.state.global_step % self.recipe.training.steps_per_epoch(self.sampler.rows)
+        counts = [
+            0 if self.sampler.is_filler(step, number) else self.task.loss_items(batch)
+            for number, batch in enumerate(batches)
+        ]
+        self._counts = deque(counts)
+        items = torch.tensor(sum(counts), device=self.args.device)
         if self.args.world_size > 1:
             items = self.accelerator.gather(items).sum()
         return batches, items
@@ -54,10 +65,9 @@ class AdapterTrainer(ResumingTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Mean loss of a micro-batch; in training weighted so that the step's sum is the mean."""
-        items = self.task.loss_items(inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training and num_items_in_batch is not None:
-            share = items * self.args.world_size / num_items_in_batch
+            share = self._counts.popleft() * self.args.world_size / num_items_in_batch
             loss = loss * share * self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
@@ -65,14 +75,21 @@ class AdapterTrainer(ResumingTrainer):
         """Micro-batches from our own sampler."""
         assert self.train_rows is not None
         block = self.recipe.training
-        sampler = GroupedBatchSampler(
+        self.sampler = GroupedBatchSampler(
             len(self.train_rows.lengths),
             self.train_rows.lengths if block.length_grouping else None,
             batch_size=block.batch_size,
             micro_batch=self.args.per_device_train_batch_size,
             seed=block.seed,
+            process=self.args.process_index,
+            processes=self.args.world_size,
         )
-        return self._loader(self.train_rows.dataset, batch_sampler=sampler)
+        loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
+        whole = {"num_processes": 1, "process_index": 0}  # the sampler has dealt the rows out
+        dealt: DataLoader[Any] = prepare_data_loader(
+            loader, self.args.device, put_on_device=True, **whole
+        )
+        return dealt
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Batches from longest to shortest row."""
@@ -81,7 +98,9 @@ class AdapterTrainer(ResumingTrainer):
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Batches from longest to shortest row."""
         assert isinstance(test_dataset, SortedByLength)
-        return self._loader(test_dataset, batch_size=self.args.eval_batch_size)
+        loader = self._loader(test_dataset, batch_size=self.args.eval_batch_size)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
         """Outputs in the data set's order, and the exact mean loss."""
@@ -94,15 +113,13 @@ class AdapterTrainer(ResumingTrainer):
         return EvalLoopOutput(predictions, labels, out.metrics, out.num_samples)
 
     def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
-        loader = DataLoader(
+        return DataLoader(
             dataset,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             **options,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
 
 
 def build_trainer(

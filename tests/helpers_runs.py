@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sora_cli.app import run
+from sora_cli.callback import MethodCallback
 from sora_cli.recipe_file import load_recipe
 from sora_cli.report import RunReport, read_report
 from sora_cli.tasks.sequence import SequenceClassification
@@ -172,3 +174,39 @@ def script_scores(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
         return {"accuracy": left.pop(0) if len(left) > 1 else left[0]}
 
     monkeypatch.setattr(SequenceClassification, "metrics", metrics)
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Once, during that optimiser step (counted from 1), this process gets a signal."""
+    inner, left = MethodCallback.on_optimizer_step, [step]
+
+    def on_optimizer_step(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        inner(self, args, state, control, **kwargs)
+        if left and state.global_step + 1 == left[0]:
+            left.clear()
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(MethodCallback, "on_optimizer_step", on_optimizer_step)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of every file below a directory."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def timeless(report: RunReport) -> dict[str, Any]:
+    """What of a report must not depend on whether the run was interrupted."""
+    kept = {
+        "status", "recipe", "base", "data", "steps", "skipped_steps", "best_step",
+        "live_components", "compaction", "method_details", "metrics", "ranks", "parameters",
+        "events",
+    }  # fmt: skip
+    told = report.model_dump(include=kept)
+    told["recipe"]["output"] = None
+    told["history"] = [
+        {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k}
+        for entry in report.history
+        if "train_runtime" not in entry
+    ]
+    return told

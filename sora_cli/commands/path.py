@@ -10,14 +10,19 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sora_cli.atomic import is_leftover, tidy
 from sora_cli.console import emit, emit_table, say
 from sora_cli.errors import SoraError
+from sora_cli.lock import FILE_NAME as LOCK
+from sora_cli.lock import locked
 from sora_cli.path.plan import StagePlan, overruled, path_directory, plan_stages
 from sora_cli.path.record import FILE_NAME, PICTURE, PathReport, read_path
 from sora_cli.path.table import control_table, stage_table
 from sora_cli.preflight import check_recipe
+from sora_cli.processes import is_main
 from sora_cli.recipe import OutputBlock
-from sora_cli.recipe_file import LoadedRecipe, flat, load_recipe
+from sora_cli.recipe_file import LoadedRecipe, load_recipe
+from sora_cli.resume import changes
 from sora_cli.timing import importing
 
 if TYPE_CHECKING:
@@ -49,8 +54,9 @@ def path(
     if dry_run:
         _show_plan(loaded, plans, output)
         return
-    report = open_report(loaded, len(plans), output, controls=controls, force=force)
-    run(loaded, plans, report, output, controls=controls, began=began)
+    with locked(output):
+        report = open_report(loaded, len(plans), output, controls=controls, force=force)
+        run(loaded, plans, report, output, controls=controls, began=began)
 
 
 def open_report(
@@ -61,13 +67,11 @@ def open_report(
     Raises:
         SoraError: the directory holds a finished path, one of another recipe, or something else.
     """
-    if output.exists() and not output.is_dir():
-        raise SoraError(f"output '{output}' is a file", hint="output.dir=DIR")
     if force and (output / FILE_NAME).exists():
         clear(output)
     found = read_path(output)
     if found is None:
-        if output.is_dir() and any(output.iterdir()):
+        if output.is_dir() and not all(_is_ours(path) for path in output.iterdir()):
             raise SoraError(f"'{output}' is not empty and holds no path", hint="output.dir=DIR")
         return _new_report(loaded, stage_count)
     _check_same_recipe(found, loaded, output)
@@ -80,6 +84,11 @@ def open_report(
     if found.stages:
         say(f"going on in {output}: {len(found.stages)} of {stage_count} stages are finished")
     return found
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether something in a directory without a record may be there: from a start cut short."""
+    return path.name in (LOCK, "stages") or is_leftover(path)
 
 
 def clear(output: Path) -> None:
@@ -114,6 +123,8 @@ def run(
         return log.phase(name)
 
     ready = prepare(plans[0].recipe, phase)
+    if is_main():
+        tidy(output)
     with log.phase("set up"):
         stages = Stages(ready, plans, report, output)
         stages.check()
@@ -166,17 +177,11 @@ def _new_report(loaded: LoadedRecipe, stage_count: int) -> PathReport:
 
 def _check_same_recipe(found: PathReport, loaded: LoadedRecipe, output: Path) -> None:
     """A path goes on with the recipe it was begun with; only its place may be named otherwise."""
-    old, new = (
-        {".".join(path): value for path, value in flat(values)}
-        for values in (found.recipe, loaded.resolved())
-    )
-    for key in sorted({*old, *new}):
-        if not key.startswith("output.") and old.get(key) != new.get(key):
-            raise SoraError(
-                f"'{output}' holds a path of another recipe: there {key} is {old.get(key)}, "
-                f"here {new.get(key)}",
-                hint="elsewhere: output.dir=DIR; or delete that one: --force",
-            )
+    for key, old, new in changes(found.recipe, loaded.resolved()):
+        raise SoraError(
+            f"'{output}' holds a path of another recipe: there {key} is {old}, here {new}",
+            hint="elsewhere: output.dir=DIR; or delete that one: --force",
+        )
 
 
 def _stage_line(report: PathReport) -> str:

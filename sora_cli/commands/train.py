@@ -14,7 +14,7 @@ from sora_cli.console import emit, say
 from sora_cli.errors import SoraError
 from sora_cli.interruption import Interrupted
 from sora_cli.lock import FILE_NAME as LOCK
-from sora_cli.lock import locked
+from sora_cli.lock import check_directory, locked
 from sora_cli.processes import is_main, world_size
 from sora_cli.recipe_file import LoadedRecipe, load_recipe
 from sora_cli.resume import check_same, find_checkpoint, identity_of
@@ -122,8 +122,7 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
     from sora_cli.report import read_report
 
     output = loaded.output_dir
-    if output.exists() and not output.is_dir():
-        raise SoraError(f"output '{output}' is a file", hint="output.dir=DIR")
+    check_directory(output)
     report = read_report(output)
     if report is None:
         if _is_foreign(output) and not force:
@@ -180,7 +179,8 @@ def run(
     with log.phase("set up"):
         record_setup(log.report, ready)
         identity = identity_of(log.report.recipe, log.report.base, log.report.data)
-        resumed = find_checkpoint(output, identity, force=force) if resume else None
+        notes = log.report.recipe_notes
+        resumed = find_checkpoint(output, identity, notes, force=force) if resume else None
         trainer = build_trainer(
             loaded.recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
         )

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sora_cli.atomic import check_replaceable, new_directory, write_text_atomic
+from sora_cli import atomic
+from sora_cli.atomic import check_replaceable, new_directory, tidy, write_text_atomic
 from sora_cli.errors import SoraError
 
 
@@ -63,6 +64,7 @@ def test_failed_rename_puts_the_old_directory_back(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_once)
+    monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)  # noqa: ARG005
     with pytest.raises(OSError, match="no"), new_directory(old, force=True) as temporary:
         (temporary / "f").write_text("new")
     assert (old / "f").read_text() == "old"
@@ -96,3 +98,31 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "d" / "sub" / "a.safetensors").stat().st_mode) == 0o644
+
+
+def test_directories_change_places_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no moment is there none: nothing is renamed away first."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "f").write_text("old")
+    monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("renamed"))
+    with new_directory(tmp_path / "d", force=True) as temporary:
+        (temporary / "f").write_text("new")
+    assert (tmp_path / "d" / "f").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_killed_processes_leave_is_tidied_up(tmp_path: Path) -> None:
+    for name in (".report.json.0123abcd.partial", "report.json"):
+        (tmp_path / name).write_text("x")
+    for name in (
+        ".adapter.0123abcd.partial",
+        ".gone.0123abcd.replaced",
+        ".d.0123abcd.replaced",
+        "d",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_text(name)
+    tidy(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "gone", "report.json"]
+    assert (tmp_path / "d" / "f").read_text() == "d"
+    assert (tmp_path / "gone" / "f").read_text() == ".gone.0123abcd.replaced"

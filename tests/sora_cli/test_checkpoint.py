@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sora_cli import checkpoint
+from sora_cli import checkpointing
 from sora_cli.adapter import read_adapter
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import script_scores, train, write_recipe
@@ -56,9 +56,16 @@ def test_everything_a_run_needs_to_go_on_is_there(tmp_path: Path) -> None:
     train(_recipe(tmp_path))
     state = _state(tmp_path, 2 * STEPS)
     folder = tmp_path / "out" / "checkpoints" / f"step-{2 * STEPS:06d}"
-    assert sorted(p.name for p in folder.iterdir()) == ["state.json", "state.safetensors"]
-    described = json.loads((folder / "state.json").read_text())
-    assert described["trainer"]["global_step"] == 2 * STEPS
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "complete.json", "run.json", "state.safetensors", "trainer_state.json",
+    ]  # fmt: skip
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 2 * STEPS
+    described = json.loads((folder / "run.json").read_text())
+    assert described["finished"]
+    assert described["recipe"]["method"]["r_max"] == 4
+    assert set(described["inputs"]) >= {"the base model", "the data (train)"}
+    assert len(described["processes"]) == 1
+    assert len(described["progress"]["MethodCallback"]["live"]) == 2 * STEPS
     names = [group["name"] for group in described["optimizer"]]
     assert names == ["factors", "gates", "head", "head_no_decay"]
     trained = [name for name in state if name.startswith("model.")]
@@ -70,7 +77,7 @@ def test_everything_a_run_needs_to_go_on_is_there(tmp_path: Path) -> None:
         for part in ("exp_avg", "exp_avg_sq", "step"):
             assert f"optimizer.{number}.{part}" in state
     assert state["method.threshold"].item() == 0.01
-    assert state["random.torch"].dtype == torch.uint8
+    assert state["random.0.torch"].dtype == torch.uint8
 
 
 @pytest.mark.parametrize(
@@ -120,13 +127,13 @@ def test_best_is_kept_where_no_other_checkpoint_is(
 
 
 def test_cadence_in_steps_and_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written, write = [], checkpoint.write_checkpoint
+    written, write = [], checkpointing.write_checkpoint
 
     def recorded(path: Path, *rest: Any) -> None:
         written.append(path.name)
         write(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", recorded)
+    monkeypatch.setattr(checkpointing, "write_checkpoint", recorded)
     train(_recipe(tmp_path, checkpoint=5, evaluate="no"))
     assert written == ["step-000005", "step-000010", "step-000012"]
     assert _kept(tmp_path) == ["step-000012"]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 
 from methods.inject import inject
@@ -54,18 +53,26 @@ def test_steps_are_the_same_for_any_micro_batch(micro: int, lengths: np.ndarray 
         assert len(list(whole)) == len(whole)
 
 
+@pytest.mark.parametrize("rows", [992, ROWS, 992 + 1, 992 + 7, 3])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_take_the_same_steps_together(processes: int) -> None:
-    """Dealt out by accelerate itself, each process accumulating two micro-batches a step."""
-    rows = 992
-    alone = [sorted(step) for step in _sampler(rows=rows)]
-    shards = [
-        _steps(list(BatchSamplerShard(_sampler(rows=rows, micro_batch=8 // processes),
-                                      processes, index)), 2)
-        for index in range(processes)
-    ]  # fmt: skip
-    together = [sorted(i for rows in step for i in rows) for step in zip(*shards, strict=True)]
-    assert together == alone
+def test_processes_take_the_same_steps_together(processes: int, rows: int) -> None:
+    """Each accumulating two micro-batches a step; fillers left out, every row is there once."""
+    alone = [sorted(step.tolist()) for step in _sampler(rows=rows).steps(0)]
+    together: list[list[int]] = [[] for _ in alone]
+    lengths = set()
+    for process in range(processes):
+        sampler = _sampler(
+            rows=rows, micro_batch=8 // processes, process=process, processes=processes
+        )
+        batches = list(sampler)
+        lengths.add(len(batches))
+        assert len(batches) == len(sampler)
+        for i, batch in enumerate(batches):
+            step, number = divmod(i, 2)
+            if not sampler.is_filler(step, number):
+                together[step] += batch
+    assert [sorted(step) for step in together] == alone
+    assert len(lengths) == 1
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["grouped", "plain"])
