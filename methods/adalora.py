@@ -14,6 +14,7 @@ from methods.configs import AdaLoraConfig
 from methods.errors import MethodError
 from methods.init import factor_options, normal_factors
 from methods.layer import select_components
+from methods.sharding import joined, like, local, whole
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class AdaLora(AdapterMethod):
         """`gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F` (eq. 4)."""
         if self.config.orth_weight == 0:
             return None
-        factors = [f for layer in layers.values() for f in (layer.A, layer.B.t())]  # (r, in | out)
+        factors = [f for m in layers.values() for f in (whole(m.A), whole(m.B).t())]  # (r, in|out)
         norms = [_orthogonality(torch.stack(group)) for group in _by_shape(factors)]
         return self.config.orth_weight * torch.cat(norms).mean()
 
@@ -165,8 +166,8 @@ class AdaLora(AdapterMethod):
                         averages[f"{path}.{kind}"] = select_components(average, kind, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {f"importance.{name}": t.clone() for name, t in self._importance.items()}
-        state.update({f"uncertainty.{name}": t.clone() for name, t in self._uncertainty.items()})
+        state = {f"importance.{name}": whole(t).clone() for name, t in self._importance.items()}
+        state |= {f"uncertainty.{name}": whole(t).clone() for name, t in self._uncertainty.items()}
         if self._schedule is not None:
             state["budget_start"] = torch.tensor(self._schedule.start)
             state["budget_held"] = torch.tensor(self._schedule.held)
@@ -206,13 +207,9 @@ class AdaLora(AdapterMethod):
     def _update_averages(self, layers: Layers) -> None:
         """Smoothed sensitivity and its uncertainty of every entry (eq. 8 to 10)."""
         parameters = _named_parameters(layers)
-        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        for name in parameters:
-            if name not in gradients:
-                raise MethodError(f"adalora: {name} has no gradient in its step")
-        p = list(parameters.values())
+        gradients = [local(g) for g in self.gradients(parameters)]
         mean, deviation = (_averages(known, parameters) for known in self._both())
-        change = torch._foreach_mul(p, list(gradients.values()))
+        change = torch._foreach_mul([local(p) for p in parameters.values()], gradients)
         torch._foreach_abs_(change)
         torch._foreach_lerp_(mean, change, 1 - self.config.beta1)
         torch._foreach_sub_(change, mean)
@@ -225,20 +222,22 @@ class AdaLora(AdapterMethod):
     def _scores(self, path: str) -> Tensor:
         """Score of each of a layer's triplets (r,) (eq. 11)."""
         entry = {
-            kind: self._importance[f"{path}.{kind}"] * self._uncertainty[f"{path}.{kind}"]
+            kind: whole(self._importance[f"{path}.{kind}"] * self._uncertainty[f"{path}.{kind}"])
             for kind in ("A", "B", "d")
         }
         return entry["d"] + entry["A"].mean(dim=1) + entry["B"].mean(dim=0)
 
     def _mask(self, layers: Layers, budget: int) -> None:
         """Set the gates of all but the `budget` highest-scored triplets to zero."""
-        scores = torch.cat([self._scores(path) for path in layers])
+        gates: list[Tensor] = [m.d for m in layers.values() if m.d is not None]
+        flat = joined(gates)
+        scores = torch.cat([self._scores(path) for path in layers]).to(flat.device)
         drop = torch.argsort(scores, stable=True)[: scores.numel() - budget]
         dead = torch.zeros_like(scores, dtype=torch.bool)
         dead[drop] = True
-        gates: list[Tensor] = [m.d for m in layers.values() if m.d is not None]
-        flat = torch.cat(gates).masked_fill_(dead, 0)
-        torch._foreach_copy_(gates, torch.split(flat, [g.numel() for g in gates]))
+        masked = torch.split(flat.masked_fill_(dead, 0), [g.numel() for g in gates])
+        parts = [local(like(new, gate)) for new, gate in zip(masked, gates, strict=True)]
+        torch._foreach_copy_([local(g) for g in gates], parts)
 
 
 def _orthogonality(P: Tensor) -> Tensor:
@@ -263,11 +262,11 @@ def _named_parameters(layers: Layers) -> dict[str, Tensor]:
 
 
 def _averages(known: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    """The averages of the parameters, zero where there are none yet, on their devices."""
+    """The averages of the parameters' local rows, zero where there are none yet."""
     for name, p in parameters.items():
-        # a resumed one may be on the CPU
-        known[name] = known[name].to(p) if name in known else torch.zeros_like(p)
-    return [known[name] for name in parameters]
+        # a resumed one may be on the CPU, and whole
+        known[name] = like(known[name], p) if name in known else torch.zeros_like(p)
+    return [local(known[name]) for name in parameters]
 
 
 def _steps(value: int | float, total_steps: int) -> int:

@@ -14,6 +14,10 @@ A method wraps linear layers in `LowRankLinear`, and is then called back at fixe
 
 `sora_cli.callback.attach` does all this for a transformers Trainer. Hooks run once per optimiser
 step, not per micro-batch, and not on a step that mixed precision skipped.
+
+With several processes (DistributedDataParallel, or `fully_shard` after `inject`) each process does
+all of it: what a method returns is the same on all, and may have been communicated (`penalty`,
+`after_step`, `factors`, `summary`, `deliverable`, `state_dict`), so that none may leave one out.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from methods.configs import MethodConfig
 from methods.errors import MethodError
 from methods.factors import LowRankFactors
 from methods.layer import Layers, LowRankLinear
+from methods.sharding import joined
 
 __all__ = ["AdapterMethod", "Layers", "LowRankLinear", "Plan", "StepInfo", "Summary"]
 
@@ -133,7 +138,27 @@ class AdapterMethod(ABC):
         return None
 
     def after_step(self, layers: Layers, info: StepInfo) -> None:  # noqa: B027 (optional)
-        """Called after `optimizer.step()`, while the gradients are still there."""
+        """Called after `optimizer.step()`, while the gradients are still there.
+
+        Raises:
+            MethodError: a parameter has no gradient that the method needs (see `gradients`).
+        """
+
+    def gradients(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        """The gradients of parameters (by name), for `after_step`.
+
+        Raises:
+            MethodError: one has none, which would otherwise pass for a zero.
+        """
+        found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        for name in parameters:
+            if name not in found:
+                raise MethodError(
+                    f"{self.name}: {name} has no gradient in its step: its layer is not used, it "
+                    "is frozen, or gradients were cleared before the hook; leave layers that the "
+                    "loss does not use out of the targets"
+                )
+        return list(found.values())
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
         """Called after dead components were taken out of the layers (`training.compact_every`).
@@ -165,7 +190,7 @@ class AdapterMethod(ABC):
         total = sum(layer.rank for layer in layers.values())
         gates = [layer.d.detach() for layer in layers.values() if layer.d is not None]
         ungated = sum(layer.rank for layer in layers.values() if layer.d is None)
-        live = ungated + (int(torch.cat(gates).count_nonzero()) if gates else 0)
+        live = ungated + (int(joined(gates).count_nonzero()) if gates else 0)
         return Summary(live=live, total=total)
 
     def details(self, layers: Layers) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from methods.contract_net import (
     trained,
 )
 from methods.contract_runs import (
+    a_missing_gradient_is_named,
     a_run_resumes_bit_equal,
     beginning_again_changes_nothing,
     components_keep_their_order,
@@ -257,6 +258,7 @@ CHECKS: tuple[Check, ...] = (
     evaluation_is_the_base_plus_the_factors,
     training_learns_and_leaves_the_base_alone,
     factors_are_the_layers_effect,
+    a_missing_gradient_is_named,
     components_keep_their_order,
     dropping_zero_terms_changes_nothing,
     layers_of_rank_zero_work,

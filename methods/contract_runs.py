@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from methods.base import LowRankLinear
+from methods.base import LowRankLinear, StepInfo
 from methods.contract_net import (
+    LR,
     STEPS,
     MethodFactory,
     Run,
@@ -19,6 +20,7 @@ from methods.contract_net import (
     small_net,
     start,
 )
+from methods.errors import MethodError
 from methods.factors import LowRankFactors
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -59,6 +61,25 @@ def components_keep_their_order(make: MethodFactory) -> None:
             moved = _moved_component(stepped[path], layer.A.detach())
             assert moved is None, f"step {step} moved component {moved} of '{path}' elsewhere"
             _check_terms(f"'{path}' after step {step}", layer, run.method.factors(layer))
+
+
+def a_missing_gradient_is_named(make: MethodFactory) -> None:
+    """`after_step` may need no gradients; the error of one that does names what has none."""
+    run = start(make())
+    run.train(range(_HALF))
+    rates = {group["name"]: LR for group in run.optimizer.param_groups}
+    names = [f"{path}.{kind}" for path, m in run.layers.items() for kind, _ in m.named_factors()]
+    try:
+        run.method.after_step(run.layers, StepInfo(_HALF, STEPS, rates))
+    except MethodError as error:
+        said = str(error)
+    except Exception as error:
+        kind = type(error).__name__
+        raise AssertionError(f"missing gradients are a {kind}, not a MethodError") from error
+    else:
+        return
+    named = any(name in said for name in names)
+    assert named, f"the error on missing gradients names no parameter: {said}"
 
 
 def layers_of_rank_zero_work(make: MethodFactory) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from methods.base import AdapterMethod, Layers, LowRankLinear
 from methods.errors import MethodError
 from methods.init import linear_shape
+from methods.sharding import is_sharded
 
 ALL_LINEAR = "all-linear"
 
@@ -35,13 +36,14 @@ def inject(
         The adapted layers by module path, in the model's order.
 
     Raises:
-        MethodError: a target matches no linear layer or a shared one, there is nothing to adapt,
-            or the model has adapters already.
+        MethodError: a target matches no linear layer, a shared or a sharded one, there is nothing
+            to adapt, or the model has adapters already.
     """
     _check_no_adapters(model)
     trainable = tuple(trainable)
     paths = find_targets(model, method.config.targets, exclude=(*exclude, *trainable))
     _check_unshared(model, paths)
+    _check_unsharded(model, paths)
     model.requires_grad_(False)
     layers = {}
     for path in paths:
@@ -130,6 +132,16 @@ def _check_unshared(model: nn.Module, paths: Iterable[str]) -> None:
             raise MethodError(
                 f"{' and '.join(shared)} are one shared layer, which can not be adapted; "
                 f"leave it out of the targets"
+            )
+
+
+def _check_unsharded(model: nn.Module, paths: Iterable[str]) -> None:
+    """Adapters added to a sharded module would be trained by each process on its own."""
+    for path in paths:
+        weight = model.get_submodule(path).weight
+        if isinstance(weight, Tensor) and is_sharded(weight):
+            raise MethodError(
+                f"'{path}' is sharded already; inject the adapters first, then call fully_shard"
             )
 
 

@@ -10,7 +10,9 @@ that made x keeps tensors which determine x, those are used instead, at no memor
   affine in u, so `V^T x` follows from `(rstd V)^T u` without computing x.
 
 autograd shows what an operation has kept as `_saved_*` attributes of its node
-(https://docs.pytorch.org/docs/stable/notes/autograd.html#saved-tensors).
+(https://docs.pytorch.org/docs/stable/notes/autograd.html#saved-tensors). Where FSDP has freed the
+norm's weight with the end of a module's forward pass, x itself is kept: the backward pass of a
+layer after that module comes before the weight is back.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ def _layer_norm_input(node: Any) -> Kept | None:
         return None
     tensors = (node._saved_input, node._saved_result1, node._saved_result2)
     affine = (node._saved_weight, node._saved_bias)
+    if any(t is not None and _is_freed(t) for t in affine):
+        return None
     return _of_normalised, tuple(None if t is None else t.detach() for t in (*tensors, *affine))
 
 
@@ -78,7 +82,7 @@ def _factors(node: Any, x: Tensor) -> Kept | None:
     # a side that needs no gradient is kept, the other one is not: look where that came from
     weight, other = (left, 1) if left is not None else (right, 0)
     inner = node.next_functions[other][0]
-    if weight is None or weight.shape != x.shape[-1:] or inner is None:
+    if weight is None or weight.shape != x.shape[-1:] or inner is None or _is_freed(weight):
         return None
     found = _factors(inner, x) if inner.name() == "MulBackward0" else None
     if found is None or found[0] is not _of_normalised or found[1][3] is not None:
@@ -144,6 +148,11 @@ def _of_normalised(
 
 def _rows(t: Tensor) -> Tensor:
     return t if t.ndim == 2 else t.reshape(-1, t.shape[-1])  # v of rank 0 is (rows, 0) already
+
+
+def _is_freed(t: Tensor) -> bool:
+    """Whether its memory is gone: reading it would crash the process."""
+    return t.untyped_storage().size() == 0
 
 
 def _is_hooked() -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, Summary
 from methods.configs import SoraConfig
 from methods.init import factor_options, kaiming_factors
+from methods.sharding import joined, local
 
 REACH_ENOUGH = 0.25
 """Share of N(0, 1) gates within the threshold's reach below which a plan warns.
@@ -59,10 +60,10 @@ class Sora(AdapterMethod):
         self, layers: Layers, *, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
         """Factors as usual; gates in their own group: own learning rate, no weight decay."""
-        factors = [p for layer in layers.values() for p in (layer.A, layer.B)]
+        factors = [p for m in layers.values() for p in (m.A, m.B) if p.requires_grad]
         gates: dict[str, Any] = {
             "name": "gates",
-            "params": _gates(layers),
+            "params": [gate for gate in _gates(layers) if gate.requires_grad],
             "lr": lr if self.config.gate_lr is None else self.config.gate_lr,
             "weight_decay": 0.0,
             "eps": self.config.gate_eps,
@@ -78,7 +79,7 @@ class Sora(AdapterMethod):
         """`l1 * sum |d| / (number of all gates)`: the authors' extra loss term, off by default."""
         if self.config.l1 == 0:
             return None
-        gates = torch.cat(_gates(layers))
+        gates = joined(_gates(layers))
         return self.config.l1 * gates.abs().sum() / max(gates.numel(), 1)
 
     def plan(
@@ -114,7 +115,7 @@ class Sora(AdapterMethod):
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:
         """Forget the lives of an earlier run or stage; the gates stay as they are."""
-        self._alive = torch.cat(_gates(layers)).detach().ne(0)
+        self._alive = joined(_gates(layers)).detach().ne(0)
         self._last_died = torch.full_like(self._alive, _NEVER, dtype=torch.long)
         self._present = torch.ones_like(self._alive)
         self._ranks = [layer.rank for layer in layers.values()]
@@ -127,9 +128,22 @@ class Sora(AdapterMethod):
         if self.config.threshold_times_lr:
             xi *= info.learning_rates["gates"]
         shrink = official_threshold_ if self.config.prox == "official" else soft_threshold_
+        self._check_gradients(layers)
         gates = _gates(layers)
-        shrink(gates, xi)
-        self._follow_lives(torch.cat(gates).ne(0), info.step)
+        trained = [local(gate) for gate in gates if gate.requires_grad]
+        if trained:
+            shrink(trained, xi)
+        self._follow_lives(joined(gates).ne(0), info.step)
+
+    def _check_gradients(self, layers: Layers) -> None:
+        """A layer without gradients is an error: its gates would shrink, whatever it is worth."""
+        lacking = {
+            f"{path}.{kind}": p
+            for path, layer in layers.items()
+            for kind, p in layer.named_factors()
+            if p.grad is None and p.requires_grad and p.numel()
+        }
+        self.gradients(lacking)
 
     def _follow_lives(self, nonzero: Tensor, step: int) -> None:
         """Who died and who came back; no number leaves the device.

@@ -30,6 +30,7 @@ from sora_cli.peft_layout import (
     check_tensor,
     split_keys,
 )
+from sora_cli.peft_targets import check_targets
 from sora_cli.sora_file import (
     CONFIG_FILE,
     SORA_FILE,
@@ -232,6 +233,7 @@ def _describe(
 ) -> AdapterFile:
     keys = split_keys(tensors.keys, config, str(tensors.file))
     order = list(dict.fromkeys([*(p for p in meta.ranks if p in keys.pairs), *keys.pairs]))
+    check_targets(config, order, str(directory / CONFIG_FILE))
     notes = config.prepare(order, str(directory / CONFIG_FILE))
     shapes = {path: _shape(path, keys.pairs[path], config, tensors) for path in order}
     ranks = {path: config.rank(path) for path in order}
@@ -242,6 +244,7 @@ def _describe(
     paths = live or order[:1]
     dtypes = {tensors.dtype(key) for p in live for key in (keys.pairs[p].a, keys.pairs[p].b)}
     modules = (config.head_module(name) for name in keys.head)
+    head_modules = tuple(dict.fromkeys(module for module in modules if module))
     return AdapterFile(
         directory=directory,
         config=config,
@@ -253,8 +256,8 @@ def _describe(
         dtype=str(dtypes.pop()).removeprefix("torch.") if len(dtypes) == 1 else "float32",
         head_names=list(keys.head),
         head_shapes={name: tensors.shape(key) for name, key in keys.head.items()},
-        head_modules=tuple(dict.fromkeys(module for module in modules if module)),
-        notes=(*notes, *_copy_notes(keys)),
+        head_modules=head_modules,
+        notes=(*notes, *config.head_notes(head_modules), *_copy_notes(keys)),
         _tensors=tensors,
         _keys=keys,
     )

@@ -15,6 +15,7 @@ from methods.errors import MethodError
 from sora_cli.console import complain, say
 from sora_cli.errors import SoraError
 from sora_cli.interruption import Interrupted
+from sora_cli.printable import printable
 from sora_cli.processes import is_main
 
 USER_ERROR = 2
@@ -59,8 +60,10 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
 def _other(error: Exception, *, debug: bool) -> int:
     if isinstance(error, _ClickError):
         return _usage_error(error)
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename is not None:
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         reason = (error.strerror or str(error)).lower()
+        if error.filename is None:
+            return _user_error([f"a file can not be used: {reason}"], debug=debug)
         return _user_error([f"'{error.filename}' can not be used: {reason}"], debug=debug)
     from pydantic import ValidationError
 
@@ -82,7 +85,7 @@ def _user_error(lines: Sequence[str], *, debug: bool) -> int:
         traceback.print_exc()
     flat = [line for text in lines for line in text.splitlines() if line.strip()]
     for i, line in enumerate(flat[: 3 if is_main() else 1]):  # all processes find the same errors
-        complain(f"error: {line}" if i == 0 else f"  {line}")
+        complain(f"{'error:' if i == 0 else ' '} {printable(line)}")
     return USER_ERROR
 
 

@@ -66,7 +66,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
 
     Attributes:
         live: live components after each optimiser step.
-        skipped: optimiser steps that mixed precision skipped.
+        skipped: optimiser steps that mixed precision skipped, or that `skip_step` left out.
         resumed_from: the checkpoint the trainer was resumed from, once it has been read.
         method_state: of the method, to go on from; None: it is read from that checkpoint.
     """
@@ -79,6 +79,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self._seen = 0  # steps the callback was told of, skipped ones included
         self._taken = 0  # steps the optimiser itself took since the last hook
         self._overflow = False  # a fused optimiser left the parameters as they were
+        self._left_out = False  # the step at hand is to change nothing
         self._share = 0.0  # of the penalty, in the losses since the last hook
         self._handle: Any = None
         self.resumed_from: Path | None = None
@@ -111,7 +112,8 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         share, self._share = self._share, 0.0
         taken, self._taken = self._taken, 0
         overflow, self._overflow = self._overflow, False
-        if overflow or self.trainer.accelerator.optimizer_step_was_skipped:
+        left_out, self._left_out = self._left_out, False
+        if left_out or overflow or self.trainer.accelerator.optimizer_step_was_skipped:
             self.skipped += 1
             return
         if taken != 1:
@@ -142,8 +144,9 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        method_state = self.method.state_dict()  # on every process: sharded states are gathered
         if state.is_world_process_zero and folder.is_dir():
-            save_file(self.method.state_dict(), folder / STATE_FILE)
+            save_file(method_state, folder / STATE_FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._handle.remove()
@@ -163,6 +166,10 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         if penalty is None:
             return loss
         return loss + (penalty if divided_later else penalty / parts)
+
+    def skip_step(self) -> None:
+        """Leave the step at hand out: whoever calls this has cleared its gradients."""
+        self._left_out = True
 
     def _count_step(self, optimizer: Any, *_: Any) -> None:
         self._taken += 1

@@ -26,6 +26,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from methods.base import AdapterMethod
+from methods.sharding import like, whole
 from sora_cli.atomic import new_directory, write_text_atomic
 from sora_cli.errors import SoraError, first_line
 
@@ -158,7 +159,7 @@ def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> No
         for name, tensor in part(tensors, "model.").items():
             parameter = parameters[name]
             if parameter.shape == tensor.shape:
-                parameter.copy_(tensor)
+                parameter.copy_(like(tensor, parameter))
             else:
                 parameter.data = tensor.to(parameter)
 
@@ -169,8 +170,8 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that shares its memory with nothing."""
-    return tensor.detach().cpu().contiguous().clone()
+    """A whole copy on the CPU that shares its memory with nothing; every process must ask."""
+    return whole(tensor.detach()).cpu().contiguous().clone()
 
 
 def _mark(file: Path) -> dict[str, Any]:

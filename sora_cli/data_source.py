@@ -58,37 +58,50 @@ def find_source(data: DataBlock) -> Source:
     """
     if data.files is not None:
         if data.path:
-            raise SoraError("data.path and data.files exclude each other; give one of them")
+            raise SoraError(
+                "data.path and data.files exclude each other; give one of them", key="data.path"
+            )
         return Files({split: _checked(split, names) for split, names in data.files.items()})
     if not data.path:
-        raise SoraError("no data: give data.path or data.files")
+        raise SoraError("no data: give data.path or data.files", key="data")
     if data.path.startswith(BUILTIN):
         return _builtin(data.path.removeprefix(BUILTIN))
     folder = Path(data.path).expanduser()
     if folder.is_dir():
         return Folder(folder)
     if _looks_local(data.path):
-        raise SoraError(f"no data directory '{data.path}'", where=_neighbours(folder))
+        raise SoraError(
+            f"no data directory '{data.path}'", where=_neighbours(folder), key="data.path"
+        )
     return Hub(data.path)
 
 
 def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
     """The kind of a split's files, and the files."""
+    key = f"data.files.{split}"
     paths = [Path(name).expanduser() for name in names]
     for path in paths:
+        if path.is_dir():
+            raise SoraError(
+                f"'{path}' is a directory, not a data file (split {split})",
+                hint=f"data.path={path} takes the whole directory",
+                key=key,
+            )
         if not path.is_file():
-            raise SoraError(f"no data file '{path}' (split {split})", where=_neighbours(path))
+            raise SoraError(
+                f"no data file '{path}' (split {split})", where=_neighbours(path), key=key
+            )
     kinds = {_FILE_KINDS.get(path.suffix.lower(), "") for path in paths}
     if len(kinds) != 1 or "" in kinds:
         raise SoraError(
-            f"data.files.{split}: files must be of one kind", where="csv, json, jsonl, parquet"
+            f"{key}: files must be of one kind", where="csv, json, jsonl, parquet", key=key
         )
     return kinds.pop(), paths
 
 
 def _builtin(name: str) -> Builtin:
     if name not in BUILTINS:
-        raise SoraError(f"no built-in data '{name}'{did_you_mean(name, BUILTINS)}")
+        raise SoraError(f"no built-in data '{name}'{did_you_mean(name, BUILTINS)}", key="data.path")
     return Builtin(name)
 
 

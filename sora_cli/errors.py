@@ -15,13 +15,31 @@ class SoraError(Exception):
         what: what is wrong, one line.
         where: the place, such as "recipes/rte.yaml:12", or the valid alternatives.
         hint: the next command to type, or the nearest valid thing.
+        key: the recipe's key it is about, such as "data.path"; `Placed.placing` says where that is.
     """
 
-    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        key: str | None = None,
+    ) -> None:
         self.what = what
         self.where = where
         self.hint = hint
-        super().__init__("\n".join(self.lines()))
+        self.key = key
+        super().__init__(what, where, hint)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def placed(self, place: str | None) -> None:
+        """Add the place of its key in a file, once."""
+        if place is not None and self.key is not None:
+            self.where = f"{place}; {self.where}" if self.where else place
+        self.key = None
 
     def lines(self) -> list[str]:
         """One to three lines for a person."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from sora_cli.checkpoint import Checkpoint, load_parameters, part
 from sora_cli.checkpointing import FOLDER, Checkpoints
 from sora_cli.compaction import Compactor
 from sora_cli.interruption import deferred
+from sora_cli.non_finite import guard_steps
 from sora_cli.progress import RunProgress
 from sora_cli.report import Compaction
+from sora_cli.trainer_state import mean_loss
 from sora_cli.training import AdapterTrainer
 
 
@@ -28,7 +31,8 @@ class Fit:
     steps: int
     history: list[dict[str, Any]]  # losses, learning rates and evaluations by step
     live: list[int]  # components alive after each optimiser step
-    skipped: int  # optimiser steps skipped by mixed precision
+    skipped: int  # optimiser steps skipped by mixed precision, or not finite
+    non_finite: list[int]  # the latter, counted from 1
     best_step: int | None  # the step whose weights the model has now; None: the last
     best_metric: float | None
     compaction: Compaction | None  # what was removed on the way, if anything was to be
@@ -56,6 +60,9 @@ def fit(
     """
     block = trainer.recipe.training
     hooks: MethodCallback = attach(trainer, method, layers, head_lr=block.head_learning_rate)
+    guard = guard_steps(
+        trainer, hooks, policy=block.non_finite, last_checkpoint=lambda: checkpoints.last
+    )
     compactor = _add_compactor(trainer, method, layers)
     with deferred() as deferral:
         checkpoints = Checkpoints(
@@ -69,14 +76,15 @@ def fit(
         )
         trainer.add_callback(checkpoints)
         trainer.checkpoints, trainer.resumed = checkpoints, resumed
-        _set_progress(trainer, hooks)
-        _run(trainer, method, layers, hooks)
+        with _progress(trainer, hooks):
+            _run(trainer, method, layers, hooks)
     best = checkpoints.restore_best()
     return Fit(
         steps=trainer.state.global_step,
         history=trainer.state.log_history,
         live=hooks.live,
         skipped=hooks.skipped,
+        non_finite=guard.skipped,
         best_step=best.step if best else None,
         best_metric=best.metric if best else None,
         compaction=compactor.record if compactor else None,
@@ -96,6 +104,8 @@ def _run(
     hooks.method_state = part(resumed.tensors, "method.")
     if not resumed.finished:
         trainer.train(resume_from_checkpoint=str(resumed.path))
+        # Trainer divides the loss of all steps by the number of those it took itself
+        trainer.state.log_history[-1]["train_loss"] = mean_loss(trainer)
         return
     trainer.state = TrainerState.load_from_json(str(resumed.path / TRAINER_STATE_NAME))
     method.begin(layers, total_steps=trainer.state.max_steps)
@@ -116,6 +126,13 @@ def _add_compactor(
     return compactor
 
 
-def _set_progress(trainer: AdapterTrainer, hooks: MethodCallback) -> None:
+@contextmanager
+def _progress(trainer: AdapterTrainer, hooks: MethodCallback) -> Iterator[None]:
+    """Our bar instead of Trainer's; closed also by an error, whose message starts its own line."""
+    progress = RunProgress(hooks, trainer.task.scorer.best)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(RunProgress(hooks, trainer.task.scorer.best))
+    trainer.add_callback(progress)
+    try:
+        yield
+    finally:
+        progress.close()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sora_cli.atomic import naming
 from sora_cli.errors import SoraError
 from sora_cli.processes import is_main
 
@@ -47,7 +48,8 @@ def locked(directory: Path) -> Iterator[None]:
             hint="wait for it, stop it, or train elsewhere: output.dir=DIR",
         ) from error
     try:
-        file.write_text(json.dumps(_myself()), encoding="utf-8")
+        with naming(file):
+            file.write_text(json.dumps(_myself()), encoding="utf-8")
         yield
     finally:
         file.unlink(missing_ok=True)  # still held: who waits for it sees that it is gone
@@ -57,8 +59,9 @@ def locked(directory: Path) -> Iterator[None]:
 
 def check_directory(path: Path) -> None:
     """Raise `SoraError` where an output directory can not be, since there is a file."""
-    if path.exists() and not path.is_dir():
-        raise SoraError(f"output '{path}' is a file", hint="output.dir=DIR")
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise SoraError(f"output '{path}': '{there}' is a file", hint="output.dir=DIR")
 
 
 def _make(directory: Path) -> list[Path]:

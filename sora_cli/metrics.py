@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sora_cli.errors import SoraError
+from sora_cli.errors import SoraError, first_line
+from sora_cli.metric_names import built_in, check_metric, near
 from sora_cli.tasks import main_metric
 
 Metric = Callable[[np.ndarray, np.ndarray], dict[str, float]]
@@ -67,8 +68,9 @@ def load_metric(name: str) -> Metric:
     """A metric: ours where we have it, else the Hub's.
 
     Raises:
-        SoraError: the Hub has none of that name, or can not be reached.
+        SoraError: the Hub has none of that name, can not be reached, or may not be asked for it.
     """
+    check_metric(name)
     return _offline(name) if name in _OFFLINE else _from_the_hub(name)
 
 
@@ -95,8 +97,9 @@ def _from_the_hub(name: str) -> Metric:
     except Exception as error:  # evaluate raises many kinds for one cause
         raise SoraError(
             f"no metric '{name}': it is none of the built-in ones and the Hub gave none",
-            where=f"built-in: {', '.join(_OFFLINE)}",
-            hint=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}",
+            where=built_in(),
+            hint=near(name) or f"{type(error).__name__}: {first_line(error, 120)}",
+            key="task.metrics",
         ) from error
 
     def compute(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from sora_cli.errors import SoraError, first_line
+from sora_cli.model_source import (
+    check_complete,
+    check_quantised,
+    check_source,
+    foreign_code,
+    pickled,
+)
 from sora_cli.offline import offline_error, quiet_hub
 from sora_cli.recipe import ModelBlock
-from sora_cli.references import resolve_model_path
+from sora_cli.references import commit_of, resolve_model_path
 from sora_cli.tasks.base import Task
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model")
@@ -27,6 +33,7 @@ class Base:
 
     Attributes:
         reference: what the recipe calls it; `resolved` is the local path or Hub id behind it.
+        revision: the Hub's commit, whatever branch the recipe names; None for a local directory.
         missing: parameters the checkpoint did not supply (and that are so random).
         head: module paths trained in full: the head and whatever was missing.
     """
@@ -53,12 +60,15 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
 
     quiet_hub()
     resolved = resolve_model_path(block.path)
+    check_source(block.path, resolved)
     source, gguf = split_gguf(resolved)
     common: dict[str, Any] = {"trust_remote_code": block.trust_remote_code, **gguf}
     if block.revision is not None:
         common["revision"] = block.revision
     with _errors(block.path, resolved, task.name), quiet_loading():
         config = transformers.AutoConfig.from_pretrained(source, **common)
+        if not gguf:
+            check_quantised(block.path, config)
         options = {**task.model_options(), **_dropouts(config, dropout)}
         for key, value in options.items():
             setattr(config, key, value)
@@ -69,13 +79,15 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with names
             **common,
-            **gguf_options(gguf),
+            **weights_options(gguf),
         )
         _check_shapes(block.path, info["mismatched_keys"])
+        check_complete(block.path, info["missing_keys"], len(model.state_dict()))
         if not gguf and lacks_tokenizer(Path(source)):
             raise SoraError(
                 f"the model directory {source} holds no tokenizer",
                 hint="copy tokenizer.json (or vocab.txt, spm.model, ...) of the model into it",
+                key="model.path",
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
     _set_padding(model, tokenizer)
@@ -85,7 +97,7 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
         tokenizer=tokenizer,
         reference=block.path,
         resolved=resolved,
-        revision=block.revision or getattr(config, "_commit_hash", None),
+        revision=commit_of(resolved, block.revision) or block.revision,
         missing=missing,
         head=head_modules(model, missing, new_head=task.trains_head),
     )
@@ -141,12 +153,21 @@ def _errors(reference: str, resolved: str, task: str) -> Iterator[None]:
     local = Path(resolved).exists()
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except SoraError:
+        raise
+    except Exception as error:  # a damaged file raises whatever the code that meets it does
+        if not local and "use_safetensors" in str(error):
+            raise pickled(reference) from error
         if not local and isinstance(error, OSError):
             raise offline_error("model", reference, error) from error
+        if "trust_remote_code" in str(error):
+            raise foreign_code(reference) from error
         raise SoraError(
             f"model '{reference}' can not be loaded for {task}: {first_line(error)}",
             where=f"model.path={reference}",
+            hint="is it complete, and a model for this task? save_pretrained() writes such a "
+            "directory",
+            key="model.path",
         ) from error
 
 
@@ -158,12 +179,17 @@ def split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def gguf_options(gguf: dict[str, str]) -> dict[str, Any]:
-    """Loading options for a GGUF file: plain weights, which can be trained on, not its blocks."""
+def weights_options(gguf: dict[str, str]) -> dict[str, Any]:
+    """Loading options of the weights: safetensors, never a pickle; of a GGUF file plain weights.
+
+    Its blocks can not be trained on.
+    """
     import transformers
 
+    if not gguf:
+        return {"use_safetensors": True}
     kind = getattr(transformers, "GgufConfig", None)  # where it is absent, they always are
-    return {"quantization_config": kind(dequantize=True)} if gguf and kind is not None else {}
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
 def _dtype(name: str) -> Any:
@@ -185,6 +211,7 @@ def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) ->
             f"model '{reference}' does not fit the task's classes: its '{key}' is "
             f"{tuple(stored)}, not {tuple(wanted)}",
             hint="give the model without its head, or the data it was made for",
+            key="model.path",
         )
 
 
@@ -192,7 +219,11 @@ def _set_padding(model: Any, tokenizer: Any) -> None:
     """Decoder models often come without a padding token; batches of several rows need one."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise SoraError("the tokenizer has neither a padding nor an end-of-text token")
+            raise SoraError(
+                "the tokenizer has neither a padding nor an end-of-text token",
+                hint="name one in tokenizer_config.json: pad_token",
+                key="model.path",
+            )
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id

@@ -25,6 +25,7 @@ def offline_error(kind: str, name: str, error: BaseException) -> SoraError:
         f"the {kind} '{name}' is neither a local directory nor to be had from the Hub",
         where=f"{type(error).__name__}: {why}",
         hint=f"with local copies: sora {_command()} model.path={model} data.path=DIR",
+        key="model.path" if kind == "model" else "data.path",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from sora_cli.errors import SoraError
 
@@ -28,6 +29,22 @@ def check_one(options: Sequence[str]) -> None:
     """Raise `SoraError` where several of the options that exclude each other are given."""
     if len(options) > 1:
         raise SoraError(f"{' and '.join(options)} exclude each other: give one of them")
+
+
+def check_new_file(option: str, file: Path | None) -> None:
+    """Raise `SoraError` where a file that an option names can not be written.
+
+    Args:
+        option: as it is written on the command line.
+        file: None: not given.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise SoraError(f"{option} {file} is a directory", hint=f"name a file: {file}/NAME")
+    above = next((folder for folder in file.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise SoraError(f"{option} {file}: {above} is a file, not a directory")
 
 
 def option(name: str) -> str:

@@ -6,19 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    Strict,
-    StrictInt,
-    ValidationError,
-)
+from pydantic import Field, PrivateAttr, Strict, StrictBool, StrictInt, ValidationError
 
 from sora_cli import peft_adalora
 from sora_cli.errors import SoraError
 from sora_cli.peft_patterns import match_patterns
+from sora_cli.peft_targets import Targets
 
 LARGEST_RANK = 2**20
 _MOST_MODULES = 10_000  # of modules_to_save
@@ -70,10 +63,8 @@ _Number = Annotated[float, Strict()]
 MERGE_HINT = "PEFT itself can fold it into its base model: merge_and_unload()"
 
 
-class PeftConfig(BaseModel):
+class PeftConfig(Targets):
     """What is read from `adapter_config.json`; AdaLoRA's in the terms of `peft_adalora`."""
-
-    model_config = ConfigDict(frozen=True)
 
     peft_type: str
     task_type: str | None = None
@@ -81,14 +72,12 @@ class PeftConfig(BaseModel):
     revision: str | None = None
     r: StrictInt = 8
     lora_alpha: _Number = 8
-    use_rslora: bool = False
+    use_rslora: StrictBool = False
     rank_pattern: dict[str, StrictInt] | None = None
     alpha_pattern: dict[str, _Number] | None = None
     module_ranks: dict[str, int] = Field(default_factory=dict)
     """Module path -> rank, where the configuration has it so (AdaLoRA)."""
-    modules_to_save: list[str] | None = None
-    target_modules: list[str] | str | None = None
-    fan_in_fan_out: bool = False
+    fan_in_fan_out: StrictBool = False
     bias: str = "none"
     init_lora_weights: bool | str | None = True
 
@@ -114,7 +103,19 @@ class PeftConfig(BaseModel):
             self._alphas[path] = self.lora_alpha
         self._ranks.update(_chosen("rank_pattern", by_rank, hits, notes))
         self._alphas.update(_chosen("alpha_pattern", by_alpha, hits, notes))
-        return (*notes, *_target_notes(self.target_modules, paths))
+        return tuple(notes)
+
+    def head_notes(self, modules: Sequence[str]) -> tuple[str, ...]:
+        """What is odd about `modules_to_save`, given the modules that the file stores in full."""
+        added = _HEADS_PEFT_ADDS.get(self.task_type or "", ())
+        entries = (entry for entry in self.modules_to_save or () if entry not in added)
+        absent = [f"'{_shown(e)}'" for e in entries if not any(m.endswith(e) for m in modules)]
+        if not absent:
+            return ()
+        return (
+            f"modules_to_save: the file holds nothing of {_some(absent)}; PEFT refuses it for a "
+            "model that has such a module",
+        )
 
     def rank(self, path: str) -> int:
         """The rank PEFT gives a module: the first pattern that matches, else `r`."""
@@ -186,19 +187,6 @@ def _chosen(
     return {path: value for path, (_, value) in chosen.items()}
 
 
-def _target_notes(targets: list[str] | str | None, paths: Sequence[str]) -> list[str]:
-    """Modules in the file that a list of targets leaves out; regular expressions are not tried."""
-    if not isinstance(targets, list):
-        return []
-    names = set(targets)
-    left = []
-    for path in paths:
-        parts = path.split(".")
-        if not any(".".join(parts[start:]) in names for start in range(len(parts))):
-            left.append(path)
-    return [f"target_modules leaves out {_some(left)}, which PEFT would not load"] if left else []
-
-
 def _shown(text: str, limit: int = 80) -> str:
     """Text from a file somebody else wrote, fit for a message: short, and printable."""
     return repr(text if len(text) <= limit else f"{text[:limit]}...")[1:-1]
@@ -223,7 +211,7 @@ def _refuse_kind(kind: str, where: str) -> None:
 
 def _refuse_variants(config: PeftConfig, raw: Mapping[str, Any], where: str) -> None:
     for name, reason in _VARIANTS.items():
-        if raw.get(name):
+        if raw.get(name) not in (None, False, []):  # an empty mapping sets it
             raise SoraError(f"{name} is set: {reason}, which is more than a plain LoRA",
                             where=where, hint=MERGE_HINT)  # fmt: skip
     if config.bias != "none":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,11 +17,21 @@ _BOUNDS = (
     ("exclusiveMaximum", "below"),
 )
 
+_LARGE = 10**6
+_LARGE_BOUND = re.compile(r" and at most \d{7,}")
 
-def expected(model: type[BaseModel], field: str) -> tuple[str, list[str]]:
-    """What a field takes, in words, and the words it may be, if only certain ones are allowed."""
+
+def expected(model: type[BaseModel], field: str, *, value: Any = None) -> tuple[str, list[str]]:
+    """What a field takes, in words, and the words it may be, if only certain ones are allowed.
+
+    Args:
+        value: what was given; bounds in the millions are worth a word only where it is as large.
+    """
     schema = model.model_json_schema()["properties"][field]
-    return _either(_options(schema)), _choices(schema)
+    words = _either(_options(schema))
+    if not (isinstance(value, int | float) and value > _LARGE):
+        words = _LARGE_BOUND.sub("", words)
+    return words, _choices(schema)
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
@@ -80,13 +91,19 @@ def _array(schema: Mapping[str, Any]) -> str:
         return f"a list of {len(items)} values, {alike}"
     inner = schema.get("items", {})
     if "minItems" in schema:
-        return f"a list of at least {schema['minItems']} values"
+        least = schema["minItems"]
+        return f"a list of at least {least} value{'' if least == 1 else 's'}"
     return "a list of texts" if inner.get("type") == "string" else "a list"
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:
-    parts = [f"{word} {schema[key]:g}" for key, word in _BOUNDS if key in schema]
+    parts = [f"{word} {_number(schema[key])}" for key, word in _BOUNDS if key in schema]
     return f" {' and '.join(parts)}" if parts else ""
+
+
+def _number(bound: float) -> str:
+    """Whole numbers in full, whatever their size."""
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 
 def _choices(schema: Mapping[str, Any]) -> list[str]:

@@ -5,14 +5,18 @@ Each check is the one that the run itself makes later, where it needs the result
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from sora_cli.console import say
 from sora_cli.data_source import find_source
+from sora_cli.metric_names import check_metric, from_the_hub
 from sora_cli.recipe import Recipe
 from sora_cli.references import resolve_model_path
 from sora_cli.tasks import main_metric, task_target
 
 
 def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
-    """Look at what a recipe refers to: its task, its data, its model.
+    """Look at what a recipe refers to: its task, its data, its model; say whose code it runs.
 
     Args:
         model: also the base model; not where another takes its place.
@@ -20,9 +24,29 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
     Raises:
         SoraError: an unknown task, data or a model that are not there.
     """
-    task_target(recipe.task.name)
-    if recipe.task.metrics:
-        main_metric(recipe.task.metrics, recipe.task.best_metric)
-    find_source(recipe.data)
+    with recipe.placing():
+        task_target(recipe.task.name)
+        for name in recipe.task.metrics or ():
+            check_metric(name)
+        if recipe.task.metrics:
+            main_metric(recipe.task.metrics, recipe.task.best_metric)
+        find_source(recipe.data)
     if model:
-        resolve_model_path(recipe.model.path)
+        with recipe.placing("model.path"):
+            resolve_model_path(recipe.model.path)
+    for note in code_notes(recipe):
+        say(f"note: {note}")
+
+
+def code_notes(recipe: Recipe) -> Iterator[str]:
+    """What a recipe runs that is neither this program's nor its packages' own code."""
+    block = recipe.model
+    if block.trust_remote_code:
+        place = recipe.place("model.trust_remote_code") or "the recipe"
+        pinned = "" if block.revision else "; model.revision pins it"
+        yield (
+            f"model.trust_remote_code is on ({place}): code that comes with the model "
+            f"is run{pinned}"
+        )
+    for name in from_the_hub(recipe.task.metrics or []):
+        yield f"metric '{name}' is code from the Hub's collection evaluate-metric, and is run"

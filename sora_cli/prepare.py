@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from torch import nn
 
 from methods.base import AdapterMethod, LowRankLinear
 from methods.dropout import replace_dropouts
 from methods.inject import inject
 from methods.registry import method_class
 from sora_cli.data import Rows, load_rows
+from sora_cli.encoding import encode
 from sora_cli.errors import SoraError
+from sora_cli.machine import check_machine
 from sora_cli.model import Base, load_base
 from sora_cli.recipe import Recipe
 from sora_cli.tasks import create_task
@@ -45,8 +46,14 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
         phase: a context manager that times what it is given the name of.
 
     Raises:
-        SoraError, MethodError: whatever is wrong with the recipe's references.
+        SoraError: whatever is wrong with the recipe's references.
     """
+    with recipe.placing():
+        return _prepare(recipe, phase)
+
+
+def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
+    check_machine(recipe.training)
     with phase("load data"):
         transformers.set_seed(recipe.training.seed)  # before a new head is drawn
         task = create_task(recipe.task, recipe.data)
@@ -57,31 +64,16 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
         if not torch.cuda.is_available():
             replace_dropouts(base.model)  # torch's own take longer than the layers around them
     with phase("tokenise"):
-        train = task.encode(rows.train, base.tokenizer)
-        report = {name: task.encode(part, base.tokenizer) for name, part in rows.report.items()}
+        train = encode(task, base, rows.train, split=recipe.data.train)
+        report = {name: encode(task, base, part, split=name) for name, part in rows.report.items()}
         reported = (report[name] for name, part in rows.report.items() if part is rows.select)
-        select = next(reported, None) or task.encode(rows.select, base.tokenizer)
-        longest = max(int(part.lengths.max()) for part in (train, select, *report.values()))
-        _check_positions(base, recipe, longest)
+        select = next(reported, None) or encode(task, base, rows.select, split="for selection")
     with phase("inject"):
-        method, layers = add_adapters(recipe, base)
+        with recipe.placing("method.targets"):
+            method, layers = add_adapters(recipe, base)
         steps = recipe.training.total_steps(len(rows.train))
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     return Prepared(task, rows, base, train, select, report, method, layers)
-
-
-def _check_positions(base: Base, recipe: Recipe, longest: int) -> None:
-    """Absolute positions end somewhere; models without a table of them have no such limit."""
-    for path, module in base.model.named_modules():
-        if isinstance(module, nn.Embedding) and path.endswith(("position_embeddings", "wpe")):
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            usable = module.num_embeddings - first
-            if longest > usable:
-                raise SoraError(
-                    f"rows of {longest} tokens do not fit the model, which has {usable} positions",
-                    where=f"data.max_length is {recipe.data.max_length}",
-                    hint=f"data.max_length={usable}",
-                )
 
 
 def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:

@@ -16,6 +16,7 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
 
     def __init__(self, hooks: MethodCallback, metric: str) -> None:
         super().__init__()
+        self.training_bar: Any = None
         self.prediction_bar: Any = None
         self.hooks, self.metric = hooks, metric
 
@@ -23,6 +24,13 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description("training")
+
+    def close(self) -> None:
+        """Leave the terminal at the start of a line, whatever ended the training."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+        self.prediction_bar = self.training_bar = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.training_bar is None or not logs:

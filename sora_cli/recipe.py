@@ -18,9 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from methods.configs import MethodConfig
+from methods.configs import Betas, MethodConfig
 from methods.registry import config_class
 from methods.schedules import ramp
+from sora_cli.places import Placed
 
 
 def _as_list(value: Any) -> Any:
@@ -34,8 +35,18 @@ Names = Annotated[
     WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
 ]
 """One name or a list of them."""
+SomeNames = Annotated[
+    Names,
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}),
+]
+"""At least one."""
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""Of every generator involved; NumPy's takes 32 bits, and stages of a path add to it."""
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""Rows or steps."""
 
-Cadence = Literal["epoch", "no"] | Annotated[int, Field(ge=1)]
+Cadence = Literal["epoch", "no"] | Count
 """Each epoch, never, or every so many optimiser steps."""
 
 
@@ -63,10 +74,11 @@ class TaskBlock(Block):
     """What is learned and how it is scored."""
 
     name: str = Field(description="task family: sequence-classification or sequence-regression")
-    metrics: Names | None = Field(
+    metrics: SomeNames | None = Field(
         None,
         description="metrics to report: accuracy, f1, matthews_correlation, pearson, spearman, "
-        "pearson_spearman, or any Hub metric of evaluate; unset: the family's own",
+        "pearson_spearman, or the name of one in the Hub's own collection (evaluate-metric), whose "
+        "code is then run; unset: the family's own",
     )
     best_metric: str | None = Field(
         None, description="metric that chooses the best checkpoint; unset: the first of metrics"
@@ -90,7 +102,7 @@ class DataBlock(Block):
         description="csv, json, jsonl, parquet files per split: {train: a.csv, validation: b.csv}",
     )
     train: str = Field("train", description="split to train on")
-    validation: Names = Field(
+    validation: SomeNames = Field(
         ["validation"],
         description="splits to evaluate on; the first one chooses the checkpoint",
     )
@@ -98,36 +110,42 @@ class DataBlock(Block):
         None, description="one column, or two for sentence pairs; unset: found by their usual names"
     )
     label_column: str = Field("label", description="column of the labels")
-    label_names: list[str] | None = Field(
+    label_names: Annotated[list[str], Field(min_length=2)] | None = Field(
         None, description="names of the classes in label order; unset: the data set's own"
     )
-    max_length: int = Field(128, ge=2, description="tokens; longer inputs are cut")
-    max_train_rows: int | None = Field(None, ge=1, description="use only so many training rows")
-    max_validation_rows: int | None = Field(
-        None, ge=1, description="likewise, per validation split"
-    )
+    max_length: int = Field(128, ge=2, le=2**24, description="tokens; longer inputs are cut")
+    max_train_rows: Count | None = Field(None, description="use only so many training rows")
+    max_validation_rows: Count | None = Field(None, description="likewise, per validation split")
     selection: Literal["validation", "half-validation", "train-rows"] = Field(
         "validation",
         description="rows that choose the checkpoint: the validation split itself (then the "
         "reported score is the best of a choice); a random half of it, the other half being "
         "reported; or rows held out of the training split, the whole validation being reported",
     )
-    selection_rows: int = Field(1000, ge=1, description="rows for selection: train-rows")
-    selection_seed: int = Field(42, ge=0, description="seed of that split")
+    selection_rows: Count = Field(1000, description="rows for selection: train-rows")
+    selection_seed: Seed = Field(42, description="seed of that split")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> DataBlock:
+        names = self.label_names or []
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"'{name}' is there twice in label_names")
+        return self
 
 
 class TrainingBlock(Block):
     """The optimisation run."""
 
-    epochs: float = Field(3.0, gt=0, description="passes over the training rows")
-    max_steps: int | None = Field(None, ge=1, description="optimiser steps; overrides epochs")
-    batch_size: int = Field(
-        32, ge=1, description="rows per optimiser step, over all processes and micro-batches"
+    epochs: float = Field(3.0, gt=0, le=1e6, description="passes over the training rows")
+    max_steps: Count | None = Field(None, description="optimiser steps; overrides epochs")
+    batch_size: Count = Field(
+        32, description="rows per optimiser step, over all processes and micro-batches"
     )
-    gradient_accumulation: int = Field(
-        1, ge=1, description="micro-batches each step's rows are worked through in"
+    gradient_accumulation: Count = Field(
+        1, description="micro-batches each step's rows are worked through in"
     )
-    eval_batch_size: int = Field(64, ge=1, description="rows per evaluation batch and process")
+    eval_batch_size: Count = Field(64, description="rows per evaluation batch and process")
     learning_rate: float = Field(8e-4, gt=0, description="peak learning rate of factors and head")
     head_learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate of the head; unset: learning_rate"
@@ -139,13 +157,23 @@ class TrainingBlock(Block):
         0.06, ge=0, description="warm-up: a share of all steps if below 1, else steps"
     )
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay (gates: none)")
-    adam_betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas")
+    adam_betas: Betas = Field((0.9, 0.999), description="AdamW betas")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
     max_grad_norm: float = Field(
         1.0, ge=0, description="gradient norm clip over all trained parameters; 0: none"
     )
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="at a loss or gradient that is NaN or infinite: stop the run and say where it "
+        "arose, or skip: leave that step out and count it (10 in a row stop the run)",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast precision")
-    seed: int = Field(0, ge=0, description="seed of factors, data order and dropout")
+    deterministic: bool = Field(
+        False,
+        description="on a GPU, the same bits each time: deterministic algorithms only, which are "
+        "slower; an operation that has none is an error",
+    )
+    seed: Seed = Field(0, description="seed of factors, data order and dropout")
     train_head: bool = Field(
         True, description="train the head and whatever the base checkpoint did not supply"
     )
@@ -160,23 +188,20 @@ class TrainingBlock(Block):
         "epoch", description="epoch, no, or every so many steps; the best and the last are kept"
     )
     keep_best: bool = Field(True, description="end with the best checkpoint, not the last one")
-    early_stopping: int | None = Field(
-        None, ge=1, description="evaluations without a better metric before stopping"
+    early_stopping: Count | None = Field(
+        None, description="evaluations without a better metric before stopping"
     )
-    compact_every: int | None = Field(
+    compact_every: Count | None = Field(
         None,
-        ge=1,
         description="remove components, every so many steps, that were dead in all of them: "
         "faster, but another algorithm, since a removed gate can not come back",
     )
     compact_only_count: bool = Field(
         False, description="only count what compact_every would remove, and what of it comes back"
     )
-    logging_steps: int = Field(
-        10, ge=1, description="steps between two entries of the loss history"
-    )
+    logging_steps: Count = Field(10, description="steps between two entries of the loss history")
     loggers: Names = Field([], description="tensorboard, wandb, ...: transformers' integrations")
-    workers: int = Field(0, ge=0, description="processes that prepare batches")
+    workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches")
 
     def steps_per_epoch(self, rows: int) -> int:
         """Optimiser steps of one pass over so many training rows."""
@@ -186,12 +211,16 @@ class TrainingBlock(Block):
         """Optimiser steps of the run on so many training rows."""
         return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
 
+    def _next_batch_size(self) -> int:
+        """The smallest above `batch_size` that splits into micro-batches."""
+        return -(-self.batch_size // self.gradient_accumulation) * self.gradient_accumulation
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainingBlock:
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of gradient_accumulation "
-                f"{self.gradient_accumulation}"
+                f"{self.gradient_accumulation}; the next is {self._next_batch_size()}"
             )
         if self.early_stopping and self.evaluate == "no":
             raise ValueError("early_stopping needs evaluations; evaluate is 'no'")
@@ -210,7 +239,7 @@ class Schedule(Block):
     )
     start: float | None = Field(None, description="value of the first stage; may be 0 if linear")
     stop: float | None = Field(None, description="value of the last stage")
-    num: int | None = Field(None, ge=2, description="number of stages")
+    num: int | None = Field(None, ge=2, le=10_000, description="number of stages")
     values: list[bool | int | float | str] | None = Field(
         None, min_length=2, description="kind: list: the value of every stage"
     )
@@ -247,23 +276,23 @@ class PathBlock(Block):
     )
     schedule: Schedule = Field(description="the option's values, one per stage")
     epochs: float | None = Field(
-        None, gt=0, description="epochs of each stage after the first; unset: as the first"
+        None, gt=0, le=1e6, description="epochs of each stage after the first; unset: as the first"
     )
-    memorisation_rows: int = Field(
-        1000, ge=1, description="training rows scored after each stage, a fixed random subset"
+    memorisation_rows: Count = Field(
+        1000, description="training rows scored after each stage, a fixed random subset"
     )
-    memorisation_seed: int = Field(42, ge=0, description="seed of that subset")
+    memorisation_seed: Seed = Field(42, description="seed of that subset")
 
 
 class OutputBlock(Block):
     """Where results go."""
 
-    dir: str | None = Field(
+    dir: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="output directory; unset: runs/<recipe>-<method>-s<seed>"
     )
 
 
-class Recipe(Block):
+class Recipe(Placed, Block):
     """One run. `method` holds the method's name; its typed options are in `method_config`."""
 
     model: ModelBlock
@@ -273,6 +302,12 @@ class Recipe(Block):
     training: TrainingBlock = TrainingBlock.model_validate({})
     path: PathBlock | None = None
     output: OutputBlock = OutputBlock.model_validate({})
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value as plain JSON-able data, with defaults and the method's own options."""
+        blocks: dict[str, Any] = self.model_dump(mode="json")
+        options = self.method.config.model_dump(mode="json")
+        return {**blocks, "method": {"name": self.method.name, **options}}
 
 
 class MethodBlock(BaseModel):

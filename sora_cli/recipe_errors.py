@@ -114,9 +114,11 @@ def _bad_value(key: Path_, tree: Tree, where: str) -> SoraError:
         return SoraError(
             f"{field} must be a block of keys, not {shown_value(value)}", where=where, hint=hint
         )
-    words, choices = expected(block, field)
+    words, choices = expected(block, field, value=value)
     what = f"{name} must be {words}, not {shown_value(value)}"
     hint = nearest(value, choices) if choices and isinstance(value, str) else None
+    if hint is not None and "a list of texts" in words and not hint.startswith("did you"):
+        hint = f"as a list: {field}: [{value}]"
     if "text" in words and isinstance(value, int | float):
         text = shown_value(value)
         hint = f'put it in quotes: {name}=\'"{text}"\' or, in a file, {field}: "{text}"'

@@ -102,9 +102,9 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedR
 
 
 def _validated(tree: Tree, file: str) -> Recipe:
-    for block in Recipe.model_fields:
-        if block in tree.values and tree.values[block] is None:
-            tree.values[block] = {}
+    for block, field in Recipe.model_fields.items():
+        if field.default is not None and tree.values.get(block, {}) is None:
+            tree.values[block] = {}  # an empty block; where a block may be left out it is none
     errors: list[ValidationError] = []
     recipe: Recipe | None = None
     try:
@@ -138,7 +138,7 @@ def _no_truth_values_as_numbers(recipe: Recipe, tree: Tree) -> None:
     """Pydantic takes true for 1; a person who wrote it meant something else."""
     blocks = {**recipe.model_dump(), "method": recipe.method.config.model_dump()}
     for block, values in blocks.items():
-        for key, given in tree.values.get(block, {}).items():
+        for key, given in (tree.values.get(block) or {}).items():
             if isinstance(given, bool) and not isinstance(values.get(key), bool):
                 raise SoraError(
                     f"{block}.{key} must be a number, not {str(given).lower()}",

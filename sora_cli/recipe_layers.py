@@ -15,7 +15,7 @@ from methods.errors import MethodError
 from methods.registry import config_class
 from sora_cli.errors import SoraError
 from sora_cli.recipe_library import near_files, shown
-from sora_cli.yaml_lines import Origin, Path_, Tree, parse_file, parse_value
+from sora_cli.yaml_lines import DEEPEST, Origin, Path_, Tree, parse_file, parse_value
 
 EXTENDS = "extends"
 COMMAND_LINE = "command line"
@@ -43,9 +43,10 @@ def override_layer(overrides: Sequence[str]) -> Tree:
     """
     layer = Tree()
     for text in overrides:
+        _check_text(text)
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
-        if not equals or not all(path):
+        if not equals or not all(path) or len(path) > DEEPEST:
             raise SoraError(
                 f"'{text}' is no override", hint="write block.key=value: training.epochs=3"
             )
@@ -58,6 +59,14 @@ def override_layer(overrides: Sequence[str]) -> Tree:
             raise SoraError(error.what, where=where, hint="quote it if it is text") from error
         merge(layer, _single(path, parsed, Origin(COMMAND_LINE, text=text)))
     return layer
+
+
+def _check_text(text: str) -> None:
+    """Bytes that are no UTF-8 reach a program as halves of surrogate pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SoraError("an override is not UTF-8 text", where=f"{COMMAND_LINE}: {text}") from error
 
 
 def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
@@ -116,7 +125,8 @@ def _file_layers(
         ) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise SoraError(f"'{shown(path)}' can not be read: {reason}") from error
+        where = None if named_by is None else str(named_by)
+        raise SoraError(f"'{shown(path)}' can not be read: {reason}", where=where) from error
     tree = parse_file(content, shown(path))
     origin = tree.origins.get((EXTENDS,))
     _forget(tree, (EXTENDS,))
@@ -128,7 +138,11 @@ def _file_layers(
 def _extended(value: Any, origin: Origin | None) -> list[str]:
     names = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(name, str) and name for name in names):
-        raise SoraError("extends must name a file, or a list of files", where=str(origin))
+        raise SoraError(
+            "extends must name a file, or a list of files",
+            where=str(origin),
+            hint="such as extends: base.yaml",
+        )
     return [os.path.expanduser(name) for name in names]  # noqa: PTH111
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from sora_cli.errors import SoraError
 
 PACKAGE_SCHEME = "package://"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def resolve_model_path(path: str) -> str:
@@ -45,6 +47,20 @@ def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
     except HFValidationError:
         return None
     return Path(config).parent if isinstance(config, str) else None
+
+
+def commit_of(resolved: str, revision: str | None = None) -> str | None:
+    """The Hub's commit that a resolved reference was loaded from; None for what lies on this disk.
+
+    Told by the name of its place in the cache, since transformers says it in some versions only.
+
+    Args:
+        revision: branch, tag or commit that was asked for; None: the main branch.
+    """
+    if Path(resolved).exists():
+        return None
+    folder = local_checkpoint(resolved, revision)
+    return folder.name if folder is not None and _COMMIT.fullmatch(folder.name) else None
 
 
 def _must_be_local(path: str) -> bool:

@@ -133,10 +133,7 @@ class RunReport(Report):
     )
     steps: int | None = None
     skipped_steps: int = 0
-    non_finite_steps: list[int] = Field(
-        default_factory=list,
-        description="steps, counted from 1, left out because their loss or gradient was not finite",
-    )
+    non_finite_steps: list[int] = Field(default_factory=list, description="left out; from 1")
     best_step: int | None = None
     history: list[dict[str, Any]] = Field(default_factory=list)
     live_components: list[int] = Field(
@@ -150,10 +147,7 @@ class RunReport(Report):
         default_factory=dict, description="final scores by reported split"
     )
     main_metric: str | None = Field(None, description="the metric that chose the checkpoint")
-    without_adapters: dict[str, Score] = Field(
-        default_factory=dict,
-        description="the main metric once more with every adapter switched off, by split",
-    )
+    without_adapters: dict[str, Score] = Field(default_factory=dict, description="main metric")
     ranks: dict[str, Ranks] = Field(default_factory=dict)
     parameters: Parameters = Field(default_factory=Parameters)
     events: list[str] = Field(default_factory=list)

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, write_adapter
+from sora_cli.fitting import Fit
 from sora_cli.plots import plot_ranks
 from sora_cli.prepare import Prepared
+from sora_cli.processes import is_main
 from sora_cli.recipe_file import LoadedRecipe
+from sora_cli.remarks import data_remarks, overlaps_of, skip_remark
 from sora_cli.report import Parameters, Ranks, RunReport, data_fingerprint
 from sora_cli.saving import base_reference, build_adapter
 from sora_cli.tasks.base import Encoded, Task
-from sora_cli.training import AdapterTrainer, Fit, predict
+from sora_cli.training import AdapterTrainer, predict
 
 ADAPTER = "adapter"
 RANKS_PLOT = "ranks.png"
@@ -30,13 +33,19 @@ def record_setup(report: RunReport, ready: Prepared) -> None:
         "head": list(base.head),
     }
     parts = {"train": rows.train, "select": rows.select, **rows.report}
+    overlaps = overlaps_of(ready)
     encoded = {"train": ready.train, "select": ready.select, **ready.report}
     report.data = {
         "rows": {name: len(part) for name, part in parts.items()},
         "fingerprints": {name: data_fingerprint(part) for name, part in parts.items()},
         "truncated": {name: part.truncated for name, part in encoded.items()},
+        "longest": {name: part.longest for name, part in encoded.items()},
+        "in_training": {name: found.rows for name, found in overlaps.items()},
+        "contradicted": {name: found.contradicted for name, found in overlaps.items()},
         "selection": rows.rule,
+        "revision": rows.revision,
     }
+    report.events = data_remarks(ready, overlaps)
     report.main_metric = ready.task.scorer.best
     report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
     report.parameters = count_parameters(ready)
@@ -53,14 +62,17 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
     """What the training gave."""
     report.steps, report.skipped_steps = result.steps, result.skipped
     report.best_step, report.history = result.best_step, result.history
-    _split_training(report)
+    report.non_finite_steps = result.non_finite
+    left_out = skip_remark(result.non_finite, result.steps)
+    report.events += [left_out] if left_out else []
+    _split_training(report, result.first_step)
     report.live_components = result.live
     report.parameters.adapter_end = 0
     for path, layer in ready.layers.items():
         factors = ready.method.factors(layer).drop_zeros()
         report.ranks[path].end = factors.rank
         report.parameters.adapter_end += factors.parameters
-    report.events = list(ready.method.summary(ready.layers).events)
+    report.events += ready.method.summary(ready.layers).events
     report.compaction = result.compaction
     if result.compaction is not None:
         report.events.append(result.compaction.event())
@@ -72,18 +84,21 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
         )
 
 
-def _split_training(report: RunReport) -> None:
-    """Of the seconds of training, those of the evaluations in it apart."""
-    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in report.history)
+def _split_training(report: RunReport, first_step: int) -> None:
+    """Of the seconds of training after a step, those of the evaluations in it apart."""
+    entries = (entry for entry in report.history if entry["step"] > first_step)
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in entries)
     if evaluating:
         report.seconds["evaluate in training"] = round(evaluating, 3)
         report.seconds["train"] = round(report.seconds["train"] - evaluating, 3)
 
 
 def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path) -> None:
-    """`adapter/` and `ranks.png`."""
+    """`adapter/` and `ranks.png`; of several processes the main one writes them."""
     known = BaseReference(**{f.name: report.base[f.name] for f in fields(BaseReference)})
     adapter = run_adapter(ready, loaded.resolved()["method"], known)
+    if not is_main():
+        return
     write_adapter(output / ADAPTER, adapter, force=True)
     start = {path: m.start for path, m in report.ranks.items()}
     end = {path: m.end for path, m in report.ranks.items()}

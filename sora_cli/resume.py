@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "training.keep_best",
     "training.loggers",
     "training.logging_steps",
+    "training.non_finite",
     "training.workers",
 )
 """What leaves the steps that are taken as they are; `--resume --force` takes changes of these."""

@@ -19,6 +19,7 @@ from methods.factors import LowRankFactors
 from sora_cli.adapted import load_adapted
 from sora_cli.adapter import Adapter
 from sora_cli.data import load_rows
+from sora_cli.encoding import encode
 from sora_cli.pruning import strongest, survey, truncate_layers
 from sora_cli.recipe import Recipe
 from sora_cli.tasks import create_task
@@ -53,13 +54,15 @@ class Scores:
     """The metric of an adapter at any ranks, on the rows that a recipe chooses checkpoints on."""
 
     def __init__(self, adapter: Adapter, recipe: Recipe, scratch: Path) -> None:
-        self.task = create_task(recipe.task, recipe.data)
-        rows = load_rows(recipe.data)
-        self.task.bind(rows.train)
+        with recipe.placing():
+            self.task = create_task(recipe.task, recipe.data)
+            rows = load_rows(recipe.data)
+            self.task.bind(rows.train)
         base, self.layers = load_adapted(adapter, recipe, self.task)
-        self.rows = self.task.encode(rows.select, base.tokenizer)
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
+        with recipe.placing():
+            self.rows = encode(self.task, base, rows.select, split=self.split)
         self.trainer = build_trainer(recipe, self.task, base, scratch)
 
     def of(self, factors: Mapping[str, LowRankFactors]) -> float:

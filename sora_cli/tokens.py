@@ -25,15 +25,17 @@ import numpy as np
 from datasets import Dataset
 
 _FOLDER = "sora-tokens"  # in the cache of `datasets`
-_FORMAT = 1
+_FORMAT = 2
 _LIBRARIES = ("datasets", "pyarrow", "tokenizers", "transformers")
 _DIGEST = 64  # characters at the end of a file
 TRUNCATED = "truncated"
 """Column that says whether a row was cut."""
+TOKENS = "tokens"
+"""Column of the tokens a row has before it is cut."""
 
 
 def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
-    """What the tokenizer makes of each row, and the column `truncated`.
+    """What the tokenizer makes of each row, and the columns `truncated` and `tokens`.
 
     Args:
         texts: one column of texts, or two for pairs, in that order; no other columns.
@@ -43,7 +45,8 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
     def made(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         columns = [[str(text) for text in batch[name]] for name in texts.column_names]
         out = dict(tokenizer(*columns, truncation=False, verbose=False))
-        out[TRUNCATED] = [len(ids) > max_length for ids in out["input_ids"]]
+        out[TOKENS] = [len(ids) for ids in out["input_ids"]]
+        out[TRUNCATED] = [tokens > max_length for tokens in out[TOKENS]]
         if any(out[TRUNCATED]):
             out.update(tokenizer(*columns, truncation=True, max_length=max_length))
         return out

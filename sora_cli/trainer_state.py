@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
 
+from methods.sharding import is_sharded, like
 from sora_cli import random_state
 from sora_cli.checkpoint import Checkpoint, part, plain
 
@@ -43,7 +44,9 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
         if self.resumed is None:
             return
         run, tensors = self.resumed.run, part(self.resumed.tensors, "optimizer.")
-        self.optimizer.load_state_dict(_optimizer_state(run["optimizer"], tensors))
+        state = _optimizer_state(run["optimizer"], tensors)
+        _shard(state, self.optimizer.param_groups)
+        self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(
             {**run["schedule"], "lr_lambdas": [None] * len(run["optimizer"])}
         )
@@ -102,6 +105,21 @@ def restore_losses(trainer: Trainer, process: Mapping[str, Any]) -> None:
     trainer._tr_loss += process["loss"]
     trainer._total_loss_scalar = process["total_loss"]
     trainer._globalstep_last_logged = process["last_logged"]
+
+
+def _shard(state: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Moments of sharded parameters are sharded as those are."""
+    parameters = [p for group in groups for p in group["params"]]
+    for index, moments in state["state"].items():
+        for name, value in moments.items():
+            if is_sharded(parameters[index]) and value.shape == parameters[index].shape:
+                moments[name] = like(value, parameters[index])
+
+
+def mean_loss(trainer: Trainer) -> float:
+    """Of all optimiser steps, once they are over."""
+    mean: float = trainer._total_loss_scalar / max(trainer.state.global_step, 1)
+    return mean
 
 
 def _optimizer_state(groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sora_cli.allocator import keep_freed_memory
 from sora_cli.errors import SoraError
+from sora_cli.machine import check_machine
 from sora_cli.model import Base
 from sora_cli.recipe import Cadence, Recipe
 from sora_cli.sampling import GroupedBatchSampler, SortedByLength
@@ -152,9 +153,7 @@ def training_arguments(
     """The recipe's training block as transformers' arguments."""
     block = recipe.training
     evaluate, eval_steps = _cadence(block.evaluate if evaluates else "no")
-    if block.precision == "fp16" and not torch.cuda.is_available():
-        raise SoraError("precision fp16 needs a GPU", hint="training.precision=bf16")
-    _check_loggers(block.loggers)
+    check_machine(block)
     world = _world_size()
     parts = block.gradient_accumulation * world
     if block.batch_size % parts:
@@ -201,18 +200,6 @@ def predict(trainer: AdapterTrainer, rows: Encoded) -> tuple[np.ndarray, np.ndar
     """Model outputs and labels of a split, both in the data set's order."""
     out = trainer.predict(SortedByLength(rows.dataset, rows.lengths))
     return out.predictions, out.label_ids
-
-
-def _check_loggers(names: list[str]) -> None:
-    from transformers.integrations import get_available_reporting_integrations
-
-    known = get_available_reporting_integrations()
-    for name in names:
-        if name not in known:
-            raise SoraError(
-                f"logger '{name}' is unknown or not installed",
-                where=f"installed: {', '.join(known) or 'none'}",
-            )
 
 
 def _cadence(cadence: Cadence) -> tuple[str, int | None]:

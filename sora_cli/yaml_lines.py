@@ -20,6 +20,9 @@ from sora_cli.errors import SoraError
 Path_ = tuple[str, ...]
 """Keys from the top down; positions in lists as text."""
 
+_START = "a recipe starts like 'model:'"
+DEEPEST = 50
+"""Levels that values may be nested in."""
 _MAX_VALUES = 100_000  # aliases can blow a small file up
 _TAG = "tag:yaml.org,2002:"
 _SCALARS: tuple[tuple[str, str], ...] = (
@@ -62,6 +65,14 @@ class Tree:
     origins: dict[Path_, Origin] = field(default_factory=dict)
 
 
+_ADVICE = {
+    "'\\t'": "indent with spaces, not tabs",
+    "another document": "one file holds one recipe: take out the line '---'",
+    "mapping values are not allowed": "put text with a colon in quotes",
+}
+"""What to do about a parser's complaint, by a part of it."""
+
+
 class _Loader(yaml.SafeLoader):
     """Resolves plain scalars as YAML 1.2 does."""
 
@@ -83,11 +94,9 @@ def parse_file(content: bytes, file: str) -> Tree:
     """
     node = _compose(_decode(content, file), file)
     if node is None:
-        raise SoraError("the file is empty", where=file)
+        raise SoraError("the file is empty", where=file, hint=_START)
     if not isinstance(node, MappingNode):
-        raise SoraError(
-            "the file holds no blocks", where=file, hint="a recipe starts like 'model:'"
-        )
+        raise SoraError("the file holds no blocks", where=file, hint=_START)
     builder = _Builder(file)
     values = builder.build(node, ())
     return Tree(values, builder.origins)
@@ -113,7 +122,11 @@ def _decode(content: bytes, file: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise SoraError("the file is not UTF-8 text", where=str(Origin(file, line))) from error
+        raise SoraError(
+            "the file is not UTF-8 text",
+            where=str(Origin(file, line)),
+            hint="save it in the encoding UTF-8",
+        ) from error
 
 
 def _compose(text: str, file: str) -> Any:
@@ -125,11 +138,13 @@ def _compose(text: str, file: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "it can not be read"
-        hint = "indent with spaces, not tabs" if "'\\t'" in problem else None
+        hint = next((advice for sign, advice in _ADVICE.items() if sign in problem), None)
         origin = Origin(file, mark.line + 1 if mark else None)
         _fail(f"not valid YAML: {problem}", origin, hint=hint, cause=error)
     except RecursionError as error:
         _fail("not valid YAML: nested too deeply", Origin(file), cause=error)
+    except ValueError as error:  # of chr(), for "\\U00110000"
+        _fail("not valid YAML: an escape that stands for no character", Origin(file), cause=error)
 
 
 class _Builder:
@@ -145,6 +160,8 @@ class _Builder:
         self._count += 1
         if self._count > _MAX_VALUES or any(node is above for above in self._open):
             _fail("aliases make this file endless", self._origin(node))
+        if len(self._open) == DEEPEST:
+            _fail("nested too deeply", self._origin(node))
         self._open.append(node)
         try:
             return self._build(node, path)
@@ -173,7 +190,7 @@ class _Builder:
             if not isinstance(key_node, ScalarNode) or key_node.tag != f"{_TAG}str":
                 text = key_node.value if isinstance(key_node, ScalarNode) else "a list or mapping"
                 _fail(f"keys must be text, not {text}", origin)
-            key = str(key_node.value)
+            key = self._text(key_node)
             if key == "<<":
                 _fail("merge keys (<<) are not supported", origin, hint="use extends: other.yaml")
             if key in seen:
@@ -182,13 +199,23 @@ class _Builder:
             yield key, value
 
     def _scalar(self, node: ScalarNode, kind: str) -> Any:
-        text = str(node.value)
+        text = self._text(node)
         try:
             return _SCALAR_VALUES[kind](text)
         except (ValueError, KeyError) as error:
             what = "is no finite number" if kind == "float" else f"is no {kind}"
             hint = "put it in quotes if it is meant as text"
             return _fail(f"'{text[:40]}' {what}", self._origin(node), hint=hint, cause=error)
+
+    def _text(self, node: ScalarNode) -> str:
+        """The text of a scalar; "\\ud83d\\ude00" is one character, as it is in JSON."""
+        try:
+            text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            return _fail("text that is not Unicode", self._origin(node), cause=error)
+        if "\0" in text:
+            _fail("text can not hold a NUL character", self._origin(node))
+        return text
 
     def _origin(self, node: Node) -> Origin:
         mark = node.start_mark

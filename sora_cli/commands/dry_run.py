@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.console import count, emit, say, size
 from sora_cli.errors import SoraError
 from sora_cli.preflight import check_recipe
+from sora_cli.printable import printable
 from sora_cli.recipe_file import LoadedRecipe
 from sora_cli.timing import importing
 
@@ -67,7 +68,7 @@ def emit_section(title: str, lines: Iterable[str]) -> None:
 def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
     """Key, value and origin of every value of the recipe."""
     for key, value, origin in loaded.values():
-        shown = _shown(value)
+        key, shown = printable(key), _shown(value)
         if len(key) < _KEY and len(shown) <= _VALUE:
             yield f"{key:<{_KEY}} {shown:<{_VALUE}} {origin}"
         else:  # in full, however long: people copy these
@@ -200,10 +201,10 @@ def _shown(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
-        return value or '""'
+        return (value if value.isprintable() else printable(json.dumps(value))) or '""'
     if isinstance(value, Path):
-        return str(value)
-    return json.dumps(value, ensure_ascii=False)
+        return printable(value)
+    return printable(json.dumps(value, ensure_ascii=False))
 
 
 @contextlib.contextmanager

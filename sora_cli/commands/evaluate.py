@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.console import emit, emit_table, say
 from sora_cli.errors import SoraError
 from sora_cli.locating import adapter_folder, check_target
+from sora_cli.option_checks import check_new_file
 from sora_cli.preflight import check_recipe
 from sora_cli.recipe_file import load_recipe
 from sora_cli.timing import importing
@@ -26,23 +27,28 @@ def evaluate(
     target: str, *, recipe: str, overrides: list[str], predictions: Path | None, as_json: bool
 ) -> None:
     """Score an adapter, a run's adapter or a model on a recipe's reported splits."""
+    check_new_file("--predictions", predictions)
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded.recipe, model=False)  # the target takes its place
     check_target(target)
     with importing():
         from sora_cli.data import load_rows
+        from sora_cli.encoding import encode
         from sora_cli.tasks import create_task
         from sora_cli.training import build_trainer, predict
-    task = create_task(loaded.recipe.task, loaded.recipe.data)
-    rows = load_rows(loaded.recipe.data)
-    task.bind(rows.train)
+    with loaded.recipe.placing():
+        task = create_task(loaded.recipe.task, loaded.recipe.data)
+        rows = load_rows(loaded.recipe.data)
+        task.bind(rows.train)
     base = load_target(target, loaded.recipe, task)
     scores: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(loaded.recipe, task, base, Path(scratch))
         for split, part in rows.report.items():
-            outputs, labels = predict(trainer, task.encode(part, base.tokenizer))
+            with loaded.recipe.placing():
+                encoded = encode(task, base, part, split=split)
+            outputs, labels = predict(trainer, encoded)
             scores[split] = task.scores(outputs, labels)
             records += _records(task, split, outputs, labels)
     if predictions is not None:

@@ -8,6 +8,7 @@ from sora_cli.atomic import check_replaceable
 from sora_cli.console import emit, say, size
 from sora_cli.locating import locate_adapter
 from sora_cli.option_checks import LAYOUTS, STORED, check_choice
+from sora_cli.printable import printable
 from sora_cli.sora_file import CONFIG_FILE
 
 
@@ -51,7 +52,8 @@ def export(
         f"{layout} layout, {done.dtype}"
     )
     for consumer in done.consumers:
-        emit(f"  {consumer.name + ':':<13} {'yes' if consumer.loads else 'no '}  {consumer.advice}")
+        loads = "yes" if consumer.loads else "no "
+        emit(f"  {consumer.name + ':':<13} {loads}  {printable(consumer.advice)}")
     say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}")
     if not verify:
         return 0

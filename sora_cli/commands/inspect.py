@@ -10,6 +10,8 @@ from typing import Any
 from sora_cli.console import count, emit, emit_table, say, size
 from sora_cli.errors import SoraError
 from sora_cli.locating import locate_adapter
+from sora_cli.option_checks import check_new_file
+from sora_cli.printable import printable
 from sora_cli.ranks import Rank, RankMap, rank_map
 
 
@@ -43,6 +45,7 @@ def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool) -> 
             if given:
                 raise SoraError(f"{option} shows one adapter, not {len(directories)}",
                                 hint=f"sora inspect {directories[0]} {option}")  # fmt: skip
+    check_new_file("--plot", plot)
 
 
 def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
@@ -56,10 +59,10 @@ def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: 
     if as_json:
         emit(json.dumps(facts, indent=2))
     else:
-        _emit_rank_table(rank_map(ranks, start), str(directory))
+        _emit_rank_table(rank_map(ranks, start), printable(directory))
         if modules:
             _emit_modules(facts)
-        emit("\n".join(f"{name + ':':<13} {value}" for name, value in _lines(facts)))
+        emit("\n".join(f"{name + ':':<13} {printable(value)}" for name, value in _lines(facts)))
     if plot is not None:
         from sora_cli.plot_spectra import plot_inspection
 

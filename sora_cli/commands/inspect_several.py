@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.console import count, emit, emit_table, size
+from sora_cli.printable import printable
 
 if TYPE_CHECKING:
     from sora_cli.comparing import Comparison, ModuleComparison
@@ -33,7 +34,7 @@ def inspect(directories: Sequence[Path], *, as_json: bool) -> None:
             data["comparison"] = _data(comparison)
         emit(json.dumps(data, indent=2))
         return
-    names = _short([str(directory) for directory in directories])
+    names = [printable(name) for name in _short([str(directory) for directory in directories])]
     if comparison is not None:
         names = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
         _emit_comparison(comparison)

@@ -110,6 +110,7 @@ def run(
     """The whole path, one step a line."""
     with importing():
         from sora_cli.commands.train import describe_layers
+        from sora_cli.deterministic import set_deterministic
         from sora_cli.path.controls import run_controls
         from sora_cli.path.plot import plot_path
         from sora_cli.path.stages import Stages
@@ -122,12 +123,15 @@ def run(
         say(f"{name} ...")
         return log.phase(name)
 
+    set_deterministic(plans[0].recipe.training.deterministic)
     ready = prepare(plans[0].recipe, phase)
     if is_main():
         tidy(output)
     with log.phase("set up"):
         stages = Stages(ready, plans, report, output)
         stages.check()
+    for remark in stages.remarks:
+        say(f"note: {remark}")
     say(describe_layers(loaded.recipe, stages.ready, stages.parameters))
     with log.running(), _resumable(report):
         for plan in plans[len(report.stages) :]:

@@ -163,10 +163,12 @@ def run(
     """The whole run, one step a line; the model is as it was saved."""
     with importing():
         from sora_cli.conclusion import conclude
+        from sora_cli.deterministic import set_deterministic
+        from sora_cli.evaluation import evaluate_run
         from sora_cli.fitting import fit
         from sora_cli.prepare import prepare
         from sora_cli.report import RunLog
-        from sora_cli.results import evaluate_all, record_result, record_setup, save_results
+        from sora_cli.results import record_result, record_setup, save_results
         from sora_cli.training import build_trainer
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     log.report.recipe_notes = list(loaded.notes)
@@ -175,6 +177,7 @@ def run(
         say(f"{name} ...")
         return log.phase(name)
 
+    set_deterministic(loaded.recipe.training.deterministic)
     ready = prepare(loaded.recipe, phase)
     with log.phase("set up"):
         record_setup(log.report, ready)
@@ -186,6 +189,8 @@ def run(
         )
         if is_main():
             tidy(output)
+    for remark in log.report.events:
+        say(f"note: {remark}")
     say(describe_layers(loaded.recipe, ready, log.report.parameters))
     if resumed is not None:
         log.went_on(resumed.step)
@@ -195,7 +200,7 @@ def run(
                 trainer, ready.method, ready.layers, output, identity=identity, resumed=resumed
             )
         with log.phase("evaluate"):
-            log.report.metrics = evaluate_all(trainer, ready.task, ready.report)
+            evaluate_run(log.report, trainer, ready)
         with log.phase("save"):
             record_result(log.report, ready, result)
             save_results(log.report, ready, loaded, output)

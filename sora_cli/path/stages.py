@@ -53,7 +53,9 @@ class Stages:
         self.splits = _scored_splits(ready, plans[0])
         setup = RunReport(name="", recipe={})
         record_setup(setup, ready)
-        self._setup = setup.model_dump(include={"base", "data", "main_metric", "parameters"})
+        told = {"base", "data", "main_metric", "parameters", "events"}
+        self._setup = setup.model_dump(include=told)
+        self.remarks = setup.events
         report.main_metric = ready.task.scorer.best
         report.greater_is_better = plans[0].recipe.task.greater_is_better
         report.generalisation = next(iter(ready.report))

@@ -31,9 +31,7 @@ def task_target(name: str) -> str:
         SoraError: no such family (the message names the nearest).
     """
     if name not in _FAMILIES:
-        raise SoraError(
-            f"unknown task '{name}'{did_you_mean(name, _FAMILIES)}", where="in task.name"
-        )
+        raise SoraError(f"unknown task '{name}'{did_you_mean(name, _FAMILIES)}", key="task.name")
     return _FAMILIES[name]
 
 
@@ -47,6 +45,7 @@ def main_metric(names: Sequence[str], best: str | None) -> str:
         raise SoraError(
             f"task.best_metric '{best}' is not among the metrics",
             where=f"task.metrics: {', '.join(names)}",
+            key="task.best_metric",
         )
     return best or names[0]
 

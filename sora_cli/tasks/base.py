@@ -21,6 +21,7 @@ class Encoded:
     dataset: Dataset
     lengths: np.ndarray  # (rows,) tokens of each row
     truncated: int  # rows that were cut at max_length
+    longest: int = 0  # tokens of the longest row before it was cut; 0: not known
 
 
 class Task(ABC):
@@ -32,6 +33,8 @@ class Task(ABC):
     default_metrics: ClassVar[tuple[str, ...]]
     trains_head: ClassVar[bool] = True
     """Whether the model's output head is new and trained in full."""
+    text_columns: tuple[str, ...]
+    """Columns of the raw rows that the model's input is made of; known once bound."""
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
         self.data = data
@@ -64,6 +67,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, predictions: np.ndarray, labels: np.ndarray) -> float:
         """The exact mean loss over a whole split, from the model's outputs."""
+
+    @abstractmethod
+    def answers(self, predictions: np.ndarray) -> np.ndarray:
+        """(rows,) what the model's outputs say: the number of a class, or a number."""
 
     @abstractmethod
     def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

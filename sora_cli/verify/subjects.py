@@ -17,7 +17,8 @@ from sora_cli.errors import SoraError, first_line
 from sora_cli.fingerprint import StoredTensor, fingerprint, read_header, stored_tensors
 from sora_cli.loading import load_head
 from sora_cli.locating import adapter_folder, model_source
-from sora_cli.model import gguf_options, lacks_tokenizer, quiet_loading, split_gguf
+from sora_cli.model import lacks_tokenizer, quiet_loading, split_gguf, weights_options
+from sora_cli.model_source import holds_pickles_only, pickled
 from sora_cli.offline import quiet_hub
 from sora_cli.peft_layout import WEIGHTS_FILE
 from sora_cli.references import local_checkpoint, resolve_model_path
@@ -110,7 +111,7 @@ def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with names
             **options,
-            **gguf_options(gguf),
+            **weights_options(gguf),
         )
     _check_complete(subject, info, auto)
     if subject.adapter is not None:
@@ -199,6 +200,8 @@ def _loading(subject: Subject) -> Iterator[None]:
         with quiet_loading():
             yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if "use_safetensors" in str(error) or holds_pickles_only(Path(subject.source)):
+            raise pickled(subject.source) from error
         first = first_line(error)
         if Path(subject.source).exists():
             raise SoraError(f"the model {subject.source} can not be loaded: {first}") from error

@@ -132,6 +132,9 @@ def _use_older_names(adapter: Path) -> None:
     tensors = {older(name): tensor for name, tensor in load_file(file).items()}
     assert sum("encoder.layer.1.output.dense.lora_A" in name for name in tensors) == 1
     save_file(tensors, file, metadata={"format": "pt"})
+    config = read_json(adapter / "adapter_config.json")
+    targets = ["attention.attention.query", "output.dense"]
+    write_json(adapter / "adapter_config.json", {**config, "target_modules": targets})
 
 
 def test_another_head_is_left_out(tmp_path: Path) -> None:

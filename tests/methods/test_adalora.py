@@ -178,8 +178,15 @@ def test_begin_must_come_first() -> None:
 
 def test_a_missing_gradient_is_named() -> None:
     run = adalora()
-    with pytest.raises(MethodError, match=r"adalora: 0\.A has no gradient"):
+    with pytest.raises(MethodError, match=r"adalora: 0\.A has no gradient .* out of the targets"):
         run.method.after_step(run.layers, StepInfo(0, 20, {}))
+
+
+def test_a_frozen_factor_has_no_sensitivity() -> None:
+    run = adalora()
+    run.layers["2"].B.requires_grad_(False)
+    with pytest.raises(MethodError, match=r"adalora: 2\.B has no gradient .* it is frozen"):
+        run.train([0])
 
 
 def test_state_is_not_changed_by_going_on() -> None:

@@ -13,6 +13,7 @@ from methods import contract
 from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, Summary
 from methods.configs import LoraConfig
 from methods.contract import CHECKS, Check, MethodFactory
+from methods.errors import MethodError
 from methods.factors import LowRankFactors
 from methods.lora import Lora
 from methods.registry import create, method_class, method_names
@@ -151,6 +152,18 @@ class RemovesAComponent(Lora):
                 layer.A, layer.B = nn.Parameter(layer.A[1:]), nn.Parameter(layer.B[:, 1:])
 
 
+class TakesGradientsForGranted(Lora):
+    def after_step(self, layers: Layers, info: StepInfo) -> None:
+        for layer in layers.values():
+            layer.A.grad.abs_()
+
+
+class NamesNoParameter(Lora):
+    def after_step(self, layers: Layers, info: StepInfo) -> None:
+        if any(layer.A.grad is None for layer in layers.values()):
+            raise MethodError("no gradients")
+
+
 class NearlyZeroTerms(Lora):
     def factors(self, layer: LowRankLinear) -> LowRankFactors:
         whole = super().factors(layer)
@@ -262,6 +275,8 @@ BROKEN: list[tuple[Check, type[AdapterMethod], str]] = [
     (contract.components_keep_their_order, ReversesTheTerms, "is not component"),
     (contract.components_keep_their_order, SortsComponents, "moved component"),
     (contract.components_keep_their_order, RemovesAComponent, "step 10 changed the rank"),
+    (contract.a_missing_gradient_is_named, TakesGradientsForGranted, "are a AttributeError"),
+    (contract.a_missing_gradient_is_named, NamesNoParameter, "names no parameter"),
     (contract.dropping_zero_terms_changes_nothing, NearlyZeroTerms, "0 zero terms"),
     (contract.layers_of_rank_zero_work, NeedsComponents, "not finite"),
     (contract.a_run_resumes_bit_equal, SavesNoCount, "other losses"),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from methods.base import StepInfo
+from methods.errors import MethodError
 from methods.registry import create
 from methods.sora import official_threshold_, soft_threshold_
 from tests.methods.support import LR, Run, start
@@ -22,7 +23,14 @@ def sora(**options: object) -> Run:
     return start(create("sora", **{"r_max": 4, **options}))
 
 
+def give_gradients(run: Run) -> None:
+    for layer in run.layers.values():
+        for _, p in layer.named_factors():
+            p.grad = torch.zeros_like(p)
+
+
 def after_step(run: Run, step: int = 0, *, gate_lr: float = LR) -> None:
+    give_gradients(run)
     run.method.after_step(run.layers, StepInfo(step, 20, {"factors": LR, "gates": gate_lr}))
 
 
@@ -161,10 +169,11 @@ def test_state_round_trip() -> None:
 
 def test_state_before_the_first_step() -> None:
     run = sora()
-    other = create("sora", r_max=4)
-    other.load_state_dict(run.method.state_dict())
-    other.after_step(run.layers, StepInfo(0, 20, {"gates": LR}))
-    assert other.summary(run.layers).events == ()
+    state = run.method.state_dict()
+    run.method = create("sora", r_max=4)
+    run.method.load_state_dict(state)
+    after_step(run)
+    assert run.method.summary(run.layers).events == ()
 
 
 def test_the_step_each_component_last_died() -> None:
@@ -200,3 +209,38 @@ def test_a_new_stage_forgets_the_lives_of_the_last_one() -> None:
         "revivals": 2,
         "last_died": {path: [None] * 4 for path in run.layers},
     }
+
+
+@pytest.mark.parametrize("kind", ["A", "B", "d"])
+def test_a_layer_without_a_gradient_is_named(kind: str) -> None:
+    """Its gates would shrink at every step; with l1 they have a gradient even if it is unused."""
+    run = sora(threshold=XI)
+    set_gates(run, [2.0] * 4)
+    give_gradients(run)
+    getattr(run.layers["2"], kind).grad = None
+    message = rf"sora: 2\.{kind} has no gradient .* out of the targets"
+    with pytest.raises(MethodError, match=message):
+        run.method.after_step(run.layers, StepInfo(0, 20, {"gates": LR}))
+    assert gates(run).tolist() == [2.0] * 8
+
+
+def test_frozen_gates_stay_as_they_are() -> None:
+    run = sora(threshold=XI)
+    set_gates(run, [0.25, 0.5, 0.75, 2.0])
+    for layer in run.layers.values():
+        layer.d.requires_grad_(False)
+        after_step(run)
+    assert run.layers["0"].d.tolist() == [0.25, 0.5, 0.75, 2.0]
+    assert run.layers["2"].d.tolist() == [0.0, 0.0, 0.25, 1.5]
+    assert run.method.summary(run.layers).live == 6
+    groups = run.method.param_groups(run.layers, lr=LR, weight_decay=0.0)
+    assert [len(group["params"]) for group in groups] == [4, 0]
+
+
+def test_training_with_a_frozen_gate() -> None:
+    run = sora(threshold=0.05)
+    run.layers["0"].d.requires_grad_(False)
+    frozen = run.layers["0"].d.clone()
+    run.train(range(10))
+    assert torch.equal(run.layers["0"].d, frozen)
+    assert not torch.equal(run.layers["2"].d, frozen)

@@ -278,6 +278,9 @@ def check_edge(method: type[Sora]) -> None:
     run = start(method(SoraConfig(r_max=4, threshold=0.5, prox="official")))
     for d in gates(run.layers):
         d.copy_(torch.tensor([0.5, 1.0, -0.5, -1.0]))
+    for layer in run.layers.values():
+        for _, p in layer.named_factors():
+            p.grad = torch.zeros_like(p)
     run.method.after_step(run.layers, StepInfo(0, 20, {"factors": LR, "gates": LR}))
     for d in gates(run.layers):
         assert d.tolist() == [0.5, 0.5, -0.5, -0.5]

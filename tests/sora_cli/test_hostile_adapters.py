@@ -274,6 +274,28 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "a million modules": (_config(modules_to_save=["a"] * 1_000_000), "too many"),
     "head of no module": (_config(modules_to_save=None, task_type=None), "below modules_to_save"),
     "AdaLoRA's type": (_config(peft_type="ADALORA"), "but no E|neither half"),
+    "rsLoRA a text": (_config(use_rslora="no"), "use_rslora: "),
+    "an empty variant": (_config(arrow_config={}), "arrow_config is set"),
+    "no targets": (_config(target_modules=None), "target_modules is not set"),
+    "empty targets": (_config(target_modules=[]), f"leaves out {QUERY}, {VALUE}"),
+    "other targets": (_config(target_modules=["query"]), f"target_modules leaves out {VALUE}"),
+    "targets by an expression": (_config(target_modules=".*query"), f"leaves out {VALUE}"),
+    "targets by part of one": (_config(target_modules="query|value"), "leaves out"),
+    "targets of no expression": (_config(target_modules="*"), "no regular expression"),
+    "other layers": (_config(layers_to_transform=1), f"leaves out {QUERY}, {VALUE}"),
+    "other layers by pattern": (
+        _config(layers_to_transform=[0], layers_pattern="layers"),
+        f"leaves out {QUERY}",
+    ),
+    "layers a truth": (_config(layers_to_transform=True), "layers_to_transform"),
+    "a pattern without layers": (_config(layers_pattern="enc"), "not layers_to_transform"),
+    "layers with an expression": (
+        _config(target_modules=".*", layers_to_transform=[0]),
+        "go with a list",
+    ),
+    "excluded": (_config(exclude_modules=["0.value"]), f"exclude_modules has {VALUE}"),
+    "excluded by an expression": (_config(exclude_modules=r".*\.0\..*"), "exclude_modules has"),
+    "stored in full, too": (_config(modules_to_save=["enc", "classifier"]), "modules_to_save has"),
 }
 SORA_FILES: dict[str, tuple[Damage, str]] = {
     "sora.json a list": (_sora([]), "sora.json"),
@@ -416,7 +438,7 @@ def test_expressions_that_take_forever(
     for half in "AB":
         key = f"{P}{QUERY}.lora_{half}.weight"
         _renamed(f"{P}{long}!.lora_{half}.weight", key)(directory)
-    _config(alpha_pattern={pattern: 3})(directory)
+    _config(alpha_pattern={pattern: 3}, target_modules=["value", f"{long}!"])(directory)
     start = time.monotonic()
     error = _refused(["export", str(directory), "-o", str(tmp_path / "out")], capsys)
     assert "takes more than 0.5 s" in error
@@ -436,12 +458,12 @@ def test_many_patterns_are_still_quick(tmp_path: Path, capsys: pytest.CaptureFix
 def test_odd_but_harmless_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = _lora(tmp_path / "a")
     changes = {"rank_pattern": {"quary": 9}, "alpha_pattern": {"query": 8, r"enc\.0\..*": 16}}
-    _config(**changes, target_modules=["query"])(directory)
+    _config(**changes, modules_to_save=["classifier", "score", "pooler"])(directory)
     assert run(["export", str(directory), "-o", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
     assert "rank_pattern: no module in the file matches 'quary'" in said
     assert f"both match {QUERY}; the first counts, as in PEFT: 8" in said
-    assert f"target_modules leaves out {VALUE}" in said
+    assert "modules_to_save: the file holds nothing of 'pooler'; PEFT refuses" in said
 
 
 def test_links_are_followed(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_a_typo_is_not_dropped_with_the_old_method():
         ("  precision: bf61", "must be fp32, bf16 or fp16, not 'bf61'", 15, "did you mean 'bf16'?"),
         ("  checkpoint: 0", "must be epoch, no or a whole number at least 1, not 0", 15, "steps"),
         ("  loggers: [a,\n  3]", 'a list of texts, not ["a", 3]', 16, "integrations"),
-        ("  adam_betas: [1]", "a list of 2 values, each a number, not [1]", 15, "betas"),
+        ("  adam_betas: [0.9]", "a list of 2 values, each a number at least 0", 15, "betas"),
         ("  seed: null", "training.seed must be a whole number at least 0, not null", 15, "seed"),
         ("output: here", "output must be a block of keys, not 'here'", 15, None),
         ("  early_stopping: 2", "training: early_stopping needs evaluations", 15, None),
@@ -301,3 +301,26 @@ def test_extends_is_no_override():
 
 def test_long_values_are_cut():
     assert len(fails(BASE, f"training.epochs={'x' * 500}").what) < 150
+
+
+def test_resolved_values_are_a_recipe_themselves():
+    """Also where a block is left out: it is `path: null` then."""
+    resolved = load().resolved()
+    assert resolved["path"] is None
+    assert load(json.dumps(resolved)).resolved() == resolved
+    assert load(f"{BASE}path:\noutput:\n").resolved() == resolved
+
+
+def test_overrides_of_absurd_depth():
+    for depth in (60, 5000):
+        assert "is no override" in fails(BASE, f"{'.'.join('a' * depth)}=1").what
+    assert "unknown block 'a'" in fails(BASE, "a.a.a.a=1").what
+
+
+def test_overrides_that_are_no_text():
+    for text in ("\udcff=1", "data.name=\udcff", "data.name='\udcff'"):
+        assert fails(BASE, text).what == "an override is not UTF-8 text"
+
+
+def test_extends_of_an_impossible_name():
+    assert fails(f'{BASE}extends: "a\\0b"\n').what == "text can not hold a NUL character"

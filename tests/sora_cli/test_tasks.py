@@ -87,7 +87,11 @@ def test_a_class_only_the_names_know() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([-1, 0], "from 0 upwards: -1, 0"), ([0.5, 1.0], "fractional"), ([1, None], "from 0 upwards")],
+    [
+        ([-1, 0], "from 0 upwards: -1, 0"),
+        ([0.5, 1.0], "fractional"),
+        ([1, None], "no label in row 1"),
+    ],
 )
 def test_what_is_no_class(labels: list[Any], message: str) -> None:
     with pytest.raises(SoraError, match=message):

@@ -122,3 +122,36 @@ def test_origins_as_text():
     override = Origin("command line", text="a.b=1")
     assert str(override) == "command line"
     assert override.place == "command line: a.b=1"
+
+
+def test_two_halves_of_a_character_are_one():
+    assert values(r'a: "\ud83d\ude00"') == {"a": "\U0001f600"}
+    assert values(r'{"\ud83d\ude00": "é"}') == {"\U0001f600": "é"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (r'a: b\nc: "\ud83d"', "text that is not Unicode"),
+        (r'a: b\n"\ude00": c', "text that is not Unicode"),
+        (r'a: b\nc: "x\0y"', "text can not hold a NUL character"),
+    ],
+)
+def test_text_that_is_none(text, message):
+    caught = error(text.replace(r"\n", "\n"))
+    assert (caught.what, caught.where) == (message, "f.yaml:2")
+
+
+def test_an_escape_that_stands_for_no_character():
+    caught = error(r'a: "\U00110000"')
+    assert caught.what == "not valid YAML: an escape that stands for no character"
+    with pytest.raises(SoraError, match="no character"):
+        parse_value(r'"\U00110000"')
+
+
+@pytest.mark.parametrize("depth", [60, 150, 250, 400, 5000])
+def test_nested_too_deeply(depth):
+    """Whatever of the two gives in first, the parser or what makes values of its nodes."""
+    for text in ("[" * depth + "]" * depth, "{a: " * depth + "1" + "}" * depth):
+        assert "nested too deeply" in error(f"a: {text}").what
+    assert values(f"a: {'[' * 40}{']' * 40}")

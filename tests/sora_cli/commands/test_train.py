@@ -75,15 +75,15 @@ def test_end_to_end_and_loaded_by_peft(
 ) -> None:
     """The in-memory model is caught as the run leaves it, best checkpoint restored."""
     caught: list[Any] = []
-    import sora_cli.results as results
+    import sora_cli.evaluation as evaluation
 
-    evaluate_all = results.evaluate_all
+    evaluate_run = evaluation.evaluate_run
 
-    def watch(trainer: Any, *args: Any) -> Any:
+    def watch(report: Any, trainer: Any, ready: Any) -> None:
         caught.append(trainer.model)
-        return evaluate_all(trainer, *args)
+        evaluate_run(report, trainer, ready)
 
-    monkeypatch.setattr(results, "evaluate_all", watch)
+    monkeypatch.setattr(evaluation, "evaluate_run", watch)
     recipe = _recipe(tmp_path, kind=kind)
     recipe_words = [f"method.{key}={value}" for key, value in OPTIONS[method].items()]
     report = train(recipe, f"method.name={method}", *recipe_words)

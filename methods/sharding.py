@@ -1,0 +1,61 @@
+"""Factors that FSDP2 (`torch.distributed.fsdp.fully_shard`) has split among processes.
+
+Outside the forward and backward pass of its module such a parameter is a DTensor: each process
+holds some rows of it, perhaps none. What goes entry by entry is done on the `local` rows; all else
+takes the `whole` tensor, which every process must ask for at the same point: it is communication.
+Inside the passes parameters are ordinary tensors, so layers know nothing of this.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether this is a DTensor."""
+    if type(tensor) in _PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import, and whoever has one did
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor on every process, differentiably; one that is not sharded is returned."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows that this process holds, in the same memory: call it without gradients."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def joined(tensors: Iterable[Tensor]) -> Tensor:
+    """Whole tensors (r,) of any lengths as one."""
+    return torch.cat([whole(t) for t in tensors])
+
+
+def like(value: Tensor, target: Tensor) -> Tensor:
+    """A value in the dtype, on the device and with the sharding of another tensor of its shape.
+
+    Args:
+        value: if it is whole, the same on every process: nothing is sent.
+    """
+    if not is_sharded(target):
+        return whole(value).to(target)
+    if is_sharded(value):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, value = target.device_mesh, value.to(target.device, target.dtype)
+    copies = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return copies.redistribute(placements=target.placements)

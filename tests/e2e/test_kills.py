@@ -1,0 +1,131 @@
+"""Real processes killed with SIGKILL, at any time and inside each kind of write, and resumed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from methods.registry import method_names
+from sora_cli.report import read_report
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import files_of, timeless, write_recipe
+
+ROOT = Path(__file__).parents[2]
+MOMENTS = 10
+KILLED = -9
+OPTIONS: dict[str, list[str]] = {
+    "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"]
+}
+WRITES = [
+    ("report.json", 1), ("report.json:rename", 1),  # when training begins
+    ("report.json", 2), ("report.json:rename", 2),  # when it has ended
+    ("state.safetensors", 3), ("trainer_state.json", 3), ("run.json", 2), ("complete.json", 2),
+    ("step-000014:rename", 1), ("step-:delete", 1),
+    ("adapter_model.safetensors", 1), ("adapter_config.json", 1), ("sora.json", 1),
+    ("/adapter:rename", 1), ("ranks.png", 1), ("ranks.png:rename", 1),
+]  # fmt: skip
+"""What is being written, and for which time, when the process dies."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that nobody disturbed."""
+
+    recipe: Path
+    words: list[str]
+    seconds: float
+    adapter: dict[str, bytes]
+    report: dict[str, Any]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def _start(*arguments: str, module: str = "sora_cli") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _train(whole: tuple[Path, list[str]], place: Path, *words: str) -> subprocess.Popen[str]:
+    recipe, options = whole
+    return _start("train", str(recipe), *options, "--no-verify", f"output.dir={place}", *words)
+
+
+@pytest.fixture(scope="module", params=sorted(method_names()))
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    model = tiny_bert(num_labels=2)
+    training = {"epochs": 3, "model_dropout": 0.1, "evaluate": 10, "checkpoint": 7}
+    recipe = write_recipe(folder, model, rows=123, training=training, method={"dropout": 0.1})
+    words = [f"method.name={request.param}", *OPTIONS.get(request.param, [])]
+    began = time.monotonic()
+    process = _train((recipe, words), folder / "out")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    seconds = time.monotonic() - began
+    report = read_report(folder / "out")
+    assert report is not None
+    return Whole(recipe, words, seconds, files_of(folder / "out" / "adapter"), timeless(report))
+
+
+def _assert_resumed(whole: Whole, place: Path) -> None:
+    process = _train((whole.recipe, whole.words), place, "--resume")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert files_of(place / "adapter") == whole.adapter
+    report = read_report(place)
+    assert report is not None
+    assert timeless(report) == whole.report
+    names = {path.name for path in place.iterdir()}
+    assert names == {"adapter", "checkpoints", "ranks.png", "report.json"}
+
+
+def _assert_survives_kill_at(whole: Whole, place: Path, share: float) -> int:
+    """The exit code of the killed process; 0 if it was faster."""
+    process = _train((whole.recipe, whole.words), place)
+    try:
+        process.wait(timeout=share * whole.seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    process.communicate()
+    _assert_resumed(whole, place)
+    return process.returncode
+
+
+def _assert_survives_kill_in(whole: Whole, place: Path, kind: str, number: int) -> None:
+    words = ["train", str(whole.recipe), *whole.words, "--no-verify", f"output.dir={place}"]
+    process = _start(kind, str(number), *words, module="tests.killed")
+    output = process.communicate()[0]
+    assert process.returncode == KILLED, output
+    _assert_resumed(whole, place)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_killed_at_any_time(whole: Whole, tmp_path: Path, moment: int) -> None:
+    """Uniform over the wall time of the whole process, from its start to its end."""
+    _assert_survives_kill_at(whole, tmp_path / "cut", (moment + 0.5) / MOMENTS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "number"), WRITES)
+def test_killed_inside_a_write(whole: Whole, tmp_path: Path, kind: str, number: int) -> None:
+    _assert_survives_kill_in(whole, tmp_path / "cut", kind, number)
+
+
+@pytest.mark.parametrize("whole", ["sora"], indirect=True)
+def test_killed_inside_a_checkpoint(whole: Whole, tmp_path: Path) -> None:
+    _assert_survives_kill_in(whole, tmp_path / "cut", "state.safetensors", 3)

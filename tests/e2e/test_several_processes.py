@@ -1,0 +1,144 @@
+"""torchrun with two gloo processes gives what one process gives, for every method."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from methods.registry import method_names
+from sora_cli.app import run
+from sora_cli.report import RunReport, read_report
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import files_of, timeless, write_recipe
+
+ROOT = Path(__file__).parents[2]
+STEPS, STOPPED_AT = 30, 17
+TOLERANCE = 1e-5
+METHODS = sorted(method_names())
+OPTIONS: dict[str, list[str]] = {
+    "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"]
+}
+MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def _launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """torchrun, on its own free port."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *MODULE, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process's run of every method, and two processes': whole, stopped, and resumed.
+
+    83 rows in steps of 8: the last step of an epoch has 3, which fill no two micro-batches on
+    either process.
+    """
+    folder = tmp_path_factory.mktemp("processes")
+    model = tiny_bert(num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    training = {
+        "max_steps": STEPS, "batch_size": 8, "gradient_accumulation": 2, "evaluate": 10,
+        "checkpoint": 7, "logging_steps": 4,
+    }  # fmt: skip
+    recipe = write_recipe(folder, model, rows=83, training=training)
+    commands = []
+    for method in METHODS:
+        words = ["train", str(recipe), "--no-verify", f"method.name={method}"]
+        words += OPTIONS.get(method, [])
+        assert run([*words, f"output.dir={folder}/{method}-one"]) == 0
+        cut = f"output.dir={folder}/{method}-cut"
+        commands += [
+            {"words": [*words, f"output.dir={folder}/{method}-two"], "stop": None},
+            {"words": [*words, cut], "stop": STOPPED_AT},
+            {"words": [*words, cut, "--resume"], "stop": None},
+        ]
+    (folder / "commands.json").write_text(json.dumps(commands))
+    done = _launch("-m", "tests.launched", str(folder / "commands.json"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "said").write_text(done.stdout)
+    return folder
+
+
+def _told(folder: Path, rank: int) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = json.loads((folder / f"commands.{rank}.json").read_text())
+    return told
+
+
+def _report(folder: Path) -> RunReport:
+    report = read_report(folder)
+    assert report is not None
+    return report
+
+
+def _largest_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_give_what_one_gives(folder: Path, method: str) -> None:
+    one, two = (_report(folder / f"{method}-{n}") for n in ("one", "two"))
+    adapters = [
+        load_file(folder / f"{method}-{n}" / "adapter" / "adapter_model.safetensors")
+        for n in ("one", "two")
+    ]
+    assert _largest_difference(*adapters) < TOLERANCE
+    assert one.steps == two.steps == STEPS
+    assert one.live_components == two.live_components
+    assert one.ranks == two.ranks
+    for split, scores in one.metrics.items():
+        assert two.metrics[split] == pytest.approx(scores, abs=TOLERANCE)
+    for key in ("loss", "eval_loss", "grad_norm"):
+        values = [[e[key] for e in report.history if key in e] for report in (one, two)]
+        assert values[1] == pytest.approx(values[0], rel=1e-4)
+        assert values[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_both_processes_agree_after_every_step(folder: Path, method: str) -> None:
+    """Ranks of all layers, so budgets and dead gates, too."""
+    place = 3 * METHODS.index(method)
+    first, second = (_told(folder, rank)[place]["live"] for rank in (0, 1))
+    assert len(first) == STEPS
+    assert first == second
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_by_a_signal_to_one_of_them_and_resumed(folder: Path, method: str) -> None:
+    for rank in (0, 1):
+        told = _told(folder, rank)[3 * METHODS.index(method) :]
+        assert [command["code"] for command in told[:3]] == [0, 143, 0]
+        assert len(told[1]["live"]) == STOPPED_AT
+        assert len(told[2]["live"]) == STEPS - STOPPED_AT
+    two, cut = folder / f"{method}-two", folder / f"{method}-cut"
+    assert files_of(cut / "adapter") == files_of(two / "adapter")
+    assert timeless(_report(cut)) == timeless(_report(two))
+    assert [r.step for r in _report(cut).resumed] == [STOPPED_AT]
+
+
+def test_one_of_them_writes_and_talks(folder: Path) -> None:
+    names = {path.name for path in (folder / "sora-two").iterdir()}
+    assert names == {"adapter", "checkpoints", "ranks.png", "report.json"}
+    results = [line for line in (folder / "said").read_text().splitlines() if "kept (" in line]
+    assert len(results) == 2 * len(METHODS)  # the whole run and the resumed one
+
+
+def test_an_error_is_told_once_in_full(folder: Path) -> None:
+    done = _launch("-m", "sora_cli", "train", str(folder / "tiny.yaml"), "training.epoch=3")
+    assert done.returncode != 0
+    ours = [
+        line for line in done.stderr.splitlines() if "'epoch'" in line or "training.epochs" in line
+    ]
+    assert len([line for line in ours if line.startswith("error: ")]) == 1
+    assert len([line for line in ours if line.startswith("[process 1] ")]) <= 1
+    assert "sora_cli/" not in done.stderr  # the launcher's traceback is its own

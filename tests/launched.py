@@ -1,0 +1,50 @@
+"""Several `sora` command lines, one after the other, in the processes that torchrun started.
+
+    torchrun --nproc-per-node 2 -m tests.launched COMMANDS.json
+
+The file holds a list of {"words": [...], "stop": STEP or null}: where to stop, the process of rank 1
+alone gets SIGTERM during that step. What each process's commands gave is written beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sora_cli.app import run
+from sora_cli.callback import MethodCallback
+from sora_cli.processes import rank
+
+
+def main(file: Path) -> None:
+    """Run all commands."""
+    torch.set_num_threads(1)
+    codes = [_one(**command) for command in json.loads(file.read_text(encoding="utf-8"))]
+    file.with_suffix(f".{rank()}.json").write_text(json.dumps(codes), encoding="utf-8")
+
+
+def _one(words: list[str], stop: int | None) -> dict[str, Any]:
+    live: list[list[int]] = []
+    inner = MethodCallback.on_optimizer_step
+
+    def followed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        inner(self, args, state, control, **kwargs)
+        live.append([int(m.d.count_nonzero()) if m.d is not None else m.rank
+                     for m in self.layers.values()])  # fmt: skip
+        if rank() == 1 and state.global_step + 1 == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    MethodCallback.on_optimizer_step = followed  # type: ignore[method-assign]
+    try:
+        return {"code": run(words), "live": live}
+    finally:
+        MethodCallback.on_optimizer_step = inner  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,165 @@
+"""Adapters that are not there, do not fit, or name places they must not write to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sora_cli.peft_layout import PICKLE_FILE, WEIGHTS_FILE
+from sora_cli.sora_file import CONFIG_FILE, SORA_FILE
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import save_base
+from tests.sora_cli.bad_input.runner import Case, bad, check
+
+Damage = Callable[[Path], object]
+P = "base_model.model."
+QUERY = f"{P}bert.encoder.layer.0.attention.self.query.lora_A.weight"
+HEAD = f"{P}classifier.weight"
+
+
+def adapter(*damage: Damage) -> Damage:
+    """The usual adapter at a path, and what is done to it."""
+
+    def make(path: Path) -> None:
+        models = next(up / "models" for up in path.parents if (up / "models").is_dir())
+        shutil.copytree(models / "adapter", path)
+        for change in damage:
+            change(path)
+
+    return make
+
+
+def edit(name: str, **changes: Any) -> Damage:
+    def damage(folder: Path) -> None:
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**values, **changes}))
+
+    return damage
+
+
+def remove(*names: str) -> Damage:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def renamed(old: str, new: str) -> Damage:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors[new] = tensors.pop(old)
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    return damage
+
+
+def pickled(folder: Path) -> None:
+    (folder / WEIGHTS_FILE).rename(folder / PICKLE_FILE)
+
+
+def pickled_model(path: Path) -> None:
+    shutil.copytree(path.parent / "models" / "base", path)
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+def other_base(path: Path) -> None:
+    """A model of other sizes, without tensors of the adapter's shapes."""
+    save_base(tiny_bert(num_labels=2, seed=1, type_vocab_size=3), path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "model_type": "roberta"}))
+
+
+def wide(path: Path) -> None:
+    import transformers
+
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(vocab_size=64, hidden_size=48, num_hidden_layers=1,
+                                num_attention_heads=2, intermediate_size=48, num_labels=2)
+    )  # fmt: skip
+    save_base(model, path)
+
+
+BERT = {"m/config.json": '{"model_type": "bert"}'}
+OUTSIDE = '{"weight_map": {"x": "../base/model.safetensors"}}'
+NO_BASE = {"path": "gone/far", "resolved": "gone/far", "revision": None, "fingerprint": None}
+OUT = ("-o", "new")
+CASES: dict[str, Case] = {
+    "inspect-nothing": bad("there is no directory a", "inspect", "a"),
+    "inspect-an empty directory": bad("a is no adapter directory: it holds no adapter_config.json",
+        "inspect", "a", a=Path.mkdir),
+    "inspect-one of the files": bad("is a file, not a directory", "inspect", f"a/{WEIGHTS_FILE}",
+        then="give its directory: a", a=adapter()),
+    "inspect-a model": bad("is no adapter directory", "inspect", "models/base"),
+    "inspect-the directory above": bad("is no adapter directory", "inspect", "x",
+        then="there are adapters in x/a", **{"x/a": adapter()}),
+    "inspect-no weights": bad(f"holds no {WEIGHTS_FILE}", "inspect", "a",
+        a=adapter(remove(WEIGHTS_FILE))),
+    "inspect-a picture of no kind": bad("x.nope", "inspect", "models/adapter", "--plot", "x.nope",
+        then="png"),
+    "inspect-a picture nowhere": bad("--plot r.yaml/x.png: r.yaml is a file", "inspect",
+        "models/adapter", "--plot", "r.yaml/x.png"),
+    "prune-a pickle": bad("is a pickle, which can run any code", "prune", "a", *OUT,
+        then="save_pretrained()", a=adapter(pickled)),
+    "prune-not an adapter of low rank": bad("this is a LOKR adapter", "prune", "a", *OUT,
+        then="save_as_lora()", a=adapter(edit(CONFIG_FILE, peft_type="LOKR"))),
+    "prune-too little room": bad("not one component fits into --max-params 3", "prune",
+        "models/adapter", *OUT, "--max-params", "3", then="the smallest takes 64"),
+    "prune-names that climb": bad("can not be the name", "prune", "a", *OUT,
+        a=adapter(renamed(HEAD, f"{P}classifier.../../../x"))),
+    "export-names that climb": bad("can not be the name", "export", "a", *OUT,
+        a=adapter(renamed(QUERY, f"{P}../../x.lora_A.weight"))),
+    "merge-names that climb": bad("can not be the name", "merge", "a", *OUT,
+        a=adapter(renamed(HEAD, f"{P}classifier./etc/x"))),
+    "export-ranks of names that climb": bad("can not be the name", "export", "a", *OUT,
+        a=adapter(edit(SORA_FILE, ranks={"../../x": 1}))),
+    "merge-a head that climbs": bad("classifier", "merge", "a", *OUT, a=adapter(edit(CONFIG_FILE,
+        modules_to_save=["../../x"], task_type=None))),
+    "merge-a base that climbs": bad("there is no model at ../../../../etc", "merge", "a", *OUT,
+        then="a model is a directory", a=adapter(edit(SORA_FILE,
+        base={**NO_BASE, "path": "../../../../etc/x", "resolved": "../../../../etc/x"}))),
+    "merge-a base that is gone": bad("gone/far", "merge", "a", *OUT, then="--base",
+        a=adapter(edit(SORA_FILE, base=NO_BASE))),
+    "merge-no base named": bad("does not say which base model it is for", "merge", "a", *OUT,
+        then="--base", a=adapter(remove(SORA_FILE), edit(CONFIG_FILE,
+        base_model_name_or_path=None))),
+    "merge-a base of another size": bad("bert.encoder.layer.0.attention.self.query", "merge",
+        "models/adapter", *OUT, "--base", "m", m=wide),
+    "merge-a base that is no model": bad("holds neither model.safetensors nor", "merge",
+        "models/adapter", *OUT, "--base", "m", then="--base DIR", **BERT),
+    "merge-a base of pickles": bad("as pickles, which can run any code", "merge", "models/adapter",
+        *OUT, "--base", "m", then="--base THAT", **BERT, **{"m/pytorch_model.bin": "x"}),
+    "merge-a base with places outside": bad("names '../base/model.safetensors'", "merge",
+        "models/adapter", *OUT, "--base", "m", **BERT,
+        **{"m/model.safetensors.index.json": OUTSIDE}),
+    "verify-nothing": bad("there is no model at ./a", "verify", "./a"),
+    "verify-no weights": bad("m can not be loaded", "verify", "m", **BERT),
+    "verify-pickles": bad("as pickles, which can run any code", "verify", "m",
+        then="save_pretrained()", m=pickled_model),
+    "verify-another base": bad("of the right shape", "verify", "models/adapter", "--base", "m",
+        m=other_base),
+    "eval-nothing": bad("there is no model at ./a", "eval", "./a", "-r", "r.yaml"),
+    "eval-no trained head": bad("holds no trained head", "eval", "models/base", "-r", "r.yaml",
+        then="a merged model"),
+    "eval-other classes": bad("the adapter's classes are yes, no", "eval", "a", "-r", "r.yaml",
+        then="the recipe's: 0, 1", a=adapter(edit(SORA_FILE, labels=["yes", "no"]))),
+    "eval-a base that is gone": bad("the model 'gone/far' is neither", "eval", "a", "-r", "r.yaml",
+        a=adapter(edit(SORA_FILE, base=NO_BASE))),
+    "eval-a base of another size": bad("maps 48 to 48", "eval", "a", "-r", "r.yaml",
+        a=adapter(edit(SORA_FILE, base={**NO_BASE, "path": "m", "resolved": "m"})), m=wide),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_bad_adapter(
+    case: Case,
+    tmp_path: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    check(case, tmp_path, models, monkeypatch, capfd)

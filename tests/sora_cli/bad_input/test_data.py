@@ -1,0 +1,206 @@
+"""Rows that do not fit the task, files that can not be read, splits that are not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from tests.helpers_runs import pair_rows
+from tests.sora_cli.bad_input.runner import HERE, Case, bad, check, recipe
+
+WORD = "BROKEN"
+"""Marks the line of a file of rows that an error is to name."""
+
+
+def lines(rows: list[dict[str, Any]], *more: str) -> str:
+    """JSON lines."""
+    return "".join(f"{line}\n" for line in (*(json.dumps(row) for row in rows), *more))
+
+
+def changed(key: str, values: list[Any], rows: int = 8) -> str:
+    """Rows whose last have other values of a key."""
+    made = pair_rows(rows)
+    for row, value in zip(reversed(made), values, strict=False):
+        row[key] = value
+    return lines(made)
+
+
+def files(train: str = "train.jsonl", validation: str = "validation.jsonl") -> str:
+    """The recipe with a split's files in lines of their own, the one that is to blame marked."""
+    first = train != "train.jsonl"
+    made = recipe("data", "files:", f"  train: {train}", f"  validation: {validation}")
+    mark = f"    train: {train}" if first else f"    validation: {validation}"
+    return made.replace(f"  {HERE}", "").replace(f"{mark}\n", f"{mark}  {HERE}\n")
+
+
+def saved(labels: list[int], names: list[str]) -> Callable[[Path], object]:
+    """A directory that `save_to_disk` wrote, of classes with names."""
+
+    def make(path: Path) -> None:
+        rows = {"sentence": ["the cat"] * len(labels), "label": labels}
+        features = Features({"sentence": Value("string"), "label": ClassLabel(names=names)})
+        part = Dataset.from_dict(rows, features)
+        DatasetDict({"train": part, "validation": part}).save_to_disk(str(path))
+
+    return make
+
+
+FOLDER = recipe("data", "path: d").replace(
+    "  files: {train: train.jsonl, validation: validation.jsonl}\n", ""
+)
+SCRIPT = "import datasets\nopen('ran', 'w').close()\n"
+HEADER = "sentence1,sentence2,label\n"
+REGRESSION = recipe("task", "name: sequence-regression").replace(HERE, "")
+
+SOURCES: dict[str, Case] = {
+    "no such file": bad("no data file 'trian.jsonl'", r=files("trian.jsonl"), then="train.jsonl"),
+    "a directory for a file": bad("'d' is a directory, not a data file", r=files("d"),
+        then="data.path=d", **{"d/x.csv": HEADER}),
+    "two kinds of files": bad("files must be of one kind", r=files("[train.jsonl, b.csv]"),
+        then="csv, json, jsonl, parquet", **{"b.csv": HEADER}),
+    "a kind that is not read": bad("files must be of one kind", r=files("a.txt"),
+        then="csv, json, jsonl, parquet", **{"a.txt": "x"}),
+    "no such directory": bad("no data directory './d'", r=FOLDER.replace("path: d", "path: ./d"),
+        then="there are:"),
+    "an empty directory": bad("data 'd' can not be loaded", r=FOLDER, **{"d/x/y.q": ""}),
+    "a loading script": bad("data 'd' can not be loaded: Dataset scripts are no longer supported",
+        r=FOLDER, **{"d/d.py": SCRIPT}),
+    "unknown built-in rows": bad("no built-in data 'entailmnet'",
+        r=FOLDER.replace("path: d", "path: builtin://entailmnet"),
+        then="did you mean 'entailment'?"),
+    "out of reach": bad("the data set 'nyu-mll/glue' is neither",
+        r=FOLDER.replace("path: d", "path: nyu-mll/glue"), then="data.path=DIR"),
+    "a name the Hub can not have": bad("the data set 'a b' is neither",
+        r=FOLDER.replace("path: d", "path: a b")),
+    "no such split": bad("no split 'dev'", r=recipe("data", "validation: dev"),
+        then="there are: train, validation"),
+    "no split to train on": bad("no split 'trian'", r=recipe("data", "train: trian"),
+        then="did you mean 'train'?"),
+    "half of one row": bad("half-validation needs two rows",
+        r=recipe("data", "selection: half-validation"), then="data.selection=validation",
+        **{"validation.jsonl": lines(pair_rows(1))}),
+    "nothing left to train on": bad("leaves none of 20 training rows",
+        r=recipe("data", "selection_rows: 20", "selection: train-rows"),
+        then="data.selection_rows=2"),
+}  # fmt: skip
+FILES: dict[str, Case] = {
+    "an empty file": bad("data.files.train holds no rows", r=files("a.jsonl"), then="a.jsonl",
+        **{"a.jsonl": ""}),
+    "no rows": bad("data.files.validation holds no rows", r=files(validation="a.csv"), then="a.csv",
+        **{"a.csv": HEADER}),
+    "JSON that is broken": bad("no JSON: Expecting ',' delimiter", r=recipe(),
+        at=("train.jsonl", WORD), **{"train.jsonl": lines(pair_rows(5),
+        f'{{"sentence1": "{WORD}" "label": 0}}', "{}")}),
+    "JSON that is no row": bad("no row", r=recipe(), at=("train.jsonl", WORD),
+        then='{"text": "...", "label": 0}', **{"train.jsonl": lines(pair_rows(5),
+        f'["{WORD}", 1]')}),
+    "a JSON document cut": bad("no JSON", r=files("a.json"), at=("a.json", WORD),
+        **{"a.json": f'[{{"sentence1": "a"}},\n {{"sentence1": "{WORD}'}),
+    "JSON not in UTF-8": bad("not UTF-8", r=recipe(), at=("validation.jsonl", WORD),
+        **{"validation.jsonl": lines(pair_rows(3),
+        f'{{"sentence1": "{WORD} \xff"}}').encode("latin-1")}),
+    "CSV not in UTF-8": bad("not UTF-8", r=files("a.csv"), at=("a.csv", WORD),
+        **{"a.csv": f"{HEADER}a,b,0\n{WORD} \xe4,b,1\n".encode("latin-1")}),
+    "CSV with too many fields": bad("4 fields, where the header has 3", r=files("a.csv"),
+        at=("a.csv", WORD), **{"a.csv": f"{HEADER}a,b,0\n{WORD},b,c,1\n"}),
+    "CSV with a quote left open": bad("unexpected end of data", r=files("a.csv"),
+        at=("a.csv", WORD), **{"a.csv": f'{HEADER}a,b,0\n"{WORD},b,1\na,b,0\n'}),
+    "no parquet": bad("it is no parquet file", r=files("a.parquet"), then="a.parquet",
+        **{"a.parquet": "PAR2"}),
+    "parquet cut": bad("data.files.train can not be read", r=files("a.parquet"), then="a.parquet",
+        **{"a.parquet": b"PAR1" + b"\0" * 50}),
+}  # fmt: skip
+COLUMNS: dict[str, Case] = {
+    "no such text column": bad("no column 'premise'", r=recipe("data",
+        "text_columns: [premise, sentence2]"), then="sentence1"),
+    "three text columns": bad("one or two columns, not 3", r=recipe("data",
+        "text_columns: [sentence1, sentence2, label]")),
+    "no text columns": bad("one or two columns, not 0", r=recipe("data", "text_columns: []")),
+    "unusual names": bad("no text columns found among", r=recipe(), at=("r.yaml", "data:"),
+        then="data.text_columns=", **{"train.jsonl": lines([{"a": "x", "label": 0}])}),
+    "no label column": bad("no column 'gold'", r=recipe("data", "label_column: gold"),
+        then="label"),
+    "a column that one split lacks": bad("no column 'sentence2'", r=files(validation="b.jsonl"),
+        then="split 'validation'", **{"b.jsonl": lines([{"sentence1": "a", "label": 1}])}),
+    "a text that is missing": bad("column 'sentence1' has no text in row 7", r=recipe(),
+        at=("r.yaml", "data:"), then="split 'train'", **{"train.jsonl": changed("sentence1",
+        [None])}),
+    "texts in lists": bad("which is no text, in row 0", r=recipe(), at=("r.yaml", "data:"),
+        then="data.text_columns", **{"train.jsonl": changed("sentence1", [["a", "b"]] * 8)}),
+    "texts and lists": bad("which is no text, in row 7", r=recipe(), at=("r.yaml", "data:"),
+        then="data.text_columns", **{"train.jsonl": changed("sentence1", [{"a": 1}])}),
+}  # fmt: skip
+LABELS: dict[str, Case] = {
+    f"{name}": bad(says, r=made, at=("r.yaml", at), then=then, **{file: content})
+    for name, made, file, content, says, at, then in [
+        ("unseen in training", recipe(), "validation.jsonl", changed("label", [2]),
+            "none of the 2 classes: 2", "data:", "split 'validation'"),
+        ("unknown", recipe(), "validation.jsonl", changed("label", [-1]),
+            "none of the 2 classes: -1", "data:", "without labels can not be evaluated"),
+        ("missing in validation", recipe(), "validation.jsonl", changed("label", [None]),
+            "none of the 2 classes: None", "data:", "data.label_names"),
+        ("missing in training", recipe(), "train.jsonl", changed("label", [None]),
+            "no label in row 7", "data:", "data.label_column"),
+        ("not a number", recipe(), "train.jsonl", changed("label", [float("nan")]),
+            "no label in row 7", "data:", "data.label_column"),
+        ("of two types", recipe(), "train.jsonl", changed("label", ["yes"]),
+            "no classes from 0 upwards", "data:", "data.label_names"),
+        ("in lists", recipe(), "train.jsonl", changed("label", [[1]] * 8),
+            "holds [1] in row 0, which is no label", "data:", "data.label_column"),
+        ("in lists later", recipe(), "validation.jsonl", changed("label", [[1]] * 8),
+            "none of the 2 classes: [1]", "data:", "classes: 0, 1"),
+        ("fractions", recipe(), "train.jsonl", changed("label", [0.5]), "fractional numbers",
+            "data:", "task.name=sequence-regression"),
+        ("row numbers", recipe(), "train.jsonl", changed("label", [10**9]),
+            "numbers up to 1000000000", "data:", "sequence-regression"),
+        ("below zero", recipe(), "train.jsonl", changed("label", [-1]),
+            "no classes from 0 upwards: -1", "data:", "label_names"),
+        ("of one class", recipe(), "train.jsonl", changed("label", [1] * 8), "one class only: 1",
+            "data:", "data.label_names=[...]"),
+        ("words for numbers", REGRESSION, "train.jsonl", changed("label", ["high"]),
+            "not all numbers: 'high' in row 7", "data:", "task.name=sequence-classification"),
+        ("no numbers", REGRESSION, "validation.jsonl", changed("label", [None]),
+            "not all numbers: null in row 7", "data:", "split 'validation'"),
+        ("infinite", REGRESSION, "train.jsonl", changed("label", [float("inf")]),
+            "NaN or infinite numbers, as in row 7", "data:", "without a label"),
+        ("names of others", recipe("data", "label_names: [a, b]"), "train.jsonl",
+            changed("label", ["c"] * 8), "none of the 2 classes: c", HERE, "classes: a, b"),
+        ("too few names", recipe("data", "label_names: [a, b]"), "train.jsonl",
+            changed("label", [2]), "none of the 2 classes: 2", HERE, "classes: a, b"),
+    ]
+}  # fmt: skip
+NAMES: dict[str, Case] = {
+    "more names than classes": bad("data.label_names do not fit",
+        r=FOLDER.replace(HERE, "").replace("path: d", f"path: d\n  label_names: [a, b, c] {HERE}"),
+        then="the data's, in their order: a, b", d=saved([0, 1], ["a", "b"])),
+    "names in another order": bad("data.label_names do not fit",
+        r=FOLDER.replace(HERE, "").replace("path: d", f"path: d\n  label_names: [b, a] {HERE}"),
+        then="the data's, in their order: a, b", d=saved([0, 1], ["a", "b"])),
+    "hidden labels": bad("none of the 2 classes: -1", r=FOLDER, at=("r.yaml", "data:"),
+        d=saved([-1, -1], ["a", "b"])),
+    "longer than the model reads": bad("rows of 80 tokens do not fit the model",
+        r=recipe("data", "max_length: 80"), then="data.max_length=64",
+        **{"train.jsonl": changed("sentence1", ["cat " * 100])}),
+}  # fmt: skip
+CASES = {
+    f"{kind}-{name}": case
+    for kind, table in [("source", SOURCES), ("file", FILES), ("column", COLUMNS),
+                        ("label", LABELS), ("names", NAMES)]
+    for name, case in table.items()
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_bad_data(
+    case: Case,
+    tmp_path: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    check(case, tmp_path, models, monkeypatch, capfd)
