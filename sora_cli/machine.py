@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from sora_cli.errors import SoraError
 from sora_cli.plain_words import nearest
 from sora_cli.recipe import TrainingBlock
@@ -22,6 +24,25 @@ def check_machine(block: TrainingBlock) -> None:
             key="training.precision",
         )
     _check_loggers(block.loggers)
+    _check_launcher()
+
+
+def _check_launcher() -> None:
+    """What `accelerate launch` asks for, through the environment, that the methods can not do."""
+    if _asked_for("ACCELERATE_USE_DEEPSPEED"):
+        raise SoraError(
+            "DeepSpeed is not supported: its optimisers keep the gradients that methods look at",
+            hint="torchrun; where the model is too large for that, FSDP with fsdp_version: 2",
+        )
+    if _asked_for("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
+        raise SoraError(
+            "FSDP1 is not supported: it flattens the factors",
+            hint="in accelerate's configuration: fsdp_version: 2",
+        )
+
+
+def _asked_for(name: str) -> bool:
+    return os.environ.get(name, "").lower() == "true"
 
 
 def _check_loggers(names: list[str]) -> None:

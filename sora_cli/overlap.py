@@ -28,7 +28,7 @@ def find_overlaps(
 ) -> dict[str, Overlap]:
     """Compare splits with the training rows.
 
-    400,000 pairs take about two seconds and 6 MB: of each row, 64 bits of a keyed hash are compared.
+    400,000 pairs take about two seconds: of each row, 64 bits of a keyed hash are compared.
 
     Args:
         texts: columns that the model's input is made of.

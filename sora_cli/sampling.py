@@ -18,9 +18,10 @@ class GroupedBatchSampler(Sampler[list[int]]):
 
     Every `batch_size` rows, in the order given, make one optimiser step, dealt out to the
     processes row by row, and cut there into lists of `micro_batch`. So any number of processes
-    takes the same steps. Rows are shuffled, sorted by length within pools of 50 steps, cut into steps,
-    and the steps shuffled; a last step of fewer rows (random ones) stays last. Where that has too
-    few rows for each process to have as many lists as the others, a row is repeated (`is_filler`).
+    takes the same steps. Rows are shuffled, sorted by length within pools of 50 steps, cut into
+    steps, and the steps shuffled; a last step of fewer rows (random ones) stays last. Where that
+    has too few rows for each process to have as many lists as the others, a row is repeated
+    (`is_filler`).
 
     Args:
         lengths: (rows,) tokens of each row; None for a plain random order.

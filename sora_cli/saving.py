@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from methods.base import AdapterMethod, LowRankLinear
 from methods.inject import adapted_layers
+from methods.sharding import whole
 from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, write_adapter
 from sora_cli.auto_classes import task_type_of
 from sora_cli.fingerprint import fingerprint
@@ -103,7 +104,7 @@ def _head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     What the base checkpoint did not supply is random: without it a reload gives other results.
     """
     return {
-        f"{path}.{name}": tensor.detach().cpu().clone()
+        f"{path}.{name}": whole(tensor.detach()).cpu().clone()
         for path in head
         for name, tensor in model.get_submodule(path).state_dict().items()
     }

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -m tests.launched COMMANDS.json
 
-The file holds a list of {"words": [...], "stop": STEP or null}: where to stop, the process of rank 1
-alone gets SIGTERM during that step. What each process's commands gave is written beside it.
+The file holds a list of {"words": [...], "stop": STEP or null}: in that step the process of rank 1
+alone gets SIGTERM. What each process's commands gave is written beside it.
 """
 
 from __future__ import annotations

@@ -99,13 +99,15 @@ def _way_on(output: Path, words: list[str]) -> list[str]:
 
 def _verified(loaded: LoadedRecipe, output: Path, ready: Prepared) -> bool:
     """Whether the files give what was trained, as far as that can be told here."""
+    from methods.sharding import is_sharded
     from sora_cli.verify.self_check import self_check
 
     recipe = loaded.recipe
     if recipe.model.trust_remote_code:
         say(f"not verified: the model has code of its own; sora eval {output} scores it again")
         return True
-    if recipe.training.precision == "fp32":
+    sharded = any(is_sharded(p) for p in ready.base.model.parameters())  # one process alone can not
+    if recipe.training.precision == "fp32" and not sharded:
         return self_check(output, trained=ready.base.model, fresh=False)
     return self_check(output)  # autocast stays wrapped around the trained model's forward
 
@@ -216,4 +218,5 @@ def describe_layers(recipe: Recipe, ready: Prepared, counts: Parameters) -> str:
         f"{sum(m.rank for m in layers):,} components, "
         f"{counts.trained:,} trained of {counts.base:,} parameters, "
         f"{len(ready.train.lengths):,} rows"
+        + (f", {world_size()} processes" if world_size() > 1 else "")
     )
