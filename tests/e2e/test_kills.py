@@ -129,3 +129,58 @@ def test_killed_inside_a_write(whole: Whole, tmp_path: Path, kind: str, number: 
 @pytest.mark.parametrize("whole", ["sora"], indirect=True)
 def test_killed_inside_a_checkpoint(whole: Whole, tmp_path: Path) -> None:
     _assert_survives_kill_in(whole, tmp_path / "cut", "state.safetensors", 3)
+
+
+PATH_WRITES = [
+    ("path.json", 2),  # stage 0 is trained, its record half written
+    ("path.json:rename", 3),
+    ("stages/00/state.safetensors", 1),
+    ("stages/01/report.json", 1),
+    ("stages/01/adapter:rename", 1),
+    ("stages/01/state.safetensors:rename", 1),
+    ("path.png", 1),
+]
+
+
+def _path(recipe: Path, place: Path) -> list[str]:
+    return ["path", str(recipe), f"output.dir={place}"]
+
+
+@pytest.fixture(scope="module")
+def whole_path(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A path of three stages that nobody disturbed: its recipe, and the adapters."""
+    folder = tmp_path_factory.mktemp("path")
+    schedule = {"kind": "linear", "start": 0, "stop": 0.04, "num": 3}
+    recipe = write_recipe(
+        folder,
+        tiny_bert(num_labels=2),
+        training={"epochs": 1, "model_dropout": 0.1},
+        method={"dropout": 0.1},
+        path={"vary": "method.threshold", "schedule": schedule},
+    )
+    process = _start(*_path(recipe, folder / "out"))
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return recipe, _adapters(folder / "out")
+
+
+def _adapters(place: Path) -> dict[str, bytes]:
+    return {name: content for name, content in files_of(place).items() if "/adapter/" in name}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "number"), PATH_WRITES)
+def test_path_killed_inside_a_write(
+    whole_path: tuple[Path, dict[str, bytes]], tmp_path: Path, kind: str, number: int
+) -> None:
+    recipe, expected = whole_path
+    words = _path(recipe, tmp_path / "cut")
+    process = _start(kind, str(number), *words, module="tests.killed")
+    output = process.communicate()[0]
+    assert process.returncode == KILLED, output
+    process = _start(*words)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert len(expected) == 9
+    assert _adapters(tmp_path / "cut") == expected
+    assert not [name for name in files_of(tmp_path / "cut") if "partial" in name]
