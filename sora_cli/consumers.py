@@ -65,8 +65,10 @@ def _peft(config: PeftConfig) -> Consumer:
     patterns = {**(config.rank_pattern or {}), **(config.alpha_pattern or {})}
     if any(key.startswith("^") for key in patterns):
         advice += ", from PEFT 0.15 on"  # older ones never match an anchored pattern
-    if config.init_lora_weights is False:
-        advice += "; init_lora_weights is false: targets missing from the file get random factors"
+    init = config.init_lora_weights
+    if init is False or init == "orthogonal":
+        shown = f"init_lora_weights is {str(init).lower()}"
+        advice += f"; {shown}: targets missing from the file get random factors"
     return Consumer("PEFT", True, advice)
 
 

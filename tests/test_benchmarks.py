@@ -39,12 +39,14 @@ def test_memory() -> None:
     assert 1 < tensors["| SoRA"] < tensors["| plain SoRA"]
 
 
+@pytest.mark.long
 def test_ranks() -> None:
     shown = printed("rank", "--ranks", "4")
     for row in ("none removed", "nine tenths removed", "4 | counted only", "4 | every 25"):
         assert f"| {row} | " in shown
 
 
+@pytest.mark.long
 def test_runs() -> None:
     glue = glue_folder()
     shown = printed("run", "--data", str(glue), "--methods", "sora", "--no-verify")

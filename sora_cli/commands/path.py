@@ -76,7 +76,8 @@ def open_report(
         return _new_report(loaded, stage_count)
     _check_same_recipe(found, loaded, output)
     missing_controls = controls and found.controls is None
-    if len(found.stages) == stage_count and not missing_controls:
+    complete = len(found.stages) == stage_count and found.status == "completed"
+    if complete and not missing_controls:
         raise SoraError(
             f"'{output}' holds a finished path",
             hint=f"sora pick {output} --keep 0.99; or train again with --force",

@@ -134,11 +134,11 @@ def test_killed_inside_a_checkpoint(whole: Whole, tmp_path: Path) -> None:
 PATH_WRITES = [
     ("path.json", 2),  # stage 0 is trained, its record half written
     ("path.json:rename", 3),
-    ("stages/00/state.safetensors", 1),
-    ("stages/01/report.json", 1),
+    ("stages/00/.state.safetensors", 1),
+    ("stages/01/.report.json", 1),
     ("stages/01/adapter:rename", 1),
-    ("stages/01/state.safetensors:rename", 1),
-    ("path.png", 1),
+    ("stages/01/.state.safetensors:rename", 1),
+    (".path.png", 1),
 ]
 
 

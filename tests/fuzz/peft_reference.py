@@ -73,7 +73,8 @@ def load(base: Any, directory: Path) -> Loaded | Refused:
 def draws_at_random(directory: Path) -> bool:
     """Whether PEFT gives random numbers to targets that the file does not hold."""
     config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    return not config.get("init_lora_weights", True)
+    init = config.get("init_lora_weights", True)
+    return not init or init == "orthogonal"
 
 
 def load_plainly(base: Any, directory: Path) -> Loaded | Refused:

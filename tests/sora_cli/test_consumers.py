@@ -154,7 +154,8 @@ def test_a_head_that_no_export_would_help() -> None:
 
 
 def test_random_factors_for_missing_modules_are_told() -> None:
-    assert "random" in verdicts(init_lora_weights=False)["PEFT"].advice
+    for init in (False, "orthogonal"):
+        assert "random" in verdicts(init_lora_weights=init)["PEFT"].advice
 
 
 def test_scaling_is_compared_as_numbers() -> None:
