@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sora_cli.errors import SoraError
 from sora_cli.processes import is_main
 
 FILE_NAME = ".lock"
+_ATTEMPTS = 20
 
 
 @contextmanager
@@ -37,16 +38,8 @@ def locked(directory: Path) -> Iterator[None]:
         yield
         return
     check_directory(directory)
-    made = _make(directory)
+    made, lock = _acquired(directory)
     file = directory / FILE_NAME
-    lock = FileLock(file, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise SoraError(
-            f"another run is at work in '{directory}': {_owner(file)}",
-            hint="wait for it, stop it, or train elsewhere: output.dir=DIR",
-        ) from error
     try:
         with naming(file):
             file.write_text(json.dumps(_myself()), encoding="utf-8")
@@ -62,6 +55,28 @@ def check_directory(path: Path) -> None:
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not there.is_dir():
         raise SoraError(f"output '{path}': '{there}' is a file", hint="output.dir=DIR")
+
+
+def _acquired(directory: Path) -> tuple[list[Path], FileLock]:
+    """Directories made for it, and the lock, held."""
+    for _ in range(_ATTEMPTS):
+        # a run that ends takes its empty directory away, perhaps at this very moment
+        with suppress(FileNotFoundError, FileExistsError):
+            return _acquire(directory)
+    return _acquire(directory)
+
+
+def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
+    made, file = _make(directory), directory / FILE_NAME
+    lock = FileLock(file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise SoraError(
+            f"another run is at work in '{directory}': {_owner(file)}",
+            hint="wait for it, stop it, or train elsewhere: output.dir=DIR",
+        ) from error
+    return made, lock
 
 
 def _make(directory: Path) -> list[Path]:

@@ -27,7 +27,6 @@ METHODS = sorted(method_names())
 OPTIONS: dict[str, list[str]] = {
     "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"]
 }
-pytestmark = pytest.mark.xdist_group("several processes")  # one fixture for all
 MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
