@@ -61,10 +61,9 @@ def _other(error: Exception, *, debug: bool) -> int:
     if isinstance(error, _ClickError):
         return _usage_error(error)
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        name = "a file" if error.filename is None else f"'{error.filename}'"
         reason = (error.strerror or str(error)).lower()
-        if error.filename is None:
-            return _user_error([f"a file can not be used: {reason}"], debug=debug)
-        return _user_error([f"'{error.filename}' can not be used: {reason}"], debug=debug)
+        return _user_error([f"{name} can not be used: {reason}"], debug=debug)
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):

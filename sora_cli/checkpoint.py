@@ -28,6 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from methods.base import AdapterMethod
 from methods.sharding import like, whole
 from sora_cli.atomic import new_directory, write_text_atomic
+from sora_cli.checkpoint_places import checkpoint_paths
 from sora_cli.errors import SoraError, first_line
 
 STATE_FILE = "state.safetensors"
@@ -59,11 +60,6 @@ class Checkpoint:
     def finished(self) -> bool:
         """Whether training had come to its end."""
         return bool(self.run["finished"])
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return folder / f"step-{step:06d}"
 
 
 def write_checkpoint(
@@ -99,6 +95,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         SoraError: it is not complete, or not as it was written.
     """
+    check_complete(path)
+    run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+    return Checkpoint(path, load_file(path / STATE_FILE), run)
+
+
+def check_complete(path: Path) -> None:
+    """Raise `SoraError` where a checkpoint is not complete, or not as it was written."""
     try:
         marks = json.loads((path / MARK_FILE).read_text(encoding="utf-8"))
     except OSError as error:
@@ -109,8 +112,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         for name in _FILES:
             if marks.get(name) != _mark(path / name):
                 raise SoraError(f"{path}/{name} is not as it was written")
-        run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-        return Checkpoint(path, load_file(path / STATE_FILE), run)
     except OSError as error:
         raise SoraError(f"{path} is not complete: {first_line(error)}") from error
 
@@ -122,12 +123,12 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         It, if there is one, and what was wrong with later ones.
     """
     skipped: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(checkpoint_paths(folder)):
         try:
             found = read_checkpoint(path)
             best = found.run["best_checkpoint"]
             if best is not None and folder / best != path:
-                read_checkpoint(folder / best)
+                check_complete(folder / best)
             return found, skipped
         except SoraError as error:
             skipped.append(error.what)

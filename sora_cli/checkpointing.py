@@ -20,17 +20,15 @@ from methods.base import AdapterMethod, LowRankLinear
 from sora_cli.atomic import remove_directory, tidy
 from sora_cli.checkpoint import (
     Checkpoint,
-    checkpoint_path,
     load_trained,
     read_checkpoint,
     trained_tensors,
     write_checkpoint,
 )
+from sora_cli.checkpoint_places import checkpoint_path, checkpoint_paths
 from sora_cli.interruption import Deferral, Interrupted
 from sora_cli.resumable import Resumable
 from sora_cli.trainer_state import per_process, restore_losses, run_state, state_tensors
-
-FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         return [c for c in self.trainer.callback_handler.callbacks if isinstance(c, Resumable)]
 
     def _delete_others(self, keep: set[str]) -> None:
-        for old in sorted(self.folder.glob("step-*")):
+        for old in checkpoint_paths(self.folder):
             if old.name not in keep:
                 remove_directory(old)
 

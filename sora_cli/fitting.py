@@ -14,7 +14,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from methods.base import AdapterMethod, Layers
 from sora_cli.callback import MethodCallback, attach
 from sora_cli.checkpoint import Checkpoint, load_parameters, part
-from sora_cli.checkpointing import FOLDER, Checkpoints
+from sora_cli.checkpoint_places import FOLDER
+from sora_cli.checkpointing import Checkpoints
 from sora_cli.compaction import Compactor
 from sora_cli.interruption import deferred
 from sora_cli.non_finite import guard_steps

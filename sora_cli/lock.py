@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
-from sora_cli.atomic import naming
+from sora_cli.atomic import is_leftover, naming
 from sora_cli.errors import SoraError
 from sora_cli.processes import is_main
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 FILE_NAME = ".lock"
 _ATTEMPTS = 20
@@ -57,6 +59,14 @@ def check_directory(path: Path) -> None:
         raise SoraError(f"output '{path}': '{there}' is a file", hint="output.dir=DIR")
 
 
+def holds_only(directory: Path, *names: str) -> bool:
+    """Whether all that lies in a directory are things of these names, and what runs leave that were
+    cut short; also where there is no such directory."""
+    known = (FILE_NAME, *names)
+    there = directory.iterdir() if directory.is_dir() else ()
+    return all(path.name in known or is_leftover(path) for path in there)
+
+
 def _acquired(directory: Path) -> tuple[list[Path], FileLock]:
     """Directories made for it, and the lock, held."""
     for _ in range(_ATTEMPTS):
@@ -67,6 +77,8 @@ def _acquired(directory: Path) -> tuple[list[Path], FileLock]:
 
 
 def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
+    from filelock import FileLock, Timeout  # 80 ms, which mistakes in the recipe need not wait for
+
     made, file = _make(directory), directory / FILE_NAME
     lock = FileLock(file, blocking=False)
     try:

@@ -56,9 +56,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_machine(recipe.training)
     with phase("load data"):
         transformers.set_seed(recipe.training.seed)  # before a new head is drawn
-        task = create_task(recipe.task, recipe.data)
-        rows = load_rows(recipe.data)
-        task.bind(rows.train)
+        task, rows = load_task(recipe)
     with phase("load model"):
         base = load_base(recipe.model, task, dropout=recipe.training.model_dropout)
         if not torch.cuda.is_available():
@@ -74,6 +72,19 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         steps = recipe.training.total_steps(len(rows.train))
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     return Prepared(task, rows, base, train, select, report, method, layers)
+
+
+def load_task(recipe: Recipe) -> tuple[Task, Rows]:
+    """A recipe's rows, and its task bound to them.
+
+    Raises:
+        SoraError: whatever is wrong with either; it says where in the recipe.
+    """
+    with recipe.placing():
+        task = create_task(recipe.task, recipe.data)
+        rows = load_rows(recipe.data)
+        task.bind(rows.train)
+    return task, rows
 
 
 def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from sora_cli.checkpoint_places import FOLDER
 from sora_cli.console import say
 from sora_cli.errors import SoraError
 from sora_cli.plain_words import shown_value
@@ -64,14 +65,13 @@ def check_same(
     found = changes(before, now)
     refused = [change for change in found if not (force and change[0] in MAY_CHANGE)]
     if refused:
+        what = f"the run in '{output}' was begun with another recipe: {_told(refused)}"
+        if all(key in MAY_CHANGE for key, *_ in refused):
+            raise SoraError(what, hint="--resume --force takes the change")
         raise SoraError(
-            f"the run in '{output}' was begun with another recipe: {_told(refused)}",
-            where=f"with --force these may change: {', '.join(MAY_CHANGE)}"
-            if not all(key in MAY_CHANGE for key, *_ in refused)
-            else None,
-            hint="--resume --force takes the change"
-            if all(key in MAY_CHANGE for key, *_ in refused)
-            else "go on with the recipe as it was, or elsewhere: output.dir=DIR",
+            what,
+            where=f"with --force these may change: {', '.join(MAY_CHANGE)}",
+            hint="go on with the recipe as it was, or elsewhere: output.dir=DIR",
         )
     return [f"changed when it was resumed: {_told([change])}" for change in found]
 
@@ -89,7 +89,6 @@ def find_checkpoint(
         SoraError: it is of another run, or the inputs have changed since.
     """
     from sora_cli.checkpoint import newest_checkpoint
-    from sora_cli.checkpointing import FOLDER
 
     found, skipped = newest_checkpoint(output / FOLDER)
     for what in skipped:

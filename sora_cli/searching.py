@@ -18,11 +18,10 @@ from methods.base import LowRankLinear
 from methods.factors import LowRankFactors
 from sora_cli.adapted import load_adapted
 from sora_cli.adapter import Adapter
-from sora_cli.data import load_rows
 from sora_cli.encoding import encode
+from sora_cli.prepare import load_task
 from sora_cli.pruning import strongest, survey, truncate_layers
 from sora_cli.recipe import Recipe
-from sora_cli.tasks import create_task
 from sora_cli.training import build_trainer, predict
 
 
@@ -54,10 +53,7 @@ class Scores:
     """The metric of an adapter at any ranks, on the rows that a recipe chooses checkpoints on."""
 
     def __init__(self, adapter: Adapter, recipe: Recipe, scratch: Path) -> None:
-        with recipe.placing():
-            self.task = create_task(recipe.task, recipe.data)
-            rows = load_rows(recipe.data)
-            self.task.bind(rows.train)
+        self.task, rows = load_task(recipe)
         base, self.layers = load_adapted(adapter, recipe, self.task)
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"

@@ -32,14 +32,10 @@ def evaluate(
     check_recipe(loaded.recipe, model=False)  # the target takes its place
     check_target(target)
     with importing():
-        from sora_cli.data import load_rows
         from sora_cli.encoding import encode
-        from sora_cli.tasks import create_task
+        from sora_cli.prepare import load_task
         from sora_cli.training import build_trainer, predict
-    with loaded.recipe.placing():
-        task = create_task(loaded.recipe.task, loaded.recipe.data)
-        rows = load_rows(loaded.recipe.data)
-        task.bind(rows.train)
+    task, rows = load_task(loaded.recipe)
     base = load_target(target, loaded.recipe, task)
     scores: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []

@@ -10,11 +10,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.atomic import is_leftover, tidy
+from sora_cli.atomic import tidy
 from sora_cli.console import emit, emit_table, say
 from sora_cli.errors import SoraError
-from sora_cli.lock import FILE_NAME as LOCK
-from sora_cli.lock import locked
+from sora_cli.lock import holds_only, locked
 from sora_cli.path.plan import StagePlan, overruled, path_directory, plan_stages
 from sora_cli.path.record import FILE_NAME, PICTURE, PathReport, read_path
 from sora_cli.path.table import control_table, stage_table
@@ -71,7 +70,7 @@ def open_report(
         clear(output)
     found = read_path(output)
     if found is None:
-        if output.is_dir() and not all(_is_ours(path) for path in output.iterdir()):
+        if not holds_only(output, "stages"):  # of a start cut short
             raise SoraError(f"'{output}' is not empty and holds no path", hint="output.dir=DIR")
         return _new_report(loaded, stage_count)
     _check_same_recipe(found, loaded, output)
@@ -85,11 +84,6 @@ def open_report(
     if found.stages:
         say(f"going on in {output}: {len(found.stages)} of {stage_count} stages are finished")
     return found
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether something in a directory without a record may be there: from a start cut short."""
-    return path.name in (LOCK, "stages") or is_leftover(path)
 
 
 def clear(output: Path) -> None:

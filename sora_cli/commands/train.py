@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.atomic import is_leftover, tidy
+from sora_cli.atomic import tidy
+from sora_cli.checkpoint_places import FOLDER, checkpoint_paths
 from sora_cli.console import emit, say
 from sora_cli.errors import SoraError
 from sora_cli.interruption import Interrupted
-from sora_cli.lock import FILE_NAME as LOCK
-from sora_cli.lock import check_directory, locked
+from sora_cli.lock import check_directory, holds_only, locked
 from sora_cli.processes import is_main, world_size
 from sora_cli.recipe_file import LoadedRecipe, load_recipe
 from sora_cli.resume import check_same, find_checkpoint, identity_of
@@ -87,7 +87,7 @@ def _last_words(loaded: LoadedRecipe, ready: Prepared, log: RunLog, *, verify: b
 
 def _way_on(output: Path, words: list[str]) -> list[str]:
     """What is kept of an interrupted run, and the command that goes on with it."""
-    kept = sorted((output / "checkpoints").glob("step-*"))
+    kept = checkpoint_paths(output / FOLDER)
     given = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *words]
     command = shlex.join(["sora", *(word for word in given if word != "--resume"), "--resume"])
     if world_size() > 1:
@@ -121,13 +121,13 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
     Raises:
         SoraError: a run is there, finished or with checkpoints, or something that is no run at all.
     """
-    from sora_cli.report import read_report
+    from sora_cli.report import FILE_NAME, read_report
 
     output = loaded.output_dir
     check_directory(output)
     report = read_report(output)
     if report is None:
-        if _is_foreign(output) and not force:
+        if not (force or holds_only(output, FILE_NAME, FOLDER)):
             raise SoraError(
                 f"'{output}' is not empty and holds no run of this tool", hint="output.dir=DIR"
             )
@@ -141,22 +141,12 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
             f"'{output}' holds a finished run",
             hint="train again with --force, or elsewhere: output.dir=DIR",
         )
-    if any((output / "checkpoints").glob("step-*")) and not force:
+    if checkpoint_paths(output / FOLDER) and not force:
         raise SoraError(
             f"'{output}' holds a run that is not finished, with checkpoints",
             hint="go on with it: --resume; start over: --force; or elsewhere: output.dir=DIR",
         )
     return False
-
-
-def _is_foreign(output: Path) -> bool:
-    """Whether a directory without a report holds anything that is not ours."""
-    from sora_cli.report import FILE_NAME
-
-    ours = (FILE_NAME, LOCK, "checkpoints")
-    return output.is_dir() and any(
-        path.name not in ours and not is_leftover(path) for path in output.iterdir()
-    )
 
 
 def run(
