@@ -9,51 +9,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from methods.configs import Betas, MethodConfig
 from methods.registry import config_class
-from methods.schedules import ramp
+from sora_cli.blocks import Block, Count, Names, Seed, SomeNames
 from sora_cli.places import Placed
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-_TEXT = {"type": "string"}
-Names = Annotated[
-    list[str],
-    BeforeValidator(_as_list),
-    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
-]
-"""One name or a list of them."""
-SomeNames = Annotated[
-    Names,
-    Field(min_length=1),
-    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}),
-]
-"""At least one."""
-Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""Of every generator involved; NumPy's takes 32 bits, and stages of a path add to it."""
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-"""Rows or steps."""
+from sora_cli.recipe_path import PathBlock
 
 Cadence = Literal["epoch", "no"] | Count
 """Each epoch, never, or every so many optimiser steps."""
-
-
-class Block(BaseModel):
-    """Strict base of all recipe blocks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelBlock(Block):
@@ -229,66 +194,29 @@ class TrainingBlock(Block):
         return self
 
 
-class Schedule(Block):
-    """The values of a path's option, one per stage."""
-
-    kind: Literal["linear", "log_linear", "exp_linear", "list"] = Field(
-        "linear",
-        description="linear: equal differences; exp_linear: equal ratios; log_linear: logarithm of "
-        "a linear ramp between exp(start) and exp(stop); list: the values themselves",
-    )
-    start: float | None = Field(None, description="value of the first stage; may be 0 if linear")
-    stop: float | None = Field(None, description="value of the last stage")
-    num: int | None = Field(None, ge=2, le=10_000, description="number of stages")
-    values: list[bool | int | float | str] | None = Field(
-        None, min_length=2, description="kind: list: the value of every stage"
-    )
-
-    def stage_values(self) -> list[Any]:
-        """One value per stage, in order."""
-        if self.values is not None:
-            return list(self.values)
-        assert self.kind != "list"
-        assert self.start is not None
-        assert self.stop is not None
-        assert self.num is not None
-        return list(ramp(self.kind, self.start, self.stop, self.num))
-
-    @model_validator(mode="after")
-    def _complete(self) -> Schedule:
-        given = self.model_dump(exclude_none=True)
-        wanted = ["values"] if self.kind == "list" else ["start", "stop", "num"]
-        for key in ("start", "stop", "num", "values"):
-            if key in wanted and key not in given:
-                raise ValueError(f"kind {self.kind} needs {' and '.join(wanted)}; no {key} is set")
-            if key not in wanted and key in given:
-                raise ValueError(f"{key} does not go with kind {self.kind}; set {key}: null")
-        self.stage_values()
-        return self
-
-
-class PathBlock(Block):
-    """A regularisation path: stages with one option changing, each warm-started (`sora path`)."""
-
-    vary: str = Field(
-        description="the option that changes from stage to stage, such as method.threshold; "
-        "sora methods lists those that may"
-    )
-    schedule: Schedule = Field(description="the option's values, one per stage")
-    epochs: float | None = Field(
-        None, gt=0, le=1e6, description="epochs of each stage after the first; unset: as the first"
-    )
-    memorisation_rows: Count = Field(
-        1000, description="training rows scored after each stage, a fixed random subset"
-    )
-    memorisation_seed: Seed = Field(42, description="seed of that subset")
-
-
 class OutputBlock(Block):
     """Where results go."""
 
     dir: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="output directory; unset: runs/<recipe>-<method>-s<seed>"
+    )
+    label: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="what sora compare calls the run; unset: the options that tell it apart"
+    )
+    derived: list[str] = Field(
+        [],
+        description="keys whose values follow from other runs (a budget taken from another run of "
+        "the same seed): sora compare groups runs whatever these are",
+    )
+
+
+class PaperBlock(Block):
+    """What a paper prints for this task, for `sora compare --paper`."""
+
+    source: str = Field(description="authors, year, arXiv number, table")
+    metric: str = Field(description="the metric, as in task.metrics")
+    values: dict[str, float] = Field(
+        description="by method's name, in the metric's own unit (0.8777, not 87.77)"
     )
 
 
@@ -301,6 +229,7 @@ class Recipe(Placed, Block):
     method: MethodBlock
     training: TrainingBlock = TrainingBlock.model_validate({})
     path: PathBlock | None = None
+    paper: PaperBlock | None = None
     output: OutputBlock = OutputBlock.model_validate({})
 
     def resolved(self) -> dict[str, Any]:

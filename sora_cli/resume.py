@@ -36,7 +36,7 @@ Change = tuple[str, Any, Any]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Where two resolved recipes differ, but for the output's place.
+    """Where two resolved recipes differ in what makes the run: not its place, not a paper's values.
 
     Keys that an earlier version of the program did not have count as their defaults.
     """
@@ -44,7 +44,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
         {".".join(path): value for path, value in flat(values)}
         for values in (_completed(before), now)
     )
-    keys = [key for key in sorted({*old, *new}) if not key.startswith("output.")]
+    keys = [key for key in sorted({*old, *new}) if key.split(".")[0] not in ("output", "paper")]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 

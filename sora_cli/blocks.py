@@ -1,0 +1,36 @@
+"""What the recipe's blocks are made of: their strict base and the types of their values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_TEXT = {"type": "string"}
+Names = Annotated[
+    list[str],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
+]
+"""One name or a list of them."""
+SomeNames = Annotated[
+    Names,
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}),
+]
+"""At least one."""
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""Of every generator involved; NumPy's takes 32 bits, and stages of a path add to it."""
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""Rows or steps."""
+
+
+class Block(BaseModel):
+    """Strict base of all recipe blocks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

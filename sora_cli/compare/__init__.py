@@ -1,0 +1,1 @@
+"""`sora compare`: many runs' reports side by side."""
