@@ -13,8 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sora_cli import __version__
-from sora_cli.app_adapters import add_commands
+from sora_cli import __version__, app_adapters, app_experiments
 from sora_cli.app_options import (
     Code,
     Force,
@@ -183,7 +182,8 @@ def evaluate(
     )
 
 
-add_commands(app)
+app_adapters.add_commands(app)
+app_experiments.add_commands(app)
 
 
 @recipes_app.callback()

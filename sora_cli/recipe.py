@@ -220,6 +220,17 @@ class PaperBlock(Block):
     )
 
 
+class ResourcesBlock(Block):
+    """What `sora sweep` gives the run; `sora train` takes what there is."""
+
+    cpus: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="threads; unset: the machine's, divided among the runs at work"
+    )
+    gpus: float | None = Field(
+        None, ge=0, le=64, description="GPUs; below 1: a share of one. Unset: one, if there are any"
+    )
+
+
 class Recipe(Placed, Block):
     """One run. `method` holds the method's name; its typed options are in `method_config`."""
 
@@ -230,6 +241,7 @@ class Recipe(Placed, Block):
     training: TrainingBlock = TrainingBlock.model_validate({})
     path: PathBlock | None = None
     paper: PaperBlock | None = None
+    resources: ResourcesBlock = ResourcesBlock.model_validate({})
     output: OutputBlock = OutputBlock.model_validate({})
 
     def resolved(self) -> dict[str, Any]:

@@ -31,12 +31,15 @@ MAY_CHANGE = (
 )
 """What leaves the steps that are taken as they are; `--resume --force` takes changes of these."""
 
+NOT_THE_RUN = ("output", "paper", "resources")
+"""Blocks of a recipe that say nothing about what a run computes."""
+
 Change = tuple[str, Any, Any]
 """Dotted key, value before, value now."""
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Where two resolved recipes differ in what makes the run: not its place, not a paper's values.
+    """Where two resolved recipes differ in what makes the run, that is outside of `NOT_THE_RUN`.
 
     Keys that an earlier version of the program did not have count as their defaults.
     """
@@ -44,7 +47,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
         {".".join(path): value for path, value in flat(values)}
         for values in (_completed(before), now)
     )
-    keys = [key for key in sorted({*old, *new}) if key.split(".")[0] not in ("output", "paper")]
+    keys = [key for key in sorted({*old, *new}) if key.split(".")[0] not in NOT_THE_RUN]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 

@@ -11,10 +11,9 @@ from typing import Any
 from sora_cli.ranks import Rank, RankMap, rank_map
 from sora_cli.recipe_file import flat
 from sora_cli.report import RunReport
+from sora_cli.resume import NOT_THE_RUN
 
 SEED = "training.seed"
-_NOT_THE_RUN = ("output", "paper")
-"""Blocks that say nothing about how a run was made."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Run:
     Attributes:
         directory: where its report lies.
         report: what it says.
-        settings: dotted key -> value of the resolved recipe, without what `_NOT_THE_RUN` holds.
+        settings: dotted key -> value of the resolved recipe, without what `NOT_THE_RUN` holds.
     """
 
     directory: Path
@@ -34,7 +33,7 @@ class Run:
     @classmethod
     def of(cls, directory: Path, report: RunReport) -> Run:
         """A run from its report."""
-        kept = {k: v for k, v in report.recipe.items() if k not in _NOT_THE_RUN}
+        kept = {k: v for k, v in report.recipe.items() if k not in NOT_THE_RUN}
         return cls(directory, report, {".".join(path): value for path, value in flat(kept)})
 
     @property

@@ -1,0 +1,116 @@
+"""`sora sweep`: the runs of a sweep file, carried out, gone on with, or only listed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sora_cli.console import emit, emit_table, say
+from sora_cli.interruption import Interrupted
+from sora_cli.lock import locked
+from sora_cli.sweep.display import Display, duration
+from sora_cli.sweep.engine import Engine
+from sora_cli.sweep.engines import choose_engine
+from sora_cli.sweep.loop import Loop, Settings
+from sora_cli.sweep.plan import SweepPlan, plan_sweep
+from sora_cli.sweep.record import SweepRecord, now
+from sora_cli.sweep.source import PlanSource, Source
+
+RUNS_FAILED = 1
+"""Exit code: the sweep is through, but not all its runs are finished."""
+
+
+def sweep(
+    file: Path,
+    overrides: list[str],
+    *,
+    dry_run: bool = False,
+    jobs: int | None = None,
+    threads: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    retries: int = 2,
+    verify: bool = True,
+    code: Sequence[Path] = (),
+) -> int:
+    """Carry out a sweep file's runs; those that are finished are left alone.
+
+    Args:
+        dry_run: only list the runs and the time they are expected to take.
+        jobs: runs at work at the same time; None: see `choose_engine`.
+        threads: of each; None: the machine's, divided.
+        engine: local or ray.
+        address: of the Ray cluster.
+        retries: times a run that was killed is started again.
+        verify: whether each run checks its files.
+        code: plug-in files.
+
+    Returns:
+        Exit code: 1 if a run failed.
+    """
+    plan = plan_sweep(file, overrides)
+    if dry_run:
+        from sora_cli.sweep.listing import list_runs
+
+        list_runs(plan)
+        return 0
+    with locked(plan.directory):
+        source = _source(plan)
+        chosen, each = choose_engine(
+            engine, runs=max(len(plan.runs), 1), jobs=jobs, threads=threads, address=address
+        )
+        settings = Settings(plan.kind, each, retries, tuple(code), verify)
+        _carry_out(plan, source, chosen, settings, name=engine)
+        return _conclude(plan, source)
+
+
+def _source(plan: SweepPlan) -> Source:
+    if plan.sweep.sweep.search is None:
+        return PlanSource(plan)
+    from sora_cli.sweep.search import SearchSource
+
+    return SearchSource(plan)
+
+
+def _carry_out(
+    plan: SweepPlan, source: Source, engine: Engine, settings: Settings, *, name: str
+) -> None:
+    before = sum(record.before for record in source.records.values())
+    if before:
+        say(f"{before} of {len(source.records)} runs are finished already")
+    record = SweepRecord(
+        file=str(plan.sweep.path),
+        command=["sora", *sys.argv[1:]],
+        kind=plan.kind,
+        started=now(),
+        engine=name,
+    )
+    search = plan.sweep.sweep.search
+    display = Display(
+        source.records, lambda run: loop.log_of(run), total=search.trials if search else None
+    )
+    loop = Loop(source, engine, settings, plan.directory, record, display.tell, display.show)
+    try:
+        with display:
+            loop.run()
+    except Interrupted as end:
+        again = shlex.join(["sora", *sys.argv[1:]])
+        raise end.with_words("checkpoints are kept", f"go on: {again}") from end
+
+
+def _conclude(plan: SweepPlan, source: Source) -> int:
+    """How many runs ended how, those that failed, and what to type next; the exit code."""
+    records = list(source.records.values())
+    bad = [record for record in records if record.state in ("failed", "blocked")]
+    good = sum(record.state == "finished" for record in records)
+    spent = sum(record.seconds or 0 for record in records)
+    say()
+    emit(f"{good} of {len(records)} runs finished, {len(bad)} not; {duration(spent)} of runs")
+    if bad:
+        emit_table(None, ["not finished", "", "why"], [[r.name, r.state, r.error] for r in bad])
+    source.conclude()
+    if good:
+        say(f"next:\n  sora compare {plan.directory}")
+    return RUNS_FAILED if bad else 0

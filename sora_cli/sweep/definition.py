@@ -1,0 +1,155 @@
+"""The sweep file: which runs an experiment is made of. Strict, as recipes are; no torch here.
+
+recipe: ../rte.yaml
+set: {training.epochs: 3}
+grid: {training.seed: [0, 21, 42]}
+paired: {data.name: [rte, cola], training.learning_rate: [1e-3, 8e-4]}
+cases:
+  sora: {method.name: sora}
+  adalora: {method.name: adalora, method.target_r: {of: sora, take: mean_rank}}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from sora_cli.blocks import Block
+from sora_cli.errors import SoraError
+from sora_cli.plain_words import nearest
+from sora_cli.recipe_library import near_files, shown
+from sora_cli.sweep.space import SearchBlock
+from sora_cli.yaml_lines import Tree, parse_file
+
+Values = Annotated[list[Any], Field(min_length=1)]
+RECIPE = "recipe"
+"""The one key of grid, paired and cases that is no recipe's key: the base recipe itself."""
+
+
+class Reference(Block):
+    """A value that follows from another run: the finished one of a case, all else being equal."""
+
+    of: str = Field(description="the case")
+    take: Literal["mean_rank", "components", "parameters"] = Field(
+        description="of the finished run: components alive per module, components alive, or "
+        "parameters of what is left"
+    )
+
+
+class SweepFile(Block):
+    """What `sora sweep` reads."""
+
+    recipe: str = Field(
+        "", description="base recipe: a file, relative to this one, or a packaged recipe's name"
+    )
+    kind: Literal["train", "path"] = Field("train", description="what each run is: sora ...")
+    set: dict[str, Any] = Field({}, description="recipe keys and their values, for all runs")
+    grid: dict[str, Values] = Field({}, description="every combination of these values")
+    paired: dict[str, Values] = Field({}, description="lists walked together: first, second, ...")
+    cases: dict[str, dict[str, Any]] = Field(
+        {}, description="named sets of keys, one run of each; the name becomes output.label"
+    )
+    search: SearchBlock | None = Field(None, description="values chosen by Optuna instead")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SweepFile:
+        if self.search and (self.grid or self.paired or self.cases):
+            raise ValueError("search does not go with grid, paired or cases")
+        if self.search and self.kind == "path":
+            raise ValueError("search is for kind: train")
+        lengths = {key: len(values) for key, values in self.paired.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            raise ValueError(f"lists in paired must be of one length: {told}")
+        self._no_key_twice()
+        if not self.recipe and not any(RECIPE in keys for keys in self._varied()):
+            raise ValueError("no recipe is named: recipe: FILE")
+        return self
+
+    def _varied(self) -> list[dict[str, Any]]:
+        return [self.grid, self.paired, *self.cases.values()]
+
+    def _no_key_twice(self) -> None:
+        for case, keys in self.cases.items():
+            for key in keys:
+                if key in self.grid or key in self.paired:
+                    block = "grid" if key in self.grid else "paired"
+                    raise ValueError(f"{key} is set in {block} and in case {case}")
+        for key in self.grid:
+            if key in self.paired:
+                raise ValueError(f"{key} is set in grid and in paired")
+
+
+@dataclass(frozen=True)
+class LoadedSweep:
+    """A valid sweep file, and where its keys stand.
+
+    Attributes:
+        path: the file.
+        sweep: what it says.
+        tree: plain values with their lines.
+    """
+
+    path: Path
+    sweep: SweepFile
+    tree: Tree
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def place(self, *key: str) -> str:
+        """File and line of a key, else of the block around it."""
+        return _place(self.tree, shown(self.path), key)
+
+
+def load_sweep(path: Path) -> LoadedSweep:
+    """Read and check a sweep file.
+
+    Raises:
+        SoraError: it is missing or unreadable, no YAML, or has a key or value that is not allowed.
+    """
+    file = shown(path)
+    try:
+        content = path.expanduser().read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = near_files(path) or "sora recipes list"
+        raise SoraError(f"no sweep file '{file}': {reason}", hint=hint) from error
+    tree = parse_file(content, file)
+    try:
+        return LoadedSweep(path, SweepFile.model_validate(tree.values), tree)
+    except ValidationError as error:
+        raise _sweep_error(error, tree, file) from error
+
+
+def _sweep_error(error: ValidationError, tree: Tree, file: str) -> SoraError:
+    first = error.errors(include_url=False)[0]
+    key = tuple(str(part) for part in first["loc"])
+    where = _place(tree, file, key)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "extra_forbidden":
+        name = ".".join(key)
+        return SoraError(f"{name}: {message}" if name else message, where=where)
+    if len(key) == 1:
+        hint = nearest(key[0], SweepFile.model_fields)
+        if "." in key[0]:
+            hint = f"recipe keys stand in set, grid, paired or cases: set: {{{key[0]}: ...}}"
+        return SoraError(f"unknown key '{key[0]}' in a sweep file", where=where, hint=hint)
+    block = _block(key[:-1])
+    known = nearest(key[-1], block.model_fields) if block else None
+    return SoraError(f"unknown key '{key[-1]}' in {'.'.join(key[:-1])}", where=where, hint=known)
+
+
+def _block(key: tuple[str, ...]) -> type[BaseModel] | None:
+    return SearchBlock if key == ("search",) else None
+
+
+def _place(tree: Tree, file: str, key: tuple[str, ...]) -> str:
+    for end in range(len(key), 0, -1):
+        if key[:end] in tree.origins:
+            return str(tree.origins[key[:end]])
+    return file
