@@ -62,7 +62,7 @@ import transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM
 import sora_cli.merging
 from sora_cli.commands.merge import merge
-from sora_cli.report import process_memory
+from sora_cli.environment import process_memory
 before = process_memory("RssAnon") or 0
 merging = sora_cli.merging
 prepare = merging.prepare_merge

@@ -31,7 +31,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from methods.configs import MethodConfig
+from methods.configs import MethodConfig, MethodOptions
 from methods.errors import MethodError
 from methods.factors import LowRankFactors
 from methods.layer import Layers, LowRankLinear
@@ -83,15 +83,15 @@ class AdapterMethod(ABC):
     """What recipes call it."""
     paper: ClassVar[str] = ""
     """Authors, year, arXiv number."""
-    config_class: ClassVar[type[MethodConfig]] = MethodConfig
+    config_class: ClassVar[type[MethodOptions]] = MethodConfig
     low_rank: ClassVar[bool] = True
-    """False for baselines that are no sum of rank-one terms."""
+    """False for baselines that are no sum of rank-one terms: see `methods.baselines`."""
     adapts_rank: ClassVar[bool] = False
     """True if training itself removes components."""
     variable_options: ClassVar[tuple[str, ...]] = ()
     """Options `set_option` may change between the stages of a path."""
 
-    def __init__(self, config: MethodConfig) -> None:
+    def __init__(self, config: MethodOptions) -> None:
         if not isinstance(config, self.config_class):
             raise TypeError(f"{self.name} takes a {self.config_class.__name__}, not {type(config)}")
         self.config = config

@@ -1,7 +1,8 @@
 """What can be set on each built-in method. Importable without torch, so recipes are checked early.
 
 A method's configuration is a pydantic model: unknown keys are errors, every field says its unit.
-Third-party methods subclass `MethodConfig` (or one of the classes below) in the same way.
+Third-party methods subclass `MethodConfig` (or one of the classes below) in the same way; those
+that adapt no layers, `MethodOptions`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ Betas = tuple[
 ]
 
 
-class MethodConfig(BaseModel):
-    """Options every adapter method has: which layers it adapts, and how strongly."""
+class MethodOptions(BaseModel):
+    """What every method's configuration is; without a field of its own, nothing can be set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodConfig(MethodOptions):
+    """Options every adapter method has: which layers it adapts, and how strongly."""
 
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear",

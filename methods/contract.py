@@ -10,7 +10,8 @@
 A check takes a factory of fresh methods, which is given options that every configuration has
 (targets, alpha, dropout), and raises AssertionError with what is wrong. What is checked here is a
 small net in a plain loop; `sora_cli.method_contract` holds a method to a transformers Trainer, to
-adapter files and to merging in the same way.
+adapter files and to merging in the same way. A baseline (`low_rank = False`) has no factors:
+`BASELINE_CHECKS` are what it owes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ from collections.abc import Callable
 import torch
 
 from methods.base import AdapterMethod, LowRankLinear
+from methods.contract_baselines import (
+    adapting_layers_is_refused,
+    choosing_changes_nothing,
+    groups_hold_every_chosen_parameter_once,
+    only_what_was_chosen_is_trained,
+)
 from methods.contract_net import (
     LR,
     STEPS,
@@ -46,7 +53,7 @@ from methods.contract_runs import (
 from methods.errors import MethodError
 from methods.inject import inject, replace
 
-__all__ = ["CHECKS", "Check", "MethodFactory"]
+__all__ = ["BASELINE_CHECKS", "CHECKS", "Check", "MethodFactory"]
 
 Check = Callable[[MethodFactory], None]
 
@@ -268,7 +275,21 @@ CHECKS: tuple[Check, ...] = (
     a_plan_covers_the_run_and_changes_nothing,
     only_variable_options_vary,
 )
-"""Every check; each raises AssertionError with what is wrong."""
+"""Every check of a low-rank method; each raises AssertionError with what is wrong."""
+
+BASELINE_CHECKS: tuple[Check, ...] = (
+    choosing_changes_nothing,
+    only_what_was_chosen_is_trained,
+    groups_hold_every_chosen_parameter_once,
+    adapting_layers_is_refused,
+    penalty_changes_nothing,
+    a_run_resumes_bit_equal,
+    beginning_again_changes_nothing,
+    summary_counts_components,
+    a_plan_covers_the_run_and_changes_nothing,
+    only_variable_options_vary,
+)
+"""Every check of a baseline: those on factors are left out."""
 
 
 def _kill_components(layer: LowRankLinear) -> int:

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
 from methods.base import AdapterMethod, LowRankLinear, StepInfo
+from methods.baselines import Baseline, choose
 from methods.inject import inject, replace
 
 LR = 1e-2
 STEPS = 20
+HEAD = "2"
+"""The layer of the net that a baseline finds to be its head."""
 
 MethodFactory = Callable[..., AdapterMethod]
 """Makes a fresh method from options that every configuration has (targets, alpha, dropout)."""
@@ -73,9 +76,7 @@ class Run:
         Returns:
             The task loss before each step.
         """
-        weight = self.layers["0"].base.weight
-        assert isinstance(weight, Tensor)
-        x, y = regression_data(weight.dtype)
+        x, y = regression_data(next(self.net.parameters()).dtype)
         losses = []
         for step in steps:
             loss = mse_loss(self.net(x), y)
@@ -111,7 +112,7 @@ def start(
     begun: bool = True,
     **adamw: Any,
 ) -> Run:
-    """Adapt a small net and begin a run.
+    """Adapt a small net and begin a run; of a baseline its head is trained, too.
 
     Args:
         seed: of the adapters; the net is always the same.
@@ -119,11 +120,17 @@ def start(
         begun: False leaves the call of `begin` to the caller.
     """
     net = small_net(dtype)
-    layers = inject(net, method, generator=generator(seed))
+    layers: dict[str, LowRankLinear] = {}
+    head: list[dict[str, Any]] = []
+    if isinstance(method, Baseline):
+        choose(net, method, head=[HEAD])
+        head = [{"name": "head", "params": list(net.get_submodule(HEAD).parameters()), "lr": LR}]
+    else:
+        layers = inject(net, method, generator=generator(seed))
     if emptied is not None:
         layers[emptied] = without_components(layers[emptied])
         replace(net, emptied, layers[emptied])
-    groups = method.param_groups(layers, lr=LR, weight_decay=0.01)
+    groups = [*method.param_groups(layers, lr=LR, weight_decay=0.01), *head]
     if begun:
         method.begin(layers, total_steps=total_steps)
     return Run(net, method, layers, torch.optim.AdamW(groups, **adamw), total_steps)

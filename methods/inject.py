@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import AdapterMethod, Layers, LowRankLinear
+from methods.configs import MethodConfig
 from methods.errors import MethodError
 from methods.init import linear_shape
 from methods.sharding import is_sharded
@@ -37,8 +38,10 @@ def inject(
 
     Raises:
         MethodError: a target matches no linear layer, a shared or a sharded one, there is nothing
-            to adapt, or the model has adapters already.
+            to adapt, the model has adapters already, or the method adapts no layers.
     """
+    if not isinstance(method.config, MethodConfig):
+        raise MethodError(f"{method.name} adapts no layers: see methods.baselines.choose")
     _check_no_adapters(model)
     trainable = tuple(trainable)
     paths = find_targets(model, method.config.targets, exclude=(*exclude, *trainable))

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from methods.configs import MethodConfig
+from methods.configs import MethodOptions
 from methods.errors import MethodError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Card:
     paper: str
     adapts_rank: bool = False
     variable_options: tuple[str, ...] = ()
+    low_rank: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,21 @@ _BUILTINS = {
             variable_options=("threshold", "l1"),
         ),
     ),
+    "full": Builtin(
+        "methods.baselines:Full",
+        "methods.configs:MethodOptions",
+        Card("Devlin et al. 2019, arXiv 1810.04805 (section 3.2)", low_rank=False),
+    ),
+    "head": Builtin(
+        "methods.baselines:Head",
+        "methods.configs:MethodOptions",
+        Card("Alain and Bengio 2016, arXiv 1610.01644 (linear probes)", low_rank=False),
+    ),
+    "bitfit": Builtin(
+        "methods.baselines:BitFit",
+        "methods.configs:MethodOptions",
+        Card("Ben Zaken et al. 2022, arXiv 2106.10199", low_rank=False),
+    ),
 }
 _REGISTERED: dict[str, type[AdapterMethod]] = {}
 
@@ -75,6 +91,11 @@ _REGISTERED: dict[str, type[AdapterMethod]] = {}
 def method_names() -> list[str]:
     """All names, built-ins first."""
     return [*_BUILTINS, *sorted({*_entry_points(), *_REGISTERED} - set(_BUILTINS))]
+
+
+def low_rank_names() -> list[str]:
+    """Names of the methods that are no baselines."""
+    return [name for name in method_names() if card(name).low_rank]
 
 
 def register(method: type[AdapterMethod]) -> type[AdapterMethod]:
@@ -109,10 +130,10 @@ def method_class(name: str) -> type[AdapterMethod]:
     raise MethodError(f"no method '{name}'{did_you_mean(name, method_names())}")
 
 
-def config_class(name: str) -> type[MethodConfig]:
+def config_class(name: str) -> type[MethodOptions]:
     """The configuration class behind a name; imports no torch for a built-in."""
     if name in _BUILTINS:
-        loaded: type[MethodConfig] = _load(_BUILTINS[name].config)
+        loaded: type[MethodOptions] = _load(_BUILTINS[name].config)
         return loaded
     return method_class(name).config_class
 
@@ -122,7 +143,8 @@ def card(name: str) -> Card:
     if name in _BUILTINS:
         return _BUILTINS[name].card
     method = method_class(name)
-    return Card(method.paper, method.adapts_rank, tuple(method.variable_options))
+    variable = tuple(method.variable_options)
+    return Card(method.paper, method.adapts_rank, variable, method.low_rank)
 
 
 def create(name: str, **options: Any) -> AdapterMethod:

@@ -49,7 +49,7 @@ def attach(
         ValueError: the model has no adapters, or the trainer an optimiser without their groups.
     """
     found = dict(layers) if layers is not None else adapted_layers(trainer.model)
-    if not found:
+    if not found and method.low_rank:
         raise ValueError("the model has no adapters: call methods.inject.inject(model, ...) first")
     if trainer.optimizer is not None:
         _check_groups(trainer.optimizer, method, found)
@@ -65,7 +65,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
     """Calls a method's hooks at the right moments, and notices when it can not.
 
     Attributes:
-        live: live components after each optimiser step.
+        live: live components after each optimiser step; none for a baseline.
         skipped: optimiser steps that mixed precision skipped, or that `skip_step` left out.
         resumed_from: the checkpoint the trainer was resumed from, once it has been read.
         method_state: of the method, to go on from; None: it is read from that checkpoint.
@@ -125,6 +125,8 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
             )
         rates = {g["name"]: g["lr"] for g in self.trainer.optimizer.param_groups if "name" in g}
         self.method.after_step(self.layers, StepInfo(state.global_step, state.max_steps, rates))
+        if not self.method.low_rank:
+            return
         live = self.method.summary(self.layers).live
         if live == 0 and self._last_live:
             _log.warning(
@@ -248,6 +250,7 @@ def _all_groups(
     lr, decay = trainer.args.learning_rate, trainer.args.weight_decay
     groups = method.param_groups(layers, lr=lr, weight_decay=decay)
     adapters = {id(p) for layer in layers.values() for p in layer.parameters()}
+    adapters |= {id(p) for group in groups for p in group["params"]}  # a baseline's are no layer's
     decayed = set(trainer.get_decay_parameter_names(model))
     rest = [
         (n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters

@@ -20,6 +20,8 @@ def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) ->
         outputs, labels = predict(trainer, rows)
         report.metrics[split] = ready.task.scores(outputs, labels)
         _say(report, prediction_remark(ready.task, split, outputs, labels))
+    if ready.baseline is not None:
+        return  # nothing that could be switched off
     if not any(ready.method.factors(m).drop_zeros().rank for m in ready.layers.values()):
         _say(report, NONE_ALIVE)
     elif ready.task.scorer.best in report.metrics[next(iter(ready.report))]:

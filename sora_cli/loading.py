@@ -33,8 +33,11 @@ def apply_adapter(model: nn.Module, adapter: Adapter) -> dict[str, LowRankLinear
     return layers
 
 
-def load_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:
+def load_head(model: nn.Module, head: Mapping[str, Tensor], *, what: str = "adapter") -> None:
     """Put the tensors stored in full in place.
+
+    Args:
+        what: holds them, for errors.
 
     Raises:
         SoraError: no such parameter, another shape, or one tied to a weight that stays.
@@ -46,7 +49,7 @@ def load_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:
         if target is None or target.shape != tensor.shape:
             there = "no such parameter" if target is None else f"{tuple(target.shape)}"
             raise SoraError(
-                f"the adapter's '{name}' {tuple(tensor.shape)} does not fit the base: {there}"
+                f"the {what}'s '{name}' {tuple(tensor.shape)} does not fit the base: {there}"
             )
         for other in names.get(id(target), []):
             if other not in head or not torch.equal(head[other], tensor):

@@ -9,17 +9,34 @@ from pathlib import Path
 
 from sora_cli.errors import SoraError
 from sora_cli.references import resolve_model_path
-from sora_cli.sora_file import CONFIG_FILE
+from sora_cli.sora_file import CONFIG_FILE, SORA_FILE, read_sora_file
+
+ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
+"""Where a run's directory holds its result: a low-rank method's, or a baseline's."""
+DELTA_FILE = "delta.safetensors"
+MODEL_CONFIG = "config.json"
 
 
 def adapter_folder(directory: Path) -> Path | None:
     """The adapter directory itself, or the one inside a run directory; None if it is neither."""
-    candidates = (directory, directory / "adapter")
+    candidates = (directory, directory / ADAPTER)
     return next((folder for folder in candidates if (folder / CONFIG_FILE).is_file()), None)
 
 
-def locate_adapter(directory: Path) -> Path:
+def baseline_folder(directory: Path) -> Path | None:
+    """A baseline's result, the directory itself or the one inside a run directory; else None.
+
+    That is a delta or a model, with the metadata that training adds to it.
+    """
+    candidates = (directory, directory / DELTA, directory / MODEL)
+    return next((folder for folder in candidates if _is_baseline(folder)), None)
+
+
+def locate_adapter(directory: Path, *, missing: str = "there is no adapter to read") -> Path:
     """The adapter directory itself, or the one inside a run directory.
+
+    Args:
+        missing: what to say of a baseline's run or result, which has none.
 
     Raises:
         SoraError: neither is there.
@@ -28,6 +45,7 @@ def locate_adapter(directory: Path) -> Path:
         found = adapter_folder(directory)
         if found is not None:
             return found
+        refuse_baseline(directory, missing)
         if not directory.exists():
             raise SoraError(f"there is no directory {directory}")
         if not directory.is_dir():
@@ -39,6 +57,26 @@ def locate_adapter(directory: Path) -> Path:
         f"{directory} is no adapter directory: it holds no {CONFIG_FILE}",
         where=f"there are adapters in {', '.join(map(str, inside[:3]))}" if inside else None,
         hint="name one of them" if inside else None,
+    )
+
+
+def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> None:
+    """Raise `SoraError` for the run, or the result, of a method that is no low-rank one.
+
+    Args:
+        missing: what it has not, to end the sentence with.
+        models: a model itself will do.
+    """
+    folder = baseline_folder(directory)
+    if folder is None or (models and folder == directory and not (folder / DELTA_FILE).is_file()):
+        return
+    method = read_sora_file(folder / SORA_FILE)[0].method
+    if (folder / DELTA_FILE).is_file():
+        hint = f"to score it: sora eval {directory} --recipe RECIPE"
+    else:
+        hint = f"{folder} is a whole model, which from_pretrained loads as it is"
+    raise SoraError(
+        f"{directory} was trained by '{method}', which is no low-rank method: {missing}", hint=hint
     )
 
 
@@ -60,10 +98,16 @@ def model_source(reference: str) -> str:
 
 def check_target(reference: str) -> None:
     """Raise `SoraError` where what may be an adapter, a run or a model can be none of them."""
-    if adapter_folder(Path(reference).expanduser()) is None:
+    place = Path(reference).expanduser()
+    if adapter_folder(place) is None and baseline_folder(place) is None:
         model_source(reference)
 
 
 def _parent(file: Path) -> str | None:
     parent = file.parent
     return f"give its directory: {parent}" if (parent / CONFIG_FILE).is_file() else None
+
+
+def _is_baseline(folder: Path) -> bool:
+    weights = (folder / DELTA_FILE).is_file() or (folder / MODEL_CONFIG).is_file()
+    return weights and (folder / SORA_FILE).is_file() and not (folder / CONFIG_FILE).is_file()

@@ -1,6 +1,6 @@
 """Predicted peak memory of a training run, without running it.
 
-On a CPU the peak is the largest resident set of the process, as `report.peak_memory` measures it:
+On a CPU the peak is the largest resident set of the process (`environment.peak_memory`):
 
     peak = resident + runtime + moments + max(step, evaluation)
     step, evaluation = traced + HEAP_SLACK * small blocks among it
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sora_cli.environment import peak_memory, process_memory
 from sora_cli.memory_trace import Passes, Trace
 from sora_cli.prepare import Prepared
 from sora_cli.recipe import Recipe
-from sora_cli.report import peak_memory, process_memory
 from sora_cli.tasks.base import Encoded
 
 CPU_RUNTIME = 75_000_000  # bytes, measured on a run of two-row batches

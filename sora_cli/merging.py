@@ -23,6 +23,7 @@ from sora_cli.adapter import Adapter
 from sora_cli.adapter_file import AdapterFile
 from sora_cli.atomic import check_replaceable, new_directory
 from sora_cli.console import size
+from sora_cli.environment import process_memory
 from sora_cli.errors import SoraError
 from sora_cli.fingerprint import fingerprint
 from sora_cli.merge.base import MODEL_CARD, MODEL_CONFIG, BaseFolder, loading, open_base
@@ -35,7 +36,6 @@ from sora_cli.merge.plan import Plan, plan_weights
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
 from sora_cli.model import lacks_tokenizer
 from sora_cli.references import resolve_model_path
-from sora_cli.report import process_memory
 from sora_cli.sora_file import write_json
 from sora_cli.tensor_file import torch_dtype
 

@@ -40,7 +40,7 @@ from sora_cli.method_trial import (
     trial_folder,
 )
 
-__all__ = ["CHECKS", "Attach", "Check", "MethodFactory"]
+__all__ = ["BASELINE_CHECKS", "CHECKS", "Attach", "Check", "MethodFactory"]
 
 
 class Check(Protocol):
@@ -181,7 +181,14 @@ CHECKS: tuple[Check, ...] = (
     merging_repeats_to_the_byte,
     merging_twice_is_refused,
 )
-"""Every check; each raises AssertionError with what is wrong."""
+"""Every check of a low-rank method; each raises AssertionError with what is wrong."""
+
+BASELINE_CHECKS: tuple[Check, ...] = (
+    hooks_run_once_per_optimiser_step,
+    penalty_is_in_the_training_loss_once,
+    a_checkpoint_resumes_bit_equal,
+)
+"""Those that a baseline owes, too: it has no factors and no adapter files."""
 
 
 def _refusal(adapter: Adapter, output: Path, *, base: Path, force: bool) -> str:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from methods.base import AdapterMethod, LowRankLinear, StepInfo
+from methods.baselines import Baseline, choose
 from methods.contract_net import MethodFactory
 from methods.inject import inject
 from sora_cli.model import quiet_loading
@@ -130,7 +131,11 @@ def start(
     """
     model, method = tiny_model(), make()
     generator = torch.Generator().manual_seed(seed)
-    layers = inject(model, method, trainable=[HEAD], generator=generator)
+    layers: dict[str, LowRankLinear] = {}
+    if isinstance(method, Baseline):
+        choose(model, method, head=[HEAD])
+    else:
+        layers = inject(model, method, trainable=[HEAD], generator=generator)
     options = {"save_strategy": "no", **arguments}
     args = TrainingArguments(
         str(folder),

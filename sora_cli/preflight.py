@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from methods.registry import card
 from sora_cli.console import say
 from sora_cli.data_source import find_source
+from sora_cli.errors import SoraError
 from sora_cli.metric_names import check_metric, from_the_hub
 from sora_cli.recipe import Recipe
 from sora_cli.references import resolve_model_path
@@ -25,6 +27,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
         SoraError: an unknown task, data or a model that are not there.
     """
     with recipe.placing():
+        _check_compaction(recipe)
         task_target(recipe.task.name)
         for name in recipe.task.metrics or ():
             check_metric(name)
@@ -36,6 +39,16 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
             resolve_model_path(recipe.model.path)
     for note in code_notes(recipe):
         say(f"note: {note}")
+
+
+def _check_compaction(recipe: Recipe) -> None:
+    name = recipe.method.name
+    if recipe.training.compact_every is not None and not card(name).low_rank:
+        raise SoraError(
+            f"training.compact_every removes dead components, and method {name} has none",
+            hint="training.compact_every=null",
+            key="training.compact_every",
+        )
 
 
 def code_notes(recipe: Recipe) -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from methods.base import AdapterMethod, LowRankLinear
+from methods.baselines import Baseline, choose
 from methods.dropout import replace_dropouts
 from methods.inject import inject
 from methods.registry import method_class
@@ -37,6 +38,11 @@ class Prepared:
     report: dict[str, Encoded]
     method: AdapterMethod
     layers: dict[str, LowRankLinear]
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """The method, where it is no low-rank one: there are no layers then."""
+        return self.method if isinstance(self.method, Baseline) else None
 
 
 def prepare(recipe: Recipe, phase: Phase) -> Prepared:
@@ -67,8 +73,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         reported = (report[name] for name, part in rows.report.items() if part is rows.select)
         select = next(reported, None) or encode(task, base, rows.select, split="for selection")
     with phase("inject"):
-        with recipe.placing("method.targets"):
-            method, layers = add_adapters(recipe, base)
+        method, layers = add_adapters(recipe, base)
         steps = recipe.training.total_steps(len(rows.train))
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     return Prepared(task, rows, base, train, select, report, method, layers)
@@ -88,15 +93,27 @@ def load_task(recipe: Recipe) -> tuple[Task, Rows]:
 
 
 def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:
-    """The recipe's method, and its adapters in the base model."""
+    """The recipe's method, and its adapters in the base model; a baseline has none.
+
+    Raises:
+        SoraError: the model has nothing that the method could adapt or train.
+    """
     method = method_class(recipe.method.name)(recipe.method.config)
+    train_head = recipe.training.train_head
+    if isinstance(method, Baseline):
+        with recipe.placing("method.name"):
+            choose(base.model, method, head=base.head, train_head=train_head)
+        return method, {}
     if not method.low_rank:
-        raise SoraError(f"method '{method.name}' is no low-rank method")
-    layers = inject(
-        base.model,
-        method,
-        exclude=base.head,
-        trainable=base.head if recipe.training.train_head else (),
-        generator=torch.Generator().manual_seed(recipe.training.seed),
-    )
+        raise SoraError(
+            f"method '{method.name}' has low_rank = False, but is no methods.baselines.Baseline"
+        )
+    with recipe.placing("method.targets"):
+        layers = inject(
+            base.model,
+            method,
+            exclude=base.head,
+            trainable=base.head if train_head else (),
+            generator=torch.Generator().manual_seed(recipe.training.seed),
+        )
     return method, layers

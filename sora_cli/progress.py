@@ -6,9 +6,10 @@ import sys
 from typing import Any
 
 from tqdm import tqdm
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from sora_cli.callback import MethodCallback
+from sora_cli.report import RunLog
 
 
 class RunProgress(ProgressCallback):  # type: ignore[misc]
@@ -55,3 +56,14 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
             )
         if self.prediction_bar is not None:
             self.prediction_bar.update(1)
+
+
+class SavedHistory(TrainerCallback):  # type: ignore[misc]
+    """Saves a run's report at each evaluation."""
+
+    def __init__(self, log: RunLog) -> None:
+        self.log = log
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.log.note_progress(state)
+        self.log.save()

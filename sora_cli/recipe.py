@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from methods.configs import Betas, MethodConfig
+from methods.configs import Betas, MethodOptions
 from methods.registry import config_class
 from sora_cli.blocks import Block, Count, Names, Seed, SomeNames
 from sora_cli.places import Placed
@@ -72,7 +72,9 @@ class DataBlock(Block):
         description="splits to evaluate on; the first one chooses the checkpoint",
     )
     text_columns: Names | None = Field(
-        None, description="one column, or two for sentence pairs; unset: found by their usual names"
+        None,
+        description="one column, or two for sentence pairs; a text with columns in braces makes "
+        "one of several: ['{word}: {sentence1}', '{sentence2}']; unset: found by their usual names",
     )
     label_column: str = Field("label", description="column of the labels")
     label_names: Annotated[list[str], Field(min_length=2)] | None = Field(
@@ -214,6 +216,7 @@ class PaperBlock(Block):
     """What a paper prints for this task, for `sora compare --paper`."""
 
     source: str = Field(description="authors, year, arXiv number, table")
+    model: str = Field(description="base model the values hold for, as in model.path")
     metric: str = Field(description="the metric, as in task.metrics")
     values: dict[str, float] = Field(
         description="by method's name, in the metric's own unit (0.8777, not 87.77)"
@@ -256,10 +259,12 @@ class MethodBlock(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field(description="lora, adalora, sora or a registered method")
+    name: str = Field(
+        description="lora, adalora, sora, a baseline (full, head, bitfit) or a registered method"
+    )
 
     @property
-    def config(self) -> MethodConfig:
+    def config(self) -> MethodOptions:
         """The typed options, validated by the method's configuration class."""
         return config_class(self.name)(**(self.model_extra or {}))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from methods.configs import MethodConfig
+from methods.configs import MethodOptions
 from methods.errors import MethodError
 from methods.registry import config_class, method_names
 from sora_cli.errors import SoraError
@@ -50,7 +50,7 @@ class LoadedRecipe:
     name: str
 
     @property
-    def method_config(self) -> MethodConfig:
+    def method_config(self) -> MethodOptions:
         """The method's typed options."""
         return self.recipe.method.config
 

@@ -8,28 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sora_cli import __version__
 from sora_cli.atomic import write_text_atomic
+from sora_cli.environment import environment, peak_memory
 from sora_cli.interruption import Interrupted
 from sora_cli.processes import is_main
 
 FILE_NAME = "report.json"
 SCHEMA_VERSION = 1
-_PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "safetensors")
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
@@ -49,8 +44,14 @@ class Parameters(BaseModel):
 
     base: int = 0
     trained: int = Field(0, description="everything with a gradient: factors, gates, head")
-    adapter_start: int = Field(0, description="factors at the start: sum of r (in + out)")
-    adapter_end: int = Field(0, description="factors of the saved adapter")
+    adapter_start: int = Field(
+        0,
+        description="factors at the start: sum of r (in + out); of a baseline, what it trains "
+        "outside the head",
+    )
+    adapter_end: int = Field(
+        0, description="factors of the saved adapter; of a baseline, as at the start"
+    )
     head: int = 0
 
 
@@ -247,12 +248,19 @@ class RunLog(ReportLog[RunReport]):
 
     @contextmanager
     def following(self, trainer: Any) -> Iterator[None]:
-        """While a Trainer trains: however that ends, its steps and history are kept."""
+        """While a Trainer trains: its steps and history are kept, however that ends, and saved at
+        each evaluation, for whoever watches the run."""
+        from sora_cli.progress import SavedHistory
+
+        trainer.add_callback(SavedHistory(self))
         try:
             yield
         finally:
-            self.report.steps = trainer.state.global_step
-            self.report.history = trainer.state.log_history
+            self.note_progress(trainer.state)
+
+    def note_progress(self, state: Any) -> None:
+        """Steps and history of a Trainer's state."""
+        self.report.steps, self.report.history = state.global_step, list(state.log_history)
 
 
 def provenance() -> dict[str, Any]:
@@ -272,50 +280,6 @@ def read_report(directory: Path) -> RunReport | None:
         return None
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit a result depends on."""
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "sora": __version__,
-        "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "git_commit": _git_commit(),
-    }
-
-
-def peak_memory() -> int | None:
-    """Largest resident memory of this process so far, in bytes; with a GPU, the GPU's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = process_memory("VmHWM")
-    if peak is not None:
-        return peak
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def process_memory(field: str) -> int | None:
-    """A memory figure of this process in bytes, by Linux's name for it; None elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{field}:")), None)
-
-
 def data_fingerprint(rows: Any) -> str:
     """sha256 over the content of a data set's rows, in order."""
     digest = hashlib.sha256()
@@ -327,23 +291,3 @@ def data_fingerprint(rows: Any) -> str:
 def _now(later: float = 0.0) -> str:
     """The time in so many seconds."""
     return (datetime.now(UTC) + timedelta(seconds=later)).isoformat(timespec="seconds")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout this package lies in, if it does."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

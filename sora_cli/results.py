@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, write_adapter
+from sora_cli.baseline_files import clear_others, write_baseline
 from sora_cli.fitting import Fit
+from sora_cli.locating import ADAPTER
 from sora_cli.plots import plot_ranks
 from sora_cli.prepare import Prepared
 from sora_cli.processes import is_main
@@ -19,7 +21,6 @@ from sora_cli.saving import base_reference, build_adapter
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.training import AdapterTrainer, predict
 
-ADAPTER = "adapter"
 RANKS_PLOT = "ranks.png"
 
 
@@ -67,7 +68,7 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
     report.events += [left_out] if left_out else []
     _split_training(report, result.first_step)
     report.live_components = result.live
-    report.parameters.adapter_end = 0
+    report.parameters.adapter_end = _baseline_parameters(ready)
     for path, layer in ready.layers.items():
         factors = ready.method.factors(layer).drop_zeros()
         report.ranks[path].end = factors.rank
@@ -94,12 +95,26 @@ def _split_training(report: RunReport, first_step: int) -> None:
 
 
 def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path) -> None:
-    """`adapter/` and `ranks.png`; of several processes the main one writes them."""
+    """`adapter/` and `ranks.png`, or a baseline's `delta/` or `model/`.
+
+    What another method's run left in that place is deleted. Of several processes the main one
+    writes.
+    """
     known = BaseReference(**{f.name: report.base[f.name] for f in fields(BaseReference)})
-    adapter = run_adapter(ready, loaded.resolved()["method"], known)
+    options = loaded.resolved()["method"]
+    if ready.baseline is not None:
+        written = write_baseline(
+            output, ready.baseline, ready.base, run_meta(ready, options), known
+        )
+        if is_main():
+            clear_others(output, written.name)
+            (output / RANKS_PLOT).unlink(missing_ok=True)
+        return
+    adapter = run_adapter(ready, options, known)
     if not is_main():
         return
     write_adapter(output / ADAPTER, adapter, force=True)
+    clear_others(output, ADAPTER)
     start = {path: m.start for path, m in report.ranks.items()}
     end = {path: m.end for path, m in report.ranks.items()}
     plot_ranks(end, start, output / RANKS_PLOT, f"{report.name}: {ready.method.name}")
@@ -107,9 +122,22 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
 
 def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseReference) -> Adapter:
     """The trained model's adapter and head, ready to be written."""
+    return build_adapter(
+        ready.base.model,
+        ready.method,
+        ready.layers,
+        head=ready.base.head,
+        task_type=ready.task.peft_type,
+        base=base,
+        meta=run_meta(ready, method_options),
+    )
+
+
+def run_meta(ready: Prepared, method_options: Mapping[str, Any]) -> AdapterMeta:
+    """What `sora.json` says of the method and the task."""
     task = ready.task
     options = task.model_options()
-    meta = AdapterMeta(
+    return AdapterMeta(
         method=ready.method.name,
         method_config={k: v for k, v in method_options.items() if k != "name"},
         task=task.name,
@@ -118,15 +146,6 @@ def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseRe
         problem_type=options.get("problem_type"),
         max_length=task.data.max_length,
     )
-    return build_adapter(
-        ready.base.model,
-        ready.method,
-        ready.layers,
-        head=ready.base.head,
-        task_type=task.peft_type,
-        base=base,
-        meta=meta,
-    )
 
 
 def count_parameters(ready: Prepared) -> Parameters:
@@ -134,7 +153,7 @@ def count_parameters(ready: Prepared) -> Parameters:
     model, layers = ready.base.model, ready.layers.values()
     adapters = {id(p) for m in layers for p in (m.A, m.B, m.d) if p is not None}
     heads = [model.get_submodule(path) for path in ready.base.head]
-    factors = sum(m.A.numel() + m.B.numel() for m in layers)
+    factors = sum(m.A.numel() + m.B.numel() for m in layers) + _baseline_parameters(ready)
     return Parameters(
         base=sum(p.numel() for p in model.parameters() if id(p) not in adapters),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -142,3 +161,9 @@ def count_parameters(ready: Prepared) -> Parameters:
         adapter_end=factors,
         head=sum(p.numel() for head in heads for p in head.parameters()),
     )
+
+
+def _baseline_parameters(ready: Prepared) -> int:
+    """Numbers that a baseline trains outside the head; 0 for a low-rank method."""
+    method = ready.baseline
+    return 0 if method is None else sum(p.numel() for p in method.parameters.values())

@@ -73,7 +73,7 @@ def build_adapter(
     started = {path: layer.rank for path, layer in layers.items()}
     return Adapter(
         layers={path: method.factors(layer) for path, layer in layers.items()},
-        head=_head_tensors(model, head),
+        head=head_tensors(model, head),
         head_modules=head,
         task_type=task_type,
         base=base,
@@ -98,7 +98,7 @@ def trained_modules(model: nn.Module, layers: Mapping[str, LowRankLinear]) -> li
     ]
 
 
-def _head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
+def head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     """Tensors of the modules stored in full, by full name; also where they were frozen.
 
     What the base checkpoint did not supply is random: without it a reload gives other results.

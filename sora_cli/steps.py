@@ -38,6 +38,8 @@ def learning_rates(
 ) -> Mapping[str, Sequence[float]]:
     """The learning rate of every step, by the names of the method's parameter groups."""
     groups = method.param_groups(layers, lr=args.learning_rate, weight_decay=args.weight_decay)
+    if not groups:  # only the head is trained
+        return {}
     stand_ins = [{"params": [torch.zeros(1)], "lr": group["lr"]} for group in groups]
     optimizer = torch.optim.SGD(stand_ins, lr=args.learning_rate)
     scheduler = get_scheduler(

@@ -45,7 +45,9 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         from sora_cli.training import training_arguments
     ready, block = prepare(loaded.recipe, _untimed), loaded.recipe.training
     emit_section("adapted layers", adapted_lines(ready))
-    emit_section("linear layers without adapter", near_miss_lines(ready, block.train_head))
+    if ready.layers:
+        misses = near_miss_lines(ready, block.train_head)
+        emit_section("linear layers without adapter", misses)
     emit_section("parameters", parameter_lines(ready, block.train_head))
     emit_section("data", data_lines(ready))
     metric = ready.task.scorer.best
@@ -80,6 +82,13 @@ def adapted_lines(ready: Prepared) -> Iterator[str]:
     """Matched layers, those that differ in a number only together."""
     from sora_cli.matching import adapted_groups
 
+    if ready.baseline is not None:
+        tensors = len(ready.baseline.parameters)
+        yield (
+            f"none: method {ready.method.name} trains {count(tensors)} parameter tensors of the "
+            "base model itself"
+        )
+        return
     components = sum(layer.rank for layer in ready.layers.values())
     yield (
         f"{len(ready.layers)} linear layers, {count(components)} components, "
@@ -101,19 +110,21 @@ def parameter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
     from sora_cli.results import count_parameters
 
     counts, layers = count_parameters(ready), ready.layers.values()
-    gates = sum(m.d.numel() for m in layers if m.d is not None)
-    costs = [m.A.shape[1] + m.B.shape[0] for m in layers]
-    low, high = count(min(costs)), count(max(costs))
     share = counts.trained / counts.base
     yield f"{'base model':<24} {count(counts.base):>15}"
     yield f"{'trained':<24} {count(counts.trained):>15}  ({share:.2%} of the base model)"
-    yield f"{'adapters at the start':<24} {count(counts.adapter_start):>15}"
+    what = "adapters at the start" if layers else "trained beside the head"
+    yield f"{what:<24} {count(counts.adapter_start):>15}"
+    gates = sum(m.d.numel() for m in layers if m.d is not None)
     if gates:
         yield f"{'gates':<24} {count(gates):>15}  (while training)"
     yield f"{'head':<24} {count(counts.head):>15}  ({'trained' if train_head else 'frozen'})"
-    per = low if low == high else f"{low} to {high}"
-    gate = ", + 1 gate while training" if gates else ""
-    yield f"{'one component':<24} {per:>15}  (in + out{gate})"
+    if layers:
+        costs = [m.A.shape[1] + m.B.shape[0] for m in layers]
+        low, high = count(min(costs)), count(max(costs))
+        per = low if low == high else f"{low} to {high}"
+        gate = ", + 1 gate while training" if gates else ""
+        yield f"{'one component':<24} {per:>15}  (in + out{gate})"
     yield from _missing_lines(ready, train_head)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.console import emit, emit_table, say
 from sora_cli.errors import SoraError
-from sora_cli.locating import adapter_folder, check_target
+from sora_cli.locating import DELTA_FILE, adapter_folder, baseline_folder, check_target
 from sora_cli.option_checks import check_new_file
 from sora_cli.preflight import check_recipe
 from sora_cli.recipe_file import load_recipe
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def evaluate(
     target: str, *, recipe: str, overrides: list[str], predictions: Path | None, as_json: bool
 ) -> None:
-    """Score an adapter, a run's adapter or a model on a recipe's reported splits."""
+    """Score an adapter, a run or a model on a recipe's reported splits."""
     check_new_file("--predictions", predictions)
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded.recipe, model=False)  # the target takes its place
@@ -53,14 +53,20 @@ def evaluate(
 
 
 def load_target(target: str, recipe: Recipe, task: Task) -> Base:
-    """The model to score: a base model with an adapter on it, or a model as it is."""
+    """The model to score: a base model with an adapter or a delta in it, or a model."""
     from sora_cli.adapted import check_classes, load_adapted
     from sora_cli.adapter import read_adapter
     from sora_cli.model import load_base
 
-    folder = adapter_folder(Path(target).expanduser())
+    place = Path(target).expanduser()
+    folder, baseline = adapter_folder(place), baseline_folder(place)
+    if folder is None and baseline is not None and (baseline / DELTA_FILE).is_file():
+        from sora_cli.baseline_files import load_delta
+
+        return load_delta(baseline, recipe, task)
     if folder is None:
-        base = load_base(recipe.model.model_copy(update={"path": target, "revision": None}), task)
+        source = target if baseline is None else str(baseline)
+        base = load_base(recipe.model.model_copy(update={"path": source, "revision": None}), task)
         if base.missing:
             raise SoraError(
                 f"'{target}' holds no trained head: {', '.join(base.missing[:3])} are missing",

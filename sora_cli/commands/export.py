@@ -40,7 +40,7 @@ def export(
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
     check_replaceable(output, force=force, markers=(CONFIG_FILE,))
-    locate_adapter(directory)
+    locate_adapter(directory, missing="there is no adapter to export")
     from sora_cli.exporting import export_adapter
 
     done = export_adapter(directory, output, layout=layout, dtype=dtype, force=force)

@@ -30,7 +30,8 @@ def inspect(
         SoraError: no adapter, one that can not be read, or two of different models.
     """
     _check(directories, plot=plot, modules=modules)
-    located = [locate_adapter(directory) for directory in directories]
+    missing = "there are no ranks to inspect"
+    located = [locate_adapter(directory, missing=missing) for directory in directories]
     if len(located) == 1:
         _inspect_one(located[0], as_json=as_json, plot=plot, modules=modules)
     else:

@@ -41,7 +41,8 @@ def merge(
     Raises:
         SoraError: bad input, a base that does not fit, or an output that exists.
     """
-    locate_adapter(directory)  # before torch is imported
+    missing = "there is no adapter to merge"
+    locate_adapter(directory, missing=missing)  # before torch is imported
     if base is not None:
         resolve_model_path(base)
     from sora_cli.adapter import open_adapter

@@ -35,6 +35,7 @@ def describe_method(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "paper": about.paper,
+        "low_rank": about.low_rank,
         "adapts_rank": about.adapts_rank,
         "may_vary": list(about.variable_options),
         "options": options,
@@ -50,8 +51,10 @@ def _as_text(method: dict[str, Any]) -> str:
         )
         for option in method["options"]
     ]
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     lines = [f"  {n:{widths[0]}}  {d:{widths[1]}}  {text}".rstrip() for n, d, text in rows]
+    if not method["low_rank"]:
+        lines.append("  a baseline: trains parameters of the model itself, and has no ranks")
     if method["may_vary"]:
         lines.append(f"  along a path (sora path) may vary: {', '.join(method['may_vary'])}")
     title = f"{method['name']}: {method['paper']}" if method["paper"] else method["name"]

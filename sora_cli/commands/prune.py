@@ -70,7 +70,7 @@ def prune(
     """
     loaded = _recipe_of(rule, recipe, overrides)
     check_replaceable(output, force=force, markers=(CONFIG_FILE,))
-    locate_adapter(directory)
+    locate_adapter(directory, missing="there are no ranks to prune")
     from sora_cli.adapter import lazy_adapter, open_adapter, write_adapter
 
     with open_adapter(directory) as file:

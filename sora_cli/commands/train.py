@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,9 +68,10 @@ def train(
             say(f"'{output}' holds this run, finished")
             return 0
         try:
-            ready, log = run(loaded, output, began=began, resume=resume, force=force)
+            words = [recipe, *overrides]
+            ready, log = run(loaded, output, words, began=began, resume=resume, force=force)
         except Interrupted as end:
-            raise end.with_words(*_way_on(output, [recipe, *overrides])) from end
+            raise end.with_words(*_way_on(output, words)) from end
         return _last_words(loaded, ready, log, verify=verify)
 
 
@@ -103,6 +105,10 @@ def _verified(loaded: LoadedRecipe, output: Path, ready: Prepared) -> bool:
     from sora_cli.verify.self_check import self_check
 
     recipe = loaded.recipe
+    if ready.baseline is not None:
+        from sora_cli.verify.baseline_check import check_baseline
+
+        return check_baseline(output, recipe, ready)
     if recipe.model.trust_remote_code:
         say(f"not verified: the model has code of its own; sora eval {output} scores it again")
         return True
@@ -150,9 +156,19 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
 
 
 def run(
-    loaded: LoadedRecipe, output: Path, *, began: float, resume: bool = False, force: bool = False
+    loaded: LoadedRecipe,
+    output: Path,
+    words: Sequence[str],
+    *,
+    began: float,
+    resume: bool = False,
+    force: bool = False,
 ) -> tuple[Prepared, RunLog]:
-    """The whole run, one step a line; the model is as it was saved."""
+    """The whole run, one step a line; the model is as it was saved.
+
+    Args:
+        words: the recipe as it was given, and its overrides.
+    """
     with importing():
         from sora_cli.conclusion import conclude
         from sora_cli.deterministic import set_deterministic
@@ -196,16 +212,16 @@ def run(
         with log.phase("save"):
             record_result(log.report, ready, result)
             save_results(log.report, ready, loaded, output)
-    conclude(log.report, output)
+    conclude(log.report, output, words)
     return ready, log
 
 
 def describe_layers(recipe: Recipe, ready: Prepared, counts: Parameters) -> str:
     """One line that says what is about to be trained."""
     layers = ready.layers.values()
+    adapted = f"{len(layers)} layers, {sum(m.rank for m in layers):,} components, "
     return (
-        f"{recipe.method.name} on {recipe.model.path}: {len(layers)} layers, "
-        f"{sum(m.rank for m in layers):,} components, "
+        f"{recipe.method.name} on {recipe.model.path}: {adapted if layers else ''}"
         f"{counts.trained:,} trained of {counts.base:,} parameters, "
         f"{len(ready.train.lengths):,} rows"
         + (f", {world_size()} processes" if world_size() > 1 else "")

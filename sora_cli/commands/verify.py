@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.console import count, emit, emit_table, say
-from sora_cli.locating import check_target
+from sora_cli.locating import check_target, refuse_baseline
 from sora_cli.option_checks import check_comparison
 from sora_cli.timing import importing
 
@@ -42,6 +43,8 @@ def verify(
     check_comparison(dtype, tolerance)
     for reference in filter(None, (a, b)):
         check_target(reference)
+        place = Path(reference).expanduser()
+        refuse_baseline(place, "there is no adapter to verify", models=True)
     with importing():
         from sora_cli.verify.verification import verify
     done = verify(a, b, base=base, dtype=dtype, tolerance=tolerance)

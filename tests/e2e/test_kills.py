@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from methods.registry import method_names
+from methods.registry import low_rank_names
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, write_recipe
@@ -64,7 +64,7 @@ def _train(whole: tuple[Path, list[str]], place: Path, *words: str) -> subproces
     return _start("train", str(recipe), *options, "--no-verify", f"output.dir={place}", *words)
 
 
-@pytest.fixture(scope="module", params=sorted(method_names()))
+@pytest.fixture(scope="module", params=sorted(low_rank_names()))
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
     model = tiny_bert(num_labels=2)

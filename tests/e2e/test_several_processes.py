@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from methods.registry import method_names
+from methods.registry import low_rank_names
 from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
 from tests.helpers_models import tiny_bert
@@ -23,7 +23,7 @@ from tests.helpers_runs import files_of, timeless, write_recipe
 ROOT = Path(__file__).parents[2]
 STEPS, STOPPED_AT = 30, 17
 TOLERANCE = 1e-5
-METHODS = sorted(method_names())
+METHODS = sorted(low_rank_names())
 OPTIONS: dict[str, list[str]] = {
     "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"]
 }

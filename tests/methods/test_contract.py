@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from methods import contract
 from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, Summary
+from methods.baselines import Baseline, Head
 from methods.configs import LoraConfig
-from methods.contract import CHECKS, Check, MethodFactory
+from methods.contract import BASELINE_CHECKS, CHECKS, Check, MethodFactory
 from methods.errors import MethodError
 from methods.factors import LowRankFactors
 from methods.lora import Lora
@@ -21,6 +23,9 @@ from methods.sora import Sora, soft_threshold_
 
 REGISTERED: dict[str, MethodFactory] = {
     name: partial(create, name) for name in method_names() if method_class(name).low_rank
+}
+BASELINES: dict[str, MethodFactory] = {
+    name: partial(create, name) for name in method_names() if name not in REGISTERED
 }
 BUSY: dict[str, MethodFactory] = {  # options under which components die and penalties count
     "rslora": partial(create, "lora", use_rslora=True),
@@ -36,6 +41,45 @@ BUSY: dict[str, MethodFactory] = {  # options under which components die and pen
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_registered_method(check: Check, make: MethodFactory) -> None:
     check(make)
+
+
+@pytest.mark.parametrize("make", BASELINES.values(), ids=BASELINES)
+@pytest.mark.parametrize("check", BASELINE_CHECKS, ids=lambda check: check.__name__)
+def test_baseline(check: Check, make: MethodFactory) -> None:
+    check(make)
+
+
+class TrainsUnseen(Head):
+    """Moves a frozen bias behind the optimiser's back."""
+
+    def after_step(self, layers: Layers, info: StepInfo) -> None:
+        assert self._model is not None
+        self._model.get_parameter("0.bias").data.add_(0.1)
+
+
+class LeavesOneOut(Head):
+    """Chooses two parameters and gives the optimiser one."""
+
+    def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
+        return parameters
+
+    def param_groups(
+        self, layers: Layers, *, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        return super().param_groups(layers, lr=lr, weight_decay=weight_decay)[:1]
+
+
+@pytest.mark.parametrize(
+    ("method", "check"),
+    [
+        (TrainsUnseen, contract.only_what_was_chosen_is_trained),
+        (LeavesOneOut, contract.only_what_was_chosen_is_trained),
+        (LeavesOneOut, contract.groups_hold_every_chosen_parameter_once),
+    ],
+)
+def test_a_broken_baseline_is_noticed(method: type[Baseline], check: Check) -> None:
+    with pytest.raises(AssertionError):
+        check(lambda **options: method(method.config_class(**options)))
 
 
 class StartsOffZero(Lora):

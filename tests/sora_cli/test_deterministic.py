@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods.registry import method_names
+from methods.registry import low_rank_names
 from sora_cli.deterministic import set_deterministic
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
@@ -42,7 +42,7 @@ def test_a_workspace_somebody_has_chosen_stays(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_method_has_options_here() -> None:
-    assert list(OPTIONS) == method_names()
+    assert list(OPTIONS) == low_rank_names()
 
 
 @pytest.mark.parametrize("method", OPTIONS)

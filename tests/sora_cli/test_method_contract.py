@@ -23,7 +23,7 @@ from methods.lora import Lora
 from methods.registry import create, method_class, method_names
 from sora_cli import callback, method_contract
 from sora_cli.callback import MethodCallback
-from sora_cli.method_contract import CHECKS, Attach, Check, MethodFactory
+from sora_cli.method_contract import BASELINE_CHECKS, CHECKS, Attach, Check, MethodFactory
 
 
 class HardConfig(SoraConfig):
@@ -67,6 +67,12 @@ METHODS: dict[str, MethodFactory] = {
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_registered_method(check: Check, make: MethodFactory) -> None:
     check(make)
+
+
+@pytest.mark.parametrize("name", [n for n in method_names() if not method_class(n).low_rank])
+@pytest.mark.parametrize("check", BASELINE_CHECKS, ids=lambda check: check.__name__)
+def test_baseline(check: Check, name: str) -> None:
+    check(partial(create, name))
 
 
 @pytest.mark.parametrize("check", PLAIN_CHECKS, ids=lambda check: check.__name__)

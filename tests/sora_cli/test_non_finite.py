@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from methods.base import AdapterMethod, LowRankLinear, StepInfo
 from methods.inject import inject
-from methods.registry import create, method_names
+from methods.registry import create, low_rank_names
 from sora_cli.app import run
 from sora_cli.callback import MethodCallback, attach
 from sora_cli.errors import SoraError
@@ -134,7 +134,7 @@ def _trainer(tmp_path: Path, method: str, kind: str, training: dict[str, Any]) -
 
 
 def test_every_method_has_options_here() -> None:
-    assert list(OPTIONS) == method_names()
+    assert list(OPTIONS) == low_rank_names()
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

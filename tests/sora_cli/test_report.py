@@ -17,8 +17,9 @@ import pytest
 from safetensors.torch import load_file
 
 from sora_cli.app import run
+from sora_cli.environment import environment
 from sora_cli.errors import SoraError
-from sora_cli.report import RunLog, RunReport, data_fingerprint, environment, read_report
+from sora_cli.report import RunLog, RunReport, data_fingerprint, read_report
 from sora_cli.training import AdapterTrainer
 from tests.helpers_models import HIDDEN, LAYERS, tiny_bert
 from tests.helpers_runs import glue_rows, pair_rows, train, write_recipe, write_rows

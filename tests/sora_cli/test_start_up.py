@@ -21,7 +21,7 @@ HEAVY = {
     "evaluate", "pandas", "pyarrow", "safetensors", "huggingface_hub",
 }  # fmt: skip
 COMMANDS = ["train", "path", "pick", "eval", "inspect", "prune", "export", "merge", "verify",
-            "recipes", "schema", "methods"]  # fmt: skip
+            "sweep", "compare", "recipes", "schema", "methods"]  # fmt: skip
 _PROGRAM = """
 import json, sys
 from sora_cli.app import run
@@ -112,6 +112,15 @@ ERRORS = [
     ([*TRAIN, "output.dir=broken.yaml"], "is a file"),
     ([*TRAIN, "output.dir=."], "holds no run of this tool"),
     (["pick", "nowhere"], "is no directory"),
+    # many runs
+    (["sweep", "nowhere.yaml"], "no sweep file 'nowhere.yaml'"),
+    (["sweep", "broken.yaml"], "broken.yaml:3"),
+    (["sweep", f"{ROOT}/recipes/sweeps/glue.yaml", "trainin.epochs=1"], "unknown block 'trainin'"),
+    (["sweep", f"{ROOT}/recipes/sweeps/glue.yaml", "--engine", "slurm"], "no engine 'slurm'"),
+    (["compare"], "Missing argument"),
+    (["compare", "nowhere"], "there is no file or directory nowhere"),
+    (["compare", ".", "--format", "yaml"], "no format 'yaml'"),
+    (["compare", "."], "no finished run to compare"),
 ]  # fmt: skip
 
 

@@ -5,14 +5,18 @@ import json
 from methods.registry import config_class, method_class
 from sora_cli.app import run
 
+BUILT_IN = ["lora", "adalora", "sora", "full", "head", "bitfit"]
+
 
 def test_every_option_is_listed_with_default_and_meaning(capsys):
     assert run(["methods"]) == 0
     blocks = capsys.readouterr().out.split("\n\n")
-    assert [block.split(":")[0] for block in blocks] == ["lora", "adalora", "sora"]
-    for block, name in zip(blocks, ["lora", "adalora", "sora"], strict=True):
+    assert [block.split(":")[0] for block in blocks] == BUILT_IN
+    for block, name in zip(blocks, BUILT_IN, strict=True):
         assert "arXiv" in block.splitlines()[0]
         lines = block.splitlines()[1:]
+        if not method_class(name).low_rank:
+            assert "a baseline" in lines.pop()
         vary = method_class(name).variable_options
         if vary:
             assert lines.pop() == f"  along a path (sora path) may vary: {', '.join(vary)}"
@@ -21,7 +25,9 @@ def test_every_option_is_listed_with_default_and_meaning(capsys):
 
 def test_json(capsys):
     assert run(["methods", "--json"]) == 0
-    sora = json.loads(capsys.readouterr().out)[2]
+    methods = json.loads(capsys.readouterr().out)
+    assert [m["low_rank"] for m in methods] == [True] * 3 + [False] * 3
+    sora = methods[2]
     assert (sora["name"], sora["adapts_rank"]) == ("sora", True)
     assert sora["may_vary"] == ["threshold", "l1"]
     threshold = next(option for option in sora["options"] if option["name"] == "threshold")

@@ -8,7 +8,7 @@ from sora_cli.commands.schema import recipe_schema, schema_text
 from sora_cli.recipe import Recipe
 from sora_cli.recipe_library import SCHEMA_FILE, recipes_dir
 
-BUILT_IN = ["lora", "adalora", "sora"]
+BUILT_IN = ["lora", "adalora", "sora", "full", "head", "bitfit"]
 
 
 def test_the_shipped_schema_is_current():

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from methods.base import AdapterMethod, LowRankLinear
 from methods.factors import LowRankFactors
-from methods.registry import method_names
+from methods.registry import low_rank_names
 from sora_cli.adapter import read_adapter
 from sora_cli.app import run
 from sora_cli.model import load_base
@@ -65,7 +65,7 @@ def _error(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_every_method_has_options_here() -> None:
-    assert list(OPTIONS) == method_names()
+    assert list(OPTIONS) == low_rank_names()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -311,7 +311,7 @@ def _train_in_full(
     return code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", low_rank_names())
 def test_a_run_ends_with_a_comparison_of_model_and_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:

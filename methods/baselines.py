@@ -1,0 +1,154 @@
+"""What low-rank methods are compared with: methods that train parameters of the model itself.
+
+They are no sum of rank-one terms (`low_rank = False`), so that they wrap no layers and have no
+factors; all other hooks of `methods.base` work as they do there, on no layers:
+
+    choose(model, method, head=["classifier"])         # calls method.select
+    optimizer = AdamW(method.param_groups({}, lr=..., weight_decay=...) + [the head's group])
+
+What is left of a run is `method.parameters` and the head: a small part of the model, or with
+`whole_model` all of it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import nn
+
+from methods.base import AdapterMethod, Layers, LowRankLinear
+from methods.configs import MethodOptions
+from methods.errors import MethodError
+
+
+class Baseline(AdapterMethod):
+    """A way to choose which of the model's own parameters are trained: implement `select`."""
+
+    low_rank = False
+    config_class: ClassVar[type[MethodOptions]] = MethodOptions
+    whole_model: ClassVar[bool] = False
+    """Whether the result is a model, not the few tensors that differ from the base."""
+
+    def __init__(self, config: MethodOptions) -> None:
+        super().__init__(config)
+        self._model: nn.Module | None = None
+        self._names: tuple[str, ...] = ()
+
+    @abstractmethod
+    def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
+        """Names of the parameters to train.
+
+        Args:
+            parameters: of the model without its head, by full name, shared ones once.
+
+        Raises:
+            MethodError: there are none of the kind that is trained.
+        """
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained beside the head, by full name; empty before `choose`."""
+        model = self._model
+        return {} if model is None else {n: model.get_parameter(n) for n in self._names}
+
+    def take(self, model: nn.Module, names: Iterable[str]) -> None:
+        """Train these parameters of that model; `choose` calls it."""
+        self._model, self._names = model, tuple(names)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+
+    def param_groups(
+        self, layers: Layers, *, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Matrices and embeddings decay; vectors (biases, scales of norms) do not, as usual."""
+        chosen = self.parameters.values()
+        groups = [
+            {"name": "base", "params": [p for p in chosen if p.ndim > 1], "lr": lr,
+             "weight_decay": weight_decay},
+            {"name": "base_no_decay", "params": [p for p in chosen if p.ndim < 2], "lr": lr,
+             "weight_decay": 0.0},
+        ]  # fmt: skip
+        return [group for group in groups if group["params"]]
+
+    def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
+        """Not for baselines: raises `MethodError`."""
+        self._refuse()
+
+    def factors(self, layer: LowRankLinear) -> NoReturn:
+        """Not for baselines: raises `MethodError`."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise MethodError(f"{self.name} is no low-rank method: it adapts no layers")
+
+
+def choose(
+    model: nn.Module, method: Baseline, *, head: Iterable[str] = (), train_head: bool = True
+) -> None:
+    """Freeze the model but for what a baseline selects and the head, in place.
+
+    Args:
+        head: paths of the modules that the method has no say in.
+        train_head: False freezes them, too.
+
+    Raises:
+        MethodError: the model has nothing that the method trains, or nothing is left to train.
+    """
+    heads = [model.get_submodule(path) for path in head]
+    inside = {id(p) for module in heads for p in module.parameters()}
+    outside = {name: p for name, p in model.named_parameters() if id(p) not in inside}
+    wanted = set(method.select(outside))
+    model.requires_grad_(False)
+    method.take(model, [name for name in outside if name in wanted])
+    for module in heads if train_head else ():
+        module.requires_grad_(True)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise MethodError(
+            f"{method.name} has nothing to train: the model's head is frozen or absent"
+        )
+
+
+class Full(Baseline):
+    """Full fine-tuning: every parameter, embeddings included."""
+
+    name = "full"
+    paper = "Devlin et al. 2019, arXiv 1810.04805 (section 3.2)"
+    whole_model = True
+
+    def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
+        return parameters
+
+
+class Head(Baseline):
+    """A linear probe, or whatever the task's head is, on the frozen model."""
+
+    name = "head"
+    paper = "Alain and Bengio 2016, arXiv 1610.01644 (linear probes)"
+
+    def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
+        return ()
+
+
+class BitFit(Baseline):
+    """BitFit (Ben Zaken et al. 2022, arXiv 2106.10199, section 3).
+
+    All bias terms are trained, those of norms, too. They are not decayed, whatever the weight
+    decay of the run.
+    """
+
+    name = "bitfit"
+    paper = "Ben Zaken et al. 2022, arXiv 2106.10199"
+
+    def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
+        biases = [name for name in parameters if _is_bias(name.rpartition(".")[2])]
+        if not biases:
+            raise MethodError(f"{self.name} trains bias terms, and the model has none")
+        return biases
+
+
+def _is_bias(name: str) -> bool:
+    """torch's own names: bias, in_proj_bias (attention), bias_ih_l0 (recurrent layers)."""
+    return name == "bias" or name.endswith("_bias") or name.startswith("bias_")

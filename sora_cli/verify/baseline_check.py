@@ -1,0 +1,65 @@
+"""What a baseline's run does last: load its files and compare them with what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from methods.sharding import is_sharded
+from sora_cli.baseline_files import load_baseline
+from sora_cli.console import say, size
+from sora_cli.errors import SoraError
+from sora_cli.locating import baseline_folder
+from sora_cli.prepare import Prepared
+from sora_cli.recipe import Recipe
+from sora_cli.verify.free_memory import free_memory
+from sora_cli.verify.self_check import SHARE
+
+
+def check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> bool:
+    """Compare every tensor of the model that the files give with the trained one, to the bit.
+
+    Says one line on stderr: verified, not verified and why, or DIFFERENT.
+
+    Returns:
+        False if a tensor differs; also true if nothing was compared.
+
+    Raises:
+        SoraError: the files can not be loaded.
+    """
+    folder = baseline_folder(output)
+    if folder is None:
+        raise SoraError(f"{output} holds no result of {ready.method.name}")
+    trained: dict[str, Tensor] = ready.base.model.state_dict()
+    reason = _reason_against(trained)
+    if reason is not None:
+        say(f"not verified: {reason}; sora eval {output} scores it again")
+        return True
+    loaded = load_baseline(folder, recipe, ready.task).model.state_dict()
+    different = [
+        name
+        for name in dict.fromkeys([*trained, *loaded])
+        if name not in trained
+        or name not in loaded
+        or not torch.equal(trained[name].cpu(), loaded[name].cpu())
+    ]
+    if different:
+        more = f" and {len(different) - 1} more" if different[1:] else ""
+        say(f"DIFFERENT: {folder} does not give the trained model: '{different[0]}'{more}")
+        return False
+    say(f"verified: {folder} gives all {len(trained)} tensors of the trained model, to the bit")
+    return True
+
+
+def _reason_against(trained: dict[str, Tensor]) -> str | None:
+    """Why the model should not be loaded a second time without asking; None if it may."""
+    if any(is_sharded(tensor) for tensor in trained.values()):
+        return "the model is sharded"
+    needed, free = sum(t.numel() * t.element_size() for t in trained.values()), free_memory()
+    if free is None:
+        return "how much memory is free is not known"
+    if SHARE * needed >= free:
+        return f"it takes {size(needed)}, not less than a quarter of the {size(free)} free"
+    return None
