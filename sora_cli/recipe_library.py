@@ -8,7 +8,7 @@ from pathlib import Path
 from sora_cli.errors import SoraError
 
 SCHEMA_FILE = "schema.json"
-_FRAGMENTS = "base"  # a folder of parts that recipes extend; no runs of their own
+_NO_RUNS = ("base", "sweeps")  # folders of parts that recipes extend, and of sweeps over them
 
 
 def recipes_dir() -> Path:
@@ -19,11 +19,16 @@ def recipes_dir() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Names such as 'rte' and 'official/rte', without the fragments they are built on."""
+    """Names such as 'rte' and 'official/rte', without what they are built on, and sweeps."""
     root = recipes_dir()
     files = (path.relative_to(root) for path in root.rglob("*.yaml"))
-    names = (file.with_suffix("").as_posix() for file in files if file.parts[0] != _FRAGMENTS)
+    names = (file.with_suffix("").as_posix() for file in files if file.parts[0] not in _NO_RUNS)
     return sorted(names, key=lambda name: (name.count("/"), name != "quickstart", name))
+
+
+def sweep_files() -> list[Path]:
+    """The packaged sweeps."""
+    return sorted((recipes_dir() / "sweeps").rglob("*.yaml"))
 
 
 def packaged_recipe(name: str) -> Path | None:

@@ -9,9 +9,11 @@ from sora_cli.recipe_file import load_recipe
 from sora_cli.recipe_library import recipe_names, recipe_title, recipes_dir
 
 GLUE = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
+SUPERGLUE = [f"superglue/{t}" for t in ("boolq", "cb", "copa", "multirc", "rte", "wic", "wsc")]
 PATHS = ["path/rte", "path/sst2-minilm", "path/stsb-minilm"]
-RUNS = ["quickstart", *GLUE, *[f"official/{name}" for name in GLUE], *PATHS]
-FILES = sorted(path.relative_to(recipes_dir()).as_posix() for path in recipes_dir().rglob("*.yaml"))
+RUNS = ["quickstart", *GLUE, *[f"official/{name}" for name in GLUE], *PATHS, *SUPERGLUE]
+EVERY = sorted(path.relative_to(recipes_dir()).as_posix() for path in recipes_dir().rglob("*.yaml"))
+FILES = [file for file in EVERY if not file.startswith("sweeps/")]  # see test_sweeps.py
 
 
 def text_of(file):
@@ -20,8 +22,8 @@ def text_of(file):
 
 def test_they_are_all_here():
     assert recipe_names() == RUNS
-    assert len(RUNS) == 20
-    assert len(FILES) == 22  # and base/glue.yaml, base/official.yaml
+    assert len(RUNS) == 27
+    assert len(FILES) == 29  # and base/glue.yaml, base/official.yaml
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -71,7 +73,7 @@ def steps(name):
     return int(found[1].replace(",", ""))
 
 
-@pytest.mark.parametrize("task", GLUE)
+@pytest.mark.parametrize("task", [*GLUE, *SUPERGLUE])
 def test_thresholds_keep_the_final_shrinkage_of_rte(task):
     loaded = load_recipe(task)
     shrinkage = loaded.method_config.threshold**2 * steps(task) / (2 * 8e-4)

@@ -31,7 +31,9 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PATHS = [name for name in recipe_names() if name.startswith("path/")]
-GLUE_RECIPES = [name for name in recipe_names() if name not in {"quickstart", *PATHS}]
+SUPERGLUE = [name for name in recipe_names() if name.startswith("superglue/")]  # test_sweeps.py
+OTHERS = {"quickstart", *PATHS, *SUPERGLUE}
+GLUE_RECIPES = [name for name in recipe_names() if name not in OTHERS]
 
 
 def test_which_recipes_there_are() -> None:

@@ -16,6 +16,7 @@ from sora_cli.recipe_library import (
     recipe_names,
     recipe_title,
     recipes_dir,
+    sweep_files,
 )
 
 
@@ -33,14 +34,15 @@ def show_recipe(name: str) -> None:
 
 
 def copy_recipes(names: Sequence[str], to: Path, *, force: bool) -> None:
-    """Copy recipes, what they extend, and the schema, in the same folders.
+    """Copy recipes, what they extend, and the schema, in the same folders; all: the sweeps, too.
 
     Raises:
         SoraError: an unknown name, or a file with other content is in the way.
     """
     root = recipes_dir().resolve()
     recipes = [_packaged(name) for name in names or recipe_names()]
-    sources = [*_with_bases(recipes), root / SCHEMA_FILE]
+    sweeps = [] if names else sweep_files()
+    sources = [*_with_bases(recipes), *sweeps, root / SCHEMA_FILE]
     pairs = [(source, to / source.resolve().relative_to(root)) for source in sources]
     if not force:
         for source, target in pairs:

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Value
 from sora_cli.errors import SoraError
 from sora_cli.plain_words import shown_value
 from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.templates import columns_in, made_texts
 from sora_cli.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 
 _USUAL_COLUMNS = (
@@ -32,7 +33,10 @@ class _Sequence(Task):
     peft_type = "SEQ_CLS"
 
     def bind(self, train: Dataset) -> None:
-        self.text_columns = self._find_text_columns(train.column_names)
+        columns = train.column_names
+        self._entries = self._find_text_columns(columns)
+        named = (name for entry in self._entries for name in columns_in(entry, columns))
+        self.text_columns = tuple(dict.fromkeys(named))
         if self.data.label_column not in train.column_names:
             raise _missing("data.label_column", self.data.label_column, train.column_names)
 
@@ -43,7 +47,7 @@ class _Sequence(Task):
         for column in self.text_columns:
             _check_texts(column, rows[column][:])
         labels = self.encode_labels(rows[self.data.label_column][:])
-        texts = rows.select_columns(list(self.text_columns))
+        texts = made_texts(rows, self._entries)
         features = tokenise(texts, tokenizer, max_length=self.data.max_length)
         truncated, longest = sum(features[TRUNCATED][:]), max(features[TOKENS][:])
         lengths = token_counts(features)
@@ -84,7 +88,7 @@ class _Sequence(Task):
                 f"data.text_columns takes one or two columns, not {len(wanted)}",
                 key="data.text_columns",
             )
-        for column in wanted:
+        for column in (name for entry in wanted for name in columns_in(entry, columns)):
             if column not in columns:
                 raise _missing("data.text_columns", column, columns)
         return tuple(wanted)
