@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sora_cli.errors import SoraError
+from sora_cli.metric_names import BUILT_IN
+from sora_cli.path.record import SELECTION, TRAIN_SUBSET
+from sora_cli.plain_words import nearest
 from sora_cli.ranks import Rank, RankMap, rank_map
 from sora_cli.recipe_file import flat
 from sora_cli.report import RunReport
 from sora_cli.resume import NOT_THE_RUN
 
 SEED = "training.seed"
+LOSS = "loss"
+_NOT_REPORTED = (TRAIN_SUBSET, SELECTION)
+"""Splits that a stage of a path is scored on, too."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +31,24 @@ class Run:
         directory: where its report lies.
         report: what it says.
         settings: dotted key -> value of the resolved recipe, without what `NOT_THE_RUN` holds.
+        chosen: a metric to compare instead of the main one.
     """
 
     directory: Path
     report: RunReport
     settings: Mapping[str, Any]
+    chosen: str | None = None
 
     @classmethod
-    def of(cls, directory: Path, report: RunReport) -> Run:
-        """A run from its report."""
+    def of(cls, directory: Path, report: RunReport, *, seed: int | None = None) -> Run:
+        """A run from its report.
+
+        Args:
+            seed: instead of the run's own, which for a stage of a path only orders its rows.
+        """
         kept = {k: v for k, v in report.recipe.items() if k not in NOT_THE_RUN}
-        return cls(directory, report, {".".join(path): value for path, value in flat(kept)})
+        settings = {".".join(path): value for path, value in flat(kept)}
+        return cls(directory, report, settings if seed is None else {**settings, SEED: seed})
 
     @property
     def seed(self) -> int:
@@ -47,29 +61,66 @@ class Run:
     @property
     def task(self) -> str:
         """The data set's configuration, such as "rte", or else the data set."""
-        return str(self.settings.get("data.name") or self.settings.get("data.path") or "")
+        named = self.settings.get("data.name") or self.settings.get("data.path")
+        files = self.settings.get("data.files.train") or ["data"]
+        return str(named or Path(files[0]).stem)
 
     @property
     def model(self) -> str:
         return str(self.settings["model.path"])
 
     @property
+    def label(self) -> str | None:
+        """`output.label`."""
+        label = self._block("output").get("label")
+        return None if label is None else str(label)
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """`output.derived`: keys whose values follow from other runs."""
+        return tuple(self._block("output").get("derived") or ())
+
+    @property
+    def paper(self) -> Mapping[str, Any] | None:
+        """The recipe's `paper` block: source, metric, values by method's name."""
+        return self._block("paper") or None
+
+    def _block(self, name: str) -> Mapping[str, Any]:
+        block = self.report.recipe.get(name)
+        return block if isinstance(block, dict) else {}
+
+    @property
     def split(self) -> str:
-        """The reported split: the first."""
-        return next(iter(self.report.metrics))
+        """The reported split: the first; for a stage of a path, the first it was not trained or
+        chosen on."""
+        reported = (name for name in self.report.metrics if name not in _NOT_REPORTED)
+        return next(reported, next(iter(self.report.metrics)))
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """All metrics on the reported split."""
+        return self.report.metrics[self.split]
 
     @property
     def metric_name(self) -> str:
-        return self.report.main_metric or ""
+        return self.chosen or self.report.main_metric or ""
 
     @property
     def metric(self) -> float:
-        """The main metric on the reported split."""
-        return self.report.metrics[self.split][self.metric_name]
+        """The main metric, or the chosen one, on the reported split."""
+        return self.scores[self.metric_name]
 
     @property
     def greater_is_better(self) -> bool:
-        return bool(self.settings.get("task.greater_is_better", True))
+        """Of the metric; of one that is not the recipe's, whether it is no loss."""
+        if self.metric_name == self.report.main_metric:
+            return bool(self.settings.get("task.greater_is_better", True))
+        return self.metric_name != LOSS
+
+    @property
+    def percent(self) -> bool:
+        """Whether the metric is one that papers print times 100."""
+        return self.metric_name in BUILT_IN
 
     @property
     def parameters(self) -> int:
@@ -88,7 +139,8 @@ class Run:
     @property
     def components(self) -> Rank:
         """Components alive and at the start, in all modules."""
-        return self.ranks.total
+        modules = self.report.ranks.values()
+        return Rank(sum(m.end for m in modules), sum(m.start for m in modules))
 
     @property
     def mean_rank(self) -> float | None:
@@ -98,12 +150,12 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the whole run."""
+        """Wall time of the whole run; of one that was resumed, of its last process only."""
         return sum(self.report.seconds.values())
 
     @property
     def training_seconds(self) -> float:
-        """Wall time of the optimiser steps alone."""
+        """Wall time of the optimiser steps alone; see `seconds`."""
         return self.report.seconds.get("train", 0.0)
 
 
@@ -137,3 +189,27 @@ class Group:
     def metrics(self) -> list[float]:
         """One main metric per run, by seed."""
         return [run.metric for run in self.runs]
+
+
+def choose_metric(groups: Sequence[Group], name: str | None) -> list[Group]:
+    """The groups with another metric in the place of the main one.
+
+    Runs that do not report it, and groups of such runs only, are left out.
+
+    Args:
+        name: None: leave each run's main metric.
+
+    Raises:
+        SoraError: no run reports it.
+    """
+    if name is None:
+        return list(groups)
+    known = dict.fromkeys(metric for g in groups for run in g.runs for metric in run.scores)
+    if name not in known:
+        raise SoraError(f"no run reports the metric '{name}'", hint=nearest(name, known))
+    chosen = []
+    for group in groups:
+        runs = tuple(replace(run, chosen=name) for run in group.runs if name in run.scores)
+        if runs:
+            chosen.append(replace(group, runs=runs))
+    return chosen

@@ -1,0 +1,94 @@
+"""`sora compare`: finished runs side by side, from their reports alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sora_cli.atomic import write_text_atomic
+from sora_cli.compare.finding import find_runs
+from sora_cli.compare.formats import emit_comparison, format_of, render
+from sora_cli.compare.grouping import group_runs
+from sora_cli.compare.remarks import warnings_of
+from sora_cli.compare.runs import Group, choose_metric
+from sora_cli.compare.selection import on_selection_rows
+from sora_cli.compare.table import check_baseline, comparison_table
+from sora_cli.console import emit, say
+from sora_cli.errors import SoraError
+from sora_cli.option_checks import check_new_file
+from sora_cli.printable import printable
+
+
+def compare(
+    places: Sequence[Path],
+    *,
+    baseline: str | None = None,
+    paper: bool = False,
+    metric: str | None = None,
+    selection: bool = False,
+    form: str | None = None,
+    output: Path | None = None,
+    plot: Path | None = None,
+    html: Path | None = None,
+) -> None:
+    """Print a table over groups of runs that differ in their seed only.
+
+    Args:
+        places: run directories, directories with runs below them, or report files.
+        baseline: label of the group that paired differences are to.
+        paper: also show what the recipes' papers print.
+        metric: compare this metric instead of the main one.
+        selection: compare the main metric on the rows that chose the checkpoints.
+        form: table, markdown, csv, latex or json; None: by the suffix of `output`, else table.
+        output: write the table to this file instead.
+        plot: also draw the comparison to this picture, and to others beside it.
+        html: also write it all to this page.
+
+    Raises:
+        SoraError: no finished run, no such label, metric or format, or a file that can not be.
+    """
+    form = format_of(output, form)
+    for option, file in {"--output": output, "--plot": plot, "--html": html}.items():
+        check_new_file(option, file)
+    groups = _groups(places, metric, selection=selection)
+    if baseline is not None:
+        check_baseline(groups, baseline)
+    for warning in warnings_of(groups):
+        say(f"warning: {printable(warning)}")
+    table = comparison_table(groups, baseline=baseline, paper=paper)
+    if output is not None:
+        write_text_atomic(output, render(table, form))
+        say(f"wrote {output}")
+    elif form == "table":
+        emit_comparison(table)
+    else:
+        emit(render(table, form).removesuffix("\n"))
+    if plot is not None:
+        from sora_cli.compare.plots import plot_comparison
+
+        for picture in plot_comparison(groups, plot):
+            say(f"wrote {picture}")
+    if html is not None:
+        from sora_cli.compare.page import write_page
+
+        write_page(groups, html, baseline=baseline, paper=paper)
+        say(f"wrote {html}")
+
+
+def _groups(places: Sequence[Path], metric: str | None, *, selection: bool) -> list[Group]:
+    """The groups of all finished runs; what is left out is said."""
+    found = find_runs(places)
+    runs, left_out = on_selection_rows(found.runs) if selection else (list(found.runs), [])
+    for line in (*found.left_out, *left_out):
+        say(f"left out: {printable(line)}")
+    if not runs:
+        hint = "training.evaluate=epoch"
+        raise SoraError("no run was evaluated on rows for selection", hint=hint)
+    grouped = group_runs(runs)
+    for note in grouped.notes:
+        say(f"note: {printable(note)}")
+    groups = choose_metric(grouped.groups, metric)
+    lacking = sum(len(g.runs) for g in grouped.groups) - sum(len(g.runs) for g in groups)
+    if lacking:
+        say(f"left out: {lacking} runs that do not report {metric}")
+    return groups
