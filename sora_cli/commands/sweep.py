@@ -27,6 +27,7 @@ def sweep(
     overrides: list[str],
     *,
     dry_run: bool = False,
+    measure: bool = False,
     jobs: int | None = None,
     threads: int | None = None,
     engine: str = "local",
@@ -39,6 +40,7 @@ def sweep(
 
     Args:
         dry_run: only list the runs and the time they are expected to take.
+        measure: for that, take a few steps of each kind of run that nothing is known of.
         jobs: runs at work at the same time; None: see `choose_engine`.
         threads: of each; None: the machine's, divided.
         engine: local or ray.
@@ -51,10 +53,10 @@ def sweep(
         Exit code: 1 if a run failed.
     """
     plan = plan_sweep(file, overrides)
-    if dry_run:
+    if dry_run or measure:
         from sora_cli.sweep.listing import list_runs
 
-        list_runs(plan)
+        list_runs(plan, measured=measure, jobs=jobs, threads=threads)
         return 0
     with locked(plan.directory):
         source = _source(plan)

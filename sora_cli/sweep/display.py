@@ -85,10 +85,11 @@ class Display:
         from rich.console import Console
         from rich.live import Live
 
-        self._live = Live(
+        live = Live(
             self._table(), console=Console(stderr=True), auto_refresh=False, transient=False
         )
-        return self._live
+        self._live = live
+        return live
 
     def _count(self) -> str:
         over = sum(record.state in OVER for record in self._records.values())

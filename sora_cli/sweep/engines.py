@@ -34,9 +34,16 @@ def choose_engine(
         return RayEngine(address, slots=jobs), threads or 1
     if address is not None:
         raise SoraError("--address goes with --engine ray")
-    gpus, cpus = visible_gpus(), available_cpus()
-    slots = min(jobs or len(gpus) or min(cpus, _MOST_ON_CPU), runs)
-    return LocalEngine(slots, gpus), threads or max(cpus // slots, 1)
+    slots, each = divide(runs, jobs, threads)
+    return LocalEngine(slots, visible_gpus()), each
+
+
+def divide(runs: int, jobs: int | None, threads: int | None) -> tuple[int, int]:
+    """Runs side by side on this machine, and threads of each, as far as they are not given."""
+    cpus = available_cpus()
+    slots = jobs or len(visible_gpus()) or min(cpus // (threads or 1), _MOST_ON_CPU)
+    slots = max(min(slots, runs), 1)
+    return slots, threads or max(cpus // slots, 1)
 
 
 def available_cpus() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +121,6 @@ def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
     words = tuple(common.values())
     folder = Path(directory).expanduser()
     runs = [] if sweep.sweep.search else _planned(sweep, axes, words, folder)
-    if sweep.sweep.search:
-        find_base(sweep)
     return SweepPlan(sweep, folder, words, tuple(runs))
 
 
@@ -137,13 +136,14 @@ def find_base(sweep: LoadedSweep, reference: str | None = None) -> str:
     """A base recipe as `sora train` takes it: a file beside the sweep's, or a packaged name."""
     name = reference or sweep.sweep.recipe
     beside = sweep.path.expanduser().parent / name
-    return shown(Path(_normal(beside))) if beside.is_file() else name
+    return shown(Path(os.path.normpath(beside))) if beside.is_file() else name
 
 
-def _normal(path: Path) -> str:
-    import os
-
-    return os.path.normpath(path)
+def search_base(plan: SweepPlan) -> PlannedRun:
+    """The recipe of a search before anything of it is chosen."""
+    base = find_base(plan.sweep)
+    words = (*plan.words, word(_DIRECTORY, str(plan.directory / "base")))
+    return PlannedRun("base", base, words, {}, load_checked(plan.sweep, base, words, {}, "base"))
 
 
 def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
@@ -209,7 +209,8 @@ def _run(
         words.append(word("output.label", case))
     words.append(word(_DIRECTORY, str(folder / names[point])))
     where = {word(key, value): places[key] for key, value in chosen.items()}
-    loaded = _loaded(sweep, base, words, where, names[point])
+    where[base] = places.get(RECIPE, sweep.place(RECIPE))
+    loaded = load_checked(sweep, base, words, where, names[point])
     return PlannedRun(names[point], base, tuple(words), takes, loaded)
 
 
@@ -245,8 +246,8 @@ def _take(
     return Take(names[(*point[:-1], other)], reference.take)
 
 
-def _loaded(
-    sweep: LoadedSweep, base: str, words: list[str], where: Mapping[str, str], name: str
+def load_checked(
+    sweep: LoadedSweep, base: str, words: Sequence[str], where: Mapping[str, str], name: str
 ) -> LoadedRecipe:
     """The checked recipe of a run; errors say where in the sweep file."""
     try:
@@ -256,5 +257,5 @@ def _loaded(
         place = where.get(typed) or (
             sweep.place("set", typed.partition("=")[0]) if typed in words else error.where
         )
-        told = shown(sweep.path) if place is None else place
+        told = where.get(base, shown(sweep.path)) if place is None else place
         raise SoraError(f"run {name}: {error.what}", where=told, hint=error.hint) from error

@@ -72,6 +72,9 @@ class PlanSource(Source):
         for run in plan.runs:
             if not run.takes and is_finished(plan.kind, run.loaded):
                 self._found(run.name)
+        for run in plan.runs:
+            if run.takes and self._may_start(run):
+                self._ready(run)  # which notes that it is finished
 
     def next(self) -> Ready | None:
         for name, run in self._runs.items():

@@ -1,0 +1,159 @@
+"""`sora sweep` with real processes: failures, a lost run, an interruption, Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sora_cli.app import run
+from sora_cli.lock import FILE_NAME as LOCK
+from sora_cli.report import read_report
+from sora_cli.sweep.record import FILE_NAME
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import timeless, train, write_recipe
+
+_PATIENCE = 240.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    write_recipe(folder, tiny_bert())
+    return folder
+
+
+def write(folder: Path, **blocks: Any) -> tuple[Path, Path]:
+    """A sweep file, and the directory of its runs."""
+    path = folder / f"sweep{len(list(folder.glob('sweep*.yaml')))}.yaml"
+    path.write_text(yaml.safe_dump({"recipe": "tiny.yaml", **blocks}, sort_keys=False))
+    return path, folder / path.stem
+
+
+def sweep(path: Path, directory: Path, *options: str) -> int:
+    return run(["sweep", str(path), f"output.dir={directory}", "--no-verify", *options])
+
+
+def states(directory: Path) -> dict[str, str]:
+    record = json.loads((directory / FILE_NAME).read_text())
+    return {each["name"]: each["state"] for each in record["runs"]}
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def process_of(directory: Path) -> int | None:
+    """The process that trains in a directory and has written a checkpoint there."""
+    if not list((directory / "checkpoints").glob("step-*")):
+        return None
+    try:
+        return int(json.loads((directory / LOCK).read_text())["pid"])
+    except (OSError, ValueError):
+        return None
+
+
+def test_a_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        "gated": {"method.name": "sora"},
+        "fixed": {"method.name": "lora", "method.r": {"of": "gated", "take": "components"}},
+        "broken": {"model.path": "/nowhere"},
+    }
+    path, directory = write(folder, cases=cases, set={"training.max_steps": 3})
+    assert sweep(path, directory, "--jobs", "2") == 1
+    assert states(directory) == {"gated": "finished", "fixed": "finished", "broken": "failed"}
+    first, second = (read_report(directory / name) for name in ("gated", "fixed"))
+    assert first is not None
+    assert second is not None
+    live = sum(ranks.end for ranks in first.ranks.values())
+    assert second.recipe["method"]["r"] == live > 0
+    assert second.environment["threads"] == max(len(os.sched_getaffinity(0)) // 2, 1)
+    printed = capsys.readouterr()
+    assert "2 of 3 runs finished, 1 not" in printed.out
+    assert "there is no model at /nowhere" in printed.out
+    assert "[2/3]" in printed.err
+    assert sweep(path, directory) == 1
+    assert "2 of 3 runs are finished already" in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, directory = write(folder, grid={"training.seed": [0, 1]})
+    assert sweep(path, directory, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "2 runs left" in out
+    assert not directory.exists()
+
+
+def test_measured_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, directory = write(folder, grid={"training.seed": [0, 1]})
+    assert sweep(path, directory, "--dry-run", "--measure") == 0
+    out = capsys.readouterr().out
+    assert "2 runs left" in out
+    assert "?" not in out
+    assert not directory.exists()
+
+
+def test_lost_and_interrupted(folder: Path) -> None:
+    """A run's process is killed: it goes on by itself. The sweep is: the same command goes on."""
+    steps = {"training.max_steps": 400, "training.checkpoint": 4, "training.evaluate": "no"}
+    path, directory = write(folder, grid={"training.seed": [3]}, set=steps)
+    command = [sys.executable, "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}"]
+    command.append("--no-verify")
+    with subprocess.Popen(command) as process:
+        first = wait_for(lambda: process_of(directory / "s3"))
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: (report := read_report(directory / "s3")) and report.resumed)
+        second = process_of(directory / "s3")
+        assert second not in (None, first)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(_PATIENCE) == 143
+    assert states(directory) == {"s3": "interrupted"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(second or 0, 0)
+    assert subprocess.run(command, check=False).returncode == 0
+    assert states(directory) == {"s3": "finished"}
+    report = read_report(directory / "s3")
+    assert report is not None
+    assert len(report.resumed) == 2
+    words = [f"{key}={value}" for key, value in steps.items()]
+    straight = train(folder / "tiny.yaml", *words, "training.seed=3", f"output.dir={folder / 'st'}")
+    assert timeless(report) == timeless(straight)
+
+
+def test_on_ray(folder: Path) -> None:
+    path, directory = write(folder, grid={"training.seed": [0, 1]}, set={"training.max_steps": 3})
+    assert sweep(path, directory, "--engine", "ray", "--threads", "1") == 0
+    assert states(directory) == {"s0": "finished", "s1": "finished"}
+    record = json.loads((directory / FILE_NAME).read_text())
+    assert record["engine"] == "ray"
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--engine", "slurm"), "no engine 'slurm'"),
+        (("--address", "auto"), "--address goes with --engine ray"),
+    ],
+)
+def test_refused(
+    folder: Path, options: tuple[str, ...], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, directory = write(folder, grid={"training.seed": [0]})
+    assert sweep(path, directory, *options) == 2
+    assert what in capsys.readouterr().err
+    assert not (directory / FILE_NAME).exists()
