@@ -162,7 +162,9 @@ def test_a_transformer_is_unchanged_at_first(
     before = model(token_ids()).logits
     weights = {path: w.clone() for path, w in model.state_dict().items()}
     layers = inject(model, create(name), exclude=["classifier"], generator=generator())
-    assert torch.equal(model(token_ids()).logits, before)
+    # GPT-2's transposed weights: another order of sums in float64 on some processors
+    exact = 0 if dtype != torch.float64 else 1e-14
+    torch.testing.assert_close(model(token_ids()).logits, before, rtol=exact, atol=exact)
 
     remove(model, layers)
     assert model.state_dict().keys() == weights.keys()
