@@ -1,6 +1,7 @@
 # make demo   install into .venv and run the main job (train, inspect); can be repeated
 # make test   install and run the tests
 # make test-all  the long tests, too (kills, fuzzing)
+# make matrix  train the experiments of docs/results again (about 3 hours on 2 cores)
 # make check  ruff (lint and format) and mypy
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all matrix check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sora train recipes/quickstart.yaml --force
@@ -21,6 +22,14 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'long or not long' $(PYTEST_ARGS)
+
+# needs SORA_DATA, a directory with glue/; what is finished under runs/ is left alone
+MATRIX := tune tune-adalora main ablation ablation-schedule
+matrix: $(VENV)/.demo
+	@test -n "$(SORA_DATA)" || { echo "set SORA_DATA to a directory with glue/"; exit 2; }
+	for name in $(MATRIX); do \
+	  $(BIN)/sora sweep recipes/sweeps/cpu/$$name.yaml data.path=$(SORA_DATA)/glue || exit 1; \
+	done
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

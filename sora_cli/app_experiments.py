@@ -86,6 +86,10 @@ def compare(
             "--selection", help="Score on the rows that chose the checkpoints, as for tuning."
         ),
     ] = False,
+    ranks: Annotated[
+        bool,
+        typer.Option("--ranks", help="Where ranks are, and whether seeds and tasks agree on it."),
+    ] = False,
     form: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +119,7 @@ def compare(
         paper=paper,
         metric=metric,
         selection=selection,
+        ranks=ranks,
         form=form,
         output=output,
         plot=plot,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sora_cli.atomic import write_text_atomic
+from sora_cli.compare.agreement import emit_ranks
 from sora_cli.compare.finding import find_runs
 from sora_cli.compare.formats import emit_comparison, format_of, render
 from sora_cli.compare.grouping import group_runs
@@ -26,6 +27,7 @@ def compare(
     paper: bool = False,
     metric: str | None = None,
     selection: bool = False,
+    ranks: bool = False,
     form: str | None = None,
     output: Path | None = None,
     plot: Path | None = None,
@@ -39,6 +41,7 @@ def compare(
         paper: also show what the recipes' papers print.
         metric: compare this metric instead of the main one.
         selection: compare the main metric on the rows that chose the checkpoints.
+        ranks: also print where ranks are, and whether seeds and tasks agree on it.
         form: table, markdown, csv, latex or json; None: by the suffix of `output`, else table.
         output: write the table to this file instead.
         plot: also draw the comparison to this picture, and to others beside it.
@@ -63,6 +66,8 @@ def compare(
         emit_comparison(table)
     else:
         emit(render(table, form).removesuffix("\n"))
+    if ranks:
+        emit_ranks(groups)
     if plot is not None:
         from sora_cli.compare.plots import plot_comparison
 
