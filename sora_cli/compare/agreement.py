@@ -52,9 +52,6 @@ def emit_ranks(groups: Sequence[Group]) -> None:
     """Print components kept by kind of module, and the agreement."""
     changed = [group for group in groups if _changed(group)]
     kinds = list(dict.fromkeys(kind for g in changed for kind in g.first.ranks.columns))
-    names = (
-        dict(zip(kinds, changed[0].first.ranks.column_labels(), strict=False)) if changed else {}
-    )
     rows = [[f"{g.task}: {g.label}", *(_kept(g, kind) for kind in kinds)] for g in changed]
     emit_table("components kept by kind of module, mean over seeds and layers",
                ["group", *shortest_names(kinds)], rows)  # fmt: skip
