@@ -14,7 +14,7 @@ from sora_cli.console import say
 from sora_cli.sweep.record import OVER, RunRecord
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 _BAR = re.compile(rb"training: +\d+%[^\r\n]*?(\d+)/(\d+) ")
 _REFRESH = 1.0
@@ -96,10 +96,12 @@ class Display:
         total = len(self._records) if self._total is None else self._total
         return f"[{over:>{len(str(total))}}/{total}]"
 
-    def _table(self) -> Table:
+    def _table(self) -> Group:
         from rich import box
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for column in ("run", "time", "steps", ""):
@@ -112,8 +114,8 @@ class Display:
             table.add_row(name, spent, f"{done}/{steps}" if steps else "-", bar)
         if len(running) > _LINES:
             table.add_row(f"and {len(running) - _LINES} more", "", "", "")
-        table.caption, table.caption_justify = self._caption(), "left"
-        return table
+        caption = Text(self._caption())
+        return Group(table, caption) if running else Group(caption)
 
     def _caption(self) -> str:
         counts: dict[str, int] = {}
