@@ -62,12 +62,12 @@ def draw_title(figure: Any, title: str, width: float, last: str) -> None:
     figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=10)
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches."""
+def new_figure(width: float, height: float, *, solved: bool = True) -> Any:
+    """An empty figure of so many inches; `solved`: a solver finds room for all labels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained" if solved else None)
     FigureCanvasAgg(figure)
     return figure
 

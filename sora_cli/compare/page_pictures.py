@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.compare.plot_curves import draw_curves
 from sora_cli.compare.plot_points import draw_points
-from sora_cli.compare.plot_style import COLOURS, FAINT, INK, QUIET, settle
+from sora_cli.compare.plot_style import COLOURS, FAINT, INK, QUIET
 from sora_cli.compare.runs import Group
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def _svg(figure: Any, name: str) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    settle(figure)
     for part in (figure, *figure.axes):
         part.set_facecolor("none")
     buffer = io.BytesIO()

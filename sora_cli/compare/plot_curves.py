@@ -12,6 +12,7 @@ from sora_cli.compare.plot_style import (
     QUIET,
     Scale,
     Spread,
+    arrange,
     by_task,
     colour,
     differing,
@@ -86,13 +87,15 @@ def draw_curves(groups: Sequence[Group]) -> Any | None:
     if not ablations:
         return None
     shown = ablations[:_MOST]
-    figure = new_figure(2 * _SIZE[0], len(shown) * _SIZE[1] + 0.3)
+    above = 0.3 if len(ablations) > _MOST else 0.05
+    figure = new_figure(2 * _SIZE[0], len(shown) * _SIZE[1] + above, solved=False)
     grid = figure.subplots(len(shown), 2, squeeze=False)
     for row, ablation in zip(grid, shown, strict=True):
         _draw_row(row, ablation)
     if len(ablations) > _MOST:
         figure.suptitle(f"the first {_MOST} of {len(ablations)} ablations", x=0.01, ha="left",
                         fontsize=8, color=QUIET)  # fmt: skip
+    arrange(figure, len(shown), 2, below=0.0, above=above)
     return figure
 
 

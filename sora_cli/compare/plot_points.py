@@ -13,6 +13,7 @@ from sora_cli.compare.plot_style import (
     QUIET,
     Scale,
     Spread,
+    arrange,
     by_task,
     finish,
     metric_axis,
@@ -20,7 +21,6 @@ from sora_cli.compare.plot_style import (
     parameter_spread,
     percent_factor,
     plain,
-    settle,
     styles,
 )
 from sora_cli.compare.runs import Group
@@ -29,6 +29,8 @@ from sora_cli.plots import new_figure
 _PANEL = 3.9, 3.2
 """Width and height of a panel, inches: two beside one another fill a page of A4."""
 _SINGLE = 5.6, 3.6
+_KEYS = 7
+"""Entries of the legend beside one another."""
 _LABELLED = 16
 """Points of a panel that get a label; those on the front first."""
 _LONGEST = 30  # characters of a label
@@ -65,9 +67,10 @@ def draw_points(groups: Sequence[Group]) -> Any:
     columns = min(len(tasks), 2)
     rows = -(-len(tasks) // columns)
     width, height = _SINGLE if len(tasks) == 1 else _PANEL
-    figure = new_figure(columns * width, rows * height + 0.5)
-    grid = figure.subplots(rows, columns, squeeze=False)
     looks = styles(groups)
+    below = 0.1 + 0.22 * math.ceil((len(looks) + 1) / _KEYS)
+    figure = new_figure(columns * width, rows * height + below, solved=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
     panels = []
     for axes, (task, members) in zip(grid.flat, tasks.items(), strict=False):
         panels.append(_draw_panel(axes, task, members, looks))
@@ -76,9 +79,9 @@ def draw_points(groups: Sequence[Group]) -> Any:
     keys = [Line2D([], [], color=c, marker=m, markersize=5, linestyle="", label=plain(name))
             for name, (c, m) in looks.items()]  # fmt: skip
     keys.append(Line2D([], [], color=QUIET, linewidth=1, label="Pareto front"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 7), fontsize=8,
+    figure.legend(handles=keys, loc="lower center", ncols=min(len(keys), _KEYS), fontsize=8,
                   frameon=False, labelcolor=INK)  # fmt: skip
-    settle(figure)  # labels need to know where everything is
+    arrange(figure, rows, columns, below=below)  # labels need to know where everything is
     for panel in panels:
         _write_labels(figure, panel)
     return figure
