@@ -113,7 +113,9 @@ def test_both_processes_agree_after_every_step(folder: Path, method: str) -> Non
     assert first == second
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [METHODS[-1], *(pytest.param(name, marks=pytest.mark.long) for name in METHODS[:-1])]
+)
 def test_stopped_by_a_signal_to_one_of_them_and_resumed(folder: Path, method: str) -> None:
     for rank in (0, 1):
         told = _told(folder, rank)[3 * METHODS.index(method) :]
