@@ -99,7 +99,7 @@ def _carry_out(
             loop.run()
     except Interrupted as end:
         again = shlex.join(["sora", *sys.argv[1:]])
-        raise end.with_words("checkpoints are kept", f"go on: {again}") from end
+        raise end.with_words("runs keep their checkpoints", f"go on: {again}") from end
 
 
 def _conclude(plan: SweepPlan, source: Source) -> int:

@@ -7,6 +7,10 @@ All machines need this package, the recipe's files and the sweep's directory at 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -34,8 +38,13 @@ class RayEngine(Engine):
     def __init__(self, address: str | None, *, slots: int | None) -> None:
         self._ray = _ray()
         try:
-            self._ray.init(address=address, log_to_driver=False, logging_level="ERROR",
-                           include_dashboard=False if address is None else None)  # fmt: skip
+            with _same_handlers():
+                self._ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    include_dashboard=False if address is None else None,
+                )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise SoraError(
                 f"no Ray cluster at '{address}': {first_line(error)}", hint="ray start --head"
@@ -123,6 +132,20 @@ def _carry_out(job: Job, directory: str, paths: list[str]) -> int:
                     process.terminate()
     finally:
         end_processes({job.name: process} if process.poll() is None else {})
+
+
+@contextmanager
+def _same_handlers() -> Iterator[None]:
+    """Ray puts handlers of its own in the place of ours, which would end a sweep at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _paths() -> list[str]:

@@ -137,7 +137,9 @@ def test_lost_and_interrupted(folder: Path) -> None:
 
 def test_on_ray(folder: Path) -> None:
     path, directory = write(folder, grid={"training.seed": [0, 1]}, set={"training.max_steps": 3})
+    handler = signal.getsignal(signal.SIGTERM)
     assert sweep(path, directory, "--engine", "ray", "--threads", "1") == 0
+    assert signal.getsignal(signal.SIGTERM) is handler  # Ray's own would end a sweep at once
     assert states(directory) == {"s0": "finished", "s1": "finished"}
     record = json.loads((directory / FILE_NAME).read_text())
     assert record["engine"] == "ray"

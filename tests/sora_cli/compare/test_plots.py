@@ -17,7 +17,7 @@ from sora_cli.compare.plot_curves import draw_curves, find_ablations
 from sora_cli.compare.plot_labels import Label, place_labels
 from sora_cli.compare.plot_places import MeanRanks, draw_places, rank_text
 from sora_cli.compare.plot_points import draw_points, pareto_front
-from sora_cli.compare.plot_style import Scale, Spread, plain, settle, short_number
+from sora_cli.compare.plot_style import Scale, Spread, plain, short_number
 from sora_cli.compare.plots import plot_comparison
 from sora_cli.compare.runs import Group, Run
 from sora_cli.errors import SoraError
@@ -113,11 +113,10 @@ def test_pareto_front(better: bool, front: list[int]) -> None:
 
 
 def test_labels_never_cover_one_another() -> None:
-    figure = new_figure(4, 3)
+    figure = new_figure(4, 3, solved=False)
     axes = figure.add_subplot()
     points = [(x, y) for x in (0.3, 0.32, 0.5) for y in (0.4, 0.42, 0.6)]
     axes.plot(*zip(*points, strict=True), "o")
-    settle(figure)
     missing = place_labels(figure, axes, [Label(x, y, f"a name {x} {y}") for x, y in points])
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) + missing == len(points)
@@ -128,9 +127,8 @@ def test_labels_never_cover_one_another() -> None:
 
 
 def test_labels_that_find_no_place_are_counted() -> None:
-    figure = new_figure(2, 2)
+    figure = new_figure(2, 2, solved=False)
     axes = figure.add_subplot()
-    settle(figure)
     labels = [Label(0.5, 0.5, "a name that is wide")] * 60
     missing = place_labels(figure, axes, labels)
     assert 0 < missing == 60 - len(axes.texts)
