@@ -64,6 +64,11 @@ STEPS = {
     "cpu/glue.yaml": ("sst2-bitfit-s0",),
     "cpu/superglue.yaml": ("cb-adalora-s0",),
     "cpu/cola-rmax.yaml": ("lora-4-s0",),
+    "cpu/ablation-grid.yaml": ("threshold-0.00257-l1-10-r_max-4-s0",),
+    "cpu/ablation-schedule.yaml": ("rising-s0",),
+    "cpu/ablation.yaml": ("gate-lr-1e-2-s0",),
+    "cpu/main.yaml": ("cola-lora-r4-s0",),
+    "cpu/tune.yaml": ("learning_rate-0.0005-stsb-head",),
     "cpu/prox.yaml": ("rte-paper-times-lr-s0",),
     "cpu/time.yaml": ("precision-fp32-batch_size-32-lora-s0",),
     "cpu/stability.yaml": ("rte-threshold-0.001-s0",),
@@ -236,7 +241,7 @@ def short(planned: PlannedRun, deberta: Path, data: dict[str, Path], out: Path) 
     words = [
         *planned.words, f"model.path={deberta}", f"data.path={data[recipe.data.path]}",
         f"output.dir={out}", "training.max_steps=2", "training.checkpoint=no",
-        "data.max_validation_rows=16", "data.max_length=64",
+        "data.max_validation_rows=16", "data.max_length=64", "data.selection_rows=8",
     ]  # fmt: skip
     if recipe.path is not None:
         words += ["path.epochs=0.5", "path.schedule.num=2"]

@@ -32,7 +32,7 @@ def test_everything_but_the_seed_makes_a_group() -> None:
 
 
 def test_the_output_and_the_paper_do_not_count() -> None:
-    paper = {"source": "x", "metric": "accuracy", "values": {"lora": 0.9}}
+    paper = {"source": "x", "model": "y", "metric": "accuracy", "values": {"lora": 0.9}}
     found = grouped(
         {"seed": 0, "settings": {"output.dir": "a"}},
         {"seed": 1, "settings": {"output.dir": "b"}},
