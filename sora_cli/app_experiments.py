@@ -17,7 +17,9 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A sweep file.")],
+    file: Annotated[
+        Path, typer.Argument(help="A sweep file, or the name of one that comes along.")
+    ],
     overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and the time they may take.")

@@ -8,7 +8,8 @@ from pathlib import Path
 from sora_cli.errors import SoraError
 
 SCHEMA_FILE = "schema.json"
-_NO_RUNS = ("base", "sweeps")  # folders of parts that recipes extend, and of sweeps over them
+_SWEEPS = "sweeps"
+_NO_RUNS = ("base", _SWEEPS)  # folders of parts that recipes extend, and of sweeps over them
 
 
 def recipes_dir() -> Path:
@@ -28,7 +29,35 @@ def recipe_names() -> list[str]:
 
 def sweep_files() -> list[Path]:
     """The packaged sweeps."""
-    return sorted((recipes_dir() / "sweeps").rglob("*.yaml"))
+    return sorted((recipes_dir() / _SWEEPS).rglob("*.yaml"))
+
+
+def sweep_names() -> list[str]:
+    """Names such as 'glue' and 'cpu/glue'."""
+    root = recipes_dir() / _SWEEPS
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in sweep_files())
+    return sorted(names, key=lambda name: (name.count("/"), name))
+
+
+def find_sweep(reference: str | Path) -> Path:
+    """A sweep's file: a path, or the name of a packaged sweep.
+
+    Raises:
+        SoraError: neither; the message names the nearest.
+    """
+    path = Path(reference).expanduser()
+    name = path.as_posix()
+    packaged = None if path.is_file() else packaged_recipe(f"{_SWEEPS}/{name}")
+    packaged = packaged or (None if path.is_file() else packaged_recipe(name))
+    if packaged is not None and packaged in sweep_files():
+        return packaged
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(name, sweep_names(), n=1, cutoff=0.5)
+    beside = near_files(path) if path.suffix else None
+    hint = beside or (f"did you mean '{near[0]}'?" if near else None)
+    known = f"there are: {', '.join(sweep_names())}"
+    raise SoraError(f"no sweep file '{reference}'", hint=hint or known)
 
 
 def packaged_recipe(name: str) -> Path | None:

@@ -17,6 +17,7 @@ from sora_cli.recipe_library import (
     recipe_title,
     recipes_dir,
     sweep_files,
+    sweep_names,
 )
 
 
@@ -26,10 +27,11 @@ def list_recipes() -> None:
     width = max(len(name) for name in names)
     for name in names:
         emit(f"{name:{width}}  {recipe_title(recipes_dir() / f'{name}.yaml')}")
+    say(f"\nsweeps over them, for sora sweep: {', '.join(sweep_names())}")
 
 
 def show_recipe(name: str) -> None:
-    """Print a recipe's text."""
+    """Print a recipe's text, or a sweep's."""
     emit(find_recipe(name).read_text(encoding="utf-8").rstrip("\n"))
 
 

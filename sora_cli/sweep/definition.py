@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from sora_cli.blocks import Block
 from sora_cli.errors import SoraError
 from sora_cli.plain_words import nearest
-from sora_cli.recipe_library import near_files, shown
+from sora_cli.recipe_library import find_sweep, shown
 from sora_cli.sweep.space import SearchBlock
 from sora_cli.yaml_lines import Tree, parse_file
 
@@ -107,18 +107,18 @@ class LoadedSweep:
 
 
 def load_sweep(path: Path) -> LoadedSweep:
-    """Read and check a sweep file.
+    """Read and check a sweep file, or a packaged one by its name.
 
     Raises:
         SoraError: it is missing or unreadable, no YAML, or has a key or value that is not allowed.
     """
+    path = find_sweep(path)
     file = shown(path)
     try:
-        content = path.expanduser().read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        hint = near_files(path) or "sora recipes list"
-        raise SoraError(f"no sweep file '{file}': {reason}", hint=hint) from error
+        raise SoraError(f"'{file}' can not be read: {reason}") from error
     tree = parse_file(content, file)
     try:
         return LoadedSweep(path, SweepFile.model_validate(tree.values), tree)

@@ -6,7 +6,13 @@ import pytest
 
 from sora_cli.errors import SoraError
 from sora_cli.recipe_file import load_recipe
-from sora_cli.recipe_library import find_recipe, recipe_names, recipes_dir
+from sora_cli.recipe_library import (
+    find_recipe,
+    find_sweep,
+    recipe_names,
+    recipes_dir,
+    sweep_names,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +61,16 @@ def test_the_nearest_is_named(reference, hint):
 def test_a_directory_is_no_recipe(tmp_path):
     with pytest.raises(SoraError, match="is a directory"):
         find_recipe(tmp_path)
+
+
+def test_sweeps_are_found_by_file_and_by_name(tmp_path: Path) -> None:
+    packaged = recipes_dir() / "sweeps/cpu/glue.yaml"
+    assert "cpu/glue" in sweep_names()
+    for name in ("cpu/glue", "sweeps/cpu/glue", "recipes/sweeps/cpu/glue.yaml"):
+        assert find_sweep(name).resolve() == packaged.resolve()
+    own = tmp_path / "glue"
+    own.write_text("recipe: rte\n")
+    assert find_sweep(own) == own
+    with pytest.raises(SoraError) as caught:
+        find_sweep("cpu/gleu")
+    assert caught.value.hint == "did you mean 'cpu/glue'?"
