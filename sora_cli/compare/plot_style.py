@@ -217,3 +217,5 @@ def arrange(figure: Any, rows: int, columns: int, *, below: float, above: float 
         wspace=(left + right) / inner_width,
         hspace=(top + bottom) / inner_height,
     )
+    for axes in figure.axes:  # their limits are found only when asked for
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
