@@ -47,12 +47,11 @@ def find_sweep(reference: str | Path) -> Path:
     """
     path = Path(reference).expanduser()
     name = path.as_posix()
-    packaged = None if path.is_file() else packaged_recipe(f"{_SWEEPS}/{name}")
-    packaged = packaged or (None if path.is_file() else packaged_recipe(name))
-    if packaged is not None and packaged in sweep_files():
-        return packaged
     if path.is_file():
         return path
+    packaged = packaged_recipe(f"{_SWEEPS}/{name}") or packaged_recipe(name)
+    if packaged in sweep_files():
+        return packaged
     near = difflib.get_close_matches(name, sweep_names(), n=1, cutoff=0.5)
     beside = near_files(path) if path.suffix else None
     hint = beside or (f"did you mean '{near[0]}'?" if near else None)

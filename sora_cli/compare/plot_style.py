@@ -15,6 +15,8 @@ INK, QUIET, FAINT = "#222222", "#767676", "#e4e4e4"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#5d5d5d")
 """Okabe and Ito's palette, which colour-blind people can tell apart; the yellow darkened."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARGINS = 0.68, 0.14, 0.32, 0.48
+"""Inches on the left, the right, above and below a panel: for labels and ticks."""
 _TICKS = 6
 """At most on an axis, about."""
 _WIDE = 10.0
@@ -109,10 +111,6 @@ def short_number(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.3g}{unit}"
     return f"{value:.3g}"
-
-
-_MARGINS = 0.68, 0.14, 0.32, 0.48
-"""Inches on the left, the right, above and below a panel: for labels and ticks."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from sora_cli.console import say
+from sora_cli.sweep.engine import last_output
 from sora_cli.sweep.record import OVER, RunRecord
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-_BAR = re.compile(rb"training: +\d+%[^\r\n]*?(\d+)/(\d+) ")
+_BAR = re.compile(r"training: +\d+%[^\r\n]*?(\d+)/(\d+) ")
 _REFRESH = 1.0
 _TAIL = 2000
 _LINES = 12
@@ -138,13 +139,7 @@ class Display:
 
 def steps_of(log: Path) -> tuple[int, int]:
     """Steps taken and in all, from the training bar in a run's output; 0, 0 before it begins."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - _TAIL, 0))
-            text = file.read()
-    except OSError:
-        return 0, 0
-    found = _BAR.findall(text.rpartition(b"\n$ sora ")[2])
+    found = _BAR.findall(last_output(log, _TAIL))
     return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from typing import IO, final
 
 _GRACE = 120.0
 """Seconds a run has for its step and its checkpoint when it is told to stop."""
+_HEAD = "\n$ sora "
+"""Before each process's arguments and output in a log."""
 LOST = -signal.SIGKILL
 """Exit code of a run whose machine was lost."""
 
@@ -156,10 +159,19 @@ def end_processes(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _head(log: IO[bytes], arguments: tuple[str, ...]) -> None:
-    import shlex
+def last_output(log: Path, limit: int) -> str:
+    """What the last process of a job has said, at most so many bytes of it; "" if nothing yet."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - limit, 0))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(_HEAD)[2]
 
-    log.write(f"\n$ sora {shlex.join(arguments)}\n".encode())
+
+def _head(log: IO[bytes], arguments: tuple[str, ...]) -> None:
+    log.write(f"{_HEAD}{shlex.join(arguments)}\n".encode())
     log.flush()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from sora_cli.sweep.source import Ready, Source
 
 _PAUSE = 0.25
 """Seconds between two looks at the engine."""
-_USER_ERROR = 2
 _BY_SIGNAL = (130, 143)
 """Exit codes of a run that ended in order on SIGINT or SIGTERM, its checkpoint written."""
 
@@ -119,7 +119,7 @@ class Loop:
         state = self._state(name, code)
         if state == "failed":
             record.error = reason(self.settings.kind, ready.directory, self.log_of(name))
-            if code < 0 or code in _BY_SIGNAL:
+            if _was_killed(code):
                 record.error = f"killed {record.attempts} times ({_signal(code)})"
         self.source.ended(name, state)
         record.state = self.source.records[name].state
@@ -132,8 +132,7 @@ class Loop:
             return "finished" if code == 0 else "pruned"
         if code == 0:
             return "finished"
-        killed = code < 0 or code in _BY_SIGNAL
-        if killed and self.source.records[name].attempts <= self.settings.retries:
+        if _was_killed(code) and self.source.records[name].attempts <= self.settings.retries:
             return "waiting"
         return "failed"
 
@@ -142,7 +141,9 @@ class Loop:
         self.record.save(self.directory)
 
 
-def _signal(code: int) -> str:
-    import signal
+def _was_killed(code: int) -> bool:
+    return code < 0 or code in _BY_SIGNAL
 
+
+def _signal(code: int) -> str:
     return signal.Signals(-code if code < 0 else code - 128).name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,8 +50,6 @@ def missing_kinds(runs: tuple[PlannedRun, ...], costs: Costs) -> dict[Kind, Plan
 
 
 def _wait(job: Job) -> None:
-    import time
-
     engine = LocalEngine(1)
     try:
         engine.start(job)

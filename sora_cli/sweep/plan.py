@@ -110,8 +110,7 @@ def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
         SoraError: anything wrong with the file or with one of its recipes, with file and line.
     """
     sweep = load_sweep(Path(path))
-    given = override_layer(overrides)  # checks the words
-    del given
+    override_layer(overrides)  # raises where a word is no override
     typed = {word.partition("=")[0].strip(): word for word in overrides}
     common = {key: word(key, value) for key, value in sweep.sweep.set.items()} | typed
     directory = parse_value(common.pop(_DIRECTORY, f"=runs/{sweep.name}").partition("=")[2])

@@ -13,6 +13,7 @@ from sora_cli.plain_words import shown_value
 from sora_cli.recipe_file import LoadedRecipe
 from sora_cli.report import FILE_NAME, Report, read_report
 from sora_cli.resume import changes
+from sora_cli.sweep.engine import last_output
 
 _TAIL = 20_000
 
@@ -66,13 +67,7 @@ def taken(directory: Path, what: str) -> Any:
 
 def reason(kind: str, directory: Path, log: Path) -> str:
     """Why a run failed, in a line: what it said last, else what its report says."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - _TAIL, 0))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        text = ""
-    lines = [line.strip() for line in text.rpartition("\n$ sora ")[2].splitlines()]
+    lines = [line.strip() for line in last_output(log, _TAIL).splitlines()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:
         return errors[-1]

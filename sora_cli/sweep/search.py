@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from sora_cli.compare.selection import selection_score, selection_scores
@@ -77,7 +78,7 @@ class SearchSource(Source):
             return
         trial = self._trials[name]
         if state == "finished":
-            report = read_report(self._ready(name, trial.params).directory)
+            report = read_report(self._directory(name))
             assert report is not None
             self._report_scores(trial, report)
             self._study.tell(trial, [self._value(goal, report) for goal in self.search.objectives])
@@ -87,7 +88,7 @@ class SearchSource(Source):
     def unwanted(self, name: str) -> bool:
         if not self.search.pruning:
             return False
-        directory = self._ready(name, self._trials[name].params).directory
+        directory = self._directory(name)
         try:
             changed = (directory / FILE_NAME).stat().st_mtime
         except OSError:
@@ -177,8 +178,11 @@ class SearchSource(Source):
         frozen = self._study.get_trials(deepcopy=False)[number]
         self._trials[name] = Trial(self._study, frozen._trial_id)
 
+    def _directory(self, name: str) -> Path:
+        return self.plan.directory / name
+
     def _ready(self, name: str, params: dict[str, Any]) -> Ready:
-        directory = self.plan.directory / name
+        directory = self._directory(name)
         chosen = [word(key, value) for key, value in params.items()]
         words = (*self.plan.words, *chosen, word("output.dir", str(directory)))
         where = {word(k, v): self.plan.sweep.place("search", "space", k) for k, v in params.items()}
