@@ -203,7 +203,7 @@ class ReportLog(Generic[R]):
             with self.phase(name):
                 yield
         finally:
-            self.report.finished = _now()
+            self.report.finished = now()
             self.save()
 
     def _spend(self, name: str, spent: float) -> None:
@@ -220,7 +220,7 @@ class ReportLog(Generic[R]):
             self._end(status, error)
 
     def _end(self, status: Status, error: str | None) -> None:
-        self.report.status, self.report.error, self.report.finished = status, error, _now()
+        self.report.status, self.report.error, self.report.finished = status, error, now()
         self.report.peak_memory_bytes = peak_memory()
         self.save()
 
@@ -238,7 +238,7 @@ class RunLog(ReportLog[RunReport]):
         facts = provenance()
         super().__init__(directory / FILE_NAME, RunReport(name=name, recipe=recipe, **facts))
         if began is not None:
-            self.report.started = _now(-self.imported(began))
+            self.report.started = now(-self.imported(began))
 
     def went_on(self, step: int) -> None:
         """Note that the run goes on from a checkpoint of that step, after other processes."""
@@ -267,7 +267,7 @@ def provenance() -> dict[str, Any]:
     """The command, the time and the environment of a run that starts now."""
     return {
         "command": ["sora", *sys.argv[1:]],
-        "started": _now(),
+        "started": now(),
         "environment": environment(),
     }
 
@@ -288,6 +288,6 @@ def data_fingerprint(rows: Any) -> str:
     return digest.hexdigest()
 
 
-def _now(later: float = 0.0) -> str:
+def now(later: float = 0.0) -> str:
     """The time in so many seconds."""
     return (datetime.now(UTC) + timedelta(seconds=later)).isoformat(timespec="seconds")

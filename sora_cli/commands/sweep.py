@@ -10,12 +10,13 @@ from pathlib import Path
 from sora_cli.console import emit, emit_table, say
 from sora_cli.interruption import Interrupted
 from sora_cli.lock import locked
+from sora_cli.report import now
 from sora_cli.sweep.display import Display, duration
 from sora_cli.sweep.engine import Engine
 from sora_cli.sweep.engines import choose_engine
 from sora_cli.sweep.loop import Loop, Settings
 from sora_cli.sweep.plan import SweepPlan, plan_sweep
-from sora_cli.sweep.record import SweepRecord, now
+from sora_cli.sweep.record import SweepRecord
 from sora_cli.sweep.source import PlanSource, Source
 
 RUNS_FAILED = 1

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import final
 
 from sora_cli.interruption import Interrupted
+from sora_cli.report import now
 from sora_cli.sweep.engine import Engine, Job
-from sora_cli.sweep.record import RunRecord, State, SweepRecord, now
+from sora_cli.sweep.record import RunRecord, State, SweepRecord
 from sora_cli.sweep.results import reason
 from sora_cli.sweep.source import Ready, Source
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -49,8 +48,3 @@ class SweepRecord(BaseModel):
         for run in self.runs:
             found[run.state] = found.get(run.state, 0) + 1
         return found
-
-
-def now() -> str:
-    """The time, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
