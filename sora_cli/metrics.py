@@ -1,4 +1,4 @@
-"""Scores: the GLUE metrics computed here, any other by name through `evaluate`, from the Hub.
+"""Scores of one number a row: the GLUE metrics computed here, others through `evaluate`.
 
 sklearn and scipy are imported by the metrics that need them, `evaluate` only for the Hub's: none of
 the three for a run that reports accuracy.
@@ -12,7 +12,6 @@ import numpy as np
 
 from sora_cli.errors import SoraError, first_line
 from sora_cli.metric_names import built_in, check_metric, near
-from sora_cli.tasks import main_metric
 
 Metric = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """Predictions and labels, one number a row -> scores by name."""
@@ -70,7 +69,7 @@ def load_metric(name: str) -> Metric:
     Raises:
         SoraError: the Hub has none of that name, can not be reached, or may not be asked for it.
     """
-    check_metric(name)
+    check_metric(name, tuple(_OFFLINE), from_hub=True)
     return _offline(name) if name in _OFFLINE else _from_the_hub(name)
 
 
@@ -97,8 +96,8 @@ def _from_the_hub(name: str) -> Metric:
     except Exception as error:  # evaluate raises many kinds for one cause
         raise SoraError(
             f"no metric '{name}': it is none of the built-in ones and the Hub gave none",
-            where=built_in(),
-            hint=near(name) or f"{type(error).__name__}: {first_line(error, 120)}",
+            where=built_in(tuple(_OFFLINE)),
+            hint=near(name, tuple(_OFFLINE)) or f"{type(error).__name__}: {first_line(error, 120)}",
             key="task.metrics",
         ) from error
 
@@ -110,11 +109,10 @@ def _from_the_hub(name: str) -> Metric:
 
 
 class Scorer:
-    """Computes a list of metrics; the first, or `best`, is the one that chooses checkpoints."""
+    """Computes a list of metrics of one number a row."""
 
-    def __init__(self, names: Sequence[str], best: str | None = None) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
-        self.best = main_metric(self.names, best)
         self._metrics = {name: load_metric(name) for name in self.names}
 
     def __call__(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -78,7 +78,9 @@ def _words(schema: Mapping[str, Any]) -> str:
         case "array":
             return _array(schema)
         case "object":
-            return "a mapping of keys to values"
+            inner = schema.get("additionalProperties")
+            texts = isinstance(inner, Mapping) and inner.get("type") == "string"
+            return f"a mapping of keys to {'texts' if texts else 'values'}"
     if "$ref" in schema:
         return "a block of keys"
     return "something else"

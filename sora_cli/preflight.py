@@ -14,7 +14,7 @@ from sora_cli.errors import SoraError
 from sora_cli.metric_names import check_metric, from_the_hub
 from sora_cli.recipe import Recipe
 from sora_cli.references import resolve_model_path
-from sora_cli.tasks import main_metric, task_target
+from sora_cli.tasks import check_columns, main_metric
 
 
 def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
@@ -28,11 +28,11 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
     """
     with recipe.placing():
         _check_compaction(recipe)
-        task_target(recipe.task.name)
-        for name in recipe.task.metrics or ():
-            check_metric(name)
-        if recipe.task.metrics:
-            main_metric(recipe.task.metrics, recipe.task.best_metric)
+        options = recipe.task.options
+        for name in options.metrics:
+            check_metric(name, options.METRICS, from_hub=options.FROM_THE_HUB)
+        main_metric(options.metrics, options.best_metric)
+        check_columns(recipe.task.name, recipe.data.columns)
         find_source(recipe.data)
     if model:
         with recipe.placing("model.path"):
@@ -61,5 +61,5 @@ def code_notes(recipe: Recipe) -> Iterator[str]:
             f"model.trust_remote_code is on ({place}): code that comes with the model "
             f"is run{pinned}"
         )
-    for name in from_the_hub(recipe.task.metrics or []):
+    for name in from_the_hub(recipe.task.options):
         yield f"metric '{name}' is code from the Hub's collection evaluate-metric, and is run"

@@ -16,6 +16,8 @@ from methods.registry import config_class
 from sora_cli.blocks import Block, Count, Names, Seed, SomeNames
 from sora_cli.places import Placed
 from sora_cli.recipe_path import PathBlock
+from sora_cli.tasks import options_class
+from sora_cli.tasks.options import TaskOptions
 
 Cadence = Literal["epoch", "no"] | Count
 """Each epoch, never, or every so many optimiser steps."""
@@ -33,24 +35,28 @@ class ModelBlock(Block):
         "float32", description="dtype the frozen weights are loaded in; auto: the checkpoint's own"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
-
-
-class TaskBlock(Block):
-    """What is learned and how it is scored."""
-
-    name: str = Field(description="task family: sequence-classification or sequence-regression")
-    metrics: SomeNames | None = Field(
+    quantise: Literal["4bit", "8bit"] | None = Field(
         None,
-        description="metrics to report: accuracy, f1, matthews_correlation, pearson, spearman, "
-        "pearson_spearman, or the name of one in the Hub's own collection (evaluate-metric), whose "
-        "code is then run; unset: the family's own",
+        description="pack the frozen weights of linear layers into so many bits as they are read: "
+        "4bit is NF4 with double quantisation, 8bit LLM.int8(); needs the extra [quant]",
     )
-    best_metric: str | None = Field(
-        None, description="metric that chooses the best checkpoint; unset: the first of metrics"
+
+
+class TaskBlock(BaseModel):
+    """What is learned and how it is scored: `name`, and the options of that task family."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        description="task family: sequence-classification, sequence-regression, causal-lm, "
+        "seq2seq, question-answering, token-classification, multiple-choice, image-classification "
+        "or image-text"
     )
-    greater_is_better: bool = Field(
-        True, description="whether a larger best_metric is better; false for errors and losses"
-    )
+
+    @property
+    def options(self) -> TaskOptions:
+        """The typed options, validated by the family's class."""
+        return options_class(self.name)(**(self.model_extra or {}))
 
 
 class DataBlock(Block):
@@ -77,6 +83,11 @@ class DataBlock(Block):
         "one of several: ['{word}: {sentence1}', '{sentence2}']; unset: found by their usual names",
     )
     label_column: str = Field("label", description="column of the labels")
+    columns: dict[str, str] = Field(
+        {},
+        description="columns by the part they play, where they do not have a usual name: "
+        "{instruction: ask, output: reply}; the parts depend on task.name",
+    )
     label_names: Annotated[list[str], Field(min_length=2)] | None = Field(
         None, description="names of the classes in label order; unset: the data set's own"
     )
@@ -135,6 +146,11 @@ class TrainingBlock(Block):
         "arose, or skip: leave that step out and count it (10 in a row stop the run)",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast precision")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep only what enters each of the model's blocks, and compute the rest again "
+        "in the backward pass: less memory, about a third more time, the same gradients",
+    )
     deterministic: bool = Field(
         False,
         description="on a GPU, the same bits each time: deterministic algorithms only, which are "
@@ -235,7 +251,7 @@ class ResourcesBlock(Block):
 
 
 class Recipe(Placed, Block):
-    """One run. `method` holds the method's name; its typed options are in `method_config`."""
+    """One run. `method` and `task` hold a name; the typed options are `.config` and `.options`."""
 
     model: ModelBlock
     task: TaskBlock
@@ -250,8 +266,12 @@ class Recipe(Placed, Block):
     def resolved(self) -> dict[str, Any]:
         """Every value as plain JSON-able data, with defaults and the method's own options."""
         blocks: dict[str, Any] = self.model_dump(mode="json")
-        options = self.method.config.model_dump(mode="json")
-        return {**blocks, "method": {"name": self.method.name, **options}}
+        method, task = self.method, self.task
+        return {
+            **blocks,
+            "task": {"name": task.name, **task.options.model_dump(mode="json")},
+            "method": {"name": method.name, **method.config.model_dump(mode="json")},
+        }
 
 
 class MethodBlock(BaseModel):

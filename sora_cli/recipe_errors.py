@@ -9,11 +9,14 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from methods.registry import config_class, method_names
 from sora_cli.errors import SoraError
+from sora_cli.open_blocks import OPEN_BLOCKS, options_of
 from sora_cli.plain_words import expected, nearest, shown_value
-from sora_cli.recipe import MethodBlock, Recipe
+from sora_cli.recipe import MethodBlock, Recipe, TaskBlock
 from sora_cli.yaml_lines import Origin, Path_, Tree
+
+_NAMED: Mapping[str, type[BaseModel]] = {"method": MethodBlock, "task": TaskBlock}
+_NO_DEFAULT = "default_factory_not_called"  # it is made of another value, which is wrong
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ def recipe_error(errors: Sequence[ValidationError], tree: Tree, file: str) -> So
     """One error for the first of the problems; how many others there are is said.
 
     Args:
-        errors: of the recipe, and of the method's options (title "method").
+        errors: of the recipe, and of the method's and the task's options.
         tree: the values that were validated, with their origins.
         file: the recipe's name, for what no line stands for.
     """
@@ -42,11 +45,12 @@ def recipe_error(errors: Sequence[ValidationError], tree: Tree, file: str) -> So
     return SoraError(f"{error.what} (and {others})", where=error.where, hint=error.hint)
 
 
-def unknown_method(tree: Tree) -> SoraError:
-    """No method of that name is registered."""
-    name = tree.values["method"]["name"]
-    where = place_of(("method", "name"), tree)
-    return SoraError(f"no method '{name}'", where=where, hint=nearest(name, method_names()))
+def unknown_name(block: str, tree: Tree) -> SoraError:
+    """No method, or no task family, of that name is registered."""
+    name = tree.values[block]["name"]
+    where = place_of((block, "name"), tree)
+    known = OPEN_BLOCKS[block].names()
+    return SoraError(f"no {block} '{name}'", where=where, hint=nearest(name, known))
 
 
 def place_of(key: Path_, tree: Tree, file: str = "") -> str:
@@ -62,8 +66,10 @@ def _problems(errors: Sequence[ValidationError], values: Mapping[str, Any]) -> l
     """One per key, unknown keys first: a typo explains the key that is missing."""
     found: dict[Path_, Problem] = {}
     for error in errors:
-        prefix = ("method",) if _about_method(error) else ()
+        prefix = _block_of(error, values)
         for item in error.errors(include_url=False):
+            if item["type"] == _NO_DEFAULT:
+                continue
             loc = (*prefix, *(str(part) for part in item["loc"]))
             key = loc if item["type"] == "missing" else _existing(loc, values)
             cause = item.get("ctx", {}).get("error")
@@ -72,9 +78,11 @@ def _problems(errors: Sequence[ValidationError], values: Mapping[str, Any]) -> l
     return sorted(found.values(), key=lambda problem: problem.kind != "extra_forbidden")
 
 
-def _about_method(error: ValidationError) -> bool:
-    """Whether the error is about the method's own options, not the recipe's blocks."""
-    return error.title != Recipe.__name__
+def _block_of(error: ValidationError, values: Mapping[str, Any]) -> Path_:
+    """The block whose own options an error is about; () for the recipe's blocks."""
+    classes = {block: options_of(block, values) for block in OPEN_BLOCKS}
+    found = (b for b, kind in classes.items() if kind and kind.__name__ == error.title)
+    return () if error.title == Recipe.__name__ else (next(found, "method"),)
 
 
 def _existing(loc: Path_, values: Any) -> Path_:
@@ -110,7 +118,8 @@ def _bad_value(key: Path_, tree: Tree, where: str) -> SoraError:
     value = _value(key, tree.values)
     block = _model(key[:-1], tree.values)
     if len(key) == 1 or block is None:
-        hint = f"write {field}.name={value}" if field == "method" else None
+        named = field in OPEN_BLOCKS and isinstance(value, str)
+        hint = f"write {field}.name={value}" if named else None
         return SoraError(
             f"{field} must be a block of keys, not {shown_value(value)}", where=where, hint=hint
         )
@@ -138,8 +147,8 @@ def _unknown_key(key: Path_, tree: Tree) -> SoraError:
     if len(key) == 1:
         return SoraError(f"unknown block '{word}'", where=where, hint=hint)
     inside = ".".join(key[:-1])
-    if key[0] == "method":
-        inside = f"method ({tree.values['method'].get('name')})"
+    if key[0] in OPEN_BLOCKS:
+        inside = f"{key[0]} ({tree.values[key[0]].get('name')})"
     return SoraError(f"unknown key '{word}' in {inside}", where=where, hint=hint)
 
 
@@ -149,7 +158,7 @@ def _missing(key: Path_, tree: Tree, file: str) -> SoraError:
         hint = f"a recipe needs at least {key[0]}.{_fields(block)[0]}"
         return SoraError(f"the block '{key[0]}' is missing", where=file, hint=hint)
     where = place_of(key, tree, file)
-    parent = MethodBlock if key == ("method", "name") else _model(key[:-1], tree.values)
+    parent = _model(key[:-1], tree.values)
     if parent is None and key[-1].isdigit():  # a list that is too short
         return _bad_value(_field_of(key, tree), tree, where)
     meaning = parent.model_fields[key[-1]].description if parent is not None else None
@@ -183,10 +192,8 @@ def _model(path: Path_, values: Mapping[str, Any]) -> type[BaseModel] | None:
     """The pydantic class that stands at a path; None where plain values stand."""
     if not path:
         return Recipe
-    if path == ("method",):
-        name = values.get("method")
-        name = name.get("name") if isinstance(name, Mapping) else None
-        return config_class(name) if isinstance(name, str) and name in method_names() else None
+    if path[0] in OPEN_BLOCKS and len(path) == 1:
+        return options_of(path[0], values) or _NAMED[path[0]]
     block: type[BaseModel] | None = Recipe
     for part in path:
         field = None if block is None else block.model_fields.get(part)

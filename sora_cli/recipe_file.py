@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from methods.configs import MethodOptions
 from methods.errors import MethodError
-from methods.registry import config_class, method_names
 from sora_cli.errors import SoraError
+from sora_cli.open_blocks import OPEN_BLOCKS
 from sora_cli.recipe import Recipe
-from sora_cli.recipe_errors import place_of, recipe_error, unknown_method
+from sora_cli.recipe_errors import place_of, recipe_error, unknown_name
 from sora_cli.recipe_layers import combine, file_layers, override_layer
 from sora_cli.recipe_library import find_recipe, recipes_dir, shown
 from sora_cli.yaml_lines import Origin, Path_, Tree
@@ -111,32 +111,38 @@ def _validated(tree: Tree, file: str) -> Recipe:
         recipe = Recipe.model_validate(tree.values)
     except ValidationError as error:
         errors.append(error)
-    method = tree.values.get("method")
-    if isinstance(method, dict) and isinstance(method.get("name"), str):
-        errors += _method_errors(method, tree)
+    for block in OPEN_BLOCKS:
+        named = tree.values.get(block)
+        if isinstance(named, dict) and isinstance(named.get("name"), str):
+            errors += _option_errors(block, named, tree)
     if errors or recipe is None:
         raise recipe_error(errors, tree, file) from errors[0]
     _no_truth_values_as_numbers(recipe, tree)
     return recipe
 
 
-def _method_errors(method: Mapping[str, Any], tree: Tree) -> list[ValidationError]:
-    name = method["name"]
-    if name not in method_names():
-        raise unknown_method(tree)
+def _option_errors(block: str, given: Mapping[str, Any], tree: Tree) -> list[ValidationError]:
+    """What is wrong with the options of the method, or of the task."""
+    name, known = given["name"], OPEN_BLOCKS[block]
+    if name not in known.names():
+        raise unknown_name(block, tree)
     try:
-        config_class(name)(**{key: value for key, value in method.items() if key != "name"})
+        known.options(name)(**{key: value for key, value in given.items() if key != "name"})
     except ValidationError as error:
         return [error]
     except (ImportError, AttributeError, MethodError) as error:
-        where = place_of(("method", "name"), tree)
-        raise SoraError(f"method '{name}' can not be loaded: {error}", where=where) from error
+        where = place_of((block, "name"), tree)
+        raise SoraError(f"{block} '{name}' can not be loaded: {error}", where=where) from error
     return []
 
 
 def _no_truth_values_as_numbers(recipe: Recipe, tree: Tree) -> None:
     """Pydantic takes true for 1; a person who wrote it meant something else."""
-    blocks = {**recipe.model_dump(), "method": recipe.method.config.model_dump()}
+    blocks = {
+        **recipe.model_dump(),
+        "task": recipe.task.options.model_dump(),
+        "method": recipe.method.config.model_dump(),
+    }
     for block, values in blocks.items():
         for key, given in (tree.values.get(block) or {}).items():
             if isinstance(given, bool) and not isinstance(values.get(key), bool):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from methods.errors import MethodError
-from methods.registry import config_class
 from sora_cli.errors import SoraError
+from sora_cli.open_blocks import OPEN_BLOCKS
 from sora_cli.recipe_library import near_files, shown
 from sora_cli.yaml_lines import DEEPEST, Origin, Path_, Tree, parse_file, parse_value
 
@@ -70,7 +70,7 @@ def _check_text(text: str) -> None:
 
 
 def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
-    """All layers as one, and notes on options dropped with a replaced method."""
+    """All layers as one, and notes on options dropped with a replaced method or task."""
     result = Tree()
     notes: list[str] = []
     for layer in layers:
@@ -164,16 +164,20 @@ def _note_origins(tree: Tree, path: Path_, value: Any, origin: Origin) -> None:
 
 
 def _drop_options(below: Tree, above: Tree) -> list[str]:
-    """Remove what only the replaced method knows from the lower layers."""
-    old, new = below.values.get("method"), above.values.get("method")
+    """Remove what only a replaced method, or task family, knows from the lower layers."""
+    return [note for block in OPEN_BLOCKS for note in _drop_from(block, below, above)]
+
+
+def _drop_from(block: str, below: Tree, above: Tree) -> list[str]:
+    old, new = below.values.get(block), above.values.get(block)
     if not isinstance(old, dict) or not isinstance(new, dict):
         return []
     name, old_name = new.get("name"), old.get("name")
     if name is None or old_name is None or name == old_name:
         return []
-    known, old_known = _options(name), _options(old_name)
+    known, old_known = _options(block, name), _options(block, old_name)
     if known is None:
-        return []  # reported as an unknown method later
+        return []  # reported as an unknown name later
     gone = [
         key
         for key in old
@@ -181,15 +185,15 @@ def _drop_options(below: Tree, above: Tree) -> list[str]:
     ]
     for key in gone:
         del old[key]
-        _forget(below, ("method", key))
-    where = above.origins.get(("method", "name"))
-    note = f"method.name={name} ({where}): dropped {old_name}'s {', '.join(gone)}"
+        _forget(below, (block, key))
+    where = above.origins.get((block, "name"))
+    note = f"{block}.name={name} ({where}): dropped {old_name}'s {', '.join(gone)}"
     return [note] if gone else []
 
 
-def _options(method: Any) -> set[str] | None:
-    """A method's option names; None where there is no such method."""
+def _options(block: str, name: Any) -> set[str] | None:
+    """Option names of a method or task family; None where there is no such one."""
     try:
-        return set(config_class(str(method)).model_fields)
-    except (MethodError, ImportError, AttributeError):
+        return set(OPEN_BLOCKS[block].options(str(name)).model_fields)
+    except (MethodError, SoraError, ImportError, AttributeError):
         return None

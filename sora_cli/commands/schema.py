@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from methods.registry import config_class, method_names
+from methods.registry import method_names
 from sora_cli.console import emit
+from sora_cli.open_blocks import OPEN_BLOCKS
 from sora_cli.recipe import Recipe
+from sora_cli.tasks import task_names
 
 
 def print_schema() -> None:
@@ -25,14 +27,17 @@ def recipe_schema(methods: Sequence[str]) -> dict[str, Any]:
     """The schema of a recipe file.
 
     Blocks and keys are all optional in it, since a file that extends another need not repeat
-    them; whether the whole is complete is checked when it is loaded. `method` takes the options
-    of the method it names, or of any method where the name comes from another file.
+    them; whether the whole is complete is checked when it is loaded. `method` and `task`
+    take the options of what they name, or of any where the name comes from another file.
     """
     schema = Recipe.model_json_schema()
     blocks: dict[str, Any] = schema["$defs"]
     for block in blocks.values():
         block.pop("required", None)
-    blocks["MethodBlock"] = _method_schema(blocks["MethodBlock"], methods)
+    choices = {"MethodBlock": methods, "TaskBlock": task_names()}
+    for (block, names), known in zip(choices.items(), ("method", "task"), strict=True):
+        options = {name: OPEN_BLOCKS[known].options(name).model_json_schema() for name in names}
+        blocks[block] = _open_schema(blocks[block], f"The {known} and its own options.", options)
     extends = {
         "description": "a recipe this one is built on, or a list of them; paths from this file",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
@@ -57,28 +62,30 @@ def _reference(property_: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _method_schema(block: dict[str, Any], methods: Sequence[str]) -> dict[str, Any]:
-    name = {**block["properties"]["name"], "enum": list(methods)}
-    options = {method: config_class(method).model_json_schema() for method in methods}
-    every = {key: None for schema in options.values() for key in schema["properties"]}
+def _open_schema(
+    block: dict[str, Any], description: str, options: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Of a block that takes the options of what it names."""
+    name = {**block["properties"]["name"], "enum": list(options)}
+    every = {key: None for schema in options.values() for key in schema.get("properties", {})}
     known = {"propertyNames": {"enum": ["name", *every]}}
     return {
-        "description": "The method and its own options.",
+        "description": description,
         "type": "object",
         "properties": {"name": name},
         "allOf": [
             {"if": {"not": {"required": ["name"]}}, "then": known},
-            *[_branch(method, name, schema) for method, schema in options.items()],
+            *[_branch(choice, name, schema) for choice, schema in options.items()],
         ],
     }
 
 
-def _branch(method: str, name: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """If the block names this method, then its options and no others."""
+def _branch(choice: str, name: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """If the block names this, then its options and no others."""
     return {
-        "if": {"properties": {"name": {"const": method}}, "required": ["name"]},
+        "if": {"properties": {"name": {"const": choice}}, "required": ["name"]},
         "then": {
-            "properties": {"name": name, **schema["properties"]},
+            "properties": {"name": name, **schema.get("properties", {})},
             "additionalProperties": False,
         },
     }

@@ -26,7 +26,8 @@ WORDS = ("", " ", "x", "no", "true", "null", "3", "1e-3", "é", "\U0001f600", "\
          "%s",
          "{x}", "a: b", "# x", "*x", "&x", "!x", "-", "@x", "lora", "sora", "adalora", "epoch",
          "builtin://entailment", "builtin://x", "package://x/y", "package:///", "package://os/",
-         "x.gguf", "sequence-regression", "accuracy", "method.threshold", "linear")  # fmt: skip
+         "x.gguf", "sequence-regression", "seq2seq", "accuracy", "perplexity", "method.threshold",
+         "linear")  # fmt: skip
 YAML_VALUES = (
     # as they stand in a file; most are no values a recipe can hold
     ".nan", ".inf", "-.INF", "1e400", "-1e400", "1e-400", "0x1F", "0o17", "0b1", "1_000",

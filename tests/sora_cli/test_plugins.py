@@ -60,7 +60,8 @@ def test_recipes_know_its_options(file, tmp_path):
     load_code(file(METHOD))
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
-        "model: {path: m}\ntask: {name: t}\ndata: {path: d}\nmethod: {name: mine, boost: 2}\n"
+        "model: {path: m}\ntask: {name: causal-lm}\ndata: {path: d}\n"
+        "method: {name: mine, boost: 2}\n"
     )
     assert load_recipe(recipe).resolved()["method"]["boost"] == 2.0
     with pytest.raises(SoraError, match=r"method\.boost must be a number above 0"):

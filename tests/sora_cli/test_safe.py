@@ -18,11 +18,12 @@ from sora_cli import yaml_lines
 from sora_cli.app import run
 from sora_cli.data import load_rows
 from sora_cli.errors import SoraError
-from sora_cli.metric_names import BUILT_IN, check_metric
+from sora_cli.metric_names import check_metric
 from sora_cli.metrics import _OFFLINE, load_metric
 from sora_cli.model import load_base
 from sora_cli.recipe import DataBlock, ModelBlock
 from sora_cli.tasks import create_task
+from sora_cli.tasks.options import ONE_NUMBER
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import glue_rows, save_base, write_recipe
 from tests.sora_cli.bad_input.runner import snapshot
@@ -145,8 +146,8 @@ def test_a_metric_is_not_taken_from_the_working_directory(
 
 
 def test_one_list_of_metrics() -> None:
-    assert tuple(_OFFLINE) == BUILT_IN
-    check_metric("bleu")
+    assert tuple(_OFFLINE) == ONE_NUMBER
+    check_metric("bleu", ONE_NUMBER, from_hub=True)
 
 
 # --- models and data that come with code

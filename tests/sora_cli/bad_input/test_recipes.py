@@ -121,12 +121,12 @@ KEYS: dict[str, Case] = {
         "no method 'os:system'", r=recipe("method", "name: os:system"), then="there are:"
     ),
     "unknown task": bad(
-        "unknown task 'sequence-clasification'",
+        "no task 'sequence-clasification'",
         r=recipe("task", "name: sequence-clasification"),
         then="did you mean 'sequence-classification'?",
     ),
     "task of a module's name": bad(
-        "unknown task 'os:system'", r=recipe("task", "name: os:system"), then="there are:"
+        "no task 'os:system'", r=recipe("task", "name: os:system"), then="there are:"
     ),
     "unknown metric": bad(
         "no metric 'acuracy'", r=recipe("task", "metrics: acuracy"), then="did you mean 'accuracy'?"
