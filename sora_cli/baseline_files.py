@@ -126,7 +126,7 @@ def _write_model(folder: Path, base: Base, tensors: dict[str, Tensor]) -> None:
     sharded = any(is_sharded(p) for p in base.model.parameters())
     with quiet_loading():
         base.model.save_pretrained(folder, state_dict=tensors if sharded else None)
-        base.tokenizer.save_pretrained(folder)
+        base.processor.save_pretrained(folder)
 
 
 def _check(meant: dict[str, Tensor], back: dict[str, Tensor], where: Path) -> None:

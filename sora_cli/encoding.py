@@ -11,14 +11,17 @@ from sora_cli.model import Base
 from sora_cli.tasks.base import Encoded, Task
 
 
-def encode(task: Task, base: Base, rows: Dataset, *, split: str) -> Encoded:
+def encode(task: Task, base: Base, rows: Dataset, *, split: str, training: bool = False) -> Encoded:
     """Tokenise a split, and hold the result against the model.
+
+    Args:
+        training: it is trained on, and not scored.
 
     Raises:
         SoraError: rows that are none of the task's, too long, or of tokens the model has not.
     """
     try:
-        encoded = task.encode(rows, base.tokenizer)
+        encoded = task.encode(rows, base.processor, training=training)
     except SoraError as error:
         name = f"split '{split}'"
         error.where = f"{name}; {error.where}" if error.where else name
@@ -26,8 +29,9 @@ def encode(task: Task, base: Base, rows: Dataset, *, split: str) -> Encoded:
             error.key = f"data.files.{split}"
         raise
     _check_not_empty(encoded.lengths, split)
-    _check_positions(base.model, int(encoded.lengths.max()), task.data.max_length)
-    _check_tokens(base, encoded)
+    if "input_ids" in encoded.dataset.column_names:
+        _check_positions(base.model, int(encoded.lengths.max()), task.data.max_length)
+        _check_tokens(base, encoded, pooled=task.peft_type == "SEQ_CLS")
     return encoded
 
 
@@ -57,8 +61,12 @@ def _check_positions(model: nn.Module, longest: int, max_length: int) -> None:
                 )
 
 
-def _check_tokens(base: Base, encoded: Encoded) -> None:
-    """The tokenizer's numbers must be the model's; and encoder-decoders read where a row ends."""
+def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
+    """The tokenizer's numbers must be the model's.
+
+    Args:
+        pooled: one answer is read off a whole row: encoder-decoders read it where the row ends.
+    """
     ids = _flat(encoded.dataset, "input_ids")
     words, largest = base.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
     if largest >= words:
@@ -67,7 +75,7 @@ def _check_tokens(base: Base, encoded: Encoded) -> None:
             hint="the tokenizer is another model's: put the model's own beside it",
             key="model.path",
         )
-    if not base.model.config.is_encoder_decoder:
+    if not (pooled and base.model.config.is_encoder_decoder):
         return
     last = base.model.config.eos_token_id
     is_end = np.isin(ids, [-1] if last is None else np.atleast_1d(last))
@@ -82,9 +90,9 @@ def _check_tokens(base: Base, encoded: Encoded) -> None:
 
 
 def _flat(rows: Dataset, column: str) -> np.ndarray:
-    """All numbers of a column of lists, one after the other."""
+    """All numbers of a column of lists, or of lists of lists, one after the other."""
     chunks = rows.with_format("arrow").data.column(column).chunks
-    return np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
+    return np.concatenate([chunk.flatten(recursive=True).to_numpy() for chunk in chunks])
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

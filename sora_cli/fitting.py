@@ -130,7 +130,7 @@ def _add_compactor(
 @contextmanager
 def _progress(trainer: AdapterTrainer, hooks: MethodCallback) -> Iterator[None]:
     """Our bar instead of Trainer's; closed also by an error, whose message starts its own line."""
-    progress = RunProgress(hooks, trainer.task.scorer.best)
+    progress = RunProgress(hooks, trainer.task.best)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(progress)
     try:

@@ -1,4 +1,4 @@
-"""From a recipe's model block to a base model, its tokenizer and its head."""
+"""From a recipe's model block to a base model, what makes its inputs, and its head."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from methods.inject import output_embedding
 from sora_cli.errors import SoraError, first_line
 from sora_cli.model_source import (
     check_complete,
@@ -20,11 +21,11 @@ from sora_cli.model_source import (
     pickled,
 )
 from sora_cli.offline import offline_error, quiet_hub
+from sora_cli.processor import load_processor
+from sora_cli.quantisation import check_quantise, prepare_quantised, quantised_options
 from sora_cli.recipe import ModelBlock
 from sora_cli.references import commit_of, resolve_model_path
 from sora_cli.tasks.base import Task
-
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Base:
     """A loaded base model.
 
     Attributes:
+        processor: what makes its inputs: a tokenizer, or for images an image processor.
         reference: what the recipe calls it; `resolved` is the local path or Hub id behind it.
         revision: the Hub's commit, whatever branch the recipe names; None for a local directory.
         missing: parameters the checkpoint did not supply (and that are so random).
@@ -39,7 +41,7 @@ class Base:
     """
 
     model: Any
-    tokenizer: Any
+    processor: Any
     reference: str
     resolved: str
     revision: str | None
@@ -47,11 +49,14 @@ class Base:
     head: tuple[str, ...]
 
 
-def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) -> Base:
-    """Load model and tokenizer for a task; a new head is drawn from the global torch generator.
+def load_base(
+    block: ModelBlock, task: Task, *, dropout: float | None = None, precision: str = "fp32"
+) -> Base:
+    """Load a model and its processor for a task; a new head is drawn from torch's own generator.
 
     Args:
         dropout: sets every dropout of the base model's configuration; None leaves them.
+        precision: that quantised weights are multiplied in, as in `training.precision`.
 
     Raises:
         SoraError: not there, not reachable, no tokenizer, or an architecture without that head.
@@ -59,6 +64,7 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
     import transformers
 
     quiet_hub()
+    check_quantise(block)
     resolved = resolve_model_path(block.path)
     check_source(block.path, resolved)
     source, gguf = split_gguf(resolved)
@@ -80,26 +86,23 @@ def load_base(block: ModelBlock, task: Task, *, dropout: float | None = None) ->
             ignore_mismatched_sizes=True,  # refused below, with names
             **common,
             **weights_options(gguf),
+            **_packing(block, task, config, precision),
         )
         _check_shapes(block.path, info["mismatched_keys"])
         check_complete(block.path, info["missing_keys"], len(model.state_dict()))
-        if not gguf and lacks_tokenizer(Path(source)):
-            raise SoraError(
-                f"the model directory {source} holds no tokenizer",
-                hint="copy tokenizer.json (or vocab.txt, spm.model, ...) of the model into it",
-                key="model.path",
-            )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
-    _set_padding(model, tokenizer)
+        processor = load_processor(task.processor_class, source, common)
+    task.check_model(model, processor)
     missing = tuple(sorted(info["missing_keys"]))
+    head = head_modules(model, missing, new_head=task.trains_head)
+    prepare_quantised(model, block.path, head)
     return Base(
         model=model,
-        tokenizer=tokenizer,
+        processor=processor,
         reference=block.path,
         resolved=resolved,
         revision=commit_of(resolved, block.revision) or block.revision,
         missing=missing,
-        head=head_modules(model, missing, new_head=task.trains_head),
+        head=head,
     )
 
 
@@ -126,9 +129,17 @@ def head_modules(
     return tuple(path for path, _ in model.named_modules() if path in heads)
 
 
-def lacks_tokenizer(folder: Path) -> bool:
-    """Whether this is a directory without a tokenizer: transformers would make up an empty one."""
-    return folder.is_dir() and not any(list(folder.glob(p)) for p in _TOKENIZER_FILES)
+def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict[str, Any]:
+    """Loading options of a model that is quantised, all but its head and its output embeddings."""
+    if block.quantise is None:
+        return {}
+    code = {"trust_remote_code": block.trust_remote_code}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        shape = task.model_class().from_config(config, **code)
+    output = output_embedding(shape)
+    plain = head_modules(shape, (), new_head=task.trains_head)
+    plain += tuple(path for path, module in shape.named_modules() if module is output)
+    return quantised_options(block, precision=precision, config=config, plain=plain)
 
 
 @contextlib.contextmanager
@@ -213,20 +224,6 @@ def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) ->
             hint="give the model without its head, or the data it was made for",
             key="model.path",
         )
-
-
-def _set_padding(model: Any, tokenizer: Any) -> None:
-    """Decoder models often come without a padding token; batches of several rows need one."""
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise SoraError(
-                "the tokenizer has neither a padding nor an end-of-text token",
-                hint="name one in tokenizer_config.json: pad_token",
-                key="model.path",
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -68,13 +68,13 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         if not torch.cuda.is_available():
             replace_dropouts(base.model)  # torch's own take longer than the layers around them
     with phase("tokenise"):
-        train = encode(task, base, rows.train, split=recipe.data.train)
+        train = encode(task, base, rows.train, split=recipe.data.train, training=True)
         report = {name: encode(task, base, part, split=name) for name, part in rows.report.items()}
         reported = (report[name] for name, part in rows.report.items() if part is rows.select)
         select = next(reported, None) or encode(task, base, rows.select, split="for selection")
     with phase("inject"):
         method, layers = add_adapters(recipe, base)
-        steps = recipe.training.total_steps(len(rows.train))
+        steps = recipe.training.total_steps(len(train.lengths))
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     return Prepared(task, rows, base, train, select, report, method, layers)
 

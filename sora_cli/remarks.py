@@ -12,9 +12,11 @@ import numpy as np
 
 from sora_cli.overlap import Overlap, find_overlaps
 from sora_cli.prepare import Prepared
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.options import SMALLER_IS_BETTER
 
 _SELECTION = "the selection rows"
+_UNLIMITED = 2**31  # tokens, where a model has no such limit
 
 
 def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
@@ -22,8 +24,8 @@ def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
     parts = dict(ready.rows.report)
     if _selects_apart(ready):
         parts["select"] = ready.rows.select
-    texts, label = ready.task.text_columns, ready.task.data.label_column
-    return find_overlaps(ready.rows.train, parts, texts=texts, label=label)
+    task = ready.task
+    return find_overlaps(ready.rows.train, parts, texts=task.input_columns, label=task.label_column)
 
 
 def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
@@ -32,12 +34,15 @@ def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
     if _selects_apart(ready):
         parts["select"] = ready.select
     remarks = [
-        label_remark(name, np.asarray(part.dataset["labels"][:]), ready.task.label_names)
+        label_remark(name, labels, ready.task.label_names)
         for name, part in parts.items()
+        if (labels := ready.task.labels(part)) is not None
     ]
-    limit = ready.base.tokenizer.model_max_length
+    limit = getattr(ready.base.processor, "model_max_length", _UNLIMITED)
     remarks.append(cut_remark(parts, ready.task.data.max_length, limit=limit))
-    remarks += [overlap_remark(n, o, len(parts[n].lengths)) for n, o in overlaps.items()]
+    remarks += ready.task.remarks({_name(name): part for name, part in parts.items()})
+    rows = {"train": ready.rows.train, "select": ready.rows.select, **ready.rows.report}
+    remarks += [overlap_remark(n, o, len(rows[n])) for n, o in overlaps.items()]
     return [remark for remark in remarks if remark is not None]
 
 
@@ -83,20 +88,15 @@ def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
     return told
 
 
-def prediction_remark(
-    task: Task, split: str, outputs: np.ndarray, labels: np.ndarray
-) -> str | None:
-    """Predictions that need no model, or are none.
-
-    Args:
-        outputs: of the model, (rows, ...).
-    """
+def prediction_remark(task: Task, split: str, predictions: Predictions) -> str | None:
+    """Predictions that need no model, or are none."""
+    outputs, labels = predictions.outputs, predictions.labels
     finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
     if not finite.all():
         return f"{(~finite).sum():,} of {len(finite):,} predictions on {split} are not finite"
-    if np.unique(labels).size == 1:
-        return None  # was said before
-    answers = task.answers(outputs)
+    answers = task.answers(predictions)
+    if labels is None or answers is None or np.unique(labels).size == 1:
+        return None  # nothing to compare, or it was said before
     if task.label_names is None:
         return _of_numbers(split, answers, labels)
     return _of_classes(split, answers, labels, task.label_names)
@@ -134,18 +134,19 @@ def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | No
 def adapters_remark(
     metric: str, split: str, *, score: float, without: float, rows: int, greater_is_better: bool
 ) -> str | None:
-    """Adapters that add less to a score than one row may.
+    """Adapters that add less to a score than one row may; to a loss, nothing at all.
 
     Args:
         score: of the trained model; `without`: with its adapters switched off.
         rows: that were scored.
     """
     lost = score - without if greater_is_better else without - score
-    if not math.isfinite(without) or lost > 1 / rows + 1e-9:
+    least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9  # losses know no single rows
+    if not math.isfinite(without) or lost > least:
         return None
     return (
-        f"the adapters add nothing to the head: {metric} on {split} is {score:.4f} with them, "
-        f"{without:.4f} without"
+        f"the adapters add nothing to the rest of the model: {metric} on {split} is {score:.4f} "
+        f"with them, {without:.4f} without"
     )
 
 

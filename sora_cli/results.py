@@ -19,7 +19,7 @@ from sora_cli.remarks import data_remarks, overlaps_of, skip_remark
 from sora_cli.report import Parameters, Ranks, RunReport, data_fingerprint
 from sora_cli.saving import base_reference, build_adapter
 from sora_cli.tasks.base import Encoded, Task
-from sora_cli.training import AdapterTrainer, predict
+from sora_cli.training import AdapterTrainer
 
 RANKS_PLOT = "ranks.png"
 
@@ -38,6 +38,7 @@ def record_setup(report: RunReport, ready: Prepared) -> None:
     encoded = {"train": ready.train, "select": ready.select, **ready.report}
     report.data = {
         "rows": {name: len(part) for name, part in parts.items()},
+        "encoded": {name: len(part.lengths) for name, part in encoded.items()},
         "fingerprints": {name: data_fingerprint(part) for name, part in parts.items()},
         "truncated": {name: part.truncated for name, part in encoded.items()},
         "longest": {name: part.longest for name, part in encoded.items()},
@@ -47,7 +48,7 @@ def record_setup(report: RunReport, ready: Prepared) -> None:
         "revision": rows.revision,
     }
     report.events = data_remarks(ready, overlaps)
-    report.main_metric = ready.task.scorer.best
+    report.main_metric = ready.task.best
     report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
     report.parameters = count_parameters(ready)
 
@@ -56,7 +57,10 @@ def evaluate_all(
     trainer: AdapterTrainer, task: Task, splits: Mapping[str, Encoded]
 ) -> dict[str, dict[str, float]]:
     """Scores and exact loss of the model on every reported split."""
-    return {name: task.scores(*predict(trainer, rows)) for name, rows in splits.items()}
+    return {
+        name: task.scores(trainer.predictions_of(rows, task.metric_names))
+        for name, rows in splits.items()
+    }
 
 
 def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:

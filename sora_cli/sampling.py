@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
+
+from sora_cli.tasks.base import Encoded
 
 _POOL = 50  # global batches sorted together: long enough to group well, short enough to stay random
 
@@ -101,9 +102,9 @@ class SortedByLength(TorchDataset[dict[str, Any]]):
         order: (rows,) the data set's row at each place of the view.
     """
 
-    def __init__(self, dataset: Dataset, lengths: np.ndarray) -> None:
-        self.dataset = dataset
-        self.order = np.argsort(-lengths, kind="stable")
+    def __init__(self, rows: Encoded) -> None:
+        self.rows, self.dataset = rows, rows.dataset
+        self.order = np.argsort(-rows.lengths, kind="stable")
 
     def __len__(self) -> int:
         return len(self.order)

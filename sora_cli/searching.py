@@ -22,7 +22,7 @@ from sora_cli.encoding import encode
 from sora_cli.prepare import load_task
 from sora_cli.pruning import strongest, survey, truncate_layers
 from sora_cli.recipe import Recipe
-from sora_cli.training import build_trainer, predict
+from sora_cli.training import build_trainer
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Scores:
         """The recipe's main metric with those factors in the model."""
         for path, layer in self.layers.items():
             _put(layer, factors[path])
-        outputs = predict(self.trainer, self.rows)
-        return float(self.task.scores(*outputs)[self.task.scorer.best])
+        best = self.task.best
+        return float(self.task.scores(self.trainer.predictions_of(self.rows, [best]))[best])
 
 
 def smallest_within(adapter: Adapter, recipe: Recipe, max_drop: float) -> Search:
@@ -80,8 +80,8 @@ def smallest_within(adapter: Adapter, recipe: Recipe, max_drop: float) -> Search
     """
     with tempfile.TemporaryDirectory() as scratch:
         scores = Scores(adapter, recipe, Path(scratch))
-        better = recipe.task.greater_is_better
-        about = scores.task.scorer.best, scores.split
+        better = recipe.task.options.greater_is_better
+        about = scores.task.best, scores.split
         return bisect(adapter.layers, scores.of, max_drop, better, about)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
@@ -17,11 +20,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sora_cli.allocator import keep_freed_memory
 from sora_cli.errors import SoraError
+from sora_cli.gradient_checkpointing import checkpointing_arguments
 from sora_cli.machine import check_machine
 from sora_cli.model import Base
 from sora_cli.recipe import Cadence, Recipe
 from sora_cli.sampling import GroupedBatchSampler, SortedByLength
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.trainer_state import ResumingTrainer
 
 
@@ -35,10 +39,10 @@ class AdapterTrainer(ResumingTrainer):
     """
 
     def __init__(
-        self, *, task: Task, recipe: Recipe, train: Encoded | None, **options: Any
+        self, *, task: Task, recipe: Recipe, train: Encoded | None, processor: Any, **options: Any
     ) -> None:
         super().__init__(train_dataset=train and train.dataset, **options)
-        self.task, self.recipe, self.train_rows = task, recipe, train
+        self.task, self.recipe, self.train_rows, self.processor = task, recipe, train, processor
         self.model_accepts_loss_kwargs = False  # then its loss is a plain mean, divided later
         self.sampler: GroupedBatchSampler | None = None
         self._counts: deque[int] = deque()  # loss items of the step's micro-batches to come
@@ -103,15 +107,47 @@ class AdapterTrainer(ResumingTrainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
+    ) -> tuple[None, torch.Tensor, None]:
+        """What the task keeps of the model's outputs: the loss is computed from that."""
+        batch = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**self.task.scored_inputs(batch))
+        return None, self.task.kept(outputs, batch).detach(), None
+
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
-        """Outputs in the data set's order, and the exact mean loss."""
+        """Outputs in the data set's order; in training, scored."""
         out = super().evaluation_loop(dataloader, *args, **kwargs)
         view = dataloader.dataset
         assert isinstance(view, SortedByLength)
-        predictions, labels = view.restore(out.predictions), view.restore(out.label_ids)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        out.metrics[f"{prefix}_loss"] = self.task.loss(predictions, labels)
-        return EvalLoopOutput(predictions, labels, out.metrics, out.num_samples)
+        outputs = view.restore(out.predictions)
+        if kwargs.get("metric_key_prefix") == "eval":
+            predictions = self._completed(view.rows, outputs, [self.task.best])
+            scores = self.task.scores(predictions)
+            out.metrics.update({f"eval_{name}": value for name, value in scores.items()})
+        return EvalLoopOutput(outputs, None, out.metrics, out.num_samples)
+
+    def predictions_of(self, rows: Encoded, metrics: Sequence[str]) -> Predictions:
+        """What the model says of a split, with all that these metrics need."""
+        out = self.predict(SortedByLength(rows))
+        return self._completed(rows, out.predictions, metrics)
+
+    def write(self, examples: Dataset) -> list[str] | None:
+        """What the model writes for each example; each process works on its share."""
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        rank, world = self.args.process_index, self.args.world_size
+        mine = examples.select(range(rank, len(examples), world))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            texts = self.task.write(model, self.processor, mine)
+        if world == 1 or texts is None:
+            return texts
+        parts: list[list[str]] = gather_object([texts])
+        return [parts[i % world][i // world] for i in range(len(examples))]
+
+    def _completed(self, rows: Encoded, outputs: np.ndarray, metrics: Sequence[str]) -> Predictions:
+        texts = self.write(rows.raw) if self.task.needs_texts(metrics) else None
+        return Predictions(outputs, self.task.labels(rows), rows, texts)
 
     def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
         return DataLoader(
@@ -140,10 +176,10 @@ def build_trainer(
         recipe=recipe,
         train=train,
         model=base.model,
-        args=training_arguments(recipe, output, task.scorer.best, evaluates=select is not None),
-        eval_dataset=None if select is None else SortedByLength(select.dataset, select.lengths),
-        data_collator=task.collator(base.tokenizer),
-        compute_metrics=lambda out: task.metrics(out.predictions, out.label_ids),
+        args=training_arguments(recipe, output, task.best, evaluates=select is not None),
+        eval_dataset=None if select is None else SortedByLength(select),
+        data_collator=task.collator(base.processor),
+        processor=base.processor,
     )
 
 
@@ -184,7 +220,7 @@ def training_arguments(
         eval_steps=eval_steps,
         save_strategy="no",  # our own checkpoints: safetensors and JSON only
         metric_for_best_model=metric,
-        greater_is_better=recipe.task.greater_is_better,
+        greater_is_better=recipe.task.options.greater_is_better,
         logging_steps=block.logging_steps,
         report_to=block.loggers or "none",
         dataloader_num_workers=block.workers,
@@ -193,13 +229,8 @@ def training_arguments(
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=False,
         logging_nan_inf_filter=False,
+        **(checkpointing_arguments() if block.gradient_checkpointing else {}),
     )
-
-
-def predict(trainer: AdapterTrainer, rows: Encoded) -> tuple[np.ndarray, np.ndarray]:
-    """Model outputs and labels of a split, both in the data set's order."""
-    out = trainer.predict(SortedByLength(rows.dataset, rows.lengths))
-    return out.predictions, out.label_ids
 
 
 def _cadence(cadence: Cadence) -> tuple[str, int | None]:

@@ -170,7 +170,7 @@ def script_scores(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     """Evaluations give these accuracies, one after the other, and the last one for ever after."""
     left = list(scores)
 
-    def metrics(self: Any, predictions: Any, labels: Any) -> dict[str, float]:  # noqa: ARG001
+    def metrics(self: Any, predictions: Any) -> dict[str, float]:  # noqa: ARG001
         return {"accuracy": left.pop(0) if len(left) > 1 else left[0]}
 
     monkeypatch.setattr(SequenceClassification, "metrics", metrics)

@@ -32,7 +32,8 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 PATHS = [name for name in recipe_names() if name.startswith("path/")]
 SUPERGLUE = [name for name in recipe_names() if name.startswith("superglue/")]  # test_sweeps.py
-OTHERS = {"quickstart", *PATHS, *SUPERGLUE}
+FAMILIES = [name for name in recipe_names() if name.startswith(("families/", "offline/"))]
+OTHERS = {"quickstart", *PATHS, *SUPERGLUE, *FAMILIES}
 GLUE_RECIPES = [name for name in recipe_names() if name not in OTHERS]
 
 
@@ -55,7 +56,7 @@ def test_glue_recipe(tmp_path: Path, deberta: Path, glue: Path, name: str) -> No
     splits = ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
     assert list(report.metrics) == splits
     for scores in report.metrics.values():
-        assert list(scores) == [*(recipe.task.metrics or []), "loss"]
+        assert list(scores) == [*recipe.task.options.metrics, "loss"]
     rows = report.data["rows"]
     if recipe.data.selection == "half-validation":
         assert (rows["select"], rows["validation"], rows["train"]) == (12, 12, 24)
@@ -107,4 +108,4 @@ def test_path_recipe(tmp_path: Path, deberta: Path, glue: Path, name: str) -> No
     assert report is not None
     assert [stage.total for stage in report.stages] == [96, 96]
     assert list(report.rows) == ["train-subset", "validation", "selection"]
-    assert report.main_metric == (recipe.task.metrics or [])[0]
+    assert report.main_metric == recipe.task.options.metrics[0]

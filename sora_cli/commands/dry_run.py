@@ -50,7 +50,7 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         emit_section("linear layers without adapter", misses)
     emit_section("parameters", parameter_lines(ready, block.train_head))
     emit_section("data", data_lines(ready))
-    metric = ready.task.scorer.best
+    metric = ready.task.best
     args = training_arguments(loaded.recipe, loaded.output_dir, metric, evaluates=True)
     steps = count_steps(args, block, len(ready.train.lengths))
     memory = predict_memory(ready, loaded.recipe, micro_batch=steps.micro_batch)

@@ -16,11 +16,9 @@ from sora_cli.recipe_file import load_recipe
 from sora_cli.timing import importing
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from sora_cli.model import Base
     from sora_cli.recipe import Recipe
-    from sora_cli.tasks.base import Task
+    from sora_cli.tasks.base import Predictions, Task
 
 
 def evaluate(
@@ -34,7 +32,7 @@ def evaluate(
     with importing():
         from sora_cli.encoding import encode
         from sora_cli.prepare import load_task
-        from sora_cli.training import build_trainer, predict
+        from sora_cli.training import build_trainer
     task, rows = load_task(loaded.recipe)
     base = load_target(target, loaded.recipe, task)
     scores: dict[str, dict[str, float]] = {}
@@ -44,9 +42,10 @@ def evaluate(
         for split, part in rows.report.items():
             with loaded.recipe.placing():
                 encoded = encode(task, base, part, split=split)
-            outputs, labels = predict(trainer, encoded)
-            scores[split] = task.scores(outputs, labels)
-            records += _records(task, split, outputs, labels)
+            wanted = [*task.metric_names, *(task.options.TEXT_METRICS if predictions else ())]
+            found = trainer.predictions_of(encoded, wanted)
+            scores[split] = task.scores(found)
+            records += _records(task, split, found) if predictions else []
     if predictions is not None:
         _write_lines(predictions, records)
     _show(target, scores, as_json=as_json)
@@ -88,12 +87,9 @@ def _stored_classes(base: Base, recipe: Recipe) -> list[str] | None:
     return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
-def _records(
-    task: Task, split: str, outputs: np.ndarray, labels: np.ndarray
-) -> list[dict[str, Any]]:
+def _records(task: Task, split: str, found: Predictions) -> list[dict[str, Any]]:
     return [
-        {"split": split, "row": row, **record}
-        for row, record in enumerate(task.readable(outputs, labels))
+        {"split": split, "row": row, **record} for row, record in enumerate(task.readable(found))
     ]
 
 

@@ -227,9 +227,7 @@ def _stage_lines(ready: Prepared, plans: list[StagePlan]) -> Iterator[str]:
         block = plan.recipe.method
         method = method_class(block.name)(block.config)
         steps = plan.recipe.training.total_steps(len(ready.train.lengths))
-        args = training_arguments(
-            plan.recipe, Path("stages"), ready.task.scorer.best, evaluates=False
-        )
+        args = training_arguments(plan.recipe, Path("stages"), ready.task.best, evaluates=False)
         rates = learning_rates(args, method, ready.layers, steps)
         told = method.plan(ready.layers, total_steps=steps, learning_rates=rates)
         yield f"{plan.index:>3}  {plan.value!s:<24} {steps:,} steps"

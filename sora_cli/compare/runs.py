@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.errors import SoraError
-from sora_cli.metric_names import BUILT_IN
 from sora_cli.path.record import SELECTION, TRAIN_SUBSET
 from sora_cli.plain_words import nearest
 from sora_cli.ranks import Rank, RankMap, rank_map
 from sora_cli.recipe_file import flat
 from sora_cli.report import RunReport
 from sora_cli.resume import NOT_THE_RUN
+from sora_cli.tasks import is_share
+from sora_cli.tasks.options import SMALLER_IS_BETTER
 
 SEED = "training.seed"
-LOSS = "loss"
 _NOT_REPORTED = (TRAIN_SUBSET, SELECTION)
 """Splits that a stage of a path is scored on, too."""
 
@@ -115,12 +115,12 @@ class Run:
         """Of the metric; of one that is not the recipe's, whether it is no loss."""
         if self.metric_name == self.report.main_metric:
             return bool(self.settings.get("task.greater_is_better", True))
-        return self.metric_name != LOSS
+        return self.metric_name not in SMALLER_IS_BETTER
 
     @property
     def percent(self) -> bool:
         """Whether the metric is one that papers print times 100."""
-        return self.metric_name in BUILT_IN
+        return is_share(self.metric_name)
 
     @property
     def parameters(self) -> int:

@@ -16,7 +16,7 @@ from transformers import ProgressCallback
 
 from sora_cli.path.record import ControlPoint, Controls, PathReport, Stage
 from sora_cli.path.stages import Stages
-from sora_cli.training import AdapterTrainer, build_trainer, predict
+from sora_cli.training import AdapterTrainer, build_trainer
 
 DRAWS = 5
 FALL = 0.9
@@ -94,10 +94,11 @@ def _score_without(
     kept = {path: layer.B.clone() for path, layer in ready.layers.items()}
     for path, i in components:
         ready.layers[path].B[:, i] = 0
-    outputs = predict(trainer, ready.report[report.generalisation])
+    rows, metric = ready.report[report.generalisation], report.main_metric
+    predictions = trainer.predictions_of(rows, [metric])
     for path, layer in ready.layers.items():
         layer.B.copy_(kept[path])
-    return float(ready.task.scores(*outputs)[report.main_metric])
+    return float(ready.task.scores(predictions)[metric])
 
 
 def _conclude(report: PathReport, points: list[ControlPoint], floor: float) -> Controls:

@@ -56,8 +56,8 @@ class Stages:
         told = {"base", "data", "main_metric", "parameters", "events"}
         self._setup = setup.model_dump(include=told)
         self.remarks = setup.events
-        report.main_metric = ready.task.scorer.best
-        report.greater_is_better = plans[0].recipe.task.greater_is_better
+        report.main_metric = ready.task.best
+        report.greater_is_better = plans[0].recipe.task.options.greater_is_better
         report.generalisation = next(iter(ready.report))
         report.choice = SELECTION if SELECTION in self.splits else report.generalisation
         report.rows = {name: len(rows.lengths) for name, rows in self.splits.items()}

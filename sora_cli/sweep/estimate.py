@@ -48,7 +48,8 @@ class Cost:
         """From a report; None if it ended before its training did."""
         before = report.resumed[-1].step if report.resumed else 0
         steps = (report.steps or 0) - before
-        rows = report.data.get("rows", {}).get("train")
+        counts = report.data.get("encoded") or report.data.get("rows", {})
+        rows = counts.get("train")
         if report.status != "completed" or steps < 1 or not rows:
             return None
         seconds = dict(report.seconds)

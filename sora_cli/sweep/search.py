@@ -50,7 +50,7 @@ class SearchSource(Source):
                 where=self.base.loaded.origin("training", "evaluate").place,
                 hint="training.evaluate=epoch",
             )
-        self.greater_is_better = block.task.greater_is_better
+        self.greater_is_better = block.task.options.greater_is_better
         self._space = {key: _distribution(found) for key, found in search.space.items()}
         self._study = self._open()
         self._trials: dict[str, Trial] = {}

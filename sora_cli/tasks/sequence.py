@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset
 
 from sora_cli.errors import SoraError
+from sora_cli.metrics import Scorer
 from sora_cli.plain_words import shown_value
-from sora_cli.tasks.base import Encoded, Task
+from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.classes import (
+    chosen_classes,
+    class_loss,
+    class_options,
+    class_records,
+    class_scores,
+    encode_classes,
+    find_class_names,
+)
 from sora_cli.tasks.templates import columns_in, made_texts
 from sora_cli.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 
@@ -24,7 +35,6 @@ _USUAL_COLUMNS = (
     ("sentence",),
     ("text",),
 )
-_SHOWN = 5  # values listed in an error
 
 
 class _Sequence(Task):
@@ -32,23 +42,29 @@ class _Sequence(Task):
 
     peft_type = "SEQ_CLS"
 
+    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
+        super().__init__(task, data)
+        self.scorer = Scorer(self.metric_names)
+
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
         self._entries = self._find_text_columns(columns)
         named = (name for entry in self._entries for name in columns_in(entry, columns))
-        self.text_columns = tuple(dict.fromkeys(named))
+        self.input_columns = tuple(dict.fromkeys(named))
+        self.label_column = self.data.label_column
         if self.data.label_column not in train.column_names:
             raise _missing("data.label_column", self.data.label_column, train.column_names)
 
-    def encode(self, rows: Dataset, tokenizer: Any) -> Encoded:
-        for column in (*self.text_columns, self.data.label_column):
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        del training
+        for column in (*self.input_columns, self.data.label_column):
             if column not in rows.column_names:
                 raise _missing("column", column, rows.column_names, key="data")
-        for column in self.text_columns:
+        for column in self.input_columns:
             _check_texts(column, rows[column][:])
         labels = self.encode_labels(rows[self.data.label_column][:])
         texts = made_texts(rows, self._entries)
-        features = tokenise(texts, tokenizer, max_length=self.data.max_length)
+        features = tokenise(texts, processor, max_length=self.data.max_length)
         truncated, longest = sum(features[TRUNCATED][:]), max(features[TOKENS][:])
         lengths = token_counts(features)
         features = features.remove_columns([TRUNCATED, TOKENS])
@@ -64,13 +80,10 @@ class _Sequence(Task):
 
         return AutoModelForSequenceClassification
 
-    def collator(self, tokenizer: Any) -> Any:
+    def collator(self, processor: Any) -> Any:
         from transformers import DataCollatorWithPadding
 
-        return DataCollatorWithPadding(tokenizer)
-
-    def loss_items(self, batch: Mapping[str, Any]) -> int:
-        return len(batch["labels"])
+        return DataCollatorWithPadding(processor)
 
     def _find_text_columns(self, columns: list[str]) -> tuple[str, ...]:
         wanted = self.data.text_columns
@@ -98,95 +111,38 @@ class SequenceClassification(_Sequence):
     """One class per text or pair; cross-entropy."""
 
     name = "sequence-classification"
-    default_metrics = ("accuracy",)
 
     def bind(self, train: Dataset) -> None:
         super().bind(train)
-        self._names = self._find_label_names(train)
-        self._index = {name: i for i, name in enumerate(self._names)}
+        self._names = find_class_names(train, self.data)
 
     @property
     def label_names(self) -> list[str]:
         return self._names
 
     def model_options(self) -> dict[str, Any]:
-        return {
-            "num_labels": len(self._names),
-            "id2label": dict(enumerate(self._names)),
-            "label2id": self._index,
-            "problem_type": "single_label_classification",
-        }
+        return {**class_options(self._names), "problem_type": "single_label_classification"}
 
     def encode_labels(self, values: Any) -> list[int]:
-        values = list(values)
-        n = len(self._names)
-        if any(isinstance(v, str) for v in values):
-            labels = [self._index.get(v, -1) if isinstance(v, str) else -1 for v in values]
-            unseen = sorted({str(v) for v, i in zip(values, labels, strict=True) if i < 0})
-        else:
-            unseen = sorted({str(v) for v in values if not _is_index(v, n)})
-            labels = [int(v) if _is_index(v, n) else -1 for v in values]
-        if unseen:
-            raise SoraError(
-                f"labels that are none of the {n} classes: {', '.join(unseen[:_SHOWN])}",
-                where=f"column '{self.data.label_column}'; classes: {', '.join(self._names)}",
-                hint="a split without labels can not be evaluated; see data.label_names",
-                key="data.label_names",
-            )
-        return labels
+        return encode_classes(list(values), self._names, column=self.data.label_column)
 
-    def loss(self, predictions: np.ndarray, labels: np.ndarray) -> float:
-        import torch
+    def loss(self, predictions: Predictions) -> float:
+        return class_loss(predictions)
 
-        logits = torch.from_numpy(np.asarray(predictions, dtype=np.float64))
-        return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long()))
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        return class_scores(self.scorer, predictions)
 
-    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        if not np.isfinite(predictions).all():
-            return self.scorer(predictions, labels)  # the largest of NaNs is no prediction
-        return self.scorer(self.answers(predictions), labels)
+    def answers(self, predictions: Predictions) -> np.ndarray:
+        return chosen_classes(predictions)
 
-    def answers(self, predictions: np.ndarray) -> np.ndarray:
-        return np.asarray(predictions.argmax(axis=-1))
-
-    def readable(self, predictions: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
-        chosen = self.answers(predictions)
-        return [
-            {
-                "prediction": self._names[int(p)],
-                "label": self._names[int(y)],
-                "logits": [float(x) for x in row],
-            }
-            for p, y, row in zip(chosen, labels, predictions, strict=True)
-        ]
-
-    def _find_label_names(self, train: Dataset) -> list[str]:
-        column = self.data.label_column
-        feature = train.features[column]
-        if isinstance(feature, ClassLabel):
-            return _renamed(list(feature.names), self.data.label_names)
-        if self.data.label_names is not None:
-            return self.data.label_names
-        values = train[column][:]
-        _check_labels(column, values)
-        if isinstance(feature, Value) and feature.dtype.startswith("float"):
-            raise SoraError(
-                f"column '{column}' holds fractional numbers, which are no classes",
-                hint="task.name=sequence-regression",
-                key="data.label_column",
-            )
-        return _class_names(column, set(values), len(values))
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        return class_records(predictions, self._names)
 
 
 class SequenceRegression(_Sequence):
     """One number per text or pair; squared error."""
 
     name = "sequence-regression"
-    default_metrics = ("pearson_spearman", "pearson", "spearman")
-
-    @property
-    def label_names(self) -> None:
-        return None
 
     def model_options(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
@@ -213,24 +169,21 @@ class SequenceRegression(_Sequence):
             )
         return labels
 
-    def loss(self, predictions: np.ndarray, labels: np.ndarray) -> float:
-        return float(np.mean((predictions.reshape(-1).astype(np.float64) - labels) ** 2))
+    def loss(self, predictions: Predictions) -> float:
+        given = predictions.outputs.reshape(-1).astype(np.float64)
+        return float(np.mean((given - predictions.known) ** 2))
 
-    def answers(self, predictions: np.ndarray) -> np.ndarray:
-        return predictions.reshape(-1)
+    def answers(self, predictions: Predictions) -> np.ndarray:
+        return predictions.outputs.reshape(-1)
 
-    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return self.scorer(self.answers(predictions), labels)
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        return self.scorer(self.answers(predictions), predictions.known)
 
-    def readable(self, predictions: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         return [
             {"prediction": float(p), "label": float(y)}
-            for p, y in zip(self.answers(predictions), labels, strict=True)
+            for p, y in zip(self.answers(predictions), predictions.known, strict=True)
         ]
-
-
-def _is_index(value: Any, n: int) -> bool:
-    return isinstance(value, int | np.integer) and bool(0 <= value < n)
 
 
 def _missing(what: str, column: str, columns: list[str], key: str | None = None) -> SoraError:
@@ -249,64 +202,3 @@ def _check_texts(column: str, values: Iterable[Any]) -> None:
             hint="take such rows out of the data, or name other columns: data.text_columns",
             key="data.text_columns",
         )
-
-
-def _check_labels(column: str, values: Iterable[Any]) -> None:
-    """Each row must have a label, a plain one."""
-    for row, value in enumerate(values):
-        if value is None or value != value:  # NaN
-            what = f"column '{column}' has no label in row {row} (counted from 0)"
-        elif not isinstance(value, str | int | float):
-            what = f"column '{column}' holds {shown_value(value)} in row {row}, which is no label"
-        else:
-            continue
-        raise SoraError(
-            what,
-            hint="take such rows out of the data, or name another column: data.label_column",
-            key="data.label_column",
-        )
-
-
-def _renamed(names: list[str], wanted: list[str] | None) -> list[str]:
-    """Names for the classes of a data set that has some itself: as many, and not in another order.
-
-    Raises:
-        SoraError: they would be other classes.
-    """
-    if wanted is None or wanted == names:
-        return names
-    if len(wanted) != len(names) or sorted(wanted) == sorted(names):
-        raise SoraError(
-            f"data.label_names do not fit the data's classes: {', '.join(wanted[:_SHOWN])}",
-            where=f"the data's, in their order: {', '.join(names[:_SHOWN])}",
-            hint="data.label_names=null",
-            key="data.label_names",
-        )
-    return wanted
-
-
-def _class_names(column: str, values: set[Any], rows: int) -> list[str]:
-    """The classes of a column of texts, or of numbers from 0."""
-    shown = ", ".join(sorted(map(str, values))[:_SHOWN])
-    if len(values) == 1:
-        raise SoraError(
-            f"column '{column}' holds one class only: {shown}",
-            hint="name all classes there are: data.label_names=[...]",
-            key="data.label_column",
-        )
-    if all(isinstance(v, str) for v in values):
-        return sorted(values)
-    if not all(isinstance(v, int) for v in values) or min(values) < 0:
-        raise SoraError(
-            f"column '{column}' holds no classes from 0 upwards: {shown}",
-            hint="name another column: data.label_column; or all classes: data.label_names",
-            key="data.label_column",
-        )
-    if max(values) >= max(rows, 2):
-        raise SoraError(
-            f"column '{column}' holds numbers up to {max(values)} in {rows} rows, which are no "
-            "classes",
-            hint="task.name=sequence-regression, or another data.label_column",
-            key="data.label_column",
-        )
-    return [str(i) for i in range(max(values) + 1)]

@@ -7,7 +7,8 @@ nothing more: no attributes, indices or formats, as a recipe may be anybody's.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from datasets import Dataset
 
@@ -44,6 +45,11 @@ def made_texts(rows: Dataset, entries: Sequence[str]) -> Dataset:
             for part, entry in zip(_PARTS, entries, strict=False)
         }
     )
+
+
+def fill(template: str, row: Mapping[str, Any]) -> str:
+    """A template with the values of one row."""
+    return _FIELD.sub(lambda found: str(row[found[1]]), template)
 
 
 def _filled(template: str, rows: Dataset) -> list[str]:

@@ -218,7 +218,7 @@ def test_full_is_a_plain_loop_of_adamw(tmp_path: Path) -> None:
     base = load_base(recipe.model, task, dropout=0.0)
     rows = pair_rows(24)
     texts = [[row[column] for row in rows] for column in ("sentence1", "sentence2")]
-    batch = base.tokenizer(*texts, padding=True, return_tensors="pt")
+    batch = base.processor(*texts, padding=True, return_tensors="pt")
     labels = torch.tensor([row["label"] for row in rows])
     named = dict(base.model.named_parameters())
     decay, rest = ([p for p in named.values() if (p.ndim > 1) == many] for many in (True, False))

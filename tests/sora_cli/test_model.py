@@ -171,10 +171,10 @@ def _gpt2(folder: Path, *, eos: bool) -> Path:
 
 def test_padding_token_of_gpt2(tmp_path: Path) -> None:
     base = _load(_gpt2(tmp_path / "base", eos=True))
-    assert base.tokenizer.pad_token == "[SEP]"
-    assert base.model.config.pad_token_id == base.tokenizer.pad_token_id == 3
-    batch = base.tokenizer(["the cat", "the cat sees a dog"], padding=True, return_tensors="pt")
-    alone = base.tokenizer(["the cat"], return_tensors="pt")
+    assert base.processor.pad_token == "[SEP]"
+    assert base.model.config.pad_token_id == base.processor.pad_token_id == 3
+    batch = base.processor(["the cat", "the cat sees a dog"], padding=True, return_tensors="pt")
+    alone = base.processor(["the cat"], return_tensors="pt")
     base.model.eval()
     with torch.no_grad():
         both, one = base.model(**batch).logits, base.model(**alone).logits

@@ -34,8 +34,8 @@ from sora_cli.report import RunReport, read_report
 from sora_cli.results import record_setup
 from sora_cli.switching import switched_off
 from sora_cli.tasks import create_task
-from sora_cli.tasks.base import Encoded, Task
-from sora_cli.training import AdapterTrainer, build_trainer, predict
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.training import AdapterTrainer, build_trainer
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import glue_rows, pair_rows, train, write_recipe, write_rows
 
@@ -110,7 +110,7 @@ def test_rows_seen_in_training() -> None:
     ],
 )
 def test_predictions_of_classes(answers: list[int], labels: list[int], said: str | None) -> None:
-    remark = prediction_remark(_task(), "v", _logits(answers), np.array(labels))
+    remark = prediction_remark(_task(), "v", Predictions(_logits(answers), np.array(labels)))
     assert remark is None if said is None else str(remark).startswith(said)
 
 
@@ -125,14 +125,15 @@ def test_predictions_of_classes(answers: list[int], labels: list[int], said: str
 )
 def test_predictions_of_numbers(answers: list[float], said: str | None) -> None:
     outputs = np.array(answers, dtype=np.float32)[:, None]
-    remark = prediction_remark(_task("regression"), "v", outputs, np.array([1.0, 2.0, 3.0]))
+    given = Predictions(outputs, np.array([1.0, 2.0, 3.0]))
+    remark = prediction_remark(_task("regression"), "v", given)
     assert remark is None if said is None else str(remark).startswith(said)
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_predictions_that_are_none(kind: str) -> None:
     outputs = np.array([[1.0, 2.0], [math.nan, 0.0], [0.0, math.inf]])
-    remark = prediction_remark(_task(kind), "v", outputs, np.array([0, 1, 0]))
+    remark = prediction_remark(_task(kind), "v", Predictions(outputs, np.array([0, 1, 0])))
     assert remark == "2 of 3 predictions on v are not finite"
 
 
@@ -248,13 +249,17 @@ def _excite(ready: Prepared) -> None:
         layer.B.data.normal_(generator=generator)
 
 
+def _chosen(trainer: AdapterTrainer, rows: Encoded) -> np.ndarray:
+    return trainer.predictions_of(rows, []).outputs.argmax(axis=1)
+
+
 def test_adapters_that_do_the_work(tmp_path: Path) -> None:
     """Labels are what the model with its adapters says, so that it is always right."""
     ready = _prepared(tmp_path)
     _excite(ready)
     rows = ready.report["validation"]
     _, trainer = _scored(ready, tmp_path)
-    said = predict(trainer, rows)[0].argmax(axis=1)
+    said = _chosen(trainer, rows)
     dataset = rows.dataset.remove_columns("labels").add_column("labels", said)
     ready = dataclasses.replace(
         ready, report={"validation": dataclasses.replace(rows, dataset=dataset)}
@@ -264,7 +269,7 @@ def test_adapters_that_do_the_work(tmp_path: Path) -> None:
     }
     report, trainer = _scored(ready, tmp_path)
     with switched_off(ready.layers):
-        without = predict(trainer, rows)[0].argmax(axis=1)
+        without = _chosen(trainer, rows)
     assert report.metrics["validation"]["accuracy"] == 1
     assert report.without_adapters == {"validation": pytest.approx(np.mean(without == said))}
     assert 0 < np.mean(without == said) < 0.9
@@ -291,7 +296,7 @@ def test_a_head_that_does_the_work_alone(tmp_path: Path) -> None:
     report = train(_lora(tmp_path, r=2), *words)
     score = report.metrics["validation"]["accuracy"]
     assert report.without_adapters == {"validation": score}
-    assert any("the adapters add nothing to the head" in event for event in report.events)
+    assert any("the adapters add nothing to the rest of" in event for event in report.events)
     assert NONE_ALIVE not in report.events
 
 

@@ -18,6 +18,7 @@ from sora_cli.model import Base
 from sora_cli.recipe import Recipe
 from sora_cli.sampling import GroupedBatchSampler, SortedByLength
 from sora_cli.tasks import create_task
+from sora_cli.tasks.base import Encoded
 from sora_cli.training import build_trainer
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, tiny_tokenizer
@@ -193,7 +194,7 @@ def test_trainer_moves_on_to_the_next_epoch(tmp_path: Path, grouping: bool) -> N
 def test_evaluation_view_goes_from_longest_to_shortest_and_back() -> None:
     rows = Dataset.from_dict({"row": list(range(50))})
     lengths = LENGTHS[:50]
-    view = SortedByLength(rows, lengths)
+    view = SortedByLength(Encoded(rows, lengths, truncated=0))
     order = [view[place]["row"] for place in range(len(view))]
     assert sorted(order) == list(range(50))
     assert (np.diff(lengths[order]) <= 0).all()

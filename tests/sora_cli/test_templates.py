@@ -56,7 +56,7 @@ def _bound(**data: Any) -> Any:
 
 def test_a_task_encodes_what_templates_make() -> None:
     task = _bound(text_columns=["{word} {first}", "{second}"])
-    assert task.text_columns == ("word", "first", "second")
+    assert task.input_columns == ("word", "first", "second")
     tokenizer = tiny_tokenizer()
     encoded = task.encode(ROWS, tokenizer)
     direct = tokenizer("cat the cat sees", "no cat")

@@ -20,7 +20,7 @@ from sora_cli.recipe import Recipe
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.sequence import SequenceClassification
-from sora_cli.training import AdapterTrainer, build_trainer, predict
+from sora_cli.training import AdapterTrainer, build_trainer
 from tests.helpers_models import tiny_bert, tiny_gpt2
 from tests.helpers_runs import pair_rows, tiny_tokenizer
 
@@ -154,7 +154,8 @@ def test_evaluation_has_no_penalty_and_keeps_the_order_of_rows(tmp_path: Path) -
         trainer.model(**trainer.data_collator([rows.dataset[i]])).logits.detach() for i in range(21)
     ]
     expected = torch.cat(one_by_one).numpy()
-    outputs, labels = predict(trainer, rows)
+    predictions = trainer.predictions_of(rows, [])
+    outputs, labels = predictions.outputs, predictions.known
     np.testing.assert_allclose(outputs, expected, rtol=1e-6, atol=1e-8)
     assert labels.tolist() == rows.dataset["labels"][:]
     loss = torch.nn.functional.cross_entropy(torch.tensor(expected), torch.tensor(labels))

@@ -1,0 +1,170 @@
+"""What families whose rows have one class each have in common: names, labels, loss and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Value
+
+from sora_cli.errors import SoraError
+from sora_cli.metrics import Scorer
+from sora_cli.plain_words import shown_value
+from sora_cli.recipe import DataBlock
+from sora_cli.tasks.base import Predictions
+
+_SHOWN = 5  # values listed in an error
+
+
+def find_class_names(train: Dataset, data: DataBlock) -> list[str]:
+    """Names of the classes in label order: the data set's, the recipe's, or the labels' own.
+
+    Args:
+        train: raw rows with the column `data.label_column`.
+
+    Raises:
+        SoraError: labels that are no classes, or names that do not fit them.
+    """
+    column = data.label_column
+    feature = train.features[column]
+    if isinstance(feature, ClassLabel):
+        return _renamed(list(feature.names), data.label_names)
+    if data.label_names is not None:
+        return data.label_names
+    values = train[column][:]
+    _check_labels(column, values)
+    if isinstance(feature, Value) and feature.dtype.startswith("float"):
+        raise SoraError(
+            f"column '{column}' holds fractional numbers, which are no classes",
+            hint="task.name=sequence-regression",
+            key="data.label_column",
+        )
+    return _class_names(column, set(values), len(values))
+
+
+def class_options(names: Sequence[str]) -> dict[str, Any]:
+    """Configuration values of a head for these classes."""
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def encode_classes(values: Sequence[Any], names: Sequence[str], *, column: str) -> list[int]:
+    """Numbers of classes, from their numbers or names.
+
+    Raises:
+        SoraError: labels that are none of the classes.
+    """
+    index, n = {name: i for i, name in enumerate(names)}, len(names)
+    if any(isinstance(v, str) for v in values):
+        labels = [index.get(v, -1) if isinstance(v, str) else -1 for v in values]
+    else:
+        labels = [int(v) if _is_index(v, n) else -1 for v in values]
+    unseen = sorted({str(v) for v, label in zip(values, labels, strict=True) if label < 0})
+    if unseen:
+        raise SoraError(
+            f"labels that are none of the {n} classes: {', '.join(unseen[:_SHOWN])}",
+            where=f"column '{column}'; classes: {', '.join(names)}",
+            hint="a split without labels can not be evaluated; see data.label_names",
+            key="data.label_names",
+        )
+    return labels
+
+
+def class_loss(predictions: Predictions) -> float:
+    """Mean cross-entropy of logits (rows, classes)."""
+    import torch
+
+    logits = torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float64))
+    labels = torch.from_numpy(predictions.known).long()
+    return float(torch.nn.functional.cross_entropy(logits, labels))
+
+
+def class_scores(scorer: Scorer, predictions: Predictions) -> dict[str, float]:
+    """Metrics of the classes with the largest logits."""
+    outputs = predictions.outputs
+    if not np.isfinite(outputs).all():
+        return scorer(outputs, predictions.known)  # the largest of NaNs is no prediction
+    return scorer(chosen_classes(predictions), predictions.known)
+
+
+def chosen_classes(predictions: Predictions) -> np.ndarray:
+    """(rows,) the classes with the largest logits."""
+    return np.asarray(predictions.outputs.argmax(axis=-1))
+
+
+def class_records(predictions: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:
+    """One record per row: the class chosen, the row's own, and the logits."""
+    chosen = chosen_classes(predictions)
+    return [
+        {"prediction": names[int(p)], "label": names[int(y)], "logits": [float(x) for x in row]}
+        for p, y, row in zip(chosen, predictions.known, predictions.outputs, strict=True)
+    ]
+
+
+def _is_index(value: Any, n: int) -> bool:
+    return isinstance(value, int | np.integer) and bool(0 <= value < n)
+
+
+def _check_labels(column: str, values: Iterable[Any]) -> None:
+    """Each row must have a label, a plain one."""
+    for row, value in enumerate(values):
+        if value is None or value != value:  # NaN
+            what = f"column '{column}' has no label in row {row} (counted from 0)"
+        elif not isinstance(value, str | int | float):
+            what = f"column '{column}' holds {shown_value(value)} in row {row}, which is no label"
+        else:
+            continue
+        raise SoraError(
+            what,
+            hint="take such rows out of the data, or name another column: data.label_column",
+            key="data.label_column",
+        )
+
+
+def _renamed(names: list[str], wanted: list[str] | None) -> list[str]:
+    """Names for the classes of a data set that has some itself: as many, and not in another order.
+
+    Raises:
+        SoraError: they would be other classes.
+    """
+    if wanted is None or wanted == names:
+        return names
+    if len(wanted) != len(names) or sorted(wanted) == sorted(names):
+        raise SoraError(
+            f"data.label_names do not fit the data's classes: {', '.join(wanted[:_SHOWN])}",
+            where=f"the data's, in their order: {', '.join(names[:_SHOWN])}",
+            hint="data.label_names=null",
+            key="data.label_names",
+        )
+    return wanted
+
+
+def _class_names(column: str, values: set[Any], rows: int) -> list[str]:
+    """The classes of a column of texts, or of numbers from 0."""
+    shown = ", ".join(sorted(map(str, values))[:_SHOWN])
+    if len(values) == 1:
+        raise SoraError(
+            f"column '{column}' holds one class only: {shown}",
+            hint="name all classes there are: data.label_names=[...]",
+            key="data.label_column",
+        )
+    if all(isinstance(v, str) for v in values):
+        return sorted(values)
+    if not all(isinstance(v, int) for v in values) or min(values) < 0:
+        raise SoraError(
+            f"column '{column}' holds no classes from 0 upwards: {shown}",
+            hint="name another column: data.label_column; or all classes: data.label_names",
+            key="data.label_column",
+        )
+    if max(values) >= max(rows, 2):
+        raise SoraError(
+            f"column '{column}' holds numbers up to {max(values)} in {rows} rows, which are no "
+            "classes",
+            hint="task.name=sequence-regression, or another data.label_column",
+            key="data.label_column",
+        )
+    return [str(i) for i in range(max(values) + 1)]
