@@ -1,0 +1,185 @@
+"""What families that write text have in common: losses of tokens, scores of texts, generation.
+
+A split's loss is the mean over all its tokens, not over rows or batches. ROUGE is Google's package,
+which `evaluate` calls for its own; unlike that it needs no Hub, and gives plain means.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from sora_cli.errors import SoraError
+from sora_cli.tasks.options import ROUGE
+
+IGNORED = -100
+"""A label that no loss is taken of."""
+_LARGEST = 700.0  # nats a token: e to a larger power is no float
+
+
+def token_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """(rows, 3) of each row: the sum of its tokens' losses, their number, and how many are right.
+
+    Args:
+        logits: (rows, tokens, words), each at the place of the token it is to predict.
+        labels: (rows, tokens); IGNORED where nothing is to be predicted.
+    """
+    sums = torch.zeros(len(labels), 3, dtype=torch.float64, device=logits.device)
+    for row, (scores, wanted) in enumerate(zip(logits, labels, strict=True)):
+        counted = wanted != IGNORED
+        kept, right = scores[counted].float(), wanted[counted]  # (n, words), (n,)
+        sums[row, 0] = cross_entropy(kept, right, reduction="none").double().sum()
+        sums[row, 1] = len(right)
+        sums[row, 2] = (kept.argmax(dim=-1) == right).sum()
+    return sums
+
+
+def mean_loss(sums: np.ndarray) -> float:
+    """Nats a token, of what `token_sums` gave."""
+    return float(sums[:, 0].sum() / sums[:, 1].sum())
+
+
+def token_scores(sums: np.ndarray) -> dict[str, float]:
+    """Loss, perplexity and the share of tokens that are the likeliest ones; NaN if one is."""
+    loss = mean_loss(sums)
+    right = float(sums[:, 2].sum() / sums[:, 1].sum())
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, _LARGEST)) if math.isfinite(loss) else math.nan,
+        "token_accuracy": right if math.isfinite(loss) else math.nan,
+    }
+
+
+def text_scores(
+    written: Sequence[str], wanted: Sequence[str], names: Sequence[str]
+) -> dict[str, float]:
+    """Means over rows of exact matches (but for outer white space) and ROUGE's F measures.
+
+    Args:
+        names: of the metrics, others than these among them.
+
+    Source: Lin 2004, ROUGE; google-research/rouge, without stemming.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scores = {}
+    if "exact_match" in names:
+        same = [a.strip() == b.strip() for a, b in zip(written, wanted, strict=True)]
+        scores["exact_match"] = float(np.mean(same))
+    kinds = [name for name in ROUGE if name in names]
+    if kinds:
+        scorer = RougeScorer(kinds)
+        found = [scorer.score(b, a) for a, b in zip(written, wanted, strict=True)]
+        scores |= {kind: float(np.mean([row[kind].fmeasure for row in found])) for kind in kinds}
+    return scores
+
+
+def named_scores(
+    names: Sequence[str], sums: np.ndarray, texts: Sequence[str] | None, wanted: Sequence[str]
+) -> dict[str, float]:
+    """The recipe's metrics, in its order; those of texts only where there are texts."""
+    scores = token_scores(sums)
+    broken = not math.isfinite(scores["loss"])
+    if texts is not None:
+        found = text_scores(texts, wanted, names)
+        scores |= {name: math.nan if broken else value for name, value in found.items()}
+    return {name: scores[name] for name in names if name in scores}
+
+
+def generate_texts(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, batch: int, new: int
+) -> list[str]:
+    """What a model writes after (or, with an encoder, from) each prompt, greedily.
+
+    Args:
+        prompts: token ids.
+        batch: prompts worked on at a time.
+        new: tokens written at most; fewer where the model's positions end before.
+
+    Raises:
+        SoraError: a prompt leaves no room for an answer.
+    """
+    decoder = not model.config.is_encoder_decoder
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    texts = [""] * len(prompts)
+    starts = range(0, len(order), batch)
+    for start in tqdm(starts, desc="writing", leave=False, dynamic_ncols=True):
+        rows = order[start : start + batch]
+        ids = _padded([prompts[i] for i in rows], tokenizer.pad_token_id, left=decoder)
+        mask = _padded([[1] * len(prompts[i]) for i in rows], 0, left=decoder)
+        room = _room(model, ids.shape[1], new) if decoder else new
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=_greedy(model, tokenizer, room),
+        )
+        answers = out[:, ids.shape[1] :] if decoder else out
+        decoded = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        for i, text in zip(rows, decoded, strict=True):
+            texts[i] = text.strip()
+    return texts
+
+
+def describe(
+    sums: np.ndarray, texts: Sequence[str] | None, sources: Sequence[str], wanted: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One record per row: what was asked, what was wanted, what was written, and the loss."""
+    records = []
+    for row, (source, target) in enumerate(zip(sources, wanted, strict=True)):
+        written = {} if texts is None else {"prediction": texts[row]}
+        loss = float(sums[row, 0] / sums[row, 1]) if sums[row, 1] else None
+        about = {"loss": loss, "tokens": int(sums[row, 1])}
+        records.append({"source": source, **written, "label": target, **about})
+    return records
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
+    return pad_sequence(
+        [torch.tensor(row) for row in rows],
+        batch_first=True,
+        padding_value=value,
+        padding_side="left" if left else "right",
+    )
+
+
+def _room(model: Any, prompt: int, new: int) -> int:
+    """Tokens that can be written after a prompt of so many."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = new if positions is None else min(new, positions - prompt)
+    if room < 1:
+        raise SoraError(
+            f"a prompt of {prompt} tokens leaves no room for an answer: the model has {positions} "
+            "positions",
+            hint="cut prompts earlier: data.max_length",
+            key="data.max_length",
+        )
+    return room
+
+
+def _greedy(model: Any, tokenizer: Any, new: int) -> Any:
+    """The model's own generation settings (its first and last tokens), but without chance."""
+    config = copy.deepcopy(model.generation_config)
+    ends = {tokenizer.eos_token_id, *np.atleast_1d(config.eos_token_id or []).astype(int).tolist()}
+    config.update(
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        max_new_tokens=new,
+        max_length=None,
+        min_length=0,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends - {None}) or None,
+    )
+    return config

@@ -1,0 +1,164 @@
+"""From rows to dialogues in pieces of text: what is only read, and what is learned to be written.
+
+A row is a chat (`messages`), an instruction with its answer, or plain text. Pieces are tokenised
+one by one, so that a prompt has the tokens it has when an answer is to be written after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sora_cli.errors import SoraError
+from sora_cli.plain_words import shown_value
+from sora_cli.tasks.templates import fill
+
+PLAIN = "### Instruction:\n{instruction}\n\n### Response:\n"
+PLAIN_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+_KEYS = {"role": ("role", "from"), "content": ("content", "value")}
+_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A row as a model sees it.
+
+    Attributes:
+        pieces: texts in order, each with whether it is learned.
+        reference: the last thing that is learned, as a person would write it.
+    """
+
+    pieces: tuple[tuple[str, bool], ...]
+    reference: str
+
+    @property
+    def prompt(self) -> tuple[str, ...]:
+        """The pieces before the last one that is learned."""
+        last = max(i for i, (_, learned) in enumerate(self.pieces) if learned)
+        return tuple(text for text, _ in self.pieces[:last])
+
+
+def messages_of(
+    row: Mapping[str, Any], columns: Mapping[str, str], system: str | None
+) -> list[Message]:
+    """A row of a chat or of an instruction as messages.
+
+    Raises:
+        SoraError: the column of the chat holds something else.
+    """
+    first = [] if system is None else [{"role": "system", "content": system}]
+    if "messages" in columns:
+        return [*first, *_checked(row[columns["messages"]], columns["messages"])]
+    extra = str(row[columns["input"]] or "") if "input" in columns else ""
+    asked = str(row[columns["instruction"]])
+    return [
+        *first,
+        {"role": "user", "content": f"{asked}\n\n{extra}" if extra else asked},
+        {"role": "assistant", "content": str(row[columns["output"]])},
+    ]
+
+
+def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
+    """Messages in the tokenizer's chat template; what the assistant says is learned.
+
+    Where the template shows earlier turns otherwise than it did when they were the last (some
+    leave out reasoning), only the last answer is learned.
+
+    Raises:
+        SoraError: the last message is not the assistant's, or the template refuses the roles.
+    """
+    whole = _rendered(messages, tokenizer, prompt=False)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers or answers[-1] != len(messages) - 1:
+        raise SoraError("a chat does not end with the assistant's answer", key="data")
+    pieces = _learned_pieces(whole, messages, answers, tokenizer)
+    pieces = pieces or _learned_pieces(whole, messages, answers[-1:], tokenizer)
+    if pieces is None:
+        raise SoraError(
+            "the tokenizer's chat template does not put an answer after its prompt",
+            hint="task.prompt=plain",
+            key="task.prompt",
+        )
+    return Dialogue(tuple(pieces), messages[-1]["content"])
+
+
+def plain_dialogue(
+    row: Mapping[str, Any], columns: Mapping[str, str], template: str | None, *, start: str
+) -> Dialogue:
+    """An instruction under headings, or in a template of the recipe's own, and its answer.
+
+    Args:
+        template: columns in braces; None: headings.
+        start: text before the prompt, such as a system message.
+    """
+    if template is None:
+        extra = str(row[columns["input"]] or "") if "input" in columns else ""
+        values = {"instruction": row[columns["instruction"]], "input": extra}
+        prompt = fill(PLAIN_WITH_INPUT if extra else PLAIN, values)
+    else:
+        prompt = fill(template, row)
+    answer = str(row[columns["output"]])
+    return Dialogue(((start + prompt, False), (answer, True)), answer)
+
+
+def _learned_pieces(
+    whole: str, messages: Sequence[Message], answers: Sequence[int], tokenizer: Any
+) -> list[tuple[str, bool]] | None:
+    """The text cut before and after each answer; None where the template changes what it showed."""
+    pieces, at = [], 0
+    for i in answers:
+        before = _rendered(messages[:i], tokenizer, prompt=True)
+        after = _rendered(messages[: i + 1], tokenizer, prompt=False)
+        if not (whole.startswith(before) and whole.startswith(after) and len(before) > at):
+            return None
+        answer = after[len(before) :]
+        end = answer.rfind(tokenizer.eos_token) if tokenizer.eos_token else -1
+        learned = answer if end < 0 else answer[: end + len(tokenizer.eos_token)]
+        pieces += [(whole[at : len(before)], False), (learned, True)]
+        at = len(before) + len(learned)
+    return [*pieces, (whole[at:], False)] if at < len(whole) and whole[at:].strip() else pieces
+
+
+def _rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompt
+        )
+    except TemplateError as error:
+        raise SoraError(
+            f"the tokenizer's chat template refuses a row: {error}",
+            hint="its roles must be system, user and assistant in turns; or task.prompt=plain",
+            key="data",
+        ) from error
+    return text
+
+
+def _checked(value: Any, column: str) -> list[Message]:
+    """A list of messages, whatever their keys are called."""
+    if not isinstance(value, list) or not value:
+        raise SoraError(
+            f"column '{column}' holds {shown_value(value)}, which is no list of messages",
+            key="data.columns.messages",
+        )
+    return [_message(item, column) for item in value]
+
+
+def _message(item: Any, column: str) -> Message:
+    found = {}
+    for part, names in _KEYS.items():
+        value = (
+            next((item[n] for n in names if n in item), None) if isinstance(item, dict) else None
+        )
+        if not isinstance(value, str):
+            raise SoraError(
+                f"column '{column}' holds a message without '{part}': {shown_value(item)}",
+                hint="messages are [{role: user, content: ...}, {role: assistant, content: ...}]",
+                key="data.columns.messages",
+            )
+        found[part] = value
+    return {"role": _ROLES.get(found["role"], found["role"]), "content": found["content"]}
