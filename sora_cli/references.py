@@ -1,4 +1,4 @@
-"""Model references: Hub ids, directories, `package://PACKAGE/FOLDER` and GGUF files."""
+"""Model references: Hub ids, directories, GGUF files, `package://...` and `builtin://...`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from sora_cli.builtin.models import builtin_model
 from sora_cli.errors import SoraError
 
 PACKAGE_SCHEME = "package://"
+BUILTIN_SCHEME = "builtin://"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def resolve_model_path(path: str) -> str:
     """The local path behind a reference, absolute; a Hub id is returned as it is.
 
+    A built-in model (`builtin://NAME`) is made the first time, which takes some seconds.
+
     Raises:
-        SoraError: a package is not installed, or what must be a local file or directory is none.
+        SoraError: a package is not installed, there is no such built-in model, or what must be a
+            local file or directory is none.
     """
+    if path.startswith(BUILTIN_SCHEME):
+        return str(builtin_model(path.removeprefix(BUILTIN_SCHEME)).resolve())
     if path.startswith(PACKAGE_SCHEME):
         return str(_package_folder(path))
     expanded = Path(path).expanduser()
@@ -26,7 +33,8 @@ def resolve_model_path(path: str) -> str:
     if expanded.suffix.lower() == ".gguf" or _must_be_local(path):
         raise SoraError(
             f"there is no model at {path}",
-            hint="a model is a directory, a .gguf file, package://PACKAGE/FOLDER or a Hub id",
+            hint="a model is a directory, a .gguf file, package://PACKAGE/FOLDER, builtin://NAME "
+            "or a Hub id",
         )
     return path
 

@@ -47,3 +47,20 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SoraError, match="not installed") as caught:
         resolve_model_path("package://gt_no_such_thing/model")
     assert caught.value.hint == "pip install gt-no-such-thing"
+
+
+def test_what_must_be_there_names_what_a_model_may_be() -> None:
+    with pytest.raises(SoraError) as caught:
+        resolve_model_path("./no")
+    assert "builtin://NAME" in str(caught.value.hint)
+
+
+def test_built_in_models_are_looked_up_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    made = tmp_path / "sora-models" / "tiny-vit-v1"
+    made.mkdir(parents=True)
+    assert resolve_model_path("builtin://tiny-vit") == str(made)
+    with pytest.raises(SoraError, match="did you mean 'tiny-vit'"):
+        resolve_model_path("builtin://tiny-vt")

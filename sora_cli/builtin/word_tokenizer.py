@@ -1,0 +1,46 @@
+"""A tokenizer of whole words and single digits for the built-in models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space, before each word
+
+
+def word_tokenizer(words: Sequence[str], *, longest: int, start: str | None = None) -> Any:
+    """A fast tokenizer that knows these words and the digits, in lower case.
+
+    A number is read digit by digit; each text ends with `END`. What it reads it writes again.
+
+    Args:
+        words: What it knows; anything else is `UNKNOWN`.
+        longest: Tokens that the model takes.
+        start: Token that each text starts with; None: none.
+    """
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    special = [PAD, *([start] if start else []), UNKNOWN, END]
+    known = [*special, _SPACE, *"0123456789", *(f"{_SPACE}{word}" for word in words)]
+    numbers = {token: number for number, token in enumerate(known)}
+    core = Tokenizer(WordLevel(numbers, unk_token=UNKNOWN))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    core.decoder = decoders.Metaspace()
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {END}" if start else f"$A {END}",
+        special_tokens=[(token, numbers[token]) for token in special],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        bos_token=start,
+        model_max_length=longest,
+    )
