@@ -58,6 +58,7 @@ def load_rows(data: DataBlock) -> Rows:
         if split not in splits:
             raise SoraError(
                 f"the data has no split '{split}'{did_you_mean(split, splits)}",
+                hint=_layout_hint(data, splits),
                 key=key,
             )
         if len(splits[split]) == 0:
@@ -65,6 +66,18 @@ def load_rows(data: DataBlock) -> Rows:
                 f"split '{split}' of the data is empty", hint=f"{key}=ANOTHER_SPLIT", key=key
             )
     return _assign(data, splits, _revision(splits.values()))
+
+
+def _layout_hint(data: DataBlock, splits: Mapping[str, Dataset]) -> str | None:
+    """For directories of images by class alone, which are taken for one split."""
+    rows = next(iter(splits.values()), None)
+    images = rows is not None and any(
+        isinstance(feature, datasets.Image) for feature in rows.features.values()
+    )
+    folder = Path(data.path).expanduser() if data.path else None
+    if not images or len(splits) > 1 or folder is None or not folder.is_dir():
+        return None
+    return f"lay images out as {data.train}/CLASS/1.png and {data.validation[0]}/CLASS/2.png"
 
 
 def _assign(data: DataBlock, splits: Mapping[str, Dataset], revision: str | None) -> Rows:

@@ -1,4 +1,4 @@
-"""Rows that are scored, but were trained on, too: found by their raw texts."""
+"""Rows that are scored, but were trained on, too: found by their raw texts and images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
+
+from sora_cli.comparable import comparable_batches
 
 _BATCH = 10_000
 
@@ -24,7 +26,7 @@ class Overlap:
 
 
 def find_overlaps(
-    train: Dataset, splits: Mapping[str, Dataset], *, texts: Sequence[str], label: str
+    train: Dataset, splits: Mapping[str, Dataset], *, texts: Sequence[str], label: str | None
 ) -> dict[str, Overlap]:
     """Compare splits with the training rows.
 
@@ -32,7 +34,7 @@ def find_overlaps(
 
     Args:
         texts: columns that the model's input is made of.
-        label: column of the labels.
+        label: column of what is to be predicted; None where it is among the texts.
     """
     inputs, pairs = _hashes(train, texts, label)
     found = {}
@@ -44,13 +46,17 @@ def find_overlaps(
     return found
 
 
-def _hashes(rows: Dataset, texts: Sequence[str], label: str) -> tuple[np.ndarray, np.ndarray]:
+def _hashes(
+    rows: Dataset, texts: Sequence[str], label: str | None
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows,) int64 each: of the input alone, and of input and label together."""
     inputs, pairs = [], []
-    for batch in rows.select_columns([*texts, label]).iter(batch_size=_BATCH):
-        columns = [[str(text) for text in batch[name]] for name in texts]  # as they are tokenised
-        own = [hash(row) for row in zip(*columns, strict=True)]
+    columns = [*texts, label] if label is not None else list(texts)
+    for batch in comparable_batches(rows.select_columns(columns), _BATCH):
+        inputs_of = [[str(text) for text in batch[name]] for name in texts]  # as tokenised
+        own = [hash(row) for row in zip(*inputs_of, strict=True)]
         inputs.append(np.array(own, dtype=np.int64))
-        both = [hash(pair) for pair in zip(own, batch[label], strict=True)]
+        answers = [0] * len(own) if label is None else [str(value) for value in batch[label]]
+        both = [hash(pair) for pair in zip(own, answers, strict=True)]
         pairs.append(np.array(both, dtype=np.int64))
     return np.concatenate(inputs), np.concatenate(pairs)

@@ -38,7 +38,9 @@ def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
         for name, part in parts.items()
         if (labels := ready.task.labels(part)) is not None
     ]
-    limit = getattr(ready.base.processor, "model_max_length", _UNLIMITED)
+    processor = ready.base.processor
+    tokenizer = getattr(processor, "tokenizer", processor)  # beside images
+    limit = getattr(tokenizer, "model_max_length", _UNLIMITED)
     remarks.append(cut_remark(parts, ready.task.data.max_length, limit=limit))
     remarks += ready.task.remarks({_name(name): part for name, part in parts.items()})
     rows = {"train": ready.rows.train, "select": ready.rows.select, **ready.rows.report}

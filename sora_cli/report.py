@@ -282,8 +282,10 @@ def read_report(directory: Path) -> RunReport | None:
 
 def data_fingerprint(rows: Any) -> str:
     """sha256 over the content of a data set's rows, in order."""
+    from sora_cli.comparable import comparable_batches
+
     digest = hashlib.sha256()
-    for batch in rows.iter(batch_size=1000):
+    for batch in comparable_batches(rows, 1000):
         digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

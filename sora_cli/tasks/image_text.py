@@ -1,0 +1,203 @@
+"""Images and texts that belong together, told apart from all others (contrastive, as in CLIP).
+
+The model's loss compares every image of a batch with every text of it. So it depends on how rows
+are batched, as no other family's does: `training.gradient_accumulation` and further processes make
+the batches that are compared smaller, and a step's gradient is then the mean of theirs. The loss of
+a split is that of all its rows in one batch, whatever `training.eval_batch_size` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from sora_cli.errors import SoraError
+from sora_cli.plain_words import shown_value
+from sora_cli.processor import set_padding
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.contrast import contrastive_loss, nearest
+from sora_cli.tasks.options import ImageTextOptions
+from sora_cli.tasks.pictures import (
+    ImageFormat,
+    check_images,
+    fit_images,
+    image_names,
+    model_pixels,
+    stored_images,
+)
+
+
+@dataclass(frozen=True)
+class PairBatches:
+    """Rows with stored images and texts -> what the model takes."""
+
+    processor: Any
+    form: ImageFormat
+    image: str
+    text: str
+    max_length: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """`input_ids`, `attention_mask` (rows, tokens), `pixel_values` (rows, channels, ...)."""
+        texts = self.processor.tokenizer(
+            [str(row[self.text]) for row in rows],
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        images = [row[self.image] for row in rows]
+        pixels = model_pixels(images, self.processor.image_processor, self.form)
+        return {**texts, "pixel_values": pixels, "return_loss": True}
+
+
+class ImageText(Task):
+    """Which text belongs to an image, and which image to a text; nothing is new in the model.
+
+    Rows of a batch whose texts are equal count as wrong answers of each other in the loss, as they
+    do in CLIP's; in the scores they are right.
+    """
+
+    name = "image-text"
+    peft_type = None
+    processor_class = "AutoProcessor"
+    trains_head = False
+    options: ImageTextOptions
+
+    def bind(self, train: Dataset) -> None:
+        found = self.require_columns(train.column_names, ["image", "text"])
+        self._image, self._text = found["image"], found["text"]
+        self.input_columns, self.label_column = (self._image, self._text), None
+
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        del training
+        for part, column in (("image", self._image), ("text", self._text)):
+            if column not in rows.column_names:
+                raise SoraError(
+                    f"no column '{column}'",
+                    where=f"there are: {', '.join(rows.column_names)}",
+                    hint=f"data.columns.{part}=COLUMN",
+                    key=f"data.columns.{part}",
+                )
+        texts = rows[self._text][:]
+        _check_texts(texts, self._text)
+        tokens = [len(ids) for ids in processor.tokenizer(texts, verbose=False)["input_ids"]]
+        limit = self.data.max_length
+        self._check_positions(min(max(tokens, default=0), limit))
+        kept = stored_images(rows.select_columns([self._image, self._text]), self._image)
+        check_images(kept, self._image)
+        # all lengths alike: which texts are compared must not depend on how long they are
+        lengths = np.ones(len(kept), dtype=np.int64)
+        cut = sum(n > limit for n in tokens)
+        return Encoded(kept, lengths, truncated=cut, longest=max(tokens, default=0))
+
+    def model_class(self) -> Any:
+        from transformers import AutoModel
+
+        return AutoModel
+
+    def check_model(self, model: nn.Module, processor: Any) -> None:
+        config: Any = model.config
+        texts = getattr(config, "text_config", None)
+        scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
+        if scale is None or bias is not None or texts is None:
+            raise SoraError(
+                f"a {config.model_type} model does not compare images with texts as CLIP does",
+                hint="model.path=openai/clip-vit-large-patch14",
+                key="model.path",
+            )
+        set_padding(model, processor.tokenizer)
+        self._form = fit_images(model, processor.image_processor)
+        self._scale, self._positions = scale, texts.max_position_embeddings
+
+    def collator(self, processor: Any) -> Any:
+        return PairBatches(processor, self._form, self._image, self._text, self.data.max_length)
+
+    def loss_items(self, batch: Mapping[str, Any]) -> int:
+        return len(batch["input_ids"])
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in batch.items() if name != "return_loss"}
+
+    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """(rows, 2 d + 1): the text's vector of unit length, the image's, and the temperature.
+
+        The latter, the same in all rows, is what cosines are multiplied by.
+        """
+        del batch
+        texts, images = outputs["text_embeds"].float(), outputs["image_embeds"].float()
+        scale = self._scale.detach().float().exp().to(texts.device)
+        return torch.cat([texts, images, scale.expand(len(texts), 1)], dim=1)
+
+    def loss(self, predictions: Predictions) -> float:
+        return contrastive_loss(*_parts(predictions))
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        if not np.isfinite(predictions.outputs).all():
+            return {name: float("nan") for name in self.metric_names}
+        texts, images, _ = _parts(predictions)
+        own = np.unique(self._texts(predictions), return_inverse=True)[1]
+        scores = {}
+        if "recall_at_1" in self.metric_names:
+            scores["recall_at_1"] = float(np.mean(own[nearest(images, texts)] == own))
+        if "text_recall_at_1" in self.metric_names:
+            scores["text_recall_at_1"] = float(np.mean(own[nearest(texts, images)] == own))
+        if "loss" in self.metric_names:
+            scores["loss"] = self.loss(predictions)
+        return scores
+
+    def labels(self, rows: Encoded) -> None:
+        del rows
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        vectors, images, _ = _parts(predictions)
+        texts, chosen = self._texts(predictions), nearest(images, vectors)
+        cosines = (vectors * images).sum(dim=1).tolist()
+        names = image_names(predictions.asked.dataset, self._image)
+        return [
+            {
+                **({"image": name} if name else {}),
+                "prediction": texts[int(c)],
+                "label": text,
+                "cosine": cosine,
+            }
+            for name, c, text, cosine in zip(names, chosen, texts, cosines, strict=True)
+        ]
+
+    def _check_positions(self, longest: int) -> None:
+        if longest > self._positions:
+            raise SoraError(
+                f"texts of {longest} tokens do not fit the model, which has {self._positions} "
+                "positions for them",
+                where=f"data.max_length is {self.data.max_length}",
+                hint=f"data.max_length={self._positions}",
+                key="data.max_length",
+            )
+
+    def _texts(self, predictions: Predictions) -> list[str]:
+        texts: list[str] = predictions.asked.dataset[self._text][:]
+        return texts
+
+
+def _check_texts(texts: Sequence[Any], column: str) -> None:
+    for row, text in enumerate(texts):
+        if not isinstance(text, str) or not text:
+            holds = f"holds {shown_value(text)}, which is no text," if text else "has no text"
+            raise SoraError(
+                f"column '{column}' {holds} in row {row} (counted from 0)",
+                hint="take such rows out of the data, or name another: data.columns.text",
+                key="data.columns.text",
+            )
+
+
+def _parts(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
+    """What `kept` put together, again."""
+    outputs = torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float32))
+    width = outputs.shape[1] // 2
+    return outputs[:, :width], outputs[:, width : 2 * width], float(outputs[0, -1])

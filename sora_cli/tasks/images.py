@@ -1,0 +1,136 @@
+"""Image classification: one class per image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from sora_cli.errors import SoraError
+from sora_cli.metrics import Scorer
+from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.classes import (
+    chosen_classes,
+    class_loss,
+    class_options,
+    class_records,
+    class_scores,
+    encode_classes,
+    find_class_names,
+)
+from sora_cli.tasks.options import ImageClassificationOptions
+from sora_cli.tasks.pictures import (
+    ImageFormat,
+    check_images,
+    fit_images,
+    image_names,
+    model_pixels,
+    stored_images,
+)
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """Rows with stored images and labels -> what the model takes."""
+
+    processor: Any
+    form: ImageFormat
+    image: str
+    label: str
+    names: Sequence[str]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """`pixel_values` (rows, channels, height, width) and `labels` (rows,)."""
+        pixels = model_pixels([row[self.image] for row in rows], self.processor, self.form)
+        labels = encode_classes([row[self.label] for row in rows], self.names, column=self.label)
+        return {"pixel_values": pixels, "labels": torch.tensor(labels)}
+
+
+class ImageClassification(Task):
+    """One class per image; cross-entropy. Images are decoded batch by batch (`pictures`)."""
+
+    name = "image-classification"
+    peft_type = None
+    processor_class = "AutoImageProcessor"
+    options: ImageClassificationOptions
+
+    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
+        super().__init__(task, data)
+        self.scorer = Scorer(self.metric_names)
+        self._form = ImageFormat("RGB", torch.float32)
+
+    def bind(self, train: Dataset) -> None:
+        self._image = self.require_columns(train.column_names, ["image"])["image"]
+        self._label = self.data.label_column
+        self._check_columns(train)
+        self.input_columns, self.label_column = (self._image,), self._label
+        self._names = find_class_names(train, self.data)
+
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        del processor, training
+        self._check_columns(rows)
+        encode_classes(rows[self._label][:], self._names, column=self._label)
+        kept = stored_images(rows.select_columns([self._image, self._label]), self._image)
+        check_images(kept, self._image)
+        return Encoded(kept, np.ones(len(kept), dtype=np.int64), truncated=0)
+
+    def model_class(self) -> Any:
+        from transformers import AutoModelForImageClassification
+
+        return AutoModelForImageClassification
+
+    def model_options(self) -> dict[str, Any]:
+        return {**class_options(self._names), "problem_type": "single_label_classification"}
+
+    def check_model(self, model: nn.Module, processor: Any) -> None:
+        self._form = fit_images(model, processor)
+
+    def collator(self, processor: Any) -> Any:
+        return ImageBatches(processor, self._form, self._image, self._label, self._names)
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"pixel_values": batch["pixel_values"]}
+
+    def labels(self, rows: Encoded) -> np.ndarray:
+        values = rows.dataset[self._label][:]
+        return np.asarray(encode_classes(values, self._names, column=self._label))
+
+    def loss(self, predictions: Predictions) -> float:
+        return class_loss(predictions)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        return class_scores(self.scorer, predictions)
+
+    def answers(self, predictions: Predictions) -> np.ndarray:
+        return chosen_classes(predictions)
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        names = image_names(predictions.asked.dataset, self._image)
+        records = class_records(predictions, self._names)
+        return [
+            {"image": name, **record} if name else record
+            for name, record in zip(names, records, strict=True)
+        ]
+
+    @property
+    def label_names(self) -> list[str]:
+        return self._names
+
+    def _check_columns(self, rows: Dataset) -> None:
+        for column, key in (
+            (self._image, "data.columns.image"),
+            (self._label, "data.label_column"),
+        ):
+            if column not in rows.column_names:
+                raise SoraError(
+                    f"no column '{column}'",
+                    where=f"there are: {', '.join(rows.column_names)}",
+                    hint=f"{key}=COLUMN",
+                    key=key,
+                )
