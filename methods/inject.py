@@ -37,8 +37,8 @@ def inject(
         The adapted layers by module path, in the model's order.
 
     Raises:
-        MethodError: a target matches no linear layer, a shared or a sharded one, there is nothing
-            to adapt, the model has adapters already, or the method adapts no layers.
+        MethodError: a target matches no linear layer, a shared, a tied or a sharded one, there is
+            nothing to adapt, the model has adapters already, or the method adapts no layers.
     """
     if not isinstance(method.config, MethodConfig):
         raise MethodError(f"{method.name} adapts no layers: see methods.baselines.choose")
@@ -46,6 +46,7 @@ def inject(
     trainable = tuple(trainable)
     paths = find_targets(model, method.config.targets, exclude=(*exclude, *trainable))
     _check_unshared(model, paths)
+    _check_untied(model, paths)
     _check_unsharded(model, paths)
     model.requires_grad_(False)
     layers = {}
@@ -70,16 +71,23 @@ def remove(model: nn.Module, layers: Layers) -> None:
         replace(model, path, layer.base)
 
 
-def linear_paths(model: nn.Module, *, exclude: Iterable[str] = ()) -> list[str]:
-    """Paths of all linear layers outside the excluded modules and the output embedding."""
+def linear_paths(
+    model: nn.Module, *, exclude: Iterable[str] = (), outputs: bool = False
+) -> list[str]:
+    """Paths of all linear layers outside the excluded modules.
+
+    Args:
+        outputs: also the output embedding, and other layers that are tied to an embedding.
+    """
     shut = tuple(exclude)
     output = output_embedding(model)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return [
         path
         for path, module in model.named_modules()
         if path
         and linear_shape(module) is not None
-        and module is not output
+        and (outputs or (module is not output and id(module.weight) not in embeddings))
         and not any(path == e or path.startswith(f"{e}.") for e in shut)
     ]
 
@@ -90,30 +98,37 @@ def find_targets(
     """Module paths that a `targets` option names, in the model's order.
 
     A target is a name (the last parts of a path) or, with `*`, `?` or `[`, a pattern for the whole
-    path. Each must match something that is not excluded.
+    path. Each must match something that is not excluded. The output embedding is one only by name.
     """
+    exclude = tuple(exclude)
     known = linear_paths(model, exclude=exclude)
     if targets == ALL_LINEAR:
         if not known:
             raise MethodError("the model has no linear layer to adapt")
         return known
     wanted = [targets] if isinstance(targets, str) else targets
+    everything = linear_paths(model, exclude=exclude, outputs=True)
     found: set[str] = set()
     for target in wanted:
-        hits = [path for path in known if matches(target, path)]
+        among = known if _is_pattern(target) else everything
+        hits = [path for path in among if matches(target, path)]
         if not hits:
             raise MethodError(f"target '{target}' matches no linear layer{_nearest(target, known)}")
         found.update(hits)
     if not found:
         raise MethodError("no targets given; use all-linear or names of linear layers")
-    return [path for path in known if path in found]
+    return [path for path in everything if path in found]
 
 
 def matches(target: str, path: str) -> bool:
     """Whether a name or pattern covers a module path."""
-    if any(mark in target for mark in "*?["):
+    if _is_pattern(target):
         return fnmatchcase(path, target)
     return path == target or path.endswith(f".{target}")
+
+
+def _is_pattern(target: str) -> bool:
+    return any(mark in target for mark in "*?[")
 
 
 def _check_no_adapters(model: nn.Module) -> None:
@@ -135,6 +150,22 @@ def _check_unshared(model: nn.Module, paths: Iterable[str]) -> None:
             raise MethodError(
                 f"{' and '.join(shared)} are one shared layer, which can not be adapted; "
                 f"leave it out of the targets"
+            )
+
+
+def _check_untied(model: nn.Module, paths: Iterable[str]) -> None:
+    """An update of one of two layers with the same weight could not be merged into one of them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for path in paths:
+        own = f"{path}.weight"
+        known = names.get(id(model.get_submodule(path).weight), [])
+        partner = next((name for name in known if name != own), None)
+        if partner is not None:
+            raise MethodError(
+                f"'{path}' shares its weight with '{partner.removesuffix('.weight')}', so an "
+                "update of it alone can not be merged; leave it out of the targets"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,16 +22,21 @@ _BY_TASK = {
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "FEATURE_EXTRACTION": BARE,
 }
-_BY_ENDING = {
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-    "ForTokenClassification": "AutoModelForTokenClassification",
-    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
-    "ForImageClassification": "AutoModelForImageClassification",
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
-    "ForMaskedLM": "AutoModelForMaskedLM",
+WITHOUT_A_TASK = ("AutoModelForImageClassification", "AutoModelForMultipleChoice")
+"""Classes PEFT has no task type for; tried last, for adapters that name none."""
+
+_TABLES = {
+    "SEQ_TO_SEQ_CAUSAL_LM": "AutoModelForSeq2SeqLM",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQUENCE_CLASSIFICATION": "AutoModelForSequenceClassification",
+    "TOKEN_CLASSIFICATION": "AutoModelForTokenClassification",
+    "QUESTION_ANSWERING": "AutoModelForQuestionAnswering",
+    "MULTIPLE_CHOICE": "AutoModelForMultipleChoice",
+    "IMAGE_CLASSIFICATION": "AutoModelForImageClassification",
+    "MASKED_LM": "AutoModelForMaskedLM",
 }
+"""transformers' tables of class names; what is in several belongs to the first."""
+
 _TASKS = {auto: task for task, auto in _BY_TASK.items() if auto != BARE}
 _OUTPUT_LAYERS = ("classifier.weight", "score.weight", "out_proj.weight")
 
@@ -51,7 +57,7 @@ def auto_class_for(adapter: Adapter, config: Any, others: Iterable[str] = ()) ->
     """The Auto class an adapter is for.
 
     By its task type. Adapters without one (PEFT knows none for images, and does not insist on
-    one) get the first class whose model has every layer and parameter the adapter names.
+    one) get the first class whose model has every layer and parameter that the adapter holds.
 
     Args:
         config: the base model's configuration.
@@ -59,9 +65,17 @@ def auto_class_for(adapter: Adapter, config: Any, others: Iterable[str] = ()) ->
     """
     if adapter.task_type in _BY_TASK:
         return _BY_TASK[adapter.task_type]
-    candidates = (*others, auto_class_of(config), BARE, "AutoModelForImageClassification")
-    fitting = (auto for auto in dict.fromkeys(candidates) if _fits(auto, adapter, config))
-    return next(fitting, BARE)
+    candidates = dict.fromkeys((*others, auto_class_of(config), BARE, *WITHOUT_A_TASK))
+    for shapes in (True, False):  # else a class that fits by name: a clearer error follows
+        for auto in candidates:
+            if _fits(auto, adapter, config, shapes=shapes):
+                return auto
+    return BARE
+
+
+def names_classes(class_name: str) -> bool:
+    """Whether the labels in such a model's configuration are those of its head."""
+    return (_by_name(class_name) or "").endswith("Classification")
 
 
 def number_of_labels(adapter: Adapter) -> int | None:
@@ -75,12 +89,34 @@ def number_of_labels(adapter: Adapter) -> int | None:
 
 
 def _by_name(class_name: str) -> str | None:
-    found = (auto for ending, auto in _BY_ENDING.items() if class_name.endswith(ending))
+    """By transformers' tables; a class that is not its own, by the ending of its name."""
+    known = _classes()
+    if class_name in known:
+        return known[class_name]
+    ending = class_name.rpartition("For")[2]
+    found = (auto for auto in _TABLES.values() if auto.removeprefix("AutoModelFor") == ending)
     return next(found, None)
 
 
-def _fits(auto: str, adapter: Adapter, config: Any) -> bool:
-    """Whether that class, built without memory for its weights, has all the adapter's names."""
+@cache
+def _classes() -> dict[str, str]:
+    """Name of each class in the tables -> its Auto class."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, str] = {}
+    for table, auto in _TABLES.items():
+        for entry in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
+            for name in (entry,) if isinstance(entry, str) else entry:
+                found.setdefault(name, auto)
+    return found
+
+
+def _fits(auto: str, adapter: Adapter, config: Any, *, shapes: bool) -> bool:
+    """Whether that class, built without memory for its weights, has all the adapter's names.
+
+    Args:
+        shapes: what is stored in full must have the same shape there, too.
+    """
     import transformers
 
     try:
@@ -89,4 +125,7 @@ def _fits(auto: str, adapter: Adapter, config: Any) -> bool:
     except ValueError:  # no such class for this kind of model
         return False
     modules = {path for path, _ in model.named_modules()}
-    return adapter.layers.keys() <= modules and adapter.head.keys() <= model.state_dict().keys()
+    state = model.state_dict()
+    if not (adapter.layers.keys() <= modules and adapter.head.keys() <= state.keys()):
+        return False
+    return not shapes or all(state[n].shape == adapter.head[n].shape for n in adapter.head)

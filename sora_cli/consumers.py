@@ -1,15 +1,18 @@
 """Which programs can load an adapter directory as it is, and what to pass them or do first.
 
-The verdicts follow from the configuration and the stored ranks alone. Each program has its own rule
-for the strength of an update, and the ones that differ load a directory without a word and apply
-it wrongly:
+The verdicts follow from the configuration and the stored ranks, and what the base model is, where
+that is known. Each program has its own rule for the strength of an update, and the ones that differ
+load a directory without a word and apply it wrongly:
 
 - PEFT and transformers: `alpha / r` per module, patterns and rsLoRA as written.
 - vLLM: one `alpha / r` (rsLoRA: `alpha / sqrt(r)`) for all modules, both patterns ignored; smaller
   ranks fit; `r` may not exceed `--max-lora-rank`; nothing stored in full but, in its newest
-  versions, the head of a sequence classifier (vllm/lora/peft_helper.py, vllm/config/lora.py).
+  versions, the head of a sequence classifier (vllm/lora/peft_helper.py, vllm/config/lora.py); no
+  encoder with a decoder, such as T5.
 - llama.cpp: `alpha / rank of the tensor`, patterns and rsLoRA ignored; its converter stops at any
-  tensor that is not half of a LoRA pair (convert_lora_to_gguf.py).
+  tensor that is not half of a LoRA pair, or whose layer has no name in the tables of the package
+  `gguf`, and transposes factors of GPT-2's Conv1D, which PEFT stores as those of any other layer
+  (convert_lora_to_gguf.py). A layer that is tied to the embedding is not there when it runs.
 """
 
 from __future__ import annotations
@@ -17,10 +20,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.errors import SoraError
+from sora_cli.gguf_names import gguf_names
+from sora_cli.locating import MODEL_CONFIG
+from sora_cli.references import local_checkpoint
+from sora_cli.sora_file import read_json
 
 if TYPE_CHECKING:
     from sora_cli.peft_config import PeftConfig
+    from sora_cli.sora_file import BaseReference
 
 VLLM_RANKS = 8, 16, 32, 64, 128, 256, 320, 512
 """What `--max-lora-rank` takes in all versions (newer ones also take 1)."""
@@ -41,7 +51,12 @@ class Consumer:
 
 
 def consumers(
-    config: PeftConfig, ranks: Mapping[str, int], *, head: tuple[str, ...], directory: str
+    config: PeftConfig,
+    ranks: Mapping[str, int],
+    *,
+    head: tuple[str, ...],
+    directory: str,
+    base_config: Mapping[str, Any] | None = None,
 ) -> tuple[Consumer, ...]:
     """Judge an adapter directory.
 
@@ -50,14 +65,27 @@ def consumers(
         ranks: module path -> stored rank.
         head: modules stored in full.
         directory: how to name it in what is to be typed.
+        base_config: the base model's config.json; None: it is not at hand.
     """
     base = config.base_model_name_or_path or "BASE"
     return (
         _peft(config),
         _transformers(config),
         _vllm(config, ranks, head, directory, base),
-        _llama_cpp(config, ranks, head, directory, base),
+        _llama_cpp(config, ranks, head, directory, base, base_config or {}),
     )
+
+
+def base_configuration(base: BaseReference) -> dict[str, Any] | None:
+    """The base model's config.json; None where it is not on this disk, or can not be read."""
+    folder = local_checkpoint(base.resolved or base.path, base.revision)
+    if folder is None or not (folder / MODEL_CONFIG).is_file():
+        return None
+    try:
+        raw = read_json(folder / MODEL_CONFIG)
+    except (SoraError, OSError):
+        return None
+    return raw if isinstance(raw, dict) else None
 
 
 def _peft(config: PeftConfig) -> Consumer:
@@ -87,6 +115,8 @@ def _vllm(
 ) -> Consumer:
     if head and config.task_type != "SEQ_CLS":
         return Consumer("vLLM", False, f"refuses {_names(head)}, stored in full: sora merge first")
+    if config.task_type == "SEQ_2_SEQ_LM":
+        return Consumer("vLLM", False, "serves no encoder with a decoder, such as T5 or BART")
     if config.is_adalora:
         return _export("vLLM", directory)
     if any(not _same(config.scaling(path), _global_scaling(config)) for path in ranks):
@@ -111,17 +141,41 @@ def _llama_cpp(
     head: tuple[str, ...],
     directory: str,
     base: str,
+    base_config: Mapping[str, Any],
 ) -> Consumer:
-    if head:
-        return Consumer("llama.cpp", False,
-                        f"refuses {_names(head)}, stored in full: sora merge first")  # fmt: skip
+    refused = f"refuses {_names(head)}, stored in full" if head else None
+    refused = refused or _no_place_in_llama_cpp(config, ranks, base_config)
+    if refused is not None:
+        return Consumer("llama.cpp", False, f"{refused}: sora merge first")
     if config.is_adalora:
         return _export("llama.cpp", directory, padded=True)
     for path, rank in ranks.items():
         if rank and not _same(config.scaling(path), config.lora_alpha / rank):
             reason = "applies alpha / rank of each tensor"
             return _export("llama.cpp", directory, reason, padded=True)
+    if base.lower().endswith(".gguf"):
+        base = "DIR, with the config.json of the model the GGUF file was made from"
     return Consumer("llama.cpp", True, f"convert_lora_to_gguf.py {directory} --base {base}")
+
+
+def _no_place_in_llama_cpp(
+    config: PeftConfig, ranks: Mapping[str, int], base_config: Mapping[str, Any]
+) -> str | None:
+    """What of the model it can not put factors beside; None: nothing that is known."""
+    if config.fan_in_fan_out:
+        return "transposes the factors of Conv1D layers once too often"
+    tied = [path for path in ranks if path.split(".")[-1] == "lm_head"]
+    if tied and base_config.get("tie_word_embeddings"):
+        return f"has no {tied[0]} where it is tied to the embedding"
+    model_type = base_config.get("model_type")
+    if not isinstance(model_type, str):
+        return None
+    try:
+        names = gguf_names(model_type, ranks)
+    except LookupError:
+        return f"knows no {model_type} models"
+    lost = [path for path, name in (names or {}).items() if name is None]
+    return f"has no place for {lost[0]} of a {model_type} model" if lost else None
 
 
 def _export(name: str, directory: str, reason: str = "", *, padded: bool = False) -> Consumer:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sora_cli.adapter import lazy_adapter, open_adapter, write_adapter
 from sora_cli.atomic import check_replaceable
-from sora_cli.consumers import Consumer, consumers
+from sora_cli.consumers import Consumer, base_configuration, consumers
 from sora_cli.peft_layout import WEIGHTS_FILE
 from sora_cli.sora_file import CONFIG_FILE
 
@@ -79,6 +79,10 @@ def export_adapter(
             head_modules=written.head_modules,
             notes=notes,
             consumers=consumers(
-                written.config, written.ranks, head=written.head_modules, directory=str(output)
+                written.config,
+                written.ranks,
+                head=written.head_modules,
+                directory=str(output),
+                base_config=base_configuration(written.base),
             ),
         )

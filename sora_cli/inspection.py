@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sora_cli.consumers import consumers
+from sora_cli.consumers import base_configuration, consumers
 from sora_cli.peft_layout import WEIGHTS_FILE
 from sora_cli.spectra import Spectrum, Totals, read_spectra, totals
 
@@ -91,8 +91,13 @@ def _origin(file: AdapterFile) -> dict[str, Any]:
 
 
 def _consumers(file: AdapterFile) -> Any:
-    head, directory = file.head_modules, str(file.directory)
-    return consumers(file.config, file.ranks, head=head, directory=directory)
+    return consumers(
+        file.config,
+        file.ranks,
+        head=file.head_modules,
+        directory=str(file.directory),
+        base_config=base_configuration(file.base),
+    )
 
 
 def _savings(total: Totals, dtype: str) -> dict[str, dict[str, int]]:

@@ -22,6 +22,7 @@ from typing import Any
 from sora_cli.adapter import Adapter
 from sora_cli.adapter_file import AdapterFile
 from sora_cli.atomic import check_replaceable, new_directory
+from sora_cli.auto_classes import names_classes
 from sora_cli.console import size
 from sora_cli.environment import process_memory
 from sora_cli.errors import SoraError
@@ -34,7 +35,7 @@ from sora_cli.merge.match import Match, match, read_stored, tied_part
 from sora_cli.merge.names import build_runtime
 from sora_cli.merge.plan import Plan, plan_weights
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
-from sora_cli.model import lacks_tokenizer
+from sora_cli.processor import lacks_tokenizer
 from sora_cli.references import resolve_model_path
 from sora_cli.sora_file import write_json
 from sora_cli.tensor_file import torch_dtype
@@ -49,6 +50,7 @@ __all__ = [
     "prepare_merge",
 ]
 
+_IMAGE_PROCESSOR = "preprocessor_config.json"
 _RUNTIME_MEMORY = 20_000_000  # bytes: torch's first product, the writing thread; measured
 
 
@@ -65,7 +67,7 @@ class Merged:
     base_checked: bool
     """Whether the base was known to be the one the adapter was trained on."""
     tokenizer: bool
-    """Whether there was one to copy."""
+    """Whether there was one to copy, or, for models of pictures, an image processor."""
     untied: bool = False
     """Whether weights that were tied are apart now."""
     left_out: tuple[str, ...] = ()
@@ -74,6 +76,8 @@ class Merged:
     """Files and directories beside the weights that were not copied."""
     absent: tuple[str, ...] = ()
     """Parameters that neither base nor adapter held (only by force)."""
+    unpacked: bool = False
+    """Whether the base was a GGUF file, whose numbers were written out first."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +204,13 @@ def _merged(
         modules=len(new.outline.layers),
         dtype=_dtype(plan),
         base_checked=checked,
-        tokenizer=not lacks_tokenizer(folder.folder),
+        tokenizer=not lacks_tokenizer(folder.folder)
+        or (folder.folder / _IMAGE_PROCESSOR).is_file(),
         untied=untied,
         left_out=plan.left_out,
         left_files=folder.left,
         absent=plan.absent,
+        unpacked=folder.unpacked is not None,
     )
 
 
@@ -241,7 +247,7 @@ def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> 
     """Whether the base is known to be the right one; an error if it is known not to be."""
     if adapter.base.fingerprint is None:
         return False
-    if fingerprint(folder.folder) == adapter.base.fingerprint:
+    if fingerprint(folder.origin) == adapter.base.fingerprint:
         return True
     if force:
         return False
@@ -286,6 +292,8 @@ def _match(
 
     raw = merged_config(folder.raw, new.outline, known)
     found = matched(raw)
+    if not names_classes(found.runtime.class_name):  # labels mean nothing to it
+        raw = copy.deepcopy(folder.raw)
     problem = tied_part(found, new.head)
     if problem is None:
         return found, None, raw

@@ -12,7 +12,7 @@ from methods.base import AdapterMethod, LowRankLinear
 from methods.inject import adapted_layers
 from methods.sharding import whole
 from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, write_adapter
-from sora_cli.auto_classes import task_type_of
+from sora_cli.auto_classes import names_classes, task_type_of
 from sora_cli.fingerprint import fingerprint
 from sora_cli.references import local_checkpoint
 
@@ -39,19 +39,20 @@ def save_adapter(
     layers = adapted_layers(model)
     config = model.config
     path = base_model or config.name_or_path
-    labels = tuple(config.id2label.values()) if getattr(config, "num_labels", 0) > 1 else None
+    kind = type(model).__name__
+    classes = int(config.num_labels) if names_classes(kind) else None  # elsewhere a mere default
     adapter = build_adapter(
         model,
         method,
         layers,
         head=tuple(trained_modules(model, layers) if head is None else head),
-        task_type=task_type_of(type(model).__name__),
+        task_type=task_type_of(kind),
         base=base_reference(path, path, None),
         meta=AdapterMeta(
             method=method.name,
             method_config=method.config.model_dump(mode="json"),
-            labels=labels,
-            num_labels=getattr(config, "num_labels", None),
+            labels=tuple(config.id2label.values()) if classes and classes > 1 else None,
+            num_labels=classes,
             problem_type=getattr(config, "problem_type", None),
         ),
     )

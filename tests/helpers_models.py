@@ -163,13 +163,65 @@ def tiny_vit(*, num_labels: int = 3, seed: int = 0, **options: Any) -> Any:
     return _seeded(transformers.ViTForImageClassification, config, seed)
 
 
+def tiny_bert_for(kind: str, *, seed: int = 0, **options: Any) -> Any:
+    """BertFor..., such as "QuestionAnswering", "TokenClassification" or "MultipleChoice"."""
+    labels = 3 if kind == "TokenClassification" else 2
+    config = transformers.BertConfig(**_encoder(labels), **options)
+    return _seeded(getattr(transformers, f"BertFor{kind}"), config, seed)
+
+
+def tiny_bart(*, seed: int = 0, **options: Any) -> Any:
+    """BartForConditionalGeneration: encoder and decoder, all embeddings tied."""
+    config = transformers.BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=HIDDEN,
+        encoder_layers=LAYERS,
+        decoder_layers=LAYERS,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=2 * HIDDEN,
+        decoder_ffn_dim=2 * HIDDEN,
+        max_position_embeddings=64,
+        init_std=SPREAD,
+        **options,
+    )
+    return _seeded(transformers.BartForConditionalGeneration, config, seed)
+
+
+def tiny_clip(*, seed: int = 0, **options: Any) -> Any:
+    """CLIPModel: a tower for texts and one for 8 x 8 pictures of one channel."""
+    tower = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "projection_dim": HIDDEN // 2,
+        "initializer_factor": 4.0,  # else the towers give nearly the same for all inputs
+    }
+    config = transformers.CLIPConfig(
+        text_config={**tower, "vocab_size": VOCABULARY, "max_position_embeddings": 32,
+                     "bos_token_id": 1, "eos_token_id": VOCABULARY - 1, "pad_token_id": 0},
+        vision_config={**tower, "image_size": 8, "patch_size": 4, "num_channels": 1},
+        projection_dim=HIDDEN // 2,
+        **options,
+    )  # fmt: skip
+    return _seeded(transformers.CLIPModel, config, seed)
+
+
 def model_inputs(model: Any) -> dict[str, torch.Tensor]:
     """Fixed random inputs of the kind that a tiny model takes."""
     if model.config.model_type == "vit":
-        generator = torch.Generator().manual_seed(0)
-        return {"pixel_values": torch.randn(4, 1, 8, 8, generator=generator)}
+        return {"pixel_values": _pixels()}
     ids = token_ids()
+    if model.config.model_type == "clip":
+        ids[:, -1] = VOCABULARY - 1  # where the text's vector is taken from
+        return {"input_ids": ids, "pixel_values": _pixels()}
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = token_ids(length=5, seed=1)
     return inputs
+
+
+def _pixels() -> torch.Tensor:
+    """(4, 1, 8, 8) numbers."""
+    return torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))

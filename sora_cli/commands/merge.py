@@ -89,6 +89,8 @@ def _notes(merged: Merged) -> None:
         say("note: nothing told whether the base is the one the adapter was trained on")
     if not merged.tokenizer:
         say("note: the base model has no tokenizer, so there is none in the merged model")
+    if merged.unpacked:
+        say(f"note: the numbers of the GGUF file are written out in full, as {merged.dtype}")
     if merged.untied:
         say("note: weights that were tied are stored apart now; the configuration says so")
     if merged.left_out:

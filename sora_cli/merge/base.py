@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from sora_cli.errors import SoraError, first_line
 from sora_cli.fingerprint import INDEX_FILE, SINGLE_FILE, weight_files
+from sora_cli.merge.gguf import Unpacked, unpack
 from sora_cli.model import quiet_loading
 from sora_cli.offline import quiet_hub
 from sora_cli.sora_file import CONFIG_FILE as ADAPTER_CONFIG
@@ -37,20 +38,24 @@ class BaseFolder:
 
     Attributes:
         source: the reference it was found by, resolved.
+        origin: the directory or file that the fingerprint is taken of.
         raw: `config.json` as it stands there.
         weights: its safetensors files, in their order.
         index: the index of the shards as it stands there; None for a single file.
         others: files that go along as they are: tokenizer, generation config, chat template.
         left: files and directories that do not, such as weights in other formats.
+        unpacked: holds the directory, where a GGUF file was written out; else None.
     """
 
     source: str
+    origin: Path
     folder: Path
     raw: dict[str, Any]
     weights: tuple[Path, ...]
     index: dict[str, Any] | None
     others: tuple[Path, ...]
     left: tuple[str, ...]
+    unpacked: Unpacked | None = None
 
     @property
     def others_bytes(self) -> int:
@@ -59,12 +64,14 @@ class BaseFolder:
 
 
 def open_base(source: str, revision: str | None) -> BaseFolder:
-    """Find the files of a resolved model reference; a Hub id's are fetched where they are not here.
+    """Find the files of a resolved model reference; a Hub id's are fetched where they are not here,
+    a GGUF file is written out as a checkpoint first.
 
     Raises:
         SoraError: no such model, or one whose weights can not be added to.
     """
-    folder = _folder(source, revision)
+    unpacked = unpack(source) if source.lower().endswith(".gguf") else None
+    folder = _folder(source, revision) if unpacked is None else unpacked.folder
     if (folder / ADAPTER_CONFIG).is_file():
         raise SoraError(
             f"{source} holds an adapter of its own, which transformers would load with it",
@@ -86,7 +93,9 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
         )
     weights = _weights(folder, source)
     others, left = _others(folder, weights)
-    return BaseFolder(source, folder, raw, weights, _index(folder, weights), others, left)
+    origin = folder if unpacked is None else Path(source)
+    index = _index(folder, weights)
+    return BaseFolder(source, origin, folder, raw, weights, index, others, left, unpacked)
 
 
 @contextmanager
@@ -103,11 +112,6 @@ def loading(source: str) -> Iterator[None]:
 
 
 def _folder(source: str, revision: str | None) -> Path:
-    if source.lower().endswith(".gguf"):
-        raise SoraError(
-            f"{source} is a GGUF file, whose weights can not be added to",
-            hint="name the model it was made from: --base DIR --force",
-        )
     path = Path(source)
     if path.is_file():
         raise SoraError(f"{source} is a file, not a model directory",

@@ -18,13 +18,10 @@ import torch
 from torch import Tensor
 
 from sora_cli.adapter import Adapter
-from sora_cli.auto_classes import BARE, auto_class_for
+from sora_cli.auto_classes import BARE, WITHOUT_A_TASK, auto_class_for
 from sora_cli.errors import SoraError
 from sora_cli.loading import names_by_parameter
 from sora_cli.merge.base import loading
-
-_WITHOUT_A_TASK = ("AutoModelForImageClassification",)
-"""Tried last for adapters that name no task: PEFT has none for pictures."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +162,13 @@ def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
     import transformers
 
     auto = auto_class_for(outline, config)
-    names = (auto, *(config.architectures or ()), *(() if outline.task_type else _WITHOUT_A_TASK))
+    names = (auto, *(config.architectures or ()), *(() if outline.task_type else WITHOUT_A_TASK))
     first: Runtime | None = None
     failure: SoraError | None = None
     for name in dict.fromkeys(names):
         kind: Any = getattr(transformers, name, None)
         own = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
-        if not own and name not in (auto, *_WITHOUT_A_TASK):
+        if not own and name not in (auto, *WITHOUT_A_TASK):
             continue
         try:
             with loading(source), torch.device("meta"):

@@ -17,7 +17,12 @@ from sora_cli.verify.subjects import Subject, load_subject
 Values = dict[str, Tensor]
 """Output name -> (rows, ...), float32 on the CPU."""
 
-_NAMES = (("start_logits", "end_logits"), ("logits",), ("last_hidden_state",))
+_NAMES = (
+    ("start_logits", "end_logits"),
+    ("logits",),
+    ("logits_per_image",),
+    ("last_hidden_state",),
+)
 
 
 @dataclass(frozen=True)

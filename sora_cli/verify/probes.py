@@ -5,6 +5,7 @@ The same model configuration and tokenizer give the same inputs, on every machin
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sora_cli.auto_classes import BARE
 from sora_cli.errors import SoraError
 
 _SENTENCES = (
@@ -23,10 +25,12 @@ _SENTENCES = (
     "This film is not half as bad as people say; the plot is thin, the actors are wonderful, and "
     "the last ten minutes alone are worth the price of the ticket, whatever the critics write.",
 )
-_PAIRED = ("AutoModelForSequenceClassification", "AutoModelForQuestionAnswering")
+_CHOICE = "AutoModelForMultipleChoice"
+_PAIRED = ("AutoModelForSequenceClassification", "AutoModelForQuestionAnswering", _CHOICE)
 _OWN_DECODER_INPUTS = ("AutoModelForSequenceClassification", "AutoModelForQuestionAnswering",
                        "AutoModelForTokenClassification")  # fmt: skip
 _ROWS, _IMAGES = 6, 4
+_CHOICES = 2  # a divisor of the rows
 _LENGTH, _DECODER_LENGTH = 48, 8  # tokens at most
 
 
@@ -64,6 +68,12 @@ def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Prob
     vocabulary = min(size for size in sizes if size is not None)
     probe = None if tokenizer is None else _sentences(config, auto, tokenizer, vocabulary)
     probe = probe or _random_ids(config, vocabulary)
+    if auto == _CHOICE:
+        return _choices(probe)
+    if auto == BARE and _has_two_towers(config):
+        pictures = _pixels(config.vision_config)
+        what = f"{probe.what}, with {pictures.what}"
+        return Probe({**probe.inputs, **pictures.inputs}, None, probe.padding, what)
     if not config.is_encoder_decoder or auto in _OWN_DECODER_INPUTS:
         return probe
     decoder_ids = _decoder_ids(config, vocabulary, len(probe.inputs["input_ids"]))
@@ -98,6 +108,22 @@ def _sentences(config: Any, auto: str, tokenizer: Any, vocabulary: int) -> Probe
     return Probe(inputs, mask, int(tokenizer.pad_token_id), what)
 
 
+def _choices(probe: Probe) -> Probe:
+    """Every two rows as the choices of one question: (questions, choices, positions)."""
+    inputs = {name: t.reshape(-1, _CHOICES, t.shape[-1]) for name, t in probe.inputs.items()}
+    return Probe(inputs, None, probe.padding, f"{probe.what}, {_CHOICES} choices a question")
+
+
+def _has_two_towers(config: Any) -> bool:
+    """Whether the model compares texts with pictures, as CLIP does."""
+    from transformers import MODEL_MAPPING
+
+    if type(config) not in MODEL_MAPPING or getattr(config, "vision_config", None) is None:
+        return False
+    takes = inspect.signature(MODEL_MAPPING[type(config)].forward).parameters
+    return {"input_ids", "pixel_values", "return_loss"} <= takes.keys()  # a contrastive loss
+
+
 def _takes(config: Any, name: str) -> bool:
     """Not segment ids, where the model has but one kind of segment."""
     return name != "token_type_ids" or (getattr(config, "type_vocab_size", None) or 0) > 1
@@ -108,9 +134,10 @@ def _random_ids(config: Any, vocabulary: int) -> Probe:
     padding = getattr(config.get_text_config(), "pad_token_id", None)
     padding = padding if isinstance(padding, int) and 0 <= padding < vocabulary else 0
     ids = _draw(vocabulary, special | {padding}, (_ROWS, min(12, _longest(config))), seed=0)
-    eos = getattr(config, "eos_token_id", None)
-    if config.is_encoder_decoder and isinstance(eos, int):
-        ids[:, -1] = eos  # BART's classifier reads the output there
+    eos = getattr(config.get_text_config(), "eos_token_id", None)
+    reads_the_end = config.is_encoder_decoder or _has_two_towers(config)
+    if reads_the_end and isinstance(eos, int) and 0 <= eos < vocabulary:
+        ids[:, -1] = eos  # BART's classifier, and CLIP, take a text's vector there
     mask = torch.ones_like(ids)
     what = f"{_ROWS} rows of random token ids, {ids.numel()} tokens"
     return Probe({"input_ids": ids, "attention_mask": mask}, mask.bool(), padding, what)

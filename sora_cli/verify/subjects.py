@@ -17,10 +17,11 @@ from sora_cli.errors import SoraError, first_line
 from sora_cli.fingerprint import StoredTensor, fingerprint, read_header, stored_tensors
 from sora_cli.loading import load_head
 from sora_cli.locating import adapter_folder, model_source
-from sora_cli.model import lacks_tokenizer, quiet_loading, split_gguf, weights_options
+from sora_cli.model import quiet_loading, split_gguf, weights_options
 from sora_cli.model_source import holds_pickles_only, pickled
 from sora_cli.offline import quiet_hub
 from sora_cli.peft_layout import WEIGHTS_FILE
+from sora_cli.processor import lacks_tokenizer
 from sora_cli.references import local_checkpoint, resolve_model_path
 
 _GROWTH = {".bin": 2, ".gguf": 8}

@@ -169,7 +169,9 @@ def verify(
         a=a,
         b=b or f"{a}, loaded again{' in a fresh process' if fresh else ''}",
         inputs=probe.what,
-        differences=compare(first.values, second.values, probe, decides=_decides(auto, configs[0])),
+        differences=compare(
+            first.values, second.values, probe, decides=_decides(auto, configs[0], first.values)
+        ),
         effect=effect,
         tolerance=allowed,
         tolerance_from=source,
@@ -249,12 +251,12 @@ def _common_class(subjects: Sequence[Subject], configs: Sequence[Any]) -> str:
     return found[0]
 
 
-def _decides(auto: str, config: Any) -> bool:
+def _decides(auto: str, config: Any, values: Values) -> bool:
     if auto.endswith("Classification"):
         several = getattr(config, "num_labels", 1) > 1
         kind = getattr(config, "problem_type", None)
         return several and kind not in ("regression", "multi_label_classification")
-    return auto != BARE
+    return auto != BARE or "logits_per_image" in values  # the text for a picture
 
 
 def _formats(subjects: Sequence[Subject], dtype: str, trained: Any | None) -> list[str]:

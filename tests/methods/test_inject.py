@@ -189,3 +189,39 @@ def test_conv1d_is_adapted_by_its_own_shape_and_the_output_embedding_is_not() ->
     effect = layer(x) - layer.base(x)
     expected = (x.double() @ layer.factors().dense().T).float()
     torch.testing.assert_close(effect, expected, rtol=0, atol=1e-4)
+
+
+class Tied(nn.Module):
+    """An output layer with the embedding's weight, which nothing but the weight tells."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.inner = nn.Linear(4, 4)
+        self.output = nn.Linear(4, 9, bias=False)
+        if tied:
+            self.output.weight = self.embedding.weight
+
+
+def test_a_layer_tied_to_an_embedding_is_no_target() -> None:
+    assert list(adapt(Tied(tied=True))) == ["inner"]
+    assert list(adapt(Tied(tied=True), ["*n*"])) == ["inner"]
+    assert list(adapt(Tied(tied=False))) == ["inner", "output"]
+    with pytest.raises(MethodError, match="'output' shares its weight with 'embedding'"):
+        adapt(Tied(tied=True), ["inner", "output"])
+
+
+def test_an_output_embedding_is_a_target_by_name_only() -> None:
+    untied = tiny_gpt2(tie_word_embeddings=False)
+    assert find_targets(untied, ["lm_head", "c_fc"])[-1] == "lm_head"
+    assert "lm_head" not in find_targets(untied, ["*"])
+    assert "lm_head" not in find_targets(untied, "all-linear")
+
+
+def test_two_layers_with_one_weight_are_refused() -> None:
+    model = Classifier()
+    query = model.get_submodule("blocks.0.query")
+    assert isinstance(query, nn.Linear)
+    model.headline.weight = query.weight
+    with pytest.raises(MethodError, match=r"'blocks.0.query' shares its weight with 'headline'"):
+        adapt(model)

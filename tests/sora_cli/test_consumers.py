@@ -18,14 +18,18 @@ PATHS = "layers.0.q", "layers.0.v", "layers.1.q"
 
 
 def verdicts(
-    ranks: dict[str, int] | None = None, *, head: tuple[str, ...] = (), **config: object
+    ranks: dict[str, int] | None = None,
+    *,
+    head: tuple[str, ...] = (),
+    base_config: dict[str, object] | None = None,
+    **config: object,
 ) -> dict[str, Consumer]:
     raw = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/base",
            "r": 16, "lora_alpha": 32, **config}  # fmt: skip
     parsed = parse_config(raw, "adapter_config.json")
     if ranks is None:
         ranks = {path: parsed.rank(path) for path in PATHS}
-    found = consumers(parsed, ranks, head=head, directory="out")
+    found = consumers(parsed, ranks, head=head, directory="out", base_config=base_config)
     assert [c.name for c in found] == ["PEFT", "transformers", "vLLM", "llama.cpp"]
     return {c.name: c for c in found}
 
@@ -160,3 +164,42 @@ def test_random_factors_for_missing_modules_are_told() -> None:
 
 def test_scaling_is_compared_as_numbers() -> None:
     assert len(loading(verdicts(r=3, lora_alpha=math.pi, rank_pattern={"v": 3}))) == 4
+
+
+LLAMA = {"model.layers.0.self_attn.q_proj": 16, "model.layers.31.mlp.down_proj": 16}
+BERT = {"bert.encoder.layer.0.attention.self.query": 16}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "base_config", "words"),
+    [
+        (LLAMA, {"model_type": "llama"}, "convert_lora_to_gguf.py"),
+        (LLAMA, {"model_type": "mistral"}, "convert_lora_to_gguf.py"),
+        (LLAMA, {"model_type": "gemma3_text", "tie_word_embeddings": True}, "convert_lora"),
+        (BERT, {"model_type": "bert"}, "convert_lora_to_gguf.py"),
+        (LLAMA, {"model_type": "bart"}, "knows no bart models: sora merge"),
+        (LLAMA, {"model_type": "t5"}, "has no place for model.layers.0.self_attn.q_proj of a t5"),
+        ({**LLAMA, "lm_head": 16}, {"model_type": "llama"}, "convert_lora_to_gguf.py"),
+        (
+            {**LLAMA, "lm_head": 16},
+            {"model_type": "llama", "tie_word_embeddings": True},
+            "has no lm_head where it is tied",
+        ),
+        (LLAMA, {}, "convert_lora_to_gguf.py"),
+    ],
+)
+def test_llama_cpp_must_know_the_layers(
+    ranks: dict[str, int], base_config: dict[str, object], words: str
+) -> None:
+    verdict = verdicts(ranks, base_config=base_config)["llama.cpp"]
+    assert words in verdict.advice
+    assert verdict.loads == ("convert" in words)
+
+
+def test_a_base_in_a_gguf_file_has_no_config_to_convert_by() -> None:
+    advice = verdicts(base_model_name_or_path="/models/a.gguf")["llama.cpp"].advice
+    assert "config.json of the model the GGUF file was made from" in advice
+
+
+def test_vllm_serves_no_encoder_with_a_decoder() -> None:
+    assert loading(verdicts(task_type="SEQ_2_SEQ_LM")) == {"PEFT", "transformers", "llama.cpp"}

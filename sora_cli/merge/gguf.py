@@ -1,0 +1,102 @@
+"""A base model in a GGUF file, written out as an ordinary checkpoint that can be added to.
+
+GGUF's numbers are quantised: an update added to them would be lost. transformers turns them into
+floating-point numbers, as it does when such a model is trained on; those are what is added to.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+from sora_cli.console import size
+from sora_cli.errors import SoraError, first_line
+from sora_cli.model import quiet_loading, split_gguf, weights_options
+from sora_cli.verify.free_memory import free_memory
+
+DTYPE = "float32"
+"""What the numbers are written as: narrower formats do not hold all of them exactly."""
+
+
+class Unpacked:
+    """A temporary directory, which is gone with this object, or when the program ends."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sora-gguf-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+
+def unpack(source: str) -> Unpacked:
+    """Write configuration, weights and tokenizer of a GGUF file into a temporary directory.
+
+    It takes memory and disk for all numbers in float32.
+
+    Raises:
+        SoraError: no such file, a damaged one, a kind of model that transformers does not know, or
+            no room.
+    """
+    file = Path(source)
+    if not file.is_file():
+        raise SoraError(f"there is no file {source}", hint="give the base model with --base")
+    _check_room(file)
+    unpacked = Unpacked()
+    try:
+        with quiet_loading():
+            _write(source, unpacked.folder)
+    except Exception as error:  # a damaged file raises whatever the code that meets it does
+        unpacked.remove()
+        raise _unreadable(file, error) from error
+    return unpacked
+
+
+def _write(source: str, target: Path) -> None:
+    import torch
+    import transformers
+
+    name, options = split_gguf(source)
+    config = transformers.AutoConfig.from_pretrained(name, **options)
+    model = _auto_class(config).from_pretrained(
+        name, dtype=getattr(torch, DTYPE), **options, **weights_options(options)
+    )
+    model.save_pretrained(target)
+    transformers.AutoTokenizer.from_pretrained(name, **options).save_pretrained(target)
+
+
+def _auto_class(config: Any) -> Any:
+    """With the head that writes words, where this kind of model has one."""
+    import transformers
+
+    for auto in (transformers.AutoModelForSeq2SeqLM, transformers.AutoModelForCausalLM):
+        if type(config) in auto._model_mapping:
+            return auto
+    return transformers.AutoModel
+
+
+def _check_room(file: Path) -> None:
+    """Before anything is loaded; the numbers are counted in the file's header."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise SoraError(f"{file.name}: to read GGUF files the package gguf is needed",
+                        hint="pip install gguf") from error  # fmt: skip
+    try:
+        needed = 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+    except Exception as error:  # it parses the file without checks of its own
+        raise _unreadable(file, error) from error
+    free = free_memory()
+    disk = shutil.disk_usage(tempfile.gettempdir()).free
+    for what, there in (("memory", free), ("disk", disk)):
+        if there is not None and needed > there:
+            raise SoraError(
+                f"{file.name} needs {size(needed)} of {what} as {DTYPE}, {size(there)} are free",
+                where=tempfile.gettempdir() if what == "disk" else None,
+                hint="set TMPDIR to a larger disk" if what == "disk" else None,
+            )
+
+
+def _unreadable(file: Path, error: Exception) -> SoraError:
+    return SoraError(f"the GGUF file {file} can not be read: {first_line(error)}",
+                     hint="is it complete, and of a kind that transformers knows?")  # fmt: skip
