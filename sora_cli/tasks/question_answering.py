@@ -1,0 +1,217 @@
+"""Extractive question answering: the answer is a span of a context, which may be a long one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from sora_cli.errors import SoraError
+from sora_cli.tasks.answer_rows import Answers, read_answers, read_texts
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.options import QuestionAnsweringOptions
+from sora_cli.tasks.right_padding import pad_inputs
+from sora_cli.tasks.windows import best_span, make_windows, window_losses
+
+_POSITIONS = ("start_positions", "end_positions")
+
+
+class QuestionAnswering(Task):
+    """Each token is scored as the answer's first and as its last; cross-entropy over a window's."""
+
+    name = "question-answering"
+    peft_type = "QUESTION_ANS"
+    options: QuestionAnsweringOptions
+
+    def bind(self, train: Dataset) -> None:
+        columns = train.column_names
+        self._columns = self.require_columns(columns, ("question", "context", "answers"))
+        self._id = self.find_columns(columns, ("id",)).get("id")
+        self.input_columns = (self._columns["question"], self._columns["context"])
+        self.label_column = self._columns["answers"]
+
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        named = self.require_columns(rows.column_names, tuple(self._columns))
+        questions, contexts = (read_texts(rows, named[p], p) for p in ("question", "context"))
+        answers = read_answers(
+            rows, named["answers"], contexts, unanswerable=self.options.unanswerable
+        )
+        places = [answer.place or (-1, -1) for answer in answers]
+        texts = Dataset.from_dict(
+            {
+                "row": range(len(answers)),
+                "question": questions,
+                "context": contexts,
+                "start": [start for start, _ in places],
+                "end": [end for _, end in places],
+            }
+        )
+        kept = _usable(answers) if training else range(len(answers))
+        windows = make_windows(
+            texts.select(kept),
+            processor,
+            max_length=self.data.max_length,
+            stride=self.options.stride,
+        )
+        lengths = np.array([len(ids) for ids in windows["input_ids"]])
+        about: dict[str, list[Any]] = {
+            "answers": [answer.texts for answer in answers],
+            "found": [answer.usable for answer in answers],
+        }
+        if not training:
+            about |= {"question": questions, "context": contexts, **self._ids(rows)}
+        return Encoded(windows, lengths, truncated=0, examples=Dataset.from_dict(about))
+
+    def model_class(self) -> Any:
+        from transformers import AutoModelForQuestionAnswering
+
+        return AutoModelForQuestionAnswering
+
+    def model_options(self) -> dict[str, Any]:
+        return {"num_labels": 2}  # a first token and a last one
+
+    def check_model(self, model: nn.Module, processor: Any) -> None:
+        super().check_model(model, processor)
+        model.register_forward_hook(_lose_padding, with_kwargs=True)
+
+    def collator(self, processor: Any) -> Any:
+        def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+            positions = {name: torch.tensor([row[name] for row in rows]) for name in _POSITIONS}
+            return {**pad_inputs(processor, rows), **positions}
+
+        return collate
+
+    def loss_items(self, batch: Mapping[str, Any]) -> int:
+        return len(batch["start_positions"])
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in batch.items() if name not in _POSITIONS}
+
+    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """(windows, tokens, 2) logits."""
+        del batch
+        return _logits(outputs).float()
+
+    def loss(self, predictions: Predictions) -> float:
+        if not _finite(predictions):
+            return math.nan
+        windows = predictions.asked.dataset
+        positions = np.stack([windows[name][:] for name in _POSITIONS], axis=1)
+        losses = window_losses(
+            torch.from_numpy(predictions.outputs.astype(np.float64)),
+            torch.from_numpy(_real(predictions)),
+            torch.from_numpy(positions),
+        )
+        return float(losses.mean())
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        if not _finite(predictions):
+            return dict.fromkeys(self.metric_names, math.nan)
+        from torchmetrics.functional.text.squad import squad
+
+        wanted = predictions.asked.raw["answers"][:]
+        given = [text for text, _ in self._answers(predictions)]
+        scores = squad(
+            [{"id": str(i), "prediction_text": text} for i, text in enumerate(given)],
+            [
+                {"id": str(i), "answers": {"text": texts or [""], "answer_start": []}}
+                for i, texts in enumerate(wanted)
+            ],
+        )
+        return {name: float(scores[name]) / 100 for name in self.metric_names}
+
+    def labels(self, rows: Encoded) -> None:
+        del rows
+
+    def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
+        """Rows none of whose answers stands in their context: no span is right."""
+        told = []
+        for name, part in parts.items():
+            lost = len(part.raw) - sum(part.raw["found"][:])
+            if lost:
+                what = (
+                    "are left out" if "context" not in part.raw.column_names else "count as wrong"
+                )
+                told.append(f"{lost:,} of {len(part.raw):,} rows of {name} {what}: no answer of "
+                            "theirs stands in the context")  # fmt: skip
+        return told
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        answers = self._answers(predictions)
+        return [
+            {**({"id": row["id"]} if "id" in row else {}), "question": row["question"],
+             "prediction": text, "label": row["answers"], "score": score}
+            for row, (text, score) in zip(predictions.asked.raw, answers, strict=True)
+        ]  # fmt: skip
+
+    def _ids(self, rows: Dataset) -> dict[str, list[Any]]:
+        there = self._id is not None and self._id in rows.column_names
+        return {"id": rows[self._id][:]} if there else {}
+
+    def _answers(self, predictions: Predictions) -> list[tuple[str, float]]:
+        """Each row's best answer over its windows, and its sum of logits.
+
+        Where there may be none, it is empty if all windows give more to that than to the best.
+        """
+        rows = predictions.asked
+        contexts = rows.raw["context"][:]
+        texts, scores = [""] * len(contexts), np.full(len(contexts), -np.inf)
+        nulls = np.full(len(contexts), np.inf)
+        for window, logits in zip(rows.dataset, predictions.outputs, strict=True):
+            row, first, size = window["example"], window["first"], len(window["starts"])
+            inside = logits[first : first + size].astype(np.float64)
+            score, start, end = best_span(
+                inside[:, 0], inside[:, 1], self.options.max_answer_length
+            )
+            nulls[row] = min(nulls[row], float(logits[window["null"]].sum()))
+            if score > scores[row]:
+                place = slice(window["starts"][start], window["ends"][end])
+                texts[row], scores[row] = contexts[row][place].strip(), score
+        if not self.options.unanswerable:
+            nulls[:] = -np.inf
+        best = zip(texts, scores, nulls, strict=True)
+        return [("", float(null)) if null > score else (text, float(score))
+                for text, score, null in best]  # fmt: skip
+
+
+def _usable(answers: Sequence[Answers]) -> list[int]:
+    """Rows to learn from: their answer stands in their context, or they are known to have none."""
+    kept = [i for i, answer in enumerate(answers) if answer.usable]
+    if not kept:
+        raise SoraError(
+            "no answer stands in its context",
+            hint="name the columns that belong together: data.columns='{context: COLUMN, answers: "
+            "COLUMN}'",
+            key="data.columns",
+        )
+    return kept
+
+
+def _lose_padding(model: nn.Module, given: Any, batch: Mapping[str, Any], outputs: Any) -> Any:
+    """A forward hook: the loss of windows as each has it by itself, without padding."""
+    del model, given
+    if outputs.get("loss") is None:
+        return None
+    positions = torch.stack([batch[name] for name in _POSITIONS], dim=1)
+    real = batch["attention_mask"].bool()
+    outputs["loss"] = window_losses(_logits(outputs), real, positions).mean()
+    return outputs
+
+
+def _logits(outputs: Any) -> Tensor:
+    return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
+
+
+def _real(predictions: Predictions) -> np.ndarray:
+    """(windows, tokens) false where there is padding."""
+    places = np.arange(predictions.outputs.shape[1])
+    return np.asarray(places < predictions.asked.lengths[:, None])
+
+
+def _finite(predictions: Predictions) -> bool:
+    return bool(np.isfinite(predictions.outputs[_real(predictions)]).all())

@@ -1,0 +1,199 @@
+"""Token classification: one tag for each word; entities are spans of words with tags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sora_cli.errors import SoraError
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.classes import class_options
+from sora_cli.tasks.language import IGNORED
+from sora_cli.tasks.options import TokenClassificationOptions
+from sora_cli.tasks.right_padding import pad_column, pad_inputs
+from sora_cli.tasks.tagged_words import (
+    align,
+    find_tag_names,
+    read_tags,
+    read_words,
+    tags_inside,
+)
+
+_OUTSIDE = "O"
+_ENTITY_PARTS = ("B-", "I-", "E-", "S-")
+_UNREAD = -1  # a word that has no token
+
+
+class TokenClassification(Task):
+    """Each word is told by its first token; cross-entropy."""
+
+    name = "token-classification"
+    peft_type = "TOKEN_CLS"
+    options: TokenClassificationOptions
+
+    def bind(self, train: Dataset) -> None:
+        self._columns = self.require_columns(train.column_names, ("tokens", "tags"))
+        self.input_columns = (self._columns["tokens"],)
+        self.label_column = self._columns["tags"]
+        self._names = find_tag_names(train, self._columns["tags"], self.data)
+        self._check_entities()
+
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        named = self.require_columns(rows.column_names, tuple(self._columns))
+        words = read_words(rows, named["tokens"])
+        tags = read_tags(rows, named["tags"], words, self._names)
+        inside = tags_inside(self._names) if self.options.label_all_pieces else None
+        limit = self.data.max_length
+        made = align(words, tags, processor, max_length=limit, inside=inside)
+        tokens = np.asarray(made["tokens"][:])
+        made = made.remove_columns("tokens")
+        if training:
+            made = _learnable(made)
+        return Encoded(
+            made,
+            np.array([len(ids) for ids in made["input_ids"]]),
+            truncated=int((tokens > limit).sum()),
+            longest=int(tokens.max()),
+            examples=None if training else Dataset.from_dict({"words": words, "tags": tags}),
+        )
+
+    def model_class(self) -> Any:
+        from transformers import AutoModelForTokenClassification
+
+        return AutoModelForTokenClassification
+
+    @property
+    def label_names(self) -> list[str]:
+        return self._names
+
+    def model_options(self) -> dict[str, Any]:
+        return class_options(self._names)
+
+    def collator(self, processor: Any) -> Any:
+        def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+            return {**pad_inputs(processor, rows), "labels": pad_column(rows, "labels", IGNORED)}
+
+        return collate
+
+    def loss_items(self, batch: Mapping[str, Any]) -> int:
+        return int((batch["labels"] != IGNORED).sum())
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in batch.items() if name != "labels"}
+
+    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """(rows, tokens, 2): the likeliest tag, and the loss; NaN where a logit is not finite."""
+        logits = outputs["logits"].float()
+        labels = batch["labels"]
+        losses = cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
+        ).view_as(labels)
+        broken = ~torch.isfinite(logits).all(dim=-1) & (labels != IGNORED)
+        losses = losses.masked_fill(broken, math.nan)
+        return torch.stack([logits.argmax(dim=-1).float(), losses], dim=-1)
+
+    def loss(self, predictions: Predictions) -> float:
+        rows = zip(predictions.outputs, predictions.asked.dataset["labels"], strict=True)
+        losses = [kept[: len(labels), 1][np.array(labels) != IGNORED] for kept, labels in rows]
+        return float(np.concatenate(losses).mean(dtype=np.float64))
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        if not math.isfinite(self.loss(predictions)):
+            return dict.fromkeys(self.metric_names, math.nan)
+        wanted = predictions.asked.raw["tags"][:]
+        given = self._tags(predictions)
+        scores = {"accuracy": _accuracy(wanted, given)}
+        if set(self.metric_names) - {"accuracy"}:
+            scores |= self._entity_scores(wanted, given)
+        return {name: scores[name] for name in self.metric_names}
+
+    def labels(self, rows: Encoded) -> None:
+        del rows
+
+    def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
+        """Words that are scored, but have no token."""
+        told = []
+        for name, part in parts.items():
+            if part.examples is None:
+                continue
+            words = sum(len(tags) for tags in part.raw["tags"][:])
+            read = sum(p != IGNORED for places in part.dataset["places"][:] for p in places)
+            if read < words:
+                lost = f"{words - read:,} of {words:,} words of {name} count as missed"
+                told.append(f"{lost}: they have no token, as those beyond data.max_length")
+        return told
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        rows = zip(predictions.asked.raw, self._tags(predictions), strict=True)
+        return [
+            {
+                "tokens": row["words"],
+                "prediction": [None if tag == _UNREAD else self._names[tag] for tag in tags],
+                "label": [self._names[tag] for tag in row["tags"]],
+            }
+            for row, tags in rows
+        ]
+
+    def _check_entities(self) -> None:
+        """Precision, recall and F1 are of entities: no other tags have any."""
+        entities = [name for name in self.metric_names if name != "accuracy"]
+        other = [n for n in self._names if n != _OUTSIDE and not n.startswith(_ENTITY_PARTS)]
+        if entities and (other or len(self._names) == 1):
+            raise SoraError(
+                f"tag '{(other or self._names)[0]}' is of no entity (B-PER, I-PER, ..., or O), so "
+                f"that there is no {entities[0]} of entities",
+                hint="task.metrics=[accuracy]; tags that are numbers: data.label_names=[O, B-PER, "
+                "...]",
+                key="task.metrics",
+            )
+
+    def _tags(self, predictions: Predictions) -> list[list[int]]:
+        """The tag that each word of each row is given; _UNREAD where it was cut off."""
+        given = []
+        rows = predictions.asked
+        texts = zip(rows.raw["tags"], rows.dataset["places"], predictions.outputs, strict=True)
+        for own, listed, kept in texts:
+            places = np.array(listed)
+            tags, firsts = np.full(len(own), _UNREAD), places != IGNORED
+            tags[places[firsts]] = kept[: len(places), 0][firsts].astype(int)
+            given.append([int(tag) for tag in tags])
+        return given
+
+    def _entity_scores(
+        self, wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]
+    ) -> dict[str, float]:
+        """Over all entities; one is right if its kind, its first and its last word are.
+
+        Source: Tjong Kim Sang and De Meulder 2003 (conlleval), by seqeval.
+        """
+        from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+
+        named = [[self._names[tag] for tag in tags] for tags in wanted]
+        told = [[_OUTSIDE if t == _UNREAD else self._names[t] for t in tags] for tags in given]
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            named, told, average="micro", zero_division=0
+        )
+        return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+
+
+def _accuracy(wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]) -> float:
+    """The share of words whose tag is right; those without a token are not."""
+    return float(np.mean(np.concatenate(wanted) == np.concatenate(given)))
+
+
+def _learnable(rows: Dataset) -> Dataset:
+    """Without the rows none of whose words has a token: a batch of them would have no loss."""
+    kept = [i for i, labels in enumerate(rows["labels"]) if max(labels) != IGNORED]
+    if not kept:
+        raise SoraError(
+            "no row has a word within data.max_length", hint="data.max_length=MORE",
+            key="data.max_length",
+        )  # fmt: skip
+    return rows if len(kept) == len(rows) else rows.select(kept)

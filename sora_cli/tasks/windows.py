@@ -1,0 +1,162 @@
+"""Questions with their contexts, cut into windows that overlap, and the best answer in them.
+
+A window without the answer is taught to point at its null place: the tokenizer's CLS token, or the
+first token where it puts in none (Devlin et al. 2019, sections 4.2 and 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sora_cli.errors import SoraError
+
+
+def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int) -> Dataset:
+    """One row for each window: the question, and as much of the context as there is room for.
+
+    Beside the model's inputs it has `start_positions` and `end_positions` (the answer's tokens),
+    `example` (the row it is of), `null` (the place that says there is no answer), `first` (the
+    first token of the context), and for each of the context's tokens its place in the text:
+    `starts` and `ends`.
+
+    Args:
+        rows: `row` (its number), `question`, `context`, and the answer's place there: `start`,
+            `end`; -1: none.
+        max_length: tokens of a window.
+        stride: tokens that neighbours have in common.
+
+    Raises:
+        SoraError: a tokenizer that does not tell places, or a question that leaves no room.
+    """
+    if not tokenizer.is_fast:
+        raise SoraError(
+            "the tokenizer does not tell where in a text its tokens stand",
+            hint="put the model's tokenizer.json beside it",
+            key="model.path",
+        )
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    gap = "" if special else "\n"  # else nothing would be between question and context
+
+    def made(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        questions = [f"{text.strip()}{gap}" for text in batch["question"]]
+        counts = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
+        _check_room(counts, batch["row"], special=special, max_length=max_length, stride=stride)
+        out = tokenizer(
+            questions,
+            batch["context"],
+            truncation="only_second",
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        owners = out["overflow_to_sample_mapping"]
+        columns = {name: out[name] for name in tokenizer.model_input_names if name in out}
+        answers = [(batch["start"][owner], batch["end"][owner]) for owner in owners]
+        _check_contexts(out, [batch["row"][owner] for owner in owners])
+        windows = [_window(out, i, answer, tokenizer) for i, answer in enumerate(answers)]
+        placed = {name: [window[name] for window in windows] for name in windows[0]}
+        return {**columns, "example": [batch["row"][owner] for owner in owners], **placed}
+
+    return rows.map(
+        made,
+        batched=True,
+        remove_columns=rows.column_names,
+        load_from_cache_file=False,
+        desc="tokenising",
+    )
+
+
+def window_losses(logits: Tensor, real: Tensor, positions: Tensor) -> Tensor:
+    """(windows,) the mean of the cross-entropies of where the answer starts and where it ends.
+
+    A model's own loss lets padding compete with tokens, so that it depends on what a window is
+    padded to. This is what each window has by itself.
+
+    Args:
+        logits: (windows, tokens, 2).
+        real: (windows, tokens) false where there is padding.
+        positions: (windows, 2).
+    """
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    exact = exact.masked_fill(~real[..., None], -torch.inf)
+    return cross_entropy(exact, positions, reduction="none").mean(dim=1)
+
+
+def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float, int, int]:
+    """The largest sum of logits of a first and a last token, and which they are.
+
+    All pairs are looked at, not only those of the best firsts and lasts.
+
+    Args:
+        starts, ends: (tokens,) logits of the context.
+        longest: tokens that an answer has at most.
+    """
+    padded = np.concatenate([ends, np.full(longest - 1, -np.inf)])
+    sums = starts[:, None] + sliding_window_view(padded, longest)  # (tokens, longest)
+    start, length = np.unravel_index(int(sums.argmax()), sums.shape)
+    return float(sums[start, length]), int(start), int(start + length)
+
+
+def _window(encoded: Any, number: int, answer: tuple[int, int], tokenizer: Any) -> dict[str, Any]:
+    ids = encoded["input_ids"][number]
+    null = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+    parts = encoded.sequence_ids(number)
+    first = parts.index(1)
+    places = [place for place, part in zip(encoded["offset_mapping"][number], parts, strict=True)
+              if part == 1]  # fmt: skip
+    starts, ends = [start for start, _ in places], [end for _, end in places]
+    span = _tokens_of(answer, starts, ends)
+    return {
+        "start_positions": null if span is None else first + span[0],
+        "end_positions": null if span is None else first + span[1],
+        "null": null,
+        "first": first,
+        "starts": starts,
+        "ends": ends,
+    }
+
+
+def _tokens_of(
+    answer: tuple[int, int], starts: Sequence[int], ends: Sequence[int]
+) -> tuple[int, int] | None:
+    """The first and the last token of an answer; None unless all of it is there."""
+    begin, end = answer
+    if begin < 0 or starts[0] > begin or ends[-1] < end:
+        return None
+    first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(starts, end, "left") - 1
+    return (int(first), int(last)) if first <= last else None
+
+
+def _check_contexts(encoded: Any, owners: Sequence[int]) -> None:
+    for number, row in enumerate(owners):
+        if 1 not in encoded.sequence_ids(number):
+            raise SoraError(
+                f"the tokenizer makes no token of the context of row {row} (counted from 0)",
+                hint="take such rows out of the data",
+                key="data.columns.context",
+            )
+
+
+def _check_room(
+    counts: Sequence[int], numbers: Sequence[int], *, special: int, max_length: int, stride: int
+) -> None:
+    """Windows must go on by one token at least."""
+    longest = max(counts)
+    least = longest + special + stride + 1
+    if least > max_length:
+        row = numbers[counts.index(longest)]
+        raise SoraError(
+            f"the question of row {row} (counted from 0) has {longest} tokens: in windows of "
+            f"{max_length} that have {stride} in common it leaves no room",
+            hint=f"data.max_length={least}, or a smaller task.stride",
+            key="data.max_length",
+        )
