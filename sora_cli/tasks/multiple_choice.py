@@ -1,0 +1,130 @@
+"""Multiple choice: of several texts, the one that fits a context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets import Dataset
+
+from sora_cli.errors import SoraError
+from sora_cli.metrics import Scorer
+from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.choice_rows import find_form, read_choices, right_places
+from sora_cli.tasks.classes import chosen_classes, class_loss, class_scores
+from sora_cli.tokens import TOKENS, TRUNCATED, token_counts, tokenise
+
+_LABELS = ("answerKey", "answer")
+"""Usual names of the column that says which choice is right, beside `data.label_column`."""
+
+
+class MultipleChoice(Task):
+    """Each choice is read after the context and gets a number; cross-entropy over a row's."""
+
+    name = "multiple-choice"
+    peft_type = None
+
+    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
+        super().__init__(task, data)
+        self.scorer = Scorer(self.metric_names)
+
+    def bind(self, train: Dataset) -> None:
+        columns = train.column_names
+        found = self.find_columns(columns, ("context", "question", "choices"))
+        self._form = find_form(columns, found, self.data.text_columns)
+        self.input_columns = self._form.columns(columns)
+        self._label = self.label_column = self._find_label(columns)
+
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        choices = read_choices(rows, self._form)
+        if self._label not in rows.column_names:
+            raise _no_label(self._label, rows.column_names)
+        right = right_places(rows[self._label][:], choices, self._label)
+        flat = tokenise(choices.pairs(), processor, max_length=self.data.max_length)
+        shape = (len(right), choices.number)
+        cut = np.asarray(flat[TRUNCATED][:]).reshape(shape).any(axis=1)
+        lengths, longest = token_counts(flat).reshape(shape).max(axis=1), max(flat[TOKENS][:])
+        features = _grouped(flat.remove_columns([TRUNCATED, TOKENS]), choices.number)
+        return Encoded(
+            features.add_column("labels", np.asarray(right)),
+            lengths,
+            truncated=int(cut.sum()),
+            longest=longest,
+            examples=None if training else Dataset.from_dict({"choices": choices.texts}),
+        )
+
+    def model_class(self) -> Any:
+        from transformers import AutoModelForMultipleChoice
+
+        return AutoModelForMultipleChoice
+
+    def collator(self, processor: Any) -> Any:
+        from transformers import DataCollatorForMultipleChoice
+
+        return DataCollatorForMultipleChoice(processor)
+
+    def loss(self, predictions: Predictions) -> float:
+        if not np.isfinite(predictions.outputs).all():
+            return float("nan")
+        return class_loss(_labelled(predictions))
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        return class_scores(self.scorer, _labelled(predictions))
+
+    def labels(self, rows: Encoded) -> None:
+        """None: the place of the right choice is no class, since models see no places."""
+        del rows
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        texts = predictions.asked.raw["choices"][:]
+        right = _labelled(predictions).known
+        return [
+            {
+                "prediction": choices[p],
+                "label": choices[y],
+                "places": {"prediction": int(p), "label": int(y)},
+                "logits": [float(x) for x in row],
+            }
+            for p, y, row, choices in zip(
+                chosen_classes(predictions), right, predictions.outputs, texts, strict=True
+            )
+        ]
+
+    def _find_label(self, columns: list[str]) -> str:
+        """The recipe's column; where it names none, one with a usual name."""
+        wanted = self.data.label_column
+        named = "label_column" in self.data.model_fields_set
+        candidates = [wanted] if named else [wanted, *_LABELS]
+        for column in candidates:
+            if column in columns and column not in self.input_columns:
+                return column
+        raise _no_label(wanted, columns)
+
+
+def _labelled(predictions: Predictions) -> Predictions:
+    """With the place of each row's right choice."""
+    rows = predictions.asked
+    labels = np.asarray(rows.dataset["labels"][:])
+    return Predictions(predictions.outputs, labels, rows, predictions.texts)
+
+
+def _grouped(flat: Dataset, number: int) -> Dataset:
+    """(rows * number) features as (rows), each of their columns a list for every choice."""
+    offsets = np.arange(0, len(flat) + 1, number, dtype=np.int32)
+    table = flat.with_format("arrow")[:]
+    columns = {
+        name: pa.ListArray.from_arrays(offsets, table[name].combine_chunks())
+        for name in table.column_names
+    }
+    return Dataset(pa.table(columns))
+
+
+def _no_label(column: str, columns: list[str]) -> SoraError:
+    return SoraError(
+        f"data.label_column: no column '{column}'",
+        where=f"there are: {', '.join(columns)}",
+        hint="name the column that says which choice is right: data.label_column=COLUMN",
+        key="data.label_column",
+    )

@@ -1,0 +1,166 @@
+"""A text from a text, by an encoder and a decoder: T5, BART and their like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor, nn
+
+from sora_cli.errors import SoraError
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.language import (
+    IGNORED,
+    describe,
+    generate_texts,
+    mean_loss,
+    named_scores,
+    token_sums,
+)
+from sora_cli.tasks.options import Seq2SeqOptions
+from sora_cli.tasks.seq2seq_checks import Room, check_room, check_start, room_of
+from sora_cli.tasks.templates import columns_in
+from sora_cli.tasks.texts import require_column, texts_of
+from sora_cli.tokens import TOKENS, TRUNCATED, token_counts, tokenise
+
+_BATCH = 1000  # targets tokenised at a time
+_TARGET_TOKENS = "target_tokens"
+"""Column of the tokens a target has before it is cut."""
+
+
+class Seq2Seq(Task):
+    """The source is read by the encoder; the target is learned, token by token, by the decoder."""
+
+    name = "seq2seq"
+    peft_type = "SEQ_2_SEQ_LM"
+    trains_head = False
+    options: Seq2SeqOptions
+    _model: nn.Module | None = None
+    _room = Room()
+
+    def bind(self, train: Dataset) -> None:
+        columns, own = train.column_names, self.data.text_columns
+        if own is None:
+            self._source = self.require_columns(columns, ["source"])["source"]
+        elif len(own) == 1:
+            self._source = own[0]
+        else:
+            raise SoraError(
+                f"data.text_columns takes one column or template, the source, not {len(own)}",
+                hint="data.text_columns=['{first} {second}']",
+                key="data.text_columns",
+            )
+        self._target = self.label_column = self.require_columns(columns, ["target"])["target"]
+        self.input_columns = columns_in(self._source, columns)
+        for column in self.input_columns:
+            require_column(column, columns, key="data.text_columns")
+
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+        sources = texts_of(rows, self._source, key="data.columns.source")
+        targets = texts_of(rows, self._target, key="data.columns.target")
+        sources = [f"{self.options.prefix}{text}" for text in sources]
+        texts = Dataset.from_dict({"source": sources, "reference": targets})
+        made = tokenise(
+            texts.select_columns(["source"]), processor, max_length=self.data.max_length
+        )
+        labels, tokens = self._labels(targets, processor)
+        lengths = token_counts(made)
+        check_room("source", int(lengths.max()), self._room.encoder, "data.max_length")
+        check_room("target", max(map(len, labels)), self._room.decoder, "task.max_target_length")
+        inputs = made.select_columns(["input_ids", "attention_mask"])
+        prompts = made.select_columns(["input_ids"]).rename_column("input_ids", "prompt")
+        examples = texts.add_column(_TARGET_TOKENS, tokens)
+        return Encoded(
+            inputs.add_column("labels", labels),
+            lengths,
+            truncated=sum(made[TRUNCATED][:]),
+            longest=max(made[TOKENS][:]),
+            examples=examples if training else concatenate_datasets([examples, prompts], axis=1),
+        )
+
+    def model_class(self) -> Any:
+        from transformers import AutoModelForSeq2SeqLM
+
+        return AutoModelForSeq2SeqLM
+
+    def check_model(self, model: nn.Module, processor: Any) -> None:
+        super().check_model(model, processor)
+        check_start(model)
+        processor.padding_side = "right"  # the decoder has no mask: it would read the padding
+        self._model, self._room = model, room_of(model)
+
+    def collator(self, processor: Any) -> Any:
+        """It shifts the labels, too, where the model says how: `decoder_input_ids`."""
+        from transformers import DataCollatorForSeq2Seq
+
+        return DataCollatorForSeq2Seq(processor, model=self._model, label_pad_token_id=IGNORED)
+
+    def loss_items(self, batch: Mapping[str, Any]) -> int:
+        return int((batch["labels"] != IGNORED).sum())
+
+    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without labels, unless the model must shift them itself."""
+        if "decoder_input_ids" not in batch:
+            return batch
+        return {name: value for name, value in batch.items() if name != "labels"}
+
+    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        return token_sums(outputs["logits"], batch["labels"])
+
+    def loss(self, predictions: Predictions) -> float:
+        return mean_loss(predictions.outputs)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        texts = predictions.texts
+        wanted = [] if texts is None else predictions.asked.raw["reference"][:]
+        return named_scores(self.metric_names, predictions.outputs, texts, wanted)
+
+    def write(self, model: Any, processor: Any, examples: Dataset) -> list[str]:
+        new = self.options.max_new_tokens
+        return generate_texts(
+            model,
+            processor,
+            examples["prompt"][:],
+            batch=self.options.generation_batch_size,
+            new=min(new, self._room.decoder - 1),  # its first token is given
+        )
+
+    def labels(self, rows: Encoded) -> None:
+        del rows
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        raw = predictions.asked.raw
+        sources, wanted = raw["source"][:], raw["reference"][:]
+        return describe(predictions.outputs, predictions.texts, sources, wanted)
+
+    def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
+        """Targets that lost their ends, in parts by their names."""
+        limit, counts, longest = self.options.max_target_length, [], 0
+        for name, part in parts.items():
+            tokens = np.asarray(part.raw[_TARGET_TOKENS][:])
+            if cut := int((tokens > limit).sum()):
+                counts.append(f"{cut:,} of {len(tokens):,} of {name}")
+                longest = max(longest, int(tokens.max()))
+        if not counts:
+            return []
+        return [
+            f"targets cut at {limit} tokens: {', '.join(counts)}; the longest has {longest:,}: "
+            f"task.max_target_length={longest}"
+        ]
+
+    def _labels(self, targets: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], list[int]]:
+        """Tokens of each target, its end among them, and their number before it was cut."""
+        limit, end = self.options.max_target_length, tokenizer.eos_token_id
+        labels: list[list[int]] = []
+        counts: list[int] = []
+        for start in range(0, len(targets), _BATCH):
+            part = list(targets[start : start + _BATCH])
+            whole = tokenizer(text_target=part, truncation=False, verbose=False)["input_ids"]
+            cut = tokenizer(text_target=part, truncation=True, max_length=limit)["input_ids"]
+            for all_ids, ids in zip(whole, cut, strict=True):
+                missing = end is not None and end not in all_ids  # else it would never stop
+                counts.append(len(all_ids) + missing)
+                labels.append([*ids[: limit - 1], end] if missing else ids)
+        return labels, counts
