@@ -7,11 +7,18 @@ import pytest
 from sora_cli.path.plan import plan_stages
 from sora_cli.recipe_file import load_recipe
 from sora_cli.recipe_library import recipe_names, recipe_title, recipes_dir
+from sora_cli.tasks import check_columns, task_names
 
 GLUE = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
-SUPERGLUE = [f"superglue/{t}" for t in ("boolq", "cb", "copa", "multirc", "rte", "wic", "wsc")]
+SUPERGLUE = [
+    f"superglue/{t}" for t in ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
+]
 PATHS = ["path/rte", "path/sst2-minilm", "path/stsb-minilm"]
-RUNS = ["quickstart", *GLUE, *[f"official/{name}" for name in GLUE], *PATHS, *SUPERGLUE]
+PAPERS = ["quickstart", *GLUE, *[f"official/{name}" for name in GLUE], *PATHS, *SUPERGLUE]
+HUB, HERE = "families/", "offline/"
+"""Recipes of the other task families: with models and data of the Hub, and without a network."""
+RUNS = recipe_names()
+FAMILIES = [name for name in RUNS if name.startswith((HUB, HERE))]
 EVERY = sorted(path.relative_to(recipes_dir()).as_posix() for path in recipes_dir().rglob("*.yaml"))
 FILES = [file for file in EVERY if not file.startswith("sweeps/")]  # see test_sweeps.py
 
@@ -21,9 +28,26 @@ def text_of(file):
 
 
 def test_they_are_all_here():
-    assert recipe_names() == RUNS
-    assert len(RUNS) == 27
-    assert len(FILES) == 29  # and base/glue.yaml, base/official.yaml
+    assert [name for name in RUNS if name not in FAMILIES] == PAPERS
+    assert len(PAPERS) == 28
+    assert len(FILES) == len(RUNS) + 2  # and base/glue.yaml, base/official.yaml
+
+
+@pytest.mark.parametrize("folder", [HUB, HERE])
+def test_every_family_has_a_recipe_of_the_hubs_and_one_for_here(folder):
+    named = [load_recipe(name).recipe for name in FAMILIES if name.startswith(folder)]
+    others = {"sequence-classification", "sequence-regression"}  # GLUE and the quickstart
+    assert {recipe.task.name for recipe in named} >= set(task_names()) - others
+    if folder == HERE:
+        sources = [place for r in named for place in (r.model.path, r.data.path or "package://")]
+        assert all(place.startswith(("package://", "builtin://")) for place in sources)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_metrics_and_columns_are_the_familys(name):
+    recipe = load_recipe(name).recipe
+    assert set(recipe.task.options.metrics) <= set(recipe.task.options.METRICS)
+    check_columns(recipe.task.name, recipe.data.columns)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -45,7 +69,8 @@ def test_every_recipe_is_valid_and_with_every_method(name):
     loaded = load_recipe(name)
     assert loaded.notes == ()
     assert loaded.recipe.method.name == "sora"
-    assert loaded.recipe.data.text_columns
+    if loaded.recipe.task.name.startswith("sequence-"):
+        assert loaded.recipe.data.text_columns
     for method in ("lora", "adalora"):
         assert load_recipe(name, [f"method.name={method}"]).notes
 

@@ -1,0 +1,86 @@
+"""Every task family through the commands: the same promises hold whatever is learned."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from methods.registry import low_rank_names
+from sora_cli.app import run
+from sora_cli.data import load_rows
+from sora_cli.recipe_file import load_recipe
+from sora_cli.report import read_report
+from tests.helpers_families import FAMILIES
+from tests.helpers_runs import files_of, signal_at, timeless, train
+
+OPTIONS = {"adalora": ["method.target_r=2", "method.init_r=4"], "lora": ["method.r=4"]}
+
+
+def _eval(capsys: pytest.CaptureFixture[str], target: Path, recipe: Path, *words: str) -> Any:
+    capsys.readouterr()
+    assert run(["eval", str(target), "--recipe", str(recipe), "--json", *words]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def _close(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for split, scores in expected.items():
+        assert found[split] == pytest.approx(scores, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_give_the_score_again_and_so_does_the_merged_model(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = FAMILIES[family](tmp_path), tmp_path / "out"
+    assert run(["train", str(recipe)]) == 0  # the files are verified against the trained model
+    report = read_report(out)
+    assert report is not None
+    loaded = load_recipe(recipe).recipe
+    assert set(report.metrics["validation"]) == {*loaded.task.options.metrics, "loss"}
+    lines = tmp_path / "predictions.jsonl"
+    _close(_eval(capsys, out, recipe, "--predictions", str(lines)), report.metrics)
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert len(records) == len(load_rows(loaded.data).report["validation"])
+    assert all({"split", "row", "prediction"} <= record.keys() for record in records)
+    assert run(["merge", str(out), "-o", str(tmp_path / "merged")]) == 0
+    _close(_eval(capsys, tmp_path / "merged", recipe), report.metrics)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_resumed_run_equals_one_that_was_not_stopped(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = FAMILIES[family](tmp_path)
+    expected = train(recipe, f"output.dir={tmp_path}/whole")
+    words = [f"output.dir={tmp_path}/cut"]
+    with monkeypatch.context() as patched:
+        signal_at(patched, 2, signal.SIGTERM)
+        assert run(["train", str(recipe), "--no-verify", *words]) == 128 + signal.SIGTERM
+    resumed = train(recipe, *words, "--resume")
+    assert resumed.resumed
+    assert files_of(tmp_path / "cut" / "adapter") == files_of(tmp_path / "whole" / "adapter")
+    assert timeless(resumed) == timeless(expected)
+
+
+@pytest.mark.parametrize("method", [n for n in low_rank_names() if n != "sora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_method_trains_it(family: str, method: str, tmp_path: Path) -> None:
+    recipe = FAMILIES[family](tmp_path)
+    words = [f"method.name={method}", *OPTIONS[method], "training.max_steps=3"]
+    assert run(["train", str(recipe), *words]) == 0
+    report = read_report(tmp_path / "out")
+    assert report is not None
+    assert report.steps == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dry_run_predicts_its_memory(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(FAMILIES[family](tmp_path)), "--dry-run"]) == 0
+    assert "predicted peak" in capsys.readouterr().out

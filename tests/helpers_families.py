@@ -1,0 +1,238 @@
+"""A small but complete run of each task family on disk: a tiny model, rows, a recipe."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from methods.inject import inject
+from methods.registry import create
+from sora_cli.callback import attach
+from sora_cli.model import Base
+from sora_cli.recipe import Recipe
+from sora_cli.tasks import create_task
+from sora_cli.training import build_trainer
+from tests.helpers_chat import instruct_rows, write_chat_recipe
+from tests.helpers_images import write_image_recipe, write_pair_recipe
+from tests.helpers_models import tiny_bert_for, tiny_llama, tiny_t5
+from tests.helpers_runs import WORDS, save_base, write_recipe, write_rows
+
+TRAINING = {"epochs": 2, "batch_size": 8, "gradient_accumulation": 2, "learning_rate": 0.01}
+
+
+def _causal_lm(folder: Path) -> Path:
+    return write_chat_recipe(
+        folder,
+        training=TRAINING,
+        task={"metrics": ["loss", "perplexity", "token_accuracy", "exact_match", "rougeL"]},
+    )
+
+
+def _packed_lm(folder: Path) -> Path:
+    return write_chat_recipe(folder, training=TRAINING, task={"packing": True})
+
+
+def _decoder_classification(folder: Path) -> Path:
+    """The answer is read at the last token that is no padding."""
+    return write_recipe(folder, tiny_llama(num_labels=2), training=TRAINING)
+
+
+def write_family_recipe(folder: Path, **blocks: Any) -> Path:
+    """A recipe from its blocks, which trains with SoRA for seconds."""
+    recipe: dict[str, Any] = {
+        "method": {"name": "sora", "r_max": 4, "threshold": 0.01},
+        "training": dict(TRAINING),
+        "output": {"dir": str(folder / "out")},
+    }
+    for block, values in blocks.items():
+        recipe[block] = {**recipe.get(block, {}), **values}
+    path = folder / "family.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def choice_rows(rows: int, *, seed: int = 0, choices: int = 3) -> list[dict[str, Any]]:
+    """The right choice begins with the context's first word, the others with other ones."""
+    rng = random.Random(seed)
+    made = []
+    for row in range(rows):
+        firsts, right = rng.sample(WORDS, choices), row % choices
+        texts = [" ".join([f, *rng.choices(WORDS, k=rng.randint(1, 5))]) for f in firsts]
+        context = " ".join([firsts[right], *rng.choices(WORDS, k=rng.randint(1, 6))])
+        made.append({"context": context, "choices": texts, "label": right})
+    return made
+
+
+def _multiple_choice(folder: Path) -> Path:
+    return write_family_recipe(
+        folder,
+        model={"path": str(save_base(tiny_bert_for("MultipleChoice"), folder / "base"))},
+        task={"name": "multiple-choice"},
+        data={"files": _files(folder, choice_rows)},
+    )
+
+
+def text_tokenizer(*, ends: bool = True) -> PreTrainedTokenizerFast:
+    """One token a word, as T5 numbers its special ones; texts end with </s> if `ends`."""
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=64,
+    )
+
+
+def _seq2seq(folder: Path) -> Path:
+    tiny_t5().save_pretrained(folder / "base")
+    text_tokenizer().save_pretrained(folder / "base")
+    return write_family_recipe(
+        folder,
+        model={"path": str(folder / "base")},
+        task={
+            "name": "seq2seq",
+            "metrics": ["rougeL", "exact_match", "token_accuracy"],
+            "max_new_tokens": 6,
+        },
+        data={
+            "files": _files(folder, instruct_rows),
+            "columns": {"source": "instruction", "target": "output"},
+        },
+    )
+
+
+def question_rows(rows: int, *, seed: int = 0, words: int = 20) -> list[dict[str, Any]]:
+    """The answer is what stands after the question's word, which the context has once."""
+    rng = random.Random(seed)
+    made = []
+    for row in range(rows):
+        asked, *others = rng.sample(WORDS, len(WORDS))
+        before = rng.choices(others, k=rng.randint(1, words))
+        answer = " ".join(rng.choices(others, k=rng.randint(1, 2)))
+        start = len(" ".join([*before, asked])) + 1
+        after = rng.choices(others, k=rng.randint(1, words))
+        made.append(
+            {
+                "id": f"q{row}",
+                "question": asked,
+                "context": " ".join([*before, asked, answer, *after]),
+                "answers": {"text": [answer], "answer_start": [start]},
+            }
+        )
+    return made
+
+
+def _question_answering(folder: Path) -> Path:
+    return write_family_recipe(
+        folder,
+        model={"path": str(save_base(tiny_bert_for("QuestionAnswering"), folder / "base"))},
+        task={"name": "question-answering", "stride": 6, "max_answer_length": 4},
+        data={"files": _files(folder, question_rows), "max_length": 20},
+    )
+
+
+def tagged_rows(rows: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """ "the" and what follows is an animal, "a" and what follows a thing."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(rows):
+        tokens, tags = [], []
+        for _ in range(rng.randint(2, 5)):
+            kind = rng.choice([("the", "ANIMAL"), ("a", "THING"), None])
+            tokens += [kind[0] if kind else "not", rng.choice(WORDS[:12])]
+            tags += [f"B-{kind[1]}", f"I-{kind[1]}"] if kind else ["O", "O"]
+        made.append({"tokens": tokens, "tags": tags})
+    return made
+
+
+def _token_classification(folder: Path) -> Path:
+    return write_family_recipe(
+        folder,
+        model={"path": str(save_base(tiny_bert_for("TokenClassification"), folder / "base"))},
+        task={"name": "token-classification"},
+        data={"files": _files(folder, tagged_rows), "max_length": 9},
+    )
+
+
+def _files(folder: Path, make: Callable[..., list[dict[str, Any]]]) -> dict[str, str]:
+    """48 training rows and 16 others, written as JSON lines."""
+    return {
+        "train": write_rows(folder / "train.jsonl", make(48)),
+        "validation": write_rows(folder / "validation.jsonl", make(16, seed=1)),
+    }
+
+
+class _Gradients(TrainerCallback):
+    """Keeps every step's gradients, as the optimiser gets them."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        self.steps.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+
+
+def step_gradients(
+    folder: Path, model: Any, processor: Any, rows: list[dict[str, Any]], *, accumulation: int,
+    **blocks: dict[str, Any],
+) -> list[dict[str, torch.Tensor]]:  # fmt: skip
+    """Each step's gradients of LoRA layers with random factors: one pass in steps of 8 rows.
+
+    Args:
+        model: without dropout.
+        rows: raw rows of the task in `blocks`.
+    """
+    training = {
+        "epochs": 1, "batch_size": 8, "max_grad_norm": 0, "evaluate": "no", "checkpoint": "no",
+        "gradient_accumulation": accumulation,
+    }  # fmt: skip
+    recipe = Recipe(
+        **{"model": {"path": "unused"}, "data": {"path": "unused"}, **blocks},
+        method={"name": "lora", "r": 3},
+        training=training,
+    )
+    task, raw = create_task(recipe.task, recipe.data), Dataset.from_list(rows)
+    task.bind(raw)
+    task.check_model(model, processor)
+    encoded = task.encode(raw, processor, training=True)
+    base = Base(model.double(), processor, "tiny", "tiny", None, (), ())
+    trainer = build_trainer(recipe, task, base, folder, train=encoded, select=encoded)
+    method, generator = create("lora", r=3), torch.Generator().manual_seed(0)
+    layers = inject(trainer.model, method, generator=generator)
+    for layer in layers.values():  # so that no gradient is zero by construction
+        layer.B.data.normal_(generator=generator)
+    attach(trainer, method, layers)
+    gradients = _Gradients()
+    trainer.add_callback(gradients)
+    trainer.train()
+    return gradients.steps
+
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "causal-lm": _causal_lm,
+    "causal-lm, packed": _packed_lm,
+    "sequence-classification, decoder": _decoder_classification,
+    "multiple-choice": _multiple_choice,
+    "seq2seq": _seq2seq,
+    "question-answering": _question_answering,
+    "token-classification": _token_classification,
+    "image-classification": lambda folder: write_image_recipe(folder, training=TRAINING),
+    "image-text": lambda folder: write_pair_recipe(folder, training=TRAINING),
+}
+"""By family, what writes a recipe into an empty directory."""
