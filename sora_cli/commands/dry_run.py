@@ -167,7 +167,6 @@ def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:
 
 def memory_lines(m: MemoryPrediction) -> Iterator[str]:
     """The predicted peak and its parts."""
-    rows, tokens = m.training_shape
     what = "resident memory" if m.device == "cpu" else "GPU memory"
     yield f"predicted peak {what} {size(m.peak)}"
     for part, n_bytes in (
@@ -175,15 +174,14 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
         ("taken once by the first step", m.runtime),
         ("AdamW moments", m.moments),
         ("gradients", m.gradients),
-        (f"activations of {rows} rows x {tokens} tokens", m.activations),
+        (f"activations of {_batch(m.training_shape)}", m.activations),
         ("temporaries", m.temporaries),
         ("holes in the heap", m.slack(m.training)),
     ):
         yield f"  {part:<44} {size(n_bytes):>10}"
-    rows, tokens = m.evaluation_shape
     yield (
         f"peak while training {size(m.training_peak)}, while evaluating "
-        f"{size(m.evaluation_peak)} ({rows} rows x {tokens} tokens)"
+        f"{size(m.evaluation_peak)} ({_batch(m.evaluation_shape)})"
     )
     if not m.exact:
         yield "activations extrapolated from batches of one and two rows"
@@ -198,6 +196,12 @@ def output_lines(loaded: LoadedRecipe) -> Iterator[str]:
         check_output(loaded, force=False, resume=False)
     except SoraError as error:
         yield from textwrap.wrap(f"WARNING: {error.what}; {error.hint}", _WIDTH - 2)
+
+
+def _batch(shape: tuple[int, int]) -> str:
+    """Rows of a batch, and their tokens where they have more than one, as images have not."""
+    rows, tokens = shape
+    return f"{rows} rows" if tokens == 1 else f"{rows} rows x {tokens} tokens"
 
 
 def _table(groups: list[LayerGroup]) -> Iterator[str]:

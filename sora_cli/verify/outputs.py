@@ -65,8 +65,8 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
         SoraError: the model can not be run on these inputs, or its outputs are not finite.
     """
     accepted = inspect.signature(model.forward).parameters
-    device = next(model.parameters()).device
-    inputs = {k: v.to(device) for k, v in probe.inputs.items() if k in accepted}
+    first = next(model.parameters())
+    inputs = {k: _fitting(v, first) for k, v in probe.inputs.items() if k in accepted}
     _fill_padding(model.config, probe.padding)
     training = model.training
     model.eval()
@@ -74,9 +74,9 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
         with torch.no_grad():
             result = model(**inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = first_line(error)
+        reason = first_line(error)
         raise SoraError(
-            f"{name} can not be run on made-up inputs: {first}",
+            f"{name} can not be run on made-up inputs: {reason}",
             where=f"inputs: {probe.what}",
         ) from error
     finally:
@@ -95,3 +95,9 @@ def _fill_padding(config: Any, padding: int) -> None:
     for part in (config, config.get_text_config()):
         if getattr(part, "pad_token_id", None) is None:
             part.pad_token_id = padding
+
+
+def _fitting(value: Tensor, parameter: Tensor) -> Tensor:
+    """An input on a model's device; pixels in its type, too."""
+    value = value.to(parameter.device)
+    return value.to(parameter.dtype) if value.is_floating_point() else value
