@@ -23,7 +23,8 @@ def load_adapted(
     """
     check_classes("adapter", adapter.meta.labels, task)
     update = {"path": adapter.base.path, "revision": adapter.base.revision}
-    base = load_base(recipe.model.model_copy(update=update), task)
+    model = recipe.model.model_copy(update=update)
+    base = load_base(model, task, precision=recipe.training.precision)
     return base, apply_adapter(base.model, adapter)
 
 

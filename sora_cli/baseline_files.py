@@ -101,7 +101,8 @@ def load_delta(folder: Path, recipe: Recipe, task: Task) -> Base:
 
     check_classes("delta", meta.labels, task)
     update = {"path": reference.path, "revision": reference.revision}
-    base = load_base(recipe.model.model_copy(update=update), task)
+    model = recipe.model.model_copy(update=update)
+    base = load_base(model, task, precision=recipe.training.precision)
     _check_base(base, reference, folder)
     try:
         tensors = load_file(folder / DELTA_FILE)

@@ -68,7 +68,8 @@ def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
     for path, factors in layers.items():
         module = linear_of(model, path, factors)
         weight = module.weight
-        assert isinstance(weight, Tensor)
+        if not (isinstance(weight, Tensor) and weight.is_floating_point()):
+            raise SoraError(f"'{path}' of the base model is quantised")
         tied = [name for name in names[id(weight)] if name != f"{path}.weight"]
         if tied:
             raise SoraError(
@@ -102,9 +103,6 @@ def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module
             f"'{path}' of the base model is no linear layer but {type(module).__name__}"
         )
     wanted = (factors.A.shape[1], factors.B.shape[0])
-    weight = module.weight
-    if not (isinstance(weight, Tensor) and weight.is_floating_point()):
-        raise SoraError(f"'{path}' of the base model is quantised")
     if shape != wanted:
         raise SoraError(f"'{path}' maps {shape[0]} to {shape[1]}, the adapter's "
                         f"factors map {wanted[0]} to {wanted[1]}")  # fmt: skip

@@ -2,14 +2,15 @@
 
 On a CPU the peak is the largest resident set of the process (`environment.peak_memory`):
 
-    peak = resident + runtime + moments + max(step, evaluation)
+    peak = max(loading, resident + runtime + moments + max(step, evaluation))
     step, evaluation = traced + HEAP_SLACK * small blocks among it
 
-`resident` is this process after model, adapters and data are loaded; `runtime` what the first
-steps take once (thread pools, kernels' work space, late imports); `moments` AdamW's two averages
-of every trained parameter. `traced` is the largest sum of tensors alive at any moment: of a
-forward and backward pass over the longest training rows (activations, gradients, temporaries), or
-of an evaluation batch (see `memory_trace`).
+`loading` is the peak until model, adapters and data are there (a GGUF file is unpacked by then),
+`resident` what the process has then; `runtime` what the first steps take once (thread pools,
+kernels' work space, late imports); `moments` AdamW's two averages of every trained parameter.
+`traced` is the largest sum of tensors alive at any moment: of a forward and backward pass over the
+longest training rows (activations, gradients, temporaries), or of an evaluation batch (see
+`memory_trace`). Texts written in an evaluation are not followed: they take logits of one token.
 
 On a GPU the peak is the allocator's: base parameters and buffers instead of `resident`, cuBLAS's
 workspace instead of `runtime`, and no heap slack.
@@ -48,6 +49,7 @@ class MemoryPrediction:
         training, evaluation: largest of a step and of an evaluation batch, each with its
             (rows, tokens).
         exact: False if extrapolated from small batches.
+        loading: largest of the process (GPU: not followed) before the first step.
     """
 
     device: str
@@ -60,6 +62,7 @@ class MemoryPrediction:
     evaluation: Trace
     evaluation_shape: tuple[int, int]
     exact: bool
+    loading: float = 0.0
 
     @property
     def activations(self) -> float:
@@ -93,7 +96,7 @@ class MemoryPrediction:
     @property
     def peak(self) -> float:
         """Largest of the whole run."""
-        return max(self.training_peak, self.evaluation_peak)
+        return max(self.loading, self.training_peak, self.evaluation_peak)
 
 
 def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> MemoryPrediction:
@@ -108,9 +111,10 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: nn.Module = ready.base.model
     trained = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
-    weights = sum(_bytes(t) for t in (*model.parameters(), *model.buffers()))
+    weights = sum(_bytes(t) for t in _distinct(model))
     resident = resident_memory() if device == "cpu" else weights
-    collate = ready.task.collator(ready.base.tokenizer)
+    loading = float(peak_memory() or 0) if device == "cpu" else 0.0
+    collate = ready.task.collator(ready.base.processor)
     training = _longest(ready.train, micro_batch)
     evaluation = max(
         (
@@ -120,7 +124,8 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
         key=lambda rows: _cells(rows),
     )
     passes = 2 if recipe.training.gradient_accumulation > 1 else 1  # the second finds gradients
-    work = Passes(model, collate, device, recipe.training.precision)
+    block = recipe.training
+    work = Passes(model, collate, device, block.precision, ready.task, block.gradient_checkpointing)
     step, exact = work.trace(training, passes)
     scoring, exact_too = work.trace(evaluation, 0)
     return MemoryPrediction(
@@ -134,6 +139,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
         evaluation=scoring,
         evaluation_shape=_shape(evaluation),
         exact=exact and exact_too,
+        loading=loading,
     )
 
 
@@ -155,6 +161,12 @@ def _shape(rows: Encoded) -> tuple[int, int]:
 def _cells(rows: Encoded) -> int:
     n, tokens = _shape(rows)
     return n * tokens
+
+
+def _distinct(model: nn.Module) -> list[Tensor]:
+    """A model's tensors, shared ones once; with what packed weights are unpacked by."""
+    tensors = (*model.state_dict().values(), *model.buffers())
+    return list({t.data_ptr(): t for t in tensors if isinstance(t, Tensor)}.values())
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -1,9 +1,9 @@
 """How much memory a model's tensors take at the worst moment of a pass, mostly without running it.
 
 The model runs on tensors without data (`FakeTensorMode`): every operation gives the shapes and
-types of its results, and `StorageTracker` follows how long each storage lives. A model that looks
-at the values of its tensors can not run so; then real batches of one and two rows are traced and
-extrapolated to the full one.
+types of its results, and `StorageTracker` follows how long each storage lives. What a mask picks is
+taken to be all of it. A model that looks at the values of its tensors can not run so; then real
+batches of one and two rows are traced and extrapolated to the full one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sora_cli.tasks.base import Encoded
+from sora_cli.gradient_checkpointing import checkpointed
+from sora_cli.tasks.base import Encoded, Task
 
-MMAP_LIMIT = 32 << 20  # bytes: glibc maps larger blocks each on its own and gives them back
+MMAP_LIMIT = 1 << 30  # bytes: larger blocks are mapped each on its own (`allocator`) and given back
 
 Tensors = Mapping[str, Any]
 
@@ -57,7 +58,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        out = func(*args, **(kwargs or {}))
+        out = func(*_without_masks(func, args), **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._born(leaf.untyped_storage())
@@ -82,14 +83,35 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.small += sign * size
 
 
+def _without_masks(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of `x[mask]` on tensors without data: all of x, which is the most it can be."""
+    if func is not torch.ops.aten.index.Tensor or not isinstance(args[0], FakeTensor):
+        return args
+    indices: list[Any] = []
+    for index in args[1]:
+        if index is None or index.dtype != torch.bool:
+            indices.append(index)
+        else:  # as `mask.nonzero()` would give them
+            every = torch.zeros(index.numel(), dtype=torch.long, device=index.device)
+            indices += [every] * index.ndim
+    return args[0], indices
+
+
 @dataclass(frozen=True)
 class Passes:
-    """The model's forward and backward passes, on tensors with or without data."""
+    """The model's forward and backward passes, on tensors with or without data.
+
+    Attributes:
+        task: says what a model is given and what is kept of its outputs when it is scored.
+        checkpointing: of the activations, as `training.gradient_checkpointing` has it.
+    """
 
     model: nn.Module
     collate: Callable[[list[Any]], Tensors]
     device: str
     precision: str
+    task: Task | None = None
+    checkpointing: bool = False
 
     def trace(self, rows: Encoded, passes: int) -> tuple[Trace, bool]:
         """Trace a batch of rows; `passes` backward passes, 0: evaluation. False: extrapolated."""
@@ -135,22 +157,32 @@ class Passes:
             **{
                 n: convert(p).requires_grad_(p.requires_grad)
                 for n, p in self.model.named_parameters()
+                if p.is_floating_point()  # packed weights are more than a tensor, and stay
             },
             **{n: convert(b) for n, b in self.model.named_buffers()},
         }
         known = [t for t in (*state.values(), *inputs.values()) if isinstance(t, Tensor)]
         tracker = StorageTracker(known, small=small)
+        checkpointing = checkpointed(self.model, on=self.checkpointing and passes > 0)
         kept = 0
-        with _mode(self.model, training=passes > 0), tracker, self._autocast():
-            for _ in range(max(passes, 1)):
+        with _mode(self.model, training=passes > 0), checkpointing, tracker, self._autocast():
+            if not passes:
+                self._score(state, inputs)
+            for _ in range(passes):
                 before = tracker.live
-                with torch.set_grad_enabled(passes > 0):
-                    out = torch.func.functional_call(self.model, state, (), kwargs=inputs)
+                loss = torch.func.functional_call(self.model, state, (), kwargs=inputs)["loss"]
                 kept = tracker.live - before
-                if passes:
-                    out["loss"].backward()
-                del out
+                loss.backward()
+                del loss
         return Trace(tracker.peak, tracker.small_at_peak, kept)
+
+    @torch.no_grad()
+    def _score(self, state: dict[str, Tensor], inputs: dict[str, Any]) -> None:
+        """An evaluation batch, as the trainer takes it."""
+        given = inputs if self.task is None else dict(self.task.scored_inputs(inputs))
+        out = torch.func.functional_call(self.model, state, (), kwargs=given)
+        if self.task is not None:
+            self.task.kept(out, inputs)
 
     def _batch(self, rows: Encoded, n: int) -> Tensors:
         return self.collate([rows.dataset[i] for i in range(n)])

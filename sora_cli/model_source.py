@@ -92,7 +92,9 @@ def check_quantised(reference: str, config: Any) -> None:
     """Raise `SoraError` where a configuration says that the weights are quantised."""
     if getattr(config, "quantization_config", None) is not None:
         raise SoraError(
-            f"model '{reference}' is quantised: adapters are trained on plain weights here",
-            hint="name the model it was made from, as model.path",
+            f"model '{reference}' is quantised: adapters are trained on plain weights here, or on "
+            "weights that are quantised as they are read",
+            hint="name the model it was made from, as model.path; to save memory, with "
+            "model.quantise=4bit",
             key="model.path",
         )

@@ -12,6 +12,7 @@ from sora_cli.console import say
 from sora_cli.data_source import find_source
 from sora_cli.errors import SoraError
 from sora_cli.metric_names import check_metric, from_the_hub
+from sora_cli.quantisation import check_quantise
 from sora_cli.recipe import Recipe
 from sora_cli.references import resolve_model_path
 from sora_cli.tasks import check_columns, main_metric
@@ -37,6 +38,8 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
     if model:
         with recipe.placing("model.path"):
             resolve_model_path(recipe.model.path)
+        with recipe.placing():
+            check_quantise(recipe.model)
     for note in code_notes(recipe):
         say(f"note: {note}")
 

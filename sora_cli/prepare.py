@@ -17,8 +17,10 @@ from methods.registry import method_class
 from sora_cli.data import Rows, load_rows
 from sora_cli.encoding import encode
 from sora_cli.errors import SoraError
+from sora_cli.gradient_checkpointing import check_checkpointing
 from sora_cli.machine import check_machine
 from sora_cli.model import Base, load_base
+from sora_cli.quantisation import check_selected
 from sora_cli.recipe import Recipe
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
@@ -64,7 +66,10 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         transformers.set_seed(recipe.training.seed)  # before a new head is drawn
         task, rows = load_task(recipe)
     with phase("load model"):
-        base = load_base(recipe.model, task, dropout=recipe.training.model_dropout)
+        block = recipe.training
+        base = load_base(recipe.model, task, dropout=block.model_dropout, precision=block.precision)
+        if block.gradient_checkpointing:
+            check_checkpointing(base.model)
         if not torch.cuda.is_available():
             replace_dropouts(base.model)  # torch's own take longer than the layers around them
     with phase("tokenise"):
@@ -102,6 +107,7 @@ def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, L
     train_head = recipe.training.train_head
     if isinstance(method, Baseline):
         with recipe.placing("method.name"):
+            check_selected(base.model, method)
             choose(base.model, method, head=base.head, train_head=train_head)
         return method, {}
     if not method.low_rank:

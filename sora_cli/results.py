@@ -14,6 +14,7 @@ from sora_cli.locating import ADAPTER
 from sora_cli.plots import plot_ranks
 from sora_cli.prepare import Prepared
 from sora_cli.processes import is_main
+from sora_cli.quantisation import numbers, quantised_as
 from sora_cli.recipe_file import LoadedRecipe
 from sora_cli.remarks import data_remarks, overlaps_of, skip_remark
 from sora_cli.report import Parameters, Ranks, RunReport, data_fingerprint
@@ -149,6 +150,7 @@ def run_meta(ready: Prepared, method_options: Mapping[str, Any]) -> AdapterMeta:
         num_labels=options.get("num_labels"),
         problem_type=options.get("problem_type"),
         max_length=task.data.max_length,
+        quantise=quantised_as(ready.base.model),
     )
 
 
@@ -159,7 +161,7 @@ def count_parameters(ready: Prepared) -> Parameters:
     heads = [model.get_submodule(path) for path in ready.base.head]
     factors = sum(m.A.numel() + m.B.numel() for m in layers) + _baseline_parameters(ready)
     return Parameters(
-        base=sum(p.numel() for p in model.parameters() if id(p) not in adapters),
+        base=sum(numbers(p) for p in model.parameters() if id(p) not in adapters),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         adapter_start=factors,
         adapter_end=factors,

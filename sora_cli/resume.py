@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "training.early_stopping",
     "training.eval_batch_size",
     "training.evaluate",
+    "training.gradient_checkpointing",
     "training.keep_best",
     "training.loggers",
     "training.logging_steps",

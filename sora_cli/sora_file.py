@@ -53,6 +53,8 @@ class AdapterMeta(BaseModel):
     num_labels: int | None = None
     problem_type: str | None = None
     max_length: int | None = None
+    quantise: str | None = None
+    """What the base's frozen weights were packed as in training: "4bit" or "8bit"."""
     ranks_start: dict[str, _Rank] = Field(default_factory=dict)
     """Module path -> components training started with."""
     ranks: dict[str, _Rank] = Field(default_factory=dict)

