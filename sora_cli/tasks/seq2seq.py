@@ -158,7 +158,9 @@ class Seq2Seq(Task):
         for start in range(0, len(targets), _BATCH):
             part = list(targets[start : start + _BATCH])
             whole = tokenizer(text_target=part, truncation=False, verbose=False)["input_ids"]
-            cut = tokenizer(text_target=part, truncation=True, max_length=limit)["input_ids"]
+            cut = whole
+            if any(len(ids) > limit for ids in whole):
+                cut = tokenizer(text_target=part, truncation=True, max_length=limit)["input_ids"]
             for all_ids, ids in zip(whole, cut, strict=True):
                 missing = end is not None and end not in all_ids  # else it would never stop
                 counts.append(len(all_ids) + missing)

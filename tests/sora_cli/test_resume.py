@@ -89,7 +89,12 @@ def test_every_method_in_the_middle_of_a_later_epoch(
 
 
 @pytest.mark.parametrize(
-    "steps", [(1,), (STEPS,), (STEPS - 1, STEPS + 1), (3 * STEPS - 1,), (3 * STEPS,)]
+    "steps",
+    [
+        (1,),
+        (STEPS - 1, STEPS + 1),
+        *(pytest.param((n,), marks=pytest.mark.long) for n in (STEPS, 3 * STEPS - 1, 3 * STEPS)),
+    ],
 )
 def test_first_last_and_several_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]

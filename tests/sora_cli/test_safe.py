@@ -91,9 +91,13 @@ def test_yaml_is_read_by_the_safe_loader_alone() -> None:
 
 
 def test_who_imports_by_a_name() -> None:
-    """Built-in methods and tasks by constant strings, `--code`, and the Hub's own metrics."""
+    """Built-in methods, tasks and models by constants, `--code`, and the Hub's own metrics."""
     importers = ("importlib.import_module", "import_module", "runpy.run_path", "runpy.run_module")
-    assert _callers(*importers) == {"methods/registry.py", "sora_cli/tasks/__init__.py"}
+    assert _callers(*importers) == {
+        "methods/registry.py",
+        "sora_cli/builtin/models.py",
+        "sora_cli/tasks/__init__.py",
+    }
     loaders = ("importlib.util.spec_from_file_location", "spec_from_file_location")
     assert _callers(*loaders) == {"sora_cli/plugins.py"}
     assert _callers("evaluate.load") == {"sora_cli/metrics.py"}

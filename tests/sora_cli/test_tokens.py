@@ -285,7 +285,10 @@ def _process(cache: Path, data: dict[str, Any], tokenizer: Path) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("kind", ["builtin", "files", "directory", "rte"])
+@pytest.mark.parametrize(
+    "kind",
+    ["rte", *(pytest.param(k, marks=pytest.mark.long) for k in ("builtin", "files", "directory"))],
+)
 def test_another_process_finds_them(tmp_path: Path, kind: str) -> None:
     if kind == "builtin":
         data: dict[str, Any] = {"path": "builtin://entailment", "max_length": 12}
