@@ -81,8 +81,11 @@ def _stored_classes(base: Base, recipe: Recipe) -> list[str] | None:
     """Names in the model's own configuration, unless transformers made them up."""
     import transformers
 
+    from sora_cli.model import split_gguf
+
+    source, gguf = split_gguf(base.resolved)
     config = transformers.AutoConfig.from_pretrained(
-        base.resolved, trust_remote_code=recipe.model.trust_remote_code
+        source, trust_remote_code=recipe.model.trust_remote_code, **gguf
     )
     names = [config.id2label[i] for i in sorted(config.id2label)]
     return None if names == [f"LABEL_{i}" for i in range(len(names))] else names

@@ -51,6 +51,17 @@ def test_files_give_the_score_again_and_so_does_the_merged_model(
     _close(_eval(capsys, tmp_path / "merged", recipe), report.metrics)
 
 
+def test_a_base_without_a_new_head_is_scored_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = FAMILIES["causal-lm"](tmp_path)
+    before = _eval(capsys, tmp_path / "base", recipe)
+    report = train(recipe)
+    assert report.without_adapters is not None
+    assert before["validation"]["loss"] == pytest.approx(report.without_adapters["validation"])
+    assert report.metrics["validation"]["loss"] < before["validation"]["loss"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_resumed_run_equals_one_that_was_not_stopped(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
