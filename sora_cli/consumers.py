@@ -8,7 +8,8 @@ load a directory without a word and apply it wrongly:
 - vLLM: one `alpha / r` (rsLoRA: `alpha / sqrt(r)`) for all modules, both patterns ignored; smaller
   ranks fit; `r` may not exceed `--max-lora-rank`; nothing stored in full but, in its newest
   versions, the head of a sequence classifier (vllm/lora/peft_helper.py, vllm/config/lora.py); no
-  encoder with a decoder, such as T5.
+  text-to-text model, such as T5 (pull request 24907); no adapters for the kinds of model whose
+  column LoRA is empty in its docs/models/supported_models.md (January 2026).
 - llama.cpp: `alpha / rank of the tensor`, patterns and rsLoRA ignored; its converter stops at any
   tensor that is not half of a LoRA pair, or whose layer has no name in the tables of the package
   `gguf`, and transposes factors of GPT-2's Conv1D, which PEFT stores as those of any other layer
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
 
 VLLM_RANKS = 8, 16, 32, 64, 128, 256, 320, 512
 """What `--max-lora-rank` takes in all versions (newer ones also take 1)."""
+
+VLLM_WITHOUT_LORA = {
+    "arctic", "bert", "bloom", "clip", "dbrx", "falcon", "falcon_mamba", "flex_olmo", "gemma3n",
+    "gemma3n_text", "gpt2", "gptj", "gpt_neox", "mamba", "mamba2", "minimax", "modernbert", "mpt",
+    "nomic_bert", "olmoe", "persimmon", "roberta", "siglip", "stablelm", "starcoder2",
+    "xlm-roberta", "zamba2",
+}  # fmt: skip
+"""Model types it serves, but takes no adapters for."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def consumers(
     return (
         _peft(config),
         _transformers(config),
-        _vllm(config, ranks, head, directory, base),
+        _vllm(config, ranks, head, directory, base, base_config or {}),
         _llama_cpp(config, ranks, head, directory, base, base_config or {}),
     )
 
@@ -112,11 +121,15 @@ def _vllm(
     head: tuple[str, ...],
     directory: str,
     base: str,
+    base_config: Mapping[str, Any],
 ) -> Consumer:
+    if config.task_type == "SEQ_2_SEQ_LM":
+        return Consumer("vLLM", False, "serves no text-to-text model, such as T5 or BART")
+    kind = base_config.get("model_type")
+    if kind in VLLM_WITHOUT_LORA:
+        return Consumer("vLLM", False, f"takes no adapters for {kind} models: sora merge first")
     if head and config.task_type != "SEQ_CLS":
         return Consumer("vLLM", False, f"refuses {_names(head)}, stored in full: sora merge first")
-    if config.task_type == "SEQ_2_SEQ_LM":
-        return Consumer("vLLM", False, "serves no encoder with a decoder, such as T5 or BART")
     if config.is_adalora:
         return _export("vLLM", directory)
     if any(not _same(config.scaling(path), _global_scaling(config)) for path in ranks):

@@ -9,7 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["HF_HUB_OFFLINE"] = "1"
 _CACHE = tempfile.TemporaryDirectory(prefix="sora-tests-")  # removed when the process ends
-os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+os.environ["HF_HOME"] = _CACHE.name
+os.environ["HF_DATASETS_CACHE"] = f"{_CACHE.name}/datasets"
 
 import torch  # noqa: E402 (reads the variables above)
 

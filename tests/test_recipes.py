@@ -36,8 +36,7 @@ def test_they_are_all_here():
 @pytest.mark.parametrize("folder", [HUB, HERE])
 def test_every_family_has_a_recipe_of_the_hubs_and_one_for_here(folder):
     named = [load_recipe(name).recipe for name in FAMILIES if name.startswith(folder)]
-    others = {"sequence-classification", "sequence-regression"}  # GLUE and the quickstart
-    assert {recipe.task.name for recipe in named} >= set(task_names()) - others
+    assert {recipe.task.name for recipe in named} == set(task_names()) - {"sequence-regression"}
     if folder == HERE:
         sources = [place for r in named for place in (r.model.path, r.data.path or "package://")]
         assert all(place.startswith(("package://", "builtin://")) for place in sources)

@@ -1,6 +1,6 @@
 """What can be set on each task family. Importable without numpy or torch, so recipes check early.
 
-`columns` of a class are the roles its rows have, with the names that data sets usually give them.
+`COLUMNS` of a class are the parts its rows have, with the names that data sets usually give them.
 `METRICS` are the scores a family computes itself; other names are the Hub's, where it takes those.
 """
 

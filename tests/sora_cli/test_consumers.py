@@ -201,5 +201,14 @@ def test_a_base_in_a_gguf_file_has_no_config_to_convert_by() -> None:
     assert "config.json of the model the GGUF file was made from" in advice
 
 
-def test_vllm_serves_no_encoder_with_a_decoder() -> None:
+def test_vllm_serves_no_text_to_text_model() -> None:
     assert loading(verdicts(task_type="SEQ_2_SEQ_LM")) == {"PEFT", "transformers", "llama.cpp"}
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "clip"])
+def test_vllm_serves_some_models_without_adapters(model_type: str) -> None:
+    found = verdicts(BERT, base_config={"model_type": model_type}, task_type="SEQ_CLS",
+                     head=("classifier",))  # fmt: skip
+    assert found["vLLM"].advice == f"takes no adapters for {model_type} models: sora merge first"
+    assert not found["vLLM"].loads
+    assert verdicts(LLAMA, base_config={"model_type": "llama"})["vLLM"].loads
