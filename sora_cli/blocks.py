@@ -11,7 +11,17 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _empty_if_unset(value: Any) -> Any:
+    return "" if value is None else value
+
+
 _TEXT = {"type": "string"}
+Text = Annotated[
+    str,
+    BeforeValidator(_empty_if_unset),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "null"}]}),
+]
+"""Text, or nothing: `data.path=` unsets it."""
 Names = Annotated[
     list[str],
     BeforeValidator(_as_list),

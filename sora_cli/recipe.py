@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from methods.configs import Betas, MethodOptions
 from methods.registry import config_class
-from sora_cli.blocks import Block, Count, Names, Seed, SomeNames
+from sora_cli.blocks import Block, Count, Names, Seed, SomeNames, Text
 from sora_cli.places import Placed
 from sora_cli.recipe_path import PathBlock
 from sora_cli.tasks import options_class
@@ -62,7 +62,7 @@ class TaskBlock(BaseModel):
 class DataBlock(Block):
     """Where rows come from and which columns count."""
 
-    path: str = Field(
+    path: Text = Field(
         description="Hub id, local data-set directory, or builtin://NAME; unset if files are given",
         default="",
     )
@@ -193,6 +193,11 @@ class TrainingBlock(Block):
     def total_steps(self, rows: int) -> int:
         """Optimiser steps of the run on so many training rows."""
         return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
+
+    def choice(self, rule: str) -> str:
+        """How the checkpoint is chosen; `rule` says on which rows, if any are asked."""
+        asked = self.evaluate != "no" and (self.keep_best or self.early_stopping is not None)
+        return rule if asked else "no checkpoint is chosen: the last step's weights are scored"
 
     def _next_batch_size(self) -> int:
         """The smallest above `batch_size` that splits into micro-batches."""

@@ -80,7 +80,10 @@ def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
 
 
 def merge(base: Tree, over: Tree) -> None:
-    """Put `over` on `base`, in place; mappings merge, all else replaces."""
+    """Put `over` on `base`, in place; mappings merge, all else replaces.
+
+    An empty mapping inside a block replaces, too: `data.columns={}` takes back what others named.
+    """
     _merge_values(base, over, base.values, over.values, ())
     base.origins.update(over.origins)
 
@@ -91,7 +94,8 @@ def _merge_values(
     for key, value in above.items():
         here = (*path, key)
         old = below.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
+        adds = isinstance(value, dict) and (value or not path)
+        if isinstance(old, dict) and adds:
             _merge_values(base, over, old, value, here)
         elif isinstance(old, dict) and value is None and not path:
             continue  # an empty block adds nothing

@@ -15,6 +15,7 @@ from sora_cli.plots import plot_ranks
 from sora_cli.prepare import Prepared
 from sora_cli.processes import is_main
 from sora_cli.quantisation import numbers, quantised_as
+from sora_cli.recipe import TrainingBlock
 from sora_cli.recipe_file import LoadedRecipe
 from sora_cli.remarks import data_remarks, overlaps_of, skip_remark
 from sora_cli.report import Parameters, Ranks, RunReport, data_fingerprint
@@ -25,7 +26,7 @@ from sora_cli.training import AdapterTrainer
 RANKS_PLOT = "ranks.png"
 
 
-def record_setup(report: RunReport, ready: Prepared) -> None:
+def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) -> None:
     """What is known before the first step."""
     base, rows = ready.base, ready.rows
     reference = base_reference(base.reference, base.resolved, base.revision)
@@ -45,7 +46,7 @@ def record_setup(report: RunReport, ready: Prepared) -> None:
         "longest": {name: part.longest for name, part in encoded.items()},
         "in_training": {name: found.rows for name, found in overlaps.items()},
         "contradicted": {name: found.contradicted for name, found in overlaps.items()},
-        "selection": rows.rule,
+        "selection": training.choice(rows.rule),
         "revision": rows.revision,
     }
     report.events = data_remarks(ready, overlaps)

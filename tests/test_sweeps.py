@@ -21,6 +21,7 @@ from sora_cli.recipe_file import load_recipe
 from sora_cli.recipe_library import recipes_dir
 from sora_cli.report import read_report
 from sora_cli.sweep.plan import PlannedRun, SweepPlan, plan_sweep
+from sora_cli.tasks import task_names
 from tests.helpers_models import tiny_deberta
 from tests.helpers_runs import WORDS, save_base, write_glue
 
@@ -170,6 +171,20 @@ def test_budgets_are_taken_from_the_run_of_equal_task_and_seed() -> None:
         own = each.loaded.recipe
         assert given.method.name == "sora"
         assert (given.data.name, given.training.seed) == (own.data.name, own.training.seed)
+
+
+def test_every_other_family_is_compared_at_equal_budgets() -> None:
+    plan = planned_sweep("cpu/families.yaml")
+    runs = {each.name: each for each in plan.runs}
+    apart = {"causal-lm", "sequence-classification", "sequence-regression"}  # sweeps of their own
+    assert of(plan, "task.name") == set(task_names()) - apart
+    taking = [each for each in plan.runs if each.takes]
+    assert len(taking) == 6 * 3
+    for each in taking:
+        given, own = runs[each.takes["method.target_r"].run].loaded.recipe, each.loaded.recipe
+        assert (given.data, given.training.seed) == (own.data, own.training.seed)
+        rate = own.training.learning_rate
+        assert rate == pytest.approx(3 * given.training.learning_rate)
 
 
 @pytest.mark.parametrize(("file", "thresholds"), [("prox.yaml", 0.75), ("cpu/prox.yaml", 5)])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sora_cli.matching import LayerGroup
     from sora_cli.memory import MemoryPrediction
     from sora_cli.prepare import Prepared
+    from sora_cli.recipe import TrainingBlock
     from sora_cli.steps import Steps
 
 _KEY, _VALUE, _WIDTH = 31, 36, 100  # columns
@@ -49,7 +50,7 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         misses = near_miss_lines(ready, block.train_head)
         emit_section("linear layers without adapter", misses)
     emit_section("parameters", parameter_lines(ready, block.train_head))
-    emit_section("data", data_lines(ready))
+    emit_section("data", data_lines(ready, block))
     metric = ready.task.best
     args = training_arguments(loaded.recipe, loaded.output_dir, metric, evaluates=True)
     steps = count_steps(args, block, len(ready.train.lengths))
@@ -140,7 +141,7 @@ def _missing_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
         yield f"  ... and {len(missing) - _MISSING} more"
 
 
-def data_lines(ready: Prepared) -> Iterator[str]:
+def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
     """Rows, longest row and rows cut, per part of the data."""
     parts = {"train": ready.train, "select": ready.select}
     parts |= {f"report {name}": part for name, part in ready.report.items()}
@@ -148,7 +149,7 @@ def data_lines(ready: Prepared) -> Iterator[str]:
     for name, part in parts.items():
         longest = int(part.lengths.max())
         yield f"{name:<32} {count(len(part.lengths)):>10} {longest:>10} {count(part.truncated):>10}"
-    yield ready.rows.rule
+    yield training.choice(ready.rows.rule)
 
 
 def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:

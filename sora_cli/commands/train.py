@@ -189,7 +189,7 @@ def run(
     set_deterministic(loaded.recipe.training.deterministic)
     ready = prepare(loaded.recipe, phase)
     with log.phase("set up"):
-        record_setup(log.report, ready)
+        record_setup(log.report, ready, loaded.recipe.training)
         identity = identity_of(log.report.recipe, log.report.base, log.report.data)
         notes = log.report.recipe_notes
         resumed = find_checkpoint(output, identity, notes, force=force) if resume else None

@@ -52,7 +52,7 @@ class Stages:
         self.option = varied_option(plans[0].loaded)
         self.splits = _scored_splits(ready, plans[0])
         setup = RunReport(name="", recipe={})
-        record_setup(setup, ready)
+        record_setup(setup, ready, plans[0].recipe.training)
         told = {"base", "data", "main_metric", "parameters", "events"}
         self._setup = setup.model_dump(include=told)
         self.remarks = setup.events

@@ -127,6 +127,23 @@ def test_a_chain_merges_deeply_and_keeps_origins():
     assert all(path[0] != "extends" for path in loaded.origins)
 
 
+def test_an_empty_mapping_takes_back_what_others_named():
+    columns = "{instruction: ask, output: reply}"
+    named = BASE.replace("some/data", f"some/data\n  columns: {columns}")
+    write(base=named.replace("sequence-classification", "causal-lm"))
+    child = "extends: base.yaml\n"
+    assert load(child).recipe.data.columns == {"instruction": "ask", "output": "reply"}
+    assert load(child, "data.columns.output=said").recipe.data.columns["instruction"] == "ask"
+    assert load(child, "data.columns={}").recipe.data.columns == {}
+    assert load(child + "data: {columns: {}}\n").recipe.data.columns == {}
+    assert load(child + "data: {}\n").recipe.data.path == "some/data"  # a block without keys
+
+
+def test_a_data_set_is_left_for_files():
+    recipe = load(BASE, "data.path=", "data.files={train: t.csv, validation: v.csv}").recipe
+    assert (recipe.data.path, list(recipe.data.files)) == ("", ["train", "validation"])
+
+
 def test_lists_are_replaced_not_merged():
     write(base=BASE + "  loggers: [a, b, c]\n")
     assert load("extends: base.yaml\ntraining: {loggers: [d]}").recipe.training.loggers == ["d"]

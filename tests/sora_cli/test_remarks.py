@@ -18,7 +18,7 @@ from sora_cli.app import run
 from sora_cli.evaluation import NONE_ALIVE, evaluate_run
 from sora_cli.overlap import Overlap
 from sora_cli.prepare import Prepared, prepare
-from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.recipe import DataBlock, TaskBlock, TrainingBlock
 from sora_cli.recipe_file import load_recipe
 from sora_cli.remarks import (
     adapters_remark,
@@ -178,8 +178,12 @@ def _prepared(folder: Path, **blocks: Any) -> Prepared:
 def test_nothing_is_said_of_sound_data(tmp_path: Path) -> None:
     ready = _prepared(tmp_path)
     report = RunReport(name="", recipe={})
-    record_setup(report, ready)
+    record_setup(report, ready, TrainingBlock(learning_rate=1e-3, keep_best=False))
     assert report.events == []
+    told = "no checkpoint is chosen: the last step's weights are scored"
+    assert report.data["selection"] == told
+    record_setup(report, ready, TrainingBlock(learning_rate=1e-3))
+    assert report.data["selection"] == ready.rows.rule
     assert report.data["in_training"] == report.data["contradicted"] == {"validation": 0}
     lengths = {"train": int(ready.train.lengths.max()), "select": int(ready.select.lengths.max())}
     assert report.data["longest"] == {**lengths, "validation": lengths["select"]}
