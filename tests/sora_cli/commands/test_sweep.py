@@ -108,6 +108,7 @@ def test_measured_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not directory.exists()
 
 
+@pytest.mark.long
 def test_lost_and_interrupted(folder: Path) -> None:
     """A run's process is killed: it goes on by itself. The sweep is: the same command goes on."""
     steps = {"training.max_steps": 400, "training.checkpoint": 4, "training.evaluate": "no"}
