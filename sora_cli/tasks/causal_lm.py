@@ -10,15 +10,13 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from sora_cli.errors import SoraError
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.decoder_checks import check_causal, check_packing
 from sora_cli.tasks.dialogue_rows import Padding, cut, prompts_of, rows_of
 from sora_cli.tasks.language import (
     IGNORED,
-    describe,
+    Writing,
     generate_texts,
-    mean_loss,
-    named_scores,
     token_sums,
 )
 from sora_cli.tasks.options import CausalLmOptions
@@ -30,12 +28,11 @@ from sora_cli.tasks.texts import COUNTED, require_column, texts_of
 _FORMS = (("messages",), ("instruction", "input", "output"), ("text",))
 
 
-class CausalLm(Task):
+class CausalLm(Writing):
     """The next token; of instructions and chats only the answers are learned."""
 
     name = "causal-lm"
     peft_type = "CAUSAL_LM"
-    trains_head = False
     options: CausalLmOptions
 
     def bind(self, train: Dataset) -> None:
@@ -105,14 +102,6 @@ class CausalLm(Task):
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         return token_sums(outputs["logits"][:, :-1], batch["labels"][:, 1:])
 
-    def loss(self, predictions: Predictions) -> float:
-        return mean_loss(predictions.outputs)
-
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        texts = predictions.texts
-        wanted = [] if texts is None else predictions.asked.raw["reference"][:]
-        return named_scores(self.metric_names, predictions.outputs, texts, wanted)
-
     def needs_texts(self, metrics: Sequence[str]) -> bool:
         return "text" not in self._columns and super().needs_texts(metrics)
 
@@ -124,14 +113,6 @@ class CausalLm(Task):
             batch=self.options.generation_batch_size,
             new=self.options.max_new_tokens,
         )
-
-    def labels(self, rows: Encoded) -> None:
-        del rows
-
-    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        raw = predictions.asked.raw
-        sources, wanted = raw["source"][:], raw["reference"][:]
-        return describe(predictions.outputs, predictions.texts, sources, wanted)
 
     def _find_form(self, columns: list[str]) -> dict[str, str]:
         """Columns by part, of the first form of rows that has all it needs."""

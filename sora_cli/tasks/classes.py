@@ -12,7 +12,7 @@ from sora_cli.errors import SoraError
 from sora_cli.metrics import Scorer
 from sora_cli.plain_words import shown_value
 from sora_cli.recipe import DataBlock
-from sora_cli.tasks.base import Predictions
+from sora_cli.tasks.base import Predictions, Task
 
 _SHOWN = 5  # values listed in an error
 
@@ -103,6 +103,27 @@ def class_records(predictions: Predictions, names: Sequence[str]) -> list[dict[s
         {"prediction": names[int(p)], "label": names[int(y)], "logits": [float(x) for x in row]}
         for p, y, row in zip(chosen, predictions.known, predictions.outputs, strict=True)
     ]
+
+
+class OneClass(Task):
+    """A family whose rows have one class each; what it reads is another's business."""
+
+    scorer: Scorer
+    _names: list[str]
+    """Of the classes, in label order; known once bound."""
+
+    @property
+    def label_names(self) -> list[str]:
+        return self._names
+
+    def loss(self, predictions: Predictions) -> float:
+        return class_loss(predictions)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        return class_scores(self.scorer, predictions)
+
+    def answers(self, predictions: Predictions) -> np.ndarray:
+        return chosen_classes(predictions)
 
 
 def _is_index(value: Any, n: int) -> bool:

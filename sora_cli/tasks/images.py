@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from sora_cli.errors import SoraError
 from sora_cli.metrics import Scorer
 from sora_cli.recipe import DataBlock, TaskBlock
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.classes import (
-    chosen_classes,
-    class_loss,
+    OneClass,
     class_options,
     class_records,
-    class_scores,
     encode_classes,
     find_class_names,
 )
@@ -52,7 +50,7 @@ class ImageBatches:
         return {"pixel_values": pixels, "labels": torch.tensor(labels)}
 
 
-class ImageClassification(Task):
+class ImageClassification(OneClass):
     """One class per image; cross-entropy. Images are decoded batch by batch (`pictures`)."""
 
     name = "image-classification"
@@ -101,15 +99,6 @@ class ImageClassification(Task):
         values = rows.dataset[self._label][:]
         return np.asarray(encode_classes(values, self._names, column=self._label))
 
-    def loss(self, predictions: Predictions) -> float:
-        return class_loss(predictions)
-
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        return class_scores(self.scorer, predictions)
-
-    def answers(self, predictions: Predictions) -> np.ndarray:
-        return chosen_classes(predictions)
-
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         names = image_names(predictions.asked.dataset, self._image)
         records = class_records(predictions, self._names)
@@ -117,10 +106,6 @@ class ImageClassification(Task):
             {"image": name, **record} if name else record
             for name, record in zip(names, records, strict=True)
         ]
-
-    @property
-    def label_names(self) -> list[str]:
-        return self._names
 
     def _check_columns(self, rows: Dataset) -> None:
         for column, key in (

@@ -19,11 +19,34 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from sora_cli.errors import SoraError
+from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.options import ROUGE
 
 IGNORED = -100
 """A label that no loss is taken of."""
 _LARGEST = 700.0  # nats a token: e to a larger power is no float
+
+
+class Writing(Task):
+    """A family that learns texts: `kept` is `token_sums`, its examples say source and reference."""
+
+    trains_head = False
+
+    def loss(self, predictions: Predictions) -> float:
+        return mean_loss(predictions.outputs)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        texts = predictions.texts
+        wanted = [] if texts is None else predictions.asked.raw["reference"][:]
+        return named_scores(self.metric_names, predictions.outputs, texts, wanted)
+
+    def labels(self, rows: Encoded) -> None:
+        del rows
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        raw = predictions.asked.raw
+        sources, wanted = raw["source"][:], raw["reference"][:]
+        return describe(predictions.outputs, predictions.texts, sources, wanted)
 
 
 def token_sums(logits: Tensor, labels: Tensor) -> Tensor:

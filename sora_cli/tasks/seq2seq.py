@@ -10,13 +10,11 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 
 from sora_cli.errors import SoraError
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.language import (
     IGNORED,
-    describe,
+    Writing,
     generate_texts,
-    mean_loss,
-    named_scores,
     token_sums,
 )
 from sora_cli.tasks.options import Seq2SeqOptions
@@ -30,12 +28,11 @@ _TARGET_TOKENS = "target_tokens"
 """Column of the tokens a target has before it is cut."""
 
 
-class Seq2Seq(Task):
+class Seq2Seq(Writing):
     """The source is read by the encoder; the target is learned, token by token, by the decoder."""
 
     name = "seq2seq"
     peft_type = "SEQ_2_SEQ_LM"
-    trains_head = False
     options: Seq2SeqOptions
     _model: nn.Module | None = None
     _room = Room()
@@ -109,14 +106,6 @@ class Seq2Seq(Task):
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         return token_sums(outputs["logits"], batch["labels"])
 
-    def loss(self, predictions: Predictions) -> float:
-        return mean_loss(predictions.outputs)
-
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        texts = predictions.texts
-        wanted = [] if texts is None else predictions.asked.raw["reference"][:]
-        return named_scores(self.metric_names, predictions.outputs, texts, wanted)
-
     def write(self, model: Any, processor: Any, examples: Dataset) -> list[str]:
         new = self.options.max_new_tokens
         return generate_texts(
@@ -126,14 +115,6 @@ class Seq2Seq(Task):
             batch=self.options.generation_batch_size,
             new=min(new, self._room.decoder - 1),  # its first token is given
         )
-
-    def labels(self, rows: Encoded) -> None:
-        del rows
-
-    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        raw = predictions.asked.raw
-        sources, wanted = raw["source"][:], raw["reference"][:]
-        return describe(predictions.outputs, predictions.texts, sources, wanted)
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
         """Targets that lost their ends, in parts by their names."""

@@ -16,11 +16,9 @@ from sora_cli.plain_words import shown_value
 from sora_cli.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.classes import (
-    chosen_classes,
-    class_loss,
+    OneClass,
     class_options,
     class_records,
-    class_scores,
     encode_classes,
     find_class_names,
 )
@@ -107,7 +105,7 @@ class _Sequence(Task):
         return tuple(wanted)
 
 
-class SequenceClassification(_Sequence):
+class SequenceClassification(OneClass, _Sequence):
     """One class per text or pair; cross-entropy."""
 
     name = "sequence-classification"
@@ -116,24 +114,11 @@ class SequenceClassification(_Sequence):
         super().bind(train)
         self._names = find_class_names(train, self.data)
 
-    @property
-    def label_names(self) -> list[str]:
-        return self._names
-
     def model_options(self) -> dict[str, Any]:
         return {**class_options(self._names), "problem_type": "single_label_classification"}
 
     def encode_labels(self, values: Any) -> list[int]:
         return encode_classes(list(values), self._names, column=self.data.label_column)
-
-    def loss(self, predictions: Predictions) -> float:
-        return class_loss(predictions)
-
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        return class_scores(self.scorer, predictions)
-
-    def answers(self, predictions: Predictions) -> np.ndarray:
-        return chosen_classes(predictions)
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         return class_records(predictions, self._names)
