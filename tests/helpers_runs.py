@@ -189,6 +189,19 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.S
     monkeypatch.setattr(MethodCallback, "on_optimizer_step", on_optimizer_step)
 
 
+def resumes_as_if_whole(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunReport:
+    """The report of a run stopped at its second step and resumed, equal to one never stopped."""
+    expected = train(recipe, f"output.dir={folder}/whole")
+    words = [f"output.dir={folder}/cut"]
+    with monkeypatch.context() as patched:
+        signal_at(patched, 2, signal.SIGTERM)
+        assert run(["train", str(recipe), "--no-verify", *words]) == 128 + signal.SIGTERM
+    resumed = train(recipe, *words, "--resume")
+    assert files_of(folder / "cut" / "adapter") == files_of(folder / "whole" / "adapter")
+    assert timeless(resumed) == timeless(expected)
+    return resumed
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     """The content of every file below a directory."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from sora_cli.data import load_rows
 from sora_cli.recipe_file import load_recipe
 from sora_cli.report import read_report
 from tests.helpers_families import FAMILIES
-from tests.helpers_runs import files_of, signal_at, timeless, train
+from tests.helpers_runs import resumes_as_if_whole, train
 
 OPTIONS = {"adalora": ["method.target_r=2", "method.init_r=4"], "lora": ["method.r=4"]}
 
@@ -67,15 +66,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = FAMILIES[family](tmp_path)
-    expected = train(recipe, f"output.dir={tmp_path}/whole")
-    words = [f"output.dir={tmp_path}/cut"]
-    with monkeypatch.context() as patched:
-        signal_at(patched, 2, signal.SIGTERM)
-        assert run(["train", str(recipe), "--no-verify", *words]) == 128 + signal.SIGTERM
-    resumed = train(recipe, *words, "--resume")
-    assert resumed.resumed
-    assert files_of(tmp_path / "cut" / "adapter") == files_of(tmp_path / "whole" / "adapter")
-    assert timeless(resumed) == timeless(expected)
+    assert resumes_as_if_whole(recipe, tmp_path, monkeypatch).resumed
 
 
 @pytest.mark.parametrize("method", [n for n in low_rank_names() if n != "sora"])

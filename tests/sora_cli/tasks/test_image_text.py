@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 import transformers
 from datasets import Dataset
 
-from sora_cli.app import run
 from sora_cli.errors import SoraError
 from sora_cli.model import load_base
 from sora_cli.recipe import DataBlock, ModelBlock, TaskBlock
@@ -22,7 +20,7 @@ from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.image_text import ImageText
 from tests.helpers_images import corner_rows, pair_processor, write_pair_recipe
 from tests.helpers_models import tiny_clip
-from tests.helpers_runs import files_of, signal_at, timeless, train
+from tests.helpers_runs import resumes_as_if_whole
 
 
 def _task(rows: Dataset, *, model: Any = None, data: Any = None, **options: Any) -> ImageText:
@@ -178,12 +176,5 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
 ) -> None:
     steps = {"checkpoint": 1, "evaluate": 2, "max_steps": 4, "batch_size": 4}
     recipe = write_pair_recipe(tmp_path, rows=12, training=steps)
-    expected = train(recipe, f"output.dir={tmp_path}/whole")
-    words = [f"output.dir={tmp_path}/cut"]
-    with monkeypatch.context() as patched:
-        signal_at(patched, 2, signal.SIGTERM)
-        assert run(["train", str(recipe), "--no-verify", *words]) == 128 + signal.SIGTERM
-    resumed = train(recipe, *words, "--resume")
+    resumed = resumes_as_if_whole(recipe, tmp_path, monkeypatch)
     assert resumed.resumed[0].step == 2
-    assert files_of(tmp_path / "cut" / "adapter") == files_of(tmp_path / "whole" / "adapter")
-    assert timeless(resumed) == timeless(expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from methods.inject import inject
 from methods.registry import create
-from sora_cli.app import run
 from sora_cli.callback import attach
 from sora_cli.data import load_rows
 from sora_cli.errors import SoraError
@@ -38,7 +36,7 @@ from tests.helpers_images import (
     write_image_recipe,
 )
 from tests.helpers_models import tiny_vit
-from tests.helpers_runs import files_of, signal_at, timeless, train
+from tests.helpers_runs import resumes_as_if_whole
 
 METHODS = {
     "lora": {"r": 3},
@@ -311,12 +309,5 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
 ) -> None:
     steps = {"checkpoint": 1, "evaluate": 2, "max_steps": 4, "batch_size": 4}
     recipe = write_image_recipe(tmp_path, rows=12, training=steps)
-    expected = train(recipe, f"output.dir={tmp_path}/whole")
-    words = [f"output.dir={tmp_path}/cut"]
-    with monkeypatch.context() as patched:
-        signal_at(patched, 2, signal.SIGTERM)
-        assert run(["train", str(recipe), "--no-verify", *words]) == 128 + signal.SIGTERM
-    resumed = train(recipe, *words, "--resume")
+    resumed = resumes_as_if_whole(recipe, tmp_path, monkeypatch)
     assert resumed.resumed[0].step == 2
-    assert files_of(tmp_path / "cut" / "adapter") == files_of(tmp_path / "whole" / "adapter")
-    assert timeless(resumed) == timeless(expected)
