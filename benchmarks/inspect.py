@@ -40,9 +40,9 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from methods.factors import LowRankFactors  # noqa: E402
-from sora_cli.adapter_file import open_adapter  # noqa: E402
-from sora_cli.console import emit  # noqa: E402
-from sora_cli.spectra import one_thread  # noqa: E402
+from sora_cli.adapter.reading import open_adapter  # noqa: E402
+from sora_cli.adapter.spectra import one_thread  # noqa: E402
+from sora_cli.core.console import emit  # noqa: E402
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _SAMPLE = 0.005

@@ -26,9 +26,9 @@ import torch
 from benchmarks.measure import in_turns, machine, markdown, median
 from benchmarks.models import DECODER, ENCODER, Setting, setting
 from benchmarks.sides import ALL, Side, make
-from sora_cli.console import emit, say
-from sora_cli.environment import process_memory
-from sora_cli.memory_trace import StorageTracker
+from sora_cli.core.console import emit, say
+from sora_cli.core.environment import process_memory
+from sora_cli.run.memory_trace import StorageTracker
 
 _STEPS = 3
 

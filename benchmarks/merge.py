@@ -44,9 +44,9 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from sora_cli.atomic import sync_tree  # noqa: E402
-from sora_cli.console import emit  # noqa: E402
-from sora_cli.tensor_file import NewTensor, write_tensors  # noqa: E402
+from sora_cli.core.atomic import sync_tree  # noqa: E402
+from sora_cli.core.console import emit  # noqa: E402
+from sora_cli.model.tensors import NewTensor, write_tensors  # noqa: E402
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _RANK = 16
@@ -60,11 +60,11 @@ import torch
 import transformers.conversion_mapping
 import transformers.models.llama.modeling_llama
 from transformers import AutoModelForCausalLM
-import sora_cli.merging
+import sora_cli.merge.merge
 from sora_cli.commands.merge import merge
-from sora_cli.environment import process_memory
+from sora_cli.core.environment import process_memory
 before = process_memory("RssAnon") or 0
-merging = sora_cli.merging
+merging = sora_cli.merge.merge
 prepare = merging.prepare_merge
 def watched(*args, **options):
     watched.plan = prepare(*args, **options)

@@ -28,7 +28,7 @@ from benchmarks.models import ENCODER, Setting, setting
 from benchmarks.sides import Side, make, method, ours
 from methods.compaction import remove_components
 from methods.inject import adapted_layers
-from sora_cli.console import emit, say
+from sora_cli.core.console import emit, say
 
 _WARM_UP = 2
 _SHARES = {"none removed": 0.0, "half removed": 0.5, "nine tenths removed": 0.9}

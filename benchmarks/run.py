@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import in_turns, machine, markdown, median, quartiles, ratios, shown_ratio
-from sora_cli.console import emit, say
+from sora_cli.core.console import emit, say
 
 _ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 

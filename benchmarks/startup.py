@@ -40,7 +40,7 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from sora_cli.console import emit  # noqa: E402
+from sora_cli.core.console import emit  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 _LIGHT, _TORCH, _ALL = "typer", "torch", "torch, transformers, peft"

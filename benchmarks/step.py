@@ -5,9 +5,9 @@
 Who the sides are: `benchmarks/sides.py`. In every round each side takes one step, in random order;
 ratios are taken round by round. Printed are medians, with quartiles of the times and 90 %
 intervals of the ratios' medians. `--dropout` is that of the adapters; the models' own is 0.
-All have the setting of the allocator that `sora train` makes (`sora_cli/allocator.py`); it serves
-every side alike, and `--system-allocator` leaves it out. `--precision bf16` takes the steps under
-autocast. `--quick` shows that the program runs.
+All have the setting of the allocator that `sora train` makes (`sora_cli/train/machine.py`); it
+serves every side alike, and `--system-allocator` leaves it out. `--precision bf16` takes the steps
+under autocast. `--quick` shows that the program runs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from benchmarks.measure import in_turns, machine, markdown, median, quartiles, ratios, shown_ratio
 from benchmarks.models import DECODER, ENCODER, setting
 from benchmarks.sides import ALL, PEER, Side, make
-from sora_cli.allocator import keep_freed_memory
-from sora_cli.console import emit, say
+from sora_cli.core.console import emit, say
+from sora_cli.train.machine import keep_freed_memory
 
 _WARM_UP = 3
 _HEADER = ("side", "ms, median (quartiles)", "/ floor", "/ peer")

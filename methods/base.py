@@ -12,8 +12,8 @@ A method wraps linear layers in `LowRankLinear`, and is then called back at fixe
         optimizer.zero_grad()
     {path: method.factors(layer)}                     # what is left: an ordinary LoRA
 
-`sora_cli.callback.attach` does all this for a transformers Trainer. Hooks run once per optimiser
-step, not per micro-batch, and not on a step that mixed precision skipped.
+`sora_cli.train.callback.attach` does all this for a transformers Trainer. Hooks run once per
+optimiser step, not per micro-batch, and not on a step that mixed precision skipped.
 
 With several processes (DistributedDataParallel, or `fully_shard` after `inject`) each process does
 all of it: what a method returns is the same on all, and may have been communicated (`penalty`,

@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
-from sora_cli import __version__, app_adapters, app_experiments
-from sora_cli.app_options import (
+from sora_cli import __version__
+from sora_cli.commands import _adapters, _experiments
+from sora_cli.commands._options import (
     Code,
     Force,
     Json,
@@ -23,9 +24,9 @@ from sora_cli.app_options import (
     RecipeArgument,
     RecipeOption,
 )
-from sora_cli.boundary import guarded
-from sora_cli.interruption import raise_on_signals
-from sora_cli.timing import leave_with, process_start
+from sora_cli.core.boundary import guarded
+from sora_cli.core.interruption import raise_on_signals
+from sora_cli.core.timing import leave_with, process_start
 
 # Plain help: rich would take longer to import than everything else here.
 app = typer.Typer(
@@ -182,8 +183,8 @@ def evaluate(
     )
 
 
-app_adapters.add_commands(app)
-app_experiments.add_commands(app)
+_adapters.add_commands(app)
+_experiments.add_commands(app)
 
 
 @recipes_app.callback()
@@ -245,7 +246,7 @@ def methods(as_json: Json = False, code: Code = None) -> None:
 
 def _load(code: Sequence[Path] | None) -> None:
     if code:
-        from sora_cli.plugins import load_code
+        from sora_cli.recipe.plugins import load_code
 
         for path in code:
             load_code(path)

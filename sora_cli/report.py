@@ -5,8 +5,6 @@ It is written when the run starts, ends, fails or is interrupted, always whole.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import sys
 import time
@@ -18,10 +16,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sora_cli.atomic import write_text_atomic
-from sora_cli.environment import environment, peak_memory
-from sora_cli.interruption import Interrupted
-from sora_cli.processes import is_main
+from sora_cli.core.atomic import write_text_atomic
+from sora_cli.core.environment import environment, peak_memory
+from sora_cli.core.interruption import Interrupted
+from sora_cli.core.processes import is_main
 
 FILE_NAME = "report.json"
 SCHEMA_VERSION = 1
@@ -246,18 +244,6 @@ class RunLog(ReportLog[RunReport]):
         earlier = before.resumed if before else []
         self.report.resumed = [*earlier, Resumption(step=step, started=self.report.started)]
 
-    @contextmanager
-    def following(self, trainer: Any) -> Iterator[None]:
-        """While a Trainer trains: its steps and history are kept, however that ends, and saved at
-        each evaluation, for whoever watches the run."""
-        from sora_cli.progress import SavedHistory
-
-        trainer.add_callback(SavedHistory(self))
-        try:
-            yield
-        finally:
-            self.note_progress(trainer.state)
-
     def note_progress(self, state: Any) -> None:
         """Steps and history of a Trainer's state."""
         self.report.steps, self.report.history = state.global_step, list(state.log_history)
@@ -278,16 +264,6 @@ def read_report(directory: Path) -> RunReport | None:
         return RunReport.model_validate_json((directory / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def data_fingerprint(rows: Any) -> str:
-    """sha256 over the content of a data set's rows, in order."""
-    from sora_cli.comparable import comparable_batches
-
-    digest = hashlib.sha256()
-    for batch in comparable_batches(rows, 1000):
-        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
 
 
 def now(later: float = 0.0) -> str:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from methods import inject, registry
 from methods.base import LowRankLinear
-from sora_cli.adapter import Adapter, AdapterMeta, BaseReference
-from sora_cli.fingerprint import fingerprint
+from sora_cli.adapter.directory import Adapter, AdapterMeta, BaseReference
+from sora_cli.model.fingerprint import fingerprint
 from tests.helpers_models import (
     model_inputs,
     tiny_bert,

@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from methods.inject import inject
 from methods.registry import create
-from sora_cli.callback import attach
-from sora_cli.model import Base
-from sora_cli.recipe import Recipe
+from sora_cli.model.base import Base
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.tasks import create_task
-from sora_cli.training import build_trainer
+from sora_cli.train.callback import attach
+from sora_cli.train.trainer import build_trainer
 from tests.helpers_chat import instruct_rows, write_chat_recipe
 from tests.helpers_images import write_image_recipe, write_pair_recipe
 from tests.helpers_models import tiny_bert_for, tiny_llama, tiny_t5

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sora_cli.recipe import Recipe
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME, Parameters, Ranks, RunReport, Status
 
 METRICS = {"cola": "matthews_correlation", "stsb": "pearson"}

@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sora_cli.app import run
-from sora_cli.callback import MethodCallback
-from sora_cli.recipe_file import load_recipe
+from sora_cli.recipe.load import load_recipe
 from sora_cli.report import RunReport, read_report
 from sora_cli.tasks.sequence import SequenceClassification
+from sora_cli.train.callback import MethodCallback
 
 WORDS = [
     "cat", "dog", "bird", "fish", "sees", "hears", "likes", "knows", "red", "blue", "old", "new",

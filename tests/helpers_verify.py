@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sora_cli.adapter import Adapter, write_adapter
+from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.app import run
 from tests.helpers_adapters import CLASSIFIERS, adapt, save_backbone
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sora_cli import atomic
 from sora_cli.app import main
+from sora_cli.core import atomic
 
 
 def install(kind: str, number: int) -> None:

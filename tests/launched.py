@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from sora_cli.app import run
-from sora_cli.callback import MethodCallback
-from sora_cli.processes import rank
+from sora_cli.core.processes import rank
+from sora_cli.train.callback import MethodCallback
 
 
 def main(file: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def golden_folder() -> Path:
@@ -19,7 +19,7 @@ def golden_folder() -> Path:
         return Path(named)
     if data := os.environ.get("SORA_DATA"):
         return Path(data).parent / "golden"
-    return REPOSITORY.parent / "shared" / "golden"
+    return ROOT.parent / "shared" / "golden"
 
 
 def golden_file(name: str) -> Path:
@@ -33,7 +33,7 @@ def golden_file(name: str) -> Path:
 def glue_folder() -> Path:
     """The local copy of GLUE: `glue` in SORA_DATA, else in `../shared/data`; skips without it."""
     named = os.environ.get("SORA_DATA")
-    folder = (Path(named) if named else REPOSITORY.parent / "shared" / "data") / "glue"
+    folder = (Path(named) if named else ROOT.parent / "shared" / "data") / "glue"
     if not folder.is_dir():
         pytest.skip(f"no GLUE data in {folder}; set SORA_DATA to the folder that holds glue/")
     return folder.resolve()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from methods.registry import method_names
+from tests.shared_files import ROOT
 
-ROOT = Path(__file__).parent.parent
 TOOL = sorted((ROOT / "sora_cli").rglob("*.py"))
 MATHEMATICS = sorted((ROOT / "methods").rglob("*.py"))
 
@@ -32,6 +32,54 @@ def _imported(file: Path) -> set[str]:
 def _literals(node: ast.AST) -> set[str]:
     constants = (n for n in ast.walk(node) if isinstance(n, ast.Constant))
     return {c.value for c in constants if isinstance(c.value, str)}
+
+
+LAYERS = (
+    {"core"},
+    {"recipe", "report"},
+    {"data"},
+    {"tasks"},
+    {"model"},
+    {"adapter", "train"},
+    {"merge", "run"},
+    {"verify", "experiments"},
+    {"commands"},
+    {"app"},
+    {"__main__"},
+)
+"""The rooms of `sora_cli`, from the ground up; `methods/` is below them all."""
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def _rooms(node: ast.AST) -> set[str]:
+    """The rooms of `sora_cli` that an import statement names."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module == "sora_cli":
+        names = [f"sora_cli.{alias.name}" for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        names = [node.module or ""]
+    else:
+        return set()
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "sora_cli" and len(part) > 1}
+
+
+def test_every_module_stands_in_a_room() -> None:
+    rooms = {file.relative_to(ROOT / "sora_cli").parts[0].removesuffix(".py") for file in TOOL}
+    assert rooms - {"__init__"} == LEVEL.keys()
+
+
+@pytest.mark.parametrize("file", TOOL, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_down(file: Path) -> None:
+    """Every import counts, also inside functions and for type checking only."""
+    own = file.relative_to(ROOT / "sora_cli").with_suffix("").parts[0]
+    if own == "__init__":
+        return
+    for node in _nodes(file):
+        for other in _rooms(node) & LEVEL.keys():
+            line = f"line {node.lineno}: {other}"
+            assert other == own or LEVEL[other] < LEVEL[own], line
 
 
 @pytest.mark.parametrize("file", MATHEMATICS, ids=lambda file: file.name)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.shared_files import glue_folder
-
-ROOT = Path(__file__).parent.parent
+from tests.shared_files import ROOT, glue_folder
 
 
 def printed(program: str, *words: str) -> str:

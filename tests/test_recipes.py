@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from sora_cli.path.plan import plan_stages
-from sora_cli.recipe_file import load_recipe
-from sora_cli.recipe_library import recipe_names, recipe_title, recipes_dir
-from sora_cli.tasks import check_columns, task_names
+from sora_cli.experiments.path.plan import plan_stages
+from sora_cli.recipe.families import check_columns, task_names
+from sora_cli.recipe.library import recipe_names, recipe_title, recipes_dir
+from sora_cli.recipe.load import load_recipe
 
 GLUE = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
 SUPERGLUE = [

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, List
 
-from sora_cli.adapter import read_adapter
-from sora_cli.recipe_file import load_recipe
-from sora_cli.recipe_library import recipe_names
+from sora_cli.adapter.directory import read_adapter
+from sora_cli.recipe.library import recipe_names
+from sora_cli.recipe.load import load_recipe
 from tests.helpers_chat import instruct_rows, write_chat_base
 from tests.helpers_families import choice_rows, question_rows, tagged_rows, text_tokenizer
 from tests.helpers_images import corner_rows, pair_processor, tiny_image_processor

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sora_cli.adapter import read_adapter
+from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
-from sora_cli.path.record import read_path
-from sora_cli.recipe_file import load_recipe
-from sora_cli.recipe_library import recipe_names
+from sora_cli.experiments.path.record import read_path
+from sora_cli.recipe.library import recipe_names
+from sora_cli.recipe.load import load_recipe
 from tests.helpers_models import tiny_bert, tiny_deberta
 from tests.helpers_runs import GLUE, save_base, train, write_glue
 
@@ -88,7 +88,7 @@ def test_the_file_itself_runs_from_anywhere(
     tmp_path: Path, deberta: Path, glue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copied recipe with what it extends, and the output directory its name gives."""
-    from sora_cli.recipe_library import recipes_dir
+    from sora_cli.recipe.library import recipes_dir
 
     shutil.copytree(recipes_dir(), tmp_path / "mine")
     monkeypatch.chdir(tmp_path)

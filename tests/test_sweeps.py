@@ -16,12 +16,12 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 
 from sora_cli.app import run
-from sora_cli.path.record import read_path
-from sora_cli.recipe_file import load_recipe
-from sora_cli.recipe_library import recipes_dir
+from sora_cli.experiments.path.record import read_path
+from sora_cli.experiments.sweep.plan import PlannedRun, SweepPlan, plan_sweep
+from sora_cli.recipe.families import task_names
+from sora_cli.recipe.library import recipes_dir
+from sora_cli.recipe.load import load_recipe
 from sora_cli.report import read_report
-from sora_cli.sweep.plan import PlannedRun, SweepPlan, plan_sweep
-from sora_cli.tasks import task_names
 from tests.helpers_models import tiny_deberta
 from tests.helpers_runs import WORDS, save_base, write_glue
 

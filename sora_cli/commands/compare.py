@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.atomic import write_text_atomic
-from sora_cli.compare.agreement import emit_ranks
-from sora_cli.compare.finding import find_runs
-from sora_cli.compare.formats import emit_comparison, format_of, render
-from sora_cli.compare.grouping import group_runs
-from sora_cli.compare.remarks import warnings_of
-from sora_cli.compare.runs import Group, choose_metric
-from sora_cli.compare.selection import on_selection_rows
-from sora_cli.compare.table import check_baseline, comparison_table
-from sora_cli.console import emit, say
-from sora_cli.errors import SoraError
-from sora_cli.option_checks import check_new_file
-from sora_cli.printable import printable
+from sora_cli.core.atomic import write_text_atomic
+from sora_cli.core.checks import check_new_file
+from sora_cli.core.console import emit, printable, say
+from sora_cli.core.errors import SoraError
+from sora_cli.experiments.compare.agreement import emit_ranks
+from sora_cli.experiments.compare.finding import find_runs
+from sora_cli.experiments.compare.formats import emit_comparison, format_of, render
+from sora_cli.experiments.compare.grouping import group_runs
+from sora_cli.experiments.compare.notes import warnings_of
+from sora_cli.experiments.compare.runs import Group, choose_metric, on_selection_rows
+from sora_cli.experiments.compare.table import check_baseline, comparison_table
 
 
 def compare(
@@ -69,12 +67,12 @@ def compare(
     if ranks:
         emit_ranks(groups)
     if plot is not None:
-        from sora_cli.compare.plots import plot_comparison
+        from sora_cli.experiments.compare.plots import plot_comparison
 
         for picture in plot_comparison(groups, plot):
             say(f"wrote {picture}")
     if html is not None:
-        from sora_cli.compare.page import write_page
+        from sora_cli.experiments.compare.page import write_page
 
         write_page(groups, html, baseline=baseline, paper=paper)
         say(f"wrote {html}")

@@ -7,17 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.console import emit, emit_table, say
-from sora_cli.errors import SoraError
-from sora_cli.locating import DELTA_FILE, adapter_folder, baseline_folder, check_target
-from sora_cli.option_checks import check_new_file
-from sora_cli.preflight import check_recipe
-from sora_cli.recipe_file import load_recipe
-from sora_cli.timing import importing
+from sora_cli.adapter.places import DELTA_FILE, adapter_folder, baseline_folder, check_target
+from sora_cli.core.checks import check_new_file
+from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.errors import SoraError
+from sora_cli.core.timing import importing
+from sora_cli.recipe.load import load_recipe
+from sora_cli.run.preflight import check_recipe
 
 if TYPE_CHECKING:
-    from sora_cli.model import Base
-    from sora_cli.recipe import Recipe
+    from sora_cli.model.base import Base
+    from sora_cli.recipe.recipe import Recipe
     from sora_cli.tasks.base import Predictions, Task
 
 
@@ -30,9 +30,9 @@ def evaluate(
     check_recipe(loaded.recipe, model=False)  # the target takes its place
     check_target(target)
     with importing():
-        from sora_cli.encoding import encode
-        from sora_cli.prepare import load_task
-        from sora_cli.training import build_trainer
+        from sora_cli.run.encode import encode
+        from sora_cli.run.prepare import load_task
+        from sora_cli.train.trainer import build_trainer
     task, rows = load_task(loaded.recipe)
     base = load_target(target, loaded.recipe, task)
     scores: dict[str, dict[str, float]] = {}
@@ -53,14 +53,14 @@ def evaluate(
 
 def load_target(target: str, recipe: Recipe, task: Task) -> Base:
     """The model to score: a base model with an adapter or a delta in it, or a model."""
-    from sora_cli.adapted import check_classes, load_adapted
-    from sora_cli.adapter import read_adapter
-    from sora_cli.model import load_base
+    from sora_cli.adapter.directory import read_adapter
+    from sora_cli.model.base import load_base
+    from sora_cli.run.stored import check_classes, load_adapted
 
     place = Path(target).expanduser()
     folder, baseline = adapter_folder(place), baseline_folder(place)
     if folder is None and baseline is not None and (baseline / DELTA_FILE).is_file():
-        from sora_cli.baseline_files import load_delta
+        from sora_cli.run.stored import load_delta
 
         return load_delta(baseline, recipe, task)
     if folder is None:
@@ -81,7 +81,7 @@ def _stored_classes(base: Base, recipe: Recipe) -> list[str] | None:
     """Names in the model's own configuration, unless transformers made them up."""
     import transformers
 
-    from sora_cli.model import split_gguf
+    from sora_cli.model.base import split_gguf
 
     source, gguf = split_gguf(base.resolved)
     config = transformers.AutoConfig.from_pretrained(
@@ -98,7 +98,7 @@ def _records(task: Task, split: str, found: Predictions) -> list[dict[str, Any]]
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    from sora_cli.atomic import write_text_atomic
+    from sora_cli.core.atomic import write_text_atomic
 
     write_text_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     say(f"{len(records):,} predictions in {path}")

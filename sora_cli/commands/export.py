@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sora_cli.atomic import check_replaceable
-from sora_cli.console import emit, say, size
-from sora_cli.locating import locate_adapter
-from sora_cli.option_checks import LAYOUTS, STORED, check_choice
-from sora_cli.printable import printable
-from sora_cli.sora_file import CONFIG_FILE
+from sora_cli.adapter.places import locate_adapter
+from sora_cli.core.atomic import check_replaceable
+from sora_cli.core.checks import LAYOUTS, STORED, check_choice
+from sora_cli.core.console import emit, printable, say, size
+from sora_cli.model.files import CONFIG_FILE
 
 
 def export(
@@ -26,7 +25,7 @@ def export(
     Args:
         directory: an adapter directory, ours or PEFT's LoRA, rsLoRA or AdaLoRA, or a run directory.
         output: directory to write.
-        layout: "exact" or "padded"; see `sora_cli.exporting`.
+        layout: "exact" or "padded"; see `sora_cli.adapter.export`.
         dtype: of the factors; None: as they are stored.
         force: replace an adapter that is at `output`.
         verify: compare the outputs of both, where memory allows and the base is here.
@@ -41,7 +40,7 @@ def export(
     check_choice("dtype", dtype or STORED[0], STORED)
     check_replaceable(output, force=force, markers=(CONFIG_FILE,))
     locate_adapter(directory, missing="there is no adapter to export")
-    from sora_cli.exporting import export_adapter
+    from sora_cli.adapter.export import export_adapter
 
     done = export_adapter(directory, output, layout=layout, dtype=dtype, force=force)
     for note in done.notes:

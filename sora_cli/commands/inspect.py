@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sora_cli.console import count, emit, emit_table, say, size
-from sora_cli.errors import SoraError
-from sora_cli.locating import locate_adapter
-from sora_cli.option_checks import check_new_file
-from sora_cli.printable import printable
-from sora_cli.ranks import Rank, RankMap, rank_map
+from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.ranks import Rank, RankMap, rank_map
+from sora_cli.core.checks import check_new_file
+from sora_cli.core.console import count, emit, emit_table, printable, say, size
+from sora_cli.core.errors import SoraError
 
 
 def inspect(
@@ -35,9 +34,9 @@ def inspect(
     if len(located) == 1:
         _inspect_one(located[0], as_json=as_json, plot=plot, modules=modules)
     else:
-        from sora_cli.commands import inspect_several
+        from sora_cli.commands import _inspect_several
 
-        inspect_several.inspect(located, as_json=as_json)
+        _inspect_several.inspect(located, as_json=as_json)
 
 
 def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool) -> None:
@@ -50,8 +49,8 @@ def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool) -> 
 
 
 def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
-    from sora_cli.adapter_file import open_adapter
-    from sora_cli.inspection import facts_of
+    from sora_cli.adapter.facts import facts_of
+    from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory) as file:
         facts = facts_of(file)
@@ -65,7 +64,7 @@ def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: 
             _emit_modules(facts)
         emit("\n".join(f"{name + ':':<13} {printable(value)}" for name, value in _lines(facts)))
     if plot is not None:
-        from sora_cli.plot_spectra import plot_inspection
+        from sora_cli.adapter.plot_spectra import plot_inspection
 
         title = f"{facts['method'] or facts['kind']}: {directory}"
         values = {path: s["singular_values"] for path, s in facts["spectra"].items()}

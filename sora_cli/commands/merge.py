@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.console import count, say, size
-from sora_cli.locating import locate_adapter
-from sora_cli.references import resolve_model_path
+from sora_cli.adapter.places import locate_adapter
+from sora_cli.core.console import count, say, size
+from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
+    from sora_cli.merge.merge import Merge, Merged
     from sora_cli.merge.write import Progress
-    from sora_cli.merging import Merge, Merged
 
 
 def merge(
@@ -45,10 +45,10 @@ def merge(
     locate_adapter(directory, missing=missing)  # before torch is imported
     if base is not None:
         resolve_model_path(base)
-    from sora_cli.adapter import open_adapter
+    from sora_cli.adapter.directory import open_adapter
 
     with open_adapter(directory) as adapter:
-        from sora_cli.merging import prepare_merge  # transformers: after what can fail fast
+        from sora_cli.merge.merge import prepare_merge  # transformers: after what can fail fast
 
         for note in adapter.notes:
             say(f"note: {note}")

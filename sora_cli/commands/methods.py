@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from methods.registry import card, config_class, method_names
-from sora_cli.console import emit
-from sora_cli.plain_words import default_of, expected, shown_value
+from sora_cli.core.console import emit
+from sora_cli.core.words import default_of, expected, shown_value
 
 
 def list_methods(*, as_json: bool) -> None:

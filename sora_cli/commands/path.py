@@ -10,22 +10,22 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.atomic import tidy
-from sora_cli.console import emit, emit_table, say
-from sora_cli.errors import SoraError
-from sora_cli.lock import holds_only, locked
-from sora_cli.path.plan import StagePlan, overruled, path_directory, plan_stages
-from sora_cli.path.record import FILE_NAME, PICTURE, PathReport, read_path
-from sora_cli.path.table import control_table, stage_table
-from sora_cli.preflight import check_recipe
-from sora_cli.processes import is_main
-from sora_cli.recipe import OutputBlock
-from sora_cli.recipe_file import LoadedRecipe, load_recipe
-from sora_cli.resume import changes
-from sora_cli.timing import importing
+from sora_cli.core.atomic import tidy
+from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.errors import SoraError
+from sora_cli.core.lock import holds_only, locked
+from sora_cli.core.processes import is_main
+from sora_cli.core.timing import importing
+from sora_cli.experiments.path.plan import StagePlan, overruled, path_directory, plan_stages
+from sora_cli.experiments.path.record import FILE_NAME, PICTURE, PathReport, read_path
+from sora_cli.experiments.path.table import control_table, stage_table
+from sora_cli.recipe.changes import changes
+from sora_cli.recipe.load import LoadedRecipe, load_recipe
+from sora_cli.recipe.recipe import OutputBlock
+from sora_cli.run.preflight import check_recipe
 
 if TYPE_CHECKING:
-    from sora_cli.prepare import Prepared
+    from sora_cli.run.prepare import Prepared
 
 
 def path(
@@ -104,13 +104,13 @@ def run(
 ) -> None:
     """The whole path, one step a line."""
     with importing():
-        from sora_cli.commands.train import describe_layers
-        from sora_cli.deterministic import set_deterministic
-        from sora_cli.path.controls import run_controls
-        from sora_cli.path.plot import plot_path
-        from sora_cli.path.stages import Stages
-        from sora_cli.prepare import prepare
+        from sora_cli.experiments.path.controls import run_controls
+        from sora_cli.experiments.path.plot import plot_path
+        from sora_cli.experiments.path.stages import Stages
         from sora_cli.report import ReportLog
+        from sora_cli.run.layers import describe_layers
+        from sora_cli.run.prepare import prepare
+        from sora_cli.train.machine import set_deterministic
     log = ReportLog(output / FILE_NAME, report)
     log.imported(began)
 
@@ -207,7 +207,7 @@ def _conclude(report: PathReport, output: Path) -> None:
 
 def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> None:
     """Stage 0 as an ordinary run, then all stages."""
-    from sora_cli.commands.dry_run import dry_run, emit_section
+    from sora_cli.run.dry_run import dry_run, emit_section
 
     first = plans[0].loaded
     placed = first.recipe.model_copy(
@@ -220,8 +220,8 @@ def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> No
 def _stage_lines(ready: Prepared, plans: list[StagePlan]) -> Iterator[str]:
     """A line per stage: value, steps, and what the method has to say about them."""
     from methods.registry import method_class
-    from sora_cli.steps import learning_rates
-    from sora_cli.training import training_arguments
+    from sora_cli.train.steps import learning_rates
+    from sora_cli.train.trainer import training_arguments
 
     for plan in plans:
         block = plan.recipe.method

@@ -6,13 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-from sora_cli.atomic import new_directory
-from sora_cli.console import emit, emit_table, say
-from sora_cli.errors import SoraError
-from sora_cli.path.pick import at_least, within_parameters, within_share
-from sora_cli.path.record import FILE_NAME, PathReport, Stage, read_path
-from sora_cli.path.table import stage_table
-from sora_cli.sora_file import CONFIG_FILE
+from sora_cli.core.atomic import new_directory
+from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.errors import SoraError
+from sora_cli.experiments.path.pick import at_least, within_parameters, within_share
+from sora_cli.experiments.path.record import FILE_NAME, PathReport, Stage, read_path
+from sora_cli.experiments.path.table import stage_table
+from sora_cli.model.files import CONFIG_FILE
 
 
 def pick(

@@ -10,19 +10,19 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.atomic import check_replaceable
-from sora_cli.console import count, emit, emit_table, say, size
-from sora_cli.errors import SoraError
-from sora_cli.locating import locate_adapter
-from sora_cli.option_checks import check_rules, option
-from sora_cli.sora_file import CONFIG_FILE
-from sora_cli.timing import importing
+from sora_cli.adapter.places import locate_adapter
+from sora_cli.core.atomic import check_replaceable
+from sora_cli.core.checks import check_rules, option
+from sora_cli.core.console import count, emit, emit_table, say, size
+from sora_cli.core.errors import SoraError
+from sora_cli.core.timing import importing
+from sora_cli.model.files import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from sora_cli.adapter import Adapter, AdapterFile
-    from sora_cli.pruning import Layers, Loss
-    from sora_cli.recipe_file import LoadedRecipe
-    from sora_cli.searching import Search
+    from sora_cli.adapter.directory import Adapter, AdapterFile
+    from sora_cli.adapter.pruning import Layers, Loss
+    from sora_cli.recipe.load import LoadedRecipe
+    from sora_cli.run.search import Search
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def prune(
     loaded = _recipe_of(rule, recipe, overrides)
     check_replaceable(output, force=force, markers=(CONFIG_FILE,))
     locate_adapter(directory, missing="there are no ranks to prune")
-    from sora_cli.adapter import lazy_adapter, open_adapter, write_adapter
+    from sora_cli.adapter.directory import lazy_adapter, open_adapter, write_adapter
 
     with open_adapter(directory) as file:
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
@@ -118,8 +118,8 @@ def _recipe_of(rule: Rule, recipe: str | None, overrides: Sequence[str]) -> Load
         return None
     if recipe is None:
         raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
-    from sora_cli.preflight import check_recipe
-    from sora_cli.recipe_file import load_recipe
+    from sora_cli.recipe.load import load_recipe
+    from sora_cli.run.preflight import check_recipe
 
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded.recipe, model=False)  # the adapter's own base model is loaded
@@ -128,7 +128,7 @@ def _recipe_of(rule: Rule, recipe: str | None, overrides: Sequence[str]) -> Load
 
 def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule) -> Search:
     with importing():
-        from sora_cli.searching import smallest_within
+        from sora_cli.run.search import smallest_within
 
     assert rule.max_drop is not None
     return smallest_within(adapter, loaded.recipe, rule.max_drop)
@@ -137,7 +137,7 @@ def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule) -> Search:
 def _pruned(
     file: AdapterFile, adapter: Adapter, rule: Rule, search: Search | None
 ) -> tuple[Layers, dict[str, Loss]]:
-    from sora_cli.pruning import prune_layers, survey, truncate_layers
+    from sora_cli.adapter.pruning import prune_layers, survey, truncate_layers
 
     if search is not None:
         return truncate_layers(adapter.layers, survey(adapter.layers), search.ranks)
@@ -206,6 +206,6 @@ def _row(name: str, loss: Loss) -> list[str]:
 
 
 def _file_size(directory: Path) -> str:
-    from sora_cli.peft_layout import WEIGHTS_FILE
+    from sora_cli.adapter.peft.layout import WEIGHTS_FILE
 
     return size((directory / WEIGHTS_FILE).stat().st_size)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sora_cli.console import emit, say
-from sora_cli.errors import SoraError
-from sora_cli.plain_words import nearest
-from sora_cli.recipe_layers import extended_files
-from sora_cli.recipe_library import (
+from sora_cli.core.console import emit, say
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import nearest
+from sora_cli.recipe.layers import extended_files
+from sora_cli.recipe.library import (
     SCHEMA_FILE,
     find_recipe,
     packaged_recipe,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from methods.registry import method_names
-from sora_cli.console import emit
-from sora_cli.open_blocks import OPEN_BLOCKS
-from sora_cli.recipe import Recipe
-from sora_cli.tasks import task_names
+from sora_cli.core.console import emit
+from sora_cli.recipe.families import task_names
+from sora_cli.recipe.open_blocks import OPEN_BLOCKS
+from sora_cli.recipe.recipe import Recipe
 
 
 def print_schema() -> None:

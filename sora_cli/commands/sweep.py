@@ -7,17 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.console import emit, emit_table, say
-from sora_cli.interruption import Interrupted
-from sora_cli.lock import locked
+from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.interruption import Interrupted
+from sora_cli.core.lock import locked
+from sora_cli.experiments.sweep.display import Display, duration
+from sora_cli.experiments.sweep.engine import Engine
+from sora_cli.experiments.sweep.engines import choose_engine
+from sora_cli.experiments.sweep.loop import Loop, Settings
+from sora_cli.experiments.sweep.plan import SweepPlan, plan_sweep
+from sora_cli.experiments.sweep.record import SweepRecord
+from sora_cli.experiments.sweep.source import PlanSource, Source
 from sora_cli.report import now
-from sora_cli.sweep.display import Display, duration
-from sora_cli.sweep.engine import Engine
-from sora_cli.sweep.engines import choose_engine
-from sora_cli.sweep.loop import Loop, Settings
-from sora_cli.sweep.plan import SweepPlan, plan_sweep
-from sora_cli.sweep.record import SweepRecord
-from sora_cli.sweep.source import PlanSource, Source
 
 RUNS_FAILED = 1
 """Exit code: the sweep is through, but not all its runs are finished."""
@@ -55,7 +55,7 @@ def sweep(
     """
     plan = plan_sweep(file, overrides)
     if dry_run or measure:
-        from sora_cli.sweep.listing import list_runs
+        from sora_cli.experiments.sweep.listing import list_runs
 
         list_runs(plan, measured=measure, jobs=jobs, threads=threads)
         return 0
@@ -72,7 +72,7 @@ def sweep(
 def _source(plan: SweepPlan) -> Source:
     if plan.sweep.sweep.search is None:
         return PlanSource(plan)
-    from sora_cli.sweep.search import SearchSource
+    from sora_cli.experiments.sweep.search import SearchSource
 
     return SearchSource(plan)
 

@@ -10,21 +10,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sora_cli.atomic import tidy
-from sora_cli.checkpoint_places import FOLDER, checkpoint_paths
-from sora_cli.console import emit, say
-from sora_cli.errors import SoraError
-from sora_cli.interruption import Interrupted
-from sora_cli.lock import check_directory, holds_only, locked
-from sora_cli.processes import is_main, world_size
-from sora_cli.recipe_file import LoadedRecipe, load_recipe
-from sora_cli.resume import check_same, find_checkpoint, identity_of
-from sora_cli.timing import importing
+from sora_cli.core.atomic import tidy
+from sora_cli.core.console import emit, say
+from sora_cli.core.interruption import Interrupted
+from sora_cli.core.lock import locked
+from sora_cli.core.processes import is_main, world_size
+from sora_cli.core.timing import importing
+from sora_cli.recipe.load import LoadedRecipe, load_recipe
+from sora_cli.run.output import check_output
+from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
+from sora_cli.train.checkpoint.resume import find_checkpoint, identity_of
 
 if TYPE_CHECKING:
-    from sora_cli.prepare import Prepared
-    from sora_cli.recipe import Recipe
-    from sora_cli.report import Parameters, RunLog
+    from sora_cli.report import RunLog
+    from sora_cli.run.prepare import Prepared
 
 
 def train(
@@ -55,11 +54,11 @@ def train(
     if loaded.recipe.path is not None:
         say(f"note: this trains one run; the recipe's path of stages: sora path {recipe}")
     if dry_run:
-        from sora_cli.commands.dry_run import dry_run as show
+        from sora_cli.run.dry_run import dry_run as show
 
         show(loaded)
         return 0
-    from sora_cli.preflight import check_recipe
+    from sora_cli.run.preflight import check_recipe
 
     output = loaded.output_dir
     check_recipe(loaded.recipe)
@@ -77,7 +76,7 @@ def train(
 
 def _last_words(loaded: LoadedRecipe, ready: Prepared, log: RunLog, *, verify: bool) -> int:
     """Check the files and say how long it took; the exit code."""
-    from sora_cli.conclusion import time_line
+    from sora_cli.run.summary import time_line
 
     same = True
     if verify and is_main():
@@ -119,43 +118,6 @@ def _verified(loaded: LoadedRecipe, output: Path, ready: Prepared) -> bool:
     return self_check(output)  # autocast stays wrapped around the trained model's forward
 
 
-def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
-    """Is there room for a run? What is there is not overwritten unless asked for.
-
-    Returns:
-        Whether there is nothing left to do: the run that is to be resumed has finished.
-
-    Raises:
-        SoraError: a run is there, finished or with checkpoints, or something that is no run at all.
-    """
-    from sora_cli.report import FILE_NAME, read_report
-
-    output = loaded.output_dir
-    check_directory(output)
-    report = read_report(output)
-    if report is None:
-        if not (force or holds_only(output, FILE_NAME, FOLDER)):
-            raise SoraError(
-                f"'{output}' is not empty and holds no run of this tool", hint="output.dir=DIR"
-            )
-        return False
-    finished = report.status == "completed"
-    if resume:
-        check_same(report.recipe, loaded.resolved(), output, force=force)
-        return finished
-    if finished and not force:
-        raise SoraError(
-            f"'{output}' holds a finished run",
-            hint="train again with --force, or elsewhere: output.dir=DIR",
-        )
-    if checkpoint_paths(output / FOLDER) and not force:
-        raise SoraError(
-            f"'{output}' holds a run that is not finished, with checkpoints",
-            hint="go on with it: --resume; start over: --force; or elsewhere: output.dir=DIR",
-        )
-    return False
-
-
 def run(
     loaded: LoadedRecipe,
     output: Path,
@@ -171,14 +133,16 @@ def run(
         words: the recipe as it was given, and its overrides.
     """
     with importing():
-        from sora_cli.conclusion import conclude
-        from sora_cli.deterministic import set_deterministic
-        from sora_cli.evaluation import evaluate_run
-        from sora_cli.fitting import fit
-        from sora_cli.prepare import prepare
         from sora_cli.report import RunLog
-        from sora_cli.results import record_result, record_setup, save_results
-        from sora_cli.training import build_trainer
+        from sora_cli.run.evaluate import evaluate_run
+        from sora_cli.run.layers import describe_layers
+        from sora_cli.run.prepare import prepare
+        from sora_cli.run.results import record_result, record_setup, save_results
+        from sora_cli.run.summary import conclude
+        from sora_cli.train.fit import fit
+        from sora_cli.train.machine import set_deterministic
+        from sora_cli.train.progress import following
+        from sora_cli.train.trainer import build_trainer
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     log.report.recipe_notes = list(loaded.notes)
 
@@ -204,7 +168,7 @@ def run(
     if resumed is not None:
         log.went_on(resumed.step)
     with log.running():
-        with log.phase("train"), log.following(trainer):
+        with log.phase("train"), following(log, trainer):
             result = fit(
                 trainer, ready.method, ready.layers, output, identity=identity, resumed=resumed
             )
@@ -215,15 +179,3 @@ def run(
             save_results(log.report, ready, loaded, output)
     conclude(log.report, output, words)
     return ready, log
-
-
-def describe_layers(recipe: Recipe, ready: Prepared, counts: Parameters) -> str:
-    """One line that says what is about to be trained."""
-    layers = ready.layers.values()
-    adapted = f"{len(layers)} layers, {sum(m.rank for m in layers):,} components, "
-    return (
-        f"{recipe.method.name} on {recipe.model.path}: {adapted if layers else ''}"
-        f"{counts.trained:,} trained of {counts.base:,} parameters, "
-        f"{len(ready.train.lengths):,} rows"
-        + (f", {world_size()} processes" if world_size() > 1 else "")
-    )

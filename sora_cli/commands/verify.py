@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.console import count, emit, emit_table, say
-from sora_cli.locating import check_target, refuse_baseline
-from sora_cli.option_checks import check_comparison
-from sora_cli.timing import importing
+from sora_cli.adapter.places import check_target, refuse_baseline
+from sora_cli.core.checks import check_comparison
+from sora_cli.core.console import count, emit, emit_table, say
+from sora_cli.core.timing import importing
 
 if TYPE_CHECKING:
     from sora_cli.verify.verification import Difference, Verification

@@ -11,13 +11,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sora_cli.errors import SoraError, first_line
-from sora_cli.fingerprint import INDEX_FILE, SINGLE_FILE, weight_files
+from sora_cli.adapter.metadata import read_json
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.hub import quiet_hub, quiet_loading
 from sora_cli.merge.gguf import Unpacked, unpack
-from sora_cli.model import quiet_loading
-from sora_cli.offline import quiet_hub
-from sora_cli.sora_file import CONFIG_FILE as ADAPTER_CONFIG
-from sora_cli.sora_file import read_json
+from sora_cli.model.files import CONFIG_FILE as ADAPTER_CONFIG
+from sora_cli.model.fingerprint import INDEX_FILE, SINGLE_FILE, weight_files
 
 MODEL_CONFIG = "config.json"
 MODEL_CARD = "README.md"

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sora_cli.errors import SoraError
+from sora_cli.core.errors import SoraError
 from sora_cli.merge.incoming import Content, Update
 from sora_cli.merge.plan import Item
-from sora_cli.tensor_file import torch_dtype
+from sora_cli.model.tensors import torch_dtype
 
 _BLOCK = 2**18  # numbers
 _ROWS = 8  # at least, for the product of a single row is rounded in another order

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sora_cli import __version__
-from sora_cli.adapter import Adapter
-from sora_cli.auto_classes import number_of_labels
+from sora_cli.adapter.classes import number_of_labels
+from sora_cli.adapter.directory import Adapter
 from sora_cli.merge.plan import Plan
 
 MERGED_KEY = "sora_merged"

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter import Adapter, lazy_adapter
-from sora_cli.adapter_file import AdapterFile
-from sora_cli.errors import SoraError
-from sora_cli.fingerprint import StoredTensor
-from sora_cli.tensor_file import torch_dtype
+from sora_cli.adapter.directory import Adapter, lazy_adapter
+from sora_cli.adapter.reading import AdapterFile
+from sora_cli.core.errors import SoraError
+from sora_cli.model.fingerprint import StoredTensor
+from sora_cli.model.tensors import torch_dtype
 
 Content = StoredTensor | Tensor
 """A tensor stored in full: where it lies in a file, or itself."""

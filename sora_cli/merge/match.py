@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sora_cli.adapter import Adapter
-from sora_cli.errors import SoraError
-from sora_cli.fingerprint import StoredTensor, read_header
-from sora_cli.loading import linear_of
+from sora_cli.adapter.apply import linear_of
+from sora_cli.adapter.directory import Adapter
+from sora_cli.core.errors import SoraError
 from sora_cli.merge.incoming import Content, same_content
 from sora_cli.merge.names import Arrival, Runtime, head_names, layer_paths
+from sora_cli.model.fingerprint import StoredTensor, read_header
 
 _WEIGHT = ".weight"
 

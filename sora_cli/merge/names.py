@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sora_cli.adapter import Adapter
-from sora_cli.auto_classes import BARE, WITHOUT_A_TASK, auto_class_for
-from sora_cli.errors import SoraError
-from sora_cli.loading import names_by_parameter
+from sora_cli.adapter.apply import names_by_parameter
+from sora_cli.adapter.classes import BARE, WITHOUT_A_TASK, auto_class_for
+from sora_cli.adapter.directory import Adapter
+from sora_cli.core.errors import SoraError
 from sora_cli.merge.base import loading
 
 

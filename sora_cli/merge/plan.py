@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from sora_cli.adapter import Adapter
-from sora_cli.errors import SoraError
-from sora_cli.fingerprint import StoredTensor, read_metadata
+from sora_cli.adapter.directory import Adapter
+from sora_cli.core.errors import SoraError
 from sora_cli.merge.match import Match
-from sora_cli.tensor_file import stored_dtype, torch_dtype
+from sora_cli.model.fingerprint import StoredTensor, read_metadata
+from sora_cli.model.tensors import stored_dtype, torch_dtype
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 

@@ -19,14 +19,14 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from sora_cli.errors import SoraError
-from sora_cli.fingerprint import INDEX_FILE, StoredTensor, read_header
+from sora_cli.adapter.metadata import write_json
+from sora_cli.adapter.spectra import one_thread
+from sora_cli.core.errors import SoraError
 from sora_cli.merge.blocks import Blocks, Range
 from sora_cli.merge.incoming import Incoming
 from sora_cli.merge.plan import Item, Plan, PlannedFile
-from sora_cli.sora_file import write_json
-from sora_cli.spectra import one_thread
-from sora_cli.tensor_file import header_bytes
+from sora_cli.model.fingerprint import INDEX_FILE, StoredTensor, read_header
+from sora_cli.model.tensors import header_bytes
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were written since the last call."""

@@ -12,11 +12,10 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from methods.registry import did_you_mean
-from sora_cli.errors import SoraError
-from sora_cli.processor import set_padding
-from sora_cli.recipe import DataBlock, TaskBlock
-from sora_cli.tasks import main_metric
-from sora_cli.tasks.options import TaskOptions
+from sora_cli.core.errors import SoraError
+from sora_cli.data.processor import set_padding
+from sora_cli.recipe.families import TaskOptions, main_metric
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
-from sora_cli.errors import SoraError
-from sora_cli.metrics import Scorer
-from sora_cli.plain_words import shown_value
-from sora_cli.recipe import DataBlock
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import shown_value
+from sora_cli.recipe.recipe import DataBlock
 from sora_cli.tasks.base import Predictions, Task
+from sora_cli.tasks.metrics import Scorer
 
 _SHOWN = 5  # values listed in an error
 

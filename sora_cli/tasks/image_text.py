@@ -4,6 +4,10 @@ The model's loss compares every image of a batch with every text of it. So it de
 are batched, as no other family's does: `training.gradient_accumulation` and further processes make
 the batches that are compared smaller, and a step's gradient is then the mean of theirs. The loss of
 a split is that of all its rows in one batch, whatever `training.eval_batch_size` is.
+
+Every row against every other: the contrastive loss, and which is nearest.
+
+Radford et al. 2021 (arXiv 2103.00020), figure 3.
 """
 
 from __future__ import annotations
@@ -17,13 +21,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from sora_cli.errors import SoraError
-from sora_cli.plain_words import shown_value
-from sora_cli.processor import set_padding
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import shown_value
+from sora_cli.data.processor import set_padding
+from sora_cli.recipe.families import ImageTextOptions
 from sora_cli.tasks.base import Encoded, Predictions, Task
-from sora_cli.tasks.contrast import contrastive_loss, nearest
-from sora_cli.tasks.options import ImageTextOptions
-from sora_cli.tasks.pictures import (
+from sora_cli.tasks.pixels import (
     ImageFormat,
     check_images,
     fit_images,
@@ -201,3 +204,32 @@ def _parts(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
     outputs = torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float32))
     width = outputs.shape[1] // 2
     return outputs[:, :width], outputs[:, width : 2 * width], float(outputs[0, -1])
+
+
+_BLOCK = 1024  # rows against all others at a time
+
+
+def contrastive_loss(texts: Tensor, images: Tensor, scale: float) -> float:
+    """The mean cross-entropy of which image is a text's and which text is an image's.
+
+    Args:
+        texts, images: (rows, d) of unit length; the same row of both belongs together.
+        scale: what cosines are multiplied by.
+    """
+    return (_mean_entropy(texts, images, scale) + _mean_entropy(images, texts, scale)) / 2
+
+
+def nearest(asked: Tensor, others: Tensor) -> np.ndarray:
+    """(rows,) of each vector of unit length the row of the most similar one among others."""
+    found = [(block @ others.T).argmax(dim=1) for block in torch.split(asked, _BLOCK)]
+    return torch.cat(found).numpy()
+
+
+def _mean_entropy(asked: Tensor, others: Tensor, scale: float) -> float:
+    total, first, columns = 0.0, 0, others.double().T
+    for block in torch.split(asked.double(), _BLOCK):
+        own = torch.arange(first, first + len(block))
+        logits = scale * block @ columns  # (block, rows)
+        total += float(torch.nn.functional.cross_entropy(logits, own, reduction="sum"))
+        first += len(block)
+    return total / first

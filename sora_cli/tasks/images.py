@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from sora_cli.errors import SoraError
-from sora_cli.metrics import Scorer
-from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.families import ImageClassificationOptions
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.classes import (
     OneClass,
@@ -22,8 +22,8 @@ from sora_cli.tasks.classes import (
     encode_classes,
     find_class_names,
 )
-from sora_cli.tasks.options import ImageClassificationOptions
-from sora_cli.tasks.pictures import (
+from sora_cli.tasks.metrics import Scorer
+from sora_cli.tasks.pixels import (
     ImageFormat,
     check_images,
     fit_images,

@@ -18,9 +18,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from sora_cli.errors import SoraError
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.families import ROUGE
 from sora_cli.tasks.base import Encoded, Predictions, Task
-from sora_cli.tasks.options import ROUGE
 
 IGNORED = -100
 """A label that no loss is taken of."""

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 
-from sora_cli.errors import SoraError
-from sora_cli.metrics import Scorer
-from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.core.errors import SoraError
+from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.base import Encoded, Predictions, Task
-from sora_cli.tasks.choice_rows import find_form, read_choices, right_places
+from sora_cli.tasks.choices import find_form, read_choices, right_places
 from sora_cli.tasks.classes import chosen_classes, class_loss, class_scores
-from sora_cli.tokens import TOKENS, TRUNCATED, token_counts, tokenise
+from sora_cli.tasks.metrics import Scorer
 
 _LABELS = ("answerKey", "answer")
 """Usual names of the column that says which choice is right, beside `data.label_column`."""

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sora_cli.errors import SoraError
-from sora_cli.plain_words import shown_value
-from sora_cli.tasks.templates import fill
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import shown_value
+from sora_cli.tasks.texts import fill
 
 PLAIN = "### Instruction:\n{instruction}\n\n### Response:\n"
 PLAIN_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"

@@ -11,11 +11,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from sora_cli.errors import SoraError
-from sora_cli.tasks.answer_rows import Answers, read_answers, read_texts
+from sora_cli.core.errors import SoraError
+from sora_cli.data.processor import pad_inputs
+from sora_cli.recipe.families import QuestionAnsweringOptions
+from sora_cli.tasks.answers import Answers, read_answers, read_texts
 from sora_cli.tasks.base import Encoded, Predictions, Task
-from sora_cli.tasks.options import QuestionAnsweringOptions
-from sora_cli.tasks.right_padding import pad_inputs
 from sora_cli.tasks.windows import best_span, make_windows, window_losses
 
 _POSITIONS = ("start_positions", "end_positions")

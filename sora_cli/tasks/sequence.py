@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from sora_cli.errors import SoraError
-from sora_cli.metrics import Scorer
-from sora_cli.plain_words import shown_value
-from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import shown_value
+from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.classes import (
     OneClass,
@@ -22,8 +22,8 @@ from sora_cli.tasks.classes import (
     encode_classes,
     find_class_names,
 )
-from sora_cli.tasks.templates import columns_in, made_texts
-from sora_cli.tokens import TOKENS, TRUNCATED, token_counts, tokenise
+from sora_cli.tasks.metrics import Scorer
+from sora_cli.tasks.texts import columns_in, made_texts
 
 _USUAL_COLUMNS = (
     ("sentence1", "sentence2"),

@@ -12,19 +12,13 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sora_cli.errors import SoraError
+from sora_cli.core.errors import SoraError
+from sora_cli.data.processor import pad_column, pad_inputs
+from sora_cli.recipe.families import TokenClassificationOptions
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.classes import class_options
 from sora_cli.tasks.language import IGNORED
-from sora_cli.tasks.options import TokenClassificationOptions
-from sora_cli.tasks.right_padding import pad_column, pad_inputs
-from sora_cli.tasks.tagged_words import (
-    align,
-    find_tag_names,
-    read_tags,
-    read_words,
-    tags_inside,
-)
+from sora_cli.tasks.tags import align, find_tag_names, read_tags, read_words, tags_inside
 
 _OUTSIDE = "O"
 _ENTITY_PARTS = ("B-", "I-", "E-", "S-")

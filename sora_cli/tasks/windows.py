@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sora_cli.errors import SoraError
+from sora_cli.core.errors import SoraError
 
 
 def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int) -> Dataset:

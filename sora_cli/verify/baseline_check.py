@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from methods.sharding import is_sharded
-from sora_cli.baseline_files import load_baseline
-from sora_cli.console import say, size
-from sora_cli.errors import SoraError
-from sora_cli.locating import baseline_folder
-from sora_cli.prepare import Prepared
-from sora_cli.recipe import Recipe
-from sora_cli.verify.free_memory import free_memory
+from sora_cli.adapter.places import baseline_folder
+from sora_cli.core.console import say, size
+from sora_cli.core.environment import free_memory
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.prepare import Prepared
+from sora_cli.run.stored import load_baseline
 from sora_cli.verify.self_check import SHARE
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sora_cli.errors import SoraError, first_line
-from sora_cli.loading import apply_adapter
+from sora_cli.adapter.apply import apply_adapter
+from sora_cli.core.errors import SoraError, first_line
 from sora_cli.verify.probes import Probe
 from sora_cli.verify.subjects import Subject, load_subject
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sora_cli.auto_classes import BARE
-from sora_cli.errors import SoraError
+from sora_cli.adapter.classes import BARE
+from sora_cli.core.errors import SoraError
 
 _SENTENCES = (
     "No.",

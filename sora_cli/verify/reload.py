@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from sora_cli.boundary import guarded
-from sora_cli.errors import SoraError
+from sora_cli.core.boundary import guarded
+from sora_cli.core.errors import SoraError
 from sora_cli.verify.outputs import Outputs, compute_outputs
 from sora_cli.verify.probes import Probe
 from sora_cli.verify.subjects import find_subjects, load_config

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.console import say, size
-from sora_cli.errors import SoraError
-from sora_cli.sora_file import CONFIG_FILE
-from sora_cli.verify.free_memory import free_memory
+from sora_cli.core.console import say, size
+from sora_cli.core.environment import free_memory
+from sora_cli.core.errors import SoraError
+from sora_cli.model.files import CONFIG_FILE
 
 if TYPE_CHECKING:
     from sora_cli.verify.subjects import Subject

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sora_cli.adapter import Adapter, read_adapter
-from sora_cli.auto_classes import BARE, number_of_labels
-from sora_cli.errors import SoraError, first_line
-from sora_cli.fingerprint import StoredTensor, fingerprint, read_header, stored_tensors
-from sora_cli.loading import load_head
-from sora_cli.locating import adapter_folder, model_source
-from sora_cli.model import quiet_loading, split_gguf, weights_options
-from sora_cli.model_source import holds_pickles_only, pickled
-from sora_cli.offline import quiet_hub
-from sora_cli.peft_layout import WEIGHTS_FILE
-from sora_cli.processor import lacks_tokenizer
-from sora_cli.references import local_checkpoint, resolve_model_path
+from sora_cli.adapter.apply import load_head
+from sora_cli.adapter.classes import BARE, number_of_labels
+from sora_cli.adapter.directory import Adapter, read_adapter
+from sora_cli.adapter.peft.layout import WEIGHTS_FILE
+from sora_cli.adapter.places import adapter_folder, model_source
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.hub import quiet_hub, quiet_loading
+from sora_cli.data.processor import lacks_tokenizer
+from sora_cli.model.base import split_gguf, weights_options
+from sora_cli.model.files import holds_pickles_only, pickled
+from sora_cli.model.fingerprint import StoredTensor, fingerprint, read_header, stored_tensors
+from sora_cli.model.references import local_checkpoint, resolve_model_path
 
 _GROWTH = {".bin": 2, ".gguf": 8}
 """Bytes in memory (float32) per byte in files whose header is not read: 16 and 4 bits a weight."""

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sora_cli.auto_classes import BARE, auto_class_for, auto_class_of
-from sora_cli.errors import SoraError
-from sora_cli.option_checks import check_comparison
+from sora_cli.adapter.classes import BARE, auto_class_for, auto_class_of
+from sora_cli.core.checks import check_comparison
+from sora_cli.core.errors import SoraError
 from sora_cli.verify.outputs import Outputs, Values, compute_outputs, run_model
 from sora_cli.verify.probes import Probe, make_probe
 from sora_cli.verify.reload import reload_outputs

@@ -10,8 +10,8 @@ import pytest
 
 from methods.registry import low_rank_names
 from sora_cli.app import run
-from sora_cli.data import load_rows
-from sora_cli.recipe_file import load_recipe
+from sora_cli.data.rows import load_rows
+from sora_cli.recipe.load import load_recipe
 from sora_cli.report import read_report
 from tests.helpers_families import FAMILIES
 from tests.helpers_runs import resumes_as_if_whole, train

@@ -16,8 +16,8 @@ from methods.registry import low_rank_names
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, write_recipe
+from tests.shared_files import ROOT
 
-ROOT = Path(__file__).parents[2]
 MOMENTS = 10
 KILLED = -9
 OPTIONS: dict[str, list[str]] = {

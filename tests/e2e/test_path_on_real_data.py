@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sora_cli.adapter import read_adapter
+from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
-from sora_cli.path.record import read_path
-from tests.shared_files import REPOSITORY, glue_folder
+from sora_cli.experiments.path.record import read_path
+from tests.shared_files import ROOT, glue_folder
 
 SHORT = [
     "data.max_train_rows=96",
@@ -28,7 +28,7 @@ SHORT = [
 @pytest.mark.parametrize("task", ["stsb", pytest.param("sst2", marks=pytest.mark.long)])
 def test_path_then_pick(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "path"
-    recipe = REPOSITORY / "recipes" / "path" / f"{task}-minilm.yaml"
+    recipe = ROOT / "recipes" / "path" / f"{task}-minilm.yaml"
     words = [f"data.path={glue_folder()}", *SHORT, f"output.dir={out}"]
     assert run(["path", str(recipe), *words, "--controls"]) == 0
     report = read_path(out)

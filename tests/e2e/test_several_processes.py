@@ -19,8 +19,8 @@ from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, write_recipe
+from tests.shared_files import ROOT
 
-ROOT = Path(__file__).parents[2]
 STEPS, STOPPED_AT = 30, 17
 TOLERANCE = 1e-4  # AdamW enlarges what is rounded otherwise where gradients are tiny
 METHODS = sorted(low_rank_names())

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.commands.dry_run import emit_section, recipe_lines
-from sora_cli.preflight import check_recipe
-from sora_cli.recipe_file import LoadedRecipe, load_recipe
+from sora_cli.recipe.load import LoadedRecipe, load_recipe
+from sora_cli.run.dry_run import emit_section, recipe_lines
+from sora_cli.run.preflight import check_recipe
 from tests.fuzz.outcome import Outcome, outcome
 from tests.fuzz.strategies import yaml_of
 

@@ -15,8 +15,9 @@ import hypothesis.strategies as st
 import torch
 from safetensors.torch import load, save
 
-from sora_cli.peft_layout import PICKLE_FILE, WEIGHTS_FILE
-from sora_cli.sora_file import CONFIG_FILE, SORA_FILE
+from sora_cli.adapter.metadata import SORA_FILE
+from sora_cli.adapter.peft.layout import PICKLE_FILE, WEIGHTS_FILE
+from sora_cli.model.files import CONFIG_FILE
 from tests.fuzz.odd_adapters import (
     CHOICES,
     DTYPES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sora_cli.peft_layout import PREFIX
+from sora_cli.adapter.peft.layout import PREFIX
 
 NUMBERS = (0, 1, 2, 3, 4, 8, -1, -16, 2.5, 1000, 2**40, 10**30, 1e300, float("nan"), float("inf"))
 WORDS = ("", "x", "2", "query", "classifier", "all-linear", "ALL-LINEAR", "false", "no", "yes",

@@ -11,7 +11,7 @@ from unicodedata import category
 
 from hypothesis import HealthCheck, settings
 
-from sora_cli.boundary import guarded
+from sora_cli.core.boundary import guarded
 
 TIME_LIMIT = 20  # seconds a case may take: far beyond what any does, far below what a hang does
 _LINES = 3

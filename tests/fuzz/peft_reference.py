@@ -22,8 +22,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sora_cli.peft_layout import PREFIX, WEIGHTS_FILE
-from sora_cli.sora_file import CONFIG_FILE
+from sora_cli.adapter.peft.layout import PREFIX, WEIGHTS_FILE
+from sora_cli.model.files import CONFIG_FILE
 from tests.fuzz.outcome import limited
 from tests.helpers_adapters import logits
 

@@ -16,10 +16,11 @@ import torch
 from hypothesis import given
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
-from sora_cli.adapter import write_adapter
+from sora_cli.adapter.directory import write_adapter
+from sora_cli.adapter.metadata import SORA_FILE
+from sora_cli.adapter.peft.layout import WEIGHTS_FILE
 from sora_cli.app import run
-from sora_cli.peft_layout import WEIGHTS_FILE
-from sora_cli.sora_file import CONFIG_FILE, SORA_FILE
+from sora_cli.model.files import CONFIG_FILE
 from tests.fuzz.damage import Damaged, damaged
 from tests.fuzz.outcome import Outcome, cases, outcome
 from tests.fuzz.peft_reference import (
@@ -77,7 +78,7 @@ class World:
 def _impatient() -> Iterator[None]:
     """Expressions that take forever are stopped sooner."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sora_cli.peft_patterns.TIME_LIMIT", 1)
+        patch.setattr("sora_cli.adapter.peft.patterns.TIME_LIMIT", 1)
         yield
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from sora_cli.recipe_file import load_recipe
+from sora_cli.recipe.load import load_recipe
 from tests.fuzz.checks import check_loading
 from tests.fuzz.outcome import cases
 from tests.fuzz.strategies import overrides

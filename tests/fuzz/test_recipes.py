@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from sora_cli.recipe_library import recipe_names, recipes_dir
-from sora_cli.yaml_lines import parse_file
+from sora_cli.recipe.library import recipe_names, recipes_dir
+from sora_cli.recipe.yaml_lines import parse_file
 from tests.fuzz.checks import check_loading
 from tests.fuzz.outcome import cases
 from tests.fuzz.strategies import recipes

@@ -13,11 +13,12 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sora_cli.adapter import open_adapter, read_adapter
-from sora_cli.errors import SoraError
-from sora_cli.exporting import export_adapter
-from sora_cli.peft_layout import WEIGHTS_FILE
-from sora_cli.sora_file import CONFIG_FILE, read_json, write_json
+from sora_cli.adapter.directory import open_adapter, read_adapter
+from sora_cli.adapter.export import export_adapter
+from sora_cli.adapter.metadata import read_json, write_json
+from sora_cli.adapter.peft.layout import WEIGHTS_FILE
+from sora_cli.core.errors import SoraError
+from sora_cli.model.files import CONFIG_FILE
 from tests.helpers_adapters import assert_same, fill_peft, logits
 from tests.helpers_models import (
     tiny_bert,

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from methods import inject, registry
 from methods.errors import MethodError
+from sora_cli.adapter.classes import auto_class_of, task_type_of
+from sora_cli.adapter.metadata import read_json
+from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
-from sora_cli.auto_classes import auto_class_of, task_type_of
-from sora_cli.saving import save_adapter
-from sora_cli.sora_file import CONFIG_FILE, read_json
+from sora_cli.model.files import CONFIG_FILE
 from sora_cli.verify.outputs import run_model
 from sora_cli.verify.probes import _SENTENCES, make_probe
 from sora_cli.verify.verification import compare

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from methods import inject, registry
 from methods.factors import LowRankFactors
-from sora_cli.adapter import Adapter, BaseReference, read_adapter, write_adapter
+from sora_cli.adapter.consumers import gguf_names
+from sora_cli.adapter.directory import Adapter, BaseReference, read_adapter, write_adapter
+from sora_cli.adapter.peft.layout import PREFIX, WEIGHTS_FILE
+from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
-from sora_cli.gguf_names import gguf_names
-from sora_cli.peft_layout import PREFIX, WEIGHTS_FILE
-from sora_cli.saving import save_adapter
 from tests.helpers_adapters import R_MAX, randomise
 from tests.helpers_models import LAYERS, tiny_gpt2, tiny_llama, tiny_t5
 

@@ -12,10 +12,10 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from sora_cli.adapter import open_adapter
-from sora_cli.errors import SoraError
-from sora_cli.merging import Merged, merge_adapter
-from sora_cli.sora_file import read_json, write_json
+from sora_cli.adapter.directory import open_adapter
+from sora_cli.adapter.metadata import read_json, write_json
+from sora_cli.core.errors import SoraError
+from sora_cli.merge.merge import Merged, merge_adapter
 from tests.helpers_adapters import assert_same, fill_peft, logits
 from tests.helpers_models import (
     HIDDEN,

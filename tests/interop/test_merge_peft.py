@@ -13,10 +13,10 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from sora_cli.adapter import open_adapter
-from sora_cli.errors import SoraError
-from sora_cli.merging import merge_adapter
-from sora_cli.sora_file import read_json
+from sora_cli.adapter.directory import open_adapter
+from sora_cli.adapter.metadata import read_json
+from sora_cli.core.errors import SoraError
+from sora_cli.merge.merge import merge_adapter
 from tests.helpers_adapters import assert_same, fill_peft, logits
 from tests.helpers_models import (
     tiny_bert,

@@ -11,11 +11,12 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-from sora_cli.adapter import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.metadata import read_json
 from sora_cli.commands.inspect import inspect
 from sora_cli.commands.merge import merge
 from sora_cli.commands.prune import Rule, prune
-from sora_cli.sora_file import CONFIG_FILE, read_json
+from sora_cli.model.files import CONFIG_FILE
 from tests.helpers_adapters import (
     CAUSAL,
     CLASSIFIERS,

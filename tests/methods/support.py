@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from methods.contract_net import LR, Run, generator, regression_data, small_net, start
+from methods.contract.net import LR, Run, generator, regression_data, small_net, start
 
 __all__ = ["LR", "Run", "generator", "regression_data", "small_net", "start"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from methods.baselines import Baseline, choose
 from methods.configs import MethodOptions
-from methods.contract_net import LR, regression_data, small_net
+from methods.contract.net import LR, regression_data, small_net
 from methods.errors import MethodError
 from methods.registry import create
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_llama

@@ -8,7 +8,7 @@ import torch
 from methods.base import AdapterMethod
 from methods.compaction import DeadSpells, remove_components
 from methods.configs import SoraConfig
-from methods.contract_net import regression_data
+from methods.contract.net import regression_data
 from methods.errors import MethodError
 from methods.registry import create
 from methods.sora import Sora

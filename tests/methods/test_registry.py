@@ -15,7 +15,7 @@ from methods.configs import LoraConfig, MethodConfig, SoraConfig
 from methods.errors import MethodError
 from methods.lora import Lora
 from methods.registry import Card, card, config_class, create, method_class, method_names, register
-from tests.shared_files import REPOSITORY
+from tests.shared_files import ROOT
 
 
 class RidgeConfig(MethodConfig):
@@ -65,7 +65,7 @@ def test_names_and_configurations_need_no_torch() -> None:
         "print(*method_names()); print('torch' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     names, torch_loaded = done.stdout.splitlines()
     assert {"lora", "adalora", "sora"} <= set(names.split())

@@ -17,7 +17,7 @@ from methods import sora
 from methods.adalora import AdaLora, BudgetSchedule
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
 from methods.configs import AdaLoraConfig, SoraConfig
-from methods.contract_net import LR, first_difference, start
+from methods.contract.net import LR, first_difference, start
 from methods.sora import Sora
 from tests.parity import test_goldens, trajectories
 

@@ -13,9 +13,9 @@ import pytest
 
 import sora_cli
 from methods.errors import MethodError
-from sora_cli import boundary
 from sora_cli.app import run
-from sora_cli.errors import SoraError
+from sora_cli.core import boundary
+from sora_cli.core.errors import SoraError
 
 ROOT = Path(sora_cli.__file__).resolve().parent.parent
 COMMANDS = ["train", "eval", "inspect", "prune", "merge", "recipes", "schema", "methods"]
@@ -155,7 +155,7 @@ def test_a_closed_pipe_is_quiet():
 
 def test_a_good_recipe_is_read_without_torch(tmp_path):
     code = (
-        "import sys; from sora_cli.recipe_file import load_recipe\n"
+        "import sys; from sora_cli.recipe.load import load_recipe\n"
         "load_recipe('official/mnli', ['method.name=adalora']).resolved()\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )

@@ -17,14 +17,15 @@ import pytest
 from safetensors.torch import load_file
 
 from sora_cli.app import run
-from sora_cli.environment import environment
-from sora_cli.errors import SoraError
-from sora_cli.report import RunLog, RunReport, data_fingerprint, read_report
-from sora_cli.training import AdapterTrainer
+from sora_cli.core.environment import environment
+from sora_cli.core.errors import SoraError
+from sora_cli.data.content import data_fingerprint
+from sora_cli.report import RunLog, RunReport, read_report
+from sora_cli.train.trainer import AdapterTrainer
 from tests.helpers_models import HIDDEN, LAYERS, tiny_bert
 from tests.helpers_runs import glue_rows, pair_rows, train, write_recipe, write_rows
+from tests.shared_files import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 RANK = 4
 PHASES = {
     "import", "load data", "load model", "tokenise", "inject", "set up", "train",

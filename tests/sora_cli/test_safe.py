@@ -14,21 +14,21 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from sora_cli import yaml_lines
 from sora_cli.app import run
-from sora_cli.data import load_rows
-from sora_cli.errors import SoraError
-from sora_cli.metric_names import check_metric
-from sora_cli.metrics import _OFFLINE, load_metric
-from sora_cli.model import load_base
-from sora_cli.recipe import DataBlock, ModelBlock
+from sora_cli.core.errors import SoraError
+from sora_cli.data.rows import load_rows
+from sora_cli.model.base import load_base
+from sora_cli.recipe import yaml_lines
+from sora_cli.recipe.families import ONE_NUMBER
+from sora_cli.recipe.metric_names import check_metric
+from sora_cli.recipe.recipe import DataBlock, ModelBlock
 from sora_cli.tasks import create_task
-from sora_cli.tasks.options import ONE_NUMBER
+from sora_cli.tasks.metrics import _OFFLINE, load_metric
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import glue_rows, save_base, write_recipe
+from tests.shared_files import ROOT
 from tests.sora_cli.bad_input.runner import snapshot
 
-ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "sora_cli").rglob("*.py"), *(ROOT / "methods").rglob("*.py")])
 EVIL = "from pathlib import Path\nPath('ran').touch()\n"
 CODE = f"""{EVIL}
@@ -95,12 +95,12 @@ def test_who_imports_by_a_name() -> None:
     importers = ("importlib.import_module", "import_module", "runpy.run_path", "runpy.run_module")
     assert _callers(*importers) == {
         "methods/registry.py",
-        "sora_cli/builtin/models.py",
+        "sora_cli/data/builtin/models.py",
         "sora_cli/tasks/__init__.py",
     }
     loaders = ("importlib.util.spec_from_file_location", "spec_from_file_location")
-    assert _callers(*loaders) == {"sora_cli/plugins.py"}
-    assert _callers("evaluate.load") == {"sora_cli/metrics.py"}
+    assert _callers(*loaders) == {"sora_cli/recipe/plugins.py"}
+    assert _callers("evaluate.load") == {"sora_cli/tasks/metrics.py"}
 
 
 def test_trust_is_off_or_the_recipes() -> None:
@@ -113,7 +113,7 @@ def test_trust_is_off_or_the_recipes() -> None:
     }
     assert given <= {"False", "recipe.model.trust_remote_code"}
     assert '"trust_remote_code": block.trust_remote_code' in (
-        ROOT / "sora_cli" / "model.py"
+        ROOT / "sora_cli" / "model" / "base.py"
     ).read_text(encoding="utf-8")
     assert ModelBlock(path="x").trust_remote_code is False
 
@@ -260,7 +260,7 @@ def test_the_rows_commit_is_known(
 
 
 def test_the_rows_commit_is_in_the_name_of_their_cache(tmp_path: Path) -> None:
-    from sora_cli.data import _revision
+    from sora_cli.data.rows import _revision
 
     folder = tmp_path / "owner___rows" / "default" / "0.0.0" / COMMIT
     folder.mkdir(parents=True)
@@ -277,7 +277,7 @@ def test_the_models_commit_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    from sora_cli.recipe import TaskBlock
+    from sora_cli.recipe.recipe import TaskBlock
 
     task: Any = create_task(TaskBlock(name="sequence-classification"), DataBlock(path="unused"))
     task.bind(glue_rows("rte", 6))

@@ -13,9 +13,9 @@ import pytest
 
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
-from tests.sora_cli.test_spectra import write_peft
+from tests.shared_files import ROOT
+from tests.sora_cli.adapter.test_spectra import write_peft
 
-ROOT = Path(__file__).parent.parent.parent
 HEAVY = {
     "torch", "transformers", "datasets", "numpy", "matplotlib", "accelerate", "sklearn", "scipy",
     "evaluate", "pandas", "pyarrow", "safetensors", "huggingface_hub",

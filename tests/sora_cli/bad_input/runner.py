@@ -16,8 +16,8 @@ import pytest
 
 from sora_cli.app import run
 from tests.helpers_runs import pair_rows, write_rows
+from tests.shared_files import ROOT
 
-ROOT = Path(__file__).parents[3]
 HERE = "# here"
 """Marks the line of a recipe that an error is to name."""
 RECIPE = """\

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sora_cli.peft_layout import PICKLE_FILE, WEIGHTS_FILE
-from sora_cli.sora_file import CONFIG_FILE, SORA_FILE
+from sora_cli.adapter.metadata import SORA_FILE
+from sora_cli.adapter.peft.layout import PICKLE_FILE, WEIGHTS_FILE
+from sora_cli.model.files import CONFIG_FILE
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base
 from tests.sora_cli.bad_input.runner import Case, bad, check

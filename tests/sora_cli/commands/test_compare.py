@@ -13,8 +13,8 @@ import pytest
 
 from sora_cli.app import run
 from tests.helpers_reports import KINDS, write_report, write_study
+from tests.shared_files import ROOT
 
-ROOT = Path(__file__).parents[3]
 _PROGRAM = """
 import json, sys
 from sora_cli.app import run

@@ -17,7 +17,7 @@ from sora_cli.app import run
 from sora_cli.report import RunReport
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, save_base, tiny_tokenizer, train, write_recipe, write_rows
-from tests.shared_files import REPOSITORY
+from tests.shared_files import ROOT
 
 
 class Trained:
@@ -49,7 +49,7 @@ def _fresh(*words: str) -> Any:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "sora_cli", "eval", *words, "--json"],
-        capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=False,
+        capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # nothing but JSON on stdout

@@ -10,9 +10,15 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, read_adapter, write_adapter
+from sora_cli.adapter.directory import (
+    Adapter,
+    AdapterMeta,
+    BaseReference,
+    read_adapter,
+    write_adapter,
+)
 from sora_cli.app import run
-from sora_cli.sora_file import CONFIG_FILE
+from sora_cli.model.files import CONFIG_FILE
 
 
 def _write(directory: Path, ranks: list[int], *, head: bool = False, **meta: Any) -> Path:

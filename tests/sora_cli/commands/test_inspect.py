@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter import Adapter, BaseReference, read_adapter, write_adapter
+from sora_cli.adapter.directory import Adapter, BaseReference, read_adapter, write_adapter
+from sora_cli.adapter.ranks import OTHER, Rank, rank_map, shortest_names
 from sora_cli.app import run
 from sora_cli.commands.inspect import inspect
 from sora_cli.commands.prune import Rule, prune
-from sora_cli.errors import SoraError
-from sora_cli.ranks import OTHER, Rank, rank_map, shortest_names
+from sora_cli.core.errors import SoraError
 from tests.helpers_adapters import R_MAX, adapt, save_backbone
 from tests.helpers_models import tiny_bert
-from tests.sora_cli.test_spectra import SHAPES, write_peft
+from tests.sora_cli.adapter.test_spectra import SHAPES, write_peft
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,19 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter import Adapter, AdapterMeta, BaseReference, read_adapter, write_adapter
+from sora_cli.adapter.directory import (
+    Adapter,
+    AdapterMeta,
+    BaseReference,
+    read_adapter,
+    write_adapter,
+)
+from sora_cli.adapter.metadata import read_json, write_json
 from sora_cli.app import run
 from sora_cli.commands.merge import merge
-from sora_cli.errors import SoraError
-from sora_cli.fingerprint import fingerprint
-from sora_cli.merging import MERGED_KEY, adapter_digest, merge_adapter
-from sora_cli.sora_file import read_json, write_json
+from sora_cli.core.errors import SoraError
+from sora_cli.merge.merge import MERGED_KEY, adapter_digest, merge_adapter
+from sora_cli.model.fingerprint import fingerprint
 from tests.helpers_adapters import LABELS, adapt, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.helpers_runs import train, write_recipe

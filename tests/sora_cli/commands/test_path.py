@@ -13,13 +13,13 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from methods import registry
-from sora_cli.adapter import read_adapter
+from sora_cli.adapter.apply import apply_adapter
+from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
-from sora_cli.loading import apply_adapter
-from sora_cli.path.record import PathReport, read_path
-from sora_cli.path.stages import Stages
+from sora_cli.experiments.path.record import PathReport, read_path
+from sora_cli.experiments.path.stages import Stages
 from sora_cli.report import read_report
-from tests.sora_cli.path.support import THRESHOLDS, path_recipe, train_path
+from tests.sora_cli.experiments.path.support import THRESHOLDS, path_recipe, train_path
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,18 @@ import torch
 from safetensors.torch import save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter import Adapter, BaseReference, open_adapter, read_adapter, write_adapter
+from sora_cli.adapter.directory import (
+    Adapter,
+    BaseReference,
+    open_adapter,
+    read_adapter,
+    write_adapter,
+)
+from sora_cli.adapter.pruning import prune_layers, strongest
 from sora_cli.app import run
 from sora_cli.commands.prune import Rule, prune
-from sora_cli.errors import SoraError
-from sora_cli.pruning import prune_layers, strongest
-from sora_cli.searching import bisect
+from sora_cli.core.errors import SoraError
+from sora_cli.run.search import bisect
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sora_cli.app import run
-from sora_cli.recipe_file import load_recipe
-from sora_cli.recipe_library import recipe_names, recipes_dir
+from sora_cli.recipe.library import recipe_names, recipes_dir
+from sora_cli.recipe.load import load_recipe
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from sora_cli.app import run
-from sora_cli.lock import FILE_NAME as LOCK
+from sora_cli.core.lock import FILE_NAME as LOCK
+from sora_cli.experiments.sweep.record import FILE_NAME
 from sora_cli.report import read_report
-from sora_cli.sweep.record import FILE_NAME
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import timeless, train, write_recipe
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from methods.base import AdapterMethod, LowRankLinear
 from methods.factors import LowRankFactors
 from methods.registry import low_rank_names
-from sora_cli.adapter import read_adapter
+from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
-from sora_cli.model import load_base
-from sora_cli.recipe_file import load_recipe
+from sora_cli.model.base import load_base
+from sora_cli.recipe.load import load_recipe
 from sora_cli.tasks import create_task
 from tests.helpers_adapters import assert_same, logits
 from tests.helpers_models import tiny_bert
@@ -75,7 +75,7 @@ def test_end_to_end_and_loaded_by_peft(
 ) -> None:
     """The in-memory model is caught as the run leaves it, best checkpoint restored."""
     caught: list[Any] = []
-    import sora_cli.evaluation as evaluation
+    import sora_cli.run.evaluate as evaluation
 
     evaluate_run = evaluation.evaluate_run
 

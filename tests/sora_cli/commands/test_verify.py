@@ -13,9 +13,9 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from sora_cli.adapter import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.apply import load_head
+from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.app import run
-from sora_cli.loading import load_head
 from tests.helpers_adapters import CAUSAL, CLASSIFIERS, adapt, fill_peft, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tiny_vit
 from tests.helpers_verify import (

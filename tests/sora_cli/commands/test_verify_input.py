@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sora_cli.adapter import Adapter, write_adapter
+from sora_cli.adapter.directory import Adapter, write_adapter
 from tests.helpers_adapters import save_backbone
 from tests.helpers_models import tiny_bert, tiny_llama
 from tests.helpers_verify import (

@@ -16,19 +16,19 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter import Adapter, open_adapter, write_adapter
+from sora_cli.adapter.directory import Adapter, open_adapter, write_adapter
+from sora_cli.adapter.metadata import read_json, write_json
 from sora_cli.app import run
-from sora_cli.errors import SoraError
-from sora_cli.fingerprint import read_header
+from sora_cli.core.errors import SoraError
 from sora_cli.merge import base as merge_base
 from sora_cli.merge import blocks as merge_blocks
 from sora_cli.merge import write as merge_write
+from sora_cli.merge.merge import adapter_digest, merge_adapter, prepare_merge
 from sora_cli.merge.plan import Item
-from sora_cli.merging import adapter_digest, merge_adapter, prepare_merge
-from sora_cli.sora_file import read_json, write_json
+from sora_cli.model.fingerprint import read_header
 from tests.helpers_adapters import LABELS, adapt, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
-from tests.shared_files import REPOSITORY
+from tests.shared_files import ROOT
 
 HEAD = ("bert.pooler", "classifier")
 Made = tuple[Path, Adapter]
@@ -331,7 +331,7 @@ def test_untie_is_an_option_of_the_command(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_benchmark_runs_and_memory_is_bounded(tmp_path: Path) -> None:
     """Of a base of 100 MB, the process takes less than that for itself while it merges."""
-    program = REPOSITORY / "benchmarks" / "merge.py"
+    program = ROOT / "benchmarks" / "merge.py"
     words = [sys.executable, str(program), "--quick", "--dtype", "bf16", "--place", str(tmp_path)]
     done = subprocess.run([*words, "--shards", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

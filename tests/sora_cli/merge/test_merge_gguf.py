@@ -13,9 +13,9 @@ import transformers
 from peft import PeftModel
 
 from methods import inject, registry
+from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
-from sora_cli.model import split_gguf, weights_options
-from sora_cli.saving import save_adapter
+from sora_cli.model.base import split_gguf, weights_options
 from tests.helpers_adapters import R_MAX, randomise
 
 PROMPTS = ("The capital of France is", "def add(a, b):")

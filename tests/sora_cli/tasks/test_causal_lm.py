@@ -11,8 +11,8 @@ import torch
 import transformers
 from datasets import Dataset
 
-from sora_cli.errors import SoraError
-from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.causal_lm import CausalLm

@@ -12,10 +12,10 @@ import torch
 import transformers
 from datasets import Dataset
 
-from sora_cli.errors import SoraError
-from sora_cli.model import load_base
-from sora_cli.recipe import DataBlock, ModelBlock, TaskBlock
-from sora_cli.tasks import contrast, create_task
+from sora_cli.core.errors import SoraError
+from sora_cli.model.base import load_base
+from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
+from sora_cli.tasks import create_task, image_text
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.image_text import ImageText
 from tests.helpers_images import corner_rows, pair_processor, write_pair_recipe
@@ -58,7 +58,7 @@ def test_the_loss_is_the_models_own_on_all_rows_at_once(monkeypatch: pytest.Monk
     task = _task(rows, model=model, metrics=["recall_at_1", "loss"])
     with torch.no_grad():
         whole = float(model(**_batch(task, rows)).loss)
-    monkeypatch.setattr(contrast, "_BLOCK", 3)
+    monkeypatch.setattr(image_text, "_BLOCK", 3)
     predictions = _predictions(task, model, rows, 4, 7)
     assert task.loss(predictions) == pytest.approx(whole, rel=1e-5)
     assert task.scores(predictions)["loss"] == pytest.approx(whole, rel=1e-5)

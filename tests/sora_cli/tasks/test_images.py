@@ -17,15 +17,15 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from methods.inject import inject
 from methods.registry import create
-from sora_cli.callback import attach
-from sora_cli.data import load_rows
-from sora_cli.errors import SoraError
-from sora_cli.model import Base, load_base
-from sora_cli.recipe import DataBlock, ModelBlock, Recipe, TaskBlock
+from sora_cli.core.errors import SoraError
+from sora_cli.data.rows import load_rows
+from sora_cli.model.base import Base, load_base
+from sora_cli.recipe.recipe import DataBlock, ModelBlock, Recipe, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.images import ImageClassification
-from sora_cli.training import build_trainer
+from sora_cli.train.callback import attach
+from sora_cli.train.trainer import build_trainer
 from tests.helpers_images import (
     SIDE,
     corner_array,

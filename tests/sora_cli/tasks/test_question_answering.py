@@ -23,8 +23,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from sora_cli.errors import SoraError
-from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.question_answering import QuestionAnswering

@@ -9,9 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sora_cli.errors import SoraError
-from sora_cli.recipe import DataBlock, TaskBlock
-from sora_cli.tasks import create_task, task_names
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.families import task_names
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
+from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Predictions, Task
 from tests.helpers_runs import GLUE, glue_rows, pair_rows, tiny_tokenizer
 

@@ -14,11 +14,11 @@ from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sora_cli.errors import SoraError
-from sora_cli.recipe import DataBlock, TaskBlock
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Predictions
-from sora_cli.tasks.tagged_words import tags_inside
+from sora_cli.tasks.tags import tags_inside
 from sora_cli.tasks.token_classification import TokenClassification
 from tests.helpers_families import step_gradients, tagged_rows
 from tests.helpers_models import tiny_bert_for, tiny_llama

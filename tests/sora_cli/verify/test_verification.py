@@ -12,13 +12,13 @@ import pytest
 import torch
 import transformers
 
-from sora_cli.adapter import Adapter, write_adapter
+from sora_cli.adapter.classes import auto_class_for, auto_class_of, number_of_labels
+from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.app import run
-from sora_cli.auto_classes import auto_class_for, auto_class_of, number_of_labels
-from sora_cli.errors import SoraError
-from sora_cli.verify import free_memory as memory
+from sora_cli.core import environment as memory
+from sora_cli.core.environment import free_memory
+from sora_cli.core.errors import SoraError
 from sora_cli.verify import self_check as checking
-from sora_cli.verify.free_memory import free_memory
 from sora_cli.verify.outputs import run_model
 from sora_cli.verify.probes import Probe, make_probe
 from sora_cli.verify.reload import reload_outputs

@@ -1,0 +1,311 @@
+"""What every adapter method owes its callers, as checks for the tests of whoever writes one.
+
+    import pytest
+    from methods.contract import CHECKS
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_contract(check):
+        check(lambda **options: MyMethod(MyConfig(**options)))
+
+A check takes a factory of fresh methods, which is given options that every configuration has
+(targets, alpha, dropout), and raises AssertionError with what is wrong. What is checked here is a
+small net in a plain loop; `sora_cli.verify.contract` holds a method to a transformers Trainer, to
+adapter files and to merging in the same way. A baseline (`low_rank = False`) has no factors:
+`BASELINE_CHECKS` are what it owes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import torch
+
+from methods.base import AdapterMethod, LowRankLinear
+from methods.contract.baselines import (
+    adapting_layers_is_refused,
+    choosing_changes_nothing,
+    groups_hold_every_chosen_parameter_once,
+    only_what_was_chosen_is_trained,
+)
+from methods.contract.net import (
+    LR,
+    STEPS,
+    MethodFactory,
+    base_output,
+    first_difference,
+    generator,
+    largest_difference,
+    layer_inputs,
+    regression_data,
+    small_net,
+    start,
+    trained,
+)
+from methods.contract.runs import (
+    a_missing_gradient_is_named,
+    a_run_resumes_bit_equal,
+    beginning_again_changes_nothing,
+    components_keep_their_order,
+    layers_of_rank_zero_work,
+    training_learns_and_leaves_the_base_alone,
+)
+from methods.errors import MethodError
+from methods.inject import inject, replace
+
+__all__ = ["BASELINE_CHECKS", "CHECKS", "Check", "MethodFactory"]
+
+Check = Callable[[MethodFactory], None]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_ROUNDING = 1e-12  # of float64 sums of a dozen terms near 1
+
+
+def output_is_bit_equal_at_injection(make: MethodFactory) -> None:
+    """The update is exactly zero at first, in every dtype, in training as in evaluation."""
+    for dtype in _DTYPES:
+        x, _ = regression_data(dtype)
+        net = small_net(dtype)
+        before = net(x)
+        inject(net, make(), generator=generator())
+        for mode in (True, False):
+            after = net.train(mode)(x)
+            assert after.dtype == dtype, f"a {dtype} model answers in {after.dtype}"
+            assert torch.equal(after, before), f"the output in {dtype} changed at injection"
+
+
+def dropout_is_on_the_adapters_input_only(make: MethodFactory) -> None:
+    """Dropout thins out what the update is given, never the base layer's input or output."""
+    x, _ = regression_data()
+    run = start(make(dropout=0.5))
+    run.net.train()
+    assert torch.equal(run.net(x), small_net()(x)), "dropout reaches the base layer"
+
+    run.train(range(10))
+    for path, layer in run.layers.items():
+        x = layer_inputs(layer)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            output = layer(x)
+            torch.manual_seed(5)
+            dropped = layer.dropout(x)
+        assert not torch.equal(dropped, x), f"'{path}' drops nothing at dropout 0.5"
+        expected = base_output(layer, x) + dropped @ run.method.factors(layer).dense().T
+        off = largest_difference(output, expected)
+        assert off <= _ROUNDING, f"'{path}' is off by {off:.1e} from an update of dropped inputs"
+        layer.eval()
+        assert torch.equal(layer(x), layer(x)), f"'{path}' is random in evaluation"
+
+
+def same_seed_same_factors(make: MethodFactory) -> None:
+    """The generator that `wrap` is given decides the initial factors, and nothing else does."""
+    first, again, other = (start(make(), seed=seed).net.state_dict() for seed in (1, 1, 2))
+    changed = first_difference(first, again)
+    assert changed is None, f"one seed gave two different '{changed}'"
+    assert first_difference(first, other) is not None, "two seeds gave the same factors"
+
+
+def the_global_generator_is_not_used(make: MethodFactory) -> None:
+    """Injecting draws from the given generator only, so it does not shift a caller's numbers."""
+    net = small_net()
+    before = torch.get_rng_state()
+    inject(net, make(), generator=generator())
+    assert torch.equal(torch.get_rng_state(), before), "wrap drew from torch's global generator"
+
+
+def groups_hold_every_adapter_parameter_once(make: MethodFactory) -> None:
+    """Each trained parameter is in one group, and each group has a name of its own."""
+    method = make()
+    net = small_net()
+    layers = inject(net, method, generator=generator())
+    groups = method.param_groups(layers, lr=LR, weight_decay=0.01)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    trainable = {id(p): name for name, p in net.named_parameters() if p.requires_grad}
+    assert trainable, "nothing is trained"
+    for key, name in trainable.items():
+        assert grouped.count(key) == 1, f"'{name}' is in {grouped.count(key)} groups, not in one"
+    assert len(grouped) == len(trainable), "a group holds a parameter that is not trained"
+    names = [group.get("name") for group in groups]
+    assert None not in names, "a group has no name"
+    assert len(set(names)) == len(names), f"groups share a name: {names}"
+
+
+def penalty_is_none_or_a_scalar_of_the_adapters(make: MethodFactory) -> None:
+    """Where there is a penalty, it is one finite number, not negative, of trained parameters."""
+    run = start(make())
+    penalty = run.method.penalty(run.layers)
+    if penalty is None:
+        return
+    assert penalty.shape == (), f"the penalty has shape {tuple(penalty.shape)}, it must be a scalar"
+    assert torch.isfinite(penalty), f"the penalty is {penalty.item()}"
+    assert penalty >= 0, f"the penalty is negative: {penalty.item()}"
+    assert penalty.requires_grad, "the penalty does not depend on any parameter"
+    penalty.backward()  # type: ignore[no-untyped-call]
+    moved = [p for p in run.net.parameters() if p.grad is not None]
+    assert moved, "the penalty does not depend on the adapters' parameters"
+    adapters = {id(p) for layer in run.layers.values() for p in (layer.A, layer.B, layer.d)}
+    assert all(id(p) in adapters for p in moved), "the penalty has a gradient on the base model"
+
+
+def penalty_changes_nothing(make: MethodFactory) -> None:
+    """`penalty` only looks: it runs before the optimiser's step, and once per micro-batch."""
+    x, _ = regression_data()
+    run = start(make())
+    for steps in (range(0), range(10)):
+        run.train(steps)
+        for mode in (True, False):
+            run.net.train(mode)
+            before, output = run.state(), run.net(x)
+            run.method.penalty(run.layers)
+            changed = first_difference(before, run.state())
+            assert changed is None, f"calling penalty changed '{changed}'"
+            assert torch.equal(run.net(x), output), "calling penalty changed the output"
+        run.net.train()
+
+
+def evaluation_is_the_base_plus_the_factors(make: MethodFactory) -> None:
+    """In evaluation a layer gives W x + b + dW x and nothing more: no penalty, no dropout."""
+    run = trained(make, dropout=0.5)
+    run.net.eval()
+    plain = small_net()
+    for path, layer in run.layers.items():
+        x = layer_inputs(layer)
+        dense = run.method.factors(layer).dense()
+        off = largest_difference(layer(x), base_output(layer, x) + x @ dense.T)
+        assert off <= _ROUNDING, f"'{path}' is off by {off:.1e} from its base and its factors"
+        plain.get_parameter(f"{path}.weight").data += dense
+    x, _ = regression_data()
+    off = largest_difference(run.net(x), plain(x))
+    assert off <= _ROUNDING, f"the net is off by {off:.1e} from its base and its factors"
+
+
+def factors_are_the_layers_effect(make: MethodFactory) -> None:
+    """`factors` is what the layer adds in training: gates and scaling are in it."""
+    run = trained(make)
+    largest = 0.0
+    for path, layer in run.layers.items():
+        x = layer_inputs(layer)
+        effect = layer(x) - base_output(layer, x)
+        largest = max(largest, float(effect.detach().abs().max()))
+        off = largest_difference(effect, x @ run.method.factors(layer).dense().T)
+        assert off <= _ROUNDING, f"the factors of '{path}' are off by {off:.1e} from its effect"
+    assert largest > 1e-6, "training left every layer without an effect"
+
+
+def dropping_zero_terms_changes_nothing(make: MethodFactory) -> None:
+    """Terms that are exactly zero can be left out: the same dW, the same outputs."""
+    run = trained(make)
+    x, _ = regression_data()
+    for path, layer in run.layers.items():
+        killed = _kill_components(layer)
+        factors = run.method.factors(layer)
+        kept = factors.drop_zeros()
+        left = factors.rank - kept.rank
+        assert left >= killed, f"'{path}' has {killed} dead components, {left} zero terms"
+        off = largest_difference(kept.dense(), factors.dense())
+        assert off <= 1e-15, f"dW of '{path}' is off by {off:.1e} without its zero terms"
+        full = run.net(x)
+        replace(run.net, path, LowRankLinear(layer.base, kept.A, kept.B, scaling=1.0))
+        off = largest_difference(run.net(x), full)
+        assert off <= _ROUNDING, f"'{path}' answers otherwise (by {off:.1e}) without zero terms"
+
+
+def summary_counts_components(make: MethodFactory) -> None:
+    """`summary` counts live terms of all terms; only a method that says so loses any."""
+    run = trained(make)
+    summary = run.method.summary(run.layers)
+    total = sum(layer.rank for layer in run.layers.values())
+    assert summary.total == total, f"summary tells of {summary.total} components, not {total}"
+    live = sum(run.method.factors(layer).drop_zeros().rank for layer in run.layers.values())
+    assert summary.live == live, f"summary tells of {summary.live} live components, not {live}"
+    adapts = run.method.adapts_rank
+    assert live == total or adapts, "components died, but adapts_rank is False"
+    json.dumps(run.method.details(run.layers))  # raises TypeError on what is not plain data
+
+
+def a_plan_covers_the_run_and_changes_nothing(make: MethodFactory) -> None:
+    """`plan` tells of phases that add up to the run, and leaves everything as it was."""
+    run = start(make())
+    before = run.state()
+    groups = run.optimizer.param_groups
+    rates = {group["name"]: [LR] * STEPS for group in groups}
+    plan = run.method.plan(run.layers, total_steps=STEPS, learning_rates=rates)
+    steps = sum(count for _, count in plan.phases)
+    assert steps == STEPS, f"the phases of the plan add up to {steps} steps, not {STEPS}"
+    changed = first_difference(before, run.state())
+    assert changed is None, f"calling plan changed '{changed}'"
+
+
+def only_variable_options_vary(make: MethodFactory) -> None:
+    """`set_option` changes what is declared as variable; an error lists what that is."""
+    method = make()
+    fixed = [n for n in type(method.config).model_fields if n not in method.variable_options]
+    for option in (*fixed, "no_such_option"):
+        error = _refusal(method, option, getattr(method.config, option, 1.0))
+        assert error, f"'{option}' is not in variable_options but was changed"
+        for word in (option, *(method.variable_options or ("nothing",))):
+            assert word in error, f"the error on '{option}' does not name {word}: {error}"
+    for option in method.variable_options:
+        value = getattr(method.config, option)
+        method.set_option(option, value)
+        error = _refusal(method, option, {"no": "value"})
+        assert error, f"'{option}' took a mapping as its value"
+        assert option in error, f"the error on a value of '{option}' does not name it: {error}"
+        assert getattr(method.config, option) == value, f"'{option}' is not what it was set to"
+
+
+CHECKS: tuple[Check, ...] = (
+    output_is_bit_equal_at_injection,
+    dropout_is_on_the_adapters_input_only,
+    same_seed_same_factors,
+    the_global_generator_is_not_used,
+    groups_hold_every_adapter_parameter_once,
+    penalty_is_none_or_a_scalar_of_the_adapters,
+    penalty_changes_nothing,
+    evaluation_is_the_base_plus_the_factors,
+    training_learns_and_leaves_the_base_alone,
+    factors_are_the_layers_effect,
+    a_missing_gradient_is_named,
+    components_keep_their_order,
+    dropping_zero_terms_changes_nothing,
+    layers_of_rank_zero_work,
+    a_run_resumes_bit_equal,
+    beginning_again_changes_nothing,
+    summary_counts_components,
+    a_plan_covers_the_run_and_changes_nothing,
+    only_variable_options_vary,
+)
+"""Every check of a low-rank method; each raises AssertionError with what is wrong."""
+
+BASELINE_CHECKS: tuple[Check, ...] = (
+    choosing_changes_nothing,
+    only_what_was_chosen_is_trained,
+    groups_hold_every_chosen_parameter_once,
+    adapting_layers_is_refused,
+    penalty_changes_nothing,
+    a_run_resumes_bit_equal,
+    beginning_again_changes_nothing,
+    summary_counts_components,
+    a_plan_covers_the_run_and_changes_nothing,
+    only_variable_options_vary,
+)
+"""Every check of a baseline: those on factors are left out."""
+
+
+def _kill_components(layer: LowRankLinear) -> int:
+    """Bring the first component and, where there are gates, the last to zero; how many that is."""
+    dead = {0}
+    layer.B.data[:, 0] = 0
+    if layer.d is not None:
+        dead.add(layer.rank - 1)
+        layer.d.data[-1] = 0
+    return len(dead)
+
+
+def _refusal(method: AdapterMethod, option: str, value: object) -> str:
+    """What `set_option` says against that value; nothing if it took it."""
+    try:
+        method.set_option(option, value)
+    except MethodError as error:
+        return str(error)
+    return ""

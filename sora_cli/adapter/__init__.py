@@ -1,0 +1,1 @@
+"""The adapter directory and what is in it."""

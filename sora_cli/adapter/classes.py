@@ -1,0 +1,131 @@
+"""Which transformers Auto class an adapter or a checkpoint belongs to, and with how many labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from sora_cli.adapter.directory import Adapter
+
+BARE = "AutoModel"
+"""The class without a head, whose output is the last hidden state."""
+
+_BY_TASK = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": BARE,
+}
+WITHOUT_A_TASK = ("AutoModelForImageClassification", "AutoModelForMultipleChoice")
+"""Classes PEFT has no task type for; tried last, for adapters that name none."""
+
+_TABLES = {
+    "SEQ_TO_SEQ_CAUSAL_LM": "AutoModelForSeq2SeqLM",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQUENCE_CLASSIFICATION": "AutoModelForSequenceClassification",
+    "TOKEN_CLASSIFICATION": "AutoModelForTokenClassification",
+    "QUESTION_ANSWERING": "AutoModelForQuestionAnswering",
+    "MULTIPLE_CHOICE": "AutoModelForMultipleChoice",
+    "IMAGE_CLASSIFICATION": "AutoModelForImageClassification",
+    "MASKED_LM": "AutoModelForMaskedLM",
+}
+"""transformers' tables of class names; what is in several belongs to the first."""
+
+_TASKS = {auto: task for task, auto in _BY_TASK.items() if auto != BARE}
+_OUTPUT_LAYERS = ("classifier.weight", "score.weight", "out_proj.weight")
+
+
+def auto_class_of(config: Any) -> str:
+    """The Auto class of a checkpoint, by the architecture its configuration names."""
+    names = getattr(config, "architectures", None) or [""]
+    return _by_name(names[0]) or BARE
+
+
+def task_type_of(class_name: str) -> str | None:
+    """PEFT's task type of a model class, such as "SEQ_CLS"; None where PEFT has none for it."""
+    auto = _by_name(class_name)
+    return None if auto is None else _TASKS.get(auto)
+
+
+def auto_class_for(adapter: Adapter, config: Any, others: Iterable[str] = ()) -> str:
+    """The Auto class an adapter is for.
+
+    By its task type. Adapters without one (PEFT knows none for images, and does not insist on
+    one) get the first class whose model has every layer and parameter that the adapter holds.
+
+    Args:
+        config: the base model's configuration.
+        others: classes to try first, such as that of the model to compare with.
+    """
+    if adapter.task_type in _BY_TASK:
+        return _BY_TASK[adapter.task_type]
+    candidates = dict.fromkeys((*others, auto_class_of(config), BARE, *WITHOUT_A_TASK))
+    for shapes in (True, False):  # else a class that fits by name: a clearer error follows
+        for auto in candidates:
+            if _fits(auto, adapter, config, shapes=shapes):
+                return auto
+    return BARE
+
+
+def names_classes(class_name: str) -> bool:
+    """Whether the labels in such a model's configuration are those of its head."""
+    return (_by_name(class_name) or "").endswith("Classification")
+
+
+def number_of_labels(adapter: Adapter) -> int | None:
+    """From the metadata, else from the head's last layer; None where neither tells."""
+    meta = adapter.meta
+    if meta.labels or meta.num_labels:
+        return len(meta.labels) if meta.labels else meta.num_labels
+    outputs = (adapter.head[name] for name in adapter.head if name.endswith(_OUTPUT_LAYERS))
+    sizes = [t.shape[0] for t in outputs if t.ndim == 2]
+    return min(sizes) if sizes else None
+
+
+def _by_name(class_name: str) -> str | None:
+    """By transformers' tables; a class that is not its own, by the ending of its name."""
+    known = _classes()
+    if class_name in known:
+        return known[class_name]
+    ending = class_name.rpartition("For")[2]
+    found = (auto for auto in _TABLES.values() if auto.removeprefix("AutoModelFor") == ending)
+    return next(found, None)
+
+
+@cache
+def _classes() -> dict[str, str]:
+    """Name of each class in the tables -> its Auto class."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, str] = {}
+    for table, auto in _TABLES.items():
+        for entry in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
+            for name in (entry,) if isinstance(entry, str) else entry:
+                found.setdefault(name, auto)
+    return found
+
+
+def _fits(auto: str, adapter: Adapter, config: Any, *, shapes: bool) -> bool:
+    """Whether that class, built without memory for its weights, has all the adapter's names.
+
+    Args:
+        shapes: what is stored in full must have the same shape there, too.
+    """
+    import transformers
+
+    try:
+        with torch.device("meta"):
+            model: nn.Module = getattr(transformers, auto).from_config(config)
+    except ValueError:  # no such class for this kind of model
+        return False
+    modules = {path for path, _ in model.named_modules()}
+    state = model.state_dict()
+    if not (adapter.layers.keys() <= modules and adapter.head.keys() <= state.keys()):
+        return False
+    return not shapes or all(state[n].shape == adapter.head[n].shape for n in adapter.head)

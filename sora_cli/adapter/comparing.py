@@ -1,0 +1,199 @@
+"""Two adapters of one model, module by module: do they do the same, and in the same directions?
+
+Everything comes from the factors: QR decompositions of the thin ones and small matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from methods.factors import LowRankFactors, numerical_rank, subspace_overlap
+from sora_cli.adapter.spectra import one_thread
+from sora_cli.core.errors import SoraError
+
+if TYPE_CHECKING:
+    from sora_cli.adapter.reading import AdapterFile
+
+_CLOSE = 1e-4
+"""Below that relative distance the quick formula has lost half of its digits."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How far the singular subspaces of two updates agree, 0 to 1; see `subspace_overlap`.
+
+    Attributes:
+        left: of their outputs (column spaces).
+        right: of their inputs (row spaces).
+        chance_left: what two random subspaces of these sizes have on average.
+        chance_right: likewise.
+    """
+
+    left: float
+    right: float
+    chance_left: float
+    chance_right: float
+
+
+@dataclass(frozen=True)
+class ModuleComparison:
+    """The updates A and B of one module.
+
+    Attributes:
+        ranks: live terms of A and of B.
+        norms: ||dW||_F of A and of B.
+        inner: Frobenius inner product of the two updates.
+        distance: ||dW_A - dW_B||_F.
+        overlap: None where A or B is zero.
+    """
+
+    ranks: tuple[int, int]
+    norms: tuple[float, float]
+    inner: float
+    distance: float
+    overlap: Overlap | None
+
+    @property
+    def cosine(self) -> float | None:
+        """Cosine between the two updates as vectors; None where A or B is zero."""
+        return _cosine(self.inner, self.norms)
+
+    @property
+    def relative(self) -> float | None:
+        """||dW_A - dW_B||_F / ||dW_A||_F; None where A is zero."""
+        return self.distance / self.norms[0] if self.norms[0] else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two adapters.
+
+    Attributes:
+        modules: those of either, in the order of the first; one that an adapter lacks is zero.
+        only: paths of those in the first only, and of those in the second only.
+        total: both adapters as one block-diagonal update; its overlap is the mean over modules.
+    """
+
+    modules: dict[str, ModuleComparison]
+    only: tuple[tuple[str, ...], tuple[str, ...]]
+    total: ModuleComparison
+
+
+def compare(first: AdapterFile, second: AdapterFile) -> Comparison:
+    """Compare two adapters; the modules of both are read one at a time.
+
+    Raises:
+        SoraError: no module in common, or one of different shapes: other base models.
+    """
+    only = _only(first, second), _only(second, first)
+    _check_fit(first, second)
+    with one_thread():
+        modules = {
+            path: compare_factors(_factors(first, second, path), _factors(second, first, path))
+            for path in (*first.paths, *only[1])
+        }
+    return Comparison(modules, only, _total(modules))
+
+
+def compare_factors(first: LowRankFactors, second: LowRankFactors) -> ModuleComparison:
+    """Compare two updates of one module."""
+    a, b = first.drop_zeros(), second.drop_zeros()
+    svd_a, svd_b = a.svd(), b.svd()
+    norms = float(svd_a[1].norm()), float(svd_b[1].norm())
+    inner = a.inner(b)
+    return ModuleComparison(
+        ranks=(a.rank, b.rank),
+        norms=norms,
+        inner=inner,
+        distance=_distance(a, b, norms, inner),
+        overlap=_overlap(svd_a, svd_b),
+    )
+
+
+def _distance(
+    a: LowRankFactors, b: LowRankFactors, norms: tuple[float, float], inner: float
+) -> float:
+    """||dW_A - dW_B||_F; where the two are close, from stacked factors: nothing cancels."""
+    squared = norms[0] ** 2 + norms[1] ** 2 - 2 * inner
+    if squared > (_CLOSE * max(norms)) ** 2:
+        return math.sqrt(squared)
+    return a.minus(b).norm()
+
+
+def _overlap(
+    svd_a: tuple[Tensor, Tensor, Tensor], svd_b: tuple[Tensor, Tensor, Tensor]
+) -> Overlap | None:
+    """Between the singular subspaces of what is above float32's resolution."""
+    (u_a, s_a, vt_a), (u_b, s_b, vt_b) = svd_a, svd_b
+    k_a, k_b = numerical_rank(s_a), numerical_rank(s_b)
+    if not k_a or not k_b:
+        return None
+    larger = max(k_a, k_b)
+    return Overlap(
+        left=subspace_overlap(u_a[:, :k_a], u_b[:, :k_b]),
+        right=subspace_overlap(vt_a[:k_a].T, vt_b[:k_b].T),
+        chance_left=larger / u_a.shape[0],
+        chance_right=larger / vt_a.shape[1],
+    )
+
+
+def _only(file: AdapterFile, other: AdapterFile) -> tuple[str, ...]:
+    return tuple(path for path in file.paths if path not in other.shapes)
+
+
+def _factors(file: AdapterFile, other: AdapterFile, path: str) -> LowRankFactors:
+    """A module's factors; of rank 0 if only the other adapter has it."""
+    if path in file.shapes:
+        return file.factors(path)
+    n_out, n_in = other.shapes[path]
+    return LowRankFactors(torch.zeros(0, n_in), torch.zeros(n_out, 0))
+
+
+def _total(modules: Mapping[str, ModuleComparison]) -> ModuleComparison:
+    every = list(modules.values())
+    overlaps = [m.overlap for m in every if m.overlap is not None]
+    return ModuleComparison(
+        ranks=(sum(m.ranks[0] for m in every), sum(m.ranks[1] for m in every)),
+        norms=(
+            math.hypot(*(m.norms[0] for m in every)),
+            math.hypot(*(m.norms[1] for m in every)),
+        ),
+        inner=sum(m.inner for m in every),
+        distance=math.hypot(*(m.distance for m in every)),
+        overlap=_mean(overlaps) if overlaps else None,
+    )
+
+
+def _mean(overlaps: list[Overlap]) -> Overlap:
+    n = len(overlaps)
+    return Overlap(
+        left=sum(o.left for o in overlaps) / n,
+        right=sum(o.right for o in overlaps) / n,
+        chance_left=sum(o.chance_left for o in overlaps) / n,
+        chance_right=sum(o.chance_right for o in overlaps) / n,
+    )
+
+
+def _cosine(inner: float, norms: tuple[float, float]) -> float | None:
+    product = norms[0] * norms[1]
+    return max(-1.0, min(1.0, inner / product)) if product else None
+
+
+def _check_fit(first: AdapterFile, second: AdapterFile) -> None:
+    where = f"{first.directory} and {second.directory}"
+    common = [path for path in first.paths if path in second.shapes]
+    if not common:
+        raise SoraError("the two adapters have no module in common", where=where)
+    for path in common:
+        if first.shapes[path] != second.shapes[path]:
+            raise SoraError(
+                f"'{path}' is {first.shapes[path]} in one and {second.shapes[path]} in the other: "
+                "adapters of different models",
+                where=where,
+            )

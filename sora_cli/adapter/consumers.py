@@ -1,0 +1,267 @@
+"""Which programs can load an adapter directory as it is, and what to pass them or do first.
+
+The verdicts follow from the configuration and the stored ranks, and what the base model is, where
+that is known. Each program has its own rule for the strength of an update, and the ones that differ
+load a directory without a word and apply it wrongly:
+
+- PEFT and transformers: `alpha / r` per module, patterns and rsLoRA as written.
+- vLLM: one `alpha / r` (rsLoRA: `alpha / sqrt(r)`) for all modules, both patterns ignored; smaller
+  ranks fit; `r` may not exceed `--max-lora-rank`; nothing stored in full but, in its newest
+  versions, the head of a sequence classifier (vllm/lora/peft_helper.py, vllm/config/lora.py); no
+  text-to-text model, such as T5 (pull request 24907); no adapters for the kinds of model whose
+  column LoRA is empty in its docs/models/supported_models.md (January 2026).
+- llama.cpp: `alpha / rank of the tensor`, patterns and rsLoRA ignored; its converter stops at any
+  tensor that is not half of a LoRA pair, or whose layer has no name in the tables of the package
+  `gguf`, and transposes factors of GPT-2's Conv1D, which PEFT stores as those of any other layer
+  (convert_lora_to_gguf.py). A layer that is tied to the embedding is not there when it runs.
+
+What llama.cpp calls the layers of a model: the tables of its package `gguf`, asked for adapters.
+
+Its converter (convert_lora_to_gguf.py) looks every pair of factors up there, under the name of the
+layer's weight in the base model, and stops at one that is not there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.adapter.metadata import read_json
+from sora_cli.adapter.places import MODEL_CONFIG
+from sora_cli.core.errors import SoraError
+from sora_cli.model.references import local_checkpoint
+
+if TYPE_CHECKING:
+    from sora_cli.adapter.metadata import BaseReference
+    from sora_cli.adapter.peft.config import PeftConfig
+
+
+VLLM_RANKS = 8, 16, 32, 64, 128, 256, 320, 512
+"""What `--max-lora-rank` takes in all versions (newer ones also take 1)."""
+
+VLLM_WITHOUT_LORA = {
+    "arctic", "bert", "bloom", "clip", "dbrx", "falcon", "falcon_mamba", "flex_olmo", "gemma3n",
+    "gemma3n_text", "gpt2", "gptj", "gpt_neox", "mamba", "mamba2", "minimax", "modernbert", "mpt",
+    "nomic_bert", "olmoe", "persimmon", "roberta", "siglip", "stablelm", "starcoder2",
+    "xlm-roberta", "zamba2",
+}  # fmt: skip
+"""Model types it serves, but takes no adapters for."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One program's verdict on a directory as it is.
+
+    Attributes:
+        loads: it loads the directory and applies it at the right strength.
+        advice: how to load it, or what to do first.
+    """
+
+    name: str
+    loads: bool
+    advice: str
+
+
+def consumers(
+    config: PeftConfig,
+    ranks: Mapping[str, int],
+    *,
+    head: tuple[str, ...],
+    directory: str,
+    base_config: Mapping[str, Any] | None = None,
+) -> tuple[Consumer, ...]:
+    """Judge an adapter directory.
+
+    Args:
+        config: its configuration.
+        ranks: module path -> stored rank.
+        head: modules stored in full.
+        directory: how to name it in what is to be typed.
+        base_config: the base model's config.json; None: it is not at hand.
+    """
+    base = config.base_model_name_or_path or "BASE"
+    return (
+        _peft(config),
+        _transformers(config),
+        _vllm(config, ranks, head, directory, base, base_config or {}),
+        _llama_cpp(config, ranks, head, directory, base, base_config or {}),
+    )
+
+
+def base_configuration(base: BaseReference) -> dict[str, Any] | None:
+    """The base model's config.json; None where it is not on this disk, or can not be read."""
+    folder = local_checkpoint(base.resolved or base.path, base.revision)
+    if folder is None or not (folder / MODEL_CONFIG).is_file():
+        return None
+    try:
+        raw = read_json(folder / MODEL_CONFIG)
+    except (SoraError, OSError):
+        return None
+    return raw if isinstance(raw, dict) else None
+
+
+def _peft(config: PeftConfig) -> Consumer:
+    advice = "PeftModel.from_pretrained(model, directory)"
+    patterns = {**(config.rank_pattern or {}), **(config.alpha_pattern or {})}
+    if any(key.startswith("^") for key in patterns):
+        advice += ", from PEFT 0.15 on"  # older ones never match an anchored pattern
+    init = config.init_lora_weights
+    if init is False or init == "orthogonal":
+        shown = f"init_lora_weights is {str(init).lower()}"
+        advice += f"; {shown}: targets missing from the file get random factors"
+    return Consumer("PEFT", True, advice)
+
+
+def _transformers(config: PeftConfig) -> Consumer:
+    if not config.is_adalora:
+        return Consumer("transformers", True, "model.load_adapter(directory), with PEFT installed")
+    return Consumer("transformers", False, "load it with PEFT's PeftModel, or sora export first")
+
+
+def _vllm(
+    config: PeftConfig,
+    ranks: Mapping[str, int],
+    head: tuple[str, ...],
+    directory: str,
+    base: str,
+    base_config: Mapping[str, Any],
+) -> Consumer:
+    if config.task_type == "SEQ_2_SEQ_LM":
+        return Consumer("vLLM", False, "serves no text-to-text model, such as T5 or BART")
+    kind = base_config.get("model_type")
+    if kind in VLLM_WITHOUT_LORA:
+        return Consumer("vLLM", False, f"takes no adapters for {kind} models: sora merge first")
+    if head and config.task_type != "SEQ_CLS":
+        return Consumer("vLLM", False, f"refuses {_names(head)}, stored in full: sora merge first")
+    if config.is_adalora:
+        return _export("vLLM", directory)
+    if any(not _same(config.scaling(path), _global_scaling(config)) for path in ranks):
+        return _export("vLLM", directory, "applies one alpha / r to all modules")
+    needed = max(config.r, *ranks.values())
+    fits = next((rank for rank in VLLM_RANKS if rank >= needed), None)
+    if fits is None:
+        cut = f"sora prune --rank {VLLM_RANKS[-1]} first"
+        return Consumer("vLLM", False, f"takes ranks up to {VLLM_RANKS[-1]}, not {needed}: {cut}")
+    option = f"--max-lora-rank {fits}"
+    if head:
+        newest = f"the newest take it with {option}"
+        return Consumer("vLLM", False, f"older versions refuse a classifier's head ({newest}): "
+                                       "sora merge first")  # fmt: skip
+    return Consumer("vLLM", True, f"vllm serve {base} --enable-lora {option} "
+                                  f"--lora-modules adapter={directory}")  # fmt: skip
+
+
+def _llama_cpp(
+    config: PeftConfig,
+    ranks: Mapping[str, int],
+    head: tuple[str, ...],
+    directory: str,
+    base: str,
+    base_config: Mapping[str, Any],
+) -> Consumer:
+    refused = f"refuses {_names(head)}, stored in full" if head else None
+    refused = refused or _no_place_in_llama_cpp(config, ranks, base_config)
+    if refused is not None:
+        return Consumer("llama.cpp", False, f"{refused}: sora merge first")
+    if config.is_adalora:
+        return _export("llama.cpp", directory, padded=True)
+    for path, rank in ranks.items():
+        if rank and not _same(config.scaling(path), config.lora_alpha / rank):
+            reason = "applies alpha / rank of each tensor"
+            return _export("llama.cpp", directory, reason, padded=True)
+    if base.lower().endswith(".gguf"):
+        base = "DIR, with the config.json of the model the GGUF file was made from"
+    return Consumer("llama.cpp", True, f"convert_lora_to_gguf.py {directory} --base {base}")
+
+
+def _no_place_in_llama_cpp(
+    config: PeftConfig, ranks: Mapping[str, int], base_config: Mapping[str, Any]
+) -> str | None:
+    """What of the model it can not put factors beside; None: nothing that is known."""
+    if config.fan_in_fan_out:
+        return "transposes the factors of Conv1D layers once too often"
+    tied = [path for path in ranks if path.split(".")[-1] == "lm_head"]
+    if tied and base_config.get("tie_word_embeddings"):
+        return f"has no {tied[0]} where it is tied to the embedding"
+    model_type = base_config.get("model_type")
+    if not isinstance(model_type, str):
+        return None
+    try:
+        names = gguf_names(model_type, ranks)
+    except LookupError:
+        return f"knows no {model_type} models"
+    lost = [path for path, name in (names or {}).items() if name is None]
+    return f"has no place for {lost[0]} of a {model_type} model" if lost else None
+
+
+def _export(name: str, directory: str, reason: str = "", *, padded: bool = False) -> Consumer:
+    layout = " --layout padded" if padded else ""
+    command = f"sora export {directory} -o OUT{layout} first"
+    return Consumer(name, False, f"{reason}: {command}" if reason else command)
+
+
+def _global_scaling(config: PeftConfig) -> float:
+    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+
+
+def _same(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-6)
+
+
+def _names(head: tuple[str, ...]) -> str:
+    return ", ".join(head)
+
+
+_OTHER_NAMES = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "phi": "phi2",
+    "cohere": "command-r",
+    "gemma3text": "gemma3",
+    "gemma4text": "gemma4",
+    "umt5": "t5",
+    "roberta": "bert",
+    "xlmroberta": "bert",
+    "gptbigcode": "starcoder",
+}
+"""transformers' model type -> llama.cpp's architecture, where they are not the same but for dashes.
+"""
+
+
+def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] | None:
+    """Module path -> name of its weight in a GGUF file, without an ending; None: it has no place.
+
+    Args:
+        model_type: of the base model's configuration.
+
+    Returns:
+        None where nothing can be told: the package `gguf` is not installed.
+
+    Raises:
+        LookupError: llama.cpp knows no such kind of model.
+    """
+    try:
+        import gguf
+    except ImportError:
+        return None
+    paths = tuple(paths)
+    plain = _plain(model_type)
+    wanted = _plain(_OTHER_NAMES.get(plain, plain))
+    known = {_plain(name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    if wanted not in known:
+        raise LookupError(model_type)
+    numbers = (int(part) for path in paths for part in path.split(".") if part.isdecimal())
+    names = gguf.get_tensor_name_map(known[wanted], max(numbers, default=0) + 1)
+    return {path: names.get_name(path) or names.get_name(_inner(path)) for path in paths}
+
+
+def _inner(path: str) -> str:
+    """Without the backbone's own name, which converters of encoders take away."""
+    return path.partition(".")[2]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_]", "", name.lower())

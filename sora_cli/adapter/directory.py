@@ -1,0 +1,168 @@
+"""The adapter directory: a plain PEFT LoRA adapter, plus `sora.json` with what PEFT has no key for.
+
+Read ours or any tool's PEFT LoRA, write ours. Either way an adapter in memory is plain factors with
+all scaling in B; see `adapter_file` for reading, `peft_layout` for keys and configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from methods.factors import LowRankFactors
+from sora_cli.adapter.metadata import (
+    SORA_FILE,
+    AdapterMeta,
+    BaseReference,
+    write_json,
+    write_sora_file,
+)
+from sora_cli.adapter.peft.layout import WEIGHTS_FILE, written_config
+from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.adapter.writing import Plan
+from sora_cli.core.atomic import new_directory
+from sora_cli.core.errors import SoraError
+from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.tensors import write_tensors
+
+__all__ = [
+    "Adapter",
+    "AdapterFile",
+    "AdapterMeta",
+    "BaseReference",
+    "lazy_adapter",
+    "locate_adapter",
+    "open_adapter",
+    "read_adapter",
+    "write_adapter",
+]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in memory, or one whose tensors are read when they are asked for.
+
+    Attributes:
+        layers: module path in the base model -> float32 factors, all scaling folded into B.
+        head: parameter name in the base model -> tensor, for what is stored in full.
+        head_modules: paths of the modules that `head` covers; each needs all its tensors there.
+        task_type: PEFT's, such as "SEQ_CLS" or "CAUSAL_LM". For "SEQ_CLS" PEFT expects a
+            `classifier` or `score` to be stored, also where it was not trained.
+        fan_in_fan_out: some target is a Conv1D.
+    """
+
+    layers: Mapping[str, LowRankFactors]
+    head: Mapping[str, Tensor]
+    head_modules: tuple[str, ...]
+    task_type: str | None
+    base: BaseReference
+    fan_in_fan_out: bool = False
+    meta: AdapterMeta = dataclasses.field(default_factory=AdapterMeta)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the factors; the head not counted."""
+        return sum(factors.parameters for factors in self.layers.values())
+
+    @property
+    def head_parameters(self) -> int:
+        """Numbers stored in full."""
+        return sum(tensor.numel() for tensor in self.head.values())
+
+    def ranks(self) -> dict[str, int]:
+        """Components alive per module, 0 for dead ones (also for those that are not stored)."""
+        live = {path: int(f.live_terms().sum()) for path, f in self.layers.items()}
+        return {path: live.get(path, 0) for path in dict.fromkeys([*self.meta.ranks, *live])}
+
+    def ranks_start(self) -> dict[str, int]:
+        """Components training started with, as far as known: else those stored."""
+        stored = {path: factors.rank for path, factors in self.layers.items()}
+        return {path: self.meta.ranks_start.get(path, stored.get(path, 0)) for path in self.ranks()}
+
+
+def read_adapter(directory: Path) -> Adapter:
+    """Read our adapter or any PEFT LoRA: rsLoRA, AdaLoRA, patterns, heads stored in full.
+
+    Args:
+        directory: the adapter directory, or a run directory that holds one.
+
+    Raises:
+        SoraError: no adapter, one of another kind, or a damaged one.
+    """
+    with open_adapter(directory) as file:
+        lazy = lazy_adapter(file)
+        return dataclasses.replace(lazy, layers=dict(lazy.layers), head=dict(lazy.head))
+
+
+def lazy_adapter(file: AdapterFile) -> Adapter:
+    """An adapter that holds no tensor: each access to one reads it, while `file` is open."""
+    return Adapter(
+        layers=file.layers,
+        head=file.head,
+        head_modules=file.head_modules,
+        task_type=file.config.task_type,
+        base=file.base,
+        fan_in_fan_out=file.config.fan_in_fan_out,
+        meta=file.meta,
+    )
+
+
+def write_adapter(
+    directory: Path,
+    adapter: Adapter,
+    *,
+    layout: str = "exact",
+    dtype: str = "float32",
+    force: bool = False,
+) -> None:
+    """Write an adapter, atomically: complete and read back, or not at all.
+
+    Terms that are exactly zero are left out, and so are modules left with none. If that is all of
+    them, one module stays as a zero pair of rank 1, so that every tool can load the directory. Each
+    tensor is asked for a few times, and held one at a time.
+
+    Args:
+        layout: "exact", each module at its own rank, or "padded", all zero-padded to the largest.
+        dtype: of the factors; they are folded in float32 and cast last. The head stays as it is.
+        force: replace an adapter directory that is there.
+
+    Raises:
+        SoraError: the directory exists, or the adapter can not be written or read back.
+    """
+    plan = Plan(adapter.layers, adapter.head, layout=layout, dtype=dtype)
+    _check_head(adapter.head, adapter.head_modules)
+    config = written_config(
+        plan.stored,
+        layout=layout,
+        base=adapter.base.resolved,
+        revision=adapter.base.revision,
+        task_type=adapter.task_type,
+        head_modules=adapter.head_modules,
+        fan_in_fan_out=adapter.fan_in_fan_out,
+    )
+    ranks = {path: plan.live.get(path, 0) for path in [*adapter.meta.ranks, *plan.live]}
+    start = adapter.meta.ranks_start or plan.start
+    meta = adapter.meta.model_copy(update={"ranks": ranks, "ranks_start": start})
+    try:
+        with new_directory(directory, force=force, markers=(CONFIG_FILE,)) as temporary:
+            write_tensors(temporary / WEIGHTS_FILE, plan.tensors(str(directory)))
+            write_json(temporary / CONFIG_FILE, config)
+            write_sora_file(temporary / SORA_FILE, meta, adapter.base)
+            with open_adapter(temporary) as back:
+                plan.check(back.layers, back.head)
+    except OSError as error:
+        raise SoraError(f"{directory} can not be written: {error}") from error
+
+
+def _check_head(head: Mapping[str, Tensor], modules: tuple[str, ...]) -> None:
+    for name in head:
+        if not any(name.startswith(f"{module}.") for module in modules):
+            raise SoraError(f"'{name}' is stored in full but belongs to none of {modules}")
+    for module in modules:
+        if not any(name.startswith(f"{module}.") for name in head):
+            raise SoraError(f"'{module}' is to be stored in full but has no tensors")

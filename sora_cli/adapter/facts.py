@@ -1,0 +1,119 @@
+"""Everything `sora inspect` shows of one adapter, as plain data: what `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sora_cli.adapter.consumers import base_configuration, consumers
+from sora_cli.adapter.peft.layout import WEIGHTS_FILE
+from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
+
+if TYPE_CHECKING:
+    from sora_cli.adapter.reading import AdapterFile
+
+
+def facts_of(file: AdapterFile) -> dict[str, Any]:
+    """Read an adapter, module by module, and say what is in it.
+
+    Returns:
+        JSON-able values. "ranks" has every module known, also dead ones that are not stored;
+        "spectra" those in the file, with all their singular values.
+
+    Raises:
+        SoraError: a damaged tensor.
+    """
+    spectra = read_spectra(file)
+    ranks = ranks_of(file, spectra)
+    total = totals(spectra)
+    return {
+        **_origin(file),
+        "components": {
+            "live": sum(rank["live"] for rank in ranks.values()),
+            "start": sum(rank["start"] for rank in ranks.values()),
+        },
+        "modules": {
+            "all": len(ranks),
+            "dead": sum(rank["live"] == 0 for rank in ranks.values()),
+        },
+        "largest_rank": max(file.ranks.values()),
+        "effective_rank": {
+            "energy_90": total.rank_low,
+            "energy_99": total.rank_high,
+            "entropy": total.entropy,
+        },
+        "norm": total.norm,
+        "parameters": {"adapter": file.parameters, "head": file.head_parameters},
+        "bytes": (file.directory / WEIGHTS_FILE).stat().st_size,
+        "dtype": file.dtype,
+        "prune_saves": _savings(total, file.dtype),
+        "head_modules": list(file.head_modules),
+        "fan_in_fan_out": file.config.fan_in_fan_out,
+        "consumers": [asdict(verdict) for verdict in _consumers(file)],
+        "notes": list(file.notes),
+        "lineage": list(file.meta.lineage),
+        "sora_version": file.meta.sora_version,
+        "ranks": ranks,
+        "spectra": {path: _spectrum(spectrum) for path, spectrum in spectra.items()},
+    }
+
+
+def ranks_of(file: AdapterFile, spectra: Mapping[str, Spectrum]) -> dict[str, dict[str, int]]:
+    """Module path -> components live, stored and at the start of training, as far as known."""
+    known = dict.fromkeys([*file.meta.ranks, *spectra])
+    ranks = {}
+    for path in known:
+        stored = spectra[path].stored if path in spectra else 0
+        live = spectra[path].live if path in spectra else 0
+        start = file.meta.ranks_start.get(path, stored)
+        ranks[path] = {"live": live, "stored": stored, "start": start}
+    return ranks
+
+
+def _origin(file: AdapterFile) -> dict[str, Any]:
+    meta = file.meta
+    return {
+        "directory": str(file.directory),
+        "method": meta.method,
+        "method_config": meta.method_config,
+        "kind": file.kind,
+        "task_type": file.config.task_type,
+        "task": meta.task,
+        "labels": list(meta.labels) if meta.labels else None,
+        "num_labels": meta.num_labels,
+        "problem_type": meta.problem_type,
+        "max_length": meta.max_length,
+        "base": asdict(file.base),
+    }
+
+
+def _consumers(file: AdapterFile) -> Any:
+    return consumers(
+        file.config,
+        file.ranks,
+        head=file.head_modules,
+        directory=str(file.directory),
+        base_config=base_configuration(file.base),
+    )
+
+
+def _savings(total: Totals, dtype: str) -> dict[str, dict[str, int]]:
+    """Numbers and bytes (in the dtype of the file) that the two kinds of pruning leave out."""
+    width = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+    cuts = {"lossless": total.lossless, "energy_99": total.pruned}
+    return {name: {"parameters": n, "bytes": n * width} for name, n in cuts.items()}
+
+
+def _spectrum(spectrum: Spectrum) -> dict[str, Any]:
+    return {
+        "shape": list(spectrum.shape),
+        "rank_90": spectrum.rank_low,
+        "rank_99": spectrum.rank_high,
+        "entropy_rank": spectrum.entropy,
+        "norm": spectrum.norm,
+        "largest": spectrum.largest,
+        "singular_values": spectrum.values.tolist(),
+    }

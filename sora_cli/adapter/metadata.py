@@ -1,0 +1,128 @@
+"""`sora.json`: what we know of an adapter that PEFT's configuration has no key for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sora_cli import __version__
+from sora_cli.core.errors import SoraError
+
+SORA_FILE = "sora.json"
+FORMAT_VERSION = 1
+LARGEST_JSON = 50_000_000  # bytes
+
+_Rank = Annotated[int, Field(ge=0, le=2**20)]
+
+
+@dataclass(frozen=True)
+class BaseReference:
+    """Which model an adapter belongs to."""
+
+    path: str
+    """As the user wrote it: Hub id, directory, `package://...`, .gguf file."""
+    resolved: str
+    """The local path it stood for, or the Hub id."""
+    revision: str | None = None
+    fingerprint: str | None = None
+    """See `sora_cli.model.fingerprint`."""
+
+    @property
+    def here(self) -> str | None:
+        """`resolved`, where that is a path on this disk."""
+        return self.resolved if self.resolved and Path(self.resolved).exists() else None
+
+
+class AdapterMeta(BaseModel):
+    """What `sora.json` says beside the base model; all of it unknown for other tools' adapters."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    sora_version: str | None = None
+    method: str | None = None
+    method_config: dict[str, Any] = Field(default_factory=dict)
+    task: str | None = None
+    labels: tuple[str, ...] | None = None
+    num_labels: int | None = None
+    problem_type: str | None = None
+    max_length: int | None = None
+    quantise: str | None = None
+    """What the base's frozen weights were packed as in training: "4bit" or "8bit"."""
+    ranks_start: dict[str, _Rank] = Field(default_factory=dict)
+    """Module path -> components training started with."""
+    ranks: dict[str, _Rank] = Field(default_factory=dict)
+    """Module path -> components alive, 0 for dead modules; filled in by `write_adapter`."""
+    lineage: tuple[dict[str, Any], ...] = ()
+    """What was done to the adapter after training, in order."""
+
+
+class _SoraFile(AdapterMeta):
+    base: BaseReference | None = None
+
+
+def read_sora_file(path: Path) -> tuple[AdapterMeta, BaseReference | None]:
+    """The metadata and the base model; everything unknown if there is no such file.
+
+    Raises:
+        SoraError: damaged, or written by a newer program.
+    """
+    if not path.is_file():
+        return AdapterMeta(), None
+    try:
+        read = _SoraFile.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SoraError(f"{key}: {first['msg']}", where=str(path)) from error
+    if read.format_version > FORMAT_VERSION:
+        raise SoraError(
+            f"a newer sora wrote this adapter (format {read.format_version}, not {FORMAT_VERSION})",
+            where=str(path),
+            hint="pip install --upgrade sora-cli",
+        )
+    return AdapterMeta(**read.model_dump(exclude={"base"})), read.base
+
+
+def write_sora_file(path: Path, meta: AdapterMeta, base: BaseReference) -> None:
+    """Write the metadata, stamped with this program's version."""
+    stamp = {"format_version": FORMAT_VERSION, "sora_version": __version__}
+    file = _SoraFile(**{**meta.model_dump(), **stamp}, base=base)
+    write_json(path, file.model_dump(mode="json"))
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file that anybody may have written.
+
+    Raises:
+        SoraError: none, unreadable, larger than `LARGEST_JSON`, or a key that is there twice.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            raise SoraError(f"{path} is too large for what it should be: {size:,} bytes")
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+    except RecursionError as error:
+        raise SoraError(f"{path} is no JSON of ours or PEFT's: it is nested too deep") from error
+    except ValueError as error:
+        raise SoraError(f"{path} is no JSON: {error}") from error
+    except OSError as error:
+        raise SoraError(f"{path} can not be read: {error.strerror}") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice[:80]!r} is there twice")
+    return found
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""PEFT's format: keys, configuration, patterns, targets."""

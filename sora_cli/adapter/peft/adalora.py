@@ -1,0 +1,72 @@
+"""PEFT's AdaLoRA directories in the terms of plain LoRA ones.
+
+They hold `lora_A`, `lora_E` and `lora_B` without `.weight`; `rank_pattern` is there a list of bool
+per module: which of its `init_r` components are left, and only those are stored. The scaling is
+`alpha / (init_r + 1e-5)` for life, whatever rank is left (peft/tuners/adalora, `ranknum`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sora_cli.core.errors import SoraError
+
+ADALORA = "ADALORA"
+INITIAL_RANK = 12
+"""PEFT's default for `init_r`."""
+EPSILON = 1e-5
+_E = ".lora_E"
+
+
+def plain_terms(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The configuration with `r` for `init_r`, and each module's rank under its path.
+
+    What PEFT's AdaLoRA does not look at is left out: rsLoRA and `alpha_pattern`.
+
+    Raises:
+        SoraError: `rank_pattern` is not what PEFT writes.
+    """
+    pattern = raw.get("rank_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise SoraError("rank_pattern: not a mapping of modules to lists of bool", where=where)
+    ranks: dict[str, int] = {}
+    for name, kept in pattern.items():
+        if not isinstance(kept, list) or not all(isinstance(keep, bool) for keep in kept):
+            raise SoraError(f"rank_pattern: '{name}' is no list of bool", where=where)
+        if len(kept) != raw.get("init_r", INITIAL_RANK):
+            raise SoraError(f"rank_pattern: '{name}' has {len(kept)} entries, not init_r",
+                            where=where)  # fmt: skip
+        path = _path(name)
+        if path is None or path in ranks:
+            raise SoraError(f"rank_pattern: '{name[:200]}' does not name one module's lora_E",
+                            where=where)  # fmt: skip
+        ranks[path] = sum(kept)
+    return {
+        **raw,
+        "r": raw.get("init_r", INITIAL_RANK),
+        "use_rslora": False,
+        "rank_pattern": None,
+        "alpha_pattern": None,
+        "module_ranks": ranks,
+    }
+
+
+def scaling(alpha: float, initial_rank: float) -> float:
+    """What PEFT multiplies `B diag(E) A` with."""
+    return alpha / (initial_rank + EPSILON)
+
+
+def fold(b: Tensor, e: Tensor) -> Tensor:
+    """B diag(E): (out, r) and (r, 1) -> (out, r), float32."""
+    return b.float() * e.float().reshape(1, -1)
+
+
+def _path(name: str) -> str | None:
+    """The module of "<module>.lora_E", or "<module>.lora_E.<adapter>" as some versions have it."""
+    if name.endswith(_E):
+        return name.removesuffix(_E)
+    before, found, _ = name.rpartition(f"{_E}.")
+    return before if found else None

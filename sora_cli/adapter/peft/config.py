@@ -1,0 +1,256 @@
+"""`adapter_config.json`: what is read from it, and which adapters are refused and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, PrivateAttr, Strict, StrictBool, StrictInt, ValidationError
+
+from sora_cli.adapter.peft import adalora
+from sora_cli.adapter.peft.patterns import match_patterns
+from sora_cli.adapter.peft.targets import Targets
+from sora_cli.core.errors import SoraError
+
+LARGEST_RANK = 2**20
+_MOST_MODULES = 10_000  # of modules_to_save
+_KNOWN = ("LORA", adalora.ADALORA)
+_SAFE_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+# Whatever else an init does, these alone leave the base weights as they are.
+_HEADS_PEFT_ADDS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+_VARIANTS = {
+    "use_dora": "DoRA also rescales every column of the base weight",
+    "use_qalora": "QA-LoRA pools its inputs",
+    "use_bdlora": "its factors are block-diagonal",
+    "lora_bias": "it also adds a bias",
+    "layer_replication": "it also repeats layers of the base model",
+    "target_parameters": "it adapts single parameters, not linear layers",
+    "trainable_token_indices": "it also trains rows of the embedding",
+    "alora_invocation_tokens": "it is switched on by tokens in the input",
+    "arrow_config": "it chooses among several adapters",
+    "kasa_config": "it also cuts the base weight",
+    "monteclora_config": "its factors are random",
+    "velora_config": "it compresses what passes between its factors",
+}
+# Options that make an adapter more, or other, than a sum of rank-one terms.
+_KINDS = {
+    "LOHA": "its updates are elementwise products of low-rank matrices",
+    "LOKR": "its updates are Kronecker products",
+    "IA3": "it rescales activations",
+    "VERA": "all its layers share their matrices",
+    "VBLORA": "all its layers share their vectors",
+    "RANDLORA": "all its layers share their matrices",
+    "OFT": "it turns the weights",
+    "BOFT": "it turns the weights",
+    "HRA": "it reflects the weights",
+    "FOURIERFT": "it stores Fourier coefficients",
+    "LN_TUNING": "it trains the norms in full",
+    "XLORA": "it mixes several adapters",
+    "POLY": "it mixes several adapters",
+    "TRAINABLE_TOKENS": "it trains rows of the embedding",
+} | dict.fromkeys(
+    ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE",
+     "ADAPTION_PROMPT"),
+    "it trains virtual tokens, not weights",
+)  # fmt: skip
+_TO_LORA = ("LOHA", "LOKR", "VBLORA", "VERA", "RANDLORA", "OFT", "BOFT", "HRA", "FOURIERFT")
+_Number = Annotated[float, Strict()]
+MERGE_HINT = "PEFT itself can fold it into its base model: merge_and_unload()"
+
+
+class PeftConfig(Targets):
+    """What is read from `adapter_config.json`; AdaLoRA's in the terms of `peft_adalora`."""
+
+    peft_type: str
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    r: StrictInt = 8
+    lora_alpha: _Number = 8
+    use_rslora: StrictBool = False
+    rank_pattern: dict[str, StrictInt] | None = None
+    alpha_pattern: dict[str, _Number] | None = None
+    module_ranks: dict[str, int] = Field(default_factory=dict)
+    """Module path -> rank, where the configuration has it so (AdaLoRA)."""
+    fan_in_fan_out: StrictBool = False
+    bias: str = "none"
+    init_lora_weights: bool | str | None = True
+
+    _ranks: dict[str, int] = PrivateAttr(default_factory=dict)
+    _alphas: dict[str, float] = PrivateAttr(default_factory=dict)
+
+    @property
+    def is_adalora(self) -> bool:
+        """It is one of PEFT's AdaLoRA directories."""
+        return self.peft_type == adalora.ADALORA
+
+    def prepare(self, paths: Sequence[str], where: str) -> tuple[str, ...]:
+        """Find the rank and alpha of each of these modules; what is odd about the patterns.
+
+        Raises:
+            SoraError: a pattern that is no regular expression, or takes too long.
+        """
+        by_rank, by_alpha = self.rank_pattern or {}, self.alpha_pattern or {}
+        hits = match_patterns([*by_rank, *by_alpha], paths, where=where)
+        notes: list[str] = []
+        for path in paths:
+            self._ranks[path] = self.module_ranks.get(path, self.r)
+            self._alphas[path] = self.lora_alpha
+        self._ranks.update(_chosen("rank_pattern", by_rank, hits, notes))
+        self._alphas.update(_chosen("alpha_pattern", by_alpha, hits, notes))
+        return tuple(notes)
+
+    def head_notes(self, modules: Sequence[str]) -> tuple[str, ...]:
+        """What is odd about `modules_to_save`, given the modules that the file stores in full."""
+        added = _HEADS_PEFT_ADDS.get(self.task_type or "", ())
+        entries = (entry for entry in self.modules_to_save or () if entry not in added)
+        absent = [f"'{_shown(e)}'" for e in entries if not any(m.endswith(e) for m in modules)]
+        if not absent:
+            return ()
+        return (
+            f"modules_to_save: the file holds nothing of {_some(absent)}; PEFT refuses it for a "
+            "model that has such a module",
+        )
+
+    def rank(self, path: str) -> int:
+        """The rank PEFT gives a module: the first pattern that matches, else `r`."""
+        if path not in self._ranks:
+            self.prepare([path], "rank_pattern, alpha_pattern")
+        return self._ranks[path]
+
+    def scaling(self, path: str) -> float:
+        """What PEFT multiplies `B A` of a module with."""
+        rank, alpha = self.rank(path), self._alphas[path]
+        if self.is_adalora:
+            return adalora.scaling(alpha, self.r)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def head_module(self, name: str) -> str | None:
+        """The module saved in full that a parameter belongs to, or None.
+
+        PEFT saves every module whose path ends with an entry (dot or not), and adds its own.
+        """
+        entries = (*(self.modules_to_save or ()), *_HEADS_PEFT_ADDS.get(self.task_type or "", ()))
+        parts = name.split(".")
+        paths = (".".join(parts[:end]) for end in range(1, len(parts)))
+        return next((path for path in paths if path.endswith(entries)), None)
+
+
+def parse_config(raw: Any, where: str) -> PeftConfig:
+    """Check and type a configuration.
+
+    Raises:
+        SoraError: not a plain LoRA, or values that can not be.
+    """
+    if not isinstance(raw, dict) or not isinstance(raw.get("peft_type"), str):
+        raise SoraError("this is no PEFT adapter configuration: it has no peft_type", where=where)
+    _refuse_kind(raw["peft_type"], where)
+    plain = {key: value for key, value in raw.items() if key != "module_ranks"}
+    if plain["peft_type"] == adalora.ADALORA:
+        plain = adalora.plain_terms(plain, where)
+    try:
+        config = PeftConfig.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SoraError(f"{_shown(key)}: {first['msg'][:200]}", where=where) from error
+    _refuse_variants(config, raw, where)
+    _check_values(config, where)
+    return config
+
+
+def _chosen(
+    name: str, pattern: Mapping[str, Any], hits: Mapping[str, list[str]], notes: list[str]
+) -> dict[str, Any]:
+    """Module path -> value of the first key that matches it; oddities are added to `notes`."""
+    chosen: dict[str, tuple[str, Any]] = {}
+    clashes: dict[str, tuple[str, str]] = {}
+    for key, value in pattern.items():
+        for path in hits[key]:
+            first, taken = chosen.setdefault(path, (key, value))
+            if taken != value:
+                clashes.setdefault(path, (first, key))
+    idle = [f"'{_shown(key)}'" for key in pattern if not hits[key]]
+    if idle:
+        notes.append(f"{name}: no module in the file matches {_some(idle)}, so nothing follows")
+    if clashes:
+        path, (first, second) = next(iter(clashes.items()))
+        notes.append(
+            f"{name}: '{_shown(first)}' and '{_shown(second)}' both match {_some(list(clashes))}; "
+            f"the first counts, as in PEFT: {chosen[path][1]:g}"
+        )
+    return {path: value for path, (_, value) in chosen.items()}
+
+
+def _shown(text: str, limit: int = 80) -> str:
+    """Text from a file somebody else wrote, fit for a message: short, and printable."""
+    return repr(text if len(text) <= limit else f"{text[:limit]}...")[1:-1]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _refuse_kind(kind: str, where: str) -> None:
+    if kind in _KNOWN:
+        return
+    reason = _KINDS.get(kind, "its updates are not plain sums of rank-one terms B A")
+    hint = "PEFT's save_as_lora() turns it into a LoRA" if kind in _TO_LORA else None
+    raise SoraError(
+        f"this is a {_shown(kind, 40)} adapter: {reason}; only LORA and ADALORA can be read",
+        where=where,
+        hint=hint,
+    )
+
+
+def _refuse_variants(config: PeftConfig, raw: Mapping[str, Any], where: str) -> None:
+    for name, reason in _VARIANTS.items():
+        if raw.get(name) not in (None, False, []):  # an empty mapping sets it
+            raise SoraError(f"{name} is set: {reason}, which is more than a plain LoRA",
+                            where=where, hint=MERGE_HINT)  # fmt: skip
+    if config.bias != "none":
+        raise SoraError(
+            f"bias: {_shown(config.bias, 40)} also trains biases of the base model, which is more "
+            "than a plain LoRA",
+            where=where,
+            hint=MERGE_HINT,
+        )
+    if config.init_lora_weights not in _SAFE_INITS:
+        init = _shown(str(config.init_lora_weights), 40)
+        raise SoraError(
+            f"init_lora_weights: {init} also changes the base model",
+            where=where,
+            hint="PEFT's save_pretrained(path_initial_model_for_weight_conversion=...) converts it",
+        )
+
+
+def _check_values(config: PeftConfig, where: str) -> None:
+    name = "init_r" if config.is_adalora else "r"
+    ranks = {name: config.r, **(config.rank_pattern or {})}
+    for key, rank in ranks.items():
+        if not 1 <= rank <= LARGEST_RANK:
+            raise SoraError(
+                f"{_shown(key)}: ranks must be at least 1 and at most {LARGEST_RANK:,}, not "
+                f"{_short(rank)}",
+                where=where,
+            )
+    for key, alpha in {"lora_alpha": config.lora_alpha, **(config.alpha_pattern or {})}.items():
+        if not 0 < alpha < math.inf:
+            raise SoraError(
+                f"{_shown(key)}: alpha must be above 0 and finite, not {alpha:g}", where=where
+            )
+    modules = config.modules_to_save or []
+    if not all(modules):
+        raise SoraError("modules_to_save: an empty name stands for every module", where=where)
+    if len(modules) > _MOST_MODULES:
+        raise SoraError(f"modules_to_save: {len(modules):,} entries are too many", where=where)
+
+
+def _short(number: int) -> str:
+    return str(number) if abs(number) < 10**20 else "a number of many digits"

@@ -1,0 +1,111 @@
+"""PEFT's rule for which modules of a model get an adapter.
+
+PEFT passes over whatever a file holds for other modules, without a word. What an adapter does is
+what PEFT makes of it, so a configuration and a file that contradict each other are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, StrictInt
+
+from sora_cli.adapter.peft.patterns import Expression, match_expressions
+from sora_cli.core.errors import SoraError
+
+_ALL = "all-linear"
+
+
+class Targets(BaseModel):
+    """What a configuration says of the modules to adapt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[StrictInt] | StrictInt | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+
+
+def check_targets(targets: Targets, paths: Sequence[str], where: str) -> None:
+    """Check that PEFT would adapt all of these modules, as peft.tuners.tuners_utils decides it.
+
+    Raises:
+        SoraError: it would not, or does not take such a configuration.
+    """
+    if targets.target_modules is None:
+        raise SoraError("target_modules is not set, so PEFT would go by the kind of the model",
+                        where=where, hint="name the modules that the file holds")  # fmt: skip
+    _check_layer_options(targets, where)
+    _check_all_loaded("target_modules leaves out", paths, _targeted(targets, paths, where), where)
+    stored = [Expression(name, r"(^|.*\.)", r"($|\..*)") for name in targets.modules_to_save or ()]
+    hits = match_expressions(stored, paths, where=where)
+    _check_all_loaded("modules_to_save has", paths, set(paths).difference(*hits), where)
+    excluded = _named(targets.exclude_modules, paths, where)
+    _check_all_loaded("exclude_modules has", paths, set(paths) - excluded, where)
+
+
+def _check_layer_options(targets: Targets, where: str) -> None:
+    layers, pattern = targets.layers_to_transform, targets.layers_pattern
+    if isinstance(targets.target_modules, str) and (layers is not None or pattern is not None):
+        raise SoraError("layers_to_transform and layers_pattern go with a list of target_modules, "
+                        "not with an expression", where=where)  # fmt: skip
+    if pattern and layers is None:
+        raise SoraError("layers_pattern is set, but not layers_to_transform", where=where)
+
+
+def _check_all_loaded(what: str, paths: Sequence[str], loaded: set[str], where: str) -> None:
+    left = [path for path in paths if path not in loaded]
+    if left:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise SoraError(
+            f"{what} {', '.join(left[:3])}{more}, so PEFT would pass over what is stored there",
+            where=where,
+            hint=f"if it is meant to count, correct {what.split()[0]}",
+        )
+
+
+def _targeted(targets: Targets, paths: Sequence[str], where: str) -> set[str]:
+    names, layers = targets.target_modules, targets.layers_to_transform
+    if isinstance(names, str) and names.lower() == _ALL:
+        return set(paths)
+    named = _named(names, paths, where)
+    if isinstance(names, str) or layers is None or layers == []:
+        return named
+    numbers = {layers} if isinstance(layers, int) else set(layers)
+    exact, found = set(names or ()), _layer_numbers(targets.layers_pattern, paths, where)
+    return {path for path in named if path in exact or found.get(path) in numbers}
+
+
+def _named(names: list[str] | str | None, paths: Sequence[str], where: str) -> set[str]:
+    """The paths that one expression matches in full, or that end with a name of a list."""
+    if not names:
+        return set()
+    if isinstance(names, str):
+        return set(match_expressions([Expression(names, full=True)], paths, where=where)[0])
+    known = set(names)
+    return {path for path in paths if not known.isdisjoint(_endings(path))}
+
+
+def _endings(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _layer_numbers(
+    patterns: list[str] | str | None, paths: Sequence[str], where: str
+) -> dict[str, int | None]:
+    """Path -> number of its layer, by the first pattern that finds one; else the first number."""
+    names = [patterns] if isinstance(patterns, str) and patterns else patterns
+    expressions = [Expression(name, r"(?:^|.*?\.)", r"\.(?P<idx>\d+)\.") for name in names or ()]
+    expressions = expressions or [Expression(r".*?\.[^.]*\.(?P<idx>\d+)\.")]
+    hits = match_expressions(expressions, paths, where=where)
+    found: dict[str, int | None] = {}
+    for expression, matched in zip(expressions, hits, strict=True):
+        for path in matched:
+            number = re.match(expression.text, path)
+            index = None if number is None else number["idx"]
+            found.setdefault(path, None if index is None else int(index))
+    return found

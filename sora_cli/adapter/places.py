@@ -1,0 +1,114 @@
+"""Where things are on this disk, found without reading them: adapters, and what may be a model.
+
+Nothing heavy is imported here, so that a mistyped path is told at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sora_cli.adapter.metadata import SORA_FILE, read_sora_file
+from sora_cli.core.errors import SoraError
+from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.references import resolve_model_path
+
+ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
+"""Where a run's directory holds its result: a low-rank method's, or a baseline's."""
+DELTA_FILE = "delta.safetensors"
+MODEL_CONFIG = "config.json"
+
+
+def adapter_folder(directory: Path) -> Path | None:
+    """The adapter directory itself, or the one inside a run directory; None if it is neither."""
+    candidates = (directory, directory / ADAPTER)
+    return next((folder for folder in candidates if (folder / CONFIG_FILE).is_file()), None)
+
+
+def baseline_folder(directory: Path) -> Path | None:
+    """A baseline's result, the directory itself or the one inside a run directory; else None.
+
+    That is a delta or a model, with the metadata that training adds to it.
+    """
+    candidates = (directory, directory / DELTA, directory / MODEL)
+    return next((folder for folder in candidates if _is_baseline(folder)), None)
+
+
+def locate_adapter(directory: Path, *, missing: str = "there is no adapter to read") -> Path:
+    """The adapter directory itself, or the one inside a run directory.
+
+    Args:
+        missing: what to say of a baseline's run or result, which has none.
+
+    Raises:
+        SoraError: neither is there.
+    """
+    try:
+        found = adapter_folder(directory)
+        if found is not None:
+            return found
+        refuse_baseline(directory, missing)
+        if not directory.exists():
+            raise SoraError(f"there is no directory {directory}")
+        if not directory.is_dir():
+            raise SoraError(f"{directory} is a file, not a directory", hint=_parent(directory))
+        inside = sorted(path.parent for path in directory.glob(f"*/{CONFIG_FILE}"))
+    except (OSError, ValueError) as error:
+        raise SoraError(f"{str(directory)!r} can not be read: {error}") from error
+    raise SoraError(
+        f"{directory} is no adapter directory: it holds no {CONFIG_FILE}",
+        where=f"there are adapters in {', '.join(map(str, inside[:3]))}" if inside else None,
+        hint="name one of them" if inside else None,
+    )
+
+
+def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> None:
+    """Raise `SoraError` for the run, or the result, of a method that is no low-rank one.
+
+    Args:
+        missing: what it has not, to end the sentence with.
+        models: a model itself will do.
+    """
+    folder = baseline_folder(directory)
+    if folder is None or (models and folder == directory and not (folder / DELTA_FILE).is_file()):
+        return
+    method = read_sora_file(folder / SORA_FILE)[0].method
+    if (folder / DELTA_FILE).is_file():
+        hint = f"to score it: sora eval {directory} --recipe RECIPE"
+    else:
+        hint = f"{folder} is a whole model, which from_pretrained loads as it is"
+    raise SoraError(
+        f"{directory} was trained by '{method}', which is no low-rank method: {missing}", hint=hint
+    )
+
+
+def model_source(reference: str) -> str:
+    """The local path of a model, or its Hub id.
+
+    Raises:
+        SoraError: what is there is no model.
+    """
+    source = resolve_model_path(reference)
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise SoraError(
+            f"{reference} holds neither an adapter ({CONFIG_FILE}) nor a model (config.json)"
+        )
+    if Path(source).is_file() and not source.lower().endswith(".gguf"):
+        raise SoraError(f"{reference} is a file, and no .gguf: name its directory")
+    return source
+
+
+def check_target(reference: str) -> None:
+    """Raise `SoraError` where what may be an adapter, a run or a model can be none of them."""
+    place = Path(reference).expanduser()
+    if adapter_folder(place) is None and baseline_folder(place) is None:
+        model_source(reference)
+
+
+def _parent(file: Path) -> str | None:
+    parent = file.parent
+    return f"give its directory: {parent}" if (parent / CONFIG_FILE).is_file() else None
+
+
+def _is_baseline(folder: Path) -> bool:
+    weights = (folder / DELTA_FILE).is_file() or (folder / MODEL_CONFIG).is_file()
+    return weights and (folder / SORA_FILE).is_file() and not (folder / CONFIG_FILE).is_file()

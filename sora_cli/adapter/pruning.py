@@ -1,0 +1,192 @@
+"""Which components of an adapter to keep, by the singular values of each layer's update.
+
+Whatever the rule, what it gives for each layer is the best approximation of that rank in the
+Frobenius norm (Eckart-Young); the head is never touched.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from methods.factors import LowRankFactors, rank_for_energy
+from sora_cli.adapter.reading import OnDemand
+from sora_cli.core.checks import check_rules
+
+Layers = Mapping[str, LowRankFactors]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What pruning did to one layer, or to all."""
+
+    before: int
+    """Components stored before."""
+    after: int
+    dropped: float
+    """Squared Frobenius norm of what was lost."""
+    squared: float
+    """Squared Frobenius norm of dW before."""
+
+    @property
+    def relative_error(self) -> float:
+        """||dW - pruned dW||_F / ||dW||_F; 0 for a layer that did nothing."""
+        return math.sqrt(self.dropped / self.squared) if self.squared else 0.0
+
+    def __add__(self, other: Loss) -> Loss:
+        return Loss(
+            self.before + other.before,
+            self.after + other.after,
+            self.dropped + other.dropped,
+            self.squared + other.squared,
+        )
+
+
+@dataclass(frozen=True)
+class Module:
+    """What choosing ranks needs to know of a layer."""
+
+    stored: int
+    """Components stored, zero ones among them."""
+    live: int
+    values: Tensor
+    """Singular values of dW, descending, float64."""
+    cost: int
+    """Numbers one component takes: in + out."""
+
+
+def at_ranks(layers: Layers, ranks: Mapping[str, int]) -> Layers:
+    """Layers at chosen ranks, each worked out when it is asked for; the last one is kept."""
+
+    @lru_cache(maxsize=1)
+    def cut(path: str) -> LowRankFactors:
+        live = layers[path].drop_zeros()
+        return live.truncate(ranks[path]) if ranks[path] < live.rank else live
+
+    return OnDemand(list(layers), cut)
+
+
+def prune_layers(
+    layers: Layers,
+    *,
+    energy: float | None = None,
+    rank: int | None = None,
+    max_params: int | None = None,
+    mean_rank: float | None = None,
+    modules: int | None = None,
+) -> tuple[Layers, dict[str, Loss]]:
+    """Shrink the layers by one rule; without any, only terms that are exactly zero are left out.
+
+    One layer is in memory at a time, here and in what is returned.
+
+    Args:
+        energy: each layer keeps the smallest rank with that share of its squared Frobenius norm.
+        rank: each layer keeps at most that many components.
+        max_params: numbers the factors of all layers may hold together (the head not counted).
+        mean_rank: components kept per module, those with the largest singular values of all.
+        modules: what `mean_rank` is the mean over: also dead modules that are not stored; None:
+            the layers.
+
+    Returns:
+        The layers, dead ones with rank 0 among them, and the loss of each.
+
+    Raises:
+        SoraError: more than one rule, or a value out of range.
+    """
+    check_rules({"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank})
+    known = survey(layers)
+    keep = {path: module.live for path, module in known.items()}
+    if energy is not None:
+        keep = {path: rank_for_energy(m.values, energy) for path, m in known.items()}
+    elif rank is not None:
+        keep = dict.fromkeys(known, rank)
+    elif max_params is not None:
+        keep = ranks_for_parameters(known, max_params)
+    elif mean_rank is not None:
+        count = int(mean_rank * (len(known) if modules is None else modules))
+        keep = strongest({path: m.values for path, m in known.items()}, count)
+    return truncate_layers(layers, known, keep)
+
+
+def survey(layers: Layers) -> dict[str, Module]:
+    """Ranks and singular values of each layer, one in memory at a time."""
+    return {path: _module(factors) for path, factors in layers.items()}
+
+
+def _module(stored: LowRankFactors) -> Module:
+    live = stored.drop_zeros()
+    cost = stored.A.shape[1] + stored.B.shape[0]
+    return Module(stored.rank, live.rank, live.singular_values(), cost)
+
+
+def truncate_layers(
+    layers: Layers, known: Mapping[str, Module], ranks: Mapping[str, int]
+) -> tuple[Layers, dict[str, Loss]]:
+    """The best approximation of each layer of that rank, and what it loses.
+
+    Layers that have no more live terms than that keep them as they are.
+    """
+    losses = {}
+    for path, module in known.items():
+        squared, kept = module.values**2, min(ranks[path], module.live)
+        dropped = float(squared[kept:].sum()) if kept < module.live else 0.0
+        losses[path] = Loss(module.stored, kept, dropped, float(squared.sum()))
+    return at_ranks(layers, ranks), losses
+
+
+def strongest(
+    values: Mapping[str, Tensor], count: int, cost: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Ranks that keep the `count` largest singular values of all layers together.
+
+    One threshold over all layers, so rank goes where it matters; zeros are never kept.
+
+    Args:
+        values: singular values of each layer, descending.
+        cost: numbers a component of each layer takes; then by s^2 per number instead of s.
+    """
+    weighed = {path: s if cost is None else s / math.sqrt(cost[path]) for path, s in values.items()}
+    everything = torch.cat([*weighed.values(), torch.zeros(0, dtype=torch.float64)])
+    chosen = torch.zeros_like(everything, dtype=torch.bool)
+    chosen[torch.argsort(everything, descending=True, stable=True)[:count]] = True
+    chosen &= everything > 0
+    parts = torch.split(chosen, [s.numel() for s in weighed.values()])
+    return {path: int(part.sum()) for path, part in zip(weighed, parts, strict=True)}
+
+
+def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict[str, int]:
+    """The rank of each layer, so that all factors together hold at most `max_params` numbers.
+
+    One choice over all layers: a component of singular value s in a layer of in x out costs
+    (in + out) numbers and saves s^2 of the squared error. Components are taken by s^2 per number,
+    best first, each that still fits; a layer's come in the order of its singular values. That is
+    the optimum whenever all layers are of one shape, and near it (the greedy rule for knapsacks:
+    short of it by less than one component) otherwise. If everything fits, everything is kept.
+    """
+    if sum(m.live * m.cost for m in modules.values()) <= max_params:
+        return {path: m.live for path, m in modules.items()}
+    keep = dict.fromkeys(modules, 0)
+    queue = [(_worth(m, 0), path) for path, m in modules.items() if m.values.numel()]
+    heapq.heapify(queue)
+    left = max_params
+    while queue:
+        worth, path = heapq.heappop(queue)
+        module = modules[path]
+        if module.cost > left or worth == 0:
+            continue  # the layer's further components cost as much and are worth less
+        left -= module.cost
+        keep[path] += 1
+        if keep[path] < module.values.numel():
+            heapq.heappush(queue, (_worth(module, keep[path]), path))
+    return keep
+
+
+def _worth(module: Module, component: int) -> float:
+    """Squared singular value per number stored, negative: heaps have the smallest on top."""
+    return -(float(module.values[component]) ** 2) / module.cost

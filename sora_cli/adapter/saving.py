@@ -1,0 +1,111 @@
+"""From a trained model to an adapter: our own runs, and anybody's model after `attach`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from methods.base import AdapterMethod, LowRankLinear
+from methods.inject import adapted_layers
+from methods.sharding import whole
+from sora_cli.adapter.classes import names_classes, task_type_of
+from sora_cli.adapter.directory import Adapter, AdapterMeta, BaseReference, write_adapter
+from sora_cli.model.fingerprint import fingerprint
+from sora_cli.model.references import local_checkpoint
+
+
+def save_adapter(
+    model: Any,
+    method: AdapterMethod,
+    directory: str | Path,
+    *,
+    head: Sequence[str] | None = None,
+    base_model: str | None = None,
+    force: bool = False,
+) -> Adapter:
+    """Write a trained transformers model's adapters as a PEFT LoRA directory.
+
+    Args:
+        head: paths of modules stored in full; None: every trained module outside the adapters.
+        base_model: path or Hub id of the base; None: what the model was loaded from.
+        force: replace an adapter that is there.
+
+    Raises:
+        SoraError: the directory exists, or the base is not known.
+    """
+    layers = adapted_layers(model)
+    config = model.config
+    path = base_model or config.name_or_path
+    kind = type(model).__name__
+    classes = int(config.num_labels) if names_classes(kind) else None  # elsewhere a mere default
+    adapter = build_adapter(
+        model,
+        method,
+        layers,
+        head=tuple(trained_modules(model, layers) if head is None else head),
+        task_type=task_type_of(kind),
+        base=base_reference(path, path, None),
+        meta=AdapterMeta(
+            method=method.name,
+            method_config=method.config.model_dump(mode="json"),
+            labels=tuple(config.id2label.values()) if classes and classes > 1 else None,
+            num_labels=classes,
+            problem_type=getattr(config, "problem_type", None),
+        ),
+    )
+    write_adapter(Path(directory), adapter, force=force)
+    return adapter
+
+
+def build_adapter(
+    model: nn.Module,
+    method: AdapterMethod,
+    layers: Mapping[str, LowRankLinear],
+    *,
+    head: tuple[str, ...],
+    task_type: str | None,
+    base: BaseReference,
+    meta: AdapterMeta,
+) -> Adapter:
+    """A trained model's factors and head, ready to be written."""
+    started = {path: layer.rank for path, layer in layers.items()}
+    return Adapter(
+        layers={path: method.factors(layer) for path, layer in layers.items()},
+        head=head_tensors(model, head),
+        head_modules=head,
+        task_type=task_type,
+        base=base,
+        fan_in_fan_out=any(not isinstance(m.base, nn.Linear) for m in layers.values()),
+        meta=meta.model_copy(update={"ranks_start": started}),
+    )
+
+
+def base_reference(path: str, resolved: str, revision: str | None) -> BaseReference:
+    """The base model's names and, where its files are on this disk, their fingerprint."""
+    files = local_checkpoint(resolved, revision)
+    return BaseReference(path, resolved, revision, None if files is None else fingerprint(files))
+
+
+def trained_modules(model: nn.Module, layers: Mapping[str, LowRankLinear]) -> list[str]:
+    """Paths of the modules outside the adapters that own a trained parameter, in order."""
+    adapters = {id(p) for layer in layers.values() for p in layer.parameters()}
+    return [
+        path
+        for path, module in model.named_modules()
+        if any(p.requires_grad and id(p) not in adapters for p in module.parameters(recurse=False))
+    ]
+
+
+def head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors of the modules stored in full, by full name; also where they were frozen.
+
+    What the base checkpoint did not supply is random: without it a reload gives other results.
+    """
+    return {
+        f"{path}.{name}": whole(tensor.detach()).cpu().clone()
+        for path in head
+        for name, tensor in model.get_submodule(path).state_dict().items()
+    }

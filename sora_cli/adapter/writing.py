@@ -1,0 +1,125 @@
+"""What goes into an adapter's file: which terms, in which layout and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from methods.factors import LowRankFactors
+from sora_cli.adapter.peft.layout import PREFIX, check_tensor, pair_keys
+from sora_cli.core.checks import LAYOUTS, STORED, check_choice
+from sora_cli.core.errors import SoraError
+from sora_cli.model.tensors import NewTensor
+
+
+class Plan:
+    """The tensors of a file to be; built by looking at every tensor once, keeping none.
+
+    Args:
+        layers: module path -> factors, any dtype, any device. May make them on demand.
+        head: parameter name -> tensor stored in full, as it is.
+        layout: one of `option_checks.LAYOUTS`.
+        dtype: of the factors, one of `option_checks.STORED`.
+
+    Attributes:
+        start: module path -> terms given.
+        live: module path -> terms that are not exactly zero.
+        stored: module path -> rank in its configuration; dead modules are not among them, except
+            for one, at rank 1, where all are.
+
+    Raises:
+        SoraError: no layer, NaN or infinity, or an unknown layout or dtype.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, LowRankFactors],
+        head: Mapping[str, Tensor],
+        *,
+        layout: str,
+        dtype: str,
+    ) -> None:
+        check_choice("layout", layout, LAYOUTS)
+        check_choice("dtype", dtype, STORED)
+        if not layers:
+            raise SoraError("there is no adapted layer to write")
+        self._layers, self._head = layers, head
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._keep: dict[str, Tensor] = {}  # (r,) bool
+        self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
+        for path, factors in layers.items():
+            plain = _plain(path, factors)
+            self._keep[path] = plain.live_terms()
+            self._sides[path] = plain.B.shape[0], plain.A.shape[1]
+        self.start = {path: keep.numel() for path, keep in self._keep.items()}
+        self.live = {path: int(keep.sum()) for path, keep in self._keep.items()}
+        self.stored = {path: rank for path, rank in self.live.items() if rank}
+        if not self.stored:
+            self.stored = {next(iter(layers)): 1}
+        self._padded_to = max(self.stored.values()) if layout == "padded" else None
+
+    def factors(self, path: str) -> LowRankFactors:
+        """One module's factors as they are stored, zero-padded where the layout says so.
+
+        Raises:
+            SoraError: too large for the dtype.
+        """
+        live = _plain(path, self._layers[path]).select(self._keep[path])
+        more = (self._padded_to or self.stored[path]) - live.rank
+        a, b = pad(live.A, (0, 0, 0, more)), pad(live.B, (0, more))
+        cast = LowRankFactors(a.to(self._dtype), b.to(self._dtype))
+        for tensor in (cast.A, cast.B) if self._dtype != torch.float32 else ():
+            if not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
+                name = str(self._dtype).removeprefix("torch.")
+                raise SoraError(f"'{path}' holds numbers too large for {name}",
+                                hint="write it as float32 or bfloat16")  # fmt: skip
+        return cast
+
+    def tensors(self, where: str) -> dict[str, NewTensor]:
+        """Key -> tensor to write; `where` is for errors about the head."""
+        new = {}
+        factors = lru_cache(maxsize=1)(self.factors)  # the two halves of a pair follow each other
+
+        def half(path: str, name: str) -> Tensor:
+            return factors(path).A if name == "A" else factors(path).B
+
+        for path in self.stored:
+            n_out, n_in = self._sides[path]
+            rank = self._padded_to or self.stored[path]
+            key_a, key_b = pair_keys(path)
+            new[key_a] = NewTensor(self._dtype, (rank, n_in), partial(half, path, "A"))
+            new[key_b] = NewTensor(self._dtype, (n_out, rank), partial(half, path, "B"))
+        for name in self._head:
+            tensor = self._head[name]
+            check_tensor(name, tensor, f"for {where}")
+            make = partial(self._head.__getitem__, name)
+            new[f"{PREFIX}{name}"] = NewTensor(tensor.dtype, tuple(tensor.shape), make)
+        return new
+
+    def check(self, layers: Mapping[str, LowRankFactors], head: Mapping[str, Tensor]) -> None:
+        """Compare with what was read back.
+
+        Raises:
+            SoraError: it is something else.
+        """
+        same = set(layers) == set(self.stored) and set(head) == set(self._head)
+        for path in self.stored if same else ():
+            back, meant = layers[path], self.factors(path)
+            same = same and torch.equal(back.A, meant.A.float())
+            same = same and torch.equal(back.B, meant.B.float())
+        for name in head if same else ():
+            same = same and torch.equal(head[name], self._head[name].detach().cpu())
+        if not same:
+            raise SoraError("what was written reads back differently: is the disk all right?")
+
+
+def _plain(path: str, factors: LowRankFactors) -> LowRankFactors:
+    """Float32 on the CPU, all finite."""
+    a, b = (t.detach().to("cpu", torch.float32) for t in (factors.A, factors.B))
+    for tensor in (a, b):
+        check_tensor(path, tensor, "in memory")
+    return LowRankFactors(a, b)

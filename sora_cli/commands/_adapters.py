@@ -1,0 +1,157 @@
+"""The commands that work on adapter files: one short function each, as in `app`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sora_cli.commands._options import Adapter, Force, Json, NoVerify, Output, Overrides
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register them, in the order of the help page."""
+    for command in (inspect, prune, export, merge, verify):
+        app.command()(command)
+
+
+def inspect(
+    directories: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="An adapter directory, ours or any PEFT LoRA; or a run's directory. Two are "
+            "compared, more get a line each.",
+        ),
+    ],
+    as_json: Json = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw the ranks and the spectra to this picture."),
+    ] = None,
+    modules: Annotated[
+        bool, typer.Option("--modules", help="Also print a line for each module.")
+    ] = False,
+) -> None:
+    """Show where an adapter's ranks are and who can load it; or compare two."""
+    from sora_cli.commands.inspect import inspect
+
+    inspect(*directories, as_json=as_json, plot=plot, modules=modules)
+
+
+def prune(
+    directory: Adapter,
+    output: Output,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", help="Keep this share of each layer's squared singular values."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", help="Keep at most this rank in each layer."),
+    ] = None,
+    max_params: Annotated[
+        int | None,
+        typer.Option("--max-params", help="Keep the strongest components within this many."),
+    ] = None,
+    mean_rank: Annotated[
+        float | None,
+        typer.Option("--mean-rank", help="Keep the strongest components, so many per layer."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", help="The smallest whose validation metric falls by no more."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="What --max-drop is measured with."),
+    ] = None,
+    overrides: Overrides = None,
+    force: Force = False,
+) -> None:
+    """Shrink an adapter; without options, take out exact zeros only."""
+    from sora_cli.commands.prune import Rule, prune
+
+    rule = Rule(energy, rank, max_params, mean_rank, max_drop)
+    prune(directory, output, rule, recipe=recipe, overrides=overrides or [], force=force)
+
+
+def export(
+    directory: Adapter,
+    output: Output,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            help="exact: each module at its own rank. padded: all at the largest, for programs "
+            "that ignore patterns (llama.cpp).",
+        ),
+    ] = "exact",
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16 or float16; else as it is stored."),
+    ] = None,
+    force: Force = False,
+    no_verify: NoVerify = False,
+) -> int:
+    """Write any adapter as a plain LoRA, and say who can load it."""
+    from sora_cli.commands.export import export
+
+    return export(directory, output, layout=layout, dtype=dtype, force=force, verify=not no_verify)
+
+
+def merge(
+    directory: Adapter,
+    output: Output,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The base model, where it is not the one the adapter names."),
+    ] = None,
+    untie: Annotated[
+        bool,
+        typer.Option(
+            "--untie", help="Change a weight that is tied to another: write both, untied."
+        ),
+    ] = False,
+    force: Force = False,
+    no_verify: NoVerify = False,
+) -> int:
+    """Fold an adapter into its base model, tensor by tensor."""
+    from sora_cli.commands.merge import merge
+
+    return merge(directory, output, base=base, force=force, untie=untie, verify=not no_verify)
+
+
+def verify(
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="An adapter, run or model directory, or a model's Hub id."
+        ),
+    ],
+    b: Annotated[
+        str | None,
+        typer.Argument(metavar="B", help="Another; without it, A loaded in a fresh process."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The base model, where it is not the one the adapter names."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="Largest difference that is the same, relative to the largest output; else 1e-5, "
+            "or 8 roundings of 16-bit weights.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16 to compute in.")
+    ] = "float32",
+    as_json: Json = False,
+) -> int:
+    """Compare the outputs of two adapters or models; exit code 1 if they differ."""
+    from sora_cli.commands.verify import verify
+
+    return verify(a, b, base=base, dtype=dtype, tolerance=tolerance, as_json=as_json)

@@ -1,0 +1,129 @@
+"""The commands for many runs: one short function each, as in `app`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sora_cli.commands._options import Code, NoVerify, Overrides
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register them, in the order of the help page."""
+    app.command()(sweep)
+    app.command()(compare)
+
+
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(help="A sweep file, or the name of one that comes along.")
+    ],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and the time they may take.")
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="For --dry-run: take a few steps of each kind of run."),
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Runs side by side; without: one per GPU or CPU."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of each run; without: divided.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local or ray.")] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of the Ray cluster: auto, or HOST:PORT.")
+    ] = None,
+    retries: Annotated[
+        int, typer.Option("--retries", min=0, help="Starts more for a run that was killed.")
+    ] = 2,
+    no_verify: NoVerify = False,
+    code: Code = None,
+) -> int:
+    """Carry out the runs of a sweep file."""
+    from sora_cli.commands.sweep import sweep
+
+    return sweep(
+        file,
+        overrides or [],
+        dry_run=dry_run,
+        measure=measure,
+        jobs=jobs,
+        threads=threads,
+        engine=engine,
+        address=address,
+        retries=retries,
+        verify=not no_verify,
+        code=code or [],
+    )
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUNS...",
+            help="Run directories, directories with runs somewhere in them, or report files.",
+        ),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", help="A label of the table: differences to it, paired by seed."),
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Show what the recipes' papers print beside it.")
+    ] = False,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help="Another metric of the reports than the main one."),
+    ] = None,
+    selection: Annotated[
+        bool,
+        typer.Option(
+            "--selection", help="Score on the rows that chose the checkpoints, as for tuning."
+        ),
+    ] = False,
+    ranks: Annotated[
+        bool,
+        typer.Option("--ranks", help="Where ranks are, and whether seeds and tasks agree on it."),
+    ] = False,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="table, markdown, csv, latex or json; else by the suffix of --output, else table.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the table to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", help="Draw metric against parameters to this picture; others go beside it."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page that needs nothing else.")
+    ] = None,
+) -> None:
+    """Compare finished runs: mean and spread over seeds, size, time."""
+    from sora_cli.commands.compare import compare
+
+    compare(
+        runs,
+        baseline=baseline,
+        paper=paper,
+        metric=metric,
+        selection=selection,
+        ranks=ranks,
+        form=form,
+        output=output,
+        plot=plot,
+        html=html,
+    )

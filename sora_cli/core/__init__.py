@@ -1,0 +1,1 @@
+"""What everything stands on: errors, console, words, signals, processes, atomic files."""

@@ -1,0 +1,193 @@
+"""Files and directories that are there completely or not at all.
+
+Everything is written under a temporary name beside its place, flushed to the disk, and renamed.
+What a killed process leaves behind ends in `.partial`, or in `.replaced` where a file system can
+not exchange two directories; `tidy` deletes the one and, if need be, puts the other back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sora_cli.core.errors import SoraError
+
+_PARTIAL, _REPLACED = ".partial", ".replaced"
+_RANDOM = 8  # characters before them
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from fcntl.h and linux/fs.h
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a UTF-8 text file; readers see the old content or the new one, never a part."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write a file and read it back; readers see the old content or the new one, never a part.
+
+    Raises:
+        SoraError: it reads back differently.
+        OSError: the disk is full, or the like.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        with naming(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if temporary.read_bytes() != content:
+            raise SoraError(f"{path} reads back differently: is the disk all right?")
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """While a file is written: the system's errors name it, which those of a full disk do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def new_directory(
+    path: Path, *, force: bool = False, markers: Sequence[str] = ()
+) -> Iterator[Path]:
+    """An empty directory to fill, which takes the place of `path` when the block ends well.
+
+    If the block raises, nothing is left behind, and what was at `path` is untouched.
+
+    Args:
+        force: replace a directory that is there; it stays as it was until the new one is complete.
+        markers: file names one of which must be in a directory for it to be replaced, so that a
+            slip of the hand does not delete something else.
+
+    Raises:
+        SoraError: `path` exists and may not be replaced.
+    """
+    check_replaceable(path, force=force, markers=markers)
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        with naming(path):
+            yield temporary
+            _share(temporary)
+            sync_tree(temporary)
+        _move_into_place(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path, *, force: bool = False, markers: Sequence[str] = ()) -> None:
+    """Raise `SoraError` unless `new_directory` could write there: for a check before long work."""
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise SoraError(f"{path} exists already", hint="choose another place, or add --force")
+    if not path.is_dir():
+        raise SoraError(f"{path} exists and is no directory")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise SoraError(f"{path} is, or holds, the current directory and can not be replaced")
+    empty = next(path.iterdir(), None) is None
+    if markers and not empty and not any((path / marker).is_file() for marker in markers):
+        raise SoraError(
+            f"{path} is not replaced, even with --force: it holds no {' or '.join(markers)}",
+            hint="choose another place",
+        )
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush all files and directories below to the disk."""
+    for root, _, files in os.walk(directory):
+        for name in files:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _share(directory: Path) -> None:
+    """Give files the usual permissions: safetensors makes them for their owner's eyes only."""
+    mask = os.umask(0)  # reading it means setting it
+    os.umask(mask)
+    for file in (path for path in directory.rglob("*") if path.is_file()):
+        file.chmod(0o666 & ~mask)
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a directory; a process killed meanwhile leaves it whole, or under another name."""
+    aside = _beside(path)
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a killed process has left this half-written."""
+    return path.name.startswith(".") and path.name.endswith((_PARTIAL, _REPLACED))
+
+
+def tidy(directory: Path) -> None:
+    """Delete what killed processes have left half-written in a directory; nobody may be writing."""
+    for left in directory.glob(f".*{_REPLACED}"):
+        original = left.with_name(left.name[1 : -len(_REPLACED) - _RANDOM - 1])
+        if original.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.rename(original)
+    for left in directory.glob(f".*{_PARTIAL}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    """Rename; a directory in the way changes places with the new one, or is set aside first, and
+    put back should the rename fail."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    if _exchange(temporary, path):
+        return  # the old one now has the temporary name
+    aside = _beside(path, _REPLACED)
+    path.rename(aside)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places at once; False where the system or the file system can not."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    done: int = rename(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE)
+    return done == 0
+
+
+def _beside(path: Path, end: str = _PARTIAL) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM // 2)}{end}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""The one error boundary: exceptions in, at most three lines on stderr and an exit code out."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from methods.errors import MethodError
+from sora_cli.core.console import complain, printable, say
+from sora_cli.core.errors import SoraError
+from sora_cli.core.interruption import Interrupted
+from sora_cli.core.processes import is_main
+
+USER_ERROR = 2
+INTERNAL_ERROR = 1
+INTERRUPTED = 130
+
+_OF_THE_DISK = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+"""What keeps a file from being read or written, and is no fault of the program's."""
+
+_ClickError = typer.BadParameter.__mro__[2]
+"""Typer's own: usage errors and their kin; it has moved between packages over the versions."""
+
+
+def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
+    """Call a command; the exit code.
+
+    Args:
+        command: may return an exit code.
+        debug: show tracebacks, also of user errors.
+    """
+    try:
+        result = command()
+    except SoraError as error:
+        return _user_error(error.lines(), debug=debug)
+    except MethodError as error:
+        return _user_error([str(error)], debug=debug)
+    except Interrupted as end:
+        for line in (str(end), *end.words):
+            say(line)
+        return end.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        return _other(error, debug=debug)
+    return result if isinstance(result, int) else 0
+
+
+def _other(error: Exception, *, debug: bool) -> int:
+    if isinstance(error, _ClickError):
+        return _usage_error(error)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        name = "a file" if error.filename is None else f"'{error.filename}'"
+        reason = (error.strerror or str(error)).lower()
+        return _user_error([f"{name} can not be used: {reason}"], debug=debug)
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or error.title
+        return _user_error([f"{where}: {first['msg']}"], debug=debug)
+    return _internal_error(error, debug=debug)
+
+
+def _usage_error(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "sora"
+    return _user_error([error.format_message(), f"try: {command} --help"], debug=False)
+
+
+def _user_error(lines: Sequence[str], *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    flat = [line for text in lines for line in text.splitlines() if line.strip()]
+    for i, line in enumerate(flat[: 3 if is_main() else 1]):  # all processes find the same errors
+        complain(f"{'error:' if i == 0 else ' '} {printable(line)}")
+    return USER_ERROR
+
+
+def _internal_error(error: Exception, *, debug: bool) -> int:
+    text = " ".join(str(error).split())
+    complain(f"error: internal error: {type(error).__name__}: {text}"[:300])
+    if debug:
+        traceback.print_exc()
+        return INTERNAL_ERROR
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="sora-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+        complain(f"  the traceback is in {log.name}")
+    except OSError:
+        complain("  no log could be written; --debug shows the traceback")
+    complain("  this is a fault of the program, not of your input; please report it with that file")
+    return INTERNAL_ERROR

@@ -1,0 +1,75 @@
+"""What can be wrong with the options of a command, told before torch loads.
+
+The functions that do the work make the same checks: they are called without a command, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from sora_cli.core.errors import SoraError
+
+LAYOUTS = ("exact", "padded")
+"""Each module at its own rank, by patterns; or all zero-padded to the largest, without patterns."""
+STORED = ("float32", "bfloat16", "float16")
+"""Number formats that factors are written in."""
+COMPUTE = ("float32", "float64", "bfloat16", "float16")
+"""Number formats that outputs are compared in."""
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise `SoraError` where an option's value is none of those known."""
+    if value not in known:
+        raise SoraError(f"there is no {name} '{value}'", hint=f"one of {', '.join(known)}")
+
+
+def check_one(options: Sequence[str]) -> None:
+    """Raise `SoraError` where several of the options that exclude each other are given."""
+    if len(options) > 1:
+        raise SoraError(f"{' and '.join(options)} exclude each other: give one of them")
+
+
+def check_new_file(option: str, file: Path | None) -> None:
+    """Raise `SoraError` where a file that an option names can not be written.
+
+    Args:
+        option: as it is written on the command line.
+        file: None: not given.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise SoraError(f"{option} {file} is a directory", hint=f"name a file: {file}/NAME")
+    above = next((folder for folder in file.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise SoraError(f"{option} {file}: {above} is a file, not a directory")
+
+
+def option(name: str) -> str:
+    """As it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_rules(rules: Mapping[str, float | None]) -> None:
+    """Raise `SoraError` for rules of pruning that exclude each other or can not be."""
+    given = {option(name): v for name, v in rules.items() if v is not None}
+    check_one(list(given))
+    for name, value in given.items():
+        if name == "--energy" and not 0 < value <= 1:
+            raise SoraError(f"--energy is a share above 0 and up to 1, not {value:g}")
+        if name == "--mean-rank" and not 0 < value < math.inf:
+            raise SoraError(f"--mean-rank must be above 0, not {value:g}")
+        if name == "--max-drop" and not value >= 0:
+            raise SoraError(f"--max-drop must be 0 or more, not {value:g}")
+        if name in {"--rank", "--max-params"} and value < 1:
+            raise SoraError(f"{name} must be at least 1, not {value}")
+
+
+def check_comparison(dtype: str, tolerance: float | None) -> None:
+    """Raise `SoraError` where outputs can not be compared in that format, or within that much."""
+    if dtype not in COMPUTE:
+        raise SoraError(f"--dtype {dtype} is none of {', '.join(COMPUTE)}")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise SoraError(f"--tolerance {tolerance} is no number from 0 up")

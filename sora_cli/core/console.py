@@ -1,0 +1,85 @@
+"""What the tool shows: data to stdout, talk to stderr. Nothing heavy is imported at the top.
+
+Text that others wrote, made fit for a terminal, which takes orders from control characters.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sora_cli.core.processes import is_main, rank
+
+
+def say(message: str = "") -> None:
+    """Talk to the person: progress, warnings, what to type next (stderr)."""
+    if not is_main():
+        return
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def complain(message: str) -> None:
+    """Say what went wrong, whichever of several processes this is (stderr)."""
+    where = "" if is_main() else f"[process {rank()}] "
+    sys.stderr.write(f"{where}{message}\n")
+    sys.stderr.flush()
+
+
+def emit(text: str) -> None:
+    """Print data: what a pipe or a file should get (stdout)."""
+    if not is_main():
+        return
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def emit_table(
+    title: str | None,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    footer: Sequence[object] | None = None,
+) -> None:
+    """A table on stdout; the first column is left-aligned, all others right-aligned."""
+    if not is_main():
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=footer is not None
+    )
+    for i, column in enumerate(columns):
+        end = "" if footer is None else str(footer[i])
+        table.add_column(column, end, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*[str(cell) for cell in row])
+    console = Console(highlight=False)
+    needed = Console(width=10_000).measure(table).maximum
+    # never cut numbers off: a terminal that is too narrow wraps the lines
+    Console(highlight=False, width=max(console.width, needed)).print(table, soft_wrap=True)
+
+
+def count(n: float) -> str:
+    """1234567 -> '1,234,567'."""
+    return f"{n:,.0f}"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as '3.2 MB' (powers of ten)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def printable(text: object) -> str:
+    """One line of it: what can not be printed, line ends too, as an escape such as \\x1b."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")  # halves of surrogate pairs, too

@@ -1,0 +1,36 @@
+"""Figures as objects, saved without global plotting state."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from sora_cli.core.errors import SoraError
+
+INK = "#222222"
+
+
+def new_figure(width: float, height: float, *, solved: bool = True) -> Any:
+    """An empty figure of so many inches; `solved`: a solver finds room for all labels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained" if solved else None)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Render first, then replace the file, so that no half a picture is left behind."""
+    from sora_cli.core.atomic import write_bytes_atomic
+
+    kind = path.suffix.lstrip(".").lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise SoraError(
+            f"no picture can be written as .{kind}: {path}", hint=f"known: {', '.join(known)}"
+        )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=150)
+    write_bytes_atomic(path, buffer.getvalue())

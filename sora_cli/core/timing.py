@@ -1,0 +1,70 @@
+"""The process from its start to its end: when it began, imports that take seconds, and leaving."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from sora_cli.core.console import say
+
+
+def process_start() -> float:
+    """The moment this process was started, on the clock of `time.perf_counter`.
+
+    From the system where it tells (Linux, to 10 ms). Elsewhere the processor time spent so far
+    stands for the time: a little less, as it leaves out waiting for the disk.
+    """
+    now = time.perf_counter()
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        ticks = int(fields[19])  # starttime, since boot
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        age = time.process_time()
+    return now - max(age, 0.0)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around the import of torch and transformers.
+
+    The garbage collector waits meanwhile: a million objects are made and none of them is garbage,
+    so that its looking for some takes a seventh of the time (benchmarks/startup.py).
+    """
+    say("loading torch and transformers ...")
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def leave_with(command: Callable[[], int]) -> NoReturn:
+    """Call a command and end the process with its exit code, at once.
+
+    Python would first free, one by one, the million objects that torch and transformers consist of,
+    which takes over a second. Threads are waited for and everything registered with `atexit` is
+    done as always: the last step, registered first, is only to go.
+    """
+    code = 1
+
+    def go() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(go)
+    try:
+        code = command()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Rows, and what turns them into a model's inputs."""

@@ -1,0 +1,82 @@
+"""Data and small base models that come with the program, so that a first run needs no download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+
+def _entailment() -> DatasetDict:
+    from datasets import ClassLabel, Dataset, DatasetDict
+
+    from sora_cli.data.builtin.entailment import LABEL_NAMES, load_entailment
+
+    splits = {name: Dataset.from_list(rows) for name, rows in load_entailment().items()}
+    label = ClassLabel(names=list(LABEL_NAMES))
+    return DatasetDict({name: rows.cast_column("label", label) for name, rows in splits.items()})
+
+
+def _rows(splits: Mapping[str, list[dict[str, object]]], **features: Any) -> DatasetDict:
+    """Rows of each split as a data set; types that are not given follow from the values."""
+    from datasets import Dataset, DatasetDict, Features
+
+    types = Features(features) if features else None
+    return DatasetDict({name: Dataset.from_list(rows, types) for name, rows in splits.items()})
+
+
+def _entities() -> DatasetDict:
+    from datasets import ClassLabel, Sequence, Value
+
+    from sora_cli.data.builtin.entities import TAGS, load_entities
+
+    tag = ClassLabel(names=list(TAGS))
+    return _rows(load_entities(), tokens=Sequence(Value("string")), tags=Sequence(tag))
+
+
+def _passages() -> DatasetDict:
+    from sora_cli.data.builtin.passages import load_passages
+
+    return _rows(load_passages())
+
+
+def _numbers() -> DatasetDict:
+    from sora_cli.data.builtin.numbers import load_numbers
+
+    return _rows(load_numbers())
+
+
+def _endings() -> DatasetDict:
+    from sora_cli.data.builtin.endings import load_endings
+
+    return _rows(load_endings())
+
+
+def _digits() -> DatasetDict:
+    from datasets import ClassLabel, Image
+
+    from sora_cli.data.builtin.digits import DIGIT_NAMES, load_digit_images
+
+    return _rows(load_digit_images(), image=Image(), label=ClassLabel(names=list(DIGIT_NAMES)))
+
+
+def _captions() -> DatasetDict:
+    from datasets import Image, Value
+
+    from sora_cli.data.builtin.captions import load_captions
+
+    return _rows(load_captions(), image=Image(), text=Value("string"))
+
+
+BUILTINS: dict[str, Callable[[], DatasetDict]] = {
+    "entailment": _entailment,
+    "entities": _entities,
+    "passages": _passages,
+    "numbers": _numbers,
+    "endings": _endings,
+    "digits": _digits,
+    "captions": _captions,
+}
+"""What `data.path: builtin://NAME` may name."""

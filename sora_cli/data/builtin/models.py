@@ -1,0 +1,98 @@
+"""Small base models that the program makes itself (`model.path: builtin://NAME`).
+
+They stand in for a family's pretrained models where there is no network. Each is made once, kept
+in the cache of Hugging Face's libraries, and is from then on a model directory like any other.
+Nothing heavy is imported where it is there already.
+
+Making a model from a fixed seed, and leaving no trace of that in the process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from methods.registry import did_you_mean
+from sora_cli.core.errors import SoraError
+
+MODELS = {
+    "tiny-vit": ("sora_cli.data.builtin.tiny_vit:write_tiny_vit", 1),
+    "tiny-t5": ("sora_cli.data.builtin.tiny_t5:write_tiny_t5", 1),
+    "tiny-clip": ("sora_cli.data.builtin.tiny_clip:write_tiny_clip", 1),
+}
+"""Name -> what writes it into a directory, and its version: another one is another model."""
+_FOLDER = "sora-models"
+_LOG = logging.getLogger(__name__)
+
+
+def builtin_model(name: str) -> Path:
+    """The directory of a built-in model, which is made if it is not there.
+
+    The first time this takes some seconds of one processor core; the generators of random numbers
+    are left as they were. Of several processes that ask at once one makes it and the others wait.
+
+    Raises:
+        SoraError: there is no such model, or the cache can not be written.
+    """
+    if name not in MODELS:
+        raise SoraError(
+            f"no built-in model '{name}'{did_you_mean(name, MODELS)}",
+            where=f"built in are: {', '.join(MODELS)}",
+            key="model.path",
+        )
+    _, version = MODELS[name]
+    folder = _cache() / f"{name}-v{version}"
+    if not folder.is_dir():
+        try:
+            _make(folder, name)
+        except OSError as error:
+            raise SoraError(
+                f"the built-in model '{name}' can not be written: {error}",
+                hint="choose another place for the cache: HF_HOME=DIR",
+            ) from error
+    return folder
+
+
+def _make(folder: Path, name: str) -> None:
+    from filelock import FileLock
+
+    from sora_cli.core.atomic import new_directory
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir():  # another process was quicker
+            return
+        _LOG.info("making the built-in model %s once; this takes some seconds", folder)
+        with new_directory(folder) as temporary:
+            writer(name)(temporary)
+
+
+def writer(name: str) -> Callable[..., None]:
+    """What writes a built-in model into a directory that is there."""
+    module, _, attribute = MODELS[name][0].partition(":")
+    function: Callable[..., None] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / _FOLDER
+
+
+_SEED = 0
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Torch's generator starts from a fixed seed and is put back; transformers is quiet."""
+    import torch
+
+    from sora_cli.core.hub import quiet_loading
+
+    with torch.random.fork_rng(devices=[]), quiet_loading():
+        torch.default_generator.manual_seed(_SEED)
+        yield

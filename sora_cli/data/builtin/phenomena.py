@@ -1,0 +1,87 @@
+"""One function per phenomenon: the wanted label -> a premise and a hypothesis.
+
+Every word is as likely, in the premise and in the hypothesis, under either label, so that neither
+the hypothesis alone nor the bag of words of both gives the label away.
+"""
+
+from collections.abc import Callable
+
+from sora_cli.data.builtin.vocabulary import (
+    ADJECTIVES,
+    INTRANSITIVE,
+    OPPOSITES,
+    PEOPLE,
+    TRANSITIVE,
+    WordPicker,
+    plural,
+)
+
+Pair = tuple[str, str]
+"""Premise and hypothesis."""
+
+
+def roles(words: WordPicker, entailed: bool) -> Pair:
+    """Active against passive, with agent and patient kept (entailed) or swapped."""
+    (agent, patient), verb = words.pick_two(PEOPLE), words.pick(TRANSITIVE)
+    # One sentence is always passive, whatever the label: otherwise "passive" is a clue of its own.
+    active = f"The {agent} {verb} the {patient}."
+    if not entailed:
+        agent, patient = patient, agent
+    passive = f"The {patient} was {verb} by the {agent}."
+    return (active, passive) if words.rng.random() < 0.5 else (passive, active)
+
+
+def negation(words: WordPicker, entailed: bool) -> Pair:
+    """Complementary adjectives and "not": both change (entailed) or just one of them."""
+    person, opposites = words.pick(PEOPLE), words.pick(OPPOSITES)
+    negated, which = words.rng.random() < 0.5, words.rng.randrange(2)
+
+    def sentence(negated: bool, which: int) -> str:
+        return f"The {person} is {'not ' if negated else ''}{opposites[which]}."
+
+    premise = sentence(negated, which)
+    if entailed:
+        return premise, sentence(not negated, 1 - which)
+    if words.rng.random() < 0.5:
+        return premise, sentence(not negated, which)
+    return premise, sentence(negated, 1 - which)
+
+
+_FORMS = {
+    "all": "All {nouns} are {adjective}.",
+    "some": "Some {nouns} are {adjective}.",
+    "no": "No {nouns} are {adjective}.",
+    "not all": "Not all {nouns} are {adjective}.",
+}
+
+
+def quantifiers(words: WordPicker, entailed: bool) -> Pair:
+    """All entails some, no entails not all (of a set that is not empty), and not crosswise."""
+    names = {"nouns": plural(words.pick(PEOPLE)), "adjective": words.pick(ADJECTIVES)}
+    strong, weak = words.rng.choice((("all", "some"), ("no", "not all")))
+    if not entailed:
+        weak = "not all" if weak == "some" else "some"
+    return _FORMS[strong].format(**names), _FORMS[weak].format(**names)
+
+
+def monotonicity(words: WordPicker, entailed: bool) -> Pair:
+    """A narrower and a wider noun (phrase) in contexts that entail upward or downward."""
+    upward = words.rng.random() < 0.5
+    if words.rng.random() < 0.5:
+        narrow, wide = (plural(noun) for noun in words.pick_kind())
+    else:
+        modifier, wide = words.pick(ADJECTIVES), plural(words.pick(PEOPLE))
+        narrow = f"{modifier} {wide}"
+    verb = words.pick(INTRANSITIVE)
+    quantifier = "Some" if upward else "No"
+    low, high = f"{quantifier} {narrow} {verb}.", f"{quantifier} {wide} {verb}."
+    return (low, high) if entailed == upward else (high, low)
+
+
+PHENOMENA: dict[str, Callable[[WordPicker, bool], Pair]] = {
+    "negation": negation,
+    "quantifiers": quantifiers,
+    "monotonicity": monotonicity,
+    "roles": roles,
+}
+"""Phenomenon -> its generator."""

@@ -1,0 +1,90 @@
+"""The built-in model `tiny-t5`: a small T5 that knows a little of number words and digits.
+
+It was taught, from random weights, to write numbers below 100 ("forty two" -> "42"), digits told
+one by one ("four zero two" -> "402"), and "hundred" and "thousand" when they stand alone. Larger
+numbers, which `builtin://numbers` is about, it has never seen; it gets none right.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from sora_cli.data.builtin.digits import DIGIT_NAMES
+from sora_cli.data.builtin.models import seeded
+from sora_cli.data.builtin.numbers import WORDS, in_words
+from sora_cli.data.builtin.word_tokenizer import word_tokenizer
+
+_STEPS = 400
+_ROWS = 32  # of a step
+_LEARNING_RATE = 3e-3
+_LARGEST_GRADIENT = 1.0
+_UNITS = {"hundred": "100", "thousand": "1000"}
+
+
+def write_tiny_t5(folder: Path, *, steps: int = _STEPS) -> None:
+    """Write a model of 0.2 million parameters and its tokenizer; takes about 15 s on one core.
+
+    Args:
+        folder: A directory that is there.
+        steps: Steps of teaching; 0 leaves the weights random.
+    """
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = word_tokenizer(WORDS, longest=64)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    with seeded():
+        model = T5ForConditionalGeneration(config)
+        if steps:
+            _teach(model, tokenizer, steps)
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def lesson(rng: random.Random) -> tuple[str, str]:
+    """One thing it is taught: what it reads, and what it is to write."""
+    kind = rng.choices(("number", "digits", "unit"), weights=(60, 35, 5))[0]
+    if kind == "unit":
+        return rng.choice(tuple(_UNITS.items()))
+    if kind == "number":
+        number = rng.randrange(100)
+        return in_words(number), str(number)
+    digits = [rng.randrange(10) for _ in range(rng.randint(1, 4))]
+    return " ".join(DIGIT_NAMES[digit] for digit in digits), "".join(map(str, digits))
+
+
+def _teach(model: Any, tokenizer: Any, steps: int) -> None:
+    """Train all weights, in place, on lessons from a fixed seed."""
+    import torch
+
+    rng = random.Random("lessons")
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
+    model.train()
+    for _ in range(steps):
+        sources, targets = zip(*(lesson(rng) for _ in range(_ROWS)), strict=True)
+        batch = tokenizer(
+            list(sources), text_target=list(targets), padding=True, return_tensors="pt"
+        )
+        batch["labels"].masked_fill_(batch["labels"] == tokenizer.pad_token_id, -100)
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.eval()

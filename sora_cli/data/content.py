@@ -1,0 +1,56 @@
+"""Raw rows as they can be compared: an image is what its file holds, not where that lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import Dataset
+from datasets.features.features import require_storage_embed
+from datasets.table import embed_table_storage
+
+_FILES = 100  # read at a time
+_STORED = {"bytes", "path"}
+
+
+def comparable_batches(rows: Dataset, batch_size: int) -> Iterator[dict[str, list[Any]]]:
+    """Rows in batches, column by column; in place of each file its SHA-256.
+
+    Files are read as they are, which is much faster than to decode them: 10,000 of 30 kB take
+    about 4 seconds.
+
+    Args:
+        batch_size: of rows without files; of others fewer, for the memory they take.
+
+    Raises:
+        OSError: a file is not there any more.
+    """
+    if not any(require_storage_embed(feature) for feature in rows.features.values()):
+        yield from rows.iter(batch_size=batch_size)
+        return
+    for table in rows.with_format("arrow").iter(batch_size=min(batch_size, _FILES)):
+        columns = embed_table_storage(table).to_pydict()
+        yield {name: [_digested(value) for value in values] for name, values in columns.items()}
+
+
+def _digested(value: Any) -> Any:
+    """A value with a digest in place of every file in it."""
+    if isinstance(value, list):
+        return [_digested(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == _STORED and value["bytes"] is not None:
+        return hashlib.sha256(value["bytes"]).hexdigest()
+    return {name: _digested(inner) for name, inner in value.items()}
+
+
+def data_fingerprint(rows: Any) -> str:
+    """sha256 over the content of a data set's rows, in order."""
+    from sora_cli.data.content import comparable_batches
+
+    digest = hashlib.sha256()
+    for batch in comparable_batches(rows, 1000):
+        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

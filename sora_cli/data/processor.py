@@ -1,0 +1,101 @@
+"""What makes a model's inputs: its tokenizer, its image processor, or both in one.
+
+Batches padded at the right, whatever side a tokenizer prefers: labels are places of tokens.
+
+Decoders lose nothing by it: nothing before the padding looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sora_cli.core.errors import SoraError
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model")
+_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+_TOKENIZER = (
+    _TOKENIZER_FILES,
+    "tokenizer",
+    "copy tokenizer.json (or vocab.txt, spm.model, ...) of the model into it",
+)
+_IMAGES = (
+    _IMAGE_FILES,
+    "image processor",
+    "copy preprocessor_config.json of the model into it",
+)
+_NEEDS = {
+    "AutoTokenizer": (_TOKENIZER,),
+    "AutoImageProcessor": (_IMAGES,),
+    "AutoProcessor": (_IMAGES, _TOKENIZER),
+}
+
+
+def load_processor(auto: str, source: str, options: Mapping[str, Any]) -> Any:
+    """Load what makes a model's inputs.
+
+    Args:
+        auto: transformers' Auto class: AutoTokenizer, AutoImageProcessor or AutoProcessor.
+        source: a directory or Hub id.
+        options: of `from_pretrained`, such as `revision` or `gguf_file`.
+
+    Raises:
+        SoraError: a local directory holds none; transformers would make up an empty one.
+    """
+    import transformers
+
+    if "gguf_file" not in options:
+        for patterns, what, hint in _NEEDS[auto]:
+            if _lacks(Path(source), patterns):
+                raise SoraError(
+                    f"the model directory {source} holds no {what}", hint=hint, key="model.path"
+                )
+    return getattr(transformers, auto).from_pretrained(source, **options)
+
+
+def lacks_tokenizer(folder: Path) -> bool:
+    """Whether this is a directory without a tokenizer."""
+    return _lacks(folder, _TOKENIZER_FILES)
+
+
+def set_padding(model: Any, tokenizer: Any) -> None:
+    """Decoder models often come without a padding token; batches of several rows need one.
+
+    Raises:
+        SoraError: there is no token that could be one.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise SoraError(
+                "the tokenizer has neither a padding nor an end-of-text token",
+                hint="name one in tokenizer_config.json: pad_token",
+                key="model.path",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _lacks(folder: Path, patterns: Sequence[str]) -> bool:
+    """Whether this is a directory without any such file."""
+    return folder.is_dir() and not any(list(folder.glob(pattern)) for pattern in patterns)
+
+
+def pad_inputs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """The tokenizer's own columns of rows, as (rows, tokens of the longest)."""
+    from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+    names = [name for name in tokenizer.model_input_names if name in rows[0]]
+    inputs = [{name: row[name] for name in names} for row in rows]
+    options = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+    return dict(pad_without_fast_tokenizer_warning(tokenizer, inputs, **options))
+
+
+def pad_column(rows: Sequence[Mapping[str, Any]], name: str, value: int) -> Tensor:
+    """(rows, tokens of the longest) of a column of lists of whole numbers."""
+    lists = [torch.tensor(row[name]) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=value)

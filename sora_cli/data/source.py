@@ -1,0 +1,119 @@
+"""Where a recipe's rows are to come from: found, and checked, without loading them.
+
+Nothing heavy is imported here, so that a mistyped path is told at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from methods.registry import did_you_mean
+from sora_cli.core.errors import SoraError
+from sora_cli.data.builtin import BUILTINS
+from sora_cli.recipe.recipe import DataBlock
+
+BUILTIN = "builtin://"
+_FILE_KINDS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of rows: split -> reader ("csv", "json" or "parquet"), and the files."""
+
+    splits: Mapping[str, tuple[str, list[Path]]]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A directory laid out like one on the Hub, or written by `save_to_disk`."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """Data that the program makes itself."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A data set's Hub id."""
+
+    name: str
+
+
+Source = Files | Folder | Builtin | Hub
+
+
+def find_source(data: DataBlock) -> Source:
+    """What a recipe's data block names; whether the Hub has it is not asked.
+
+    Raises:
+        SoraError: nothing is named, or what is named is not there.
+    """
+    if data.files is not None:
+        if data.path:
+            raise SoraError(
+                "data.path and data.files exclude each other; give one of them", key="data.path"
+            )
+        return Files({split: _checked(split, names) for split, names in data.files.items()})
+    if not data.path:
+        raise SoraError("no data: give data.path or data.files", key="data")
+    if data.path.startswith(BUILTIN):
+        return _builtin(data.path.removeprefix(BUILTIN))
+    folder = Path(data.path).expanduser()
+    if folder.is_dir():
+        return Folder(folder)
+    if _looks_local(data.path):
+        raise SoraError(
+            f"no data directory '{data.path}'", where=_neighbours(folder), key="data.path"
+        )
+    return Hub(data.path)
+
+
+def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
+    """The kind of a split's files, and the files."""
+    key = f"data.files.{split}"
+    paths = [Path(name).expanduser() for name in names]
+    for path in paths:
+        if path.is_dir():
+            raise SoraError(
+                f"'{path}' is a directory, not a data file (split {split})",
+                hint=f"data.path={path} takes the whole directory",
+                key=key,
+            )
+        if not path.is_file():
+            raise SoraError(
+                f"no data file '{path}' (split {split})", where=_neighbours(path), key=key
+            )
+    kinds = {_FILE_KINDS.get(path.suffix.lower(), "") for path in paths}
+    if len(kinds) != 1 or "" in kinds:
+        raise SoraError(
+            f"{key}: files must be of one kind", where="csv, json, jsonl, parquet", key=key
+        )
+    return kinds.pop(), paths
+
+
+def _builtin(name: str) -> Builtin:
+    if name not in BUILTINS:
+        raise SoraError(f"no built-in data '{name}'{did_you_mean(name, BUILTINS)}", key="data.path")
+    return Builtin(name)
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
+
+
+def _neighbours(path: Path) -> str | None:
+    """The nearest names where a path breaks off."""
+    parent = path.parent
+    if not parent.is_dir():
+        return f"{parent} does not exist"
+    names = [entry.name for entry in parent.iterdir()]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.3) or sorted(names)[:5]
+    return f"in {parent} there are: {', '.join(near)}" if near else f"{parent} is empty"

@@ -1,0 +1,1 @@
+"""Many runs: paths, sweeps, comparisons."""

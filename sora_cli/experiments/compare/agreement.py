@@ -1,0 +1,96 @@
+"""Which kinds of modules keep rank, and whether other seeds and other tasks agree on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import StatisticsError, correlation, mean
+
+from sora_cli.adapter.ranks import shortest_names
+from sora_cli.core.console import emit_table
+from sora_cli.experiments.compare.runs import Group, Run
+
+_NONE = "\N{EN DASH}"
+Pair = tuple[Run, Run]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Pearson correlation of two runs' components alive, module by module: means over pairs.
+
+    Attributes:
+        label: of the groups.
+        seeds, tasks: between two seeds of one task; between two tasks at one seed. None: no pair.
+        seed_pairs, task_pairs: how many pairs.
+    """
+
+    label: str
+    seeds: float | None
+    seed_pairs: int
+    tasks: float | None
+    task_pairs: int
+
+
+def rank_agreement(groups: Sequence[Group]) -> list[Agreement]:
+    """One per label whose runs have ranks that changed."""
+    found = []
+    for label in dict.fromkeys(group.label for group in groups):
+        alike = [group for group in groups if group.label == label and _changed(group)]
+        if not alike:
+            continue
+        seeds = _correlations(pair for group in alike for pair in combinations(group.runs, 2))
+        runs = [run for group in alike for run in group.runs]
+        tasks = _correlations(
+            (a, b) for a, b in combinations(runs, 2) if a.task != b.task and a.seed == b.seed
+        )
+        found.append(Agreement(label, _mean(seeds), len(seeds), _mean(tasks), len(tasks)))
+    return found
+
+
+def emit_ranks(groups: Sequence[Group]) -> None:
+    """Print components kept by kind of module, and the agreement."""
+    changed = [group for group in groups if _changed(group)]
+    kinds = list(dict.fromkeys(kind for g in changed for kind in g.first.ranks.columns))
+    rows = [[f"{g.task}: {g.label}", *(_kept(g, kind) for kind in kinds)] for g in changed]
+    emit_table("components kept by kind of module, mean over seeds and layers",
+               ["group", *shortest_names(kinds)], rows)  # fmt: skip
+    agreed = [
+        [a.label, *_cells(a.seeds, a.seed_pairs), *_cells(a.tasks, a.task_pairs)]
+        for a in rank_agreement(groups)
+    ]
+    emit_table(
+        "do they agree on where? correlation of components per module, mean over pairs of runs",
+        ["method", "two seeds, one task", "pairs", "two tasks, one seed", "pairs"], agreed,
+    )  # fmt: skip
+
+
+def _changed(group: Group) -> bool:
+    return any(m.start != m.end for run in group.runs for m in run.report.ranks.values())
+
+
+def _kept(group: Group, kind: str) -> str:
+    totals = [run.ranks.column_total(kind) for run in group.runs]
+    shares = [total.live / total.start for total in totals if total.start]
+    return f"{mean(shares):.0%}" if shares else _NONE
+
+
+def _correlations(pairs: Iterable[Pair]) -> list[float]:
+    """Of pairs with the same modules, not all of them alike in one of the two."""
+    found = []
+    for a, b in pairs:
+        modules = a.report.ranks.keys() & b.report.ranks.keys()
+        ends = [(a.report.ranks[m].end, b.report.ranks[m].end) for m in sorted(modules)]
+        try:
+            found.append(correlation(*zip(*ends, strict=True)))
+        except (StatisticsError, TypeError):
+            continue
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return mean(values) if values else None
+
+
+def _cells(value: float | None, pairs: int) -> tuple[str, str]:
+    return (_NONE if value is None else f"{value:+.2f}", str(pairs))

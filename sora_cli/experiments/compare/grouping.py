@@ -1,0 +1,173 @@
+"""Runs that differ in their seed only are a group; groups get labels that tell them apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sora_cli.adapter.ranks import shortest_names
+from sora_cli.experiments.compare.runs import SEED, Group, Run
+
+_MISSING = "\0"
+"""In the place of a setting that a group does not have; no JSON text is that."""
+_FIRST_CHOICE = "method."
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Groups, and what a person should hear about how they came to be."""
+
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...]
+
+
+def group_runs(runs: Sequence[Run]) -> Grouped:
+    """Put runs together that differ in nothing but the seed, the output, the paper's values and
+    what their recipes say is derived from other runs (`output.derived`; then runs with different
+    labels stay apart, since what they were derived from may differ).
+
+    Tasks come in the order in which they appear first, and so do the groups of a task. Of several
+    runs of one group with one seed the newest is taken.
+    """
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        kind = [_common(run), run.label if run.derived else None]
+        common = json.dumps(kind, sort_keys=True, default=str)
+        together.setdefault(common, []).append(run)
+    notes: list[str] = []
+    groups = []
+    for members in together.values():
+        group = Group("", _common(members[0]), _one_per_seed(members, notes))
+        groups.append(replace(group, label=_given_label(group, notes)))
+    tasks = list(dict.fromkeys(group.task for group in groups))
+    groups.sort(key=lambda group: tasks.index(group.task))
+    return Grouped(tuple(_told_apart(groups)), tuple(notes))
+
+
+def _common(run: Run) -> dict[str, Any]:
+    """The settings that make a run's group."""
+    left_out = (SEED, *run.derived)
+    return {
+        key: value
+        for key, value in run.settings.items()
+        if key not in left_out and not key.startswith(tuple(f"{name}." for name in left_out))
+    }
+
+
+def _one_per_seed(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
+    by_seed: dict[int, list[Run]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed, []).append(run)
+    chosen = []
+    for seed, same in sorted(by_seed.items()):
+        *older, newest = sorted(same, key=lambda run: run.report.finished or "")
+        chosen.append(newest)
+        notes += [
+            f"{run.directory} is left out: {newest.directory} is the same run (seed {seed}), newer"
+            for run in older
+        ]
+    return tuple(chosen)
+
+
+def _given_label(group: Group, notes: list[str]) -> str:
+    """`output.label`, or else the method's name."""
+    given = list(dict.fromkeys(run.label for run in group.runs if run.label))
+    if len(given) > 1:
+        notes.append(
+            f"{group.task}: one group has the labels {', '.join(given)}: its runs differ in "
+            f"nothing but the seed; the first is used"
+        )
+    return given[0] if given else group.method
+
+
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
+    """The groups, the settings that tell them from others of their task and label in the label.
+
+    Such settings stand in the labels of all tasks, so that one group has one label everywhere.
+    """
+    alike: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        alike.setdefault(group.label, []).append(i)
+    names = _short_names(groups)
+    labels = [group.label for group in groups]
+    for members in alike.values():
+        keys = telling_keys([groups[i] for i in members])
+        for i in members:
+            words = [f"{names[key]}={shown(groups[i].settings.get(key))}" for key in keys]
+            labels[i] = " ".join([labels[i], *words])
+    numbers: dict[tuple[str, str], int] = {}
+    named = []
+    for group, label in zip(groups, labels, strict=True):
+        number = numbers[group.task, label] = numbers.get((group.task, label), 0) + 1
+        named.append(replace(group, label=label if number == 1 else f"{label} ({number})"))
+    return named
+
+
+def telling_keys(groups: Sequence[Group]) -> list[str]:
+    """A few settings whose values tell groups of the same task apart: each the one that tells
+    most of them apart, of equals one of the method's options."""
+    values = [{key: json.dumps(v, default=str) for key, v in g.settings.items()} for g in groups]
+    keys = sorted(
+        dict.fromkeys(key for settings in values for key in settings),
+        key=lambda key: not key.startswith(_FIRST_CHOICE),
+    )
+    chosen: list[str] = []
+    kinds = _count(groups, values, chosen)
+    while kinds < len(groups):
+        best = max(keys, key=lambda key: _count(groups, values, [*chosen, key]))
+        found = _count(groups, values, [*chosen, best])
+        if found == kinds:
+            break
+        chosen, kinds = [*chosen, best], found
+    for key in list(chosen):
+        others = [other for other in chosen if other != key]
+        if _count(groups, values, others) == kinds:
+            chosen = others
+    return chosen
+
+
+def _count(
+    groups: Sequence[Group], values: Sequence[Mapping[str, str]], keys: Sequence[str]
+) -> int:
+    """How many kinds of groups there are by their tasks and those settings alone."""
+    kinds = {
+        (group.task, *(settings.get(key, _MISSING) for key in keys))
+        for group, settings in zip(groups, values, strict=True)
+    }
+    return len(kinds)
+
+
+def _short_names(groups: Sequence[Group]) -> dict[str, str]:
+    """Each setting by the fewest last parts of its key that no other one ends with."""
+    keys = list(dict.fromkeys(key for group in groups for key in group.settings))
+    return dict(zip(keys, shortest_names(keys), strict=True))
+
+
+def shown(value: Any) -> str:
+    """A setting as a label has it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return "+".join(shown(part) for part in value)
+    return str(value) if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Task -> its groups, in order."""
+    tasks: dict[str, list[Group]] = {}
+    for group in groups:
+        tasks.setdefault(group.task, []).append(group)
+    return tasks
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys whose values are not the same in all, in order; a missing one is a value, too."""
+    keys = dict.fromkeys(key for values in settings for key in values)
+    return [key for key in keys if len({frozen(s.get(key)) for s in settings}) > 1]
+
+
+def frozen(value: Any) -> str:
+    """A setting's value as something that can be compared and hashed."""
+    return json.dumps(value, sort_keys=True, default=str)

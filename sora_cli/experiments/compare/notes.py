@@ -1,0 +1,115 @@
+"""What to know when reading a comparison: footnotes, and what makes scores not comparable.
+
+What papers print for a task, from the recipes' `paper` blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from sora_cli.experiments.compare.cells import Raw
+from sora_cli.experiments.compare.runs import Group, Run
+from sora_cli.experiments.compare.stats import LEVEL, RESAMPLES
+
+
+def remarks_of(groups: Sequence[Group], baseline: str | None) -> Iterator[str]:
+    """What to know of differences and times."""
+    if baseline is not None:
+        yield (
+            f"minus {baseline}: mean of the differences between runs of one seed, in brackets its "
+            f"{LEVEL:.0%} percentile bootstrap interval ({RESAMPLES:,} resamples; with few pairs "
+            f"such an interval is too narrow), in parentheses the pairs"
+        )
+        tasks = dict.fromkeys(group.task for group in groups)
+        there = {group.task for group in groups if group.label == baseline}
+        without = [task for task in tasks if task not in there]
+        if without:
+            yield f"there is no {baseline} in {', '.join(without)}"
+    resumed = sum(bool(run.report.resumed) for group in groups for run in group.runs)
+    if resumed:
+        yield (
+            f"seconds and memory leave out {resumed} runs that were resumed: "
+            f"their reports hold those of the last process only"
+        )
+    machines = {_machine(run.report.environment) for group in groups for run in group.runs}
+    if len(machines) > 1:
+        yield f"seconds and memory are of different machines: {'; '.join(sorted(machines))}"
+
+
+def _machine(environment: Mapping[str, object]) -> str:
+    """ "x86_64, 2 threads", or the GPU."""
+    gpu, threads = environment.get("gpu"), environment.get("threads")
+    return str(gpu) if gpu else f"{environment.get('processor')}, {threads} threads"
+
+
+def warnings_of(groups: Sequence[Group]) -> Iterator[str]:
+    """What differs between the runs of one task that must be the same to compare their scores."""
+    tasks = dict.fromkeys(group.task for group in groups)
+    for task in tasks:
+        members = [group for group in groups if group.task == task]
+        for what, key in _SAME.items():
+            yield from _different(task, what, key, members)
+
+
+def _different(
+    task: str, what: str, key: Callable[[Run], str | None], groups: Sequence[Group]
+) -> Iterator[str]:
+    labels: dict[str, list[str]] = {}
+    for group in groups:
+        for run in group.runs:
+            value = key(run)
+            if value is not None and group.label not in labels.setdefault(value, []):
+                labels[value].append(group.label)
+    if len(labels) > 1:
+        sides = " / ".join(_some(names) for names in labels.values())
+        yield f"{task}: not comparable, {what} differs: {sides}"
+
+
+def _some(labels: Sequence[str]) -> str:
+    """The first labels, and how many more."""
+    rest = len(labels) - _NAMED
+    return ", ".join(labels[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _fingerprint(run: Run, part: str) -> str | None:
+    """Of the rows of a split; None where the report has none."""
+    found: str | None = (run.report.data.get("fingerprints") or {}).get(part)
+    return found
+
+
+_NAMED = 3
+_SAME: Mapping[str, Callable[[Run], str | None]] = {
+    "the metric": lambda run: run.metric_name,
+    "the reported split": lambda run: run.split,
+    "the content of the reported rows": lambda run: _fingerprint(run, run.split),
+    "the content of the training rows": lambda run: _fingerprint(run, "train"),
+    "the base model": lambda run: run.report.base.get("fingerprint"),
+}
+
+
+class Papers:
+    """Papers' values, each source a footnote with a number."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, int] = {}
+
+    def add(self, group: Group, values: dict[str, Raw]) -> str:
+        """Put the value of the group's method into its row; the mark of its footnote, or ""."""
+        for run in group.runs:
+            block = run.paper
+            told = block and (block.get("metric"), block.get("model"))
+            if block is None or told != (run.metric_name, run.model):
+                continue
+            value = (block.get("values") or {}).get(group.method)
+            if value is not None:
+                values["paper"] = float(value)
+                number = self.sources.setdefault(str(block.get("source")), len(self.sources) + 1)
+                return f"[{number}]"
+        return ""
+
+    def footnotes(self, *, asked: bool) -> list[str]:
+        """The sources, or that there is none."""
+        if asked and not self.sources:
+            what = "its model, method and metric"
+            return [f"paper: no recipe of these runs holds a paper's value for {what}"]
+        return [f"[{number}] {source}" for source, number in self.sources.items()]

@@ -1,0 +1,282 @@
+"""What the HTML page tells about each group: recipe, ranks, runs; and about all: versions.
+
+Tables of the HTML page: cells with what is shown and what they are sorted by.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from sora_cli.core.console import count, size
+from sora_cli.experiments.compare.cells import Cell, Column, Raw
+from sora_cli.experiments.compare.grouping import by_task, differing, frozen
+from sora_cli.experiments.compare.plot_ranks import MeanRanks, rank_text
+from sora_cli.experiments.compare.runs import Group, Run
+from sora_cli.experiments.compare.table import Section, Table
+
+_LEVELS = 10
+"""Steps of the colour scale, that for 0 not counted."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of YAML; marked where the value is not the same in all groups of the task."""
+
+    text: str
+    marked: bool
+
+
+@dataclass(frozen=True)
+class MapCell:
+    """A mean rank and its colour, from 0 to 10."""
+
+    text: str
+    level: int
+
+
+@dataclass(frozen=True)
+class RankTable:
+    """A heat map: kinds of modules across, layers down; None where there is no such module."""
+
+    summary: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[MapCell | None, ...]], ...]
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """A run, its values as text."""
+
+    seed: str
+    metric: str
+    parameters: str
+    components: str
+    seconds: str
+    memory: str
+    started: str
+    directory: str
+    command: str
+
+
+@dataclass(frozen=True)
+class GroupPart:
+    """What is told of a group; no ranks where none changed."""
+
+    label: str
+    anchor: str
+    recipe: tuple[Line, ...]
+    ranks: RankTable | None
+    runs: tuple[RunPart, ...]
+
+
+def group_part(group: Group, anchor: str, keys: set[str]) -> GroupPart:
+    """All that is told of a group.
+
+    Args:
+        anchor: where on the page.
+        keys: the settings that differ between the groups of its task.
+    """
+    ranks = MeanRanks.of(group)
+    return GroupPart(
+        label=group.label,
+        anchor=anchor,
+        recipe=recipe_lines(group.settings, keys),
+        ranks=rank_table(ranks) if ranks else None,
+        runs=tuple(_run_part(run) for run in group.runs),
+    )
+
+
+def recipe_lines(settings: Mapping[str, Any], marked: Iterable[str] = ()) -> tuple[Line, ...]:
+    """Settings as the YAML of a recipe, the lines of marked keys among them."""
+    keys = set(marked)
+    lines: list[Line] = []
+    open_blocks: list[str] = []
+    for key, value in settings.items():
+        *blocks, name = key.split(".")
+        same = 0
+        while same < min(len(blocks), len(open_blocks)) and blocks[same] == open_blocks[same]:
+            same += 1
+        for depth in range(same, len(blocks)):
+            lines.append(Line(f"{'  ' * depth}{blocks[depth]}:", False))
+        open_blocks = blocks
+        lines.append(Line(f"{'  ' * len(blocks)}{name}: {_yaml(frozen(value))}", key in keys))
+    return tuple(lines)
+
+
+def shared_settings(groups: Sequence[Group]) -> dict[str, Any]:
+    """Settings that are the same in all groups."""
+    differ = set(differing([group.settings for group in groups]))
+    return {key: value for key, value in groups[0].settings.items() if key not in differ}
+
+
+def rank_table(ranks: MeanRanks) -> RankTable:
+    """A heat map of mean ranks."""
+    shape = ranks.shape
+    labels = shape.column_labels()
+    rows = []
+    for row, name in zip(shape.rows, shape.row_labels(), strict=True):
+        cells = []
+        for column in shape.columns:
+            live = ranks.live.get((row, column))
+            cells.append(None if live is None else _map_cell(live, ranks.largest))
+        rows.append((name, tuple(cells)))
+    return RankTable(ranks.summary(), tuple(labels), tuple(rows))
+
+
+def _map_cell(live: float, largest: int) -> MapCell:
+    level = 0 if live == 0 else max(1, round(_LEVELS * live / max(largest, 1)))
+    return MapCell(rank_text(live), min(level, _LEVELS))
+
+
+def environments(groups: Sequence[Group]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Versions, machine and commit: name -> each value and in how many runs, most first."""
+    found: dict[str, Counter[str]] = {}
+    for group in groups:
+        for run in group.runs:
+            for name, value in run.report.environment.items():
+                found.setdefault(name, Counter())[_plain(value)] += 1
+    return [(name, values.most_common()) for name, values in found.items()]
+
+
+def summary_lines(groups: Sequence[Group], baseline: str | None) -> list[str]:
+    """How many runs of what, when, and what they are compared with."""
+    runs = [run for group in groups for run in group.runs]
+    tasks = by_task(groups)
+    seeds = sorted({run.seed for run in runs})
+    days = sorted(run.report.started[:10] for run in runs if run.report.started)
+    models = dict.fromkeys(run.model for run in runs)
+    lines = [
+        f"{len(runs)} runs in {len(groups)} groups (equal but for the seed) on "
+        f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}",
+        f"base model{'s' if len(models) > 1 else ''}: {', '.join(models)}",
+        f"seeds: {', '.join(map(str, seeds))}",
+    ]
+    if days:
+        lines.append(f"run {days[0]}" + (f" to {days[-1]}" if days[-1] != days[0] else ""))
+    if baseline is not None:
+        lines.append(f"differences are to: {baseline}")
+    return lines
+
+
+def _run_part(run: Run) -> RunPart:
+    report, kept = run.report, run.components
+    factor = 100 if run.percent else 1
+    memory = report.peak_memory_bytes
+    return RunPart(
+        seed=str(run.seed),
+        metric="not a number" if math.isnan(run.metric) else f"{factor * run.metric:.4g}",
+        parameters=count(run.parameters),
+        components=f"{kept.live} of {kept.start}" if kept.start else "",
+        seconds=count(run.seconds),
+        memory=size(memory) if memory is not None else "",
+        started=report.started.replace("T", " ")[:16],
+        directory=str(run.directory),
+        command=shlex.join(report.command),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _yaml(value: str) -> str:
+    """A value, given as JSON, as YAML on one line."""
+    import json
+
+    import yaml
+
+    text: str = yaml.safe_dump(json.loads(value), default_flow_style=True, width=10**6)
+    return text.strip().removesuffix("...").strip()
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class CellPart:
+    """A cell.
+
+    Attributes:
+        shown: for people.
+        sort: a number or text to sort by; "" sorts last, whichever way.
+        is_best: the best metric of its table.
+    """
+
+    shown: str
+    sort: str
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """A row: its label, where on the page its group is (None: nowhere), and the other cells."""
+
+    label: str
+    anchor: str | None
+    is_baseline: bool
+    cells: tuple[CellPart, ...]
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """A table; the first of its columns is that of the labels."""
+
+    task: str | None
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[RowPart, ...]
+
+
+def table_parts(
+    table: Table, groups: Sequence[Group], anchors: Mapping[tuple[str, str], str]
+) -> list[TablePart]:
+    """The tables of all tasks, and of the means over them where there are any.
+
+    Args:
+        groups: those of the table.
+        anchors: task and label -> where on the page the group is described.
+    """
+    tasks = by_task(groups)
+    parts = []
+    for section in table.sections():
+        members = groups if section.task is None else tasks[section.task]
+        better = members[0].first.greater_is_better
+        parts.append(_table_part(section, table, anchors, greater_is_better=better))
+    return parts
+
+
+def _table_part(
+    section: Section,
+    table: Table,
+    anchors: Mapping[tuple[str, str], str],
+    *,
+    greater_is_better: bool,
+) -> TablePart:
+    columns = tuple(column for column in table.shown_columns if column.key != "label")
+    scores = [_number(row.cells["metric"].raw) for row in section.rows]
+    known = [score for score in scores if score is not None]
+    best = (max if greater_is_better else min)(known, default=None)
+    rows = []
+    for row in section.rows:
+        cells = [_cell_part(row.cells[column.key], column.key, best) for column in columns]
+        anchor = anchors.get((row.task, row.label)) if row.task is not None else None
+        rows.append(RowPart(row.label, anchor, row.label == table.baseline, tuple(cells)))
+    label = next(column for column in table.columns if column.key == "label")
+    return TablePart(section.task, section.caption, (label, *columns), tuple(rows))
+
+
+def _cell_part(cell: Cell, key: str, best: float | None) -> CellPart:
+    number = _number(cell.raw)
+    sort = repr(number) if number is not None else cell.raw if isinstance(cell.raw, str) else ""
+    return CellPart(cell.shown, sort, key == "metric" and number is not None and number == best)
+
+
+def _number(raw: Raw) -> float | None:
+    """None for what is no number, NaN too."""
+    if not isinstance(raw, int | float) or math.isnan(raw):
+        return None
+    return float(raw)

@@ -1,0 +1,164 @@
+"""Ablations: metric and parameters kept against the one number that groups differ in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sora_cli.core.figures import new_figure
+from sora_cli.experiments.compare.grouping import by_task, differing, frozen
+from sora_cli.experiments.compare.plot_style import (
+    INK,
+    QUIET,
+    Scale,
+    Spread,
+    arrange,
+    colour,
+    finish,
+    metric_axis,
+    metric_spread,
+    parameter_spread,
+    percent_factor,
+    plain,
+    short_number,
+)
+from sora_cli.experiments.compare.runs import Group
+
+_SIZE = 3.9, 2.5
+"""Width and height of a panel, inches."""
+_MOST = 16
+"""Rows of panels in a figure."""
+_CURVES = 8
+"""Curves in a panel."""
+_LEGEND = 60
+"""Characters a line of the legend has room for, about; line and gaps of an entry count as 7."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Groups of one task and method that differ in one number.
+
+    Attributes:
+        points: value of the key -> group, ascending.
+        name: what tells this curve from the others of its panel; "" for a single one.
+    """
+
+    points: Mapping[float, Group]
+    name: str
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """All curves of a task and method over the same key, such as "method.threshold"."""
+
+    task: str
+    method: str
+    key: str
+    curves: tuple[Curve, ...]
+
+    @property
+    def groups(self) -> list[Group]:
+        """Those of all curves."""
+        return [group for curve in self.curves for group in curve.points.values()]
+
+
+def find_ablations(groups: Sequence[Group]) -> list[Ablation]:
+    """By task and method, the numeric keys that groups differ in and in nothing else."""
+    found = []
+    for task, members in by_task(groups).items():
+        for method in dict.fromkeys(group.method for group in members):
+            same = [group for group in members if group.method == method]
+            keys = differing([group.settings for group in same])
+            for key in keys:
+                curves = _curves(same, key, [other for other in keys if other != key])
+                if curves:
+                    found.append(Ablation(task, method, key, curves))
+    return found
+
+
+def draw_curves(groups: Sequence[Group]) -> Any | None:
+    """A figure with a row per ablation: left the metric, right the parameters kept, both against
+    the key, with bars of one std over seeds; None if there is no ablation."""
+    ablations = find_ablations(groups)
+    if not ablations:
+        return None
+    shown = ablations[:_MOST]
+    above = 0.3 if len(ablations) > _MOST else 0.05
+    figure = new_figure(2 * _SIZE[0], len(shown) * _SIZE[1] + above, solved=False)
+    grid = figure.subplots(len(shown), 2, squeeze=False)
+    for row, ablation in zip(grid, shown, strict=True):
+        _draw_row(row, ablation)
+    if len(ablations) > _MOST:
+        figure.suptitle(f"the first {_MOST} of {len(ablations)} ablations", x=0.01, ha="left",
+                        fontsize=8, color=QUIET)  # fmt: skip
+    arrange(figure, len(shown), 2, below=0.0, above=above)
+    return figure
+
+
+def _curves(groups: Sequence[Group], key: str, others: Sequence[str]) -> tuple[Curve, ...]:
+    """Groups that are equal in all other keys, where there are two or more of them."""
+    buckets: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        if _is_number(group.settings.get(key)):
+            rest = tuple(frozen(group.settings.get(other)) for other in others)
+            buckets.setdefault(rest, []).append(group)
+    found = [bucket for bucket in buckets.values() if len(bucket) > 1]
+    told = differing([bucket[0].settings for bucket in found])
+    curves = []
+    for bucket in found:
+        points = sorted((float(group.settings[key]), i) for i, group in enumerate(bucket))
+        first = bucket[0].settings
+        name = ", ".join(f"{k.rpartition('.')[2]} {_shown(first.get(k))}" for k in told if k != key)
+        curves.append(Curve({value: bucket[i] for value, i in points}, name))
+    return tuple(curves)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    return short_number(value) if _is_number(value) else str(value)
+
+
+def _draw_row(row: Any, ablation: Ablation) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    left, right = row
+    factor = percent_factor(ablation.groups)
+    values = sorted({value for curve in ablation.curves for value in curve.points})
+    scale = Scale.of(values)
+    head, key = plain(f"{ablation.task}, {ablation.method}"), plain(ablation.key)
+    finish(left, head, key, metric_axis(ablation.groups, factor))
+    finish(right, "", key, "parameters kept")
+    for i, curve in enumerate(ablation.curves[:_CURVES]):
+        x = [scale.at(value) for value in curve.points]
+        metrics = [metric_spread(group, factor) for group in curve.points.values()]
+        parameters = [parameter_spread(group) for group in curve.points.values()]
+        _draw_curve(left, x, metrics, i)
+        _draw_curve(right, x, parameters, i, curve.name)
+    for axes in row:
+        scale.apply(axes, values)
+    right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short_number(y)))
+    names = [curve.name for curve in ablation.curves[:_CURVES]]
+    if any(names):  # above the right panel, which has no title
+        right.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), borderpad=0, fontsize=6.5,
+                     frameon=False, labelcolor=INK, columnspacing=1.2, handlelength=1.8,
+                     ncols=max(1, min(4, _LEGEND // (max(map(len, names)) + 7))))  # fmt: skip
+    if len(ablation.curves) > _CURVES:
+        left.set_title(f"the first {_CURVES} of {len(ablation.curves)} curves", fontsize=7,
+                       loc="right", color=QUIET)  # fmt: skip
+
+
+def _draw_curve(
+    axes: Any, x: Sequence[float], values: Sequence[Spread], i: int, name: str = ""
+) -> None:
+    """Means joined by a line, and one standard deviation up and down."""
+    y = [value.mean for value in values]
+    bars = [value.deviation for value in values]
+    dashes = ("-", (0, (4, 1.5)))[i // 7 % 2]
+    axes.errorbar(x, y, yerr=bars if any(bars) else None, color=colour(i), linestyle=dashes,
+                  marker="os^DvPX"[i % 7], markersize=4, linewidth=1.4, elinewidth=0.9,
+                  label=plain(name, 44) or None)  # fmt: skip

@@ -1,0 +1,199 @@
+"""What the pictures of a comparison share: colours, means over seeds, axes that reach to zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sora_cli.core.console import printable
+from sora_cli.experiments.compare.runs import Group
+
+INK, QUIET, FAINT = "#222222", "#767676", "#e4e4e4"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#5d5d5d")
+"""Okabe and Ito's palette, which colour-blind people can tell apart; the yellow darkened."""
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARGINS = 0.68, 0.14, 0.32, 0.48
+"""Inches on the left, the right, above and below a panel: for labels and ticks."""
+_TICKS = 6
+"""At most on an axis, about."""
+_WIDE = 10.0
+"""Values that span more than this factor are drawn on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds; no deviation where there is one value."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Of those values that are numbers; NaN if none is."""
+        finite = [value for value in values if math.isfinite(value)]
+        if not finite:
+            return cls(math.nan, 0.0)
+        mean = math.fsum(finite) / len(finite)
+        squares = math.fsum((value - mean) ** 2 for value in finite)
+        return cls(mean, math.sqrt(squares / (len(finite) - 1)) if len(finite) > 1 else 0.0)
+
+
+def metric_spread(group: Group, factor: float = 1.0) -> Spread:
+    """The group's main metric times a factor."""
+    return Spread.of(factor * value for value in group.metrics)
+
+
+def parameter_spread(group: Group) -> Spread:
+    """The group's parameters kept."""
+    return Spread.of(run.parameters for run in group.runs)
+
+
+def percent_factor(groups: Sequence[Group]) -> float:
+    """100 where all metrics are such as papers print in percent, or else 1."""
+    return 100.0 if all(group.first.percent for group in groups) else 1.0
+
+
+def metric_axis(groups: Sequence[Group], factor: float) -> str:
+    """What to write beside an axis of metrics: "accuracy x 100"."""
+    names = dict.fromkeys(group.first.metric_name for group in groups)
+    lower = "" if groups[0].first.greater_is_better else " (less is better)"
+    return plain(" / ".join(names) + (" x 100" if factor == 100 else "") + lower)
+
+
+def styles(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
+    """Method -> colour and marker, in order of first appearance."""
+    methods = dict.fromkeys(group.method for group in groups)
+    return {
+        method: (COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)])
+        for i, method in enumerate(methods)
+    }
+
+
+def colour(i: int) -> str:
+    """The i-th colour, from 0; they repeat."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def plain(text: str, length: int = 80) -> str:
+    """Foreign text for a picture: one line, no formulas, cut in the middle."""
+    text = printable(text)
+    if len(text) > length:
+        tail = (length - 1) // 2
+        text = f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+    return text.replace("$", r"\$")
+
+
+def short_number(value: float) -> str:
+    """1500000 -> "1.5M", 20000 -> "20k", 0.001 -> "0.001"."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis of values that are not negative; a logarithmic one has a place for 0, at its left.
+
+    Attributes:
+        log: whether it is logarithmic.
+        low, high: the smallest value above 0 and the largest.
+        zero: whether 0 occurs.
+    """
+
+    log: bool
+    low: float
+    high: float
+    zero: bool
+
+    @classmethod
+    def of(cls, values: Iterable[float], *, from_zero: bool = False) -> Scale:
+        """The one that suits these values; a linear one begins at 0 if wished."""
+        known = [value for value in values if math.isfinite(value)] or [0.0]
+        above = [value for value in known if value > 0] or [1.0]
+        log = max(above) > _WIDE * min(above) and min(known) >= 0
+        low = min(above) if log else min([*known, *([0.0] if from_zero else [])])
+        return cls(log, low, max([low, *above]) if log or from_zero else max(known), 0 in known)
+
+    def at(self, value: float) -> float:
+        """Where on matplotlib's axis a value is."""
+        return self._left if self.log and value == 0 else value
+
+    @property
+    def _left(self) -> float:
+        return self.low / max(math.pow(self.high / self.low, 0.22), 2.2)
+
+    def apply(self, axes: Any, ticks: Sequence[float] = ()) -> None:
+        """Set up the x axis: scale, limits, and ticks at round numbers or at these values."""
+        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+        if self.log:
+            left = self.at(0) if self.zero else self.low
+            room = (self.high / left) ** 0.06
+            axes.set_xscale("log")
+            axes.set_xlim(left / room, self.high * room)
+            axes.xaxis.set_minor_locator(NullLocator())
+            places = [*([left] if self.zero else []), *self._ticks()]
+            axes.xaxis.set_major_locator(FixedLocator(places))
+            if self.zero:
+                between = math.sqrt(left * self.low)
+                axes.axvline(between, color=QUIET, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+        else:
+            room = 0.06 * ((self.high - self.low) or 1)
+            axes.set_xlim(self.low - room, self.high + room)
+            axes.xaxis.get_major_locator().set_params(nbins=6)
+        if 0 < len(ticks) <= _TICKS:
+            axes.xaxis.set_major_locator(FixedLocator([self.at(value) for value in ticks]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_number(self._value(x))))
+
+    def _value(self, x: float) -> float:
+        at_zero = self.log and self.zero and math.isclose(x, self._left, rel_tol=1e-6)
+        return 0.0 if at_zero else x
+
+    def _ticks(self) -> list[float]:
+        """Round numbers on a logarithmic axis."""
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            ticks = [s * 10.0**e for e in range(first, last + 1) for s in steps]
+            ticks = [t for t in ticks if self.low * 0.95 <= t <= self.high * 1.05]
+            if len(ticks) <= _TICKS:
+                break
+        return ticks[:: max(len(ticks) // _TICKS, 1)]
+
+
+def finish(axes: Any, title: str, x: str, y: str) -> None:
+    """Title, labels and a quiet frame."""
+    axes.set_title(title, fontsize=9, loc="left", color=INK)
+    axes.set_xlabel(x, fontsize=8, color=INK)
+    axes.set_ylabel(y, fontsize=8, color=INK)
+    axes.tick_params(labelsize=7.5, colors=INK, width=0.6, length=3)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set(color=QUIET, linewidth=0.6)
+
+
+def arrange(figure: Any, rows: int, columns: int, *, below: float, above: float = 0.0) -> None:
+    """Lay a grid of panels out at fixed margins, once and for all: a solver of constraints takes
+    longer than all the drawing.
+
+    Args:
+        below, above: inches for a legend and a title.
+    """
+    width, height = figure.get_size_inches()
+    left, right, top, bottom = _MARGINS
+    inner_width = width / columns - left - right
+    inner_height = (height - below - above) / rows - top - bottom
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=(below + bottom) / height,
+        top=1 - (above + top) / height,
+        wspace=(left + right) / inner_width,
+        hspace=(top + bottom) / inner_height,
+    )
+    for axes in figure.axes:  # their limits are found only when asked for
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())

@@ -1,0 +1,247 @@
+"""Finished runs, read from their reports, and groups of runs that differ in their seed only.
+
+Scores on the rows that choose the checkpoint: what may be looked at to choose among runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sora_cli.adapter.ranks import Rank, RankMap, rank_map
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import nearest
+from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET
+from sora_cli.recipe.changes import NOT_THE_RUN, flat
+from sora_cli.recipe.families import SMALLER_IS_BETTER, is_share
+from sora_cli.report import RunReport
+
+SEED = "training.seed"
+_NOT_REPORTED = (TRAIN_SUBSET, SELECTION)
+"""Splits that a stage of a path is scored on, too."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        directory: where its report lies.
+        report: what it says.
+        settings: dotted key -> value of the resolved recipe, without what `NOT_THE_RUN` holds.
+        chosen: a metric to compare instead of the main one.
+    """
+
+    directory: Path
+    report: RunReport
+    settings: Mapping[str, Any]
+    chosen: str | None = None
+
+    @classmethod
+    def of(cls, directory: Path, report: RunReport, *, seed: int | None = None) -> Run:
+        """A run from its report.
+
+        Args:
+            seed: instead of the run's own, which for a stage of a path only orders its rows.
+        """
+        kept = {k: v for k, v in report.recipe.items() if k not in NOT_THE_RUN}
+        settings = {".".join(path): value for path, value in flat(kept)}
+        return cls(directory, report, settings if seed is None else {**settings, SEED: seed})
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings[SEED])
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["method.name"])
+
+    @property
+    def task(self) -> str:
+        """The data set's configuration, such as "rte", or else the data set."""
+        named = self.settings.get("data.name") or self.settings.get("data.path")
+        files = self.settings.get("data.files.train") or ["data"]
+        return str(named or Path(files[0]).stem)
+
+    @property
+    def model(self) -> str:
+        return str(self.settings["model.path"])
+
+    @property
+    def label(self) -> str | None:
+        """`output.label`."""
+        label = self._block("output").get("label")
+        return None if label is None else str(label)
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """`output.derived`: keys whose values follow from other runs."""
+        return tuple(self._block("output").get("derived") or ())
+
+    @property
+    def paper(self) -> Mapping[str, Any] | None:
+        """The recipe's `paper` block: source, metric, values by method's name."""
+        return self._block("paper") or None
+
+    def _block(self, name: str) -> Mapping[str, Any]:
+        block = self.report.recipe.get(name)
+        return block if isinstance(block, dict) else {}
+
+    @property
+    def split(self) -> str:
+        """The reported split: the first; for a stage of a path, the first it was not trained or
+        chosen on."""
+        reported = (name for name in self.report.metrics if name not in _NOT_REPORTED)
+        return next(reported, next(iter(self.report.metrics)))
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """All metrics on the reported split."""
+        return self.report.metrics[self.split]
+
+    @property
+    def metric_name(self) -> str:
+        return self.chosen or self.report.main_metric or ""
+
+    @property
+    def metric(self) -> float:
+        """The main metric, or the chosen one, on the reported split."""
+        return self.scores[self.metric_name]
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Of the metric; of one that is not the recipe's, whether it is no loss."""
+        if self.metric_name == self.report.main_metric:
+            return bool(self.settings.get("task.greater_is_better", True))
+        return self.metric_name not in SMALLER_IS_BETTER
+
+    @property
+    def percent(self) -> bool:
+        """Whether the metric is one that papers print times 100."""
+        return is_share(self.metric_name)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of what was learned beside the head: of the factors that are left."""
+        return self.report.parameters.adapter_end
+
+    @cached_property
+    def ranks(self) -> RankMap:
+        """Components by layer and kind of module; empty where there are none."""
+        ranks = self.report.ranks
+        return rank_map(
+            {path: rank.end for path, rank in ranks.items()},
+            {path: rank.start for path, rank in ranks.items()},
+        )
+
+    @property
+    def components(self) -> Rank:
+        """Components alive and at the start, in all modules."""
+        modules = self.report.ranks.values()
+        return Rank(sum(m.end for m in modules), sum(m.start for m in modules))
+
+    @property
+    def mean_rank(self) -> float | None:
+        """Components alive per adapted module; None where there is no such thing."""
+        modules = len(self.report.ranks)
+        return self.components.live / modules if modules else None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole run; of one that was resumed, of its last process only."""
+        return sum(self.report.seconds.values())
+
+    @property
+    def training_seconds(self) -> float:
+        """Wall time of the optimiser steps alone; see `seconds`."""
+        return self.report.seconds.get("train", 0.0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed only.
+
+    Attributes:
+        label: what tells the group from the others of its task, for a person.
+        settings: what all its runs have in common (seed and derived values left out).
+        runs: by seed.
+    """
+
+    label: str
+    settings: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def task(self) -> str:
+        return self.first.task
+
+    @property
+    def method(self) -> str:
+        return self.first.method
+
+    @property
+    def metrics(self) -> list[float]:
+        """One main metric per run, by seed."""
+        return [run.metric for run in self.runs]
+
+
+def choose_metric(groups: Sequence[Group], name: str | None) -> list[Group]:
+    """The groups with another metric in the place of the main one.
+
+    Runs that do not report it, and groups of such runs only, are left out.
+
+    Args:
+        name: None: leave each run's main metric.
+
+    Raises:
+        SoraError: no run reports it.
+    """
+    if name is None:
+        return list(groups)
+    known = dict.fromkeys(metric for g in groups for run in g.runs for metric in run.scores)
+    if name not in known:
+        raise SoraError(f"no run reports the metric '{name}'", hint=nearest(name, known))
+    chosen = []
+    for group in groups:
+        runs = tuple(replace(run, chosen=name) for run in group.runs if name in run.scores)
+        if runs:
+            chosen.append(replace(group, runs=runs))
+    return chosen
+
+
+_PREFIX = "eval_"
+
+
+def selection_scores(report: RunReport) -> dict[int, float]:
+    """Step -> main metric, of every evaluation so far."""
+    key = f"{_PREFIX}{report.main_metric}"
+    return {entry["step"]: entry[key] for entry in report.history if key in entry}
+
+
+def selection_score(report: RunReport) -> float | None:
+    """The main metric of the weights that were kept; None where they were never evaluated."""
+    return selection_scores(report).get(report.best_step or report.steps or 0)
+
+
+def on_selection_rows(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs with their main metric on the rows for selection in the place of those reported.
+
+    Returns:
+        The runs, and a line for each that was never evaluated there and is left out.
+    """
+    found, left_out = [], []
+    for run in runs:
+        score = selection_score(run.report)
+        if score is None:
+            left_out.append(f"{run.directory}: not evaluated on its rows for selection")
+            continue
+        metrics = {SELECTION: {run.report.main_metric: score}}
+        found.append(replace(run, report=run.report.model_copy(update={"metrics": metrics})))
+    return found, left_out

@@ -1,0 +1,209 @@
+"""The table of a comparison: a row for each group, task by task, then means over the tasks.
+
+table = comparison_table(groups, baseline="lora r=8")
+for section in table.sections():
+    print(section.caption)
+    for row in section.rows:
+        print([row.cells[column.key].shown for column in table.shown_columns])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import nearest
+from sora_cli.experiments.compare.cells import (
+    COST,
+    METRIC,
+    PAPER,
+    Cell,
+    Column,
+    Raw,
+    average_values,
+    difference_columns,
+    difference_values,
+    group_values,
+    shown_cell,
+)
+from sora_cli.experiments.compare.notes import Papers, remarks_of
+from sora_cli.experiments.compare.runs import Group, choose_metric
+from sora_cli.experiments.compare.stats import Difference, difference, pairs
+
+__all__ = ["Cell", "Column", "Row", "Section", "Table", "check_baseline", "comparison_table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group, or one label's mean over all tasks.
+
+    Attributes:
+        task: None: the mean over all tasks.
+        label: the group's.
+        cells: by the columns' keys, all of them.
+    """
+
+    task: str | None
+    label: str
+    cells: Mapping[str, Cell]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The rows of a task, or the means."""
+
+    task: str | None
+    caption: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comparison.
+
+    Attributes:
+        columns: all, also those for programs only.
+        rows: in order; those of a task stand together, the means over all tasks last.
+        captions: by task, None: the means: what is compared, such as "rte: accuracy x 100".
+        footnotes: what to know when reading it.
+        baseline: the label that differences are to.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    captions: Mapping[str | None, str]
+    footnotes: tuple[str, ...]
+    baseline: str | None = None
+
+    @property
+    def shown_columns(self) -> tuple[Column, ...]:
+        """Those that people read."""
+        return tuple(column for column in self.columns if not column.raw_only)
+
+    def sections(self) -> list[Section]:
+        """The rows, task by task."""
+        return [
+            Section(task, caption, tuple(row for row in self.rows if row.task == task))
+            for task, caption in self.captions.items()
+        ]
+
+
+def comparison_table(
+    groups: Sequence[Group],
+    *,
+    baseline: str | None = None,
+    paper: bool = False,
+    metric: str | None = None,
+) -> Table:
+    """Lay groups of runs side by side.
+
+    Args:
+        groups: ordered by task; at least one.
+        baseline: label of the group of each task that differences are to.
+        paper: with the values that the recipes' `paper` blocks hold.
+        metric: compare this metric instead of the main one.
+
+    Raises:
+        SoraError: no group has that label, or no run that metric.
+    """
+    groups = choose_metric(groups, metric)
+    if baseline is not None:
+        check_baseline(groups, baseline)
+    papers = Papers()
+    columns = [*METRIC, *(PAPER if paper else ())]
+    columns += [*(difference_columns(baseline) if baseline is not None else ()), *COST]
+    tasks = _by_task(groups)
+    rows = []
+    for members in tasks.values():
+        for group in members.values():
+            values = group_values(group)
+            if baseline is not None and baseline in members and group.label != baseline:
+                found = _difference([(group, members[baseline])])
+                values |= difference_values(found)
+            mark = papers.add(group, values) if paper else ""
+            rows.append(_row(columns, values, percent=group.first.percent, mark=mark))
+    means, remarks = _means(columns, tasks, baseline)
+    captions: dict[str | None, str] = {
+        task: _caption(list(members.values())) for task, members in tasks.items()
+    }
+    if means:
+        captions[None] = f"mean over {len(tasks)} tasks{_times_100(groups)}"
+    footnotes = [*papers.footnotes(asked=paper), *remarks, *remarks_of(groups, baseline)]
+    return Table(tuple(columns), (*rows, *means), captions, tuple(footnotes), baseline)
+
+
+def check_baseline(groups: Sequence[Group], label: str) -> None:
+    """Raise `SoraError` where no group has that label."""
+    labels = dict.fromkeys(group.label for group in groups)
+    if label not in labels:
+        raise SoraError(f"no group is called '{label}'", hint=nearest(label, labels))
+
+
+def _by_task(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:
+    """Task -> label -> group."""
+    tasks: dict[str, dict[str, Group]] = {}
+    for group in groups:
+        tasks.setdefault(group.task, {})[group.label] = group
+    return tasks
+
+
+def _row(
+    columns: Sequence[Column], values: Mapping[str, Raw], *, percent: bool, mark: str = ""
+) -> Row:
+    cells = {c.key: shown_cell(c.key, values, percent=percent) for c in columns}
+    if mark:
+        cells["paper"] = Cell(cells["paper"].raw, f"{cells['paper'].shown} {mark}")
+    task = values["task"]
+    return Row(None if task is None else str(task), str(values["label"]), cells)
+
+
+def _means(
+    columns: Sequence[Column], tasks: Mapping[str, Mapping[str, Group]], baseline: str | None
+) -> tuple[list[Row], list[str]]:
+    """A row for each label that all of several tasks have, and why there is none."""
+    if len(tasks) < 2:
+        return [], []
+    first, *others = tasks.values()
+    shared = [label for label in first if all(label in members for members in others)]
+    if not shared:
+        return [], ["no mean over the tasks: no label is there in all of them"]
+    if len({members[label].first.greater_is_better for members in tasks.values()
+            for label in shared}) > 1:  # fmt: skip
+        return [], ["no mean over the tasks: of some metrics the larger is better, of some not"]
+    rows = []
+    for label in shared:
+        same = [members[label] for members in tasks.values()]
+        values = average_values([group_values(group) for group in same])
+        if baseline is not None and baseline in shared and label != baseline:
+            found = [(members[label], members[baseline]) for members in tasks.values()]
+            values |= difference_values(_difference(found))
+        rows.append(_row(columns, values, percent=_all_percent(same)))
+    return rows, []
+
+
+def _difference(groups: Sequence[tuple[Group, Group]]) -> Difference | None:
+    return difference([pairs(_scores(group), _scores(baseline)) for group, baseline in groups])
+
+
+def _scores(group: Group) -> dict[int, float]:
+    """Metric by seed."""
+    return {run.seed: run.metric for run in group.runs}
+
+
+def _all_percent(groups: Sequence[Group]) -> bool:
+    return all(group.first.percent for group in groups)
+
+
+def _times_100(groups: Sequence[Group]) -> str:
+    return ", x 100" if _all_percent(groups) else ""
+
+
+def _caption(groups: Sequence[Group]) -> str:
+    """ "rte: accuracy x 100 on validation"."""
+    first = groups[0].first
+    names = " or ".join(dict.fromkeys(group.first.metric_name for group in groups))
+    splits = " or ".join(dict.fromkeys(group.first.split for group in groups))
+    better = "" if first.greater_is_better else ", smaller is better"
+    times = " x 100" if _all_percent(groups) else ""
+    return f"{first.task}: {names}{times} on {splits}{better}"

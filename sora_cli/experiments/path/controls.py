@@ -1,0 +1,149 @@
+"""Why does the metric fall along a path? Components taken out of stage 0 by other rules.
+
+For each stage as many components as the path had lost by then are taken out of stage 0's adapter,
+which is then scored without further training: at random, by smallest norm, and those that the path
+itself had lost.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from transformers import ProgressCallback
+
+from sora_cli.experiments.path.record import ControlPoint, Controls, PathReport, Stage
+from sora_cli.experiments.path.stages import Stages
+from sora_cli.train.trainer import AdapterTrainer, build_trainer
+
+DRAWS = 5
+FALL = 0.9
+RULES = {
+    "path's choice": "the components the path had lost by that stage",
+    "smallest norm": "those with the smallest |b_i| |a_i|, over all modules",
+    "chance": "components drawn at random",
+}
+Component = tuple[str, int]
+"""Module path and number of the component in it."""
+
+
+def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
+    """Score stage 0 with components taken out; the model ends as stage 0 left it."""
+    stages.restore(0)
+    report, first = stages.report, stages.report.stages[0]
+    everything = _components(first.alive)
+    by_norm = _by_norm(stages, everything)
+    seed = int(stages.plans[0].recipe.training.seed)
+    draws = [_shuffled(everything, seed * DRAWS + draw) for draw in range(DRAWS)]
+    ready = stages.ready
+    trainer = build_trainer(stages.plans[0].recipe, ready.task, ready.base, stages.output)
+    trainer.remove_callback(ProgressCallback)  # scores of many short passes: no bar for each
+
+    def without(components: Sequence[Component]) -> float:
+        return _score_without(stages, trainer, components)
+
+    floor = without(everything)
+    points = []
+    for stage in report.stages[1:]:
+        dead = sorted(set(everything) - set(_components(stage.alive)))
+        removed = len(dead)
+        say(f"controls for stage {stage.index}: {removed} of {len(everything)} taken out ...")
+        if removed:
+            scores = {
+                "path's choice": [without(dead)],
+                "smallest norm": [without(by_norm[:removed])],
+                "chance": [without(draw[:removed]) for draw in draws],
+            }
+        else:
+            scores = {rule: [report.score(first, report.generalisation)] for rule in RULES}
+        points.append(_point(report, stage, removed, scores))
+    return _conclude(report, points, floor)
+
+
+def _point(
+    report: PathReport, stage: Stage, removed: int, scores: Mapping[str, list[float]]
+) -> ControlPoint:
+    split = report.generalisation
+    relative = {rule: report.ratio(statistics.fmean(s), split) for rule, s in scores.items()}
+    return ControlPoint(stage=stage.index, removed=removed, scores=dict(scores), relative=relative)
+
+
+def _components(alive: Mapping[str, list[int]]) -> list[Component]:
+    return [(path, i) for path, indices in alive.items() for i in indices]
+
+
+def _by_norm(stages: Stages, components: Sequence[Component]) -> list[Component]:
+    """Smallest first."""
+    norms = {path: factors.term_norms().tolist() for path, factors in stages.factors().items()}
+    return sorted(components, key=lambda component: norms[component[0]][component[1]])
+
+
+def _shuffled(components: Sequence[Component], seed: int) -> list[Component]:
+    order = torch.randperm(len(components), generator=torch.Generator().manual_seed(seed))
+    return [components[i] for i in order.tolist()]
+
+
+@torch.no_grad()
+def _score_without(
+    stages: Stages, trainer: AdapterTrainer, components: Sequence[Component]
+) -> float:
+    """The main metric with those components silenced; they are put back."""
+    ready, report = stages.ready, stages.report
+    kept = {path: layer.B.clone() for path, layer in ready.layers.items()}
+    for path, i in components:
+        ready.layers[path].B[:, i] = 0
+    rows, metric = ready.report[report.generalisation], report.main_metric
+    predictions = trainer.predictions_of(rows, [metric])
+    for path, layer in ready.layers.items():
+        layer.B.copy_(kept[path])
+    return float(ready.task.scores(predictions)[metric])
+
+
+def _conclude(report: PathReport, points: list[ControlPoint], floor: float) -> Controls:
+    split = report.generalisation
+    stages = report.stages[1:]
+    gap = {
+        rule: statistics.fmean(
+            abs(p.relative[rule] - s.relative[split]) for p, s in zip(points, stages, strict=True)
+        )
+        for rule in RULES
+    }
+    curves = {rule: [p.relative[rule] for p in points] for rule in RULES}
+    curves["path"] = [s.relative[split] for s in stages]
+    falls = {rule: _fall(stages, curve, report) for rule, curve in curves.items()}
+    return Controls(
+        rules=RULES,
+        draws=DRAWS,
+        floor=floor,
+        points=points,
+        gap=gap,
+        falls_at=falls,
+        verdict=_verdict(gap, falls),
+    )
+
+
+def _fall(stages: Sequence[Stage], curve: Sequence[float], report: PathReport) -> float | None:
+    """Share of components alive at the first stage clearly worse than stage 0."""
+    for stage, relative in zip(stages, curve, strict=True):
+        worse = relative < FALL if report.greater_is_better else relative > 1 / FALL
+        if worse:
+            return stage.share
+    return None
+
+
+def _verdict(gap: Mapping[str, float], falls: Mapping[str, float | None]) -> str:
+    """One sentence per question: which rule is closest, and where each falls."""
+    if any(math.isnan(value) for value in gap.values()):
+        return "no relative metric: that of stage 0 is not above zero"
+    ranked = sorted(gap, key=lambda rule: gap[rule])
+    closeness = ", ".join(f"{rule} {gap[rule]:.3f}" for rule in ranked)
+    places = ", ".join(
+        f"{rule} " + ("not at all" if at is None else f"at {at:.0%} alive")
+        for rule, at in falls.items()
+    )
+    return (
+        f"closest to the path is removal by {ranked[0]} (mean gap: {closeness}); "
+        f"below {FALL:.0%} of stage 0: {places}"
+    )

@@ -1,0 +1,143 @@
+"""From a recipe with a `path` block to its stages, checked before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from methods.registry import card, method_names
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import nearest, shown_value
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.recipe.recipe import MethodBlock, Recipe, TrainingBlock
+
+_SEEDS_APART = 1000  # between two stages; a stage's seed orders its rows
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage to come: an ordinary run's recipe, with the option at this stage's value."""
+
+    index: int
+    value: Any
+    loaded: LoadedRecipe
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loaded.recipe
+
+    @property
+    def directory(self) -> str:
+        """Inside the path's directory."""
+        return f"stages/{self.index:02d}"
+
+
+def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
+    """The stages of a recipe's path.
+
+    Raises:
+        SoraError: no path block, an option that may not vary, a value it can not take.
+    """
+    block = loaded.recipe.path
+    if block is None:
+        raise SoraError(
+            f"{loaded.path} has no path block",
+            where="a path needs path.vary and path.schedule, such as",
+            hint="path={vary: method.threshold, schedule: {start: 0, stop: 4e-3, num: 9}}",
+        )
+    option = varied_option(loaded)
+    training = loaded.recipe.training
+    if training.compact_every is not None and not training.compact_only_count:
+        raise SoraError(
+            "training.compact_every does not go with a path: its stages are compared component by "
+            "component",
+            where=loaded.origin("training", "compact_every").place,
+            hint="training.compact_every=null",
+        )
+    values = block.schedule.stage_values()
+    return [
+        StagePlan(i, value, _stage_recipe(loaded, option, i, value))
+        for i, value in enumerate(values)
+    ]
+
+
+def varied_option(loaded: LoadedRecipe) -> str:
+    """The method's option that `path.vary` names.
+
+    Raises:
+        SoraError: the method lets no such option change between stages.
+    """
+    recipe = loaded.recipe
+    assert recipe.path is not None
+    name = recipe.method.name
+    may = [f"method.{option}" for option in card(name).variable_options]
+    vary = recipe.path.vary
+    if vary in may:
+        return vary.removeprefix("method.")
+    where = loaded.origin("path", "vary").place
+    if may:
+        raise SoraError(
+            f"path.vary: '{vary}' may not vary with method {name}",
+            where=where,
+            hint=nearest(vary, may),
+        )
+    able = [other for other in method_names() if card(other).variable_options]
+    raise SoraError(
+        f"path.vary: method {name} has no option that may vary between stages",
+        where=where,
+        hint=f"methods that have one: {', '.join(able)}",
+    )
+
+
+def path_directory(loaded: LoadedRecipe) -> Path:
+    """`output.dir`, or runs/<recipe>-<method>-path-s<seed>."""
+    recipe = loaded.recipe
+    default = f"runs/{loaded.name}-{recipe.method.name}-path-s{recipe.training.seed}"
+    return Path(recipe.output.dir or default).expanduser()
+
+
+def overruled(loaded: LoadedRecipe) -> list[str]:
+    """Notes on values that were set but that a path does not use."""
+    assert loaded.recipe.path is not None
+    option = loaded.recipe.path.vary
+    keys = [option, *(f"training.{key}" for key in _STAGE_RULES)]
+    return [
+        f"{key} ({loaded.origin(*key.split('.')).place}) is not used: "
+        + ("the path sets it" if key == option else "a stage goes on from its last step")
+        for key in keys
+        if loaded.origin(*key.split(".")).place != "default"
+    ]
+
+
+_STAGE_RULES = {"evaluate": "no", "checkpoint": "no", "keep_best": False, "early_stopping": None}
+"""Stages are scored at their end, and the next one goes on from there."""
+
+
+def _stage_recipe(loaded: LoadedRecipe, option: str, index: int, value: Any) -> LoadedRecipe:
+    recipe = loaded.recipe
+    config = {**recipe.method.config.model_dump(), option: value}
+    try:
+        type(recipe.method.config)(**config)
+    except ValidationError as error:
+        raise SoraError(
+            f"path.schedule: method.{option} can not be {shown_value(value)} (stage {index}): "
+            f"{error.errors()[0]['msg']}",
+            where=loaded.origin("path", "schedule", "values").place
+            if recipe.path and recipe.path.schedule.values
+            else loaded.origin("path", "schedule", "start").place,
+        ) from error
+    method = MethodBlock(name=recipe.method.name, **config)
+    update = {"method": method, "training": _stage_training(recipe, index)}
+    return dataclasses.replace(loaded, recipe=recipe.model_copy(update=update))
+
+
+def _stage_training(recipe: Recipe, index: int) -> TrainingBlock:
+    block = recipe.training
+    changes: dict[str, Any] = {**_STAGE_RULES, "seed": block.seed + _SEEDS_APART * index}
+    if index and recipe.path is not None and recipe.path.epochs is not None:
+        changes |= {"epochs": recipe.path.epochs, "max_steps": None}
+    return block.model_copy(update=changes)

@@ -1,0 +1,123 @@
+"""`path.json`: what every stage of a regularisation path gave. No torch here.
+
+Scores are by split. `memorisation` names the fixed subset of training rows, `generalisation` the
+reported validation split, `choice` the split that `sora pick` chooses on.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from sora_cli.core.errors import SoraError
+from sora_cli.report import Report, Score
+
+FILE_NAME = "path.json"
+PICTURE = "path.png"
+TRAIN_SUBSET = "train-subset"
+SELECTION = "selection"
+
+
+class Stage(BaseModel):
+    """One stage: trained, measured, its adapter saved."""
+
+    index: int
+    value: Any = Field(description="of the option that varies")
+    directory: str = Field(description="of the stage's adapter and report, in the path's own")
+    epochs: float
+    steps: int
+    live: int = Field(description="components alive at the end")
+    total: int = Field(description="components before any was removed")
+    alive: dict[str, list[int]] = Field(description="by module: numbers of those alive")
+    parameters: int = Field(description="numbers in the adapter's factors")
+    metrics: dict[str, dict[str, Score]] = Field(description="scores by split")
+    relative: dict[str, Score] = Field(description="main metric / that of stage 0, by split")
+    norm: float = Field(description="||dW||_F over all modules")
+    energy_removed: float | None = Field(
+        description="share of the last stage's ||dW||_F^2 that was in components dead by now"
+    )
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        """Components alive of all."""
+        return self.live / self.total if self.total else 0.0
+
+
+class ControlPoint(BaseModel):
+    """Stage 0 with as many components taken out as the path had lost by a stage."""
+
+    stage: int
+    removed: int
+    scores: dict[str, list[Score]] = Field(
+        description="main metric on the generalisation split, by rule of removal; per draw"
+    )
+    relative: dict[str, Score] = Field(description="their mean / the metric of stage 0")
+
+
+class Controls(BaseModel):
+    """Is it which components go, or how many? Removal from stage 0 without further training."""
+
+    rules: dict[str, str] = Field(description="name of each rule and what it takes out")
+    draws: int = Field(description="random draws per stage")
+    floor: Score = Field(description="the metric with every component taken out")
+    points: list[ControlPoint]
+    gap: dict[str, Score] = Field(
+        description="mean over the stages of |relative metric - that of the path|"
+    )
+    falls_at: dict[str, float | None] = Field(
+        description="share of components alive at the first stage below 90 % of stage 0"
+    )
+    verdict: str
+
+
+class PathReport(Report):
+    """`path.json`."""
+
+    vary: str
+    method: str
+    main_metric: str = ""
+    greater_is_better: bool = True
+    memorisation: str = TRAIN_SUBSET
+    generalisation: str = ""
+    choice: str = ""
+    rows: dict[str, int] = Field(default_factory=dict, description="rows per scored split")
+    selection: str = Field("", description="how the rows of the splits were chosen")
+    head_parameters: int = 0
+    stage_count: int
+    stages: list[Stage] = Field(default_factory=list)
+    controls: Controls | None = None
+
+    def score(self, stage: Stage, split: str) -> float:
+        """A stage's main metric on a split."""
+        return stage.metrics[split][self.main_metric]
+
+    def ratio(self, score: float, split: str) -> float:
+        """A score over that of stage 0; NaN where that is not above zero."""
+        return relative_to(self.score(self.stages[0], split), score)
+
+
+def relative_to(first: float, score: float) -> float:
+    """A score over the first stage's; NaN where that is not above zero."""
+    return score / first if first > 0 else math.nan
+
+
+def read_path(directory: Path) -> PathReport | None:
+    """The record in a directory; None if it holds none.
+
+    Raises:
+        SoraError: there is one that can not be read.
+    """
+    file = directory / FILE_NAME
+    if not file.is_file():
+        return None
+    try:
+        return PathReport.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SoraError(
+            f"{file} is damaged or of another version: {type(error).__name__}",
+            hint="train the path again with --force, or elsewhere: output.dir=DIR",
+        ) from error

@@ -1,0 +1,213 @@
+"""Training one stage after the other, each from where the last one ended (Ding et al. 2023,
+arXiv 2311.11696, Algorithm 1). Every stage has a fresh optimiser and learning-rate schedule.
+
+A stage's directory is that of an ordinary run, plus `state.safetensors`, the trained parameters and
+the method's state, which the next stage starts from, also after an interruption.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from methods.errors import MethodError
+from methods.factors import LowRankFactors
+from methods.registry import method_class
+from sora_cli.core.atomic import write_bytes_atomic
+from sora_cli.core.errors import SoraError
+from sora_cli.experiments.path.plan import StagePlan, varied_option
+from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET, PathReport, Stage, relative_to
+from sora_cli.report import Ranks, RunLog, RunReport
+from sora_cli.run.evaluate import evaluate_all
+from sora_cli.run.prepare import Prepared
+from sora_cli.run.results import record_result, record_setup, save_results
+from sora_cli.tasks.base import Encoded
+from sora_cli.train.checkpoint.files import STATE_FILE, load_trained, trained_tensors
+from sora_cli.train.fit import fit
+from sora_cli.train.progress import following
+from sora_cli.train.trainer import build_trainer
+
+Factors = dict[str, LowRankFactors]
+
+
+class Stages:
+    """Runs the stages of one path and measures them.
+
+    Args:
+        ready: data, model and adapters as for a run of the first stage.
+        plans: all stages.
+        report: the path's record; stages are compared with what it holds.
+        output: the path's directory.
+    """
+
+    def __init__(
+        self, ready: Prepared, plans: list[StagePlan], report: PathReport, output: Path
+    ) -> None:
+        self.ready, self.plans, self.report, self.output = ready, plans, report, output
+        self.option = varied_option(plans[0].loaded)
+        self.splits = _scored_splits(ready, plans[0])
+        setup = RunReport(name="", recipe={})
+        record_setup(setup, ready, plans[0].recipe.training)
+        told = {"base", "data", "main_metric", "parameters", "events"}
+        self._setup = setup.model_dump(include=told)
+        self.remarks = setup.events
+        report.main_metric = ready.task.best
+        report.greater_is_better = plans[0].recipe.task.options.greater_is_better
+        report.generalisation = next(iter(ready.report))
+        report.choice = SELECTION if SELECTION in self.splits else report.generalisation
+        report.rows = {name: len(rows.lengths) for name, rows in self.splits.items()}
+        report.selection = ready.rows.rule
+        self.parameters = setup.parameters
+        report.head_parameters = setup.parameters.head
+
+    def check(self) -> None:
+        """Raise what would stop any of the stages before its first step.
+
+        Raises:
+            MethodError: a stage's schedule is impossible; the message names the stage.
+        """
+        for plan in self.plans:
+            block = plan.recipe.method
+            steps = plan.recipe.training.total_steps(len(self.ready.train.lengths))
+            try:
+                method_class(block.name)(block.config).begin(self.ready.layers, total_steps=steps)
+            except MethodError as error:
+                raise MethodError(f"stage {plan.index} of {steps} steps: {error}") from error
+
+    def run(self, plan: StagePlan) -> Stage:
+        """Train and measure a stage; its files are complete when this returns."""
+        start = time.perf_counter()
+        ready, directory = self.ready, self.output / plan.directory
+        shutil.rmtree(directory, ignore_errors=True)  # a stage that was not finished
+        if plan.index:
+            self.restore(plan.index - 1)
+        before = self.factors() if plan.index else {}
+        ready.method.set_option(self.option, plan.value)
+        name = f"{plan.loaded.name}, stage {plan.index}: {self.option} {plan.value}"
+        log = RunLog(directory, name=name, recipe=plan.loaded.resolved())
+        for key, value in self._setup.items():
+            setattr(log.report, key, value)
+        log.report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
+        trainer = build_trainer(plan.recipe, ready.task, ready.base, directory, train=ready.train)
+        with log.running():
+            with log.phase("train"), following(log, trainer):
+                result = fit(trainer, ready.method, ready.layers, directory)
+            with log.phase("evaluate"):
+                log.report.metrics = evaluate_all(trainer, ready.task, self.splits)
+            record_result(log.report, ready, result)
+            with log.phase("save"):
+                save_results(log.report, ready, plan.loaded, directory)
+                self._save_state(directory)
+        stage = self._measure(plan, log.report, before)
+        return stage.model_copy(update={"seconds": round(time.perf_counter() - start, 1)})
+
+    def restore(self, index: int) -> None:
+        """Put the model and the method where a finished stage left them.
+
+        Raises:
+            SoraError: that state is gone or damaged.
+        """
+        file = self.output / self.plans[index].directory / STATE_FILE
+        try:
+            tensors = load_file(file)
+        except Exception as error:  # safetensors raises its own kind for damage
+            raise SoraError(
+                f"{file} can not be read: {error}", hint="start the path anew with --force"
+            ) from error
+        load_trained(self.ready.base.model, self.ready.method, tensors)
+
+    def forget(self, index: int) -> None:
+        """Delete a stage's state; the first one's stays, for the controls."""
+        if index > 0:
+            (self.output / self.plans[index].directory / STATE_FILE).unlink(missing_ok=True)
+
+    def factors(self) -> Factors:
+        """The update as it stands."""
+        return {path: self.ready.method.factors(m) for path, m in self.ready.layers.items()}
+
+    def _save_state(self, directory: Path) -> None:
+        tensors = trained_tensors(self.ready.base.model, self.ready.method)
+        write_bytes_atomic(directory / STATE_FILE, save(tensors))
+
+    def _measure(self, plan: StagePlan, run: RunReport, before: Factors) -> Stage:
+        after = self.factors()
+        alive = {path: f.live_terms().nonzero().flatten().tolist() for path, f in after.items()}
+        previous = self.report.stages[-1].alive if plan.index else None
+        stage = Stage(
+            index=plan.index,
+            value=plan.value,
+            directory=plan.directory,
+            epochs=plan.recipe.training.epochs,
+            steps=run.steps or 0,
+            live=sum(len(indices) for indices in alive.values()),
+            total=sum(f.rank for f in after.values()),
+            alive=alive,
+            parameters=run.parameters.adapter_end,
+            metrics=run.metrics,
+            relative={},
+            norm=total_norm(after),
+            energy_removed=None if previous is None else energy_lost(before, previous, alive),
+            seconds=0.0,
+        )
+        first = self.report.stages[0] if self.report.stages else stage
+        score = self.report.score
+        relative = {
+            split: relative_to(score(first, split), score(stage, split)) for split in self.splits
+        }
+        return stage.model_copy(update={"relative": relative})
+
+
+def total_norm(factors: Mapping[str, LowRankFactors]) -> float:
+    """||dW||_F over all modules together."""
+    return float(np.sqrt(sum(f.norm() ** 2 for f in factors.values())))
+
+
+def energy_lost(
+    before: Mapping[str, LowRankFactors],
+    alive_before: Mapping[str, list[int]],
+    alive: Mapping[str, list[int]],
+) -> float:
+    """Share of ||dW||_F^2 before that was in components which have died since.
+
+    The dead components of a module count together, as one matrix.
+    """
+    lost = whole = 0.0
+    for path, factors in before.items():
+        dead = sorted(set(alive_before[path]) - set(alive[path]))
+        lost += factors.select(mask(dead, factors.rank)).norm() ** 2
+        whole += factors.norm() ** 2
+    return lost / whole if whole else 0.0
+
+
+def mask(indices: list[int], rank: int) -> Tensor:
+    """(rank,) bool, true at the indices."""
+    chosen = torch.zeros(rank, dtype=torch.bool)
+    chosen[indices] = True
+    return chosen
+
+
+def _scored_splits(ready: Prepared, plan: StagePlan) -> dict[str, Encoded]:
+    """What every stage is scored on: training subset, reported splits, selection if separate."""
+    block = plan.recipe.path
+    assert block is not None
+    splits = {TRAIN_SUBSET: _subset(ready.train, block.memorisation_rows, block.memorisation_seed)}
+    splits.update(ready.report)
+    if plan.recipe.data.selection != "validation":
+        splits[SELECTION] = ready.select
+    return splits
+
+
+def _subset(rows: Encoded, limit: int, seed: int) -> Encoded:
+    """A random subset, fixed by the seed, in the data set's order."""
+    n = len(rows.lengths)
+    if limit >= n:
+        return rows
+    chosen = np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))
+    return Encoded(rows.dataset.select(chosen), rows.lengths[chosen], rows.truncated)

@@ -1,0 +1,170 @@
+"""How long a run will take, from runs of its kind that have ended. No torch here.
+
+A few steps of each kind of run, to tell how long a sweep will take.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sora_cli.core.console import say
+from sora_cli.experiments.compare.finding import report_files
+from sora_cli.experiments.path.plan import plan_stages
+from sora_cli.experiments.sweep.engine import Job, LocalEngine
+from sora_cli.experiments.sweep.plan import PlannedRun, word
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.recipe.recipe import Recipe, TrainingBlock
+from sora_cli.report import RunReport, read_report
+
+_KIND = (
+    ("method", "name"),
+    ("model", "path"),
+    ("data", "path"),
+    ("data", "name"),
+    ("data", "max_length"),
+    ("training", "batch_size"),
+    ("training", "precision"),
+)
+"""What two runs have in common whose steps take about as long."""
+Kind = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one run's parts.
+
+    Attributes:
+        fixed: all but training.
+        step: of one optimiser step.
+        evaluation: of one evaluation while training.
+        rows: training rows, which the number of steps follows from.
+    """
+
+    fixed: float
+    step: float
+    evaluation: float
+    rows: int
+
+    @classmethod
+    def of(cls, report: RunReport) -> Cost | None:
+        """From a report; None if it ended before its training did."""
+        before = report.resumed[-1].step if report.resumed else 0
+        steps = (report.steps or 0) - before
+        counts = report.data.get("encoded") or report.data.get("rows", {})
+        rows = counts.get("train")
+        if report.status != "completed" or steps < 1 or not rows:
+            return None
+        seconds = dict(report.seconds)
+        train, inside = seconds.pop("train"), seconds.pop("evaluate in training", 0.0)
+        count = sum("eval_runtime" in entry and entry["step"] > before for entry in report.history)
+        once = inside / count if count else seconds.get("evaluate", 0.0)
+        return cls(sum(seconds.values()), train / steps, once, int(rows))
+
+    def of_run(self, recipe: Recipe) -> float:
+        """Seconds for a run of that recipe."""
+        return self.fixed + self._training(recipe.training)
+
+    def of_path(self, loaded: LoadedRecipe) -> float:
+        """Seconds for a path; every stage is scored once, too."""
+        stages = [plan.recipe.training for plan in plan_stages(loaded)]
+        return self.fixed + sum(self._training(block) + 2 * self.evaluation for block in stages)
+
+    def _training(self, block: TrainingBlock) -> float:
+        steps = block.total_steps(self.rows)
+        per_epoch = block.steps_per_epoch(self.rows)
+        every = {"epoch": per_epoch, "no": steps + 1}.get(str(block.evaluate), block.evaluate)
+        return steps * self.step + steps // int(every) * self.evaluation
+
+
+class Costs:
+    """Costs by kind of run: the median of those that are known."""
+
+    def __init__(self, reports: Iterable[RunReport]) -> None:
+        self._known: dict[Kind, list[Cost]] = {}
+        for report in reports:
+            self.add(report)
+
+    @classmethod
+    def under(cls, directory: Path) -> Costs:
+        """From all runs somewhere below a directory."""
+        files = report_files(directory) if directory.is_dir() else []
+        reports = (read_report(file.parent) for file in files)
+        return cls(report for report in reports if report is not None)
+
+    def add(self, report: RunReport) -> None:
+        """One more run."""
+        cost = Cost.of(report)
+        if cost is not None:
+            self._known.setdefault(kind_of(report.recipe), []).append(cost)
+
+    def find(self, recipe: Mapping[str, Any]) -> Cost | None:
+        """The cost of a resolved recipe's kind, else of the same with any method; or None."""
+        kind = kind_of(recipe)
+        costs = self._known.get(kind) or [
+            cost for known, found in self._known.items() if known[1:] == kind[1:] for cost in found
+        ]
+        if not costs:
+            return None
+        return Cost(
+            median(cost.fixed for cost in costs),
+            median(cost.step for cost in costs),
+            median(cost.evaluation for cost in costs),
+            costs[-1].rows,
+        )
+
+
+def kind_of(recipe: Mapping[str, Any]) -> Kind:
+    """What the time of a resolved recipe's steps depends on most."""
+    return tuple(recipe.get(block, {}).get(key) for block, key in _KIND)
+
+
+_STEPS = 8
+_SHORT = {
+    "training.max_steps": _STEPS,
+    "training.evaluate": "no",
+    "training.checkpoint": "no",
+    "training.early_stopping": None,
+}
+
+
+def measure(runs: Mapping[Kind, PlannedRun], costs: Costs, *, threads: int) -> None:
+    """Add the costs of kinds of runs, each measured in a run cut short; one after the other."""
+    for i, run in enumerate(runs.values()):
+        say(f"[{i}/{len(runs)}]  {_STEPS} steps of {run.name}")
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder, "run")
+            short = [word(key, value) for key, value in _SHORT.items()]
+            words = [*run.words, *short, word("output.dir", str(directory))]
+            job = Job(run.name, ("train", run.recipe, *words), Path(folder, "log"), threads)
+            _wait(job)
+            report = read_report(directory)
+            if report is None or report.status != "completed":
+                say(f"       it failed; sora train {run.recipe} ... says why")
+            else:
+                costs.add(report)
+
+
+def missing_kinds(runs: tuple[PlannedRun, ...], costs: Costs) -> dict[Kind, PlannedRun]:
+    """The first run of every kind that nothing is known of."""
+    found: dict[Kind, PlannedRun] = {}
+    for run in runs:
+        recipe = run.loaded.resolved()
+        if costs.find(recipe) is None:
+            found.setdefault(kind_of(recipe), run)
+    return found
+
+
+def _wait(job: Job) -> None:
+    engine = LocalEngine(1)
+    try:
+        engine.start(job)
+        while not engine.poll():
+            time.sleep(0.1)
+    finally:
+        engine.close()

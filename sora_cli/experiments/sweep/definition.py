@@ -1,0 +1,225 @@
+"""The sweep file: which runs an experiment is made of. Strict, as recipes are; no torch here.
+
+recipe: ../rte.yaml
+set: {training.epochs: 3}
+grid: {training.seed: [0, 21, 42]}
+paired: {data.name: [rte, cola], training.learning_rate: [1e-3, 8e-4]}
+cases:
+  sora: {method.name: sora}
+  adalora: {method.name: adalora, method.target_r: {of: sora, take: mean_rank}}
+
+The sweep file's `search` block: what Optuna may choose, and what for. No Optuna here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import nearest
+from sora_cli.recipe.library import find_sweep, shown
+from sora_cli.recipe.types import Block, Count, Seed
+from sora_cli.recipe.yaml_lines import Tree, parse_file
+
+Values = Annotated[list[Any], Field(min_length=1)]
+RECIPE = "recipe"
+"""The one key of grid, paired and cases that is no recipe's key: the base recipe itself."""
+
+
+class Reference(Block):
+    """A value that follows from another run: the finished one of a case, all else being equal."""
+
+    of: str = Field(description="the case")
+    take: Literal["mean_rank", "components", "parameters"] = Field(
+        description="of the finished run: components alive per module, components alive, or "
+        "parameters of what is left"
+    )
+
+
+class SweepFile(Block):
+    """What `sora sweep` reads."""
+
+    recipe: str = Field(
+        "", description="base recipe: a file, relative to this one, or a packaged recipe's name"
+    )
+    kind: Literal["train", "path"] = Field("train", description="what each run is: sora ...")
+    set: dict[str, Any] = Field({}, description="recipe keys and their values, for all runs")
+    grid: dict[str, Values] = Field({}, description="every combination of these values")
+    paired: dict[str, Values] = Field({}, description="lists walked together: first, second, ...")
+    cases: dict[str, dict[str, Any]] = Field(
+        {}, description="named sets of keys, one run of each; the name becomes output.label"
+    )
+    search: SearchBlock | None = Field(None, description="values chosen by Optuna instead")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SweepFile:
+        if self.search and (self.grid or self.paired or self.cases):
+            raise ValueError("search does not go with grid, paired or cases")
+        if self.search and self.kind == "path":
+            raise ValueError("search is for kind: train")
+        lengths = {key: len(values) for key, values in self.paired.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            raise ValueError(f"lists in paired must be of one length: {told}")
+        self._no_key_twice()
+        if not self.recipe and not any(RECIPE in keys for keys in self._varied()):
+            raise ValueError("no recipe is named: recipe: FILE")
+        return self
+
+    def _varied(self) -> list[dict[str, Any]]:
+        return [self.grid, self.paired, *self.cases.values()]
+
+    def _no_key_twice(self) -> None:
+        for case, keys in self.cases.items():
+            for key in keys:
+                if key in self.grid or key in self.paired:
+                    block = "grid" if key in self.grid else "paired"
+                    raise ValueError(f"{key} is set in {block} and in case {case}")
+        for key in self.grid:
+            if key in self.paired:
+                raise ValueError(f"{key} is set in grid and in paired")
+
+
+@dataclass(frozen=True)
+class LoadedSweep:
+    """A valid sweep file, and where its keys stand.
+
+    Attributes:
+        path: the file.
+        sweep: what it says.
+        tree: plain values with their lines.
+    """
+
+    path: Path
+    sweep: SweepFile
+    tree: Tree
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def place(self, *key: str) -> str:
+        """File and line of a key, else of the block around it."""
+        return _place(self.tree, shown(self.path), key)
+
+
+def load_sweep(path: Path) -> LoadedSweep:
+    """Read and check a sweep file, or a packaged one by its name.
+
+    Raises:
+        SoraError: it is missing or unreadable, no YAML, or has a key or value that is not allowed.
+    """
+    path = find_sweep(path)
+    file = shown(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SoraError(f"'{file}' can not be read: {reason}") from error
+    tree = parse_file(content, file)
+    try:
+        return LoadedSweep(path, SweepFile.model_validate(tree.values), tree)
+    except ValidationError as error:
+        raise _sweep_error(error, tree, file) from error
+
+
+def _sweep_error(error: ValidationError, tree: Tree, file: str) -> SoraError:
+    first = error.errors(include_url=False)[0]
+    key = tuple(str(part) for part in first["loc"])
+    where = _place(tree, file, key)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "extra_forbidden":
+        name = ".".join(key)
+        return SoraError(f"{name}: {message}" if name else message, where=where)
+    if len(key) == 1:
+        hint = nearest(key[0], SweepFile.model_fields)
+        if "." in key[0]:
+            hint = f"recipe keys stand in set, grid, paired or cases: set: {{{key[0]}: ...}}"
+        return SoraError(f"unknown key '{key[0]}' in a sweep file", where=where, hint=hint)
+    block = _block(key[:-1])
+    known = nearest(key[-1], block.model_fields) if block else None
+    return SoraError(f"unknown key '{key[-1]}' in {'.'.join(key[:-1])}", where=where, hint=known)
+
+
+def _block(key: tuple[str, ...]) -> type[BaseModel] | None:
+    return SearchBlock if key == ("search",) else None
+
+
+def _place(tree: Tree, file: str, key: tuple[str, ...]) -> str:
+    for end in range(len(key), 0, -1):
+        if key[:end] in tree.origins:
+            return str(tree.origins[key[:end]])
+    return file
+
+
+Choice = bool | int | float | str | None
+Objective = Literal["metric", "parameters"]
+
+
+class Range(Block):
+    """Numbers between two bounds, or one of some values."""
+
+    low: int | float | None = Field(None, description="smallest; whole if high is, too")
+    high: int | float | None = Field(None, description="largest")
+    log: bool = Field(False, description="equal ratios are equally likely, not differences")
+    step: int | float | None = Field(
+        None, gt=0, description="distance between values; not with log"
+    )
+    choices: Annotated[list[Choice], Field(min_length=2)] | None = Field(
+        None, description="the values themselves"
+    )
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are meant."""
+        return all(isinstance(n, int) for n in (self.low, self.high, self.step or 1))
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Range:
+        bounds = self.low is not None and self.high is not None
+        if (self.choices is not None) == (self.low is not None or self.high is not None):
+            raise ValueError("give low and high, or choices")
+        if self.choices is None and not bounds:
+            raise ValueError("low and high go together")
+        if self.choices is not None and (self.log or self.step):
+            raise ValueError("log and step go with low and high")
+        if bounds and self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low must be below high, not {self.low:g} and {self.high:g}")
+        if self.log and self.low is not None and self.low <= 0:
+            raise ValueError("log needs a low above 0")
+        if self.log and self.step:
+            raise ValueError("step does not go with log")
+        return self
+
+
+class SearchBlock(Block):
+    """A search: the runs are trials, each with values that Optuna chooses."""
+
+    space: Annotated[dict[str, Range], Field(min_length=1)] = Field(
+        description="recipe key -> {low, high, log, step} or {choices}"
+    )
+    objectives: Annotated[list[Objective], Field(min_length=1, max_length=2)] = Field(
+        ["metric"],
+        description="metric: the best that the rows for selection gave; parameters: of what is "
+        "left (fewer is better). Both: the Pareto front of the two",
+    )
+    trials: Count = Field(20, description="runs, pruned ones included")
+    seed: Seed = Field(0, description="of the sampler")
+    pruning: bool = Field(
+        False, description="stop trials whose evaluations fall behind the median of the others"
+    )
+    startup_trials: Count = Field(5, description="trials drawn at random first; none is pruned")
+
+    @model_validator(mode="after")
+    def _possible(self) -> SearchBlock:
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError("an objective is there twice")
+        if self.pruning and len(self.objectives) > 1:
+            raise ValueError("pruning needs a single objective; there are two")
+        if self.pruning and self.objectives == ["parameters"]:
+            raise ValueError("pruning goes by the metric; the objective is parameters")
+        return self

@@ -1,0 +1,153 @@
+"""A sweep's progress on stderr: a live table on a terminal, else a line per start and end."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from sora_cli.core.console import say
+from sora_cli.experiments.sweep.engine import last_output
+from sora_cli.experiments.sweep.record import OVER, RunRecord
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_BAR = re.compile(r"training: +\d+%[^\r\n]*?(\d+)/(\d+) ")
+_REFRESH = 1.0
+_TAIL = 2000
+_LINES = 12
+"""Running runs shown at most."""
+
+
+@final
+class Display:
+    """What a person watches.
+
+    Args:
+        records: of all runs, by name, as they change.
+        log_of: the file with a run's output.
+        total: runs in all; None: as many as there are records.
+    """
+
+    def __init__(
+        self,
+        records: Mapping[str, RunRecord],
+        log_of: Callable[[str], Path],
+        *,
+        total: int | None = None,
+    ) -> None:
+        self._records, self._log_of, self._total = records, log_of, total
+        self._began = self._shown = time.monotonic()
+        self._starts: dict[str, float] = {}
+        self._live: Any = None
+
+    def __enter__(self) -> Display:
+        self._context().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            self._live.__exit__(*error)
+
+    def tell(self, record: RunRecord) -> None:
+        """A run's start or end, in a line."""
+        if record.state == "running":
+            self._starts[record.name] = time.monotonic()
+            again = f" (start {record.attempts})" if record.attempts > 1 else ""
+            if self._live is None:
+                say(f"{self._count()}  {record.name}: started{again}")
+            return
+        spent = "" if record.seconds is None else f" in {duration(record.seconds)}"
+        told = {"waiting": f"was killed after {spent.removeprefix(' in ')}; starting it again"}
+        text = told.get(record.state, f"{record.state}{spent}")
+        line = f"{self._count()}  {record.name}: {text}"
+        if record.error:
+            line += f": {record.error}\n         see {self._log_of(record.name)}"
+        if self._live is None:
+            say(line)
+        else:
+            self._live.console.print(line, highlight=False, markup=False)
+
+    def show(self) -> None:
+        """Draw the table again, if it is time."""
+        if self._live is not None and time.monotonic() - self._shown >= _REFRESH:
+            self._shown = time.monotonic()
+            self._live.update(self._table(), refresh=True)
+
+    def _context(self) -> AbstractContextManager[Any]:
+        if not sys.stderr.isatty():
+            return nullcontext()
+        from rich.console import Console
+        from rich.live import Live
+
+        live = Live(
+            self._table(), console=Console(stderr=True), auto_refresh=False, transient=False
+        )
+        self._live = live
+        return live
+
+    def _count(self) -> str:
+        over = sum(record.state in OVER for record in self._records.values())
+        total = len(self._records) if self._total is None else self._total
+        return f"[{over:>{len(str(total))}}/{total}]"
+
+    def _table(self) -> Group:
+        from rich import box
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for column in ("run", "time", "steps", ""):
+            table.add_column(column, justify="left" if column in ("run", "") else "right")
+        running = [r.name for r in self._records.values() if r.state == "running"]
+        for name in running[:_LINES]:
+            done, steps = steps_of(self._log_of(name))
+            spent = duration(time.monotonic() - self._starts.get(name, time.monotonic()))
+            bar = ProgressBar(total=max(steps, 1), completed=done, width=24)
+            table.add_row(name, spent, f"{done}/{steps}" if steps else "-", bar)
+        if len(running) > _LINES:
+            table.add_row(f"and {len(running) - _LINES} more", "", "", "")
+        caption = Text(self._caption())
+        return Group(table, caption) if running else Group(caption)
+
+    def _caption(self) -> str:
+        counts: dict[str, int] = {}
+        for record in self._records.values():
+            state = "finished before" if record.before else record.state
+            counts[state] = counts.get(state, 0) + 1
+        told = ", ".join(f"{n} {state}" for state, n in counts.items())
+        left = self._left()
+        return f"{self._count()} {told}" + (
+            "" if left is None else f"; about {duration(left)} left"
+        )
+
+    def _left(self) -> float | None:
+        """Seconds left, if the other runs take as long as those that ended here."""
+        ended = [r for r in self._records.values() if r.state == "finished" and not r.before]
+        left = sum(r.state in ("waiting", "running") for r in self._records.values())
+        spent = time.monotonic() - self._began
+        return spent / len(ended) * left if ended else None
+
+
+def steps_of(log: Path) -> tuple[int, int]:
+    """Steps taken and in all, from the training bar in a run's output; 0, 0 before it begins."""
+    found = _BAR.findall(last_output(log, _TAIL))
+    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1 h 02 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,81 @@
+"""`sora sweep --dry-run`: the runs, where they stand, and the time they are expected to take."""
+
+from __future__ import annotations
+
+from sora_cli.core.console import emit, emit_table, say
+from sora_cli.experiments.sweep.cost import Costs, measure, missing_kinds
+from sora_cli.experiments.sweep.display import duration
+from sora_cli.experiments.sweep.engines import divide
+from sora_cli.experiments.sweep.plan import PlannedRun, SweepPlan, search_base
+from sora_cli.experiments.sweep.source import PlanSource
+
+_UNKNOWN = "?"
+
+
+def list_runs(plan: SweepPlan, *, measured: bool, jobs: int | None, threads: int | None) -> None:
+    """Print a line per run, and what is left in all.
+
+    Args:
+        measured: take a few steps of each kind of run that nothing is known of.
+        jobs, threads: as for the sweep itself.
+    """
+    search = plan.sweep.sweep.search
+    runs = (search_base(plan),) if search else plan.runs
+    slots, each = divide(len(plan.runs) or (search.trials if search else 1), jobs, threads)
+    costs = Costs.under(plan.directory)
+    if measured:
+        measure(missing_kinds(runs, costs), costs, threads=each)
+    if search:
+        seconds = _seconds(plan, runs[0], costs)
+        emit(f"search: {search.trials} trials over {', '.join(search.space)}")
+        left = {f"trial {i}": seconds for i in range(search.trials)}
+    else:
+        left = _emit_runs(plan, costs)
+    _emit_total(left, slots, plan)
+
+
+def _emit_runs(plan: SweepPlan, costs: Costs) -> dict[str, float | None]:
+    """The table; seconds of the runs that are left."""
+    left: dict[str, float | None] = {}
+    rows = []
+    records = PlanSource(plan).records
+    for run in plan.runs:
+        finished = records[run.name].before
+        seconds = _seconds(plan, run, costs)
+        if not finished:
+            left[run.name] = seconds
+        about = "" if finished else _UNKNOWN if seconds is None else duration(seconds)
+        waits = ", ".join(dict.fromkeys(take.run for take in run.takes.values()))
+        state = "finished" if finished else f"after {waits}" if waits else ""
+        rows.append([run.name, _shown_recipe(run), about, state])
+    emit_table(f"{plan.sweep.path}: {len(plan.runs)} runs", ["run", "recipe", "time", ""], rows)
+    return left
+
+
+def _shown_recipe(run: PlannedRun) -> str:
+    return f"{run.loaded.name}, {run.loaded.recipe.method.name}"
+
+
+def _seconds(plan: SweepPlan, run: PlannedRun, costs: Costs) -> float | None:
+    cost = costs.find(run.loaded.resolved())
+    if cost is None:
+        return None
+    return cost.of_path(run.loaded) if plan.kind == "path" else cost.of_run(run.loaded.recipe)
+
+
+def _emit_total(left: dict[str, float | None], slots: int, plan: SweepPlan) -> None:
+    known = [seconds for seconds in left.values() if seconds is not None]
+    if not left:
+        emit("all runs are finished")
+    elif len(known) < len(left):
+        unknown = len(left) - len(known)
+        emit(f"{len(left)} runs left, {slots} at a time; nothing is known of {unknown}")
+        say("sora sweep ... --dry-run --measure takes a few steps of each kind of run")
+    else:
+        total = sum(known)
+        whole = max(total / slots, max(known))
+        emit(
+            f"{len(left)} runs left, {duration(total)} of runs; about {duration(whole)} "
+            f"with {slots} at a time"
+        )
+    emit(f"directory: {plan.directory}")

@@ -1,0 +1,150 @@
+"""The loop of a sweep: start what may start, see what ended, retry what was lost, tell about it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+from sora_cli.core.interruption import Interrupted
+from sora_cli.experiments.sweep.engine import Engine, Job
+from sora_cli.experiments.sweep.outcome import reason
+from sora_cli.experiments.sweep.record import RunRecord, State, SweepRecord
+from sora_cli.experiments.sweep.source import Ready, Source
+from sora_cli.report import now
+
+_PAUSE = 0.25
+"""Seconds between two looks at the engine."""
+_BY_SIGNAL = (130, 143)
+"""Exit codes of a run that ended in order on SIGINT or SIGTERM, its checkpoint written."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How runs are carried out.
+
+    Attributes:
+        kind: train or path.
+        threads: of a run whose recipe asks for no number.
+        retries: times a run is started again that was killed or lost.
+        code: plug-in files for each run.
+        verify: whether each run checks its files.
+    """
+
+    kind: str
+    threads: int
+    retries: int
+    code: tuple[Path, ...] = ()
+    verify: bool = True
+
+
+@final
+@dataclass
+class Loop:
+    """Carries a source's runs out on an engine.
+
+    Args:
+        directory: the sweep's.
+        record: what is saved there after every change.
+        tell: called with a run's record at its start and end.
+        show: called at every look at the engine.
+    """
+
+    source: Source
+    engine: Engine
+    settings: Settings
+    directory: Path
+    record: SweepRecord
+    tell: Callable[[RunRecord], None]
+    show: Callable[[], None]
+    _ready: dict[str, Ready] = field(default_factory=dict)
+    _began: dict[str, float] = field(default_factory=dict)
+    _stopped: set[str] = field(default_factory=set)
+
+    def run(self) -> None:
+        """All of it; however it ends, no process is left and the record is as things are."""
+        try:
+            while self._step():
+                time.sleep(_PAUSE)
+            self.record.finished = now()
+        except (KeyboardInterrupt, Interrupted):
+            for name in self.engine.running:
+                self.source.records[name].state = "interrupted"
+            raise
+        finally:
+            self.engine.close()
+            self._save()
+
+    def _step(self) -> bool:
+        """One round; False when there is nothing left to do."""
+        for name, code in self.engine.poll():
+            self._end(name, code)
+        while self.engine.has_room() and (ready := self.source.next()) is not None:
+            self._start(ready)
+        for name in self.engine.running:
+            if name not in self._stopped and self.source.unwanted(name):
+                self._stopped.add(name)
+                self.engine.stop(name)
+        self.show()
+        return bool(self.engine.running) or not self.source.is_over()
+
+    def _start(self, ready: Ready) -> None:
+        record = self.source.records[ready.name]
+        arguments = self._arguments(ready)
+        record.arguments, record.state = list(arguments), "running"
+        record.attempts += 1
+        self._ready[ready.name] = ready
+        self._began[ready.name] = time.monotonic()
+        cpus = ready.resources.cpus or self.settings.threads
+        log = self.log_of(ready.name)
+        self.engine.start(Job(ready.name, arguments, log, cpus, ready.resources.gpus))
+        self.tell(record)
+        self._save()
+
+    def log_of(self, name: str) -> Path:
+        """Where a run's output goes."""
+        return self.directory / "logs" / f"{name}.log"
+
+    def _arguments(self, ready: Ready) -> tuple[str, ...]:
+        options = [word for path in self.settings.code for word in ("--code", str(path))]
+        if self.settings.kind == "train":
+            options += ["--resume"] if self.settings.verify else ["--resume", "--no-verify"]
+        return (self.settings.kind, ready.recipe, *ready.words, *options)
+
+    def _end(self, name: str, code: int) -> None:
+        record, ready = self.source.records[name], self._ready[name]
+        record.seconds = round(time.monotonic() - self._began[name], 1)
+        state = self._state(name, code)
+        if state == "failed":
+            record.error = reason(self.settings.kind, ready.directory, self.log_of(name))
+            if _was_killed(code):
+                record.error = f"killed {record.attempts} times ({_signal(code)})"
+        self.source.ended(name, state)
+        record.state = self.source.records[name].state
+        self.tell(record)
+        self._save()
+
+    def _state(self, name: str, code: int) -> State:
+        """What an exit code means; "waiting": once more, from its checkpoint."""
+        if name in self._stopped:
+            return "finished" if code == 0 else "pruned"
+        if code == 0:
+            return "finished"
+        if _was_killed(code) and self.source.records[name].attempts <= self.settings.retries:
+            return "waiting"
+        return "failed"
+
+    def _save(self) -> None:
+        self.record.runs = list(self.source.records.values())
+        self.record.save(self.directory)
+
+
+def _was_killed(code: int) -> bool:
+    return code < 0 or code in _BY_SIGNAL
+
+
+def _signal(code: int) -> str:
+    return signal.Signals(-code if code < 0 else code - 128).name

@@ -1,0 +1,77 @@
+"""What a run's directory says about it: is it finished, why did it fail, what follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import shown_value
+from sora_cli.experiments.compare.runs import Run
+from sora_cli.experiments.path.record import FILE_NAME as PATH_FILE
+from sora_cli.experiments.path.record import read_path
+from sora_cli.experiments.sweep.engine import last_output
+from sora_cli.recipe.changes import changes
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.report import FILE_NAME, Report, read_report
+
+_TAIL = 20_000
+
+
+def report_of(kind: str, directory: Path) -> Report | None:
+    """The run's report, of whichever kind; None if there is none that can be read."""
+    return read_path(directory) if kind == "path" else read_report(directory)
+
+
+def is_finished(kind: str, loaded: LoadedRecipe) -> bool:
+    """Whether a run's directory holds it, finished.
+
+    Raises:
+        SoraError: it holds another one.
+    """
+    directory = loaded.output_dir
+    report = report_of(kind, directory)
+    if report is None:
+        return False
+    for key, old, new in changes(report.recipe, loaded.resolved()):
+        name = PATH_FILE if kind == "path" else FILE_NAME
+        raise SoraError(
+            f"'{directory}' holds another run: there {key} is {shown_value(old)}, here "
+            f"{shown_value(new)}",
+            where=str(directory / name),
+            hint="elsewhere: output.dir=DIR; or delete that directory",
+        )
+    return report.status == "completed"
+
+
+def taken(directory: Path, what: str) -> Any:
+    """A value that other runs take from a finished one.
+
+    Raises:
+        SoraError: the run has no such thing.
+    """
+    report = read_report(directory)
+    if report is None:
+        raise SoraError(f"'{directory}' holds no report")
+    run = Run.of(directory, report)
+    values = {
+        "mean_rank": run.mean_rank,
+        "components": run.components.live,
+        "parameters": run.parameters,
+    }
+    value = values[what]
+    if value is None:
+        raise SoraError(f"the run in '{directory}' has no ranks")
+    return value
+
+
+def reason(kind: str, directory: Path, log: Path) -> str:
+    """Why a run failed, in a line: what it said last, else what its report says."""
+    lines = [line.strip() for line in last_output(log, _TAIL).splitlines()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[-1]
+    report = report_of(kind, directory)
+    if report is not None and report.error:
+        return report.error
+    return next((line for line in reversed(lines) if line), "it said nothing")

@@ -1,0 +1,245 @@
+"""From a sweep file to its runs: names, directories and checked recipes. No torch here.
+
+plan = plan_sweep("recipes/sweeps/cola-rmax.yaml", ["data.path=DIR"])
+[run.loaded.output_dir for run in plan.runs]
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import nearest
+from sora_cli.experiments.sweep.axes import Axis, run_names
+from sora_cli.experiments.sweep.definition import RECIPE, LoadedSweep, Reference, load_sweep
+from sora_cli.recipe.layers import override_layer
+from sora_cli.recipe.library import shown
+from sora_cli.recipe.load import LoadedRecipe, load_recipe
+from sora_cli.recipe.yaml_lines import parse_value
+
+_DIRECTORY = "output.dir"
+
+
+@dataclass(frozen=True)
+class Take:
+    """A value to come: something of another run's report.
+
+    Attributes:
+        run: that run's name.
+        what: as in `Reference.take`.
+    """
+
+    run: str
+    what: str
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run to be made.
+
+    Attributes:
+        name: of its directory in the sweep's.
+        recipe: what `sora train` is given.
+        words: overrides, without the values to come.
+        takes: key -> value to come.
+        loaded: the checked recipe, where values to come are at their defaults.
+    """
+
+    name: str
+    recipe: str
+    words: tuple[str, ...]
+    takes: Mapping[str, Take]
+    loaded: LoadedRecipe
+
+    @property
+    def directory(self) -> Path:
+        return self.loaded.output_dir
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All runs of a sweep, in order.
+
+    Attributes:
+        sweep: the file.
+        directory: where the runs' directories go.
+        words: overrides for all runs, from the file and the command line.
+    """
+
+    sweep: LoadedSweep
+    directory: Path
+    words: tuple[str, ...]
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.sweep.sweep.kind
+
+
+def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
+    """The runs of a sweep file; of a search, none are known yet.
+
+    Args:
+        overrides: `block.key=value` words for all runs; one for a key of the grid replaces its
+            values; `output.dir=DIR` is the sweep's own directory, runs/<file's name> if unset.
+
+    Raises:
+        SoraError: anything wrong with the file or with one of its recipes, with file and line.
+    """
+    sweep = load_sweep(Path(path))
+    override_layer(overrides)  # raises where a word is no override
+    typed = {word.partition("=")[0].strip(): word for word in overrides}
+    common = {key: word(key, value) for key, value in sweep.sweep.set.items()} | typed
+    directory = parse_value(common.pop(_DIRECTORY, f"=runs/{sweep.name}").partition("=")[2])
+    if not isinstance(directory, str) or not directory:
+        raise SoraError(f"{_DIRECTORY} must be a directory, not {directory}")
+    axes = _axes(sweep, typed)
+    words = tuple(common.values())
+    folder = Path(directory).expanduser()
+    runs = [] if sweep.sweep.search else _planned(sweep, axes, words, folder)
+    return SweepPlan(sweep, folder, words, tuple(runs))
+
+
+def word(key: str, value: Any) -> str:
+    """An override as typed on a command line, which is read as that value again."""
+    if isinstance(value, str):
+        plain = value == value.strip() and value and parse_value(value) == value
+        return f"{key}={value if plain else json.dumps(value)}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
+def find_base(sweep: LoadedSweep, reference: str | None = None) -> str:
+    """A base recipe as `sora train` takes it: a file beside the sweep's, or a packaged name."""
+    name = reference or sweep.sweep.recipe
+    beside = sweep.path.expanduser().parent / name
+    return shown(Path(os.path.normpath(beside))) if beside.is_file() else name
+
+
+def search_base(plan: SweepPlan) -> PlannedRun:
+    """The recipe of a search before anything of it is chosen."""
+    base = find_base(plan.sweep)
+    words = (*plan.words, word(_DIRECTORY, str(plan.directory / "base")))
+    return PlannedRun("base", base, words, {}, load_checked(plan.sweep, base, words, {}, "base"))
+
+
+def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
+    file = sweep.sweep
+    for key in typed:
+        if key in file.paired or any(key in case for case in file.cases.values()):
+            raise SoraError(
+                f"{key} is what this sweep varies: it can not be set for all runs",
+                where=sweep.place("paired", key) if key in file.paired else sweep.place("cases"),
+                hint=f"change it in a copy of {shown(sweep.path)}",
+            )
+    axes = [
+        Axis(
+            tuple({key: value} for value in values),
+            tuple(("grid", key, str(i)) for i in range(len(values))),
+        )
+        for key, values in file.grid.items()
+        if key not in typed
+    ]
+    if file.paired:
+        count = len(next(iter(file.paired.values())))
+        rows = [{key: values[i] for key, values in file.paired.items()} for i in range(count)]
+        axes.append(Axis(tuple(rows), tuple(("paired",) for _ in rows)))
+    if file.cases:
+        names = tuple(file.cases)
+        places = tuple(("cases", name) for name in names)
+        axes.append(Axis(tuple(file.cases.values()), places, names))
+    return axes
+
+
+def _planned(
+    sweep: LoadedSweep, axes: list[Axis], common: tuple[str, ...], folder: Path
+) -> list[PlannedRun]:
+    points = list(itertools.product(*(range(len(axis.choices)) for axis in axes)))
+    names = dict(zip(points, run_names(axes, points), strict=True))
+    return [_run(sweep, axes, point, names, common, folder) for point in points]
+
+
+def _run(
+    sweep: LoadedSweep,
+    axes: list[Axis],
+    point: tuple[int, ...],
+    names: Mapping[tuple[int, ...], str],
+    common: tuple[str, ...],
+    folder: Path,
+) -> PlannedRun:
+    chosen: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    case = None
+    for axis, i in zip(axes, point, strict=True):
+        chosen |= axis.choices[i]
+        places |= {key: sweep.place(*axis.places[i], key) for key in axis.choices[i]}
+        case = axis.cases[i] if axis.cases else case
+    base = find_base(sweep, chosen.pop(RECIPE, None))
+    takes: dict[str, Take] = {}
+    words = list(common)
+    for key, value in chosen.items():
+        if isinstance(value, dict) and "of" in value:
+            takes[key] = _take(sweep, axes, point, names, key, value, places[key])
+        else:
+            words.append(word(key, value))
+    if case is not None and not any(w.startswith("output.label=") for w in words):
+        words.append(word("output.label", case))
+    words.append(word(_DIRECTORY, str(folder / names[point])))
+    where = {word(key, value): places[key] for key, value in chosen.items()}
+    where[base] = places.get(RECIPE, sweep.place(RECIPE))
+    loaded = load_checked(sweep, base, words, where, names[point])
+    return PlannedRun(names[point], base, tuple(words), takes, loaded)
+
+
+def _take(
+    sweep: LoadedSweep,
+    axes: list[Axis],
+    point: tuple[int, ...],
+    names: Mapping[tuple[int, ...], str],
+    key: str,
+    value: Mapping[str, Any],
+    place: str,
+) -> Take:
+    """The run a value is taken from: the same point of the sweep, but for the case."""
+    try:
+        reference = Reference.model_validate(value)
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"]
+        raise SoraError(
+            f"{key}: {message}", where=place, hint="{of: CASE, take: mean_rank}"
+        ) from error
+    cases = axes[-1].cases
+    if reference.of not in cases:
+        raise SoraError(
+            f"{key}: there is no case '{reference.of}'",
+            where=place,
+            hint=nearest(reference.of, cases) if cases else None,
+        )
+    other = cases.index(reference.of)
+    if any(isinstance(v, dict) and "of" in v for v in axes[-1].choices[other].values()):
+        raise SoraError(f"{key}: case '{reference.of}' takes values itself", where=place)
+    if sweep.sweep.kind != "train":
+        raise SoraError(f"{key}: values are taken from runs of kind: train only", where=place)
+    return Take(names[(*point[:-1], other)], reference.take)
+
+
+def load_checked(
+    sweep: LoadedSweep, base: str, words: Sequence[str], where: Mapping[str, str], name: str
+) -> LoadedRecipe:
+    """The checked recipe of a run; errors say where in the sweep file."""
+    try:
+        return load_recipe(base, words)
+    except SoraError as error:
+        typed = (error.where or "").removeprefix("command line: ")
+        place = where.get(typed) or (
+            sweep.place("set", typed.partition("=")[0]) if typed in words else error.where
+        )
+        told = where.get(base, shown(sweep.path)) if place is None else place
+        raise SoraError(f"run {name}: {error.what}", where=told, hint=error.hint) from error

@@ -1,0 +1,168 @@
+"""A sweep on a Ray cluster: every run is a task with resources of its own, on whichever machine.
+
+All machines need this package, the recipe's files and the sweep's directory at the same places
+(a shared file system): a run that is lost goes on from its checkpoint on another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from sora_cli import PACKAGE
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.experiments.sweep.engine import LOST, Engine, Job, end_processes, start_process
+
+_STOP = ".stop"
+"""Name, added to a log's, of the file that asks its run to end."""
+_LOOK = 0.5
+"""Seconds between two looks for it."""
+
+
+@final
+class RayEngine(Engine):
+    """Tasks on a Ray cluster; those it has no room for wait there.
+
+    Args:
+        address: of the cluster, such as "auto"; None: one on this machine, for this sweep only.
+        slots: tasks at the same time at most; None: as many as the cluster takes.
+
+    Raises:
+        SoraError: Ray is not installed, or no cluster answers.
+    """
+
+    def __init__(self, address: str | None, *, slots: int | None) -> None:
+        self._ray = _ray()
+        try:
+            with _same_handlers():
+                self._ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    include_dashboard=False if address is None else None,
+                )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise SoraError(
+                f"no Ray cluster at '{address}': {first_line(error)}", hint="ray start --head"
+            ) from error
+        resources = self._ray.cluster_resources()
+        self._cpus, self._has_gpus = resources.get("CPU", 1), resources.get("GPU", 0) > 0
+        self._slots = slots or max(int(self._cpus), 1)
+        self._tasks: dict[str, Any] = {}
+        self._logs: dict[str, Path] = {}
+
+    @property
+    def running(self) -> list[str]:
+        return list(self._tasks)
+
+    def has_room(self) -> bool:
+        return len(self._tasks) < self._slots
+
+    def start(self, job: Job) -> None:
+        if job.cpus > self._cpus:
+            raise SoraError(
+                f"run {job.name} asks for {job.cpus} CPUs; the whole cluster has {self._cpus:g}",
+                hint="resources.cpus=N or --threads N",
+            )
+        gpus = float(self._has_gpus) if job.gpus is None else job.gpus
+        _stop_file(job.log).unlink(missing_ok=True)
+        task = self._ray.remote(_carry_out).options(
+            num_cpus=job.cpus, num_gpus=gpus, max_retries=0, name=job.name
+        )
+        self._logs[job.name] = job.log
+        self._tasks[job.name] = task.remote(job, str(Path.cwd()), _paths())
+
+    def poll(self) -> list[tuple[str, int]]:
+        if not self._tasks:
+            return []
+        names = {task: name for name, task in self._tasks.items()}
+        done, _ = self._ray.wait(list(names), num_returns=len(names), timeout=0)
+        ended = [(names[task], self._exit_code(task)) for task in done]
+        for name, _code in ended:
+            del self._tasks[name]
+            _stop_file(self._logs[name]).unlink(missing_ok=True)
+        return ended
+
+    def stop(self, name: str) -> None:
+        if name in self._tasks:
+            _stop_file(self._logs[name]).touch()
+
+    def close(self) -> None:
+        for name in self._tasks:
+            self.stop(name)
+        if self._tasks:
+            self._ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=150)
+            for name in self._tasks:
+                _stop_file(self._logs[name]).unlink(missing_ok=True)
+        self._tasks.clear()
+        self._ray.shutdown()
+
+    def _exit_code(self, task: Any) -> int:
+        """Of the run's process; a task that ended without one was lost with its machine."""
+        errors = self._ray.exceptions
+        try:
+            code: int = self._ray.get(task)
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.RayTaskError,
+                errors.OutOfMemoryError, errors.ObjectLostError):  # fmt: skip
+            return LOST
+        return code
+
+
+def _carry_out(job: Job, directory: str, paths: list[str]) -> int:
+    """On a machine of the cluster: the run's process, until it ends or is to be stopped."""
+    import subprocess
+
+    os.chdir(directory)
+    known = os.environ.get("PYTHONPATH")
+    variables = {**os.environ, **job.environment()}
+    variables["PYTHONPATH"] = os.pathsep.join([*paths, *([known] if known else [])])
+    process = start_process(job, variables)
+    stopped = False
+    try:
+        while True:
+            try:
+                return process.wait(timeout=_LOOK)
+            except subprocess.TimeoutExpired:
+                if not stopped and _stop_file(job.log).exists():
+                    stopped = True
+                    process.terminate()
+    finally:
+        end_processes({job.name: process} if process.poll() is None else {})
+
+
+@contextmanager
+def _same_handlers() -> Iterator[None]:
+    """Ray puts handlers of its own in the place of ours, which would end a sweep at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _paths() -> list[str]:
+    """Where this package lies, if it is not installed but run from a checkout."""
+    return [str(PACKAGE.parent)]
+
+
+def _stop_file(log: Path) -> Path:
+    return log.with_name(log.name + _STOP)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise SoraError(
+            "--engine ray needs Ray, which is not installed", hint="pip install 'sora-cli[ray]'"
+        ) from error
+    return ray

@@ -1,0 +1,50 @@
+"""`sweep.json`: what became of a sweep's runs. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from sora_cli.core.atomic import write_text_atomic
+
+FILE_NAME = "sweep.json"
+State = Literal["waiting", "running", "finished", "failed", "pruned", "blocked", "interrupted"]
+OVER: tuple[State, ...] = ("finished", "failed", "pruned", "blocked")
+
+
+class RunRecord(BaseModel):
+    """One run of the sweep."""
+
+    name: str
+    arguments: list[str] = Field(description="of sora, as last started")
+    state: State = "waiting"
+    attempts: int = Field(0, description="processes started in this call of the sweep")
+    before: bool = Field(False, description="it was finished when the sweep was called")
+    seconds: float | None = Field(None, description="wall time of its last process")
+    error: str | None = None
+
+
+class SweepRecord(BaseModel):
+    """The file."""
+
+    schema_version: int = 1
+    file: str
+    command: list[str]
+    kind: str
+    started: str
+    finished: str | None = None
+    engine: str
+    runs: list[RunRecord] = Field(default_factory=list)
+
+    def save(self, directory: Path) -> None:
+        """Write it as it stands."""
+        write_text_atomic(directory / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+
+    def counts(self) -> dict[State, int]:
+        """Runs by state, in the order of first appearance."""
+        found: dict[State, int] = {}
+        for run in self.runs:
+            found[run.state] = found.get(run.state, 0) + 1
+        return found

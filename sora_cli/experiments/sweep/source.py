@@ -1,0 +1,124 @@
+"""Where a sweep's runs come from: a plan whose runs may wait for others (or a search, `search`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sora_cli.core.console import say
+from sora_cli.core.errors import SoraError
+from sora_cli.experiments.sweep.outcome import is_finished, taken
+from sora_cli.experiments.sweep.plan import PlannedRun, SweepPlan, word
+from sora_cli.experiments.sweep.record import OVER, RunRecord, State
+from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.recipe import ResourcesBlock
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that can be started.
+
+    Attributes:
+        recipe, words: what `sora train` is given.
+        directory: its own.
+        resources: what its recipe asks for.
+    """
+
+    name: str
+    recipe: str
+    words: tuple[str, ...]
+    directory: Path
+    resources: ResourcesBlock
+
+
+class Source(ABC):
+    """Hands out runs one by one, and hears what became of them."""
+
+    records: dict[str, RunRecord]
+
+    @abstractmethod
+    def next(self) -> Ready | None:
+        """The next run to start; None: none now, perhaps one later."""
+
+    @abstractmethod
+    def ended(self, name: str, state: State) -> None:
+        """A run is over; or "waiting": it is to be started again."""
+
+    @abstractmethod
+    def unwanted(self, name: str) -> bool:
+        """Whether a run at work is hopeless and should be stopped."""
+
+    def conclude(self) -> None:  # noqa: B027 (most have nothing to say)
+        """Say what came of all of it, beyond the records."""
+
+    def is_over(self) -> bool:
+        """Whether no run will come any more."""
+        return all(record.state in OVER for record in self.records.values())
+
+
+class PlanSource(Source):
+    """The runs of a plan, in order; those that take values of others wait for these.
+
+    Raises:
+        SoraError: a directory holds another run than the planned one.
+    """
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self.plan = plan
+        self._runs: Mapping[str, PlannedRun] = {run.name: run for run in plan.runs}
+        self.records = {run.name: RunRecord(name=run.name, arguments=[]) for run in plan.runs}
+        for run in plan.runs:
+            if not run.takes and is_finished(plan.kind, run.loaded):
+                self._found(run.name)
+        for run in plan.runs:
+            if run.takes and self._may_start(run):
+                self._ready(run)  # which notes that it is finished
+
+    def next(self) -> Ready | None:
+        for name, run in self._runs.items():
+            record = self.records[name]
+            if record.state != "waiting" or not self._may_start(run):
+                continue
+            try:
+                ready = self._ready(run)
+            except SoraError as error:
+                record.state, record.error = "failed", error.what
+                say(f"{name}: failed: {error.what}")
+                continue
+            if ready is not None:
+                return ready
+        return None
+
+    def ended(self, name: str, state: State) -> None:
+        self.records[name].state = state
+
+    def unwanted(self, name: str) -> bool:
+        return False
+
+    def _found(self, name: str) -> None:
+        self.records[name].state, self.records[name].before = "finished", True
+
+    def _may_start(self, run: PlannedRun) -> bool:
+        """Whether all it takes values from is finished; if that failed, it never will."""
+        states = {take.run: self.records[take.run].state for take in run.takes.values()}
+        for other, state in states.items():
+            if state in OVER and state != "finished":
+                record = self.records[run.name]
+                record.state, record.error = "blocked", f"it needs {other}, which {state}"
+                return False
+        return all(state == "finished" for state in states.values())
+
+    def _ready(self, run: PlannedRun) -> Ready | None:
+        """The run with the values it takes from others; None if it is finished already."""
+        words = list(run.words)
+        for key, take in run.takes.items():
+            words.append(word(key, taken(self._runs[take.run].directory, take.what)))
+        if run.takes:
+            words.append(word("output.derived", list(run.takes)))
+        loaded = load_recipe(run.recipe, words) if run.takes else run.loaded
+        if run.takes and is_finished(self.plan.kind, loaded):
+            self._found(run.name)
+            return None
+        return Ready(run.name, run.recipe, tuple(words), run.directory, loaded.recipe.resources)

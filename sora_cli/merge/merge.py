@@ -1,0 +1,333 @@
+"""Folding an adapter into its base model: W + B A for each adapted layer, head and labels set.
+
+Tensor by tensor, from file to file: the model is never loaded, and what the adapter does not touch
+is copied as it is. Each changed weight is added to in float32, with (B A) times the scaling, and
+cast back once. The merged model's config.json lists the adapters folded into it, under
+`sora_merged`, so that none goes in twice. The same inputs give the same files to the last byte.
+
+In `sora_cli.merge`, `base` finds the base's files, `names` asks transformers what it makes of their
+names, `match` finds what the adapter's parts belong to, `plan` lays out the new files, and `write`
+and `blocks` write them.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sora_cli.adapter.classes import names_classes
+from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.metadata import write_json
+from sora_cli.adapter.reading import AdapterFile
+from sora_cli.core.atomic import check_replaceable, new_directory
+from sora_cli.core.console import size
+from sora_cli.core.environment import process_memory
+from sora_cli.core.errors import SoraError
+from sora_cli.data.processor import lacks_tokenizer
+from sora_cli.merge.base import MODEL_CARD, MODEL_CONFIG, BaseFolder, loading, open_base
+from sora_cli.merge.blocks import Blocks
+from sora_cli.merge.card import MERGED_KEY, merged_config, model_card, untied_config
+from sora_cli.merge.incoming import Incoming, incoming
+from sora_cli.merge.match import Match, match, read_stored, tied_part
+from sora_cli.merge.names import build_runtime
+from sora_cli.merge.plan import Plan, plan_weights
+from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
+from sora_cli.model.fingerprint import fingerprint
+from sora_cli.model.references import resolve_model_path
+from sora_cli.model.tensors import torch_dtype
+
+__all__ = [
+    "MERGED_KEY",
+    "MODEL_CONFIG",
+    "Merge",
+    "Merged",
+    "adapter_digest",
+    "merge_adapter",
+    "prepare_merge",
+]
+
+_IMAGE_PROCESSOR = "preprocessor_config.json"
+_RUNTIME_MEMORY = 20_000_000  # bytes: torch's first product, the writing thread; measured
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge did."""
+
+    base: str
+    """The resolved base model."""
+    modules: int
+    """Layers that were changed."""
+    dtype: str
+    """Of the merged weights."""
+    base_checked: bool
+    """Whether the base was known to be the one the adapter was trained on."""
+    tokenizer: bool
+    """Whether there was one to copy, or, for models of pictures, an image processor."""
+    untied: bool = False
+    """Whether weights that were tied are apart now."""
+    left_out: tuple[str, ...] = ()
+    """Tensors of the base that the merged model's class has no use for."""
+    left_files: tuple[str, ...] = ()
+    """Files and directories beside the weights that were not copied."""
+    absent: tuple[str, ...] = ()
+    """Parameters that neither base nor adapter held (only by force)."""
+    unpacked: bool = False
+    """Whether the base was a GGUF file, whose numbers were written out first."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge that can be done: everything is checked but the numbers.
+
+    Attributes:
+        disk: bytes that will be written.
+        free: bytes that are free there.
+        memory: largest memory of this process while it writes, predicted, in bytes (on Linux its
+            RssAnon: file pages do not count); None where that can not be told.
+    """
+
+    incoming: Incoming
+    output: Path
+    reference: str
+    base: BaseFolder
+    config: dict[str, Any]
+    plan: Plan
+    merged: Merged
+    force: bool
+    disk: int
+    free: int
+    memory: int | None
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the files of weights, which progress is told of."""
+        return weights_bytes(self.plan)
+
+    def write(self, progress: Progress | None = None) -> Merged:
+        """Write the merged model, atomically.
+
+        Raises:
+            SoraError: a result is not finite, or it can not be written or read back.
+        """
+        marker = (MODEL_CONFIG,)
+        try:
+            with new_directory(self.output, force=self.force, markers=marker) as folder:
+                for name in self.base.others:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self.base.folder / name, folder / name)
+                write_json(folder / MODEL_CONFIG, self.config)
+                (folder / MODEL_CARD).write_text(self._card(), encoding="utf-8")
+                write_weights(
+                    folder, self.plan, self.incoming, index=self.base.index, progress=progress
+                )
+        except OSError as error:
+            raise SoraError(f"{self.output} can not be written: {error}") from error
+        return self.merged
+
+    def _card(self) -> str:
+        return model_card(
+            self.incoming.outline,
+            self.plan,
+            base=self.reference,
+            class_name=self.config["architectures"][0],
+            dtype=self.merged.dtype,
+        )
+
+
+def merge_adapter(
+    adapter: Adapter | AdapterFile,
+    output: Path,
+    *,
+    base: str | None = None,
+    force: bool = False,
+    untie: bool = False,
+) -> Merged:
+    """Prepare and write in one go; for arguments and errors see `prepare_merge`, `Merge.write`."""
+    return prepare_merge(adapter, output, base=base, force=force, untie=untie).write()
+
+
+def prepare_merge(
+    adapter: Adapter | AdapterFile,
+    output: Path,
+    *,
+    base: str | None = None,
+    force: bool = False,
+    untie: bool = False,
+) -> Merge:
+    """Check that a merge can be done, and lay out its files. Writes nothing.
+
+    Args:
+        adapter: in memory, or open; then it is read a layer at a time, and must stay open.
+        base: reference of the base model; None for the one the adapter names.
+        force: replace a model directory at `output`, and merge into a base that is not, or not in
+            full, the one the adapter was trained on. Never into one that has this adapter already.
+        untie: change a weight that is tied to another all the same: both are written, and
+            `tie_word_embeddings` is set to false.
+
+    Raises:
+        SoraError: nothing sound can be written; the message says why.
+    """
+    check_replaceable(output, force=force, markers=(MODEL_CONFIG,))
+    new = incoming(adapter)
+    folder, folded, checked = _base_of(new, output, base, force=force)
+    found, tied, config = _match(new, folder, untie=untie)
+    config |= {MERGED_KEY: folded, "architectures": [found.runtime.class_name]}
+    plan = plan_weights(
+        new.outline,
+        found,
+        folder.weights,
+        folder.source,
+        tied=tied,
+        other_class=folder.raw.get("architectures") not in (None, [], config["architectures"]),
+        force=force,
+    )
+    merged = _merged(new, folder, plan, checked=checked, untied=tied is not None)
+    disk, free = weights_bytes(plan) + folder.others_bytes, _free_disk(output)
+    if disk > free:
+        raise SoraError(f"{output} needs {size(disk)} of disk, and {size(free)} are free",
+                        hint="write to another disk with -o, or make room")  # fmt: skip
+    reference = base or new.outline.base.path or folder.source
+    memory = _memory(new, plan)
+    return Merge(new, output, reference, folder, config, plan, merged, force, disk, free, memory)
+
+
+def _merged(
+    new: Incoming, folder: BaseFolder, plan: Plan, *, checked: bool, untied: bool
+) -> Merged:
+    return Merged(
+        base=folder.source,
+        modules=len(new.outline.layers),
+        dtype=_dtype(plan),
+        base_checked=checked,
+        tokenizer=not lacks_tokenizer(folder.folder)
+        or (folder.folder / _IMAGE_PROCESSOR).is_file(),
+        untied=untied,
+        left_out=plan.left_out,
+        left_files=folder.left,
+        absent=plan.absent,
+        unpacked=folder.unpacked is not None,
+    )
+
+
+def adapter_digest(adapter: Adapter | AdapterFile) -> str:
+    """SHA-256 of what merging adds: the factors without zero terms, in float32, and the head."""
+    return incoming(adapter).digest()
+
+
+def _base_of(
+    new: Incoming, output: Path, base: str | None, *, force: bool
+) -> tuple[BaseFolder, list[dict[str, Any]], bool]:
+    """The base, all adapters that will be in it, and whether it is known to be the right one."""
+    source = resolve_model_path(base or _recorded_base(new.outline))
+    _check_apart(output, source)
+    folder = open_base(source, new.outline.base.revision if base is None else None)
+    folded = [*_folded(folder.raw), {"adapter": new.digest(), "method": new.outline.meta.method}]
+    _check_not_folded(folded, source)
+    return folder, folded, _check_fingerprint(new.outline, folder, force=force)
+
+
+def _recorded_base(adapter: Adapter) -> str:
+    recorded = adapter.base.here or adapter.base.path
+    if not recorded:
+        raise SoraError("the adapter does not say which base model it is for", hint="add --base")
+    return recorded
+
+
+def _check_apart(output: Path, source: str) -> None:
+    if Path(source).exists() and Path(source).resolve().is_relative_to(output.resolve()):
+        raise SoraError(f"{output} is, or holds, the base model: choose another place")
+
+
+def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> bool:
+    """Whether the base is known to be the right one; an error if it is known not to be."""
+    if adapter.base.fingerprint is None:
+        return False
+    if fingerprint(folder.origin) == adapter.base.fingerprint:
+        return True
+    if force:
+        return False
+    raise SoraError(
+        f"{folder.source} holds other weights than the base the adapter was trained on",
+        where=f"that was: {adapter.base.path}",
+        hint="give the right one with --base, or merge all the same with --force",
+    )
+
+
+def _folded(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was merged into a model before, by its configuration."""
+    entries = raw.get(MERGED_KEY)
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+
+
+def _check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
+    """Refuse the last of these adapters where the model holds it already: dW would count twice."""
+    *before, new = folded
+    if any(entry.get("adapter") == new["adapter"] for entry in before):
+        raise SoraError(
+            f"this adapter is already folded into {source}: it would count twice",
+            where=f"{MODEL_CONFIG} there lists it under {MERGED_KEY}",
+            hint="give the original base model with --base",
+        )
+
+
+def _match(
+    new: Incoming, folder: BaseFolder, *, untie: bool
+) -> tuple[Match, Match | None, dict[str, Any]]:
+    """The merged model's match and configuration; between them the match before untying, if any."""
+    import transformers
+
+    with loading(folder.source):
+        known = transformers.AutoConfig.from_pretrained(folder.folder, trust_remote_code=False)
+    stored = read_stored(folder.weights)
+
+    def matched(raw: dict[str, Any]) -> Match:
+        with loading(folder.source):
+            config = type(known).from_dict(copy.deepcopy(raw))
+        return match(new.outline, stored, build_runtime(new.outline, config, folder.source))
+
+    raw = merged_config(folder.raw, new.outline, known)
+    found = matched(raw)
+    if not names_classes(found.runtime.class_name):  # labels mean nothing to it
+        raw = copy.deepcopy(folder.raw)
+    problem = tied_part(found, new.head)
+    if problem is None:
+        return found, None, raw
+    if not untie:
+        raise problem
+    raw = untied_config(raw)
+    apart = matched(raw)
+    if known.is_encoder_decoder or tied_part(apart, new.head) is not None:
+        raise SoraError(  # T5's tie_word_embeddings, for one, also scales the decoder's output
+            f"{problem.what.partition(':')[0]}, and a {known.model_type} can not be untied by its "
+            "configuration alone",
+            hint="use the adapter unmerged",
+        )
+    return apart, found, raw
+
+
+def _dtype(plan: Plan) -> str:
+    """What the changed weights are stored as."""
+    names = sorted({item.dtype for item in plan.items if not item.copied})
+    return ", ".join(str(torch_dtype(name)).removeprefix("torch.") for name in names)
+
+
+def _free_disk(output: Path) -> int:
+    place = output.resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _memory(new: Incoming, plan: Plan) -> int | None:
+    """This process now, the buffers, and the largest pair of factors (read, and in float32)."""
+    now = process_memory("RssAnon")
+    if now is None:
+        return None
+    buffers = Blocks.memory([item for item in plan.items if not item.copied], threads())
+    factors = max(f.parameters for f in new.outline.layers.values())
+    return now + buffers + 3 * 4 * factors + _RUNTIME_MEMORY

@@ -1,0 +1,214 @@
+"""From a recipe's model block to a base model, what makes its inputs, and its head."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from methods.inject import output_embedding
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.hub import offline_error, quiet_hub, quiet_loading
+from sora_cli.data.processor import load_processor
+from sora_cli.model.files import (
+    check_complete,
+    check_quantised,
+    check_source,
+    foreign_code,
+    pickled,
+)
+from sora_cli.model.quantisation import check_quantise, prepare_quantised, quantised_options
+from sora_cli.model.references import commit_of, resolve_model_path
+from sora_cli.recipe.recipe import ModelBlock
+from sora_cli.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model.
+
+    Attributes:
+        processor: what makes its inputs: a tokenizer, or for images an image processor.
+        reference: what the recipe calls it; `resolved` is the local path or Hub id behind it.
+        revision: the Hub's commit, whatever branch the recipe names; None for a local directory.
+        missing: parameters the checkpoint did not supply (and that are so random).
+        head: module paths trained in full: the head and whatever was missing.
+    """
+
+    model: Any
+    processor: Any
+    reference: str
+    resolved: str
+    revision: str | None
+    missing: tuple[str, ...]
+    head: tuple[str, ...]
+
+
+def load_base(
+    block: ModelBlock, task: Task, *, dropout: float | None = None, precision: str = "fp32"
+) -> Base:
+    """Load a model and its processor for a task; a new head is drawn from torch's own generator.
+
+    Args:
+        dropout: sets every dropout of the base model's configuration; None leaves them.
+        precision: that quantised weights are multiplied in, as in `training.precision`.
+
+    Raises:
+        SoraError: not there, not reachable, no tokenizer, or an architecture without that head.
+    """
+    import transformers
+
+    quiet_hub()
+    check_quantise(block)
+    resolved = resolve_model_path(block.path)
+    check_source(block.path, resolved)
+    source, gguf = split_gguf(resolved)
+    common: dict[str, Any] = {"trust_remote_code": block.trust_remote_code, **gguf}
+    if block.revision is not None:
+        common["revision"] = block.revision
+    with _errors(block.path, resolved, task.name), quiet_loading():
+        config = transformers.AutoConfig.from_pretrained(source, **common)
+        if not gguf:
+            check_quantised(block.path, config)
+        options = {**task.model_options(), **_dropouts(config, dropout)}
+        for key, value in options.items():
+            setattr(config, key, value)
+        model, info = task.model_class().from_pretrained(
+            source,
+            config=config,
+            dtype=_dtype(block.dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with names
+            **common,
+            **weights_options(gguf),
+            **_packing(block, task, config, precision),
+        )
+        _check_shapes(block.path, info["mismatched_keys"])
+        check_complete(block.path, info["missing_keys"], len(model.state_dict()))
+        processor = load_processor(task.processor_class, source, common)
+    task.check_model(model, processor)
+    missing = tuple(sorted(info["missing_keys"]))
+    head = head_modules(model, missing, new_head=task.trains_head)
+    prepare_quantised(model, block.path, head)
+    return Base(
+        model=model,
+        processor=processor,
+        reference=block.path,
+        resolved=resolved,
+        revision=commit_of(resolved, block.revision) or block.revision,
+        missing=missing,
+        head=head,
+    )
+
+
+def head_modules(
+    model: nn.Module, missing: Iterable[str], *, new_head: bool = True
+) -> tuple[str, ...]:
+    """Module paths that are trained in full, in the model's order.
+
+    The head is what lies outside the backbone, and the backbone's pooler, which only a head reads;
+    to it come the modules whose parameters the checkpoint did not supply.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    backbone = getattr(model, prefix, None) if prefix else None
+    heads = set()
+    if new_head and isinstance(backbone, nn.Module):
+        heads = {n for n, m in model.named_children() if m is not backbone and _has_parameters(m)}
+        pooler = getattr(backbone, "pooler", None)
+        if isinstance(pooler, nn.Module) and _has_parameters(pooler):
+            heads.add(f"{prefix}.pooler")
+    for key in missing:
+        owner = key.rpartition(".")[0]
+        if owner and not any(owner == h or owner.startswith(f"{h}.") for h in heads):
+            heads.add(owner)
+    return tuple(path for path, _ in model.named_modules() if path in heads)
+
+
+def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict[str, Any]:
+    """Loading options of a model that is quantised, all but its head and its output embeddings."""
+    if block.quantise is None:
+        return {}
+    code = {"trust_remote_code": block.trust_remote_code}
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        shape = task.model_class().from_config(config, **code)
+    output = output_embedding(shape)
+    plain = head_modules(shape, (), new_head=task.trains_head)
+    plain += tuple(path for path, module in shape.named_modules() if module is output)
+    return quantised_options(block, precision=precision, config=config, plain=plain)
+
+
+@contextlib.contextmanager
+def _errors(reference: str, resolved: str, task: str) -> Iterator[None]:
+    """Turn what transformers raises into an error that says what to do."""
+    local = Path(resolved).exists()
+    try:
+        yield
+    except SoraError:
+        raise
+    except Exception as error:  # a damaged file raises whatever the code that meets it does
+        if not local and "use_safetensors" in str(error):
+            raise pickled(reference) from error
+        if not local and isinstance(error, OSError):
+            raise offline_error("model", reference, error) from error
+        if "trust_remote_code" in str(error):
+            raise foreign_code(reference) from error
+        raise SoraError(
+            f"model '{reference}' can not be loaded for {task}: {first_line(error)}",
+            where=f"model.path={reference}",
+            hint="is it complete, and a model for this task? save_pretrained() writes such a "
+            "directory",
+            key="model.path",
+        ) from error
+
+
+def split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` takes for a resolved reference: a name, and a GGUF file in it."""
+    path = Path(resolved)
+    if path.suffix.lower() != ".gguf":
+        return resolved, {}
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def weights_options(gguf: dict[str, str]) -> dict[str, Any]:
+    """Loading options of the weights: safetensors, never a pickle; of a GGUF file plain weights.
+
+    Its blocks can not be trained on.
+    """
+    import transformers
+
+    if not gguf:
+        return {"use_safetensors": True}
+    kind = getattr(transformers, "GgufConfig", None)  # where it is absent, they always are
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
+
+
+def _dtype(name: str) -> Any:
+    return "auto" if name == "auto" else getattr(torch, name)
+
+
+def _dropouts(config: Any, value: float | None) -> dict[str, float]:
+    """Every dropout probability of a configuration, set to one value."""
+    if value is None:
+        return {}
+    numbers = {k: v for k, v in config.to_dict().items() if isinstance(v, float | int)}
+    return {k: value for k in numbers if "dropout" in k or k.endswith("_pdrop")}
+
+
+def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """A head for other classes, usually."""
+    for key, stored, wanted in sorted(mismatched, key=str):
+        raise SoraError(
+            f"model '{reference}' does not fit the task's classes: its '{key}' is "
+            f"{tuple(stored)}, not {tuple(wanted)}",
+            hint="give the model without its head, or the data it was made for",
+            key="model.path",
+        )
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None

@@ -1,0 +1,101 @@
+"""A model's directory, looked at before transformers gets it: what it would run, or pass over."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from sora_cli.core.errors import SoraError
+
+MODEL_CONFIG = "config.json"
+CONFIG_FILE = "adapter_config.json"
+"""PEFT's configuration, which makes a directory an adapter."""
+SAFE_WEIGHTS = "*.safetensors"
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
+
+
+def check_source(reference: str, resolved: str) -> None:
+    """Look at a resolved model reference; a Hub id's files are not asked for.
+
+    Raises:
+        SoraError: a file that is no model, or a directory without one, or with pickles only.
+    """
+    path = Path(resolved)
+    if path.is_file() and path.suffix.lower() != ".gguf":
+        raise SoraError(
+            f"model '{reference}' is a file, and no .gguf",
+            hint="a model's directory is named, not one of its files",
+            key="model.path",
+        )
+    if path.is_dir():
+        _check_directory(reference, path)
+
+
+def _check_directory(reference: str, folder: Path) -> None:
+    if (folder / CONFIG_FILE).is_file():
+        raise SoraError(
+            f"model '{reference}' holds an adapter of its own, which would be loaded with it",
+            hint=f"merge it first: sora merge {reference} -o DIR; then model.path=DIR",
+            key="model.path",
+        )
+    if not (folder / MODEL_CONFIG).is_file():
+        raise SoraError(
+            f"model '{reference}' holds no {MODEL_CONFIG}",
+            hint="a model is a directory that save_pretrained() wrote, or a Hub id",
+            key="model.path",
+        )
+    if holds_pickles_only(folder):
+        raise pickled(reference)
+
+
+def holds_pickles_only(folder: Path) -> bool:
+    """Whether this is a directory whose weights would have to be unpickled."""
+    pickles = any(next(folder.glob(pattern), None) for pattern in PICKLES)
+    return pickles and next(folder.glob(SAFE_WEIGHTS), None) is None
+
+
+def pickled(reference: str) -> SoraError:
+    """The weights would have to be unpickled."""
+    return SoraError(
+        f"model '{reference}' holds its weights as pickles, which can run any code when they are "
+        "read",
+        hint="if you trust it, from_pretrained() and save_pretrained() write safetensors: name "
+        "that directory",
+        key="model.path",
+    )
+
+
+def foreign_code(reference: str) -> SoraError:
+    """The model needs Python files that come with it."""
+    return SoraError(
+        f"model '{reference}' comes with code of its own, which is not run",
+        hint="if you have read it and trust it: model.trust_remote_code=true",
+        key="model.path",
+    )
+
+
+def check_complete(reference: str, missing: Collection[str], tensors: int) -> None:
+    """Raise `SoraError` where most of a model's tensors are in no file: they would be random.
+
+    A new head and a pooler are few; what else is missing is trained in full.
+    """
+    if 2 * len(missing) > tensors:
+        raise SoraError(
+            f"model '{reference}' holds none of {len(missing)} of the {tensors} tensors its "
+            f"configuration asks for, such as '{min(missing)}'",
+            hint="are config.json and the weights of the same model?",
+            key="model.path",
+        )
+
+
+def check_quantised(reference: str, config: Any) -> None:
+    """Raise `SoraError` where a configuration says that the weights are quantised."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise SoraError(
+            f"model '{reference}' is quantised: adapters are trained on plain weights here, or on "
+            "weights that are quantised as they are read",
+            hint="name the model it was made from, as model.path; to save memory, with "
+            "model.quantise=4bit",
+            key="model.path",
+        )

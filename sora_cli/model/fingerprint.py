@@ -1,0 +1,166 @@
+"""Which base checkpoint was that? A short answer that reads a few kilobytes per tensor at most.
+
+The fingerprint covers every tensor's name, dtype, shape and some sampled bytes. It does not depend
+on how a checkpoint is cut into shards. A change to few numbers of a tensor can escape it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sora_cli.core.errors import SoraError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+_OTHER = ("*.gguf", "pytorch_model*.bin")
+_WINDOWS = 8
+_WINDOW = 64  # bytes
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a safetensors file keeps a tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    """First byte of the tensor in the file."""
+    length: int
+    """Bytes."""
+
+
+def fingerprint(checkpoint: Path) -> str | None:
+    """What identifies a checkpoint directory's (or file's) weights; None if it holds none.
+
+    Raises:
+        SoraError: a safetensors file is truncated or corrupt.
+    """
+    tensors = sorted(stored_tensors(checkpoint), key=lambda tensor: tensor.name)
+    if tensors:
+        return f"safetensors-v1:{_tensors_digest(tensors)}"
+    files = [checkpoint] if checkpoint.is_file() else _other_files(checkpoint)
+    return f"files-v1:{_files_digest(files)}" if files else None
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The safetensors files that make up a checkpoint, in the order transformers looks for them."""
+    if checkpoint.is_file():
+        return [checkpoint] if checkpoint.suffix == ".safetensors" else []
+    if (checkpoint / SINGLE_FILE).is_file():
+        return [checkpoint / SINGLE_FILE]
+    if (checkpoint / INDEX_FILE).is_file():
+        return _shards(checkpoint / INDEX_FILE)
+    return sorted(checkpoint.glob("*.safetensors"))
+
+
+def stored_tensors(checkpoint: Path) -> list[StoredTensor]:
+    """All tensors of a checkpoint's safetensors files, as `read_header` gives them."""
+    return [tensor for file in weight_files(checkpoint) for tensor in read_header(file)]
+
+
+def read_header(file: Path) -> Iterator[StoredTensor]:
+    """The tensors of a safetensors file, from its header alone.
+
+    Raises:
+        SoraError: the file is truncated or corrupt.
+    """
+    length, header = _parse(file)
+    header.pop("__metadata__", None)
+    room = file.stat().st_size - 8 - length
+    try:
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            if not 0 <= start <= end <= room:
+                raise ValueError(f"'{name}' reaches beyond the end of the file")
+            shape = tuple(int(n) for n in entry["shape"])
+            yield StoredTensor(
+                name, str(entry["dtype"]), shape, file, 8 + length + start, end - start
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise SoraError(f"{file} is truncated or corrupt: {error}") from error
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors, such as {"format": "pt"}.
+
+    Raises:
+        SoraError: the file is truncated or corrupt.
+    """
+    metadata = _parse(file)[1].get("__metadata__") or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise SoraError(f"{file} is truncated or corrupt: its metadata are not text")
+    return metadata
+
+
+def _parse(file: Path) -> tuple[int, dict[str, Any]]:
+    """The length of a header in bytes, and the header."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(_LARGEST_HEADER, size - 8):
+                raise ValueError("impossible header length")
+            header = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no mapping")
+    except (ValueError, RecursionError) as error:
+        raise SoraError(f"{file} is truncated or corrupt: {error}") from error
+    return length, header
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SoraError(f"{index} is no index of shards: {error}") from error
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise SoraError(f"{index} names '{name}', which is not there")
+    return [index.parent / name for name in names]
+
+
+def _other_files(directory: Path) -> list[Path]:
+    return sorted(file for pattern in _OTHER for file in directory.glob(pattern))
+
+
+def _tensors_digest(tensors: list[StoredTensor]) -> str:
+    digest = hashlib.sha256()
+    streams: dict[Path, BinaryIO] = {}
+    try:
+        for t in tensors:
+            if t.file not in streams:
+                streams[t.file] = t.file.open("rb")
+            digest.update(f"{t.name}\0{t.dtype}\0{t.shape}\0".encode())
+            _update_sampled(digest, streams[t.file], t.start, t.length)
+    finally:
+        for stream in streams.values():
+            stream.close()
+    return digest.hexdigest()
+
+
+def _files_digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{size}\0".encode())
+        with file.open("rb") as stream:
+            _update_sampled(digest, stream, 0, size, windows=_WINDOWS * 64)
+    return digest.hexdigest()
+
+
+def _update_sampled(
+    digest: hashlib._Hash, stream: BinaryIO, start: int, length: int, windows: int = _WINDOWS
+) -> None:
+    """Evenly spaced windows of the bytes, the first and the last among them."""
+    last = max(length - _WINDOW, 0)
+    for i in range(windows):
+        stream.seek(start + last * i // (windows - 1))
+        digest.update(stream.read(min(_WINDOW, length)))

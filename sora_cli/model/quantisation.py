@@ -1,0 +1,156 @@
+"""Base models whose frozen linear layers are packed by bitsandbytes while they are read.
+
+The files on disk stay the plain ones, so that an adapter belongs to the same base (and fingerprint)
+as one trained without. Heads, output embeddings and the adapters themselves are not packed.
+Source: Dettmers et al. 2023, arXiv 2305.14314, section 3 (4 bits: NF4, double quantisation), and
+2022, arXiv 2208.07339 (8 bits). bitsandbytes does both on GPUs and, slowly, on CPUs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.recipe import ModelBlock
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from methods.baselines import Baseline
+
+KEY = "model.quantise"
+_PLAIN = f"{KEY}=null"
+_LAYERS = ("Linear4bit", "Linear8bitLt")
+"""bitsandbytes' classes; a weight that no file supplied is not yet packed in them."""
+
+
+def check_quantise(block: ModelBlock) -> None:
+    """Tell what can not be, before anything heavy loads.
+
+    Raises:
+        SoraError: quantisation of a GGUF file or under FSDP, or without the package for it.
+    """
+    if block.quantise is None:
+        return
+    if Path(block.path).suffix.lower() == ".gguf":
+        raise SoraError(
+            f"model '{block.path}' is a GGUF file, whose weights are unpacked to be trained on",
+            where=f"{KEY}={block.quantise} packs the weights of a directory or a Hub id",
+            hint=_PLAIN,
+            key=KEY,
+        )
+    if find_spec("bitsandbytes") is None:
+        raise SoraError(
+            f"{KEY}={block.quantise} needs the package bitsandbytes, which is not installed",
+            hint=f"pip install 'sora-cli[quant]', or {_PLAIN}",
+            key=KEY,
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise SoraError(
+            f"{KEY}={block.quantise} under FSDP is not supported: packed weights are not sharded",
+            hint=f"torchrun without FSDP, or {_PLAIN}",
+            key=KEY,
+        )
+
+
+def quantised_options(
+    block: ModelBlock, *, precision: str, config: Any, plain: Sequence[str]
+) -> dict[str, Any]:
+    """What `from_pretrained` is given; nothing for a model that is not to be packed.
+
+    Args:
+        precision: of the run, as in `training.precision`: packed weights are multiplied in it.
+        plain: module paths that are left as they are.
+    """
+    if block.quantise is None:
+        return {}
+    import torch
+    from accelerate import PartialState
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # casts it makes at every step
+    wanted: dict[str, Any] = {"llm_int8_skip_modules": list(plain)}
+    if block.quantise == "8bit":
+        wanted["load_in_8bit"] = True
+    else:
+        wanted |= {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": _compute_dtype(block.dtype, precision, config),
+        }
+    device = PartialState(cpu=not torch.cuda.is_available()).device
+    return {"quantization_config": BitsAndBytesConfig(**wanted), "device_map": {"": device}}
+
+
+def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
+    """Make a model that was just packed ready for adapters, in place; nothing for a plain one.
+
+    Args:
+        head: paths of the modules that are trained in full.
+
+    Raises:
+        SoraError: one of those is packed, since the checkpoint does not supply it.
+    """
+    if quantised_as(model) is None:
+        return
+    for path in head:
+        inside = model.get_submodule(path)
+        if any(_is_packed(module) for module in inside.modules()):
+            raise SoraError(
+                f"model '{reference}' does not supply '{path}', which can not be drawn quantised",
+                hint=f"is the checkpoint complete? else {_PLAIN}",
+                key=KEY,
+            )
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            # else some CPUs repack the weight at the first evaluation, in a form that is read in 16
+            # bits from then on and that no gradient goes through
+            module.support_avx512bf16_for_cpu = False
+    model._hf_peft_config_loaded = True  # what Trainer asks for: something else is there to train
+
+
+def check_selected(model: nn.Module, method: Baseline) -> None:
+    """Raise `SoraError` where a baseline would train a quantised layer's own parameters."""
+    if quantised_as(model) is None:
+        return
+    for name in method.select(dict(model.named_parameters())):
+        if _is_packed(model.get_submodule(name.rpartition(".")[0])):
+            raise SoraError(
+                f"method {method.name} trains '{name}', whose layer is quantised",
+                hint=f"{_PLAIN}, or a method that adds to the frozen layers, such as lora",
+                key=KEY,
+            )
+
+
+def quantised_as(model: Any) -> str | None:
+    """ "4bit" or "8bit" where a model in memory was packed by bitsandbytes, else None."""
+    for bits in ("4bit", "8bit"):
+        if getattr(model, f"is_loaded_in_{bits}", False):
+            return bits
+    return None
+
+
+def numbers(parameter: Any) -> int:
+    """How many numbers a parameter stands for: a packed one for more than it has elements."""
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else math.prod(state.shape))
+
+
+def _is_packed(module: nn.Module) -> bool:
+    return type(module).__name__ in _LAYERS
+
+
+def _compute_dtype(dtype: str, precision: str, config: Any) -> Any:
+    import torch
+
+    if precision != "fp32":
+        return torch.bfloat16 if precision == "bf16" else torch.float16
+    stored = getattr(config, "dtype", None) or torch.float32
+    return stored if dtype == "auto" else getattr(torch, dtype)

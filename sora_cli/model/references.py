@@ -1,0 +1,93 @@
+"""Model references: Hub ids, directories, GGUF files, `package://...` and `builtin://...`."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from sora_cli.core.errors import SoraError
+from sora_cli.data.builtin.models import builtin_model
+
+PACKAGE_SCHEME = "package://"
+BUILTIN_SCHEME = "builtin://"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def resolve_model_path(path: str) -> str:
+    """The local path behind a reference, absolute; a Hub id is returned as it is.
+
+    A built-in model (`builtin://NAME`) is made the first time, which takes some seconds.
+
+    Raises:
+        SoraError: a package is not installed, there is no such built-in model, or what must be a
+            local file or directory is none.
+    """
+    if path.startswith(BUILTIN_SCHEME):
+        return str(builtin_model(path.removeprefix(BUILTIN_SCHEME)).resolve())
+    if path.startswith(PACKAGE_SCHEME):
+        return str(_package_folder(path))
+    expanded = Path(path).expanduser()
+    if path and expanded.exists():
+        return str(expanded.resolve())
+    if expanded.suffix.lower() == ".gguf" or _must_be_local(path):
+        raise SoraError(
+            f"there is no model at {path}",
+            hint="a model is a directory, a .gguf file, package://PACKAGE/FOLDER, builtin://NAME "
+            "or a Hub id",
+        )
+    return path
+
+
+def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
+    """Where a resolved reference lies on this disk: itself, or the Hub id's cache; None if nowhere.
+
+    Never asks the network.
+    """
+    path = Path(resolved)
+    if path.exists():
+        return path
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(resolved, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def commit_of(resolved: str, revision: str | None = None) -> str | None:
+    """The Hub's commit that a resolved reference was loaded from; None for what lies on this disk.
+
+    Told by the name of its place in the cache, since transformers says it in some versions only.
+
+    Args:
+        revision: branch, tag or commit that was asked for; None: the main branch.
+    """
+    if Path(resolved).exists():
+        return None
+    folder = local_checkpoint(resolved, revision)
+    return folder.name if folder is not None and _COMMIT.fullmatch(folder.name) else None
+
+
+def _must_be_local(path: str) -> bool:
+    """Hub ids are NAME or OWNER/NAME; anything else can only be a path."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path == ""
+
+
+def _package_folder(reference: str) -> Path:
+    package, _, folder = reference.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None:
+        raise SoraError(
+            f"the Python package '{package}' is not installed",
+            where=reference,
+            hint=f"pip install {package.replace('_', '-')}",
+        )
+    roots = [Path(root).resolve() for root in spec.submodule_search_locations or ()]
+    for root in roots:
+        target = (root / folder).resolve()
+        if target.exists() and target.is_relative_to(root):
+            return target
+    raise SoraError(f"the Python package '{package}' holds no '{folder}'", where=reference)

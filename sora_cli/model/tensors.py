@@ -1,0 +1,190 @@
+"""Safetensors files one tensor at a time: read lazily, and written without holding them all.
+
+What is written is what `safetensors.torch.save_file` would write, to the last byte: tensors of
+wider dtypes first, then by name (https://github.com/huggingface/safetensors, format).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sora_cli.core.errors import SoraError
+from sora_cli.model.fingerprint import StoredTensor, read_header
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = [
+    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "F16", "BF16", "I32", "F32", "F64", "I64",
+]  # fmt: skip
+"""The format's own ranking of dtypes."""
+
+
+def torch_dtype(stored: str) -> torch.dtype | None:
+    """Torch's dtype for a safetensors one such as "BF16"; None where torch has none."""
+    return _DTYPES.get(stored)
+
+
+def stored_dtype(dtype: torch.dtype) -> str:
+    """What safetensors calls a dtype of torch's."""
+    return _NAMES[dtype]
+
+
+class TensorFile:
+    """An open safetensors file; only `read` touches the tensors.
+
+    Args:
+        file: where it is.
+        entries: name -> what its header says of it.
+        stream: the file, open for reading.
+    """
+
+    def __init__(self, file: Path, entries: Mapping[str, StoredTensor], stream: BinaryIO) -> None:
+        self.file = file
+        self._entries = entries
+        self._stream = stream
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of all tensors, in the order of the file."""
+        return list(self._entries)
+
+    def entry(self, key: str) -> StoredTensor:
+        """What the header says of a tensor."""
+        return self._entries[key]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._entries[key].shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        """The dtype of a tensor.
+
+        Raises:
+            SoraError: one that torch has no name for.
+        """
+        name = self._entries[key].dtype
+        if name not in _DTYPES:
+            raise SoraError(f"'{key}' is stored as {name}, which can not be read",
+                            where=str(self.file))  # fmt: skip
+        return _DTYPES[name]
+
+    def read(self, key: str) -> Tensor:
+        """Read one tensor, as it is stored.
+
+        Raises:
+            SoraError: the file got shorter meanwhile, or see `dtype`.
+        """
+        entry, dtype = self._entries[key], self.dtype(key)
+        content = bytearray(entry.length)
+        self._stream.seek(entry.start)
+        if self._stream.readinto(content) != entry.length:  # type: ignore[attr-defined]
+            raise SoraError(f"{self.file} is truncated or corrupt: '{key}' ends too early")
+        if not content:
+            return torch.empty(entry.shape, dtype=dtype)
+        return torch.frombuffer(content, dtype=dtype).reshape(entry.shape)
+
+
+@contextmanager
+def open_tensors(file: Path) -> Iterator[TensorFile]:
+    """Check a safetensors file's header and open it for reading.
+
+    Raises:
+        SoraError: truncated, corrupt or unreadable.
+    """
+    try:
+        with safe_open(str(file), framework="pt"):  # checks all of the header, reads no tensor
+            pass
+        entries = {entry.name: entry for entry in read_header(file)}
+        stream = file.open("rb")
+    except SafetensorError as error:
+        raise SoraError(f"{file} is truncated or corrupt: {error}") from error
+    except OSError as error:
+        raise SoraError(f"{file} can not be read: {error}") from error
+    with stream:
+        yield TensorFile(file, entries, stream)
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written.
+
+    Attributes:
+        dtype, shape: what `make` will return.
+        make: makes it, when its turn comes.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize * int(torch.Size(self.shape).numel())
+
+
+def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
+    """Write a safetensors file, one tensor in memory at a time.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
+    order = sorted(tensors, key=lambda name: (-_rank(tensors[name].dtype), name))
+    entries = ((name, _NAMES[tensors[name].dtype], tensors[name].shape, tensors[name].length)
+               for name in order)  # fmt: skip
+    with file.open("xb") as stream:
+        stream.write(header_bytes(entries, {"format": "pt"}))
+        for name in order:
+            stream.write(_content(name, tensors[name]))
+
+
+def header_bytes(
+    entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] | None
+) -> bytes:
+    """The first bytes of a safetensors file: the length of the header, and the header.
+
+    Args:
+        entries: name, safetensors' dtype, shape and bytes of each tensor, in the file's order.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, dtype, shape, length in entries:
+        start, end = end, end + length
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _rank(dtype: torch.dtype) -> int:
+    return _ORDER.index(_NAMES[dtype])
+
+
+def _content(name: str, new: NewTensor) -> Any:
+    """The bytes, without a copy."""
+    tensor = new.make().detach().cpu().contiguous()
+    if tensor.dtype != new.dtype or tuple(tensor.shape) != new.shape:
+        raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}, not as announced")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

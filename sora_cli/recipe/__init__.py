@@ -1,0 +1,1 @@
+"""The recipe, from YAML to a validated object."""

@@ -1,0 +1,308 @@
+"""What can be set on each task family. Importable without numpy or torch, so recipes check early.
+
+`COLUMNS` of a class are the parts its rows have, with the names that data sets usually give them.
+`METRICS` are the scores a family computes itself; other names are the Hub's, where it takes those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from methods.registry import did_you_mean
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.types import Block, Count, SomeNames
+
+SMALLER_IS_BETTER = ("loss", "perplexity")
+ROUGE = ("rouge1", "rouge2", "rougeL")
+WRITTEN = ("exact_match", *ROUGE)
+"""Scores of generated texts."""
+_CLASSES = ("accuracy", "f1", "matthews_correlation")
+ONE_NUMBER = (*_CLASSES, "pearson", "spearman", "pearson_spearman")
+"""Scores of one number a row."""
+
+Columns = Mapping[str, tuple[str, ...]]
+
+
+def _metrics(*default: str) -> Any:
+    return Field(list(default), description="metrics to report; the first chooses checkpoints")
+
+
+def _greater(values: dict[str, Any]) -> bool:
+    best = values.get("best_metric") or (values.get("metrics") or ("",))[0]
+    return best not in SMALLER_IS_BETTER
+
+
+class TaskOptions(Block):
+    """What every family has: scores, and which of them chooses the checkpoint."""
+
+    METRICS: ClassVar[tuple[str, ...]] = ()
+    TEXT_METRICS: ClassVar[tuple[str, ...]] = ()
+    """Those of them that need texts generated."""
+    FROM_THE_HUB: ClassVar[bool] = False
+    """Whether other names are metrics of the Hub's own collection, whose code is then run."""
+    COLUMNS: ClassVar[Columns] = {}
+
+    metrics: SomeNames = _metrics("accuracy")
+    best_metric: str | None = Field(
+        None, description="metric that chooses the best checkpoint; unset: the first of metrics"
+    )
+    greater_is_better: bool = Field(
+        default_factory=_greater,
+        description="whether a larger best_metric is better; unset: by its name, false for loss "
+        "and perplexity",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unset(cls, values: Any) -> Any:
+        """`metrics: null` is what earlier versions wrote for the family's own."""
+        if isinstance(values, Mapping) and values.get("metrics", ()) is None:
+            return {key: value for key, value in values.items() if key != "metrics"}
+        return values
+
+
+class SequenceClassificationOptions(TaskOptions):
+    """One class per text or pair of texts."""
+
+    METRICS = ONE_NUMBER
+    FROM_THE_HUB = True
+
+    metrics: SomeNames = Field(
+        ["accuracy"],
+        description="metrics to report: accuracy, f1, matthews_correlation, or the name of one in "
+        "the Hub's own collection (evaluate-metric), whose code is then run",
+    )
+
+
+class SequenceRegressionOptions(TaskOptions):
+    """One number per text or pair of texts."""
+
+    METRICS = ONE_NUMBER
+    FROM_THE_HUB = True
+
+    metrics: SomeNames = Field(
+        ["pearson_spearman", "pearson", "spearman"],
+        description="metrics to report: pearson, spearman, pearson_spearman, or the name of one in "
+        "the Hub's own collection (evaluate-metric), whose code is then run",
+    )
+
+
+class _Writing(TaskOptions):
+    """Families that generate texts."""
+
+    max_new_tokens: Count = Field(64, description="tokens a generated text has at most")
+    generation_batch_size: Count = Field(16, description="rows generated at a time")
+
+
+class CausalLmOptions(_Writing):
+    """Text after text: instructions and answers, chats, or plain text."""
+
+    METRICS = ("loss", "perplexity", "token_accuracy", *WRITTEN)
+    TEXT_METRICS = WRITTEN
+    COLUMNS: ClassVar[Columns] = {
+        "messages": ("messages", "conversation", "conversations"),
+        "instruction": ("instruction", "prompt", "question"),
+        "input": ("input", "context"),
+        "output": ("output", "completion", "response", "answer"),
+        "text": ("text", "content"),
+    }
+
+    metrics: SomeNames = Field(
+        ["loss", "perplexity", "token_accuracy"],
+        description="metrics to report: loss, perplexity, token_accuracy; exact_match, rouge1, "
+        "rouge2, rougeL of generated answers",
+    )
+    prompt: str = Field(
+        "auto",
+        description="how instructions become a prompt: chat (the tokenizer's chat template), "
+        "plain (### headings), a text with columns in braces ('Q: {question}\\nA:'), or auto: chat "
+        "where the tokenizer has a template, else plain",
+    )
+    system: str | None = Field(None, description="system message before each row's own messages")
+    packing: bool = Field(
+        False,
+        description="put several rows into one of max_length tokens, each kept apart by its "
+        "positions; only in training, where a step then has more rows",
+    )
+
+
+class Seq2SeqOptions(_Writing):
+    """A text from a text, by an encoder and a decoder."""
+
+    METRICS = ("loss", "perplexity", "token_accuracy", *WRITTEN)
+    TEXT_METRICS = WRITTEN
+    COLUMNS: ClassVar[Columns] = {
+        "source": ("source", "input", "document", "article", "dialogue", "question", "text"),
+        "target": ("target", "output", "summary", "highlights", "answer"),
+    }
+
+    metrics: SomeNames = Field(
+        ["rougeL", "exact_match", "token_accuracy"],
+        description="metrics to report: exact_match, rouge1, rouge2, rougeL of generated texts; "
+        "loss, perplexity, token_accuracy of the given ones",
+    )
+    prefix: str = Field("", description="text put before each source ('summarize: ')")
+    max_target_length: int = Field(64, ge=2, le=2**24, description="tokens; longer targets are cut")
+
+
+class QuestionAnsweringOptions(TaskOptions):
+    """An answer is a span of a context (SQuAD)."""
+
+    METRICS = ("f1", "exact_match")
+    COLUMNS: ClassVar[Columns] = {
+        "id": ("id",),
+        "question": ("question", "query"),
+        "context": ("context", "passage"),
+        "answers": ("answers",),
+    }
+
+    metrics: SomeNames = _metrics("f1", "exact_match")
+    stride: Count = Field(64, description="tokens that two windows of one context have in common")
+    max_answer_length: Count = Field(30, description="tokens an answer has at most")
+    unanswerable: bool = Field(
+        False,
+        description="rows without answers mean that the context has none (SQuAD 2.0): an empty "
+        "answer may be given; false: such rows are errors",
+    )
+
+
+class TokenClassificationOptions(TaskOptions):
+    """One tag per word; entities are spans of words."""
+
+    METRICS = ("f1", "precision", "recall", "accuracy")
+    COLUMNS: ClassVar[Columns] = {
+        "tokens": ("tokens", "words"),
+        "tags": ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels"),
+    }
+
+    metrics: SomeNames = Field(
+        ["f1", "precision", "recall", "accuracy"],
+        description="metrics to report: f1, precision, recall of entities (seqeval), accuracy of "
+        "words",
+    )
+    label_all_pieces: bool = Field(
+        False, description="train on every piece of a word; false: on its first one only"
+    )
+
+
+class MultipleChoiceOptions(TaskOptions):
+    """Which of several texts fits?"""
+
+    METRICS = _CLASSES
+    COLUMNS: ClassVar[Columns] = {
+        "context": ("context", "premise", "sent1", "startphrase", "ctx", "article"),
+        "question": ("question", "sent2", "question_stem", "goal"),
+        "choices": ("choices", "endings", "options"),
+    }
+
+    metrics: SomeNames = _metrics("accuracy")
+
+
+class ImageClassificationOptions(TaskOptions):
+    """One class per image."""
+
+    METRICS = _CLASSES
+    COLUMNS: ClassVar[Columns] = {"image": ("image", "img", "pixel_values")}
+
+    metrics: SomeNames = _metrics("accuracy")
+
+
+class ImageTextOptions(TaskOptions):
+    """Images and the texts that belong to them, told apart from all others."""
+
+    METRICS = ("recall_at_1", "text_recall_at_1", "loss")
+    COLUMNS: ClassVar[Columns] = {"image": ("image", "img"), "text": ("text", "caption")}
+
+    metrics: SomeNames = _metrics("recall_at_1", "text_recall_at_1")
+
+
+FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
+    "sequence-classification": (
+        "sora_cli.tasks.sequence:SequenceClassification",
+        SequenceClassificationOptions,
+    ),
+    "sequence-regression": (
+        "sora_cli.tasks.sequence:SequenceRegression",
+        SequenceRegressionOptions,
+    ),
+    "causal-lm": ("sora_cli.tasks.causal_lm:CausalLm", CausalLmOptions),
+    "seq2seq": ("sora_cli.tasks.seq2seq:Seq2Seq", Seq2SeqOptions),
+    "question-answering": (
+        "sora_cli.tasks.question_answering:QuestionAnswering",
+        QuestionAnsweringOptions,
+    ),
+    "token-classification": (
+        "sora_cli.tasks.token_classification:TokenClassification",
+        TokenClassificationOptions,
+    ),
+    "multiple-choice": (
+        "sora_cli.tasks.multiple_choice:MultipleChoice",
+        MultipleChoiceOptions,
+    ),
+    "image-classification": (
+        "sora_cli.tasks.images:ImageClassification",
+        ImageClassificationOptions,
+    ),
+    "image-text": ("sora_cli.tasks.image_text:ImageText", ImageTextOptions),
+}
+
+
+def task_names() -> list[str]:
+    """All task families."""
+    return list(FAMILIES)
+
+
+def unknown_task(name: str) -> SoraError:
+    """No such family; the message names the nearest."""
+    return SoraError(f"unknown task '{name}'{did_you_mean(name, FAMILIES)}", key="task.name")
+
+
+def options_class(name: str) -> type[TaskOptions]:
+    """What can be set on a family.
+
+    Raises:
+        SoraError: no such family.
+    """
+    if name not in FAMILIES:
+        raise unknown_task(name)
+    return FAMILIES[name][1]
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is one of ours that papers print times 100: all but losses."""
+    known = (options.METRICS for _, options in FAMILIES.values())
+    return any(metric in names for names in known) and metric not in SMALLER_IS_BETTER
+
+
+def main_metric(names: Sequence[str], best: str | None) -> str:
+    """The metric that chooses checkpoints: the first, or `best`.
+
+    Raises:
+        SoraError: `best` is not among them.
+    """
+    if best is not None and best not in names:
+        raise SoraError(
+            f"task.best_metric '{best}' is not among the metrics",
+            where=f"task.metrics: {', '.join(names)}",
+            key="task.best_metric",
+        )
+    return best or names[0]
+
+
+def check_columns(name: str, columns: Mapping[str, str]) -> None:
+    """`data.columns` may name the parts that rows of a family have, and no others.
+
+    Raises:
+        SoraError: it names another; the message says which there are.
+    """
+    known = options_class(name).COLUMNS
+    for part in columns:
+        if part not in known:
+            there = did_you_mean(part, known) if known else "; see data.text_columns"
+            raise SoraError(
+                f"data.columns: rows of task {name} have no part '{part}'{there}",
+                key=f"data.columns.{part}",
+            )

@@ -1,0 +1,203 @@
+"""Layers of a recipe: files joined by `extends:`, then overrides from the command line.
+
+Later layers win key by key. Where a layer chooses another method, options that only the old method
+knows are dropped, and a note says so: that makes `method.name=lora` work on any recipe.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from methods.errors import MethodError
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.library import near_files, shown
+from sora_cli.recipe.open_blocks import OPEN_BLOCKS
+from sora_cli.recipe.yaml_lines import DEEPEST, Origin, Path_, Tree, parse_file, parse_value
+
+EXTENDS = "extends"
+COMMAND_LINE = "command line"
+
+
+def file_layers(path: Path) -> list[Tree]:
+    """A recipe file's layers, what it extends first.
+
+    Raises:
+        SoraError: a file is missing or unreadable, or the chain is a cycle.
+    """
+    return [tree for _, tree in _file_layers(path, None, ())]
+
+
+def extended_files(path: Path) -> list[Path]:
+    """A recipe file and all it extends, directly or not."""
+    return [file for file, _ in _file_layers(path, None, ())]
+
+
+def override_layer(overrides: Sequence[str]) -> Tree:
+    """One layer made of `block.key=value` words; the last of two for one key wins.
+
+    Raises:
+        SoraError: a word that is no override, or a value that can not be read.
+    """
+    layer = Tree()
+    for text in overrides:
+        _check_text(text)
+        key, equals, value = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path) or len(path) > DEEPEST:
+            raise SoraError(
+                f"'{text}' is no override", hint="write block.key=value: training.epochs=3"
+            )
+        if path[0] == EXTENDS:
+            raise SoraError("extends belongs in a file", where=f"{COMMAND_LINE}: {text}")
+        try:
+            parsed = parse_value(value)
+        except SoraError as error:
+            where = f"{COMMAND_LINE}: {text}"
+            raise SoraError(error.what, where=where, hint="quote it if it is text") from error
+        merge(layer, _single(path, parsed, Origin(COMMAND_LINE, text=text)))
+    return layer
+
+
+def _check_text(text: str) -> None:
+    """Bytes that are no UTF-8 reach a program as halves of surrogate pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SoraError("an override is not UTF-8 text", where=f"{COMMAND_LINE}: {text}") from error
+
+
+def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
+    """All layers as one, and notes on options dropped with a replaced method or task."""
+    result = Tree()
+    notes: list[str] = []
+    for layer in layers:
+        notes += _drop_options(result, layer)
+        merge(result, layer)
+    return result, tuple(notes)
+
+
+def merge(base: Tree, over: Tree) -> None:
+    """Put `over` on `base`, in place; mappings merge, all else replaces.
+
+    An empty mapping inside a block replaces, too: `data.columns={}` takes back what others named.
+    """
+    _merge_values(base, over, base.values, over.values, ())
+    base.origins.update(over.origins)
+
+
+def _merge_values(
+    base: Tree, over: Tree, below: dict[str, Any], above: dict[str, Any], path: Path_
+) -> None:
+    for key, value in above.items():
+        here = (*path, key)
+        old = below.get(key)
+        adds = isinstance(value, dict) and (value or not path)
+        if isinstance(old, dict) and adds:
+            _merge_values(base, over, old, value, here)
+        elif isinstance(old, dict) and value is None and not path:
+            continue  # an empty block adds nothing
+        else:
+            _forget(base, here)
+            below[key] = _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    """Mappings copied, since they are changed in place later."""
+    return {k: _copied(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _forget(tree: Tree, path: Path_) -> None:
+    for known in [p for p in tree.origins if p[: len(path)] == path]:
+        del tree.origins[known]
+
+
+def _file_layers(
+    path: Path, named_by: Origin | None, chain: tuple[Path, ...]
+) -> Iterator[tuple[Path, Tree]]:
+    path = Path(os.path.normpath(path))
+    if path.resolve() in chain:
+        names = " -> ".join(shown(p) for p in (*chain, path.resolve()))
+        raise SoraError("recipes extend each other in a circle", where=names)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise SoraError(
+            f"no file '{shown(path)}' to extend", where=str(named_by), hint=near_files(path)
+        ) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        where = None if named_by is None else str(named_by)
+        raise SoraError(f"'{shown(path)}' can not be read: {reason}", where=where) from error
+    tree = parse_file(content, shown(path))
+    origin = tree.origins.get((EXTENDS,))
+    _forget(tree, (EXTENDS,))
+    for base in _extended(tree.values.pop(EXTENDS, None), origin):
+        yield from _file_layers(path.parent / base, origin, (*chain, path.resolve()))
+    yield path, tree
+
+
+def _extended(value: Any, origin: Origin | None) -> list[str]:
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(name, str) and name for name in names):
+        raise SoraError(
+            "extends must name a file, or a list of files",
+            where=str(origin),
+            hint="such as extends: base.yaml",
+        )
+    return [os.path.expanduser(name) for name in names]  # noqa: PTH111
+
+
+def _single(path: Path_, value: Any, origin: Origin) -> Tree:
+    tree = Tree(origins={path[:i]: origin for i in range(1, len(path) + 1)})
+    _note_origins(tree, path, value, origin)
+    for key in reversed(path):
+        value = {key: value}
+    tree.values = value
+    return tree
+
+
+def _note_origins(tree: Tree, path: Path_, value: Any, origin: Origin) -> None:
+    tree.origins[path] = origin
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            _note_origins(tree, (*path, str(key)), item, origin)
+
+
+def _drop_options(below: Tree, above: Tree) -> list[str]:
+    """Remove what only a replaced method, or task family, knows from the lower layers."""
+    return [note for block in OPEN_BLOCKS for note in _drop_from(block, below, above)]
+
+
+def _drop_from(block: str, below: Tree, above: Tree) -> list[str]:
+    old, new = below.values.get(block), above.values.get(block)
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return []
+    name, old_name = new.get("name"), old.get("name")
+    if name is None or old_name is None or name == old_name:
+        return []
+    known, old_known = _options(block, name), _options(block, old_name)
+    if known is None:
+        return []  # reported as an unknown name later
+    gone = [
+        key
+        for key in old
+        if key != "name" and key not in known and (old_known is None or key in old_known)
+    ]
+    for key in gone:
+        del old[key]
+        _forget(below, (block, key))
+    where = above.origins.get((block, "name"))
+    note = f"{block}.name={name} ({where}): dropped {old_name}'s {', '.join(gone)}"
+    return [note] if gone else []
+
+
+def _options(block: str, name: Any) -> set[str] | None:
+    """Option names of a method or task family; None where there is no such one."""
+    try:
+        return set(OPEN_BLOCKS[block].options(str(name)).model_fields)
+    except (MethodError, SoraError, ImportError, AttributeError):
+        return None

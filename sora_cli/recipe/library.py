@@ -1,0 +1,124 @@
+"""The recipes that come with the tool: where they are, what they are called."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from sora_cli import PACKAGE
+from sora_cli.core.errors import SoraError
+
+SCHEMA_FILE = "schema.json"
+_SWEEPS = "sweeps"
+_NO_RUNS = ("base", _SWEEPS)  # folders of parts that recipes extend, and of sweeps over them
+
+
+def recipes_dir() -> Path:
+    """The folder of packaged recipes: inside the installed package, beside it in a checkout."""
+    installed = PACKAGE / "recipes"
+    return installed if installed.is_dir() else PACKAGE.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names such as 'rte' and 'official/rte', without what they are built on, and sweeps."""
+    root = recipes_dir()
+    files = (path.relative_to(root) for path in root.rglob("*.yaml"))
+    names = (file.with_suffix("").as_posix() for file in files if file.parts[0] not in _NO_RUNS)
+    return sorted(names, key=lambda name: (name.count("/"), name != "quickstart", name))
+
+
+def sweep_files() -> list[Path]:
+    """The packaged sweeps."""
+    return sorted((recipes_dir() / _SWEEPS).rglob("*.yaml"))
+
+
+def sweep_names() -> list[str]:
+    """Names such as 'glue' and 'cpu/glue'."""
+    root = recipes_dir() / _SWEEPS
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in sweep_files())
+    return sorted(names, key=lambda name: (name.count("/"), name))
+
+
+def find_sweep(reference: str | Path) -> Path:
+    """A sweep's file: a path, or the name of a packaged sweep.
+
+    Raises:
+        SoraError: neither; the message names the nearest.
+    """
+    path = Path(reference).expanduser()
+    name = path.as_posix()
+    if path.is_file():
+        return path
+    packaged = packaged_recipe(f"{_SWEEPS}/{name}") or packaged_recipe(name)
+    if packaged in sweep_files():
+        return packaged
+    near = difflib.get_close_matches(name, sweep_names(), n=1, cutoff=0.5)
+    beside = near_files(path) if path.suffix else None
+    hint = beside or (f"did you mean '{near[0]}'?" if near else None)
+    known = f"there are: {', '.join(sweep_names())}"
+    raise SoraError(f"no sweep file '{reference}'", hint=hint or known)
+
+
+def packaged_recipe(name: str) -> Path | None:
+    """The file of a packaged recipe by its name, with or without 'recipes/' and '.yaml'."""
+    stem = name.removeprefix("recipes/").removesuffix(".yaml").removesuffix(".yml")
+    path = recipes_dir() / f"{stem}.yaml"
+    inside = path.resolve().is_relative_to(recipes_dir().resolve())
+    return path if inside and path.is_file() else None
+
+
+def find_recipe(reference: str | Path) -> Path:
+    """A recipe's file: a path, or the name of a packaged recipe.
+
+    Raises:
+        SoraError: neither; the message names the nearest.
+    """
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return path
+    packaged = packaged_recipe(Path(reference).as_posix())
+    if packaged is not None:
+        return packaged
+    if path.is_dir():
+        raise SoraError(f"'{reference}' is a directory, not a recipe file", hint=_nearest(path))
+    raise SoraError(f"no recipe '{reference}'", hint=_nearest(path))
+
+
+def recipe_title(path: Path) -> str:
+    """The first line of a recipe's header comment."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.lstrip("# ").strip()
+        if line.startswith("#") and text and not text.startswith("yaml-language-server"):
+            return text
+    return ""
+
+
+def shown(path: Path) -> str:
+    """A path as people type it: relative where it lies under the working directory."""
+    absolute = path.absolute()
+    here = Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
+
+
+def near_files(path: Path, pattern: str = "*.y*ml") -> str | None:
+    """'did you mean ...?' from the files beside a missing one; None if there are none."""
+    folder = path if path.is_dir() else path.parent
+    if not folder.is_dir():
+        return f"there is no directory '{folder}'"
+    names = sorted(file.name for file in folder.glob(pattern))
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean '{shown(folder / near[0])}'?"
+    return f"there are: {', '.join(names[:12])}" if names else None
+
+
+def _nearest(path: Path) -> str:
+    names = recipe_names()
+    word = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    beside = near_files(path)
+    if beside is not None and beside.startswith("did you mean"):
+        return beside
+    if near:
+        return f"did you mean '{near[0]}'? (sora recipes lists them)"
+    return "sora recipes lists those that come with the tool"

@@ -1,0 +1,150 @@
+"""A recipe from its file: `extends:`, overrides, and errors that say file and line.
+
+    loaded = load_recipe("recipes/rte.yaml", ["method.name=lora", "training.epochs=3"])
+    loaded.recipe.training.epochs          # 3.0
+    loaded.origin("training", "epochs")    # Origin("command line")
+
+Imports neither torch nor transformers for the built-in methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from methods.configs import MethodOptions
+from methods.errors import MethodError
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.changes import flat
+from sora_cli.recipe.errors import place_of, recipe_error, unknown_name
+from sora_cli.recipe.layers import combine, file_layers, override_layer
+from sora_cli.recipe.library import find_recipe, recipes_dir, shown
+from sora_cli.recipe.open_blocks import OPEN_BLOCKS
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.yaml_lines import Origin, Tree
+
+__all__ = ["LoadedRecipe", "Origin", "load_recipe"]
+
+DEFAULT = Origin("default")
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A valid recipe and where each of its values comes from.
+
+    Attributes:
+        recipe: the validated blocks.
+        origins: by path, for every value that was set; ask `origin` for the others.
+        notes: what a person should hear, such as options dropped with a replaced method.
+        path: the recipe file.
+        name: for output directories: the file's stem, or "official-rte" in a packaged folder.
+    """
+
+    recipe: Recipe
+    origins: dict[tuple[str, ...], Origin]
+    notes: tuple[str, ...]
+    path: Path
+    name: str
+
+    @property
+    def method_config(self) -> MethodOptions:
+        """The method's typed options."""
+        return self.recipe.method.config
+
+    @property
+    def output_dir(self) -> Path:
+        """`output.dir`, or runs/<recipe>-<method>-s<seed>."""
+        r = self.recipe
+        default = f"runs/{self.name}-{r.method.name}-s{r.training.seed}"
+        return Path(r.output.dir or default).expanduser()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value as plain JSON-able data, with defaults and the method's own options."""
+        return self.recipe.resolved()
+
+    def origin(self, *path: str) -> Origin:
+        """Where a value comes from; "default" if nothing set it."""
+        return self.origins.get(path, DEFAULT)
+
+    def values(self) -> Iterator[tuple[str, Any, Origin]]:
+        """Dotted key, value, origin of every value, in order: for dry runs."""
+        for path, value in flat(self.resolved()):
+            yield ".".join(path), value, self.origin(*path)
+
+
+def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read, combine and check a recipe.
+
+    Args:
+        reference: a file, or the name of a packaged recipe such as "quickstart" or "official/rte".
+        overrides: `block.key=value` words; values are typed as in YAML.
+
+    Raises:
+        SoraError: anything wrong with it, with file and line and the nearest valid thing.
+    """
+    path = find_recipe(reference)
+    tree, notes = combine([*file_layers(path), override_layer(overrides)])
+    recipe = _validated(tree, shown(path))
+    recipe.set_places({".".join(key): origin.place for key, origin in tree.origins.items()})
+    return LoadedRecipe(recipe, tree.origins, notes, path, _name(path))
+
+
+def _validated(tree: Tree, file: str) -> Recipe:
+    for block, field in Recipe.model_fields.items():
+        if field.default is not None and tree.values.get(block, {}) is None:
+            tree.values[block] = {}  # an empty block; where a block may be left out it is none
+    errors: list[ValidationError] = []
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(tree.values)
+    except ValidationError as error:
+        errors.append(error)
+    for block in OPEN_BLOCKS:
+        named = tree.values.get(block)
+        if isinstance(named, dict) and isinstance(named.get("name"), str):
+            errors += _option_errors(block, named, tree)
+    if errors or recipe is None:
+        raise recipe_error(errors, tree, file) from errors[0]
+    _no_truth_values_as_numbers(recipe, tree)
+    return recipe
+
+
+def _option_errors(block: str, given: Mapping[str, Any], tree: Tree) -> list[ValidationError]:
+    """What is wrong with the options of the method, or of the task."""
+    name, known = given["name"], OPEN_BLOCKS[block]
+    if name not in known.names():
+        raise unknown_name(block, tree)
+    try:
+        known.options(name)(**{key: value for key, value in given.items() if key != "name"})
+    except ValidationError as error:
+        return [error]
+    except (ImportError, AttributeError, MethodError) as error:
+        where = place_of((block, "name"), tree)
+        raise SoraError(f"{block} '{name}' can not be loaded: {error}", where=where) from error
+    return []
+
+
+def _no_truth_values_as_numbers(recipe: Recipe, tree: Tree) -> None:
+    """Pydantic takes true for 1; a person who wrote it meant something else."""
+    blocks = {
+        **recipe.model_dump(),
+        "task": recipe.task.options.model_dump(),
+        "method": recipe.method.config.model_dump(),
+    }
+    for block, values in blocks.items():
+        for key, given in (tree.values.get(block) or {}).items():
+            if isinstance(given, bool) and not isinstance(values.get(key), bool):
+                raise SoraError(
+                    f"{block}.{key} must be a number, not {str(given).lower()}",
+                    where=place_of((block, key), tree),
+                )
+
+
+def _name(path: Path) -> str:
+    full, root = path.resolve(), recipes_dir().resolve()
+    inside = full.relative_to(root) if full.is_relative_to(root) else Path(full.name)
+    return "-".join(inside.with_suffix("").parts)

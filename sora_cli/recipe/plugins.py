@@ -1,0 +1,93 @@
+"""`--code my_method.py`: adapter methods from a user's own file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from methods.errors import MethodError
+from methods.registry import register
+from sora_cli.core.errors import SoraError
+from sora_cli.core.interruption import Interrupted
+from sora_cli.recipe.library import near_files
+
+
+def load_code(path: Path) -> ModuleType:
+    """Import a file and register the adapter methods it defines; a second call does nothing.
+
+    Raises:
+        SoraError: no such file, it fails on import, it defines no method, or a name is taken.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise SoraError(f"no file '{path}' (--code)", hint=near_files(path, "*.py"))
+    if path.suffix != ".py":
+        raise SoraError(f"'{path}' is no Python file (--code)", hint="its name must end in .py")
+    full = path.resolve()
+    name = f"sora_code_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = _imported(name, full, path)
+    try:
+        _register_all(module, path)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _imported(name: str, full: Path, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, full)
+    assert spec is not None
+    assert spec.loader is not None  # a .py file always has one
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic and pickle look classes up there
+    try:
+        spec.loader.exec_module(module)
+    except (KeyboardInterrupt, Interrupted):
+        del sys.modules[name]
+        raise
+    except BaseException as error:  # also what a script's exit() raises
+        del sys.modules[name]
+        what = f"'{path}' fails on import: {type(error).__name__}: {error}"
+        raise SoraError(what, where=_line(error, full, path)) from error
+    return module
+
+
+def _line(error: BaseException, full: Path, path: Path) -> str:
+    """The innermost line of the user's file that the error passed through."""
+    if isinstance(error, SyntaxError) and error.filename == str(full):
+        return f"{path}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(full)]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def _register_all(module: ModuleType, path: Path) -> None:
+    from methods.base import AdapterMethod
+
+    found = [
+        item
+        for item in vars(module).values()
+        if inspect.isclass(item)
+        and issubclass(item, AdapterMethod)
+        and item.__module__ == module.__name__
+        and not inspect.isabstract(item)
+    ]
+    if not found:
+        raise SoraError(
+            f"'{path}' defines no adapter method",
+            hint="a method is a class that extends methods.base.AdapterMethod and has wrap()",
+        )
+    for method in found:
+        if not isinstance(getattr(method, "name", None), str):
+            raise SoraError(f"{method.__name__} has no name", where=str(path), hint='name = "..."')
+        try:
+            register(method)
+        except MethodError as error:
+            raise SoraError(str(error), where=str(path)) from error

@@ -1,0 +1,296 @@
+"""The recipe: what one run is made of. A pydantic model per block; unknown keys are errors.
+
+Reading files, `extends:`, overrides and line numbers is in `recipe_file`; this module imports
+neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from methods.configs import Betas, MethodOptions
+from methods.registry import config_class
+from sora_cli.recipe.families import TaskOptions, options_class
+from sora_cli.recipe.origins import Placed
+from sora_cli.recipe.schedule import PathBlock
+from sora_cli.recipe.types import Block, Count, Names, Seed, SomeNames, Text
+
+Cadence = Literal["epoch", "no"] | Count
+"""Each epoch, never, or every so many optimiser steps."""
+
+
+class ModelBlock(Block):
+    """The frozen base model."""
+
+    path: str = Field(
+        description="Hub id, directory, package://PACKAGE/FOLDER inside an installed Python "
+        "package, or a .gguf file"
+    )
+    revision: str | None = Field(None, description="Hub branch, tag or commit")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32", description="dtype the frozen weights are loaded in; auto: the checkpoint's own"
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    quantise: Literal["4bit", "8bit"] | None = Field(
+        None,
+        description="pack the frozen weights of linear layers into so many bits as they are read: "
+        "4bit is NF4 with double quantisation, 8bit LLM.int8(); needs the extra [quant]",
+    )
+
+
+class TaskBlock(BaseModel):
+    """What is learned and how it is scored: `name`, and the options of that task family."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        description="task family: sequence-classification, sequence-regression, causal-lm, "
+        "seq2seq, question-answering, token-classification, multiple-choice, image-classification "
+        "or image-text"
+    )
+
+    @property
+    def options(self) -> TaskOptions:
+        """The typed options, validated by the family's class."""
+        return options_class(self.name)(**(self.model_extra or {}))
+
+
+class DataBlock(Block):
+    """Where rows come from and which columns count."""
+
+    path: Text = Field(
+        description="Hub id, local data-set directory, or builtin://NAME; unset if files are given",
+        default="",
+    )
+    name: str | None = Field(None, description="configuration of the data set, such as rte")
+    revision: str | None = Field(None, description="Hub branch, tag or commit of the data set")
+    files: dict[str, Names] | None = Field(
+        None,
+        description="csv, json, jsonl, parquet files per split: {train: a.csv, validation: b.csv}",
+    )
+    train: str = Field("train", description="split to train on")
+    validation: SomeNames = Field(
+        ["validation"],
+        description="splits to evaluate on; the first one chooses the checkpoint",
+    )
+    text_columns: Names | None = Field(
+        None,
+        description="one column, or two for sentence pairs; a text with columns in braces makes "
+        "one of several: ['{word}: {sentence1}', '{sentence2}']; unset: found by their usual names",
+    )
+    label_column: str = Field("label", description="column of the labels")
+    columns: dict[str, str] = Field(
+        {},
+        description="columns by the part they play, where they do not have a usual name: "
+        "{instruction: ask, output: reply}; the parts depend on task.name",
+    )
+    label_names: Annotated[list[str], Field(min_length=2)] | None = Field(
+        None, description="names of the classes in label order; unset: the data set's own"
+    )
+    max_length: int = Field(128, ge=2, le=2**24, description="tokens; longer inputs are cut")
+    max_train_rows: Count | None = Field(None, description="use only so many training rows")
+    max_validation_rows: Count | None = Field(None, description="likewise, per validation split")
+    selection: Literal["validation", "half-validation", "train-rows"] = Field(
+        "validation",
+        description="rows that choose the checkpoint: the validation split itself (then the "
+        "reported score is the best of a choice); a random half of it, the other half being "
+        "reported; or rows held out of the training split, the whole validation being reported",
+    )
+    selection_rows: Count = Field(1000, description="rows for selection: train-rows")
+    selection_seed: Seed = Field(42, description="seed of that split")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> DataBlock:
+        names = self.label_names or []
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"'{name}' is there twice in label_names")
+        return self
+
+
+class TrainingBlock(Block):
+    """The optimisation run."""
+
+    epochs: float = Field(3.0, gt=0, le=1e6, description="passes over the training rows")
+    max_steps: Count | None = Field(None, description="optimiser steps; overrides epochs")
+    batch_size: Count = Field(
+        32, description="rows per optimiser step, over all processes and micro-batches"
+    )
+    gradient_accumulation: Count = Field(
+        1, description="micro-batches each step's rows are worked through in"
+    )
+    eval_batch_size: Count = Field(64, description="rows per evaluation batch and process")
+    learning_rate: float = Field(8e-4, gt=0, description="peak learning rate of factors and head")
+    head_learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of the head; unset: learning_rate"
+    )
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = Field(
+        "linear", description="learning-rate schedule"
+    )
+    warmup: float = Field(
+        0.06, ge=0, description="warm-up: a share of all steps if below 1, else steps"
+    )
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay (gates: none)")
+    adam_betas: Betas = Field((0.9, 0.999), description="AdamW betas")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="gradient norm clip over all trained parameters; 0: none"
+    )
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="at a loss or gradient that is NaN or infinite: stop the run and say where it "
+        "arose, or skip: leave that step out and count it (10 in a row stop the run)",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast precision")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep only what enters each of the model's blocks, and compute the rest again "
+        "in the backward pass: less memory, about a third more time, the same gradients",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU, the same bits each time: deterministic algorithms only, which are "
+        "slower; an operation that has none is an error",
+    )
+    seed: Seed = Field(0, description="seed of factors, data order and dropout")
+    train_head: bool = Field(
+        True, description="train the head and whatever the base checkpoint did not supply"
+    )
+    model_dropout: float | None = Field(
+        None, ge=0, lt=1, description="set the base model's own dropout; unset: the checkpoint's"
+    )
+    length_grouping: bool = Field(
+        True, description="batches of similar length; no effect on scores"
+    )
+    evaluate: Cadence = Field("epoch", description="epoch, no, or every so many steps")
+    checkpoint: Cadence = Field(
+        "epoch", description="epoch, no, or every so many steps; the best and the last are kept"
+    )
+    keep_best: bool = Field(True, description="end with the best checkpoint, not the last one")
+    early_stopping: Count | None = Field(
+        None, description="evaluations without a better metric before stopping"
+    )
+    compact_every: Count | None = Field(
+        None,
+        description="remove components, every so many steps, that were dead in all of them: "
+        "faster, but another algorithm, since a removed gate can not come back",
+    )
+    compact_only_count: bool = Field(
+        False, description="only count what compact_every would remove, and what of it comes back"
+    )
+    logging_steps: Count = Field(10, description="steps between two entries of the loss history")
+    loggers: Names = Field([], description="tensorboard, wandb, ...: transformers' integrations")
+    workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches")
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimiser steps of one pass over so many training rows."""
+        return max(-(-rows // self.batch_size), 1)
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps of the run on so many training rows."""
+        return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
+
+    def choice(self, rule: str) -> str:
+        """How the checkpoint is chosen; `rule` says on which rows, if any are asked."""
+        asked = self.evaluate != "no" and (self.keep_best or self.early_stopping is not None)
+        return rule if asked else "no checkpoint is chosen: the last step's weights are scored"
+
+    def _next_batch_size(self) -> int:
+        """The smallest above `batch_size` that splits into micro-batches."""
+        return -(-self.batch_size // self.gradient_accumulation) * self.gradient_accumulation
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingBlock:
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of gradient_accumulation "
+                f"{self.gradient_accumulation}; the next is {self._next_batch_size()}"
+            )
+        if self.early_stopping and self.evaluate == "no":
+            raise ValueError("early_stopping needs evaluations; evaluate is 'no'")
+        if self.compact_only_count and self.compact_every is None:
+            raise ValueError("compact_only_count needs compact_every")
+        return self
+
+
+class OutputBlock(Block):
+    """Where results go."""
+
+    dir: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="output directory; unset: runs/<recipe>-<method>-s<seed>"
+    )
+    label: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="what sora compare calls the run; unset: the options that tell it apart"
+    )
+    derived: list[str] = Field(
+        [],
+        description="keys whose values follow from other runs (a budget taken from another run of "
+        "the same seed): sora compare groups runs whatever these are",
+    )
+
+
+class PaperBlock(Block):
+    """What a paper prints for this task, for `sora compare --paper`."""
+
+    source: str = Field(description="authors, year, arXiv number, table")
+    model: str = Field(description="base model the values hold for, as in model.path")
+    metric: str = Field(description="the metric, as in task.metrics")
+    values: dict[str, float] = Field(
+        description="by method's name, in the metric's own unit (0.8777, not 87.77)"
+    )
+
+
+class ResourcesBlock(Block):
+    """What `sora sweep` gives the run; `sora train` takes what there is."""
+
+    cpus: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="threads; unset: the machine's, divided among the runs at work"
+    )
+    gpus: float | None = Field(
+        None, ge=0, le=64, description="GPUs; below 1: a share of one. Unset: one, if there are any"
+    )
+
+
+class Recipe(Placed, Block):
+    """One run. `method` and `task` hold a name; the typed options are `.config` and `.options`."""
+
+    model: ModelBlock
+    task: TaskBlock
+    data: DataBlock
+    method: MethodBlock
+    training: TrainingBlock = TrainingBlock.model_validate({})
+    path: PathBlock | None = None
+    paper: PaperBlock | None = None
+    resources: ResourcesBlock = ResourcesBlock.model_validate({})
+    output: OutputBlock = OutputBlock.model_validate({})
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value as plain JSON-able data, with defaults and the method's own options."""
+        blocks: dict[str, Any] = self.model_dump(mode="json")
+        method, task = self.method, self.task
+        return {
+            **blocks,
+            "task": {"name": task.name, **task.options.model_dump(mode="json")},
+            "method": {"name": method.name, **method.config.model_dump(mode="json")},
+        }
+
+
+class MethodBlock(BaseModel):
+    """`name` plus the options of that method's own configuration class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        description="lora, adalora, sora, a baseline (full, head, bitfit) or a registered method"
+    )
+
+    @property
+    def config(self) -> MethodOptions:
+        """The typed options, validated by the method's configuration class."""
+        return config_class(self.name)(**(self.model_extra or {}))
+
+
+Recipe.model_rebuild()

@@ -1,0 +1,254 @@
+"""YAML read safely, with the file and line of every key kept, and without YAML 1.1's surprises.
+
+Plain scalars follow the YAML 1.2 core schema: `3e-4` is a number, `no`, `on` and `12:30` are text,
+only `true` and `false` are truth values. Tags, duplicate keys and non-finite numbers are errors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from sora_cli.core.errors import SoraError
+
+Path_ = tuple[str, ...]
+"""Keys from the top down; positions in lists as text."""
+
+_START = "a recipe starts like 'model:'"
+DEEPEST = 50
+"""Levels that values may be nested in."""
+_MAX_VALUES = 100_000  # aliases can blow a small file up
+_TAG = "tag:yaml.org,2002:"
+_SCALARS: tuple[tuple[str, str], ...] = (
+    ("null", r"~|null|Null|NULL|"),
+    ("bool", r"true|True|TRUE|false|False|FALSE"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)"),
+    ("float", r"\.(nan|NaN|NAN)"),
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value comes from.
+
+    Attributes:
+        file: a file as shown to people, or "command line" or "default".
+        line: 1-based line in that file.
+        text: the override as typed, for values from the command line.
+    """
+
+    file: str
+    line: int | None = None
+    text: str = ""
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+    @property
+    def place(self) -> str:
+        """For error messages: also names the override."""
+        return f"{self}: {self.text}" if self.text else str(self)
+
+
+@dataclass
+class Tree:
+    """Plain values and the origin of every key and list item in them."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Path_, Origin] = field(default_factory=dict)
+
+
+_ADVICE = {
+    "'\\t'": "indent with spaces, not tabs",
+    "another document": "one file holds one recipe: take out the line '---'",
+    "mapping values are not allowed": "put text with a colon in quotes",
+}
+"""What to do about a parser's complaint, by a part of it."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Resolves plain scalars as YAML 1.2 does."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _name, _pattern in _SCALARS:
+    _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$"), None)
+
+
+def parse_file(content: bytes, file: str) -> Tree:
+    """The mapping in a YAML file.
+
+    Args:
+        content: the file's bytes.
+        file: its name in messages and origins.
+
+    Raises:
+        SoraError: not UTF-8, not YAML, empty, no mapping, or something a recipe can not hold.
+    """
+    node = _compose(_decode(content, file), file)
+    if node is None:
+        raise SoraError("the file is empty", where=file, hint=_START)
+    if not isinstance(node, MappingNode):
+        raise SoraError("the file holds no blocks", where=file, hint=_START)
+    builder = _Builder(file)
+    values = builder.build(node, ())
+    return Tree(values, builder.origins)
+
+
+def parse_value(text: str) -> Any:
+    """A value typed on the command line: a YAML list, mapping or quoted text, or a plain scalar.
+
+    Raises:
+        SoraError: it starts as a list, mapping or quotation and does not end as one.
+    """
+    if text.lstrip()[:1] in {"[", "{", '"', "'"}:
+        node = _compose(text, "")
+    else:
+        plain = text.strip()
+        tag = next((n for n, p in _SCALARS if re.fullmatch(p, plain)), "str")
+        node = ScalarNode(f"{_TAG}{tag}", plain)
+    return _Builder("").build(node, ())
+
+
+def _decode(content: bytes, file: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SoraError(
+            "the file is not UTF-8 text",
+            where=str(Origin(file, line)),
+            hint="save it in the encoding UTF-8",
+        ) from error
+
+
+def _compose(text: str, file: str) -> Any:
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        _fail(f"not valid YAML: {error.reason}", Origin(file, line), cause=error)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "it can not be read"
+        hint = next((advice for sign, advice in _ADVICE.items() if sign in problem), None)
+        origin = Origin(file, mark.line + 1 if mark else None)
+        _fail(f"not valid YAML: {problem}", origin, hint=hint, cause=error)
+    except RecursionError as error:
+        _fail("not valid YAML: nested too deeply", Origin(file), cause=error)
+    except ValueError as error:  # of chr(), for "\\U00110000"
+        _fail("not valid YAML: an escape that stands for no character", Origin(file), cause=error)
+
+
+class _Builder:
+    """Turns composed nodes into plain values and notes where each came from."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.origins: dict[Path_, Origin] = {}
+        self._open: list[Node] = []
+        self._count = 0
+
+    def build(self, node: Node, path: Path_) -> Any:
+        self._count += 1
+        if self._count > _MAX_VALUES or any(node is above for above in self._open):
+            _fail("aliases make this file endless", self._origin(node))
+        if len(self._open) == DEEPEST:
+            _fail("nested too deeply", self._origin(node))
+        self._open.append(node)
+        try:
+            return self._build(node, path)
+        finally:
+            self._open.pop()
+
+    def _build(self, node: Node, path: Path_) -> Any:
+        kind = node.tag.removeprefix(_TAG)
+        if isinstance(node, MappingNode) and kind == "map":
+            return {
+                key: self.build(value, (*path, key)) for key, value in self._entries(node, path)
+            }
+        if isinstance(node, SequenceNode) and kind == "seq":
+            for i, item in enumerate(node.value):
+                self.origins[(*path, str(i))] = self._origin(item)
+            return [self.build(item, (*path, str(i))) for i, item in enumerate(node.value)]
+        if isinstance(node, ScalarNode) and kind in _SCALAR_VALUES:
+            return self._scalar(node, kind)
+        tag = node.tag.replace(_TAG, "!!")
+        return _fail(f"the YAML tag {tag} is not allowed", self._origin(node))
+
+    def _entries(self, node: MappingNode, path: Path_) -> Iterator[tuple[str, Node]]:
+        seen: dict[str, Origin] = {}
+        for key_node, value in node.value:
+            origin = self._origin(key_node)
+            if not isinstance(key_node, ScalarNode) or key_node.tag != f"{_TAG}str":
+                text = key_node.value if isinstance(key_node, ScalarNode) else "a list or mapping"
+                _fail(f"keys must be text, not {text}", origin)
+            key = self._text(key_node)
+            if key == "<<":
+                _fail("merge keys (<<) are not supported", origin, hint="use extends: other.yaml")
+            if key in seen:
+                _fail(f"'{'.'.join((*path, key))}' is given twice", seen[key], second=origin)
+            seen[key] = self.origins[(*path, key)] = origin
+            yield key, value
+
+    def _scalar(self, node: ScalarNode, kind: str) -> Any:
+        text = self._text(node)
+        try:
+            return _SCALAR_VALUES[kind](text)
+        except (ValueError, KeyError) as error:
+            what = "is no finite number" if kind == "float" else f"is no {kind}"
+            hint = "put it in quotes if it is meant as text"
+            return _fail(f"'{text[:40]}' {what}", self._origin(node), hint=hint, cause=error)
+
+    def _text(self, node: ScalarNode) -> str:
+        """The text of a scalar; "\\ud83d\\ude00" is one character, as it is in JSON."""
+        try:
+            text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            return _fail("text that is not Unicode", self._origin(node), cause=error)
+        if "\0" in text:
+            _fail("text can not hold a NUL character", self._origin(node))
+        return text
+
+    def _origin(self, node: Node) -> Origin:
+        mark = node.start_mark
+        return Origin(self.file, None if mark is None else mark.line + 1)
+
+
+def _integer(text: str) -> int:
+    return int(text, 0) if text[1:2] in {"x", "o"} else int(text)
+
+
+def _number(text: str) -> float:
+    number = float(text)  # raises on .inf and .nan
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+_SCALAR_VALUES: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "null": lambda _: None,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "int": _integer,
+    "float": _number,
+}
+
+
+def _fail(
+    what: str,
+    origin: Origin,
+    *,
+    second: Origin | None = None,
+    hint: str | None = None,
+    cause: BaseException | None = None,
+) -> NoReturn:
+    where = str(origin) if second is None else f"{origin} and {second}"
+    raise SoraError(what, where=where if origin.file else None, hint=hint) from cause

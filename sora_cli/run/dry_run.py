@@ -1,0 +1,228 @@
+"""`sora train --dry-run`: everything a run would do, found out without training or writing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.core.console import count, emit, printable, say, size
+from sora_cli.core.errors import SoraError
+from sora_cli.core.timing import importing
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.run.preflight import check_recipe
+
+if TYPE_CHECKING:
+    from methods.base import Plan
+    from sora_cli.recipe.recipe import TrainingBlock
+    from sora_cli.run.layers import LayerGroup
+    from sora_cli.run.memory import MemoryPrediction
+    from sora_cli.run.prepare import Prepared
+    from sora_cli.train.steps import Steps
+
+_KEY, _VALUE, _WIDTH = 31, 36, 100  # columns
+_MISSING = 12  # parameters listed
+
+
+def dry_run(loaded: LoadedRecipe) -> Prepared:
+    """Resolve a recipe and show, on stdout, what training it would do.
+
+    Returns:
+        What was loaded for it.
+
+    Raises:
+        SoraError, MethodError: what would stop the run before its first step.
+    """
+    emit_section("recipe", recipe_lines(loaded))
+    check_recipe(loaded.recipe)
+    with importing():
+        from sora_cli.run.memory import predict_memory
+        from sora_cli.run.prepare import prepare
+        from sora_cli.train.steps import count_steps, learning_rates
+        from sora_cli.train.trainer import training_arguments
+    ready, block = prepare(loaded.recipe, _untimed), loaded.recipe.training
+    emit_section("adapted layers", adapted_lines(ready))
+    if ready.layers:
+        misses = near_miss_lines(ready, block.train_head)
+        emit_section("linear layers without adapter", misses)
+    emit_section("parameters", parameter_lines(ready, block.train_head))
+    emit_section("data", data_lines(ready, block))
+    metric = ready.task.best
+    args = training_arguments(loaded.recipe, loaded.output_dir, metric, evaluates=True)
+    steps = count_steps(args, block, len(ready.train.lengths))
+    memory = predict_memory(ready, loaded.recipe, micro_batch=steps.micro_batch)
+    rates = learning_rates(args, ready.method, ready.layers, steps.total)
+    plan = ready.method.plan(ready.layers, total_steps=steps.total, learning_rates=rates)
+    emit_section("steps", step_lines(steps, plan))
+    emit_section("memory", memory_lines(memory))
+    emit_section("output", output_lines(loaded))
+    return ready
+
+
+def emit_section(title: str, lines: Iterable[str]) -> None:
+    """A heading, its lines and an empty line."""
+    emit("\n".join([title, *(f"  {line}".rstrip() for line in lines), ""]))
+
+
+def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
+    """Key, value and origin of every value of the recipe."""
+    for key, value, origin in loaded.values():
+        key, shown = printable(key), _shown(value)
+        if len(key) < _KEY and len(shown) <= _VALUE:
+            yield f"{key:<{_KEY}} {shown:<{_VALUE}} {origin}"
+        else:  # in full, however long: people copy these
+            yield f"{key:<{_KEY}} {shown}"
+            yield f"{'':<{_KEY}} {'':<{_VALUE}} {origin}"
+
+
+def adapted_lines(ready: Prepared) -> Iterator[str]:
+    """Matched layers, those that differ in a number only together."""
+    from sora_cli.run.layers import adapted_groups
+
+    if ready.baseline is not None:
+        tensors = len(ready.baseline.parameters)
+        yield (
+            f"none: method {ready.method.name} trains {count(tensors)} parameter tensors of the "
+            "base model itself"
+        )
+        return
+    components = sum(layer.rank for layer in ready.layers.values())
+    yield (
+        f"{len(ready.layers)} linear layers, {count(components)} components, "
+        f"method {ready.method.name}"
+    )
+    yield from _table(adapted_groups(ready.layers))
+
+
+def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
+    """Linear layers that stay without an adapter, and why."""
+    from sora_cli.run.layers import near_misses
+
+    groups = near_misses(ready.base.model, head=ready.base.head, train_head=train_head)
+    yield from _table(groups) if groups else ["none"]
+
+
+def parameter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
+    """Counts from real shapes, and what the checkpoint did not supply."""
+    from sora_cli.run.results import count_parameters
+
+    counts, layers = count_parameters(ready), ready.layers.values()
+    share = counts.trained / counts.base
+    yield f"{'base model':<24} {count(counts.base):>15}"
+    yield f"{'trained':<24} {count(counts.trained):>15}  ({share:.2%} of the base model)"
+    what = "adapters at the start" if layers else "trained beside the head"
+    yield f"{what:<24} {count(counts.adapter_start):>15}"
+    gates = sum(m.d.numel() for m in layers if m.d is not None)
+    if gates:
+        yield f"{'gates':<24} {count(gates):>15}  (while training)"
+    yield f"{'head':<24} {count(counts.head):>15}  ({'trained' if train_head else 'frozen'})"
+    if layers:
+        costs = [m.A.shape[1] + m.B.shape[0] for m in layers]
+        low, high = count(min(costs)), count(max(costs))
+        per = low if low == high else f"{low} to {high}"
+        gate = ", + 1 gate while training" if gates else ""
+        yield f"{'one component':<24} {per:>15}  (in + out{gate})"
+    yield from _missing_lines(ready, train_head)
+
+
+def _missing_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
+    missing = ready.base.missing
+    if not missing:
+        yield "the base checkpoint supplies every parameter"
+        return
+    fate = "trained" if train_head else "FROZEN at random values"
+    yield f"not supplied by the base checkpoint, drawn at random and {fate}:"
+    yield from (f"  {name}" for name in missing[:_MISSING])
+    if len(missing) > _MISSING:
+        yield f"  ... and {len(missing) - _MISSING} more"
+
+
+def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
+    """Rows, longest row and rows cut, per part of the data."""
+    parts = {"train": ready.train, "select": ready.select}
+    parts |= {f"report {name}": part for name, part in ready.report.items()}
+    yield f"{'part':<32} {'rows':>10} {'longest':>10} {'truncated':>10}"
+    for name, part in parts.items():
+        longest = int(part.lengths.max())
+        yield f"{name:<32} {count(len(part.lengths)):>10} {longest:>10} {count(part.truncated):>10}"
+    yield training.choice(ready.rows.rule)
+
+
+def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:
+    """Optimiser steps, the method's phases, and what it can not do in so many."""
+    yield (
+        f"{count(steps.total)} optimiser steps, {count(steps.per_epoch)} an epoch, "
+        f"{count(steps.warmup)} of them warm-up"
+    )
+    for name, length in plan.phases:
+        yield f"  {count(length):>10}  {name}"
+    for note in plan.notes:
+        yield from textwrap.wrap(note, _WIDTH - 2)
+    for warning in plan.warnings:
+        yield from textwrap.wrap(f"WARNING: {warning}", _WIDTH - 2)
+
+
+def memory_lines(m: MemoryPrediction) -> Iterator[str]:
+    """The predicted peak and its parts."""
+    what = "resident memory" if m.device == "cpu" else "GPU memory"
+    yield f"predicted peak {what} {size(m.peak)}"
+    for part, n_bytes in (
+        ("loaded model and data" if m.device == "cpu" else "loaded model", m.resident),
+        ("taken once by the first step", m.runtime),
+        ("AdamW moments", m.moments),
+        ("gradients", m.gradients),
+        (f"activations of {_batch(m.training_shape)}", m.activations),
+        ("temporaries", m.temporaries),
+        ("holes in the heap", m.slack(m.training)),
+    ):
+        yield f"  {part:<44} {size(n_bytes):>10}"
+    yield (
+        f"peak while training {size(m.training_peak)}, while evaluating "
+        f"{size(m.evaluation_peak)} ({_batch(m.evaluation_shape)})"
+    )
+    if not m.exact:
+        yield "activations extrapolated from batches of one and two rows"
+
+
+def output_lines(loaded: LoadedRecipe) -> Iterator[str]:
+    """The output directory, and whether a run may write there."""
+    from sora_cli.run.output import check_output
+
+    yield str(loaded.output_dir)
+    try:
+        check_output(loaded, force=False, resume=False)
+    except SoraError as error:
+        yield from textwrap.wrap(f"WARNING: {error.what}; {error.hint}", _WIDTH - 2)
+
+
+def _batch(shape: tuple[int, int]) -> str:
+    """Rows of a batch, and their tokens where they have more than one, as images have not."""
+    rows, tokens = shape
+    return f"{rows} rows" if tokens == 1 else f"{rows} rows x {tokens} tokens"
+
+
+def _table(groups: list[LayerGroup]) -> Iterator[str]:
+    wide = max(len(group.pattern) for group in groups)
+    for g in groups:
+        shape = f"{count(g.n_in)} -> {count(g.n_out)}"
+        yield f"{g.count:>4} x {g.pattern:<{wide}}  {shape:<16} {g.remark}".rstrip()
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML would have it."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return (value if value.isprintable() else printable(json.dumps(value))) or '""'
+    if isinstance(value, Path):
+        return printable(value)
+    return printable(json.dumps(value, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def _untimed(phase: str) -> Iterator[None]:
+    say(f"{phase} ...")
+    yield

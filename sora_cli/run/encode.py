@@ -1,0 +1,99 @@
+"""Rows of a split as a model takes them, and what keeps a model from taking them."""
+
+from __future__ import annotations
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+
+from sora_cli.core.errors import SoraError
+from sora_cli.model.base import Base
+from sora_cli.tasks.base import Encoded, Task
+
+
+def encode(task: Task, base: Base, rows: Dataset, *, split: str, training: bool = False) -> Encoded:
+    """Tokenise a split, and hold the result against the model.
+
+    Args:
+        training: it is trained on, and not scored.
+
+    Raises:
+        SoraError: rows that are none of the task's, too long, or of tokens the model has not.
+    """
+    try:
+        encoded = task.encode(rows, base.processor, training=training)
+    except SoraError as error:
+        name = f"split '{split}'"
+        error.where = f"{name}; {error.where}" if error.where else name
+        if error.key == "data":
+            error.key = f"data.files.{split}"
+        raise
+    _check_not_empty(encoded.lengths, split)
+    if "input_ids" in encoded.dataset.column_names:
+        _check_positions(base.model, int(encoded.lengths.max()), task.data.max_length)
+        _check_tokens(base, encoded, pooled=task.peft_type == "SEQ_CLS")
+    return encoded
+
+
+def _check_not_empty(lengths: np.ndarray, split: str) -> None:
+    """A row without tokens gives an answer all the same: to nothing."""
+    if lengths.min() == 0:
+        raise SoraError(
+            f"the tokenizer makes no token of row {int(lengths.argmin())} (counted from 0)",
+            where=f"split '{split}'",
+            hint="take rows without text out of the data",
+            key=f"data.files.{split}",
+        )
+
+
+def _check_positions(model: nn.Module, longest: int, max_length: int) -> None:
+    """Absolute positions end somewhere; models without a table of them have no such limit."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and path.endswith(("position_embeddings", "wpe")):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            usable = module.num_embeddings - first
+            if longest > usable:
+                raise SoraError(
+                    f"rows of {longest} tokens do not fit the model, which has {usable} positions",
+                    where=f"data.max_length is {max_length}",
+                    hint=f"data.max_length={usable}",
+                    key="data.max_length",
+                )
+
+
+def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
+    """The tokenizer's numbers must be the model's.
+
+    Args:
+        pooled: one answer is read off a whole row: encoder-decoders read it where the row ends.
+    """
+    ids = _flat(encoded.dataset, "input_ids")
+    words, largest = base.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
+    if largest >= words:
+        raise SoraError(
+            f"the tokenizer gives token {largest}, but the model has {words} of them",
+            hint="the tokenizer is another model's: put the model's own beside it",
+            key="model.path",
+        )
+    if not (pooled and base.model.config.is_encoder_decoder):
+        return
+    last = base.model.config.eos_token_id
+    is_end = np.isin(ids, [-1] if last is None else np.atleast_1d(last))
+    ends = np.add.reduceat(is_end, _starts(encoded.lengths), dtype=np.int64)
+    if ends.min() != ends.max() or ends.min() == 0:
+        raise SoraError(
+            f"model '{base.reference}' reads its answer at the end-of-text token, which the "
+            "tokenizer does not put into each row alike",
+            hint="use an encoder or a decoder, or the tokenizer that belongs to the model",
+            key="model.path",
+        )
+
+
+def _flat(rows: Dataset, column: str) -> np.ndarray:
+    """All numbers of a column of lists, or of lists of lists, one after the other."""
+    chunks = rows.with_format("arrow").data.column(column).chunks
+    return np.concatenate([chunk.flatten(recursive=True).to_numpy() for chunk in chunks])
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)

@@ -1,0 +1,85 @@
+"""The scores of a trained model, and how much of them its adapters are responsible for.
+
+A model without its adapters for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from methods.base import Layers
+from sora_cli.report import RunReport
+from sora_cli.run.prepare import Prepared
+from sora_cli.run.remarks import adapters_remark, prediction_remark
+from sora_cli.tasks.base import Encoded, Task
+from sora_cli.train.trainer import AdapterTrainer
+
+NONE_ALIVE = "no component is alive: every score is the head's alone"
+
+
+def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) -> None:
+    """Score every reported split, the first one without the adapters, too.
+
+    Fills `metrics`, `without_adapters` and, with what there is to say about them, `events`.
+    """
+    for split, rows in ready.report.items():
+        predictions = trainer.predictions_of(rows, ready.task.metric_names)
+        report.metrics[split] = ready.task.scores(predictions)
+        _say(report, prediction_remark(ready.task, split, predictions))
+    if ready.baseline is not None:
+        return  # nothing that could be switched off
+    if not any(ready.method.factors(m).drop_zeros().rank for m in ready.layers.values()):
+        _say(report, NONE_ALIVE)
+    elif ready.task.best in report.metrics[next(iter(ready.report))]:
+        _score_without(report, trainer, ready)
+
+
+def _score_without(report: RunReport, trainer: AdapterTrainer, ready: Prepared) -> None:
+    metric, (split, rows) = ready.task.best, next(iter(ready.report.items()))
+    with switched_off(ready.layers):
+        without = ready.task.scores(trainer.predictions_of(rows, [metric]))[metric]
+    report.without_adapters = {split: without}
+    remark = adapters_remark(
+        metric,
+        split,
+        score=report.metrics[split][metric],
+        without=without,
+        rows=len(rows.lengths),
+        greater_is_better=trainer.recipe.task.options.greater_is_better,
+    )
+    _say(report, remark)
+
+
+def _say(report: RunReport, remark: str | None) -> None:
+    if remark is not None:
+        report.events.append(remark)
+
+
+@contextmanager
+def switched_off(layers: Layers) -> Iterator[None]:
+    """Every factor is zero meanwhile, so that the layers give what their bases do.
+
+    Afterwards they have the very tensors they had before, to the bit. Not for training.
+    """
+    parameters = [p for layer in layers.values() for _, p in layer.named_factors()]
+    kept = [p.data for p in parameters]
+    try:
+        for parameter in parameters:  # all of them: a factor that is NaN would not vanish
+            parameter.data = torch.zeros_like(parameter.data)
+        yield
+    finally:
+        for parameter, tensor in zip(parameters, kept, strict=True):
+            parameter.data = tensor
+
+
+def evaluate_all(
+    trainer: AdapterTrainer, task: Task, splits: Mapping[str, Encoded]
+) -> dict[str, dict[str, float]]:
+    """Scores and exact loss of the model on every reported split."""
+    return {
+        name: task.scores(trainer.predictions_of(rows, task.metric_names))
+        for name, rows in splits.items()
+    }

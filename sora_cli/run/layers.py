@@ -1,0 +1,111 @@
+"""Which linear layers of a model were adapted and which were not, in few lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from methods.base import Layers, LowRankLinear
+from methods.init import linear_shape
+from methods.inject import output_embedding
+from sora_cli.core.processes import world_size
+
+if TYPE_CHECKING:
+    from sora_cli.recipe.recipe import Recipe
+    from sora_cli.report import Parameters
+    from sora_cli.run.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Linear layers alike in all but a number.
+
+    Attributes:
+        pattern: their paths, such as "encoder.layer.{0-5}.output.dense".
+        n_in, n_out: their shape.
+        count: how many they are.
+        remark: what else they have in common.
+    """
+
+    pattern: str
+    n_in: int
+    n_out: int
+    count: int
+    remark: str
+
+
+def adapted_groups(layers: Layers) -> list[LayerGroup]:
+    """The adapted layers; the remark is their rank."""
+    return _group({p: (_shape(m.base), f"rank {m.rank}") for p, m in layers.items()})
+
+
+def near_misses(model: nn.Module, *, head: Iterable[str], train_head: bool) -> list[LayerGroup]:
+    """Linear layers of a model with adapters that have none; the remark says why."""
+    heads = tuple(head)
+    output = output_embedding(model)
+    inside = {id(m.base) for m in model.modules() if isinstance(m, LowRankLinear)}
+    found = {}
+    for path, module in model.named_modules():
+        if linear_shape(module) is None or id(module) in inside:
+            continue
+        if any(path == h or path.startswith(f"{h}.") for h in heads):
+            why = "head, trained in full" if train_head else "head, frozen (training.train_head)"
+        elif module is output:
+            why = "output embedding"
+        else:
+            why = "not named by method.targets"
+        found[path] = (_shape(module), why)
+    return _group(found)
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    shape = linear_shape(module)
+    assert shape is not None
+    return shape
+
+
+def _group(found: Mapping[str, tuple[tuple[int, int], str]]) -> list[LayerGroup]:
+    numbers: dict[tuple[str, str, tuple[int, int], str], list[int]] = {}
+    for path, (shape, remark) in found.items():
+        parts = path.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
+        before, after = ".".join(parts[:at]), ".".join(parts[at + 1 :])
+        number = [int(parts[at])] if at < len(parts) else []
+        numbers.setdefault((before, after, shape, remark), []).extend(number)
+    return [
+        LayerGroup(_pattern(before, n, after), *shape, count=max(len(n), 1), remark=remark)
+        for (before, after, shape, remark), n in numbers.items()
+    ]
+
+
+def _pattern(before: str, numbers: list[int], after: str) -> str:
+    middle = _ranges(sorted(numbers))
+    if len(numbers) > 1:
+        middle = f"{{{middle}}}"
+    return ".".join(part for part in (before, middle, after) if part)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def describe_layers(recipe: Recipe, ready: Prepared, counts: Parameters) -> str:
+    """One line that says what is about to be trained."""
+    layers = ready.layers.values()
+    adapted = f"{len(layers)} layers, {sum(m.rank for m in layers):,} components, "
+    return (
+        f"{recipe.method.name} on {recipe.model.path}: {adapted if layers else ''}"
+        f"{counts.trained:,} trained of {counts.base:,} parameters, "
+        f"{len(ready.train.lengths):,} rows"
+        + (f", {world_size()} processes" if world_size() > 1 else "")
+    )

@@ -1,0 +1,68 @@
+"""What is wrong with a recipe as far as that can be told before torch and transformers load.
+
+Each check is the one that the run itself makes later, where it needs the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from methods.registry import card
+from sora_cli.core.console import say
+from sora_cli.core.errors import SoraError
+from sora_cli.data.source import find_source
+from sora_cli.model.quantisation import check_quantise
+from sora_cli.model.references import resolve_model_path
+from sora_cli.recipe.families import check_columns, main_metric
+from sora_cli.recipe.metric_names import check_metric, from_the_hub
+from sora_cli.recipe.recipe import Recipe
+
+
+def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
+    """Look at what a recipe refers to: its task, its data, its model; say whose code it runs.
+
+    Args:
+        model: also the base model; not where another takes its place.
+
+    Raises:
+        SoraError: an unknown task, data or a model that are not there.
+    """
+    with recipe.placing():
+        _check_compaction(recipe)
+        options = recipe.task.options
+        for name in options.metrics:
+            check_metric(name, options.METRICS, from_hub=options.FROM_THE_HUB)
+        main_metric(options.metrics, options.best_metric)
+        check_columns(recipe.task.name, recipe.data.columns)
+        find_source(recipe.data)
+    if model:
+        with recipe.placing("model.path"):
+            resolve_model_path(recipe.model.path)
+        with recipe.placing():
+            check_quantise(recipe.model)
+    for note in code_notes(recipe):
+        say(f"note: {note}")
+
+
+def _check_compaction(recipe: Recipe) -> None:
+    name = recipe.method.name
+    if recipe.training.compact_every is not None and not card(name).low_rank:
+        raise SoraError(
+            f"training.compact_every removes dead components, and method {name} has none",
+            hint="training.compact_every=null",
+            key="training.compact_every",
+        )
+
+
+def code_notes(recipe: Recipe) -> Iterator[str]:
+    """What a recipe runs that is neither this program's nor its packages' own code."""
+    block = recipe.model
+    if block.trust_remote_code:
+        place = recipe.place("model.trust_remote_code") or "the recipe"
+        pinned = "" if block.revision else "; model.revision pins it"
+        yield (
+            f"model.trust_remote_code is on ({place}): code that comes with the model "
+            f"is run{pinned}"
+        )
+    for name in from_the_hub(recipe.task.options):
+        yield f"metric '{name}' is code from the Hub's collection evaluate-metric, and is run"

@@ -1,0 +1,125 @@
+"""Everything a run needs before its first step: shared by training, dry run and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from methods.base import AdapterMethod, LowRankLinear
+from methods.baselines import Baseline, choose
+from methods.dropout import replace_dropouts
+from methods.inject import inject
+from methods.registry import method_class
+from sora_cli.core.errors import SoraError
+from sora_cli.data.rows import Rows, load_rows
+from sora_cli.model.base import Base, load_base
+from sora_cli.model.gradient_checkpointing import check_checkpointing
+from sora_cli.model.quantisation import check_selected
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.encode import encode
+from sora_cli.tasks import create_task
+from sora_cli.tasks.base import Encoded, Task
+from sora_cli.train.machine import check_machine
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its data loaded and tokenised, its model loaded, its adapters in place."""
+
+    task: Task
+    rows: Rows
+    base: Base
+    train: Encoded
+    select: Encoded
+    report: dict[str, Encoded]
+    method: AdapterMethod
+    layers: dict[str, LowRankLinear]
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """The method, where it is no low-rank one: there are no layers then."""
+        return self.method if isinstance(self.method, Baseline) else None
+
+
+def prepare(recipe: Recipe, phase: Phase) -> Prepared:
+    """Load data and model, tokenise, and put the adapters in.
+
+    Args:
+        phase: a context manager that times what it is given the name of.
+
+    Raises:
+        SoraError: whatever is wrong with the recipe's references.
+    """
+    with recipe.placing():
+        return _prepare(recipe, phase)
+
+
+def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
+    check_machine(recipe.training)
+    with phase("load data"):
+        transformers.set_seed(recipe.training.seed)  # before a new head is drawn
+        task, rows = load_task(recipe)
+    with phase("load model"):
+        block = recipe.training
+        base = load_base(recipe.model, task, dropout=block.model_dropout, precision=block.precision)
+        if block.gradient_checkpointing:
+            check_checkpointing(base.model)
+        if not torch.cuda.is_available():
+            replace_dropouts(base.model)  # torch's own take longer than the layers around them
+    with phase("tokenise"):
+        train = encode(task, base, rows.train, split=recipe.data.train, training=True)
+        report = {name: encode(task, base, part, split=name) for name, part in rows.report.items()}
+        reported = (report[name] for name, part in rows.report.items() if part is rows.select)
+        select = next(reported, None) or encode(task, base, rows.select, split="for selection")
+    with phase("inject"):
+        method, layers = add_adapters(recipe, base)
+        steps = recipe.training.total_steps(len(train.lengths))
+        method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
+    return Prepared(task, rows, base, train, select, report, method, layers)
+
+
+def load_task(recipe: Recipe) -> tuple[Task, Rows]:
+    """A recipe's rows, and its task bound to them.
+
+    Raises:
+        SoraError: whatever is wrong with either; it says where in the recipe.
+    """
+    with recipe.placing():
+        task = create_task(recipe.task, recipe.data)
+        rows = load_rows(recipe.data)
+        task.bind(rows.train)
+    return task, rows
+
+
+def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:
+    """The recipe's method, and its adapters in the base model; a baseline has none.
+
+    Raises:
+        SoraError: the model has nothing that the method could adapt or train.
+    """
+    method = method_class(recipe.method.name)(recipe.method.config)
+    train_head = recipe.training.train_head
+    if isinstance(method, Baseline):
+        with recipe.placing("method.name"):
+            check_selected(base.model, method)
+            choose(base.model, method, head=base.head, train_head=train_head)
+        return method, {}
+    if not method.low_rank:
+        raise SoraError(
+            f"method '{method.name}' has low_rank = False, but is no methods.baselines.Baseline"
+        )
+    with recipe.placing("method.targets"):
+        layers = inject(
+            base.model,
+            method,
+            exclude=base.head,
+            trainable=base.head if train_head else (),
+            generator=torch.Generator().manual_seed(recipe.training.seed),
+        )
+    return method, layers

@@ -1,0 +1,176 @@
+"""What a person should hear about a run's data and scores, a line each, without having asked.
+
+Only what can be told from the numbers themselves; every remark says them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sora_cli.data.overlap import Overlap, find_overlaps
+from sora_cli.recipe.families import SMALLER_IS_BETTER
+from sora_cli.run.prepare import Prepared
+from sora_cli.tasks.base import Encoded, Predictions, Task
+
+_SELECTION = "the selection rows"
+_UNLIMITED = 2**31  # tokens, where a model has no such limit
+
+
+def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
+    """Of every part that is scored, the rows that are trained on, too."""
+    parts = dict(ready.rows.report)
+    if _selects_apart(ready):
+        parts["select"] = ready.rows.select
+    task = ready.task
+    return find_overlaps(ready.rows.train, parts, texts=task.input_columns, label=task.label_column)
+
+
+def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
+    """What is known before the first step."""
+    parts = {"train": ready.train, **ready.report}
+    if _selects_apart(ready):
+        parts["select"] = ready.select
+    remarks = [
+        label_remark(name, labels, ready.task.label_names)
+        for name, part in parts.items()
+        if (labels := ready.task.labels(part)) is not None
+    ]
+    processor = ready.base.processor
+    tokenizer = getattr(processor, "tokenizer", processor)  # beside images
+    limit = getattr(tokenizer, "model_max_length", _UNLIMITED)
+    remarks.append(cut_remark(parts, ready.task.data.max_length, limit=limit))
+    remarks += ready.task.remarks({_name(name): part for name, part in parts.items()})
+    rows = {"train": ready.rows.train, "select": ready.rows.select, **ready.rows.report}
+    remarks += [overlap_remark(n, o, len(rows[n])) for n, o in overlaps.items()]
+    return [remark for remark in remarks if remark is not None]
+
+
+def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> str | None:
+    """Labels (rows,) that are all the same.
+
+    Args:
+        part: "train" or a part that is scored.
+        names: of the classes; None where labels are numbers.
+    """
+    if np.unique(labels).size > 1:
+        return None
+    label = _shown(labels[0], names)
+    if part == "train":
+        return f"every training row is {label}: there is nothing to tell apart"
+    return f"every row of {_name(part)} is {label}: its scores mean little"
+
+
+def cut_remark(parts: Mapping[str, Encoded], max_length: int, *, limit: int) -> str | None:
+    """Rows that lost their ends.
+
+    Args:
+        limit: tokens that the tokenizer's model takes.
+    """
+    cut = {name: part for name, part in parts.items() if part.truncated}
+    if not cut:
+        return None
+    counts = [f"{p.truncated:,} of {len(p.lengths):,} of {_name(n)}" for n, p in cut.items()]
+    longest = max(part.longest for part in cut.values())
+    told = f"rows cut at {max_length} tokens: {', '.join(counts)}; the longest has {longest:,}"
+    if max_length >= limit:
+        return f"{told}, more than the model takes"
+    return f"{told}: data.max_length={min(longest, limit)}"
+
+
+def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
+    """Rows of a part that are training rows, too."""
+    if not overlap.rows:
+        return None
+    told = f"{overlap.rows:,} of {rows:,} rows of {_name(part)} are training rows, too"
+    if overlap.contradicted:
+        told += f", {overlap.contradicted:,} of them with another label there"
+    return told
+
+
+def prediction_remark(task: Task, split: str, predictions: Predictions) -> str | None:
+    """Predictions that need no model, or are none."""
+    outputs, labels = predictions.outputs, predictions.labels
+    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    if not finite.all():
+        return f"{(~finite).sum():,} of {len(finite):,} predictions on {split} are not finite"
+    answers = task.answers(predictions)
+    if labels is None or answers is None or np.unique(labels).size == 1:
+        return None  # nothing to compare, or it was said before
+    if task.label_names is None:
+        return _of_numbers(split, answers, labels)
+    return _of_classes(split, answers, labels, task.label_names)
+
+
+def _of_classes(
+    split: str, answers: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> str | None:
+    if np.unique(answers).size == 1:
+        share = np.mean(labels == answers[0])
+        shown = _shown(answers[0], names)
+        return f"every prediction on {split} is {shown} (accuracy {share:.4f} is its share there)"
+    classes, counts = np.unique(labels, return_counts=True)
+    share, accuracy = counts.max() / len(labels), np.mean(answers == labels)
+    if accuracy > share:
+        return None
+    most = _shown(classes[counts.argmax()], names)
+    return f"accuracy {accuracy:.4f} on {split} is no more than saying {most} always: {share:.4f}"
+
+
+def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | None:
+    answers, labels = answers.astype(np.float64), labels.astype(np.float64)
+    if np.ptp(answers) == 0:
+        return f"every prediction on {split} is {answers[0]:.4g}"
+    explained = 1 - np.mean((answers - labels) ** 2) / np.var(labels)
+    if explained > 0:
+        return None
+    mean = np.mean(labels)
+    return (
+        f"predictions on {split} are no nearer to the labels than their mean, {mean:.4g}, is: "
+        f"R^2 {explained:.3f}"
+    )
+
+
+def adapters_remark(
+    metric: str, split: str, *, score: float, without: float, rows: int, greater_is_better: bool
+) -> str | None:
+    """Adapters that add less to a score than one row may; to a loss, nothing at all.
+
+    Args:
+        score: of the trained model; `without`: with its adapters switched off.
+        rows: that were scored.
+    """
+    lost = score - without if greater_is_better else without - score
+    least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9  # losses know no single rows
+    if not math.isfinite(without) or lost > least:
+        return None
+    return (
+        f"the adapters add nothing to the rest of the model: {metric} on {split} is {score:.4f} "
+        f"with them, {without:.4f} without"
+    )
+
+
+def skip_remark(steps: Sequence[int], total: int) -> str | None:
+    """Steps, counted from 1, that were left out of all of a run."""
+    if not steps:
+        return None
+    shown = ", ".join(map(str, steps[:10])) + (", ..." if len(steps) > 10 else "")
+    return (
+        f"{len(steps)} of {total} steps were left out, their loss or gradient was not finite: "
+        f"{shown}"
+    )
+
+
+def _selects_apart(ready: Prepared) -> bool:
+    """Whether the checkpoint is chosen on rows that are not reported."""
+    return ready.task.data.selection != "validation"
+
+
+def _name(part: str) -> str:
+    return _SELECTION if part == "select" else part
+
+
+def _shown(label: np.ndarray, names: Sequence[str] | None) -> str:
+    return f"{float(label):g}" if names is None else f"'{names[int(label)]}'"

@@ -1,0 +1,165 @@
+"""What a run found: scores, ranks, parameters, and the files they go into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from sora_cli.adapter.directory import Adapter, AdapterMeta, BaseReference, write_adapter
+from sora_cli.adapter.places import ADAPTER
+from sora_cli.adapter.plot import plot_ranks
+from sora_cli.adapter.saving import base_reference, build_adapter
+from sora_cli.core.processes import is_main
+from sora_cli.data.content import data_fingerprint
+from sora_cli.model.quantisation import numbers, quantised_as
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.report import Parameters, Ranks, RunReport
+from sora_cli.run.prepare import Prepared
+from sora_cli.run.remarks import data_remarks, overlaps_of, skip_remark
+from sora_cli.run.stored import clear_others, write_baseline
+from sora_cli.train.fit import Fit
+
+RANKS_PLOT = "ranks.png"
+
+
+def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) -> None:
+    """What is known before the first step."""
+    base, rows = ready.base, ready.rows
+    reference = base_reference(base.reference, base.resolved, base.revision)
+    report.base = {
+        **asdict(reference),
+        "missing": list(base.missing),
+        "head": list(base.head),
+    }
+    parts = {"train": rows.train, "select": rows.select, **rows.report}
+    overlaps = overlaps_of(ready)
+    encoded = {"train": ready.train, "select": ready.select, **ready.report}
+    report.data = {
+        "rows": {name: len(part) for name, part in parts.items()},
+        "encoded": {name: len(part.lengths) for name, part in encoded.items()},
+        "fingerprints": {name: data_fingerprint(part) for name, part in parts.items()},
+        "truncated": {name: part.truncated for name, part in encoded.items()},
+        "longest": {name: part.longest for name, part in encoded.items()},
+        "in_training": {name: found.rows for name, found in overlaps.items()},
+        "contradicted": {name: found.contradicted for name, found in overlaps.items()},
+        "selection": training.choice(rows.rule),
+        "revision": rows.revision,
+    }
+    report.events = data_remarks(ready, overlaps)
+    report.main_metric = ready.task.best
+    report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
+    report.parameters = count_parameters(ready)
+
+
+def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
+    """What the training gave."""
+    report.steps, report.skipped_steps = result.steps, result.skipped
+    report.best_step, report.history = result.best_step, result.history
+    report.non_finite_steps = result.non_finite
+    left_out = skip_remark(result.non_finite, result.steps)
+    report.events += [left_out] if left_out else []
+    _split_training(report, result.first_step)
+    report.live_components = result.live
+    report.parameters.adapter_end = _baseline_parameters(ready)
+    for path, layer in ready.layers.items():
+        factors = ready.method.factors(layer).drop_zeros()
+        report.ranks[path].end = factors.rank
+        report.parameters.adapter_end += factors.parameters
+    report.events += ready.method.summary(ready.layers).events
+    report.compaction = result.compaction
+    if result.compaction is not None:
+        report.events.append(result.compaction.event())
+    report.method_details = ready.method.details(ready.layers)
+    unchanged = all(m.start == m.end for m in report.ranks.values())
+    if ready.method.adapts_rank and unchanged:
+        report.events.append(
+            f"NO RANK CHANGED: {ready.method.name} ended with all the components it started with"
+        )
+
+
+def _split_training(report: RunReport, first_step: int) -> None:
+    """Of the seconds of training after a step, those of the evaluations in it apart."""
+    entries = (entry for entry in report.history if entry["step"] > first_step)
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in entries)
+    if evaluating:
+        report.seconds["evaluate in training"] = round(evaluating, 3)
+        report.seconds["train"] = round(report.seconds["train"] - evaluating, 3)
+
+
+def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path) -> None:
+    """`adapter/` and `ranks.png`, or a baseline's `delta/` or `model/`.
+
+    What another method's run left in that place is deleted. Of several processes the main one
+    writes.
+    """
+    known = BaseReference(**{f.name: report.base[f.name] for f in fields(BaseReference)})
+    options = loaded.resolved()["method"]
+    if ready.baseline is not None:
+        written = write_baseline(
+            output, ready.baseline, ready.base, run_meta(ready, options), known
+        )
+        if is_main():
+            clear_others(output, written.name)
+            (output / RANKS_PLOT).unlink(missing_ok=True)
+        return
+    adapter = run_adapter(ready, options, known)
+    if not is_main():
+        return
+    write_adapter(output / ADAPTER, adapter, force=True)
+    clear_others(output, ADAPTER)
+    start = {path: m.start for path, m in report.ranks.items()}
+    end = {path: m.end for path, m in report.ranks.items()}
+    plot_ranks(end, start, output / RANKS_PLOT, f"{report.name}: {ready.method.name}")
+
+
+def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseReference) -> Adapter:
+    """The trained model's adapter and head, ready to be written."""
+    return build_adapter(
+        ready.base.model,
+        ready.method,
+        ready.layers,
+        head=ready.base.head,
+        task_type=ready.task.peft_type,
+        base=base,
+        meta=run_meta(ready, method_options),
+    )
+
+
+def run_meta(ready: Prepared, method_options: Mapping[str, Any]) -> AdapterMeta:
+    """What `sora.json` says of the method and the task."""
+    task = ready.task
+    options = task.model_options()
+    return AdapterMeta(
+        method=ready.method.name,
+        method_config={k: v for k, v in method_options.items() if k != "name"},
+        task=task.name,
+        labels=tuple(task.label_names) if task.label_names else None,
+        num_labels=options.get("num_labels"),
+        problem_type=options.get("problem_type"),
+        max_length=task.data.max_length,
+        quantise=quantised_as(ready.base.model),
+    )
+
+
+def count_parameters(ready: Prepared) -> Parameters:
+    """Counts before the first step, from real shapes."""
+    model, layers = ready.base.model, ready.layers.values()
+    adapters = {id(p) for m in layers for p in (m.A, m.B, m.d) if p is not None}
+    heads = [model.get_submodule(path) for path in ready.base.head]
+    factors = sum(m.A.numel() + m.B.numel() for m in layers) + _baseline_parameters(ready)
+    return Parameters(
+        base=sum(numbers(p) for p in model.parameters() if id(p) not in adapters),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        adapter_start=factors,
+        adapter_end=factors,
+        head=sum(p.numel() for head in heads for p in head.parameters()),
+    )
+
+
+def _baseline_parameters(ready: Prepared) -> int:
+    """Numbers that a baseline trains outside the head; 0 for a low-rank method."""
+    method = ready.baseline
+    return 0 if method is None else sum(p.numel() for p in method.parameters.values())

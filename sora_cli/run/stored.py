@@ -1,0 +1,174 @@
+"""What a baseline's run leaves: the tensors that differ from the base, or a whole model.
+
+delta/  delta.safetensors   the head and what else was trained, by their names in the model
+        sora.json           method, base model with its fingerprint, labels, as in an adapter
+model/  a transformers model directory with its tokenizer, and sora.json
+
+A stored adapter on its base model, ready to be scored on a recipe's task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from methods.base import LowRankLinear
+from methods.baselines import Baseline
+from methods.sharding import is_sharded, whole
+from sora_cli.adapter.apply import apply_adapter, load_head
+from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.metadata import (
+    SORA_FILE,
+    AdapterMeta,
+    BaseReference,
+    read_sora_file,
+    write_sora_file,
+)
+from sora_cli.adapter.peft.layout import check_tensor
+from sora_cli.adapter.places import ADAPTER, DELTA, DELTA_FILE, MODEL, MODEL_CONFIG
+from sora_cli.adapter.saving import head_tensors
+from sora_cli.core.atomic import new_directory, remove_directory
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.hub import quiet_loading
+from sora_cli.core.processes import is_main
+from sora_cli.model.base import Base, load_base
+from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.fingerprint import fingerprint
+from sora_cli.model.references import local_checkpoint
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.tasks.base import Task
+from sora_cli.train.checkpoint.files import plain
+
+_MARKS = {ADAPTER: CONFIG_FILE, DELTA: DELTA_FILE, MODEL: SORA_FILE}
+"""What tells a run's own result from a directory that somebody else gave the same name."""
+
+
+def write_baseline(
+    output: Path, method: Baseline, base: Base, meta: AdapterMeta, reference: BaseReference
+) -> Path:
+    """Write the result into a run's directory, atomically; every process must call it.
+
+    Returns:
+        `output/delta` or `output/model`.
+
+    Raises:
+        SoraError: a tensor is not finite, or it can not be written or read back.
+    """
+    directory = output / (MODEL if method.whole_model else DELTA)
+    tensors = _tensors(base, method)
+    if not is_main():
+        return directory
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor, f"for {directory}")
+    marker = MODEL_CONFIG if method.whole_model else DELTA_FILE
+    try:
+        with new_directory(directory, force=True, markers=(marker,)) as folder:
+            if method.whole_model:
+                _write_model(folder, base, tensors)
+            else:
+                save_file(tensors, folder / DELTA_FILE)
+                _check(tensors, load_file(folder / DELTA_FILE), directory)
+            write_sora_file(folder / SORA_FILE, meta, reference)
+    except (OSError, SafetensorError) as error:
+        raise SoraError(f"{directory} can not be written: {first_line(error)}") from error
+    return directory
+
+
+def clear_others(output: Path, kept: str) -> None:
+    """Delete the results of a run that was in the same place before, with another method."""
+    for name, mark in _MARKS.items():
+        if name != kept and (output / name / mark).is_file():
+            remove_directory(output / name)
+
+
+def load_baseline(folder: Path, recipe: Recipe, task: Task) -> Base:
+    """A delta on its base model, or the whole model; errors as of `load_delta`, `load_base`."""
+    if (folder / DELTA_FILE).is_file():
+        return load_delta(folder, recipe, task)
+    return load_base(recipe.model.model_copy(update={"path": str(folder), "revision": None}), task)
+
+
+@torch.no_grad()
+def load_delta(folder: Path, recipe: Recipe, task: Task) -> Base:
+    """The base model with a delta's tensors in it.
+
+    Raises:
+        SoraError: damaged, for other classes, or of another base model.
+    """
+    meta, reference = read_sora_file(folder / SORA_FILE)
+    if reference is None:
+        raise SoraError(f"{folder / SORA_FILE} does not say which base model the delta is of")
+    check_classes("delta", meta.labels, task)
+    update = {"path": reference.path, "revision": reference.revision}
+    model = recipe.model.model_copy(update=update)
+    base = load_base(model, task, precision=recipe.training.precision)
+    _check_base(base, reference, folder)
+    try:
+        tensors = load_file(folder / DELTA_FILE)
+    except (OSError, SafetensorError) as error:
+        raise SoraError(f"{folder / DELTA_FILE} can not be read: {first_line(error)}") from error
+    load_head(base.model, tensors, what="delta")
+    return base
+
+
+def _tensors(base: Base, method: Baseline) -> dict[str, Tensor]:
+    """What differs from the base model, by all names it has; for a whole model, all of it."""
+    if method.whole_model:
+        return {name: whole(t.detach()) for name, t in base.model.state_dict().items()}
+    chosen = {id(p) for p in method.parameters.values()}
+    named = base.model.named_parameters(remove_duplicate=False)
+    trained = {name: plain(p) for name, p in named if id(p) in chosen}
+    return {**trained, **head_tensors(base.model, base.head)}
+
+
+def _write_model(folder: Path, base: Base, tensors: dict[str, Tensor]) -> None:
+    """As `save_pretrained` does; it is given whole tensors where processes share them."""
+    sharded = any(is_sharded(p) for p in base.model.parameters())
+    with quiet_loading():
+        base.model.save_pretrained(folder, state_dict=tensors if sharded else None)
+        base.processor.save_pretrained(folder)
+
+
+def _check(meant: dict[str, Tensor], back: dict[str, Tensor], where: Path) -> None:
+    if back.keys() != meant.keys() or not all(torch.equal(back[n], meant[n]) for n in meant):
+        raise SoraError(f"{where} reads back differently: is the disk all right?")
+
+
+def _check_base(base: Base, reference: BaseReference, folder: Path) -> None:
+    files = local_checkpoint(base.resolved, base.revision)
+    if reference.fingerprint is None or files is None:
+        return
+    if fingerprint(files) != reference.fingerprint:
+        raise SoraError(
+            f"{base.resolved} holds other weights than the base model of {folder}",
+            hint="put the base model back as it was, or train again",
+        )
+
+
+def load_adapted(
+    adapter: Adapter, recipe: Recipe, task: Task
+) -> tuple[Base, dict[str, LowRankLinear]]:
+    """The base the adapter was trained on, with the adapter in it, and the adapted layers.
+
+    Raises:
+        SoraError: the adapter is for other classes, or does not fit its base.
+    """
+    check_classes("adapter", adapter.meta.labels, task)
+    update = {"path": adapter.base.path, "revision": adapter.base.revision}
+    model = recipe.model.model_copy(update=update)
+    base = load_base(model, task, precision=recipe.training.precision)
+    return base, apply_adapter(base.model, adapter)
+
+
+def check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:
+    """The same names in the same order: else scores would be of the wrong classes."""
+    if known is not None and list(known) != task.label_names:
+        raise SoraError(
+            f"the {what}'s classes are {', '.join(known)}",
+            where=f"the recipe's: {', '.join(task.label_names or ['none'])}",
+        )

@@ -1,0 +1,82 @@
+"""The last words of a run: the score, the ranks kept, where the files are, what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from sora_cli.adapter.places import MODEL, baseline_folder
+from sora_cli.core.console import count, emit, say
+from sora_cli.report import RunReport
+
+_PHASES = 5  # shown of the time
+
+
+def conclude(report: RunReport, output: Path, words: Sequence[str]) -> None:
+    """Print a finished run's result to stdout and what to do with it to stderr.
+
+    Args:
+        words: the recipe as it was given, and its overrides.
+    """
+    emit("\n".join(result_lines(report)))
+    for event in report.events:
+        say(f"note: {event}")
+    folder = baseline_folder(output) if not report.ranks else None
+    if folder is not None:
+        files, commands = f"{folder.name}/  checkpoints/  report.json", _of_baseline(folder, words)
+    else:
+        files = "adapter/  checkpoints/  report.json  ranks.png"
+        commands = [
+            f"sora inspect {output}",
+            f"sora prune {output} -o {output}/pruned --energy 0.99",
+            f"sora merge {output} -o {output}/merged",
+        ]
+    say(f"\nfiles in {output}/: {files}")
+    say("next:")
+    for command in commands:
+        say(f"  {command}")
+
+
+def result_lines(report: RunReport) -> list[str]:
+    """Score, ranks and parameters of a run, a line each."""
+    lines = []
+    for split, scores in report.metrics.items():
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        lines.append(f"{split}: {shown}")
+    if report.best_step is not None and report.best_step != report.steps:
+        lines.append(f"weights of step {report.best_step} of {report.steps}, the best evaluated")
+    p = report.parameters
+    if not report.ranks:
+        of = f"{count(p.adapter_end)} of the base model's {count(p.base - p.head)}"
+        return [*lines, f"trained parameters: {of}, head {count(p.head)}"]
+    start = sum(m.start for m in report.ranks.values())
+    end = sum(m.end for m in report.ranks.values())
+    dead = sum(m.end == 0 for m in report.ranks.values())
+    share = end / start if start else 0.0
+    lines.append(
+        f"components: {end} of {start} kept ({share:.0%}), "
+        f"{dead} of {len(report.ranks)} layers left out"
+    )
+    lines.append(
+        f"adapter parameters: {count(p.adapter_end)} of {count(p.adapter_start)} at the start, "
+        f"head {count(p.head)}"
+    )
+    return lines
+
+
+def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
+    """What can be done with a baseline's result."""
+    run = str(folder.parent)
+    commands = [shlex.join(["sora", "eval", run, "--recipe", *words])]
+    if folder.name == MODEL:
+        commands.append(shlex.join(["sora", "verify", str(folder)]))
+    return commands
+
+
+def time_line(report: RunReport) -> str:
+    """Seconds in all, and the phases that took most of them."""
+    spent = report.seconds
+    largest = sorted(spent, key=lambda name: -spent[name])[:_PHASES]
+    shown = ", ".join(f"{name} {spent[name]:.1f}" for name in largest)
+    return f"time: {sum(spent.values()):.1f} s ({shown})"

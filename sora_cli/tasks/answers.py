@@ -1,0 +1,122 @@
+"""Questions, contexts and answers of raw rows, and where in a context an answer stands.
+
+Answers are SQuAD's texts with places ({text: [...], answer_start: [...]}, or one such mapping for
+each answer), or texts alone (ReCoRD), of which the first occurrence counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import shown_value
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All right answers of a row.
+
+    Attributes:
+        texts: none where the context has no answer.
+        place: (first character, character after the last) in the context of the first answer that
+            stands there; None: none does.
+    """
+
+    texts: list[str]
+    place: tuple[int, int] | None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be learned: it stands in its context, or is known to stand nowhere."""
+        return self.place is not None or not self.texts
+
+
+def read_texts(rows: Dataset, column: str, part: str) -> list[str]:
+    """A column's texts.
+
+    Raises:
+        SoraError: a row without one; it says which.
+    """
+    texts = []
+    for row, value in enumerate(rows[column][:]):
+        if not isinstance(value, str) or not value.strip():
+            holds = f"holds {shown_value(value)}" if value and str(value).strip() else "has no text"
+            raise _bad_row(f"column '{column}' {holds}", row, part)
+        texts.append(value)
+    return texts
+
+
+def read_answers(
+    rows: Dataset, column: str, contexts: Sequence[str], *, unanswerable: bool
+) -> list[Answers]:
+    """The answers of each row.
+
+    Args:
+        contexts: (rows,) texts they should stand in.
+        unanswerable: rows may have none.
+
+    Raises:
+        SoraError: a row's answers are none, or something else; it says which.
+    """
+    found = []
+    for row, (value, context) in enumerate(zip(rows[column][:], contexts, strict=True)):
+        pairs = _pairs(value)
+        if pairs is None:
+            raise _bad_row(
+                f"column '{column}' holds {shown_value(value)}, which are no answers",
+                row,
+                "answers",
+            )
+        if not pairs and not unanswerable:
+            raise SoraError(
+                f"column '{column}' has no answer in row {row} (counted from 0)",
+                hint="task.unanswerable=true, if that says that the context has none",
+                key="task.unanswerable",
+            )
+        places = (_place(text, start, context) for text, start in pairs)
+        place = next((place for place in places if place is not None), None)
+        found.append(Answers([text for text, _ in pairs], place))
+    return found
+
+
+def _pairs(value: Any) -> list[tuple[str, int | None]] | None:
+    """Texts and where they begin, if that is told; None where it is something else."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, Mapping):
+        texts, starts = value.get("text"), value.get("answer_start")
+        texts = [texts] if isinstance(texts, str) else texts
+        starts = [starts] if isinstance(starts, int) else starts
+    elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        texts, starts = [v.get("text") for v in value], [v.get("answer_start") for v in value]
+    else:
+        texts, starts = value, None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return None
+    starts = starts if isinstance(starts, list) and starts else [None] * len(texts)
+    if len(starts) != len(texts) or not all(s is None or isinstance(s, int) for s in starts):
+        return None
+    return [pair for pair in zip(texts, starts, strict=True) if pair[0].strip()]
+
+
+def _place(text: str, start: int | None, context: str) -> tuple[int, int] | None:
+    """Where a text stands in a context: the place told, or else the nearest to it."""
+    text = text.strip()
+    if start is not None and context.startswith(text, start):
+        return start, start + len(text)
+    places = [found.start() for found in re.finditer(re.escape(text), context)]
+    at = min(places, key=lambda place: abs(place - (start or 0)), default=None)
+    return None if at is None else (at, at + len(text))
+
+
+def _bad_row(what: str, row: int, part: str) -> SoraError:
+    return SoraError(
+        f"{what} in row {row} (counted from 0)",
+        hint=f"take such rows out of the data, or name another column: data.columns.{part}=COLUMN",
+        key=f"data.columns.{part}",
+    )

@@ -1,0 +1,142 @@
+"""Dialogues as token ids and labels: rows a causal language model is trained on, and prompts.
+
+Several short rows in one long one, each kept apart by positions that start again at 0.
+
+Rows are put where they leave the least room (best fit, the longest first), and never cut. Models
+that make their attention mask from the positions (transformers' `create_causal_mask`) keep packed
+rows apart exactly; whether a model does is tried, see `decoder_checks`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from sora_cli.tasks.language import IGNORED
+from sora_cli.tasks.prompts import Dialogue
+
+
+def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[Row]:
+    """Token ids of each dialogue and, as labels, those that are learned.
+
+    A learned piece ends with the tokenizer's end-of-text token, if there is one.
+    """
+    texts = [text for dialogue in dialogues for text, _ in dialogue.pieces]
+    ids = iter(_ids_of(texts, tokenizer))
+    return [_row(dialogue, ids, tokenizer) for dialogue in dialogues]
+
+
+def prompts_of(dialogues: Sequence[Dialogue], tokenizer: Any, *, limit: int) -> list[list[int]]:
+    """Token ids of what stands before each dialogue's last answer: at most the last `limit`."""
+    ids = iter(_ids_of([text for d in dialogues for text in d.prompt], tokenizer))
+    prompts = []
+    for dialogue in dialogues:
+        start = _beginning(dialogue.prompt[0], tokenizer)
+        pieces = [next(ids) for _ in dialogue.prompt]
+        prompts.append([*start, *(token for piece in pieces for token in piece)][-limit:])
+    return prompts
+
+
+def cut(row: Row, limit: int) -> Row:
+    """A row of at most so many tokens: it loses the end of what is learned.
+
+    A prompt that would leave less than half of the room to the answer loses its beginning first.
+    """
+    if len(row["input_ids"]) <= limit:
+        return row
+    prompt = next((i for i, label in enumerate(row["labels"]) if label != IGNORED), 0)
+    answer = min(len(row["input_ids"]) - prompt, limit // 2)
+    front = max(prompt + answer - limit, 0)
+    shorter = {name: values[front : front + limit] for name, values in row.items()}
+    shorter["labels"][:1] = [IGNORED]
+    return shorter
+
+
+class Padding:
+    """Makes a batch of rows of `input_ids` and `labels`; of packed rows without a mask.
+
+    Padding of packed rows has the position 0 in every place, which keeps it apart from all else.
+    """
+
+    def __init__(self, pad: int) -> None:
+        self.values = {"input_ids": pad, "labels": IGNORED, "position_ids": 0}
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {
+            name: pad_sequence([torch.tensor(row[name]) for row in rows], True, float(value))
+            for name, value in self.values.items()
+            if name in rows[0]
+        }
+        if "position_ids" not in batch:
+            masks = [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows]
+            batch["attention_mask"] = pad_sequence(masks, True)
+        return {**batch, "use_cache": False}
+
+
+def _row(dialogue: Dialogue, ids: Iterator[list[int]], tokenizer: Any) -> Row:
+    start = _beginning(dialogue.pieces[0][0], tokenizer)
+    row: Row = {"input_ids": start, "labels": [IGNORED] * len(start)}
+    for text, learned in dialogue.pieces:
+        tokens = list(next(ids))
+        ended = tokenizer.eos_token and text.endswith(tokenizer.eos_token)
+        if learned and not ended and tokenizer.eos_token_id is not None:
+            tokens.append(tokenizer.eos_token_id)
+        row["input_ids"] += tokens
+        row["labels"] += tokens if learned else [IGNORED] * len(tokens)
+    row["labels"][:1] = [IGNORED]  # nothing stands before it
+    return row
+
+
+def _ids_of(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    made = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+    ids: list[list[int]] = made["input_ids"]
+    return ids
+
+
+def _beginning(text: str, tokenizer: Any) -> list[int]:
+    """The token that the tokenizer puts before every text, if it does and the text has it not."""
+    first = tokenizer.bos_token_id
+    if first is None or text.startswith(tokenizer.bos_token):
+        return []
+    return [first] if tokenizer("a")["input_ids"][:1] == [first] else []
+
+
+Row = dict[str, list[int]]
+
+
+def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Rows that go together: numbers of rows, whose lengths add up to at most `size`.
+
+    Args:
+        lengths: of each row, none above `size`.
+    """
+    open_: list[tuple[int, int]] = []  # (room, number of the bin), sorted
+    made: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect_left(open_, (lengths[row], -1))
+        room, number = open_.pop(at) if at < len(open_) else (size, len(made))
+        if number == len(made):
+            made.append([])
+        made[number].append(row)
+        insort(open_, (room - lengths[row], number))
+    return [sorted(rows) for rows in made]
+
+
+def packed(rows: Sequence[Row], size: int) -> list[Row]:
+    """Rows of `input_ids` and `labels` as fewer ones, with `position_ids`.
+
+    The first label of each row must be ignored, or it would be learned from the row before it.
+    """
+    result = []
+    for members in bins([len(row["input_ids"]) for row in rows], size):
+        together: Row = {"input_ids": [], "labels": [], "position_ids": []}
+        for row in (rows[i] for i in members):
+            together["input_ids"] += row["input_ids"]
+            together["labels"] += row["labels"]
+            together["position_ids"] += range(len(row["input_ids"]))
+        result.append(together)
+    return result

@@ -1,0 +1,277 @@
+"""Adapter methods in anybody's `transformers.Trainer` (and TRL's): `attach(trainer, method)`.
+
+    layers = inject(model, method, generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(model, args, train_dataset=...)
+    attach(trainer, method)
+    trainer.train()
+    save_adapter(model, method, "adapter")   # from sora_cli.adapter.saving
+
+`attach` gives the optimiser the method's parameter groups, adds its penalty to the training loss
+(never to evaluation), and calls it once per optimiser step, before the gradients are cleared and
+not on a step that mixed precision skipped. It raises if the steps it sees are not those it should.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
+from methods.inject import adapted_layers
+from sora_cli.train.checkpoint.resumable import Resumable
+
+_log = logging.getLogger(__name__)
+
+STATE_FILE = "adapter_method.safetensors"
+
+
+def attach(
+    trainer: Trainer,
+    method: AdapterMethod,
+    layers: Mapping[str, LowRankLinear] | None = None,
+    *,
+    head_lr: float | None = None,
+) -> MethodCallback:
+    """Let a method train with a Trainer, before `trainer.train()`.
+
+    Args:
+        layers: what `inject` returned; found in `trainer.model` if not given.
+        head_lr: learning rate of the trained parameters outside the adapters; None: the trainer's.
+
+    Raises:
+        ValueError: the model has no adapters, or the trainer an optimiser without their groups.
+    """
+    found = dict(layers) if layers is not None else adapted_layers(trainer.model)
+    if not found and method.low_rank:
+        raise ValueError("the model has no adapters: call methods.inject.inject(model, ...) first")
+    if trainer.optimizer is not None:
+        _check_groups(trainer.optimizer, method, found)
+    callback = MethodCallback(trainer, method, found)
+    trainer.add_callback(callback)
+    _wrap_loss(trainer, callback)
+    _wrap_resume(trainer, callback)
+    _wrap_optimizer(trainer, method, found, head_lr)
+    return callback
+
+
+class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
+    """Calls a method's hooks at the right moments, and notices when it can not.
+
+    Attributes:
+        live: live components after each optimiser step; none for a baseline.
+        skipped: optimiser steps that mixed precision skipped, or that `skip_step` left out.
+        resumed_from: the checkpoint the trainer was resumed from, once it has been read.
+        method_state: of the method, to go on from; None: it is read from that checkpoint.
+    """
+
+    def __init__(self, trainer: Trainer, method: AdapterMethod, layers: Layers) -> None:
+        self.trainer, self.method, self.layers = trainer, method, layers
+        self.live: list[int] = []
+        self.skipped = 0
+        self._last_live = 0
+        self._seen = 0  # steps the callback was told of, skipped ones included
+        self._taken = 0  # steps the optimiser itself took since the last hook
+        self._overflow = False  # a fused optimiser left the parameters as they were
+        self._left_out = False  # the step at hand is to change nothing
+        self._share = 0.0  # of the penalty, in the losses since the last hook
+        self._handle: Any = None
+        self.resumed_from: Path | None = None
+        self.method_state: Mapping[str, torch.Tensor] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.method.begin(self.layers, total_steps=state.max_steps)
+        self._seen = state.global_step
+        self._last_live = self.method.summary(self.layers).live
+        if state.global_step:
+            known = self.method_state
+            if known is None:
+                known = load_file(self._state_file(args, state))
+            self.method.load_state_dict(known)
+        optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
+        self._handle = optimizer.register_step_post_hook(self._count_step)
+
+    def _state_file(self, args: Any, state: Any) -> Path:
+        """Where the method's state of the checkpoint being resumed is."""
+        folder = self.resumed_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not (folder / STATE_FILE).is_file():
+            raise FileNotFoundError(
+                f"checkpoint {folder} has no {STATE_FILE}: it was saved without attach(), "
+                f"so {self.method.name} can not go on from it"
+            )
+        return folder / STATE_FILE
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._seen += 1
+        share, self._share = self._share, 0.0
+        taken, self._taken = self._taken, 0
+        overflow, self._overflow = self._overflow, False
+        left_out, self._left_out = self._left_out, False
+        if left_out or overflow or self.trainer.accelerator.optimizer_step_was_skipped:
+            self.skipped += 1
+            return
+        if taken != 1:
+            raise RuntimeError(f"{taken} optimiser steps since the last hook of {self.method.name}")
+        if abs(share - 1) > 1e-6:
+            raise RuntimeError(
+                f"the penalty of {self.method.name} reached the loss {share:g} times in this step, "
+                "not once: compute_loss was replaced after attach(), or is not called"
+            )
+        rates = {g["name"]: g["lr"] for g in self.trainer.optimizer.param_groups if "name" in g}
+        self.method.after_step(self.layers, StepInfo(state.global_step, state.max_steps, rates))
+        if not self.method.low_rank:
+            return
+        live = self.method.summary(self.layers).live
+        if live == 0 and self._last_live:
+            _log.warning(
+                "step %d: the last component of %s died; the adapter now does nothing",
+                state.global_step,
+                self.method.name,
+            )
+        self.live.append(live)
+        self._last_live = live
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._seen != state.global_step:
+            raise RuntimeError(
+                f"step {state.global_step} ended, but {self.method.name} was told of {self._seen} "
+                "optimiser steps: this trainer's loop does not call on_optimizer_step"
+            )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        method_state = self.method.state_dict()  # on every process: sharded states are gathered
+        if state.is_world_process_zero and folder.is_dir():
+            save_file(method_state, folder / STATE_FILE)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._handle.remove()
+
+    def progress(self) -> dict[str, Any]:
+        return {"live": self.live, "skipped": self.skipped, "last_live": self._last_live}
+
+    def go_on(self, progress: dict[str, Any]) -> None:
+        self.live, self.skipped = list(progress["live"]), progress["skipped"]
+        self._last_live = progress["last_live"]
+
+    def penalised(self, loss: torch.Tensor, *, divided_later: bool) -> torch.Tensor:
+        """A micro-batch's loss plus its share of the penalty."""
+        parts = self.trainer.current_gradient_accumulation_steps
+        self._share += 1 / parts
+        penalty = self.method.penalty(self.layers)
+        if penalty is None:
+            return loss
+        return loss + (penalty if divided_later else penalty / parts)
+
+    def skip_step(self) -> None:
+        """Leave the step at hand out: whoever calls this has cleared its gradients."""
+        self._left_out = True
+
+    def _count_step(self, optimizer: Any, *_: Any) -> None:
+        self._taken += 1
+        # fused optimisers skip a step with infinite gradients inside step(), unseen by accelerate
+        found = getattr(optimizer, "found_inf", None)
+        self._overflow = found is not None and bool(found)
+
+
+def _wrap_loss(trainer: Trainer, callback: MethodCallback) -> None:
+    inner = trainer.compute_loss
+
+    def compute_loss(
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        result = inner(
+            model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+        )
+        if not model.training:
+            return result
+        later = _divided_later(trainer, num_items_in_batch)
+        if return_outputs:
+            return callback.penalised(result[0], divided_later=later), result[1]
+        return callback.penalised(result, divided_later=later)
+
+    trainer.compute_loss = compute_loss
+
+
+def _wrap_resume(trainer: Trainer, callback: MethodCallback) -> None:
+    """Remember which checkpoint is resumed: it need not be in this trainer's output directory."""
+    inner = trainer._load_from_checkpoint
+
+    def load_from_checkpoint(checkpoint: str, *args: Any, **kwargs: Any) -> Any:
+        callback.resumed_from = Path(checkpoint)
+        return inner(checkpoint, *args, **kwargs)
+
+    trainer._load_from_checkpoint = load_from_checkpoint
+
+
+def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:
+    """Whether `training_step` will divide the loss by the number of micro-batches."""
+    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # absent before transformers 5.20
+    if scaled is None:
+        scaled = trainer.compute_loss_func is not None or (
+            trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+        )
+    return not scaled
+
+
+def _wrap_optimizer(
+    trainer: Trainer, method: AdapterMethod, layers: Layers, head_lr: float | None
+) -> None:
+    """`create_optimizer` with the method's parameter groups beside the trainer's own."""
+
+    def create_optimizer(model: nn.Module | None = None) -> Any:
+        if trainer.optimizer is None:
+            model = trainer.model if model is None else model
+            groups = _all_groups(trainer, model, method, layers, head_lr)
+            cls, options = Trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+            trainer.optimizer = cls(groups, **options)
+        return trainer.optimizer
+
+    trainer.create_optimizer = create_optimizer
+
+
+def _all_groups(
+    trainer: Trainer,
+    model: nn.Module,
+    method: AdapterMethod,
+    layers: Layers,
+    head_lr: float | None,
+) -> list[dict[str, Any]]:
+    lr, decay = trainer.args.learning_rate, trainer.args.weight_decay
+    groups = method.param_groups(layers, lr=lr, weight_decay=decay)
+    adapters = {id(p) for layer in layers.values() for p in layer.parameters()}
+    adapters |= {id(p) for group in groups for p in group["params"]}  # a baseline's are no layer's
+    decayed = set(trainer.get_decay_parameter_names(model))
+    rest = [
+        (n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters
+    ]
+    for name, params, weight_decay in (
+        ("head", [p for n, p in rest if n in decayed], decay),
+        ("head_no_decay", [p for n, p in rest if n not in decayed], 0.0),
+    ):
+        if params:
+            group = {"name": name, "params": params, "weight_decay": weight_decay}
+            groups.append({**group, "lr": lr if head_lr is None else head_lr})
+    return groups
+
+
+def _check_groups(optimizer: Any, method: AdapterMethod, layers: Layers) -> None:
+    """An optimiser the user made must have the method's groups, by name."""
+    names = {g.get("name") for g in optimizer.param_groups}
+    wanted = [g["name"] for g in method.param_groups(layers, lr=0.0, weight_decay=0.0)]
+    lost = [name for name in wanted if name not in names]
+    if lost:
+        raise ValueError(
+            f"the trainer's optimiser has no group named {', '.join(lost)}: build it from "
+            f"method.param_groups(layers, lr=..., weight_decay=...) or let the trainer make it"
+        )

@@ -1,0 +1,1 @@
+"""Everything that makes a resumed run byte-equal."""

@@ -1,0 +1,194 @@
+"""Checkpoints as files: safetensors and JSON only, complete or skipped.
+
+    checkpoints/step-000120/
+        state.safetensors     trained parameters, the method's state, optimiser moments, generators
+        trainer_state.json    transformers' own: step, epoch, history
+        run.json              recipe, optimiser options, schedule, what callbacks have counted
+        complete.json         the mark, written last: size and sha256 of the others
+
+A directory is written under a temporary name, read back, and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+
+from methods.base import AdapterMethod
+from methods.sharding import like, whole
+from sora_cli.core.atomic import new_directory, write_text_atomic
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.train.checkpoint.places import checkpoint_paths
+
+STATE_FILE = "state.safetensors"
+"""Trained parameters and the method's state, in a checkpoint or a path's stage."""
+RUN_FILE = "run.json"
+MARK_FILE = "complete.json"
+_FILES = (STATE_FILE, TRAINER_STATE_NAME, RUN_FILE)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint, read.
+
+    Attributes:
+        tensors: "model.*", "method.*", "optimizer.*" and "random.*".
+        run: the content of run.json.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    run: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+        return int(self.run["step"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether training had come to its end."""
+        return bool(self.run["finished"])
+
+
+def write_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], run: Mapping[str, Any], trainer: TrainerState
+) -> None:
+    """Write a checkpoint and read it back; one that is there is replaced.
+
+    Raises:
+        SoraError: a parameter is not finite, the disk is full or the like, or what was written
+            reads back differently.
+    """
+    for name, tensor in tensors.items():
+        if name.startswith("model.") and not bool(tensor.isfinite().all()):
+            raise SoraError(
+                f"no checkpoint of step {run['step']}: '{name.removeprefix('model.')}' holds NaN "
+                "or infinite numbers"
+            )
+    try:
+        with new_directory(path, force=True, markers=(MARK_FILE, RUN_FILE)) as folder:
+            save_file(dict(tensors), folder / STATE_FILE)
+            trainer.save_to_json(str(folder / TRAINER_STATE_NAME))
+            write_text_atomic(folder / RUN_FILE, json.dumps(run, indent=1))
+            marks = {name: _mark(folder / name) for name in _FILES}
+            write_text_atomic(folder / MARK_FILE, json.dumps(marks, indent=1))
+            _check(tensors, read_checkpoint(folder).tensors, path)
+    except (OSError, SafetensorError) as error:
+        raise SoraError(f"{path} can not be written: {first_line(error)}") from error
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        SoraError: it is not complete, or not as it was written.
+    """
+    check_complete(path)
+    run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+    return Checkpoint(path, load_file(path / STATE_FILE), run)
+
+
+def check_complete(path: Path) -> None:
+    """Raise `SoraError` where a checkpoint is not complete, or not as it was written."""
+    try:
+        marks = json.loads((path / MARK_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SoraError(f"{path} is not complete: it has no {MARK_FILE}") from error
+    except ValueError as error:
+        raise SoraError(f"{path}/{MARK_FILE} is damaged: {first_line(error)}") from error
+    try:
+        for name in _FILES:
+            if marks.get(name) != _mark(path / name):
+                raise SoraError(f"{path}/{name} is not as it was written")
+    except OSError as error:
+        raise SoraError(f"{path} is not complete: {first_line(error)}") from error
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The latest complete checkpoint of a run whose best one is complete, too.
+
+    Returns:
+        It, if there is one, and what was wrong with later ones.
+    """
+    skipped: list[str] = []
+    for path in reversed(checkpoint_paths(folder)):
+        try:
+            found = read_checkpoint(path)
+            best = found.run["best_checkpoint"]
+            if best is not None and folder / best != path:
+                check_complete(folder / best)
+            return found, skipped
+        except SoraError as error:
+            skipped.append(error.what)
+    return None, skipped
+
+
+def trained_tensors(model: torch.nn.Module, method: AdapterMethod) -> dict[str, Tensor]:
+    """Copies of the trained parameters ("model.*") and of the method's state ("method.*")."""
+    tensors = {f"method.{n}": plain(t) for n, t in method.state_dict().items()}
+    trained = {f"model.{n}": plain(p) for n, p in model.named_parameters() if p.requires_grad}
+    return {**trained, **tensors}
+
+
+def load_trained(
+    model: torch.nn.Module, method: AdapterMethod, tensors: Mapping[str, Tensor]
+) -> None:
+    """Give a model and its method what `trained_tensors` returned.
+
+    Factors take the stored rank, which compaction may have changed since or before.
+    """
+    load_parameters(model, tensors)
+    method.load_state_dict(part(tensors, "method."))
+
+
+def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model the trained parameters alone."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in part(tensors, "model.").items():
+            parameter = parameters[name]
+            if parameter.shape == tensor.shape:
+                parameter.copy_(like(tensor, parameter))
+            else:
+                parameter.data = tensor.to(parameter)
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A whole copy on the CPU that shares its memory with nothing; every process must ask."""
+    return whole(tensor.detach()).cpu().contiguous().clone()
+
+
+def _mark(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _check(meant: Mapping[str, Tensor], back: Mapping[str, Tensor], path: Path) -> None:
+    """Compare what was written with what was read back."""
+    if back.keys() != meant.keys() or not all(_same(back[n], meant[n]) for n in back):
+        raise SoraError(f"{path} reads back differently: is the disk all right?")
+
+
+def _same(back: Tensor, meant: Tensor) -> bool:
+    if back.dtype != meant.dtype or back.shape != meant.shape:
+        return False
+    bits = (t.reshape(-1).view(torch.uint8) for t in (back, meant))  # NaN is itself here
+    return torch.equal(*bits)

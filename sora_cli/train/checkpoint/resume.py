@@ -1,0 +1,108 @@
+"""Which checkpoint a run goes on from, and whether it is the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.core.console import say
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import shown_value
+from sora_cli.recipe.changes import Change, changes
+from sora_cli.train.checkpoint.places import FOLDER
+
+if TYPE_CHECKING:
+    from sora_cli.train.checkpoint.files import Checkpoint
+
+
+MAY_CHANGE = (
+    "training.checkpoint",
+    "training.early_stopping",
+    "training.eval_batch_size",
+    "training.evaluate",
+    "training.gradient_checkpointing",
+    "training.keep_best",
+    "training.loggers",
+    "training.logging_steps",
+    "training.non_finite",
+    "training.workers",
+)
+"""What leaves the steps that are taken as they are; `--resume --force` takes changes of these."""
+
+
+def check_same(
+    before: Mapping[str, Any], now: Mapping[str, Any], output: Path, *, force: bool
+) -> list[str]:
+    """Compare a run's recipe with the one it began with.
+
+    Args:
+        force: take changes that are safe.
+
+    Returns:
+        A note for every change taken.
+
+    Raises:
+        SoraError: it is another run.
+    """
+    found = changes(before, now)
+    refused = [change for change in found if not (force and change[0] in MAY_CHANGE)]
+    if refused:
+        what = f"the run in '{output}' was begun with another recipe: {_told(refused)}"
+        if all(key in MAY_CHANGE for key, *_ in refused):
+            raise SoraError(what, hint="--resume --force takes the change")
+        raise SoraError(
+            what,
+            where=f"with --force these may change: {', '.join(MAY_CHANGE)}",
+            hint="go on with the recipe as it was, or elsewhere: output.dir=DIR",
+        )
+    return [f"changed when it was resumed: {_told([change])}" for change in found]
+
+
+def find_checkpoint(
+    output: Path, identity: Mapping[str, Any], notes: list[str], *, force: bool
+) -> Checkpoint | None:
+    """The newest complete checkpoint of a run; None if there is none yet.
+
+    Args:
+        identity: recipe and fingerprints of the inputs of the run that goes on.
+        notes: changes of the recipe that were taken are added.
+
+    Raises:
+        SoraError: it is of another run, or the inputs have changed since.
+    """
+    from sora_cli.train.checkpoint.files import newest_checkpoint
+
+    found, skipped = newest_checkpoint(output / FOLDER)
+    for what in skipped:
+        say(f"skipped: {what}")
+    if found is None:
+        say(f"nothing to go on from in {output / FOLDER}: starting at the first step")
+        return None
+    notes += check_same(found.run["recipe"], identity["recipe"], output, force=force)
+    for name, fingerprint in identity["inputs"].items():
+        if found.run["inputs"].get(name, fingerprint) != fingerprint:
+            raise SoraError(
+                f"{name} is not what the run in '{output}' began with",
+                hint="put it back as it was, or train elsewhere: output.dir=DIR",
+            )
+    say(f"going on from {found.path}")
+    return found
+
+
+def identity_of(recipe: Mapping[str, Any], base: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
+    """What two processes of one run have in common.
+
+    Args:
+        recipe: resolved.
+        base, data: as in the run's report.
+    """
+    inputs = {f"the data ({part})": digest for part, digest in data["fingerprints"].items()}
+    return {"recipe": recipe, "inputs": {"the base model": base["fingerprint"], **inputs}}
+
+
+def _told(found: list[Change]) -> str:
+    key, old, new = found[0]
+    more = ", ".join(other for other, *_ in found[1:4])
+    rest = f"; also {more}{' and others' if len(found) > 4 else ''}" if more else ""
+    return f"{key} was {shown_value(old)}, is now {shown_value(new)}{rest}"

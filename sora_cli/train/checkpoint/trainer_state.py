@@ -1,0 +1,135 @@
+"""What a transformers Trainer has to remember, as tensors and plain data, and putting it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import Trainer
+
+from methods.sharding import is_sharded, like
+from sora_cli.train.checkpoint import generators
+from sora_cli.train.checkpoint.files import Checkpoint, part, plain
+
+
+class ResumingTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose checkpoints are ours: it writes and reads no pickle.
+
+    Attributes:
+        checkpoints: its `save` is called where Trainer would save; None: nothing is saved.
+        resumed: what `train(resume_from_checkpoint=resumed.path)` goes on from.
+    """
+
+    checkpoints: Any = None
+    resumed: Checkpoint | None = None
+
+    def largest(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        if self.args.world_size == 1:
+            return number
+        return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.checkpoints is not None:
+            self.store_flos()
+            self.checkpoints.save()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: who sets `resumed` has loaded its weights."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.resumed is None:
+            return
+        run, tensors = self.resumed.run, part(self.resumed.tensors, "optimizer.")
+        state = _optimizer_state(run["optimizer"], tensors)
+        _shard(state, self.optimizer.param_groups)
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(
+            {**run["schedule"], "lr_lambdas": [None] * len(run["optimizer"])}
+        )
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self.resumed is not None and self.resumed.run["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(self.resumed.run["scaler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Each process its own; where there are more of them than there were, those keep theirs."""
+        assert self.resumed is not None
+        me, processes = self.args.process_index, self.resumed.run["processes"]
+        if me < len(processes):
+            states = part(self.resumed.tensors, f"random.{me}.")
+            generators.restore(states, processes[me]["random"])
+
+
+def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """The optimiser's moments, "optimizer.<number>.<name>"."""
+    return {
+        f"optimizer.{index}.{name}": plain(torch.as_tensor(value))
+        for index, entry in trainer.optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+
+
+def run_state(trainer: Trainer) -> dict[str, Any]:
+    """Options of optimiser, schedule and scaler of losses, JSON-able."""
+    schedule = trainer.lr_scheduler.state_dict()
+    scaler = trainer.accelerator.scaler
+    return {
+        "optimizer": trainer.optimizer.state_dict()["param_groups"],
+        "schedule": {k: v for k, v in schedule.items() if k != "lr_lambdas"},
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
+
+
+def per_process(trainer: Trainer, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """What differs between processes, in their order; their torch generators go into `tensors`."""
+    mine = {
+        "generators": generators.tensors(),
+        "random": generators.plain(),
+        "loss": float(trainer._tr_loss),
+        "total_loss": float(trainer._total_loss_scalar),
+        "last_logged": trainer._globalstep_last_logged,
+    }
+    processes = gather_object([mine])
+    for number, process in enumerate(processes):
+        for name, state in process.pop("generators").items():
+            tensors[f"random.{number}.{name}"] = state
+    return list(processes)
+
+
+def restore_losses(trainer: Trainer, process: Mapping[str, Any]) -> None:
+    """Put back the losses summed since the last entry of the history."""
+    trainer._tr_loss += process["loss"]
+    trainer._total_loss_scalar = process["total_loss"]
+    trainer._globalstep_last_logged = process["last_logged"]
+
+
+def _shard(state: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Moments of sharded parameters are sharded as those are."""
+    parameters = [p for group in groups for p in group["params"]]
+    for index, moments in state["state"].items():
+        for name, value in moments.items():
+            if is_sharded(parameters[index]) and value.shape == parameters[index].shape:
+                moments[name] = like(value, parameters[index])
+
+
+def mean_loss(trainer: Trainer) -> float:
+    """Of all optimiser steps, once they are over."""
+    mean: float = trainer._total_loss_scalar / max(trainer.state.global_step, 1)
+    return mean
+
+
+def _optimizer_state(groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """As `Optimizer.state_dict` had it; JSON has made lists of its tuples."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    restored = [
+        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
+        for group in groups
+    ]
+    return {"state": state, "param_groups": restored}

@@ -1,0 +1,208 @@
+"""When checkpoints are written, which are kept, and how a run goes on from one.
+
+A checkpoint is written after the log and the evaluation of its step, and at an epoch's last step
+only once the epoch is over: what follows it is then the same whether the run was stopped there or
+not. The best one and the last one are kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import Trainer, TrainerCallback
+
+from methods.base import AdapterMethod, LowRankLinear
+from sora_cli.core.atomic import remove_directory, tidy
+from sora_cli.core.interruption import Deferral, Interrupted
+from sora_cli.train.checkpoint.files import (
+    Checkpoint,
+    load_trained,
+    read_checkpoint,
+    trained_tensors,
+    write_checkpoint,
+)
+from sora_cli.train.checkpoint.places import checkpoint_path, checkpoint_paths
+from sora_cli.train.checkpoint.resumable import Resumable
+from sora_cli.train.checkpoint.trainer_state import (
+    per_process,
+    restore_losses,
+    run_state,
+    state_tensors,
+)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far."""
+
+    step: int
+    metric: float
+
+
+class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
+    """Writes checkpoints at the recipe's cadence, tracks the best one and brings it back.
+
+    Only states the method would deliver (`AdapterMethod.deliverable`) can be the best, and only
+    they count for early stopping: AdaLoRA's early epochs score well with ranks above the budget.
+
+    Args:
+        folder: of all checkpoints of the run; emptied, unless the run goes on from one of them.
+        identity: what a run that goes on from here must have in common with this one.
+        deferral: where a signal to stop is noted.
+        resumed: the checkpoint this run goes on from.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        method: AdapterMethod,
+        layers: Mapping[str, LowRankLinear],
+        folder: Path,
+        *,
+        identity: Mapping[str, Any],
+        deferral: Deferral,
+        resumed: Checkpoint | None = None,
+    ) -> None:
+        self.trainer, self.method, self.layers, self.folder = trainer, method, layers, folder
+        self.identity, self.deferral, self.resumed = identity, deferral, resumed
+        self.best: Best | None = None
+        self.finished = False
+        self.last: Path | None = resumed.path if resumed else None
+        block = trainer.recipe.training
+        self._cadence, self._keep_best = block.checkpoint, block.keep_best
+        self._patience, self._worse = block.early_stopping, 0
+        self._epoch_steps = block.steps_per_epoch(len(trainer.train_rows.lengths))
+        self._due = self._epoch_over = False
+        self._signal = 0  # to stop, as all processes have agreed
+        if trainer.is_world_process_zero():
+            _clean(folder, everything=resumed is None)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.resumed is None:
+            return
+        state.compute_steps(args, state.max_steps)  # cadences may have been changed
+        processes = self.resumed.run["processes"]
+        restore_losses(self.trainer, processes[min(args.process_index, len(processes) - 1)])
+        self.take_up(self.resumed)
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Let every part of the run go on from what it had counted."""
+        told = checkpoint.run["progress"]
+        for callback in self._resumables():
+            if type(callback).__name__ in told:
+                callback.go_on(told[type(callback).__name__])
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._epoch_over = False
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        self._look()
+        self._request(state, control, due=False)
+        score = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
+        if score is None or not self.method.deliverable(self.layers):
+            return
+        sign = 1 if args.greater_is_better else -1
+        best = self.best
+        if np.isfinite(score) and (best is None or sign * score > sign * best.metric):
+            self.best, self._worse = Best(state.global_step, float(score)), 0
+            self._request(state, control, due=self._keep_best)
+            return
+        self._worse += 1
+        if self._patience is not None and self._worse >= self._patience:
+            control.should_training_stop = self.finished = True
+            self._request(state, control, due=self._cadence != "no")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._look()
+        cadence = self._cadence
+        due = isinstance(cadence, int) and state.global_step % cadence == 0
+        self._request(state, control, due=due)
+        if self._signal and not self._due:
+            raise Interrupted(self._signal)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._epoch_over = True
+        self._look()
+        over = state.global_step >= state.max_steps
+        self.finished = self.finished or over
+        due = self._cadence == "epoch" or (over and self._cadence != "no")
+        self._request(state, control, due=due)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._due = False
+        if self._signal:
+            raise Interrupted(self._signal)
+
+    def progress(self) -> dict[str, Any]:
+        return {"best": asdict(self.best) if self.best else None, "worse": self._worse}
+
+    def go_on(self, progress: dict[str, Any]) -> None:
+        self.best = Best(**progress["best"]) if progress["best"] else None
+        self._worse = progress["worse"]
+
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is, and delete those that are not kept."""
+        trainer = self.trainer
+        tensors = {**trained_tensors(trainer.model, self.method), **state_tensors(trainer)}
+        processes = per_process(trainer, tensors)
+        step = trainer.state.global_step
+        path = checkpoint_path(self.folder, step)
+        best = self.best if self._keep_best else None
+        run = {
+            **self.identity,
+            **run_state(trainer),
+            "step": step,
+            "finished": self.finished,
+            "best_checkpoint": checkpoint_path(self.folder, best.step).name if best else None,
+            "progress": {type(c).__name__: c.progress() for c in self._resumables()},
+            "processes": processes,
+        }
+        if trainer.is_world_process_zero():
+            write_checkpoint(path, tensors, run, trainer.state)
+            self._delete_others({path.name, run["best_checkpoint"]})
+        self.last = path
+        trainer.accelerator.wait_for_everyone()
+
+    def restore_best(self) -> Best | None:
+        """Give the model the best checkpoint's weights; None where it keeps the last ones."""
+        if not self._keep_best:
+            return None
+        if self.best is None or self.best.step == self.trainer.state.global_step:
+            return self.best
+        found = read_checkpoint(checkpoint_path(self.folder, self.best.step))
+        load_trained(self.trainer.model, self.method, found.tensors)
+        return self.best
+
+    def _request(self, state: Any, control: Any, *, due: bool) -> None:
+        """Ask for a checkpoint, now or, where more belongs to this step, at the epoch's end."""
+        self._due = self._due or due or (self._signal > 0 and self._cadence != "no")
+        last = state.global_step % self._epoch_steps == 0 or state.global_step >= state.max_steps
+        if self._due and (self._epoch_over or not last):
+            control.should_save = True
+
+    def _look(self) -> None:
+        """Has a signal to stop reached any of the processes?"""
+        self._signal = self.trainer.largest(self.deferral.received or 0)
+
+    def _resumables(self) -> list[Resumable]:
+        return [c for c in self.trainer.callback_handler.callbacks if isinstance(c, Resumable)]
+
+    def _delete_others(self, keep: set[str]) -> None:
+        for old in checkpoint_paths(self.folder):
+            if old.name not in keep:
+                remove_directory(old)
+
+
+def _clean(folder: Path, *, everything: bool) -> None:
+    """Delete what an earlier run left; unless `everything`, only what it did not finish."""
+    if everything:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.is_dir():
+        tidy(folder)

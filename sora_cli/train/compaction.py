@@ -1,0 +1,86 @@
+"""`training.compact_every`: components that stay dead are removed while training goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from methods.base import AdapterMethod, Layers
+from methods.compaction import DeadSpells, remove_components
+from sora_cli.core.errors import SoraError
+from sora_cli.report import Compaction, Removal
+from sora_cli.train.checkpoint.resumable import Resumable
+
+
+class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
+    """Every so many steps, removes what has been dead in all of them.
+
+    Args:
+        every: optimiser steps.
+        only_count: remove nothing; follow what would have been removed, and whether it comes back.
+
+    Attributes:
+        record: what was done, for the report.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        method: AdapterMethod,
+        layers: Layers,
+        *,
+        every: int,
+        only_count: bool,
+    ) -> None:
+        if trainer.args.world_size > 1:
+            raise SoraError(
+                "training.compact_every works on one process only",
+                where=f"there are {trainer.args.world_size}",
+            )
+        self.trainer, self.method, self.layers = trainer, method, layers
+        self.record = Compaction(every=every, only_count=only_count)
+        self._spells = DeadSpells(layers)
+        self._chosen = torch.zeros_like(self._spells.alive())  # only counted: would be gone
+        self._returned = torch.zeros_like(self._chosen)  # and came back
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._spells.step()
+        if self.record.only_count:
+            self._returned |= self._chosen & self._spells.alive()
+        if state.global_step % self.record.every:
+            return
+        gone = self._spells.at_least(self.record.every)
+        if self.record.only_count:
+            gone &= ~self._chosen
+            self._chosen |= gone
+        if not bool(gone.any()):
+            return
+        if not self.record.only_count:
+            optimizer = self.trainer.optimizer
+            optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+            self.method.removed(remove_components(self.layers, gone, optimizer))
+            self._spells.drop(gone)
+        left = sum(layer.rank for layer in self.layers.values())
+        removal = Removal(step=state.global_step, removed=int(gone.sum()), left=left)
+        self.record.removals.append(removal)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.record.only_count:
+            self.record.would_have_revived = int(self._returned.sum())
+
+    def progress(self) -> dict[str, Any]:
+        return {
+            "record": self.record.model_dump(),
+            "spells": self._spells.steps.tolist(),
+            "chosen": self._chosen.tolist(),
+            "returned": self._returned.tolist(),
+        }
+
+    def go_on(self, progress: dict[str, Any]) -> None:
+        self.record = Compaction.model_validate(progress["record"])
+        device = self._chosen.device
+        self._spells.steps = torch.tensor(progress["spells"], device=device)
+        self._chosen = torch.tensor(progress["chosen"], dtype=torch.bool, device=device)
+        self._returned = torch.tensor(progress["returned"], dtype=torch.bool, device=device)

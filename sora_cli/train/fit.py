@@ -1,0 +1,139 @@
+"""From a trainer to a trained model: the parts a run needs put together, and its loop run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+
+from methods.base import AdapterMethod, Layers
+from sora_cli.core.interruption import deferred
+from sora_cli.report import Compaction
+from sora_cli.train.callback import MethodCallback, attach
+from sora_cli.train.checkpoint.files import Checkpoint, load_parameters, part
+from sora_cli.train.checkpoint.places import FOLDER
+from sora_cli.train.checkpoint.trainer_state import mean_loss
+from sora_cli.train.checkpoint.writer import Checkpoints
+from sora_cli.train.compaction import Compactor
+from sora_cli.train.non_finite import guard_steps
+from sora_cli.train.progress import RunProgress
+from sora_cli.train.trainer import AdapterTrainer
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a finished training run leaves behind, beside the trained model itself."""
+
+    steps: int
+    history: list[dict[str, Any]]  # losses, learning rates and evaluations by step
+    live: list[int]  # components alive after each optimiser step
+    skipped: int  # optimiser steps skipped by mixed precision, or not finite
+    non_finite: list[int]  # the latter, counted from 1
+    best_step: int | None  # the step whose weights the model has now; None: the last
+    best_metric: float | None
+    compaction: Compaction | None  # what was removed on the way, if anything was to be
+    first_step: int  # 0, or that of the checkpoint this process went on from
+
+
+def fit(
+    trainer: AdapterTrainer,
+    method: AdapterMethod,
+    layers: Layers,
+    output: Path,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    resumed: Checkpoint | None = None,
+) -> Fit:
+    """Train; the model ends with the best checkpoint's weights (or the last ones).
+
+    Args:
+        output: the run's directory.
+        identity: what a run that goes on from a checkpoint must have in common with this one.
+        resumed: the checkpoint to go on from.
+
+    Raises:
+        Interrupted: a signal came; there is a checkpoint of the last step, if the recipe has any.
+    """
+    block = trainer.recipe.training
+    hooks: MethodCallback = attach(trainer, method, layers, head_lr=block.head_learning_rate)
+    guard = guard_steps(
+        trainer, hooks, policy=block.non_finite, last_checkpoint=lambda: checkpoints.last
+    )
+    compactor = _add_compactor(trainer, method, layers)
+    with deferred() as deferral:
+        checkpoints = Checkpoints(
+            trainer,
+            method,
+            layers,
+            output / FOLDER,
+            identity=identity or {},
+            deferral=deferral,
+            resumed=resumed,
+        )
+        trainer.add_callback(checkpoints)
+        trainer.checkpoints, trainer.resumed = checkpoints, resumed
+        with _progress(trainer, hooks):
+            _run(trainer, method, layers, hooks)
+    best = checkpoints.restore_best()
+    return Fit(
+        steps=trainer.state.global_step,
+        history=trainer.state.log_history,
+        live=hooks.live,
+        skipped=hooks.skipped,
+        non_finite=guard.skipped,
+        best_step=best.step if best else None,
+        best_metric=best.metric if best else None,
+        compaction=compactor.record if compactor else None,
+        first_step=resumed.step if resumed else 0,
+    )
+
+
+def _run(
+    trainer: AdapterTrainer, method: AdapterMethod, layers: Layers, hooks: MethodCallback
+) -> None:
+    """All steps, or those that are left."""
+    resumed = trainer.resumed
+    if resumed is None:
+        trainer.train()
+        return
+    load_parameters(trainer.model, resumed.tensors)
+    hooks.method_state = part(resumed.tensors, "method.")
+    if not resumed.finished:
+        trainer.train(resume_from_checkpoint=str(resumed.path))
+        # Trainer divides the loss of all steps by the number of those it took itself
+        trainer.state.log_history[-1]["train_loss"] = mean_loss(trainer)
+        return
+    trainer.state = TrainerState.load_from_json(str(resumed.path / TRAINER_STATE_NAME))
+    method.begin(layers, total_steps=trainer.state.max_steps)
+    method.load_state_dict(hooks.method_state)
+    trainer.checkpoints.take_up(resumed)
+
+
+def _add_compactor(
+    trainer: AdapterTrainer, method: AdapterMethod, layers: Layers
+) -> Compactor | None:
+    """Before the checkpoints' callback, so that they hold what is left."""
+    block = trainer.recipe.training
+    if block.compact_every is None:
+        return None
+    only_count = block.compact_only_count
+    compactor = Compactor(trainer, method, layers, every=block.compact_every, only_count=only_count)
+    trainer.add_callback(compactor)
+    return compactor
+
+
+@contextmanager
+def _progress(trainer: AdapterTrainer, hooks: MethodCallback) -> Iterator[None]:
+    """Our bar instead of Trainer's; closed also by an error, whose message starts its own line."""
+    progress = RunProgress(hooks, trainer.task.best)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(progress)
+    try:
+        yield
+    finally:
+        progress.close()

@@ -1,0 +1,108 @@
+"""What a recipe asks of the machine and its installed packages.
+
+Memory that a training step has freed stays with the process for the next step.
+
+glibc gives large blocks back to the system as soon as they are freed, and the next step takes, page
+by page, zeroed ones again. On a CPU that costs a step of MiniLM a sixth of its time
+(`benchmarks/step.py --system-allocator`), with any layers.
+
+The same bits each time, also on a GPU: `training.deterministic`.
+
+On a CPU a run repeats itself without it. On a GPU some kernels add in whatever order their threads
+come (scatters, gradients of gathers, of attention), and cuBLAS may choose another way for the same
+product where several streams share its workspace. Other hardware, another number of processes or of
+CPU threads, and other versions of torch, CUDA or a driver still give other bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import torch
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import nearest
+from sora_cli.recipe.recipe import TrainingBlock
+
+
+def check_machine(block: TrainingBlock) -> None:
+    """Tell what is missing before anything is loaded for the run.
+
+    Raises:
+        SoraError: a precision that needs a GPU, a logger that is not installed.
+    """
+    import torch
+
+    if block.precision == "fp16" and not torch.cuda.is_available():
+        raise SoraError(
+            "precision fp16 needs a GPU",
+            hint="training.precision=bf16",
+            key="training.precision",
+        )
+    _check_loggers(block.loggers)
+    _check_launcher()
+
+
+def _check_launcher() -> None:
+    """What `accelerate launch` asks for, through the environment, that the methods can not do."""
+    if _asked_for("ACCELERATE_USE_DEEPSPEED"):
+        raise SoraError(
+            "DeepSpeed is not supported: its optimisers keep the gradients that methods look at",
+            hint="torchrun; where the model is too large for that, FSDP with fsdp_version: 2",
+        )
+    if _asked_for("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
+        raise SoraError(
+            "FSDP1 is not supported: it flattens the factors",
+            hint="in accelerate's configuration: fsdp_version: 2",
+        )
+
+
+def _asked_for(name: str) -> bool:
+    return os.environ.get(name, "").lower() == "true"
+
+
+def _check_loggers(names: list[str]) -> None:
+    if not names:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    known = get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise SoraError(
+                f"logger '{name}' is unknown or not installed",
+                hint=nearest(name, known)
+                if known
+                else "none is installed: pip install tensorboard",
+                key="training.loggers",
+            )
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's numbers, from malloc.h
+_LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc, for the whole process; False where the C library is another one."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return all([mallopt(_MMAP_THRESHOLD, 1 << 30), mallopt(_TRIM_THRESHOLD, _LARGEST)])
+
+
+_WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB, one of the two values that cuBLAS promises it for
+
+
+def set_deterministic(on: bool) -> None:
+    """Allow deterministic algorithms only, or all again; before the first work on a GPU.
+
+    With `on`, torch raises RuntimeError at an operation that has no such algorithm.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # read once, by cuBLAS
+        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # of the flash-attn package
+        torch.backends.cudnn.benchmark = False  # it times algorithms, and may choose another
+    torch.use_deterministic_algorithms(on)
+    # nothing here reads memory that was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

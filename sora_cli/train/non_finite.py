@@ -1,0 +1,182 @@
+"""A loss or gradient that is not finite stops the run, or its step is left out and counted.
+
+`guard_steps(trainer, hooks, ...)` looks once per optimiser step at the losses of its micro-batches
+and at the gradient norm that the trainer has computed anyway, and synchronises one bit for it. Over
+several processes the answer is the same on all. Infinite gradients that a gradient scaler (fp16) is
+there to meet are left to it, as long as its scale is what makes them infinite.
+
+A step left out changes no parameter, no moment of the optimiser and nothing of the method; learning
+rate and step count go on, and logged losses are means over the steps that were taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from sora_cli.core.errors import SoraError
+from sora_cli.train.callback import MethodCallback
+from sora_cli.train.checkpoint import generators
+from sora_cli.train.checkpoint.resumable import Resumable
+from sora_cli.train.diagnosis import MicroBatch, find_origin
+
+IN_A_ROW = 10
+"""Steps without a finite loss and gradient that stop a run which would leave them out."""
+
+Policy = Literal["stop", "skip"]
+
+
+def guard_steps(
+    trainer: Trainer,
+    hooks: MethodCallback,
+    *,
+    policy: Policy,
+    last_checkpoint: Callable[[], Path | None] = lambda: None,
+) -> FiniteGuard:
+    """Watch over a trainer's steps; after `attach`, before `trainer.train()`.
+
+    Args:
+        hooks: what `attach` returned; it is told of steps left out.
+        policy: what a bad step does: "stop" the run, or be left out ("skip").
+        last_checkpoint: the directory of the last checkpoint there is, asked for when a run stops.
+    """
+    guard = FiniteGuard(trainer, hooks, policy=policy, last_checkpoint=last_checkpoint)
+    trainer.add_callback(guard)
+    guard.wrap()
+    return guard
+
+
+@final
+class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
+    """The watch itself.
+
+    Attributes:
+        skipped: steps left out, counted from 1 as in the history.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        hooks: MethodCallback,
+        *,
+        policy: Policy,
+        last_checkpoint: Callable[[], Path | None],
+    ) -> None:
+        self.trainer, self.hooks, self.policy = trainer, hooks, policy
+        self.skipped: list[int] = []
+        self._last_checkpoint = last_checkpoint
+        self._in_a_row = 0
+        self._batches: list[MicroBatch] = []  # of the step at hand
+        self._norm: Any = None  # of its gradient, before clipping
+        self._sum: Tensor | None = None  # of losses not yet logged, before the step
+        self._logged = 0  # step of the last logged loss
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._batches, self._norm = [], None
+        if self.policy == "skip":
+            self._sum = self.trainer._tr_loss.clone()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        losses = [batch.loss for batch in self._batches]
+        norm = _norm_of(self.trainer.model) if self._norm is None else self._norm
+        finite = self._all_finite([*losses, torch.as_tensor(norm)])
+        if finite or (self._scales() and self._all_finite(losses)):
+            self._in_a_row = 0
+            return
+        step = state.global_step + 1
+        self._in_a_row += 1
+        if self.policy == "stop" or self._in_a_row >= IN_A_ROW:
+            raise self._error(step)
+        self.skipped.append(step)
+        self._leave_out()
+
+    def progress(self) -> dict[str, Any]:
+        return {
+            "skipped": list(self.skipped),
+            "in_a_row": self._in_a_row,
+            "logged": self._logged,
+        }
+
+    def go_on(self, progress: dict[str, Any]) -> None:
+        self.skipped, self._in_a_row = list(progress["skipped"]), progress["in_a_row"]
+        self._logged = progress["logged"]
+
+    def wrap(self) -> None:
+        """Put the watch around the trainer's own functions."""
+        trainer = self.trainer
+        step, clip, log = trainer.training_step, trainer.accelerator.clip_grad_norm_, trainer.log
+
+        def training_step(model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            random = generators.tensors()
+            loss = step(model, inputs, num_items_in_batch)
+            self._batches.append(MicroBatch(inputs, random, loss))
+            return loss
+
+        def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
+            self._norm = clip(*args, **kwargs)
+            return self._norm
+
+        def log_taken(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            self._correct(logs)
+            log(logs, *args, **kwargs)
+
+        trainer.training_step, trainer.log = training_step, log_taken
+        trainer.accelerator.clip_grad_norm_ = clip_grad_norm_
+
+    def _all_finite(self, numbers: list[Tensor]) -> bool:
+        """Of all processes; the one moment at which the GPU is waited for."""
+        device = self.trainer.args.device
+        finite = torch.stack([n.detach().isfinite().to(device) for n in numbers]).all()
+        if self.trainer.args.world_size > 1:
+            finite = self.trainer.accelerator.gather(finite.int()).min()
+        return bool(finite)
+
+    def _scales(self) -> bool:
+        """Whether a gradient scaler may be what made a gradient infinite, and will see to it."""
+        scaler = self.trainer.accelerator.scaler
+        return scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1
+
+    def _leave_out(self) -> None:
+        self.trainer.model.zero_grad()  # optimisers leave parameters without a gradient alone
+        self.trainer._tr_loss.copy_(self._sum)
+        self.hooks.skip_step()
+
+    def _correct(self, logs: dict[str, float]) -> None:
+        """Trainer divides by the steps gone by; those left out are no part of the mean."""
+        now, begun = self.trainer.state.global_step, self.trainer._initial_global_step
+        for key, since in (("loss", self._logged), ("train_loss", begun)):
+            left_out = sum(step > since for step in self.skipped)
+            if key in logs and left_out:
+                taken = now - since - left_out
+                logs[key] = logs[key] * (now - since) / taken if taken else math.nan
+        if "loss" in logs:
+            self._logged = now
+
+    def _error(self, step: int) -> SoraError:
+        origin = find_origin(self.trainer, self._batches)
+        rate = self.trainer.args.learning_rate
+        what, hint = f"step {step}: {origin.text}", f"training.learning_rate={rate / 2:g}"
+        if origin.frozen is not None:
+            hint = (
+                f"the base model itself is damaged: {origin.frozen} is not finite; see model.path"
+            )
+        elif self.policy == "stop":
+            hint += ", or leave such steps out: training.non_finite=skip"
+        if self._in_a_row >= IN_A_ROW:
+            what = f"step {step} is the {IN_A_ROW}th bad one in a row: {origin.text}"
+        folder = self._last_checkpoint()
+        where = "there is no checkpoint before" if folder is None else f"last checkpoint: {folder}"
+        return SoraError(what, where=where, hint=hint)
+
+
+def _norm_of(model: nn.Module) -> Tensor:
+    """Of the gradient, where the trainer has not computed it."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
+    return norm

@@ -1,0 +1,82 @@
+"""One progress bar for training, one line per evaluation; all of it on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+from transformers import ProgressCallback, TrainerCallback
+
+from sora_cli.report import RunLog
+from sora_cli.train.callback import MethodCallback
+
+
+class RunProgress(ProgressCallback):  # type: ignore[misc]
+    """Trainer's bar with the loss and the components alive; talk never goes to stdout."""
+
+    def __init__(self, hooks: MethodCallback, metric: str) -> None:
+        super().__init__()
+        self.training_bar: Any = None
+        self.prediction_bar: Any = None
+        self.hooks, self.metric = hooks, metric
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+
+    def close(self) -> None:
+        """Leave the terminal at the start of a line, whatever ended the training."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+        self.prediction_bar = self.training_bar = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            shown = {"loss": f"{logs['loss']:.3f}"}
+            if self.hooks.method.adapts_rank and self.hooks.live:
+                shown["components"] = str(self.hooks.live[-1])
+            self.training_bar.set_postfix(shown, refresh=False)
+        score = logs.get(f"eval_{self.metric}")
+        if score is not None:
+            live = f", {self.hooks.live[-1]} components alive" if self.hooks.live else ""
+            line = f"epoch {state.epoch:.1f}: {self.metric} {score:.4f}{live}"
+            tqdm.write(line, file=sys.stderr)  # the bar has no file where TQDM_DISABLE is set
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if self.prediction_bar is None and state.is_world_process_zero:
+            self.prediction_bar = tqdm(
+                total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True
+            )
+        if self.prediction_bar is not None:
+            self.prediction_bar.update(1)
+
+
+class SavedHistory(TrainerCallback):  # type: ignore[misc]
+    """Saves a run's report at each evaluation."""
+
+    def __init__(self, log: RunLog) -> None:
+        self.log = log
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.log.note_progress(state)
+        self.log.save()
+
+
+@contextmanager
+def following(log: RunLog, trainer: Any) -> Iterator[None]:
+    """While a Trainer trains: its steps and history are kept, however that ends, and saved at
+    each evaluation, for whoever watches the run."""
+    trainer.add_callback(SavedHistory(log))
+    try:
+        yield
+    finally:
+        log.note_progress(trainer.state)

@@ -1,0 +1,58 @@
+"""How many optimiser steps a run takes, and the learning rate of each: known before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments, get_scheduler
+
+from methods.base import AdapterMethod, Layers
+from sora_cli.recipe.recipe import TrainingBlock
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimiser steps of a run; `micro_batch` is the rows of one forward pass and process."""
+
+    total: int
+    per_epoch: int
+    warmup: int
+    micro_batch: int
+
+
+def count_steps(args: TrainingArguments, block: TrainingBlock, rows: int) -> Steps:
+    """Steps as transformers' Trainer counts them; a last batch of fewer rows is a step, too."""
+    total = block.total_steps(rows)
+    return Steps(
+        total=total,
+        per_epoch=block.steps_per_epoch(rows),
+        warmup=args.get_warmup_steps(total),
+        micro_batch=args.per_device_train_batch_size,
+    )
+
+
+def learning_rates(
+    args: TrainingArguments, method: AdapterMethod, layers: Layers, total: int
+) -> Mapping[str, Sequence[float]]:
+    """The learning rate of every step, by the names of the method's parameter groups."""
+    groups = method.param_groups(layers, lr=args.learning_rate, weight_decay=args.weight_decay)
+    if not groups:  # only the head is trained
+        return {}
+    stand_ins = [{"params": [torch.zeros(1)], "lr": group["lr"]} for group in groups]
+    optimizer = torch.optim.SGD(stand_ins, lr=args.learning_rate)
+    scheduler = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(total),
+        num_training_steps=total,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs or None,
+    )
+    rates = []
+    for _ in range(total):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    columns = zip(*rates, strict=True)
+    return {group["name"]: column for group, column in zip(groups, columns, strict=True)}

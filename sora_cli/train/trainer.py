@@ -1,0 +1,242 @@
+"""The run itself, on `transformers.Trainer`: gradients, batches and evaluation done right."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from sora_cli.core.errors import SoraError
+from sora_cli.model.base import Base
+from sora_cli.model.gradient_checkpointing import checkpointing_arguments
+from sora_cli.recipe.recipe import Cadence, Recipe
+from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
+from sora_cli.train.checkpoint.trainer_state import ResumingTrainer
+from sora_cli.train.machine import check_machine, keep_freed_memory
+
+
+class AdapterTrainer(ResumingTrainer):
+    """A Trainer whose accumulated gradients equal those of the whole batch.
+
+    Loss: each micro-batch weighs by its share of the step's rows (or tokens), over all processes.
+    (Trainer alone hands the number of items to the model, which classification models ignore: four
+    micro-batches then give four times the gradient.) Batches are of similar length, evaluation is
+    sorted by length, and predictions come back in the data set's order.
+    """
+
+    def __init__(
+        self, *, task: Task, recipe: Recipe, train: Encoded | None, processor: Any, **options: Any
+    ) -> None:
+        super().__init__(train_dataset=train and train.dataset, **options)
+        self.task, self.recipe, self.train_rows, self.processor = task, recipe, train, processor
+        self.model_accepts_loss_kwargs = False  # then its loss is a plain mean, divided later
+        self.sampler: GroupedBatchSampler | None = None
+        self._counts: deque[int] = deque()  # loss items of the step's micro-batches to come
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimiser step, and the loss items of the step."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        assert self.sampler is not None
+        step = self.state.global_step % self.recipe.training.steps_per_epoch(self.sampler.rows)
+        counts = [
+            0 if self.sampler.is_filler(step, number) else self.task.loss_items(batch)
+            for number, batch in enumerate(batches)
+        ]
+        self._counts = deque(counts)
+        items = torch.tensor(sum(counts), device=self.args.device)
+        if self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return batches, items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean loss of a micro-batch; in training weighted so that the step's sum is the mean."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training and num_items_in_batch is not None:
+            share = self._counts.popleft() * self.args.world_size / num_items_in_batch
+            loss = loss * share * self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches from our own sampler."""
+        assert self.train_rows is not None
+        block = self.recipe.training
+        self.sampler = GroupedBatchSampler(
+            len(self.train_rows.lengths),
+            self.train_rows.lengths if block.length_grouping else None,
+            batch_size=block.batch_size,
+            micro_batch=self.args.per_device_train_batch_size,
+            seed=block.seed,
+            process=self.args.process_index,
+            processes=self.args.world_size,
+        )
+        loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
+        whole = {"num_processes": 1, "process_index": 0}  # the sampler has dealt the rows out
+        dealt: DataLoader[Any] = prepare_data_loader(
+            loader, self.args.device, put_on_device=True, **whole
+        )
+        return dealt
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Batches from longest to shortest row."""
+        return self.get_test_dataloader(self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Batches from longest to shortest row."""
+        assert isinstance(test_dataset, SortedByLength)
+        loader = self._loader(test_dataset, batch_size=self.args.eval_batch_size)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
+    ) -> tuple[None, torch.Tensor, None]:
+        """What the task keeps of the model's outputs: the loss is computed from that."""
+        batch = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**self.task.scored_inputs(batch))
+        return None, self.task.kept(outputs, batch).detach(), None
+
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
+        """Outputs in the data set's order; in training, scored."""
+        out = super().evaluation_loop(dataloader, *args, **kwargs)
+        view = dataloader.dataset
+        assert isinstance(view, SortedByLength)
+        outputs = view.restore(out.predictions)
+        if kwargs.get("metric_key_prefix") == "eval":
+            predictions = self._completed(view.rows, outputs, [self.task.best])
+            scores = self.task.scores(predictions)
+            out.metrics.update({f"eval_{name}": value for name, value in scores.items()})
+        return EvalLoopOutput(outputs, None, out.metrics, out.num_samples)
+
+    def predictions_of(self, rows: Encoded, metrics: Sequence[str]) -> Predictions:
+        """What the model says of a split, with all that these metrics need."""
+        out = self.predict(SortedByLength(rows))
+        return self._completed(rows, out.predictions, metrics)
+
+    def write(self, examples: Dataset) -> list[str] | None:
+        """What the model writes for each example; each process works on its share."""
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        rank, world = self.args.process_index, self.args.world_size
+        mine = examples.select(range(rank, len(examples), world))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            texts = self.task.write(model, self.processor, mine)
+        if world == 1 or texts is None:
+            return texts
+        parts: list[list[str]] = gather_object([texts])
+        return [parts[i % world][i // world] for i in range(len(examples))]
+
+    def _completed(self, rows: Encoded, outputs: np.ndarray, metrics: Sequence[str]) -> Predictions:
+        texts = self.write(rows.raw) if self.task.needs_texts(metrics) else None
+        return Predictions(outputs, self.task.labels(rows), rows, texts)
+
+    def _loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            **options,
+        )
+
+
+def build_trainer(
+    recipe: Recipe,
+    task: Task,
+    base: Base,
+    output: Path,
+    *,
+    train: Encoded | None = None,
+    select: Encoded | None = None,
+) -> AdapterTrainer:
+    """A trainer for a recipe; without training rows it can only evaluate."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    return AdapterTrainer(
+        task=task,
+        recipe=recipe,
+        train=train,
+        model=base.model,
+        args=training_arguments(recipe, output, task.best, evaluates=select is not None),
+        eval_dataset=None if select is None else SortedByLength(select),
+        data_collator=task.collator(base.processor),
+        processor=base.processor,
+    )
+
+
+def training_arguments(
+    recipe: Recipe, output: Path, metric: str, *, evaluates: bool
+) -> TrainingArguments:
+    """The recipe's training block as transformers' arguments."""
+    block = recipe.training
+    evaluate, eval_steps = _cadence(block.evaluate if evaluates else "no")
+    check_machine(block)
+    world = _world_size()
+    parts = block.gradient_accumulation * world
+    if block.batch_size % parts:
+        raise SoraError(
+            f"training.batch_size {block.batch_size} does not split over {world} processes x "
+            f"{block.gradient_accumulation} micro-batches",
+            hint=f"training.batch_size={math.ceil(block.batch_size / parts) * parts}",
+        )
+    return TrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=block.epochs,
+        max_steps=block.max_steps or -1,
+        per_device_train_batch_size=block.batch_size // parts,
+        per_device_eval_batch_size=block.eval_batch_size,
+        gradient_accumulation_steps=block.gradient_accumulation,
+        learning_rate=block.learning_rate,
+        lr_scheduler_type=block.schedule,
+        warmup_steps=block.warmup,
+        weight_decay=block.weight_decay,
+        adam_beta1=block.adam_betas[0],
+        adam_beta2=block.adam_betas[1],
+        adam_epsilon=block.adam_epsilon,
+        max_grad_norm=block.max_grad_norm,
+        bf16=block.precision == "bf16",
+        fp16=block.precision == "fp16",
+        seed=block.seed,
+        eval_strategy=evaluate,
+        eval_steps=eval_steps,
+        save_strategy="no",  # our own checkpoints: safetensors and JSON only
+        metric_for_best_model=metric,
+        greater_is_better=recipe.task.options.greater_is_better,
+        logging_steps=block.logging_steps,
+        report_to=block.loggers or "none",
+        dataloader_num_workers=block.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=False,
+        logging_nan_inf_filter=False,
+        **(checkpointing_arguments() if block.gradient_checkpointing else {}),
+    )
+
+
+def _cadence(cadence: Cadence) -> tuple[str, int | None]:
+    return ("steps", cadence) if isinstance(cadence, int) else (cadence, None)
+
+
+def _world_size() -> int:
+    from accelerate import PartialState
+
+    return int(PartialState(cpu=not torch.cuda.is_available()).num_processes)

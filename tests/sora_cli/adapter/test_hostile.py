@@ -1,0 +1,556 @@
+"""Damaged and malicious adapter directories: refused in three lines at most, nothing written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import signal
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sora_cli.adapter.metadata import SORA_FILE
+from sora_cli.adapter.peft.layout import PICKLE_FILE, WEIGHTS_FILE
+from sora_cli.app import run
+from sora_cli.model.files import CONFIG_FILE
+
+P = "base_model.model."
+QUERY, VALUE = "enc.0.query", "enc.0.value"
+A, B, HEAD = f"{P}{QUERY}.lora_A.weight", f"{P}{QUERY}.lora_B.weight", f"{P}classifier.weight"
+Damage = Callable[[Path], object]
+
+
+def _lora(directory: Path) -> Path:
+    """A PEFT LoRA of two modules with a head."""
+    directory.mkdir(parents=True)
+    g = torch.Generator().manual_seed(0)
+    shapes = {A: (2, 6), B: (5, 2), HEAD: (3, 5)}
+    shapes |= {key.replace(QUERY, VALUE): shape for key, shape in shapes.items() if key != HEAD}
+    save_file(
+        {key: torch.randn(shape, generator=g) for key, shape in shapes.items()},
+        directory / WEIGHTS_FILE,
+        metadata={"format": "pt"},
+    )
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": "some/model",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["query", "value"],
+        "modules_to_save": ["classifier"],
+    }
+    (directory / CONFIG_FILE).write_text(json.dumps(config))
+    return directory
+
+
+def _adalora(directory: Path) -> Path:
+    """A PEFT AdaLoRA of two modules, one of them dead."""
+    _lora(directory)
+    e = f"{P}{QUERY}.lora_E"
+    tensors = {
+        e: torch.randn(2, 1),
+        e.replace("lora_E", "lora_A"): torch.randn(2, 6),
+        e.replace("lora_E", "lora_B"): torch.randn(5, 2),
+        f"{P}{VALUE}.lora_E": torch.zeros(0, 1),
+        f"{P}{VALUE}.lora_A": torch.zeros(0, 6),
+        f"{P}{VALUE}.lora_B": torch.zeros(5, 0),
+    }
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    pattern = {f"{QUERY}.lora_E": [True, True, False], f"{VALUE}.lora_E": [False] * 3}
+    _config(peft_type="ADALORA", init_r=3, rank_pattern=pattern)(directory)
+    return directory
+
+
+def _config(**changes: Any) -> Damage:
+    def damage(directory: Path) -> None:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+        (directory / CONFIG_FILE).write_text(json.dumps({**config, **changes}))
+
+    return damage
+
+
+def _raw_config(content: bytes | str) -> Damage:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda directory: (directory / CONFIG_FILE).write_bytes(data)
+
+
+def _sora(content: Any) -> Damage:
+    text = content if isinstance(content, str) else json.dumps(content)
+    return lambda directory: (directory / SORA_FILE).write_text(text)
+
+
+def _tensors(**changes: torch.Tensor | None) -> Damage:
+    """Tensors by name "A", "B", "HEAD" or key; None takes one out."""
+    names = {"A": A, "B": B, "HEAD": HEAD}
+
+    def damage(directory: Path) -> None:
+        tensors = load_file(directory / WEIGHTS_FILE)
+        for name, tensor in changes.items():
+            tensors[names.get(name, name)] = tensor  # type: ignore[assignment]
+        kept = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+        save_file(kept, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    return damage
+
+
+def _renamed(name: str, key: str = HEAD) -> Damage:
+    def damage(directory: Path) -> None:
+        tensors = load_file(directory / WEIGHTS_FILE)
+        tensors[name] = tensors.pop(key)
+        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    return damage
+
+
+def _cut(keep: int) -> Damage:
+    return lambda d: (d / WEIGHTS_FILE).write_bytes((d / WEIGHTS_FILE).read_bytes()[:keep])
+
+
+def _header(header: Any, length: int | None = None, body: bytes = b"") -> Damage:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    size = struct.pack("<Q", len(text) if length is None else length)
+    return lambda directory: (directory / WEIGHTS_FILE).write_bytes(size + text + body)
+
+
+def _entry(dtype: str, shape: list[int], *offsets: int) -> dict[str, Any]:
+    return {A: {"dtype": dtype, "shape": shape, "data_offsets": list(offsets)}}
+
+
+def _sparse(name: str) -> Damage:
+    def damage(directory: Path) -> None:
+        with (directory / name).open("wb") as file:
+            file.truncate(60_000_000)
+
+    return damage
+
+
+def _pickle_instead(directory: Path) -> None:
+    (directory / WEIGHTS_FILE).rename(directory / PICKLE_FILE)
+
+
+def _directory_instead(directory: Path) -> None:
+    (directory / WEIGHTS_FILE).unlink()
+    (directory / WEIGHTS_FILE).mkdir()
+
+
+def _in_subfolder(directory: Path) -> None:
+    (directory / "sub").mkdir()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        (directory / name).rename(directory / "sub" / name)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+MANY_DIGITS = 10**400
+FILES: dict[str, tuple[Damage, str]] = {
+    # what is done to the files of a LoRA, and what the error says
+    "empty file": (_cut(0), "truncated or corrupt"),
+    "cut in the length": (_cut(5), "truncated or corrupt"),
+    "cut in the header": (_cut(200), "truncated or corrupt"),
+    "cut in the data": (_cut(-1), "truncated or corrupt"),
+    "header of no bytes": (_header(b"", 0), "truncated or corrupt"),
+    "header of 2^63 bytes": (_header({}, 2**63), "truncated or corrupt"),
+    "header of 90 MB": (_header({}, 90_000_000), "truncated or corrupt"),
+    "header that is no JSON": (_header(b"{{{{{{{{"), "truncated or corrupt"),
+    "header that is a list": (_header([]), "truncated or corrupt"),
+    "header nested too deep": (_header(DEEP.encode()), "truncated or corrupt"),
+    "header not in UTF-8": (_header(b'{"\xff\xfe": 1}'), "truncated or corrupt"),
+    "offsets beyond the end": (_header(_entry("F32", [2, 6], 0, 48)), "truncated or corrupt"),
+    "offsets backwards": (_header(_entry("F32", [2], 8, 0), body=b"8" * 8), "truncated"),
+    "offsets below zero": (_header(_entry("F32", [2], -8, 0), body=b"8" * 8), "truncated"),
+    "a gap": (_header(_entry("F32", [1], 4, 8), body=b"8" * 8), "truncated or corrupt"),
+    "shape not of these bytes": (_header(_entry("F32", [9], 0, 8), body=b"8" * 8), "truncated"),
+    "shape that overflows": (_header(_entry("F32", [2**62, 8], 0, 8), body=b"8" * 8), "truncated"),
+    "unknown dtype": (_header(_entry("F31", [2], 0, 8), body=b"8" * 8), "truncated or corrupt"),
+    "metadata of another kind": (_header({"__metadata__": 3}), "truncated or corrupt"),
+    "no tensor": (_header({}), "no LoRA pair"),
+    "a pickle": (_pickle_instead, "can run any code"),
+    "a directory for a file": (_directory_instead, f"holds no {WEIGHTS_FILE}"),
+    "in a subfolder": (_in_subfolder, "there are adapters in"),
+}
+TENSORS: dict[str, tuple[Damage, str]] = {
+    "A of another rank": (_tensors(A=torch.ones(3, 6)), "no pair of rank 2"),
+    "B of another rank": (_tensors(B=torch.ones(5, 1)), "no pair of rank 2"),
+    "both of another rank": (_tensors(A=torch.ones(3, 6), B=torch.ones(5, 3)), "no pair of rank 2"),
+    "A of three dimensions": (_tensors(A=torch.ones(2, 6, 1)), "no pair"),
+    "A without dimensions": (_tensors(A=torch.tensor(1.0)), "no pair"),
+    "a convolution": (_tensors(A=torch.ones(2, 6, 3, 3)), "no pair"),
+    "no inputs": (_tensors(A=torch.ones(2, 0)), "no layer has 0 inputs"),
+    "no outputs": (_tensors(B=torch.ones(0, 2)), "0 outputs"),
+    "dead module": (_tensors(A=torch.ones(0, 6), B=torch.ones(5, 0)), "no pair of rank 2"),
+    "A missing": (_tensors(A=None), "a B but no A"),
+    "B missing": (_tensors(B=None), "an A but no B"),
+    "NaN in A": (_tensors(A=torch.full((2, 6), math.nan)), "NaN or infinity"),
+    "one infinity in B": (_tensors(B=torch.tensor([[1, math.inf]] * 5)), "NaN or infinity"),
+    "minus infinity in B": (_tensors(B=torch.tensor([[1, -math.inf]] * 5)), "NaN or infinity"),
+    "too large for float32": (
+        _tensors(A=torch.full((2, 6), 1e300, dtype=torch.float64)),
+        "NaN or infinity",
+    ),
+    "integers": (_tensors(A=torch.ones(2, 6, dtype=torch.int8)), "stored as int8"),
+    "8-bit floats": (_tensors(A=torch.ones(2, 6).to(torch.float8_e4m3fn)), "16 bits"),
+    "something else": (_tensors(**{f"{P}other.weight": torch.ones(2)}), "neither half"),
+}
+NAMES: dict[str, tuple[Damage, str]] = {
+    f"{name!r:.40}": (_renamed(name, key), message)
+    for name, key, message in [
+        ("classifier.weight", HEAD, "does not start with"),
+        ("model.base_model.classifier.weight", HEAD, "does not start with"),
+        ("", HEAD, "does not start with"),
+        (P, HEAD, "can not be the name"),
+        (f"{P}classifier.../../etc/passwd", HEAD, "can not be the name"),
+        (f"{P}classifier.a/b", HEAD, "can not be the name"),
+        (f"{P}classifier.a\\b", HEAD, "can not be the name"),
+        (f"{P}classifier.a\0b", HEAD, "can not be the name"),
+        (f"{P}classifier.a\nerror: b", HEAD, "can not be the name"),
+        (f"{P}classifier.\x1b[31mred", HEAD, "can not be the name"),
+        (f"{P}classifier..weight", HEAD, "can not be the name"),
+        (f"{P}.classifier.weight", HEAD, "can not be the name"),
+        (f"{P}classifier.", HEAD, "can not be the name"),
+        (f"{P}classifier. .weight", HEAD, "can not be the name"),
+        (f"{P}classifier.{'x' * 5000}", HEAD, "can not be the name"),
+        (f"{P}..lora_A.weight", A, "can not be the name"),
+        (f"{P}lora_A.weight", A, "neither half"),
+        (f"{P}enc.0.query.lora_A.default.weight", A, "neither half"),
+        (f"{P}enc.0.query.lora_embedding_A", A, "adapter on the embedding 'enc.0.query'"),
+        (f"{P}enc.0.query.lora_magnitude_vector", A, "DoRA"),
+        (f"{P}enc.0.query.base_layer.weight", A, "a B but no A"),
+        (f"{P}enc.9.query.base_layer.weight", HEAD, "has no adapter"),
+    ]
+}
+CONFIGS: dict[str, tuple[Damage, str]] = {
+    "empty": (_raw_config(""), "is no JSON"),
+    "cut": (_raw_config('{"peft_type": "LO'), "is no JSON"),
+    "a list": (_raw_config("[]"), "no peft_type"),
+    "a number": (_raw_config("7"), "no peft_type"),
+    "no type": (_raw_config("{}"), "no peft_type"),
+    "type of another kind": (_config(peft_type=["LORA"]), "no peft_type"),
+    "type of control characters": (_config(peft_type="\x1b[31m\n\n\n\n"), "only LORA"),
+    "not in UTF-8": (_raw_config(b'{"peft_type": "\xff"}'), "is no JSON"),
+    "nested too deep": (_raw_config(DEEP), "nested too deep"),
+    "too large": (_sparse(CONFIG_FILE), "too large"),
+    "a key twice": (_raw_config('{"peft_type": "LORA", "r": 2, "r": 3}'), "'r' is there twice"),
+    "a pattern twice": (
+        _raw_config('{"peft_type": "LORA", "rank_pattern": {"q": 1, "q": 2}}'),
+        "'q' is there twice",
+    ),
+    "number of 5000 digits": (_raw_config('{"peft_type":"LORA","r":' + "9" * 5000 + "}"), "JSON"),
+    "huge r": (_config(r=10**9), "at most"),
+    "r of 400 digits": (_config(r=MANY_DIGITS), "many digits"),
+    "r below zero": (_config(r=-1), "at least 1"),
+    "r zero": (_config(r=0), "at least 1"),
+    "r a fraction": (_config(r=2.5), "r: "),
+    "r a text": (_config(r="2"), "r: "),
+    "r a truth": (_config(r=True), "r: "),
+    "r nothing": (_config(r=None), "r: "),
+    "r not that of the file": (_config(r=64), "no pair of rank 64"),
+    "alpha zero": (_config(lora_alpha=0), "above 0"),
+    "alpha below zero": (_config(lora_alpha=-16), "above 0"),
+    "alpha infinite": (_config(lora_alpha=math.inf), "above 0 and finite"),
+    "alpha NaN": (_config(lora_alpha=math.nan), "above 0 and finite"),
+    "alpha of 400 digits": (_config(lora_alpha=MANY_DIGITS), "lora_alpha"),
+    "alpha a text": (_config(lora_alpha="16"), "lora_alpha: "),
+    "alpha that overflows": (_config(lora_alpha=1e300), "NaN or infinity"),
+    "alphas of zero": (_config(alpha_pattern={"query": 0}), "above 0"),
+    "ranks of zero": (_config(rank_pattern={"query": 0}), "at least 1"),
+    "ranks a list": (_config(rank_pattern=["query"]), "rank_pattern: "),
+    "ranks as texts": (_config(rank_pattern={"query": "2"}), "rank_pattern.query: "),
+    "ranks in lists": (_config(rank_pattern={"query": [True]}), "rank_pattern.query: "),
+    "ranks not those of the file": (_config(rank_pattern={"query": 1}), "no pair of rank 1"),
+    "no regular expression": (_config(rank_pattern={"(": 2}), "no regular expression"),
+    "half an expression": (_config(alpha_pattern={"a)": 2}), "no regular expression"),
+    "expression nested too deep": (_config(alpha_pattern={"(" * 3000 + ")" * 3000: 2}), "pattern"),
+    "expression of a megabyte": (_config(alpha_pattern={"a?" * 500_000: 2}), "characters"),
+    "modules a text": (_config(modules_to_save="classifier"), "modules_to_save: "),
+    "modules of no name": (_config(modules_to_save=[""]), "stands for every module"),
+    "a million modules": (_config(modules_to_save=["a"] * 1_000_000), "too many"),
+    "head of no module": (_config(modules_to_save=None, task_type=None), "below modules_to_save"),
+    "AdaLoRA's type": (_config(peft_type="ADALORA"), "but no E|neither half"),
+    "rsLoRA a text": (_config(use_rslora="no"), "use_rslora: "),
+    "an empty variant": (_config(arrow_config={}), "arrow_config is set"),
+    "no targets": (_config(target_modules=None), "target_modules is not set"),
+    "empty targets": (_config(target_modules=[]), f"leaves out {QUERY}, {VALUE}"),
+    "other targets": (_config(target_modules=["query"]), f"target_modules leaves out {VALUE}"),
+    "targets by an expression": (_config(target_modules=".*query"), f"leaves out {VALUE}"),
+    "targets by part of one": (_config(target_modules="query|value"), "leaves out"),
+    "targets of no expression": (_config(target_modules="*"), "no regular expression"),
+    "other layers": (_config(layers_to_transform=1), f"leaves out {QUERY}, {VALUE}"),
+    "other layers by pattern": (
+        _config(layers_to_transform=[0], layers_pattern="layers"),
+        f"leaves out {QUERY}",
+    ),
+    "layers a truth": (_config(layers_to_transform=True), "layers_to_transform"),
+    "a pattern without layers": (_config(layers_pattern="enc"), "not layers_to_transform"),
+    "layers with an expression": (
+        _config(target_modules=".*", layers_to_transform=[0]),
+        "go with a list",
+    ),
+    "excluded": (_config(exclude_modules=["0.value"]), f"exclude_modules has {VALUE}"),
+    "excluded by an expression": (_config(exclude_modules=r".*\.0\..*"), "exclude_modules has"),
+    "stored in full, too": (_config(modules_to_save=["enc", "classifier"]), "modules_to_save has"),
+}
+SORA_FILES: dict[str, tuple[Damage, str]] = {
+    "sora.json a list": (_sora([]), "sora.json"),
+    "sora.json cut": (_sora("{"), "is no JSON"),
+    "sora.json nested too deep": (_sora(DEEP), "nested too deep"),
+    "sora.json too large": (_sparse(SORA_FILE), "too large"),
+    "sora.json of the future": (_sora({"format_version": 999}), "newer sora"),
+    "sora.json with a key twice": (_sora('{"method": "a", "method": "b"}'), "twice"),
+    "ranks below zero": (_sora({"ranks": {QUERY: -5}}), "ranks"),
+    "ranks beyond all bounds": (_sora({"ranks_start": {QUERY: 10**12}}), "ranks_start"),
+    "ranks of impossible modules": (_sora({"ranks": {"../../x": 1}}), "can not be the name"),
+    "starts of impossible modules": (
+        _sora({"ranks_start": {"a\x1b[2J": 1}}),
+        "can not be the name",
+    ),
+    "labels a number": (_sora({"labels": 3}), "labels"),
+    "lineage a text": (_sora({"lineage": "x"}), "lineage"),
+    "base a list": (_sora({"base": ["x"]}), "base"),
+}
+E = f"{P}{QUERY}.lora_E"
+ADALORA: dict[str, tuple[Damage, str]] = {
+    "E of another rank": (_tensors(**{E: torch.ones(3, 1)}), "E .* is not of rank 2"),
+    "E lying": (_tensors(**{E: torch.ones(1, 2)}), "E .* is not of rank 2"),
+    "E missing": (_tensors(**{E: None}), "but no E"),
+    "NaN in E": (_tensors(**{E: torch.full((2, 1), math.nan)}), "NaN or infinity"),
+    "rank not that of the pattern": (
+        _config(rank_pattern={f"{QUERY}.lora_E": [True, False, False]}),
+        "no pair of rank 1",
+    ),
+    "no pattern": (_config(rank_pattern=None), "no pair of rank 3"),
+    "pattern of numbers": (_config(rank_pattern={f"{QUERY}.lora_E": [1, 1, 0]}), "list of bool"),
+    "pattern of ranks": (_config(rank_pattern={f"{QUERY}.lora_E": 2}), "list of bool"),
+    "pattern a list": (_config(rank_pattern=[[True]]), "not a mapping"),
+    "pattern of another length": (_config(rank_pattern={"a.lora_E": [True]}), "1 entries"),
+    "pattern of no module": (_config(rank_pattern={"query": [True] * 3}), "does not name"),
+    "pattern twice": (
+        _config(rank_pattern={f"{QUERY}.lora_E": [True] * 3, f"{QUERY}.lora_E.x": [True] * 3}),
+        "does not name one",
+    ),
+    "init_r a text": (_config(init_r="3"), "entries, not init_r"),
+    "init_r huge": (_config(init_r=10**9, rank_pattern=None), "init_r: ranks must be"),
+    "init_r zero": (_config(init_r=0, rank_pattern=None), "init_r: ranks must be"),
+    "alpha zero": (_config(lora_alpha=0), "above 0"),
+    "divisor zero": (_tensors(**{f"{P}{QUERY}.ranknum": torch.zeros(1)}), "above 0"),
+    "divisor NaN": (_tensors(**{f"{P}{QUERY}.ranknum": torch.tensor([math.nan])}), "NaN"),
+    "two divisors": (_tensors(**{f"{P}{QUERY}.ranknum": torch.ones(2)}), "no single number"),
+    "divisor of nothing": (_tensors(**{f"{P}other.ranknum": torch.ones(1)}), "but no A"),
+    "dead module of absurd size": (
+        _tensors(
+            **{
+                f"{P}{VALUE}.lora_A": torch.zeros(0, 2**40),
+                f"{P}{VALUE}.lora_B": torch.zeros(2**40, 0),
+            }
+        ),
+        "no layer has",
+    ),
+    "LoRA's type": (_config(peft_type="LORA", rank_pattern={}), "neither half"),
+}
+CASES = [
+    pytest.param(make, damage, message, id=f"{kind}-{name}")
+    for kind, make, table in [
+        ("file", _lora, FILES),
+        ("tensors", _lora, TENSORS),
+        ("names", _lora, NAMES),
+        ("config", _lora, CONFIGS),
+        ("sora", _lora, SORA_FILES),
+        ("adalora", _adalora, ADALORA),
+    ]
+    for name, (damage, message) in table.items()
+]
+
+
+def _refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the app on bad input; the error it shows."""
+    assert run(arguments) == 2
+    shown = capsys.readouterr().err
+    error = shown[shown.index("error: ") :]
+    assert 1 <= len(error.splitlines()) <= 3, error
+    assert "Traceback" not in shown
+    assert "\x1b" not in shown
+    assert "\0" not in shown
+    return error
+
+
+@pytest.mark.parametrize("make", [_lora, _adalora])
+def test_without_damage_all_is_well(tmp_path: Path, make: Damage) -> None:
+    directory = make(tmp_path / "a")
+    assert run(["inspect", str(directory)]) == 0
+    for command in ("export", "prune"):
+        assert run([command, str(directory), "-o", str(tmp_path / command)]) == 0
+        assert run(["inspect", str(tmp_path / command)]) == 0
+
+
+@pytest.mark.parametrize(("make", "damage", "message"), CASES)
+def test_damage_is_refused(
+    tmp_path: Path,
+    make: Callable[[Path], Path],
+    damage: Damage,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    directory = make(tmp_path / "a")
+    damage(directory)
+    before = sorted(tmp_path.rglob("*"))
+    for command in ("inspect", "export", "prune"):
+        output = [] if command == "inspect" else ["-o", str(tmp_path / "out")]
+        error = _refused([command, str(directory), *output], capsys)
+        assert re.search(message, error), error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_head_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What only looks at the factors need not read the head."""
+    directory = _lora(tmp_path / "a")
+    _tensors(HEAD=torch.full((3, 5), math.nan))(directory)
+    for command in ("export", "prune"):
+        error = _refused([command, str(directory), "-o", str(tmp_path / "out")], capsys)
+        assert "NaN or infinity" in error
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$",
+        "(e|e|e|e)*(n|n|n)*(c|c)*([^z]|.)*([^z]|.)*([^z]|.)*z",
+        ".*.*.*.*.*.*.*.*.*.*.*.*.*.*.*z",
+        "(.|.)(.|.)" * 50 + "z",
+    ],
+)
+def test_expressions_that_take_forever(
+    tmp_path: Path,
+    pattern: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sora_cli.adapter.peft.patterns.TIME_LIMIT", 0.5)
+    directory = _lora(tmp_path / "a")
+    long = ".".join(["a" * 60] * 3)
+    for half in "AB":
+        key = f"{P}{QUERY}.lora_{half}.weight"
+        _renamed(f"{P}{long}!.lora_{half}.weight", key)(directory)
+    _config(alpha_pattern={pattern: 3}, target_modules=["value", f"{long}!"])(directory)
+    start = time.monotonic()
+    error = _refused(["export", str(directory), "-o", str(tmp_path / "out")], capsys)
+    assert "takes more than 0.5 s" in error
+    assert time.monotonic() - start < 5
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_patterns_are_still_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = _lora(tmp_path / "a")
+    _config(rank_pattern={f"m{i}.x": 2 for i in range(20_000)})(directory)
+    start = time.monotonic()
+    assert run(["export", str(directory), "-o", str(tmp_path / "out")]) == 0
+    assert time.monotonic() - start < 5
+    assert "'m0.x', 'm1.x', 'm2.x' and 19997 more" in capsys.readouterr().err
+
+
+def test_odd_but_harmless_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = _lora(tmp_path / "a")
+    changes = {"rank_pattern": {"quary": 9}, "alpha_pattern": {"query": 8, r"enc\.0\..*": 16}}
+    _config(**changes, modules_to_save=["classifier", "score", "pooler"])(directory)
+    assert run(["export", str(directory), "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "rank_pattern: no module in the file matches 'quary'" in said
+    assert f"both match {QUERY}; the first counts, as in PEFT: 8" in said
+    assert "modules_to_save: the file holds nothing of 'pooler'; PEFT refuses" in said
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    real = _lora(tmp_path / "real")
+    (tmp_path / "files").mkdir()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        (tmp_path / "files" / name).symlink_to(real / name)
+    (tmp_path / "link").symlink_to(real, target_is_directory=True)
+    for name in ("files", "link"):
+        assert run(["export", str(tmp_path / name), "-o", str(tmp_path / f"{name}-out")]) == 0
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert run(["inspect", str(tmp_path / "loop")]) == 2
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/adapter_model.safetensors", "x" * 5000])
+def test_no_such_place(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _lora(tmp_path / "a")
+    _refused(["export", str(tmp_path / name), "-o", str(tmp_path / "out")], capsys)
+
+
+@pytest.mark.parametrize("command", ["export", "prune"])
+def test_output_that_exists(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, out = _lora(tmp_path / "a"), tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("x")
+    for extra in ([], ["--force"]):
+        _refused([command, str(directory), "-o", str(out), *extra], capsys)
+        assert [p.name for p in out.iterdir()] == ["precious.txt"]
+    _refused([command, str(directory), "-o", str(directory)], capsys)
+    assert run([command, str(directory), "-o", str(directory), "--force"]) == 0
+    assert run(["inspect", str(directory)]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs limits on file sizes")
+@pytest.mark.parametrize("command", ["export", "prune"])
+def test_disk_that_fills_up(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on file sizes stops the write in the middle, as a full disk does."""
+    directory = _lora(tmp_path / "a")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limit[1]))
+    try:
+        code = run([command, str(directory), "-o", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 2
+    assert "can not be written" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("function", ["write_tensors", "write_json", "write_sora_file"])
+def test_full_disk(
+    tmp_path: Path,
+    function: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    directory = _lora(tmp_path / "a")
+    monkeypatch.setattr(f"sora_cli.adapter.directory.{function}", full)
+    error = _refused(["export", str(directory), "-o", str(tmp_path / "out")], capsys)
+    assert "No space left" in error
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layout", "round"], "no layout 'round'"),
+        (["--dtype", "int4"], "no dtype 'int4'"),
+        (["--dtype", "float16"], "too large for float16"),
+    ],
+)
+def test_impossible_exports(
+    tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = _lora(tmp_path / "a")
+    _config(lora_alpha=1e6)(directory)
+    error = _refused(["export", str(directory), "-o", str(tmp_path / "out"), *options], capsys)
+    assert message in error
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

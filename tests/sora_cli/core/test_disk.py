@@ -1,0 +1,178 @@
+"""Disks that are full, can not be written to, or lose their files: one clear error, nothing lost.
+
+Real file systems: a tmpfs of a few pages, mounted in the test's own name space.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sora_cli.app import run
+from sora_cli.report import read_report
+from sora_cli.train.callback import MethodCallback
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import files_of, train, write_recipe
+from tests.shared_files import ROOT
+
+SCRIPT = """
+set -e
+mount -t tmpfs -o size={size} none {place}
+cp -r {fill}/. {place}
+{before}
+set +e
+{command}
+code=$?
+cp -r {place}/. {back}
+exit $code
+"""
+
+
+def _can_mount() -> bool:
+    probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and not subprocess.run(
+        probe, check=False, capture_output=True
+    ).returncode  # fmt: skip
+
+
+needs_mount = pytest.mark.skipif(not _can_mount(), reason="no name space to mount in")
+
+
+def _on_tmpfs(
+    tmp_path: Path, words: list[str], *, size: str, before: str = "", fill: Path | None = None
+) -> tuple[int, list[str], dict[str, bytes]]:
+    """A command whose output is on a small disk: exit code, what it said, what the disk holds."""
+    place, back, empty = (tmp_path / name for name in ("disk", "back", "empty"))
+    for folder in (place, back, empty):
+        folder.mkdir()
+    command = " ".join(f"'{word}'" for word in [sys.executable, "-m", "sora_cli", *words])
+    script = SCRIPT.format(
+        size=size, place=place, back=back, command=command, before=before, fill=fill or empty
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr.splitlines(), files_of(back)
+
+
+def _errors(lines: list[str]) -> list[str]:
+    assert not [line for line in lines if "Traceback" in line or "internal error" in line]
+    first = next(i for i, line in enumerate(lines) if "error: " in line)
+    assert len(lines) - first <= 3
+    return lines[first:]
+
+
+@needs_mount
+@pytest.mark.parametrize(
+    ("size", "limit"),
+    [("16k", 1), ("64k", 1)],  # the report fits or not; no checkpoint does
+)
+def test_full_disk(tmp_path: Path, size: str, limit: int) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
+    place = tmp_path / "disk"
+    code, lines, held = _on_tmpfs(
+        tmp_path, ["train", str(recipe), f"output.dir={place}/out", "--no-verify"], size=size
+    )
+    assert code == 2, lines
+    error = _errors(lines)
+    assert "No space left" in error[0] or "no space left" in error[0]
+    assert str(place) in error[0]
+    assert len(error) >= limit
+    assert all(name == "out/report.json" for name in held)  # whole or not there
+
+
+@needs_mount
+@pytest.mark.parametrize("spare", ["0", "40k"])  # for the lock and the report, or not even that
+def test_full_disk_leaves_what_was_there(tmp_path: Path, spare: str) -> None:
+    """Trained again over a finished run: the adapter is the earlier one, all of it."""
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
+    train(recipe)
+    (tmp_path / "fill").mkdir()
+    shutil.copytree(tmp_path / "out", tmp_path / "fill" / "out")
+    before = files_of(tmp_path / "out" / "adapter")
+    used = sum(len(content) for content in files_of(tmp_path / "fill").values())
+    place = tmp_path / "disk"
+    words = ["train", str(recipe), f"output.dir={place}/out", "--force", "--no-verify"]
+    free = f"head -c 10M /dev/zero > {place}/ballast || true; truncate -s -{spare} {place}/ballast"
+    code, lines, held = _on_tmpfs(
+        tmp_path, words, size=f"{2 * used // 1024 + 1000}k", before=free, fill=tmp_path / "fill"
+    )
+    assert code == 2, lines
+    _errors(lines)
+    assert {
+        n.removeprefix("out/adapter/"): c for n, c in held.items() if "/adapter/" in n
+    } == before
+    assert not [name for name in held if "partial" in name]
+
+
+@needs_mount
+@pytest.mark.parametrize("command", ["train", "export", "prune", "merge"])
+def test_read_only_disk(tmp_path: Path, command: str) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
+    place = tmp_path / "disk"
+    words = ["train", str(recipe), f"output.dir={place}/out"]
+    if command != "train":
+        train(recipe)
+        words = [command, str(tmp_path / "out"), "-o", f"{place}/{command}"]
+    code, lines, held = _on_tmpfs(tmp_path, words, size="1m", before=f"mount -o remount,ro {place}")
+    assert code == 2, lines
+    error = _errors(lines)
+    assert "read-only file system" in error[0].lower()
+    assert str(place) in error[0]
+    assert not held
+
+
+def _lose(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """Somebody deletes directories in the middle of the training."""
+    inner, left = MethodCallback.on_optimizer_step, list(folders)
+
+    def on_optimizer_step(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        inner(self, args, state, control, **kwargs)
+        while state.global_step == 8 and left:
+            shutil.rmtree(left.pop())
+
+    monkeypatch.setattr(MethodCallback, "on_optimizer_step", on_optimizer_step)
+
+
+def test_inputs_deleted_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows and weights are in memory: the run ends well; only its check has no base any more."""
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
+    expected = train(recipe, f"output.dir={tmp_path}/whole")
+    _lose(monkeypatch, tmp_path / "base")
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "train.jsonl").touch()
+    shutil.copytree(tmp_path / "whole", tmp_path / "kept")
+    assert run(["train", str(recipe)]) == 2  # no rows
+    assert not (tmp_path / "out").exists()
+    write_recipe(tmp_path, tiny_bert(num_labels=2))
+    code = run(["train", str(recipe)])
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert code in (0, 2)
+    report = read_report(tmp_path / "out")
+    assert report is not None
+    assert report.status == "completed"
+    assert report.metrics == expected.metrics
+    whole = files_of(tmp_path / "whole" / "adapter")
+    assert files_of(tmp_path / "out" / "adapter") == whole
+
+
+def test_output_deleted_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints and results after that are written all the same."""
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
+    _lose(monkeypatch, tmp_path / "out")
+    report = train(recipe)
+    assert report.status == "completed"
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()

@@ -1,0 +1,94 @@
+"""One run at a time in an output directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.lock import FILE_NAME, locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sora_cli.core.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def _holder(directory: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock."""
+    command = [sys.executable, "-c", HOLD, str(directory)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_the_other_process_is_named_and_its_death_frees_the_lock(tmp_path: Path) -> None:
+    holder = _holder(tmp_path / "out")
+    try:
+        with pytest.raises(SoraError) as caught, locked(tmp_path / "out"):
+            pytest.fail("two at once")
+        assert f"process {holder.pid} on " in caught.value.what
+        assert "output.dir=DIR" in caught.value.lines()[-1]
+    finally:
+        holder.kill()
+        holder.wait()
+    assert (tmp_path / "out" / FILE_NAME).exists()  # it could not tidy up
+    with locked(tmp_path / "out"):
+        assert str(os.getpid()) in (tmp_path / "out" / FILE_NAME).read_text()
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    with locked(tmp_path / "deep" / "out"):
+        assert (tmp_path / "deep" / "out" / FILE_NAME).exists()
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path / "out"):
+        (tmp_path / "out" / "report.json").write_text("{}")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["report.json"]
+
+
+def test_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(SoraError, match="is a file"), locked(tmp_path / "out"):
+        pytest.fail("locked")
+
+
+def test_only_the_main_process_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with locked(tmp_path / "out"):
+        assert not (tmp_path / "out").exists()
+
+
+def test_many_at_once_take_turns(tmp_path: Path) -> None:
+    """Whoever gets in is alone, also while others take the file away."""
+    code = """
+import sys, time
+from pathlib import Path
+from sora_cli.core.errors import SoraError
+from sora_cli.core.lock import locked
+folder, alone = Path(sys.argv[1]), Path(sys.argv[2])
+end, times = time.time() + 3, 0
+while time.time() < end:
+    try:
+        with locked(folder):
+            alone.mkdir()
+            alone.rmdir()
+            times += 1
+    except SoraError:
+        pass
+print(times)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), str(tmp_path / "alone")]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    turns = [int(process.communicate()[0]) for process in started]
+    assert all(process.returncode == 0 for process in started)
+    assert sum(turns) > 10

@@ -1,0 +1,158 @@
+"""`sora train --dry-run`: all a person wants to know, on stdout, and nothing on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sora_cli.app import run
+from sora_cli.recipe.load import load_recipe
+from tests.helpers_models import tiny_bert, tiny_deberta
+from tests.helpers_runs import train, write_recipe
+
+
+def _dry_run(capsys: pytest.CaptureFixture[str], recipe: Path, *words: str) -> str:
+    capsys.readouterr()
+    assert run(["train", str(recipe), "--dry-run", *words]) == 0
+    return capsys.readouterr().out
+
+
+def _section(out: str, title: str) -> str:
+    """The lines below a heading."""
+    found = [part for part in out.split("\n\n") if part.partition("\n")[0] == title]
+    assert len(found) == 1
+    return found[0].partition("\n")[2]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path, tiny_bert(num_labels=2))
+
+
+def test_every_value_with_its_origin(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["training.epochs=1", "method.alpha=4"]
+    lines = _section(_dry_run(capsys, recipe, *words), "recipe").splitlines()
+    loaded = load_recipe(recipe, words)
+    text = [" ".join(line.split()) for line in lines]
+    starts = {line.partition(" ")[0]: i for i, line in enumerate(text)}
+    for key, _, origin in loaded.values():
+        i = starts[key]
+        long = not text[i].endswith(str(origin))  # a long value: its origin is below
+        assert text[i + long].endswith(str(origin)), key
+    assert any("method.alpha" in x and x.endswith("command line") for x in lines)
+    assert any("method.r_max" in x and f"{recipe.name}:" in x for x in lines)
+    assert any("training.weight_decay" in x and x.endswith("default") for x in lines)
+
+
+def test_what_is_adapted_and_what_is_not(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = _dry_run(capsys, recipe, "method.targets=[query, value]")
+    adapted = _section(out, "adapted layers")
+    assert "4 linear layers, 16 components, method sora" in adapted
+    assert "2 x bert.encoder.layer.{0-1}.attention.self.query  32 -> 32" in adapted
+    missed = _section(out, "linear layers without adapter")
+    assert "layer.{0-1}.attention.self.key" in missed
+    assert "not named by method.targets" in missed
+    assert "head, trained in full" in missed
+
+
+def test_parameters(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = _dry_run(capsys, recipe, "--force")
+    text = _section(out, "parameters")
+    report = train(recipe)
+    for n in (
+        report.parameters.base,
+        report.parameters.trained,
+        report.parameters.adapter_start,
+        report.parameters.head,
+    ):
+        assert f" {n:,}" in text
+    assert "64 to 96  (in + out, + 1 gate while training)" in text
+    assert "drawn at random and trained" in text
+    assert "classifier.weight" in text
+
+
+def test_a_frozen_head_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = _dry_run(capsys, recipe, "training.train_head=false")
+    assert "FROZEN at random values" in _section(out, "parameters")
+    assert "head, frozen" in _section(out, "linear layers without adapter")
+
+
+def test_rows_and_what_is_cut(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = _section(_dry_run(capsys, recipe, "data.max_length=10"), "data").splitlines()
+    train_row, select_row, report_row = (line.split() for line in text[1:4])
+    assert train_row[:3] == ["train", "48", "10"]
+    assert 0 < int(train_row[3]) < 48
+    assert select_row[:2] == ["select", "24"]
+    assert report_row[:3] == ["report", "validation", "24"]
+
+
+def test_steps_and_phases(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["method.name=adalora", "method.init_r=4", "method.target_r=2", "training.epochs=5"]
+    text = _section(_dry_run(capsys, recipe, *words), "steps")
+    assert "30 optimiser steps, 6 an epoch, 2 of them warm-up" in text
+    phases = [line.split()[0] for line in text.splitlines()[1:]]
+    assert phases == ["4", "18", "8"]
+
+
+def test_warns_of_a_threshold_that_can_not_prune(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = _section(_dry_run(capsys, recipe, "method.threshold=3e-4", "training.epochs=3"), "steps")
+    assert "threshold x steps = 0.0003 x 18 = 0.0054" in text
+    assert "WARNING" in text
+    suggested = text.split("method.threshold=")[1].split()[0]
+    again = _dry_run(capsys, recipe, f"method.threshold={suggested}", "training.epochs=3")
+    assert "WARNING" not in again
+
+
+def test_memory_adds_up(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = _section(_dry_run(capsys, recipe), "memory")
+    assert "predicted peak resident memory" in text
+    assert "activations of 8 rows x" in text
+    assert "extrapolated" not in text
+    units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+    words = [line.split() for line in text.splitlines()]
+    sizes = [float(line[-2]) * units[line[-1]] for line in words if line[-1] in units]
+    assert len(sizes) == 8
+    assert sum(sizes[1:]) == pytest.approx(sizes[0], rel=0.06)
+
+
+def test_says_when_memory_is_extrapolated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("this model looks at its values")
+
+    monkeypatch.setattr("sora_cli.run.memory_trace.Passes._without_data", fails)
+    recipe = write_recipe(tmp_path, tiny_deberta(num_labels=2))
+    assert "extrapolated" in _section(_dry_run(capsys, recipe), "memory")
+
+
+def test_errors_are_those_of_the_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["method.name=adalora", "method.t_init=100"]
+    assert run(["train", str(recipe), "--dry-run", *words]) == 2
+    assert "leave no step of 12" in capsys.readouterr().err
+
+
+def test_writes_nothing(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe.parent)
+    before = _files(recipe.parent)
+    _dry_run(capsys, recipe)
+    _dry_run(capsys, recipe, "output.dir=null", "training.loggers=[tensorboard]")
+    assert _files(recipe.parent) == before
+
+
+def test_says_when_a_finished_run_is_in_the_way(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "WARNING" not in _section(_dry_run(capsys, recipe), "output")
+    train(recipe)
+    assert "holds a finished run" in " ".join(_section(_dry_run(capsys, recipe), "output").split())
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    return {str(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*"))}

@@ -1,0 +1,55 @@
+"""Adapted layers and near misses, grouped."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from methods.inject import inject
+from methods.registry import create
+from sora_cli.run.layers import LayerGroup, adapted_groups, near_misses
+from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
+
+GENERATOR = torch.Generator()
+
+
+def test_layers_that_differ_in_a_number_are_one_group() -> None:
+    method = create("lora", r=3)
+    layers = inject(tiny_bert(), method, exclude=["classifier"], generator=GENERATOR)
+    groups = adapted_groups(layers)
+    assert sum(g.count for g in groups) == len(layers)
+    query = "bert.encoder.layer.{0-1}.attention.self.query"
+    assert LayerGroup(query, 32, 32, 2, "rank 3") in groups
+
+
+def test_gaps_and_single_layers() -> None:
+    model = nn.ModuleDict({"net": nn.ModuleList([nn.Linear(4, 4) for _ in range(6)])})
+    targets = ["net.0", "net.1", "net.2", "net.4"]
+    layers = inject(model, create("lora", r=1, targets=targets), generator=GENERATOR)
+    assert [g.pattern for g in adapted_groups(layers)] == ["net.{0-2,4}"]
+    missed = near_misses(model, head=(), train_head=True)
+    assert [(g.pattern, g.remark) for g in missed] == [("net.{3,5}", "not named by method.targets")]
+
+
+def test_heads_and_output_embeddings_say_why_they_are_left_out() -> None:
+    bert = tiny_bert()
+    head = ["bert.pooler", "classifier"]
+    inject(bert, create("lora", targets=["query"]), exclude=head, generator=GENERATOR)
+    missed = {g.pattern: g.remark for g in near_misses(bert, head=head, train_head=True)}
+    assert missed["classifier"] == missed["bert.pooler.dense"] == "head, trained in full"
+    key = missed["bert.encoder.layer.{0-1}.attention.self.key"]
+    assert key == "not named by method.targets"
+    frozen = near_misses(bert, head=head, train_head=False)
+    assert "head, frozen (training.train_head)" in {g.remark for g in frozen}
+
+    llama = tiny_llama()
+    inject(llama, create("lora"), generator=GENERATOR)
+    assert [(g.pattern, g.remark) for g in near_misses(llama, head=(), train_head=True)] == [
+        ("lm_head", "output embedding")
+    ]
+
+
+def test_conv1d_shapes_are_in_to_out() -> None:
+    layers = inject(tiny_gpt2(), create("lora", targets=["c_attn"]), generator=GENERATOR)
+    (group,) = adapted_groups(layers)
+    assert (group.pattern, group.n_in, group.n_out) == ("transformer.h.{0-1}.attn.c_attn", 32, 96)
