@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from sora_cli import PACKAGE
 from sora_cli.core.boundary import guarded
 from sora_cli.core.errors import SoraError
 from sora_cli.verify.outputs import Outputs, compute_outputs
@@ -58,7 +59,7 @@ def reload_outputs(
 
 def _environment() -> dict[str, str]:
     """This process's own, with this package where Python looks first."""
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(PACKAGE.parent)
     known = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, known] if known else [root])}
 
