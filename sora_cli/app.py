@@ -23,6 +23,7 @@ from sora_cli.commands._options import (
     Overrides,
     RecipeArgument,
     RecipeOption,
+    load_plugins,
 )
 from sora_cli.core.boundary import guarded
 from sora_cli.core.interruption import raise_on_signals
@@ -80,7 +81,7 @@ def train(
     """Train a recipe."""
     from sora_cli.commands.train import train
 
-    _load(code)
+    load_plugins(code)
     return train(
         recipe,
         overrides or [],
@@ -114,7 +115,7 @@ def path(
     """Train a path of adapters from dense to sparse."""
     from sora_cli.commands.path import path
 
-    _load(code)
+    load_plugins(code)
     path(
         recipe,
         overrides or [],
@@ -177,7 +178,7 @@ def evaluate(
     """Score an adapter or a model on a recipe's validation data."""
     from sora_cli.commands.evaluate import evaluate
 
-    _load(code)
+    load_plugins(code)
     evaluate(
         target, recipe=recipe, overrides=overrides or [], predictions=predictions, as_json=as_json
     )
@@ -231,7 +232,7 @@ def schema(code: Code = None) -> None:
     """Print the JSON schema of recipes, for editors."""
     from sora_cli.commands.schema import print_schema
 
-    _load(code)
+    load_plugins(code)
     print_schema()
 
 
@@ -240,16 +241,8 @@ def methods(as_json: Json = False, code: Code = None) -> None:
     """List the methods with their papers and options."""
     from sora_cli.commands.methods import list_methods
 
-    _load(code)
+    load_plugins(code)
     list_methods(as_json=as_json)
-
-
-def _load(code: Sequence[Path] | None) -> None:
-    if code:
-        from sora_cli.recipe.plugins import load_code
-
-        for path in code:
-            load_code(path)
 
 
 def run(arguments: Sequence[str], *, began: float | None = None) -> int:

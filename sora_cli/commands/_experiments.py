@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands._options import Code, NoVerify, Overrides
+from sora_cli.commands._options import Code, NoVerify, Overrides, load_plugins
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -48,6 +48,7 @@ def sweep(
     """Carry out the runs of a sweep file."""
     from sora_cli.commands.sweep import sweep
 
+    load_plugins(code)
     return sweep(
         file,
         overrides or [],

@@ -1,7 +1,8 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and what `--code` does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,3 +32,16 @@ NoVerify = Annotated[
     bool,
     typer.Option("--no-verify", help="Do not compare the result's outputs with the original's."),
 ]
+
+
+def load_plugins(code: Sequence[Path] | None) -> None:
+    """Register the methods of the files that `--code` names.
+
+    Raises:
+        SoraError: see `load_code`.
+    """
+    if code:
+        from sora_cli.recipe.plugins import load_code
+
+        for path in code:
+            load_code(path)

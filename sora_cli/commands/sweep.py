@@ -48,7 +48,7 @@ def sweep(
         address: of the Ray cluster.
         retries: times a run that was killed is started again.
         verify: whether each run checks its files.
-        code: plug-in files.
+        code: plug-in files, which are loaded here already; each run is handed them, too.
 
     Returns:
         Exit code: 1 if a run failed.
@@ -57,7 +57,7 @@ def sweep(
     if dry_run or measure:
         from sora_cli.experiments.sweep.listing import list_runs
 
-        list_runs(plan, measured=measure, jobs=jobs, threads=threads)
+        list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=code)
         return 0
     with locked(plan.directory):
         source = _source(plan)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,7 @@ from typing import Any
 from sora_cli.core.console import say
 from sora_cli.experiments.compare.finding import report_files
 from sora_cli.experiments.path.plan import plan_stages
-from sora_cli.experiments.sweep.engine import Job, LocalEngine
+from sora_cli.experiments.sweep.engine import Job, LocalEngine, code_options
 from sora_cli.experiments.sweep.plan import PlannedRun, word
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
@@ -133,16 +133,22 @@ _SHORT = {
 }
 
 
-def measure(runs: Mapping[Kind, PlannedRun], costs: Costs, *, threads: int) -> None:
-    """Add the costs of kinds of runs, each measured in a run cut short; one after the other."""
+def measure(
+    runs: Mapping[Kind, PlannedRun], costs: Costs, *, threads: int, code: Sequence[Path]
+) -> None:
+    """Add the costs of kinds of runs, each measured in a run cut short; one after the other.
+
+    Args:
+        code: plug-in files for each run.
+    """
     for i, run in enumerate(runs.values()):
         say(f"[{i}/{len(runs)}]  {_STEPS} steps of {run.name}")
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder, "run")
             short = [word(key, value) for key, value in _SHORT.items()]
             words = [*run.words, *short, word("output.dir", str(directory))]
-            job = Job(run.name, ("train", run.recipe, *words), Path(folder, "log"), threads)
-            _wait(job)
+            arguments = ("train", run.recipe, *words, *code_options(code))
+            _wait(Job(run.name, arguments, Path(folder, "log"), threads))
             report = read_report(directory)
             if report is None or report.status != "completed":
                 say(f"       it failed; sora train {run.recipe} ... says why")

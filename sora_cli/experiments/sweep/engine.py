@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, final
@@ -49,6 +49,11 @@ class Job:
         threads = str(self.cpus)
         chosen = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TQDM_MININTERVAL": "2"}
         return chosen | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+
+
+def code_options(code: Sequence[Path]) -> list[str]:
+    """Return the options that hand plug-in files to a run."""
+    return [word for path in code for word in ("--code", str(path))]
 
 
 class Engine(ABC):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from sora_cli.core.console import emit, emit_table, say
 from sora_cli.experiments.sweep.cost import Costs, measure, missing_kinds
 from sora_cli.experiments.sweep.display import duration
@@ -12,19 +15,26 @@ from sora_cli.experiments.sweep.source import PlanSource
 _UNKNOWN = "?"
 
 
-def list_runs(plan: SweepPlan, *, measured: bool, jobs: int | None, threads: int | None) -> None:
+def list_runs(
+    plan: SweepPlan,
+    *,
+    measured: bool,
+    jobs: int | None,
+    threads: int | None,
+    code: Sequence[Path] = (),
+) -> None:
     """Print a line per run, and what is left in all.
 
     Args:
         measured: take a few steps of each kind of run that nothing is known of.
-        jobs, threads: as for the sweep itself.
+        jobs, threads, code: as for the sweep itself.
     """
     search = plan.sweep.sweep.search
     runs = (search_base(plan),) if search else plan.runs
     slots, each = divide(len(plan.runs) or (search.trials if search else 1), jobs, threads)
     costs = Costs.under(plan.directory)
     if measured:
-        measure(missing_kinds(runs, costs), costs, threads=each)
+        measure(missing_kinds(runs, costs), costs, threads=each, code=code)
     if search:
         seconds = _seconds(plan, runs[0], costs)
         emit(f"search: {search.trials} trials over {', '.join(search.space)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import final
 
 from sora_cli.core.interruption import Interrupted
-from sora_cli.experiments.sweep.engine import Engine, Job
+from sora_cli.experiments.sweep.engine import Engine, Job, code_options
 from sora_cli.experiments.sweep.outcome import reason
 from sora_cli.experiments.sweep.record import RunRecord, State, SweepRecord
 from sora_cli.experiments.sweep.source import Ready, Source
@@ -109,7 +109,7 @@ class Loop:
         return self.directory / "logs" / f"{name}.log"
 
     def _arguments(self, ready: Ready) -> tuple[str, ...]:
-        options = [word for path in self.settings.code for word in ("--code", str(path))]
+        options = code_options(self.settings.code)
         if self.settings.kind == "train":
             options += ["--resume"] if self.settings.verify else ["--resume", "--no-verify"]
         return (self.settings.kind, ready.recipe, *ready.words, *options)

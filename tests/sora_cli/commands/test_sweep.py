@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
+from methods import registry
 from sora_cli.app import run
 from sora_cli.core.lock import FILE_NAME as LOCK
 from sora_cli.experiments.sweep.record import FILE_NAME
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import timeless, train, write_recipe
+from tests.sora_cli.recipe.test_plugins import METHOD
 
 _PATIENCE = 240.0
 
@@ -144,6 +146,31 @@ def test_on_ray(folder: Path) -> None:
     assert states(directory) == {"s0": "finished", "s1": "finished"}
     record = json.loads((directory / FILE_NAME).read_text())
     assert record["engine"] == "ray"
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_plugins_option_varies(
+    folder: Path,
+    engine: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`--code` is loaded for the plan, for measuring, and by each run's process."""
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    code = tmp_path / "mine.py"
+    code.write_text(METHOD, encoding="utf-8")
+    cases = {"weak": {"method.name": "mine", "method.boost": 0.5}, "plain": {"method.name": "lora"}}
+    path, directory = write(folder, cases=cases, set={"training.max_steps": 2})
+    options = ["--code", str(code), "--engine", engine, "--threads", "1"]
+    if engine == "local":
+        assert sweep(path, directory, "--dry-run", "--measure", *options) == 0
+        assert "?" not in capsys.readouterr().out
+    assert sweep(path, directory, *options) == 0
+    report = read_report(directory / "weak")
+    assert report is not None
+    assert report.recipe["method"]["boost"] == 0.5
+    assert states(directory) == {"weak": "finished", "plain": "finished"}
 
 
 @pytest.mark.parametrize(
