@@ -51,18 +51,16 @@ LAYERS = (
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
-def _rooms(node: ast.AST) -> set[str]:
-    """The rooms of `sora_cli` that an import statement names."""
+def _modules(node: ast.AST) -> list[list[str]]:
+    """Return the modules of `sora_cli` that an import statement names, as lists of words."""
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module == "sora_cli":
-        names = [f"sora_cli.{alias.name}" for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
-        names = [node.module or ""]
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
     else:
-        return set()
+        return []
     parts = [name.split(".") for name in names]
-    return {part[1] for part in parts if part[0] == "sora_cli" and len(part) > 1}
+    return [part for part in parts if part[0] == "sora_cli" and len(part) > 1]
 
 
 def test_every_module_stands_in_a_room() -> None:
@@ -77,9 +75,31 @@ def test_imports_go_down(file: Path) -> None:
     if own == "__init__":
         return
     for node in _nodes(file):
-        for other in _rooms(node) & LEVEL.keys():
+        for other in {module[1] for module in _modules(node)} & LEVEL.keys():
             line = f"line {node.lineno}: {other}"
             assert other == own or LEVEL[other] < LEVEL[own], line
+
+
+@pytest.mark.parametrize("room", ["adapter/peft", "train/checkpoint", "data/builtin"])
+def test_inner_rooms_stand_alone(room: str) -> None:
+    outer, inner = room.split("/")
+    for file in (ROOT / "sora_cli" / room).glob("*.py"):
+        for module in (m for node in _nodes(file) for m in _modules(node) if m[1] == outer):
+            assert module[2] == inner, f"{file}: {module}"
+
+
+def test_experiments_build_on_each_other() -> None:
+    order = ["path", "compare", "sweep"]
+    for file in (ROOT / "sora_cli" / "experiments").glob("*/*.py"):
+        own = order.index(file.parent.name)
+        for module in (m for node in _nodes(file) for m in _modules(node)):
+            assert module[1] != "experiments" or order.index(module[2]) <= own, f"{file}: {module}"
+
+
+def test_no_command_imports_another() -> None:
+    for file in (ROOT / "sora_cli" / "commands").glob("[a-z]*.py"):
+        for module in (m for node in _nodes(file) for m in _modules(node)):
+            assert module[1] != "commands" or module[2].startswith("_"), f"{file}: {module}"
 
 
 @pytest.mark.parametrize("file", MATHEMATICS, ids=lambda file: file.name)
