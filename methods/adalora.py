@@ -15,6 +15,13 @@ from methods.errors import MethodError
 from methods.init import factor_options, normal_factors
 from methods.layer import select_components
 from methods.sharding import joined, like, local, whole
+from methods.torch_internals import (
+    foreach_abs_,
+    foreach_copy_,
+    foreach_lerp_,
+    foreach_mul,
+    foreach_sub_,
+)
 
 
 @dataclass(frozen=True)
@@ -209,12 +216,12 @@ class AdaLora(AdapterMethod):
         parameters = _named_parameters(layers)
         gradients = [local(g) for g in self.gradients(parameters)]
         mean, deviation = (_averages(known, parameters) for known in self._both())
-        change = torch._foreach_mul([local(p) for p in parameters.values()], gradients)
-        torch._foreach_abs_(change)
-        torch._foreach_lerp_(mean, change, 1 - self.config.beta1)
-        torch._foreach_sub_(change, mean)
-        torch._foreach_abs_(change)
-        torch._foreach_lerp_(deviation, change, 1 - self.config.beta2)
+        change = foreach_mul([local(p) for p in parameters.values()], gradients)
+        foreach_abs_(change)
+        foreach_lerp_(mean, change, 1 - self.config.beta1)
+        foreach_sub_(change, mean)
+        foreach_abs_(change)
+        foreach_lerp_(deviation, change, 1 - self.config.beta2)
 
     def _both(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return self._importance, self._uncertainty
@@ -237,7 +244,7 @@ class AdaLora(AdapterMethod):
         dead[drop] = True
         masked = torch.split(flat.masked_fill_(dead, 0), [g.numel() for g in gates])
         parts = [local(like(new, gate)) for new, gate in zip(masked, gates, strict=True)]
-        torch._foreach_copy_([local(g) for g in gates], parts)
+        foreach_copy_([local(g) for g in gates], parts)
 
 
 def _orthogonality(P: Tensor) -> Tensor:

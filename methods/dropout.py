@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+
+from methods.torch_internals import FakeTensor
 
 _LEVELS = 1 << 16  # of the 16 random bits that decide on an entry
 

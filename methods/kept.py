@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from methods.torch_internals import has_saved_tensor_hooks, saved
+
 _BLOCK = 1 << 19
 """Numbers of x that are computed at a time: 2 MB, about a core's second-level cache."""
 
@@ -40,7 +42,8 @@ def keep(x: Tensor) -> Kept:
         x: (..., in).
     """
     node = x.grad_fn
-    if node is None or _is_hooked() or torch.compiler.is_compiling():
+    # reading a kept tensor would call such a hook, which checkpointing allows once only
+    if node is None or has_saved_tensor_hooks() or torch.compiler.is_compiling():
         return _of_itself, (x,)
     return _from_producer(node, x) or (_of_itself, (x,))
 
@@ -53,7 +56,7 @@ def keep_dropped(x: Tensor, dropped: Tensor) -> Kept:
 def _from_producer(node: Any, x: Tensor) -> Kept | None:
     match node.name():
         case "GeluBackward0":
-            return partial(_of_gelu, node._saved_approximate), (node._saved_self.detach(),)
+            return _gelu_input(node)
         case "NativeLayerNormBackward0":
             return _layer_norm_input(node)
         case "MulBackward0":
@@ -61,11 +64,16 @@ def _from_producer(node: Any, x: Tensor) -> Kept | None:
     return None
 
 
+def _gelu_input(node: Any) -> Kept:
+    approximate, u = saved(node, "approximate", "self")
+    return partial(_of_gelu, approximate), (u.detach(),)
+
+
 def _layer_norm_input(node: Any) -> Kept | None:
-    if len(node._saved_normalized_shape) != 1:
+    (shape,) = saved(node, "normalized_shape")
+    if len(shape) != 1:
         return None
-    tensors = (node._saved_input, node._saved_result1, node._saved_result2)
-    affine = (node._saved_weight, node._saved_bias)
+    tensors, affine = saved(node, "input", "result1", "result2"), saved(node, "weight", "bias")
     if any(t is not None and _is_freed(t) for t in affine):
         return None
     return _of_normalised, tuple(None if t is None else t.detach() for t in (*tensors, *affine))
@@ -73,7 +81,7 @@ def _layer_norm_input(node: Any) -> Kept | None:
 
 def _factors(node: Any, x: Tensor) -> Kept | None:
     """Both sides of a product, or what is left of `weight * (u * rstd)` with a frozen weight."""
-    left, right = node._saved_self, node._saved_other
+    left, right = saved(node, "self", "other")
     if left is not None and right is not None:
         left, right = left.detach(), right.detach()
         if right.shape == (*x.shape[:-1], 1) and left.shape == x.shape:
@@ -153,11 +161,3 @@ def _rows(t: Tensor) -> Tensor:
 def _is_freed(t: Tensor) -> bool:
     """Whether its memory is gone: reading it would crash the process."""
     return t.untyped_storage().size() == 0
-
-
-def _is_hooked() -> bool:
-    """Whether someone (checkpointing, offloading) decides how tensors are kept.
-
-    Reading a kept tensor would call their hook, which checkpointing allows once only.
-    """
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None

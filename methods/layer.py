@@ -14,6 +14,7 @@ from methods.errors import MethodError
 from methods.factors import LowRankFactors
 from methods.fused import adapted_linear
 from methods.sharding import whole
+from methods.torch_internals import has_hooks
 
 
 @final
@@ -92,8 +93,7 @@ class LowRankLinear(nn.Module):
         base = self.base
         if type(base) is not nn.Linear and type(base).__name__ != "Conv1D":
             return False  # a subclass may compute something else, on packed weights, say
-        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
-        return not (hooked or base._backward_pre_hooks or "forward" in base.__dict__) and not (
+        return not (has_hooks(base) or "forward" in base.__dict__) and not (
             self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         )
 

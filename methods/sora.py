@@ -13,6 +13,7 @@ from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, S
 from methods.configs import SoraConfig
 from methods.init import factor_options, kaiming_factors
 from methods.sharding import joined, local
+from methods.torch_internals import foreach_copy_
 
 REACH_ENOUGH = 0.25
 """Share of N(0, 1) gates within the threshold's reach below which a plan warns.
@@ -238,7 +239,7 @@ def official_threshold_(gates: list[Tensor], xi: float) -> None:
 
 
 def _write(gates: list[Tensor], flat: Tensor) -> None:
-    torch._foreach_copy_(gates, torch.split(flat, [g.numel() for g in gates]))
+    foreach_copy_(gates, torch.split(flat, [g.numel() for g in gates]))
 
 
 def _gates(layers: Layers) -> list[Tensor]:

@@ -133,3 +133,61 @@ def test_nothing_is_pickled() -> None:
         text = file.read_text(encoding="utf-8")
         assert "torch.save(" not in text, file
         assert "torch.load(" not in text, file
+
+
+INTERNALS = {
+    "methods/torch_internals.py",
+    "sora_cli/model/transformers_internals.py",
+    "sora_cli/train/checkpoint/trainer_internals.py",
+    "sora_cli/experiments/sweep/search.py",  # optuna's, one of them
+}
+"""The files that may use private names of a library, one for each library or part of it."""
+PUBLIC = {"os._exit"}
+UNDERSCORED = {"transformers.core_model_loading", "transformers.conversion_mapping"}
+"""Modules that are internal, though their names do not say so."""
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _own_names() -> set[str]:
+    """Every private function, class and attribute that this project defines."""
+    names = set()
+    for file in (*TOOL, *MATHEMATICS):
+        for node in _nodes(file):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)  # a field of a dataclass, among others
+    return names
+
+
+OWN = _own_names()
+
+
+def _foreign(node: ast.AST) -> Iterator[str]:
+    """Private names that a piece of code takes from something that is not this project's."""
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] not in (
+        "sora_cli",
+        "methods",
+    ):
+        module = node.module or ""
+        names = [*module.split("."), *(alias.name for alias in node.names)]
+        if module in UNDERSCORED or any(_is_private(name) for name in names):
+            yield module
+    elif isinstance(node, ast.Attribute) and _is_private(node.attr):
+        own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+        if not (own and node.attr in OWN) and ast.unparse(node) not in PUBLIC:
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("file", [*TOOL, *MATHEMATICS], ids=lambda file: file.name)
+def test_private_names_of_libraries_stand_in_one_file_each(file: Path) -> None:
+    """As far as the syntax tells: an attribute of another object, or one we define nowhere."""
+    if str(file.relative_to(ROOT)) in INTERNALS:
+        return
+    found = [f"line {node.lineno}: {name}" for node in _nodes(file) for name in _foreign(node)]
+    assert not found

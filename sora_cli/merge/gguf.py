@@ -70,8 +70,11 @@ def _auto_class(config: Any) -> Any:
     """With the head that writes words, where this kind of model has one."""
     import transformers
 
-    for auto in (transformers.AutoModelForSeq2SeqLM, transformers.AutoModelForCausalLM):
-        if type(config) in auto._model_mapping:
+    for auto, kinds in (
+        (transformers.AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+        (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+    ):
+        if type(config) in kinds:
             return auto
     return transformers.AutoModel
 

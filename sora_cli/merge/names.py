@@ -22,6 +22,7 @@ from sora_cli.adapter.classes import BARE, WITHOUT_A_TASK, auto_class_for
 from sora_cli.adapter.directory import Adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.base import loading
+from sora_cli.model.transformers_internals import RenamingRules, optional_weights
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,19 @@ class Runtime:
         """Whether the model does without, or a checkpoint never holds it."""
         if self.bare and name.startswith("pooler."):  # it does not enter the last hidden state
             return True
-        patterns = self.model._keys_to_ignore_on_load_missing or ()
-        return any(re.search(pattern, name) for pattern in patterns)
+        return any(re.search(pattern, name) for pattern in optional_weights(self.model))
 
     def arrivals(self, names: Iterable[str]) -> dict[str, Arrival]:
         """Where each tensor of a checkpoint with these names ends up."""
-        rules = _Rules(self.model)
+        rules = RenamingRules(self.model)
         return {name: self._arrival(name, rules) for name in rules.order(names)}
 
     def renamed(self, names: Iterable[str]) -> dict[str, str]:
         """Today's names of parameters under older ones, such as an adapter's; prefixes stay."""
-        rules = _Rules(self.model)
+        rules = RenamingRules(self.model)
         return {name: rules.rename(name)[0] for name in rules.order(names)}
 
-    def _arrival(self, name: str, rules: _Rules) -> Arrival:
+    def _arrival(self, name: str, rules: RenamingRules) -> Arrival:
         bare, _ = rules.rename(name)
         target, converter = rules.rename(name, self.prefix, self.state)
         if target not in self.state and name in self.state:
@@ -109,46 +109,6 @@ class Runtime:
             targets = (target, *(target.replace(first, other) for other in more))
         lacks = bool(self.prefix) and target != bare and target == f"{self.prefix}.{bare}"
         return Arrival(targets, target in self.state, converter is None, lacks)
-
-
-class _Rules:
-    """Transformers' renamings for one pass over a checkpoint; some remember what they saw."""
-
-    def __init__(self, model: Any) -> None:
-        try:
-            from transformers.conversion_mapping import get_model_conversion_mapping
-            from transformers.core_model_loading import (
-                WeightConverter,
-                WeightRenaming,
-                dot_natural_key,
-                rename_source_key,
-            )
-        except ImportError as error:
-            raise SoraError(
-                f"this version of transformers does not say how it renames weights: {error}",
-                hint="pip install --upgrade transformers",
-            ) from error
-        mapping = get_model_conversion_mapping(model)
-        self._renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
-        self._converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
-        self._rename, self._key = rename_source_key, dot_natural_key
-
-    def order(self, names: Iterable[str]) -> list[str]:
-        """As `from_pretrained` takes them."""
-        return sorted(names, key=self._key)
-
-    def prefix_only(self, name: str, prefix: str, state: Mapping[str, Tensor]) -> str:
-        """The name with the backbone's prefix added or taken away, where that is needed."""
-        return str(self._rename(name, [], [], prefix, state)[0])
-
-    def rename(
-        self, name: str, prefix: str | None = None, state: Mapping[str, Tensor] | None = None
-    ) -> tuple[str, Any]:
-        """The new name, and the converter that took the tensor, if one did."""
-        renamed, pattern = self._rename(name, self._renamings, self._converters, prefix, state)
-        if pattern is None:
-            return renamed, None
-        return renamed, next(c for c in self._converters if pattern in c.source_patterns)
 
 
 def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:

@@ -157,7 +157,7 @@ def _files_digest(files: list[Path]) -> str:
 
 
 def _update_sampled(
-    digest: hashlib._Hash, stream: BinaryIO, start: int, length: int, windows: int = _WINDOWS
+    digest: Any, stream: BinaryIO, start: int, length: int, windows: int = _WINDOWS
 ) -> None:
     """Evenly spaced windows of the bytes, the first and the last among them."""
     last = max(length - _WINDOW, 0)

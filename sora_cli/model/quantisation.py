@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.errors import SoraError
+from sora_cli.model.transformers_internals import let_trainer_train
 from sora_cli.recipe.recipe import ModelBlock
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
             # else some CPUs repack the weight at the first evaluation, in a form that is read in 16
             # bits from then on and that no gradient goes through
             module.support_avx512bf16_for_cpu = False
-    model._hf_peft_config_loaded = True  # what Trainer asks for: something else is there to train
+    let_trainer_train(model)
 
 
 def check_selected(model: nn.Module, method: Baseline) -> None:

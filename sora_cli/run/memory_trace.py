@@ -16,10 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from methods.torch_internals import (
+    FakeTensor,
+    FakeTensorMode,
+    TorchDispatchMode,
+    storage_key,
+    tree_leaves,
+)
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.tasks.base import Encoded, Task
 
@@ -54,18 +58,18 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.limit = small
         self.live, self.small, self.peak, self.small_at_peak = 0, 0, 0, 0
-        self._sizes: dict[int, int] = {t.untyped_storage()._cdata: 0 for t in known}
+        self._sizes: dict[int, int] = {storage_key(t): 0 for t in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         out = func(*_without_masks(func, args), **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._born(leaf.untyped_storage())
+                self._born(leaf)
         return out
 
-    def _born(self, storage: Any) -> None:
-        key = storage._cdata
+    def _born(self, tensor: Tensor) -> None:
+        key, storage = storage_key(tensor), tensor.untyped_storage()
         if key in self._sizes:
             return
         self._sizes[key] = storage.nbytes()

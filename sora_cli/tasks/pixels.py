@@ -27,6 +27,7 @@ _MODES = {1: "L", 3: "RGB"}
 _CHECKED = 256  # images at a time
 _BLANK = (64, 48)  # pixels; width and height differ, so that a mix-up of them shows
 _DEEP = ("I", "F")  # modes of more than 8 bits a channel, which Pillow cuts off at 255
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DRAFT = 8  # the part of its size that a JPEG is decoded to where it is only looked at
 
 
@@ -162,7 +163,7 @@ def _freeze_averages(model: nn.Module) -> None:
     Those belong to the frozen model: an adapter does not hold them.
     """
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BATCH_NORMS):
             module.register_forward_pre_hook(_in_evaluation)
 
 

@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
 from methods.inject import adapted_layers
 from sora_cli.train.checkpoint.resumable import Resumable
+from sora_cli.train.checkpoint.trainer_internals import call_on_resume
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def attach(
     callback = MethodCallback(trainer, method, found)
     trainer.add_callback(callback)
     _wrap_loss(trainer, callback)
-    _wrap_resume(trainer, callback)
+    call_on_resume(trainer, callback.note_resume)
     _wrap_optimizer(trainer, method, found, head_lr)
     return callback
 
@@ -160,6 +161,10 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self.live, self.skipped = list(progress["live"]), progress["skipped"]
         self._last_live = progress["last_live"]
 
+    def note_resume(self, checkpoint: Path) -> None:
+        """Remember which checkpoint is resumed: it may lie outside this trainer's directory."""
+        self.resumed_from = checkpoint
+
     def penalised(self, loss: torch.Tensor, *, divided_later: bool) -> torch.Tensor:
         """A micro-batch's loss plus its share of the penalty."""
         parts = self.trainer.current_gradient_accumulation_steps
@@ -201,17 +206,6 @@ def _wrap_loss(trainer: Trainer, callback: MethodCallback) -> None:
         return callback.penalised(result, divided_later=later)
 
     trainer.compute_loss = compute_loss
-
-
-def _wrap_resume(trainer: Trainer, callback: MethodCallback) -> None:
-    """Remember which checkpoint is resumed: it need not be in this trainer's output directory."""
-    inner = trainer._load_from_checkpoint
-
-    def load_from_checkpoint(checkpoint: str, *args: Any, **kwargs: Any) -> Any:
-        callback.resumed_from = Path(checkpoint)
-        return inner(checkpoint, *args, **kwargs)
-
-    trainer._load_from_checkpoint = load_from_checkpoint
 
 
 def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:

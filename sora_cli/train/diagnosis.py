@@ -18,6 +18,7 @@ from transformers import Trainer
 
 from sora_cli.core.errors import first_line
 from sora_cli.train.checkpoint import generators
+from sora_cli.train.checkpoint.trainer_internals import prepare_inputs
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _forward(trainer: Trainer, batch: MicroBatch, watch: _Watch) -> Tensor:
     # not on the modules: a hooked layer may compute in another way
     handle = register_module_forward_hook(watch)
     try:
-        inputs = trainer._prepare_inputs(batch.inputs)
+        inputs = prepare_inputs(trainer, batch.inputs)
         with trainer.compute_loss_context_manager():
             loss: Tensor = trainer.compute_loss(trainer.model, inputs)
         return loss

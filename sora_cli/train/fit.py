@@ -17,7 +17,7 @@ from sora_cli.report import Compaction
 from sora_cli.train.callback import MethodCallback, attach
 from sora_cli.train.checkpoint.files import Checkpoint, load_parameters, part
 from sora_cli.train.checkpoint.places import FOLDER
-from sora_cli.train.checkpoint.trainer_state import mean_loss
+from sora_cli.train.checkpoint.trainer_internals import mean_loss
 from sora_cli.train.checkpoint.writer import Checkpoints
 from sora_cli.train.compaction import Compactor
 from sora_cli.train.non_finite import guard_steps

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from methods.torch_internals import foreach_norm
 from sora_cli.core.errors import SoraError
 from sora_cli.train.callback import MethodCallback
 from sora_cli.train.checkpoint import generators
 from sora_cli.train.checkpoint.resumable import Resumable
+from sora_cli.train.checkpoint.trainer_internals import first_step, running_loss
 from sora_cli.train.diagnosis import MicroBatch, find_origin
 
 IN_A_ROW = 10
@@ -74,13 +76,13 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self._in_a_row = 0
         self._batches: list[MicroBatch] = []  # of the step at hand
         self._norm: Any = None  # of its gradient, before clipping
-        self._sum: Tensor | None = None  # of losses not yet logged, before the step
+        self._sum = torch.zeros(())  # of losses not yet logged, before the step
         self._logged = 0  # step of the last logged loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._batches, self._norm = [], None
         if self.policy == "skip":
-            self._sum = self.trainer._tr_loss.clone()
+            self._sum = running_loss(self.trainer).clone()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         losses = [batch.loss for batch in self._batches]
@@ -144,12 +146,12 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
 
     def _leave_out(self) -> None:
         self.trainer.model.zero_grad()  # optimisers leave parameters without a gradient alone
-        self.trainer._tr_loss.copy_(self._sum)
+        running_loss(self.trainer).copy_(self._sum)
         self.hooks.skip_step()
 
     def _correct(self, logs: dict[str, float]) -> None:
         """Trainer divides by the steps gone by; those left out are no part of the mean."""
-        now, begun = self.trainer.state.global_step, self.trainer._initial_global_step
+        now, begun = self.trainer.state.global_step, first_step(self.trainer)
         for key, since in (("loss", self._logged), ("train_loss", begun)):
             left_out = sum(step > since for step in self.skipped)
             if key in logs and left_out:
@@ -178,5 +180,5 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
 def _norm_of(model: nn.Module) -> Tensor:
     """Of the gradient, where the trainer has not computed it."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
+    norm: Tensor = torch.stack(foreach_norm(gradients)).norm()
     return norm

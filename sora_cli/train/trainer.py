@@ -24,7 +24,7 @@ from sora_cli.model.gradient_checkpointing import checkpointing_arguments
 from sora_cli.recipe.recipe import Cadence, Recipe
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
-from sora_cli.train.checkpoint.trainer_state import ResumingTrainer
+from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare_inputs
 from sora_cli.train.machine import check_machine, keep_freed_memory
 
 
@@ -110,7 +110,7 @@ class AdapterTrainer(ResumingTrainer):
         self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
     ) -> tuple[None, torch.Tensor, None]:
         """What the task keeps of the model's outputs: the loss is computed from that."""
-        batch = self._prepare_inputs(inputs)
+        batch = prepare_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self.task.scored_inputs(batch))
         return None, self.task.kept(outputs, batch).detach(), None

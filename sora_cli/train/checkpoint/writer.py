@@ -28,7 +28,7 @@ from sora_cli.train.checkpoint.files import (
 )
 from sora_cli.train.checkpoint.places import checkpoint_path, checkpoint_paths
 from sora_cli.train.checkpoint.resumable import Resumable
-from sora_cli.train.checkpoint.trainer_state import (
+from sora_cli.train.checkpoint.trainer_internals import (
     per_process,
     restore_losses,
     run_state,

@@ -1,8 +1,12 @@
-"""What a transformers Trainer has to remember, as tensors and plain data, and putting it back."""
+"""Transformers' Trainer from inside: its state as tensors and plain data, and putting it back.
+
+Every private name of Trainer that this project uses stands here: a new version is mended here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +118,33 @@ def _shard(state: dict[str, Any], groups: list[dict[str, Any]]) -> None:
         for name, value in moments.items():
             if is_sharded(parameters[index]) and value.shape == parameters[index].shape:
                 moments[name] = like(value, parameters[index])
+
+
+def running_loss(trainer: Trainer) -> Tensor:
+    """Return the sum of the losses that are not logged yet; to be changed in place."""
+    loss: Tensor = trainer._tr_loss
+    return loss
+
+
+def first_step(trainer: Trainer) -> int:
+    """Return the step that this call of `train` began at."""
+    return int(trainer._initial_global_step)
+
+
+def prepare_inputs(trainer: Trainer, inputs: Any) -> Any:
+    """Put a batch where the model is."""
+    return trainer._prepare_inputs(inputs)
+
+
+def call_on_resume(trainer: Trainer, note: Callable[[Path], None]) -> None:
+    """Have a function called with the directory of the checkpoint that is resumed."""
+    inner = trainer._load_from_checkpoint
+
+    def load_from_checkpoint(checkpoint: str, *args: Any, **kwargs: Any) -> Any:
+        note(Path(checkpoint))
+        return inner(checkpoint, *args, **kwargs)
+
+    trainer._load_from_checkpoint = load_from_checkpoint
 
 
 def mean_loss(trainer: Trainer) -> float:

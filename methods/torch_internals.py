@@ -1,0 +1,60 @@
+"""Every private name of torch that this project uses: a new version of torch is mended here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "foreach_abs_",
+    "foreach_copy_",
+    "foreach_lerp_",
+    "foreach_mul",
+    "foreach_norm",
+    "foreach_sub_",
+    "has_hooks",
+    "has_saved_tensor_hooks",
+    "saved",
+    "storage_key",
+    "tree_leaves",
+]
+
+# torch's optimisers use these, too; on a GPU a loop over the tensors is a kernel for each of them
+foreach_abs_ = torch._foreach_abs_
+foreach_copy_ = torch._foreach_copy_
+foreach_lerp_ = torch._foreach_lerp_
+foreach_mul = torch._foreach_mul
+foreach_norm = torch._foreach_norm
+foreach_sub_ = torch._foreach_sub_
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether anybody watches a module's forward or backward passes."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+
+
+def saved(node: Any, *names: str) -> tuple[Any, ...]:
+    """Return what a node of the autograd graph has kept for its backward pass, by torch's names.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#saved-tensors
+    """
+    return tuple(getattr(node, f"_saved_{name}") for name in names)
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Return whether somebody (checkpointing, offloading) decides how kept tensors are stored."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Return a number that tells a tensor's storage from all others that are alive."""
+    return int(tensor.untyped_storage()._cdata)
