@@ -3,6 +3,11 @@
 They come from a file that anybody may have written, and some take forever to match. Plain names and
 anchored full paths, which is what nearly all are, can not; all others are matched in a process of
 their own, which is stopped if it takes too long.
+
+The package `regex` has a timeout, but is another engine than the `re` that PEFT uses. It answers
+at once for `(a+)+$`, on which `re`, and so PEFT, never returns: an adapter that hangs PEFT would
+pass. And it reads `(?:foo){e<=1}` and `[[:alpha:]]`, legal in both, in another way. Only `re`
+itself, stopped from outside, tells what PEFT does.
 """
 
 from __future__ import annotations
