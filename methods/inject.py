@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -14,6 +13,7 @@ from methods.configs import MethodConfig
 from methods.errors import MethodError
 from methods.init import linear_shape
 from methods.sharding import is_sharded
+from methods.words import did_you_mean
 
 ALL_LINEAR = "all-linear"
 
@@ -113,7 +113,9 @@ def find_targets(
         among = known if _is_pattern(target) else everything
         hits = [path for path in among if matches(target, path)]
         if not hits:
-            raise MethodError(f"target '{target}' matches no linear layer{_nearest(target, known)}")
+            names = sorted({path.rsplit(".", 1)[-1] for path in known})
+            hint = did_you_mean(target, names, also=known)
+            raise MethodError(f"target '{target}' matches no linear layer; {hint}")
         found.update(hits)
     if not found:
         raise MethodError("no targets given; use all-linear or names of linear layers")
@@ -177,12 +179,6 @@ def _check_unsharded(model: nn.Module, paths: Iterable[str]) -> None:
             raise MethodError(
                 f"'{path}' is sharded already; inject the adapters first, then call fully_shard"
             )
-
-
-def _nearest(target: str, known: Sequence[str]) -> str:
-    names = sorted({path.rsplit(".", 1)[-1] for path in known})
-    near = difflib.get_close_matches(target, [*names, *known], n=1, cutoff=0.4)
-    return f"; nearest: {near[0]}" if near else f"; there are: {', '.join(names)}"
 
 
 def output_embedding(model: nn.Module) -> nn.Module | None:

@@ -7,10 +7,8 @@ come by entry point (group `sora.methods`, `name = "package.module:Class"`) or b
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from methods.configs import MethodOptions
 from methods.errors import MethodError
+from methods.words import did_you_mean
 
 if TYPE_CHECKING:
     from methods.base import AdapterMethod
@@ -127,7 +126,7 @@ def method_class(name: str) -> type[AdapterMethod]:
         return _REGISTERED[name]
     if name in _entry_points():
         return _checked(_entry_points()[name].load(), name)
-    raise MethodError(f"no method '{name}'{did_you_mean(name, method_names())}")
+    raise MethodError(f"no method '{name}'; {did_you_mean(name, method_names())}")
 
 
 def config_class(name: str) -> type[MethodOptions]:
@@ -150,13 +149,6 @@ def card(name: str) -> Card:
 def create(name: str, **options: Any) -> AdapterMethod:
     """A method from its name and options."""
     return method_class(name)(config_class(name)(**options))
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean 'x'?' or the whole list, to end an error message with."""
-    names = list(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(names)}"
 
 
 def _load(target: str) -> Any:

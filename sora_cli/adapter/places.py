@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sora_cli.adapter.metadata import SORA_FILE, read_sora_file
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
 from sora_cli.model.files import CONFIG_FILE
 from sora_cli.model.references import resolve_model_path
 
@@ -56,7 +57,7 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
         raise SoraError(f"{str(directory)!r} can not be read: {error}") from error
     raise SoraError(
         f"{directory} is no adapter directory: it holds no {CONFIG_FILE}",
-        where=f"there are adapters in {', '.join(map(str, inside[:3]))}" if inside else None,
+        where=f"there are adapters in {first_few(inside)}" if inside else None,
         hint="name one of them" if inside else None,
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count, emit, emit_table, printable, size
+from sora_cli.core.words import first_few
 
 if TYPE_CHECKING:
     from sora_cli.adapter.comparing import Comparison, ModuleComparison
@@ -125,8 +126,7 @@ def _notes(comparison: Comparison) -> list[str]:
     notes = []
     for letter, only in zip("AB", comparison.only, strict=True):
         if only:
-            named = ", ".join(only[:3]) + (", ..." if len(only) > 3 else "")
-            notes.append(f"only in {letter}: {len(only)} modules ({named})")
+            notes.append(f"only in {letter}: {len(only)} modules ({first_few(only)})")
     overlap = comparison.total.overlap
     if overlap is not None:
         notes.append(

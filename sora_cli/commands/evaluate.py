@@ -12,6 +12,7 @@ from sora_cli.core.checks import check_new_file
 from sora_cli.core.console import emit, emit_table, say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
+from sora_cli.core.words import first_few
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.preflight import check_recipe
 
@@ -69,7 +70,7 @@ def load_target(target: str, recipe: Recipe, task: Task) -> Base:
         base = load_base(block, task, precision=recipe.training.precision)
         if base.missing:
             raise SoraError(
-                f"'{target}' holds no trained head: {', '.join(base.missing[:3])} are missing",
+                f"'{target}' holds no trained head: {first_few(base.missing)} are missing",
                 hint="give an adapter directory, or a merged model",
             )
         check_classes("model", _stored_classes(base, recipe), task)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from methods.words import did_you_mean
 from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import nearest
 from sora_cli.recipe.layers import extended_files
 from sora_cli.recipe.library import (
     SCHEMA_FILE,
@@ -63,7 +63,7 @@ def copy_recipes(names: Sequence[str], to: Path, *, force: bool) -> None:
 def _packaged(name: str) -> Path:
     path = packaged_recipe(name)
     if path is None:
-        raise SoraError(f"no recipe '{name}'", hint=nearest(name, recipe_names()))
+        raise SoraError(f"no recipe '{name}'", hint=did_you_mean(name, recipe_names()))
     return path
 
 

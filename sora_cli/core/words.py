@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+
+from methods.words import closest
 
 _BOUNDS = (
     ("minimum", "at least"),
@@ -17,6 +19,7 @@ _BOUNDS = (
     ("exclusiveMaximum", "below"),
 )
 
+_FILES = 8  # of a folder, named in a hint
 _LARGE = 10**6
 _LARGE_BOUND = re.compile(r" and at most \d{7,}")
 
@@ -34,12 +37,29 @@ def expected(model: type[BaseModel], field: str, *, value: Any = None) -> tuple[
     return words, _choices(schema)
 
 
-def nearest(word: Any, known: Iterable[str]) -> str:
-    """'did you mean 'x'?', or all there are."""
-    names = list(known)
-    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    near = near or [name for name in names if name.startswith(f"{word}_")]
-    return f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(names)}"
+def first_few(names: Iterable[object], most: int = 3) -> str:
+    """Return the first names, and how many more there are: "a, b, c and 2 more"."""
+    known = [str(name) for name in names]
+    left = len(known) - most
+    return ", ".join(known[:most]) + (f" and {left} more" if left > 0 else "")
+
+
+def near_files(path: Path, pattern: str = "*") -> str | None:
+    """Return a hint from the names beside a missing file; None where nothing is there."""
+    folder = path if path.is_dir() else path.parent
+    if not folder.is_dir():
+        return f"there is no directory '{folder}'"
+    names = sorted(entry.name for entry in folder.glob(pattern))
+    near = closest(path.name, names)
+    if near is not None:
+        return f"did you mean '{shown_path(folder / near)}'?"
+    return f"in {folder} there are: {first_few(names, _FILES)}" if names else None
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as people type it: relative where it lies under the working directory."""
+    absolute, here = path.absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
 
 
 def shown_value(value: Any) -> str:

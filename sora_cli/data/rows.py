@@ -12,9 +12,10 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict
 
-from methods.registry import did_you_mean
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import offline_error, quiet_hub
+from sora_cli.core.words import first_few
 from sora_cli.data.builtin import BUILTINS
 from sora_cli.data.faults import find_fault
 from sora_cli.data.source import Builtin, Files, Folder, Hub, find_source
@@ -57,7 +58,7 @@ def load_rows(data: DataBlock) -> Rows:
     for split, key in wanted:
         if split not in splits:
             raise SoraError(
-                f"the data has no split '{split}'{did_you_mean(split, splits)}",
+                f"the data has no split '{split}'; {did_you_mean(split, splits)}",
                 hint=_layout_hint(data, splits),
                 key=key,
             )
@@ -170,18 +171,12 @@ def _load_files(split: str, kind: str, paths: list[Path]) -> Dataset:
         if fault is None and (
             isinstance(error, StopIteration) or "corresponds to no data" in str(error)
         ):
-            raise SoraError(f"{key} holds no rows", hint=_names(paths), key=key) from error
-        place, reason = fault or (_names(paths), first_line(error.__cause__ or error))
+            raise SoraError(f"{key} holds no rows", hint=first_few(paths), key=key) from error
+        place, reason = fault or (first_few(paths), first_line(error.__cause__ or error))
         inside = fault is not None and not Path(place).exists()  # a line of a file
         raise SoraError(
             f"{key} can not be read: {reason}", where=place, key=None if inside else key
         ) from error
-
-
-def _names(paths: list[Path]) -> str:
-    """Some files, for an error."""
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(map(str, paths[:3])) + more
 
 
 @contextlib.contextmanager

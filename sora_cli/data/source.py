@@ -5,13 +5,13 @@ Nothing heavy is imported here, so that a mistyped path is told at once.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from methods.registry import did_you_mean
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import near_files
 from sora_cli.data.builtin import BUILTINS
 from sora_cli.recipe.recipe import DataBlock
 
@@ -71,7 +71,7 @@ def find_source(data: DataBlock) -> Source:
         return Folder(folder)
     if _looks_local(data.path):
         raise SoraError(
-            f"no data directory '{data.path}'", where=_neighbours(folder), key="data.path"
+            f"no data directory '{data.path}'", hint=near_files(folder), key="data.path"
         )
     return Hub(data.path)
 
@@ -89,7 +89,7 @@ def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
             )
         if not path.is_file():
             raise SoraError(
-                f"no data file '{path}' (split {split})", where=_neighbours(path), key=key
+                f"no data file '{path}' (split {split})", hint=near_files(path), key=key
             )
     kinds = {_FILE_KINDS.get(path.suffix.lower(), "") for path in paths}
     if len(kinds) != 1 or "" in kinds:
@@ -101,19 +101,11 @@ def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
 
 def _builtin(name: str) -> Builtin:
     if name not in BUILTINS:
-        raise SoraError(f"no built-in data '{name}'{did_you_mean(name, BUILTINS)}", key="data.path")
+        raise SoraError(
+            f"no built-in data '{name}'; {did_you_mean(name, BUILTINS)}", key="data.path"
+        )
     return Builtin(name)
 
 
 def _looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
-
-
-def _neighbours(path: Path) -> str | None:
-    """The nearest names where a path breaks off."""
-    parent = path.parent
-    if not parent.is_dir():
-        return f"{parent} does not exist"
-    names = [entry.name for entry in parent.iterdir()]
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.3) or sorted(names)[:5]
-    return f"in {parent} there are: {', '.join(near)}" if near else f"{parent} is empty"

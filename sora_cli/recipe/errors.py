@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import expected, nearest, shown_value
+from sora_cli.core.words import expected, shown_value
 from sora_cli.recipe.open_blocks import OPEN_BLOCKS, options_of
 from sora_cli.recipe.recipe import MethodBlock, Recipe, TaskBlock
 from sora_cli.recipe.yaml_lines import Origin, Path_, Tree
@@ -50,7 +51,7 @@ def unknown_name(block: str, tree: Tree) -> SoraError:
     name = tree.values[block]["name"]
     where = place_of((block, "name"), tree)
     known = OPEN_BLOCKS[block].names()
-    return SoraError(f"no {block} '{name}'", where=where, hint=nearest(name, known))
+    return SoraError(f"no {block} '{name}'", where=where, hint=did_you_mean(name, known))
 
 
 def place_of(key: Path_, tree: Tree, file: str = "") -> str:
@@ -125,7 +126,7 @@ def _bad_value(key: Path_, tree: Tree, where: str) -> SoraError:
         )
     words, choices = expected(block, field, value=value)
     what = f"{name} must be {words}, not {shown_value(value)}"
-    hint = nearest(value, choices) if choices and isinstance(value, str) else None
+    hint = did_you_mean(value, choices) if choices and isinstance(value, str) else None
     if hint is not None and "a list of texts" in words and not hint.startswith("did you"):
         hint = f"as a list: {field}: [{value}]"
     if "text" in words and isinstance(value, int | float):
@@ -143,7 +144,7 @@ def _unknown_key(key: Path_, tree: Tree) -> SoraError:
         for other in Recipe.model_fields
         if other != key[0] and word in _fields(_model((other,), tree.values))
     ]
-    hint = f"did you mean '{homes[0]}'?" if homes else nearest(word, known) if known else None
+    hint = f"did you mean '{homes[0]}'?" if homes else did_you_mean(word, known) if known else None
     if len(key) == 1:
         return SoraError(f"unknown block '{word}'", where=where, hint=hint)
     inside = ".".join(key[:-1])

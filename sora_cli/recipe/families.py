@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from methods.registry import did_you_mean
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.types import Block, Count, SomeNames
 
@@ -257,7 +257,7 @@ def task_names() -> list[str]:
 
 def unknown_task(name: str) -> SoraError:
     """No such family; the message names the nearest."""
-    return SoraError(f"unknown task '{name}'{did_you_mean(name, FAMILIES)}", key="task.name")
+    return SoraError(f"unknown task '{name}'; {did_you_mean(name, FAMILIES)}", key="task.name")
 
 
 def options_class(name: str) -> type[TaskOptions]:
@@ -301,8 +301,8 @@ def check_columns(name: str, columns: Mapping[str, str]) -> None:
     known = options_class(name).COLUMNS
     for part in columns:
         if part not in known:
-            there = did_you_mean(part, known) if known else "; see data.text_columns"
+            there = did_you_mean(part, known) if known else "see data.text_columns"
             raise SoraError(
-                f"data.columns: rows of task {name} have no part '{part}'{there}",
+                f"data.columns: rows of task {name} have no part '{part}'; {there}",
                 key=f"data.columns.{part}",
             )

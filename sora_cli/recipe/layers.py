@@ -13,7 +13,8 @@ from typing import Any
 
 from methods.errors import MethodError
 from sora_cli.core.errors import SoraError
-from sora_cli.recipe.library import near_files, shown
+from sora_cli.core.words import near_files, shown_path
+from sora_cli.recipe.library import YAML_FILES
 from sora_cli.recipe.open_blocks import OPEN_BLOCKS
 from sora_cli.recipe.yaml_lines import DEEPEST, Origin, Path_, Tree, parse_file, parse_value
 
@@ -119,19 +120,21 @@ def _file_layers(
 ) -> Iterator[tuple[Path, Tree]]:
     path = Path(os.path.normpath(path))
     if path.resolve() in chain:
-        names = " -> ".join(shown(p) for p in (*chain, path.resolve()))
+        names = " -> ".join(shown_path(p) for p in (*chain, path.resolve()))
         raise SoraError("recipes extend each other in a circle", where=names)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise SoraError(
-            f"no file '{shown(path)}' to extend", where=str(named_by), hint=near_files(path)
+            f"no file '{shown_path(path)}' to extend",
+            where=str(named_by),
+            hint=near_files(path, YAML_FILES),
         ) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         where = None if named_by is None else str(named_by)
-        raise SoraError(f"'{shown(path)}' can not be read: {reason}", where=where) from error
-    tree = parse_file(content, shown(path))
+        raise SoraError(f"'{shown_path(path)}' can not be read: {reason}", where=where) from error
+    tree = parse_file(content, shown_path(path))
     origin = tree.origins.get((EXTENDS,))
     _forget(tree, (EXTENDS,))
     for base in _extended(tree.values.pop(EXTENDS, None), origin):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
+from methods.words import closest, did_you_mean
 from sora_cli import PACKAGE
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import near_files
 
 SCHEMA_FILE = "schema.json"
 _SWEEPS = "sweeps"
+YAML_FILES = "*.y*ml"
 _NO_RUNS = ("base", _SWEEPS)  # folders of parts that recipes extend, and of sweeps over them
 
 
@@ -52,11 +54,9 @@ def find_sweep(reference: str | Path) -> Path:
     packaged = packaged_recipe(f"{_SWEEPS}/{name}") or packaged_recipe(name)
     if packaged in sweep_files():
         return packaged
-    near = difflib.get_close_matches(name, sweep_names(), n=1, cutoff=0.5)
-    beside = near_files(path) if path.suffix else None
-    hint = beside or (f"did you mean '{near[0]}'?" if near else None)
-    known = f"there are: {', '.join(sweep_names())}"
-    raise SoraError(f"no sweep file '{reference}'", hint=hint or known)
+    beside = near_files(path, YAML_FILES) if path.suffix else None
+    hint = beside or did_you_mean(name, sweep_names())
+    raise SoraError(f"no sweep file '{reference}'", hint=hint)
 
 
 def packaged_recipe(name: str) -> Path | None:
@@ -93,32 +93,12 @@ def recipe_title(path: Path) -> str:
     return ""
 
 
-def shown(path: Path) -> str:
-    """A path as people type it: relative where it lies under the working directory."""
-    absolute = path.absolute()
-    here = Path.cwd()
-    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
-
-
-def near_files(path: Path, pattern: str = "*.y*ml") -> str | None:
-    """'did you mean ...?' from the files beside a missing one; None if there are none."""
-    folder = path if path.is_dir() else path.parent
-    if not folder.is_dir():
-        return f"there is no directory '{folder}'"
-    names = sorted(file.name for file in folder.glob(pattern))
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean '{shown(folder / near[0])}'?"
-    return f"there are: {', '.join(names[:12])}" if names else None
-
-
 def _nearest(path: Path) -> str:
-    names = recipe_names()
-    word = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    beside = near_files(path)
+    """Return a hint for a name that is neither a file nor a packaged recipe."""
+    beside = near_files(path, YAML_FILES)
     if beside is not None and beside.startswith("did you mean"):
         return beside
-    if near:
-        return f"did you mean '{near[0]}'? (sora recipes lists them)"
+    near = closest(path.as_posix().removeprefix("recipes/").removesuffix(".yaml"), recipe_names())
+    if near is not None:
+        return f"did you mean '{near}'? (sora recipes lists them)"
     return "sora recipes lists those that come with the tool"

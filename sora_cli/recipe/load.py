@@ -19,10 +19,11 @@ from pydantic import ValidationError
 from methods.configs import MethodOptions
 from methods.errors import MethodError
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import shown_path
 from sora_cli.recipe.changes import flat
 from sora_cli.recipe.errors import place_of, recipe_error, unknown_name
 from sora_cli.recipe.layers import combine, file_layers, override_layer
-from sora_cli.recipe.library import find_recipe, recipes_dir, shown
+from sora_cli.recipe.library import find_recipe, recipes_dir
 from sora_cli.recipe.open_blocks import OPEN_BLOCKS
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.yaml_lines import Origin, Tree
@@ -88,7 +89,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedR
     """
     path = find_recipe(reference)
     tree, notes = combine([*file_layers(path), override_layer(overrides)])
-    recipe = _validated(tree, shown(path))
+    recipe = _validated(tree, shown_path(path))
     recipe.set_places({".".join(key): origin.place for key, origin in tree.origins.items()})
     return LoadedRecipe(recipe, tree.origins, notes, path, _name(path))
 

@@ -8,11 +8,11 @@ keeps.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
 
+from methods.words import closest
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import TaskOptions
 
@@ -66,6 +66,6 @@ def built_in(known: Sequence[str]) -> str:
 
 
 def near(name: str, known: Sequence[str]) -> str | None:
-    """'did you mean ...?'; None if nothing is near."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean '{found[0]}'?" if found else None
+    """Return "did you mean 'x'?"; None if nothing is near."""
+    found = closest(name, known)
+    return None if found is None else f"did you mean '{found}'?"

@@ -14,7 +14,7 @@ from methods.errors import MethodError
 from methods.registry import register
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
-from sora_cli.recipe.library import near_files
+from sora_cli.core.words import near_files
 
 
 def load_code(path: Path) -> ModuleType:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sora_cli.core.words import first_few
 from sora_cli.data.overlap import Overlap, find_overlaps
 from sora_cli.recipe.families import SMALLER_IS_BETTER
 from sora_cli.run.prepare import Prepared
@@ -156,10 +157,9 @@ def skip_remark(steps: Sequence[int], total: int) -> str | None:
     """Steps, counted from 1, that were left out of all of a run."""
     if not steps:
         return None
-    shown = ", ".join(map(str, steps[:10])) + (", ..." if len(steps) > 10 else "")
     return (
         f"{len(steps)} of {total} steps were left out, their loss or gradient was not finite: "
-        f"{shown}"
+        f"{first_few(steps, 10)}"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 from torch import Tensor, nn
 
-from methods.registry import did_you_mean
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.data.processor import set_padding
 from sora_cli.recipe.families import TaskOptions, main_metric
@@ -200,7 +200,7 @@ class Task(ABC):
             named = self.data.columns.get(part)
             if named is not None and named not in columns:
                 raise SoraError(
-                    f"data.columns.{part}: no column '{named}'{did_you_mean(named, columns)}",
+                    f"data.columns.{part}: no column '{named}'; {did_you_mean(named, columns)}",
                     key=f"data.columns.{part}",
                 )
             usual = (name for name in self.options.COLUMNS[part] if name in columns)

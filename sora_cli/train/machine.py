@@ -21,8 +21,8 @@ import os
 
 import torch
 
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import nearest
 from sora_cli.recipe.recipe import TrainingBlock
 
 
@@ -72,7 +72,7 @@ def _check_loggers(names: list[str]) -> None:
         if name not in known:
             raise SoraError(
                 f"logger '{name}' is unknown or not installed",
-                hint=nearest(name, known)
+                hint=did_you_mean(name, known)
                 if known
                 else "none is installed: pip install tensorboard",
                 key="training.loggers",

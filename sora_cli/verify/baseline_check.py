@@ -12,6 +12,7 @@ from sora_cli.adapter.places import baseline_folder
 from sora_cli.core.console import say, size
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.stored import load_baseline
@@ -46,8 +47,7 @@ def check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> bool:
         or not torch.equal(trained[name].cpu(), loaded[name].cpu())
     ]
     if different:
-        more = f" and {len(different) - 1} more" if different[1:] else ""
-        say(f"DIFFERENT: {folder} does not give the trained model: '{different[0]}'{more}")
+        say(f"DIFFERENT: {folder} does not give the trained model: {first_few(different, 1)}")
         return False
     say(f"verified: {folder} gives all {len(trained)} tensors of the trained model, to the bit")
     return True

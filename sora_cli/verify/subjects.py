@@ -18,6 +18,7 @@ from sora_cli.adapter.peft.layout import WEIGHTS_FILE
 from sora_cli.adapter.places import adapter_folder, model_source
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_hub, quiet_loading
+from sora_cli.core.words import first_few
 from sora_cli.data.processor import lacks_tokenizer
 from sora_cli.model.base import split_gguf, weights_options
 from sora_cli.model.files import holds_pickles_only, pickled
@@ -221,15 +222,15 @@ def _check_complete(subject: Subject, info: Mapping[str, Any], auto: str) -> Non
         random = [key for key in random if not key.startswith("pooler.")]
     if not random:
         return
-    more = f" (and {len(random) - 1} more)" if len(random) > 1 else ""
+    missing = first_few((f"'{key}'" for key in random), 1)
     if subject.adapter is None:
         raise SoraError(
-            f"{subject.reference} holds no '{random[0]}' of the right shape{more}",
+            f"{subject.reference} holds nothing of the right shape for {missing}",
             where=f"to be compared it is loaded with {auto}",
             hint="is it a base model without a trained head, or a model for another task?",
         )
     raise SoraError(
-        f"neither {subject.reference} nor its base holds '{random[0]}' of the right shape{more}",
+        f"neither {subject.reference} nor its base holds anything of the right shape for {missing}",
         where=f"the base is {subject.source}, loaded with {auto}",
         hint="is it the right one? --base MODEL; a head that was not stored is lost",
     )

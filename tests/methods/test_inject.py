@@ -78,9 +78,9 @@ def test_names_and_patterns(targets: list[str], expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["querry"], "target 'querry' matches no linear layer; nearest: query"),
-        (["dens"], "target 'dens' matches no linear layer; nearest: dense"),
-        (["key", "blocks.7.key"], r"target 'blocks.7.key' matches .* nearest: blocks.\d.key"),
+        (["querry"], "target 'querry' matches no linear layer; did you mean 'query'"),
+        (["dens"], "target 'dens' matches no linear layer; did you mean 'dense'"),
+        (["key", "blocks.7.key"], r"target 'blocks.7.key' matches .* did you mean 'blocks.\d.key'"),
         (["norm"], "target 'norm' matches no linear layer"),
         (["head.0"], r"target 'head.0' matches no linear layer"),  # excluded
         (["zzz"], "there are: dense, headline, key, query"),

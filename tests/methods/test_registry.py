@@ -164,10 +164,6 @@ def test_two_packages_with_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
         method_names()
 
 
-def test_did_you_mean_lists_all_when_none_is_near() -> None:
-    assert registry.did_you_mean("x", ["alpha", "beta"]) == "; there are: alpha, beta"
-
-
 @pytest.mark.parametrize("name", [*registry._BUILTINS])
 def test_a_built_in_methods_card_says_what_its_class_does(name: str) -> None:
     cls = method_class(name)

@@ -12,6 +12,7 @@ from sora_cli.adapter.peft import adalora
 from sora_cli.adapter.peft.patterns import match_patterns
 from sora_cli.adapter.peft.targets import Targets
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
 
 LARGEST_RANK = 2**20
 _MOST_MODULES = 10_000  # of modules_to_save
@@ -113,8 +114,8 @@ class PeftConfig(Targets):
         if not absent:
             return ()
         return (
-            f"modules_to_save: the file holds nothing of {_some(absent)}; PEFT refuses it for a "
-            "model that has such a module",
+            f"modules_to_save: the file holds nothing of {first_few(absent)}; PEFT refuses it "
+            "for a model that has such a module",
         )
 
     def rank(self, path: str) -> int:
@@ -177,11 +178,11 @@ def _chosen(
                 clashes.setdefault(path, (first, key))
     idle = [f"'{_shown(key)}'" for key in pattern if not hits[key]]
     if idle:
-        notes.append(f"{name}: no module in the file matches {_some(idle)}, so nothing follows")
+        notes.append(f"{name}: no module in the file matches {first_few(idle)}, so nothing follows")
     if clashes:
         path, (first, second) = next(iter(clashes.items()))
         notes.append(
-            f"{name}: '{_shown(first)}' and '{_shown(second)}' both match {_some(list(clashes))}; "
+            f"{name}: '{_shown(first)}' and '{_shown(second)}' both match {first_few(clashes)}; "
             f"the first counts, as in PEFT: {chosen[path][1]:g}"
         )
     return {path: value for path, (_, value) in chosen.items()}
@@ -190,11 +191,6 @@ def _chosen(
 def _shown(text: str, limit: int = 80) -> str:
     """Text from a file somebody else wrote, fit for a message: short, and printable."""
     return repr(text if len(text) <= limit else f"{text[:limit]}...")[1:-1]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _refuse_kind(kind: str, where: str) -> None:

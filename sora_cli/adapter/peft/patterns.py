@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
 
 TIME_LIMIT = 5.0
 """Seconds for all expressions that are matched together."""
@@ -152,8 +153,7 @@ def _match_apart(
         slow = isinstance(error, subprocess.TimeoutExpired)
         reason = f"takes more than {TIME_LIMIT:g} s" if slow else f"failed: {error}"
         raise SoraError(
-            f"matching the patterns {', '.join(repr(e.given[:60]) for e in expressions[:3])} "
-            f"{reason}",
+            f"matching the patterns {first_few(repr(e.given[:60]) for e in expressions)} {reason}",
             where=where,
             hint="write plain module names instead",
         ) from error

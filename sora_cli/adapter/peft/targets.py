@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, StrictInt
 
 from sora_cli.adapter.peft.patterns import Expression, match_expressions
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
 
 _ALL = "all-linear"
 
@@ -59,9 +60,8 @@ def _check_layer_options(targets: Targets, where: str) -> None:
 def _check_all_loaded(what: str, paths: Sequence[str], loaded: set[str], where: str) -> None:
     left = [path for path in paths if path not in loaded]
     if left:
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         raise SoraError(
-            f"{what} {', '.join(left[:3])}{more}, so PEFT would pass over what is stored there",
+            f"{what} {first_few(left)}, so PEFT would pass over what is stored there",
             where=where,
             hint=f"if it is meant to count, correct {what.split()[0]}",
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from methods.registry import did_you_mean
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 
 MODELS = {
@@ -39,7 +39,7 @@ def builtin_model(name: str) -> Path:
     """
     if name not in MODELS:
         raise SoraError(
-            f"no built-in model '{name}'{did_you_mean(name, MODELS)}",
+            f"no built-in model '{name}'; {did_you_mean(name, MODELS)}",
             where=f"built in are: {', '.join(MODELS)}",
             key="model.path",
         )

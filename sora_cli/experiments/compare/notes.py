@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from sora_cli.core.words import first_few
 from sora_cli.experiments.compare.cells import Raw
 from sora_cli.experiments.compare.runs import Group, Run
 from sora_cli.experiments.compare.stats import LEVEL, RESAMPLES
@@ -61,14 +62,8 @@ def _different(
             if value is not None and group.label not in labels.setdefault(value, []):
                 labels[value].append(group.label)
     if len(labels) > 1:
-        sides = " / ".join(_some(names) for names in labels.values())
+        sides = " / ".join(first_few(names) for names in labels.values())
         yield f"{task}: not comparable, {what} differs: {sides}"
-
-
-def _some(labels: Sequence[str]) -> str:
-    """The first labels, and how many more."""
-    rest = len(labels) - _NAMED
-    return ", ".join(labels[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _fingerprint(run: Run, part: str) -> str | None:
@@ -77,7 +72,6 @@ def _fingerprint(run: Run, part: str) -> str | None:
     return found
 
 
-_NAMED = 3
 _SAME: Mapping[str, Callable[[Run], str | None]] = {
     "the metric": lambda run: run.metric_name,
     "the reported split": lambda run: run.split,

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from methods.words import did_you_mean
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import nearest
 from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET
 from sora_cli.recipe.changes import NOT_THE_RUN, flat
 from sora_cli.recipe.families import SMALLER_IS_BETTER, is_share
@@ -207,7 +207,7 @@ def choose_metric(groups: Sequence[Group], name: str | None) -> list[Group]:
         return list(groups)
     known = dict.fromkeys(metric for g in groups for run in g.runs for metric in run.scores)
     if name not in known:
-        raise SoraError(f"no run reports the metric '{name}'", hint=nearest(name, known))
+        raise SoraError(f"no run reports the metric '{name}'", hint=did_you_mean(name, known))
     chosen = []
     for group in groups:
         runs = tuple(replace(run, chosen=name) for run in group.runs if name in run.scores)

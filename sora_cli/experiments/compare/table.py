@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import nearest
 from sora_cli.experiments.compare.cells import (
     COST,
     METRIC,
@@ -137,7 +137,7 @@ def check_baseline(groups: Sequence[Group], label: str) -> None:
     """Raise `SoraError` where no group has that label."""
     labels = dict.fromkeys(group.label for group in groups)
     if label not in labels:
-        raise SoraError(f"no group is called '{label}'", hint=nearest(label, labels))
+        raise SoraError(f"no group is called '{label}'", hint=did_you_mean(label, labels))
 
 
 def _by_task(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from methods.registry import card, method_names
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import nearest, shown_value
+from sora_cli.core.words import shown_value
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe, TrainingBlock
 
@@ -83,7 +84,7 @@ def varied_option(loaded: LoadedRecipe) -> str:
         raise SoraError(
             f"path.vary: '{vary}' may not vary with method {name}",
             where=where,
-            hint=nearest(vary, may),
+            hint=did_you_mean(vary, may),
         )
     able = [other for other in method_names() if card(other).variable_options]
     raise SoraError(

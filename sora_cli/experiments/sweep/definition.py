@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import nearest
-from sora_cli.recipe.library import find_sweep, shown
+from sora_cli.core.words import shown_path
+from sora_cli.recipe.library import find_sweep
 from sora_cli.recipe.types import Block, Count, Seed
 from sora_cli.recipe.yaml_lines import Tree, parse_file
 
@@ -104,7 +105,7 @@ class LoadedSweep:
 
     def place(self, *key: str) -> str:
         """File and line of a key, else of the block around it."""
-        return _place(self.tree, shown(self.path), key)
+        return _place(self.tree, shown_path(self.path), key)
 
 
 def load_sweep(path: Path) -> LoadedSweep:
@@ -114,7 +115,7 @@ def load_sweep(path: Path) -> LoadedSweep:
         SoraError: it is missing or unreadable, no YAML, or has a key or value that is not allowed.
     """
     path = find_sweep(path)
-    file = shown(path)
+    file = shown_path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -136,12 +137,12 @@ def _sweep_error(error: ValidationError, tree: Tree, file: str) -> SoraError:
         name = ".".join(key)
         return SoraError(f"{name}: {message}" if name else message, where=where)
     if len(key) == 1:
-        hint = nearest(key[0], SweepFile.model_fields)
+        hint = did_you_mean(key[0], SweepFile.model_fields)
         if "." in key[0]:
             hint = f"recipe keys stand in set, grid, paired or cases: set: {{{key[0]}: ...}}"
         return SoraError(f"unknown key '{key[0]}' in a sweep file", where=where, hint=hint)
     block = _block(key[:-1])
-    known = nearest(key[-1], block.model_fields) if block else None
+    known = did_you_mean(key[-1], block.model_fields) if block else None
     return SoraError(f"unknown key '{key[-1]}' in {'.'.join(key[:-1])}", where=where, hint=known)
 
 

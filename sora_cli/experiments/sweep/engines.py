@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import nearest
 from sora_cli.experiments.sweep.engine import Engine, LocalEngine
 
 ENGINES = ("local", "ray")
@@ -27,7 +27,7 @@ def choose_engine(
         SoraError: there is no such engine, or it is not installed.
     """
     if name not in ENGINES:
-        raise SoraError(f"no engine '{name}'", hint=nearest(name, ENGINES))
+        raise SoraError(f"no engine '{name}'", hint=did_you_mean(name, ENGINES))
     if name == "ray":
         from sora_cli.experiments.sweep.ray_engine import RayEngine
 

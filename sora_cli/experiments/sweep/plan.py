@@ -16,12 +16,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import nearest
+from sora_cli.core.words import shown_path
 from sora_cli.experiments.sweep.axes import Axis, run_names
 from sora_cli.experiments.sweep.definition import RECIPE, LoadedSweep, Reference, load_sweep
 from sora_cli.recipe.layers import override_layer
-from sora_cli.recipe.library import shown
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.yaml_lines import parse_value
 
@@ -120,7 +120,7 @@ def find_base(sweep: LoadedSweep, reference: str | None = None) -> str:
     """A base recipe as `sora train` takes it: a file beside the sweep's, or a packaged name."""
     name = reference or sweep.sweep.recipe
     beside = sweep.path.expanduser().parent / name
-    return shown(Path(os.path.normpath(beside))) if beside.is_file() else name
+    return shown_path(Path(os.path.normpath(beside))) if beside.is_file() else name
 
 
 def search_base(plan: SweepPlan) -> PlannedRun:
@@ -137,7 +137,7 @@ def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
             raise SoraError(
                 f"{key} is what this sweep varies: it can not be set for all runs",
                 where=sweep.place("paired", key) if key in file.paired else sweep.place("cases"),
-                hint=f"change it in a copy of {shown(sweep.path)}",
+                hint=f"change it in a copy of {shown_path(sweep.path)}",
             )
     axes = [
         Axis(
@@ -220,7 +220,7 @@ def _take(
         raise SoraError(
             f"{key}: there is no case '{reference.of}'",
             where=place,
-            hint=nearest(reference.of, cases) if cases else None,
+            hint=did_you_mean(reference.of, cases) if cases else None,
         )
     other = cases.index(reference.of)
     if any(isinstance(v, dict) and "of" in v for v in axes[-1].choices[other].values()):
@@ -241,5 +241,5 @@ def load_checked(
         place = where.get(typed) or (
             sweep.place("set", typed.partition("=")[0]) if typed in words else error.where
         )
-        told = where.get(base, shown(sweep.path)) if place is None else place
+        told = where.get(base, shown_path(sweep.path)) if place is None else place
         raise SoraError(f"run {name}: {error.what}", where=told, hint=error.hint) from error

@@ -186,7 +186,7 @@ DAMAGE: dict[str, Case] = {
     ]
 }  # fmt: skip
 TARGETS: dict[str, Case] = {
-    "no such layer": bad("target 'qery' matches no linear layer; nearest: query",
+    "no such layer": bad("target 'qery' matches no linear layer; did you mean 'query'",
         r=recipe("method", "targets: [qery]")),
     "a pattern of nothing": bad("target '*.layer.9.*' matches no linear layer",
         r=recipe("method", "targets: ['*.layer.9.*']")),

@@ -193,7 +193,7 @@ def test_no_such_file(tmp_path: Path) -> None:
     lines = _refused("no data file", files={**files, "train": str(tmp_path / "trian.jsonl")})
     assert "train.jsonl" in lines[1]
     lines = _refused("no data file", files={**files, "train": str(tmp_path / "no" / "x.jsonl")})
-    assert "no does not exist" in lines[1]
+    assert "there is no directory" in lines[1]
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
