@@ -1,8 +1,11 @@
 # make demo   install into .venv and run the main job (train, inspect); can be repeated
 # make test   install and run the tests
-# make test-all  the long tests, too (kills, fuzzing)
+# make test-all  the long tests, too (kills, fuzzing, all of the documentation's commands)
+# make docs   build the documentation into site/; a broken link or anchor is an error
 # make matrix  train the experiments of docs/results again (about 3 hours on 2 cores)
 # make check  ruff (lint and format) and mypy
+#
+# .ci/run does make check, make docs and make test-all in every change.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -11,7 +14,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all matrix check format clean
+.PHONY: demo test test-all docs matrix check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sora train recipes/quickstart.yaml --force
@@ -22,6 +25,10 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'long or not long' $(PYTEST_ARGS)
+
+docs: $(VENV)/.dev
+	rm -rf site .cache
+	NO_COLOR=1 $(BIN)/zensical build --strict
 
 # needs SORA_DATA, a directory with glue/; what is finished under runs/ is left alone
 MATRIX := tune tune-adalora main ablation ablation-schedule
@@ -57,4 +64,4 @@ $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site .cache *.egg-info
