@@ -14,12 +14,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,6 +27,7 @@ from benchmarks.sides import Side, make, method, ours
 from methods.compaction import remove_components
 from methods.inject import adapted_layers
 from sora_cli.core.console import emit, say
+from sora_cli.report import FILE_NAME, load_report
 
 _WARM_UP = 2
 _SHARES = {"none removed": 0.0, "half removed": 0.5, "nine tenths removed": 0.9}
@@ -103,18 +102,18 @@ def _run(rank: int, options: argparse.Namespace, *, compacts: bool) -> list[str]
             *(["training.max_steps=4"] if options.quick else []),
         ]
         subprocess.run(command, check=True, capture_output=True)
-        report: dict[str, Any] = json.loads(Path(output, "run", "report.json").read_text())
-    record = report["compaction"]
-    metrics = next(iter(report["metrics"].values()))
-    returned = record["would_have_revived"]
-    removed = sum(removal["removed"] for removal in record["removals"])
+        report = load_report(Path(output, "run", FILE_NAME))
+    record = report.compaction
+    assert record is not None  # training.compact_every is set above
+    metrics = next(iter(report.metrics.values()))
+    returned = record.would_have_revived
     return [
         str(rank),
-        f"every {record['every']}" if compacts else "counted only",
-        f"{report['seconds']['train']:.0f}",
-        f"{metrics[report['main_metric']]:.4f}",
-        str(report["live_components"][-1]),
-        str(removed),
+        f"every {record.every}" if compacts else "counted only",
+        f"{report.seconds['train']:.0f}",
+        f"{metrics[report.main_metric or '']:.4f}",
+        str(report.live_components[-1]),
+        str(record.removed),
         "not known" if returned is None else str(returned),
     ]
 

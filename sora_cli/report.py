@@ -1,10 +1,12 @@
-"""The run report: one JSON file that says what was run, on what, and what came out.
+"""The run report: `report.json` says what was run, on what, and what came out, on about a page.
 
-It is written when the run starts, ends, fails or is interrupted, always whole.
+What has an entry for each step or component, such as losses, stands beside it in `history.json`.
+The report is written when the run starts, ends, fails or is interrupted, and always whole.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -19,26 +21,29 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.environment import environment, peak_memory
 from sora_cli.core.interruption import Interrupted
+from sora_cli.core.json_text import readable_json
 from sora_cli.core.processes import is_main
 
 FILE_NAME = "report.json"
-SCHEMA_VERSION = 1
+HISTORY_FILE = "history.json"
+SCHEMA_VERSION = 2
+"""1: everything was in `report.json`; such reports are read as ever."""
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
 Score = Annotated[float, BeforeValidator(lambda v: math.nan if v is None else v)]
-"""JSON has no NaN: it is written as null."""
+"""A metric; JSON has no NaN, which is written as null."""
 
 
 class Ranks(BaseModel):
-    """Components of one module."""
+    """Numbers of components of one module."""
 
     start: int
     end: int
 
 
 class Parameters(BaseModel):
-    """Numbers counted from real shapes; gates of the training count in `trained` only."""
+    """Numbers of parameters, counted from real shapes; gates count in `trained` only."""
 
     base: int = 0
     trained: int = Field(0, description="everything with a gradient: factors, gates, head")
@@ -54,7 +59,7 @@ class Parameters(BaseModel):
 
 
 class Removal(BaseModel):
-    """Dead components taken out at one moment of the training."""
+    """Dead components that were taken out after one step."""
 
     step: int = Field(description="optimiser steps taken by then")
     removed: int
@@ -75,11 +80,11 @@ class Compaction(BaseModel):
 
     @property
     def removed(self) -> int:
-        """Components in all."""
+        """Components removed, in all."""
         return sum(removal.removed for removal in self.removals)
 
     def event(self) -> str:
-        """What a person should hear about it."""
+        """Return the sentence for the report's events."""
         if self.only_count:
             return (
                 f"compaction every {self.every} steps would have removed {self.removed} "
@@ -93,14 +98,14 @@ class Compaction(BaseModel):
 
 
 class Resumption(BaseModel):
-    """A later process that went on with a run."""
+    """A later process that resumed a run."""
 
     step: int = Field(description="optimiser steps taken before, by earlier processes")
     started: str
 
 
 class Report(BaseModel):
-    """What every report says. Unknown keys of later versions are ignored on reading."""
+    """The fields of every report. Unknown keys of later versions are ignored on reading."""
 
     model_config = ConfigDict(extra="ignore", validate_assignment=True)
 
@@ -122,7 +127,7 @@ class Report(BaseModel):
 
 
 class RunReport(Report):
-    """`report.json` of one training run."""
+    """The fields of `report.json` and `history.json` of one training run."""
 
     base: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
@@ -152,16 +157,58 @@ class RunReport(Report):
     events: list[str] = Field(default_factory=list)
 
 
+class History(BaseModel):
+    """`history.json`: those fields of a run's report that grow with its steps or components."""
+
+    started: str = Field(description="as in the report that it belongs to")
+    history: list[dict[str, Any]] = Field(default_factory=list)
+    live_components: list[int] = Field(default_factory=list)
+    non_finite_steps: list[int] = Field(default_factory=list)
+    removals: list[Removal] = Field(default_factory=list, description="of `compaction`")
+    method_details: dict[str, Any] = Field(
+        default_factory=dict, description="its lists and objects"
+    )
+
+    @classmethod
+    def of(cls, report: RunReport) -> History:
+        """Take a report's growing fields."""
+        details = report.method_details.items()
+        return cls(
+            started=report.started,
+            history=report.history,
+            live_components=report.live_components,
+            non_finite_steps=report.non_finite_steps,
+            removals=report.compaction.removals if report.compaction else [],
+            method_details={key: v for key, v in details if isinstance(v, dict | list)},
+        )
+
+    def fill(self, report: RunReport) -> None:
+        """Put the fields back into the report that they were taken from."""
+        report.history, report.live_components = self.history, self.live_components
+        report.non_finite_steps = self.non_finite_steps
+        if report.compaction is not None:
+            report.compaction.removals = self.removals
+        report.method_details.update(self.method_details)
+
+    def fields_of_report(self) -> dict[str, Any]:
+        """Return what the report leaves out, as pydantic's `exclude`."""
+        return {
+            **dict.fromkeys(("history", "live_components", "non_finite_steps"), True),
+            "compaction": {"removals"},
+            "method_details": set(self.method_details),
+        }
+
+
 R = TypeVar("R", bound=Report)
 
 
 class ReportLog(Generic[R]):
-    """A report being filled while the run goes on, and saved whatever happens to it."""
+    """A report that is filled while the run goes on, and saved however the run ends."""
 
     def __init__(self, path: Path, report: R) -> None:
         self.path, self.report = path, report
 
-    def imported(self, began: float) -> float:
+    def note_import(self, began: float) -> float:
         """Count the seconds since a moment of `time.perf_counter` as the phase "import"."""
         spent = time.perf_counter() - began
         self._spend("import", spent)
@@ -169,22 +216,22 @@ class ReportLog(Generic[R]):
 
     @contextmanager
     def running(self) -> Iterator[R]:
-        """The whole run: the report says how it ended."""
+        """Save the report as running, and at the block's end with how it ended."""
         self.report.status, self.report.error, self.report.finished = "running", None, None
         self.save()
         try:
             yield self.report
         except (KeyboardInterrupt, Interrupted) as end:
-            self._give_up("interrupted", str(end) or "interrupted by the user")
+            self._fail("interrupted", str(end) or "interrupted by the user")
             raise
         except BaseException as error:
-            self._give_up("failed", f"{type(error).__name__}: {error}")
+            self._fail("failed", f"{type(error).__name__}: {error}")
             raise
         self._end("completed", None)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time one step of the run."""
+        """Add the seconds of the block to a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -193,9 +240,9 @@ class ReportLog(Generic[R]):
 
     @contextmanager
     def epilogue(self, name: str) -> Iterator[None]:
-        """Time a step after the run's end, such as a check of its files; the report is rewritten.
+        """Time a step after the run's end, such as a check of its files, and save the report.
 
-        Whatever comes of the step, the run has ended as the report said before.
+        The step's outcome does not change the run's status.
         """
         try:
             with self.phase(name):
@@ -208,12 +255,17 @@ class ReportLog(Generic[R]):
         self.report.seconds[name] = round(self.report.seconds.get(name, 0.0) + spent, 3)
 
     def save(self) -> None:
-        """Write the report as it stands; of several processes the main one does."""
+        """Write the report as it stands; of several processes only the main one writes."""
         if is_main():
-            write_text_atomic(self.path, self.report.model_dump_json(indent=2) + "\n")
+            self.write()
 
-    def _give_up(self, status: Status, error: str) -> None:
-        """End the report, if it can be written: the disk may be what failed."""
+    def write(self, left_out: dict[str, Any] | None = None) -> None:
+        """Write the report as it stands, without the fields that are left out."""
+        text = self.report.model_dump_json(exclude=left_out)  # NaN becomes null
+        write_text_atomic(self.path, readable_json(json.loads(text)))
+
+    def _fail(self, status: Status, error: str) -> None:
+        """End the report; ignore it if it cannot be written, for the disk may be what failed."""
         with suppress(OSError):
             self._end(status, error)
 
@@ -224,7 +276,7 @@ class ReportLog(Generic[R]):
 
 
 class RunLog(ReportLog[RunReport]):
-    """The log of one training run, in its directory.
+    """The log of one training run: `report.json` and `history.json` in its directory.
 
     Args:
         began: when the command began, by `time.perf_counter`; None: now.
@@ -236,21 +288,33 @@ class RunLog(ReportLog[RunReport]):
         facts = provenance()
         super().__init__(directory / FILE_NAME, RunReport(name=name, recipe=recipe, **facts))
         if began is not None:
-            self.report.started = now(-self.imported(began))
+            self.report.started = now(-self.note_import(began))
 
-    def went_on(self, step: int) -> None:
-        """Note that the run goes on from a checkpoint of that step, after other processes."""
+    def note_resumption(self, step: int) -> None:
+        """Note that this process resumes the run from the checkpoint of that step."""
         before = read_report(self.path.parent)
         earlier = before.resumed if before else []
         self.report.resumed = [*earlier, Resumption(step=step, started=self.report.started)]
 
     def note_progress(self, state: Any) -> None:
-        """Steps and history of a Trainer's state."""
+        """Take over the steps and the history of a Trainer's state."""
         self.report.steps, self.report.history = state.global_step, list(state.log_history)
+
+    def write(self, left_out: dict[str, Any] | None = None) -> None:
+        """Write the history first: a finished report has all of it, even if the process is killed
+        between the two files. `started` tells a history that belongs to another report."""
+        history = History.of(self.report)
+        file = self.path.with_name(HISTORY_FILE)
+        is_empty = history == History(started=history.started)
+        if not is_empty:
+            write_text_atomic(file, history.model_dump_json(exclude_defaults=True) + "\n")
+        super().write(history.fields_of_report())
+        if is_empty:
+            file.unlink(missing_ok=True)  # of an earlier run in this directory
 
 
 def provenance() -> dict[str, Any]:
-    """The command, the time and the environment of a run that starts now."""
+    """Return the command, the time and the environment of a run that starts now."""
     return {
         "command": ["sora", *sys.argv[1:]],
         "started": now(),
@@ -259,13 +323,28 @@ def provenance() -> dict[str, Any]:
 
 
 def read_report(directory: Path) -> RunReport | None:
-    """The report of a run directory; None if there is none that can be read."""
+    """Return the report of a run directory; None if there is none that can be read."""
     try:
-        return RunReport.model_validate_json((directory / FILE_NAME).read_text(encoding="utf-8"))
+        return load_report(directory / FILE_NAME)
     except (OSError, ValueError):
         return None
 
 
+def load_report(file: Path) -> RunReport:
+    """Read a report of any version, with the history beside it if there is one that belongs to it.
+
+    Raises:
+        OSError: the report cannot be read.
+        ValidationError: it is no run's report.
+    """
+    report = RunReport.model_validate_json(file.read_bytes())
+    with suppress(OSError, ValueError):  # without its history it is a report all the same
+        history = History.model_validate_json(file.with_name(HISTORY_FILE).read_bytes())
+        if history.started == report.started:
+            history.fill(report)
+    return report
+
+
 def now(later: float = 0.0) -> str:
-    """The time in so many seconds."""
+    """Return the time in so many seconds."""
     return (datetime.now(UTC) + timedelta(seconds=later)).isoformat(timespec="seconds")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.report import FILE_NAME, Parameters, Ranks, RunReport, Status
+from sora_cli.report import Parameters, Ranks, RunLog, RunReport, Status
 
 METRICS = {"cola": "matthews_correlation", "stsb": "pearson"}
 """The main metric of some tasks; of others accuracy."""
@@ -94,9 +94,9 @@ def write_report(directory: Path, *, status: Status = "completed", **about: Any)
     """A run directory holding the report that `report_of` makes; the directory."""
     report = report_of(**about)
     report.status = status
-    directory.mkdir(parents=True, exist_ok=True)
-    text = report.model_dump_json(indent=2) + "\n"
-    (directory / FILE_NAME).write_text(text, encoding="utf-8")
+    log = RunLog(directory, name=report.name, recipe={})
+    log.report = report
+    log.save()
     return directory
 
 

@@ -112,7 +112,7 @@ def run(
         from sora_cli.run.prepare import prepare
         from sora_cli.train.machine import set_deterministic
     log = ReportLog(output / FILE_NAME, report)
-    log.imported(began)
+    log.note_import(began)
 
     def phase(name: str) -> AbstractContextManager[None]:
         say(f"{name} ...")

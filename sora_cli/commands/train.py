@@ -166,7 +166,7 @@ def run(
         say(f"note: {remark}")
     say(describe_layers(loaded.recipe, ready, log.report.parameters))
     if resumed is not None:
-        log.went_on(resumed.step)
+        log.note_resumption(resumed.step)
     with log.running():
         with log.phase("train"), following(log, trainer):
             result = fit(

@@ -18,13 +18,13 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
     Raises:
         SoraError: a run is there, finished or with checkpoints, or something that is no run at all.
     """
-    from sora_cli.report import FILE_NAME, read_report
+    from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report
 
     output = loaded.output_dir
     check_directory(output)
     report = read_report(output)
     if report is None:
-        if not (force or holds_only(output, FILE_NAME, FOLDER)):
+        if not (force or holds_only(output, FILE_NAME, HISTORY_FILE, FOLDER)):
             raise SoraError(
                 f"'{output}' is not empty and holds no run of this tool", hint="output.dir=DIR"
             )

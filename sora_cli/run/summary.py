@@ -24,9 +24,12 @@ def conclude(report: RunReport, output: Path, words: Sequence[str]) -> None:
         say(f"note: {event}")
     folder = baseline_folder(output) if not report.ranks else None
     if folder is not None:
-        files, commands = f"{folder.name}/  checkpoints/  report.json", _of_baseline(folder, words)
+        files, commands = (
+            f"{folder.name}/  checkpoints/  history.json  report.json",
+            _of_baseline(folder, words),
+        )
     else:
-        files = "adapter/  checkpoints/  report.json  ranks.png"
+        files = "adapter/  checkpoints/  history.json  ranks.png  report.json"
         commands = [
             f"sora inspect {output}",
             f"sora prune {output} -o {output}/pruned --energy 0.99",

@@ -26,6 +26,7 @@ OPTIONS: dict[str, list[str]] = {
 WRITES = [
     ("report.json", 1), ("report.json:rename", 1),  # when training begins
     ("report.json", 2), ("report.json:rename", 2),  # when it has ended
+    ("history.json", 1), ("history.json:rename", 1), ("history.json", 2),
     ("state.safetensors", 3), ("trainer_state.json", 3), ("run.json", 2), ("complete.json", 2),
     ("step-000014:rename", 1), ("step-:delete", 1),
     ("adapter_model.safetensors", 1), ("adapter_config.json", 1), ("sora.json", 1),
@@ -90,7 +91,7 @@ def _assert_resumed(whole: Whole, place: Path) -> None:
     assert report is not None
     assert timeless(report) == whole.report
     names = {path.name for path in place.iterdir()}
-    assert names == {"adapter", "checkpoints", "ranks.png", "report.json"}
+    assert names == {"adapter", "checkpoints", "history.json", "ranks.png", "report.json"}
 
 
 def _assert_survives_kill_at(whole: Whole, place: Path, share: float) -> int:

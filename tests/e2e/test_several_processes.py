@@ -130,7 +130,7 @@ def test_stopped_by_a_signal_to_one_of_them_and_resumed(folder: Path, method: st
 
 def test_one_of_them_writes_and_talks(folder: Path) -> None:
     names = {path.name for path in (folder / "sora-two").iterdir()}
-    assert names == {"adapter", "checkpoints", "ranks.png", "report.json"}
+    assert names == {"adapter", "checkpoints", "history.json", "ranks.png", "report.json"}
     results = [line for line in (folder / "said").read_text().splitlines() if "kept (" in line]
     assert len(results) == 2 * len(METHODS)  # the whole run and the resumed one
 

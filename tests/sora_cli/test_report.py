@@ -109,7 +109,7 @@ def test_completed(tmp_path: Path) -> None:
     assert report.status == "completed"
     assert report.error is None
     assert report.started <= str(report.finished)
-    assert report.schema_version == 1
+    assert report.schema_version == 2
     assert set(report.seconds) == PHASES - {"verify"}  # see helpers_runs.train
     assert all(seconds >= 0 for seconds in report.seconds.values())
     assert report.seconds["train"] > 0
@@ -270,7 +270,7 @@ def test_not_a_number_survives_and_later_versions_can_be_read(tmp_path: Path) ->
         report.history = [{"loss": math.nan}]
     path = tmp_path / "report.json"
     text = json.loads(path.read_text(), parse_constant=pytest.fail)  # strict JSON
-    path.write_text(json.dumps({**text, "schema_version": 2, "new": [1]}))
+    path.write_text(json.dumps({**text, "schema_version": 3, "new": [1]}))
     back = read_report(tmp_path)
     assert back is not None
     assert back.status == "completed"
@@ -295,6 +295,6 @@ def test_environment_and_phases(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), log.phase("c"):
         _ = 1 / 0
     assert set(log.report.seconds) == {"a", "b", "c"}
-    assert log.imported(time.perf_counter() - 5) == pytest.approx(5, abs=0.5)
+    assert log.note_import(time.perf_counter() - 5) == pytest.approx(5, abs=0.5)
     assert log.report.seconds["import"] == pytest.approx(5, abs=0.5)
     assert isinstance(RunReport.model_json_schema()["properties"]["metrics"], dict)

@@ -14,7 +14,7 @@ from sora_cli.core.atomic import is_leftover
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.runs import SEED, Run
 from sora_cli.experiments.path.record import read_path
-from sora_cli.report import FILE_NAME, RunReport
+from sora_cli.report import FILE_NAME, load_report
 
 _STAGES = "stages"
 """Folder of a path's stages."""
@@ -101,7 +101,7 @@ def _unreadable(error: OSError) -> None:
 def _read(file: Path) -> Run | str:
     """A run, or why it is not to be compared."""
     try:
-        report = RunReport.model_validate_json(file.read_bytes())
+        report = load_report(file)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -88,7 +88,13 @@ def test_end_to_end_and_loaded_by_peft(
     recipe_words = [f"method.{key}={value}" for key, value in OPTIONS[method].items()]
     report = train(recipe, f"method.name={method}", *recipe_words)
     out = tmp_path / "out"
-    assert {p.name for p in out.iterdir()} == {"adapter", "checkpoints", "ranks.png", "report.json"}
+    assert {p.name for p in out.iterdir()} == {
+        "adapter",
+        "checkpoints",
+        "history.json",
+        "ranks.png",
+        "report.json",
+    }
     assert (out / "ranks.png").read_bytes().startswith(b"\x89PNG")
     metrics = report.metrics["validation"]
     assert list(metrics) == [*METRICS[kind], "loss"]

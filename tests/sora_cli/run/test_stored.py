@@ -76,7 +76,7 @@ def test_every_baseline_has_a_place_here() -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_files_and_report(runs: Runs, name: str) -> None:
     place, report = runs.place(name), runs.report(name)
-    kept = {FOLDERS[name], "checkpoints", "report.json"}
+    kept = {FOLDERS[name], "checkpoints", "history.json", "report.json"}
     assert {path.name for path in place.iterdir()} == kept
     parameters = report.parameters
     assert parameters.head == HEAD_PARAMETERS

@@ -1,0 +1,53 @@
+"""JSON for people: short objects stand on one line, long ones are broken at their entries."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_WIDTH = 100
+
+
+def readable_json(values: dict[str, Any]) -> str:
+    """Return JSON text that ends in a new line.
+
+    The outermost object has an entry per line. Below, what fits on a line stands on one; of what
+    does not, plain values fill lines, and objects get a line or more each.
+    """
+    entries = [
+        f"{_flat(key)}: {_laid_out(value, 2, len(key) + 4)}" for key, value in values.items()
+    ]
+    return "{\n  " + ",\n  ".join(entries) + "\n}\n"
+
+
+def _laid_out(value: Any, indent: int, before: int) -> str:
+    """Return the text of a value in a line that has `indent + before` characters already."""
+    flat = _flat(value)
+    if not isinstance(value, dict | list) or indent + before + len(flat) < _WIDTH:
+        return flat
+    inner = indent + 2
+    if isinstance(value, dict):
+        entries = [f"{_flat(k)}: {_laid_out(v, inner, len(k) + 4)}" for k, v in value.items()]
+        parts = list(value.values())
+    else:
+        entries, parts = [_laid_out(v, inner, 0) for v in value], value
+    if not any(isinstance(part, dict) and part for part in parts):
+        entries = _filled(entries, _WIDTH - inner)
+    start, end = "{}" if isinstance(value, dict) else "[]"
+    lines = f",\n{' ' * inner}".join(entries)
+    return f"{start}\n{' ' * inner}{lines}\n{' ' * indent}{end}"
+
+
+def _filled(entries: list[str], width: int) -> list[str]:
+    """Join neighbours with commas as long as they fit on a line."""
+    lines: list[str] = []
+    for entry in entries:
+        if lines and len(lines[-1]) + len(entry) + 3 <= width and "\n" not in lines[-1] + entry:
+            lines[-1] += f", {entry}"
+        else:
+            lines.append(entry)
+    return lines
+
+
+def _flat(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
