@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,11 +91,8 @@ class AdaLora(AdapterMethod):
     """
 
     name = "adalora"
-    paper = "Zhang et al. 2023, arXiv 2303.10512"
-    config_class: ClassVar[type[AdaLoraConfig]] = AdaLoraConfig
+    config_class = AdaLoraConfig
     config: AdaLoraConfig
-    adapts_rank = True
-    variable_options = ("target_r",)
 
     def __init__(self, config: AdaLoraConfig) -> None:
         super().__init__(config)

@@ -81,15 +81,17 @@ class AdapterMethod(ABC):
 
     name: ClassVar[str]
     """What recipes call it."""
-    paper: ClassVar[str] = ""
-    """Authors, year, arXiv number."""
     config_class: ClassVar[type[MethodOptions]] = MethodConfig
-    low_rank: ClassVar[bool] = True
-    """False for baselines that are no sum of rank-one terms: see `methods.baselines`."""
-    adapts_rank: ClassVar[bool] = False
-    """True if training itself removes components."""
-    variable_options: ClassVar[tuple[str, ...]] = ()
-    """Options `set_option` may change between the stages of a path."""
+    """Its options, and what is said of it: paper, low_rank, adapts_rank, variable_options."""
+
+    def __init_subclass__(cls) -> None:
+        """Refuse what is said of a method in the place where earlier versions looked for it."""
+        for trait in MethodOptions.__class_vars__:
+            if trait in vars(cls):
+                raise MethodError(
+                    f"{cls.__name__}.{trait} belongs in the method's options: "
+                    f"move it to {cls.config_class.__name__}, or to a subclass of that"
+                )
 
     def __init__(self, config: MethodOptions) -> None:
         if not isinstance(config, self.config_class):
@@ -207,8 +209,8 @@ class AdapterMethod(ABC):
         Raises:
             MethodError: the option may not vary, or the value does not fit.
         """
-        if name not in self.variable_options:
-            may = ", ".join(self.variable_options) or "nothing"
+        if name not in self.config.variable_options:
+            may = ", ".join(self.config.variable_options) or "nothing"
             raise MethodError(f"{self.name}.{name} may not vary; what may: {may}")
         try:
             self.config = self.config_class(**{**self.config.model_dump(), name: value})

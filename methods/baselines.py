@@ -1,7 +1,7 @@
 """What low-rank methods are compared with: methods that train parameters of the model itself.
 
-They are no sum of rank-one terms (`low_rank = False`), so that they wrap no layers and have no
-factors; all other hooks of `methods.base` work as they do there, on no layers:
+They are no sum of rank-one terms (their options say `low_rank = False`), so that they wrap no
+layers and have no factors; all other hooks of `methods.base` work as they do there, on no layers:
 
     choose(model, method, head=["classifier"])         # calls method.select
     optimizer = AdamW(method.param_groups({}, lr=..., weight_decay=...) + [the head's group])
@@ -20,15 +20,14 @@ import torch
 from torch import nn
 
 from methods.base import AdapterMethod, Layers, LowRankLinear
-from methods.configs import MethodOptions
+from methods.configs import BitFitOptions, FullOptions, HeadOptions, MethodOptions
 from methods.errors import MethodError
 
 
 class Baseline(AdapterMethod):
     """A way to choose which of the model's own parameters are trained: implement `select`."""
 
-    low_rank = False
-    config_class: ClassVar[type[MethodOptions]] = MethodOptions
+    config_class = MethodOptions
     whole_model: ClassVar[bool] = False
     """Whether the result is a model, not the few tensors that differ from the base."""
 
@@ -115,7 +114,7 @@ class Full(Baseline):
     """Full fine-tuning: every parameter, embeddings included."""
 
     name = "full"
-    paper = "Devlin et al. 2019, arXiv 1810.04805 (section 3.2)"
+    config_class = FullOptions
     whole_model = True
 
     def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
@@ -126,7 +125,7 @@ class Head(Baseline):
     """A linear probe, or whatever the task's head is, on the frozen model."""
 
     name = "head"
-    paper = "Alain and Bengio 2016, arXiv 1610.01644 (linear probes)"
+    config_class = HeadOptions
 
     def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
         return ()
@@ -140,7 +139,7 @@ class BitFit(Baseline):
     """
 
     name = "bitfit"
-    paper = "Ben Zaken et al. 2022, arXiv 2106.10199"
+    config_class = BitFitOptions
 
     def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
         biases = [name for name in parameters if _is_bias(name.rpartition(".")[2])]

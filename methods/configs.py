@@ -1,13 +1,15 @@
-"""What can be set on each built-in method. Importable without torch, so recipes are checked early.
+"""Options of the built-in methods, and what is said of each method: its paper and its traits.
 
-A method's configuration is a pydantic model: unknown keys are errors, every field says its unit.
-Third-party methods subclass `MethodConfig` (or one of the classes below) in the same way; those
-that adapt no layers, `MethodOptions`.
+A configuration is a pydantic model: unknown keys are errors, and every field says its unit. What is
+said of a method stands beside its options, as class variables, because nothing here imports torch:
+recipes are checked and methods are listed before it is loaded. Third-party methods subclass
+`MethodConfig` (or one of the classes below) in the same way; those that adapt no layers,
+`MethodOptions`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,13 +20,24 @@ Betas = tuple[
 
 
 class MethodOptions(BaseModel):
-    """What every method's configuration is; without a field of its own, nothing can be set."""
+    """Base of every method's configuration; without a field of its own, nothing can be set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    paper: ClassVar[str] = ""
+    """Authors, year, arXiv number."""
+    low_rank: ClassVar[bool] = False
+    """False for baselines that are no sum of rank-one terms: see `methods.baselines`."""
+    adapts_rank: ClassVar[bool] = False
+    """True if training itself removes components."""
+    variable_options: ClassVar[tuple[str, ...]] = ()
+    """Options that `set_option` may change between the stages of a path."""
 
 
 class MethodConfig(MethodOptions):
     """Options every adapter method has: which layers it adapts, and how strongly."""
+
+    low_rank = True
 
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear",
@@ -40,7 +53,9 @@ class MethodConfig(MethodOptions):
 
 
 class LoraConfig(MethodConfig):
-    """LoRA (Hu et al. 2021, arXiv 2106.09685)."""
+    """Options of LoRA."""
+
+    paper = "Hu et al. 2021, arXiv 2106.09685"
 
     r: int = Field(8, ge=1, le=65536, description="rank of every adapted layer")
     use_rslora: bool = Field(
@@ -49,7 +64,11 @@ class LoraConfig(MethodConfig):
 
 
 class AdaLoraConfig(MethodConfig):
-    """AdaLoRA (Zhang et al. 2023, arXiv 2303.10512)."""
+    """Options of AdaLoRA; equations are those of its paper."""
+
+    paper = "Zhang et al. 2023, arXiv 2303.10512"
+    adapts_rank = True
+    variable_options = ("target_r",)
 
     init_r: int = Field(12, ge=1, le=65536, description="rank of every layer at the start")
     target_r: float = Field(
@@ -76,7 +95,11 @@ class AdaLoraConfig(MethodConfig):
 
 
 class SoraConfig(MethodConfig):
-    """SoRA (Ding et al. 2023, arXiv 2311.11696)."""
+    """Options of SoRA."""
+
+    paper = "Ding et al. 2023, arXiv 2311.11696"
+    adapts_rank = True
+    variable_options = ("threshold", "l1")
 
     r_max: int = Field(8, ge=1, le=65536, description="components every layer starts with")
     threshold: float = Field(
@@ -98,3 +121,21 @@ class SoraConfig(MethodConfig):
     betas: Betas | None = Field(
         None, description="betas of the gates' AdamW; unset: the optimiser's"
     )
+
+
+class FullOptions(MethodOptions):
+    """Full fine-tuning, which has no options."""
+
+    paper = "Devlin et al. 2019, arXiv 1810.04805 (section 3.2)"
+
+
+class HeadOptions(MethodOptions):
+    """A trained head on the frozen model, which has no options."""
+
+    paper = "Alain and Bengio 2016, arXiv 1610.01644 (linear probes)"
+
+
+class BitFitOptions(MethodOptions):
+    """BitFit, which has no options."""
+
+    paper = "Ben Zaken et al. 2022, arXiv 2106.10199"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -21,8 +20,7 @@ class Lora(AdapterMethod):
     """
 
     name = "lora"
-    paper = "Hu et al. 2021, arXiv 2106.09685"
-    config_class: ClassVar[type[LoraConfig]] = LoraConfig
+    config_class = LoraConfig
     config: LoraConfig
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:

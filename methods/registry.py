@@ -1,20 +1,28 @@
-"""Names of methods to their classes, loaded only when asked for.
+"""Methods by name: their classes, loaded only when asked for, and their options.
 
-Built-ins are strings, so listing them or checking a recipe imports no torch. Third-party methods
-come by entry point (group `sora.methods`, `name = "package.module:Class"`) or by `register`, which
-`--code my_method.py` ends in. Two methods of one name are an error.
+A built-in method is a line here: its class as text, so that listing methods or checking a recipe
+imports no torch, and its options. Third-party methods come by entry point (group `sora.methods`,
+`name = "package.module:Class"`) or by `register`, which `--code my_method.py` ends in. Two methods
+of one name are an error.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from methods.configs import MethodOptions
+from methods.configs import (
+    AdaLoraConfig,
+    BitFitOptions,
+    FullOptions,
+    HeadOptions,
+    LoraConfig,
+    MethodOptions,
+    SoraConfig,
+)
 from methods.errors import MethodError
 from methods.words import did_you_mean
 
@@ -24,77 +32,30 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "sora.methods"
 
 
-@dataclass(frozen=True)
-class Card:
-    """What there is to say of a method without importing it: the attributes of its class."""
-
-    paper: str
-    adapts_rank: bool = False
-    variable_options: tuple[str, ...] = ()
-    low_rank: bool = True
-
-
-@dataclass(frozen=True)
-class Builtin:
-    """Where a method and its configuration live, as "module:Class", and its card.
-
-    A test compares the card with the class.
-    """
-
-    method: str
-    config: str
-    card: Card
-
-
-_BUILTINS = {
-    "lora": Builtin(
-        "methods.lora:Lora",
-        "methods.configs:LoraConfig",
-        Card("Hu et al. 2021, arXiv 2106.09685"),
-    ),
-    "adalora": Builtin(
-        "methods.adalora:AdaLora",
-        "methods.configs:AdaLoraConfig",
-        Card(
-            "Zhang et al. 2023, arXiv 2303.10512", adapts_rank=True, variable_options=("target_r",)
-        ),
-    ),
-    "sora": Builtin(
-        "methods.sora:Sora",
-        "methods.configs:SoraConfig",
-        Card(
-            "Ding et al. 2023, arXiv 2311.11696",
-            adapts_rank=True,
-            variable_options=("threshold", "l1"),
-        ),
-    ),
-    "full": Builtin(
-        "methods.baselines:Full",
-        "methods.configs:MethodOptions",
-        Card("Devlin et al. 2019, arXiv 1810.04805 (section 3.2)", low_rank=False),
-    ),
-    "head": Builtin(
-        "methods.baselines:Head",
-        "methods.configs:MethodOptions",
-        Card("Alain and Bengio 2016, arXiv 1610.01644 (linear probes)", low_rank=False),
-    ),
-    "bitfit": Builtin(
-        "methods.baselines:BitFit",
-        "methods.configs:MethodOptions",
-        Card("Ben Zaken et al. 2022, arXiv 2106.10199", low_rank=False),
-    ),
+_BUILTINS: dict[str, tuple[str, type[MethodOptions]]] = {
+    "lora": ("methods.lora:Lora", LoraConfig),
+    "adalora": ("methods.adalora:AdaLora", AdaLoraConfig),
+    "sora": ("methods.sora:Sora", SoraConfig),
+    "full": ("methods.baselines:Full", FullOptions),
+    "head": ("methods.baselines:Head", HeadOptions),
+    "bitfit": ("methods.baselines:BitFit", BitFitOptions),
 }
 _REGISTERED: dict[str, type[AdapterMethod]] = {}
 
 
+def builtin_names() -> list[str]:
+    """Return the names of the methods that come with this package."""
+    return list(_BUILTINS)
+
+
 def method_names() -> list[str]:
-    """All names, built-ins first."""
+    """Return all names, built-ins first."""
     return [*_BUILTINS, *sorted({*_entry_points(), *_REGISTERED} - set(_BUILTINS))]
 
 
 def low_rank_names() -> list[str]:
-    """Names of the methods that are no baselines."""
-    return [name for name in method_names() if card(name).low_rank]
+    """Return the names of the methods that are no baselines."""
+    return [name for name in method_names() if config_class(name).low_rank]
 
 
 def register(method: type[AdapterMethod]) -> type[AdapterMethod]:
@@ -114,13 +75,13 @@ def register(method: type[AdapterMethod]) -> type[AdapterMethod]:
 
 
 def method_class(name: str) -> type[AdapterMethod]:
-    """The class behind a name.
+    """Return the class behind a name.
 
     Raises:
         MethodError: no such method (the message names the nearest).
     """
     if name in _BUILTINS:
-        built_in: type[AdapterMethod] = _load(_BUILTINS[name].method)
+        built_in: type[AdapterMethod] = resolve_name(_BUILTINS[name][0])
         return built_in
     if name in _REGISTERED:
         return _REGISTERED[name]
@@ -130,30 +91,13 @@ def method_class(name: str) -> type[AdapterMethod]:
 
 
 def config_class(name: str) -> type[MethodOptions]:
-    """The configuration class behind a name; imports no torch for a built-in."""
-    if name in _BUILTINS:
-        loaded: type[MethodOptions] = _load(_BUILTINS[name].config)
-        return loaded
-    return method_class(name).config_class
-
-
-def card(name: str) -> Card:
-    """What there is to say of a method; imports no torch for a built-in."""
-    if name in _BUILTINS:
-        return _BUILTINS[name].card
-    method = method_class(name)
-    variable = tuple(method.variable_options)
-    return Card(method.paper, method.adapts_rank, variable, method.low_rank)
+    """Return a method's options, which also say its paper and traits; no torch for a built-in."""
+    return _BUILTINS[name][1] if name in _BUILTINS else method_class(name).config_class
 
 
 def create(name: str, **options: Any) -> AdapterMethod:
-    """A method from its name and options."""
+    """Make a method from its name and options."""
     return method_class(name)(config_class(name)(**options))
-
-
-def _load(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 @cache

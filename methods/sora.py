@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,8 @@ class Sora(AdapterMethod):
     """
 
     name = "sora"
-    paper = "Ding et al. 2023, arXiv 2311.11696"
-    config_class: ClassVar[type[SoraConfig]] = SoraConfig
+    config_class = SoraConfig
     config: SoraConfig
-    adapts_rank = True
-    variable_options = ("threshold", "l1")
 
     def __init__(self, config: SoraConfig) -> None:
         super().__init__(config)
@@ -176,7 +173,7 @@ class Sora(AdapterMethod):
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for option in self.variable_options:
+        for option in self.config.variable_options:
             self.set_option(option, float(state[option]))
         self._revivals = state["revivals"].clone()
         self._alive, self._last_died = state["alive"].clone(), state["last_died"].clone()

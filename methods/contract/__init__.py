@@ -10,7 +10,7 @@
 A check takes a factory of fresh methods, which is given options that every configuration has
 (targets, alpha, dropout), and raises AssertionError with what is wrong. What is checked here is a
 small net in a plain loop; `sora_cli.verify.contract` holds a method to a transformers Trainer, to
-adapter files and to merging in the same way. A baseline (`low_rank = False`) has no factors:
+adapter files and to merging in the same way. A baseline (`methods.baselines`) has no factors:
 `BASELINE_CHECKS` are what it owes.
 """
 
@@ -218,7 +218,7 @@ def summary_counts_components(make: MethodFactory) -> None:
     assert summary.total == total, f"summary tells of {summary.total} components, not {total}"
     live = sum(run.method.factors(layer).drop_zeros().rank for layer in run.layers.values())
     assert summary.live == live, f"summary tells of {summary.live} live components, not {live}"
-    adapts = run.method.adapts_rank
+    adapts = run.method.config.adapts_rank
     assert live == total or adapts, "components died, but adapts_rank is False"
     json.dumps(run.method.details(run.layers))  # raises TypeError on what is not plain data
 
@@ -239,13 +239,13 @@ def a_plan_covers_the_run_and_changes_nothing(make: MethodFactory) -> None:
 def only_variable_options_vary(make: MethodFactory) -> None:
     """`set_option` changes what is declared as variable; an error lists what that is."""
     method = make()
-    fixed = [n for n in type(method.config).model_fields if n not in method.variable_options]
+    fixed = [n for n in type(method.config).model_fields if n not in method.config.variable_options]
     for option in (*fixed, "no_such_option"):
         error = _refusal(method, option, getattr(method.config, option, 1.0))
         assert error, f"'{option}' is not in variable_options but was changed"
-        for word in (option, *(method.variable_options or ("nothing",))):
+        for word in (option, *(method.config.variable_options or ("nothing",))):
             assert word in error, f"the error on '{option}' does not name {word}: {error}"
-    for option in method.variable_options:
+    for option in method.config.variable_options:
         value = getattr(method.config, option)
         method.set_option(option, value)
         error = _refusal(method, option, {"no": "value"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from methods.registry import card, config_class, method_names
+from methods.registry import config_class, method_names
 from sora_cli.core.console import emit
 from sora_cli.core.words import default_of, expected, shown_value
 
@@ -21,7 +21,7 @@ def list_methods(*, as_json: bool) -> None:
 
 def describe_method(name: str) -> dict[str, Any]:
     """A method as plain data."""
-    about, config = card(name), config_class(name)
+    config = config_class(name)
     options = [
         {
             "name": option,
@@ -34,10 +34,10 @@ def describe_method(name: str) -> dict[str, Any]:
     ]
     return {
         "name": name,
-        "paper": about.paper,
-        "low_rank": about.low_rank,
-        "adapts_rank": about.adapts_rank,
-        "may_vary": list(about.variable_options),
+        "paper": config.paper,
+        "low_rank": config.low_rank,
+        "adapts_rank": config.adapts_rank,
+        "may_vary": list(config.variable_options),
         "options": options,
     }
 

@@ -220,39 +220,35 @@ class ImageTextOptions(TaskOptions):
 
 
 FAMILIES: dict[str, tuple[str, type[TaskOptions]]] = {
-    "sequence-classification": (
-        "sora_cli.tasks.sequence:SequenceClassification",
-        SequenceClassificationOptions,
-    ),
-    "sequence-regression": (
-        "sora_cli.tasks.sequence:SequenceRegression",
-        SequenceRegressionOptions,
-    ),
-    "causal-lm": ("sora_cli.tasks.causal_lm:CausalLm", CausalLmOptions),
-    "seq2seq": ("sora_cli.tasks.seq2seq:Seq2Seq", Seq2SeqOptions),
-    "question-answering": (
-        "sora_cli.tasks.question_answering:QuestionAnswering",
-        QuestionAnsweringOptions,
-    ),
-    "token-classification": (
-        "sora_cli.tasks.token_classification:TokenClassification",
-        TokenClassificationOptions,
-    ),
-    "multiple-choice": (
-        "sora_cli.tasks.multiple_choice:MultipleChoice",
-        MultipleChoiceOptions,
-    ),
-    "image-classification": (
-        "sora_cli.tasks.images:ImageClassification",
-        ImageClassificationOptions,
-    ),
-    "image-text": ("sora_cli.tasks.image_text:ImageText", ImageTextOptions),
+    "sequence-classification": ("sequence", SequenceClassificationOptions),
+    "sequence-regression": ("sequence", SequenceRegressionOptions),
+    "causal-lm": ("causal_lm", CausalLmOptions),
+    "seq2seq": ("seq2seq", Seq2SeqOptions),
+    "question-answering": ("question_answering", QuestionAnsweringOptions),
+    "token-classification": ("token_classification", TokenClassificationOptions),
+    "multiple-choice": ("multiple_choice", MultipleChoiceOptions),
+    "image-classification": ("images", ImageClassificationOptions),
+    "image-text": ("image_text", ImageTextOptions),
 }
+"""A family is a line here: its module in `sora_cli.tasks`, and its options.
+
+The options of the class `CausalLm` are called `CausalLmOptions`.
+"""
 
 
 def task_names() -> list[str]:
-    """All task families."""
+    """Return the names of all task families."""
     return list(FAMILIES)
+
+
+def implementation(name: str) -> str:
+    """Return the class of a family as "module:Class"; it is not imported.
+
+    Raises:
+        SoraError: no such family.
+    """
+    options = options_class(name).__name__
+    return f"sora_cli.tasks.{FAMILIES[name][0]}:{options.removesuffix('Options')}"
 
 
 def unknown_task(name: str) -> SoraError:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from methods.configs import Betas, MethodOptions
-from methods.registry import config_class
-from sora_cli.recipe.families import TaskOptions, options_class
+from methods.registry import builtin_names, config_class
+from sora_cli.recipe.families import TaskOptions, options_class, task_names
 from sora_cli.recipe.origins import Placed
 from sora_cli.recipe.schedule import PathBlock
 from sora_cli.recipe.types import Block, Count, Names, Seed, SomeNames, Text
@@ -46,11 +46,7 @@ class TaskBlock(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field(
-        description="task family: sequence-classification, sequence-regression, causal-lm, "
-        "seq2seq, question-answering, token-classification, multiple-choice, image-classification "
-        "or image-text"
-    )
+    name: str = Field(description=f"task family: {', '.join(task_names())}")
 
     @property
     def options(self) -> TaskOptions:
@@ -284,7 +280,8 @@ class MethodBlock(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(
-        description="lora, adalora, sora, a baseline (full, head, bitfit) or a registered method"
+        description=f"{', '.join(builtin_names())} (sora methods describes them), or a registered "
+        "method"
     )
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from methods.registry import card
+from methods.registry import config_class
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.data.source import find_source
@@ -46,7 +46,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
 
 def _check_compaction(recipe: Recipe) -> None:
     name = recipe.method.name
-    if recipe.training.compact_every is not None and not card(name).low_rank:
+    if recipe.training.compact_every is not None and not config_class(name).low_rank:
         raise SoraError(
             f"training.compact_every removes dead components, and method {name} has none",
             hint="training.compact_every=null",

@@ -110,9 +110,10 @@ def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, L
             check_selected(base.model, method)
             choose(base.model, method, head=base.head, train_head=train_head)
         return method, {}
-    if not method.low_rank:
+    if not method.config.low_rank:
         raise SoraError(
-            f"method '{method.name}' has low_rank = False, but is no methods.baselines.Baseline"
+            f"method '{method.name}' has options with low_rank = False, but is no "
+            "methods.baselines.Baseline"
         )
     with recipe.placing("method.targets"):
         layers = inject(

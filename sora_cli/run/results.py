@@ -74,7 +74,7 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
         report.events.append(result.compaction.event())
     report.method_details = ready.method.details(ready.layers)
     unchanged = all(m.start == m.end for m in report.ranks.values())
-    if ready.method.adapts_rank and unchanged:
+    if ready.method.config.adapts_rank and unchanged:
         report.events.append(
             f"NO RANK CHANGED: {ready.method.name} ended with all the components it started with"
         )

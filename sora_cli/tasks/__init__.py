@@ -1,11 +1,11 @@
-"""Task families by name. One file per family, and its options; nothing about a family elsewhere."""
+"""Task families by name: a file here for each, its options and its line in `recipe.families`."""
 
 from __future__ import annotations
 
-import importlib
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from sora_cli.recipe.families import FAMILIES, options_class
+from sora_cli.recipe.families import implementation
 
 if TYPE_CHECKING:
     from sora_cli.recipe.recipe import DataBlock, TaskBlock
@@ -13,12 +13,10 @@ if TYPE_CHECKING:
 
 
 def create_task(task: TaskBlock, data: DataBlock) -> Task:
-    """The task family a recipe names.
+    """Make the task that a recipe names.
 
     Raises:
         SoraError: no such family, or no such metric.
     """
-    options_class(task.name)
-    module, _, name = FAMILIES[task.name][0].partition(":")
-    family: type[Task] = getattr(importlib.import_module(module), name)
+    family: type[Task] = resolve_name(implementation(task.name))
     return family(task, data)

@@ -76,7 +76,6 @@ class Predictions:
 class Task(ABC):
     """A family of tasks. `bind` is called once with the raw training rows, before all else."""
 
-    name: ClassVar[str]
     peft_type: ClassVar[str | None]
     """PEFT's task_type, written into adapters; None where PEFT has none."""
     processor_class: ClassVar[str] = "AutoTokenizer"
@@ -89,6 +88,7 @@ class Task(ABC):
     """The column of what is to be predicted; None where it is among the inputs."""
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
+        self.name = task.name
         self.data = data
         self.options: TaskOptions = task.options
         self.metric_names: list[str] = list(self.options.metrics)

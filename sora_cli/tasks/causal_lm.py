@@ -27,7 +27,6 @@ _FORMS = (("messages",), ("instruction", "input", "output"), ("text",))
 class CausalLm(Writing):
     """The next token; of instructions and chats only the answers are learned."""
 
-    name = "causal-lm"
     peft_type = "CAUSAL_LM"
     options: CausalLmOptions
 

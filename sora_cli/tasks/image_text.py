@@ -67,7 +67,6 @@ class ImageText(Task):
     do in CLIP's; in the scores they are right.
     """
 
-    name = "image-text"
     peft_type = None
     processor_class = "AutoProcessor"
     trains_head = False

@@ -53,7 +53,6 @@ class ImageBatches:
 class ImageClassification(OneClass):
     """One class per image; cross-entropy. Images are decoded batch by batch (`pictures`)."""
 
-    name = "image-classification"
     peft_type = None
     processor_class = "AutoImageProcessor"
     options: ImageClassificationOptions

@@ -23,7 +23,6 @@ _LABELS = ("answerKey", "answer")
 class MultipleChoice(Task):
     """Each choice is read after the context and gets a number; cross-entropy over a row's."""
 
-    name = "multiple-choice"
     peft_type = None
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:

@@ -24,7 +24,6 @@ _POSITIONS = ("start_positions", "end_positions")
 class QuestionAnswering(Task):
     """Each token is scored as the answer's first and as its last; cross-entropy over a window's."""
 
-    name = "question-answering"
     peft_type = "QUESTION_ANS"
     options: QuestionAnsweringOptions
 

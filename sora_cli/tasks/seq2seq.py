@@ -82,7 +82,6 @@ def check_start(model: Any) -> None:
 class Seq2Seq(Writing):
     """The source is read by the encoder; the target is learned, token by token, by the decoder."""
 
-    name = "seq2seq"
     peft_type = "SEQ_2_SEQ_LM"
     options: Seq2SeqOptions
     _model: nn.Module | None = None

@@ -108,8 +108,6 @@ class _Sequence(Task):
 class SequenceClassification(OneClass, _Sequence):
     """One class per text or pair; cross-entropy."""
 
-    name = "sequence-classification"
-
     def bind(self, train: Dataset) -> None:
         super().bind(train)
         self._names = find_class_names(train, self.data)
@@ -126,8 +124,6 @@ class SequenceClassification(OneClass, _Sequence):
 
 class SequenceRegression(_Sequence):
     """One number per text or pair; squared error."""
-
-    name = "sequence-regression"
 
     def model_options(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}

@@ -28,7 +28,6 @@ _UNREAD = -1  # a word that has no token
 class TokenClassification(Task):
     """Each word is told by its first token; cross-entropy."""
 
-    name = "token-classification"
     peft_type = "TOKEN_CLS"
     options: TokenClassificationOptions
 

@@ -50,7 +50,7 @@ def attach(
         ValueError: the model has no adapters, or the trainer an optimiser without their groups.
     """
     found = dict(layers) if layers is not None else adapted_layers(trainer.model)
-    if not found and method.low_rank:
+    if not found and method.config.low_rank:
         raise ValueError("the model has no adapters: call methods.inject.inject(model, ...) first")
     if trainer.optimizer is not None:
         _check_groups(trainer.optimizer, method, found)
@@ -126,7 +126,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
             )
         rates = {g["name"]: g["lr"] for g in self.trainer.optimizer.param_groups if "name" in g}
         self.method.after_step(self.layers, StepInfo(state.global_step, state.max_steps, rates))
-        if not self.method.low_rank:
+        if not self.method.config.low_rank:
             return
         live = self.method.summary(self.layers).live
         if live == 0 and self._last_live:

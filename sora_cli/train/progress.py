@@ -40,7 +40,7 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
             return
         if "loss" in logs:
             shown = {"loss": f"{logs['loss']:.3f}"}
-            if self.hooks.method.adapts_rank and self.hooks.live:
+            if self.hooks.method.config.adapts_rank and self.hooks.live:
                 shown["components"] = str(self.hooks.live[-1])
             self.training_bar.set_postfix(shown, refresh=False)
         score = logs.get(f"eval_{self.metric}")

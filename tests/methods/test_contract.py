@@ -18,11 +18,11 @@ from methods.contract import BASELINE_CHECKS, CHECKS, Check, MethodFactory
 from methods.errors import MethodError
 from methods.factors import LowRankFactors
 from methods.lora import Lora
-from methods.registry import create, method_class, method_names
+from methods.registry import config_class, create, method_names
 from methods.sora import Sora, soft_threshold_
 
 REGISTERED: dict[str, MethodFactory] = {
-    name: partial(create, name) for name in method_names() if method_class(name).low_rank
+    name: partial(create, name) for name in method_names() if config_class(name).low_rank
 }
 BASELINES: dict[str, MethodFactory] = {
     name: partial(create, name) for name in method_names() if name not in REGISTERED

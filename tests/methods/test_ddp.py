@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
-from methods.registry import method_class, method_names
+from methods.registry import config_class, method_names
 from tests.methods.processes import (
     CASES,
     STEPS,
@@ -57,7 +57,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
     A layer that the loss does not use is an error in both.
     """
-    methods = {name for name in method_names() if method_class(name).low_rank}
+    methods = {name for name in method_names() if config_class(name).low_rank}
     assert {case.method for case in CASES.values()} >= methods
     in_processes(train_all, tmp_path)
     for name, case in CASES.items():

@@ -11,11 +11,11 @@ from torch import nn
 from methods.base import LowRankLinear
 from methods.errors import MethodError
 from methods.inject import find_targets, inject, remove
-from methods.registry import create, method_class, method_names
+from methods.registry import config_class, create, method_names
 from tests.helpers_models import tiny_bert, tiny_gpt2, token_ids
 from tests.methods.support import generator
 
-LOW_RANK = [name for name in method_names() if method_class(name).low_rank]
+LOW_RANK = [name for name in method_names() if config_class(name).low_rank]
 
 
 class Block(nn.Module):

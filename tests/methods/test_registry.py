@@ -14,7 +14,7 @@ from methods import registry
 from methods.configs import LoraConfig, MethodConfig, SoraConfig
 from methods.errors import MethodError
 from methods.lora import Lora
-from methods.registry import Card, card, config_class, create, method_class, method_names, register
+from methods.registry import config_class, create, method_class, method_names, register
 from tests.shared_files import ROOT
 
 
@@ -164,7 +164,8 @@ def test_two_packages_with_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
         method_names()
 
 
-@pytest.mark.parametrize("name", [*registry._BUILTINS])
-def test_a_built_in_methods_card_says_what_its_class_does(name: str) -> None:
-    cls = method_class(name)
-    assert card(name) == Card(cls.paper, cls.adapts_rank, cls.variable_options, cls.low_rank)
+@pytest.mark.parametrize("trait", ["paper", "low_rank", "adapts_rank", "variable_options"])
+def test_what_is_said_of_a_method_belongs_in_its_options(trait: str) -> None:
+    """Earlier versions read it from the method's class."""
+    with pytest.raises(MethodError, match=f"Ridge.{trait} belongs in .*: move it to RidgeConfig"):
+        type("Ridge", (Lora,), {"config_class": RidgeConfig, trait: ()})

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from methods.registry import card, method_names
+from methods.registry import config_class, method_names
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
@@ -75,7 +75,7 @@ def varied_option(loaded: LoadedRecipe) -> str:
     recipe = loaded.recipe
     assert recipe.path is not None
     name = recipe.method.name
-    may = [f"method.{option}" for option in card(name).variable_options]
+    may = [f"method.{option}" for option in config_class(name).variable_options]
     vary = recipe.path.vary
     if vary in may:
         return vary.removeprefix("method.")
@@ -86,7 +86,7 @@ def varied_option(loaded: LoadedRecipe) -> str:
             where=where,
             hint=did_you_mean(vary, may),
         )
-    able = [other for other in method_names() if card(other).variable_options]
+    able = [other for other in method_names() if config_class(other).variable_options]
     raise SoraError(
         f"path.vary: method {name} has no option that may vary between stages",
         where=where,

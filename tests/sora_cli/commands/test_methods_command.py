@@ -2,7 +2,7 @@
 
 import json
 
-from methods.registry import config_class, method_class
+from methods.registry import config_class
 from sora_cli.app import run
 
 BUILT_IN = ["lora", "adalora", "sora", "full", "head", "bitfit"]
@@ -15,9 +15,9 @@ def test_every_option_is_listed_with_default_and_meaning(capsys):
     for block, name in zip(blocks, BUILT_IN, strict=True):
         assert "arXiv" in block.splitlines()[0]
         lines = block.splitlines()[1:]
-        if not method_class(name).low_rank:
+        if not config_class(name).low_rank:
             assert "a baseline" in lines.pop()
-        vary = method_class(name).variable_options
+        vary = config_class(name).variable_options
         if vary:
             assert lines.pop() == f"  along a path (sora path) may vary: {', '.join(vary)}"
         assert [line.split()[0] for line in lines] == list(config_class(name).model_fields)

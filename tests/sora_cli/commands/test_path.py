@@ -339,6 +339,9 @@ from methods.init import factor_options, kaiming_factors
 
 
 class HardConfig(MethodConfig):
+    adapts_rank = True
+    variable_options = ("cut",)
+
     r_max: int = Field(4, ge=1, description="components")
     cut: float = Field(0.05, ge=0, description="gates smaller than this become zero")
 
@@ -348,8 +351,6 @@ class HardPath(AdapterMethod):
 
     name = "hard-path"
     config_class = HardConfig
-    adapts_rank = True
-    variable_options = ("cut",)
 
     def wrap(self, linear, *, generator):
         A, B = kaiming_factors(linear, self.config.r_max, generator)

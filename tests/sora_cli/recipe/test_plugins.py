@@ -15,12 +15,12 @@ from pydantic import Field
 
 
 class Config(LoraConfig):
+    paper = "nobody 2024"
     boost: float = Field(1.0, gt=0, description="how much")
 
 
 class Mine(Lora):
     name = "mine"
-    paper = "nobody 2024"
     config_class = Config
 """
 
@@ -64,6 +64,7 @@ def test_recipes_know_its_options(file, tmp_path):
         "method: {name: mine, boost: 2}\n"
     )
     assert load_recipe(recipe).resolved()["method"]["boost"] == 2.0
+    assert registry.config_class("mine").paper == "nobody 2024"
     with pytest.raises(SoraError, match=r"method\.boost must be a number above 0"):
         load_recipe(recipe, ["method.boost=0"])
 
@@ -84,6 +85,13 @@ def test_a_file_that_fails_says_where(file, text, what, line):
             load_code(path)
         assert what in caught.value.what
         assert caught.value.where == f"{path}:{line}"
+
+
+def test_an_older_file_says_where_a_paper_belongs_now(file):
+    path = file(METHOD.replace('name = "mine"', 'name, paper = "mine", "nobody 2024"'))
+    with pytest.raises(SoraError, match=r"Mine\.paper belongs .*: move it to Config") as caught:
+        load_code(path)
+    assert caught.value.where == f"{path}:12"
 
 
 def test_a_file_without_methods(file):

@@ -20,7 +20,7 @@ from methods.contract import CHECKS as PLAIN_CHECKS
 from methods.contract import Check as PlainCheck
 from methods.init import factor_options, kaiming_factors
 from methods.lora import Lora
-from methods.registry import create, method_class, method_names
+from methods.registry import config_class, create, method_names
 from sora_cli.train import callback
 from sora_cli.train.callback import MethodCallback
 from sora_cli.verify import contract
@@ -28,6 +28,9 @@ from sora_cli.verify.contract import BASELINE_CHECKS, CHECKS, Attach, Check, Met
 
 
 class HardConfig(SoraConfig):
+    adapts_rank = True
+    variable_options = ("cut",)
+
     cut: float = Field(0.3, ge=0, description="gates below it are set to zero after each step")
 
 
@@ -37,8 +40,6 @@ class Hard(AdapterMethod):
     name = "hard"
     config_class = HardConfig
     config: HardConfig
-    adapts_rank = True
-    variable_options = ("cut",)
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
         c = self.config
@@ -58,7 +59,7 @@ def hard(**options: Any) -> Hard:
 
 
 METHODS: dict[str, MethodFactory] = {
-    **{name: partial(create, name) for name in method_names() if method_class(name).low_rank},
+    **{name: partial(create, name) for name in method_names() if config_class(name).low_rank},
     "sora, dying": partial(create, "sora", threshold=0.2, l1=0.1),
     "hard": hard,
 }
@@ -70,7 +71,7 @@ def test_registered_method(check: Check, make: MethodFactory) -> None:
     check(make)
 
 
-@pytest.mark.parametrize("name", [n for n in method_names() if not method_class(n).low_rank])
+@pytest.mark.parametrize("name", [n for n in method_names() if not config_class(n).low_rank])
 @pytest.mark.parametrize("check", BASELINE_CHECKS, ids=lambda check: check.__name__)
 def test_baseline(check: Check, name: str) -> None:
     check(partial(create, name))
