@@ -25,7 +25,7 @@ from methods.torch_internals import (
 
 @dataclass(frozen=True)
 class BudgetSchedule:
-    """How many triplets, over all layers, may be alive after each step (paper, eq. 12).
+    """Triplets, over all layers, that may be alive after each step (paper, eq. 12).
 
     Attributes:
         start, target: triplets at the start and at the end.
@@ -43,7 +43,7 @@ class BudgetSchedule:
     held: bool = False
 
     def budget(self, step: int) -> int:
-        """Triplets allowed after the 0-based step."""
+        """Return the triplets allowed after the 0-based step."""
         if step <= self.t_init:
             return self.start
         if self._is_final(step):
@@ -53,7 +53,7 @@ class BudgetSchedule:
         return int(self.target + (self.start - self.target) * left**3)
 
     def applies(self, step: int) -> bool:
-        """Whether triplets are masked after the 0-based step."""
+        """Tell whether triplets are masked after the 0-based step."""
         if step <= self.t_init and not self.held:
             return False
         return self._is_final(step) or step % self.delta_t == 0
@@ -69,7 +69,7 @@ class BudgetSchedule:
         return max(self.t_final - 1, 1)
 
     def _is_final(self, step: int) -> bool:
-        """At the final budget for good; the run's last step is, however short t_final."""
+        """Tell whether the final budget is reached for good; in the run's last step it is."""
         return step > self.total_steps - self.t_final or step == self.total_steps - 1
 
 
@@ -101,10 +101,11 @@ class AdaLora(AdapterMethod):
         self._uncertainty: dict[str, Tensor] = {}
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
+        """Wrap a layer: P and Q ~ N(0, 0.02^2) as B and A, Lambda zero as d."""
         c = self.config
         A, B = normal_factors(linear, c.init_r, generator, std=0.02)
         d = torch.zeros(c.init_r, **factor_options(linear))
-        scaling = c.alpha / (c.init_r + 1e-5)
+        scaling = c.alpha / (c.init_r + 1e-5)  # the authors' guard against a rank of 0
         return LowRankLinear(linear, A, B, d, scaling=scaling, dropout=c.dropout)
 
     def plan(
@@ -114,7 +115,7 @@ class AdaLora(AdapterMethod):
         total_steps: int,
         learning_rates: Mapping[str, Sequence[float]],
     ) -> Plan:
-        """The three phases of the budget (eq. 12)."""
+        """Return the three phases of the budget (eq. 12)."""
         schedule = self._budget_schedule(layers, total_steps)
         initial, final = schedule.initial_steps, schedule.final_steps
         start, target = f"{schedule.start:,}", f"{schedule.target:,}"
@@ -126,6 +127,7 @@ class AdaLora(AdapterMethod):
         return Plan(phases=phases)
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:
+        """Compute the budget's schedule from the run's steps."""
         self._schedule = self._budget_schedule(layers, total_steps)
 
     def _budget_schedule(self, layers: Layers, total_steps: int) -> BudgetSchedule:
@@ -144,7 +146,7 @@ class AdaLora(AdapterMethod):
         return BudgetSchedule(start, target, t_init, t_final, total_steps, c.delta_t, held)
 
     def penalty(self, layers: Layers) -> Tensor | None:
-        """`gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F` (eq. 4)."""
+        """Return `gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F` (eq. 4)."""
         if self.config.orth_weight == 0:
             return None
         factors = [f for m in layers.values() for f in (whole(m.A), whole(m.B).t())]  # (r, in|out)
@@ -153,14 +155,16 @@ class AdaLora(AdapterMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
+        """Update the averages of importance, then mask the triplets down to the budget."""
         schedule = self._begun()
+        # at the final budget the authors' code freezes the averages, and repeats the mask
         if info.step < schedule.total_steps - schedule.t_final:
             self._update_averages(layers)
         if schedule.applies(info.step):
             self._mask(layers, schedule.budget(info.step))
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
-        """The averages of removed triplets go, too; the budget stays."""
+        """Forget the averages of removed triplets; the budget stays."""
         for averages in self._both():
             for path, kept in keep.items():
                 for kind in ("A", "B", "d"):
@@ -169,6 +173,7 @@ class AdaLora(AdapterMethod):
                         averages[f"{path}.{kind}"] = select_components(average, kind, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages, and the budget that this stage began with."""
         state = {f"importance.{name}": whole(t).clone() for name, t in self._importance.items()}
         state |= {f"uncertainty.{name}": whole(t).clone() for name, t in self._uncertainty.items()}
         if self._schedule is not None:
@@ -177,10 +182,8 @@ class AdaLora(AdapterMethod):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for kind, averages in (
-            ("importance.", self._importance),
-            ("uncertainty.", self._uncertainty),
-        ):
+        """Restore what `state_dict` returned; called after `begin`."""
+        for kind, averages in zip(("importance.", "uncertainty."), self._both(), strict=True):
             averages.clear()
             averages.update(
                 {n.removeprefix(kind): t.clone() for n, t in state.items() if n.startswith(kind)}
@@ -190,6 +193,7 @@ class AdaLora(AdapterMethod):
             self._schedule = replace(self._schedule, start=start, held=held)
 
     def summary(self, layers: Layers) -> Summary:
+        """Count the triplets left, and tell whether they meet the budget."""
         counts = super().summary(layers)
         if self._schedule is None:
             return counts
@@ -199,7 +203,7 @@ class AdaLora(AdapterMethod):
         return Summary(counts.live, counts.total, (event,))
 
     def deliverable(self, layers: Layers) -> bool:
-        """Only with the budget met: earlier states hold more triplets than were asked for."""
+        """Tell whether the budget is met: earlier states hold more triplets than were asked for."""
         return super().summary(layers).live == self._begun().target
 
     def _begun(self) -> BudgetSchedule:
@@ -208,7 +212,7 @@ class AdaLora(AdapterMethod):
         return self._schedule
 
     def _update_averages(self, layers: Layers) -> None:
-        """Smoothed sensitivity and its uncertainty of every entry (eq. 8 to 10)."""
+        """Update the smoothed sensitivity and the uncertainty of every entry (eq. 8 to 10)."""
         parameters = _named_parameters(layers)
         gradients = [local(g) for g in self.gradients(parameters)]
         mean, deviation = (_averages(known, parameters) for known in self._both())
@@ -223,7 +227,7 @@ class AdaLora(AdapterMethod):
         return self._importance, self._uncertainty
 
     def _scores(self, path: str) -> Tensor:
-        """Score of each of a layer's triplets (r,) (eq. 11)."""
+        """Return the score of each of a layer's triplets, (r,) (eq. 11)."""
         entry = {
             kind: whole(self._importance[f"{path}.{kind}"] * self._uncertainty[f"{path}.{kind}"])
             for kind in ("A", "B", "d")
@@ -244,7 +248,7 @@ class AdaLora(AdapterMethod):
 
 
 def _orthogonality(P: Tensor) -> Tensor:
-    """||P P^T - I||_F of each factor: (n, r, m) -> (n,)."""
+    """Return ||P P^T - I||_F of each factor: (n, r, m) -> (n,)."""
     eye = torch.eye(P.shape[1], dtype=P.dtype, device=P.device)
     norms: Tensor = torch.linalg.matrix_norm(P @ P.mT - eye)
     return norms
@@ -258,14 +262,14 @@ def _by_shape(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def _named_parameters(layers: Layers) -> dict[str, Tensor]:
-    """The parameters as "path.A", "path.B" and "path.d"."""
+    """Return the parameters as "path.A", "path.B" and "path.d"."""
     return {
         f"{path}.{kind}": p for path, layer in layers.items() for kind, p in layer.named_factors()
     }
 
 
 def _averages(known: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    """The averages of the parameters' local rows, zero where there are none yet."""
+    """Return the averages of the parameters' local rows, zero where there are none yet."""
     for name, p in parameters.items():
         # a resumed one may be on the CPU, and whole
         known[name] = like(known[name], p) if name in known else torch.zeros_like(p)
@@ -273,5 +277,5 @@ def _averages(known: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> lis
 
 
 def _steps(value: int | float, total_steps: int) -> int:
-    """A number of steps: as given, or a share of the run where it is below 1."""
+    """Return a number of steps: as given, or a share of the run where it is below 1."""
     return round(value * total_steps) if 0 < value < 1 else int(value)

@@ -1,4 +1,4 @@
-"""The contract between an adapter method and whoever trains with it.
+"""The contract between an adapter method and the code that trains with it.
 
 A method wraps linear layers in `LowRankLinear`, and is then called back at fixed moments:
 
@@ -42,7 +42,7 @@ __all__ = ["AdapterMethod", "Layers", "LowRankLinear", "Plan", "StepInfo", "Summ
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a method is told after an optimiser step."""
+    """The optimiser step that was just taken, as a method is told of it."""
 
     step: int
     """0-based number of the optimiser step just taken."""
@@ -54,7 +54,7 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class Summary:
-    """How many rank-one components are alive, and what a person should hear about them."""
+    """The number of rank-one components that are alive, and events to report to a person."""
 
     live: int
     total: int
@@ -63,12 +63,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method will do in a run, told before it starts.
+    """What a method will do in a run, as far as that is known before it starts.
 
     Attributes:
         phases: name and optimiser steps of each, in order; their sum is the run.
         notes: figures that follow from the configuration.
-        warnings: what keeps the method from doing its work in this run.
+        warnings: reasons why the method will have little or no effect in this run.
     """
 
     phases: tuple[tuple[str, int], ...]
@@ -77,7 +77,7 @@ class Plan:
 
 
 class AdapterMethod(ABC):
-    """A way to learn a low-rank update: subclass, name it, implement `wrap`; all else may stay."""
+    """A way to learn a low-rank update: subclasses need a name and `wrap`; the rest is optional."""
 
     name: ClassVar[str]
     """What recipes call it."""
@@ -85,7 +85,7 @@ class AdapterMethod(ABC):
     """Its options, and what is said of it: paper, low_rank, adapts_rank, variable_options."""
 
     def __init_subclass__(cls) -> None:
-        """Refuse what is said of a method in the place where earlier versions looked for it."""
+        """Refuse traits on the class itself, where earlier versions looked for them."""
         for trait in MethodOptions.__class_vars__:
             if trait in vars(cls):
                 raise MethodError(
@@ -100,12 +100,12 @@ class AdapterMethod(ABC):
 
     @abstractmethod
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
-        """The layer that stands in for `linear`; its output must be bit-equal at first."""
+        """Return the layer that replaces `linear`; at first its output must be bit-equal."""
 
     def param_groups(
         self, layers: Layers, *, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Optimiser groups of the adapters' parameters; each has a unique "name"."""
+        """Return optimiser groups of the adapters' parameters; each has a unique "name"."""
         params = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
         return [{"name": "factors", "params": params, "lr": lr, "weight_decay": weight_decay}]
 
@@ -116,38 +116,38 @@ class AdapterMethod(ABC):
         total_steps: int,
         learning_rates: Mapping[str, Sequence[float]],
     ) -> Plan:
-        """What a run of that many optimiser steps will do; for dry runs, changes nothing.
+        """Return what a run of that many optimiser steps will do, for dry runs; changes nothing.
 
         Args:
             learning_rates: of every step, by the "name" of the method's parameter groups.
 
         Raises:
-            MethodError: the run can not work, as in `begin`.
+            MethodError: the run cannot work, as in `begin`.
         """
         return Plan(phases=(("training", total_steps),))
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:  # noqa: B027 (optional)
-        """Called before step 0 of a run, or of each stage of a path; changes no parameter.
+        """Start a run, or a stage of a path, before its step 0; changes no parameter.
 
         A second call before that step gives the same. Resuming loads the state after it.
 
         Raises:
-            MethodError: the run can not work.
+            MethodError: the run cannot work.
         """
 
     def penalty(self, layers: Layers) -> Tensor | None:
-        """What is added to the training loss of an optimiser step; None for nothing."""
+        """Return what is added to the training loss of an optimiser step; None adds nothing."""
         return None
 
     def after_step(self, layers: Layers, info: StepInfo) -> None:  # noqa: B027 (optional)
-        """Called after `optimizer.step()`, while the gradients are still there.
+        """Do the method's own step: after `optimizer.step()`, while the gradients are still there.
 
         Raises:
             MethodError: a parameter has no gradient that the method needs (see `gradients`).
         """
 
     def gradients(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
-        """The gradients of parameters (by name), for `after_step`.
+        """Return the gradients of parameters (by name), for `after_step`.
 
         Raises:
             MethodError: one has none, which would otherwise pass for a zero.
@@ -163,19 +163,19 @@ class AdapterMethod(ABC):
         return list(found.values())
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
-        """Called after dead components were taken out of the layers (`training.compact_every`).
+        """Follow the removal of dead components from the layers (`training.compact_every`).
 
         Args:
             keep: by layer path, (rank before,) bool: which components are still there, in order.
 
         Raises:
-            MethodError: the method has a state that it can not cut down.
+            MethodError: the method has a state that it cannot cut down.
         """
         if self.state_dict():
-            raise MethodError(f"{self.name} can not go on after dead components were removed")
+            raise MethodError(f"{self.name} cannot go on after dead components were removed")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What `after_step` needs to go on in the middle of a run, beside the parameters."""
+        """Return what `after_step` needs to continue in the middle of a run, without parameters."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -184,11 +184,11 @@ class AdapterMethod(ABC):
             raise MethodError(f"{self.name} keeps no state but was given {sorted(state)}")
 
     def factors(self, layer: LowRankLinear) -> LowRankFactors:
-        """The layer's update as plain factors: `layer.rank` terms, always in the same order."""
+        """Return the layer's update as plain factors: `layer.rank` terms, in a fixed order."""
         return layer.factors()
 
     def summary(self, layers: Layers) -> Summary:
-        """Components alive of those started with, and events worth a person's attention."""
+        """Count the live components and all components, and report events to a person."""
         total = sum(layer.rank for layer in layers.values())
         gates = [layer.d.detach() for layer in layers.values() if layer.d is not None]
         ungated = sum(layer.rank for layer in layers.values() if layer.d is None)
@@ -196,11 +196,11 @@ class AdapterMethod(ABC):
         return Summary(live=live, total=total)
 
     def details(self, layers: Layers) -> dict[str, Any]:
-        """What else belongs into a run's report, as plain JSON-able data."""
+        """Return what else belongs into a run's report, as plain data that JSON can hold."""
         return {}
 
     def deliverable(self, layers: Layers) -> bool:
-        """Whether the adapter as it stands may be the run's result, not just a stage on the way."""
+        """Tell whether the adapter as it stands may be a run's result."""
         return True
 
     def set_option(self, name: str, value: Any) -> None:

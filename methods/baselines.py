@@ -1,12 +1,12 @@
-"""What low-rank methods are compared with: methods that train parameters of the model itself.
+"""Baselines: methods that train parameters of the model itself, to compare low-rank methods with.
 
-They are no sum of rank-one terms (their options say `low_rank = False`), so that they wrap no
-layers and have no factors; all other hooks of `methods.base` work as they do there, on no layers:
+They are no sum of rank-one terms (their options say `low_rank = False`), so they wrap no layers and
+have no factors. All other hooks of `methods.base` work as they do there, on no layers:
 
     choose(model, method, head=["classifier"])         # calls method.select
     optimizer = AdamW(method.param_groups({}, lr=..., weight_decay=...) + [the head's group])
 
-What is left of a run is `method.parameters` and the head: a small part of the model, or with
+The result of a run is `method.parameters` and the head: a small part of the model, or with
 `whole_model` all of it.
 """
 
@@ -29,7 +29,7 @@ class Baseline(AdapterMethod):
 
     config_class = MethodOptions
     whole_model: ClassVar[bool] = False
-    """Whether the result is a model, not the few tensors that differ from the base."""
+    """True if the result is a model, not the few tensors that differ from the base."""
 
     def __init__(self, config: MethodOptions) -> None:
         super().__init__(config)
@@ -38,7 +38,7 @@ class Baseline(AdapterMethod):
 
     @abstractmethod
     def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
-        """Names of the parameters to train.
+        """Return the names of the parameters to train.
 
         Args:
             parameters: of the model without its head, by full name, shared ones once.
@@ -49,7 +49,7 @@ class Baseline(AdapterMethod):
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained beside the head, by full name; empty before `choose`."""
+        """The parameters trained beside the head, by full name; empty before `choose`."""
         model = self._model
         return {} if model is None else {n: model.get_parameter(n) for n in self._names}
 
@@ -62,7 +62,7 @@ class Baseline(AdapterMethod):
     def param_groups(
         self, layers: Layers, *, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Matrices and embeddings decay; vectors (biases, scales of norms) do not, as usual."""
+        """Return the chosen parameters: matrices decay, vectors (biases, norms' scales) do not."""
         chosen = self.parameters.values()
         groups = [
             {"name": "base", "params": [p for p in chosen if p.ndim > 1], "lr": lr,
@@ -73,11 +73,11 @@ class Baseline(AdapterMethod):
         return [group for group in groups if group["params"]]
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
-        """Not for baselines: raises `MethodError`."""
+        """Raise `MethodError`: a baseline adapts no layers."""
         self._refuse()
 
     def factors(self, layer: LowRankLinear) -> NoReturn:
-        """Not for baselines: raises `MethodError`."""
+        """Raise `MethodError`: a baseline has no factors."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
@@ -87,10 +87,10 @@ class Baseline(AdapterMethod):
 def choose(
     model: nn.Module, method: Baseline, *, head: Iterable[str] = (), train_head: bool = True
 ) -> None:
-    """Freeze the model but for what a baseline selects and the head, in place.
+    """Freeze the model except the head and what a baseline selects, in place.
 
     Args:
-        head: paths of the modules that the method has no say in.
+        head: paths of the modules that are not the method's to choose from.
         train_head: False freezes them, too.
 
     Raises:
@@ -118,30 +118,33 @@ class Full(Baseline):
     whole_model = True
 
     def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
+        """Select all parameters."""
         return parameters
 
 
 class Head(Baseline):
-    """A linear probe, or whatever the task's head is, on the frozen model."""
+    """The task's head alone, on the frozen model: a linear probe, where the head is one layer."""
 
     name = "head"
     config_class = HeadOptions
 
     def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
+        """Select nothing of the model itself."""
         return ()
 
 
 class BitFit(Baseline):
     """BitFit (Ben Zaken et al. 2022, arXiv 2106.10199, section 3).
 
-    All bias terms are trained, those of norms, too. They are not decayed, whatever the weight
-    decay of the run.
+    All bias terms are trained, those of norms, too. They do not decay, whatever the run's
+    weight decay is.
     """
 
     name = "bitfit"
     config_class = BitFitOptions
 
     def select(self, parameters: Mapping[str, nn.Parameter]) -> Iterable[str]:
+        """Select the bias terms."""
         biases = [name for name in parameters if _is_bias(name.rpartition(".")[2])]
         if not biases:
             raise MethodError(f"{self.name} trains bias terms, and the model has none")
@@ -149,5 +152,5 @@ class BitFit(Baseline):
 
 
 def _is_bias(name: str) -> bool:
-    """torch's own names: bias, in_proj_bias (attention), bias_ih_l0 (recurrent layers)."""
+    """Know torch's own names: bias, in_proj_bias (attention), bias_ih_l0 (recurrent layers)."""
     return name == "bias" or name.endswith("_bias") or name.startswith("bias_")

@@ -1,8 +1,9 @@
-"""Taking dead components out of layers that are still being trained.
+"""Removal of dead components from layers that are still being trained.
 
-A dead component costs as much time and memory as a live one. Where it has been dead for long it may
-be removed for good, with its moments in the optimiser. That is another algorithm than the methods':
-a removed gate gets no gradient any more and can not come back. What stays is computed as before.
+A dead component costs as much time and memory as a live one. If it has been dead for long, it may
+be removed for good, together with its moments in the optimiser. This is another algorithm than the
+methods' own: a removed gate gets no gradient any more and cannot come back. What stays is computed
+as before.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from methods.sharding import is_sharded, joined
 
 
 class DeadSpells:
-    """For how many optimiser steps in a row each component has been dead.
+    """The number of optimiser steps in a row that each component has been dead for.
 
     Args:
         layers: all must have gates.
 
     Attributes:
-        steps: (all components,) how many steps each has been dead for.
+        steps: (all components,) steps that each has been dead for.
 
     Raises:
-        MethodError: a layer has none, so its components never die.
+        MethodError: a layer has no gates, so its components never die.
     """
 
     def __init__(self, layers: Layers) -> None:
@@ -39,15 +40,15 @@ class DeadSpells:
         self.steps = torch.zeros_like(self.alive(), dtype=torch.long)
 
     def alive(self) -> Tensor:
-        """Which gates are not zero now, (all components,) bool, layer by layer."""
+        """Return which gates are not zero now, (all components,) bool, layer by layer."""
         return joined(m.d.detach() for m in self.layers.values() if m.d is not None).ne(0)
 
     def step(self) -> None:
-        """Look at the gates once more; call it after every optimiser step."""
+        """Look at the gates once more; called after every optimiser step."""
         self.steps = (self.steps + 1).masked_fill_(self.alive(), 0)
 
     def at_least(self, steps: int) -> Tensor:
-        """Which components have been dead for that many steps, (all components,) bool."""
+        """Return which components have been dead for that many steps, (all components,) bool."""
         return self.steps >= steps
 
     def drop(self, gone: Tensor) -> None:
@@ -58,7 +59,7 @@ class DeadSpells:
 def remove_components(
     layers: Layers, gone: Tensor, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Take components out of the layers, in place, and their moments out of the optimiser.
+    """Remove components from the layers, in place, and their moments from the optimiser.
 
     The parameters stay the same objects. Call it while they have no gradients.
 

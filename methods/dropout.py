@@ -1,4 +1,4 @@
-"""Dropout masks that cost little on a CPU, where a Bernoulli draw takes longer than the layer."""
+"""Dropout whose masks cost little on a CPU, where a Bernoulli draw takes longer than the layer."""
 
 from __future__ import annotations
 
@@ -28,37 +28,38 @@ class Dropout(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether the layer drops anything now."""
+        """True if the layer drops anything now."""
         return self.training and self.p > 0
 
     def scale(self, device: torch.device) -> float:
-        """What kept entries are multiplied by."""
+        """Return the factor that kept entries are multiplied by."""
         p = round(self.p * _LEVELS) / _LEVELS if device.type == "cpu" else self.p
         return 1 / (1 - p)
 
     def draw(self, x: Tensor) -> Tensor:
-        """Which entries are dropped, bool in x's shape; advances the generator of x's device."""
+        """Draw which entries are dropped, bool in x's shape, from the generator of x's device."""
         if x.device.type != "cpu" or isinstance(x, FakeTensor):  # or without data, while tracing
             return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(self.p)
         seed = int(torch.empty((), dtype=torch.int64).random_())
         words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))  # 64 bits each
-        bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)  # signed
-        return bits < round(self.p * _LEVELS) - _LEVELS // 2
+        bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
+        return bits < round(self.p * _LEVELS) - _LEVELS // 2  # int16 starts at -2^15
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Drop entries of a tensor of any shape; in evaluation return it as it is."""
         if not self.active:
             return x
         return x.masked_fill(self.draw(x), 0).mul_(self.scale(x.device))
 
     def extra_repr(self) -> str:
+        """Show p where a model is printed."""
         return f"p={self.p}"
 
 
 def replace_dropouts(model: nn.Module) -> int:
-    """Put this dropout in the place of every `nn.Dropout` of a model, in place; how many.
+    """Replace every `nn.Dropout` of a model by this dropout, in place, and return their number.
 
-    The distribution is the same (p rounded on a CPU), the masks that a seed gives are others.
+    The distribution is the same (p is rounded on a CPU), but a seed gives other masks.
     """
     found = [
         (parent, name, child)

@@ -1,5 +1,5 @@
-"""The one exception this package raises for what a caller can put right."""
+"""The one exception that this package raises for errors of its caller."""
 
 
 class MethodError(ValueError):
-    """A configuration, target or schedule that can not work; the message says what would."""
+    """A configuration, target or schedule that cannot work; the message says what would."""

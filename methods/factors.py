@@ -47,49 +47,49 @@ class LowRankFactors:
         return self.select(self.live_terms())
 
     def live_terms(self) -> Tensor:
-        """Which terms are not exactly zero, (r,) bool."""
+        """Return which terms are not exactly zero, (r,) bool."""
         # (r,) each; several times faster than ne(0).any() on tall B, and NaN counts as live, too
         return self.A.abs().amax(dim=1).ne(0) & self.B.abs().amax(dim=0).ne(0)
 
     def select(self, keep: Tensor) -> LowRankFactors:
-        """The terms that a mask (r,) keeps, in their order."""
+        """Return the terms that a mask (r,) keeps, in their order."""
         return LowRankFactors(self.A[keep].contiguous(), self.B[:, keep].contiguous())
 
     def term_norms(self) -> Tensor:
-        """Frobenius norm of each rank-one term, |b_i| |a_i|: (r,), float64."""
+        """Return the Frobenius norm of each rank-one term, |b_i| |a_i|: (r,), float64."""
         a, b = self.A.double(), self.B.double()
         norms: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=0)
         return norms
 
     def singular_values(self) -> Tensor:
-        """The min(r, in, out) leading singular values of `dW`, descending, float64."""
+        """Return the min(r, in, out) leading singular values of `dW`, descending, float64."""
         r_b = torch.linalg.qr(self.B.detach().double(), mode="r")[1]  # (k1, r)
         r_a = torch.linalg.qr(self.A.detach().double().T, mode="r")[1]  # (k2, r)
         values: Tensor = torch.linalg.svdvals(r_b @ r_a.T)  # of (k1, k2)
         return values
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`dW` as U (out, k), S (k,), Vt (k, in), float64; k = min(r, in, out)."""
+        """Return `dW` as U (out, k), S (k,), Vt (k, in), float64; k = min(r, in, out)."""
         return _thin_svd(self.A, self.B)
 
     def norm(self) -> float:
-        """Frobenius norm of `dW`."""
+        """Return the Frobenius norm of `dW`."""
         return float(torch.linalg.vector_norm(self.singular_values()))
 
     def inner(self, other: LowRankFactors) -> float:
-        """Frobenius inner product of the two updates, tr(dW^T dW'), float64."""
+        """Return the Frobenius inner product of the two updates, tr(dW^T dW'), float64."""
         b = self.B.detach().double().T @ other.B.detach().double()  # (r, r')
         a = self.A.detach().double() @ other.A.detach().double().T  # (r, r')
         return float((a * b).sum())
 
     def minus(self, other: LowRankFactors) -> LowRankFactors:
-        """The difference of the two updates, with the terms of both: rank r + r', float64."""
+        """Return the difference of the updates, with the terms of both: rank r + r', float64."""
         a = torch.cat([self.A.detach().double(), other.A.detach().double()])
         b = torch.cat([self.B.detach().double(), -other.B.detach().double()], dim=1)
         return LowRankFactors(a, b)
 
     def truncate(self, rank: int) -> LowRankFactors:
-        """The best approximation of `dW` of that rank in the Frobenius norm (Eckart-Young).
+        """Return the best approximation of `dW` of that rank in the Frobenius norm (Eckart-Young).
 
         The singular values are shared evenly: A and B both get their square root. Computed in
         float64, returned in the dtype of the factors.
@@ -103,12 +103,12 @@ class LowRankFactors:
         return LowRankFactors(a.contiguous(), b.contiguous())
 
     def dense(self) -> Tensor:
-        """`dW` itself (out, in), float64: for small layers and tests."""
+        """Return `dW` itself (out, in), float64: for small layers and tests."""
         return self.B.double() @ self.A.double()
 
 
 def rank_for_energy(singular_values: Tensor, energy: float) -> int:
-    """Smallest rank that keeps that share (0..1) of the squared Frobenius norm."""
+    """Return the smallest rank that keeps that share (0..1) of the squared Frobenius norm."""
     if not 0 < energy <= 1:
         raise ValueError(f"energy is a share above 0 and up to 1, not {energy}")
     squared = singular_values.double() ** 2
@@ -122,7 +122,7 @@ def rank_for_energy(singular_values: Tensor, energy: float) -> int:
 
 
 def entropy_rank(singular_values: Tensor) -> float:
-    """Effective rank by entropy: exp(H(p)) with p = s / sum(s); 0 for an update that is zero.
+    """Return the effective rank by entropy: exp(H(p)), p = s / sum(s); 0 if the update is zero.
 
     Between 1 (one term does everything) and the rank (all terms are equally strong).
     Source: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality",
@@ -136,7 +136,7 @@ def entropy_rank(singular_values: Tensor) -> float:
 
 
 def numerical_rank(singular_values: Tensor) -> int:
-    """How many singular values are above float32's resolution of the largest."""
+    """Count the singular values above float32's resolution of the largest."""
     if not singular_values.numel():
         return 0
     smallest = torch.finfo(torch.float32).eps * singular_values.max()
@@ -144,7 +144,7 @@ def numerical_rank(singular_values: Tensor) -> int:
 
 
 def subspace_overlap(U: Tensor, V: Tensor) -> float:
-    """How far the smaller of two subspaces lies in the larger: ||U^T V||_F^2 / min(k, k'), 0 to 1.
+    """Return the share of the smaller subspace inside the larger: ||U^T V||_F^2 / min(k, k').
 
     The mean squared cosine of the principal angles between them. Two random subspaces of R^n have
     max(k, k') / n on average.
@@ -159,7 +159,7 @@ def subspace_overlap(U: Tensor, V: Tensor) -> float:
 
 
 def _thin_svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """SVD of B A as (U (out, k), S (k,), Vt (k, in)), k = min(r, in, out), without forming B A."""
+    """Return the SVD of B A, (U (out, k), S (k,), Vt (k, in)), k = min(r, in, out), without B A."""
     q_b, r_b = torch.linalg.qr(B.detach().double())  # (out, k1), (k1, r)
     q_a, r_a = torch.linalg.qr(A.detach().double().T)  # (in, k2), (k2, r)
     u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # of (k1, k2)

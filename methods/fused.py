@@ -35,7 +35,7 @@ def adapted_linear(
     scaling: float,
     dropped: Tensor | None = None,
 ) -> Tensor:
-    """The output (..., out) of a frozen linear layer with a low-rank update.
+    """Return the output (..., out) of a frozen linear layer with a low-rank update.
 
     Under autocast all products are in its dtype. Otherwise the branch is in the factors' dtype and
     the output in the weight's.
@@ -44,7 +44,7 @@ def adapted_linear(
         x: (..., in).
         weight: (out, in), frozen. bias: (out,), frozen, or None.
         A: (r, in). B: (out, r). d: (r,) or None.
-        scaling: of the branch, that of dropout included.
+        scaling: of the branch, dropout's scale included.
         dropped: entries of x that the branch is not given, bool in x's shape.
     """
     device = x.device.type
@@ -64,7 +64,7 @@ def adapted_linear(
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """Keeps for the backward pass: see `methods.kept`; h = x A^T (rows, r) and the factors."""
+    """The operation; its backward pass is given h = x A^T (rows, r), the factors, and `Kept`."""
 
     @staticmethod
     def forward(
@@ -119,13 +119,13 @@ def _gradients(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    """All dtypes here are chosen; autocast, also of a backward pass inside it, keeps out."""
+    """Switch autocast off, also around a backward pass: all dtypes here are chosen by hand."""
     enabled = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if enabled else contextlib.nullcontext()
 
 
 def _down(x: Tensor, A: Tensor, dropped: Tensor | None) -> Tensor:
-    """h = dropout(x) A^T (rows, r), without dropout's scale."""
+    """Return h = dropout(x) A^T (rows, r), without dropout's scale."""
     if dropped is None:
         return x.reshape(-1, x.shape[-1]).to(A.dtype) @ A.t()
     blocks = in_blocks(x.shape[-1], x, dropped)
@@ -133,10 +133,10 @@ def _down(x: Tensor, A: Tensor, dropped: Tensor | None) -> Tensor:
 
 
 def _merges(rows: int, weight: Tensor, F: Tensor, dropped: Tensor | None) -> bool:
-    """Whether the update goes into the weight first.
+    """Tell whether the update goes into the weight first.
 
-    It then takes two passes over the weight where the branch takes two over the output and, in the
-    backward pass, the input; and the weight must hold the update as precisely as the branch does.
+    This takes two passes over the weight; the branch takes two over the output and, in the
+    backward pass, the input. The weight must also hold the update as precisely as the branch does.
     """
     precise = weight.dtype == F.dtype and weight.dtype in (torch.float32, torch.float64)
     n_out, n_in = weight.shape
@@ -167,7 +167,7 @@ def _outputs(
 def _input_gradient(
     gy: Tensor, weight: Tensor, v: Tensor, A: Tensor, F: Tensor, dropped: Tensor | None
 ) -> Tensor:
-    """gy W + v A (rows, in), the second without what was dropped."""
+    """Return gy W + v A (rows, in), the second without the dropped entries."""
     if _merges(len(gy), weight, F, dropped):
         return gy @ torch.addmm(weight, F, A)
     gx = v @ A

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of a linear layer: nn.Linear or GPT-2's Conv1D; None for anything else."""
+    """Return (in, out) of a linear layer: nn.Linear or GPT-2's Conv1D; None for anything else."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
@@ -20,7 +20,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def factor_options(linear: nn.Module) -> dict[str, Any]:
-    """Device and dtype for a layer's factors: the weight's own, but at least float32."""
+    """Return device and dtype for a layer's factors: the weight's own, but at least float32."""
     weight = linear.weight
     assert isinstance(weight, Tensor)
     return {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
@@ -29,7 +29,7 @@ def factor_options(linear: nn.Module) -> dict[str, Any]:
 def kaiming_factors(
     linear: nn.Module, rank: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A (r, in) Kaiming-uniform with a = sqrt(5): U(-1/sqrt(in), 1/sqrt(in)); B (out, r) zero."""
+    """Draw A (r, in) Kaiming-uniform, a = sqrt(5): U(-1/sqrt(in), 1/sqrt(in)); B (out, r) is 0."""
     n_in, n_out = _shape(linear)
     bound = 1 / math.sqrt(n_in)
     A = (torch.rand(rank, n_in, generator=generator, dtype=torch.float64) * 2 - 1) * bound
@@ -39,7 +39,7 @@ def kaiming_factors(
 def normal_factors(
     linear: nn.Module, rank: int, generator: torch.Generator, *, std: float
 ) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r), both N(0, std^2)."""
+    """Draw A (r, in) and B (out, r) from N(0, std^2)."""
     n_in, n_out = _shape(linear)
     A = torch.randn(rank, n_in, generator=generator, dtype=torch.float64) * std
     B = torch.randn(n_out, rank, generator=generator, dtype=torch.float64) * std

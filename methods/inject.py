@@ -1,4 +1,4 @@
-"""Putting adapters into a model, and taking them out again."""
+"""Adapters put into a model, and taken out again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def inject(
     """Freeze the model and wrap its target layers, in place.
 
     Args:
-        exclude: module paths never adapted (with everything below them): the head, say.
+        exclude: module paths never adapted (with everything below them), such as the head.
         trainable: module paths that stay trainable as they are, so are not adapted either.
         generator: what the initial factors are drawn from, on the CPU.
 
@@ -61,7 +61,7 @@ def inject(
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """The adapters in a model, by module path."""
+    """Return the adapters in a model, by module path."""
     return {path: m for path, m in model.named_modules() if isinstance(m, LowRankLinear)}
 
 
@@ -74,7 +74,7 @@ def remove(model: nn.Module, layers: Layers) -> None:
 def linear_paths(
     model: nn.Module, *, exclude: Iterable[str] = (), outputs: bool = False
 ) -> list[str]:
-    """Paths of all linear layers outside the excluded modules.
+    """Return the paths of all linear layers outside the excluded modules.
 
     Args:
         outputs: also the output embedding, and other layers that are tied to an embedding.
@@ -95,10 +95,10 @@ def linear_paths(
 def find_targets(
     model: nn.Module, targets: str | Sequence[str], *, exclude: Iterable[str] = ()
 ) -> list[str]:
-    """Module paths that a `targets` option names, in the model's order.
+    """Return the module paths that a `targets` option names, in the model's order.
 
     A target is a name (the last parts of a path) or, with `*`, `?` or `[`, a pattern for the whole
-    path. Each must match something that is not excluded. The output embedding is one only by name.
+    path. Each must match something that is not excluded. Only a name reaches the output embedding.
     """
     exclude = tuple(exclude)
     known = linear_paths(model, exclude=exclude)
@@ -123,7 +123,7 @@ def find_targets(
 
 
 def matches(target: str, path: str) -> bool:
-    """Whether a name or pattern covers a module path."""
+    """Tell whether a name or pattern covers a module path."""
     if _is_pattern(target):
         return fnmatchcase(path, target)
     return path == target or path.endswith(f".{target}")
@@ -137,12 +137,12 @@ def _check_no_adapters(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, LowRankLinear):
             raise MethodError(
-                f"'{path}' has an adapter already; take the old ones out: remove(model, layers)"
+                f"'{path}' has an adapter already; remove the old ones: remove(model, layers)"
             )
 
 
 def _check_unshared(model: nn.Module, paths: Iterable[str]) -> None:
-    """One module at two paths would be adapted at one of them only, but merged into both."""
+    """Refuse a module at two paths: it would be adapted at one of them, but merged into both."""
     places: dict[nn.Module, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(path)
@@ -150,13 +150,13 @@ def _check_unshared(model: nn.Module, paths: Iterable[str]) -> None:
         shared = places[model.get_submodule(path)]
         if len(shared) > 1:
             raise MethodError(
-                f"{' and '.join(shared)} are one shared layer, which can not be adapted; "
+                f"{' and '.join(shared)} are one shared layer, which cannot be adapted; "
                 f"leave it out of the targets"
             )
 
 
 def _check_untied(model: nn.Module, paths: Iterable[str]) -> None:
-    """An update of one of two layers with the same weight could not be merged into one of them."""
+    """Refuse layers that share a weight: an update of one of them alone could not be merged."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -167,12 +167,12 @@ def _check_untied(model: nn.Module, paths: Iterable[str]) -> None:
         if partner is not None:
             raise MethodError(
                 f"'{path}' shares its weight with '{partner.removesuffix('.weight')}', so an "
-                "update of it alone can not be merged; leave it out of the targets"
+                "update of it alone cannot be merged; leave it out of the targets"
             )
 
 
 def _check_unsharded(model: nn.Module, paths: Iterable[str]) -> None:
-    """Adapters added to a sharded module would be trained by each process on its own."""
+    """Refuse sharded modules: each process would train their adapters on its own."""
     for path in paths:
         weight = model.get_submodule(path).weight
         if isinstance(weight, Tensor) and is_sharded(weight):
@@ -182,12 +182,13 @@ def _check_unsharded(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def output_embedding(model: nn.Module) -> nn.Module | None:
-    """The layer that turns hidden states into words, where the model has one."""
+    """Return the layer that turns hidden states into words, if the model has one."""
     get = getattr(model, "get_output_embeddings", None)  # transformers models have it
     output = get() if callable(get) else None
     return output if isinstance(output, nn.Module) else None
 
 
 def replace(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put another module at a path of the model."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, new)

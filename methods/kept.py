@@ -36,7 +36,7 @@ Kept = tuple[Projection, tuple[Tensor | None, ...]]
 
 
 def keep(x: Tensor) -> Kept:
-    """How to get `V^T x` later, and the tensors to keep for it: x itself if nothing better is kept.
+    """Return a way to get `V^T x` later, and the tensors to keep for it (at worst x itself).
 
     Args:
         x: (..., in).
@@ -49,7 +49,7 @@ def keep(x: Tensor) -> Kept:
 
 
 def keep_dropped(x: Tensor, dropped: Tensor) -> Kept:
-    """The same for an x (..., in) some entries of which (bool, in x's shape) count as zero."""
+    """Return the same for an x (..., in) with dropped entries (bool, in x's shape)."""
     return _of_dropped, (x.detach(), dropped)
 
 
@@ -80,7 +80,7 @@ def _layer_norm_input(node: Any) -> Kept | None:
 
 
 def _factors(node: Any, x: Tensor) -> Kept | None:
-    """Both sides of a product, or what is left of `weight * (u * rstd)` with a frozen weight."""
+    """Return both sides of a product, or what made `weight * (u * rstd)` with a frozen weight."""
     left, right = saved(node, "self", "other")
     if left is not None and right is not None:
         left, right = left.detach(), right.detach()
@@ -115,7 +115,7 @@ def _of_product(v: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _blockwise(make: Callable[..., Tensor], v: Tensor, *tensors: Tensor) -> Tensor:
-    """V^T make(*tensors), so many rows at a time on a CPU that x never leaves its cache."""
+    """Return V^T make(*tensors), on a CPU in blocks of rows so that x never leaves its cache."""
     out = v.new_zeros(v.shape[1], tensors[0].shape[-1])
     for part, *parts in in_blocks(out.shape[1], v, *tensors):
         out.addmm_(part.t(), make(*parts).to(v.dtype))
@@ -123,7 +123,7 @@ def _blockwise(make: Callable[..., Tensor], v: Tensor, *tensors: Tensor) -> Tens
 
 
 def in_blocks(width: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Matching blocks of rows of tensors (..., any); on a GPU all rows at once.
+    """Split tensors (..., any) into matching blocks of rows; on a GPU one block holds all rows.
 
     Args:
         width: of the widest.
@@ -141,7 +141,7 @@ def _of_normalised(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    """V^T x of x = (u - mean) rstd * weight + bias, in the precision of u."""
+    """Return V^T x of x = (u - mean) rstd * weight + bias, in the precision of u."""
     v = v.to(u.dtype)
     scaled = v * rstd.reshape(-1, 1)  # (rows, r)
     out = scaled.t() @ _rows(u)  # (r, in)
@@ -159,5 +159,5 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _is_freed(t: Tensor) -> bool:
-    """Whether its memory is gone: reading it would crash the process."""
+    """Tell whether a tensor's memory is gone: reading it would crash the process."""
     return t.untyped_storage().size() == 0

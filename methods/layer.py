@@ -65,20 +65,20 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's: some models look at their layers' weights (T5 at its dtype)."""
+        """The base layer's weight: some models look at it (T5 at its dtype)."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return weight
 
     @property
     def bias(self) -> Tensor | None:
-        """The base's, for the same reason."""
+        """The base layer's bias, for the same reason."""
         bias = self.base.bias
         assert bias is None or isinstance(bias, Tensor)
         return bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Compute y (..., out) of x (..., in)."""
         if not self._base_is_plain():
             return self._composed(x)
         weight = self.weight if isinstance(self.base, nn.Linear) else self.weight.t()
@@ -89,7 +89,7 @@ class LowRankLinear(nn.Module):
         return adapted_linear(x, weight, self.bias, A, B, d, scaling=scaling, dropped=dropped)
 
     def _base_is_plain(self) -> bool:
-        """Whether the base is nothing but x W^T + b (or Conv1D's x W + b), frozen."""
+        """Tell whether the base is nothing but x W^T + b (or Conv1D's x W + b), frozen."""
         base = self.base
         if type(base) is not nn.Linear and type(base).__name__ != "Conv1D":
             return False  # a subclass may compute something else, on packed weights, say
@@ -98,14 +98,14 @@ class LowRankLinear(nn.Module):
         )
 
     def _composed(self, x: Tensor) -> Tensor:
-        """The same by the base's own forward and autograd."""
+        """Compute the same with the base's own forward pass and autograd."""
         y: Tensor = self.base(x)
         h = linear(self.dropout(x).to(self.A.dtype), self.A)  # (..., r)
         h = h * (self.scaling if self.d is None else self.scaling * self.d)
         return y + linear(h, self.B).to(y.dtype)
 
     def named_factors(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The layer's own parameters: "A", "B" and, where there are gates, "d"."""
+        """Yield the layer's own parameters: "A", "B" and, if there are gates, "d"."""
         found = self._parameters  # three times faster than attributes
         for kind in ("A", "B") if found.get("d") is None else ("A", "B", "d"):
             factor = found[kind]
@@ -113,7 +113,7 @@ class LowRankLinear(nn.Module):
             yield kind, factor
 
     def factors(self) -> LowRankFactors:
-        """The update as it stands, gates and scaling folded into B, at least float32, detached."""
+        """Return the present update, gates and scaling in B, at least float32, detached."""
         dtype = torch.promote_types(self.A.dtype, torch.float32)
         strength = torch.full((self.rank,), self.scaling, dtype=dtype, device=self.A.device)
         if self.d is not None:
@@ -122,6 +122,7 @@ class LowRankLinear(nn.Module):
         return LowRankFactors(whole(self.A.detach()).to(dtype).clone(), B)
 
     def extra_repr(self) -> str:
+        """Show rank, scaling and gates where a model is printed."""
         return f"rank={len(self.A)}, scaling={self.scaling:g}, gates={self.d is not None}"
 
 
@@ -130,7 +131,7 @@ Layers = Mapping[str, LowRankLinear]
 
 
 def select_components(tensor: Tensor, kind: str, keep: Tensor) -> Tensor:
-    """Some components' part of a factor, or of anything that belongs to its entries.
+    """Return some components' part of a factor, or of a tensor that belongs to its entries.
 
     Args:
         tensor: (r, in), (out, r) or (r,), for kind "A", "B" or "d".

@@ -24,6 +24,7 @@ class Lora(AdapterMethod):
     config: LoraConfig
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
+        """Wrap a layer: A Kaiming-uniform, B zero, no gates."""
         c = self.config
         A, B = kaiming_factors(linear, c.r, generator)
         scaling = c.alpha / (math.sqrt(c.r) if c.use_rslora else c.r)

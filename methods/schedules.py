@@ -1,4 +1,4 @@
-"""Values that an option takes from stage to stage of a path: the sparsifying schedules.
+"""Schedules: the values that an option takes from stage to stage of a regularisation path.
 
 Ding et al. 2023 (arXiv 2311.11696, Algorithm 1) let the threshold grow from stage to stage; the
 three ramps are those of the authors' code. No torch here: recipes are checked with it.
@@ -13,7 +13,7 @@ Ramp = Literal["linear", "log_linear", "exp_linear"]
 
 
 def ramp(kind: Ramp, start: float, stop: float, num: int) -> list[float]:
-    """`num` values from `start` to `stop`, both ends exact.
+    """Return `num` values from `start` to `stop`, both ends exact.
 
     Args:
         kind: linear: equal differences. exp_linear: equal ratios, exp of a linear ramp between

@@ -1,9 +1,9 @@
 """Factors that FSDP2 (`torch.distributed.fsdp.fully_shard`) has split among processes.
 
 Outside the forward and backward pass of its module such a parameter is a DTensor: each process
-holds some rows of it, perhaps none. What goes entry by entry is done on the `local` rows; all else
-takes the `whole` tensor, which every process must ask for at the same point: it is communication.
-Inside the passes parameters are ordinary tensors, so layers know nothing of this.
+holds some rows of it, perhaps none. Operations on single entries work on the `local` rows; all
+others take the `whole` tensor, which every process must ask for at the same point, because that is
+communication. Inside the passes parameters are ordinary tensors, so layers need no special code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PLAIN = frozenset({Tensor, nn.Parameter})
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether this is a DTensor."""
+    """Tell whether a tensor is a DTensor."""
     if type(tensor) in _PLAIN:
         return False
     module = sys.modules.get("torch.distributed.tensor")  # slow to import, and whoever has one did
@@ -30,22 +30,22 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor on every process, differentiably; one that is not sharded is returned."""
+    """Return all of a tensor on every process, differentiably; others are returned as they are."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The rows that this process holds, in the same memory: call it without gradients."""
+    """Return the rows that this process holds, in the same memory; call it without gradients."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def joined(tensors: Iterable[Tensor]) -> Tensor:
-    """Whole tensors (r,) of any lengths as one."""
+    """Join whole tensors (r,) of any lengths into one."""
     return torch.cat([whole(t) for t in tensors])
 
 
 def like(value: Tensor, target: Tensor) -> Tensor:
-    """A value in the dtype, on the device and with the sharding of another tensor of its shape.
+    """Return a value in the dtype, on the device and with the sharding of a tensor of its shape.
 
     Args:
         value: if it is whole, the same on every process: nothing is sent.

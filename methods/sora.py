@@ -16,13 +16,13 @@ from methods.sharding import joined, local
 from methods.torch_internals import foreach_copy_
 
 REACH_ENOUGH = 0.25
-"""Share of N(0, 1) gates within the threshold's reach below which a plan warns.
+"""A plan warns if the threshold reaches a smaller share of N(0, 1) gates than this.
 
-Readings on MiniLM, reached by the threshold alone -> pruned: 6 % -> about 20 % (RTE), 13 % -> 16 %
+Measured on MiniLM, reached by the threshold alone -> pruned: 6 % -> about 20 % (RTE), 13 % -> 16 %
 (STS-B), 19 % -> 23 % (CoLA), 41 % -> 43 % (STS-B, xi 1e-3).
 """
 _NEVER = -1
-_HALF_NORMAL_MEDIAN = 0.6744897501960817  # half of N(0, 1) is nearer to zero
+_HALF_NORMAL_MEDIAN = 0.6744897501960817  # half of all N(0, 1) gates are closer to zero
 
 
 class Sora(AdapterMethod):
@@ -40,16 +40,18 @@ class Sora(AdapterMethod):
 
     def __init__(self, config: SoraConfig) -> None:
         super().__init__(config)
-        # of all gates that were there at the beginning, also of components removed since:
+        # these cover all gates of the beginning, also those of components removed since:
         self._alive = torch.zeros(0, dtype=torch.bool)  # after the last step
-        self._last_died = torch.zeros(0, dtype=torch.long)  # step, or NEVER
+        self._last_died = torch.zeros(0, dtype=torch.long)  # step, or _NEVER
         self._present = torch.zeros(0, dtype=torch.bool)  # not removed
         self._ranks: list[int] = []  # components of each layer at the beginning
         self._revivals = torch.zeros((), dtype=torch.long)
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
+        """Wrap a layer: A Kaiming-uniform, B zero, gates d ~ N(0, 1)."""
         c = self.config
         A, B = kaiming_factors(linear, c.r_max, generator)
+        # drawn in float64, so that one seed gives the same gates in every dtype
         d = torch.randn(c.r_max, generator=generator, dtype=torch.float64)
         d = d.to(**factor_options(linear))
         return LowRankLinear(linear, A, B, d, scaling=c.alpha / c.r_max, dropout=c.dropout)
@@ -57,7 +59,7 @@ class Sora(AdapterMethod):
     def param_groups(
         self, layers: Layers, *, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Factors as usual; gates in their own group: own learning rate, no weight decay."""
+        """Return two groups: factors, and gates with a learning rate of their own and no decay."""
         factors = [p for m in layers.values() for p in (m.A, m.B) if p.requires_grad]
         gates: dict[str, Any] = {
             "name": "gates",
@@ -74,7 +76,7 @@ class Sora(AdapterMethod):
         ]
 
     def penalty(self, layers: Layers) -> Tensor | None:
-        """`l1 * sum |d| / (number of all gates)`: the authors' extra loss term, off by default."""
+        """Return `l1 * sum |d| / (number of gates)`, the authors' extra loss; off by default."""
         if self.config.l1 == 0:
             return None
         gates = joined(_gates(layers))
@@ -87,10 +89,10 @@ class Sora(AdapterMethod):
         total_steps: int,
         learning_rates: Mapping[str, Sequence[float]],
     ) -> Plan:
-        """How far the threshold alone moves a gate, and the share of N(0, 1) gates within that.
+        """Compute how far the threshold moves a gate, and the share of N(0, 1) gates within that.
 
-        Gradients (and `l1`) move gates as well, either way, so this is no forecast of the ranks;
-        in short runs a few per cent more gates die than the threshold reaches.
+        Gradients (and `l1`) move gates as well, either way, so this does not predict the ranks; in
+        short runs a few per cent more gates die than the threshold reaches.
         """
         xi = self.config.threshold
         phases = (("training with the threshold" if xi else "training, no threshold", total_steps),)
@@ -112,7 +114,7 @@ class Sora(AdapterMethod):
         return Plan(phases, notes, (warning,))
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:
-        """Forget the lives of an earlier run or stage; the gates stay as they are."""
+        """Forget the deaths and revivals of an earlier run or stage; the gates stay as they are."""
         self._alive = joined(_gates(layers)).detach().ne(0)
         self._last_died = torch.full_like(self._alive, _NEVER, dtype=torch.long)
         self._present = torch.ones_like(self._alive)
@@ -121,7 +123,7 @@ class Sora(AdapterMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
-        """The proximal step on every gate, then who died and who came back."""
+        """Take the proximal step on every gate, then record deaths and revivals."""
         xi = self.config.threshold
         if self.config.threshold_times_lr:
             xi *= info.learning_rates["gates"]
@@ -131,10 +133,10 @@ class Sora(AdapterMethod):
         trained = [local(gate) for gate in gates if gate.requires_grad]
         if trained:
             shrink(trained, xi)
-        self._follow_lives(joined(gates).ne(0), info.step)
+        self._record_deaths(joined(gates).ne(0), info.step)
 
     def _check_gradients(self, layers: Layers) -> None:
-        """A layer without gradients is an error: its gates would shrink, whatever it is worth."""
+        """Refuse a layer without gradients: its gates would shrink, whatever the layer is worth."""
         lacking = {
             f"{path}.{kind}": p
             for path, layer in layers.items()
@@ -143,8 +145,8 @@ class Sora(AdapterMethod):
         }
         self.gradients(lacking)
 
-    def _follow_lives(self, nonzero: Tensor, step: int) -> None:
-        """Who died and who came back; no number leaves the device.
+    def _record_deaths(self, nonzero: Tensor, step: int) -> None:
+        """Record which gates died and which came back, without waiting for the device.
 
         Args:
             nonzero: of the gates still present.
@@ -157,11 +159,12 @@ class Sora(AdapterMethod):
         self._alive, self._present = alive, present
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
-        """Removed components stay in the record, as dead ones that never come back."""
+        """Keep removed components in the record, as dead ones that never come back."""
         kept = torch.cat(list(keep.values())).to(self._present.device)
         self._present = self._present.masked_scatter(self._present, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Return the options in force at this stage, and the record of deaths and revivals."""
         return {
             "threshold": torch.tensor(self.config.threshold, dtype=torch.float64),
             "l1": torch.tensor(self.config.l1, dtype=torch.float64),
@@ -173,6 +176,7 @@ class Sora(AdapterMethod):
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
         for option in self.config.variable_options:
             self.set_option(option, float(state[option]))
         self._revivals = state["revivals"].clone()
@@ -180,6 +184,7 @@ class Sora(AdapterMethod):
         self._present, self._ranks = state["present"].clone(), state["ranks"].tolist()
 
     def summary(self, layers: Layers) -> Summary:
+        """Count live gates; events tell of revivals, and if every gate is zero."""
         counts = super().summary(layers)
         events = []
         if self._revivals:
@@ -189,7 +194,7 @@ class Sora(AdapterMethod):
         return Summary(live=counts.live, total=counts.total, events=tuple(events))
 
     def details(self, layers: Layers) -> dict[str, Any]:
-        """How often gates came back, and the 0-based step each component last died in this run.
+        """Return how often gates came back, and the 0-based step at which each component last died.
 
         Returns:
             `revivals`, and `last_died`: by layer, a step per component, None if it never died.
@@ -203,7 +208,7 @@ class Sora(AdapterMethod):
 
 
 def threshold_reach(factors: Sequence[float], prox: str) -> float:
-    """How far from zero a gate may start for the proximal steps alone to bring it there.
+    """Return how far from zero a gate may start for the proximal steps alone to bring it there.
 
     Args:
         factors: of each step, the threshold as a multiple of xi.
@@ -220,15 +225,15 @@ def threshold_reach(factors: Sequence[float], prox: str) -> float:
 
 
 def soft_threshold_(gates: list[Tensor], xi: float) -> None:
-    """In place `sign(g) max(|g| - xi, 0)`: the proximal operator of xi |g| (paper, eq. 9)."""
+    """Apply `sign(g) max(|g| - xi, 0)` in place: the proximal operator of xi |g| (paper, eq. 9)."""
     flat = torch.cat(gates)  # one pass over all layers' gates
     _write(gates, flat.sign() * (flat.abs() - xi).clamp_(min=0))
 
 
 def official_threshold_(gates: list[Tensor], xi: float) -> None:
-    """In place, as the authors' code: |g| > xi shrinks by xi, then every |g| < xi becomes 0.
+    """Apply the authors' operator in place: |g| > xi shrinks by xi, then every |g| < xi becomes 0.
 
-    The dead zone so reaches to 2 xi, and |g| = xi stays.
+    So the dead zone reaches to 2 xi, and |g| = xi stays.
     """
     flat = torch.cat(gates)
     shrunk = torch.where(flat.abs() > xi, flat - flat.sign() * xi, flat)

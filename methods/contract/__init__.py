@@ -1,4 +1,4 @@
-"""What every adapter method owes its callers, as checks for the tests of whoever writes one.
+"""What every adapter method owes its callers, as checks for a method's own tests.
 
     import pytest
     from methods.contract import CHECKS
@@ -7,11 +7,10 @@
     def test_contract(check):
         check(lambda **options: MyMethod(MyConfig(**options)))
 
-A check takes a factory of fresh methods, which is given options that every configuration has
-(targets, alpha, dropout), and raises AssertionError with what is wrong. What is checked here is a
-small net in a plain loop; `sora_cli.verify.contract` holds a method to a transformers Trainer, to
-adapter files and to merging in the same way. A baseline (`methods.baselines`) has no factors:
-`BASELINE_CHECKS` are what it owes.
+A check takes a factory that makes a fresh method from options that every configuration has
+(targets, alpha, dropout), and raises AssertionError with what is wrong. These checks use a small
+net and a plain loop; `sora_cli.verify.contract` does the same with a transformers Trainer, adapter
+files and merging. A baseline (`methods.baselines`) has no factors: `BASELINE_CHECKS` are for it.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ _ROUNDING = 1e-12  # of float64 sums of a dozen terms near 1
 
 
 def output_is_bit_equal_at_injection(make: MethodFactory) -> None:
-    """The update is exactly zero at first, in every dtype, in training as in evaluation."""
+    """Check that the update is exactly 0 at first, in every dtype, in training and evaluation."""
     for dtype in _DTYPES:
         x, _ = regression_data(dtype)
         net = small_net(dtype)
@@ -75,7 +74,7 @@ def output_is_bit_equal_at_injection(make: MethodFactory) -> None:
 
 
 def dropout_is_on_the_adapters_input_only(make: MethodFactory) -> None:
-    """Dropout thins out what the update is given, never the base layer's input or output."""
+    """Check that dropout reaches what the update is given, not the base layer's input or output."""
     x, _ = regression_data()
     run = start(make(dropout=0.5))
     run.net.train()
@@ -98,7 +97,7 @@ def dropout_is_on_the_adapters_input_only(make: MethodFactory) -> None:
 
 
 def same_seed_same_factors(make: MethodFactory) -> None:
-    """The generator that `wrap` is given decides the initial factors, and nothing else does."""
+    """Check that the generator given to `wrap`, and nothing else, decides the initial factors."""
     first, again, other = (start(make(), seed=seed).net.state_dict() for seed in (1, 1, 2))
     changed = first_difference(first, again)
     assert changed is None, f"one seed gave two different '{changed}'"
@@ -106,7 +105,7 @@ def same_seed_same_factors(make: MethodFactory) -> None:
 
 
 def the_global_generator_is_not_used(make: MethodFactory) -> None:
-    """Injecting draws from the given generator only, so it does not shift a caller's numbers."""
+    """Check that injecting draws from the given generator only: a caller's numbers do not shift."""
     net = small_net()
     before = torch.get_rng_state()
     inject(net, make(), generator=generator())
@@ -114,7 +113,7 @@ def the_global_generator_is_not_used(make: MethodFactory) -> None:
 
 
 def groups_hold_every_adapter_parameter_once(make: MethodFactory) -> None:
-    """Each trained parameter is in one group, and each group has a name of its own."""
+    """Check that each trained parameter is in one group, and each group has a name of its own."""
     method = make()
     net = small_net()
     layers = inject(net, method, generator=generator())
@@ -131,7 +130,7 @@ def groups_hold_every_adapter_parameter_once(make: MethodFactory) -> None:
 
 
 def penalty_is_none_or_a_scalar_of_the_adapters(make: MethodFactory) -> None:
-    """Where there is a penalty, it is one finite number, not negative, of trained parameters."""
+    """Check that a penalty is one finite number, not negative, of trained parameters."""
     run = start(make())
     penalty = run.method.penalty(run.layers)
     if penalty is None:
@@ -148,7 +147,7 @@ def penalty_is_none_or_a_scalar_of_the_adapters(make: MethodFactory) -> None:
 
 
 def penalty_changes_nothing(make: MethodFactory) -> None:
-    """`penalty` only looks: it runs before the optimiser's step, and once per micro-batch."""
+    """Check that `penalty` only reads: it runs before the optimiser's step, per micro-batch."""
     x, _ = regression_data()
     run = start(make())
     for steps in (range(0), range(10)):
@@ -164,7 +163,7 @@ def penalty_changes_nothing(make: MethodFactory) -> None:
 
 
 def evaluation_is_the_base_plus_the_factors(make: MethodFactory) -> None:
-    """In evaluation a layer gives W x + b + dW x and nothing more: no penalty, no dropout."""
+    """Check that in evaluation a layer gives W x + b + dW x: no penalty, no dropout."""
     run = trained(make, dropout=0.5)
     run.net.eval()
     plain = small_net()
@@ -180,7 +179,7 @@ def evaluation_is_the_base_plus_the_factors(make: MethodFactory) -> None:
 
 
 def factors_are_the_layers_effect(make: MethodFactory) -> None:
-    """`factors` is what the layer adds in training: gates and scaling are in it."""
+    """Check that `factors` is what the layer adds in training: gates and scaling are in it."""
     run = trained(make)
     largest = 0.0
     for path, layer in run.layers.items():
@@ -193,7 +192,7 @@ def factors_are_the_layers_effect(make: MethodFactory) -> None:
 
 
 def dropping_zero_terms_changes_nothing(make: MethodFactory) -> None:
-    """Terms that are exactly zero can be left out: the same dW, the same outputs."""
+    """Check that terms that are exactly zero can be left out: same dW, same outputs."""
     run = trained(make)
     x, _ = regression_data()
     for path, layer in run.layers.items():
@@ -211,7 +210,7 @@ def dropping_zero_terms_changes_nothing(make: MethodFactory) -> None:
 
 
 def summary_counts_components(make: MethodFactory) -> None:
-    """`summary` counts live terms of all terms; only a method that says so loses any."""
+    """Check that `summary` counts live terms; only a method that adapts its rank loses any."""
     run = trained(make)
     summary = run.method.summary(run.layers)
     total = sum(layer.rank for layer in run.layers.values())
@@ -224,7 +223,7 @@ def summary_counts_components(make: MethodFactory) -> None:
 
 
 def a_plan_covers_the_run_and_changes_nothing(make: MethodFactory) -> None:
-    """`plan` tells of phases that add up to the run, and leaves everything as it was."""
+    """Check that the phases of `plan` add up to the run, and that it changes nothing."""
     run = start(make())
     before = run.state()
     groups = run.optimizer.param_groups
@@ -237,7 +236,7 @@ def a_plan_covers_the_run_and_changes_nothing(make: MethodFactory) -> None:
 
 
 def only_variable_options_vary(make: MethodFactory) -> None:
-    """`set_option` changes what is declared as variable; an error lists what that is."""
+    """Check that `set_option` changes what is declared as variable; an error lists what that is."""
     method = make()
     fixed = [n for n in type(method.config).model_fields if n not in method.config.variable_options]
     for option in (*fixed, "no_such_option"):
@@ -293,7 +292,7 @@ BASELINE_CHECKS: tuple[Check, ...] = (
 
 
 def _kill_components(layer: LowRankLinear) -> int:
-    """Bring the first component and, where there are gates, the last to zero; how many that is."""
+    """Set the first component and, if there are gates, the last to zero; return their number."""
     dead = {0}
     layer.B.data[:, 0] = 0
     if layer.d is not None:
@@ -303,7 +302,7 @@ def _kill_components(layer: LowRankLinear) -> int:
 
 
 def _refusal(method: AdapterMethod, option: str, value: object) -> str:
-    """What `set_option` says against that value; nothing if it took it."""
+    """Return the message with which `set_option` refuses a value; empty if it accepts it."""
     try:
         method.set_option(option, value)
     except MethodError as error:

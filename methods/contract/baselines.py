@@ -24,7 +24,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def choosing_changes_nothing(make: MethodFactory) -> None:
-    """Choosing moves no parameter and draws no random number; the output stays as it was."""
+    """Check that choosing moves no parameter, draws no random number and changes no output."""
     net, (x, _) = small_net(), regression_data()
     before, random = net(x), torch.get_rng_state()
     choose(net, baseline(make), head=[HEAD])
@@ -35,7 +35,7 @@ def choosing_changes_nothing(make: MethodFactory) -> None:
 
 
 def only_what_was_chosen_is_trained(make: MethodFactory) -> None:
-    """The loss falls in every dtype; what is neither chosen nor the head's stays, to the bit."""
+    """Check that the loss falls in every dtype, and that what is not trained stays to the bit."""
     for dtype in _DTYPES:
         run = start(make(), dtype=dtype)
         assert isinstance(run.method, Baseline)
@@ -54,7 +54,7 @@ def only_what_was_chosen_is_trained(make: MethodFactory) -> None:
 
 
 def groups_hold_every_chosen_parameter_once(make: MethodFactory) -> None:
-    """Each chosen parameter is in one group, the head's in none; groups have names of their own."""
+    """Check that each chosen parameter is in one group, the head's in none; names are unique."""
     method = baseline(make)
     choose(small_net(), method, head=[HEAD])
     groups = method.param_groups({}, lr=LR, weight_decay=0.01)
@@ -68,7 +68,7 @@ def groups_hold_every_chosen_parameter_once(make: MethodFactory) -> None:
 
 
 def adapting_layers_is_refused(make: MethodFactory) -> None:
-    """Nobody gets an adapter from a baseline: `inject` and `wrap` raise MethodError."""
+    """Check that `inject` and `wrap` raise MethodError: a baseline makes no adapters."""
     net = small_net()
     for attempt in (
         lambda: inject(net, make(), generator=generator()),
@@ -82,7 +82,7 @@ def adapting_layers_is_refused(make: MethodFactory) -> None:
 
 
 def baseline(make: MethodFactory) -> Baseline:
-    """A fresh method, which must be one."""
+    """Make a fresh method and check that it is a baseline."""
     method = make()
     assert isinstance(method, Baseline), (
         "low_rank is False, but it is no methods.baselines.Baseline"

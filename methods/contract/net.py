@@ -1,4 +1,4 @@
-"""What the contract's checks train: a small frozen net, data, and the loop of `methods.base`."""
+"""The small frozen net, its data, and the training loop that the contract's checks use."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ MethodFactory = Callable[..., AdapterMethod]
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    """A seeded generator on the CPU."""
+    """Make a seeded generator on the CPU."""
     return torch.Generator().manual_seed(seed)
 
 
 def small_net(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> nn.Sequential:
-    """Linear layers "0" (10 -> 12) and "2" (12 -> 6), tanh between."""
+    """Make a net of the linear layers "0" (10 -> 12) and "2" (12 -> 6), with tanh between."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 6)).to(dtype)
 
 
 def regression_data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Inputs (32, 10) and targets (32, 6)."""
+    """Make inputs (32, 10) and targets (32, 6)."""
     g = generator(7)
     x, y = (torch.randn(32, n, generator=g, dtype=torch.float64) for n in (10, 6))
     return x.to(dtype), y.to(dtype)
 
 
 def layer_inputs(layer: LowRankLinear) -> Tensor:
-    """Random inputs of one layer, (5, in) float64."""
+    """Make random inputs of one layer, (5, in) float64."""
     return torch.randn(5, layer.A.shape[1], generator=generator(3), dtype=torch.float64)
 
 
 def base_output(layer: LowRankLinear, x: Tensor) -> Tensor:
-    """What the wrapped nn.Linear alone makes of x, from its tensors: no hook has a say in it."""
+    """Compute the wrapped nn.Linear's output of x from its tensors, without any hook."""
     weight, bias = layer.base.weight, layer.base.bias
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
@@ -93,7 +93,7 @@ class Run:
         return losses
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of all that a step may change: the net, gradients, the method's own state."""
+        """Copy all that a step may change: the net, gradients, the method's own state."""
         found = dict(self.net.state_dict())
         for name, p in self.net.named_parameters():
             if p.grad is not None:
@@ -112,7 +112,7 @@ def start(
     begun: bool = True,
     **adamw: Any,
 ) -> Run:
-    """Adapt a small net and begin a run; of a baseline its head is trained, too.
+    """Adapt a small net and begin a run; with a baseline its head is trained, too.
 
     Args:
         seed: of the adapters; the net is always the same.
@@ -137,14 +137,14 @@ def start(
 
 
 def trained(make: MethodFactory, **options: Any) -> Run:
-    """A run that is over."""
+    """Make a run and train it to its end."""
     run = start(make(**options))
     run.train(range(STEPS))
     return run
 
 
 def without_components(layer: LowRankLinear) -> LowRankLinear:
-    """The same layer at rank 0: A (0, in), B (out, 0), d (0,) where there are gates."""
+    """Return the same layer at rank 0: A (0, in), B (out, 0), d (0,) if there are gates."""
     d = None if layer.d is None else layer.d.detach()[:0].clone()
     A, B = layer.A.detach()[:0].clone(), layer.B.detach()[:, :0].clone()
     return LowRankLinear(layer.base, A, B, d, scaling=layer.scaling, dropout=layer.dropout.p).train(
@@ -153,7 +153,7 @@ def without_components(layer: LowRankLinear) -> LowRankLinear:
 
 
 def first_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:
-    """Name of a tensor that only one side has, or that differs in a bit; None if there is none."""
+    """Return the name of a tensor that one side lacks or that differs in a bit; None: all alike."""
     for name in [*one, *(name for name in other if name not in one)]:
         if name not in one or name not in other or not torch.equal(one[name], other[name]):
             return name
@@ -161,5 +161,5 @@ def first_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | 
 
 
 def largest_difference(one: Tensor, other: Tensor) -> float:
-    """Of any two entries, by absolute value."""
+    """Return the largest absolute difference of any two entries."""
     return float((one - other).detach().abs().max())

@@ -28,7 +28,7 @@ _HALF = STEPS // 2
 
 
 def training_learns_and_leaves_the_base_alone(make: MethodFactory) -> None:
-    """The loss falls in every dtype; the base model stays as it was to the last bit, and frozen."""
+    """Check that the loss falls in every dtype, and that the base stays frozen, to the last bit."""
     for dtype in _DTYPES:
         run = start(make(), dtype=dtype)
         losses = run.train(range(STEPS))
@@ -43,7 +43,7 @@ def training_learns_and_leaves_the_base_alone(make: MethodFactory) -> None:
 
 
 def components_keep_their_order(make: MethodFactory) -> None:
-    """All through a run, term i of `factors` is component i of the layer, dead or alive."""
+    """Check that in a whole run term i of `factors` is component i of the layer, dead or alive."""
     run = start(make())
     ranks = {path: layer.rank for path, layer in run.layers.items()}
     stepped: dict[str, Tensor] = {}
@@ -64,7 +64,7 @@ def components_keep_their_order(make: MethodFactory) -> None:
 
 
 def a_missing_gradient_is_named(make: MethodFactory) -> None:
-    """`after_step` may need no gradients; the error of one that does names what has none."""
+    """Check that `after_step`, if it needs gradients, names the parameter that has none."""
     run = start(make())
     run.train(range(_HALF))
     rates = {group["name"]: LR for group in run.optimizer.param_groups}
@@ -83,7 +83,7 @@ def a_missing_gradient_is_named(make: MethodFactory) -> None:
 
 
 def layers_of_rank_zero_work(make: MethodFactory) -> None:
-    """A layer without any component gives what its base gives, beside others that train."""
+    """Check that a layer without components gives what its base gives, beside others that train."""
     for path in ("0", "2"):
         run = start(make(), emptied=path)
         empty = run.layers[path]
@@ -106,10 +106,10 @@ def layers_of_rank_zero_work(make: MethodFactory) -> None:
 
 
 def a_run_resumes_bit_equal(make: MethodFactory) -> None:
-    """Halted half-way, stored as a safetensors file, and resumed by a fresh method: same run.
+    """Check a run that is halted half-way, stored in a safetensors file and resumed elsewhere.
 
     A Trainer loads the parameters before `begin`, others may do so after it; the method's own
-    state is always the last.
+    state is always loaded last.
     """
     straight = start(make())
     losses = straight.train(range(STEPS))
@@ -128,7 +128,7 @@ def a_run_resumes_bit_equal(make: MethodFactory) -> None:
 
 
 def beginning_again_changes_nothing(make: MethodFactory) -> None:
-    """`begin` moves no parameter, and a second one before the first step gives the same run."""
+    """Check that `begin` moves no parameter, and that calling it twice changes nothing."""
     once, twice = start(make()), start(make())
     before = twice.state()
     twice.method.begin(twice.layers, total_steps=twice.total_steps)
@@ -144,7 +144,7 @@ def beginning_again_changes_nothing(make: MethodFactory) -> None:
 
 
 def _resume(halted: Run, make: MethodFactory, *, parameters_first: bool) -> Run:
-    """A new run of a fresh method, at the state of the halted one."""
+    """Start a run of a fresh method at the state of the halted one."""
     state = _through_a_file(halted.method.state_dict())
     run = start(make(), seed=99, begun=not parameters_first)
     run.net.load_state_dict(halted.net.state_dict())
@@ -158,7 +158,7 @@ def _resume(halted: Run, make: MethodFactory, *, parameters_first: bool) -> Run:
 
 
 def _through_a_file(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What comes back of a method's state from a safetensors file."""
+    """Write a method's state to a safetensors file and read it back."""
     for name, tensor in state.items():
         kind = type(tensor).__name__
         assert isinstance(tensor, Tensor), f"'{name}' of the state is a {kind}, no tensor"
@@ -170,7 +170,7 @@ def _through_a_file(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _moved_component(before: Tensor, after: Tensor) -> int | None:
-    """A component whose row of A (r, in) is now in another's place; None if all stay."""
+    """Return a component whose row of A (r, in) is now in another's place; None if all stay."""
     for i, row in enumerate(after):
         if torch.equal(row, before[i]) or not row.any():
             continue
@@ -181,7 +181,7 @@ def _moved_component(before: Tensor, after: Tensor) -> int | None:
 
 
 def _check_terms(where: str, layer: LowRankLinear, factors: LowRankFactors) -> None:
-    """Each rank-one term of the factors is scaling * d_i * B_i A_i of its component."""
+    """Check that each rank-one term of the factors is scaling * d_i * B_i A_i of its component."""
     assert factors.rank == layer.rank, f"{where} has {layer.rank} components, {factors.rank} terms"
     A, B = layer.A.detach(), layer.scaling * layer.B.detach()
     if layer.d is not None:

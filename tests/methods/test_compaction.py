@@ -138,6 +138,6 @@ def test_a_method_with_a_state_of_its_own_must_cut_it_down() -> None:
 
     run = start(Keeps(SoraConfig()))
     run.train(range(2))
-    with pytest.raises(MethodError, match="can not go on"):
+    with pytest.raises(MethodError, match="cannot go on"):
         run.method.removed({})
     create("lora").removed({})  # no state: nothing to do
