@@ -8,6 +8,7 @@ from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.console import emit, printable, say, size
+from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.model.files import CONFIG_FILE
 
 
@@ -55,7 +56,7 @@ def export(
         emit(f"  {consumer.name + ':':<13} {loads}  {printable(consumer.advice)}")
     say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}")
     if not verify:
-        return 0
+        return OK
     from sora_cli.verify.self_check import self_check
 
-    return 0 if self_check(directory, output) else 1
+    return OK if self_check(directory, output) else FAILED

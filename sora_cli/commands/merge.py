@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.console import count, say, size
+from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def merge(
     say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
     say(f"wrote {output}")
     if not verify or merged.absent:  # random parameters give other outputs each time
-        return 0
+        return OK
     from sora_cli.verify.self_check import self_check
 
-    return 0 if self_check(directory, output, base=base) else 1
+    return OK if self_check(directory, output, base=base) else FAILED
 
 
 def _announce(plan: Merge) -> None:

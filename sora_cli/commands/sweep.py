@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.lock import locked
 from sora_cli.experiments.sweep.display import Display, duration
@@ -18,9 +19,6 @@ from sora_cli.experiments.sweep.plan import SweepPlan, plan_sweep
 from sora_cli.experiments.sweep.record import SweepRecord
 from sora_cli.experiments.sweep.source import PlanSource, Source
 from sora_cli.report import now
-
-RUNS_FAILED = 1
-"""Exit code: the sweep is through, but not all its runs are finished."""
 
 
 def sweep(
@@ -58,7 +56,7 @@ def sweep(
         from sora_cli.experiments.sweep.listing import list_runs
 
         list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=code)
-        return 0
+        return OK
     with locked(plan.directory):
         source = _source(plan)
         chosen, each = choose_engine(
@@ -116,4 +114,4 @@ def _conclude(plan: SweepPlan, source: Source) -> int:
     source.conclude()
     if good:
         say(f"next:\n  sora compare {plan.directory}")
-    return RUNS_FAILED if bad else 0
+    return FAILED if bad else OK

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import tidy
 from sora_cli.core.console import emit, say
+from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main, world_size
@@ -57,7 +58,7 @@ def train(
         from sora_cli.run.dry_run import dry_run as show
 
         show(loaded)
-        return 0
+        return OK
     from sora_cli.run.preflight import check_recipe
 
     output = loaded.output_dir
@@ -65,7 +66,7 @@ def train(
     with locked(output):
         if is_main() and check_output(loaded, force=force, resume=resume):
             say(f"'{output}' holds this run, finished")
-            return 0
+            return OK
         try:
             words = [recipe, *overrides]
             ready, log = run(loaded, output, words, began=began, resume=resume, force=force)
@@ -83,7 +84,7 @@ def _last_words(loaded: LoadedRecipe, ready: Prepared, log: RunLog, *, verify: b
         with log.epilogue("verify"):
             same = _verified(loaded, loaded.output_dir, ready)
     emit(time_line(log.report))
-    return 0 if same else 1
+    return OK if same else FAILED
 
 
 def _way_on(output: Path, words: list[str]) -> list[str]:

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.adapter.places import check_target, refuse_baseline
 from sora_cli.core.checks import check_comparison
 from sora_cli.core.console import count, emit, emit_table, say
+from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.timing import importing
 
 if TYPE_CHECKING:
     from sora_cli.verify.verification import Difference, Verification
-
-DIFFERENT = 1
-"""Exit code."""
 
 
 def verify(
@@ -54,7 +52,7 @@ def verify(
         emit(json.dumps(_facts(done), indent=2))
     else:
         _show(done)
-    return 0 if done.same else DIFFERENT
+    return OK if done.same else FAILED
 
 
 def _facts(done: Verification) -> dict[str, Any]:

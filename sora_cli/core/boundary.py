@@ -14,12 +14,9 @@ import typer
 from methods.errors import MethodError
 from sora_cli.core.console import complain, printable, say
 from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import FAILED, INTERRUPTED, OK, USER_ERROR
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.processes import is_main
-
-USER_ERROR = 2
-INTERNAL_ERROR = 1
-INTERRUPTED = 130
 
 _OF_THE_DISK = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
@@ -53,7 +50,7 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
         return INTERRUPTED
     except Exception as error:
         return _other(error, debug=debug)
-    return result if isinstance(result, int) else 0
+    return result if isinstance(result, int) else OK
 
 
 def _other(error: Exception, *, debug: bool) -> int:
@@ -92,7 +89,7 @@ def _internal_error(error: Exception, *, debug: bool) -> int:
     complain(f"error: internal error: {type(error).__name__}: {text}"[:300])
     if debug:
         traceback.print_exc()
-        return INTERNAL_ERROR
+        return FAILED
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="sora-", suffix=".log", delete=False, encoding="utf-8"
@@ -102,4 +99,4 @@ def _internal_error(error: Exception, *, debug: bool) -> int:
     except OSError:
         complain("  no log could be written; --debug shows the traceback")
     complain("  this is a fault of the program, not of your input; please report it with that file")
-    return INTERNAL_ERROR
+    return FAILED

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
+from sora_cli.core.exit_codes import BY_SIGNAL
 from sora_cli.core.interruption import Interrupted
 from sora_cli.experiments.sweep.engine import Engine, Job, code_options
 from sora_cli.experiments.sweep.outcome import reason
@@ -18,8 +19,6 @@ from sora_cli.report import now
 
 _PAUSE = 0.25
 """Seconds between two looks at the engine."""
-_BY_SIGNAL = (130, 143)
-"""Exit codes of a run that ended in order on SIGINT or SIGTERM, its checkpoint written."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Loop:
 
 
 def _was_killed(code: int) -> bool:
-    return code < 0 or code in _BY_SIGNAL
+    return code < 0 or code in BY_SIGNAL
 
 
 def _signal(code: int) -> str:

@@ -1,0 +1,27 @@
+"""The exit codes of `sora`, all in one place."""
+
+from __future__ import annotations
+
+OK = 0
+FAILED = 1
+USER_ERROR = 2
+INTERRUPTED = 130
+TERMINATED = 143
+
+MEANINGS = {
+    OK: "The command did what it was asked to do.",
+    FAILED: "The command ran to its end, but the result is not right: `sora verify` found a "
+    "difference; the files that `sora train`, `sora export` or `sora merge` wrote do not give the "
+    "outputs they should; a run of `sora sweep` failed. Also: a fault of the program itself "
+    "(`error: internal error`; the traceback is in the file that the message names).",
+    USER_ERROR: "Something in the command line, the recipe, the data or the files can be put "
+    "right: at most three lines on stderr say what, where, and what to type next. Also a disk "
+    "that is full or may not be written.",
+    INTERRUPTED: "Interrupted (SIGINT, Ctrl-C). `sora train` finishes its step, writes a "
+    "checkpoint and says how to go on; a second signal stops it at once.",
+    TERMINATED: "Told to end (SIGTERM, as schedulers of clusters do). As with SIGINT.",
+}
+"""What each of them says, for docs/reference/exit-codes.md."""
+
+BY_SIGNAL = (INTERRUPTED, TERMINATED)
+"""Exit codes of a run that ended in order on a signal, its checkpoint written."""
