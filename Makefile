@@ -30,13 +30,15 @@ docs: $(VENV)/.dev
 	rm -rf site .cache
 	NO_COLOR=1 $(BIN)/zensical build --strict
 
-# needs SORA_DATA, a directory with glue/; what is finished under runs/ is left alone
+# needs SORA_DATA, a directory with glue/; what is finished under runs/ is left alone; the last line
+# writes what docs/results/runs.jsonl holds of them
 MATRIX := tune tune-adalora main ablation ablation-schedule
 matrix: $(VENV)/.demo
 	@test -n "$(SORA_DATA)" || { echo "set SORA_DATA to a directory with glue/"; exit 2; }
 	for name in $(MATRIX); do \
 	  $(BIN)/sora sweep recipes/sweeps/cpu/$$name.yaml data.path=$(SORA_DATA)/glue || exit 1; \
 	done
+	$(BIN)/sora compare $(MATRIX:%=runs/cpu-%) -o runs/matrix.jsonl
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

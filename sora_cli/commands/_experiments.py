@@ -69,7 +69,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUNS...",
-            help="Run directories, directories with runs somewhere in them, or report files.",
+            help="Run directories, directories with runs somewhere in them, report files, or "
+            "files of runs (.jsonl), of which FILE/NAME selects some.",
         ),
     ],
     baseline: Annotated[
@@ -97,11 +98,13 @@ def compare(
         str | None,
         typer.Option(
             "--format",
-            help="table, markdown, csv, latex or json; else by the suffix of --output, else table.",
+            help="table, markdown, csv, latex, json, or jsonl for the runs themselves; without: by "
+            "the suffix of --output, else table.",
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the table to this file.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write the table, or the runs (.jsonl), to this file."),
     ] = None,
     plot: Annotated[
         Path | None,

@@ -10,11 +10,12 @@ from sora_cli.core.checks import check_new_file
 from sora_cli.core.console import emit, printable, say
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.agreement import emit_ranks
+from sora_cli.experiments.compare.archive import write_lines
 from sora_cli.experiments.compare.finding import find_runs
-from sora_cli.experiments.compare.formats import emit_comparison, format_of, render
+from sora_cli.experiments.compare.formats import LINES, emit_comparison, format_of, render
 from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.notes import warnings_of
-from sora_cli.experiments.compare.runs import Group, choose_metric, on_selection_rows
+from sora_cli.experiments.compare.runs import Group, Run, choose_metric, on_selection_rows
 from sora_cli.experiments.compare.table import check_baseline, comparison_table
 
 
@@ -34,23 +35,29 @@ def compare(
     """Print a table over groups of runs that differ in their seed only.
 
     Args:
-        places: run directories, directories with runs below them, or report files.
+        places: run directories, directories with runs below them, report files, or files of runs.
         baseline: label of the group that paired differences are to.
         paper: also show what the recipes' papers print.
         metric: compare this metric instead of the main one.
         selection: compare the main metric on the rows that chose the checkpoints.
         ranks: also print where ranks are, and whether seeds and tasks agree on it.
-        form: table, markdown, csv, latex or json; None: by the suffix of `output`, else table.
+        form: table, markdown, csv, latex or json, or jsonl: the runs themselves, for later
+            comparisons; None: by the suffix of `output`, else table.
         output: write the table to this file instead.
         plot: also draw the comparison to this picture, and to others beside it.
         html: also write it all to this page.
 
     Raises:
-        SoraError: no finished run, no such label, metric or format, or a file that can not be.
+        SoraError: no finished run, no such label, metric or format, or an impossible file.
     """
     form = format_of(output, form)
     for option, file in {"--output": output, "--plot": plot, "--html": html}.items():
         check_new_file(option, file)
+    if form == LINES:
+        asked = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,
+                 "--selection": selection, "--plot": plot, "--html": html}  # fmt: skip
+        _write_lines(places, output, [option for option, value in asked.items() if value])
+        return
     groups = _groups(places, metric, selection=selection)
     if baseline is not None:
         check_baseline(groups, baseline)
@@ -78,12 +85,37 @@ def compare(
         say(f"wrote {html}")
 
 
-def _groups(places: Sequence[Path], metric: str | None, *, selection: bool) -> list[Group]:
-    """The groups of all finished runs; what is left out is said."""
+def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[str]) -> None:
+    """Write the runs themselves, to a file or to stdout."""
+    if asked:
+        raise SoraError(
+            f"{asked[0]} goes with a table, and the format {LINES} holds the runs themselves",
+            hint=f"compare the file that holds them: sora compare FILE {asked[0]}",
+        )
+    runs = _find(places)
+    text = write_lines(runs)
+    if output is None:
+        emit(text.removesuffix("\n"))
+    else:
+        write_text_atomic(output, text)
+        say(f"wrote {output}: {len(runs)} runs")
+
+
+def _find(places: Sequence[Path]) -> Sequence[Run]:
+    """Return all finished runs, and say which reports are left out."""
     found = find_runs(places)
-    runs, left_out = on_selection_rows(found.runs) if selection else (list(found.runs), [])
-    for line in (*found.left_out, *left_out):
+    for line in found.left_out:
         say(f"left out: {printable(line)}")
+    return found.runs
+
+
+def _groups(places: Sequence[Path], metric: str | None, *, selection: bool) -> list[Group]:
+    """Return the groups of all finished runs, and say what is left out."""
+    runs = list(_find(places))
+    if selection:
+        runs, left_out = on_selection_rows(runs)
+        for line in left_out:
+            say(f"left out: {printable(line)}")
     if not runs:
         hint = "training.evaluate=epoch"
         raise SoraError("no run was evaluated on rows for selection", hint=hint)

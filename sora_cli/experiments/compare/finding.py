@@ -1,4 +1,4 @@
-"""Finished runs on the disk, found by their reports."""
+"""Find finished runs: by their reports on the disk, and in files of many runs."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from pydantic import ValidationError
 
 from sora_cli.core.atomic import is_leftover
 from sora_cli.core.errors import SoraError
+from sora_cli.experiments.compare.archive import find_file, first_error, read_lines
 from sora_cli.experiments.compare.runs import SEED, Run
 from sora_cli.experiments.path.record import read_path
-from sora_cli.report import FILE_NAME, load_report
+from sora_cli.report import FILE_NAME, RunReport, load_report
 
 _STAGES = "stages"
 """Folder of a path's stages."""
 _NEEDED = (SEED, "method.name", "model.path")
-"""Settings that every recipe has."""
+"""Settings that a comparison cannot do without."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search gave.
+    """The result of a search.
 
     Attributes:
-        runs: in the order they were found, each directory once.
-        left_out: what is not compared and why, a line each.
+        runs: in the order they were found, each once.
+        left_out: a line for each report that is not compared: where it is, and why.
     """
 
     runs: tuple[Run, ...]
@@ -39,7 +40,8 @@ def find_runs(places: Sequence[Path]) -> Found:
     """Read the reports of finished runs.
 
     Args:
-        places: run directories, directories with runs somewhere below them, or report files.
+        places: run directories, directories with runs somewhere below them, report files, or files
+            of runs, the whole or a path below it (see `archive`).
 
     Raises:
         SoraError: a place is not there, or no place has a run that has finished.
@@ -48,26 +50,39 @@ def find_runs(places: Sequence[Path]) -> Found:
     left_out: list[str] = []
     seen: set[Path] = set()
     for place in places:
-        files = report_files(place)
-        if not files:
+        reports = list(_reports(place))
+        if not reports:
             left_out.append(f"{place}: no {FILE_NAME} in it or below it")
-        for file in files:
-            if file.resolve() in seen:
+        for source, directory, read in reports:
+            if source.resolve() in seen:
                 continue
-            seen.add(file.resolve())
-            run = _read(file)
+            seen.add(source.resolve())
+            run = read if isinstance(read, str) else _run(directory, read)
             if isinstance(run, Run):
                 runs.append(run)
             else:
-                left_out.append(f"{file.parent}: {run}")
+                left_out.append(f"{directory}: {run}")
     if not runs:
         first = f"{left_out[0]}{' ...' if len(left_out) > 1 else ''}"
         raise SoraError("there is no finished run to compare", where=first)
     return Found(tuple(runs), tuple(left_out))
 
 
+def _reports(place: Path) -> Iterator[tuple[Path, Path, RunReport | str]]:
+    """Yield what each report of a place is known by, its directory, and the report or why not."""
+    found = find_file(place)
+    if found is not None:
+        for directory, report in read_lines(*found):
+            yield directory, directory, report
+        return
+    for file in report_files(place):
+        yield file, file.parent, _read(file)
+
+
 def report_files(place: Path) -> list[Path]:
-    """The reports of a run, of the runs below a directory, or the one named; in natural order.
+    """Return the report of a run, those of the runs below a directory, or the file named itself.
+
+    They come in natural order: "s9" before "s10".
 
     Raises:
         SoraError: there is no such file or directory.
@@ -80,13 +95,13 @@ def report_files(place: Path) -> list[Path]:
 
 
 def _natural(path: str) -> list[tuple[str, int]]:
-    """Sorts "s10" after "s9"."""
+    """Return a key that sorts "s10" after "s9"."""
     parts = re.findall(r"(\D*)(\d*)", path)
     return [(word, int(number or -1)) for word, number in parts]
 
 
 def _below(directory: Path) -> Iterator[Path]:
-    """Reports, not looking into runs nor into what a killed process has left."""
+    """Yield reports; folders inside of runs and what a killed process has left are passed over."""
     for folder, inside, files in os.walk(directory, onerror=_unreadable):
         if FILE_NAME in files:
             yield Path(folder, FILE_NAME)
@@ -95,37 +110,39 @@ def _below(directory: Path) -> Iterator[Path]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise SoraError(f"{error.filename} can not be read: {error.strerror}") from error
+    raise SoraError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _read(file: Path) -> Run | str:
-    """A run, or why it is not to be compared."""
+def _read(file: Path) -> RunReport | str:
+    """Read a report, or say why it is none."""
     try:
-        report = load_report(file)
+        return load_report(file)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return f"no run's report ({f'{place}: ' if place else ''}{first['msg']})"
+        return f"no run's report ({first_error(error)})"
     except OSError as error:
-        return f"can not be read ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
+
+
+def _run(directory: Path, report: RunReport) -> Run | str:
+    """Make a run of its report, or say why it is not compared."""
     if report.status != "completed":
         return f"not finished: {report.status}"
     try:
-        run = Run.of(file.parent, report, seed=_path_seed(file.parent))
+        run = Run.of(directory, report, seed=_path_seed(directory))
     except SoraError as error:
         return error.what
     return _missing(run) or run
 
 
 def _path_seed(directory: Path) -> int | None:
-    """The seed of the path that a directory is a stage of (PATH/stages/00); None if it is none."""
+    """Return the seed of the path that a directory is a stage of (PATH/stages/00), or None."""
     stages = directory.resolve().parent
     record = read_path(stages.parent) if stages.name == _STAGES else None
     return None if record is None else record.recipe.get("training", {}).get("seed")
 
 
 def _missing(run: Run) -> str | None:
-    """What a comparison needs and a report lacks."""
+    """Say what a comparison needs and a report lacks; None if it lacks nothing."""
     lacking = [key for key in _NEEDED if run.settings.get(key) is None]
     if lacking:
         return f"its recipe has no {', '.join(lacking)}"

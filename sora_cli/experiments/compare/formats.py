@@ -27,10 +27,13 @@ from typing import Any
 
 from sora_cli.core.console import emit, emit_table, printable
 from sora_cli.core.errors import SoraError
+from sora_cli.experiments.compare.archive import SUFFIX
 from sora_cli.experiments.compare.cells import Raw
 from sora_cli.experiments.compare.table import Row, Section, Table
 
 SCHEMA_VERSION = 1
+LINES = "jsonl"
+"""The runs themselves instead of a table of them; see `archive`."""
 _MARKDOWN = re.compile(r"([\\|*`<])")
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -41,14 +44,15 @@ _LATEX = {
 
 
 def format_of(file: Path | None, asked: str | None) -> str:
-    """The format to write: the one asked for, else what the file's suffix says, else "table".
+    """Return the format to write: the one asked for, else that of the file's suffix, else "table".
 
     Raises:
         SoraError: there is no such format, or the suffix stands for none.
     """
     if asked is not None:
-        if asked not in FORMATS:
-            raise SoraError(f"there is no format '{asked}'", hint=f"one of {', '.join(FORMATS)}")
+        if asked not in (*FORMATS, LINES):
+            known = ", ".join((*FORMATS, LINES))
+            raise SoraError(f"there is no format '{asked}'", hint=f"one of {known}")
         return asked
     if file is None:
         return "table"
@@ -185,4 +189,5 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "latex": _latex,
     "json": _json,
 }
-_SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".json": "json", ".txt": "table"}
+_SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".json": "json", ".txt": "table",
+             SUFFIX: LINES}  # fmt: skip
