@@ -1,28 +1,18 @@
 """The run report: `report.json` says what was run, on what, and what came out, on about a page.
 
 What has an entry for each step or component, such as losses, stands beside it in `history.json`.
-The report is written when the run starts, ends, fails or is interrupted, and always whole.
+`sora_cli.train.log` fills and writes the two while the run goes on.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.environment import environment, peak_memory
-from sora_cli.core.interruption import Interrupted
-from sora_cli.core.json_text import readable_json
-from sora_cli.core.processes import is_main
 
 FILE_NAME = "report.json"
 HISTORY_FILE = "history.json"
@@ -38,14 +28,14 @@ Score = Annotated[float, BeforeValidator(lambda v: math.nan if v is None else v)
 class Ranks(BaseModel):
     """Numbers of components of one module."""
 
-    start: int
-    end: int
+    start: int = Field(description="before the training")
+    end: int = Field(description="in the saved adapter")
 
 
 class Parameters(BaseModel):
     """Numbers of parameters, counted from real shapes; gates count in `trained` only."""
 
-    base: int = 0
+    base: int = Field(0, description="all of the base model, its head among them")
     trained: int = Field(0, description="everything with a gradient: factors, gates, head")
     adapter_start: int = Field(
         0,
@@ -55,14 +45,14 @@ class Parameters(BaseModel):
     adapter_end: int = Field(
         0, description="factors of the saved adapter; of a baseline, as at the start"
     )
-    head: int = 0
+    head: int = Field(0, description="the trained head")
 
 
 class Removal(BaseModel):
     """Dead components that were taken out after one step."""
 
     step: int = Field(description="optimiser steps taken by then")
-    removed: int
+    removed: int = Field(description="components taken out")
     left: int = Field(description="components in the layers afterwards, dead ones among them")
 
 
@@ -70,8 +60,8 @@ class Compaction(BaseModel):
     """What `training.compact_every` did, or with `compact_only_count` would have done."""
 
     every: int = Field(description="optimiser steps")
-    only_count: bool
-    removals: list[Removal] = Field(default_factory=list)
+    only_count: bool = Field(description="nothing was taken out, only counted")
+    removals: list[Removal] = Field(default_factory=list, description="in history.json")
     would_have_revived: int | None = Field(
         None,
         description="components counted as removed whose gate was not zero later; null if they "
@@ -101,7 +91,7 @@ class Resumption(BaseModel):
     """A later process that resumed a run."""
 
     step: int = Field(description="optimiser steps taken before, by earlier processes")
-    started: str
+    started: str = Field(description="date and time, UTC")
 
 
 class Report(BaseModel):
@@ -109,41 +99,64 @@ class Report(BaseModel):
 
     model_config = ConfigDict(extra="ignore", validate_assignment=True)
 
-    schema_version: int = SCHEMA_VERSION
-    status: Status = "running"
-    error: str | None = None
-    name: str
-    command: list[str] = Field(default_factory=list)
-    started: str = ""
-    finished: str | None = None
+    schema_version: int = Field(SCHEMA_VERSION, description="of the report's layout")
+    status: Status = Field("running", description="how the run ended, if it has")
+    error: str | None = Field(None, description="why it failed or was interrupted")
+    name: str = Field(description="the recipe's name")
+    command: list[str] = Field(default_factory=list, description="as it was typed, word by word")
+    started: str = Field("", description="date and time, UTC")
+    finished: str | None = Field(None, description="date and time, UTC; null while it runs")
     recipe: dict[str, Any] = Field(description="every value the run used, defaults included")
-    recipe_notes: list[str] = Field(default_factory=list)
-    environment: dict[str, Any] = Field(default_factory=dict)
+    recipe_notes: list[str] = Field(
+        default_factory=list, description="what was said about the recipe as it was read"
+    )
+    environment: dict[str, Any] = Field(
+        default_factory=dict,
+        description="versions of Python and packages, platform, processor, cpus, threads, gpu, "
+        "git_commit",
+    )
     seconds: dict[str, float] = Field(
         default_factory=dict,
         description="wall time by phase; of a whole run they add up to nearly all of the process's",
     )
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = Field(
+        None, description="largest resident memory of the process; with a GPU, the GPU's"
+    )
 
 
 class RunReport(Report):
     """The fields of `report.json` and `history.json` of one training run."""
 
-    base: dict[str, Any] = Field(default_factory=dict)
-    data: dict[str, Any] = Field(default_factory=dict)
+    base: dict[str, Any] = Field(
+        default_factory=dict,
+        description="the base model: path, resolved, revision, fingerprint of its weights; missing "
+        "(parameters that it did not supply), head (modules trained beside the adapters)",
+    )
+    data: dict[str, Any] = Field(
+        default_factory=dict,
+        description="by split: rows, encoded (rows after encoding), fingerprints, truncated (rows "
+        "that were cut), longest (tokens), in_training (rows that are training rows, too), "
+        "contradicted (those of them with another label); selection (which rows chose the "
+        "checkpoint), revision",
+    )
     resumed: list[Resumption] = Field(
         default_factory=list,
         description="processes after the first one; seconds and memory are those of the last",
     )
-    steps: int | None = None
-    skipped_steps: int = 0
-    non_finite_steps: list[int] = Field(default_factory=list, description="left out; from 1")
-    best_step: int | None = None
-    history: list[dict[str, Any]] = Field(default_factory=list)
+    steps: int | None = Field(None, description="optimiser steps taken")
+    skipped_steps: int = Field(0, description="steps that mixed precision left out")
+    non_finite_steps: list[int] = Field(
+        default_factory=list,
+        description="steps left out for a loss or gradient that was not finite; from 1",
+    )
+    best_step: int | None = Field(None, description="the step whose checkpoint was chosen")
+    history: list[dict[str, Any]] = Field(
+        default_factory=list, description="losses, learning rates and scores as they were logged"
+    )
     live_components: list[int] = Field(
         default_factory=list, description="components alive after each optimiser step"
     )
-    compaction: Compaction | None = None
+    compaction: Compaction | None = Field(None, description="null where none was asked for")
     method_details: dict[str, Any] = Field(
         default_factory=dict, description="what the method itself reports, such as revivals"
     )
@@ -151,19 +164,21 @@ class RunReport(Report):
         default_factory=dict, description="final scores by reported split"
     )
     main_metric: str | None = Field(None, description="the metric that chose the checkpoint")
-    without_adapters: dict[str, Score] = Field(default_factory=dict, description="main metric")
-    ranks: dict[str, Ranks] = Field(default_factory=dict)
-    parameters: Parameters = Field(default_factory=Parameters)
-    events: list[str] = Field(default_factory=list)
+    without_adapters: dict[str, Score] = Field(
+        default_factory=dict, description="the main metric with the adapters left out, by split"
+    )
+    ranks: dict[str, Ranks] = Field(default_factory=dict, description="by module")
+    parameters: Parameters = Field(default_factory=Parameters, description="numbers of parameters")
+    events: list[str] = Field(default_factory=list, description="what a person should know")
 
 
 class History(BaseModel):
     """`history.json`: those fields of a run's report that grow with its steps or components."""
 
     started: str = Field(description="as in the report that it belongs to")
-    history: list[dict[str, Any]] = Field(default_factory=list)
-    live_components: list[int] = Field(default_factory=list)
-    non_finite_steps: list[int] = Field(default_factory=list)
+    history: list[dict[str, Any]] = Field(default_factory=list, description="as in the report")
+    live_components: list[int] = Field(default_factory=list, description="as in the report")
+    non_finite_steps: list[int] = Field(default_factory=list, description="as in the report")
     removals: list[Removal] = Field(default_factory=list, description="of `compaction`")
     method_details: dict[str, Any] = Field(
         default_factory=dict, description="its lists and objects"
@@ -197,129 +212,6 @@ class History(BaseModel):
             "compaction": {"removals"},
             "method_details": set(self.method_details),
         }
-
-
-R = TypeVar("R", bound=Report)
-
-
-class ReportLog(Generic[R]):
-    """A report that is filled while the run goes on, and saved however the run ends."""
-
-    def __init__(self, path: Path, report: R) -> None:
-        self.path, self.report = path, report
-
-    def note_import(self, began: float) -> float:
-        """Count the seconds since a moment of `time.perf_counter` as the phase "import"."""
-        spent = time.perf_counter() - began
-        self._spend("import", spent)
-        return spent
-
-    @contextmanager
-    def running(self) -> Iterator[R]:
-        """Save the report as running, and at the block's end with how it ended."""
-        self.report.status, self.report.error, self.report.finished = "running", None, None
-        self.save()
-        try:
-            yield self.report
-        except (KeyboardInterrupt, Interrupted) as end:
-            self._fail("interrupted", str(end) or "interrupted by the user")
-            raise
-        except BaseException as error:
-            self._fail("failed", f"{type(error).__name__}: {error}")
-            raise
-        self._end("completed", None)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to a phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._spend(name, time.perf_counter() - start)
-
-    @contextmanager
-    def epilogue(self, name: str) -> Iterator[None]:
-        """Time a step after the run's end, such as a check of its files, and save the report.
-
-        The step's outcome does not change the run's status.
-        """
-        try:
-            with self.phase(name):
-                yield
-        finally:
-            self.report.finished = now()
-            self.save()
-
-    def _spend(self, name: str, spent: float) -> None:
-        self.report.seconds[name] = round(self.report.seconds.get(name, 0.0) + spent, 3)
-
-    def save(self) -> None:
-        """Write the report as it stands; of several processes only the main one writes."""
-        if is_main():
-            self.write()
-
-    def write(self, left_out: dict[str, Any] | None = None) -> None:
-        """Write the report as it stands, without the fields that are left out."""
-        text = self.report.model_dump_json(exclude=left_out)  # NaN becomes null
-        write_text_atomic(self.path, readable_json(json.loads(text)))
-
-    def _fail(self, status: Status, error: str) -> None:
-        """End the report; ignore it if it cannot be written, for the disk may be what failed."""
-        with suppress(OSError):
-            self._end(status, error)
-
-    def _end(self, status: Status, error: str | None) -> None:
-        self.report.status, self.report.error, self.report.finished = status, error, now()
-        self.report.peak_memory_bytes = peak_memory()
-        self.save()
-
-
-class RunLog(ReportLog[RunReport]):
-    """The log of one training run: `report.json` and `history.json` in its directory.
-
-    Args:
-        began: when the command began, by `time.perf_counter`; None: now.
-    """
-
-    def __init__(
-        self, directory: Path, *, name: str, recipe: dict[str, Any], began: float | None = None
-    ) -> None:
-        facts = provenance()
-        super().__init__(directory / FILE_NAME, RunReport(name=name, recipe=recipe, **facts))
-        if began is not None:
-            self.report.started = now(-self.note_import(began))
-
-    def note_resumption(self, step: int) -> None:
-        """Note that this process resumes the run from the checkpoint of that step."""
-        before = read_report(self.path.parent)
-        earlier = before.resumed if before else []
-        self.report.resumed = [*earlier, Resumption(step=step, started=self.report.started)]
-
-    def note_progress(self, state: Any) -> None:
-        """Take over the steps and the history of a Trainer's state."""
-        self.report.steps, self.report.history = state.global_step, list(state.log_history)
-
-    def write(self, left_out: dict[str, Any] | None = None) -> None:
-        """Write the history first: a finished report has all of it, even if the process is killed
-        between the two files. `started` tells a history that belongs to another report."""
-        history = History.of(self.report)
-        file = self.path.with_name(HISTORY_FILE)
-        is_empty = history == History(started=history.started)
-        if not is_empty:
-            write_text_atomic(file, history.model_dump_json(exclude_defaults=True) + "\n")
-        super().write(history.fields_of_report())
-        if is_empty:
-            file.unlink(missing_ok=True)  # of an earlier run in this directory
-
-
-def provenance() -> dict[str, Any]:
-    """Return the command, the time and the environment of a run that starts now."""
-    return {
-        "command": ["sora", *sys.argv[1:]],
-        "started": now(),
-        "environment": environment(),
-    }
 
 
 def read_report(directory: Path) -> RunReport | None:

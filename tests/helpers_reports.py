@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.report import Parameters, Ranks, RunLog, RunReport, Status
+from sora_cli.report import Parameters, Ranks, RunReport, Status
+from sora_cli.train.log import RunLog
 
 METRICS = {"cola": "matthews_correlation", "stsb": "pearson"}
 """The main metric of some tasks; of others accuracy."""

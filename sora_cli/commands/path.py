@@ -107,9 +107,9 @@ def run(
         from sora_cli.experiments.path.controls import run_controls
         from sora_cli.experiments.path.plot import plot_path
         from sora_cli.experiments.path.stages import Stages
-        from sora_cli.report import ReportLog
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
+        from sora_cli.train.log import ReportLog
         from sora_cli.train.machine import set_deterministic
     log = ReportLog(output / FILE_NAME, report)
     log.note_import(began)
@@ -159,7 +159,7 @@ def _resumable(report: PathReport) -> Iterator[None]:
 
 
 def _new_report(loaded: LoadedRecipe, stage_count: int) -> PathReport:
-    from sora_cli.report import provenance
+    from sora_cli.train.log import provenance
 
     block = loaded.recipe.path
     assert block is not None

@@ -23,8 +23,8 @@ from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
 from sora_cli.train.checkpoint.resume import find_checkpoint, identity_of
 
 if TYPE_CHECKING:
-    from sora_cli.report import RunLog
     from sora_cli.run.prepare import Prepared
+    from sora_cli.train.log import RunLog
 
 
 def train(
@@ -134,13 +134,13 @@ def run(
         words: the recipe as it was given, and its overrides.
     """
     with importing():
-        from sora_cli.report import RunLog
         from sora_cli.run.evaluate import evaluate_run
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
         from sora_cli.run.results import record_result, record_setup, save_results
         from sora_cli.run.summary import conclude
         from sora_cli.train.fit import fit
+        from sora_cli.train.log import RunLog
         from sora_cli.train.machine import set_deterministic
         from sora_cli.train.progress import following
         from sora_cli.train.trainer import build_trainer

@@ -10,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
-from sora_cli.report import RunLog
 from sora_cli.train.callback import MethodCallback
+from sora_cli.train.log import RunLog
 
 
 class RunProgress(ProgressCallback):  # type: ignore[misc]

@@ -14,7 +14,8 @@ from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.runs import selection_scores
 from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep.cost import Cost
-from sora_cli.report import Compaction, Removal, ReportLog, RunLog, RunReport, read_report
+from sora_cli.report import Compaction, Removal, RunReport, read_report
+from sora_cli.train.log import ReportLog, RunLog
 from tests.helpers_models import tiny_bert
 from tests.helpers_reports import write_report
 from tests.helpers_runs import files_of, train, write_recipe

@@ -20,7 +20,8 @@ from sora_cli.app import run
 from sora_cli.core.environment import environment
 from sora_cli.core.errors import SoraError
 from sora_cli.data.content import data_fingerprint
-from sora_cli.report import RunLog, RunReport, read_report
+from sora_cli.report import RunReport, read_report
+from sora_cli.train.log import RunLog
 from sora_cli.train.trainer import AdapterTrainer
 from tests.helpers_models import HIDDEN, LAYERS, tiny_bert
 from tests.helpers_runs import glue_rows, pair_rows, train, write_recipe, write_rows

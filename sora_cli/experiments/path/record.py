@@ -24,11 +24,11 @@ SELECTION = "selection"
 class Stage(BaseModel):
     """One stage: trained, measured, its adapter saved."""
 
-    index: int
+    index: int = Field(description="from 0")
     value: Any = Field(description="of the option that varies")
     directory: str = Field(description="of the stage's adapter and report, in the path's own")
-    epochs: float
-    steps: int
+    epochs: float = Field(description="passes over the training rows")
+    steps: int = Field(description="optimiser steps")
     live: int = Field(description="components alive at the end")
     total: int = Field(description="components before any was removed")
     alive: dict[str, list[int]] = Field(description="by module: numbers of those alive")
@@ -39,7 +39,7 @@ class Stage(BaseModel):
     energy_removed: float | None = Field(
         description="share of the last stage's ||dW||_F^2 that was in components dead by now"
     )
-    seconds: float
+    seconds: float = Field(description="wall time of the stage")
 
     @property
     def share(self) -> float:
@@ -50,8 +50,8 @@ class Stage(BaseModel):
 class ControlPoint(BaseModel):
     """Stage 0 with as many components taken out as the path had lost by a stage."""
 
-    stage: int
-    removed: int
+    stage: int = Field(description="index of the stage")
+    removed: int = Field(description="components taken out")
     scores: dict[str, list[Score]] = Field(
         description="main metric on the generalisation split, by rule of removal; per draw"
     )
@@ -64,32 +64,32 @@ class Controls(BaseModel):
     rules: dict[str, str] = Field(description="name of each rule and what it takes out")
     draws: int = Field(description="random draws per stage")
     floor: Score = Field(description="the metric with every component taken out")
-    points: list[ControlPoint]
+    points: list[ControlPoint] = Field(description="one for each stage after the first")
     gap: dict[str, Score] = Field(
         description="mean over the stages of |relative metric - that of the path|"
     )
     falls_at: dict[str, float | None] = Field(
         description="share of components alive at the first stage below 90 % of stage 0"
     )
-    verdict: str
+    verdict: str = Field(description="the answer, as a sentence")
 
 
 class PathReport(Report):
     """`path.json`."""
 
-    vary: str
-    method: str
-    main_metric: str = ""
-    greater_is_better: bool = True
-    memorisation: str = TRAIN_SUBSET
-    generalisation: str = ""
-    choice: str = ""
+    vary: str = Field(description="the option that changes from stage to stage")
+    method: str = Field(description="name of the method")
+    main_metric: str = Field("", description="the metric that stages are compared by")
+    greater_is_better: bool = Field(True, description="whether a larger main_metric is better")
+    memorisation: str = Field(TRAIN_SUBSET, description="name of the scored training rows")
+    generalisation: str = Field("", description="name of the reported validation split")
+    choice: str = Field("", description="name of the split that sora pick chooses on")
     rows: dict[str, int] = Field(default_factory=dict, description="rows per scored split")
     selection: str = Field("", description="how the rows of the splits were chosen")
-    head_parameters: int = 0
-    stage_count: int
-    stages: list[Stage] = Field(default_factory=list)
-    controls: Controls | None = None
+    head_parameters: int = Field(0, description="numbers in the trained head")
+    stage_count: int = Field(description="stages that the path has when it is finished")
+    stages: list[Stage] = Field(default_factory=list, description="finished ones")
+    controls: Controls | None = Field(None, description="null without --controls")
 
     def score(self, stage: Stage, split: str) -> float:
         """A stage's main metric on a split."""

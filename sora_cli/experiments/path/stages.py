@@ -24,13 +24,14 @@ from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.plan import StagePlan, varied_option
 from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET, PathReport, Stage, relative_to
-from sora_cli.report import Ranks, RunLog, RunReport
+from sora_cli.report import Ranks, RunReport
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.results import record_result, record_setup, save_results
 from sora_cli.tasks.base import Encoded
 from sora_cli.train.checkpoint.files import STATE_FILE, load_trained, trained_tensors
 from sora_cli.train.fit import fit
+from sora_cli.train.log import RunLog
 from sora_cli.train.progress import following
 from sora_cli.train.trainer import build_trainer
 
