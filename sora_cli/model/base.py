@@ -78,7 +78,7 @@ def load_base(
         options = {**task.model_options(), **_dropouts(config, dropout)}
         for key, value in options.items():
             setattr(config, key, value)
-        model, info = task.model_class().from_pretrained(
+        model, info = getattr(transformers, task.model_class).from_pretrained(
             source,
             config=config,
             dtype=_dtype(block.dtype),
@@ -131,11 +131,13 @@ def head_modules(
 
 def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict[str, Any]:
     """Loading options of a model that is quantised, all but its head and its output embeddings."""
+    import transformers
+
     if block.quantise is None:
         return {}
     code = {"trust_remote_code": block.trust_remote_code}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        shape = task.model_class().from_config(config, **code)
+        shape = getattr(transformers, task.model_class).from_config(config, **code)
     output = output_embedding(shape)
     plain = head_modules(shape, (), new_head=task.trains_head)
     plain += tuple(path for path, module in shape.named_modules() if module is output)

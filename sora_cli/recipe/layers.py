@@ -40,7 +40,7 @@ def override_layer(overrides: Sequence[str]) -> Tree:
     """One layer made of `block.key=value` words; the last of two for one key wins.
 
     Raises:
-        SoraError: a word that is no override, or a value that can not be read.
+        SoraError: a word that is no override, or a value that cannot be read.
     """
     layer = Tree()
     for text in overrides:
@@ -133,7 +133,7 @@ def _file_layers(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         where = None if named_by is None else str(named_by)
-        raise SoraError(f"'{shown_path(path)}' can not be read: {reason}", where=where) from error
+        raise SoraError(f"'{shown_path(path)}' cannot be read: {reason}", where=where) from error
     tree = parse_file(content, shown_path(path))
     origin = tree.origins.get((EXTENDS,))
     _forget(tree, (EXTENDS,))

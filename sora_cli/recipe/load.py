@@ -125,7 +125,7 @@ def _option_errors(block: str, given: Mapping[str, Any], tree: Tree) -> list[Val
         return [error]
     except (ImportError, AttributeError, MethodError) as error:
         where = place_of((block, "name"), tree)
-        raise SoraError(f"{block} '{name}' can not be loaded: {error}", where=where) from error
+        raise SoraError(f"{block} '{name}' cannot be loaded: {error}", where=where) from error
     return []
 
 

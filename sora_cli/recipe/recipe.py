@@ -172,7 +172,7 @@ class TrainingBlock(Block):
     compact_every: Count | None = Field(
         None,
         description="remove components, every so many steps, that were dead in all of them: "
-        "faster, but another algorithm, since a removed gate can not come back",
+        "faster, but another algorithm, since a removed gate cannot come back",
     )
     compact_only_count: bool = Field(
         False, description="only count what compact_every would remove, and what of it comes back"

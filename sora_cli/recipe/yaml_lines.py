@@ -90,7 +90,7 @@ def parse_file(content: bytes, file: str) -> Tree:
         file: its name in messages and origins.
 
     Raises:
-        SoraError: not UTF-8, not YAML, empty, no mapping, or something a recipe can not hold.
+        SoraError: not UTF-8, not YAML, empty, no mapping, or something a recipe cannot hold.
     """
     node = _compose(_decode(content, file), file)
     if node is None:
@@ -137,7 +137,7 @@ def _compose(text: str, file: str) -> Any:
         _fail(f"not valid YAML: {error.reason}", Origin(file, line), cause=error)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = error.problem or error.context or "it can not be read"
+        problem = error.problem or error.context or "it cannot be read"
         hint = next((advice for sign, advice in _ADVICE.items() if sign in problem), None)
         origin = Origin(file, mark.line + 1 if mark else None)
         _fail(f"not valid YAML: {problem}", origin, hint=hint, cause=error)
@@ -214,7 +214,7 @@ class _Builder:
         except UnicodeDecodeError as error:
             return _fail("text that is not Unicode", self._origin(node), cause=error)
         if "\0" in text:
-            _fail("text can not hold a NUL character", self._origin(node))
+            _fail("text cannot hold a NUL character", self._origin(node))
         return text
 
     def _origin(self, node: Node) -> Origin:

@@ -13,8 +13,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
+from sora_cli.tasks.texts import row_error
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_texts(rows: Dataset, column: str, part: str) -> list[str]:
     for row, value in enumerate(rows[column][:]):
         if not isinstance(value, str) or not value.strip():
             holds = f"holds {shown_value(value)}" if value and str(value).strip() else "has no text"
-            raise _bad_row(f"column '{column}' {holds}", row, part)
+            raise row_error(f"column '{column}' {holds}", row, key=f"data.columns.{part}")
         texts.append(value)
     return texts
 
@@ -67,16 +67,14 @@ def read_answers(
     for row, (value, context) in enumerate(zip(rows[column][:], contexts, strict=True)):
         pairs = _pairs(value)
         if pairs is None:
-            raise _bad_row(
-                f"column '{column}' holds {shown_value(value)}, which are no answers",
-                row,
-                "answers",
-            )
+            what = f"column '{column}' holds {shown_value(value)}, which are no answers,"
+            raise row_error(what, row, key="data.columns.answers")
         if not pairs and not unanswerable:
-            raise SoraError(
-                f"column '{column}' has no answer in row {row} (counted from 0)",
-                hint="task.unanswerable=true, if that says that the context has none",
+            raise row_error(
+                f"column '{column}' has no answer",
+                row,
                 key="task.unanswerable",
+                hint="task.unanswerable=true, if that means that the context has none",
             )
         places = (_place(text, start, context) for text, start in pairs)
         place = next((place for place in places if place is not None), None)
@@ -112,11 +110,3 @@ def _place(text: str, start: int | None, context: str) -> tuple[int, int] | None
     places = [found.start() for found in re.finditer(re.escape(text), context)]
     at = min(places, key=lambda place: abs(place - (start or 0)), default=None)
     return None if at is None else (at, at + len(text))
-
-
-def _bad_row(what: str, row: int, part: str) -> SoraError:
-    return SoraError(
-        f"{what} in row {row} (counted from 0)",
-        hint=f"take such rows out of the data, or name another column: data.columns.{part}=COLUMN",
-        key=f"data.columns.{part}",
-    )

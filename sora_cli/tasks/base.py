@@ -78,8 +78,14 @@ class Task(ABC):
 
     peft_type: ClassVar[str | None]
     """PEFT's task_type, written into adapters; None where PEFT has none."""
+    model_class: ClassVar[str]
+    """transformers' Auto class of the model."""
     processor_class: ClassVar[str] = "AutoTokenizer"
     """transformers' Auto class of what makes the model's inputs from raw rows."""
+    unscored_inputs: ClassVar[tuple[str, ...]] = ()
+    """What of a batch the model is not given when it is scored."""
+    one_label: ClassVar[bool] = True
+    """Whether each encoded row has a single label."""
     trains_head: ClassVar[bool] = True
     """Whether the model's output head is new and trained in full."""
     input_columns: tuple[str, ...]
@@ -106,10 +112,6 @@ class Task(ABC):
             training: the rows are trained on, and not scored.
         """
 
-    @abstractmethod
-    def model_class(self) -> Any:
-        """The transformers Auto class to load."""
-
     def model_options(self) -> dict[str, Any]:
         """Configuration values of the head, such as num_labels and id2label."""
         return {}
@@ -132,12 +134,11 @@ class Task(ABC):
         return len(batch["labels"])
 
     def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What of a batch the model is given when it is scored."""
-        return batch
+        """Return what of a batch the model is given when it is scored."""
+        return {name: value for name, value in batch.items() if name not in self.unscored_inputs}
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """(rows, ...) what scores are computed from; rows of other batches may be longer (-100)."""
-        del batch
         kept: Tensor = outputs["logits"]
         return kept
 
@@ -155,7 +156,6 @@ class Task(ABC):
 
     def write(self, model: Any, processor: Any, examples: Dataset) -> list[str] | None:
         """What the model writes for each example; None: the family writes nothing."""
-        del model, processor, examples
         return None
 
     def needs_texts(self, metrics: Sequence[str]) -> bool:
@@ -163,12 +163,11 @@ class Task(ABC):
         return any(name in self.options.TEXT_METRICS for name in metrics)
 
     def labels(self, rows: Encoded) -> np.ndarray | None:
-        """(rows,) the label of each row; None where rows have no single one."""
-        return np.asarray(rows.dataset["labels"][:])
+        """Return the label of each row, (rows,); None if rows have no single one."""
+        return np.asarray(rows.dataset["labels"][:]) if self.one_label else None
 
     def answers(self, predictions: Predictions) -> np.ndarray | None:
         """(rows,) what the outputs say: the number of a class, or a number; None: neither."""
-        del predictions
         return None
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
@@ -177,7 +176,6 @@ class Task(ABC):
         Args:
             parts: by name: "train", and those that are scored.
         """
-        del parts
         return []
 
     @abstractmethod

@@ -28,6 +28,8 @@ class CausalLm(Writing):
     """The next token; of instructions and chats only the answers are learned."""
 
     peft_type = "CAUSAL_LM"
+    model_class = "AutoModelForCausalLM"
+    unscored_inputs = ("labels",)
     options: CausalLmOptions
 
     def bind(self, train: Dataset) -> None:
@@ -74,11 +76,6 @@ class CausalLm(Writing):
             examples=examples,
         )
 
-    def model_class(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM
-
     def check_model(self, model: nn.Module, processor: Any) -> None:
         super().check_model(model, processor)
         check_causal(model, str(model.config.name_or_path))  # type: ignore[union-attr]
@@ -90,9 +87,6 @@ class CausalLm(Writing):
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return int((batch["labels"][:, 1:] != IGNORED).sum())
-
-    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: value for name, value in batch.items() if name != "labels"}
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         return token_sums(outputs["logits"][:, :-1], batch["labels"][:, 1:])

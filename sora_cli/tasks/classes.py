@@ -13,6 +13,7 @@ from sora_cli.core.words import shown_value
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.tasks.base import Predictions, Task
 from sora_cli.tasks.metrics import Scorer
+from sora_cli.tasks.texts import row_error
 
 _SHOWN = 5  # values listed in an error
 
@@ -68,7 +69,7 @@ def encode_classes(values: Sequence[Any], names: Sequence[str], *, column: str) 
         raise SoraError(
             f"labels that are none of the {n} classes: {', '.join(unseen[:_SHOWN])}",
             where=f"column '{column}'; classes: {', '.join(names)}",
-            hint="a split without labels can not be evaluated; see data.label_names",
+            hint="a split without labels cannot be evaluated; see data.label_names",
             key="data.label_names",
         )
     return labels
@@ -134,16 +135,10 @@ def _check_labels(column: str, values: Iterable[Any]) -> None:
     """Each row must have a label, a plain one."""
     for row, value in enumerate(values):
         if value is None or value != value:  # NaN
-            what = f"column '{column}' has no label in row {row} (counted from 0)"
-        elif not isinstance(value, str | int | float):
-            what = f"column '{column}' holds {shown_value(value)} in row {row}, which is no label"
-        else:
-            continue
-        raise SoraError(
-            what,
-            hint="take such rows out of the data, or name another column: data.label_column",
-            key="data.label_column",
-        )
+            raise row_error(f"column '{column}' has no label", row, key="data.label_column")
+        if not isinstance(value, str | int | float):
+            what = f"column '{column}' holds {shown_value(value)}, which is no label,"
+            raise row_error(what, row, key="data.label_column")
 
 
 def _renamed(names: list[str], wanted: list[str] | None) -> list[str]:

@@ -34,6 +34,7 @@ from sora_cli.tasks.pixels import (
     model_pixels,
     stored_images,
 )
+from sora_cli.tasks.texts import require_column, row_error
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,11 @@ class ImageText(Task):
     """
 
     peft_type = None
+    model_class = "AutoModel"
     processor_class = "AutoProcessor"
     trains_head = False
+    unscored_inputs = ("return_loss",)
+    one_label = False
     options: ImageTextOptions
 
     def bind(self, train: Dataset) -> None:
@@ -78,15 +82,8 @@ class ImageText(Task):
         self.input_columns, self.label_column = (self._image, self._text), None
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        del training
         for part, column in (("image", self._image), ("text", self._text)):
-            if column not in rows.column_names:
-                raise SoraError(
-                    f"no column '{column}'",
-                    where=f"there are: {', '.join(rows.column_names)}",
-                    hint=f"data.columns.{part}=COLUMN",
-                    key=f"data.columns.{part}",
-                )
+            require_column(column, rows.column_names, key=f"data.columns.{part}")
         texts = rows[self._text][:]
         _check_texts(texts, self._text)
         tokens = [len(ids) for ids in processor.tokenizer(texts, verbose=False)["input_ids"]]
@@ -98,11 +95,6 @@ class ImageText(Task):
         lengths = np.ones(len(kept), dtype=np.int64)
         cut = sum(n > limit for n in tokens)
         return Encoded(kept, lengths, truncated=cut, longest=max(tokens, default=0))
-
-    def model_class(self) -> Any:
-        from transformers import AutoModel
-
-        return AutoModel
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
         config: Any = model.config
@@ -124,15 +116,11 @@ class ImageText(Task):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch["input_ids"])
 
-    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: value for name, value in batch.items() if name != "return_loss"}
-
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """(rows, 2 d + 1): the text's vector of unit length, the image's, and the temperature.
 
         The latter, the same in all rows, is what cosines are multiplied by.
         """
-        del batch
         texts, images = outputs["text_embeds"].float(), outputs["image_embeds"].float()
         scale = self._scale.detach().float().exp().to(texts.device)
         return torch.cat([texts, images, scale.expand(len(texts), 1)], dim=1)
@@ -153,9 +141,6 @@ class ImageText(Task):
         if "loss" in self.metric_names:
             scores["loss"] = self.loss(predictions)
         return scores
-
-    def labels(self, rows: Encoded) -> None:
-        del rows
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         vectors, images, _ = _parts(predictions)
@@ -191,11 +176,7 @@ def _check_texts(texts: Sequence[Any], column: str) -> None:
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text:
             holds = f"holds {shown_value(text)}, which is no text," if text else "has no text"
-            raise SoraError(
-                f"column '{column}' {holds} in row {row} (counted from 0)",
-                hint="take such rows out of the data, or name another: data.columns.text",
-                key="data.columns.text",
-            )
+            raise row_error(f"column '{column}' {holds}", row, key="data.columns.text")
 
 
 def _parts(predictions: Predictions) -> tuple[Tensor, Tensor, float]:

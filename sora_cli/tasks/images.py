@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import ImageClassificationOptions
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.base import Encoded, Predictions
@@ -31,6 +30,7 @@ from sora_cli.tasks.pixels import (
     model_pixels,
     stored_images,
 )
+from sora_cli.tasks.texts import require_column
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class ImageClassification(OneClass):
     """One class per image; cross-entropy. Images are decoded batch by batch (`pictures`)."""
 
     peft_type = None
+    model_class = "AutoModelForImageClassification"
     processor_class = "AutoImageProcessor"
+    unscored_inputs = ("labels",)
     options: ImageClassificationOptions
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
@@ -70,17 +72,11 @@ class ImageClassification(OneClass):
         self._names = find_class_names(train, self.data)
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        del processor, training
         self._check_columns(rows)
         encode_classes(rows[self._label][:], self._names, column=self._label)
         kept = stored_images(rows.select_columns([self._image, self._label]), self._image)
         check_images(kept, self._image)
         return Encoded(kept, np.ones(len(kept), dtype=np.int64), truncated=0)
-
-    def model_class(self) -> Any:
-        from transformers import AutoModelForImageClassification
-
-        return AutoModelForImageClassification
 
     def model_options(self) -> dict[str, Any]:
         return {**class_options(self._names), "problem_type": "single_label_classification"}
@@ -90,9 +86,6 @@ class ImageClassification(OneClass):
 
     def collator(self, processor: Any) -> Any:
         return ImageBatches(processor, self._form, self._image, self._label, self._names)
-
-    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"pixel_values": batch["pixel_values"]}
 
     def labels(self, rows: Encoded) -> np.ndarray:
         values = rows.dataset[self._label][:]
@@ -107,14 +100,5 @@ class ImageClassification(OneClass):
         ]
 
     def _check_columns(self, rows: Dataset) -> None:
-        for column, key in (
-            (self._image, "data.columns.image"),
-            (self._label, "data.label_column"),
-        ):
-            if column not in rows.column_names:
-                raise SoraError(
-                    f"no column '{column}'",
-                    where=f"there are: {', '.join(rows.column_names)}",
-                    hint=f"{key}=COLUMN",
-                    key=key,
-                )
+        require_column(self._image, rows.column_names, key="data.columns.image")
+        require_column(self._label, rows.column_names, key="data.label_column")

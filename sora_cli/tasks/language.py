@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import ROUGE
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Predictions, Task
 
 IGNORED = -100
 """A label that no loss is taken of."""
@@ -31,6 +31,7 @@ class Writing(Task):
     """A family that learns texts: `kept` is `token_sums`, its examples say source and reference."""
 
     trains_head = False
+    one_label = False
 
     def loss(self, predictions: Predictions) -> float:
         return mean_loss(predictions.outputs)
@@ -39,9 +40,6 @@ class Writing(Task):
         texts = predictions.texts
         wanted = [] if texts is None else predictions.asked.raw["reference"][:]
         return named_scores(self.metric_names, predictions.outputs, texts, wanted)
-
-    def labels(self, rows: Encoded) -> None:
-        del rows
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         raw = predictions.asked.raw

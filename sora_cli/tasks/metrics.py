@@ -67,7 +67,7 @@ def load_metric(name: str) -> Metric:
     """A metric: ours where we have it, else the Hub's.
 
     Raises:
-        SoraError: the Hub has none of that name, can not be reached, or may not be asked for it.
+        SoraError: the Hub has none of that name, cannot be reached, or may not be asked for it.
     """
     check_metric(name, tuple(_OFFLINE), from_hub=True)
     return _offline(name) if name in _OFFLINE else _from_the_hub(name)

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 
-from sora_cli.core.errors import SoraError
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.choices import find_form, read_choices, right_places
 from sora_cli.tasks.classes import chosen_classes, class_loss, class_scores
 from sora_cli.tasks.metrics import Scorer
+from sora_cli.tasks.texts import require_column
 
 _LABELS = ("answerKey", "answer")
 """Usual names of the column that says which choice is right, beside `data.label_column`."""
@@ -24,6 +24,8 @@ class MultipleChoice(Task):
     """Each choice is read after the context and gets a number; cross-entropy over a row's."""
 
     peft_type = None
+    model_class = "AutoModelForMultipleChoice"
+    one_label = False  # models do not see places, so the place of the right choice is no class
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
         super().__init__(task, data)
@@ -38,8 +40,7 @@ class MultipleChoice(Task):
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         choices = read_choices(rows, self._form)
-        if self._label not in rows.column_names:
-            raise _no_label(self._label, rows.column_names)
+        require_column(self._label, rows.column_names, key="data.label_column")
         right = right_places(rows[self._label][:], choices, self._label)
         flat = tokenise(choices.pairs(), processor, max_length=self.data.max_length)
         shape = (len(right), choices.number)
@@ -54,11 +55,6 @@ class MultipleChoice(Task):
             examples=None if training else Dataset.from_dict({"choices": choices.texts}),
         )
 
-    def model_class(self) -> Any:
-        from transformers import AutoModelForMultipleChoice
-
-        return AutoModelForMultipleChoice
-
     def collator(self, processor: Any) -> Any:
         from transformers import DataCollatorForMultipleChoice
 
@@ -71,10 +67,6 @@ class MultipleChoice(Task):
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         return class_scores(self.scorer, _labelled(predictions))
-
-    def labels(self, rows: Encoded) -> None:
-        """None: the place of the right choice is no class, since models see no places."""
-        del rows
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         texts = predictions.asked.raw["choices"][:]
@@ -96,10 +88,11 @@ class MultipleChoice(Task):
         wanted = self.data.label_column
         named = "label_column" in self.data.model_fields_set
         candidates = [wanted] if named else [wanted, *_LABELS]
-        for column in candidates:
-            if column in columns and column not in self.input_columns:
-                return column
-        raise _no_label(wanted, columns)
+        free = [column for column in columns if column not in self.input_columns]
+        found = next((column for column in candidates if column in free), wanted)
+        hint = "name the column that says which choice is right: data.label_column=COLUMN"
+        require_column(found, free, key="data.label_column", hint=hint)
+        return found
 
 
 def _labelled(predictions: Predictions) -> Predictions:
@@ -118,12 +111,3 @@ def _grouped(flat: Dataset, number: int) -> Dataset:
         for name in table.column_names
     }
     return Dataset(pa.table(columns))
-
-
-def _no_label(column: str, columns: list[str]) -> SoraError:
-    return SoraError(
-        f"data.label_column: no column '{column}'",
-        where=f"there are: {', '.join(columns)}",
-        hint="name the column that says which choice is right: data.label_column=COLUMN",
-        key="data.label_column",
-    )

@@ -20,6 +20,7 @@ from datasets import Dataset, Value
 from torch import Tensor, nn
 
 from sora_cli.core.errors import SoraError, first_line
+from sora_cli.tasks.texts import COUNTED
 
 Stored = Mapping[str, Any]
 """An image that is not decoded: its file's `bytes`, or the `path` they are read from."""
@@ -84,7 +85,7 @@ def check_images(rows: Dataset, column: str) -> None:
             for row, fault in enumerate(pool.map(_fault, batch[column]), start=first):
                 if fault is not None:
                     raise SoraError(
-                        f"column '{column}': the image in row {row} (counted from 0) {fault}",
+                        f"column '{column}': the image in row {row} {COUNTED} {fault}",
                         hint="take such rows out of the data, or put them right",
                         key="data",
                     )
@@ -103,7 +104,7 @@ def model_pixels(
     """Stored images as a model takes them: decoded, turned upright, resized, normalised.
 
     Raises:
-        SoraError: a file is not as it was when it was checked, or the images can not be put into
+        SoraError: a file is not as it was when it was checked, or the images cannot be put into
             one batch.
     """
     opened = [_opened(image).convert(form.mode) for image in images]
@@ -177,7 +178,7 @@ def _opened(image: Stored) -> PIL.Image.Image:
         opened: PIL.Image.Image = datasets.Image().decode_example(dict(image))
     except Exception as error:  # of any format's reader
         raise SoraError(
-            f"the image {image['path'] or ''} can not be read any more: {first_line(error)}",
+            f"the image {image['path'] or ''} cannot be read any more: {first_line(error)}",
             key="data",
         ) from error
     return opened
@@ -193,8 +194,9 @@ def _fault(image: Stored | None) -> str | None:
     try:
         mode = _looked_at(image, path)
     except Exception as error:  # of any format's reader
-        reason = "it is of no known format" if _unknown(error) else first_line(error)
-        return f"can not be read: {reason}{_named(image)}"
+        unknown = isinstance(error, PIL.UnidentifiedImageError)
+        reason = "it is of no known format" if unknown else first_line(error)
+        return f"cannot be read: {reason}{_named(image)}"
     if mode.startswith(_DEEP):
         return f"has more than 8 bits a channel (mode {mode}){_named(image)}"
     return None
@@ -208,10 +210,6 @@ def _looked_at(image: Stored, path: str | None) -> str:
         opened.draft(None, (opened.width // _DRAFT, opened.height // _DRAFT))
         opened.load()
         return opened.mode
-
-
-def _unknown(error: Exception) -> bool:
-    return isinstance(error, PIL.UnidentifiedImageError)
 
 
 def _named(image: Stored) -> str:

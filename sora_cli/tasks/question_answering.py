@@ -25,6 +25,9 @@ class QuestionAnswering(Task):
     """Each token is scored as the answer's first and as its last; cross-entropy over a window's."""
 
     peft_type = "QUESTION_ANS"
+    model_class = "AutoModelForQuestionAnswering"
+    unscored_inputs = _POSITIONS
+    one_label = False
     options: QuestionAnsweringOptions
 
     def bind(self, train: Dataset) -> None:
@@ -66,11 +69,6 @@ class QuestionAnswering(Task):
             about |= {"question": questions, "context": contexts, **self._ids(rows)}
         return Encoded(windows, lengths, truncated=0, examples=Dataset.from_dict(about))
 
-    def model_class(self) -> Any:
-        from transformers import AutoModelForQuestionAnswering
-
-        return AutoModelForQuestionAnswering
-
     def model_options(self) -> dict[str, Any]:
         return {"num_labels": 2}  # a first token and a last one
 
@@ -88,12 +86,8 @@ class QuestionAnswering(Task):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch["start_positions"])
 
-    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: value for name, value in batch.items() if name not in _POSITIONS}
-
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """(windows, tokens, 2) logits."""
-        del batch
         return _logits(outputs).float()
 
     def loss(self, predictions: Predictions) -> float:
@@ -123,9 +117,6 @@ class QuestionAnswering(Task):
             ],
         )
         return {name: float(scores[name]) / 100 for name in self.metric_names}
-
-    def labels(self, rows: Encoded) -> None:
-        del rows
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
         """Rows none of whose answers stands in their context: no span is right."""

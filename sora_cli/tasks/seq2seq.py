@@ -83,6 +83,7 @@ class Seq2Seq(Writing):
     """The source is read by the encoder; the target is learned, token by token, by the decoder."""
 
     peft_type = "SEQ_2_SEQ_LM"
+    model_class = "AutoModelForSeq2SeqLM"
     options: Seq2SeqOptions
     _model: nn.Module | None = None
     _room = Room()
@@ -126,11 +127,6 @@ class Seq2Seq(Writing):
             longest=max(made[TOKENS][:]),
             examples=examples if training else concatenate_datasets([examples, prompts], axis=1),
         )
-
-    def model_class(self) -> Any:
-        from transformers import AutoModelForSeq2SeqLM
-
-        return AutoModelForSeq2SeqLM
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
         super().check_model(model, processor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from sora_cli.tasks.classes import (
     find_class_names,
 )
 from sora_cli.tasks.metrics import Scorer
-from sora_cli.tasks.texts import columns_in, made_texts
+from sora_cli.tasks.texts import check_text, columns_in, made_texts, require_column, row_error
 
 _USUAL_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -39,6 +38,7 @@ class _Sequence(Task):
     """What both have in common: text columns, tokenising, padding, one label a row."""
 
     peft_type = "SEQ_CLS"
+    model_class = "AutoModelForSequenceClassification"
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
         super().__init__(task, data)
@@ -50,16 +50,14 @@ class _Sequence(Task):
         named = (name for entry in self._entries for name in columns_in(entry, columns))
         self.input_columns = tuple(dict.fromkeys(named))
         self.label_column = self.data.label_column
-        if self.data.label_column not in train.column_names:
-            raise _missing("data.label_column", self.data.label_column, train.column_names)
+        require_column(self.data.label_column, columns, key="data.label_column")
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        del training
         for column in (*self.input_columns, self.data.label_column):
-            if column not in rows.column_names:
-                raise _missing("column", column, rows.column_names, key="data")
+            require_column(column, rows.column_names, key="data")
         for column in self.input_columns:
-            _check_texts(column, rows[column][:])
+            for row, text in enumerate(rows[column][:]):
+                check_text(text, column, row, key="data.text_columns", empty=True)
         labels = self.encode_labels(rows[self.data.label_column][:])
         texts = made_texts(rows, self._entries)
         features = tokenise(texts, processor, max_length=self.data.max_length)
@@ -72,11 +70,6 @@ class _Sequence(Task):
     @abstractmethod
     def encode_labels(self, values: Any) -> list[Any]:
         """Labels as the loss takes them."""
-
-    def model_class(self) -> Any:
-        from transformers import AutoModelForSequenceClassification
-
-        return AutoModelForSequenceClassification
 
     def collator(self, processor: Any) -> Any:
         from transformers import DataCollatorWithPadding
@@ -100,8 +93,7 @@ class _Sequence(Task):
                 key="data.text_columns",
             )
         for column in (name for entry in wanted for name in columns_in(entry, columns)):
-            if column not in columns:
-                raise _missing("data.text_columns", column, columns)
+            require_column(column, columns, key="data.text_columns")
         return tuple(wanted)
 
 
@@ -130,23 +122,18 @@ class SequenceRegression(_Sequence):
 
     def encode_labels(self, values: Any) -> list[float]:
         labels: list[float] = []
+        column, key = self.data.label_column, "data.label_column"
         for row, value in enumerate(values):
             try:
                 labels.append(float(value))
             except (TypeError, ValueError) as error:
-                raise SoraError(
-                    f"column '{self.data.label_column}' is not all numbers: "
-                    f"{shown_value(value)} in row {row} (counted from 0)",
-                    hint="task.name=sequence-classification",
-                    key="data.label_column",
-                ) from error
+                what = f"column '{column}' is not all numbers: {shown_value(value)}"
+                hint = "task.name=sequence-classification"
+                raise row_error(what, row, key=key, hint=hint) from error
         bad = next((row for row, label in enumerate(labels) if not math.isfinite(label)), None)
         if bad is not None:
-            raise SoraError(
-                f"column '{self.data.label_column}' holds NaN or infinite numbers, as in row {bad} "
-                "(counted from 0)",
-                hint="take out the rows without a label",
-                key="data.label_column",
+            raise row_error(
+                f"column '{column}' holds a number that is NaN or infinite", bad, key=key
             )
         return labels
 
@@ -165,21 +152,3 @@ class SequenceRegression(_Sequence):
             {"prediction": float(p), "label": float(y)}
             for p, y in zip(self.answers(predictions), predictions.known, strict=True)
         ]
-
-
-def _missing(what: str, column: str, columns: list[str], key: str | None = None) -> SoraError:
-    return SoraError(
-        f"{what}: no column '{column}'", where=f"there are: {', '.join(columns)}", key=key or what
-    )
-
-
-def _check_texts(column: str, values: Iterable[Any]) -> None:
-    for row, text in enumerate(values):
-        if isinstance(text, str | int | float):
-            continue
-        holds = "has no text" if text is None else f"holds {shown_value(text)}, which is no text,"
-        raise SoraError(
-            f"column '{column}' {holds} in row {row} (counted from 0)",
-            hint="take such rows out of the data, or name other columns: data.text_columns",
-            key="data.text_columns",
-        )

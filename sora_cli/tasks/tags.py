@@ -18,6 +18,7 @@ from sora_cli.core.words import shown_value
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.tasks.classes import encode_classes, find_class_names
 from sora_cli.tasks.language import IGNORED
+from sora_cli.tasks.texts import require_offsets, row_error
 
 _KEY = "data.columns.tags"
 
@@ -51,7 +52,7 @@ def read_words(rows: Dataset, column: str) -> list[list[str]]:
         others = [word for word in listed if not isinstance(word, str)]
         if not listed or others:
             holds = f"holds {shown_value(others[0])}" if others else "has no words"
-            raise _bad_row(f"column '{column}' {holds}", row, "tokens")
+            raise row_error(f"column '{column}' {holds}", row, key="data.columns.tokens")
     return words
 
 
@@ -66,7 +67,7 @@ def read_tags(
     tags = _lists(rows, column, "tags")
     for row, (listed, own) in enumerate(zip(tags, words, strict=True)):
         if len(listed) != len(own):
-            raise _bad_row(f"{len(listed)} tags for {len(own)} words", row, "tags")
+            raise row_error(f"{len(listed)} tags for {len(own)} words", row, key=_KEY)
     numbers = encode_classes([tag for listed in tags for tag in listed], names, column=column)
     ends = np.cumsum([len(listed) for listed in tags])
     return [numbers[end - len(listed) : end] for listed, end in zip(tags, ends, strict=True)]
@@ -92,12 +93,7 @@ def align(
     Raises:
         SoraError: a tokenizer that does not tell places.
     """
-    if not tokenizer.is_fast:
-        raise SoraError(
-            "the tokenizer does not tell where in a text its tokens stand",
-            hint="put the model's tokenizer.json beside it",
-            key="model.path",
-        )
+    require_offsets(tokenizer)
 
     def made(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         texts = [" ".join(listed) for listed in batch["words"]]
@@ -178,15 +174,6 @@ def _lists(rows: Dataset, column: str, part: str) -> list[list[Any]]:
     lists: list[list[Any]] = rows[column][:]
     for row, value in enumerate(lists):
         if not isinstance(value, list):
-            raise _bad_row(
-                f"column '{column}' holds {shown_value(value)}, which is no list,", row, part
-            )
+            what = f"column '{column}' holds {shown_value(value)}, which is no list,"
+            raise row_error(what, row, key=f"data.columns.{part}")
     return lists
-
-
-def _bad_row(what: str, row: int, part: str) -> SoraError:
-    return SoraError(
-        f"{what} in row {row} (counted from 0)",
-        hint=f"take such rows out of the data, or name another column: data.columns.{part}=COLUMN",
-        key=f"data.columns.{part}",
-    )

@@ -37,29 +37,61 @@ def texts_of(rows: Dataset, entry: str, *, key: str) -> list[str]:
     return [str(text) for text in made[made.column_names[0]][:]]
 
 
-def require_column(column: str, columns: Sequence[str], *, key: str) -> None:
-    """A column must be there.
+def require_column(
+    column: str, columns: Sequence[str], *, key: str, hint: str | None = None
+) -> None:
+    """Check that a column is there.
+
+    Args:
+        key: of the recipe, where the column is named; "data": the recipe named no column.
 
     Raises:
-        SoraError: it is not; it says which are.
+        SoraError: it is not; the message says which are.
     """
     if column not in columns:
         what = f"no column '{column}'" if key == "data" else f"{key}: no column '{column}'"
-        raise SoraError(what, where=f"there are: {', '.join(columns)}", key=key)
+        raise SoraError(what, where=f"there are: {', '.join(columns)}", hint=hint, key=key)
 
 
-def check_text(value: Any, column: str, row: int, *, key: str) -> None:
-    """A value must be a text, or a number that can be written as one.
+def check_text(value: Any, column: str, row: int, *, key: str, empty: bool = False) -> None:
+    """Check that a value is a text, or a number that can be written as one.
+
+    Args:
+        empty: it may be an empty text.
 
     Raises:
-        SoraError: it is not, or empty.
+        SoraError: it is not.
     """
-    if not isinstance(value, str | int | float) or value == "":
-        holds = "has no text" if value in (None, "") else f"holds {shown_value(value)}, no text,"
+    if isinstance(value, str | int | float) and (empty or value != ""):
+        return
+    holds = (
+        "has no text" if value in (None, "") else f"holds {shown_value(value)}, which is no text,"
+    )
+    raise row_error(f"column '{column}' {holds}", row, key=key)
+
+
+def row_error(what: str, row: int, *, key: str, hint: str | None = None) -> SoraError:
+    """Make the error about one row.
+
+    Args:
+        key: of the recipe, where another column can be named.
+        hint: None: to leave such rows out, or to name another column.
+    """
+    hint = hint or f"take such rows out of the data, or name another column: {key}=COLUMN"
+    return SoraError(f"{what} in row {row} {COUNTED}", hint=hint, key=key)
+
+
+def require_offsets(tokenizer: Any) -> None:
+    """Check that a tokenizer tells where in a text its tokens stand.
+
+    Raises:
+        SoraError: it is one of those written in Python, which do not.
+    """
+    if not tokenizer.is_fast:
         raise SoraError(
-            f"column '{column}' {holds} in row {row} {COUNTED}",
-            hint=f"take such rows out of the data, or name other columns: {key}",
-            key=key,
+            "the tokenizer does not tell where in a text its tokens stand",
+            hint="put the model's tokenizer.json beside it",
+            key="model.path",
         )
 
 

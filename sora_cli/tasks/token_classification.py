@@ -29,6 +29,9 @@ class TokenClassification(Task):
     """Each word is told by its first token; cross-entropy."""
 
     peft_type = "TOKEN_CLS"
+    model_class = "AutoModelForTokenClassification"
+    unscored_inputs = ("labels",)
+    one_label = False
     options: TokenClassificationOptions
 
     def bind(self, train: Dataset) -> None:
@@ -57,11 +60,6 @@ class TokenClassification(Task):
             examples=None if training else Dataset.from_dict({"words": words, "tags": tags}),
         )
 
-    def model_class(self) -> Any:
-        from transformers import AutoModelForTokenClassification
-
-        return AutoModelForTokenClassification
-
     @property
     def label_names(self) -> list[str]:
         return self._names
@@ -77,9 +75,6 @@ class TokenClassification(Task):
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return int((batch["labels"] != IGNORED).sum())
-
-    def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: value for name, value in batch.items() if name != "labels"}
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """(rows, tokens, 2): the likeliest tag, and the loss; NaN where a logit is not finite."""
@@ -106,9 +101,6 @@ class TokenClassification(Task):
         if set(self.metric_names) - {"accuracy"}:
             scores |= self._entity_scores(wanted, given)
         return {name: scores[name] for name in self.metric_names}
-
-    def labels(self, rows: Encoded) -> None:
-        del rows
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
         """Words that are scored, but have no token."""

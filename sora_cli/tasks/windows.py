@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sora_cli.core.errors import SoraError
+from sora_cli.tasks.texts import COUNTED, require_offsets, row_error
 
 
 def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int) -> Dataset:
@@ -36,12 +37,7 @@ def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int)
     Raises:
         SoraError: a tokenizer that does not tell places, or a question that leaves no room.
     """
-    if not tokenizer.is_fast:
-        raise SoraError(
-            "the tokenizer does not tell where in a text its tokens stand",
-            hint="put the model's tokenizer.json beside it",
-            key="model.path",
-        )
+    require_offsets(tokenizer)
     special = tokenizer.num_special_tokens_to_add(pair=True)
     gap = "" if special else "\n"  # else nothing would be between question and context
 
@@ -139,10 +135,8 @@ def _tokens_of(
 def _check_contexts(encoded: Any, owners: Sequence[int]) -> None:
     for number, row in enumerate(owners):
         if 1 not in encoded.sequence_ids(number):
-            raise SoraError(
-                f"the tokenizer makes no token of the context of row {row} (counted from 0)",
-                hint="take such rows out of the data",
-                key="data.columns.context",
+            raise row_error(
+                "the tokenizer makes no token of the context", row, key="data.columns.context"
             )
 
 
@@ -155,7 +149,7 @@ def _check_room(
     if least > max_length:
         row = numbers[counts.index(longest)]
         raise SoraError(
-            f"the question of row {row} (counted from 0) has {longest} tokens: in windows of "
+            f"the question of row {row} {COUNTED} has {longest} tokens: in windows of "
             f"{max_length} that have {stride} in common it leaves no room",
             hint=f"data.max_length={least}, or a smaller task.stride",
             key="data.max_length",

@@ -81,7 +81,7 @@ EXTENDS: dict[str, Case] = {
         base=RECIPE,
         then="did you mean 'base.yaml'?",
     ),
-    "a directory": bad("'d' can not be read", r=f"extends: d {HERE}\n", **{"d/x.yaml": RECIPE}),
+    "a directory": bad("'d' cannot be read", r=f"extends: d {HERE}\n", **{"d/x.yaml": RECIPE}),
     "a number": bad(
         "extends must name a file", r=f"extends: 3 {HERE}\n", then="extends: base.yaml"
     ),

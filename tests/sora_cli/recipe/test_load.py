@@ -340,4 +340,4 @@ def test_overrides_that_are_no_text():
 
 
 def test_extends_of_an_impossible_name():
-    assert fails(f'{BASE}extends: "a\\0b"\n').what == "text can not hold a NUL character"
+    assert fails(f'{BASE}extends: "a\\0b"\n').what == "text cannot hold a NUL character"

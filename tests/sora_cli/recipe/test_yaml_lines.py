@@ -134,7 +134,7 @@ def test_two_halves_of_a_character_are_one():
     [
         (r'a: b\nc: "\ud83d"', "text that is not Unicode"),
         (r'a: b\n"\ude00": c', "text that is not Unicode"),
-        (r'a: b\nc: "x\0y"', "text can not hold a NUL character"),
+        (r'a: b\nc: "x\0y"', "text cannot hold a NUL character"),
     ],
 )
 def test_text_that_is_none(text, message):

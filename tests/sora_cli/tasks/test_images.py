@@ -121,14 +121,14 @@ def test_images_get_the_models_channels(channels: int) -> None:
 def _damaged(kind: str) -> tuple[Any, str]:
     if kind == "cut":
         big = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-        return encoded(big, "jpeg")[:900], "can not be read: image file is truncated"
+        return encoded(big, "jpeg")[:900], "cannot be read: image file is truncated"
     if kind == "deep":
         file = io.BytesIO()
         PIL.Image.fromarray(np.full((8, 8), 999, dtype=np.uint16)).save(file, "png")
         return file.getvalue(), r"has more than 8 bits a channel \(mode I;16\)"
     return {
-        "text": (b"hello", "can not be read: it is of no known format"),
-        "empty": (b"", "can not be read: it is of no known format"),
+        "text": (b"hello", "cannot be read: it is of no known format"),
+        "empty": (b"", "cannot be read: it is of no known format"),
         "none": (None, "is missing"),
     }[kind]
 

@@ -231,7 +231,7 @@ def test_answers_that_stand_nowhere_are_not_learned_but_scored() -> None:
     ("change", "message", "key"),
     [
         ({"answers": []}, "column 'answers' has no answer in row 1", "task.unanswerable"),
-        ({"answers": None}, "which are no answers in row 1", "data.columns.answers"),
+        ({"answers": None}, "which are no answers, in row 1", "data.columns.answers"),
         ({"answers": "", "context": "a"}, "has no answer in row 1", "task.unanswerable"),
         ({"context": " "}, "column 'context' has no text in row 1", "data.columns.context"),
         ({"question": None}, "column 'question' has no text in row 1", "data.columns.question"),
@@ -252,7 +252,7 @@ def test_numbers_are_no_answers() -> None:
 
 def test_a_context_without_tokens_is_named() -> None:
     rows = [ROW, {**ROW, "context": "\u200b", "answers": {"text": ["\u200b"], "answer_start": [0]}}]
-    with pytest.raises(SoraError, match="makes no token of the context of row 1"):
+    with pytest.raises(SoraError, match="makes no token of the context in row 1"):
         _encoded(_task(), rows, _pieces("wordpiece", clean=True))
 
 
