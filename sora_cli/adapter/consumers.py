@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.metadata import read_json
-from sora_cli.adapter.places import MODEL_CONFIG
 from sora_cli.core.errors import SoraError
+from sora_cli.model.files import MODEL_CONFIG
 from sora_cli.model.references import local_checkpoint
 
 if TYPE_CHECKING:

@@ -14,20 +14,14 @@ from pathlib import Path
 from torch import Tensor
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.metadata import (
-    SORA_FILE,
-    AdapterMeta,
-    BaseReference,
-    write_json,
-    write_sora_file,
-)
-from sora_cli.adapter.peft.layout import WEIGHTS_FILE, written_config
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, write_sora_file
+from sora_cli.adapter.peft.layout import written_config
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.atomic import new_directory
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE
 from sora_cli.model.tensors import write_tensors
 
 __all__ = [
@@ -149,9 +143,9 @@ def write_adapter(
     start = adapter.meta.ranks_start or plan.start
     meta = adapter.meta.model_copy(update={"ranks": ranks, "ranks_start": start})
     try:
-        with new_directory(directory, force=force, markers=(CONFIG_FILE,)) as temporary:
-            write_tensors(temporary / WEIGHTS_FILE, plan.tensors(str(directory)))
-            write_json(temporary / CONFIG_FILE, config)
+        with new_directory(directory, force=force, markers=(ADAPTER_CONFIG,)) as temporary:
+            write_tensors(temporary / ADAPTER_WEIGHTS, plan.tensors(str(directory)))
+            write_json(temporary / ADAPTER_CONFIG, config)
             write_sora_file(temporary / SORA_FILE, meta, adapter.base)
             with open_adapter(temporary) as back:
                 plan.check(back.layers, back.head)

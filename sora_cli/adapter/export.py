@@ -8,9 +8,8 @@ from pathlib import Path
 
 from sora_cli.adapter.consumers import Consumer, base_configuration, consumers
 from sora_cli.adapter.directory import lazy_adapter, open_adapter, write_adapter
-from sora_cli.adapter.peft.layout import WEIGHTS_FILE
 from sora_cli.core.atomic import check_replaceable
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ def export_adapter(
     Raises:
         SoraError: bad input, an output that exists, or numbers too large for the dtype.
     """
-    check_replaceable(output, force=force, markers=(CONFIG_FILE,))
+    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,))
     with open_adapter(directory) as file:
-        kind, notes, source = file.kind, file.notes, file.directory / WEIGHTS_FILE
+        kind, notes, source = file.kind, file.notes, file.directory / ADAPTER_WEIGHTS
         dtype = dtype or ("float32" if file.dtype == "float64" else file.dtype)
         size = source.stat().st_size
         entry = {"command": "export", "from": kind, "layout": layout, "dtype": dtype}
@@ -75,7 +74,7 @@ def export_adapter(
             dtype=dtype,
             modules=len(written.paths),
             rank=written.config.r,
-            sizes=(size, (output / WEIGHTS_FILE).stat().st_size),
+            sizes=(size, (output / ADAPTER_WEIGHTS).stat().st_size),
             head_modules=written.head_modules,
             notes=notes,
             consumers=consumers(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sora_cli.adapter.consumers import base_configuration, consumers
-from sora_cli.adapter.peft.layout import WEIGHTS_FILE
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
+from sora_cli.model.files import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from sora_cli.adapter.reading import AdapterFile
@@ -47,7 +47,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         },
         "norm": total.norm,
         "parameters": {"adapter": file.parameters, "head": file.head_parameters},
-        "bytes": (file.directory / WEIGHTS_FILE).stat().st_size,
+        "bytes": (file.directory / ADAPTER_WEIGHTS).stat().st_size,
         "dtype": file.dtype,
         "prune_saves": _savings(total, file.dtype),
         "head_modules": list(file.head_modules),

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sora_cli import __version__
 from sora_cli.core.errors import SoraError
 
-SORA_FILE = "sora.json"
 FORMAT_VERSION = 1
 LARGEST_JSON = 50_000_000  # bytes
 
@@ -35,6 +34,17 @@ class BaseReference:
     def here(self) -> str | None:
         """`resolved`, where that is a path on this disk."""
         return self.resolved if self.resolved and Path(self.resolved).exists() else None
+
+    def name(self) -> str:
+        """Return the reference to load the base model by.
+
+        Raises:
+            SoraError: none is recorded.
+        """
+        known = self.here or self.path or self.resolved
+        if not known:
+            raise SoraError("no adapter says which base model it is for", hint="add --base MODEL")
+        return known
 
 
 class AdapterMeta(BaseModel):

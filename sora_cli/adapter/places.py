@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sora_cli.adapter.metadata import SORA_FILE, read_sora_file
+from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.references import resolve_model_path
 
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
 """Where a run's directory holds its result: a low-rank method's, or a baseline's."""
-DELTA_FILE = "delta.safetensors"
-MODEL_CONFIG = "config.json"
 
 
 def adapter_folder(directory: Path) -> Path | None:
     """The adapter directory itself, or the one inside a run directory; None if it is neither."""
     candidates = (directory, directory / ADAPTER)
-    return next((folder for folder in candidates if (folder / CONFIG_FILE).is_file()), None)
+    return next((folder for folder in candidates if (folder / ADAPTER_CONFIG).is_file()), None)
 
 
 def baseline_folder(directory: Path) -> Path | None:
@@ -52,11 +50,11 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
             raise SoraError(f"there is no directory {directory}")
         if not directory.is_dir():
             raise SoraError(f"{directory} is a file, not a directory", hint=_parent(directory))
-        inside = sorted(path.parent for path in directory.glob(f"*/{CONFIG_FILE}"))
+        inside = sorted(path.parent for path in directory.glob(f"*/{ADAPTER_CONFIG}"))
     except (OSError, ValueError) as error:
         raise SoraError(f"{str(directory)!r} can not be read: {error}") from error
     raise SoraError(
-        f"{directory} is no adapter directory: it holds no {CONFIG_FILE}",
+        f"{directory} is no adapter directory: it holds no {ADAPTER_CONFIG}",
         where=f"there are adapters in {first_few(inside)}" if inside else None,
         hint="name one of them" if inside else None,
     )
@@ -89,9 +87,9 @@ def model_source(reference: str) -> str:
         SoraError: what is there is no model.
     """
     source = resolve_model_path(reference)
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+    if Path(source).is_dir() and not (Path(source) / MODEL_CONFIG).is_file():
         raise SoraError(
-            f"{reference} holds neither an adapter ({CONFIG_FILE}) nor a model (config.json)"
+            f"{reference} holds neither an adapter ({ADAPTER_CONFIG}) nor a model ({MODEL_CONFIG})"
         )
     if Path(source).is_file() and not source.lower().endswith(".gguf"):
         raise SoraError(f"{reference} is a file, and no .gguf: name its directory")
@@ -107,9 +105,9 @@ def check_target(reference: str) -> None:
 
 def _parent(file: Path) -> str | None:
     parent = file.parent
-    return f"give its directory: {parent}" if (parent / CONFIG_FILE).is_file() else None
+    return f"give its directory: {parent}" if (parent / ADAPTER_CONFIG).is_file() else None
 
 
 def _is_baseline(folder: Path) -> bool:
     weights = (folder / DELTA_FILE).is_file() or (folder / MODEL_CONFIG).is_file()
-    return weights and (folder / SORA_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
+    return weights and (folder / SORA_FILE).is_file() and not (folder / ADAPTER_CONFIG).is_file()

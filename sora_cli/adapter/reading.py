@@ -16,28 +16,14 @@ import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.metadata import (
-    SORA_FILE,
-    AdapterMeta,
-    BaseReference,
-    read_json,
-    read_sora_file,
-)
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, read_sora_file
 from sora_cli.adapter.peft import adalora
 from sora_cli.adapter.peft.config import LARGEST_RANK, PeftConfig, parse_config
-from sora_cli.adapter.peft.layout import (
-    PICKLE_FILE,
-    WEIGHTS_FILE,
-    Pair,
-    SplitKeys,
-    check_name,
-    check_tensor,
-    split_keys,
-)
+from sora_cli.adapter.peft.layout import Pair, SplitKeys, check_name, check_tensor, split_keys
 from sora_cli.adapter.peft.targets import check_targets
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 from sora_cli.model.fingerprint import StoredTensor
 from sora_cli.model.tensors import TensorFile, open_tensors
 
@@ -199,7 +185,7 @@ def open_adapter(directory: Path) -> Iterator[AdapterFile]:
         SoraError: no adapter, one of another kind, or a damaged one.
     """
     directory = locate_adapter(directory)
-    config = parse_config(read_json(directory / CONFIG_FILE), str(directory / CONFIG_FILE))
+    config = parse_config(read_json(directory / ADAPTER_CONFIG), str(directory / ADAPTER_CONFIG))
     meta, base = read_sora_file(directory / SORA_FILE)
     for path in (*meta.ranks, *meta.ranks_start):
         check_name(path, str(directory / SORA_FILE))
@@ -213,15 +199,15 @@ def _base(config: PeftConfig) -> BaseReference:
 
 
 def _weights(directory: Path) -> Path:
-    file = directory / WEIGHTS_FILE
+    file = directory / ADAPTER_WEIGHTS
     if file.is_file():
         return file
-    if (directory / PICKLE_FILE).is_file():
+    if (directory / ADAPTER_PICKLE).is_file():
         raise SoraError(
-            f"{directory / PICKLE_FILE} is a pickle, which can run any code when it is read",
+            f"{directory / ADAPTER_PICKLE} is a pickle, which can run any code when it is read",
             hint="if you trust it, load it with PEFT and save_pretrained() it again",
         )
-    raise SoraError(f"{directory} holds no {WEIGHTS_FILE}")
+    raise SoraError(f"{directory} holds no {ADAPTER_WEIGHTS}")
 
 
 def _describe(
@@ -233,8 +219,8 @@ def _describe(
 ) -> AdapterFile:
     keys = split_keys(tensors.keys, config, str(tensors.file))
     order = list(dict.fromkeys([*(p for p in meta.ranks if p in keys.pairs), *keys.pairs]))
-    check_targets(config, order, str(directory / CONFIG_FILE))
-    notes = config.prepare(order, str(directory / CONFIG_FILE))
+    check_targets(config, order, str(directory / ADAPTER_CONFIG))
+    notes = config.prepare(order, str(directory / ADAPTER_CONFIG))
     shapes = {path: _shape(path, keys.pairs[path], config, tensors) for path in order}
     ranks = {path: config.rank(path) for path in order}
     live = [path for path in order if ranks[path]]

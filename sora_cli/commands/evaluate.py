@@ -7,12 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.adapter.places import DELTA_FILE, adapter_folder, baseline_folder, check_target
+from sora_cli.adapter.places import adapter_folder, baseline_folder, check_target
 from sora_cli.core.checks import check_new_file
 from sora_cli.core.console import emit, emit_table, say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
+from sora_cli.model.files import DELTA_FILE
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.preflight import check_recipe
 
@@ -82,7 +83,7 @@ def _stored_classes(base: Base, recipe: Recipe) -> list[str] | None:
     """Names in the model's own configuration, unless transformers made them up."""
     import transformers
 
-    from sora_cli.model.base import split_gguf
+    from sora_cli.model.loading import split_gguf
 
     source, gguf = split_gguf(base.resolved)
     config = transformers.AutoConfig.from_pretrained(

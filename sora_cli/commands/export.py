@@ -9,7 +9,7 @@ from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.console import emit, printable, say, size
 from sora_cli.core.exit_codes import FAILED, OK
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG
 
 
 def export(
@@ -39,7 +39,7 @@ def export(
     """
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
-    check_replaceable(output, force=force, markers=(CONFIG_FILE,))
+    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,))
     locate_adapter(directory, missing="there is no adapter to export")
     from sora_cli.adapter.export import export_adapter
 

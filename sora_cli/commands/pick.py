@@ -12,7 +12,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.pick import at_least, within_parameters, within_share
 from sora_cli.experiments.path.record import FILE_NAME, PathReport, Stage, read_path
 from sora_cli.experiments.path.table import stage_table
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG
 
 
 def pick(
@@ -33,7 +33,7 @@ def pick(
     report = _finished_stages(directory)
     stage = choose(report, keep=keep, max_params=max_params, min_metric=min_metric)
     adapter = directory / stage.directory / "adapter"
-    if not (adapter / CONFIG_FILE).is_file():
+    if not (adapter / ADAPTER_CONFIG).is_file():
         raise SoraError(f"the chosen adapter is gone: {adapter}")
     if as_json:
         emit(json.dumps(_facts(report, stage, adapter), indent=2))
@@ -104,5 +104,5 @@ def _facts(report: PathReport, stage: Stage, adapter: Path) -> dict[str, object]
 
 
 def _copy(adapter: Path, output: Path, *, force: bool) -> None:
-    with new_directory(output, force=force, markers=(CONFIG_FILE,)) as temporary:
+    with new_directory(output, force=force, markers=(ADAPTER_CONFIG,)) as temporary:
         shutil.copytree(adapter, temporary, dirs_exist_ok=True)

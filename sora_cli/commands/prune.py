@@ -16,7 +16,7 @@ from sora_cli.core.checks import check_rules, option
 from sora_cli.core.console import count, emit, emit_table, say, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from sora_cli.adapter.directory import Adapter, AdapterFile
@@ -69,7 +69,7 @@ def prune(
         SoraError: bad input, two rules at once, or an output that exists.
     """
     loaded = _recipe_of(rule, recipe, overrides)
-    check_replaceable(output, force=force, markers=(CONFIG_FILE,))
+    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,))
     locate_adapter(directory, missing="there are no ranks to prune")
     from sora_cli.adapter.directory import lazy_adapter, open_adapter, write_adapter
 
@@ -206,6 +206,6 @@ def _row(name: str, loss: Loss) -> list[str]:
 
 
 def _file_size(directory: Path) -> str:
-    from sora_cli.adapter.peft.layout import WEIGHTS_FILE
+    from sora_cli.model.files import ADAPTER_WEIGHTS
 
-    return size((directory / WEIGHTS_FILE).stat().st_size)
+    return size((directory / ADAPTER_WEIGHTS).stat().st_size)

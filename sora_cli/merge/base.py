@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from sora_cli.adapter.metadata import read_json
-from sora_cli.core.errors import SoraError, first_line
-from sora_cli.core.hub import quiet_hub, quiet_loading
+from sora_cli.core.errors import SoraError
+from sora_cli.core.hub import quiet_hub
 from sora_cli.merge.gguf import Unpacked, unpack
-from sora_cli.model.files import CONFIG_FILE as ADAPTER_CONFIG
-from sora_cli.model.fingerprint import INDEX_FILE, SINGLE_FILE, weight_files
+from sora_cli.model.files import (
+    ADAPTER_CONFIG,
+    MODEL_CONFIG,
+    MODEL_WEIGHTS,
+    WEIGHTS_INDEX,
+    holds_pickles_only,
+    pickled,
+)
+from sora_cli.model.fingerprint import weight_files
+from sora_cli.model.loading import LOCAL_COPY, loading
 
-MODEL_CONFIG = "config.json"
 MODEL_CARD = "README.md"
 
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".pb", ".msgpack", ".ot"),
     *(".onnx", ".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".gguf", ".ggml"),
@@ -86,7 +88,7 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
         )
     if raw.get("transformers_weights"):
         raise SoraError(
-            f"{source} names other weights than {SINGLE_FILE} in its {MODEL_CONFIG}",
+            f"{source} names other weights than {MODEL_WEIGHTS} in its {MODEL_CONFIG}",
             where=f"transformers_weights: {str(raw['transformers_weights'])[:100]}",
             hint="from_pretrained() and save_pretrained() make a plain checkpoint of it",
         )
@@ -95,19 +97,6 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
     origin = folder if unpacked is None else Path(source)
     index = _index(folder, weights)
     return BaseFolder(source, origin, folder, raw, weights, index, others, left, unpacked)
-
-
-@contextmanager
-def loading(source: str) -> Iterator[None]:
-    """Transformers kept quiet, and its errors turned into ours."""
-    try:
-        with quiet_loading():
-            yield
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-        raise SoraError(
-            f"the base model {source} can not be loaded: {first_line(error)}",
-            hint="give a local copy with --base",
-        ) from error
 
 
 def _folder(source: str, revision: str | None) -> Path:
@@ -120,36 +109,32 @@ def _folder(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     quiet_hub()
-    with loading(source):
+    with loading(source, local_copy=LOCAL_COPY):
         ignore = [f"*{suffix}" for suffix in _WEIGHTS if suffix != ".safetensors"]
         return Path(snapshot_download(source, revision=revision, ignore_patterns=ignore))
 
 
 def _weights(folder: Path, source: str) -> tuple[Path, ...]:
-    if (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file():
+    if (folder / MODEL_WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file():
         return tuple(weight_files(folder))
-    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-        raise SoraError(
-            f"{source} holds its weights as pickles, which can run any code when they are read",
-            hint="if you trust them: from_pretrained() and save_pretrained() write safetensors; "
-            "then --base THAT --force",
-        )
+    if holds_pickles_only(folder):
+        raise pickled(source, then="--base THAT --force")
     raise SoraError(
-        f"{source} holds neither {SINGLE_FILE} nor {INDEX_FILE}",
+        f"{source} holds neither {MODEL_WEIGHTS} nor {WEIGHTS_INDEX}",
         hint="name a directory that from_pretrained() loads: --base DIR",
     )
 
 
 def _index(folder: Path, weights: tuple[Path, ...]) -> dict[str, Any] | None:
-    if weights[0].name == SINGLE_FILE:
+    if weights[0].name == MODEL_WEIGHTS:
         return None
-    index: dict[str, Any] = read_json(folder / INDEX_FILE)
+    index: dict[str, Any] = read_json(folder / WEIGHTS_INDEX)
     return index
 
 
 def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """What is copied and what is not, relative to the directory."""
-    written = {MODEL_CONFIG, MODEL_CARD, INDEX_FILE, *(file.name for file in weights)}
+    written = {MODEL_CONFIG, MODEL_CARD, WEIGHTS_INDEX, *(file.name for file in weights)}
     others: list[Path] = []
     left: list[str] = []
     for entry in sorted(folder.iterdir()):

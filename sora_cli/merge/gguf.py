@@ -16,7 +16,7 @@ from sora_cli.core.console import size
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
-from sora_cli.model.base import split_gguf, weights_options
+from sora_cli.model.loading import split_gguf, weights_options
 
 DTYPE = "float32"
 """What the numbers are written as: narrower formats do not hold all of them exactly."""

@@ -28,7 +28,7 @@ from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.data.processor import lacks_tokenizer
-from sora_cli.merge.base import MODEL_CARD, MODEL_CONFIG, BaseFolder, loading, open_base
+from sora_cli.merge.base import MODEL_CARD, BaseFolder, open_base
 from sora_cli.merge.blocks import Blocks
 from sora_cli.merge.card import MERGED_KEY, merged_config, model_card, untied_config
 from sora_cli.merge.incoming import Incoming, incoming
@@ -36,13 +36,14 @@ from sora_cli.merge.match import Match, match, read_stored, tied_part
 from sora_cli.merge.names import build_runtime
 from sora_cli.merge.plan import Plan, plan_weights
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
+from sora_cli.model.files import MODEL_CONFIG
 from sora_cli.model.fingerprint import fingerprint
+from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.references import resolve_model_path
 from sora_cli.model.tensors import torch_dtype
 
 __all__ = [
     "MERGED_KEY",
-    "MODEL_CONFIG",
     "Merge",
     "Merged",
     "adapter_digest",
@@ -223,19 +224,12 @@ def _base_of(
     new: Incoming, output: Path, base: str | None, *, force: bool
 ) -> tuple[BaseFolder, list[dict[str, Any]], bool]:
     """The base, all adapters that will be in it, and whether it is known to be the right one."""
-    source = resolve_model_path(base or _recorded_base(new.outline))
+    source = resolve_model_path(base or new.outline.base.name())
     _check_apart(output, source)
     folder = open_base(source, new.outline.base.revision if base is None else None)
     folded = [*_folded(folder.raw), {"adapter": new.digest(), "method": new.outline.meta.method}]
     _check_not_folded(folded, source)
     return folder, folded, _check_fingerprint(new.outline, folder, force=force)
-
-
-def _recorded_base(adapter: Adapter) -> str:
-    recorded = adapter.base.here or adapter.base.path
-    if not recorded:
-        raise SoraError("the adapter does not say which base model it is for", hint="add --base")
-    return recorded
 
 
 def _check_apart(output: Path, source: str) -> None:
@@ -281,12 +275,12 @@ def _match(
     """The merged model's match and configuration; between them the match before untying, if any."""
     import transformers
 
-    with loading(folder.source):
+    with loading(folder.source, local_copy=LOCAL_COPY):
         known = transformers.AutoConfig.from_pretrained(folder.folder, trust_remote_code=False)
     stored = read_stored(folder.weights)
 
     def matched(raw: dict[str, Any]) -> Match:
-        with loading(folder.source):
+        with loading(folder.source, local_copy=LOCAL_COPY):
             config = type(known).from_dict(copy.deepcopy(raw))
         return match(new.outline, stored, build_runtime(new.outline, config, folder.source))
 

@@ -21,7 +21,7 @@ from sora_cli.adapter.apply import names_by_parameter
 from sora_cli.adapter.classes import BARE, WITHOUT_A_TASK, auto_class_for
 from sora_cli.adapter.directory import Adapter
 from sora_cli.core.errors import SoraError
-from sora_cli.merge.base import loading
+from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.transformers_internals import RenamingRules, optional_weights
 
 
@@ -131,7 +131,7 @@ def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
         if not own and name not in (auto, *WITHOUT_A_TASK):
             continue
         try:
-            with loading(source), torch.device("meta"):
+            with loading(source, local_copy=LOCAL_COPY), torch.device("meta"):
                 model = (kind if own else kind.from_config)(copy.deepcopy(config))
         except SoraError as error:  # such as: this kind of model has no such class
             failure = failure or error

@@ -25,7 +25,8 @@ from sora_cli.core.errors import SoraError
 from sora_cli.merge.blocks import Blocks, Range
 from sora_cli.merge.incoming import Incoming
 from sora_cli.merge.plan import Item, Plan, PlannedFile
-from sora_cli.model.fingerprint import INDEX_FILE, StoredTensor, read_header
+from sora_cli.model.files import WEIGHTS_INDEX
+from sora_cli.model.fingerprint import StoredTensor, read_header
 from sora_cli.model.tensors import header_bytes
 
 Progress = Callable[[int], None]
@@ -65,7 +66,7 @@ def write_weights(
                 ends = _Job(file, out.fileno(), pool, progress).run(blocks, incoming)
             _check_written(path, file, ends)
     if index is not None:
-        write_json(folder / INDEX_FILE, _index(index, plan))
+        write_json(folder / WEIGHTS_INDEX, _index(index, plan))
 
 
 def threads() -> int:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from methods.inject import output_embedding
-from sora_cli.core.errors import SoraError, first_line
-from sora_cli.core.hub import offline_error, quiet_hub, quiet_loading
+from sora_cli.core.errors import SoraError
+from sora_cli.core.hub import quiet_hub
 from sora_cli.data.processor import load_processor
-from sora_cli.model.files import (
-    check_complete,
-    check_quantised,
-    check_source,
-    foreign_code,
-    pickled,
-)
+from sora_cli.model.files import check_complete, check_quantised, check_source
+from sora_cli.model.loading import loading, split_gguf, weights_options
 from sora_cli.model.quantisation import check_quantise, prepare_quantised, quantised_options
 from sora_cli.model.references import commit_of, resolve_model_path
 from sora_cli.recipe.recipe import ModelBlock
@@ -71,7 +64,7 @@ def load_base(
     common: dict[str, Any] = {"trust_remote_code": block.trust_remote_code, **gguf}
     if block.revision is not None:
         common["revision"] = block.revision
-    with _errors(block.path, resolved, task.name), quiet_loading():
+    with loading(block.path, resolved, purpose=f" for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(source, **common)
         if not gguf:
             check_quantised(block.path, config)
@@ -142,51 +135,6 @@ def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict
     plain = head_modules(shape, (), new_head=task.trains_head)
     plain += tuple(path for path, module in shape.named_modules() if module is output)
     return quantised_options(block, precision=precision, config=config, plain=plain)
-
-
-@contextlib.contextmanager
-def _errors(reference: str, resolved: str, task: str) -> Iterator[None]:
-    """Turn what transformers raises into an error that says what to do."""
-    local = Path(resolved).exists()
-    try:
-        yield
-    except SoraError:
-        raise
-    except Exception as error:  # a damaged file raises whatever the code that meets it does
-        if not local and "use_safetensors" in str(error):
-            raise pickled(reference) from error
-        if not local and isinstance(error, OSError):
-            raise offline_error("model", reference, error) from error
-        if "trust_remote_code" in str(error):
-            raise foreign_code(reference) from error
-        raise SoraError(
-            f"model '{reference}' can not be loaded for {task}: {first_line(error)}",
-            where=f"model.path={reference}",
-            hint="is it complete, and a model for this task? save_pretrained() writes such a "
-            "directory",
-            key="model.path",
-        ) from error
-
-
-def split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
-    """What `from_pretrained` takes for a resolved reference: a name, and a GGUF file in it."""
-    path = Path(resolved)
-    if path.suffix.lower() != ".gguf":
-        return resolved, {}
-    return str(path.parent), {"gguf_file": path.name}
-
-
-def weights_options(gguf: dict[str, str]) -> dict[str, Any]:
-    """Loading options of the weights: safetensors, never a pickle; of a GGUF file plain weights.
-
-    Its blocks can not be trained on.
-    """
-    import transformers
-
-    if not gguf:
-        return {"use_safetensors": True}
-    kind = getattr(transformers, "GgufConfig", None)  # where it is absent, they always are
-    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
 def _dtype(name: str) -> Any:

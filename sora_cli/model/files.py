@@ -1,4 +1,4 @@
-"""A model's directory, looked at before transformers gets it: what it would run, or pass over."""
+"""Names of the files of models and adapters, and checks of a model's directory before it loads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ from typing import Any
 from sora_cli.core.errors import SoraError
 
 MODEL_CONFIG = "config.json"
-CONFIG_FILE = "adapter_config.json"
-"""PEFT's configuration, which makes a directory an adapter."""
+MODEL_WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+"""Says which tensor is in which file, where a model's weights are in several."""
 SAFE_WEIGHTS = "*.safetensors"
-PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
+TORCH_PICKLES = "pytorch_model*.bin"
+PICKLES = (TORCH_PICKLES, "*.pt", "*.pth")
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's configuration, which makes a directory an adapter."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
+SORA_FILE = "sora.json"
+"""What this program knows of an adapter that PEFT's configuration has no key for."""
+DELTA_FILE = "delta.safetensors"
+"""What a baseline has changed of its base model."""
 
 
 def check_source(reference: str, resolved: str) -> None:
@@ -33,7 +44,7 @@ def check_source(reference: str, resolved: str) -> None:
 
 
 def _check_directory(reference: str, folder: Path) -> None:
-    if (folder / CONFIG_FILE).is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         raise SoraError(
             f"model '{reference}' holds an adapter of its own, which would be loaded with it",
             hint=f"merge it first: sora merge {reference} -o DIR; then model.path=DIR",
@@ -55,13 +66,16 @@ def holds_pickles_only(folder: Path) -> bool:
     return pickles and next(folder.glob(SAFE_WEIGHTS), None) is None
 
 
-def pickled(reference: str) -> SoraError:
-    """The weights would have to be unpickled."""
+def pickled(reference: str, *, then: str = "name that directory") -> SoraError:
+    """Return the error for weights that would have to be unpickled.
+
+    Args:
+        then: what to do with a directory of safetensors made from them.
+    """
     return SoraError(
         f"model '{reference}' holds its weights as pickles, which can run any code when they are "
         "read",
-        hint="if you trust it, from_pretrained() and save_pretrained() write safetensors: name "
-        "that directory",
+        hint=f"if you trust it, from_pretrained() and save_pretrained() write safetensors: {then}",
         key="model.path",
     )
 

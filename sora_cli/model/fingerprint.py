@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sora_cli.core.errors import SoraError
+from sora_cli.model.files import MODEL_WEIGHTS, SAFE_WEIGHTS, TORCH_PICKLES, WEIGHTS_INDEX
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
-_OTHER = ("*.gguf", "pytorch_model*.bin")
+_OTHER = ("*.gguf", TORCH_PICKLES)
 _WINDOWS = 8
 _WINDOW = 64  # bytes
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -54,11 +53,11 @@ def weight_files(checkpoint: Path) -> list[Path]:
     """The safetensors files that make up a checkpoint, in the order transformers looks for them."""
     if checkpoint.is_file():
         return [checkpoint] if checkpoint.suffix == ".safetensors" else []
-    if (checkpoint / SINGLE_FILE).is_file():
-        return [checkpoint / SINGLE_FILE]
-    if (checkpoint / INDEX_FILE).is_file():
-        return _shards(checkpoint / INDEX_FILE)
-    return sorted(checkpoint.glob("*.safetensors"))
+    if (checkpoint / MODEL_WEIGHTS).is_file():
+        return [checkpoint / MODEL_WEIGHTS]
+    if (checkpoint / WEIGHTS_INDEX).is_file():
+        return _shards(checkpoint / WEIGHTS_INDEX)
+    return sorted(checkpoint.glob(SAFE_WEIGHTS))
 
 
 def stored_tensors(checkpoint: Path) -> list[StoredTensor]:

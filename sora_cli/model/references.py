@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sora_cli.core.errors import SoraError
 from sora_cli.data.builtin.models import builtin_model
+from sora_cli.model.files import MODEL_CONFIG
 
 PACKAGE_SCHEME = "package://"
 BUILTIN_SCHEME = "builtin://"
@@ -51,7 +52,7 @@ def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        config = try_to_load_from_cache(resolved, "config.json", revision=revision)
+        config = try_to_load_from_cache(resolved, MODEL_CONFIG, revision=revision)
     except HFValidationError:
         return None
     return Path(config).parent if isinstance(config, str) else None

@@ -22,29 +22,23 @@ from methods.baselines import Baseline
 from methods.sharding import is_sharded, whole
 from sora_cli.adapter.apply import apply_adapter, load_head
 from sora_cli.adapter.directory import Adapter
-from sora_cli.adapter.metadata import (
-    SORA_FILE,
-    AdapterMeta,
-    BaseReference,
-    read_sora_file,
-    write_sora_file,
-)
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.peft.layout import check_tensor
-from sora_cli.adapter.places import ADAPTER, DELTA, DELTA_FILE, MODEL, MODEL_CONFIG
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
 from sora_cli.adapter.saving import head_tensors
 from sora_cli.core.atomic import new_directory, remove_directory
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
 from sora_cli.core.processes import is_main
 from sora_cli.model.base import Base, load_base
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.references import local_checkpoint
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.tasks.base import Task
 from sora_cli.train.checkpoint.files import plain
 
-_MARKS = {ADAPTER: CONFIG_FILE, DELTA: DELTA_FILE, MODEL: SORA_FILE}
+_MARKS = {ADAPTER: ADAPTER_CONFIG, DELTA: DELTA_FILE, MODEL: SORA_FILE}
 """What tells a run's own result from a directory that somebody else gave the same name."""
 
 

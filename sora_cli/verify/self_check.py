@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.core.console import say, size
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from sora_cli.verify.subjects import Subject
@@ -89,7 +89,7 @@ def _subjects(names: Sequence[str], base: str | None) -> tuple[tuple[Subject, ..
         subjects = find_subjects((names[0], names[-1]), base=base)
         return subjects, _too_large([float32_bytes(subject) for subject in subjects])
     except SoraError as error:
-        if (Path(names[-1]) / CONFIG_FILE).is_file():
+        if (Path(names[-1]) / ADAPTER_CONFIG).is_file():
             return (), error.what  # an adapter whose base model is not here is no mistake
         raise
 

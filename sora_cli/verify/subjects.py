@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from sora_cli.adapter.apply import load_head
 from sora_cli.adapter.classes import BARE, number_of_labels
 from sora_cli.adapter.directory import Adapter, read_adapter
-from sora_cli.adapter.peft.layout import WEIGHTS_FILE
 from sora_cli.adapter.places import adapter_folder, model_source
-from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub, quiet_loading
 from sora_cli.core.words import first_few
 from sora_cli.data.processor import lacks_tokenizer
-from sora_cli.model.base import split_gguf, weights_options
-from sora_cli.model.files import holds_pickles_only, pickled
+from sora_cli.model.files import ADAPTER_WEIGHTS
 from sora_cli.model.fingerprint import StoredTensor, fingerprint, read_header, stored_tensors
+from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf, weights_options
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 
 _GROWTH = {".bin": 2, ".gguf": 8}
@@ -57,11 +55,12 @@ def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Sub
     folders = [adapter_folder(Path(ref).expanduser()) for ref in references]
     read = {folder: read_adapter(folder) for folder in folders if folder is not None}
     adapters = [None if folder is None else read[folder] for folder in folders]
-    recorded = next((a for a in adapters if a and (a.base.path or a.base.resolved)), None)
+    bases = [adapter.base for adapter in adapters if adapter]
     source, revision = "", None
-    if any(adapters):
-        source = resolve_model_path(base or _recorded_base(recorded))
-        revision = recorded.base.revision if recorded and base is None else None
+    if bases:
+        recorded = next((known for known in bases if known.path or known.resolved), bases[0])
+        source = resolve_model_path(base or recorded.name())
+        revision = recorded.revision if base is None else None
     elif base is not None:
         raise SoraError("--base is for adapters, and there is none: both are models")
     return tuple(
@@ -164,7 +163,7 @@ def stored_dtypes(subject: Subject) -> set[str]:
     Of an adapter these are its factors: the base model is the same on both sides.
     """
     if subject.folder is not None:
-        tensors = list(read_header(subject.folder / WEIGHTS_FILE))
+        tensors = list(read_header(subject.folder / ADAPTER_WEIGHTS))
         return {t.dtype for t in tensors if ".lora_" in t.name}
     checkpoint = local_checkpoint(subject.source, subject.revision)
     return set() if checkpoint is None else {t.dtype for t in stored_tensors(checkpoint)}
@@ -181,12 +180,6 @@ def other_base(subject: Subject) -> str | None:
     return f"{subject.source} holds other weights than the base {subject.reference} was trained on"
 
 
-def _recorded_base(adapter: Adapter | None) -> str:
-    if adapter is None:
-        raise SoraError("no adapter says which base model it is for", hint="add --base MODEL")
-    return adapter.base.here or adapter.base.path or adapter.base.resolved
-
-
 def _options(subject: Subject) -> tuple[str, dict[str, str]]:
     """First and further arguments of `from_pretrained`; a directory has no revisions."""
     name, options = split_gguf(subject.source)
@@ -195,22 +188,9 @@ def _options(subject: Subject) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-@contextmanager
-def _loading(subject: Subject) -> Iterator[None]:
-    """Transformers kept quiet, and its errors turned into ours."""
-    try:
-        with quiet_loading():
-            yield
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        if "use_safetensors" in str(error) or holds_pickles_only(Path(subject.source)):
-            raise pickled(subject.source) from error
-        first = first_line(error)
-        if Path(subject.source).exists():
-            raise SoraError(f"the model {subject.source} can not be loaded: {first}") from error
-        raise SoraError(
-            f"there is no directory {subject.source}, and no such model can be had: {first}",
-            hint="give a local copy: --base DIR" if subject.adapter else None,
-        ) from error
+def _loading(subject: Subject) -> AbstractContextManager[None]:
+    hint = LOCAL_COPY if subject.adapter else "give a local copy of it"
+    return loading(subject.source, local_copy=hint)
 
 
 def _check_complete(subject: Subject, info: Mapping[str, Any], auto: str) -> None:

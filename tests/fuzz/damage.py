@@ -15,9 +15,7 @@ import hypothesis.strategies as st
 import torch
 from safetensors.torch import load, save
 
-from sora_cli.adapter.metadata import SORA_FILE
-from sora_cli.adapter.peft.layout import PICKLE_FILE, WEIGHTS_FILE
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 from tests.fuzz.odd_adapters import (
     CHOICES,
     DTYPES,
@@ -84,7 +82,7 @@ def damaged(draw: Draw, sources: Mapping[str, Mapping[str, bytes]]) -> Damaged:
 def _config_option(draw: Draw, case: Damaged) -> None:
     """An option set to one of its usual values."""
     key = draw(st.sampled_from(sorted(CHOICES)))
-    _set(case, CONFIG_FILE, key, draw(st.sampled_from(CHOICES[key])))
+    _set(case, ADAPTER_CONFIG, key, draw(st.sampled_from(CHOICES[key])))
 
 
 def _config_strength(draw: Draw, case: Damaged) -> None:
@@ -93,7 +91,7 @@ def _config_strength(draw: Draw, case: Damaged) -> None:
         st.sampled_from(["r", "lora_alpha", "rank_pattern", "alpha_pattern", "alpha_pattern"])
     )
     value = by_pattern if key.endswith("pattern") else st.sampled_from([*NUMBERS, "4", None, True])
-    _set(case, CONFIG_FILE, key, draw(value))
+    _set(case, ADAPTER_CONFIG, key, draw(value))
 
 
 def _config_targets(draw: Draw, case: Damaged) -> None:
@@ -103,12 +101,12 @@ def _config_targets(draw: Draw, case: Damaged) -> None:
     value = (
         st.sampled_from(LISTS) | st.sampled_from(PATTERNS) | st.sampled_from([None, 0, 1, 2, True])
     )
-    _set(case, CONFIG_FILE, key, draw(value | st.sampled_from(["all-linear"])))
+    _set(case, ADAPTER_CONFIG, key, draw(value | st.sampled_from(["all-linear"])))
 
 
 def _config_any(draw: Draw, case: Damaged) -> None:
     """Any value for any key, or none."""
-    _any_key(draw, case, CONFIG_FILE)
+    _any_key(draw, case, ADAPTER_CONFIG)
 
 
 def _sora_any(draw: Draw, case: Damaged) -> None:
@@ -144,7 +142,7 @@ def _any_key(draw: Draw, case: Damaged, file: str) -> None:
 
 def _json_text(draw: Draw, case: Damaged) -> None:
     """A JSON file that is none, or another."""
-    file = draw(st.sampled_from([CONFIG_FILE, SORA_FILE]))
+    file = draw(st.sampled_from([ADAPTER_CONFIG, SORA_FILE]))
     text = draw(st.sampled_from(JSON_TEXTS))
     case.files[file] = text.encode(draw(st.sampled_from(["utf-8", "utf-16", "utf-8"])))
     case.steps.append(f"{file}: the text {text[:30]!r}")
@@ -152,7 +150,7 @@ def _json_text(draw: Draw, case: Damaged) -> None:
 
 def _bytes(draw: Draw, case: Damaged) -> None:
     """Bytes of a file cut off, added or changed."""
-    file = draw(st.sampled_from([CONFIG_FILE, WEIGHTS_FILE, SORA_FILE]))
+    file = draw(st.sampled_from([ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE]))
     content = bytearray(case.files.get(file, b""))
     at = int(draw(positions) * len(content))
     what = draw(st.sampled_from(["cut", "add", "change", "insert", "remove"]))
@@ -173,14 +171,14 @@ def _bytes(draw: Draw, case: Damaged) -> None:
 
 def _place(draw: Draw, case: Damaged) -> None:
     """Something else in the place of a file, or nothing."""
-    file = draw(st.sampled_from([CONFIG_FILE, WEIGHTS_FILE, SORA_FILE, PICKLE_FILE]))
+    file = draw(st.sampled_from([ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE, ADAPTER_PICKLE]))
     what = draw(st.sampled_from(["nothing", "empty", "swapped", DIRECTORY, LOOP, LINK, LINK, PIPE]))
     if what == "nothing":
         case.files.pop(file, None)
     elif what == "empty":
         case.files[file] = b""
     elif what == "swapped":
-        other = draw(st.sampled_from([CONFIG_FILE, WEIGHTS_FILE]))
+        other = draw(st.sampled_from([ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
         case.files[file] = case.files.get(other, b"")
     else:
         case.places[file] = what
@@ -189,16 +187,16 @@ def _place(draw: Draw, case: Damaged) -> None:
 
 def _header_length(draw: Draw, case: Damaged) -> None:
     """The number at the start of the weights."""
-    content = case.files.get(WEIGHTS_FILE, b"")
+    content = case.files.get(ADAPTER_WEIGHTS, b"")
     length = draw(st.sampled_from([0, 1, 8, len(content), 2**31, 2**63, 2**64 - 1])
                   | st.integers(0, 2**64 - 1))  # fmt: skip
-    case.files[WEIGHTS_FILE] = struct.pack("<Q", length) + content[8:]
+    case.files[ADAPTER_WEIGHTS] = struct.pack("<Q", length) + content[8:]
     case.steps.append(f"a header of {length} bytes")
 
 
 def _header_entry(draw: Draw, case: Damaged) -> None:
     """What the header of the weights says of one tensor, or its key."""
-    parsed = _header(case.files.get(WEIGHTS_FILE, b""))
+    parsed = _header(case.files.get(ADAPTER_WEIGHTS, b""))
     if parsed is None:
         return
     pairs, body = parsed
@@ -222,7 +220,7 @@ def _header_entry(draw: Draw, case: Damaged) -> None:
         pairs[i] = (key, {**entry, draw(st.sampled_from(["x", "strides"])): draw(json_values)})
     else:
         pairs[i] = (key, {**entry, **_lies(draw, what, entry, len(body))})
-    case.files[WEIGHTS_FILE] = _with_header(_dumps(pairs), body)
+    case.files[ADAPTER_WEIGHTS] = _with_header(_dumps(pairs), body)
     case.steps.append(f"header: {what} of {key!r:.80}")
 
 
@@ -243,7 +241,7 @@ def _lies(draw: Draw, what: str, entry: Mapping[str, Any], size: int) -> dict[st
 def _tensor(draw: Draw, case: Damaged) -> None:
     """Other numbers, shapes, dtypes or names, in a file that is valid."""
     try:
-        tensors = load(case.files.get(WEIGHTS_FILE, b""))
+        tensors = load(case.files.get(ADAPTER_WEIGHTS, b""))
     except Exception:  # damaged before
         return
     if not tensors:
@@ -256,14 +254,14 @@ def _tensor(draw: Draw, case: Damaged) -> None:
     else:
         changed = _with_number(draw, tensor) if what == "a number" else _PLAIN[what](tensor)
         tensors |= {} if changed is None else {key: changed.contiguous()}
-    case.files[WEIGHTS_FILE] = save(tensors, {"format": "pt"})
+    case.files[ADAPTER_WEIGHTS] = save(tensors, {"format": "pt"})
     case.steps.append(f"{what} of {key}")
 
 
 def _module(draw: Draw, case: Damaged) -> None:
     """All tensors of a module: left out, at another name, or at another rank."""
     try:
-        tensors = load(case.files.get(WEIGHTS_FILE, b""))
+        tensors = load(case.files.get(ADAPTER_WEIGHTS, b""))
     except Exception:  # damaged before
         return
     modules = sorted({key.partition(".lora_")[0] for key in tensors if ".lora_" in key})
@@ -284,7 +282,7 @@ def _module(draw: Draw, case: Damaged) -> None:
             tensors[key] = torch.zeros_like(tensor)
         else:
             tensors[key] = tensor.to(torch.bfloat16 if what == "half" else torch.float64)
-    case.files[WEIGHTS_FILE] = save(tensors, {"format": "pt"})
+    case.files[ADAPTER_WEIGHTS] = save(tensors, {"format": "pt"})
     case.steps.append(f"{what} of {module}")
 
 

@@ -22,8 +22,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sora_cli.adapter.peft.layout import PREFIX, WEIGHTS_FILE
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.adapter.peft.layout import PREFIX
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.fuzz.outcome import limited
 from tests.helpers_adapters import logits
 
@@ -72,7 +72,7 @@ def load(base: Any, directory: Path) -> Loaded | Refused:
 
 def draws_at_random(directory: Path) -> bool:
     """Whether PEFT gives random numbers to targets that the file does not hold."""
-    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     init = config.get("init_lora_weights", True)
     return not init or init == "orthogonal"
 
@@ -82,11 +82,11 @@ def load_plainly(base: Any, directory: Path) -> Loaded | Refused:
 
     PEFT minds options that bear on nothing but training, and a target no linear layer has.
     """
-    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     plain = {key: config[key] for key in _COMPUTED_FROM if config.get(key) is not None}
     if "lora_alpha" in plain:
         plain["lora_alpha"] = float(plain["lora_alpha"])  # of integers torch takes small ones only
-    tensors = load_file(directory / WEIGHTS_FILE)
+    tensors = load_file(directory / ADAPTER_WEIGHTS)
     empty = {_module(key) for key, tensor in tensors.items() if not tensor.numel()}
     tensors = {key: tensor for key, tensor in tensors.items() if _module(key) not in empty}
     adapted = {_module(key) for key in tensors if _LORA in key}
@@ -98,8 +98,8 @@ def load_plainly(base: Any, directory: Path) -> Loaded | Refused:
         kept = plain.get("rank_pattern", {}).items()
         plain["rank_pattern"] = {key: value for key, value in kept if _module(key) in adapted}
     with tempfile.TemporaryDirectory(dir=directory.parent) as name:
-        (Path(name) / CONFIG_FILE).write_text(json.dumps(plain), encoding="utf-8")
-        save_file(tensors, Path(name) / WEIGHTS_FILE, {"format": "pt"})
+        (Path(name) / ADAPTER_CONFIG).write_text(json.dumps(plain), encoding="utf-8")
+        save_file(tensors, Path(name) / ADAPTER_WEIGHTS, {"format": "pt"})
         return load(base, Path(name))
 
 

@@ -17,10 +17,8 @@ from hypothesis import given
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
 from sora_cli.adapter.directory import write_adapter
-from sora_cli.adapter.metadata import SORA_FILE
-from sora_cli.adapter.peft.layout import WEIGHTS_FILE
 from sora_cli.app import run
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE
 from tests.fuzz.damage import Damaged, damaged
 from tests.fuzz.outcome import Outcome, cases, outcome
 from tests.fuzz.peft_reference import (
@@ -122,7 +120,7 @@ def _cut(model: Any) -> None:
 
 
 def _files(directory: Path) -> dict[str, bytes]:
-    names = (CONFIG_FILE, WEIGHTS_FILE, SORA_FILE)
+    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE)
     return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
 
 
@@ -178,7 +176,7 @@ def _check(world: World, case: Damaged, command: str) -> Outcome:
         return result
 
 
-_WRITTEN = (CONFIG_FILE, WEIGHTS_FILE, SORA_FILE)
+_WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE)
 
 
 def _compare(world: World, base: Any, directory: Path, command: str, result: Outcome) -> None:

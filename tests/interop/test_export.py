@@ -16,9 +16,8 @@ from torch import Tensor
 from sora_cli.adapter.directory import open_adapter, read_adapter
 from sora_cli.adapter.export import export_adapter
 from sora_cli.adapter.metadata import read_json, write_json
-from sora_cli.adapter.peft.layout import WEIGHTS_FILE
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.helpers_adapters import assert_same, fill_peft, logits
 from tests.helpers_models import (
     tiny_bert,
@@ -128,10 +127,10 @@ def test_export_keeps_the_logits(tmp_path: Path, name: str, kind: str) -> None:
     for layout in ("exact", "padded"):
         export_adapter(directory, tmp_path / layout, layout=layout)
         assert_same(_peft_logits(make, tmp_path / layout), expected)
-    config = read_json(tmp_path / "padded" / CONFIG_FILE)
+    config = read_json(tmp_path / "padded" / ADAPTER_CONFIG)
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
     assert config["r"] == config["lora_alpha"]
-    shapes = {t.shape for k, t in load_file(tmp_path / "padded" / WEIGHTS_FILE).items()
+    shapes = {t.shape for k, t in load_file(tmp_path / "padded" / ADAPTER_WEIGHTS).items()
               if "lora_A" in k}  # fmt: skip
     assert {shape[0] for shape in shapes} == {config["r"]}
     assert read_adapter(tmp_path / "padded").ranks() == read_adapter(tmp_path / "exact").ranks()
@@ -159,7 +158,7 @@ def test_adalora_at_any_time_of_its_budget(tmp_path: Path, steps: int) -> None:
     expected = _peft_logits(tiny_bert, tmp_path / "peft")
     export_adapter(tmp_path / "peft", tmp_path / "out")
     assert_same(_peft_logits(tiny_bert, tmp_path / "out"), expected)
-    pattern = read_json(tmp_path / "peft" / CONFIG_FILE)["rank_pattern"]
+    pattern = read_json(tmp_path / "peft" / ADAPTER_CONFIG)["rank_pattern"]
     adapter = read_adapter(tmp_path / "out")
     assert set(adapter.ranks_start().values()) == {INIT_R}
     if steps >= 4:
@@ -186,10 +185,10 @@ def test_adalora_factors_are_pefts_updates(tmp_path: Path) -> None:
 def test_adalora_with_a_stored_divisor(tmp_path: Path) -> None:
     """Some files hold `ranknum`; PEFT takes it from there."""
     directory, _ = _by_peft(tmp_path, "bert", "adalora")
-    tensors = load_file(directory / WEIGHTS_FILE)
+    tensors = load_file(directory / ADAPTER_WEIGHTS)
     for key in [key for key in tensors if key.endswith("lora_E")]:
         tensors[key.replace("lora_E", "ranknum")] = torch.tensor([2.0])
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     export_adapter(directory, tmp_path / "out")
     assert_same(_peft_logits(tiny_bert, tmp_path / "out"), _peft_logits(tiny_bert, directory))
 
@@ -239,7 +238,7 @@ def test_dtypes(tmp_path: Path, dtype: str, error: float) -> None:
     export_adapter(directory, tmp_path / "low", dtype=dtype)
     again = export_adapter(tmp_path / "low", tmp_path / "again", layout="padded")
     assert again.dtype == dtype
-    stored = load_file(tmp_path / "again" / WEIGHTS_FILE)
+    stored = load_file(tmp_path / "again" / ADAPTER_WEIGHTS)
     assert {str(t.dtype) for t in stored.values()} == {f"torch.{dtype}"}
     worst = (_peft_logits(tiny_llama, tmp_path / "again") - expected).abs().max()
     assert worst <= error * expected.abs().max()
@@ -253,10 +252,10 @@ def test_order_of_overlapping_patterns_is_pefts(tmp_path: Path) -> None:
         alpha_pattern={"layers.1.*": 3, "q_proj": 20},
     )
     fill_peft(get_peft_model(tiny_llama(), config)).save_pretrained(tmp_path / "peft")
-    raw = read_json(tmp_path / "peft" / CONFIG_FILE)
+    raw = read_json(tmp_path / "peft" / ADAPTER_CONFIG)
     for i, order in enumerate((["layers.1.*", "q_proj"], ["q_proj", "layers.1.*"])):
         raw["alpha_pattern"] = {key: {"layers.1.*": 3, "q_proj": 20}[key] for key in order}
-        write_json(tmp_path / "peft" / CONFIG_FILE, raw)
+        write_json(tmp_path / "peft" / ADAPTER_CONFIG, raw)
         done = export_adapter(tmp_path / "peft", tmp_path / f"out{i}")
         assert f"'{order[0]}' and '{order[1]}' both match" in done.notes[0]
         expected = _peft_logits(tiny_llama, tmp_path / "peft")

@@ -23,7 +23,7 @@ from sora_cli.adapter.classes import auto_class_of, task_type_of
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG
 from sora_cli.verify.outputs import run_model
 from sora_cli.verify.probes import _SENTENCES, make_probe
 from sora_cli.verify.verification import compare
@@ -124,7 +124,7 @@ def test_peft_loads_what_is_saved(case: Case) -> None:
     changed = (case.expected - case.unadapted).abs().max()
     assert changed > 0.05 * case.expected.abs().max()
     assert_same(case.adapted(case.adapter), case.expected)
-    config = read_json(case.adapter / CONFIG_FILE)
+    config = read_json(case.adapter / ADAPTER_CONFIG)
     assert config["task_type"] == case.family.task_type
     assert tuple(config["modules_to_save"] or ()) == case.family.head
     assert not [path for path in config["target_modules"] if path.endswith("lm_head")]

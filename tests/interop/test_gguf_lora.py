@@ -25,9 +25,10 @@ from methods import inject, registry
 from methods.factors import LowRankFactors
 from sora_cli.adapter.consumers import gguf_names
 from sora_cli.adapter.directory import Adapter, BaseReference, read_adapter, write_adapter
-from sora_cli.adapter.peft.layout import PREFIX, WEIGHTS_FILE
+from sora_cli.adapter.peft.layout import PREFIX
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
+from sora_cli.model.files import ADAPTER_WEIGHTS
 from tests.helpers_adapters import R_MAX, randomise
 from tests.helpers_models import LAYERS, tiny_gpt2, tiny_llama, tiny_t5
 
@@ -53,7 +54,7 @@ def convert(directory: Path, out: Path) -> None:
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(config["lora_alpha"]))
-    for key, tensor in load_file(directory / WEIGHTS_FILE).items():
+    for key, tensor in load_file(directory / ADAPTER_WEIGHTS).items():
         path, _, half = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         assert half in ("lora_A", "lora_B"), key
         name = names.get_name(f"{path}.weight", try_suffixes=(".weight",))
@@ -124,7 +125,7 @@ def test_every_name_and_shape_is_in_a_real_file(tmp_path: Path) -> None:
     base = BaseReference(str(file), str(file))
     write_adapter(tmp_path / "out", Adapter(layers, {}, (), "CAUSAL_LM", base), layout="padded")
     stored = {t.name: tuple(int(n) for n in t.shape) for t in gguf.GGUFReader(file).tensors}
-    written = load_file(tmp_path / "out" / WEIGHTS_FILE)
+    written = load_file(tmp_path / "out" / ADAPTER_WEIGHTS)
     names = gguf_names("llama", layers)
     assert names is not None
     for path, name in names.items():

@@ -16,7 +16,7 @@ from sora_cli.adapter.metadata import read_json
 from sora_cli.commands.inspect import inspect
 from sora_cli.commands.merge import merge
 from sora_cli.commands.prune import Rule, prune
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG
 from tests.helpers_adapters import (
     CAUSAL,
     CLASSIFIERS,
@@ -94,7 +94,7 @@ def test_configuration_has_the_interop_values(tmp_path: Path) -> None:
     model = tiny_gpt2(num_labels=3)
     adapter = adapt(model, save_backbone(model, tmp_path / "base"), head=("score",))
     write_adapter(tmp_path / "adapter", adapter)
-    config = read_json(tmp_path / "adapter" / CONFIG_FILE)
+    config = read_json(tmp_path / "adapter" / ADAPTER_CONFIG)
     alive = {path: rank for path, rank in adapter.ranks().items() if rank}
     assert config["r"] == config["lora_alpha"] == R_MAX
     assert config["target_modules"] == sorted(alive)

@@ -17,9 +17,7 @@ from sora_cli.adapter.peft.patterns import anchored
 from sora_cli.core.errors import SoraError
 
 __all__ = [
-    "PICKLE_FILE",
     "PREFIX",
-    "WEIGHTS_FILE",
     "Pair",
     "PeftConfig",
     "SplitKeys",
@@ -30,8 +28,6 @@ __all__ = [
     "written_config",
 ]
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
 
 _A, _B, _E, _RANKNUM = "A", "B", "E", "ranknum"

@@ -21,10 +21,9 @@ from sora_cli.adapter.directory import (
     read_adapter,
     write_adapter,
 )
-from sora_cli.adapter.metadata import SORA_FILE
-from sora_cli.adapter.peft.layout import PICKLE_FILE, WEIGHTS_FILE, written_config
+from sora_cli.adapter.peft.layout import written_config
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 
 BASE = BaseReference("package://some_package/model", "/somewhere/model", "main", "x:1")
 QUERY, KEY = "enc.layer.0.query", "enc.layer.10.key"
@@ -56,9 +55,9 @@ def _edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def _edit_tensors(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    tensors = load_file(directory / WEIGHTS_FILE)
+    tensors = load_file(directory / ADAPTER_WEIGHTS)
     change(tensors)
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_what_is_written_comes_back(written: Path) -> None:
     )
     assert back.ranks() == back.ranks_start() == {KEY: 4, QUERY: 2}
     assert sorted(p.name for p in written.iterdir()) == sorted(
-        [CONFIG_FILE, WEIGHTS_FILE, SORA_FILE]
+        [ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE]
     )
 
 
@@ -97,7 +96,7 @@ def test_zero_terms_and_dead_modules_are_left_out(tmp_path: Path) -> None:
     assert torch.equal(back.layers[QUERY].dense(), some.dense())
     assert back.ranks() == {QUERY: 2, KEY: 0}
     assert back.ranks_start() == {QUERY: 4, KEY: 3}
-    config = json.loads((tmp_path / "a" / CONFIG_FILE).read_text())
+    config = json.loads((tmp_path / "a" / ADAPTER_CONFIG).read_text())
     assert config["target_modules"] == [QUERY]
     assert config["base_model_name_or_path"] == BASE.resolved
 
@@ -184,18 +183,18 @@ def test_no_such_directory_and_no_adapter(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_refused_with_the_reason(written: Path) -> None:
-    (written / WEIGHTS_FILE).rename(written / PICKLE_FILE)
+    (written / ADAPTER_WEIGHTS).rename(written / ADAPTER_PICKLE)
     with pytest.raises(SoraError, match="can run any code"):
         read_adapter(written)
-    (written / PICKLE_FILE).unlink()
-    with pytest.raises(SoraError, match=f"holds no {WEIGHTS_FILE}"):
+    (written / ADAPTER_PICKLE).unlink()
+    with pytest.raises(SoraError, match=f"holds no {ADAPTER_WEIGHTS}"):
         read_adapter(written)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -1])
 def test_truncated_file(written: Path, keep: int) -> None:
-    content = (written / WEIGHTS_FILE).read_bytes()
-    (written / WEIGHTS_FILE).write_bytes(content[:keep])
+    content = (written / ADAPTER_WEIGHTS).read_bytes()
+    (written / ADAPTER_WEIGHTS).write_bytes(content[:keep])
     with pytest.raises(SoraError, match="truncated or corrupt"):
         read_adapter(written)
 
@@ -215,15 +214,15 @@ CONFIG_DAMAGE: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("change", "message"), CONFIG_DAMAGE)
 def test_damaged_configuration(written: Path, change: dict[str, Any], message: str) -> None:
-    _edit(written / CONFIG_FILE, lambda config: config.update(change))
-    _edit(written / CONFIG_FILE, lambda c: "r" in change and c.update(rank_pattern={}))
+    _edit(written / ADAPTER_CONFIG, lambda config: config.update(change))
+    _edit(written / ADAPTER_CONFIG, lambda c: "r" in change and c.update(rank_pattern={}))
     with pytest.raises(SoraError, match=message):
         read_adapter(written)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_no_configuration(written: Path, text: str) -> None:
-    (written / CONFIG_FILE).write_text(text)
+    (written / ADAPTER_CONFIG).write_text(text)
     with pytest.raises(SoraError):
         read_adapter(written)
 

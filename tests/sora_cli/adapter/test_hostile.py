@@ -18,10 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sora_cli.adapter.metadata import SORA_FILE
-from sora_cli.adapter.peft.layout import PICKLE_FILE, WEIGHTS_FILE
 from sora_cli.app import run
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 
 P = "base_model.model."
 QUERY, VALUE = "enc.0.query", "enc.0.value"
@@ -37,7 +35,7 @@ def _lora(directory: Path) -> Path:
     shapes |= {key.replace(QUERY, VALUE): shape for key, shape in shapes.items() if key != HEAD}
     save_file(
         {key: torch.randn(shape, generator=g) for key, shape in shapes.items()},
-        directory / WEIGHTS_FILE,
+        directory / ADAPTER_WEIGHTS,
         metadata={"format": "pt"},
     )
     config = {
@@ -49,7 +47,7 @@ def _lora(directory: Path) -> Path:
         "target_modules": ["query", "value"],
         "modules_to_save": ["classifier"],
     }
-    (directory / CONFIG_FILE).write_text(json.dumps(config))
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(config))
     return directory
 
 
@@ -65,7 +63,7 @@ def _adalora(directory: Path) -> Path:
         f"{P}{VALUE}.lora_A": torch.zeros(0, 6),
         f"{P}{VALUE}.lora_B": torch.zeros(5, 0),
     }
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     pattern = {f"{QUERY}.lora_E": [True, True, False], f"{VALUE}.lora_E": [False] * 3}
     _config(peft_type="ADALORA", init_r=3, rank_pattern=pattern)(directory)
     return directory
@@ -73,15 +71,15 @@ def _adalora(directory: Path) -> Path:
 
 def _config(**changes: Any) -> Damage:
     def damage(directory: Path) -> None:
-        config = json.loads((directory / CONFIG_FILE).read_text())
-        (directory / CONFIG_FILE).write_text(json.dumps({**config, **changes}))
+        config = json.loads((directory / ADAPTER_CONFIG).read_text())
+        (directory / ADAPTER_CONFIG).write_text(json.dumps({**config, **changes}))
 
     return damage
 
 
 def _raw_config(content: bytes | str) -> Damage:
     data = content.encode() if isinstance(content, str) else content
-    return lambda directory: (directory / CONFIG_FILE).write_bytes(data)
+    return lambda directory: (directory / ADAPTER_CONFIG).write_bytes(data)
 
 
 def _sora(content: Any) -> Damage:
@@ -94,32 +92,32 @@ def _tensors(**changes: torch.Tensor | None) -> Damage:
     names = {"A": A, "B": B, "HEAD": HEAD}
 
     def damage(directory: Path) -> None:
-        tensors = load_file(directory / WEIGHTS_FILE)
+        tensors = load_file(directory / ADAPTER_WEIGHTS)
         for name, tensor in changes.items():
             tensors[names.get(name, name)] = tensor  # type: ignore[assignment]
         kept = {key: tensor for key, tensor in tensors.items() if tensor is not None}
-        save_file(kept, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(kept, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
     return damage
 
 
 def _renamed(name: str, key: str = HEAD) -> Damage:
     def damage(directory: Path) -> None:
-        tensors = load_file(directory / WEIGHTS_FILE)
+        tensors = load_file(directory / ADAPTER_WEIGHTS)
         tensors[name] = tensors.pop(key)
-        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
     return damage
 
 
 def _cut(keep: int) -> Damage:
-    return lambda d: (d / WEIGHTS_FILE).write_bytes((d / WEIGHTS_FILE).read_bytes()[:keep])
+    return lambda d: (d / ADAPTER_WEIGHTS).write_bytes((d / ADAPTER_WEIGHTS).read_bytes()[:keep])
 
 
 def _header(header: Any, length: int | None = None, body: bytes = b"") -> Damage:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     size = struct.pack("<Q", len(text) if length is None else length)
-    return lambda directory: (directory / WEIGHTS_FILE).write_bytes(size + text + body)
+    return lambda directory: (directory / ADAPTER_WEIGHTS).write_bytes(size + text + body)
 
 
 def _entry(dtype: str, shape: list[int], *offsets: int) -> dict[str, Any]:
@@ -135,17 +133,17 @@ def _sparse(name: str) -> Damage:
 
 
 def _pickle_instead(directory: Path) -> None:
-    (directory / WEIGHTS_FILE).rename(directory / PICKLE_FILE)
+    (directory / ADAPTER_WEIGHTS).rename(directory / ADAPTER_PICKLE)
 
 
 def _directory_instead(directory: Path) -> None:
-    (directory / WEIGHTS_FILE).unlink()
-    (directory / WEIGHTS_FILE).mkdir()
+    (directory / ADAPTER_WEIGHTS).unlink()
+    (directory / ADAPTER_WEIGHTS).mkdir()
 
 
 def _in_subfolder(directory: Path) -> None:
     (directory / "sub").mkdir()
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         (directory / name).rename(directory / "sub" / name)
 
 
@@ -174,7 +172,7 @@ FILES: dict[str, tuple[Damage, str]] = {
     "metadata of another kind": (_header({"__metadata__": 3}), "truncated or corrupt"),
     "no tensor": (_header({}), "no LoRA pair"),
     "a pickle": (_pickle_instead, "can run any code"),
-    "a directory for a file": (_directory_instead, f"holds no {WEIGHTS_FILE}"),
+    "a directory for a file": (_directory_instead, f"holds no {ADAPTER_WEIGHTS}"),
     "in a subfolder": (_in_subfolder, "there are adapters in"),
 }
 TENSORS: dict[str, tuple[Damage, str]] = {
@@ -237,7 +235,7 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "type of control characters": (_config(peft_type="\x1b[31m\n\n\n\n"), "only LORA"),
     "not in UTF-8": (_raw_config(b'{"peft_type": "\xff"}'), "is no JSON"),
     "nested too deep": (_raw_config(DEEP), "nested too deep"),
-    "too large": (_sparse(CONFIG_FILE), "too large"),
+    "too large": (_sparse(ADAPTER_CONFIG), "too large"),
     "a key twice": (_raw_config('{"peft_type": "LORA", "r": 2, "r": 3}'), "'r' is there twice"),
     "a pattern twice": (
         _raw_config('{"peft_type": "LORA", "rank_pattern": {"q": 1, "q": 2}}'),
@@ -470,7 +468,7 @@ def test_odd_but_harmless_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_links_are_followed(tmp_path: Path) -> None:
     real = _lora(tmp_path / "real")
     (tmp_path / "files").mkdir()
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         (tmp_path / "files" / name).symlink_to(real / name)
     (tmp_path / "link").symlink_to(real, target_is_directory=True)
     for name in ("files", "link"):

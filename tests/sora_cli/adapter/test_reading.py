@@ -22,9 +22,8 @@ from sora_cli.adapter.directory import (
     read_adapter,
     write_adapter,
 )
-from sora_cli.adapter.peft.layout import WEIGHTS_FILE
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from sora_cli.model.tensors import TensorFile
 
 MODULES = 20
@@ -98,7 +97,7 @@ def test_one_module_at_a_time(written: Path, tmp_path: Path, alive: list[int]) -
         write_adapter(tmp_path / "b", lazy_adapter(file))
     assert len(alive) > 4 * MODULES
     assert max(alive) <= 6  # a pair, what it is compared with, and the pair before
-    for name in (CONFIG_FILE, WEIGHTS_FILE, "sora.json"):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "sora.json"):
         assert (written / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -129,7 +128,7 @@ def test_layouts_and_dtypes(tmp_path: Path, layout: str, dtype: str) -> None:
         assert torch.equal(live.B, factors.B.to(getattr(torch, dtype)).float())
         assert back.layers[path].rank == (4 if layout == "padded" else factors.rank)
     assert back.ranks() == {**{path: f.rank for path, f in layers.items()}, "dead": 0}
-    config = json.loads((tmp_path / "a" / CONFIG_FILE).read_text())
+    config = json.loads((tmp_path / "a" / ADAPTER_CONFIG).read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 4)
     assert len(config["rank_pattern"]) == (0 if layout == "padded" else 3)
     assert config["rank_pattern"] == config["alpha_pattern"]
@@ -138,10 +137,10 @@ def test_layouts_and_dtypes(tmp_path: Path, layout: str, dtype: str) -> None:
 
 
 def test_mixed_dtypes_count_as_float32(written: Path) -> None:
-    tensors = load_file(written / WEIGHTS_FILE)
+    tensors = load_file(written / ADAPTER_WEIGHTS)
     key = next(key for key in tensors if key.endswith("lora_A.weight"))
     tensors[key] = tensors[key].bfloat16()
-    save_file(tensors, written / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(tensors, written / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     with open_adapter(written) as file:
         assert file.dtype == "float32"
 

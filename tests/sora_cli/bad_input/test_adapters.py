@@ -12,9 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sora_cli.adapter.metadata import SORA_FILE
-from sora_cli.adapter.peft.layout import PICKLE_FILE, WEIGHTS_FILE
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base
 from tests.sora_cli.bad_input.runner import Case, bad, check
@@ -51,15 +49,15 @@ def remove(*names: str) -> Damage:
 
 def renamed(old: str, new: str) -> Damage:
     def damage(folder: Path) -> None:
-        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
         tensors[new] = tensors.pop(old)
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
     return damage
 
 
 def pickled(folder: Path) -> None:
-    (folder / WEIGHTS_FILE).rename(folder / PICKLE_FILE)
+    (folder / ADAPTER_WEIGHTS).rename(folder / ADAPTER_PICKLE)
 
 
 def pickled_model(path: Path) -> None:
@@ -93,13 +91,13 @@ CASES: dict[str, Case] = {
     "inspect-nothing": bad("there is no directory a", "inspect", "a"),
     "inspect-an empty directory": bad("a is no adapter directory: it holds no adapter_config.json",
         "inspect", "a", a=Path.mkdir),
-    "inspect-one of the files": bad("is a file, not a directory", "inspect", f"a/{WEIGHTS_FILE}",
+    "inspect-one of the files": bad("is a file, not a directory", "inspect", f"a/{ADAPTER_WEIGHTS}",
         then="give its directory: a", a=adapter()),
     "inspect-a model": bad("is no adapter directory", "inspect", "models/base"),
     "inspect-the directory above": bad("is no adapter directory", "inspect", "x",
         then="there are adapters in x/a", **{"x/a": adapter()}),
-    "inspect-no weights": bad(f"holds no {WEIGHTS_FILE}", "inspect", "a",
-        a=adapter(remove(WEIGHTS_FILE))),
+    "inspect-no weights": bad(f"holds no {ADAPTER_WEIGHTS}", "inspect", "a",
+        a=adapter(remove(ADAPTER_WEIGHTS))),
     "inspect-a picture of no kind": bad("x.nope", "inspect", "models/adapter", "--plot", "x.nope",
         then="png"),
     "inspect-a picture nowhere": bad("--plot r.yaml/x.png: r.yaml is a file", "inspect",
@@ -107,7 +105,7 @@ CASES: dict[str, Case] = {
     "prune-a pickle": bad("is a pickle, which can run any code", "prune", "a", *OUT,
         then="save_pretrained()", a=adapter(pickled)),
     "prune-not an adapter of low rank": bad("this is a LOKR adapter", "prune", "a", *OUT,
-        then="save_as_lora()", a=adapter(edit(CONFIG_FILE, peft_type="LOKR"))),
+        then="save_as_lora()", a=adapter(edit(ADAPTER_CONFIG, peft_type="LOKR"))),
     "prune-too little room": bad("not one component fits into --max-params 3", "prune",
         "models/adapter", *OUT, "--max-params", "3", then="the smallest takes 64"),
     "prune-names that climb": bad("can not be the name", "prune", "a", *OUT,
@@ -118,15 +116,15 @@ CASES: dict[str, Case] = {
         a=adapter(renamed(HEAD, f"{P}classifier./etc/x"))),
     "export-ranks of names that climb": bad("can not be the name", "export", "a", *OUT,
         a=adapter(edit(SORA_FILE, ranks={"../../x": 1}))),
-    "merge-a head that climbs": bad("classifier", "merge", "a", *OUT, a=adapter(edit(CONFIG_FILE,
+    "merge-a head that climbs": bad("classifier", "merge", "a", *OUT, a=adapter(edit(ADAPTER_CONFIG,
         modules_to_save=["../../x"], task_type=None))),
     "merge-a base that climbs": bad("there is no model at ../../../../etc", "merge", "a", *OUT,
         then="a model is a directory", a=adapter(edit(SORA_FILE,
         base={**NO_BASE, "path": "../../../../etc/x", "resolved": "../../../../etc/x"}))),
     "merge-a base that is gone": bad("gone/far", "merge", "a", *OUT, then="--base",
         a=adapter(edit(SORA_FILE, base=NO_BASE))),
-    "merge-no base named": bad("does not say which base model it is for", "merge", "a", *OUT,
-        then="--base", a=adapter(remove(SORA_FILE), edit(CONFIG_FILE,
+    "merge-no base named": bad("says which base model it is for", "merge", "a", *OUT,
+        then="--base", a=adapter(remove(SORA_FILE), edit(ADAPTER_CONFIG,
         base_model_name_or_path=None))),
     "merge-a base of another size": bad("bert.encoder.layer.0.attention.self.query", "merge",
         "models/adapter", *OUT, "--base", "m", m=wide),
@@ -138,7 +136,7 @@ CASES: dict[str, Case] = {
         "models/adapter", *OUT, "--base", "m", **BERT,
         **{"m/model.safetensors.index.json": OUTSIDE}),
     "verify-nothing": bad("there is no model at ./a", "verify", "./a"),
-    "verify-no weights": bad("m can not be loaded", "verify", "m", **BERT),
+    "verify-no weights": bad("/m' can not be loaded", "verify", "m", **BERT),
     "verify-pickles": bad("as pickles, which can run any code", "verify", "m",
         then="save_pretrained()", m=pickled_model),
     "verify-another base": bad("of the right shape", "verify", "models/adapter", "--base", "m",

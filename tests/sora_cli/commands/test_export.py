@@ -18,7 +18,7 @@ from sora_cli.adapter.directory import (
     write_adapter,
 )
 from sora_cli.app import run
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG
 
 
 def _write(directory: Path, ranks: list[int], *, head: bool = False, **meta: Any) -> Path:
@@ -113,6 +113,6 @@ def test_output_may_be_the_input(tmp_path: Path) -> None:
     assert run(["export", str(source), "-o", str(source)]) == 2
     options = ["--layout", "padded", "--force"]
     assert run(["export", str(source), "-o", str(source), *options]) == 0
-    assert json.loads((source / CONFIG_FILE).read_text())["rank_pattern"] == {}
+    assert json.loads((source / ADAPTER_CONFIG).read_text())["rank_pattern"] == {}
     assert read_adapter(source).ranks() == {"layer.0.query": 1, "layer.1.query": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

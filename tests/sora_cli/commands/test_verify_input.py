@@ -60,7 +60,7 @@ def test_adapter_that_names_no_base(
 
 def test_nothing_there(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no model at" in error_of(capsys, bert.adapter, tmp_path / "nowhere")
-    assert "there is no directory no_such_model" in error_of(capsys, "no_such_model", bert.merged)
+    assert "the model 'no_such_model' is neither" in error_of(capsys, "no_such_model", bert.merged)
     (tmp_path / "empty").mkdir()
     assert "neither an adapter" in error_of(capsys, tmp_path / "empty", bert.merged)
     (tmp_path / "file").write_text("x")
@@ -74,7 +74,9 @@ def test_unrelated_things(
     assert "SequenceClassification and CausalLM" in error_of(
         capsys, bert.adapter, llama.adapter, "--base", bert.base
     )
-    assert "no '" in error_of(capsys, bert.adapter, bert.base), "a head is missing"
+    assert "holds nothing of the right shape for 'classifier" in error_of(
+        capsys, bert.adapter, bert.base
+    )
     tiny_bert(num_labels=2).save_pretrained(tmp_path / "two")
     assert "different kinds of models" in error_of(capsys, tmp_path / "two", bert.merged)
     assert "both are models" in error_of(capsys, bert.merged, bert.merged, "--base", bert.base)

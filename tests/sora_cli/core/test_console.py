@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sora_cli.adapter.metadata import SORA_FILE
 from sora_cli.app import run
 from sora_cli.core.boundary import guarded
 from sora_cli.core.console import printable
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import CONFIG_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, SORA_FILE
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.dry_run import recipe_lines
 from tests.sora_cli.adapter.test_spectra import SHAPES, write_peft
@@ -36,9 +35,9 @@ def test_inspect_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     directory, other = tmp_path / "a", tmp_path / "b\x1b[2J"
     for place in (directory, other):
         write_peft(place, SHAPES)
-    config = json.loads((directory / CONFIG_FILE).read_text())
+    config = json.loads((directory / ADAPTER_CONFIG).read_text())
     config["base_model_name_or_path"] = "\x1b[2J\ud800"
-    (directory / CONFIG_FILE).write_text(json.dumps(config))
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(config))
     lineage = [{"command": "\x1b[2J", "x": "\ud800\n"}]
     written = {"method": "\x1b[2J", "labels": ["\ud800", "b"], "task": "a\nb", "lineage": lineage}
     (directory / SORA_FILE).write_text(json.dumps(written))

@@ -15,7 +15,7 @@ from peft import PeftModel
 from methods import inject, registry
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
-from sora_cli.model.base import split_gguf, weights_options
+from sora_cli.model.loading import split_gguf, weights_options
 from tests.helpers_adapters import R_MAX, randomise
 
 PROMPTS = ("The capital of France is", "def add(a, b):")

@@ -1,0 +1,71 @@
+"""Loading with transformers: what `from_pretrained` is given, and what it raises, said clearly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.hub import offline_error, quiet_loading
+from sora_cli.model.files import foreign_code, holds_pickles_only, pickled
+
+LOCAL_COPY = "give a local copy: --base DIR"
+
+
+@contextmanager
+def loading(
+    reference: str, resolved: str = "", *, purpose: str = "", local_copy: str | None = None
+) -> Iterator[None]:
+    """Keep transformers quiet, and turn what it raises into an error that says what to do.
+
+    Args:
+        reference: the model as the user named it.
+        resolved: the path or Hub id behind it, where that is another.
+        purpose: ends "model 'x' can not be loaded", such as " for causal-lm".
+        local_copy: the hint on how to name a copy on this disk; None: in a recipe.
+
+    Raises:
+        SoraError: in place of whatever was raised inside.
+    """
+    place = Path(resolved or reference)
+    try:
+        with quiet_loading():
+            yield
+    except SoraError:
+        raise
+    except Exception as error:  # a damaged file raises whatever the code that meets it does
+        if holds_pickles_only(place) or (not place.exists() and "use_safetensors" in str(error)):
+            raise pickled(reference) from error
+        if not place.exists() and isinstance(error, OSError):
+            raise offline_error("model", reference, error, hint=local_copy) from error
+        if local_copy is None and "trust_remote_code" in str(error):
+            raise foreign_code(reference) from error
+        raise SoraError(
+            f"model '{reference}' can not be loaded{purpose}: {first_line(error)}",
+            hint="is it complete, and a model for this task? save_pretrained() writes such a "
+            "directory",
+            key="model.path",
+        ) from error
+
+
+def split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
+    """Return what `from_pretrained` takes: a name, and the options of a GGUF file."""
+    path = Path(resolved)
+    if path.suffix.lower() != ".gguf":
+        return resolved, {}
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def weights_options(gguf: dict[str, str]) -> dict[str, Any]:
+    """Return the options that load weights: from safetensors, never from a pickle.
+
+    The weights in a GGUF file are unpacked: its blocks cannot be trained on.
+    """
+    import transformers
+
+    if not gguf:
+        return {"use_safetensors": True}
+    kind = getattr(transformers, "GgufConfig", None)  # versions without it always unpack
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
