@@ -1,6 +1,7 @@
 # make demo   install into .venv and run the main job (train, inspect); can be repeated
 # make test   install and run the tests
 # make test-all  the long tests, too (kills, fuzzing, all of the documentation's commands)
+# make reference  write docs/reference anew, from the code
 # make docs   build the documentation into site/; a broken link or anchor is an error
 # make matrix  train the experiments of docs/results again (about 3 hours on 2 cores)
 # make check  ruff (lint and format) and mypy
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all docs matrix check format clean
+.PHONY: demo test test-all docs reference matrix check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sora train recipes/quickstart.yaml --force
@@ -28,6 +29,9 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'long or not long' $(PYTEST_ARGS)
+
+reference: $(VENV)/.dev
+	$(BIN)/python -m tools.reference
 
 docs: $(VENV)/.dev
 	rm -rf site .cache

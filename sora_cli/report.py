@@ -144,18 +144,11 @@ class RunReport(Report):
         description="processes after the first one; seconds and memory are those of the last",
     )
     steps: int | None = Field(None, description="optimiser steps taken")
-    skipped_steps: int = Field(0, description="steps that mixed precision left out")
-    non_finite_steps: list[int] = Field(
-        default_factory=list,
-        description="steps left out for a loss or gradient that was not finite; from 1",
-    )
+    skipped_steps: int = Field(0, description="optimiser steps left out, by mixed precision or as not finite")
+    non_finite_steps: list[int] = Field(default_factory=list)
     best_step: int | None = Field(None, description="the step whose checkpoint was chosen")
-    history: list[dict[str, Any]] = Field(
-        default_factory=list, description="losses, learning rates and scores as they were logged"
-    )
-    live_components: list[int] = Field(
-        default_factory=list, description="components alive after each optimiser step"
-    )
+    history: list[dict[str, Any]] = Field(default_factory=list)
+    live_components: list[int] = Field(default_factory=list)
     compaction: Compaction | None = Field(None, description="null where none was asked for")
     method_details: dict[str, Any] = Field(
         default_factory=dict, description="what the method itself reports, such as revivals"
@@ -176,12 +169,21 @@ class History(BaseModel):
     """`history.json`: those fields of a run's report that grow with its steps or components."""
 
     started: str = Field(description="as in the report that it belongs to")
-    history: list[dict[str, Any]] = Field(default_factory=list, description="as in the report")
-    live_components: list[int] = Field(default_factory=list, description="as in the report")
-    non_finite_steps: list[int] = Field(default_factory=list, description="as in the report")
-    removals: list[Removal] = Field(default_factory=list, description="of `compaction`")
+    history: list[dict[str, Any]] = Field(
+        default_factory=list, description="losses, learning rates and scores as they were logged"
+    )
+    live_components: list[int] = Field(
+        default_factory=list, description="components alive after each optimiser step"
+    )
+    non_finite_steps: list[int] = Field(
+        default_factory=list,
+        description="steps left out for a loss or gradient that was not finite; from 1",
+    )
+    removals: list[Removal] = Field(
+        default_factory=list, description="what compaction took out, or would have"
+    )
     method_details: dict[str, Any] = Field(
-        default_factory=dict, description="its lists and objects"
+        default_factory=dict, description="lists and objects that the method itself reports"
     )
 
     @classmethod

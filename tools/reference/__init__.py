@@ -1,0 +1,15 @@
+"""The pages of docs/reference, made from the code: `python -m tools.reference` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tools.reference import commands, exit_codes, recipe, report
+
+PAGES: dict[str, Callable[[], str]] = {
+    "commands.md": commands.page,
+    "recipe.md": recipe.page,
+    "report.md": report.page,
+    "exit-codes.md": exit_codes.page,
+}
+"""Each page's name in docs/reference, and the function that returns its text."""

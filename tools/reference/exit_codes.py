@@ -1,0 +1,20 @@
+"""docs/reference/exit-codes.md, from the table of exit codes."""
+
+from __future__ import annotations
+
+from sora_cli.core.exit_codes import MEANINGS
+from tools.reference.markdown import code
+from tools.reference.markdown import page as make_page
+
+
+def page() -> str:
+    """Return the page."""
+    rows = [f"**{code(str(number))}**: {meaning}" for number, meaning in MEANINGS.items()]
+    return make_page(
+        "Exit codes",
+        "What a `sora` command tells the shell when it ends. A shell shows it as `$?`.",
+        "\n".join(f"- {row}" for row in rows),
+        "A process that is killed (`SIGKILL`, or the system's killer when memory runs out) has no "
+        "say in its code: shells show 137. `sora train --resume` goes on from the last complete "
+        "checkpoint.",
+    )

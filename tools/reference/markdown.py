@@ -1,0 +1,42 @@
+"""Markdown that reads the same on the site and on a code host."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+NOTE = "<!-- made from the code by make reference: change the code, not this page -->"
+
+
+def page(title: str, *parts: str) -> str:
+    """Join a page's parts, with a blank line between two."""
+    return "\n\n".join([NOTE, f"# {title}", *(part for part in parts if part)]) + "\n"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; empty text where there are no rows."""
+    lines = [_row([cell(text) for text in row]) for row in rows]
+    if not lines:
+        return ""
+    return "\n".join([_row(columns), _row(["---"] * len(columns)), *lines])
+
+
+def code(text: str) -> str:
+    """Return text set as code; a text that is empty stays so."""
+    return f"`{text}`" if text else ""
+
+
+def cell(text: str) -> str:
+    """Return text that may stand in a table's cell: one line, no bars, nothing read as HTML."""
+    if "|" in text:
+        text = text.replace("|", "\\|")
+    outside = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return "".join(p if p.startswith("`") else _plain(p) for p in outside)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([<>*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,90 @@
+"""docs/reference/recipe.md, from the recipe's schema, the methods and the task families."""
+
+from __future__ import annotations
+
+import inspect
+
+from pydantic import BaseModel
+
+from methods.configs import MethodConfig, MethodOptions
+from methods.registry import builtin_names, config_class
+from sora_cli.recipe.families import TaskOptions, options_class, task_names
+from sora_cli.recipe.recipe import MethodBlock, Recipe, TaskBlock
+from tools.reference.fields import key_table, nested
+from tools.reference.markdown import code
+from tools.reference.markdown import page as make_page
+
+INTRODUCTION = """\
+Every key of a recipe. A recipe is a YAML file with these blocks; an unknown key is an error. On \
+the command line a key is written with dots: `sora train rte training.epochs=3`. Where the \
+default says unset, the key may be left out or be `null`. `sora train RECIPE --dry-run` shows \
+every value of a recipe and where it was set; `sora schema` prints this page for editors, as a \
+JSON schema."""
+EXTENDS = """\
+## extends
+
+The recipe that this one is built on, or a list of them; paths count from this file. Keys of this \
+file replace those of the others, block by block and key by key."""
+
+
+def page() -> str:
+    """Return the page."""
+    return make_page("Recipe", INTRODUCTION, EXTENDS, *map(_block, Recipe.model_fields))
+
+
+def _block(name: str) -> str:
+    inner = nested(Recipe.model_fields[name])
+    assert inner is not None
+    model = inner[1]
+    parts = [f"## {name}", _about(model), key_table(model)]
+    if model is TaskBlock:
+        parts += [_shared("task family", TaskOptions), *map(_family, task_names())]
+    if model is MethodBlock:
+        parts += [_shared("adapter method", MethodConfig), *map(_method, builtin_names())]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _about(model: type[BaseModel]) -> str:
+    return inspect.getdoc(model) or ""
+
+
+def _shared(kind: str, model: type[BaseModel]) -> str:
+    return f"Options of every {kind}:\n\n{key_table(model, without={'metrics'})}"
+
+
+def _family(name: str) -> str:
+    options = options_class(name)
+    parts = {part: " or ".join(code(n) for n in names) for part, names in options.COLUMNS.items()}
+    columns = "; ".join(f"{code(part)}: {names}" for part, names in parts.items())
+    shared = TaskOptions.model_fields.keys() - {"metrics"}
+    return "\n\n".join([
+        f"### task.name: {name}",
+        _about(options),
+        key_table(options, without=shared),
+        f"Parts of a row, for `data.columns`, and the usual names of their columns: {columns}."
+        if columns
+        else "The columns of a row are those of `data.text_columns` and `data.label_column`.",
+    ])  # fmt: skip
+
+
+def _method(name: str) -> str:
+    options = config_class(name)
+    shared = MethodConfig.model_fields if issubclass(options, MethodConfig) else {}
+    own = key_table(options, without=shared)
+    return "\n\n".join([
+        f"### method.name: {name}",
+        " ".join(_traits(options)),
+        own or "It has no options of its own.",
+    ])  # fmt: skip
+
+
+def _traits(options: type[MethodOptions]) -> list[str]:
+    told = [f"{options.paper}."] if options.paper else []
+    if not options.low_rank:
+        told.append("A baseline: it trains parameters of the model itself and has no ranks.")
+    if options.adapts_rank:
+        told.append("It removes components while it trains.")
+    if options.variable_options:
+        varied = " and ".join(code(option) for option in options.variable_options)
+        told.append(f"Along a path (`sora path`), {varied} may vary.")
+    return told

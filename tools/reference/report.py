@@ -1,0 +1,54 @@
+"""docs/reference/report.md, from the models that report.json and path.json are written by."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Container, Iterator
+
+from pydantic import BaseModel
+
+from sora_cli.experiments.path.record import PathReport
+from sora_cli.report import History, RunReport
+from tools.reference.fields import nested, value_table
+from tools.reference.markdown import page as make_page
+
+INTRODUCTION = """\
+Every key of the files that say what a run was and what came out. They are JSON. Scores are \
+numbers in the metric's own unit (0.88, not 88); a score that is not a number is `null`. Later \
+versions may add keys. How to read a report, step by step: [read a report](../how-to/read-a- \
+report.md)."""
+RUN = """\
+`sora train` writes it into the run's directory at the start, at the end, and when the run fails \
+or is interrupted. Keys that grow with the steps or the components stand in `history.json` beside \
+it."""
+PATH = "`sora path` writes it into the path's directory; each stage has a `report.json` of its own."
+
+
+def page() -> str:
+    """Return the page."""
+    growing = {*History.model_fields} - {"started", "method_details"}
+    return make_page(
+        "Reports",
+        INTRODUCTION,
+        "## report.json",
+        RUN,
+        *_tables(RunReport, growing),
+        "## history.json",
+        "It belongs to the report beside it: `started` is the same in both.",
+        *_tables(History),
+        "## path.json",
+        PATH,
+        *_tables(PathReport),
+    )
+
+
+def _tables(model: type[BaseModel], without: Container[str] = (), place: str = "") -> Iterator[str]:
+    """Yield a model's table, then with a heading each those of the objects in it."""
+    yield value_table(model, without=without)
+    for name, info in model.model_fields.items():
+        inner = None if name in without else nested(info)
+        if inner is not None:
+            below = f"{place}{name}{inner[0]}"
+            yield f"### {below}"
+            yield inspect.getdoc(inner[1]) or ""
+            yield from _tables(inner[1], without, f"{below}.")
