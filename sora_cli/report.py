@@ -144,7 +144,9 @@ class RunReport(Report):
         description="processes after the first one; seconds and memory are those of the last",
     )
     steps: int | None = Field(None, description="optimiser steps taken")
-    skipped_steps: int = Field(0, description="optimiser steps left out, by mixed precision or as not finite")
+    skipped_steps: int = Field(
+        0, description="optimiser steps left out, by mixed precision or as not finite"
+    )
     non_finite_steps: list[int] = Field(default_factory=list)
     best_step: int | None = Field(None, description="the step whose checkpoint was chosen")
     history: list[dict[str, Any]] = Field(default_factory=list)
