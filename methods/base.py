@@ -42,7 +42,7 @@ __all__ = ["AdapterMethod", "Layers", "LowRankLinear", "Plan", "StepInfo", "Summ
 
 @dataclass(frozen=True)
 class StepInfo:
-    """The optimiser step that was just taken, as a method is told of it."""
+    """The optimiser step that was just taken."""
 
     step: int
     """0-based number of the optimiser step just taken."""
@@ -80,7 +80,7 @@ class AdapterMethod(ABC):
     """A way to learn a low-rank update: subclasses need a name and `wrap`; the rest is optional."""
 
     name: ClassVar[str]
-    """What recipes call it."""
+    """Its name in recipes."""
     config_class: ClassVar[type[MethodOptions]] = MethodConfig
     """Its options, and what is said of it: paper, low_rank, adapts_rank, variable_options."""
 

@@ -1,4 +1,4 @@
-"""Where two resolved recipes differ."""
+"""The differences between two resolved recipes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Change = tuple[str, Any, Any]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Where two resolved recipes differ in what makes the run, that is outside of `NOT_THE_RUN`.
+    """Return the differences in what makes the run: everything outside of `NOT_THE_RUN`.
 
     Keys that an earlier version of the program did not have count as their defaults.
     """
@@ -39,7 +39,7 @@ def _completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def flat(values: Mapping[str, Any], path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
-    """Path and value of everything in nested blocks that is no block itself, in order."""
+    """Yield path and value of everything in nested blocks that is not itself a block, in order."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from flat(value, (*path, key))

@@ -1,4 +1,4 @@
-"""Pydantic's complaints about a recipe, as one error a person can act on."""
+"""Pydantic's errors about a recipe, turned into one error that a person can act on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Problem:
 
 
 def recipe_error(errors: Sequence[ValidationError], tree: Tree, file: str) -> SoraError:
-    """One error for the first of the problems; how many others there are is said.
+    """Make one error of the first problem, which also says how many others there are.
 
     Args:
         errors: of the recipe, and of the method's and the task's options.
@@ -47,7 +47,7 @@ def recipe_error(errors: Sequence[ValidationError], tree: Tree, file: str) -> So
 
 
 def unknown_name(block: str, tree: Tree) -> SoraError:
-    """No method, or no task family, of that name is registered."""
+    """Make the error for a name that no method, or no task family, is registered under."""
     name = tree.values[block]["name"]
     where = place_of((block, "name"), tree)
     known = OPEN_BLOCKS[block].names()
@@ -55,7 +55,7 @@ def unknown_name(block: str, tree: Tree) -> SoraError:
 
 
 def place_of(key: Path_, tree: Tree, file: str = "") -> str:
-    """Where a key was set; else where the block around it starts; else the file."""
+    """Return where a key was set, else where the block around it starts, else the file."""
     for end in range(len(key), 0, -1):
         origin = tree.origins.get(key[:end])
         if origin is not None:
@@ -64,7 +64,7 @@ def place_of(key: Path_, tree: Tree, file: str = "") -> str:
 
 
 def _problems(errors: Sequence[ValidationError], values: Mapping[str, Any]) -> list[Problem]:
-    """One per key, unknown keys first: a typo explains the key that is missing."""
+    """Return one problem per key, unknown keys first: a typo explains a key that is missing."""
     found: dict[Path_, Problem] = {}
     for error in errors:
         prefix = _block_of(error, values)
@@ -72,7 +72,7 @@ def _problems(errors: Sequence[ValidationError], values: Mapping[str, Any]) -> l
             if item["type"] == _NO_DEFAULT:
                 continue
             loc = (*prefix, *(str(part) for part in item["loc"]))
-            key = loc if item["type"] == "missing" else _existing(loc, values)
+            key = loc if item["type"] == "missing" else _in_recipe(loc, values)
             cause = item.get("ctx", {}).get("error")
             message = str(cause) if cause is not None else item["msg"]
             found.setdefault(key, Problem(item["type"], key, message))
@@ -80,14 +80,14 @@ def _problems(errors: Sequence[ValidationError], values: Mapping[str, Any]) -> l
 
 
 def _block_of(error: ValidationError, values: Mapping[str, Any]) -> Path_:
-    """The block whose own options an error is about; () for the recipe's blocks."""
+    """Return the block whose own options an error is about; () for the recipe's blocks."""
     classes = {block: options_of(block, values) for block in OPEN_BLOCKS}
     found = (b for b, kind in classes.items() if kind and kind.__name__ == error.title)
     return () if error.title == Recipe.__name__ else (next(found, "method"),)
 
 
-def _existing(loc: Path_, values: Any) -> Path_:
-    """The part of a pydantic location that is in the recipe; the rest names branches of a union."""
+def _in_recipe(loc: Path_, values: Any) -> Path_:
+    """Return the part of a pydantic location that is in the recipe; the rest names branches."""
     key: Path_ = ()
     for part in loc:
         if isinstance(values, Mapping) and part in values:
@@ -108,13 +108,13 @@ def _explain(problem: Problem, tree: Tree, file: str) -> SoraError:
         return _missing(problem.key, tree, file)
     if problem.kind in {"value_error", "assertion_error"}:
         return SoraError(
-            f"{name}: {problem.message}", where=_mentioned(problem, tree) or file or None
+            f"{name}: {problem.message}", where=_place_of_mentioned(problem, tree) or file or None
         )
     return _bad_value(_field_of(problem.key, tree), tree, place_of(problem.key, tree, file))
 
 
 def _bad_value(key: Path_, tree: Tree, where: str) -> SoraError:
-    """A value that does not fit the field, or the block, it is given for."""
+    """Make the error for a value that does not fit its field, or its block."""
     name, field = ".".join(key), key[-1]
     value = _value(key, tree.values)
     block = _model(key[:-1], tree.values)
@@ -166,8 +166,8 @@ def _missing(key: Path_, tree: Tree, file: str) -> SoraError:
     return SoraError(f"{'.'.join(key)} is missing", where=where, hint=meaning)
 
 
-def _mentioned(problem: Problem, tree: Tree) -> str | None:
-    """Where a key was set that the message of a check across keys names, overrides first."""
+def _place_of_mentioned(problem: Problem, tree: Tree) -> str | None:
+    """Return where a key was set that the message of a check names; overrides come first."""
     words = re.findall(r"\w+", problem.message)
     block = problem.key if _model(problem.key, tree.values) else problem.key[:-1]
     origins = [tree.origins.get((*block, word)) for word in words]
@@ -177,7 +177,7 @@ def _mentioned(problem: Problem, tree: Tree) -> str | None:
 
 
 def _field_of(key: Path_, tree: Tree) -> Path_:
-    """The field of a block that a place inside its value, such as a list's item, belongs to."""
+    """Return the field that a place inside its value, such as a list's item, belongs to."""
     while len(key) > 1 and _model(key[:-1], tree.values) is None:
         key = key[:-1]
     return key
@@ -190,7 +190,7 @@ def _value(key: Path_, values: Any) -> Any:
 
 
 def _model(path: Path_, values: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The pydantic class that stands at a path; None where plain values stand."""
+    """Return the pydantic class that stands at a path; None if plain values stand there."""
     if not path:
         return Recipe
     if path[0] in OPEN_BLOCKS and len(path) == 1:
@@ -203,7 +203,7 @@ def _model(path: Path_, values: Mapping[str, Any]) -> type[BaseModel] | None:
 
 
 def _block_class(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic class of a field that holds a block, also of one that may be left out."""
+    """Return the pydantic class of a field that holds a block, also of one that may be left out."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind

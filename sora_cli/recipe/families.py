@@ -1,7 +1,8 @@
-"""What can be set on each task family. Importable without numpy or torch, so recipes check early.
+"""Task families: their options, their scores, the columns they need, and the list of them.
 
-`COLUMNS` of a class are the parts its rows have, with the names that data sets usually give them.
-`METRICS` are the scores a family computes itself; other names are the Hub's, where it takes those.
+Nothing here imports numpy or torch, so recipes are checked early. `COLUMNS` of a class are the
+parts that its rows have, with the names that data sets usually give them. `METRICS` are the scores
+that a family computes itself; other names are metrics of the Hub, if the family takes those.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ def _greater(values: dict[str, Any]) -> bool:
 
 
 class TaskOptions(Block):
-    """What every family has: scores, and which of them chooses the checkpoint."""
+    """Options of every family: its scores, and which of them chooses the checkpoint."""
 
     METRICS: ClassVar[tuple[str, ...]] = ()
     TEXT_METRICS: ClassVar[tuple[str, ...]] = ()
-    """Those of them that need texts generated."""
+    """Those metrics that need texts generated."""
     FROM_THE_HUB: ClassVar[bool] = False
-    """Whether other names are metrics of the Hub's own collection, whose code is then run."""
+    """True if other names are metrics of the Hub's own collection, whose code is then run."""
     COLUMNS: ClassVar[Columns] = {}
 
     metrics: SomeNames = _metrics("accuracy")
@@ -58,7 +59,7 @@ class TaskOptions(Block):
     @model_validator(mode="before")
     @classmethod
     def _unset(cls, values: Any) -> Any:
-        """`metrics: null` is what earlier versions wrote for the family's own."""
+        """Read `metrics: null`, which earlier versions wrote for the family's own."""
         if isinstance(values, Mapping) and values.get("metrics", ()) is None:
             return {key: value for key, value in values.items() if key != "metrics"}
         return values
@@ -189,7 +190,7 @@ class TokenClassificationOptions(TaskOptions):
 
 
 class MultipleChoiceOptions(TaskOptions):
-    """Which of several texts fits?"""
+    """One of several texts, the one that fits."""
 
     METRICS = _CLASSES
     COLUMNS: ClassVar[Columns] = {
@@ -252,12 +253,12 @@ def implementation(name: str) -> str:
 
 
 def unknown_task(name: str) -> SoraError:
-    """No such family; the message names the nearest."""
+    """Make the error for a family that does not exist; the message names the nearest."""
     return SoraError(f"unknown task '{name}'; {did_you_mean(name, FAMILIES)}", key="task.name")
 
 
 def options_class(name: str) -> type[TaskOptions]:
-    """What can be set on a family.
+    """Return the options class of a family.
 
     Raises:
         SoraError: no such family.
@@ -268,13 +269,13 @@ def options_class(name: str) -> type[TaskOptions]:
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is one of ours that papers print times 100: all but losses."""
+    """Tell whether a metric is one of ours that papers print times 100: all but losses."""
     known = (options.METRICS for _, options in FAMILIES.values())
     return any(metric in names for names in known) and metric not in SMALLER_IS_BETTER
 
 
 def main_metric(names: Sequence[str], best: str | None) -> str:
-    """The metric that chooses checkpoints: the first, or `best`.
+    """Return the metric that chooses checkpoints: `best`, or else the first.
 
     Raises:
         SoraError: `best` is not among them.
@@ -289,7 +290,7 @@ def main_metric(names: Sequence[str], best: str | None) -> str:
 
 
 def check_columns(name: str, columns: Mapping[str, str]) -> None:
-    """`data.columns` may name the parts that rows of a family have, and no others.
+    """Check that `data.columns` names only parts that the family's rows have.
 
     Raises:
         SoraError: it names another; the message says which there are.

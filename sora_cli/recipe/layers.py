@@ -23,7 +23,7 @@ COMMAND_LINE = "command line"
 
 
 def file_layers(path: Path) -> list[Tree]:
-    """A recipe file's layers, what it extends first.
+    """Return a recipe file's layers, starting with those it extends.
 
     Raises:
         SoraError: a file is missing or unreadable, or the chain is a cycle.
@@ -32,12 +32,12 @@ def file_layers(path: Path) -> list[Tree]:
 
 
 def extended_files(path: Path) -> list[Path]:
-    """A recipe file and all it extends, directly or not."""
+    """Return a recipe file and all it extends, directly or not."""
     return [file for file, _ in _file_layers(path, None, ())]
 
 
 def override_layer(overrides: Sequence[str]) -> Tree:
-    """One layer made of `block.key=value` words; the last of two for one key wins.
+    """Make one layer of `block.key=value` words; of two for one key the last one wins.
 
     Raises:
         SoraError: a word that is no override, or a value that cannot be read.
@@ -63,7 +63,7 @@ def override_layer(overrides: Sequence[str]) -> Tree:
 
 
 def _check_text(text: str) -> None:
-    """Bytes that are no UTF-8 reach a program as halves of surrogate pairs."""
+    """Refuse text that is not UTF-8: its bytes reach a program as halves of surrogate pairs."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -71,7 +71,7 @@ def _check_text(text: str) -> None:
 
 
 def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
-    """All layers as one, and notes on options dropped with a replaced method or task."""
+    """Return all layers as one, and notes on options dropped with a replaced method or task."""
     result = Tree()
     notes: list[str] = []
     for layer in layers:
@@ -81,7 +81,7 @@ def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
 
 
 def merge(base: Tree, over: Tree) -> None:
-    """Put `over` on `base`, in place; mappings merge, all else replaces.
+    """Put `over` on `base`, in place; mappings merge, everything else replaces.
 
     An empty mapping inside a block replaces, too: `data.columns={}` takes back what others named.
     """
@@ -106,7 +106,7 @@ def _merge_values(
 
 
 def _copied(value: Any) -> Any:
-    """Mappings copied, since they are changed in place later."""
+    """Copy mappings, since they are changed in place later."""
     return {k: _copied(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
@@ -199,7 +199,7 @@ def _drop_from(block: str, below: Tree, above: Tree) -> list[str]:
 
 
 def _options(block: str, name: Any) -> set[str] | None:
-    """Option names of a method or task family; None where there is no such one."""
+    """Return the option names of a method or task family; None if it does not exist."""
     try:
         return set(OPEN_BLOCKS[block].options(str(name)).model_fields)
     except (MethodError, SoraError, ImportError, AttributeError):

@@ -1,4 +1,4 @@
-"""The recipes that come with the tool: where they are, what they are called."""
+"""The recipes and sweeps that come with the tool: their folder and their names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NO_RUNS = ("base", _SWEEPS)  # folders of parts that recipes extend, and of swe
 
 
 def recipes_dir() -> Path:
-    """The folder of packaged recipes: inside the installed package, beside it in a checkout."""
+    """Return the folder of recipes: inside the installed package, or beside it in a checkout."""
     installed = PACKAGE / "recipes"
     return installed if installed.is_dir() else PACKAGE.parent / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Names such as 'rte' and 'official/rte', without what they are built on, and sweeps."""
+    """Return names such as 'rte' and 'official/rte', without base recipes and sweeps."""
     root = recipes_dir()
     files = (path.relative_to(root) for path in root.rglob("*.yaml"))
     names = (file.with_suffix("").as_posix() for file in files if file.parts[0] not in _NO_RUNS)
@@ -30,19 +30,19 @@ def recipe_names() -> list[str]:
 
 
 def sweep_files() -> list[Path]:
-    """The packaged sweeps."""
+    """Return the files of the packaged sweeps."""
     return sorted((recipes_dir() / _SWEEPS).rglob("*.yaml"))
 
 
 def sweep_names() -> list[str]:
-    """Names such as 'glue' and 'cpu/glue'."""
+    """Return names such as 'glue' and 'cpu/glue'."""
     root = recipes_dir() / _SWEEPS
     names = (path.relative_to(root).with_suffix("").as_posix() for path in sweep_files())
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
 def find_sweep(reference: str | Path) -> Path:
-    """A sweep's file: a path, or the name of a packaged sweep.
+    """Return a sweep's file, from a path or the name of a packaged sweep.
 
     Raises:
         SoraError: neither; the message names the nearest.
@@ -60,7 +60,7 @@ def find_sweep(reference: str | Path) -> Path:
 
 
 def packaged_recipe(name: str) -> Path | None:
-    """The file of a packaged recipe by its name, with or without 'recipes/' and '.yaml'."""
+    """Return a packaged recipe's file by its name, with or without 'recipes/' and '.yaml'."""
     stem = name.removeprefix("recipes/").removesuffix(".yaml").removesuffix(".yml")
     path = recipes_dir() / f"{stem}.yaml"
     inside = path.resolve().is_relative_to(recipes_dir().resolve())
@@ -68,7 +68,7 @@ def packaged_recipe(name: str) -> Path | None:
 
 
 def find_recipe(reference: str | Path) -> Path:
-    """A recipe's file: a path, or the name of a packaged recipe.
+    """Return a recipe's file, from a path or the name of a packaged recipe.
 
     Raises:
         SoraError: neither; the message names the nearest.
@@ -85,7 +85,7 @@ def find_recipe(reference: str | Path) -> Path:
 
 
 def recipe_title(path: Path) -> str:
-    """The first line of a recipe's header comment."""
+    """Return the first line of a recipe's header comment."""
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.lstrip("# ").strip()
         if line.startswith("#") and text and not text.startswith("yaml-language-server"):

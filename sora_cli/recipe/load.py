@@ -35,7 +35,7 @@ DEFAULT = Origin("default")
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A valid recipe and where each of its values comes from.
+    """A valid recipe and the origin of each of its values.
 
     Attributes:
         recipe: the validated blocks.
@@ -58,21 +58,21 @@ class LoadedRecipe:
 
     @property
     def output_dir(self) -> Path:
-        """`output.dir`, or runs/<recipe>-<method>-s<seed>."""
+        """The directory for results: `output.dir`, or runs/<recipe>-<method>-s<seed>."""
         r = self.recipe
         default = f"runs/{self.name}-{r.method.name}-s{r.training.seed}"
         return Path(r.output.dir or default).expanduser()
 
     def resolved(self) -> dict[str, Any]:
-        """Every value as plain JSON-able data, with defaults and the method's own options."""
+        """Return every value as plain data, with defaults and the method's own options."""
         return self.recipe.resolved()
 
     def origin(self, *path: str) -> Origin:
-        """Where a value comes from; "default" if nothing set it."""
+        """Return where a value comes from; "default" if nothing set it."""
         return self.origins.get(path, DEFAULT)
 
     def values(self) -> Iterator[tuple[str, Any, Origin]]:
-        """Dotted key, value, origin of every value, in order: for dry runs."""
+        """Yield dotted key, value and origin of every value, in order: for dry runs."""
         for path, value in flat(self.resolved()):
             yield ".".join(path), value, self.origin(*path)
 
@@ -115,7 +115,7 @@ def _validated(tree: Tree, file: str) -> Recipe:
 
 
 def _option_errors(block: str, given: Mapping[str, Any], tree: Tree) -> list[ValidationError]:
-    """What is wrong with the options of the method, or of the task."""
+    """Return the errors in the options of the method, or of the task."""
     name, known = given["name"], OPEN_BLOCKS[block]
     if name not in known.names():
         raise unknown_name(block, tree)
@@ -130,7 +130,7 @@ def _option_errors(block: str, given: Mapping[str, Any], tree: Tree) -> list[Val
 
 
 def _no_truth_values_as_numbers(recipe: Recipe, tree: Tree) -> None:
-    """Pydantic takes true for 1; a person who wrote it meant something else."""
+    """Refuse true where a number belongs: pydantic takes it for 1."""
     blocks = {
         **recipe.model_dump(),
         "task": recipe.task.options.model_dump(),

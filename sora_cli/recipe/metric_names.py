@@ -1,9 +1,9 @@
-"""Which metrics there are, and which names may be looked up: told without importing any.
+"""Names of metrics: those a task family has, and those that may be looked up on the Hub.
 
-`evaluate` takes a name for a path first, and runs what lies there. Other people's metrics on the
-Hub ("user/name") are code of anybody's. So a name here is one of the task family's own, or, where
-predictions are one number a row, one word: a metric of the Hub's own collection, which Hugging Face
-keeps.
+`evaluate` takes a name for a path first, and runs what is there. Metrics that users publish on the
+Hub ("user/name") are code that anybody may have written. So a name here is one of the task family's
+own or, for families that predict one number a row, one word: a metric of the Hub's own collection,
+which Hugging Face maintains. Nothing here imports a metric.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _ONE_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def check_metric(name: str, known: Sequence[str], *, from_hub: bool) -> None:
-    """Look at a metric's name, as far as that is possible without the Hub.
+    """Check a metric's name, as far as that is possible without the Hub.
 
     Args:
         known: the task family's own.
         from_hub: whether others may be asked for.
 
     Raises:
-        SoraError: it is a path, somebody's own metric, none of the family's where it takes no
+        SoraError: it is a path, a user's own metric, none of the family's where it takes no
             others, or something here would be run in its place.
     """
     if name in known:
@@ -41,7 +41,7 @@ def check_metric(name: str, known: Sequence[str], *, from_hub: bool) -> None:
         )
     if not _ONE_WORD.fullmatch(name):
         raise SoraError(
-            f"metric '{name[:80]}' is not run: it is code of somebody's own",
+            f"metric '{name[:80]}' is not run: it is a user's own code",
             where=built_in(known),
             hint="or the name of a metric in the Hub's own collection, such as mcc",
             key="task.metrics",
@@ -56,12 +56,12 @@ def check_metric(name: str, known: Sequence[str], *, from_hub: bool) -> None:
 
 
 def from_the_hub(options: TaskOptions) -> list[str]:
-    """Those of a task's metrics whose code comes from the Hub."""
+    """Return those of a task's metrics whose code comes from the Hub."""
     return [name for name in options.metrics if name not in options.METRICS]
 
 
 def built_in(known: Sequence[str]) -> str:
-    """All that need no code of others."""
+    """List the metrics that need no code from elsewhere."""
     return f"built-in: {', '.join(known)}"
 
 

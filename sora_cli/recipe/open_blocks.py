@@ -14,7 +14,7 @@ from sora_cli.recipe.families import options_class, task_names
 
 @dataclass(frozen=True)
 class OpenBlock:
-    """Which names a block may have, and the pydantic class of a name's options."""
+    """The names that a block may have, and the pydantic class of a name's options."""
 
     names: Callable[[], list[str]]
     options: Callable[[str], type[BaseModel]]
@@ -27,7 +27,7 @@ OPEN_BLOCKS = {
 
 
 def options_of(block: str, values: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The options of what a recipe's values name in a block; None where that is not known."""
+    """Return the options class of the name that a block has; None if that is not known."""
     given = values.get(block)
     name = given.get("name") if isinstance(given, Mapping) else None
     known = OPEN_BLOCKS[block]

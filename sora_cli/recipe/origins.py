@@ -1,4 +1,4 @@
-"""Where a recipe's keys were set, for the errors that come up only while it is carried out."""
+"""The places where a recipe's keys were set, for errors that arise only while it is run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sora_cli.core.errors import SoraError
 
 
 class Placed(BaseModel):
-    """A recipe that knows where each of its keys was set; no part of its values."""
+    """A recipe that knows where each of its keys was set; the places are no part of its values."""
 
     _places: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     def set_places(self, places: Mapping[str, str]) -> None:
-        """Tell where keys were set: "training.epochs" -> "rte.yaml:12"."""
+        """Store where keys were set: "training.epochs" -> "rte.yaml:12"."""
         self._places = places
 
     def place(self, key: str) -> str | None:
-        """Where a key was set, else where the block around it starts; None: in no file."""
+        """Return where a key was set, else where the block around it starts; None: in no file."""
         parts = key.split(".")
         keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
         return next((self._places[key] for key in keys if key in self._places), None)

@@ -60,7 +60,7 @@ def _imported(name: str, full: Path, path: Path) -> ModuleType:
 
 
 def _line(error: BaseException, full: Path, path: Path) -> str:
-    """The innermost line of the user's file that the error passed through."""
+    """Return the innermost line of the user's file that the error passed through."""
     if isinstance(error, SyntaxError) and error.filename == str(full):
         return f"{path}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,7 +1,7 @@
-"""The recipe: what one run is made of. A pydantic model per block; unknown keys are errors.
+"""The recipe of a run: a pydantic model per block; unknown keys are errors.
 
-Reading files, `extends:`, overrides and line numbers is in `recipe_file`; this module imports
-neither torch nor transformers.
+`recipe.load` reads files, `extends:` and overrides. This module imports neither torch nor
+transformers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ModelBlock(Block):
 
 
 class TaskBlock(BaseModel):
-    """What is learned and how it is scored: `name`, and the options of that task family."""
+    """The task to learn and its scores: `name`, and the options of that task family."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -54,8 +54,24 @@ class TaskBlock(BaseModel):
         return options_class(self.name)(**(self.model_extra or {}))
 
 
+class MethodBlock(BaseModel):
+    """`name` plus the options of that method's own configuration class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        description=f"{', '.join(builtin_names())} (sora methods describes them), or a registered "
+        "method"
+    )
+
+    @property
+    def config(self) -> MethodOptions:
+        """The typed options, validated by the method's configuration class."""
+        return config_class(self.name)(**(self.model_extra or {}))
+
+
 class DataBlock(Block):
-    """Where rows come from and which columns count."""
+    """The rows: where they come from, and which columns count."""
 
     path: Text = Field(
         description="Hub id, local data-set directory, or builtin://NAME; unset if files are given",
@@ -182,20 +198,20 @@ class TrainingBlock(Block):
     workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches")
 
     def steps_per_epoch(self, rows: int) -> int:
-        """Optimiser steps of one pass over so many training rows."""
+        """Return the optimiser steps of one pass over so many training rows."""
         return max(-(-rows // self.batch_size), 1)
 
     def total_steps(self, rows: int) -> int:
-        """Optimiser steps of the run on so many training rows."""
+        """Return the optimiser steps of the run on so many training rows."""
         return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
 
     def choice(self, rule: str) -> str:
-        """How the checkpoint is chosen; `rule` says on which rows, if any are asked."""
+        """Say how the checkpoint is chosen; `rule` says on which rows, if there is a choice."""
         asked = self.evaluate != "no" and (self.keep_best or self.early_stopping is not None)
         return rule if asked else "no checkpoint is chosen: the last step's weights are scored"
 
     def _next_batch_size(self) -> int:
-        """The smallest above `batch_size` that splits into micro-batches."""
+        """Return the smallest size from `batch_size` up that splits into micro-batches."""
         return -(-self.batch_size // self.gradient_accumulation) * self.gradient_accumulation
 
     @model_validator(mode="after")
@@ -213,7 +229,7 @@ class TrainingBlock(Block):
 
 
 class OutputBlock(Block):
-    """Where results go."""
+    """The place where results go."""
 
     dir: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="output directory; unset: runs/<recipe>-<method>-s<seed>"
@@ -229,7 +245,7 @@ class OutputBlock(Block):
 
 
 class PaperBlock(Block):
-    """What a paper prints for this task, for `sora compare --paper`."""
+    """Values that a paper prints for this task, for `sora compare --paper`."""
 
     source: str = Field(description="authors, year, arXiv number, table")
     model: str = Field(description="base model the values hold for, as in model.path")
@@ -240,7 +256,7 @@ class PaperBlock(Block):
 
 
 class ResourcesBlock(Block):
-    """What `sora sweep` gives the run; `sora train` takes what there is."""
+    """The share of the machine that `sora sweep` gives the run; `sora train` takes all there is."""
 
     cpus: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="threads; unset: the machine's, divided among the runs at work"
@@ -264,7 +280,7 @@ class Recipe(Placed, Block):
     output: OutputBlock = OutputBlock.model_validate({})
 
     def resolved(self) -> dict[str, Any]:
-        """Every value as plain JSON-able data, with defaults and the method's own options."""
+        """Return every value as plain data, with defaults and the method's own options."""
         blocks: dict[str, Any] = self.model_dump(mode="json")
         method, task = self.method, self.task
         return {
@@ -272,22 +288,3 @@ class Recipe(Placed, Block):
             "task": {"name": task.name, **task.options.model_dump(mode="json")},
             "method": {"name": method.name, **method.config.model_dump(mode="json")},
         }
-
-
-class MethodBlock(BaseModel):
-    """`name` plus the options of that method's own configuration class."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = Field(
-        description=f"{', '.join(builtin_names())} (sora methods describes them), or a registered "
-        "method"
-    )
-
-    @property
-    def config(self) -> MethodOptions:
-        """The typed options, validated by the method's configuration class."""
-        return config_class(self.name)(**(self.model_extra or {}))
-
-
-Recipe.model_rebuild()

@@ -26,7 +26,7 @@ class Schedule(Block):
     )
 
     def stage_values(self) -> list[Any]:
-        """One value per stage, in order."""
+        """Return one value per stage, in order."""
         if self.values is not None:
             return list(self.values)
         assert self.kind != "list"

@@ -1,4 +1,4 @@
-"""What the recipe's blocks are made of: their strict base and the types of their values."""
+"""The strict base class of the recipe's blocks, and the types of their values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SomeNames = Annotated[
 ]
 """At least one."""
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""Of every generator involved; NumPy's takes 32 bits, and stages of a path add to it."""
+"""Seed of every generator; NumPy's takes 32 bits, and stages of a path add to it."""
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """Rows or steps."""
 

@@ -36,7 +36,7 @@ _SCALARS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value comes from.
+    """The place that a value comes from.
 
     Attributes:
         file: a file as shown to people, or "command line" or "default".
@@ -53,7 +53,7 @@ class Origin:
 
     @property
     def place(self) -> str:
-        """For error messages: also names the override."""
+        """The place as error messages show it: it also names the override."""
         return f"{self}: {self.text}" if self.text else str(self)
 
 
@@ -70,20 +70,20 @@ _ADVICE = {
     "another document": "one file holds one recipe: take out the line '---'",
     "mapping values are not allowed": "put text with a colon in quotes",
 }
-"""What to do about a parser's complaint, by a part of it."""
+"""Advice on an error of the parser, by a part of its message."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves plain scalars as YAML 1.2 does."""
+    """A loader that resolves plain scalars as YAML 1.2 does."""
 
 
-_Loader.yaml_implicit_resolvers = {}
+_Loader.yaml_implicit_resolvers = {}  # of its own: the inherited dict is SafeLoader's, too
 for _name, _pattern in _SCALARS:
     _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$"), None)
 
 
 def parse_file(content: bytes, file: str) -> Tree:
-    """The mapping in a YAML file.
+    """Return the mapping in a YAML file.
 
     Args:
         content: the file's bytes.
@@ -103,7 +103,7 @@ def parse_file(content: bytes, file: str) -> Tree:
 
 
 def parse_value(text: str) -> Any:
-    """A value typed on the command line: a YAML list, mapping or quoted text, or a plain scalar.
+    """Read a value of the command line: a YAML list, mapping or quoted text, or a plain scalar.
 
     Raises:
         SoraError: it starts as a list, mapping or quotation and does not end as one.
@@ -148,7 +148,7 @@ def _compose(text: str, file: str) -> Any:
 
 
 class _Builder:
-    """Turns composed nodes into plain values and notes where each came from."""
+    """The step from composed nodes to plain values; it notes where each value came from."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -208,7 +208,7 @@ class _Builder:
             return _fail(f"'{text[:40]}' {what}", self._origin(node), hint=hint, cause=error)
 
     def _text(self, node: ScalarNode) -> str:
-        """The text of a scalar; "\\ud83d\\ude00" is one character, as it is in JSON."""
+        """Return the text of a scalar; two escaped surrogates are one character, as in JSON."""
         try:
             text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:

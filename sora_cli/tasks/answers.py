@@ -1,4 +1,4 @@
-"""Questions, contexts and answers of raw rows, and where in a context an answer stands.
+"""Questions, contexts and answers of raw rows, and the place of an answer in its context.
 
 Answers are SQuAD's texts with places ({text: [...], answer_start: [...]}, or one such mapping for
 each answer), or texts alone (ReCoRD), of which the first occurrence counts.
@@ -32,12 +32,12 @@ class Answers:
 
     @property
     def usable(self) -> bool:
-        """Whether it can be learned: it stands in its context, or is known to stand nowhere."""
+        """True if it can be learned: it stands in its context, or is known to stand nowhere."""
         return self.place is not None or not self.texts
 
 
 def read_texts(rows: Dataset, column: str, part: str) -> list[str]:
-    """A column's texts.
+    """Return a column's texts.
 
     Raises:
         SoraError: a row without one; it says which.
@@ -54,7 +54,7 @@ def read_texts(rows: Dataset, column: str, part: str) -> list[str]:
 def read_answers(
     rows: Dataset, column: str, contexts: Sequence[str], *, unanswerable: bool
 ) -> list[Answers]:
-    """The answers of each row.
+    """Return the answers of each row.
 
     Args:
         contexts: (rows,) texts they should stand in.
@@ -83,7 +83,7 @@ def read_answers(
 
 
 def _pairs(value: Any) -> list[tuple[str, int | None]] | None:
-    """Texts and where they begin, if that is told; None where it is something else."""
+    """Return texts and, if known, where they begin; None if the value is something else."""
     if isinstance(value, str):
         value = [value]
     if isinstance(value, Mapping):
@@ -103,7 +103,7 @@ def _pairs(value: Any) -> list[tuple[str, int | None]] | None:
 
 
 def _place(text: str, start: int | None, context: str) -> tuple[int, int] | None:
-    """Where a text stands in a context: the place told, or else the nearest to it."""
+    """Return where a text stands in a context: at the place given, or else the nearest to it."""
     text = text.strip()
     if start is not None and context.startswith(text, start):
         return start, start + len(text)

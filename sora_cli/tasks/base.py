@@ -39,20 +39,20 @@ class Encoded:
 
     @property
     def raw(self) -> Dataset:
-        """The examples of a family that has some."""
+        """The examples, for families that have some."""
         assert self.examples is not None
         return self.examples
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of encoded rows.
+    """A model's outputs on encoded rows.
 
     Attributes:
         outputs: (rows, ...) what `Task.kept` kept of its outputs, in the data set's order.
-        labels: (rows,) where each row has one label; else None.
-        rows: what it was asked.
-        texts: what it wrote, one text for each example; None where nothing was to be written.
+        labels: (rows,) if each row has one label, else None.
+        rows: the rows the model was given.
+        texts: what it wrote, one text for each example; None if nothing was to be written.
     """
 
     outputs: np.ndarray
@@ -83,11 +83,11 @@ class Task(ABC):
     processor_class: ClassVar[str] = "AutoTokenizer"
     """transformers' Auto class of what makes the model's inputs from raw rows."""
     unscored_inputs: ClassVar[tuple[str, ...]] = ()
-    """What of a batch the model is not given when it is scored."""
+    """Names in a batch that the model is not given when it is scored."""
     one_label: ClassVar[bool] = True
-    """Whether each encoded row has a single label."""
+    """True if each encoded row has a single label."""
     trains_head: ClassVar[bool] = True
-    """Whether the model's output head is new and trained in full."""
+    """True if the model's output head is new and trained in full."""
     input_columns: tuple[str, ...]
     """Columns of the raw rows that the model's input is made of; known once bound."""
     label_column: str | None
@@ -113,7 +113,7 @@ class Task(ABC):
         """
 
     def model_options(self) -> dict[str, Any]:
-        """Configuration values of the head, such as num_labels and id2label."""
+        """Return configuration values of the head, such as num_labels and id2label."""
         return {}
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
@@ -127,10 +127,10 @@ class Task(ABC):
 
     @abstractmethod
     def collator(self, processor: Any) -> Any:
-        """What pads a list of rows into a batch."""
+        """Return the function that pads a list of rows into a batch."""
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
-        """Number of items the model's loss on this batch is the mean over."""
+        """Return the number of items that the model's loss on this batch is the mean of."""
         return len(batch["labels"])
 
     def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -138,28 +138,31 @@ class Task(ABC):
         return {name: value for name, value in batch.items() if name not in self.unscored_inputs}
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        """(rows, ...) what scores are computed from; rows of other batches may be longer (-100)."""
+        """Return what scores need of the outputs, (rows, ...).
+
+        Rows of other batches may be longer; the shorter ones are then padded with -100.
+        """
         kept: Tensor = outputs["logits"]
         return kept
 
     @abstractmethod
     def loss(self, predictions: Predictions) -> float:
-        """The exact mean loss over a whole split, from the model's outputs."""
+        """Return the exact mean loss over a whole split, from the model's outputs."""
 
     @abstractmethod
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """The recipe's metrics on a split; those of texts only where texts were written."""
+        """Return the recipe's metrics on a split; those of texts only if texts were written."""
 
     def scores(self, predictions: Predictions) -> dict[str, float]:
-        """The metrics of a split, and its exact loss."""
+        """Return the metrics of a split, and its exact loss."""
         return {**self.metrics(predictions), "loss": self.loss(predictions)}
 
     def write(self, model: Any, processor: Any, examples: Dataset) -> list[str] | None:
-        """What the model writes for each example; None: the family writes nothing."""
+        """Let the model write a text for each example; None if the family writes nothing."""
         return None
 
     def needs_texts(self, metrics: Sequence[str]) -> bool:
-        """Whether some of these metrics need texts written."""
+        """Tell whether some of these metrics need texts written."""
         return any(name in self.options.TEXT_METRICS for name in metrics)
 
     def labels(self, rows: Encoded) -> np.ndarray | None:
@@ -167,11 +170,11 @@ class Task(ABC):
         return np.asarray(rows.dataset["labels"][:]) if self.one_label else None
 
     def answers(self, predictions: Predictions) -> np.ndarray | None:
-        """(rows,) what the outputs say: the number of a class, or a number; None: neither."""
+        """Return each row's class number, or number, (rows,), from the outputs; None: neither."""
         return None
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """What else a person should hear of the encoded rows.
+        """Return further remarks on the encoded rows, for a person to read.
 
         Args:
             parts: by name: "train", and those that are scored.
@@ -180,15 +183,15 @@ class Task(ABC):
 
     @abstractmethod
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        """One record per raw row for `sora eval --predictions`."""
+        """Return one record per raw row, for `sora eval --predictions`."""
 
     @property
     def label_names(self) -> list[str] | None:
-        """Names of the classes in label order; None where there are none."""
+        """Names of the classes in label order; None if there are none."""
         return None
 
     def find_columns(self, columns: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
-        """The columns that play these parts: `data.columns`, else those with a usual name.
+        """Return the columns that play these parts: `data.columns`, else those with a usual name.
 
         Raises:
             SoraError: a column that was named is not there. A part without a column is left out.
@@ -208,7 +211,7 @@ class Task(ABC):
         return found
 
     def require_columns(self, columns: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
-        """Like `find_columns`, where each part must have one.
+        """Return the same as `find_columns`, where each part must have a column.
 
         Raises:
             SoraError: a part without a column; it says which there are.

@@ -1,6 +1,7 @@
 """Causal language models: instructions and answers, chats, or plain text.
 
-What is tried out on a decoder before it is trained: that it reads in one direction only.
+A decoder is tried before it is trained: it must read in one direction only, and keep packed rows
+apart.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FORMS = (("messages",), ("instruction", "input", "output"), ("text",))
 
 
 class CausalLm(Writing):
-    """The next token; of instructions and chats only the answers are learned."""
+    """Prediction of the next token; of instructions and chats only the answers are learned."""
 
     peft_type = "CAUSAL_LM"
     model_class = "AutoModelForCausalLM"
@@ -104,7 +105,7 @@ class CausalLm(Writing):
         )
 
     def _find_form(self, columns: list[str]) -> dict[str, str]:
-        """Columns by part, of the first form of rows that has all it needs."""
+        """Return columns by part, of the first form of rows that has all it needs."""
         named = set(self.data.columns)
         forms = sorted(_FORMS, key=lambda form: not named & set(form))
         for form in forms:
@@ -120,13 +121,13 @@ class CausalLm(Writing):
 
     def _dialogue(self, row: Mapping[str, Any], number: int, tokenizer: Any) -> Dialogue:
         try:
-            return self._made(row, tokenizer)
+            return self._build_dialogue(row, tokenizer)
         except SoraError as error:
             place = f"row {number} {COUNTED}"
             error.where = f"{place}; {error.where}" if error.where else place
             raise
 
-    def _made(self, row: Mapping[str, Any], tokenizer: Any) -> Dialogue:
+    def _build_dialogue(self, row: Mapping[str, Any], tokenizer: Any) -> Dialogue:
         columns, prompt, system = self._columns, self.options.prompt, self.options.system
         if "text" in columns:
             return Dialogue(((row[columns["text"]], True),), "")
@@ -162,7 +163,7 @@ _EXACT, _HALF = 1e-4, 0.03  # differences allowed, of the largest logit: in 32 b
 
 @torch.no_grad()
 def check_causal(model: Any, name: str) -> None:
-    """Later tokens must not change what is predicted before them: else a loss says nothing.
+    """Check that later tokens do not change earlier predictions: else the loss means nothing.
 
     Raises:
         SoraError: they do, as in models that were made to fill gaps.
@@ -171,7 +172,7 @@ def check_causal(model: Any, name: str) -> None:
     changed = ids.clone()
     changed[:, _FIRST:] = ids[:, _FIRST:].flip(1)
     before, after = (_logits(model, x)[:, :_FIRST] for x in (ids, changed))
-    if not _same(model, before, after):
+    if not _nearly_equal(model, before, after):
         raise SoraError(
             f"model '{name}' reads text in both directions: it is no causal language model",
             hint="name a decoder (GPT-2, Llama, ...) as model.path, or another task.name",
@@ -181,7 +182,7 @@ def check_causal(model: Any, name: str) -> None:
 
 @torch.no_grad()
 def check_packing(model: Any) -> None:
-    """A packed row must give what it gives alone.
+    """Check that a packed row gives what it gives alone.
 
     Raises:
         SoraError: it does not.
@@ -189,7 +190,7 @@ def check_packing(model: Any) -> None:
     ids = _ids(model, _FIRST + _SECOND)
     positions = torch.cat([torch.arange(_FIRST), torch.arange(_SECOND)])[None].to(ids.device)
     together = _logits(model, ids, position_ids=positions)[:, _FIRST:]
-    if not _same(model, together, _logits(model, ids[:, _FIRST:])):
+    if not _nearly_equal(model, together, _logits(model, ids[:, _FIRST:])):
         raise SoraError(
             f"packing: a {model.config.model_type} model mixes the rows that are packed together",
             hint="task.packing=false",
@@ -213,6 +214,6 @@ def _logits(model: Any, ids: Tensor, **more: Tensor) -> Tensor:
     return logits
 
 
-def _same(model: Any, a: Tensor, b: Tensor) -> bool:
+def _nearly_equal(model: Any, a: Tensor, b: Tensor) -> bool:
     tolerance = _EXACT if torch.finfo(model.dtype).bits >= 32 else _HALF
     return bool((a - b).abs().max() <= tolerance * b.abs().max())

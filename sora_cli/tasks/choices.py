@@ -1,4 +1,4 @@
-"""From rows to a context, the texts to choose from, and the place of the right one.
+"""Rows of multiple choice: a context, the texts to choose from, and the place of the right one.
 
 The choices stand in columns of their own (`choice1`, `choice2`; `ending0` to `ending3`), in one
 column of lists, or in one of texts with keys (ARC: `{text: [...], label: [A, B, C, D]}`).
@@ -24,7 +24,7 @@ _KEY = "data.text_columns"
 
 @dataclass(frozen=True)
 class Form:
-    """Where a row's texts stand.
+    """The places of a row's texts.
 
     Attributes:
         context: column or template of what is read before each choice; None: nothing is.
@@ -37,7 +37,7 @@ class Form:
     choices: tuple[str, ...]
 
     def columns(self, there: Sequence[str]) -> tuple[str, ...]:
-        """The columns it names, each once."""
+        """Return the columns it names, each once."""
         entries = [entry for entry in (self.context, self.lead, *self.choices) if entry is not None]
         return tuple(dict.fromkeys(c for entry in entries for c in columns_in(entry, there)))
 
@@ -64,7 +64,7 @@ class Choices:
         return len(self.texts[0])
 
     def pairs(self) -> Dataset:
-        """(rows * choices) what the tokenizer gets, a row's choices one after the other."""
+        """Return what the tokenizer gets, (rows * choices), a row's choices one after the other."""
         leads = [""] * len(self.texts) if self.lead is None else [f"{lead} " for lead in self.lead]
         columns = {
             "choice": [f"{a}{b}" for a, row in zip(leads, self.texts, strict=True) for b in row]
@@ -78,7 +78,7 @@ class Choices:
 def find_form(
     columns: Sequence[str], parts: Mapping[str, str], entries: Sequence[str] | None
 ) -> Form:
-    """Where the texts of rows with these columns stand.
+    """Find where the texts of rows with these columns stand.
 
     Args:
         parts: columns by the part they play: context, question, choices.
@@ -93,7 +93,7 @@ def find_form(
     first, lead = (context, question) if context is not None else (question, None)
     if "choices" in parts:
         return Form(first, lead, (parts["choices"],))
-    numbered = _numbered(columns)
+    numbered = _numbered_columns(columns)
     if len(numbered) < 2:
         raise SoraError(
             f"no choices found among the columns {', '.join(columns)}",
@@ -105,7 +105,7 @@ def find_form(
 
 
 def read_choices(rows: Dataset, form: Form) -> Choices:
-    """The texts of rows.
+    """Read the texts of rows.
 
     Raises:
         SoraError: a column is missing, a text is, or rows have different numbers of choices.
@@ -118,14 +118,14 @@ def read_choices(rows: Dataset, form: Form) -> Choices:
         columns = [texts_of(rows, entry, key=_KEY) for entry in form.choices]
         return Choices(contexts, [list(row) for row in zip(*columns, strict=True)], None, lead)
     column = form.choices[0]
-    lists = [_listed(value, column, row) for row, value in enumerate(rows[column][:])]
+    lists = [_choice_list(value, column, row) for row, value in enumerate(rows[column][:])]
     _check_numbers([len(texts) for texts, _ in lists], column)
     keys = [own for _, own in lists if own is not None]
     return Choices(contexts, [texts for texts, _ in lists], keys or None, lead)
 
 
 def right_places(labels: Sequence[Any], choices: Choices, column: str) -> list[int]:
-    """(rows,) the places, from 0, of the choices that labels name.
+    """Return the places (rows,), from 0, of the choices that labels name.
 
     A label is a choice's key or text, its place, or the letter of its place.
 
@@ -162,8 +162,8 @@ def _own_form(columns: Sequence[str], entries: Sequence[str]) -> Form:
     return form
 
 
-def _numbered(columns: Sequence[str]) -> tuple[str, ...]:
-    """Columns whose names differ in a number or a letter, in its order."""
+def _numbered_columns(columns: Sequence[str]) -> tuple[str, ...]:
+    """Return columns whose names differ in a number or a letter, in its order."""
     found: dict[str, list[tuple[int, str, str]]] = {}
     for column in columns:
         if match := _NUMBERED.fullmatch(column):
@@ -173,8 +173,8 @@ def _numbered(columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for _, _, name in sorted(most))
 
 
-def _listed(value: Any, column: str, row: int) -> tuple[list[str], list[str] | None]:
-    """The texts in a row's list, and their keys, if they have some."""
+def _choice_list(value: Any, column: str, row: int) -> tuple[list[str], list[str] | None]:
+    """Return the texts in a row's list, and their keys, if they have some."""
     keys = None
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         value = {part: [item.get(part) for item in value] for part in ("text", "label")}
@@ -193,7 +193,7 @@ def _listed(value: Any, column: str, row: int) -> tuple[list[str], list[str] | N
 
 
 def _check_numbers(numbers: Sequence[int], column: str) -> None:
-    """A batch is a block: rows x choices x tokens."""
+    """Refuse rows with different numbers of choices: a batch is a block of rows x choices."""
     usual = int(np.bincount(numbers).argmax())
     row = next((row for row, number in enumerate(numbers) if number != usual), None)
     if row is not None:
@@ -217,7 +217,7 @@ def _place(label: Any, texts: Sequence[str], keys: Sequence[str] | None) -> int 
 
 
 def _number(label: str) -> int | None:
-    """'2' -> 2, 'C' -> 2."""
+    """Return the place that a text stands for: '2' -> 2, 'C' -> 2."""
     if label.isdecimal():
         return int(label)
     return ord(label.upper()) - ord("A") if re.fullmatch("[A-Za-z]", label) else None

@@ -1,4 +1,4 @@
-"""What families whose rows have one class each have in common: names, labels, loss and scores."""
+"""Rows of one class each: names of classes, labels, loss and scores, shared by several families."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 5  # values listed in an error
 
 
 def find_class_names(train: Dataset, data: DataBlock) -> list[str]:
-    """Names of the classes in label order: the data set's, the recipe's, or the labels' own.
+    """Return the classes' names in label order: the data set's, the recipe's, or the labels' own.
 
     Args:
         train: raw rows with the column `data.label_column`.
@@ -30,7 +30,7 @@ def find_class_names(train: Dataset, data: DataBlock) -> list[str]:
     column = data.label_column
     feature = train.features[column]
     if isinstance(feature, ClassLabel):
-        return _renamed(list(feature.names), data.label_names)
+        return _checked_names(list(feature.names), data.label_names)
     if data.label_names is not None:
         return data.label_names
     values = train[column][:]
@@ -45,7 +45,7 @@ def find_class_names(train: Dataset, data: DataBlock) -> list[str]:
 
 
 def class_options(names: Sequence[str]) -> dict[str, Any]:
-    """Configuration values of a head for these classes."""
+    """Return the configuration values of a head for these classes."""
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
@@ -54,7 +54,7 @@ def class_options(names: Sequence[str]) -> dict[str, Any]:
 
 
 def encode_classes(values: Sequence[Any], names: Sequence[str], *, column: str) -> list[int]:
-    """Numbers of classes, from their numbers or names.
+    """Return the numbers of classes, from their numbers or names.
 
     Raises:
         SoraError: labels that are none of the classes.
@@ -76,7 +76,7 @@ def encode_classes(values: Sequence[Any], names: Sequence[str], *, column: str) 
 
 
 def class_loss(predictions: Predictions) -> float:
-    """Mean cross-entropy of logits (rows, classes)."""
+    """Return the mean cross-entropy of logits (rows, classes)."""
     import torch
 
     logits = torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float64))
@@ -85,20 +85,20 @@ def class_loss(predictions: Predictions) -> float:
 
 
 def class_scores(scorer: Scorer, predictions: Predictions) -> dict[str, float]:
-    """Metrics of the classes with the largest logits."""
+    """Return the metrics of the classes with the largest logits."""
     outputs = predictions.outputs
     if not np.isfinite(outputs).all():
-        return scorer(outputs, predictions.known)  # the largest of NaNs is no prediction
+        return scorer(outputs, predictions.known)  # NaN scores: NaN logits predict no class
     return scorer(chosen_classes(predictions), predictions.known)
 
 
 def chosen_classes(predictions: Predictions) -> np.ndarray:
-    """(rows,) the classes with the largest logits."""
+    """Return the classes (rows,) with the largest logits."""
     return np.asarray(predictions.outputs.argmax(axis=-1))
 
 
 def class_records(predictions: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:
-    """One record per row: the class chosen, the row's own, and the logits."""
+    """Return one record per row: the class chosen, the row's own, and the logits."""
     chosen = chosen_classes(predictions)
     return [
         {"prediction": names[int(p)], "label": names[int(y)], "logits": [float(x) for x in row]}
@@ -107,11 +107,11 @@ def class_records(predictions: Predictions, names: Sequence[str]) -> list[dict[s
 
 
 class OneClass(Task):
-    """A family whose rows have one class each; what it reads is another's business."""
+    """A family whose rows have one class each, whatever it is that they hold."""
 
     scorer: Scorer
     _names: list[str]
-    """Of the classes, in label order; known once bound."""
+    """Names of the classes in label order; known once bound."""
 
     @property
     def label_names(self) -> list[str]:
@@ -132,7 +132,7 @@ def _is_index(value: Any, n: int) -> bool:
 
 
 def _check_labels(column: str, values: Iterable[Any]) -> None:
-    """Each row must have a label, a plain one."""
+    """Check that each row has a label, and a plain one."""
     for row, value in enumerate(values):
         if value is None or value != value:  # NaN
             raise row_error(f"column '{column}' has no label", row, key="data.label_column")
@@ -141,8 +141,8 @@ def _check_labels(column: str, values: Iterable[Any]) -> None:
             raise row_error(what, row, key="data.label_column")
 
 
-def _renamed(names: list[str], wanted: list[str] | None) -> list[str]:
-    """Names for the classes of a data set that has some itself: as many, and not in another order.
+def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
+    """Return other names for a data set's own classes: as many, and not in another order.
 
     Raises:
         SoraError: they would be other classes.
@@ -160,7 +160,7 @@ def _renamed(names: list[str], wanted: list[str] | None) -> list[str]:
 
 
 def _class_names(column: str, values: set[Any], rows: int) -> list[str]:
-    """The classes of a column of texts, or of numbers from 0."""
+    """Return the classes of a column of texts, or of numbers from 0."""
     shown = ", ".join(sorted(map(str, values))[:_SHOWN])
     if len(values) == 1:
         raise SoraError(

@@ -1,10 +1,9 @@
-"""Dialogues as token ids and labels: rows a causal language model is trained on, and prompts.
+"""Dialogues as token ids and labels: training rows of a causal language model, and prompts.
 
-Several short rows in one long one, each kept apart by positions that start again at 0.
-
-Rows are put where they leave the least room (best fit, the longest first), and never cut. Models
+Packing puts several short rows into a long one, each kept apart by positions that start again at 0.
+A row goes where it leaves the least room (best fit, the longest first), and is never cut. Models
 that make their attention mask from the positions (transformers' `create_causal_mask`) keep packed
-rows apart exactly; whether a model does is tried, see `decoder_checks`.
+rows apart exactly; `causal_lm.check_packing` tries whether a model does.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from sora_cli.tasks.prompts import Dialogue
 
 
 def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[Row]:
-    """Token ids of each dialogue and, as labels, those that are learned.
+    """Return the token ids of each dialogue and, as labels, those that are learned.
 
     A learned piece ends with the tokenizer's end-of-text token, if there is one.
     """
@@ -31,7 +30,7 @@ def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[Row]:
 
 
 def prompts_of(dialogues: Sequence[Dialogue], tokenizer: Any, *, limit: int) -> list[list[int]]:
-    """Token ids of what stands before each dialogue's last answer: at most the last `limit`."""
+    """Return the token ids before each dialogue's last answer: at most the last `limit`."""
     ids = iter(_ids_of([text for d in dialogues for text in d.prompt], tokenizer))
     prompts = []
     for dialogue in dialogues:
@@ -42,7 +41,7 @@ def prompts_of(dialogues: Sequence[Dialogue], tokenizer: Any, *, limit: int) -> 
 
 
 def cut(row: Row, limit: int) -> Row:
-    """A row of at most so many tokens: it loses the end of what is learned.
+    """Return a row of at most so many tokens: it loses the end of what is learned.
 
     A prompt that would leave less than half of the room to the answer loses its beginning first.
     """
@@ -57,7 +56,7 @@ def cut(row: Row, limit: int) -> Row:
 
 
 class Padding:
-    """Makes a batch of rows of `input_ids` and `labels`; of packed rows without a mask.
+    """The collator of rows of `input_ids` and `labels`; batches of packed rows have no mask.
 
     Padding of packed rows has the position 0 in every place, which keeps it apart from all else.
     """
@@ -98,7 +97,7 @@ def _ids_of(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _beginning(text: str, tokenizer: Any) -> list[int]:
-    """The token that the tokenizer puts before every text, if it does and the text has it not."""
+    """Return the token that the tokenizer puts before every text, if the text does not have it."""
     first = tokenizer.bos_token_id
     if first is None or text.startswith(tokenizer.bos_token):
         return []
@@ -109,7 +108,7 @@ Row = dict[str, list[int]]
 
 
 def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Rows that go together: numbers of rows, whose lengths add up to at most `size`.
+    """Return numbers of rows that go together: their lengths add up to at most `size`.
 
     Args:
         lengths: of each row, none above `size`.
@@ -127,7 +126,7 @@ def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def packed(rows: Sequence[Row], size: int) -> list[Row]:
-    """Rows of `input_ids` and `labels` as fewer ones, with `position_ids`.
+    """Pack rows of `input_ids` and `labels` into fewer ones, with `position_ids`.
 
     The first label of each row must be ignored, or it would be learned from the row before it.
     """

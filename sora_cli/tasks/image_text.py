@@ -1,13 +1,11 @@
-"""Images and texts that belong together, told apart from all others (contrastive, as in CLIP).
+"""Images and the texts that belong to them, told apart from all others (contrastive, as in CLIP).
 
 The model's loss compares every image of a batch with every text of it. So it depends on how rows
 are batched, as no other family's does: `training.gradient_accumulation` and further processes make
 the batches that are compared smaller, and a step's gradient is then the mean of theirs. The loss of
 a split is that of all its rows in one batch, whatever `training.eval_batch_size` is.
 
-Every row against every other: the contrastive loss, and which is nearest.
-
-Radford et al. 2021 (arXiv 2103.00020), figure 3.
+Source: Radford et al. 2021 (arXiv 2103.00020), figure 3.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from sora_cli.tasks.texts import require_column, row_error
 
 @dataclass(frozen=True)
 class PairBatches:
-    """Rows with stored images and texts -> what the model takes."""
+    """The collator: rows with stored images and texts become the model's inputs."""
 
     processor: Any
     form: ImageFormat
@@ -48,7 +46,7 @@ class PairBatches:
     max_length: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """`input_ids`, `attention_mask` (rows, tokens), `pixel_values` (rows, channels, ...)."""
+        """Return `input_ids`, `attention_mask` (rows, tokens) and `pixel_values` (rows, ...)."""
         texts = self.processor.tokenizer(
             [str(row[self.text]) for row in rows],
             padding=True,
@@ -62,7 +60,7 @@ class PairBatches:
 
 
 class ImageText(Task):
-    """Which text belongs to an image, and which image to a text; nothing is new in the model.
+    """Search of the text for an image, and of the image for a text; the model gets no new part.
 
     Rows of a batch whose texts are equal count as wrong answers of each other in the loss, as they
     do in CLIP's; in the scores they are right.
@@ -117,21 +115,21 @@ class ImageText(Task):
         return len(batch["input_ids"])
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        """(rows, 2 d + 1): the text's vector of unit length, the image's, and the temperature.
+        """Return (rows, 2 d + 1): the unit vectors of text and image, and the temperature.
 
-        The latter, the same in all rows, is what cosines are multiplied by.
+        The temperature, which cosines are multiplied by, is the same in all rows.
         """
         texts, images = outputs["text_embeds"].float(), outputs["image_embeds"].float()
         scale = self._scale.detach().float().exp().to(texts.device)
         return torch.cat([texts, images, scale.expand(len(texts), 1)], dim=1)
 
     def loss(self, predictions: Predictions) -> float:
-        return contrastive_loss(*_parts(predictions))
+        return contrastive_loss(*_split_kept(predictions))
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         if not np.isfinite(predictions.outputs).all():
             return {name: float("nan") for name in self.metric_names}
-        texts, images, _ = _parts(predictions)
+        texts, images, _ = _split_kept(predictions)
         own = np.unique(self._texts(predictions), return_inverse=True)[1]
         scores = {}
         if "recall_at_1" in self.metric_names:
@@ -143,7 +141,7 @@ class ImageText(Task):
         return scores
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        vectors, images, _ = _parts(predictions)
+        vectors, images, _ = _split_kept(predictions)
         texts, chosen = self._texts(predictions), nearest(images, vectors)
         cosines = (vectors * images).sum(dim=1).tolist()
         names = image_names(predictions.asked.dataset, self._image)
@@ -179,18 +177,18 @@ def _check_texts(texts: Sequence[Any], column: str) -> None:
             raise row_error(f"column '{column}' {holds}", row, key="data.columns.text")
 
 
-def _parts(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
-    """What `kept` put together, again."""
+def _split_kept(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
+    """Split what `kept` joined."""
     outputs = torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float32))
     width = outputs.shape[1] // 2
     return outputs[:, :width], outputs[:, width : 2 * width], float(outputs[0, -1])
 
 
-_BLOCK = 1024  # rows against all others at a time
+_BLOCK = 1024  # rows compared with all others at a time
 
 
 def contrastive_loss(texts: Tensor, images: Tensor, scale: float) -> float:
-    """The mean cross-entropy of which image is a text's and which text is an image's.
+    """Return the mean cross-entropy of choosing a text's image and an image's text.
 
     Args:
         texts, images: (rows, d) of unit length; the same row of both belongs together.
@@ -200,12 +198,13 @@ def contrastive_loss(texts: Tensor, images: Tensor, scale: float) -> float:
 
 
 def nearest(asked: Tensor, others: Tensor) -> np.ndarray:
-    """(rows,) of each vector of unit length the row of the most similar one among others."""
+    """Return for each unit vector the row of the most similar one among others, (rows,)."""
     found = [(block @ others.T).argmax(dim=1) for block in torch.split(asked, _BLOCK)]
     return torch.cat(found).numpy()
 
 
 def _mean_entropy(asked: Tensor, others: Tensor, scale: float) -> float:
+    # in blocks: all rows against all rows would be too much memory for a large split
     total, first, columns = 0.0, 0, others.double().T
     for block in torch.split(asked.double(), _BLOCK):
         own = torch.arange(first, first + len(block))

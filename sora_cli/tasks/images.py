@@ -35,7 +35,7 @@ from sora_cli.tasks.texts import require_column
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Rows with stored images and labels -> what the model takes."""
+    """The collator: rows with stored images and labels become the model's inputs."""
 
     processor: Any
     form: ImageFormat
@@ -44,14 +44,14 @@ class ImageBatches:
     names: Sequence[str]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """`pixel_values` (rows, channels, height, width) and `labels` (rows,)."""
+        """Return `pixel_values` (rows, channels, height, width) and `labels` (rows,)."""
         pixels = model_pixels([row[self.image] for row in rows], self.processor, self.form)
         labels = encode_classes([row[self.label] for row in rows], self.names, column=self.label)
         return {"pixel_values": pixels, "labels": torch.tensor(labels)}
 
 
 class ImageClassification(OneClass):
-    """One class per image; cross-entropy. Images are decoded batch by batch (`pictures`)."""
+    """One class per image; cross-entropy. Images are decoded batch by batch (see `pixels`)."""
 
     peft_type = None
     model_class = "AutoModelForImageClassification"

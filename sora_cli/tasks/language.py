@@ -1,4 +1,4 @@
-"""What families that write text have in common: losses of tokens, scores of texts, generation.
+"""Losses of tokens, scores of texts and generation, shared by the families that write texts.
 
 A split's loss is the mean over all its tokens, not over rows or batches. ROUGE is Google's package,
 which `evaluate` calls for its own; unlike that it needs no Hub, and gives plain means.
@@ -28,7 +28,7 @@ _LARGEST = 700.0  # nats a token: e to a larger power is no float
 
 
 class Writing(Task):
-    """A family that learns texts: `kept` is `token_sums`, its examples say source and reference."""
+    """A family that learns texts: `kept` is `token_sums`; examples hold source and reference."""
 
     trains_head = False
     one_label = False
@@ -48,12 +48,13 @@ class Writing(Task):
 
 
 def token_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """(rows, 3) of each row: the sum of its tokens' losses, their number, and how many are right.
+    """Return (rows, 3): of each row its tokens' summed loss, their number, and how many are right.
 
     Args:
         logits: (rows, tokens, words), each at the place of the token it is to predict.
         labels: (rows, tokens); IGNORED where nothing is to be predicted.
     """
+    # row by row, so that only one row's logits are copied to float32 at a time
     sums = torch.zeros(len(labels), 3, dtype=torch.float64, device=logits.device)
     for row, (scores, wanted) in enumerate(zip(logits, labels, strict=True)):
         counted = wanted != IGNORED
@@ -65,12 +66,12 @@ def token_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_loss(sums: np.ndarray) -> float:
-    """Nats a token, of what `token_sums` gave."""
+    """Return the loss in nats a token, from `token_sums`."""
     return float(sums[:, 0].sum() / sums[:, 1].sum())
 
 
 def token_scores(sums: np.ndarray) -> dict[str, float]:
-    """Loss, perplexity and the share of tokens that are the likeliest ones; NaN if one is."""
+    """Return loss, perplexity and the share of tokens predicted rightly; NaN if a loss is."""
     loss = mean_loss(sums)
     right = float(sums[:, 2].sum() / sums[:, 1].sum())
     return {
@@ -83,7 +84,7 @@ def token_scores(sums: np.ndarray) -> dict[str, float]:
 def text_scores(
     written: Sequence[str], wanted: Sequence[str], names: Sequence[str]
 ) -> dict[str, float]:
-    """Means over rows of exact matches (but for outer white space) and ROUGE's F measures.
+    """Return means over rows of exact matches (except outer white space) and ROUGE's F measures.
 
     Args:
         names: of the metrics, others than these among them.
@@ -107,7 +108,7 @@ def text_scores(
 def named_scores(
     names: Sequence[str], sums: np.ndarray, texts: Sequence[str] | None, wanted: Sequence[str]
 ) -> dict[str, float]:
-    """The recipe's metrics, in its order; those of texts only where there are texts."""
+    """Return the recipe's metrics, in its order; those of texts only if there are texts."""
     scores = token_scores(sums)
     broken = not math.isfinite(scores["loss"])
     if texts is not None:
@@ -119,7 +120,7 @@ def named_scores(
 def generate_texts(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, batch: int, new: int
 ) -> list[str]:
-    """What a model writes after (or, with an encoder, from) each prompt, greedily.
+    """Let a model write after (or, with an encoder, from) each prompt, greedily.
 
     Args:
         prompts: token ids.
@@ -130,6 +131,7 @@ def generate_texts(
         SoraError: a prompt leaves no room for an answer.
     """
     decoder = not model.config.is_encoder_decoder
+    # the longest first: little padding, and a batch that does not fit into memory fails at once
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     texts = [""] * len(prompts)
     starts = range(0, len(order), batch)
@@ -153,7 +155,7 @@ def generate_texts(
 def describe(
     sums: np.ndarray, texts: Sequence[str] | None, sources: Sequence[str], wanted: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One record per row: what was asked, what was wanted, what was written, and the loss."""
+    """Return one record per row: the source, the reference, what was written, and the loss."""
     records = []
     for row, (source, target) in enumerate(zip(sources, wanted, strict=True)):
         written = {} if texts is None else {"prediction": texts[row]}
@@ -173,7 +175,7 @@ def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
 
 
 def _room(model: Any, prompt: int, new: int) -> int:
-    """Tokens that can be written after a prompt of so many."""
+    """Return how many tokens can be written after a prompt of so many."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = new if positions is None else min(new, positions - prompt)
     if room < 1:
@@ -187,7 +189,8 @@ def _room(model: Any, prompt: int, new: int) -> int:
 
 
 def _greedy(model: Any, tokenizer: Any, new: int) -> Any:
-    """The model's own generation settings (its first and last tokens), but without chance."""
+    """Return the model's own generation settings (its first and last tokens), without sampling."""
+    # the configuration that comes with a model may sample, and scores must not depend on chance
     config = copy.deepcopy(model.generation_config)
     ends = {tokenizer.eos_token_id, *np.atleast_1d(config.eos_token_id or []).astype(int).tolist()}
     config.update(

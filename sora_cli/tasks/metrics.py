@@ -22,7 +22,7 @@ def _accuracy(p: np.ndarray, y: np.ndarray) -> float:
 
 
 def _f1(p: np.ndarray, y: np.ndarray) -> float:
-    """F1 of class 1 for two classes, macro F1 for more."""
+    """Return F1 of class 1 for two classes, macro F1 for more."""
     from sklearn.metrics import f1_score
 
     binary = max(int(np.max(p)), int(np.max(y))) <= 1
@@ -36,7 +36,7 @@ def _matthews(p: np.ndarray, y: np.ndarray) -> float:
 
 
 def _pearson(p: np.ndarray, y: np.ndarray) -> float:
-    """0 where one side is constant and the correlation is undefined."""
+    """Return Pearson's correlation, or 0 if one side is constant, which leaves it undefined."""
     from scipy.stats import pearsonr
 
     return 0.0 if np.ptp(p) == 0 or np.ptp(y) == 0 else float(pearsonr(p, y).statistic)
@@ -64,7 +64,7 @@ _REGRESSION = ("pearson", "spearman", "pearson_spearman")
 
 
 def load_metric(name: str) -> Metric:
-    """A metric: ours where we have it, else the Hub's.
+    """Return a metric: ours if we have it, else the Hub's.
 
     Raises:
         SoraError: the Hub has none of that name, cannot be reached, or may not be asked for it.
@@ -74,7 +74,7 @@ def load_metric(name: str) -> Metric:
 
 
 def _offline(name: str) -> Metric:
-    """One of our metrics."""
+    """Return one of our metrics."""
     dtype = np.float64 if name in _REGRESSION else np.int64
     score = _OFFLINE[name]
 
@@ -88,7 +88,7 @@ def _offline(name: str) -> Metric:
 
 
 def _from_the_hub(name: str) -> Metric:
-    """A metric of `evaluate`'s; it may give several values."""
+    """Return a metric of `evaluate`'s; it may give several values."""
     import evaluate
 
     try:
@@ -109,14 +109,14 @@ def _from_the_hub(name: str) -> Metric:
 
 
 class Scorer:
-    """Computes a list of metrics of one number a row."""
+    """The metrics of one number a row that a recipe asks for."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
         self._metrics = {name: load_metric(name) for name in self.names}
 
     def __call__(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Scores by name; a Hub metric with several values gives all of them.
+        """Return scores by name; a Hub metric with several values gives all of them.
 
         A non-finite prediction makes every score NaN: it must never win a comparison.
         """

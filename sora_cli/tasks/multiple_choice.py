@@ -21,7 +21,7 @@ _LABELS = ("answerKey", "answer")
 
 
 class MultipleChoice(Task):
-    """Each choice is read after the context and gets a number; cross-entropy over a row's."""
+    """Each choice is read after the context and gets a number; cross-entropy over a row."""
 
     peft_type = None
     model_class = "AutoModelForMultipleChoice"
@@ -84,7 +84,7 @@ class MultipleChoice(Task):
         ]
 
     def _find_label(self, columns: list[str]) -> str:
-        """The recipe's column; where it names none, one with a usual name."""
+        """Return the recipe's label column; if it names none, one with a usual name."""
         wanted = self.data.label_column
         named = "label_column" in self.data.model_fields_set
         candidates = [wanted] if named else [wanted, *_LABELS]
@@ -96,14 +96,14 @@ class MultipleChoice(Task):
 
 
 def _labelled(predictions: Predictions) -> Predictions:
-    """With the place of each row's right choice."""
+    """Add the place of each row's right choice."""
     rows = predictions.asked
     labels = np.asarray(rows.dataset["labels"][:])
     return Predictions(predictions.outputs, labels, rows, predictions.texts)
 
 
 def _grouped(flat: Dataset, number: int) -> Dataset:
-    """(rows * number) features as (rows), each of their columns a list for every choice."""
+    """Group (rows * number) features into (rows), each column a list with an item per choice."""
     offsets = np.arange(0, len(flat) + 1, number, dtype=np.int32)
     table = flat.with_format("arrow")[:]
     columns = {

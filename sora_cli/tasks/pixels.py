@@ -1,6 +1,6 @@
-"""Images of a data set: stored until a batch needs them, and what a model takes them as.
+"""Images of a data set, which stay stored until a batch needs them, and a model's image format.
 
-Pixels of 50,000 images do not fit into memory, nor does a disk hold them as cheaply as the files
+The pixels of 50,000 images do not fit into memory, and on a disk they take more room than the files
 they come from. So rows keep their images as they are stored, and each batch decodes its own.
 """
 
@@ -34,7 +34,7 @@ _DRAFT = 8  # the part of its size that a JPEG is decoded to where it is only lo
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How a model takes images.
+    """The form in which a model takes images.
 
     Attributes:
         mode: Pillow's: "RGB" for three channels, "L" for one.
@@ -46,7 +46,7 @@ class ImageFormat:
 
 
 def stored_images(rows: Dataset, column: str) -> Dataset:
-    """The rows, with the images of a column left as they are stored.
+    """Return the rows with the images of a column left as they are stored.
 
     Args:
         column: of images, of files' bytes, or of paths.
@@ -68,7 +68,7 @@ def stored_images(rows: Dataset, column: str) -> Dataset:
 
 
 def check_images(rows: Dataset, column: str) -> None:
-    """Read every image once: in training it would be hours until a damaged one is met.
+    """Read every image once: else training may run for hours before it meets a damaged one.
 
     Measured on one thread of a busy machine: 10,000 PNG of 32 x 32 take 3 s, 10,000 JPEG of
     500 x 375 half a minute; there are as many threads as torch has.
@@ -82,7 +82,7 @@ def check_images(rows: Dataset, column: str) -> None:
     first = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for batch in rows.select_columns(column).iter(batch_size=_CHECKED):
-            for row, fault in enumerate(pool.map(_fault, batch[column]), start=first):
+            for row, fault in enumerate(pool.map(_find_fault, batch[column]), start=first):
                 if fault is not None:
                     raise SoraError(
                         f"column '{column}': the image in row {row} {COUNTED} {fault}",
@@ -93,7 +93,7 @@ def check_images(rows: Dataset, column: str) -> None:
 
 
 def image_names(rows: Dataset, column: str) -> list[str | None]:
-    """Names of the files that stored images come from, where they are known."""
+    """Return the names of the files that stored images come from, if they are known."""
     paths = rows.select_columns(column).flatten()[f"{column}.path"][:]
     return [Path(path).name if path else None for path in paths]
 
@@ -101,13 +101,13 @@ def image_names(rows: Dataset, column: str) -> list[str | None]:
 def model_pixels(
     images: Sequence[Stored], processor: Any, form: ImageFormat
 ) -> Tensor:  # (images, channels, height, width)
-    """Stored images as a model takes them: decoded, turned upright, resized, normalised.
+    """Return stored images as a model takes them: decoded, turned upright, resized, normalised.
 
     Raises:
         SoraError: a file is not as it was when it was checked, or the images cannot be put into
             one batch.
     """
-    opened = [_opened(image).convert(form.mode) for image in images]
+    opened = [_open(image).convert(form.mode) for image in images]
     try:
         pixels: Tensor = processor(images=opened, return_tensors="pt")["pixel_values"]
     except ValueError as error:  # such as images of several sizes
@@ -120,7 +120,7 @@ def model_pixels(
 
 
 def fit_images(model: nn.Module, processor: Any) -> ImageFormat:
-    """How a loaded model takes images, tried with a blank one; its running averages are frozen.
+    """Find how a loaded model takes images, try a blank one, and freeze its running averages.
 
     Raises:
         SoraError: the model does not take what its image processor makes.
@@ -137,7 +137,7 @@ def fit_images(model: nn.Module, processor: Any) -> ImageFormat:
     form = ImageFormat(_MODES[channels], dtype)
     _freeze_averages(model)
     try:
-        _try(model, processor, form)
+        _run_blank(model, processor, form)
     except (ValueError, RuntimeError) as error:
         raise SoraError(
             f"the model does not take what its image processor makes: {first_line(error)}",
@@ -148,8 +148,8 @@ def fit_images(model: nn.Module, processor: Any) -> ImageFormat:
 
 
 @torch.no_grad()
-def _try(model: Any, processor: Any, form: ImageFormat) -> None:
-    """A forward pass of one image."""
+def _run_blank(model: Any, processor: Any, form: ImageFormat) -> None:
+    """Run one image through the model."""
     blank = PIL.Image.new(form.mode, _BLANK)
     pixels = processor(images=[blank], return_tensors="pt")["pixel_values"]
     device = next(model.parameters()).device
@@ -159,9 +159,9 @@ def _try(model: Any, processor: Any, form: ImageFormat) -> None:
 
 
 def _freeze_averages(model: nn.Module) -> None:
-    """Batch normalisations keep their running averages and use them, in training, too.
+    """Make batch normalisations use, and keep, their running averages in training, too.
 
-    Those belong to the frozen model: an adapter does not hold them.
+    The averages belong to the frozen model: an adapter does not hold them.
     """
     for module in model.modules():
         if isinstance(module, _BATCH_NORMS):
@@ -173,7 +173,7 @@ def _in_evaluation(module: nn.Module, inputs: Any) -> None:
     module.eval()
 
 
-def _opened(image: Stored) -> PIL.Image.Image:
+def _open(image: Stored) -> PIL.Image.Image:
     try:
         opened: PIL.Image.Image = datasets.Image().decode_example(dict(image))
     except Exception as error:  # of any format's reader
@@ -184,33 +184,33 @@ def _opened(image: Stored) -> PIL.Image.Image:
     return opened
 
 
-def _fault(image: Stored | None) -> str | None:
-    """What is wrong with a stored image."""
+def _find_fault(image: Stored | None) -> str | None:
+    """Return what is wrong with a stored image; None: nothing."""
     if image is None or (image["bytes"] is None and image["path"] is None):
         return "is missing"
     path = image["path"] if image["bytes"] is None else None
     if path is not None and "://" not in path and not Path(path).is_file():
         return f"is missing: there is no file '{path}'"
     try:
-        mode = _looked_at(image, path)
+        mode = _decoded_mode(image, path)
     except Exception as error:  # of any format's reader
         unknown = isinstance(error, PIL.UnidentifiedImageError)
         reason = "it is of no known format" if unknown else first_line(error)
-        return f"cannot be read: {reason}{_named(image)}"
+        return f"cannot be read: {reason}{_file_name(image)}"
     if mode.startswith(_DEEP):
-        return f"has more than 8 bits a channel (mode {mode}){_named(image)}"
+        return f"has more than 8 bits a channel (mode {mode}){_file_name(image)}"
     return None
 
 
-def _looked_at(image: Stored, path: str | None) -> str:
-    """The mode of an image that is decoded to its end, at a small size where its format can."""
+def _decoded_mode(image: Stored, path: str | None) -> str:
+    """Return an image's mode after decoding all of it, at a small size if its format can."""
     if path is not None and "://" in path:
-        return _opened(image).mode
+        return _open(image).mode
     with PIL.Image.open(BytesIO(image["bytes"]) if path is None else path) as opened:
         opened.draft(None, (opened.width // _DRAFT, opened.height // _DRAFT))
         opened.load()
         return opened.mode
 
 
-def _named(image: Stored) -> str:
+def _file_name(image: Stored) -> str:
     return f" ({Path(image['path']).name})" if image["path"] else ""

@@ -1,4 +1,4 @@
-"""From rows to dialogues in pieces of text: what is only read, and what is learned to be written.
+"""Rows as dialogues in pieces of text: some are only read, others the model learns to write.
 
 A row is a chat (`messages`), an instruction with its answer, or plain text. Pieces are tokenised
 one by one, so that a prompt has the tokens it has when an answer is to be written after it.
@@ -44,14 +44,14 @@ class Dialogue:
 def messages_of(
     row: Mapping[str, Any], columns: Mapping[str, str], system: str | None
 ) -> list[Message]:
-    """A row of a chat or of an instruction as messages.
+    """Return a row of a chat or of an instruction as messages.
 
     Raises:
         SoraError: the column of the chat holds something else.
     """
     first = [] if system is None else [{"role": "system", "content": system}]
     if "messages" in columns:
-        return [*first, *_checked(row[columns["messages"]], columns["messages"])]
+        return [*first, *_message_list(row[columns["messages"]], columns["messages"])]
     extra = str(row[columns["input"]] or "") if "input" in columns else ""
     asked = str(row[columns["instruction"]])
     return [
@@ -62,13 +62,10 @@ def messages_of(
 
 
 def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
-    """Messages in the tokenizer's chat template; what the assistant says is learned.
+    """Put messages into the tokenizer's chat template; the assistant's turns are learned.
 
-    Where the template shows earlier turns otherwise than it did when they were the last (some
-    leave out reasoning), only the last answer is learned.
-
-    Raises:
-        SoraError: the last message is not the assistant's, or the template refuses the roles.
+    Some templates show an earlier turn otherwise than the last one (they leave out reasoning);
+    then only the last answer is learned.
     """
     whole = _rendered(messages, tokenizer, prompt=False)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -88,7 +85,7 @@ def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
 def plain_dialogue(
     row: Mapping[str, Any], columns: Mapping[str, str], template: str | None, *, start: str
 ) -> Dialogue:
-    """An instruction under headings, or in a template of the recipe's own, and its answer.
+    """Put an instruction under headings, or into a template of the recipe's own, with its answer.
 
     Args:
         template: columns in braces; None: headings.
@@ -107,7 +104,7 @@ def plain_dialogue(
 def _learned_pieces(
     whole: str, messages: Sequence[Message], answers: Sequence[int], tokenizer: Any
 ) -> list[tuple[str, bool]] | None:
-    """The text cut before and after each answer; None where the template changes what it showed."""
+    """Cut the text before and after each answer; None if the template changes earlier turns."""
     pieces, at = [], 0
     for i in answers:
         before = _rendered(messages[:i], tokenizer, prompt=True)
@@ -138,8 +135,8 @@ def _rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> s
     return text
 
 
-def _checked(value: Any, column: str) -> list[Message]:
-    """A list of messages, whatever their keys are called."""
+def _message_list(value: Any, column: str) -> list[Message]:
+    """Return a list of messages, whatever their keys are called."""
     if not isinstance(value, list) or not value:
         raise SoraError(
             f"column '{column}' holds {shown_value(value)}, which is no list of messages",

@@ -1,4 +1,4 @@
-"""Extractive question answering: the answer is a span of a context, which may be a long one."""
+"""Extractive question answering: the answer is a span of a context, which may be long."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POSITIONS = ("start_positions", "end_positions")
 
 
 class QuestionAnswering(Task):
-    """Each token is scored as the answer's first and as its last; cross-entropy over a window's."""
+    """Each token is scored as the answer's first and as its last; cross-entropy over a window."""
 
     peft_type = "QUESTION_ANS"
     model_class = "AutoModelForQuestionAnswering"
@@ -87,7 +87,7 @@ class QuestionAnswering(Task):
         return len(batch["start_positions"])
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        """(windows, tokens, 2) logits."""
+        """Return the logits (windows, tokens, 2)."""
         return _logits(outputs).float()
 
     def loss(self, predictions: Predictions) -> float:
@@ -119,17 +119,18 @@ class QuestionAnswering(Task):
         return {name: float(scores[name]) / 100 for name in self.metric_names}
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Rows none of whose answers stands in their context: no span is right."""
-        told = []
+        """Count rows none of whose answers stands in their context: no span is right."""
+        remarks = []
         for name, part in parts.items():
             lost = len(part.raw) - sum(part.raw["found"][:])
             if lost:
-                what = (
-                    "are left out" if "context" not in part.raw.column_names else "count as wrong"
+                scored = "context" in part.raw.column_names
+                remarks.append(
+                    f"{lost:,} of {len(part.raw):,} rows of {name} "
+                    f"{'count as wrong' if scored else 'are left out'}: none of their answers "
+                    "stands in the context"
                 )
-                told.append(f"{lost:,} of {len(part.raw):,} rows of {name} {what}: no answer of "
-                            "theirs stands in the context")  # fmt: skip
-        return told
+        return remarks
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         answers = self._answers(predictions)
@@ -144,9 +145,11 @@ class QuestionAnswering(Task):
         return {"id": rows[self._id][:]} if there else {}
 
     def _answers(self, predictions: Predictions) -> list[tuple[str, float]]:
-        """Each row's best answer over its windows, and its sum of logits.
+        """Return each row's best answer over its windows, and its sum of logits.
 
-        Where there may be none, it is empty if all windows give more to that than to the best.
+        If rows may have none, SQuAD 2.0's rule decides (Devlin et al. 2019, section 4.3), with a
+        threshold of 0: the answer is empty if the null place scores more than the best span even in
+        the window where it scores least.
         """
         rows = predictions.asked
         contexts = rows.raw["context"][:]
@@ -170,7 +173,7 @@ class QuestionAnswering(Task):
 
 
 def _usable(answers: Sequence[Answers]) -> list[int]:
-    """Rows to learn from: their answer stands in their context, or they are known to have none."""
+    """Return rows to learn from: the answer stands in the context, or is known to be missing."""
     kept = [i for i, answer in enumerate(answers) if answer.usable]
     if not kept:
         raise SoraError(
@@ -183,7 +186,7 @@ def _usable(answers: Sequence[Answers]) -> list[int]:
 
 
 def _lose_padding(model: nn.Module, given: Any, batch: Mapping[str, Any], outputs: Any) -> Any:
-    """A forward hook: the loss of windows as each has it by itself, without padding."""
+    """Replace a batch's loss by the loss that each window has by itself (a forward hook)."""
     del model, given
     if outputs.get("loss") is None:
         return None
@@ -198,7 +201,7 @@ def _logits(outputs: Any) -> Tensor:
 
 
 def _real(predictions: Predictions) -> np.ndarray:
-    """(windows, tokens) false where there is padding."""
+    """Return a mask (windows, tokens) that is false on padding."""
     places = np.arange(predictions.outputs.shape[1])
     return np.asarray(places < predictions.asked.lengths[:, None])
 

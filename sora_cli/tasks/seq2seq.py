@@ -1,6 +1,7 @@
-"""A text from a text, by an encoder and a decoder: T5, BART and their like.
+"""A text from a text, by an encoder and a decoder: T5, BART and similar models.
 
-What an encoder-decoder must say of itself, and how long its texts may be.
+An encoder-decoder is also checked here: its texts must fit its positions, and it must say how its
+texts begin.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _TARGET_TOKENS = "target_tokens"
 
 @dataclass(frozen=True)
 class Room:
-    """Tokens that each side has positions for; unlimited where they are computed."""
+    """The tokens that each side has positions for; unlimited if positions are computed."""
 
     encoder: int = sys.maxsize
     decoder: int = sys.maxsize
 
 
 def room_of(model: nn.Module) -> Room:
-    """The room in a model's tables of absolute positions; T5 has none, BART one a side."""
+    """Return the room in a model's tables of absolute positions; T5 has none, BART one a side."""
     found = {"encoder": sys.maxsize, "decoder": sys.maxsize}
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.endswith("embed_positions"):
@@ -45,7 +46,7 @@ def room_of(model: nn.Module) -> Room:
 
 
 def check_room(what: str, longest: int, room: int, key: str) -> None:
-    """Texts must fit.
+    """Check that texts fit the model.
 
     Args:
         what: "source" or "target".
@@ -63,7 +64,7 @@ def check_room(what: str, longest: int, room: int, key: str) -> None:
 
 
 def check_start(model: Any) -> None:
-    """Which token the decoder begins with must be known.
+    """Check that the token which the decoder begins with is known.
 
     Raises:
         SoraError: neither configuration of the model names one.
@@ -80,7 +81,7 @@ def check_start(model: Any) -> None:
 
 
 class Seq2Seq(Writing):
-    """The source is read by the encoder; the target is learned, token by token, by the decoder."""
+    """The encoder reads the source; the decoder learns the target, token by token."""
 
     peft_type = "SEQ_2_SEQ_LM"
     model_class = "AutoModelForSeq2SeqLM"
@@ -135,7 +136,7 @@ class Seq2Seq(Writing):
         self._model, self._room = model, room_of(model)
 
     def collator(self, processor: Any) -> Any:
-        """It shifts the labels, too, where the model says how: `decoder_input_ids`."""
+        """Return a collator that also makes `decoder_input_ids`, if the model says how."""
         from transformers import DataCollatorForSeq2Seq
 
         return DataCollatorForSeq2Seq(processor, model=self._model, label_pad_token_id=IGNORED)
@@ -144,7 +145,7 @@ class Seq2Seq(Writing):
         return int((batch["labels"] != IGNORED).sum())
 
     def scored_inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Without labels, unless the model must shift them itself."""
+        """Leave the labels out, unless the model must shift them itself."""
         if "decoder_input_ids" not in batch:
             return batch
         return {name: value for name, value in batch.items() if name != "labels"}
@@ -163,7 +164,7 @@ class Seq2Seq(Writing):
         )
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Targets that lost their ends, in parts by their names."""
+        """Count targets that lost their ends, by part."""
         limit, counts, longest = self.options.max_target_length, [], 0
         for name, part in parts.items():
             tokens = np.asarray(part.raw[_TARGET_TOKENS][:])
@@ -178,7 +179,7 @@ class Seq2Seq(Writing):
         ]
 
     def _labels(self, targets: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], list[int]]:
-        """Tokens of each target, its end among them, and their number before it was cut."""
+        """Return the tokens of each target, with its end, and their number before it was cut."""
         limit, end = self.options.max_target_length, tokenizer.eos_token_id
         labels: list[list[int]] = []
         counts: list[int] = []

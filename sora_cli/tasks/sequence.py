@@ -35,7 +35,7 @@ _USUAL_COLUMNS = (
 
 
 class _Sequence(Task):
-    """What both have in common: text columns, tokenising, padding, one label a row."""
+    """The common part: text columns, tokenising, padding, one label a row."""
 
     peft_type = "SEQ_CLS"
     model_class = "AutoModelForSequenceClassification"
@@ -69,7 +69,7 @@ class _Sequence(Task):
 
     @abstractmethod
     def encode_labels(self, values: Any) -> list[Any]:
-        """Labels as the loss takes them."""
+        """Return labels as the loss takes them."""
 
     def collator(self, processor: Any) -> Any:
         from transformers import DataCollatorWithPadding

@@ -1,8 +1,9 @@
-"""Words and their tags: from raw rows, to the tokens that stand for them.
+"""Words and their tags in raw rows, and the tokens that stand for them.
 
 A row's words are read as one text with spaces between them, so that every kind of tokenizer cuts
-them as it cuts running text; which token is of which word is told by their places in it. (The
-libraries' `is_split_into_words` gives the same tokens with WordPiece, others but with settings.)
+them as it cuts running text; the places of tokens in the text tell which word each belongs to. (The
+libraries' `is_split_into_words` gives the same tokens with WordPiece, and with others only under
+certain settings.)
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _KEY = "data.columns.tags"
 
 
 def find_tag_names(train: Dataset, column: str, data: DataBlock) -> list[str]:
-    """Names of the tags in label order: the data set's, the recipe's, or the tags themselves.
+    """Return the tags' names in label order: the data set's, the recipe's, or the tags themselves.
 
     Raises:
         SoraError: tags that are no lists of classes, or names that do not fit them.
     """
     values = [tag for tags in _lists(train, column, "tags") for tag in tags]
-    feature = _item(train.features[column])
+    feature = _item_feature(train.features[column])
     features = Features({column: feature}) if isinstance(feature, ClassLabel) else None
     flat = Dataset.from_dict({column: values}, features)
     try:
@@ -42,7 +43,7 @@ def find_tag_names(train: Dataset, column: str, data: DataBlock) -> list[str]:
 
 
 def read_words(rows: Dataset, column: str) -> list[list[str]]:
-    """The words of each row.
+    """Return the words of each row.
 
     Raises:
         SoraError: a row without words, or with something else; it says which.
@@ -59,7 +60,7 @@ def read_words(rows: Dataset, column: str) -> list[list[str]]:
 def read_tags(
     rows: Dataset, column: str, words: Sequence[Sequence[str]], names: Sequence[str]
 ) -> list[list[int]]:
-    """The numbers of the tags of each row's words.
+    """Return the numbers of the tags of each row's words.
 
     Raises:
         SoraError: a tag that is none of these, or a row with more or fewer tags than words.
@@ -81,7 +82,7 @@ def align(
     max_length: int,
     inside: Sequence[int] | None,
 ) -> Dataset:
-    """One row for each: the model's inputs, and `labels`, the tag of the word where one begins.
+    """Return one row for each: the model's inputs, and `labels`, a word's tag where it begins.
 
     Also `places`, the number of the word whose first token it is, for each token; IGNORED where a
     token is not a word's first one, and `tokens`, the row's tokens before it was cut.
@@ -95,7 +96,7 @@ def align(
     """
     require_offsets(tokenizer)
 
-    def made(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    def encode_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         texts = [" ".join(listed) for listed in batch["words"]]
         whole = tokenizer(texts, verbose=False)["input_ids"]
         options = {"truncation": True, "max_length": max_length, "return_offsets_mapping": True}
@@ -119,7 +120,7 @@ def align(
 
     rows = Dataset.from_dict({"words": list(words), "tags": list(tags)})
     return rows.map(
-        made,
+        encode_batch,
         batched=True,
         remove_columns=["words", "tags"],
         load_from_cache_file=False,
@@ -128,7 +129,7 @@ def align(
 
 
 def tags_inside(names: Sequence[str]) -> list[int]:
-    """For each tag, that of the rest of a word: I-X for B-X if there is one, else the same."""
+    """Return for each tag that of the rest of a word: I-X for B-X if there is one, else itself."""
     index = {name: number for number, name in enumerate(names)}
     return [
         index.get(f"I-{name[2:]}", number) if name.startswith("B-") else number
@@ -139,7 +140,7 @@ def tags_inside(names: Sequence[str]) -> list[int]:
 def _owners(
     words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> np.ndarray:
-    """(tokens,) the number of the word that each token is of; IGNORED: of none."""
+    """Return the number of the word that each token belongs to, (tokens,); IGNORED: to none."""
     ends = np.cumsum([len(word) + 1 for word in words])  # the space is counted to the word before
     starts = np.array([start for start, _ in offsets])
     stops = np.array([end for _, end in offsets])
@@ -150,7 +151,7 @@ def _owners(
 
 
 def _firsts(owners: np.ndarray) -> list[int]:
-    """The number of a word where it begins, else IGNORED."""
+    """Return the number of a word where it begins, else IGNORED."""
     before = np.concatenate([[IGNORED], owners[:-1]])
     return [int(place) for place in np.where(owners != before, owners, IGNORED)]
 
@@ -165,8 +166,8 @@ def _labels(owners: np.ndarray, tags: Sequence[int], inside: Sequence[int] | Non
     ]
 
 
-def _item(feature: Any) -> Any:
-    """What a column of lists has in its lists."""
+def _item_feature(feature: Any) -> Any:
+    """Return the feature of the items in a column of lists."""
     return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
 
 

@@ -1,9 +1,8 @@
-"""Texts of rows, by column or template, each checked to be one.
+"""Texts of rows, by column or template, each checked to be a text; errors about rows and columns.
 
-Texts made of several columns: `data.text_columns: ["{word}: {sentence1}", "{sentence2}"]`.
-
-An entry is a column's name, or else a template with columns in braces. Braces take names and
-nothing more: no attributes, indices or formats, as a recipe may be anybody's.
+An entry is a column's name, or else a template with columns in braces, which makes one text of
+several: `data.text_columns: ["{word}: {sentence1}", "{sentence2}"]`. Braces take names and nothing
+more, no attributes, indices or formats, because a recipe may come from anybody.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ COUNTED = "(counted from 0)"
 
 
 def texts_of(rows: Dataset, entry: str, *, key: str) -> list[str]:
-    """(rows,) what a column or template gives.
+    """Return the texts (rows,) that a column or template gives.
 
     Args:
         key: of the recipe, where another column can be named.
@@ -100,7 +99,7 @@ _PARTS = ("text", "pair")  # columns of what `made_texts` gives
 
 
 def columns_in(entry: str, columns: Collection[str]) -> tuple[str, ...]:
-    """The columns that an entry of `data.text_columns` names, whether they exist or not.
+    """Return the columns that an entry of `data.text_columns` names, whether they exist or not.
 
     Args:
         entry: a column, or a template.
@@ -112,7 +111,7 @@ def columns_in(entry: str, columns: Collection[str]) -> tuple[str, ...]:
 
 
 def made_texts(rows: Dataset, entries: Sequence[str]) -> Dataset:
-    """One text per entry and row: the columns themselves, or what templates make of them.
+    """Return one text per entry and row: the columns themselves, or what templates make of them.
 
     Args:
         rows: with every column that the entries name.
@@ -131,7 +130,7 @@ def made_texts(rows: Dataset, entries: Sequence[str]) -> Dataset:
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
-    """A template with the values of one row."""
+    """Fill a template with the values of one row."""
     return _FIELD.sub(lambda found: str(row[found[1]]), template)
 
 

@@ -26,7 +26,7 @@ _UNREAD = -1  # a word that has no token
 
 
 class TokenClassification(Task):
-    """Each word is told by its first token; cross-entropy."""
+    """Each word gets the tag of its first token; cross-entropy."""
 
     peft_type = "TOKEN_CLS"
     model_class = "AutoModelForTokenClassification"
@@ -77,12 +77,13 @@ class TokenClassification(Task):
         return int((batch["labels"] != IGNORED).sum())
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        """(rows, tokens, 2): the likeliest tag, and the loss; NaN where a logit is not finite."""
+        """Return likeliest tags and losses, (rows, tokens, 2); NaN if a logit is not finite."""
         logits = outputs["logits"].float()
         labels = batch["labels"]
         losses = cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
         ).view_as(labels)
+        # a loss can be finite beside a logit that is not, and such a row must not look right
         broken = ~torch.isfinite(logits).all(dim=-1) & (labels != IGNORED)
         losses = losses.masked_fill(broken, math.nan)
         return torch.stack([logits.argmax(dim=-1).float(), losses], dim=-1)
@@ -103,8 +104,8 @@ class TokenClassification(Task):
         return {name: scores[name] for name in self.metric_names}
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Words that are scored, but have no token."""
-        told = []
+        """Count words that are scored, but have no token."""
+        remarks = []
         for name, part in parts.items():
             if part.examples is None:
                 continue
@@ -112,8 +113,8 @@ class TokenClassification(Task):
             read = sum(p != IGNORED for places in part.dataset["places"][:] for p in places)
             if read < words:
                 lost = f"{words - read:,} of {words:,} words of {name} count as missed"
-                told.append(f"{lost}: they have no token, as those beyond data.max_length")
-        return told
+                remarks.append(f"{lost}: they have no token, as those beyond data.max_length")
+        return remarks
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         rows = zip(predictions.asked.raw, self._tags(predictions), strict=True)
@@ -127,7 +128,7 @@ class TokenClassification(Task):
         ]
 
     def _check_entities(self) -> None:
-        """Precision, recall and F1 are of entities: no other tags have any."""
+        """Check that the tags have entities: precision, recall and F1 are of entities."""
         entities = [name for name in self.metric_names if name != "accuracy"]
         other = [n for n in self._names if n != _OUTSIDE and not n.startswith(_ENTITY_PARTS)]
         if entities and (other or len(self._names) == 1):
@@ -140,7 +141,7 @@ class TokenClassification(Task):
             )
 
     def _tags(self, predictions: Predictions) -> list[list[int]]:
-        """The tag that each word of each row is given; _UNREAD where it was cut off."""
+        """Return the tag that each word of each row is given; _UNREAD if it was cut off."""
         given = []
         rows = predictions.asked
         texts = zip(rows.raw["tags"], rows.dataset["places"], predictions.outputs, strict=True)
@@ -154,27 +155,27 @@ class TokenClassification(Task):
     def _entity_scores(
         self, wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]
     ) -> dict[str, float]:
-        """Over all entities; one is right if its kind, its first and its last word are.
+        """Score all entities; one is right if its kind, its first and its last word are.
 
         Source: Tjong Kim Sang and De Meulder 2003 (conlleval), by seqeval.
         """
         from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
         named = [[self._names[tag] for tag in tags] for tags in wanted]
-        told = [[_OUTSIDE if t == _UNREAD else self._names[t] for t in tags] for tags in given]
+        read = [[_OUTSIDE if t == _UNREAD else self._names[t] for t in tags] for tags in given]
         precision, recall, f1, _ = precision_recall_fscore_support(
-            named, told, average="micro", zero_division=0
+            named, read, average="micro", zero_division=0
         )
         return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
 
 
 def _accuracy(wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]) -> float:
-    """The share of words whose tag is right; those without a token are not."""
+    """Return the share of words whose tag is right; words without a token count as wrong."""
     return float(np.mean(np.concatenate(wanted) == np.concatenate(given)))
 
 
 def _learnable(rows: Dataset) -> Dataset:
-    """Without the rows none of whose words has a token: a batch of them would have no loss."""
+    """Leave out rows none of whose words has a token: a batch of them would have no loss."""
     kept = [i for i, labels in enumerate(rows["labels"]) if max(labels) != IGNORED]
     if not kept:
         raise SoraError(

@@ -1,4 +1,4 @@
-"""Questions with their contexts, cut into windows that overlap, and the best answer in them.
+"""Questions with their contexts, cut into windows that overlap, and the best answer in a window.
 
 A window without the answer is taught to point at its null place: the tokenizer's CLS token, or the
 first token where it puts in none (Devlin et al. 2019, sections 4.2 and 4.3).
@@ -21,7 +21,7 @@ from sora_cli.tasks.texts import COUNTED, require_offsets, row_error
 
 
 def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int) -> Dataset:
-    """One row for each window: the question, and as much of the context as there is room for.
+    """Return one row per window: the question, and as much of the context as there is room for.
 
     Beside the model's inputs it has `start_positions` and `end_positions` (the answer's tokens),
     `example` (the row it is of), `null` (the place that says there is no answer), `first` (the
@@ -41,7 +41,7 @@ def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int)
     special = tokenizer.num_special_tokens_to_add(pair=True)
     gap = "" if special else "\n"  # else nothing would be between question and context
 
-    def made(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    def encode_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         questions = [f"{text.strip()}{gap}" for text in batch["question"]]
         counts = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
         _check_room(counts, batch["row"], special=special, max_length=max_length, stride=stride)
@@ -63,7 +63,7 @@ def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int)
         return {**columns, "example": [batch["row"][owner] for owner in owners], **placed}
 
     return rows.map(
-        made,
+        encode_batch,
         batched=True,
         remove_columns=rows.column_names,
         load_from_cache_file=False,
@@ -72,7 +72,7 @@ def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int)
 
 
 def window_losses(logits: Tensor, real: Tensor, positions: Tensor) -> Tensor:
-    """(windows,) the mean of the cross-entropies of where the answer starts and where it ends.
+    """Return the mean of the cross-entropies of an answer's start and of its end, (windows,).
 
     A model's own loss lets padding compete with tokens, so that it depends on what a window is
     padded to. This is what each window has by itself.
@@ -88,7 +88,7 @@ def window_losses(logits: Tensor, real: Tensor, positions: Tensor) -> Tensor:
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float, int, int]:
-    """The largest sum of logits of a first and a last token, and which they are.
+    """Return the largest sum of logits of a first and a last token, and those tokens.
 
     All pairs are looked at, not only those of the best firsts and lasts.
 
@@ -124,7 +124,7 @@ def _window(encoded: Any, number: int, answer: tuple[int, int], tokenizer: Any) 
 def _tokens_of(
     answer: tuple[int, int], starts: Sequence[int], ends: Sequence[int]
 ) -> tuple[int, int] | None:
-    """The first and the last token of an answer; None unless all of it is there."""
+    """Return the first and the last token of an answer; None unless all of it is there."""
     begin, end = answer
     if begin < 0 or starts[0] > begin or ends[-1] < end:
         return None
@@ -143,7 +143,7 @@ def _check_contexts(encoded: Any, owners: Sequence[int]) -> None:
 def _check_room(
     counts: Sequence[int], numbers: Sequence[int], *, special: int, max_length: int, stride: int
 ) -> None:
-    """Windows must go on by one token at least."""
+    """Check that each window adds a token of the context at least."""
     longest = max(counts)
     least = longest + special + stride + 1
     if least > max_length:

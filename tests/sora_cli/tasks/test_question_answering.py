@@ -219,8 +219,8 @@ def test_answers_that_stand_nowhere_are_not_learned_but_scored() -> None:
     assert scored.dataset["example"][:] == [0, 1, 2]
     told = task.remarks({"train": train, "test": scored})
     assert told == [
-        "1 of 3 rows of train are left out: no answer of theirs stands in the context",
-        "1 of 3 rows of test count as wrong: no answer of theirs stands in the context",
+        "1 of 3 rows of train are left out: none of their answers stands in the context",
+        "1 of 3 rows of test count as wrong: none of their answers stands in the context",
     ]
     assert task.remarks({"train": _encoded(task, [ROW], training=True)}) == []
     with pytest.raises(SoraError, match="no answer stands in its context"):
