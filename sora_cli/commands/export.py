@@ -7,7 +7,7 @@ from pathlib import Path
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
-from sora_cli.core.console import emit, printable, say, size
+from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.model.files import ADAPTER_CONFIG
 
@@ -44,8 +44,7 @@ def export(
     from sora_cli.adapter.export import export_adapter
 
     done = export_adapter(directory, output, layout=layout, dtype=dtype, force=force)
-    for note in done.notes:
-        say(f"note: {note}")
+    say_notes(done.notes)
     head = f" and the head ({', '.join(done.head_modules)})" if done.head_modules else ""
     emit(
         f"{done.kind} of {done.modules} modules{head}, rank {done.rank} at most: "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.core.console import count, say, size
+from sora_cli.core.console import count, say, say_notes, size
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.model.references import resolve_model_path
 
@@ -51,8 +51,7 @@ def merge(
     with open_adapter(directory) as adapter:
         from sora_cli.merge.merge import prepare_merge  # transformers: after what can fail fast
 
-        for note in adapter.notes:
-            say(f"note: {note}")
+        say_notes(adapter.notes)
         if adapter.meta.quantise is not None:
             say(f"note: the base was quantised to {adapter.meta.quantise} while the adapter was "
                 "trained; it is merged into the plain weights, which differ a little")  # fmt: skip

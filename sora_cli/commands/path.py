@@ -6,12 +6,12 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import tidy
-from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.console import emit, emit_table, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import holds_only, locked
 from sora_cli.core.processes import is_main
@@ -47,8 +47,7 @@ def path(
     if loaded.recipe.path is not None:
         check_recipe(loaded.recipe)
     plans = plan_stages(loaded)
-    for note in (*loaded.notes, *overruled(loaded)):
-        say(f"note: {note}")
+    say_notes([*loaded.notes, *overruled(loaded)])
     output = path_directory(loaded)
     if dry_run:
         _show_plan(loaded, plans, output)
@@ -113,20 +112,14 @@ def run(
         from sora_cli.train.machine import set_deterministic
     log = ReportLog(output / FILE_NAME, report)
     log.note_import(began)
-
-    def phase(name: str) -> AbstractContextManager[None]:
-        say(f"{name} ...")
-        return log.phase(name)
-
     set_deterministic(plans[0].recipe.training.deterministic)
-    ready = prepare(plans[0].recipe, phase)
+    ready = prepare(plans[0].recipe, log.announced_phase)
     if is_main():
         tidy(output)
     with log.phase("set up"):
         stages = Stages(ready, plans, report, output)
         stages.check()
-    for remark in stages.remarks:
-        say(f"note: {remark}")
+    say_notes(stages.remarks)
     say(describe_layers(loaded.recipe, stages.ready, stages.parameters))
     with log.running(), _resumable(report):
         for plan in plans[len(report.stages) :]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import check_rules, option
-from sora_cli.core.console import count, emit, emit_table, say, size
+from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.model.files import ADAPTER_CONFIG
@@ -90,8 +90,7 @@ def prune(
         small = dataclasses.replace(adapter, layers=layers, meta=meta)
         dtype = _dtype(file, lossy=total.dropped > 0)
         write_adapter(output, small, dtype=dtype, force=force)
-        for note in file.notes:
-            say(f"note: {note}")
+        say_notes(file.notes)
         _show(losses, total, file, kept)
     if search is not None:
         _show_search(search)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.places import check_target, refuse_baseline
 from sora_cli.core.checks import check_comparison
-from sora_cli.core.console import count, emit, emit_table, say
+from sora_cli.core.console import count, emit, emit_table, say_notes
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.timing import importing
 
@@ -46,8 +46,7 @@ def verify(
     with importing():
         from sora_cli.verify.verification import verify
     done = verify(a, b, base=base, dtype=dtype, tolerance=tolerance)
-    for note in done.notes:
-        say(f"note: {note}")
+    say_notes(done.notes)
     if as_json:
         emit(json.dumps(_facts(done), indent=2))
     else:

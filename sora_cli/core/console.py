@@ -6,7 +6,7 @@ Text that others wrote, made fit for a terminal, which takes orders from control
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sora_cli.core.processes import is_main, rank
 
@@ -17,6 +17,12 @@ def say(message: str = "") -> None:
         return
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Say what a person should know, a line each."""
+    for note in notes:
+        say(f"note: {note}")
 
 
 def complain(message: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from methods.registry import config_class
-from sora_cli.core.console import say
+from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.data.source import find_source
 from sora_cli.model.quantisation import check_quantise
@@ -40,8 +40,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
             resolve_model_path(recipe.model.path)
         with recipe.placing():
             check_quantise(recipe.model)
-    for note in code_notes(recipe):
-        say(f"note: {note}")
+    say_notes(code_notes(recipe))
 
 
 def _check_compaction(recipe: Recipe) -> None:

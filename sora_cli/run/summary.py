@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sora_cli.adapter.places import MODEL, baseline_folder
-from sora_cli.core.console import count, emit, say
+from sora_cli.core.console import count, emit, say, say_notes
+from sora_cli.core.processes import world_size
 from sora_cli.report import RunReport
+from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
 
 _PHASES = 5  # shown of the time
 
@@ -20,8 +23,7 @@ def conclude(report: RunReport, output: Path, words: Sequence[str]) -> None:
         words: the recipe as it was given, and its overrides.
     """
     emit("\n".join(result_lines(report)))
-    for event in report.events:
-        say(f"note: {event}")
+    say_notes(report.events)
     folder = baseline_folder(output) if not report.ranks else None
     if folder is not None:
         files, commands = (
@@ -39,6 +41,22 @@ def conclude(report: RunReport, output: Path, words: Sequence[str]) -> None:
     say("next:")
     for command in commands:
         say(f"  {command}")
+
+
+def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:
+    """Return what is kept of an interrupted run, and the command that continues it.
+
+    Args:
+        words: the recipe as it was given, and its overrides.
+    """
+    kept = checkpoint_paths(output / FOLDER)
+    given = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *words]
+    command = shlex.join(["sora", *(word for word in given if word != "--resume"), "--resume"])
+    if world_size() > 1:
+        command = f"the same command with --resume ({command})"
+    if not kept:
+        return [f"no checkpoint yet; from the start: {command}"]
+    return [f"kept: {kept[-1]}", f"go on: {command}"]
 
 
 def result_lines(report: RunReport) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.core.console import say, size
+from sora_cli.core.console import say, say_notes, size
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG
@@ -71,8 +71,7 @@ def self_check(
             where=error.where,
             hint=f"again: {command}",
         ) from error
-    for note in done.notes:
-        say(f"note: {note}")
+    say_notes(done.notes)
     if done.same:
         say(f"verified: {done.summary()}")
     else:

@@ -83,7 +83,7 @@ def test_a_check_that_fails_is_timed_and_changes_nothing_else(
     def broken(*_: Any, **__: Any) -> bool:
         raise SoraError("can not be verified")
 
-    monkeypatch.setattr("sora_cli.verify.self_check.self_check", broken)
+    monkeypatch.setattr("sora_cli.verify.run_check.self_check", broken)
     assert run(["train", str(_recipe(tmp_path, training={"max_steps": 1}))]) == 2
     report = read_report(tmp_path / "out")
     assert report is not None

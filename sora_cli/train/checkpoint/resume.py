@@ -13,6 +13,7 @@ from sora_cli.recipe.changes import Change, changes
 from sora_cli.train.checkpoint.places import FOLDER
 
 if TYPE_CHECKING:
+    from sora_cli.report import RunReport
     from sora_cli.train.checkpoint.files import Checkpoint
 
 
@@ -90,15 +91,11 @@ def find_checkpoint(
     return found
 
 
-def identity_of(recipe: Mapping[str, Any], base: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
-    """What two processes of one run have in common.
-
-    Args:
-        recipe: resolved.
-        base, data: as in the run's report.
-    """
-    inputs = {f"the data ({part})": digest for part, digest in data["fingerprints"].items()}
-    return {"recipe": recipe, "inputs": {"the base model": base["fingerprint"], **inputs}}
+def identity_of(report: RunReport) -> dict[str, Any]:
+    """Return what two processes of one run have in common, once the report holds its setup."""
+    data = {f"the data ({part})": d for part, d in report.data["fingerprints"].items()}
+    inputs = {"the base model": report.base["fingerprint"], **data}
+    return {"recipe": report.recipe, "inputs": inputs}
 
 
 def _told(found: list[Change]) -> str:

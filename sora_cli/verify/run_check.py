@@ -1,4 +1,4 @@
-"""What a baseline's run does last: load its files and compare them with what was trained."""
+"""What a run does last: load its files and compare them with the model that was trained."""
 
 from __future__ import annotations
 
@@ -13,23 +13,40 @@ from sora_cli.core.console import say, size
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
+from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.stored import load_baseline
-from sora_cli.verify.self_check import SHARE
+from sora_cli.verify.self_check import SHARE, self_check
 
 
-def check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> bool:
-    """Compare every tensor of the model that the files give with the trained one, to the bit.
+def check_run(loaded: LoadedRecipe, ready: Prepared) -> bool:
+    """Compare a run's files with the trained model, as far as that can be done here.
 
     Says one line on stderr: verified, not verified and why, or DIFFERENT.
 
     Returns:
-        False if a tensor differs; also true if nothing was compared.
+        False if they differ; also true if nothing was compared.
 
     Raises:
-        SoraError: the files can not be loaded.
+        SoraError: the files cannot be loaded.
     """
+    recipe, output = loaded.recipe, loaded.output_dir
+    if ready.baseline is not None:
+        return _check_baseline(output, recipe, ready)
+    if recipe.model.trust_remote_code:
+        say(f"not verified: the model has code of its own; sora eval {output} scores it again")
+        return True
+    # this is one process of several: it cannot run a sharded model alone
+    sharded = any(is_sharded(p) for p in ready.base.model.parameters())
+    packed = recipe.model.quantise is not None  # the files are an adapter of the plain model
+    if recipe.training.precision == "fp32" and not sharded and not packed:
+        return self_check(output, trained=ready.base.model, fresh=False)
+    return self_check(output)  # autocast stays wrapped around the trained model's forward
+
+
+def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> bool:
+    """Compare every tensor of the model that the files give with the trained one, to the bit."""
     folder = baseline_folder(output)
     if folder is None:
         raise SoraError(f"{output} holds no result of {ready.method.name}")
