@@ -1,4 +1,4 @@
-"""`sora inspect` against dense SVDs, and what it takes on a 7B-class adapter.
+"""`sora inspect` against dense SVDs, and its time and memory on a 7B-class adapter.
 
     python benchmarks/inspect.py [--quick] [--rounds N] [--threads N]
 
@@ -59,7 +59,7 @@ class Size:
     rank: int
 
     def modules(self) -> dict[str, tuple[int, int]]:
-        """Module path -> (out, in)."""
+        """Return module path -> (out, in)."""
         inside = dict.fromkeys(_ATTENTION, (self.hidden, self.hidden))
         inside |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (self.inner, self.hidden))
         inside["mlp.down_proj"] = self.hidden, self.inner
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def write_adapter(directory: Path, size: Size) -> None:
-    """A PEFT LoRA directory with decaying random components."""
+    """Write a PEFT LoRA directory with decaying random components."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for i, (path, (n_out, n_in)) in enumerate(size.modules().items()):
@@ -124,7 +124,7 @@ def write_adapter(directory: Path, size: Size) -> None:
 
 
 def compare(directory: Path, size: Size, rounds: int) -> float:
-    """Factors against dense products, one module per shape; the dense side's time for all."""
+    """Compare factors with dense products, one module per shape; return the dense side's time."""
     counts = Counter(size.modules().values())
     subset = {shape: path for path, shape in reversed(size.modules().items())}
     with open_adapter(directory) as file:
@@ -148,7 +148,7 @@ def compare(directory: Path, size: Size, rounds: int) -> float:
 
 
 def _in_turns(factors: LowRankFactors, rounds: int) -> tuple[float, float, float]:
-    """Median seconds of both sides, and how far their results are apart, relative to s_1."""
+    """Return both sides' median seconds, and how far results are apart, relative to s_1."""
     with one_thread():
         factors.singular_values()  # once to warm up
     ours, theirs, worst = [], [], 0.0
@@ -194,7 +194,7 @@ def run_command(directory: Path) -> Run:
 
 
 def _memory(pid: int) -> dict[str, int]:
-    """Bytes by name, from /proc; nothing if the process has just ended."""
+    """Return bytes by name, from /proc; nothing if the process has just ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:

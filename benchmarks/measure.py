@@ -1,4 +1,4 @@
-"""Taking turns, medians, intervals, and the line that names the machine."""
+"""Figures: turns, medians, intervals, and the line that names the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERVAL = 0.9
 
 
 def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Let each side work once a round, in random order; the figure that each call returned."""
+    """Let each side work once a round, in random order; return what each call returned."""
     order, rng = list(work), random.Random(0)
     figures: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
@@ -27,12 +27,12 @@ def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Round by round, so that a drift of the machine's speed drops out."""
+    """Return ratios round by round, so that a drift of the machine's speed drops out."""
     return [a / b for a, b in zip(one, other, strict=True)]
 
 
 def median_interval(figures: Sequence[float]) -> tuple[float, float]:
-    """An interval that holds the true median with 90 % confidence (order statistics)."""
+    """Return an interval that holds the true median with 90 % confidence (order statistics)."""
     if len(figures) < 5:  # no interval of so few has that confidence
         return min(figures), max(figures)
     found = quantile_test(figures, p=0.5).confidence_interval(INTERVAL)
@@ -40,12 +40,12 @@ def median_interval(figures: Sequence[float]) -> tuple[float, float]:
 
 
 def median(figures: Sequence[float]) -> float:
-    """The median."""
+    """Return the median."""
     return statistics.median(figures)
 
 
 def quartiles(figures: Sequence[float]) -> tuple[float, float]:
-    """The first and the third."""
+    """Return the first and the third quartile."""
     if len(figures) < 2:
         return figures[0], figures[0]
     low, _, high = statistics.quantiles(figures, n=4, method="inclusive")
@@ -53,19 +53,19 @@ def quartiles(figures: Sequence[float]) -> tuple[float, float]:
 
 
 def shown_ratio(figures: Sequence[float]) -> str:
-    """'1.12 [1.10, 1.14]': median and its interval."""
+    """Return '1.12 [1.10, 1.14]': the median and its interval."""
     low, high = median_interval(figures)
     return f"{median(figures):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that can go into a README as it is."""
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def machine(device: str) -> str:
-    """What the figures were measured on."""
+    """Return a line that names the machine."""
     load = os.getloadavg()[0]
     threads = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     if device == "cuda":

@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measure(side: Side) -> dict[str, float]:
-    """Bytes of a side that has just been made."""
+    """Return the bytes of a side that has just been made."""
     full, side.batch = side.batch, {name: t[:1] for name, t in side.batch.items()}
     side.step()
     side.batch = full

@@ -1,4 +1,4 @@
-"""`sora merge` against `cp -r` of the same base model: wall time, and the memory it takes.
+"""`sora merge` against `cp -r` of the same base model: wall time and memory.
 
     python benchmarks/merge.py [--gb 2 8] [--dtype bf16 fp32] [--shards 0 1] [--rounds N] [--quick]
 
@@ -87,20 +87,20 @@ class Shape:
 
     @classmethod
     def of(cls, numbers: float, hidden: int) -> Shape:
-        """As many layers as come nearest."""
+        """Return a shape with as many layers as come nearest."""
         inner = hidden * 11 // 4 // 64 * 64
         layer = 4 * hidden**2 + 3 * hidden * inner
         return cls(max(1, round((numbers - 2 * _VOCABULARY * hidden) / layer)), hidden, inner)
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Module path -> (out, in), of the blocks' linear layers."""
+        """Return module path -> (out, in), of the blocks' linear layers."""
         inside = {f"self_attn.{n}_proj": (self.hidden, self.hidden) for n in "qkvo"}
         inside |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (self.inner, self.hidden))
         inside["mlp.down_proj"] = self.hidden, self.inner
         return {f"model.layers.{i}.{n}": s for i in range(self.layers) for n, s in inside.items()}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of all that the checkpoint holds."""
+        """Return name -> shape of all tensors of the checkpoint."""
         sizes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (_VOCABULARY, self.hidden),
             "lm_head.weight": (_VOCABULARY, self.hidden),
@@ -152,7 +152,7 @@ def main() -> None:
 
 
 def measure(place: Path, gb: float, dtype: str, shard: float, rounds: int) -> None:
-    """One line of the table."""
+    """Return one line of the table."""
     base, adapter = place / "base", place / "adapter"
     shape = Shape.of(
         gb * 1e9 / _DTYPES[dtype].itemsize, 4096 if gb > 4 else 2048 if gb > 1 else 512
@@ -179,7 +179,7 @@ def measure(place: Path, gb: float, dtype: str, shard: float, rounds: int) -> No
 
 
 def write_base(directory: Path, shape: Shape, dtype: torch.dtype, shard: float) -> int:
-    """A checkpoint as save_pretrained would write it; how many files of weights."""
+    """Write a checkpoint as save_pretrained would; return the number of files of weights."""
     directory.mkdir()
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": shape.hidden,
@@ -228,7 +228,7 @@ def _filled(numbers: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 
 def write_adapter(directory: Path, shape: Shape, base: Path) -> None:
-    """A PEFT LoRA directory."""
+    """Write a PEFT LoRA directory."""
     generator = torch.Generator().manual_seed(1)
     tensors = {}
     for path, (n_out, n_in) in shape.linears().items():
@@ -245,7 +245,7 @@ def write_adapter(directory: Path, shape: Shape, base: Path) -> None:
 
 
 def copy(base: Path, target: Path) -> float:
-    """Seconds that `cp -r` and a flush take."""
+    """Return the seconds that `cp -r` and a flush take."""
     warm(base)
     start = time.perf_counter()
     subprocess.run(["cp", "-r", str(base), str(target)], check=True)
@@ -279,7 +279,7 @@ def merge(base: Path, adapter: Path, target: Path) -> Run:
 
 
 def warm(base: Path) -> None:
-    """Have all files of a directory in the page cache."""
+    """Read all files of a directory into the page cache."""
     for file in base.iterdir():
         with file.open("rb", buffering=0) as stream:
             buffer = bytearray(2**20)
@@ -288,7 +288,7 @@ def warm(base: Path) -> None:
 
 
 def _anonymous(pid: int) -> int:
-    """RssAnon of a process in bytes; 0 if it has just ended."""
+    """Return RssAnon of a process in bytes; 0 if it has just ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:

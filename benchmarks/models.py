@@ -1,4 +1,4 @@
-"""The two models that steps are measured on, real ones, and their batches of random tokens."""
+"""The two real models that steps are measured on, and their batches of random tokens."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ class Setting:
 
     @property
     def title(self) -> str:
+        """The table's heading."""
         names = {ENCODER: "MiniLM-L6 with a classifier", DECODER: "SmolLM2-135M"}
         return f"{names[self.model]}, batch {self.batch}, sequence {self.length}"
 
 
 def setting(model: str, device: str, *, quick: bool = False) -> Setting:
-    """The shapes that are published, or with `quick` smaller ones."""
+    """Return the published shapes, or with `quick` smaller ones."""
     batch, length = (32, 128) if model == ENCODER else (4, 256)
     return Setting(model, 2 if quick else batch, 16 if quick else length, device)
 
 
 def load(where: Setting) -> nn.Module:
-    """The model in float32, without any dropout of its own, all of it frozen but the head."""
+    """Load the model in float32, without dropout of its own, frozen but for the head."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -53,12 +54,12 @@ def load(where: Setting) -> nn.Module:
 
 
 def head(where: Setting) -> list[str]:
-    """Modules that are trained in full: none of a language model, whose head is its embedding."""
+    """Return the modules trained in full; a language model has none: its head is its embedding."""
     return ["bert.pooler", "classifier"] if where.model == ENCODER else []
 
 
 def batch(where: Setting) -> dict[str, Tensor]:
-    """Random tokens without padding."""
+    """Return random tokens without padding."""
     generator = torch.Generator().manual_seed(0)
     shape = (where.batch, where.length)
     tokens = torch.randint(1000, 20000, shape, generator=generator)

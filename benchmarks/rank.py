@@ -1,4 +1,4 @@
-"""What the rank costs, and what `training.compact_every` brings: r_max 64 and 128.
+"""The cost of the rank, and the gain from `training.compact_every`: r_max 64 and 128.
 
     python -m benchmarks.rank [--ranks 64 128] [--rounds 10] [--every 25] [--epochs 4]
 
@@ -79,7 +79,7 @@ def _steps(where: Setting, rank: int, rounds: int) -> str:
 
 
 def _without(side: Side, share: float) -> Side:
-    """The side after a step, and without a share of its components."""
+    """Return the side after a step, without a share of its components."""
     side.step()
     layers = adapted_layers(side.model)
     total = sum(layer.rank for layer in layers.values())

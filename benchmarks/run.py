@@ -100,7 +100,7 @@ def _rows(times: dict[str, list[float]]) -> list[list[str]]:
 
 
 def _seconds(output: Path) -> str:
-    """Where the last run's seconds went, as its report says."""
+    """Return where the last run's seconds went, from its report."""
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     spent = sorted(report["seconds"].items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent)

@@ -1,4 +1,4 @@
-"""Who is measured: our methods, their peers, and the floor below which nothing can be.
+"""The sides of a measurement: our methods, their peers, and the floor.
 
 - `floor`: forward and backward pass with all weights frozen but the head; the output of the
   embedding requires a gradient, so that the backward pass goes through every layer.
@@ -58,7 +58,7 @@ class Side:
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if groups else None
 
     def step(self) -> float:
-        """Take a step; the seconds it took."""
+        """Take a step; return its seconds."""
         self._wait()
         start = time.perf_counter()
         loss = self.model(**self.batch).loss
@@ -78,7 +78,7 @@ class Side:
 
 
 def make(name: str, where: Setting, *, rank: int, dropout: float) -> Side:
-    """A side by its name in `ALL`."""
+    """Make a side by its name in `ALL`."""
     if name == "floor":
         return _floor(where)
     if name in OURS:
@@ -89,7 +89,7 @@ def make(name: str, where: Setting, *, rank: int, dropout: float) -> Side:
 
 
 def method(name: str, *, rank: int, dropout: float = 0.0) -> AdapterMethod:
-    """One of ours; AdaLoRA goes from `rank` to half of it."""
+    """Return one of our methods; AdaLoRA goes from `rank` to half of it."""
     options: dict[str, Any] = {
         "LoRA": {"r": rank},
         "SoRA": {"r_max": rank, "threshold": THRESHOLD},
@@ -99,7 +99,7 @@ def method(name: str, *, rank: int, dropout: float = 0.0) -> AdapterMethod:
 
 
 def ours(where: Setting, method: AdapterMethod) -> Side:
-    """Any of our methods, with every hook that training calls."""
+    """Return a step of any of our methods, with every hook that training calls."""
     model = load(where)
     layers = inject(
         model,
@@ -162,7 +162,7 @@ class PlainLayer(nn.Module):
         self.scaling, self.dropout = layer.scaling, nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Map (..., in) to (..., out)."""
         h = linear(self.dropout(x), self.A) * self.d
         out: Tensor = self.base(x) + linear(h, self.B) * self.scaling
         return out

@@ -1,4 +1,4 @@
-"""How long commands take to start, against the bare imports of what they are made of.
+"""The time commands take to start, against the bare imports of what they consist of.
 
     python benchmarks/startup.py [--rounds N] [--quick]
 
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def run(words: Sequence[str], place: Path, *, code: int) -> float:
-    """Wall seconds of Python with these words, in a directory; it has to exit with that code."""
+    """Return the wall seconds of Python with these words; it has to exit with that code."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()
     done = subprocess.run(
@@ -120,7 +120,7 @@ def run(words: Sequence[str], place: Path, *, code: int) -> float:
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """Median and quartiles."""
+    """Return median and quartiles."""
     if len(seconds) == 1:
         return f"{seconds[0]:.3f}"
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
@@ -128,7 +128,7 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def write_adapter(directory: Path) -> None:
-    """A PEFT LoRA of BERT-base's shapes."""
+    """Write a PEFT LoRA of BERT-base's shapes."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for layer in range(12):

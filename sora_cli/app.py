@@ -54,6 +54,7 @@ def options(
         bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
     ] = False,
 ) -> None:
+    """Print the version, or the help page if there is no command."""
     if version:
         typer.echo(f"sora {__version__}")
     elif context.invoked_subcommand is None:
@@ -66,14 +67,14 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Resolve and show everything; train nothing.")
+        bool, typer.Option("--dry-run", help="Show everything the run would do, and train nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
+        bool, typer.Option("--resume", help="Resume from the newest complete checkpoint.")
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace a run; with --resume, take safe changes of it."),
+        typer.Option("--force", help="Replace a run; with --resume, accept safe changes."),
     ] = False,
     no_verify: NoVerify = False,
     code: Code = None,
@@ -103,13 +104,13 @@ def path(
         typer.Option(
             "--controls",
             help="Also cut the first stage down at random and by norm, and score that; "
-            "may be asked for when the path is finished.",
+            "also works on a finished path.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show all stages; train nothing.")
+        bool, typer.Option("--dry-run", help="Show all stages, and train nothing.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Delete the path that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete an existing path first.")] = False,
     code: Code = None,
 ) -> None:
     """Train a path of adapters from dense to sparse."""
@@ -131,15 +132,19 @@ def pick(
     directory: Annotated[Path, typer.Argument(help="A path's directory.")],
     keep: Annotated[
         float | None,
-        typer.Option("--keep", help="The smallest with this share of the first stage's metric."),
+        typer.Option(
+            "--keep", help="Choose the smallest that keeps this share of the first stage's metric."
+        ),
     ] = None,
     max_params: Annotated[
         int | None,
-        typer.Option("--max-params", help="The best with at most this many parameters."),
+        typer.Option("--max-params", help="Choose the best with at most this many parameters."),
     ] = None,
     min_metric: Annotated[
         float | None,
-        typer.Option("--min-metric", help="The smallest with a metric at least this good."),
+        typer.Option(
+            "--min-metric", help="Choose the smallest whose metric is at least this good."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Copy the adapter to this directory.")
@@ -190,6 +195,7 @@ _experiments.add_commands(app)
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
+    """List the recipes if no subcommand is given."""
     if context.invoked_subcommand is None:
         recipes_list()
 
@@ -246,7 +252,7 @@ def methods(as_json: Json = False, code: Code = None) -> None:
 
 
 def run(arguments: Sequence[str], *, began: float | None = None) -> int:
-    """Run one command line; the exit code: 0, 2 for what the user can put right, 1 for the rest.
+    """Run one command line; return 0, 2 for an error that the user can correct, 1 for others.
 
     Args:
         began: when the process was started, on the clock of `time.perf_counter`; None: it was there
@@ -262,6 +268,6 @@ def run(arguments: Sequence[str], *, began: float | None = None) -> int:
 
 
 def main() -> None:
-    """The `sora` script."""
+    """Run the `sora` script."""
     raise_on_signals()
     leave_with(lambda: run(sys.argv[1:], began=process_start()))

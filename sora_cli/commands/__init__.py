@@ -1,1 +1,1 @@
-"""One file per command: flags, one plain function, console output."""
+"""The commands of `sora`, one file each: a plain function that prints."""

@@ -1,4 +1,4 @@
-"""The commands that work on adapter files: one short function each, as in `app`."""
+"""The commands on adapter files: their flags, and one short function each, as in `app`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def inspect(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="An adapter directory, ours or any PEFT LoRA; or a run's directory. Two are "
-            "compared, more get a line each.",
+            help="An adapter directory (ours or any PEFT LoRA) or a run's directory. Two are "
+            "compared; more get a line each.",
         ),
     ],
     as_json: Json = False,
@@ -53,19 +53,26 @@ def prune(
     ] = None,
     max_params: Annotated[
         int | None,
-        typer.Option("--max-params", help="Keep the strongest components within this many."),
+        typer.Option(
+            "--max-params", help="Keep the strongest components within this many parameters."
+        ),
     ] = None,
     mean_rank: Annotated[
         float | None,
-        typer.Option("--mean-rank", help="Keep the strongest components, so many per layer."),
+        typer.Option(
+            "--mean-rank", help="Keep the strongest components, this many per layer on average."
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", help="The smallest whose validation metric falls by no more."),
+        typer.Option(
+            "--max-drop",
+            help="Keep the fewest components whose validation metric falls by at most this.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", help="What --max-drop is measured with."),
+        typer.Option("--recipe", "-r", help="The recipe that --max-drop is measured with."),
     ] = None,
     overrides: Overrides = None,
     force: Force = False,
@@ -90,7 +97,7 @@ def export(
     ] = "exact",
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="float32, bfloat16 or float16; else as it is stored."),
+        typer.Option("--dtype", help="float32, bfloat16 or float16; default: as stored."),
     ] = None,
     force: Force = False,
     no_verify: NoVerify = False,
@@ -106,12 +113,12 @@ def merge(
     output: Output,
     base: Annotated[
         str | None,
-        typer.Option("--base", help="The base model, where it is not the one the adapter names."),
+        typer.Option("--base", help="The base model, if it is not the one that the adapter names."),
     ] = None,
     untie: Annotated[
         bool,
         typer.Option(
-            "--untie", help="Change a weight that is tied to another: write both, untied."
+            "--untie", help="Merge into a weight that is tied to another: write both, untied."
         ),
     ] = False,
     force: Force = False,
@@ -132,22 +139,24 @@ def verify(
     ],
     b: Annotated[
         str | None,
-        typer.Argument(metavar="B", help="Another; without it, A loaded in a fresh process."),
+        typer.Argument(
+            metavar="B", help="Another one; without it, A is loaded again in a fresh process."
+        ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", help="The base model, where it is not the one the adapter names."),
+        typer.Option("--base", help="The base model, if it is not the one that the adapter names."),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
             "--tolerance",
-            help="Largest difference that is the same, relative to the largest output; else 1e-5, "
-            "or 8 roundings of 16-bit weights.",
+            help="Largest difference that counts as the same, relative to the largest output; "
+            "default: 1e-5, or 8 roundings of 16-bit weights.",
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16 to compute in.")
+        str, typer.Option("--dtype", help="Compute in float32, float64, bfloat16 or float16.")
     ] = "float32",
     as_json: Json = False,
 ) -> int:

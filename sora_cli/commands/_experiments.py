@@ -1,4 +1,4 @@
-"""The commands for many runs: one short function each, as in `app`."""
+"""The commands for many runs: their flags, and one short function each, as in `app`."""
 
 from __future__ import annotations
 
@@ -18,29 +18,35 @@ def add_commands(app: typer.Typer) -> None:
 
 def sweep(
     file: Annotated[
-        Path, typer.Argument(help="A sweep file, or the name of one that comes along.")
+        Path, typer.Argument(help="A sweep file, or the name of one that comes with the tool.")
     ],
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and the time they may take.")
+        bool, typer.Option("--dry-run", help="List the runs and their expected time; start none.")
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="For --dry-run: take a few steps of each kind of run."),
+        typer.Option("--measure", help="With --dry-run: take a few steps of each kind of run."),
     ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", min=1, help="Runs side by side; without: one per GPU or CPU."),
+        typer.Option(
+            "--jobs", "-j", min=1, help="Runs at the same time; default: one per GPU or CPU."
+        ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of each run; without: divided.")
+        int | None,
+        typer.Option("--threads", min=1, help="CPU threads of each run; default: divided evenly."),
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", help="local or ray.")] = "local",
+    engine: Annotated[
+        str, typer.Option("--engine", help="Where runs are carried out: local or ray.")
+    ] = "local",
     address: Annotated[
-        str | None, typer.Option("--address", help="Of the Ray cluster: auto, or HOST:PORT.")
+        str | None, typer.Option("--address", help="The Ray cluster's address: auto, or HOST:PORT.")
     ] = None,
     retries: Annotated[
-        int, typer.Option("--retries", min=0, help="Starts more for a run that was killed.")
+        int,
+        typer.Option("--retries", min=0, help="How often a run that was killed is started again."),
     ] = 2,
     no_verify: NoVerify = False,
     code: Code = None,
@@ -75,14 +81,16 @@ def compare(
     ],
     baseline: Annotated[
         str | None,
-        typer.Option("--baseline", help="A label of the table: differences to it, paired by seed."),
+        typer.Option(
+            "--baseline", help="A label of the table; differences to it are shown, paired by seed."
+        ),
     ] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="Show what the recipes' papers print beside it.")
+        bool, typer.Option("--paper", help="Also show what the recipes' papers print.")
     ] = False,
     metric: Annotated[
         str | None,
-        typer.Option("--metric", help="Another metric of the reports than the main one."),
+        typer.Option("--metric", help="Compare another metric of the reports than the main one."),
     ] = None,
     selection: Annotated[
         bool,
@@ -92,7 +100,9 @@ def compare(
     ] = False,
     ranks: Annotated[
         bool,
-        typer.Option("--ranks", help="Where ranks are, and whether seeds and tasks agree on it."),
+        typer.Option(
+            "--ranks", help="Show where the ranks are, and whether seeds and tasks agree."
+        ),
     ] = False,
     form: Annotated[
         str | None,
@@ -109,11 +119,12 @@ def compare(
     plot: Annotated[
         Path | None,
         typer.Option(
-            "--plot", help="Draw metric against parameters to this picture; others go beside it."
+            "--plot", help="Draw metric against parameters into this picture; others go beside it."
         ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page that needs nothing else.")
+        Path | None,
+        typer.Option("--html", help="Write a single HTML page that needs no other file."),
     ] = None,
 ) -> None:
     """Compare finished runs: mean and spread over seeds, size, time."""

@@ -1,4 +1,4 @@
-"""`sora inspect` of several adapters: two compared module by module, more in a line each."""
+"""`sora inspect` of several adapters: two are compared by module, more get a line each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inspect(directories: Sequence[Path], *, as_json: bool) -> None:
         as_json: print JSON: {"adapters": [...]}, and for two {"comparison": ...} with it.
 
     Raises:
-        SoraError: an adapter that can not be read, or two of different models.
+        SoraError: an adapter that cannot be read, or two of different models.
     """
     comparison = _compare(*directories) if len(directories) == 2 else None
     adapters = [_facts(directory) for directory in directories]
@@ -60,7 +60,7 @@ def _compare(first: Path, second: Path) -> Comparison:
 
 
 def _emit_summary(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> None:
-    """One row per adapter."""
+    """Print one row per adapter."""
     rows = []
     for name, facts in zip(names, adapters, strict=True):
         components, modules = facts["components"], facts["modules"]
@@ -81,7 +81,7 @@ def _emit_summary(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> N
 
 
 def _short(names: list[str]) -> list[str]:
-    """The names without the directories they all begin and end with, where some of each is left."""
+    """Return the names without the directories they all begin or end with, if some is left."""
     parts = [list(Path(name).parts) for name in names]
     shared = len(Path(os.path.commonpath(names)).parts) if _comparable(names) else 0
     ends = 0
@@ -98,7 +98,7 @@ def _comparable(names: list[str]) -> bool:
 
 
 def _emit_comparison(comparison: Comparison) -> None:
-    """A row per module of either."""
+    """Print a row per module of either adapter."""
     emit_table(
         "two adapters, dW of A against dW of B",
         ["module", "rank A", "rank B", "||A||", "||B||", "cosine", "overlap\nout", "overlap\nin",

@@ -22,7 +22,7 @@ Adapter = Annotated[
     Path, typer.Argument(help="An adapter directory, ours or any PEFT LoRA; or a run's directory.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Code = Annotated[
     list[Path] | None,

@@ -1,4 +1,4 @@
-"""`sora eval`: the metric again, from files alone."""
+"""`sora eval`: the scores of an adapter, a run or a model, from files alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def evaluate(
 
 
 def load_target(target: str, recipe: Recipe, task: Task) -> Base:
-    """The model to score: a base model with an adapter or a delta in it, or a model."""
+    """Load the model to score: a base model with an adapter or a delta in it, or a model."""
     from sora_cli.adapter.directory import read_adapter
     from sora_cli.model.base import load_base
     from sora_cli.run.stored import check_classes, load_adapted
@@ -80,7 +80,7 @@ def load_target(target: str, recipe: Recipe, task: Task) -> Base:
 
 
 def _stored_classes(base: Base, recipe: Recipe) -> list[str] | None:
-    """Names in the model's own configuration, unless transformers made them up."""
+    """Return the names in the model's own configuration, unless transformers made them up."""
     import transformers
 
     from sora_cli.model.loading import split_gguf

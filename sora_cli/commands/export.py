@@ -21,7 +21,7 @@ def export(
     force: bool,
     verify: bool = True,
 ) -> int:
-    """Write an adapter as a plain LoRA and say who can load that.
+    """Write an adapter as a plain LoRA, and say who can load it.
 
     Args:
         directory: an adapter directory, ours or PEFT's LoRA, rsLoRA or AdaLoRA, or a run directory.

@@ -1,4 +1,4 @@
-"""`sora inspect`: where the ranks are, how strong, and who can load them; or two compared."""
+"""`sora inspect`: where an adapter's ranks are, how strong they are, and who can load it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def inspect(
         modules: also print a line for each module of the one adapter.
 
     Raises:
-        SoraError: no adapter, one that can not be read, or two of different models.
+        SoraError: no adapter, one that cannot be read, or two of different models.
     """
     _check(directories, plot=plot, modules=modules)
     missing = "there are no ranks to inspect"
@@ -73,7 +73,7 @@ def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: 
 
 
 def _emit_rank_table(table: RankMap, title: str) -> None:
-    """Layers x kinds of modules, with totals as live/start."""
+    """Print layers by kinds of modules, with totals as live/start."""
     columns = [label.replace(".", "\n.") for label in table.column_labels()]
     rows = [
         [label, *(_cell(table, row, column) for column in table.columns), _of(table.row_total(row))]
@@ -89,12 +89,12 @@ def _cell(table: RankMap, row: str, column: str) -> str:
 
 
 def _of(rank: Rank) -> str:
-    """ "17/24", or just "24" where nothing was taken out."""
+    """Return "17/24", or just "24" if nothing was taken out."""
     return str(rank.live) if rank.live == rank.start else f"{rank.live}/{rank.start}"
 
 
 def _emit_modules(facts: dict[str, Any]) -> None:
-    """A line per module in the file; ranks and effective ranks add up, norms as squares do."""
+    """Print a line per module; ranks and effective ranks add up, norms as squares do."""
     rows = []
     for path, s in facts["spectra"].items():
         rank = facts["ranks"][path]
@@ -114,7 +114,7 @@ def _emit_modules(facts: dict[str, Any]) -> None:
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of each line below the table."""
+    """Return the name and value of each line below the table."""
     modules, effective, base = facts["modules"], facts["effective_rank"], facts["base"]
     lines = [
         ("method", facts["method"] or f"{facts['kind']}, written by another tool"),
@@ -151,7 +151,7 @@ def _share(live: int, start: int) -> str:
 
 
 def _saving(facts: dict[str, Any], kind: str) -> str:
-    """ "1,024 parameters (3 %, 4.1 kB)", or "nothing"."""
+    """Return "1,024 parameters (3 %, 4.1 kB)", or "nothing"."""
     saved, stored = facts["prune_saves"][kind], facts["parameters"]["adapter"]
     if not saved["parameters"]:
         return "nothing"
@@ -164,7 +164,7 @@ def _revision(base: dict[str, Any]) -> str:
 
 
 def _step(entry: dict[str, Any]) -> str:
-    """One entry of the lineage: the command, then its values."""
+    """Describe one entry of the lineage: the command, then its values."""
     values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()
               if k != "command" and v is not None)  # fmt: skip
     return f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": ")

@@ -78,7 +78,7 @@ def _announce(plan: Merge) -> None:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Progress]:
-    """A progress bar by bytes; not shown where nobody looks."""
+    """Show a progress bar by bytes, but only on a terminal."""
     from tqdm import tqdm
 
     with tqdm(
@@ -89,13 +89,13 @@ def _bar(total: int) -> Iterator[Progress]:
 
 def _notes(merged: Merged) -> None:
     if not merged.base_checked:
-        say("note: nothing told whether the base is the one the adapter was trained on")
+        say("note: nothing says whether the base is the one that the adapter was trained on")
     if not merged.tokenizer:
         say("note: the base model has no tokenizer, so there is none in the merged model")
     if merged.unpacked:
         say(f"note: the numbers of the GGUF file are written out in full, as {merged.dtype}")
     if merged.untied:
-        say("note: weights that were tied are stored apart now; the configuration says so")
+        say("note: weights that were tied are now stored separately; the configuration says so")
     if merged.left_out:
         say(f"note: {count(len(merged.left_out))} tensors of the base were left out, such as "
             f"'{merged.left_out[0]}': the merged model does not use them")  # fmt: skip

@@ -1,4 +1,4 @@
-"""`sora path`: a whole family of adapters, from dense to sparse, in one run."""
+"""`sora path`: a family of adapters, from dense to sparse, in one run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def path(
     force: bool,
     began: float | None = None,
 ) -> None:
-    """Train the stages of a recipe's path, or go on with those that are missing.
+    """Train the stages of a recipe's path, or those that are missing.
 
     Args:
         began: when the command began, by `time.perf_counter`; None: now.
@@ -60,7 +60,7 @@ def path(
 def open_report(
     loaded: LoadedRecipe, stage_count: int, output: Path, *, controls: bool, force: bool
 ) -> PathReport:
-    """The record to fill: a new one, or that of a path that is not finished.
+    """Return the record to fill: a new one, or that of an unfinished path.
 
     Raises:
         SoraError: the directory holds a finished path, one of another recipe, or something else.
@@ -81,7 +81,7 @@ def open_report(
             hint=f"sora pick {output} --keep 0.99; or train again with --force",
         )
     if found.stages:
-        say(f"going on in {output}: {len(found.stages)} of {stage_count} stages are finished")
+        say(f"continuing in {output}: {len(found.stages)} of {stage_count} stages are finished")
     return found
 
 
@@ -101,7 +101,7 @@ def run(
     controls: bool,
     began: float,
 ) -> None:
-    """The whole path, one step a line."""
+    """Carry out the whole path, one step a line."""
     with importing():
         from sora_cli.experiments.path.controls import run_controls
         from sora_cli.experiments.path.plot import plot_path
@@ -113,7 +113,7 @@ def run(
     log = ReportLog(output / FILE_NAME, report)
     log.note_import(began)
     set_deterministic(plans[0].recipe.training.deterministic)
-    ready = prepare(plans[0].recipe, log.announced_phase)
+    ready = prepare(plans[0].recipe, log.phase)
     if is_main():
         tidy(output)
     with log.phase("set up"):
@@ -140,13 +140,14 @@ def run(
 
 @contextmanager
 def _resumable(report: PathReport) -> Iterator[None]:
-    """Whatever stops a path, say that the same command goes on with it."""
+    """Say, whatever stops a path, that the same command continues it."""
     try:
         yield
     except BaseException:
         done = len(report.stages)
         say(
-            f"\n{done} of {report.stage_count} stages are kept; the same command goes on from there"
+            f"\n{done} of {report.stage_count} stages are kept; "
+            "the same command continues from there"
         )
         raise
 
@@ -168,11 +169,11 @@ def _new_report(loaded: LoadedRecipe, stage_count: int) -> PathReport:
 
 
 def _check_same_recipe(found: PathReport, loaded: LoadedRecipe, output: Path) -> None:
-    """A path goes on with the recipe it was begun with; only its place may be named otherwise."""
+    """Refuse another recipe than the path was started with; only its place may differ."""
     for key, old, new in changes(found.recipe, loaded.resolved()):
         raise SoraError(
             f"'{output}' holds a path of another recipe: there {key} is {old}, here {new}",
-            hint="elsewhere: output.dir=DIR; or delete that one: --force",
+            hint="train elsewhere: output.dir=DIR; or delete that path: --force",
         )
 
 
@@ -199,7 +200,7 @@ def _conclude(report: PathReport, output: Path) -> None:
 
 
 def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> None:
-    """Stage 0 as an ordinary run, then all stages."""
+    """Show stage 0 as an ordinary run, then all stages."""
     from sora_cli.run.dry_run import dry_run, emit_section
 
     first = plans[0].loaded
@@ -211,7 +212,7 @@ def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> No
 
 
 def _stage_lines(ready: Prepared, plans: list[StagePlan]) -> Iterator[str]:
-    """A line per stage: value, steps, and what the method has to say about them."""
+    """Yield a line per stage: its value, steps, and the method's notes."""
     from methods.registry import method_class
     from sora_cli.train.steps import learning_rates
     from sora_cli.train.trainer import training_arguments

@@ -25,7 +25,7 @@ def pick(
     as_json: bool,
     force: bool,
 ) -> None:
-    """Name a stage, with its table; with `output`, copy its adapter there.
+    """Name a stage and show its table; with `output`, copy its adapter there.
 
     Raises:
         SoraError: no path, no stage that will do, not exactly one wish.
@@ -57,14 +57,14 @@ def choose(
     max_params: int | None = None,
     min_metric: float | None = None,
 ) -> Stage:
-    """The stage that satisfies the one wish given.
+    """Return the stage that satisfies the one wish given.
 
     Raises:
         SoraError: none or several wishes, or no stage that satisfies it.
     """
     if (keep is not None) + (max_params is not None) + (min_metric is not None) != 1:
         raise SoraError(
-            "say what to look for, in one way",
+            "give exactly one condition",
             hint="--keep 0.99, --max-params 100000 or --min-metric 0.85",
         )
     if keep is not None:
@@ -81,7 +81,9 @@ def _finished_stages(directory: Path) -> PathReport:
         there = "is no directory" if not directory.is_dir() else f"holds no {FILE_NAME}"
         raise SoraError(f"{directory} {there}", hint="make a path with: sora path RECIPE")
     if not report.stages:
-        raise SoraError(f"{directory} has no finished stage", hint="go on with sora path")
+        raise SoraError(
+            f"{directory} has no finished stage", hint="continue with: sora path RECIPE"
+        )
     missing = report.stage_count - len(report.stages)
     if missing:
         say(f"note: {missing} of {report.stage_count} stages are not trained yet")

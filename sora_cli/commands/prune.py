@@ -1,4 +1,4 @@
-"""`sora prune`: a smaller adapter, and what that lost."""
+"""`sora prune`: a smaller adapter, and what was lost by that."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """What to keep; at most one is given.
+    """What to keep; at most one of these is given.
 
     Attributes:
         energy: share of each module's squared singular values to keep, up to 1.
@@ -44,7 +44,7 @@ class Rule:
     max_drop: float | None = None
 
     def given(self) -> dict[str, float]:
-        """The one that is set."""
+        """Return the name and value of the one that is set."""
         return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
 
 
@@ -98,7 +98,7 @@ def prune(
 
 
 def _dtype(file: AdapterFile, *, lossy: bool) -> str:
-    """As stored; but a lossless copy in a short dtype must not round the scaling it folds in."""
+    """Return the dtype as stored, unless a lossless copy would round the folded scaling in it."""
     if file.dtype in {"float32", "float64"}:
         return "float32"
     exact = not file.config.is_adalora and all(
@@ -109,7 +109,7 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
 
 
 def _recipe_of(rule: Rule, recipe: str | None, overrides: Sequence[str]) -> LoadedRecipe | None:
-    """The recipe, where the rule needs one."""
+    """Return the recipe, if the rule needs one."""
     check_rules(rule.given())
     if rule.max_drop is None:
         if recipe or overrides:
@@ -160,7 +160,7 @@ def _pruned(
 
 
 def _entry(rule: Rule, total: Loss, before: int, after: int) -> dict[str, Any]:
-    """What the lineage says of this step."""
+    """Return what the lineage says of this step."""
     return {
         "command": "prune",
         **rule.given(),
@@ -186,7 +186,7 @@ def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int)
 
 
 def _show_search(search: Search) -> None:
-    """The points tried, largest first, those that are good enough marked."""
+    """Print the points tried, largest first, with those that are good enough marked."""
     points = sorted(search.points, key=lambda point: -point.components)
     emit_table(
         f"tried on {search.split}",

@@ -36,7 +36,7 @@ def show_recipe(name: str) -> None:
 
 
 def copy_recipes(names: Sequence[str], to: Path, *, force: bool) -> None:
-    """Copy recipes, what they extend, and the schema, in the same folders; all: the sweeps, too.
+    """Copy recipes with what they extend and the schema; without names all, and the sweeps.
 
     Raises:
         SoraError: an unknown name, or a file with other content is in the way.
@@ -54,7 +54,7 @@ def copy_recipes(names: Sequence[str], to: Path, *, force: bool) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
         except OSError as error:
-            raise SoraError(f"'{target}' can not be written: {error.strerror}") from error
+            raise SoraError(f"'{target}' cannot be written: {error.strerror}") from error
     say(f"{len(pairs)} files in {to}")
     first = (to / recipes[0].resolve().relative_to(root)).as_posix()
     say(f"next: sora train {first}")
@@ -77,4 +77,4 @@ def _with_bases(recipes: Iterable[Path]) -> list[Path]:
 
 def _check_free(source: Path, target: Path) -> None:
     if target.exists() and (target.is_dir() or target.read_bytes() != source.read_bytes()):
-        raise SoraError(f"'{target}' is there and differs", hint="overwrite it with --force")
+        raise SoraError(f"'{target}' exists and differs", hint="overwrite it with --force")

@@ -1,4 +1,4 @@
-"""`sora schema`: the JSON schema of recipes, which editors complete and check by."""
+"""`sora schema`: the JSON schema of recipes, by which editors complete and check."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def print_schema() -> None:
 
 
 def schema_text(methods: Sequence[str]) -> str:
-    """The schema as indented JSON."""
+    """Return the schema as indented JSON."""
     return json.dumps(recipe_schema(methods), indent=2)
 
 
 def recipe_schema(methods: Sequence[str]) -> dict[str, Any]:
-    """The schema of a recipe file.
+    """Return the schema of a recipe file.
 
     Blocks and keys are all optional in it, since a file that extends another need not repeat
     them; whether the whole is complete is checked when it is loaded. `method` and `task`
@@ -56,7 +56,7 @@ def recipe_schema(methods: Sequence[str]) -> dict[str, Any]:
 
 
 def _reference(property_: dict[str, Any]) -> dict[str, Any]:
-    """The block a key stands for, also where it may be left out."""
+    """Return the block a key stands for, also if it may be left out."""
     return next(
         {"$ref": p["$ref"]} for p in (property_, *property_.get("anyOf", [])) if "$ref" in p
     )
@@ -65,7 +65,7 @@ def _reference(property_: dict[str, Any]) -> dict[str, Any]:
 def _open_schema(
     block: dict[str, Any], description: str, options: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Of a block that takes the options of what it names."""
+    """Return the schema of a block that takes the options of what it names."""
     name = {**block["properties"]["name"], "enum": list(options)}
     every = {key: None for schema in options.values() for key in schema.get("properties", {})}
     known = {"propertyNames": {"enum": ["name", *every]}}
@@ -81,7 +81,7 @@ def _open_schema(
 
 
 def _branch(choice: str, name: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """If the block names this, then its options and no others."""
+    """Return the rule that a block which names this takes its options and no others."""
     return {
         "if": {"properties": {"name": {"const": choice}}, "required": ["name"]},
         "then": {

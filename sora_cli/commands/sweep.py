@@ -1,4 +1,4 @@
-"""`sora sweep`: the runs of a sweep file, carried out, gone on with, or only listed."""
+"""`sora sweep`: the runs of a sweep file, carried out, continued, or only listed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sweep(
     verify: bool = True,
     code: Sequence[Path] = (),
 ) -> int:
-    """Carry out a sweep file's runs; those that are finished are left alone.
+    """Carry out a sweep file's runs; finished ones are left alone.
 
     Args:
         dry_run: only list the runs and the time they are expected to take.
@@ -98,11 +98,11 @@ def _carry_out(
             loop.run()
     except Interrupted as end:
         again = shlex.join(["sora", *sys.argv[1:]])
-        raise end.with_words("runs keep their checkpoints", f"go on: {again}") from end
+        raise end.with_words("runs keep their checkpoints", f"to resume: {again}") from end
 
 
 def _conclude(plan: SweepPlan, source: Source) -> int:
-    """How many runs ended how, those that failed, and what to type next; the exit code."""
+    """Say how the runs ended and what to type next; return the exit code."""
     records = list(source.records.values())
     bad = [record for record in records if record.state in ("failed", "blocked")]
     good = sum(record.state == "finished" for record in records)

@@ -14,7 +14,6 @@ from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
-from sora_cli.report import RunLog
 from sora_cli.run.output import check_output
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.summary import conclude, how_to_resume, time_line
@@ -97,12 +96,11 @@ def run(
         from sora_cli.train.progress import following
         from sora_cli.train.trainer import build_trainer
     recipe, output = loaded.recipe, loaded.output_dir
-    log = RunLog(
-        output, name=loaded.name, recipe=loaded.resolved(), notes=loaded.notes, began=began
-    )
+    log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     report = log.report
+    report.recipe_notes = list(loaded.notes)
     set_deterministic(recipe.training.deterministic)
-    ready = prepare(recipe, log.announced_phase)
+    ready = prepare(recipe, log.phase)
     with log.phase("set up"):
         record_setup(report, ready, recipe.training)
         identity = identity_of(report)

@@ -1,4 +1,4 @@
-"""`sora verify`: do an adapter and what was made of it give the same outputs?"""
+"""`sora verify`: the outputs of an adapter compared with those of what was made of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def verify(
     tolerance: float | None,
     as_json: bool,
 ) -> int:
-    """Compare the outputs of two adapters or models on fixed inputs; the exit code.
+    """Compare the outputs of two adapters or models on fixed inputs; return the exit code.
 
     Args:
         a, b: adapter, run or model directories, or Hub ids; `b` None: `a` in a fresh process.
@@ -36,7 +36,7 @@ def verify(
         as_json: print one JSON object instead of the table.
 
     Raises:
-        SoraError: something that is not there, can not be loaded, or can not be compared.
+        SoraError: something that is not there, cannot be loaded, or cannot be compared.
     """
     check_comparison(dtype, tolerance)
     for reference in filter(None, (a, b)):

@@ -1,4 +1,4 @@
-"""`sora train --dry-run`: everything a run would do, found out without training or writing."""
+"""`sora train --dry-run`: everything a run would do, without training or writing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.core.console import count, emit, printable, say, size
+from sora_cli.core.console import count, emit, printable, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import LoadedRecipe
@@ -28,7 +28,7 @@ _MISSING = 12  # parameters listed
 
 
 def dry_run(loaded: LoadedRecipe) -> Prepared:
-    """Resolve a recipe and show, on stdout, what training it would do.
+    """Resolve a recipe and show on stdout what training it would do.
 
     Returns:
         What was loaded for it.
@@ -43,7 +43,10 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         from sora_cli.run.prepare import prepare
         from sora_cli.train.steps import count_steps, learning_rates
         from sora_cli.train.trainer import training_arguments
-    ready, block = prepare(loaded.recipe, _untimed), loaded.recipe.training
+    ready, block = (
+        prepare(loaded.recipe, lambda _: contextlib.nullcontext()),
+        loaded.recipe.training,
+    )
     emit_section("adapted layers", adapted_lines(ready))
     if ready.layers:
         misses = near_miss_lines(ready, block.train_head)
@@ -63,12 +66,12 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
 
 
 def emit_section(title: str, lines: Iterable[str]) -> None:
-    """A heading, its lines and an empty line."""
+    """Print a heading, its lines and an empty line."""
     emit("\n".join([title, *(f"  {line}".rstrip() for line in lines), ""]))
 
 
 def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
-    """Key, value and origin of every value of the recipe."""
+    """Yield key, value and origin of every value of the recipe."""
     for key, value, origin in loaded.values():
         key, shown = printable(key), _shown(value)
         if len(key) < _KEY and len(shown) <= _VALUE:
@@ -79,7 +82,7 @@ def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
 
 
 def adapted_lines(ready: Prepared) -> Iterator[str]:
-    """Matched layers, those that differ in a number only together."""
+    """Yield the adapted layers; those that differ only in a number share a line."""
     from sora_cli.run.layers import adapted_groups
 
     if ready.baseline is not None:
@@ -98,7 +101,7 @@ def adapted_lines(ready: Prepared) -> Iterator[str]:
 
 
 def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
-    """Linear layers that stay without an adapter, and why."""
+    """Yield the linear layers that stay without an adapter, and why."""
     from sora_cli.run.layers import near_misses
 
     groups = near_misses(ready.base.model, head=ready.base.head, train_head=train_head)
@@ -106,7 +109,7 @@ def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
 
 
 def parameter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
-    """Counts from real shapes, and what the checkpoint did not supply."""
+    """Yield counts from real shapes, and what the checkpoint did not supply."""
     from sora_cli.run.results import count_parameters
 
     counts, layers = count_parameters(ready), ready.layers.values()
@@ -141,7 +144,7 @@ def _missing_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
 
 
 def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
-    """Rows, longest row and rows cut, per part of the data."""
+    """Yield rows, longest row and rows cut, for each part of the data."""
     parts = {"train": ready.train, "select": ready.select}
     parts |= {f"report {name}": part for name, part in ready.report.items()}
     yield f"{'part':<32} {'rows':>10} {'longest':>10} {'truncated':>10}"
@@ -152,7 +155,7 @@ def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
 
 
 def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:
-    """Optimiser steps, the method's phases, and what it can not do in so many."""
+    """Yield the optimiser steps, the method's phases, and its warnings."""
     yield (
         f"{count(steps.total)} optimiser steps, {count(steps.per_epoch)} an epoch, "
         f"{count(steps.warmup)} of them warm-up"
@@ -166,7 +169,7 @@ def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:
 
 
 def memory_lines(m: MemoryPrediction) -> Iterator[str]:
-    """The predicted peak and its parts."""
+    """Yield the predicted peak and its parts."""
     what = "resident memory" if m.device == "cpu" else "GPU memory"
     yield f"predicted peak {what} {size(m.peak)}"
     for part, n_bytes in (
@@ -188,7 +191,7 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
 
 
 def output_lines(loaded: LoadedRecipe) -> Iterator[str]:
-    """The output directory, and whether a run may write there."""
+    """Yield the output directory, and a warning if a run may not write there."""
     from sora_cli.run.output import check_output
 
     yield str(loaded.output_dir)
@@ -199,7 +202,7 @@ def output_lines(loaded: LoadedRecipe) -> Iterator[str]:
 
 
 def _batch(shape: tuple[int, int]) -> str:
-    """Rows of a batch, and their tokens where they have more than one, as images have not."""
+    """Describe a batch: its rows, and their tokens if they have more than one (images do not)."""
     rows, tokens = shape
     return f"{rows} rows" if tokens == 1 else f"{rows} rows x {tokens} tokens"
 
@@ -212,7 +215,7 @@ def _table(groups: list[LayerGroup]) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    """A value as YAML would have it."""
+    """Return a value as YAML would write it."""
     if value is None:
         return "null"
     if isinstance(value, str):
@@ -220,9 +223,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, Path):
         return printable(value)
     return printable(json.dumps(value, ensure_ascii=False))
-
-
-@contextlib.contextmanager
-def _untimed(phase: str) -> Iterator[None]:
-    say(f"{phase} ...")
-    yield

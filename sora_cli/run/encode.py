@@ -1,4 +1,4 @@
-"""Rows of a split as a model takes them, and what keeps a model from taking them."""
+"""Rows of a split as a model takes them, and checks that the model can take them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sora_cli.tasks.base import Encoded, Task
 
 
 def encode(task: Task, base: Base, rows: Dataset, *, split: str, training: bool = False) -> Encoded:
-    """Tokenise a split, and hold the result against the model.
+    """Tokenise a split, and check the result against the model.
 
     Args:
         training: it is trained on, and not scored.
@@ -36,7 +36,7 @@ def encode(task: Task, base: Base, rows: Dataset, *, split: str, training: bool 
 
 
 def _check_not_empty(lengths: np.ndarray, split: str) -> None:
-    """A row without tokens gives an answer all the same: to nothing."""
+    """Refuse a row without tokens: it would get an answer to nothing."""
     if lengths.min() == 0:
         raise SoraError(
             f"the tokenizer makes no token of row {int(lengths.argmin())} (counted from 0)",
@@ -47,7 +47,7 @@ def _check_not_empty(lengths: np.ndarray, split: str) -> None:
 
 
 def _check_positions(model: nn.Module, longest: int, max_length: int) -> None:
-    """Absolute positions end somewhere; models without a table of them have no such limit."""
+    """Refuse rows longer than a table of absolute positions; other models have no limit."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.endswith(("position_embeddings", "wpe")):
             first = 0 if module.padding_idx is None else module.padding_idx + 1
@@ -62,7 +62,7 @@ def _check_positions(model: nn.Module, longest: int, max_length: int) -> None:
 
 
 def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
-    """The tokenizer's numbers must be the model's.
+    """Check that the tokenizer's numbers are the model's.
 
     Args:
         pooled: one answer is read off a whole row: encoder-decoders read it where the row ends.
@@ -71,7 +71,7 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
     words, largest = base.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
     if largest >= words:
         raise SoraError(
-            f"the tokenizer gives token {largest}, but the model has {words} of them",
+            f"the tokenizer gives token {largest}, but the model has only {words}",
             hint="the tokenizer is another model's: put the model's own beside it",
             key="model.path",
         )
@@ -90,7 +90,7 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
 
 
 def _flat(rows: Dataset, column: str) -> np.ndarray:
-    """All numbers of a column of lists, or of lists of lists, one after the other."""
+    """Return all numbers of a column of lists (or of lists of lists), one after the other."""
     chunks = rows.with_format("arrow").data.column(column).chunks
     return np.concatenate([chunk.flatten(recursive=True).to_numpy() for chunk in chunks])
 

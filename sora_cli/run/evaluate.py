@@ -1,4 +1,4 @@
-"""The scores of a trained model, and how much of them its adapters are responsible for.
+"""The scores of a trained model, with its adapters and with them switched off.
 
 A model without its adapters for a moment.
 """
@@ -21,7 +21,7 @@ NONE_ALIVE = "no component is alive: every score is the head's alone"
 
 
 def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) -> None:
-    """Score every reported split, the first one without the adapters, too.
+    """Score every reported split, the first one also without the adapters.
 
     Fills `metrics`, `without_adapters` and, with what there is to say about them, `events`.
     """
@@ -60,7 +60,7 @@ def _say(report: RunReport, remark: str | None) -> None:
 
 @contextmanager
 def switched_off(layers: Layers) -> Iterator[None]:
-    """Every factor is zero meanwhile, so that the layers give what their bases do.
+    """Set every factor to zero for a while: the layers then give what their bases do.
 
     Afterwards they have the very tensors they had before, to the bit. Not for training.
     """
@@ -78,7 +78,7 @@ def switched_off(layers: Layers) -> Iterator[None]:
 def evaluate_all(
     trainer: AdapterTrainer, task: Task, splits: Mapping[str, Encoded]
 ) -> dict[str, dict[str, float]]:
-    """Scores and exact loss of the model on every reported split."""
+    """Return scores and exact loss of the model on every reported split."""
     return {
         name: task.scores(trainer.predictions_of(rows, task.metric_names))
         for name, rows in splits.items()

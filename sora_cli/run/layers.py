@@ -1,4 +1,4 @@
-"""Which linear layers of a model were adapted and which were not, in few lines for people."""
+"""The linear layers of a model that were adapted and those that were not, as short lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Linear layers alike in all but a number.
+    """Linear layers that differ only in a number.
 
     Attributes:
         pattern: their paths, such as "encoder.layer.{0-5}.output.dense".
@@ -38,12 +38,12 @@ class LayerGroup:
 
 
 def adapted_groups(layers: Layers) -> list[LayerGroup]:
-    """The adapted layers; the remark is their rank."""
+    """Return the adapted layers; the remark is their rank."""
     return _group({p: (_shape(m.base), f"rank {m.rank}") for p, m in layers.items()})
 
 
 def near_misses(model: nn.Module, *, head: Iterable[str], train_head: bool) -> list[LayerGroup]:
-    """Linear layers of a model with adapters that have none; the remark says why."""
+    """Return a model's linear layers that have no adapter; the remark says why."""
     heads = tuple(head)
     output = output_embedding(model)
     inside = {id(m.base) for m in model.modules() if isinstance(m, LowRankLinear)}
@@ -89,7 +89,7 @@ def _pattern(before: str, numbers: list[int], after: str) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
+    """Shorten a list of numbers: [0, 1, 2, 5] becomes "0-2,5"."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][1] + 1:
@@ -100,7 +100,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def describe_layers(recipe: Recipe, ready: Prepared, counts: Parameters) -> str:
-    """One line that says what is about to be trained."""
+    """Describe in one line what is about to be trained."""
     layers = ready.layers.values()
     adapted = f"{len(layers)} layers, {sum(m.rank for m in layers):,} components, "
     return (

@@ -1,4 +1,4 @@
-"""Predicted peak memory of a training run, without running it.
+"""The predicted peak memory of a training run, without running it.
 
 On a CPU the peak is the largest resident set of the process (`environment.peak_memory`):
 
@@ -39,7 +39,7 @@ HEAP_SLACK = 0.2  # holes in glibc's heap, as a share of the smaller blocks; mea
 
 @dataclass(frozen=True)
 class MemoryPrediction:
-    """Peak memory of a run and what it is made of, all in bytes.
+    """The peak memory of a run and its parts, all in bytes.
 
     Attributes:
         device: "cpu" or "cuda".
@@ -71,31 +71,31 @@ class MemoryPrediction:
 
     @property
     def temporaries(self) -> float:
-        """Alive at the worst moment of a step beyond activations and gradients."""
+        """Tensors at the worst moment of a step other than activations and gradients."""
         return max(self.training.peak - self.activations - self.gradients, 0.0)
 
     @property
     def fixed(self) -> float:
-        """There in training and evaluation alike."""
+        """What training and evaluation both need."""
         return self.resident + self.runtime + self.moments
 
     def slack(self, trace: Trace) -> float:
-        """Holes in the heap."""
+        """Estimate the holes in the heap."""
         return HEAP_SLACK * trace.small if self.device == "cpu" else 0.0
 
     @property
     def training_peak(self) -> float:
-        """Largest during an optimiser step."""
+        """The peak during an optimiser step."""
         return self.fixed + self.training.peak + self.slack(self.training)
 
     @property
     def evaluation_peak(self) -> float:
-        """Largest during an evaluation."""
+        """The peak during an evaluation."""
         return self.fixed + self.evaluation.peak + self.slack(self.evaluation)
 
     @property
     def peak(self) -> float:
-        """Largest of the whole run."""
+        """The peak of the whole run."""
         return max(self.loading, self.training_peak, self.evaluation_peak)
 
 
@@ -144,12 +144,12 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
 
 
 def resident_memory() -> float:
-    """Resident memory of this process now, in bytes; its peak so far where that is unknown."""
+    """Return this process's resident memory in bytes, or its peak where only that is known."""
     return float(process_memory("VmRSS") or peak_memory() or 0)
 
 
 def _longest(rows: Encoded, n: int) -> Encoded:
-    """The n longest rows, longest first: in one batch they are the most a run can meet."""
+    """Return the n longest rows, longest first: one batch of them is the most a run can meet."""
     order = np.argsort(-rows.lengths, kind="stable")[:n]
     return Encoded(rows.dataset.select(order), rows.lengths[order], 0)
 
@@ -164,7 +164,7 @@ def _cells(rows: Encoded) -> int:
 
 
 def _distinct(model: nn.Module) -> list[Tensor]:
-    """A model's tensors, shared ones once; with what packed weights are unpacked by."""
+    """Return a model's tensors, shared ones once, and those that unpack packed weights."""
     tensors = (*model.state_dict().values(), *model.buffers())
     return list({t.data_ptr(): t for t in tensors if isinstance(t, Tensor)}.values())
 

@@ -1,8 +1,8 @@
-"""How much memory a model's tensors take at the worst moment of a pass, mostly without running it.
+"""The memory that a model's tensors take at the worst moment of a pass, mostly without running it.
 
 The model runs on tensors without data (`FakeTensorMode`): every operation gives the shapes and
 types of its results, and `StorageTracker` follows how long each storage lives. What a mask picks is
-taken to be all of it. A model that looks at the values of its tensors can not run so; then real
+taken to be all of it. A model that looks at the values of its tensors cannot run so; then real
 batches of one and two rows are traced and extrapolated to the full one.
 """
 
@@ -34,7 +34,7 @@ Tensors = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trace:
-    """Largest sum of tensors alive during a piece of work, in bytes.
+    """The largest sum of tensors alive during a piece of work, in bytes.
 
     Attributes:
         peak: at the worst moment; `small` of it in blocks the heap holds.
@@ -88,7 +88,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _without_masks(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments of `x[mask]` on tensors without data: all of x, which is the most it can be."""
+    """Replace the mask of `x[mask]` on tensors without data by all of x, the most it can be."""
     if func is not torch.ops.aten.index.Tensor or not isinstance(args[0], FakeTensor):
         return args
     indices: list[Any] = []
@@ -118,7 +118,10 @@ class Passes:
     checkpointing: bool = False
 
     def trace(self, rows: Encoded, passes: int) -> tuple[Trace, bool]:
-        """Trace a batch of rows; `passes` backward passes, 0: evaluation. False: extrapolated."""
+        """Trace a batch of rows, and return also whether the result is exact (not extrapolated).
+
+        `passes` is the number of backward passes; 0 is an evaluation.
+        """
         try:
             return self._without_data(self._batch(rows, len(rows.lengths)), passes), True
         except Exception:  # whatever an architecture does with the values of its tensors
@@ -136,7 +139,7 @@ class Passes:
             return self._run(batch, passes, fake)
 
     def _extrapolated(self, rows: Encoded, passes: int) -> Trace:
-        """A straight line through batches of one and two rows, on the CPU."""
+        """Draw a straight line through batches of one and two rows, on the CPU."""
         n = len(rows.lengths)
         one, two = (
             self._run(self._batch(rows, k), passes, lambda t: t.detach(), small=MMAP_LIMIT * k / n)
@@ -182,7 +185,7 @@ class Passes:
 
     @torch.no_grad()
     def _score(self, state: dict[str, Tensor], inputs: dict[str, Any]) -> None:
-        """An evaluation batch, as the trainer takes it."""
+        """Run an evaluation batch as the trainer does."""
         given = inputs if self.task is None else dict(self.task.scored_inputs(inputs))
         out = torch.func.functional_call(self.model, state, (), kwargs=given)
         if self.task is not None:

@@ -1,4 +1,4 @@
-"""Whether a run may write into a directory."""
+"""The check that a run may write into its directory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sora_cli.train.checkpoint.resume import check_same
 
 
 def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
-    """Is there room for a run? What is there is not overwritten unless asked for.
+    """Check that a run may write into its directory: nothing is overwritten unasked.
 
     Returns:
-        Whether there is nothing left to do: the run that is to be resumed has finished.
+        Whether nothing is left to do: the run that is to be resumed has finished.
 
     Raises:
         SoraError: a run is there, finished or with checkpoints, or something that is no run at all.
@@ -36,11 +36,11 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
     if finished and not force:
         raise SoraError(
             f"'{output}' holds a finished run",
-            hint="train again with --force, or elsewhere: output.dir=DIR",
+            hint="train again with --force, or train elsewhere: output.dir=DIR",
         )
     if checkpoint_paths(output / FOLDER) and not force:
         raise SoraError(
             f"'{output}' holds a run that is not finished, with checkpoints",
-            hint="go on with it: --resume; start over: --force; or elsewhere: output.dir=DIR",
+            hint="resume it: --resume; start over: --force; or train elsewhere: output.dir=DIR",
         )
     return False

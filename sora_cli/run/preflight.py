@@ -1,4 +1,4 @@
-"""What is wrong with a recipe as far as that can be told before torch and transformers load.
+"""Checks of a recipe that need neither torch nor transformers, made before these are imported.
 
 Each check is the one that the run itself makes later, where it needs the result.
 """
@@ -19,7 +19,7 @@ from sora_cli.recipe.recipe import Recipe
 
 
 def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
-    """Look at what a recipe refers to: its task, its data, its model; say whose code it runs.
+    """Check what a recipe refers to (task, data, model), and say whose code it runs.
 
     Args:
         model: also the base model; not where another takes its place.
@@ -54,7 +54,7 @@ def _check_compaction(recipe: Recipe) -> None:
 
 
 def code_notes(recipe: Recipe) -> Iterator[str]:
-    """What a recipe runs that is neither this program's nor its packages' own code."""
+    """Yield what a recipe runs that is neither this program's nor its packages' own code."""
     block = recipe.model
     if block.trust_remote_code:
         place = recipe.place("model.trust_remote_code") or "the recipe"

@@ -14,6 +14,7 @@ from methods.baselines import Baseline, choose
 from methods.dropout import replace_dropouts
 from methods.inject import inject
 from methods.registry import method_class
+from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base, load_base
@@ -43,21 +44,26 @@ class Prepared:
 
     @property
     def baseline(self) -> Baseline | None:
-        """The method, where it is no low-rank one: there are no layers then."""
+        """The method, if it is a baseline without low-rank layers."""
         return self.method if isinstance(self.method, Baseline) else None
 
 
 def prepare(recipe: Recipe, phase: Phase) -> Prepared:
-    """Load data and model, tokenise, and put the adapters in.
+    """Load data and model, tokenise, and put the adapters into the model.
 
     Args:
-        phase: a context manager that times what it is given the name of.
+        phase: a context manager that times the step whose name it is given; each name is said.
 
     Raises:
         SoraError: whatever is wrong with the recipe's references.
     """
+
+    def announced(name: str) -> AbstractContextManager[None]:
+        say(f"{name} ...")
+        return phase(name)
+
     with recipe.placing():
-        return _prepare(recipe, phase)
+        return _prepare(recipe, announced)
 
 
 def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
@@ -85,7 +91,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
 
 
 def load_task(recipe: Recipe) -> tuple[Task, Rows]:
-    """A recipe's rows, and its task bound to them.
+    """Load a recipe's rows, and its task bound to them.
 
     Raises:
         SoraError: whatever is wrong with either; it says where in the recipe.
@@ -98,7 +104,7 @@ def load_task(recipe: Recipe) -> tuple[Task, Rows]:
 
 
 def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:
-    """The recipe's method, and its adapters in the base model; a baseline has none.
+    """Put the recipe's adapters into the base model; a baseline has none.
 
     Raises:
         SoraError: the model has nothing that the method could adapt or train.

@@ -1,4 +1,4 @@
-"""What a person should hear about a run's data and scores, a line each, without having asked.
+"""Remarks on a run's data and scores that a person should hear without asking, a line each.
 
 Only what can be told from the numbers themselves; every remark says them.
 """
@@ -21,7 +21,7 @@ _UNLIMITED = 2**31  # tokens, where a model has no such limit
 
 
 def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
-    """Of every part that is scored, the rows that are trained on, too."""
+    """Find, for every part that is scored, the rows that are also trained on."""
     parts = dict(ready.rows.report)
     if _selects_apart(ready):
         parts["select"] = ready.rows.select
@@ -30,7 +30,7 @@ def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
 
 
 def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
-    """What is known before the first step."""
+    """Return the remarks that can be made before the first step."""
     parts = {"train": ready.train, **ready.report}
     if _selects_apart(ready):
         parts["select"] = ready.select
@@ -50,7 +50,7 @@ def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
 
 
 def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> str | None:
-    """Labels (rows,) that are all the same.
+    """Remark on labels (rows,) that are all the same.
 
     Args:
         part: "train" or a part that is scored.
@@ -65,7 +65,7 @@ def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> 
 
 
 def cut_remark(parts: Mapping[str, Encoded], max_length: int, *, limit: int) -> str | None:
-    """Rows that lost their ends.
+    """Remark on rows that were cut.
 
     Args:
         limit: tokens that the tokenizer's model takes.
@@ -82,7 +82,7 @@ def cut_remark(parts: Mapping[str, Encoded], max_length: int, *, limit: int) -> 
 
 
 def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
-    """Rows of a part that are training rows, too."""
+    """Remark on rows of a part that are also training rows."""
     if not overlap.rows:
         return None
     told = f"{overlap.rows:,} of {rows:,} rows of {_name(part)} are training rows, too"
@@ -92,7 +92,7 @@ def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
 
 
 def prediction_remark(task: Task, split: str, predictions: Predictions) -> str | None:
-    """Predictions that need no model, or are none."""
+    """Remark on predictions that are all the same, or no better than a constant."""
     outputs, labels = predictions.outputs, predictions.labels
     finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
     if not finite.all():
@@ -137,7 +137,7 @@ def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | No
 def adapters_remark(
     metric: str, split: str, *, score: float, without: float, rows: int, greater_is_better: bool
 ) -> str | None:
-    """Adapters that add less to a score than one row may; to a loss, nothing at all.
+    """Remark on adapters that add less to a score than one row may, or nothing to a loss.
 
     Args:
         score: of the trained model; `without`: with its adapters switched off.
@@ -154,7 +154,7 @@ def adapters_remark(
 
 
 def skip_remark(steps: Sequence[int], total: int) -> str | None:
-    """Steps, counted from 1, that were left out of all of a run."""
+    """Remark on steps that were left out; they count from 1."""
     if not steps:
         return None
     return (
@@ -164,7 +164,7 @@ def skip_remark(steps: Sequence[int], total: int) -> str | None:
 
 
 def _selects_apart(ready: Prepared) -> bool:
-    """Whether the checkpoint is chosen on rows that are not reported."""
+    """Return whether the checkpoint is chosen on rows that are not reported."""
     return ready.task.data.selection != "validation"
 
 

@@ -1,4 +1,4 @@
-"""What a run found: scores, ranks, parameters, and the files they go into."""
+"""The results of a run: scores, ranks and parameters for the report, and the files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RANKS_PLOT = "ranks.png"
 
 
 def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) -> None:
-    """What is known before the first step."""
+    """Record what is known before the first step."""
     base, rows = ready.base, ready.rows
     reference = base_reference(base.reference, base.resolved, base.revision)
     report.base = {
@@ -55,7 +55,7 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
 
 
 def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
-    """What the training gave."""
+    """Record what the training gave."""
     report.steps, report.skipped_steps = result.steps, result.skipped
     report.best_step, report.history = result.best_step, result.history
     report.non_finite_steps = result.non_finite
@@ -81,7 +81,7 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
 
 
 def _split_training(report: RunReport, first_step: int) -> None:
-    """Of the seconds of training after a step, those of the evaluations in it apart."""
+    """Count the evaluations during training apart, in the seconds after `first_step`."""
     entries = (entry for entry in report.history if entry["step"] > first_step)
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in entries)
     if evaluating:
@@ -90,7 +90,7 @@ def _split_training(report: RunReport, first_step: int) -> None:
 
 
 def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path) -> None:
-    """`adapter/` and `ranks.png`, or a baseline's `delta/` or `model/`.
+    """Write `adapter/` and `ranks.png`, or a baseline's `delta/` or `model/`.
 
     What another method's run left in that place is deleted. Of several processes the main one
     writes.
@@ -116,7 +116,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
 
 
 def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseReference) -> Adapter:
-    """The trained model's adapter and head, ready to be written."""
+    """Build the trained model's adapter and head, ready to be written."""
     return build_adapter(
         ready.base.model,
         ready.method,
@@ -129,7 +129,7 @@ def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseRe
 
 
 def run_meta(ready: Prepared, method_options: Mapping[str, Any]) -> AdapterMeta:
-    """What `sora.json` says of the method and the task."""
+    """Return what `sora.json` says about the method and the task."""
     task = ready.task
     options = task.model_options()
     return AdapterMeta(
@@ -145,7 +145,7 @@ def run_meta(ready: Prepared, method_options: Mapping[str, Any]) -> AdapterMeta:
 
 
 def count_parameters(ready: Prepared) -> Parameters:
-    """Counts before the first step, from real shapes."""
+    """Count the parameters before the first step, from real shapes."""
     model, layers = ready.base.model, ready.layers.values()
     adapters = {id(p) for m in layers for p in (m.A, m.B, m.d) if p is not None}
     heads = [model.get_submodule(path) for path in ready.base.head]
@@ -160,6 +160,6 @@ def count_parameters(ready: Prepared) -> Parameters:
 
 
 def _baseline_parameters(ready: Prepared) -> int:
-    """Numbers that a baseline trains outside the head; 0 for a low-rank method."""
+    """Count what a baseline trains outside the head; 0 for a low-rank method."""
     method = ready.baseline
     return 0 if method is None else sum(p.numel() for p in method.parameters.values())

@@ -39,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search tried and found."""
+    """The sizes that a search tried, and what it found."""
 
     metric: str
     split: str
@@ -62,7 +62,7 @@ class Scores:
         self.trainer = build_trainer(recipe, self.task, base, scratch)
 
     def of(self, factors: Mapping[str, LowRankFactors]) -> float:
-        """The recipe's main metric with those factors in the model."""
+        """Return the recipe's main metric with those factors in the model."""
         for path, layer in self.layers.items():
             _put(layer, factors[path])
         best = self.task.best
@@ -70,7 +70,7 @@ class Scores:
 
 
 def smallest_within(adapter: Adapter, recipe: Recipe, max_drop: float) -> Search:
-    """Bisect for the fewest components whose metric falls by at most `max_drop`.
+    """Find by bisection the fewest components whose metric falls by at most `max_drop`.
 
     Bisection takes the metric to fall as components go; where it does not, what is found is good
     enough, but something smaller might be, too.
@@ -92,7 +92,7 @@ def bisect(
     greater_is_better: bool,
     about: tuple[str, str],
 ) -> Search:
-    """The search itself, for any score of factors; `about` is its metric and split."""
+    """Search with any score of factors; `about` is its metric and split."""
     known = survey(layers)
     values = {path: module.values for path, module in known.items()}
     cost = {path: module.cost for path, module in known.items()}

@@ -1,10 +1,10 @@
-"""What a baseline's run leaves: the tensors that differ from the base, or a whole model.
+"""The stored result of a run, written and put back onto its base model, ready to be scored.
+
+A baseline's result is the tensors that differ from the base, or a whole model:
 
 delta/  delta.safetensors   the head and what else was trained, by their names in the model
         sora.json           method, base model with its fingerprint, labels, as in an adapter
 model/  a transformers model directory with its tokenizer, and sora.json
-
-A stored adapter on its base model, ready to be scored on a recipe's task.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write_baseline(
         `output/delta` or `output/model`.
 
     Raises:
-        SoraError: a tensor is not finite, or it can not be written or read back.
+        SoraError: a tensor is not finite, or it cannot be written or read back.
     """
     directory = output / (MODEL if method.whole_model else DELTA)
     tensors = _tensors(base, method)
@@ -69,19 +69,19 @@ def write_baseline(
                 _check(tensors, load_file(folder / DELTA_FILE), directory)
             write_sora_file(folder / SORA_FILE, meta, reference)
     except (OSError, SafetensorError) as error:
-        raise SoraError(f"{directory} can not be written: {first_line(error)}") from error
+        raise SoraError(f"{directory} cannot be written: {first_line(error)}") from error
     return directory
 
 
 def clear_others(output: Path, kept: str) -> None:
-    """Delete the results of a run that was in the same place before, with another method."""
+    """Delete the results of an earlier run in the same place with another method."""
     for name, mark in _MARKS.items():
         if name != kept and (output / name / mark).is_file():
             remove_directory(output / name)
 
 
 def load_baseline(folder: Path, recipe: Recipe, task: Task) -> Base:
-    """A delta on its base model, or the whole model; errors as of `load_delta`, `load_base`."""
+    """Load a delta on its base model, or a whole model; errors as in `load_delta`, `load_base`."""
     if (folder / DELTA_FILE).is_file():
         return load_delta(folder, recipe, task)
     return load_base(recipe.model.model_copy(update={"path": str(folder), "revision": None}), task)
@@ -89,7 +89,7 @@ def load_baseline(folder: Path, recipe: Recipe, task: Task) -> Base:
 
 @torch.no_grad()
 def load_delta(folder: Path, recipe: Recipe, task: Task) -> Base:
-    """The base model with a delta's tensors in it.
+    """Load the base model with a delta's tensors in it.
 
     Raises:
         SoraError: damaged, for other classes, or of another base model.
@@ -105,13 +105,13 @@ def load_delta(folder: Path, recipe: Recipe, task: Task) -> Base:
     try:
         tensors = load_file(folder / DELTA_FILE)
     except (OSError, SafetensorError) as error:
-        raise SoraError(f"{folder / DELTA_FILE} can not be read: {first_line(error)}") from error
+        raise SoraError(f"{folder / DELTA_FILE} cannot be read: {first_line(error)}") from error
     load_head(base.model, tensors, what="delta")
     return base
 
 
 def _tensors(base: Base, method: Baseline) -> dict[str, Tensor]:
-    """What differs from the base model, by all names it has; for a whole model, all of it."""
+    """Return the tensors that differ from the base, by all their names; or a whole model's."""
     if method.whole_model:
         return {name: whole(t.detach()) for name, t in base.model.state_dict().items()}
     chosen = {id(p) for p in method.parameters.values()}
@@ -121,7 +121,7 @@ def _tensors(base: Base, method: Baseline) -> dict[str, Tensor]:
 
 
 def _write_model(folder: Path, base: Base, tensors: dict[str, Tensor]) -> None:
-    """As `save_pretrained` does; it is given whole tensors where processes share them."""
+    """Write as `save_pretrained` does; from whole tensors if processes share them."""
     sharded = any(is_sharded(p) for p in base.model.parameters())
     with quiet_loading():
         base.model.save_pretrained(folder, state_dict=tensors if sharded else None)
@@ -147,7 +147,7 @@ def _check_base(base: Base, reference: BaseReference, folder: Path) -> None:
 def load_adapted(
     adapter: Adapter, recipe: Recipe, task: Task
 ) -> tuple[Base, dict[str, LowRankLinear]]:
-    """The base the adapter was trained on, with the adapter in it, and the adapted layers.
+    """Load the base an adapter was trained on, with the adapter in it; and the adapted layers.
 
     Raises:
         SoraError: the adapter is for other classes, or does not fit its base.
@@ -160,7 +160,7 @@ def load_adapted(
 
 
 def check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:
-    """The same names in the same order: else scores would be of the wrong classes."""
+    """Refuse classes other than the task's: names and order must be the same."""
     if known is not None and list(known) != task.label_names:
         raise SoraError(
             f"the {what}'s classes are {', '.join(known)}",

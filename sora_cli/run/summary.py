@@ -1,4 +1,4 @@
-"""The last words of a run: the score, the ranks kept, where the files are, what to type next."""
+"""The end of a run for a person: scores, ranks, where the files are, and what to type next."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:
     if world_size() > 1:
         command = f"the same command with --resume ({command})"
     if not kept:
-        return [f"no checkpoint yet; from the start: {command}"]
-    return [f"kept: {kept[-1]}", f"go on: {command}"]
+        return [f"no checkpoint yet; to start again: {command}"]
+    return [f"kept: {kept[-1]}", f"to resume: {command}"]
 
 
 def result_lines(report: RunReport) -> list[str]:
-    """Score, ranks and parameters of a run, a line each."""
+    """Return the score, ranks and parameters of a run, a line each."""
     lines = []
     for split, scores in report.metrics.items():
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
@@ -87,7 +87,7 @@ def result_lines(report: RunReport) -> list[str]:
 
 
 def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
-    """What can be done with a baseline's result."""
+    """Return the commands that can be used on a baseline's result."""
     run = str(folder.parent)
     commands = [shlex.join(["sora", "eval", run, "--recipe", *words])]
     if folder.name == MODEL:
@@ -96,7 +96,7 @@ def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
 
 
 def time_line(report: RunReport) -> str:
-    """Seconds in all, and the phases that took most of them."""
+    """Return the seconds in all, and the phases that took most of them."""
     spent = report.seconds
     largest = sorted(spent, key=lambda name: -spent[name])[:_PHASES]
     shown = ", ".join(f"{name} {spent[name]:.1f}" for name in largest)

@@ -1,4 +1,4 @@
-"""Which rows are worked through in which order: training batches, and sorted evaluation."""
+"""The order of rows: training batches of similar length, and evaluation sorted by length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POOL = 50  # global batches sorted together: long enough to group well, short e
 
 
 class GroupedBatchSampler(Sampler[list[int]]):
-    """Micro-batches of rows of similar length, a pure function of (seed, epoch, batch size).
+    """Micro-batches of rows of similar length: a pure function of seed, epoch and batch size.
 
     Every `batch_size` rows, in the order given, make one optimiser step, dealt out to the
     processes row by row, and cut there into lists of `micro_batch`. So any number of processes
@@ -53,7 +53,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
         self.process, self.processes = process, processes
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer at the start of every epoch."""
+        """Take the number of the epoch; the trainer calls this when an epoch begins."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -68,17 +68,17 @@ class GroupedBatchSampler(Sampler[list[int]]):
                 yield [int(i) for i in (rows if len(rows) else step[:1])]
 
     def is_filler(self, step: int, number: int) -> bool:
-        """Whether a list of an epoch's step, both counted from 0, only fills up the number."""
+        """Return whether a list of an epoch's step only fills up the number; both count from 0."""
         rows = min(self.rows - step * self.global_batch, self.global_batch)
         mine = len(range(self.process, rows, self.processes))
         return number * self.batch_size >= mine
 
     def _lists(self, rows: int) -> int:
-        """Lists each process makes of a step of so many rows."""
+        """Return the number of lists that each process makes of a step of so many rows."""
         return -(-rows // (self.batch_size * self.processes))
 
     def steps(self, epoch: int) -> list[np.ndarray]:
-        """The rows of each optimiser step of an epoch."""
+        """Return the rows of each optimiser step of an epoch."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.rows)
         cut = self.rows - self.rows % self.global_batch
@@ -118,7 +118,7 @@ class SortedByLength(TorchDataset[dict[str, Any]]):
         return rows
 
     def restore(self, values: np.ndarray) -> np.ndarray:
-        """Values in the view's order, put back into the data set's order."""
+        """Put values in the view's order back into the data set's order."""
         restored = np.empty_like(values)
         restored[self.order] = values
         return restored

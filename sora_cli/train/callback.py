@@ -1,4 +1,4 @@
-"""Adapter methods in anybody's `transformers.Trainer` (and TRL's): `attach(trainer, method)`.
+"""Adapter methods in any `transformers.Trainer`, also TRL's: `attach(trainer, method)`.
 
     layers = inject(model, method, generator=torch.Generator().manual_seed(0))
     trainer = Trainer(model, args, train_dataset=...)
@@ -63,13 +63,13 @@ def attach(
 
 
 class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
-    """Calls a method's hooks at the right moments, and notices when it can not.
+    """The callback that calls a method's hooks, and raises an error if it cannot.
 
     Attributes:
         live: live components after each optimiser step; none for a baseline.
         skipped: optimiser steps that mixed precision skipped, or that `skip_step` left out.
         resumed_from: the checkpoint the trainer was resumed from, once it has been read.
-        method_state: of the method, to go on from; None: it is read from that checkpoint.
+        method_state: the method's state to resume from; None: it is read from that checkpoint.
     """
 
     def __init__(self, trainer: Trainer, method: AdapterMethod, layers: Layers) -> None:
@@ -77,7 +77,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self.live: list[int] = []
         self.skipped = 0
         self._last_live = 0
-        self._seen = 0  # steps the callback was told of, skipped ones included
+        self._seen = 0  # steps this callback was called for, skipped ones included
         self._taken = 0  # steps the optimiser itself took since the last hook
         self._overflow = False  # a fused optimiser left the parameters as they were
         self._left_out = False  # the step at hand is to change nothing
@@ -87,6 +87,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self.method_state: Mapping[str, torch.Tensor] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the method's schedule, and give it its state if the run is resumed."""
         self.method.begin(self.layers, total_steps=state.max_steps)
         self._seen = state.global_step
         self._last_live = self.method.summary(self.layers).live
@@ -99,16 +100,17 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self._handle = optimizer.register_step_post_hook(self._count_step)
 
     def _state_file(self, args: Any, state: Any) -> Path:
-        """Where the method's state of the checkpoint being resumed is."""
+        """Return the file with the method's state in the checkpoint that is resumed."""
         folder = self.resumed_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not (folder / STATE_FILE).is_file():
             raise FileNotFoundError(
                 f"checkpoint {folder} has no {STATE_FILE}: it was saved without attach(), "
-                f"so {self.method.name} can not go on from it"
+                f"so {self.method.name} cannot resume from it"
             )
         return folder / STATE_FILE
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Call `after_step`, unless the step was skipped; check step and penalty first."""
         self._seen += 1
         share, self._share = self._share, 0.0
         taken, self._taken = self._taken, 0
@@ -139,25 +141,30 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self._last_live = live
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check that `on_optimizer_step` was called for this step."""
         if self._seen != state.global_step:
             raise RuntimeError(
-                f"step {state.global_step} ended, but {self.method.name} was told of {self._seen} "
+                f"step {state.global_step} ended, but {self.method.name} saw {self._seen} "
                 "optimiser steps: this trainer's loop does not call on_optimizer_step"
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the method's state beside the stock Trainer's checkpoint."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         method_state = self.method.state_dict()  # on every process: sharded states are gathered
         if state.is_world_process_zero and folder.is_dir():
             save_file(method_state, folder / STATE_FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop counting the optimiser's steps."""
         self._handle.remove()
 
     def progress(self) -> dict[str, Any]:
+        """Return what is counted: live components and skipped steps."""
         return {"live": self.live, "skipped": self.skipped, "last_live": self._last_live}
 
-    def go_on(self, progress: dict[str, Any]) -> None:
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Continue to count from there."""
         self.live, self.skipped = list(progress["live"]), progress["skipped"]
         self._last_live = progress["last_live"]
 
@@ -166,7 +173,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self.resumed_from = checkpoint
 
     def penalised(self, loss: torch.Tensor, *, divided_later: bool) -> torch.Tensor:
-        """A micro-batch's loss plus its share of the penalty."""
+        """Add the penalty's share to a micro-batch's loss."""
         parts = self.trainer.current_gradient_accumulation_steps
         self._share += 1 / parts
         penalty = self.method.penalty(self.layers)
@@ -175,7 +182,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         return loss + (penalty if divided_later else penalty / parts)
 
     def skip_step(self) -> None:
-        """Leave the step at hand out: whoever calls this has cleared its gradients."""
+        """Leave out the step that is under way; the caller has cleared its gradients."""
         self._left_out = True
 
     def _count_step(self, optimizer: Any, *_: Any) -> None:
@@ -209,7 +216,7 @@ def _wrap_loss(trainer: Trainer, callback: MethodCallback) -> None:
 
 
 def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:
-    """Whether `training_step` will divide the loss by the number of micro-batches."""
+    """Return whether `training_step` will divide the loss by the number of micro-batches."""
     scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # absent before transformers 5.20
     if scaled is None:
         scaled = trainer.compute_loss_func is not None or (
@@ -221,7 +228,7 @@ def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:
 def _wrap_optimizer(
     trainer: Trainer, method: AdapterMethod, layers: Layers, head_lr: float | None
 ) -> None:
-    """`create_optimizer` with the method's parameter groups beside the trainer's own."""
+    """Add the method's parameter groups to those that `create_optimizer` makes."""
 
     def create_optimizer(model: nn.Module | None = None) -> Any:
         if trainer.optimizer is None:
@@ -260,7 +267,7 @@ def _all_groups(
 
 
 def _check_groups(optimizer: Any, method: AdapterMethod, layers: Layers) -> None:
-    """An optimiser the user made must have the method's groups, by name."""
+    """Check that an optimiser the user made has the method's groups, by name."""
     names = {g.get("name") for g in optimizer.param_groups}
     wanted = [g["name"] for g in method.param_groups(layers, lr=0.0, weight_decay=0.0)]
     lost = [name for name in wanted if name not in names]

@@ -1,4 +1,4 @@
-"""`training.compact_every`: components that stay dead are removed while training goes on."""
+"""`training.compact_every`: components that stay dead are removed during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sora_cli.train.checkpoint.resumable import Resumable
 
 
 class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
-    """Every so many steps, removes what has been dead in all of them.
+    """Removes, every so many steps, the components that were dead in all of them.
 
     Args:
         every: optimiser steps.
@@ -46,6 +46,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         self._returned = torch.zeros_like(self._chosen)  # and came back
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the dead components; at every N-th step remove those dead for N steps."""
         self._spells.step()
         if self.record.only_count:
             self._returned |= self._chosen & self._spells.alive()
@@ -67,10 +68,12 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         self.record.removals.append(removal)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note how many of the components only counted as removed came back."""
         if self.record.only_count:
             self.record.would_have_revived = int(self._returned.sum())
 
     def progress(self) -> dict[str, Any]:
+        """Return the record and the counts, JSON-able."""
         return {
             "record": self.record.model_dump(),
             "spells": self._spells.steps.tolist(),
@@ -78,7 +81,8 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
             "returned": self._returned.tolist(),
         }
 
-    def go_on(self, progress: dict[str, Any]) -> None:
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Continue from these."""
         self.record = Compaction.model_validate(progress["record"])
         device = self._chosen.device
         self._spells.steps = torch.tensor(progress["spells"], device=device)

@@ -1,4 +1,4 @@
-"""Where a number that is not finite arose: the step's micro-batches are run once more, and watched.
+"""Finds where a number that is not finite arose, by running the step's micro-batches once more.
 
 Same rows, same state of the generators, same parameters: what was seen is seen again. Nothing of
 the model is changed, and no other process is waited for.
@@ -50,7 +50,7 @@ class Origin:
 
 @dataclass
 class _Watch:
-    """What the modules of a model gave, in the order they ran in."""
+    """A forward hook that notes the modules' outputs, in the order they ran in."""
 
     names: Mapping[int, str]  # id of a module -> its path
     ran: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class _Watch:
 
 
 def find_origin(trainer: Trainer, batches: Sequence[MicroBatch]) -> Origin:
-    """Run a step's micro-batches again and say where the first bad number came from.
+    """Run a step's micro-batches again, and say where the first bad number came from.
 
     Args:
         batches: those of this process; the gradients of `trainer.model` are not touched.
@@ -132,7 +132,7 @@ def _of_gradient(trainer: Trainer, batches: Sequence[MicroBatch]) -> Origin:
 
 
 def _forward(trainer: Trainer, batch: MicroBatch, watch: _Watch) -> Tensor:
-    """The mean loss of a micro-batch, and the penalty; not weighted by its part of the step."""
+    """Return a micro-batch's mean loss with the penalty, not weighted by its share of the step."""
     generators.restore(batch.random, generators.plain())
     # not on the modules: a hooked layer may compute in another way
     handle = register_module_forward_hook(watch)
@@ -150,7 +150,7 @@ def _watch(model: nn.Module) -> _Watch:
 
 
 def _floats(output: Any) -> Iterator[Tensor]:
-    """Tensors of fractional numbers in whatever a module returns."""
+    """Yield the floating-point tensors in whatever a module returns."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output

@@ -1,4 +1,4 @@
-"""From a trainer to a trained model: the parts a run needs put together, and its loop run."""
+"""Training from start to end: the parts of a run are put together, and its loop is run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sora_cli.train.trainer import AdapterTrainer
 
 @dataclass(frozen=True)
 class Fit:
-    """What a finished training run leaves behind, beside the trained model itself."""
+    """The results of a finished training run, apart from the trained model itself."""
 
     steps: int
     history: list[dict[str, Any]]  # losses, learning rates and evaluations by step
@@ -96,7 +96,7 @@ def fit(
 def _run(
     trainer: AdapterTrainer, method: AdapterMethod, layers: Layers, hooks: MethodCallback
 ) -> None:
-    """All steps, or those that are left."""
+    """Take all steps, or those that are left."""
     resumed = trainer.resumed
     if resumed is None:
         trainer.train()
@@ -111,13 +111,13 @@ def _run(
     trainer.state = TrainerState.load_from_json(str(resumed.path / TRAINER_STATE_NAME))
     method.begin(layers, total_steps=trainer.state.max_steps)
     method.load_state_dict(hooks.method_state)
-    trainer.checkpoints.take_up(resumed)
+    trainer.checkpoints.restore_progress(resumed)
 
 
 def _add_compactor(
     trainer: AdapterTrainer, method: AdapterMethod, layers: Layers
 ) -> Compactor | None:
-    """Before the checkpoints' callback, so that they hold what is left."""
+    """Add the compactor before the checkpoints' callback: they then hold what is left."""
     block = trainer.recipe.training
     if block.compact_every is None:
         return None
@@ -129,7 +129,7 @@ def _add_compactor(
 
 @contextmanager
 def _progress(trainer: AdapterTrainer, hooks: MethodCallback) -> Iterator[None]:
-    """Our bar instead of Trainer's; closed also by an error, whose message starts its own line."""
+    """Show our bar instead of Trainer's; close it even after an error, before its message."""
     progress = RunProgress(hooks, trainer.task.best)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(progress)

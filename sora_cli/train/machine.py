@@ -1,18 +1,4 @@
-"""What a recipe asks of the machine and its installed packages.
-
-Memory that a training step has freed stays with the process for the next step.
-
-glibc gives large blocks back to the system as soon as they are freed, and the next step takes, page
-by page, zeroed ones again. On a CPU that costs a step of MiniLM a sixth of its time
-(`benchmarks/step.py --system-allocator`), with any layers.
-
-The same bits each time, also on a GPU: `training.deterministic`.
-
-On a CPU a run repeats itself without it. On a GPU some kernels add in whatever order their threads
-come (scatters, gradients of gathers, of attention), and cuBLAS may choose another way for the same
-product where several streams share its workspace. Other hardware, another number of processes or of
-CPU threads, and other versions of torch, CUDA or a driver still give other bits.
-"""
+"""The machine a run trains on: what it must offer, its memory allocator, repeatable results."""
 
 from __future__ import annotations
 
@@ -27,7 +13,7 @@ from sora_cli.recipe.recipe import TrainingBlock
 
 
 def check_machine(block: TrainingBlock) -> None:
-    """Tell what is missing before anything is loaded for the run.
+    """Check what the run needs of the machine, before anything is loaded.
 
     Raises:
         SoraError: a precision that needs a GPU, a logger that is not installed.
@@ -45,7 +31,7 @@ def check_machine(block: TrainingBlock) -> None:
 
 
 def _check_launcher() -> None:
-    """What `accelerate launch` asks for, through the environment, that the methods can not do."""
+    """Refuse what `accelerate launch` may ask for, by environment, and methods cannot do."""
     if _asked_for("ACCELERATE_USE_DEEPSPEED"):
         raise SoraError(
             "DeepSpeed is not supported: its optimisers keep the gradients that methods look at",
@@ -84,7 +70,12 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc, for the whole process; False where the C library is another one."""
+    """Tell glibc to keep freed memory; return False where the C library is another one.
+
+    glibc gives large blocks back to the system as soon as they are freed, and the next step takes
+    zeroed ones again, page by page. On a CPU that costs a step of MiniLM a sixth of its time
+    (`benchmarks/step.py --system-allocator`), with any layers.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
@@ -95,7 +86,13 @@ _WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB, one of the two values that cuB
 
 
 def set_deterministic(on: bool) -> None:
-    """Allow deterministic algorithms only, or all again; before the first work on a GPU.
+    """Allow deterministic algorithms only, or all; call it before the first work on a GPU.
+
+    This is `training.deterministic`. A run on a CPU repeats itself without it. On a GPU some
+    kernels add in whatever order their threads come (scatters, gradients of gathers and of
+    attention), and cuBLAS may compute a product in another way where several streams share its
+    workspace. Other hardware, another number of processes or of CPU threads, and other versions of
+    torch, CUDA or a driver still give other bits.
 
     With `on`, torch raises RuntimeError at an operation that has no such algorithm.
     """

@@ -41,7 +41,7 @@ def guard_steps(
     policy: Policy,
     last_checkpoint: Callable[[], Path | None] = lambda: None,
 ) -> FiniteGuard:
-    """Watch over a trainer's steps; after `attach`, before `trainer.train()`.
+    """Watch a trainer's steps; call it after `attach` and before `trainer.train()`.
 
     Args:
         hooks: what `attach` returned; it is told of steps left out.
@@ -56,7 +56,7 @@ def guard_steps(
 
 @final
 class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
-    """The watch itself.
+    """The callback that checks every step's losses and gradient norm.
 
     Attributes:
         skipped: steps left out, counted from 1 as in the history.
@@ -80,11 +80,13 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self._logged = 0  # step of the last logged loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget the last step; remember the sum of losses in case this one is left out."""
         self._batches, self._norm = [], None
         if self.policy == "skip":
             self._sum = running_loss(self.trainer).clone()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the step's losses and gradient; stop the run or leave the step out."""
         losses = [batch.loss for batch in self._batches]
         norm = _norm_of(self.trainer.model) if self._norm is None else self._norm
         finite = self._all_finite([*losses, torch.as_tensor(norm)])
@@ -99,18 +101,20 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self._leave_out()
 
     def progress(self) -> dict[str, Any]:
+        """Return the steps left out so far, and how many in a row."""
         return {
             "skipped": list(self.skipped),
             "in_a_row": self._in_a_row,
             "logged": self._logged,
         }
 
-    def go_on(self, progress: dict[str, Any]) -> None:
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Continue from these."""
         self.skipped, self._in_a_row = list(progress["skipped"]), progress["in_a_row"]
         self._logged = progress["logged"]
 
     def wrap(self) -> None:
-        """Put the watch around the trainer's own functions."""
+        """Wrap the trainer's functions that know the losses and the norm."""
         trainer = self.trainer
         step, clip, log = trainer.training_step, trainer.accelerator.clip_grad_norm_, trainer.log
 
@@ -132,7 +136,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         trainer.accelerator.clip_grad_norm_ = clip_grad_norm_
 
     def _all_finite(self, numbers: list[Tensor]) -> bool:
-        """Of all processes; the one moment at which the GPU is waited for."""
+        """Return whether all processes' numbers are finite; only here the GPU is waited for."""
         device = self.trainer.args.device
         finite = torch.stack([n.detach().isfinite().to(device) for n in numbers]).all()
         if self.trainer.args.world_size > 1:
@@ -140,7 +144,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         return bool(finite)
 
     def _scales(self) -> bool:
-        """Whether a gradient scaler may be what made a gradient infinite, and will see to it."""
+        """Return whether a gradient scaler may have made a gradient infinite; it handles that."""
         scaler = self.trainer.accelerator.scaler
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1
 
@@ -150,7 +154,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self.hooks.skip_step()
 
     def _correct(self, logs: dict[str, float]) -> None:
-        """Trainer divides by the steps gone by; those left out are no part of the mean."""
+        """Correct the mean losses: Trainer divides by all steps, those left out among them."""
         now, begun = self.trainer.state.global_step, first_step(self.trainer)
         for key, since in (("loss", self._logged), ("train_loss", begun)):
             left_out = sum(step > since for step in self.skipped)
@@ -178,7 +182,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
 
 
 def _norm_of(model: nn.Module) -> Tensor:
-    """Of the gradient, where the trainer has not computed it."""
+    """Return the gradient's norm, for when the trainer has not computed it."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm: Tensor = torch.stack(foreach_norm(gradients)).norm()
     return norm

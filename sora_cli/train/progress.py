@@ -15,7 +15,7 @@ from sora_cli.train.log import RunLog
 
 
 class RunProgress(ProgressCallback):  # type: ignore[misc]
-    """Trainer's bar with the loss and the components alive; talk never goes to stdout."""
+    """Trainer's progress bar with the loss and the live components, on stderr."""
 
     def __init__(self, hooks: MethodCallback, metric: str) -> None:
         super().__init__()
@@ -24,18 +24,20 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
         self.hooks, self.metric = hooks, metric
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description("training")
 
     def close(self) -> None:
-        """Leave the terminal at the start of a line, whatever ended the training."""
+        """Close the bars; the terminal is then at the start of a line."""
         for bar in (self.prediction_bar, self.training_bar):
             if bar is not None:
                 bar.close()
         self.prediction_bar = self.training_bar = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the last loss in the bar, and a line for each evaluation."""
         if self.training_bar is None or not logs:
             return
         if "loss" in logs:
@@ -52,6 +54,7 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
+        """Advance the bar of an evaluation."""
         if self.prediction_bar is None and state.is_world_process_zero:
             self.prediction_bar = tqdm(
                 total=len(eval_dataloader), desc="evaluating", leave=False, dynamic_ncols=True
@@ -67,14 +70,17 @@ class SavedHistory(TrainerCallback):  # type: ignore[misc]
         self.log = log
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note steps and history, and save the report."""
         self.log.note_progress(state)
         self.log.save()
 
 
 @contextmanager
 def following(log: RunLog, trainer: Any) -> Iterator[None]:
-    """While a Trainer trains: its steps and history are kept, however that ends, and saved at
-    each evaluation, for whoever watches the run."""
+    """Keep a Trainer's steps and history in the report, however the training ends.
+
+    They are saved at each evaluation, for whoever watches the run.
+    """
     trainer.add_callback(SavedHistory(log))
     try:
         yield

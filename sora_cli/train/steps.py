@@ -1,4 +1,4 @@
-"""How many optimiser steps a run takes, and the learning rate of each: known before it starts."""
+"""The number of optimiser steps of a run and the learning rate of each, known before it starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sora_cli.recipe.recipe import TrainingBlock
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimiser steps of a run; `micro_batch` is the rows of one forward pass and process."""
+    """The optimiser steps of a run; `micro_batch` is the rows of one forward pass and process."""
 
     total: int
     per_epoch: int
@@ -23,7 +23,7 @@ class Steps:
 
 
 def count_steps(args: TrainingArguments, block: TrainingBlock, rows: int) -> Steps:
-    """Steps as transformers' Trainer counts them; a last batch of fewer rows is a step, too."""
+    """Count steps as transformers' Trainer does; a last batch of fewer rows is a step, too."""
     total = block.total_steps(rows)
     return Steps(
         total=total,
@@ -36,7 +36,7 @@ def count_steps(args: TrainingArguments, block: TrainingBlock, rows: int) -> Ste
 def learning_rates(
     args: TrainingArguments, method: AdapterMethod, layers: Layers, total: int
 ) -> Mapping[str, Sequence[float]]:
-    """The learning rate of every step, by the names of the method's parameter groups."""
+    """Return the learning rate of every step, by the names of the method's parameter groups."""
     groups = method.param_groups(layers, lr=args.learning_rate, weight_decay=args.weight_decay)
     if not groups:  # only the head is trained
         return {}

@@ -1,4 +1,4 @@
-"""The run itself, on `transformers.Trainer`: gradients, batches and evaluation done right."""
+"""The trainer of a run: `transformers.Trainer` with exact gradients, batches and evaluation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AdapterTrainer(ResumingTrainer):
         self._counts: deque[int] = deque()  # loss items of the step's micro-batches to come
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimiser step, and the loss items of the step."""
+        """Return the micro-batches of one optimiser step, and the loss items of the step."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
         assert self.sampler is not None
         step = self.state.global_step % self.recipe.training.steps_per_epoch(self.sampler.rows)
@@ -68,7 +68,7 @@ class AdapterTrainer(ResumingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean loss of a micro-batch; in training weighted so that the step's sum is the mean."""
+        """Return a micro-batch's mean loss; in training weighted, so that a step has the mean."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training and num_items_in_batch is not None:
             share = self._counts.popleft() * self.args.world_size / num_items_in_batch
@@ -76,7 +76,7 @@ class AdapterTrainer(ResumingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches from our own sampler."""
+        """Return micro-batches from our own sampler."""
         assert self.train_rows is not None
         block = self.recipe.training
         self.sampler = GroupedBatchSampler(
@@ -96,11 +96,11 @@ class AdapterTrainer(ResumingTrainer):
         return dealt
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Batches from longest to shortest row."""
+        """Return batches from the longest to the shortest row."""
         return self.get_test_dataloader(self.eval_dataset if eval_dataset is None else eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """Batches from longest to shortest row."""
+        """Return batches from the longest to the shortest row."""
         assert isinstance(test_dataset, SortedByLength)
         loader = self._loader(test_dataset, batch_size=self.args.eval_batch_size)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
@@ -109,14 +109,14 @@ class AdapterTrainer(ResumingTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
     ) -> tuple[None, torch.Tensor, None]:
-        """What the task keeps of the model's outputs: the loss is computed from that."""
+        """Return what the task keeps of the model's outputs: the loss is computed from that."""
         batch = prepare_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self.task.scored_inputs(batch))
         return None, self.task.kept(outputs, batch).detach(), None
 
     def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
-        """Outputs in the data set's order; in training, scored."""
+        """Return outputs in the data set's order; during training, score them."""
         out = super().evaluation_loop(dataloader, *args, **kwargs)
         view = dataloader.dataset
         assert isinstance(view, SortedByLength)
@@ -128,12 +128,12 @@ class AdapterTrainer(ResumingTrainer):
         return EvalLoopOutput(outputs, None, out.metrics, out.num_samples)
 
     def predictions_of(self, rows: Encoded, metrics: Sequence[str]) -> Predictions:
-        """What the model says of a split, with all that these metrics need."""
+        """Return the model's outputs on a split, with all that these metrics need."""
         out = self.predict(SortedByLength(rows))
         return self._completed(rows, out.predictions, metrics)
 
     def write(self, examples: Dataset) -> list[str] | None:
-        """What the model writes for each example; each process works on its share."""
+        """Return the text the model writes for each example; each process works on its share."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
         rank, world = self.args.process_index, self.args.world_size
         mine = examples.select(range(rank, len(examples), world))
@@ -167,7 +167,7 @@ def build_trainer(
     train: Encoded | None = None,
     select: Encoded | None = None,
 ) -> AdapterTrainer:
-    """A trainer for a recipe; without training rows it can only evaluate."""
+    """Build a trainer for a recipe; without training rows it can only evaluate."""
     if not torch.cuda.is_available():
         keep_freed_memory()
     return AdapterTrainer(
@@ -185,7 +185,7 @@ def build_trainer(
 def training_arguments(
     recipe: Recipe, output: Path, metric: str, *, evaluates: bool
 ) -> TrainingArguments:
-    """The recipe's training block as transformers' arguments."""
+    """Return the recipe's training block as transformers' arguments."""
     block = recipe.training
     evaluate, eval_steps = _cadence(block.evaluate if evaluates else "no")
     check_machine(block)

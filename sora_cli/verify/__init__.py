@@ -1,1 +1,1 @@
-"""Do two adapters or models give the same outputs? Kinds, inputs, reloads and the verdict."""
+"""Verification that two adapters or models give the same outputs, and a method's contract."""

@@ -47,17 +47,18 @@ __all__ = ["BASELINE_CHECKS", "CHECKS", "Attach", "Check", "MethodFactory"]
 
 
 class Check(Protocol):
-    """One check; raises AssertionError with what is wrong."""
+    """One check; it raises AssertionError with what is wrong."""
 
     __name__: str
 
-    def __call__(self, make: MethodFactory, *, attach: Attach = default_attach) -> None: ...
+    def __call__(self, make: MethodFactory, *, attach: Attach = default_attach) -> None:
+        """Check the methods that `make` returns."""
 
 
 def hooks_run_once_per_optimiser_step(
     make: MethodFactory, *, attach: Attach = default_attach
 ) -> None:
-    """`after_step` once for each optimiser step, after it, before the gradients are cleared.
+    """Check that `after_step` runs once per step, after it, before gradients are cleared.
 
     The run accumulates 3 micro-batches of 7 per epoch. Step numbers start at 0, and the learning
     rates are those that the step used.
@@ -81,7 +82,7 @@ def hooks_run_once_per_optimiser_step(
 def penalty_is_in_the_training_loss_once(
     make: MethodFactory, *, attach: Attach = default_attach
 ) -> None:
-    """Whatever the number of micro-batches, the gradient of a step holds the penalty's once."""
+    """Check that a step's gradient holds the penalty's once, for any number of micro-batches."""
     with trial_folder() as folder:
         trial = start(make, folder, attach)
         trial.trainer.train()
@@ -94,7 +95,7 @@ def penalty_is_in_the_training_loss_once(
 def penalty_is_not_in_the_evaluation_loss(
     make: MethodFactory, *, attach: Attach = default_attach
 ) -> None:
-    """`trainer.evaluate()` gives the loss of the plain model: its weights plus dW, nothing else."""
+    """Check that `trainer.evaluate()` gives the loss of the plain weights plus dW."""
     with trial_folder() as folder:
         trial = start(make, folder, attach)
         trial.trainer.train()
@@ -111,7 +112,7 @@ def penalty_is_not_in_the_evaluation_loss(
 
 
 def a_checkpoint_resumes_bit_equal(make: MethodFactory, *, attach: Attach = default_attach) -> None:
-    """A fresh model and method, resumed from the stock Trainer's checkpoint: the same run."""
+    """Check that a fresh model and method resume the stock Trainer's checkpoint exactly."""
     with trial_folder() as folder:
         straight = start(make, folder, attach, save_strategy="steps", save_steps=2)
         straight.trainer.train()
@@ -128,7 +129,7 @@ def a_checkpoint_resumes_bit_equal(make: MethodFactory, *, attach: Attach = defa
 
 
 def a_saved_adapter_loads_equal(make: MethodFactory, *, attach: Attach = default_attach) -> None:
-    """Saved, read and put onto a fresh base model: the same factors, the same outputs."""
+    """Check that a saved adapter gives the same factors and outputs on a fresh base model."""
     with trial_folder() as folder:
         trial = trained(make, folder, attach)
         adapter = read_adapter(folder / "adapter")
@@ -148,7 +149,7 @@ def a_saved_adapter_loads_equal(make: MethodFactory, *, attach: Attach = default
 
 
 def merging_repeats_to_the_byte(make: MethodFactory, *, attach: Attach = default_attach) -> None:
-    """The merged model gives the adapted one's outputs; merging again writes the same files."""
+    """Check that the merged model gives the same outputs, and merging again the same files."""
     with trial_folder() as folder:
         trial = trained(make, folder, attach)
         adapter = read_adapter(folder / "adapter")
@@ -164,7 +165,7 @@ def merging_repeats_to_the_byte(make: MethodFactory, *, attach: Attach = default
 
 
 def merging_twice_is_refused(make: MethodFactory, *, attach: Attach = default_attach) -> None:
-    """An adapter goes into a model that holds it already neither as it is nor by force."""
+    """Check that an adapter is not merged twice, not even by force."""
     with trial_folder() as folder:
         trained(make, folder, attach)
         adapter = read_adapter(folder / "adapter")
@@ -195,7 +196,7 @@ BASELINE_CHECKS: tuple[Check, ...] = (
 
 
 def _refusal(adapter: Adapter, output: Path, *, base: Path, force: bool) -> str:
-    """What merging says against it; nothing if it was done."""
+    """Return why merging is refused; "" if it was done."""
     try:
         merge_adapter(adapter, output, base=str(base), force=force)
     except SoraError as error:
@@ -204,7 +205,7 @@ def _refusal(adapter: Adapter, output: Path, *, base: Path, force: bool) -> str:
 
 
 def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
-    """Add each layer's B A to the weight of a model in memory: float32, (B A) first, cast once.
+    """Add each layer's B A to the model's weights: in float32, (B A) first, cast once.
 
     Raises:
         SoraError: no such layer, another shape, tied or quantised weights, a result that is not

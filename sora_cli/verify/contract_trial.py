@@ -1,4 +1,4 @@
-"""What the checks of `sora_cli.verify.contract` run: a tiny BERT in a Trainer, watched."""
+"""The trial runs of `sora_cli.verify.contract`: a tiny BERT in a Trainer, watched."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ _PROBE = 5.0
 
 
 class Attach(Protocol):
-    """Lets a method train with a Trainer, as `sora_cli.train.callback.attach`."""
+    """A function that lets a method train with a Trainer, as `sora_cli.train.callback.attach`."""
 
     def __call__(
         self, trainer: Trainer, method: AdapterMethod, layers: Mapping[str, LowRankLinear]
-    ) -> Any: ...
+    ) -> Any:
+        """Attach the method, before `trainer.train()`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """An optimiser step: its learning rates by group, and how often its loss had the penalty."""
+    """The learning rates of an optimiser step by group, and how often its loss had the penalty."""
 
     rates: dict[str, float]
     penalty: float
@@ -55,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of `after_step`: how many optimiser steps came before it, and what it was given."""
+    """A call of `after_step`: its arguments, and how many optimiser steps came before it."""
 
     info: StepInfo
     taken: int
@@ -80,6 +81,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         method.penalty = self._watched_penalty  # type: ignore[method-assign]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Watch the optimiser's steps."""
         optimizer = kwargs["optimizer"]
         getattr(optimizer, "optimizer", optimizer).register_step_post_hook(self._note_step)
 
@@ -114,7 +116,7 @@ class Trial:
     watch: Watch
 
     def state(self) -> dict[str, Tensor]:
-        """All that training leaves behind: the model, and the method's own state."""
+        """Return all that training leaves: the model's tensors, and the method's own state."""
         found: dict[str, Tensor] = dict(self.trainer.model.state_dict())
         found |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
         return found
@@ -123,7 +125,7 @@ class Trial:
 def start(
     make: MethodFactory, folder: Path, attach: Attach, *, seed: int = 0, **arguments: Any
 ) -> Trial:
-    """A method attached to a Trainer that is to take `STEPS` optimiser steps.
+    """Attach a method to a Trainer that is to take `STEPS` optimiser steps.
 
     Args:
         seed: of the adapters; the model is always the same.
@@ -160,7 +162,7 @@ def start(
 
 
 def trained(make: MethodFactory, folder: Path, attach: Attach) -> Trial:
-    """A finished run; base/ holds its base model and adapter/ what it learnt."""
+    """Return a finished run; base/ holds its base model and adapter/ what it learnt."""
     tiny_model().save_pretrained(folder / "base")
     trial = start(make, folder, attach)
     trial.trainer.train()
@@ -172,13 +174,13 @@ def trained(make: MethodFactory, folder: Path, attach: Attach) -> Trial:
 
 @contextmanager
 def trial_folder() -> Iterator[Path]:
-    """A directory that is gone afterwards; transformers keeps quiet meanwhile."""
+    """Make a temporary directory; transformers keeps quiet meanwhile."""
     with tempfile.TemporaryDirectory(prefix="method-trial-") as folder, quiet_loading():
         yield Path(folder)
 
 
 def tiny_model() -> Any:
-    """A seeded BertForSequenceClassification of one layer, always the same."""
+    """Return a seeded BertForSequenceClassification of one layer, always the same."""
     config = BertConfig(
         vocab_size=32,
         hidden_size=16,
@@ -197,7 +199,7 @@ def tiny_model() -> Any:
 
 
 def batch() -> dict[str, Tensor]:
-    """All rows, the same for training and evaluation: tokens (rows, 6) and labels (rows,)."""
+    """Return all rows, for training and evaluation alike: tokens (rows, 6) and labels (rows,)."""
     g = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, 32, (_ROWS, 6), generator=g)
     return {"input_ids": tokens, "labels": torch.arange(_ROWS) % 3}
@@ -205,16 +207,16 @@ def batch() -> dict[str, Tensor]:
 
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
-    """What the model makes of all rows in evaluation, (rows, labels)."""
+    """Return the model's outputs for all rows in evaluation, (rows, labels)."""
     result: Tensor = model.eval()(input_ids=batch()["input_ids"]).logits
     return result
 
 
 def load_model(directory: Path) -> Any:
-    """A model like the tiny one from its directory."""
+    """Load a model like the tiny one from its directory."""
     return BertForSequenceClassification.from_pretrained(directory)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """File names in a flat directory, and the bytes of each file."""
+    """Return the file names in a flat directory, and the bytes of each file."""
     return {file.name: file.read_bytes() for file in sorted(directory.iterdir())}

@@ -1,4 +1,4 @@
-"""What a model, with an adapter on it or without, gives for a probe's inputs."""
+"""The outputs of a model, with or without an adapter on it, for a probe's inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAMES = (
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one subject gives.
+    """The outputs of one subject.
 
     Attributes:
         values: its outputs.
@@ -42,10 +42,10 @@ class Outputs:
 def compute_outputs(
     subject: Subject, config: Any, auto: str, probe: Probe, dtype: torch.dtype
 ) -> Outputs:
-    """Load the subject, run it, and let go of it again.
+    """Load the subject, run it, and release its memory.
 
     Raises:
-        SoraError: it can not be loaded or run, or its outputs are not finite.
+        SoraError: it cannot be loaded or run, or its outputs are not finite.
     """
     model = load_subject(subject, config, auto, dtype)
     if subject.adapter is None:
@@ -56,13 +56,13 @@ def compute_outputs(
 
 
 def run_model(model: Any, probe: Probe, name: str) -> Values:
-    """Outputs of a model in memory, on its own device; afterwards it is in the mode it was in.
+    """Run a model in memory on its own device; its mode is restored afterwards.
 
     Args:
         name: what errors call it.
 
     Raises:
-        SoraError: the model can not be run on these inputs, or its outputs are not finite.
+        SoraError: the model cannot be run on these inputs, or its outputs are not finite.
     """
     accepted = inspect.signature(model.forward).parameters
     first = next(model.parameters())
@@ -76,7 +76,7 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = first_line(error)
         raise SoraError(
-            f"{name} can not be run on made-up inputs: {reason}",
+            f"{name} cannot be run on made-up inputs: {reason}",
             where=f"inputs: {probe.what}",
         ) from error
     finally:
@@ -91,13 +91,13 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
 
 
 def _fill_padding(config: Any, padding: int) -> None:
-    """Classifiers made of decoders must know the padding to find a row's last token."""
+    """Set the padding id: classifiers made of decoders find a row's last token by it."""
     for part in (config, config.get_text_config()):
         if getattr(part, "pad_token_id", None) is None:
             part.pad_token_id = padding
 
 
 def _fitting(value: Tensor, parameter: Tensor) -> Tensor:
-    """An input on a model's device; pixels in its type, too."""
+    """Put an input onto the model's device; pixels also take its type."""
     value = value.to(parameter.device)
     return value.to(parameter.dtype) if value.is_floating_point() else value

@@ -36,7 +36,7 @@ _LENGTH, _DECODER_LENGTH = 48, 8  # tokens at most
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs of a forward pass.
+    """The inputs of a forward pass.
 
     Attributes:
         inputs: argument name -> (rows, ...).
@@ -52,7 +52,7 @@ class Probe:
 
 
 def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Probe:
-    """Inputs that models of all these configurations take.
+    """Make inputs that models of all these configurations take.
 
     Args:
         auto: the models' Auto class.
@@ -83,7 +83,7 @@ def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Prob
 
 
 def _sentences(config: Any, auto: str, tokenizer: Any, vocabulary: int) -> Probe | None:
-    """A padded batch; None where the tokenizer can not pad, or does not fit the model."""
+    """Return a padded batch; None if the tokenizer cannot pad, or does not fit the model."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             return None
@@ -109,13 +109,13 @@ def _sentences(config: Any, auto: str, tokenizer: Any, vocabulary: int) -> Probe
 
 
 def _choices(probe: Probe) -> Probe:
-    """Every two rows as the choices of one question: (questions, choices, positions)."""
+    """Take every two rows as the choices of one question: (questions, choices, positions)."""
     inputs = {name: t.reshape(-1, _CHOICES, t.shape[-1]) for name, t in probe.inputs.items()}
     return Probe(inputs, None, probe.padding, f"{probe.what}, {_CHOICES} choices a question")
 
 
 def _has_two_towers(config: Any) -> bool:
-    """Whether the model compares texts with pictures, as CLIP does."""
+    """Return whether the model compares texts with pictures, as CLIP does."""
     from transformers import MODEL_MAPPING
 
     if type(config) not in MODEL_MAPPING or getattr(config, "vision_config", None) is None:
@@ -125,7 +125,7 @@ def _has_two_towers(config: Any) -> bool:
 
 
 def _takes(config: Any, name: str) -> bool:
-    """Not segment ids, where the model has but one kind of segment."""
+    """Return whether the model takes this input; segment ids need several kinds of segment."""
     return name != "token_type_ids" or (getattr(config, "type_vocab_size", None) or 0) > 1
 
 
@@ -144,7 +144,7 @@ def _random_ids(config: Any, vocabulary: int) -> Probe:
 
 
 def _decoder_ids(config: Any, vocabulary: int, rows: int) -> Tensor:
-    """(rows, positions): the token decoders start with, then random ones."""
+    """Return (rows, positions): the token that decoders start with, then random ones."""
     ids = _draw(vocabulary, _special_ids(config), (rows, _DECODER_LENGTH), seed=1)
     names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
     known = (getattr(config, name, None) for name in names)
@@ -153,11 +153,11 @@ def _decoder_ids(config: Any, vocabulary: int, rows: int) -> Tensor:
 
 
 def _pixels(config: Any) -> Probe:
-    """(images, channels, height, width), standard normal."""
+    """Return pixels (images, channels, height, width), standard normal."""
     side, channels = (getattr(config, name, None) for name in ("image_size", "num_channels"))
     if side is None or channels is None:
         raise SoraError(
-            f"no inputs can be made up for a '{config.model_type}' model: only for text and images"
+            f"no inputs can be made for a '{config.model_type}' model: only for text and images"
         )
     height, width = (side, side) if isinstance(side, int) else side
     g = torch.Generator().manual_seed(0)
@@ -172,7 +172,7 @@ def _draw(vocabulary: int, special: set[int], shape: tuple[int, int], *, seed: i
 
 
 def _special_ids(config: Any) -> set[int]:
-    """Every id that the configuration gives a meaning."""
+    """Return every id that the configuration gives a meaning."""
     values = {**config.to_dict(), **config.get_text_config().to_dict()}
     found = (v for k, v in values.items() if k.endswith(("_token_id", "_token_ids")))
     return {i for v in found for i in (v if isinstance(v, list) else [v]) if isinstance(i, int)}
@@ -184,7 +184,7 @@ def _vocabulary(config: Any) -> int | None:
 
 
 def _longest(config: Any) -> int:
-    """Tokens a row may have: half of the model's positions (some kinds lose a few), or less."""
+    """Return the most tokens of a row: half of the model's positions (some kinds lose a few)."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return _LENGTH

@@ -28,7 +28,7 @@ _JOB, _INPUTS, _VALUES, _WITHOUT = "job.json", "inputs.st", "values.st", "withou
 def reload_outputs(
     reference: str, *, base: str | None, auto: str, probe: Probe, dtype: torch.dtype
 ) -> Outputs:
-    """What `compute_outputs` gives in a new Python process.
+    """Return what `compute_outputs` gives in a new Python process.
 
     Raises:
         SoraError: whatever went wrong there.
@@ -77,7 +77,7 @@ def _failure(stderr: str, code: int) -> SoraError:
 
 
 def _work(folder: Path) -> None:
-    """What the fresh process does."""
+    """Do the fresh process's work."""
     job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
     probe = Probe(load_file(folder / _INPUTS), None, job["padding"], job["what"])
     (subject,) = find_subjects((job["reference"],), base=job["base"])

@@ -1,4 +1,4 @@
-"""What a run does last: load its files and compare them with the model that was trained."""
+"""The last step of a run: its files are loaded and compared with the trained model."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> bool:
 
 
 def _reason_against(trained: dict[str, Tensor]) -> str | None:
-    """Why the model should not be loaded a second time without asking; None if it may."""
+    """Return why the model should not be loaded again unasked; None if it may be."""
     if any(is_sharded(tensor) for tensor in trained.values()):
         return "the model is sharded"
     needed, free = sum(t.numel() * t.element_size() for t in trained.values()), free_memory()

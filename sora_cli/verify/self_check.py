@@ -1,4 +1,4 @@
-"""What train, export and merge do last: verify what they wrote, if the machine can easily."""
+"""The last step of train, export and merge: what they wrote is verified, if memory allows."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def self_check(
         False if the outputs differ; also true if nothing was compared.
 
     Raises:
-        SoraError: what was written can not be loaded or run.
+        SoraError: what was written cannot be loaded or run.
     """
     names = [str(path) for path in (a, b) if path is not None]
     command = shlex.join(["sora", "verify", *names, *(["--base", base] if base else [])])
     try:
         subjects, reason = _subjects(names, base)
         if reason is not None:
-            say(f"not verified: {reason}; to do it: {command}")
+            say(f"not verified: {reason}; to verify: {command}")
             return True
         from sora_cli.verify.verification import verify
 
@@ -67,9 +67,9 @@ def self_check(
         )
     except SoraError as error:
         raise SoraError(
-            f"{names[-1]} was written but can not be verified: {error.what}",
+            f"{names[-1]} was written but cannot be verified: {error.what}",
             where=error.where,
-            hint=f"again: {command}",
+            hint=f"to verify again: {command}",
         ) from error
     say_notes(done.notes)
     if done.same:
@@ -81,7 +81,7 @@ def self_check(
 
 
 def _subjects(names: Sequence[str], base: str | None) -> tuple[tuple[Subject, ...], str | None]:
-    """What is to be compared, and why it should not, or can not, be loaded without asking."""
+    """Return what is to be compared, and the reason if it should not be loaded unasked."""
     from sora_cli.verify.subjects import find_subjects, float32_bytes
 
     try:
@@ -94,7 +94,7 @@ def _subjects(names: Sequence[str], base: str | None) -> tuple[tuple[Subject, ..
 
 
 def _too_large(known: Sequence[int | None]) -> str | None:
-    """Why models of so many bytes should not be loaded without asking; None if they may."""
+    """Return why models of so many bytes should not be loaded unasked; None if they may be."""
     sizes = [n for n in known if n is not None]
     free = free_memory()
     if free is None:

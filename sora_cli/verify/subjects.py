@@ -1,4 +1,4 @@
-"""What can be verified: an adapter on its base model, or a model as it is. Found from files."""
+"""The subjects of a verification: an adapter on its base model, or a model, found from files."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Sub
 
 
 def load_config(subject: Subject) -> Any:
-    """The model's configuration, for as many labels as the adapter has.
+    """Load the model's configuration, for as many labels as the adapter has.
 
     Raises:
-        SoraError: it can not be had, or the model is quantised.
+        SoraError: it cannot be loaded, or the model is quantised.
     """
     import transformers
 
@@ -95,10 +95,10 @@ def load_config(subject: Subject) -> Any:
 
 
 def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -> Any:
-    """The model in evaluation mode on the CPU, an adapter's head loaded, its layers not yet.
+    """Load the model in evaluation mode on the CPU, with an adapter's head but not its layers.
 
     Raises:
-        SoraError: it can not be loaded, or holds not all parameters.
+        SoraError: it cannot be loaded, or holds not all parameters.
     """
     import transformers
 
@@ -122,7 +122,7 @@ def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -
 
 
 def load_tokenizer(subject: Subject) -> Any | None:
-    """The tokenizer beside the model; None if there is none."""
+    """Load the tokenizer beside the model; None if there is none."""
     import transformers
 
     name, options = _options(subject)
@@ -136,7 +136,7 @@ def load_tokenizer(subject: Subject) -> Any | None:
 
 
 def float32_bytes(subject: Subject) -> int | None:
-    """Memory the model and its adapter take in float32, from file headers; None if not known.
+    """Return the bytes that model and adapter take in float32, from headers; None if unknown.
 
     Raises:
         SoraError: the model's directory holds no weights.
@@ -158,7 +158,7 @@ def float32_bytes(subject: Subject) -> int | None:
 
 
 def stored_dtypes(subject: Subject) -> set[str]:
-    """Number formats of what the subject itself holds, as safetensors calls them ("BF16").
+    """Return the number formats of the subject's own tensors, as in safetensors ("BF16").
 
     Of an adapter these are its factors: the base model is the same on both sides.
     """
@@ -170,7 +170,7 @@ def stored_dtypes(subject: Subject) -> set[str]:
 
 
 def other_base(subject: Subject) -> str | None:
-    """A remark, if the adapter is known to have been trained on another base."""
+    """Return a remark if the adapter is known to have been trained on another base."""
     adapter = subject.adapter
     if adapter is None or adapter.base.fingerprint is None:
         return None
@@ -181,7 +181,7 @@ def other_base(subject: Subject) -> str | None:
 
 
 def _options(subject: Subject) -> tuple[str, dict[str, str]]:
-    """First and further arguments of `from_pretrained`; a directory has no revisions."""
+    """Return the arguments of `from_pretrained`; a directory has no revisions."""
     name, options = split_gguf(subject.source)
     if subject.revision is not None and not Path(name).exists():
         options["revision"] = subject.revision

@@ -1,7 +1,7 @@
-"""Do two sets of files give the same model? By the outputs of both on fixed inputs.
+"""The comparison of two sets of files by the outputs that their models give on fixed inputs.
 
 Everything is computed in float32 on the CPU, one model in memory at a time, so that models stored
-in other number formats are compared fairly. The same inputs can not show every difference: what
+in other number formats are compared fairly. The same inputs cannot show every difference: what
 they do not reach, such as a row of the embeddings that no token uses, goes unnoticed.
 
 The tolerance is relative to the largest output. Two correct ways of computing the same thing in
@@ -53,7 +53,7 @@ _SPANS = ("start_logits", "end_logits")
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one output of both models; where padding is, nothing counts.
+    """The difference of one output of both models; padding does not count.
 
     Attributes:
         numbers: how many were compared.
@@ -73,7 +73,7 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """Largest difference over the largest value."""
+        """The largest difference over the largest value."""
         if self.largest == 0:
             return 0.0
         return self.largest / self.scale
@@ -110,7 +110,7 @@ class Verification:
         return self.relative <= self.tolerance
 
     def summary(self) -> str:
-        """One line of numbers."""
+        """Return one line of numbers."""
         what = "logit" if "logits" in self.differences[0].name else "output"
         text = f"largest difference {self.relative:.1e} of the largest {what}"
         known = [(d.agree, d.decisions) for d in self.differences if d.decisions is not None]
@@ -145,7 +145,7 @@ def verify(
         subjects: what `find_subjects` gave for these references, if that was called before.
 
     Raises:
-        SoraError: something is not there, can not be loaded or run, or can not be compared.
+        SoraError: something is not there, cannot be loaded or run, or cannot be compared.
     """
     check_comparison(dtype, tolerance)
     if subjects is None:
@@ -180,7 +180,7 @@ def verify(
 
 
 def tolerance_for(formats: Sequence[str]) -> tuple[float, str]:
-    """The default tolerance, and where it comes from, for models stored in these formats.
+    """Return the default tolerance for models stored in these formats, and its reason.
 
     Args:
         formats: names such as "bfloat16"; unknown ones are passed over.
@@ -213,7 +213,7 @@ def compare(a: Values, b: Values, probe: Probe, *, decides: bool) -> tuple[Diffe
 
 
 def _difference(name: str, a: Tensor, b: Tensor, mask: Tensor | None, decides: bool) -> Difference:
-    """a, b: (rows, classes), (rows, positions, classes), or of spans (rows, positions)."""
+    """Compare (rows, classes), (rows, positions, classes), or spans (rows, positions)."""
     choices = (a, b)
     if mask is not None and name in _SPANS:
         choices = (a.masked_fill(~mask, -math.inf), b.masked_fill(~mask, -math.inf))
@@ -234,7 +234,7 @@ def _difference(name: str, a: Tensor, b: Tensor, mask: Tensor | None, decides: b
 
 
 def _common_class(subjects: Sequence[Subject], configs: Sequence[Any]) -> str:
-    """The Auto class that both are loaded with: the adapters' where there is one."""
+    """Return the Auto class that both are loaded with: the adapters', if there is one."""
     models = [auto_class_of(c) for s, c in zip(subjects, configs, strict=True) if not s.adapter]
     adapters = [(s.adapter, c) for s, c in zip(subjects, configs, strict=True) if s.adapter]
     known = [auto_class_for(adapter, c) for adapter, c in adapters if adapter.task_type]
@@ -260,7 +260,7 @@ def _decides(auto: str, config: Any, values: Values) -> bool:
 
 
 def _formats(subjects: Sequence[Subject], dtype: str, trained: Any | None) -> list[str]:
-    """Every number format that enters, by torch's names."""
+    """Return every number format that enters, by torch's names."""
     stored = {name for subject in subjects for name in stored_dtypes(subject)}
     names = [dtype, *(_FORMATS[name][0] for name in sorted(stored) if name in _FORMATS)]
     if trained is not None:
@@ -269,7 +269,7 @@ def _formats(subjects: Sequence[Subject], dtype: str, trained: Any | None) -> li
 
 
 def _effect(first: Outputs, second: Outputs, probe: Probe) -> float | None:
-    """What the layers of the first adapter among the two do to the outputs."""
+    """Return the change that the layers of the first adapter of the two make to the outputs."""
     for outputs in (first, second):
         if outputs.without:
             changed = compare(outputs.without, outputs.values, probe, decides=False)

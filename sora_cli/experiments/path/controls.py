@@ -1,4 +1,4 @@
-"""Why does the metric fall along a path? Components taken out of stage 0 by other rules.
+"""Controls of a path: components are taken out of stage 0 by other rules, and it is scored.
 
 For each stage as many components as the path had lost by then are taken out of stage 0's adapter,
 which is then scored without further training: at random, by smallest norm, and those that the path
@@ -75,7 +75,7 @@ def _components(alive: Mapping[str, list[int]]) -> list[Component]:
 
 
 def _by_norm(stages: Stages, components: Sequence[Component]) -> list[Component]:
-    """Smallest first."""
+    """Sort components by norm, smallest first."""
     norms = {path: factors.term_norms().tolist() for path, factors in stages.factors().items()}
     return sorted(components, key=lambda component: norms[component[0]][component[1]])
 
@@ -89,7 +89,7 @@ def _shuffled(components: Sequence[Component], seed: int) -> list[Component]:
 def _score_without(
     stages: Stages, trainer: AdapterTrainer, components: Sequence[Component]
 ) -> float:
-    """The main metric with those components silenced; they are put back."""
+    """Return the main metric with those components silenced; they are put back."""
     ready, report = stages.ready, stages.report
     kept = {path: layer.B.clone() for path, layer in ready.layers.items()}
     for path, i in components:
@@ -125,7 +125,7 @@ def _conclude(report: PathReport, points: list[ControlPoint], floor: float) -> C
 
 
 def _fall(stages: Sequence[Stage], curve: Sequence[float], report: PathReport) -> float | None:
-    """Share of components alive at the first stage clearly worse than stage 0."""
+    """Return the share alive at the first stage clearly worse than stage 0; None if none is."""
     for stage, relative in zip(stages, curve, strict=True):
         worse = relative < FALL if report.greater_is_better else relative > 1 / FALL
         if worse:
@@ -134,7 +134,7 @@ def _fall(stages: Sequence[Stage], curve: Sequence[float], report: PathReport) -
 
 
 def _verdict(gap: Mapping[str, float], falls: Mapping[str, float | None]) -> str:
-    """One sentence per question: which rule is closest, and where each falls."""
+    """Say in one sentence which rule is closest, and where each falls."""
     if any(math.isnan(value) for value in gap.values()):
         return "no relative metric: that of stage 0 is not above zero"
     ranked = sorted(gap, key=lambda rule: gap[rule])

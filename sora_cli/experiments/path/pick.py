@@ -1,4 +1,4 @@
-"""Which stage of a path to keep: the smallest one that is good enough. No torch here.
+"""The choice of a path's stage: the smallest one that is good enough. No torch here.
 
 The choice is made on the record's `choice` split: with `data.selection` half-validation or
 train-rows these are other rows than those reported, so the reported score is not a best-of-many.
@@ -11,7 +11,7 @@ from sora_cli.experiments.path.record import PathReport, Stage
 
 
 def within_share(report: PathReport, keep: float) -> Stage:
-    """The smallest stage that keeps that share (0..1) of stage 0's metric.
+    """Return the smallest stage that keeps that share (0..1) of stage 0's metric.
 
     For a metric that is better when smaller: one at most stage 0's divided by `keep`.
 
@@ -31,7 +31,7 @@ def within_share(report: PathReport, keep: float) -> Stage:
 
 
 def at_least(report: PathReport, metric: float) -> Stage:
-    """The smallest stage whose metric is no worse than that.
+    """Return the smallest stage whose metric is at least as good as that.
 
     Raises:
         SoraError: none is.
@@ -48,7 +48,7 @@ def at_least(report: PathReport, metric: float) -> Stage:
 
 
 def within_parameters(report: PathReport, limit: int) -> Stage:
-    """The best stage with no more parameters than that.
+    """Return the best stage with no more parameters than that.
 
     Raises:
         SoraError: all are larger.
@@ -64,6 +64,6 @@ def within_parameters(report: PathReport, limit: int) -> Stage:
 
 
 def _best(report: PathReport, stages: list[Stage]) -> Stage:
-    """By metric; of equals, the smallest."""
+    """Return the best stage by metric; of equal ones, the smallest."""
     sign = 1 if report.greater_is_better else -1
     return max(stages, key=lambda s: (sign * report.score(s, report.choice), -s.parameters))

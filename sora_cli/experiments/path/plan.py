@@ -1,4 +1,4 @@
-"""From a recipe with a `path` block to its stages, checked before anything is trained."""
+"""The way from a recipe with a `path` block to its stages, checked before any training."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ class StagePlan:
 
     @property
     def recipe(self) -> Recipe:
+        """The stage's recipe."""
         return self.loaded.recipe
 
     @property
     def directory(self) -> str:
-        """Inside the path's directory."""
+        """The stage's directory inside the path's."""
         return f"stages/{self.index:02d}"
 
 
 def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
-    """The stages of a recipe's path.
+    """Return the stages of a recipe's path.
 
     Raises:
-        SoraError: no path block, an option that may not vary, a value it can not take.
+        SoraError: no path block, an option that may not vary, a value it cannot take.
     """
     block = loaded.recipe.path
     if block is None:
@@ -67,7 +68,7 @@ def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
 
 
 def varied_option(loaded: LoadedRecipe) -> str:
-    """The method's option that `path.vary` names.
+    """Return the method's option that `path.vary` names.
 
     Raises:
         SoraError: the method lets no such option change between stages.
@@ -95,14 +96,14 @@ def varied_option(loaded: LoadedRecipe) -> str:
 
 
 def path_directory(loaded: LoadedRecipe) -> Path:
-    """`output.dir`, or runs/<recipe>-<method>-path-s<seed>."""
+    """Return `output.dir`, or runs/<recipe>-<method>-path-s<seed>."""
     recipe = loaded.recipe
     default = f"runs/{loaded.name}-{recipe.method.name}-path-s{recipe.training.seed}"
     return Path(recipe.output.dir or default).expanduser()
 
 
 def overruled(loaded: LoadedRecipe) -> list[str]:
-    """Notes on values that were set but that a path does not use."""
+    """Return notes on values that were set but that a path does not use."""
     assert loaded.recipe.path is not None
     option = loaded.recipe.path.vary
     keys = [option, *(f"training.{key}" for key in _STAGE_RULES)]
@@ -125,7 +126,7 @@ def _stage_recipe(loaded: LoadedRecipe, option: str, index: int, value: Any) -> 
         type(recipe.method.config)(**config)
     except ValidationError as error:
         raise SoraError(
-            f"path.schedule: method.{option} can not be {shown_value(value)} (stage {index}): "
+            f"path.schedule: method.{option} cannot be {shown_value(value)} (stage {index}): "
             f"{error.errors()[0]['msg']}",
             where=loaded.origin("path", "schedule", "values").place
             if recipe.path and recipe.path.schedule.values

@@ -84,7 +84,7 @@ def _ranks_of(stage: Stage, first: Stage) -> RankMap:
 
 
 def _shares(maps: Sequence[RankMap]) -> list[tuple[str, list[Rank]]]:
-    """All modules, then each kind, then each layer: name, and one rank per stage."""
+    """Return name and ranks per stage: of all modules, then each kind, then each layer."""
     first = maps[0]
     rows: list[tuple[str, list[Rank]]] = [("all", [m.total for m in maps])]
 

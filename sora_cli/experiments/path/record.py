@@ -1,4 +1,4 @@
-"""`path.json`: what every stage of a regularisation path gave. No torch here.
+"""`path.json`: the results of every stage of a regularisation path. No torch here.
 
 Scores are by split. `memorisation` names the fixed subset of training rows, `generalisation` the
 reported validation split, `choice` the split that `sora pick` chooses on.
@@ -43,7 +43,7 @@ class Stage(BaseModel):
 
     @property
     def share(self) -> float:
-        """Components alive of all."""
+        """The share of the components that are alive."""
         return self.live / self.total if self.total else 0.0
 
 
@@ -59,7 +59,7 @@ class ControlPoint(BaseModel):
 
 
 class Controls(BaseModel):
-    """Is it which components go, or how many? Removal from stage 0 without further training."""
+    """Removal of components from stage 0 by several rules, without further training."""
 
     rules: dict[str, str] = Field(description="name of each rule and what it takes out")
     draws: int = Field(description="random draws per stage")
@@ -75,7 +75,7 @@ class Controls(BaseModel):
 
 
 class PathReport(Report):
-    """`path.json`."""
+    """The content of `path.json`."""
 
     vary: str = Field(description="the option that changes from stage to stage")
     method: str = Field(description="name of the method")
@@ -92,24 +92,24 @@ class PathReport(Report):
     controls: Controls | None = Field(None, description="null without --controls")
 
     def score(self, stage: Stage, split: str) -> float:
-        """A stage's main metric on a split."""
+        """Return a stage's main metric on a split."""
         return stage.metrics[split][self.main_metric]
 
     def ratio(self, score: float, split: str) -> float:
-        """A score over that of stage 0; NaN where that is not above zero."""
+        """Divide a score by that of stage 0; NaN where that is not above zero."""
         return relative_to(self.score(self.stages[0], split), score)
 
 
 def relative_to(first: float, score: float) -> float:
-    """A score over the first stage's; NaN where that is not above zero."""
+    """Divide a score by the first stage's; NaN where that is not above zero."""
     return score / first if first > 0 else math.nan
 
 
 def read_path(directory: Path) -> PathReport | None:
-    """The record in a directory; None if it holds none.
+    """Read the record in a directory; None if there is none.
 
     Raises:
-        SoraError: there is one that can not be read.
+        SoraError: there is one that cannot be read.
     """
     file = directory / FILE_NAME
     if not file.is_file():

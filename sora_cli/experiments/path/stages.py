@@ -1,5 +1,7 @@
-"""Training one stage after the other, each from where the last one ended (Ding et al. 2023,
-arXiv 2311.11696, Algorithm 1). Every stage has a fresh optimiser and learning-rate schedule.
+"""The training of a path's stages, each from where the last one ended.
+
+Source: Ding et al. 2023, arXiv 2311.11696, Algorithm 1. Every stage has a fresh optimiser and
+learning-rate schedule.
 
 A stage's directory is that of an ordinary run, plus `state.safetensors`, the trained parameters and
 the method's state, which the next stage starts from, also after an interruption.
@@ -120,7 +122,7 @@ class Stages:
             tensors = load_file(file)
         except Exception as error:  # safetensors raises its own kind for damage
             raise SoraError(
-                f"{file} can not be read: {error}", hint="start the path anew with --force"
+                f"{file} cannot be read: {error}", hint="start the path again with --force"
             ) from error
         load_trained(self.ready.base.model, self.ready.method, tensors)
 
@@ -130,7 +132,7 @@ class Stages:
             (self.output / self.plans[index].directory / STATE_FILE).unlink(missing_ok=True)
 
     def factors(self) -> Factors:
-        """The update as it stands."""
+        """Return the present update."""
         return {path: self.ready.method.factors(m) for path, m in self.ready.layers.items()}
 
     def _save_state(self, directory: Path) -> None:
@@ -166,7 +168,7 @@ class Stages:
 
 
 def total_norm(factors: Mapping[str, LowRankFactors]) -> float:
-    """||dW||_F over all modules together."""
+    """Return ||dW||_F over all modules together."""
     return float(np.sqrt(sum(f.norm() ** 2 for f in factors.values())))
 
 
@@ -175,7 +177,7 @@ def energy_lost(
     alive_before: Mapping[str, list[int]],
     alive: Mapping[str, list[int]],
 ) -> float:
-    """Share of ||dW||_F^2 before that was in components which have died since.
+    """Return the share of ||dW||_F^2 before that was in components which have died since.
 
     The dead components of a module count together, as one matrix.
     """
@@ -188,14 +190,14 @@ def energy_lost(
 
 
 def mask(indices: list[int], rank: int) -> Tensor:
-    """(rank,) bool, true at the indices."""
+    """Return (rank,) bool, true at the indices."""
     chosen = torch.zeros(rank, dtype=torch.bool)
     chosen[indices] = True
     return chosen
 
 
 def _scored_splits(ready: Prepared, plan: StagePlan) -> dict[str, Encoded]:
-    """What every stage is scored on: training subset, reported splits, selection if separate."""
+    """Return what stages are scored on: train subset, reported splits, selection if separate."""
     block = plan.recipe.path
     assert block is not None
     splits = {TRAIN_SUBSET: _subset(ready.train, block.memorisation_rows, block.memorisation_seed)}
@@ -206,7 +208,7 @@ def _scored_splits(ready: Prepared, plan: StagePlan) -> dict[str, Encoded]:
 
 
 def _subset(rows: Encoded, limit: int, seed: int) -> Encoded:
-    """A random subset, fixed by the seed, in the data set's order."""
+    """Draw a random subset, fixed by the seed, in the data set's order."""
     n = len(rows.lengths)
     if limit >= n:
         return rows

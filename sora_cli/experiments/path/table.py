@@ -12,7 +12,7 @@ Table = tuple[str, list[str], list[list[str]]]
 
 
 def stage_table(report: PathReport, chosen: int | None = None) -> Table:
-    """A row per stage.
+    """Return a table with a row per stage.
 
     Args:
         chosen: index of a stage to be marked.
@@ -27,7 +27,7 @@ def stage_table(report: PathReport, chosen: int | None = None) -> Table:
 
 
 def control_table(report: PathReport) -> Table:
-    """A row per stage: relative metric of the path and of each rule of removal."""
+    """Return a table with a row per stage: relative metric of the path and of each rule."""
     controls = report.controls
     assert controls is not None
     rules = list(controls.rules)
@@ -43,7 +43,7 @@ def control_table(report: PathReport) -> Table:
 
 
 def _splits(report: PathReport) -> list[str]:
-    """Memorisation, generalisation, and what the choice is made on if that is another split."""
+    """Return memorisation, generalisation, and the split of the choice if it is another."""
     return list(dict.fromkeys([report.memorisation, report.choice, report.generalisation]))
 
 

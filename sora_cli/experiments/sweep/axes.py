@@ -1,4 +1,4 @@
-"""Names of a sweep's runs: short, readable, and each one's own, whatever is added later."""
+"""Names of a sweep's runs: short, readable, unique, and unchanged by what is added later."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BARE = ("recipe", "data.name", "data.path", "method.name", "model.path")
 
 
 def run_names(axes: Sequence[Axis], points: Sequence[tuple[int, ...]]) -> list[str]:
-    """One name per point: the values that differ, the seed last."""
+    """Return one name per point: the values that differ, the seed last."""
     parts = [_axis_names(axis) for axis in axes]
     last = [axis.choices[0].keys() == {_SEED} for axis in axes]
     names = []
@@ -27,7 +27,7 @@ def run_names(axes: Sequence[Axis], points: Sequence[tuple[int, ...]]) -> list[s
 
 
 def _axis_names(axis: Axis) -> list[str]:
-    """A name for each element: the case's, or the fewest first keys that tell them apart."""
+    """Name each element: the case's name, or the fewest first keys that tell them apart."""
     if axis.cases:
         return [_slug(case) for case in axis.cases]
     keys = list(axis.choices[0])
@@ -62,7 +62,7 @@ def _slug(text: str) -> str:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Names that are there twice get a number."""
+    """Add a number to names that occur twice."""
     seen: dict[str, int] = {}
     result = []
     for name in names:

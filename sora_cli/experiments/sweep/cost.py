@@ -1,4 +1,4 @@
-"""How long a run will take, from runs of its kind that have ended. No torch here.
+"""The time a run is expected to take, from finished runs of its kind. No torch here.
 
 A few steps of each kind of run, to tell how long a sweep will take.
 """
@@ -53,7 +53,7 @@ class Cost:
 
     @classmethod
     def of(cls, report: RunReport) -> Cost | None:
-        """From a report; None if it ended before its training did."""
+        """Read the cost from a report; None if the run ended before its training did."""
         before = report.resumed[-1].step if report.resumed else 0
         steps = (report.steps or 0) - before
         counts = report.data.get("encoded") or report.data.get("rows", {})
@@ -67,11 +67,11 @@ class Cost:
         return cls(sum(seconds.values()), train / steps, once, int(rows))
 
     def of_run(self, recipe: Recipe) -> float:
-        """Seconds for a run of that recipe."""
+        """Return the seconds for a run of that recipe."""
         return self.fixed + self._training(recipe.training)
 
     def of_path(self, loaded: LoadedRecipe) -> float:
-        """Seconds for a path; every stage is scored once, too."""
+        """Return the seconds for a path; every stage is scored once, too."""
         stages = [plan.recipe.training for plan in plan_stages(loaded)]
         return self.fixed + sum(self._training(block) + 2 * self.evaluation for block in stages)
 
@@ -92,19 +92,19 @@ class Costs:
 
     @classmethod
     def under(cls, directory: Path) -> Costs:
-        """From all runs somewhere below a directory."""
+        """Collect the costs of all runs below a directory."""
         files = report_files(directory) if directory.is_dir() else []
         reports = (read_report(file.parent) for file in files)
         return cls(report for report in reports if report is not None)
 
     def add(self, report: RunReport) -> None:
-        """One more run."""
+        """Add one run."""
         cost = Cost.of(report)
         if cost is not None:
             self._known.setdefault(kind_of(report.recipe), []).append(cost)
 
     def find(self, recipe: Mapping[str, Any]) -> Cost | None:
-        """The cost of a resolved recipe's kind, else of the same with any method; or None."""
+        """Return the cost of a recipe's kind, else that of the same with any method; or None."""
         kind = kind_of(recipe)
         costs = self._known.get(kind) or [
             cost for known, found in self._known.items() if known[1:] == kind[1:] for cost in found
@@ -120,7 +120,7 @@ class Costs:
 
 
 def kind_of(recipe: Mapping[str, Any]) -> Kind:
-    """What the time of a resolved recipe's steps depends on most."""
+    """Return what the time of a recipe's steps depends on most."""
     return tuple(recipe.get(block, {}).get(key) for block, key in _KIND)
 
 
@@ -136,7 +136,7 @@ _SHORT = {
 def measure(
     runs: Mapping[Kind, PlannedRun], costs: Costs, *, threads: int, code: Sequence[Path]
 ) -> None:
-    """Add the costs of kinds of runs, each measured in a run cut short; one after the other.
+    """Add the costs of kinds of runs, each measured in a short run, one after the other.
 
     Args:
         code: plug-in files for each run.
@@ -157,7 +157,7 @@ def measure(
 
 
 def missing_kinds(runs: tuple[PlannedRun, ...], costs: Costs) -> dict[Kind, PlannedRun]:
-    """The first run of every kind that nothing is known of."""
+    """Return the first run of every kind that nothing is known of."""
     found: dict[Kind, PlannedRun] = {}
     for run in runs:
         recipe = run.loaded.resolved()

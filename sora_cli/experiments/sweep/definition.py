@@ -1,4 +1,4 @@
-"""The sweep file: which runs an experiment is made of. Strict, as recipes are; no torch here.
+"""The sweep file: the runs an experiment consists of. Strict, as recipes are; no torch here.
 
 recipe: ../rte.yaml
 set: {training.epochs: 3}
@@ -32,7 +32,7 @@ RECIPE = "recipe"
 
 
 class Reference(Block):
-    """A value that follows from another run: the finished one of a case, all else being equal."""
+    """A value that comes from another run: that of a case, with all else being equal."""
 
     of: str = Field(description="the case")
     take: Literal["mean_rank", "components", "parameters"] = Field(
@@ -42,7 +42,7 @@ class Reference(Block):
 
 
 class SweepFile(Block):
-    """What `sora sweep` reads."""
+    """The content of a sweep file."""
 
     recipe: str = Field(
         "", description="base recipe: a file, relative to this one, or a packaged recipe's name"
@@ -87,7 +87,7 @@ class SweepFile(Block):
 
 @dataclass(frozen=True)
 class LoadedSweep:
-    """A valid sweep file, and where its keys stand.
+    """A valid sweep file, and where its keys are in it.
 
     Attributes:
         path: the file.
@@ -101,10 +101,11 @@ class LoadedSweep:
 
     @property
     def name(self) -> str:
+        """The sweep's name: the file's, without its suffix."""
         return self.path.stem
 
     def place(self, *key: str) -> str:
-        """File and line of a key, else of the block around it."""
+        """Return the file and line of a key, else of the block around it."""
         return _place(self.tree, shown_path(self.path), key)
 
 
@@ -120,7 +121,7 @@ def load_sweep(path: Path) -> LoadedSweep:
         content = path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise SoraError(f"'{file}' can not be read: {reason}") from error
+        raise SoraError(f"'{file}' cannot be read: {reason}") from error
     tree = parse_file(content, file)
     try:
         return LoadedSweep(path, SweepFile.model_validate(tree.values), tree)
@@ -218,7 +219,7 @@ class SearchBlock(Block):
     @model_validator(mode="after")
     def _possible(self) -> SearchBlock:
         if len(set(self.objectives)) < len(self.objectives):
-            raise ValueError("an objective is there twice")
+            raise ValueError("an objective is given twice")
         if self.pruning and len(self.objectives) > 1:
             raise ValueError("pruning needs a single objective; there are two")
         if self.pruning and self.objectives == ["parameters"]:

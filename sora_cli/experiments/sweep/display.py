@@ -26,7 +26,7 @@ _LINES = 12
 
 @final
 class Display:
-    """What a person watches.
+    """The view of a sweep that a person watches.
 
     Args:
         records: of all runs, by name, as they change.
@@ -56,7 +56,7 @@ class Display:
             self._live.__exit__(*error)
 
     def tell(self, record: RunRecord) -> None:
-        """A run's start or end, in a line."""
+        """Say a run's start or end, in a line."""
         if record.state == "running":
             self._starts[record.name] = time.monotonic()
             again = f" (start {record.attempts})" if record.attempts > 1 else ""
@@ -130,7 +130,7 @@ class Display:
         )
 
     def _left(self) -> float | None:
-        """Seconds left, if the other runs take as long as those that ended here."""
+        """Return the seconds left, if the other runs take as long as those that ended here."""
         ended = [r for r in self._records.values() if r.state == "finished" and not r.before]
         left = sum(r.state in ("waiting", "running") for r in self._records.values())
         spent = time.monotonic() - self._began
@@ -138,13 +138,13 @@ class Display:
 
 
 def steps_of(log: Path) -> tuple[int, int]:
-    """Steps taken and in all, from the training bar in a run's output; 0, 0 before it begins."""
+    """Return steps taken and in all, from the bar in a run's output; 0, 0 before it begins."""
     found = _BAR.findall(last_output(log, _TAIL))
     return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
 
 
 def duration(seconds: float) -> str:
-    """3725 -> '1 h 02 min'."""
+    """Return 3725 as '1 h 02 min'."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""What carries a sweep's runs out: the contract of engines, and the one of local processes.
+"""The contract of engines, which carry a sweep's runs out, and the engine of local processes.
 
 Every run is a process of its own, started with the command that a person would type.
 """
@@ -45,7 +45,7 @@ class Job:
     gpus: float | None = None
 
     def environment(self) -> dict[str, str]:
-        """Variables for its process, over those of this one."""
+        """Return variables for its process that replace those of this one."""
         threads = str(self.cpus)
         chosen = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TQDM_MININTERVAL": "2"}
         return chosen | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
@@ -57,16 +57,16 @@ def code_options(code: Sequence[Path]) -> list[str]:
 
 
 class Engine(ABC):
-    """Starts jobs and tells which have ended."""
+    """Starts jobs and reports which have ended."""
 
     @property
     @abstractmethod
     def running(self) -> list[str]:
-        """Names of the jobs at work."""
+        """The names of the running jobs."""
 
     @abstractmethod
     def has_room(self) -> bool:
-        """Whether another job may be started now."""
+        """Return whether another job may be started now."""
 
     @abstractmethod
     def start(self, job: Job) -> None:
@@ -74,11 +74,11 @@ class Engine(ABC):
 
     @abstractmethod
     def poll(self) -> list[tuple[str, int]]:
-        """Jobs that ended since the last call, with exit codes; below 0: killed by that signal."""
+        """Return jobs that ended since the last call, with exit codes; a signal's is below 0."""
 
     @abstractmethod
     def stop(self, name: str) -> None:
-        """Ask a job to end: it writes a checkpoint first, and is seen by `poll` later."""
+        """Ask a job to end: it writes a checkpoint first, and `poll` reports it later."""
 
     @abstractmethod
     def close(self) -> None:
@@ -102,12 +102,15 @@ class LocalEngine(Engine):
 
     @property
     def running(self) -> list[str]:
+        """The names of the running jobs."""
         return list(self._processes)
 
     def has_room(self) -> bool:
+        """Return whether fewer jobs than allowed are running."""
         return len(self._processes) < self.slots
 
     def start(self, job: Job) -> None:
+        """Start the job's process."""
         variables = {**os.environ, **job.environment()}
         if self._gpus and job.gpus != 0:
             self._held[job.name] = self._gpus.pop(0)
@@ -115,6 +118,7 @@ class LocalEngine(Engine):
         self._processes[job.name] = start_process(job, variables)
 
     def poll(self) -> list[tuple[str, int]]:
+        """Return the processes that ended since the last call, with exit codes."""
         ended = [
             (name, code) for name, p in self._processes.items() if (code := p.poll()) is not None
         ]
@@ -125,16 +129,18 @@ class LocalEngine(Engine):
         return ended
 
     def stop(self, name: str) -> None:
+        """Send SIGTERM to the job's process."""
         if name in self._processes:
             self._processes[name].send_signal(signal.SIGTERM)
 
     def close(self) -> None:
+        """End all processes."""
         end_processes(self._processes)
         self._processes.clear()
 
 
 def start_process(job: Job, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """The job's process, in a group of its own: Ctrl-C in the terminal reaches the sweep alone."""
+    """Start the job's process in a group of its own: Ctrl-C reaches the sweep alone."""
     command = [sys.executable, "-m", "sora_cli", *job.arguments]
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
@@ -165,7 +171,7 @@ def end_processes(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
 
 
 def last_output(log: Path, limit: int) -> str:
-    """What the last process of a job has said, at most so many bytes of it; "" if nothing yet."""
+    """Return the end of what a job's last process has said; "" if nothing yet."""
     try:
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - limit, 0))
@@ -181,7 +187,7 @@ def _head(log: IO[bytes], arguments: tuple[str, ...]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A sweep that is killed takes its runs with it; they would hold their directories' locks."""
+    """Have a killed sweep take its runs with it: they would keep their directories locked."""
     import ctypes
 
     set_signal_of_parents_death = 1

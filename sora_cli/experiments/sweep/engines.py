@@ -1,4 +1,4 @@
-"""Which engine carries a sweep out, and how its machine is divided."""
+"""The choice of the engine that carries a sweep out, and the division of its machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_ON_CPU = 4
 def choose_engine(
     name: str, *, runs: int, jobs: int | None, threads: int | None, address: str | None
 ) -> tuple[Engine, int]:
-    """The engine, and the threads of a run whose recipe asks for no number.
+    """Return the engine, and the threads of a run whose recipe asks for no number.
 
     On this machine: one run per GPU, or without any as many as there are processors, 4 at most;
     the processors are divided among them.
@@ -39,7 +39,7 @@ def choose_engine(
 
 
 def divide(runs: int, jobs: int | None, threads: int | None) -> tuple[int, int]:
-    """Runs side by side on this machine, and threads of each, as far as they are not given."""
+    """Return the runs side by side on this machine and the threads of each, if not given."""
     cpus = available_cpus()
     slots = jobs or len(visible_gpus()) or min(cpus // (threads or 1), _MOST_ON_CPU)
     slots = max(min(slots, runs), 1)
@@ -47,14 +47,14 @@ def divide(runs: int, jobs: int | None, threads: int | None) -> tuple[int, int]:
 
 
 def available_cpus() -> int:
-    """Processors this process may use."""
+    """Return the number of processors that this process may use."""
     if os.name == "posix" and os.uname().sysname == "Linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """Numbers of the GPUs runs may be given, as the environment or else the driver's tool says."""
+    """Return the GPUs that runs may use, from the environment or else the driver's tool."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return tuple(part.strip() for part in chosen.split(",") if part.strip() not in ("", "-1"))

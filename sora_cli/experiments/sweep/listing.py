@@ -1,4 +1,4 @@
-"""`sora sweep --dry-run`: the runs, where they stand, and the time they are expected to take."""
+"""`sora sweep --dry-run`: the runs, their state, and the time they are expected to take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def list_runs(
     threads: int | None,
     code: Sequence[Path] = (),
 ) -> None:
-    """Print a line per run, and what is left in all.
+    """Print a line per run, and the time that is left in all.
 
     Args:
         measured: take a few steps of each kind of run that nothing is known of.
@@ -45,7 +45,7 @@ def list_runs(
 
 
 def _emit_runs(plan: SweepPlan, costs: Costs) -> dict[str, float | None]:
-    """The table; seconds of the runs that are left."""
+    """Print the table; return the seconds of the runs that are left."""
     left: dict[str, float | None] = {}
     rows = []
     records = PlanSource(plan).records

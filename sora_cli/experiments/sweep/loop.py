@@ -1,4 +1,4 @@
-"""The loop of a sweep: start what may start, see what ended, retry what was lost, tell about it."""
+"""The loop of a sweep: it starts runs, sees which ended, and starts lost ones again."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Loop:
     _stopped: set[str] = field(default_factory=set)
 
     def run(self) -> None:
-        """All of it; however it ends, no process is left and the record is as things are."""
+        """Carry out all runs; at its end no process is left and the record is up to date."""
         try:
             while self._step():
                 time.sleep(_PAUSE)
@@ -78,7 +78,7 @@ class Loop:
             self._save()
 
     def _step(self) -> bool:
-        """One round; False when there is nothing left to do."""
+        """Do one round; return False when there is nothing left to do."""
         for name, code in self.engine.poll():
             self._end(name, code)
         while self.engine.has_room() and (ready := self.source.next()) is not None:
@@ -104,7 +104,7 @@ class Loop:
         self._save()
 
     def log_of(self, name: str) -> Path:
-        """Where a run's output goes."""
+        """Return the file that a run's output goes to."""
         return self.directory / "logs" / f"{name}.log"
 
     def _arguments(self, ready: Ready) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class Loop:
         self._save()
 
     def _state(self, name: str, code: int) -> State:
-        """What an exit code means; "waiting": once more, from its checkpoint."""
+        """Return what an exit code means; "waiting": once more, from its checkpoint."""
         if name in self._stopped:
             return "finished" if code == 0 else "pruned"
         if code == 0:

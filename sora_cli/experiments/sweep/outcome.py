@@ -1,4 +1,4 @@
-"""What a run's directory says about it: is it finished, why did it fail, what follows from it."""
+"""The outcome of a run, from its directory: whether it finished, why it failed, what it found."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TAIL = 20_000
 
 
 def report_of(kind: str, directory: Path) -> Report | None:
-    """The run's report, of whichever kind; None if there is none that can be read."""
+    """Return the run's report, of either kind; None if none can be read."""
     return read_path(directory) if kind == "path" else read_report(directory)
 
 
 def is_finished(kind: str, loaded: LoadedRecipe) -> bool:
-    """Whether a run's directory holds it, finished.
+    """Return whether a directory holds this run, finished.
 
     Raises:
         SoraError: it holds another one.
@@ -45,7 +45,7 @@ def is_finished(kind: str, loaded: LoadedRecipe) -> bool:
 
 
 def taken(directory: Path, what: str) -> Any:
-    """A value that other runs take from a finished one.
+    """Return a value that other runs take from a finished one.
 
     Raises:
         SoraError: the run has no such thing.
@@ -66,7 +66,7 @@ def taken(directory: Path, what: str) -> Any:
 
 
 def reason(kind: str, directory: Path, log: Path) -> str:
-    """Why a run failed, in a line: what it said last, else what its report says."""
+    """Return in a line why a run failed: its last words, else what its report says."""
     lines = [line.strip() for line in last_output(log, _TAIL).splitlines()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:

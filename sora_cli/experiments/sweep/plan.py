@@ -1,4 +1,4 @@
-"""From a sweep file to its runs: names, directories and checked recipes. No torch here.
+"""The way from a sweep file to its runs: names, directories, checked recipes. No torch here.
 
 plan = plan_sweep("recipes/sweeps/cola-rmax.yaml", ["data.path=DIR"])
 [run.loaded.output_dir for run in plan.runs]
@@ -30,7 +30,7 @@ _DIRECTORY = "output.dir"
 
 @dataclass(frozen=True)
 class Take:
-    """A value to come: something of another run's report.
+    """A value that another run's report will supply.
 
     Attributes:
         run: that run's name.
@@ -61,6 +61,7 @@ class PlannedRun:
 
     @property
     def directory(self) -> Path:
+        """The run's own directory."""
         return self.loaded.output_dir
 
 
@@ -81,11 +82,12 @@ class SweepPlan:
 
     @property
     def kind(self) -> str:
+        """The command that carries out each run: "train" or "path"."""
         return self.sweep.sweep.kind
 
 
 def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
-    """The runs of a sweep file; of a search, none are known yet.
+    """Plan the runs of a sweep file; those of a search are not known yet.
 
     Args:
         overrides: `block.key=value` words for all runs; one for a key of the grid replaces its
@@ -109,7 +111,7 @@ def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
 
 
 def word(key: str, value: Any) -> str:
-    """An override as typed on a command line, which is read as that value again."""
+    """Return an override as typed on a command line, which is read as that value again."""
     if isinstance(value, str):
         plain = value == value.strip() and value and parse_value(value) == value
         return f"{key}={value if plain else json.dumps(value)}"
@@ -117,14 +119,14 @@ def word(key: str, value: Any) -> str:
 
 
 def find_base(sweep: LoadedSweep, reference: str | None = None) -> str:
-    """A base recipe as `sora train` takes it: a file beside the sweep's, or a packaged name."""
+    """Find a base recipe as `sora train` does: a file beside the sweep's, or a packaged name."""
     name = reference or sweep.sweep.recipe
     beside = sweep.path.expanduser().parent / name
     return shown_path(Path(os.path.normpath(beside))) if beside.is_file() else name
 
 
 def search_base(plan: SweepPlan) -> PlannedRun:
-    """The recipe of a search before anything of it is chosen."""
+    """Load the recipe of a search before any of its values is chosen."""
     base = find_base(plan.sweep)
     words = (*plan.words, word(_DIRECTORY, str(plan.directory / "base")))
     return PlannedRun("base", base, words, {}, load_checked(plan.sweep, base, words, {}, "base"))
@@ -135,7 +137,7 @@ def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
     for key in typed:
         if key in file.paired or any(key in case for case in file.cases.values()):
             raise SoraError(
-                f"{key} is what this sweep varies: it can not be set for all runs",
+                f"{key} is what this sweep varies: it cannot be set for all runs",
                 where=sweep.place("paired", key) if key in file.paired else sweep.place("cases"),
                 hint=f"change it in a copy of {shown_path(sweep.path)}",
             )
@@ -207,7 +209,7 @@ def _take(
     value: Mapping[str, Any],
     place: str,
 ) -> Take:
-    """The run a value is taken from: the same point of the sweep, but for the case."""
+    """Find the run a value is taken from: the same point of the sweep, but for the case."""
     try:
         reference = Reference.model_validate(value)
     except ValidationError as error:
@@ -233,7 +235,7 @@ def _take(
 def load_checked(
     sweep: LoadedSweep, base: str, words: Sequence[str], where: Mapping[str, str], name: str
 ) -> LoadedRecipe:
-    """The checked recipe of a run; errors say where in the sweep file."""
+    """Load and check the recipe of a run; errors say where in the sweep file."""
     try:
         return load_recipe(base, words)
     except SoraError as error:

@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster: every run is a task with resources of its own, on whichever machine.
+"""A sweep on a Ray cluster: every run is a task with its own resources, on any machine.
 
 All machines need this package, the recipe's files and the sweep's directory at the same places
 (a shared file system): a run that is lost goes on from its checkpoint on another machine.
@@ -58,12 +58,15 @@ class RayEngine(Engine):
 
     @property
     def running(self) -> list[str]:
+        """The names of the running tasks."""
         return list(self._tasks)
 
     def has_room(self) -> bool:
+        """Return whether another task may be handed to the cluster."""
         return len(self._tasks) < self._slots
 
     def start(self, job: Job) -> None:
+        """Start a task."""
         if job.cpus > self._cpus:
             raise SoraError(
                 f"run {job.name} asks for {job.cpus} CPUs; the whole cluster has {self._cpus:g}",
@@ -78,6 +81,7 @@ class RayEngine(Engine):
         self._tasks[job.name] = task.remote(job, str(Path.cwd()), _paths())
 
     def poll(self) -> list[tuple[str, int]]:
+        """Return the tasks that ended since the last call, with exit codes."""
         if not self._tasks:
             return []
         names = {task: name for name, task in self._tasks.items()}
@@ -89,10 +93,12 @@ class RayEngine(Engine):
         return ended
 
     def stop(self, name: str) -> None:
+        """Ask a task to stop its process."""
         if name in self._tasks:
             _stop_file(self._logs[name]).touch()
 
     def close(self) -> None:
+        """Stop all tasks, and leave the cluster."""
         for name in self._tasks:
             self.stop(name)
         if self._tasks:
@@ -103,7 +109,7 @@ class RayEngine(Engine):
         self._ray.shutdown()
 
     def _exit_code(self, task: Any) -> int:
-        """Of the run's process; a task that ended without one was lost with its machine."""
+        """Return the exit code of a run's process; a task without one was lost with its machine."""
         errors = self._ray.exceptions
         try:
             code: int = self._ray.get(task)
@@ -114,7 +120,7 @@ class RayEngine(Engine):
 
 
 def _carry_out(job: Job, directory: str, paths: list[str]) -> int:
-    """On a machine of the cluster: the run's process, until it ends or is to be stopped."""
+    """Run the job's process on a machine of the cluster, until it ends or is to stop."""
     import subprocess
 
     os.chdir(directory)
@@ -137,7 +143,7 @@ def _carry_out(job: Job, directory: str, paths: list[str]) -> int:
 
 @contextmanager
 def _same_handlers() -> Iterator[None]:
-    """Ray puts handlers of its own in the place of ours, which would end a sweep at once."""
+    """Restore our signal handlers: Ray's own would end a sweep at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -150,7 +156,7 @@ def _same_handlers() -> Iterator[None]:
 
 
 def _paths() -> list[str]:
-    """Where this package lies, if it is not installed but run from a checkout."""
+    """Return where this package is, if it runs from a checkout and is not installed."""
     return [str(PACKAGE.parent)]
 
 

@@ -1,4 +1,4 @@
-"""`sweep.json`: what became of a sweep's runs. No torch here."""
+"""`sweep.json`: the state of a sweep's runs. No torch here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunRecord(BaseModel):
 
 
 class SweepRecord(BaseModel):
-    """The file."""
+    """The content of `sweep.json`."""
 
     schema_version: int = 1
     file: str
@@ -39,11 +39,11 @@ class SweepRecord(BaseModel):
     runs: list[RunRecord] = Field(default_factory=list)
 
     def save(self, directory: Path) -> None:
-        """Write it as it stands."""
+        """Write the record as it is."""
         write_text_atomic(directory / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
     def counts(self) -> dict[State, int]:
-        """Runs by state, in the order of first appearance."""
+        """Count the runs by state, in the order of first appearance."""
         found: dict[State, int] = {}
         for run in self.runs:
             found[run.state] = found.get(run.state, 0) + 1

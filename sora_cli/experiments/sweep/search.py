@@ -31,7 +31,7 @@ _SHOWN = 10
 
 @final
 class SearchSource(Source):
-    """Trials of a sweep's search.
+    """The trials of a sweep's search.
 
     Raises:
         SoraError: Optuna is not installed, the base recipe is never evaluated, or the directory
@@ -60,6 +60,7 @@ class SearchSource(Source):
             self._remember(frozen.number, frozen.state.name)
 
     def next(self) -> Ready | None:
+        """Return a trial that waits to be started again, or a new one from Optuna."""
         name = next((r.name for r in self.records.values() if r.state == "waiting"), None)
         if name is None:
             if len(self.records) >= self.search.trials:
@@ -71,6 +72,7 @@ class SearchSource(Source):
         return self._ready(name, self._trials[name].params)
 
     def ended(self, name: str, state: State) -> None:
+        """Tell Optuna how a trial ended."""
         from optuna.trial import TrialState
 
         self.records[name].state = state
@@ -86,6 +88,7 @@ class SearchSource(Source):
             self._study.tell(trial, state=TrialState[{"pruned": "PRUNED"}.get(state, "FAIL")])
 
     def unwanted(self, name: str) -> bool:
+        """Return whether Optuna would prune the trial, from its evaluations so far."""
         if not self.search.pruning:
             return False
         directory = self._directory(name)
@@ -103,10 +106,11 @@ class SearchSource(Source):
         return bool(self._trials[name].should_prune())
 
     def is_over(self) -> bool:
+        """Return whether all trials have been given out and have ended."""
         return len(self.records) >= self.search.trials and super().is_over()
 
     def conclude(self) -> None:
-        """The best trials (of two objectives: the Pareto front) and the command of the first."""
+        """Print the best trials (of two objectives: the Pareto front) and the first's command."""
         from optuna.trial import TrialState
 
         ended = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
@@ -151,7 +155,7 @@ class SearchSource(Source):
         return self._checked(study)
 
     def _checked(self, study: Study) -> Study:
-        """The study, if it is of this search; only the number of trials may have changed."""
+        """Check that the study is of this search; only the number of trials may have changed."""
         told = self.search.model_dump(mode="json", exclude={"trials"})
         now = {**told, "recipe": self.base.recipe, "words": list(self.plan.words)}
         before = study.user_attrs.get(_DEFINITION)
@@ -167,7 +171,7 @@ class SearchSource(Source):
         return study
 
     def _remember(self, number: int, state: str) -> None:
-        """A trial of an earlier call: over, or to be gone on with."""
+        """Note a trial of an earlier call: it is over, or to be continued."""
         from optuna.trial import Trial
 
         name = _name(number)
@@ -200,7 +204,7 @@ class SearchSource(Source):
         return score
 
     def _report_scores(self, trial: Trial, report: RunReport) -> None:
-        """Hand over evaluations that Optuna does not know yet; it allows them for one goal."""
+        """Report evaluations that Optuna does not know yet; it takes them for one goal only."""
         if len(self.search.objectives) > 1:
             return
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values

@@ -1,4 +1,4 @@
-"""Where a sweep's runs come from: a plan whose runs may wait for others (or a search, `search`)."""
+"""The source of a sweep's runs: a plan, whose runs may wait for others (or `search`)."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ class Ready:
 
 
 class Source(ABC):
-    """Hands out runs one by one, and hears what became of them."""
+    """Gives out runs one by one, and is told how they ended."""
 
     records: dict[str, RunRecord]
 
     @abstractmethod
     def next(self) -> Ready | None:
-        """The next run to start; None: none now, perhaps one later."""
+        """Return the next run to start; None if there is none now, perhaps later."""
 
     @abstractmethod
     def ended(self, name: str, state: State) -> None:
-        """A run is over; or "waiting": it is to be started again."""
+        """Note that a run is over; or "waiting": it is to be started again."""
 
     @abstractmethod
     def unwanted(self, name: str) -> bool:
-        """Whether a run at work is hopeless and should be stopped."""
+        """Return whether a run is hopeless and should be stopped."""
 
     def conclude(self) -> None:  # noqa: B027 (most have nothing to say)
-        """Say what came of all of it, beyond the records."""
+        """Print the result of all runs, beyond the records."""
 
     def is_over(self) -> bool:
-        """Whether no run will come any more."""
+        """Return whether no run will come any more."""
         return all(record.state in OVER for record in self.records.values())
 
 
 class PlanSource(Source):
-    """The runs of a plan, in order; those that take values of others wait for these.
+    """The runs of a plan, in order; a run that takes values of others waits for these.
 
     Raises:
         SoraError: a directory holds another run than the planned one.
@@ -77,6 +77,7 @@ class PlanSource(Source):
                 self._ready(run)  # which notes that it is finished
 
     def next(self) -> Ready | None:
+        """Return the first run that waits for nothing."""
         for name, run in self._runs.items():
             record = self.records[name]
             if record.state != "waiting" or not self._may_start(run):
@@ -92,16 +93,18 @@ class PlanSource(Source):
         return None
 
     def ended(self, name: str, state: State) -> None:
+        """Note how a run ended."""
         self.records[name].state = state
 
     def unwanted(self, name: str) -> bool:
+        """Return False: every run of a plan is wanted."""
         return False
 
     def _found(self, name: str) -> None:
         self.records[name].state, self.records[name].before = "finished", True
 
     def _may_start(self, run: PlannedRun) -> bool:
-        """Whether all it takes values from is finished; if that failed, it never will."""
+        """Return whether all runs it takes values from are finished; if one failed, block it."""
         states = {take.run: self.records[take.run].state for take in run.takes.values()}
         for other, state in states.items():
             if state in OVER and state != "finished":
@@ -111,7 +114,7 @@ class PlanSource(Source):
         return all(state == "finished" for state in states.values())
 
     def _ready(self, run: PlannedRun) -> Ready | None:
-        """The run with the values it takes from others; None if it is finished already."""
+        """Return the run with the values it takes from others; None if it is finished already."""
         words = list(run.words)
         for key, take in run.takes.items():
             words.append(word(key, taken(self._runs[take.run].directory, take.what)))

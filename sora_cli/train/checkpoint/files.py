@@ -1,4 +1,4 @@
-"""Checkpoints as files: safetensors and JSON only, complete or skipped.
+"""Checkpoints as files: safetensors and JSON only, either complete or skipped.
 
     checkpoints/step-000120/
         state.safetensors     trained parameters, the method's state, optimiser moments, generators
@@ -40,7 +40,7 @@ _FILES = (STATE_FILE, TRAINER_STATE_NAME, RUN_FILE)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, read.
+    """A complete checkpoint, read into memory.
 
     Attributes:
         tensors: "model.*", "method.*", "optimizer.*" and "random.*".
@@ -58,14 +58,14 @@ class Checkpoint:
 
     @property
     def finished(self) -> bool:
-        """Whether training had come to its end."""
+        """Whether training had ended."""
         return bool(self.run["finished"])
 
 
 def write_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], run: Mapping[str, Any], trainer: TrainerState
 ) -> None:
-    """Write a checkpoint and read it back; one that is there is replaced.
+    """Write a checkpoint and read it back; replace one that is there.
 
     Raises:
         SoraError: a parameter is not finite, the disk is full or the like, or what was written
@@ -86,7 +86,7 @@ def write_checkpoint(
             write_text_atomic(folder / MARK_FILE, json.dumps(marks, indent=1))
             _check(tensors, read_checkpoint(folder).tensors, path)
     except (OSError, SafetensorError) as error:
-        raise SoraError(f"{path} can not be written: {first_line(error)}") from error
+        raise SoraError(f"{path} cannot be written: {first_line(error)}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -117,7 +117,7 @@ def check_complete(path: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The latest complete checkpoint of a run whose best one is complete, too.
+    """Find the latest complete checkpoint of a run whose best one is complete, too.
 
     Returns:
         It, if there is one, and what was wrong with later ones.
@@ -136,7 +136,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def trained_tensors(model: torch.nn.Module, method: AdapterMethod) -> dict[str, Tensor]:
-    """Copies of the trained parameters ("model.*") and of the method's state ("method.*")."""
+    """Copy the trained parameters ("model.*") and the method's state ("method.*")."""
     tensors = {f"method.{n}": plain(t) for n, t in method.state_dict().items()}
     trained = {f"model.{n}": plain(p) for n, p in model.named_parameters() if p.requires_grad}
     return {**trained, **tensors}
@@ -154,7 +154,7 @@ def load_trained(
 
 
 def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a model the trained parameters alone."""
+    """Give a model the trained parameters only."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in part(tensors, "model.").items():
@@ -166,12 +166,12 @@ def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> No
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
+    """Return the tensors whose names begin with the prefix, without that prefix."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """A whole copy on the CPU that shares its memory with nothing; every process must ask."""
+    """Return a whole copy on the CPU that shares no memory; every process must call this."""
     return whole(tensor.detach()).cpu().contiguous().clone()
 
 

@@ -1,4 +1,4 @@
-"""The random-number generators a run draws from: torch's, numpy's and Python's, as plain data."""
+"""The random-number generators of a run: torch's, numpy's and Python's, as plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CUDA = "cuda"
 
 
 def tensors() -> dict[str, Tensor]:
-    """Torch's generators: of the CPU and, where there is one, of this process's GPU."""
+    """Return the states of torch's generators: the CPU's and, if any, this process's GPU's."""
     states = {_CPU: torch.get_rng_state()}
     if torch.cuda.is_available():
         states[_CUDA] = torch.cuda.get_rng_state()
@@ -22,7 +22,7 @@ def tensors() -> dict[str, Tensor]:
 
 
 def plain() -> dict[str, Any]:
-    """Numpy's legacy generator and Python's, JSON-able."""
+    """Return the states of numpy's legacy generator and of Python's, JSON-able."""
     state: Any = np.random.get_state(legacy=True)
     name, keys, position, has_gauss, gauss = state
     version, numbers, next_gauss = random.getstate()
@@ -33,7 +33,7 @@ def plain() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Tensor], others: dict[str, Any]) -> None:
-    """Put all generators where `tensors` and `plain` found them."""
+    """Put all generators into the states that `tensors` and `plain` returned."""
     torch.set_rng_state(states[_CPU])
     if _CUDA in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states[_CUDA])

@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run lie. Nothing heavy is imported here."""
+"""The paths of a run's checkpoints. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ FOLDER = "checkpoints"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the path of a step's checkpoint."""
     return folder / f"step-{step:06d}"
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """All that are there, complete or not, by step."""
+    """Return all checkpoints in the folder, complete or not, by step."""
     return sorted(folder.glob("step-*"))

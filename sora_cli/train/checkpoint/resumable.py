@@ -1,4 +1,4 @@
-"""What a part of a run must tell for the run to go on from a checkpoint."""
+"""The contract of the parts of a run that a checkpoint remembers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 class Resumable(ABC):
-    """Something that keeps count while a run goes on, such as a trainer's callback."""
+    """A part of a run that counts something, such as a trainer's callback."""
 
     @abstractmethod
     def progress(self) -> dict[str, Any]:
-        """All it has counted so far, JSON-able."""
+        """Return everything counted so far, JSON-able."""
 
     @abstractmethod
-    def go_on(self, progress: dict[str, Any]) -> None:
-        """Take up what `progress` told; called when training begins, after `on_train_begin`."""
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Continue from what `progress` returned; called after `on_train_begin`."""

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it is the same run."""
+"""The checkpoint that a run continues from, and the check that it is the same run."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ MAY_CHANGE = (
     "training.non_finite",
     "training.workers",
 )
-"""What leaves the steps that are taken as they are; `--resume --force` takes changes of these."""
+"""Keys that do not change the steps; `--resume --force` accepts changes of these."""
 
 
 def check_same(
     before: Mapping[str, Any], now: Mapping[str, Any], output: Path, *, force: bool
 ) -> list[str]:
-    """Compare a run's recipe with the one it began with.
+    """Compare a run's recipe with the one it was started with.
 
     Args:
-        force: take changes that are safe.
+        force: accept changes that are safe.
 
     Returns:
-        A note for every change taken.
+        A note for every accepted change.
 
     Raises:
         SoraError: it is another run.
@@ -49,25 +49,27 @@ def check_same(
     found = changes(before, now)
     refused = [change for change in found if not (force and change[0] in MAY_CHANGE)]
     if refused:
-        what = f"the run in '{output}' was begun with another recipe: {_told(refused)}"
+        what = (
+            f"the run in '{output}' was started with another recipe: {_describe_changes(refused)}"
+        )
         if all(key in MAY_CHANGE for key, *_ in refused):
-            raise SoraError(what, hint="--resume --force takes the change")
+            raise SoraError(what, hint="to accept the change: --resume --force")
         raise SoraError(
             what,
-            where=f"with --force these may change: {', '.join(MAY_CHANGE)}",
-            hint="go on with the recipe as it was, or elsewhere: output.dir=DIR",
+            where=f"with --force, these may change: {', '.join(MAY_CHANGE)}",
+            hint="resume it with its own recipe, or train elsewhere: output.dir=DIR",
         )
-    return [f"changed when it was resumed: {_told([change])}" for change in found]
+    return [f"changed when it was resumed: {_describe_changes([change])}" for change in found]
 
 
 def find_checkpoint(
     output: Path, identity: Mapping[str, Any], notes: list[str], *, force: bool
 ) -> Checkpoint | None:
-    """The newest complete checkpoint of a run; None if there is none yet.
+    """Find the newest complete checkpoint of a run; None if there is none yet.
 
     Args:
-        identity: recipe and fingerprints of the inputs of the run that goes on.
-        notes: changes of the recipe that were taken are added.
+        identity: recipe and fingerprints of the inputs of the run that is resumed.
+        notes: accepted changes of the recipe are added to these.
 
     Raises:
         SoraError: it is of another run, or the inputs have changed since.
@@ -78,16 +80,16 @@ def find_checkpoint(
     for what in skipped:
         say(f"skipped: {what}")
     if found is None:
-        say(f"nothing to go on from in {output / FOLDER}: starting at the first step")
+        say(f"no checkpoint in {output / FOLDER}: starting at the first step")
         return None
     notes += check_same(found.run["recipe"], identity["recipe"], output, force=force)
     for name, fingerprint in identity["inputs"].items():
         if found.run["inputs"].get(name, fingerprint) != fingerprint:
             raise SoraError(
-                f"{name} is not what the run in '{output}' began with",
+                f"{name} is not what the run in '{output}' was started with",
                 hint="put it back as it was, or train elsewhere: output.dir=DIR",
             )
-    say(f"going on from {found.path}")
+    say(f"resuming from {found.path}")
     return found
 
 
@@ -98,7 +100,7 @@ def identity_of(report: RunReport) -> dict[str, Any]:
     return {"recipe": report.recipe, "inputs": inputs}
 
 
-def _told(found: list[Change]) -> str:
+def _describe_changes(found: list[Change]) -> str:
     key, old, new = found[0]
     more = ", ".join(other for other, *_ in found[1:4])
     rest = f"; also {more}{' and others' if len(found) > 4 else ''}" if more else ""

@@ -20,7 +20,7 @@ from sora_cli.train.checkpoint.files import Checkpoint, part, plain
 
 
 class ResumingTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose checkpoints are ours: it writes and reads no pickle.
+    """A Trainer with our own checkpoints: it writes and reads no pickle.
 
     Attributes:
         checkpoints: its `save` is called where Trainer would save; None: nothing is saved.
@@ -31,7 +31,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
     resumed: Checkpoint | None = None
 
     def largest(self, number: int) -> int:
-        """The largest of all processes' numbers."""
+        """Return the largest of all processes' numbers."""
         if self.args.world_size == 1:
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
@@ -42,7 +42,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
             self.checkpoints.save()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: who sets `resumed` has loaded its weights."""
+        """Do nothing: whoever sets `resumed` has loaded its weights."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.resumed is None:
@@ -60,7 +60,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.scaler.load_state_dict(self.resumed.run["scaler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Each process its own; where there are more of them than there were, those keep theirs."""
+        """Restore each process's own generators; additional processes keep theirs."""
         assert self.resumed is not None
         me, processes = self.args.process_index, self.resumed.run["processes"]
         if me < len(processes):
@@ -69,7 +69,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
 
 
 def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
-    """The optimiser's moments, "optimizer.<number>.<name>"."""
+    """Return the optimiser's moments as "optimizer.<number>.<name>"."""
     return {
         f"optimizer.{index}.{name}": plain(torch.as_tensor(value))
         for index, entry in trainer.optimizer.state_dict()["state"].items()
@@ -78,7 +78,7 @@ def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def run_state(trainer: Trainer) -> dict[str, Any]:
-    """Options of optimiser, schedule and scaler of losses, JSON-able."""
+    """Return the options of the optimiser, the schedule and the loss scaler, JSON-able."""
     schedule = trainer.lr_scheduler.state_dict()
     scaler = trainer.accelerator.scaler
     return {
@@ -89,7 +89,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
 
 
 def per_process(trainer: Trainer, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """What differs between processes, in their order; their torch generators go into `tensors`."""
+    """Return what differs between processes, in order; torch's generators go into `tensors`."""
     mine = {
         "generators": generators.tensors(),
         "random": generators.plain(),
@@ -112,7 +112,7 @@ def restore_losses(trainer: Trainer, process: Mapping[str, Any]) -> None:
 
 
 def _shard(state: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Moments of sharded parameters are sharded as those are."""
+    """Shard the moments of sharded parameters as those parameters are."""
     parameters = [p for group in groups for p in group["params"]]
     for index, moments in state["state"].items():
         for name, value in moments.items():
@@ -148,13 +148,13 @@ def call_on_resume(trainer: Trainer, note: Callable[[Path], None]) -> None:
 
 
 def mean_loss(trainer: Trainer) -> float:
-    """Of all optimiser steps, once they are over."""
+    """Return the mean loss of all optimiser steps, after the last one."""
     mean: float = trainer._total_loss_scalar / max(trainer.state.global_step, 1)
     return mean
 
 
 def _optimizer_state(groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """As `Optimizer.state_dict` had it; JSON has made lists of its tuples."""
+    """Return the state as `Optimizer.state_dict` had it; JSON made lists of its tuples."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")

@@ -1,4 +1,4 @@
-"""When checkpoints are written, which are kept, and how a run goes on from one.
+"""The moments at which checkpoints are written, those that are kept, and resuming from one.
 
 A checkpoint is written after the log and the evaluation of its step, and at an epoch's last step
 only once the epoch is over: what follows it is then the same whether the run was stopped there or
@@ -45,7 +45,7 @@ class Best:
 
 
 class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
-    """Writes checkpoints at the recipe's cadence, tracks the best one and brings it back.
+    """Writes checkpoints at the recipe's cadence, and keeps the best one and restores it.
 
     Only states the method would deliver (`AdapterMethod.deliverable`) can be the best, and only
     they count for early stopping: AdaLoRA's early epochs score well with ranks above the budget.
@@ -83,27 +83,30 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
             _clean(folder, everything=resumed is None)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore losses and counts if the run is resumed."""
         if self.resumed is None:
             return
         state.compute_steps(args, state.max_steps)  # cadences may have been changed
         processes = self.resumed.run["processes"]
         restore_losses(self.trainer, processes[min(args.process_index, len(processes) - 1)])
-        self.take_up(self.resumed)
+        self.restore_progress(self.resumed)
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        """Let every part of the run go on from what it had counted."""
+    def restore_progress(self, checkpoint: Checkpoint) -> None:
+        """Let every part of the run continue from what it had counted."""
         told = checkpoint.run["progress"]
         for callback in self._resumables():
             if type(callback).__name__ in told:
-                callback.go_on(told[type(callback).__name__])
+                callback.restore(told[type(callback).__name__])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note that the epoch is not over."""
         self._epoch_over = False
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
-        self._look()
+        """Note the best score, and stop early if the recipe says so."""
+        self._note_signal()
         self._request(state, control, due=False)
         score = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
         if score is None or not self.method.deliverable(self.layers):
@@ -120,7 +123,8 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
             self._request(state, control, due=self._cadence != "no")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._look()
+        """Ask for a checkpoint if one is due; stop if a signal came and none is."""
+        self._note_signal()
         cadence = self._cadence
         due = isinstance(cadence, int) and state.global_step % cadence == 0
         self._request(state, control, due=due)
@@ -128,27 +132,31 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
             raise Interrupted(self._signal)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for the checkpoint of an epoch's last step."""
         self._epoch_over = True
-        self._look()
+        self._note_signal()
         over = state.global_step >= state.max_steps
         self.finished = self.finished or over
         due = self._cadence == "epoch" or (over and self._cadence != "no")
         self._request(state, control, due=due)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop if a signal came: the checkpoint has been written."""
         self._due = False
         if self._signal:
             raise Interrupted(self._signal)
 
     def progress(self) -> dict[str, Any]:
+        """Return the best evaluation, and how many worse ones followed."""
         return {"best": asdict(self.best) if self.best else None, "worse": self._worse}
 
-    def go_on(self, progress: dict[str, Any]) -> None:
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Continue from these."""
         self.best = Best(**progress["best"]) if progress["best"] else None
         self._worse = progress["worse"]
 
     def save(self) -> None:
-        """Write a checkpoint of the state as it is, and delete those that are not kept."""
+        """Write a checkpoint of the present state, and delete those that are not kept."""
         trainer = self.trainer
         tensors = {**trained_tensors(trainer.model, self.method), **state_tensors(trainer)}
         processes = per_process(trainer, tensors)
@@ -171,7 +179,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         trainer.accelerator.wait_for_everyone()
 
     def restore_best(self) -> Best | None:
-        """Give the model the best checkpoint's weights; None where it keeps the last ones."""
+        """Give the model the best checkpoint's weights; return None if the last ones are kept."""
         if not self._keep_best:
             return None
         if self.best is None or self.best.step == self.trainer.state.global_step:
@@ -181,14 +189,14 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         return self.best
 
     def _request(self, state: Any, control: Any, *, due: bool) -> None:
-        """Ask for a checkpoint, now or, where more belongs to this step, at the epoch's end."""
+        """Ask for a checkpoint now, or at the epoch's end if more belongs to this step."""
         self._due = self._due or due or (self._signal > 0 and self._cadence != "no")
         last = state.global_step % self._epoch_steps == 0 or state.global_step >= state.max_steps
         if self._due and (self._epoch_over or not last):
             control.should_save = True
 
-    def _look(self) -> None:
-        """Has a signal to stop reached any of the processes?"""
+    def _note_signal(self) -> None:
+        """Note whether a signal to stop has reached any of the processes."""
         self._signal = self.trainer.largest(self.deferral.received or 0)
 
     def _resumables(self) -> list[Resumable]:
@@ -201,7 +209,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
 
 
 def _clean(folder: Path, *, everything: bool) -> None:
-    """Delete what an earlier run left; unless `everything`, only what it did not finish."""
+    """Delete what an earlier run left; unless `everything`, only unfinished files."""
     if everything:
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.is_dir():

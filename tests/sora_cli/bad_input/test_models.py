@@ -171,7 +171,7 @@ DAMAGE: dict[str, Case] = {
             "save_pretrained()"),
         ("nothing to pad with", base(tokenizer(pad_token=None, eos_token=None)),
             "neither a padding nor", "pad_token"),
-        ("a tokenizer of more words", base(small_vocabulary), "the model has 8 of them",
+        ("a tokenizer of more words", base(small_vocabulary), "the model has only 8",
             "model's own"),
         ("head of other classes", partial(whole, partial(tiny_bert, num_labels=5)),
             "does not fit the task's classes", "without its head"),

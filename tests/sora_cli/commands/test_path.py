@@ -219,7 +219,7 @@ def test_an_interrupted_path_goes_on_bit_equal(
     monkeypatch.setattr(Stages, "run", stopping)
     out = tmp_path / "again"
     assert run(["path", str(recipe), f"output.dir={out}"]) in {1, 130}
-    assert "2 of 4 stages are kept; the same command goes on" in capsys.readouterr().err
+    assert "2 of 4 stages are kept; the same command continues" in capsys.readouterr().err
     halted = read_path(out)
     assert halted is not None
     assert halted.status == ("interrupted" if signal is KeyboardInterrupt else "failed")
@@ -227,7 +227,7 @@ def test_an_interrupted_path_goes_on_bit_equal(
 
     monkeypatch.setattr(Stages, "run", train_stage)
     resumed = train_path(recipe, out=out)
-    assert "going on in" in capsys.readouterr().err
+    assert "continuing in" in capsys.readouterr().err
     assert resumed.status == "completed"
     assert [s.live for s in resumed.stages] == [s.live for s in report.stages]
     assert [s.metrics for s in resumed.stages] == [s.metrics for s in report.stages]
@@ -255,8 +255,8 @@ def test_a_lost_state_is_said(
     monkeypatch.setattr(Stages, "run", train_stage)
     (out / "stages" / "00" / "state.safetensors").write_bytes(b"torn")
     lines = _error(capsys, "path", str(recipe), f"output.dir={out}")
-    assert "state.safetensors can not be read" in lines[0]
-    assert lines[1].strip() == "start the path anew with --force"
+    assert "state.safetensors cannot be read" in lines[0]
+    assert lines[1].strip() == "start the path again with --force"
     assert train_path(recipe, "--force", out=out).status == "completed"
 
 

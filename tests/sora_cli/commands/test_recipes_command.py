@@ -53,7 +53,7 @@ def test_changed_copies_are_not_overwritten(capsys):
     Path("out/rte.yaml").write_text("mine")
     capsys.readouterr()
     assert run(["recipes", "copy", "rte", "--to", "out"]) == 2
-    assert "'out/rte.yaml' is there and differs" in capsys.readouterr().err
+    assert "'out/rte.yaml' exists and differs" in capsys.readouterr().err
     assert Path("out/rte.yaml").read_text() == "mine"
     assert run(["recipes", "copy", "rte", "--to", "out", "--force"]) == 0
     assert Path("out/rte.yaml").read_text() != "mine"

@@ -357,7 +357,7 @@ def test_a_resumed_guard_goes_on_counting(tmp_path: Path) -> None:
     made.trainer.train()
     assert made.guard.skipped == [12, 13, 14, 15]
     other = Made(tmp_path, non_finite="skip")
-    other.guard.go_on(made.guard.progress())
+    other.guard.restore(made.guard.progress())
     assert other.guard.progress() == made.guard.progress()
     other.spoil = lambda _, __, loss: loss * math.nan
     assert other.error()[0].startswith(

@@ -287,7 +287,7 @@ def test_what_to_type_next_is_said(
     assert said[-3:] == [
         "interrupted by SIGINT",
         f"kept: {tmp_path}/out/checkpoints/step-000004",
-        f"go on: sora train {recipe} training.seed=3 --resume",
+        f"to resume: sora train {recipe} training.seed=3 --resume",
     ]
 
 

@@ -283,7 +283,7 @@ def test_check_is_skipped_with_the_command_to_type(
     said = capsys.readouterr().err
     assert said.startswith("not verified: ")
     assert why in said
-    command = said.strip().rpartition("to do it: sora ")[2]
+    command = said.strip().rpartition("to verify: sora ")[2]
     assert run(shlex.split(command)) == 1
 
 
@@ -291,7 +291,7 @@ def test_check_is_skipped_with_the_command_to_type(
 def test_check_of_something_that_can_not_be_loaded(made: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(made / "merged", tmp_path / "it's broken")
     (broken / "model.safetensors").unlink()
-    with pytest.raises(SoraError, match="was written but can not be verified") as caught:
+    with pytest.raises(SoraError, match="was written but cannot be verified") as caught:
         self_check(made / "adapter", broken, base=str(made / "base"))
     command = shlex.split((caught.value.hint or "").removeprefix("again: sora "))
     assert command == ["verify", str(made / "adapter"), str(broken), "--base", str(made / "base")]

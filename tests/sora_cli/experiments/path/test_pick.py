@@ -49,8 +49,8 @@ def test_the_choice_is_on_its_own_split() -> None:
 @pytest.mark.parametrize(
     ("wish", "says"),
     [
-        ({}, "in one way"),
-        ({"keep": 0.9, "max_params": 3}, "in one way"),
+        ({}, "exactly one condition"),
+        ({"keep": 0.9, "max_params": 3}, "exactly one condition"),
         ({"keep": 0.0}, "share above 0"),
         ({"keep": 1.5}, "share above 0"),
         ({"min_metric": 0.9}, "the best is stage 1: 0.8200"),

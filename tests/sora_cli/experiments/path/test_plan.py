@@ -83,7 +83,7 @@ def test_a_ramp(tmp_path: Path) -> None:
         (
             ["path.schedule.values=[0, 1e-3, -1]"],
             [
-                "path.schedule: method.threshold can not be -1 (stage 2): "
+                "path.schedule: method.threshold cannot be -1 (stage 2): "
                 "Input should be greater than or equal to 0",
                 "command line: path.schedule.values=[0, 1e-3, -1]",
             ],
@@ -91,7 +91,7 @@ def test_a_ramp(tmp_path: Path) -> None:
         (
             ["path.schedule.values=[0, high]"],
             [
-                "path.schedule: method.threshold can not be 'high' (stage 1): "
+                "path.schedule: method.threshold cannot be 'high' (stage 1): "
                 "Input should be a valid number, unable to parse string as a number",
                 "command line: path.schedule.values=[0, high]",
             ],
