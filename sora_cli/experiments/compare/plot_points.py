@@ -107,7 +107,8 @@ def _draw_panel(axes: Any, task: str, groups: Sequence[Group], looks: Looks) -> 
     factor = percent_factor(groups)
     points = [_Point(g, parameter_spread(g), metric_spread(g, factor)) for g in groups]
     points = [point for point in points if math.isfinite(point.y.mean)]
-    scale = Scale.of((point.x.mean for point in points), from_zero=True)
+    reach = [x for point in points for x in (point.x.mean, point.x.mean + point.x.deviation)]
+    scale = Scale.of(reach, from_zero=True)
     finish(axes, plain(task), "parameters kept", metric_axis(groups, factor))
     scale.apply(axes)
     lines = []

@@ -14,7 +14,7 @@ INK, QUIET, FAINT = "#222222", "#767676", "#e4e4e4"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#5d5d5d")
 """Okabe and Ito's palette, which colour-blind people can tell apart; the yellow darkened."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_MARGINS = 0.68, 0.14, 0.32, 0.48
+_MARGINS = 0.68, 0.2, 0.32, 0.48
 """Inches on the left, the right, above and below a panel: for labels and ticks."""
 _TICKS = 6
 """At most on an axis, about."""
@@ -142,8 +142,12 @@ class Scale:
                 axes.axvline(between, color=QUIET, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
         else:
             room = 0.06 * ((self.high - self.low) or 1)
-            axes.set_xlim(self.low - room, self.high + room)
-            axes.xaxis.get_major_locator().set_params(nbins=6)
+            locator = axes.xaxis.get_major_locator()
+            locator.set_params(nbins=6)
+            right = self.high + room
+            if not ticks:  # on to a tick beyond the largest value, so that it can be read off
+                right = next(t for t in locator.tick_values(self.low, right) if t >= right - 1e-9)
+            axes.set_xlim(self.low - room, right)
         if 0 < len(ticks) <= _TICKS:
             axes.xaxis.set_major_locator(FixedLocator([self.at(value) for value in ticks]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_number(self._value(x))))

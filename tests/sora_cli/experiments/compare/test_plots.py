@@ -100,6 +100,17 @@ def test_head_only_has_its_place_left_of_a_logarithmic_axis() -> None:
     assert all(name != "0" for place, name in names.items() if place != places[0])
 
 
+@pytest.mark.parametrize("start", [3, 8, 10])
+def test_the_axis_goes_on_to_a_tick_beyond_the_largest(start: int) -> None:
+    figure = draw_points(groups({"method": "lora", "start": start},
+                                {"method": "sora", "start": start, "ranks": 2}))  # fmt: skip
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "linear"
+    largest = max(x for line in axes.lines for x in line.get_xdata() if len(line.get_xdata()) == 1)
+    right = axes.get_xlim()[1]
+    assert 1.05 * largest < right == axes.get_xticks()[-1] < 1.7 * largest
+
+
 def test_a_run_without_a_score_is_no_point() -> None:
     figure = draw_points(groups({"method": "lora", "metric": math.nan}, {"method": "sora"}))
     assert len(texts(figure.axes[0])) == 1
