@@ -18,6 +18,7 @@ FILE_NAME = "report.json"
 HISTORY_FILE = "history.json"
 SCHEMA_VERSION = 2
 """1: everything was in `report.json`; such reports are read as ever."""
+_GROWING = ("history", "live_components", "non_finite_steps")  # all of them in history.json
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
@@ -194,28 +195,23 @@ class History(BaseModel):
         details = report.method_details.items()
         return cls(
             started=report.started,
-            history=report.history,
-            live_components=report.live_components,
-            non_finite_steps=report.non_finite_steps,
+            **{name: getattr(report, name) for name in _GROWING},
             removals=report.compaction.removals if report.compaction else [],
             method_details={key: v for key, v in details if isinstance(v, dict | list)},
         )
 
     def fill(self, report: RunReport) -> None:
         """Put the fields back into the report that they were taken from."""
-        report.history, report.live_components = self.history, self.live_components
-        report.non_finite_steps = self.non_finite_steps
+        for name in _GROWING:
+            setattr(report, name, getattr(self, name))
         if report.compaction is not None:
             report.compaction.removals = self.removals
         report.method_details.update(self.method_details)
 
     def fields_of_report(self) -> dict[str, Any]:
         """Return what the report leaves out, as pydantic's `exclude`."""
-        return {
-            **dict.fromkeys(("history", "live_components", "non_finite_steps"), True),
-            "compaction": {"removals"},
-            "method_details": set(self.method_details),
-        }
+        whole: dict[str, Any] = dict.fromkeys(_GROWING, True)
+        return whole | {"compaction": {"removals"}, "method_details": set(self.method_details)}
 
 
 def read_report(directory: Path) -> RunReport | None:

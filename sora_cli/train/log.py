@@ -129,8 +129,11 @@ class RunLog(ReportLog[RunReport]):
         self.report.steps, self.report.history = state.global_step, list(state.log_history)
 
     def write(self, left_out: dict[str, Any] | None = None) -> None:
-        """Write the history first: a finished report has all of it, even if the process is killed
-        between the two files. `started` tells a history that belongs to another report."""
+        """Write the history and then the report.
+
+        So a finished report has all of its history, even if the process is killed in between;
+        `started` tells a history that belongs to another report.
+        """
         history = History.of(self.report)
         file = self.path.with_name(HISTORY_FILE)
         is_empty = history == History(started=history.started)

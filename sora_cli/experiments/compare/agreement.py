@@ -1,4 +1,4 @@
-"""Which kinds of modules keep rank, and whether other seeds and other tasks agree on it."""
+"""Components kept by kind of module, and how far seeds and tasks agree on where they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pair = tuple[Run, Run]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Pearson correlation of two runs' components alive, module by module: means over pairs.
+    """Mean Pearson correlation of two runs' components alive, module by module, over pairs of runs.
 
     Attributes:
         label: of the groups.
@@ -33,7 +33,7 @@ class Agreement:
 
 
 def rank_agreement(groups: Sequence[Group]) -> list[Agreement]:
-    """One per label whose runs have ranks that changed."""
+    """Return the agreement of each label whose runs have ranks that changed."""
     found = []
     for label in dict.fromkeys(group.label for group in groups):
         alike = [group for group in groups if group.label == label and _changed(group)]
@@ -76,7 +76,7 @@ def _kept(group: Group, kind: str) -> str:
 
 
 def _correlations(pairs: Iterable[Pair]) -> list[float]:
-    """Of pairs with the same modules, not all of them alike in one of the two."""
+    """Return the correlation of each pair that has one: common modules, not all of one rank."""
     found = []
     for a, b in pairs:
         modules = a.report.ranks.keys() & b.report.ranks.keys()

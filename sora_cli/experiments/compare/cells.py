@@ -1,4 +1,4 @@
-"""The columns of a comparison: what each holds, and how a person is shown it."""
+"""The columns of a comparison: what each holds, and how its values are shown to people."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _AVERAGED = ("metric", "best", "median", *(column.key for column in COST))
 
 
 def difference_columns(baseline: str) -> tuple[Column, ...]:
-    """The columns of `difference_values`."""
+    """Return the columns that `difference_values` fills."""
     pair = "metric minus the baseline's, mean over common seeds"
     return (
         Column("difference", f"minus {baseline}", f"{pair} ({baseline})"),
@@ -78,7 +78,7 @@ def difference_columns(baseline: str) -> tuple[Column, ...]:
 
 
 def difference_values(difference: Difference | None) -> dict[str, Raw]:
-    """Raw values of the columns of a difference."""
+    """Return the raw values of the columns of a difference."""
     if difference is None:
         return {"difference": None, "difference_low": None, "difference_high": None,
                 "difference_n": 0}  # fmt: skip
@@ -88,7 +88,7 @@ def difference_values(difference: Difference | None) -> dict[str, Raw]:
 
 
 def group_values(group: Group) -> dict[str, Raw]:
-    """Raw values of a group's row."""
+    """Return the raw values of a group's row."""
     first, runs = group.first, group.runs
     score = summary(group.metrics, greater_is_better=first.greater_is_better)
     timed = [run for run in runs if not run.report.resumed]
@@ -115,7 +115,7 @@ def group_values(group: Group) -> dict[str, Raw]:
 
 
 def average_values(rows: Sequence[Mapping[str, Raw]]) -> dict[str, Raw]:
-    """The mean over tasks of one label's rows; None where a task has no value."""
+    """Return the mean over tasks of one label's rows; None where a task has no value."""
     first = rows[0]
     means: dict[str, Raw] = {key: _mean([_number(row[key]) for row in rows]) for key in _AVERAGED}
     runs = sum(int(_number(row["n"]) or 0) for row in rows)
@@ -124,7 +124,7 @@ def average_values(rows: Sequence[Mapping[str, Raw]]) -> dict[str, Raw]:
 
 
 def shown_cell(key: str, values: Mapping[str, Raw], *, percent: bool) -> Cell:
-    """A cell of a row.
+    """Return a cell of a row.
 
     Args:
         values: raw values of the whole row.
@@ -158,14 +158,14 @@ def shown_cell(key: str, values: Mapping[str, Raw], *, percent: bool) -> Cell:
 
 
 def score(value: float | None, percent: bool, sign: str = "") -> str:
-    """A metric as papers print it: times 100 with two decimals, or else with four."""
+    """Show a metric as papers print it: times 100 with two decimals, or else with four."""
     if value is None:
         return NONE
     return f"{100 * value:{sign}.2f}" if percent else f"{value:{sign}.4f}"
 
 
 def _difference(values: Mapping[str, Raw], percent: bool) -> str:
-    """ "+0.41 [-0.10, +0.93] (5)": mean, interval, pairs."""
+    """Show mean, interval and pairs: "+0.41 [-0.10, +0.93] (5)"."""
     keys = ("difference", "difference_low", "difference_high")
     mean, low, high = (_number(values.get(key)) for key in keys)
     if mean is None:
@@ -175,7 +175,7 @@ def _difference(values: Mapping[str, Raw], percent: bool) -> str:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None if any is, or there is none."""
+    """Return the mean; None if a value is None, or there is none."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
 

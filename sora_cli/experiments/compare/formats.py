@@ -58,14 +58,14 @@ def format_of(file: Path | None, asked: str | None) -> str:
         return "table"
     if file.suffix not in _SUFFIXES:
         raise SoraError(
-            f"which format is '{file.name}'? Its suffix does not say",
+            f"the suffix of '{file.name}' stands for no format",
             hint=f"name it {', '.join(_SUFFIXES)}, or give --format",
         )
     return _SUFFIXES[file.suffix]
 
 
 def emit_comparison(table: Table) -> None:
-    """Print it for people."""
+    """Print a comparison for people."""
     from rich.markup import escape
 
     titles = [escape(printable(column.title)) for column in table.shown_columns]
@@ -77,7 +77,7 @@ def emit_comparison(table: Table) -> None:
 
 
 def render(table: Table, form: str) -> str:
-    """A comparison in one of `FORMATS`, ending in a new line."""
+    """Return a comparison in one of `FORMATS`, ending in a new line."""
     return FORMATS[form](table)
 
 
@@ -176,7 +176,7 @@ def _json(table: Table) -> str:
 
 
 def _plain(raw: Raw) -> Any:
-    """As JSON has it, which knows no NaN."""
+    """Return a value for JSON, which has no NaN."""
     if isinstance(raw, list):
         return [_plain(value) for value in raw]
     return None if isinstance(raw, float) and not math.isfinite(raw) else raw

@@ -17,16 +17,18 @@ _FIRST_CHOICE = "method."
 
 @dataclass(frozen=True)
 class Grouped:
-    """Groups, and what a person should hear about how they came to be."""
+    """Groups, and notes for the reader about how they came to be."""
 
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
 
 
 def group_runs(runs: Sequence[Run]) -> Grouped:
-    """Put runs together that differ in nothing but the seed, the output, the paper's values and
-    what their recipes say is derived from other runs (`output.derived`; then runs with different
-    labels stay apart, since what they were derived from may differ).
+    """Put runs together that differ in their seed only.
+
+    They may also differ in the output, the paper's values and what their recipes say is derived
+    from other runs (`output.derived`; then runs with different labels stay apart, since what they
+    were derived from may differ).
 
     Tasks come in the order in which they appear first, and so do the groups of a task. Of several
     runs of one group with one seed the newest is taken.
@@ -47,7 +49,7 @@ def group_runs(runs: Sequence[Run]) -> Grouped:
 
 
 def _common(run: Run) -> dict[str, Any]:
-    """The settings that make a run's group."""
+    """Return the settings that make a run's group."""
     left_out = (SEED, *run.derived)
     return {
         key: value
@@ -72,7 +74,7 @@ def _one_per_seed(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
 
 
 def _given_label(group: Group, notes: list[str]) -> str:
-    """`output.label`, or else the method's name."""
+    """Return `output.label`, or else the method's name."""
     given = list(dict.fromkeys(run.label for run in group.runs if run.label))
     if len(given) > 1:
         notes.append(
@@ -83,7 +85,7 @@ def _given_label(group: Group, notes: list[str]) -> str:
 
 
 def _told_apart(groups: Sequence[Group]) -> list[Group]:
-    """The groups, the settings that tell them from others of their task and label in the label.
+    """Add to each label the settings that tell its group from others of the same task and label.
 
     Such settings stand in the labels of all tasks, so that one group has one label everywhere.
     """
@@ -106,8 +108,10 @@ def _told_apart(groups: Sequence[Group]) -> list[Group]:
 
 
 def telling_keys(groups: Sequence[Group]) -> list[str]:
-    """A few settings whose values tell groups of the same task apart: each the one that tells
-    most of them apart, of equals one of the method's options."""
+    """Choose a few settings whose values tell groups of the same task apart.
+
+    Each is the one that tells most of them apart; of equals, one of the method's options.
+    """
     values = [{key: json.dumps(v, default=str) for key, v in g.settings.items()} for g in groups]
     keys = sorted(
         dict.fromkeys(key for settings in values for key in settings),
@@ -131,7 +135,7 @@ def telling_keys(groups: Sequence[Group]) -> list[str]:
 def _count(
     groups: Sequence[Group], values: Sequence[Mapping[str, str]], keys: Sequence[str]
 ) -> int:
-    """How many kinds of groups there are by their tasks and those settings alone."""
+    """Count the kinds of groups that there are by their tasks and those settings alone."""
     kinds = {
         (group.task, *(settings.get(key, _MISSING) for key in keys))
         for group, settings in zip(groups, values, strict=True)
@@ -140,13 +144,13 @@ def _count(
 
 
 def _short_names(groups: Sequence[Group]) -> dict[str, str]:
-    """Each setting by the fewest last parts of its key that no other one ends with."""
+    """Name each setting by the fewest last parts of its key that no other one ends with."""
     keys = list(dict.fromkeys(key for group in groups for key in group.settings))
     return dict(zip(keys, shortest_names(keys), strict=True))
 
 
 def shown(value: Any) -> str:
-    """A setting as a label has it."""
+    """Show a setting in a label."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
@@ -155,7 +159,7 @@ def shown(value: Any) -> str:
 
 
 def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """Task -> its groups, in order."""
+    """Return the groups of each task, in order."""
     tasks: dict[str, list[Group]] = {}
     for group in groups:
         tasks.setdefault(group.task, []).append(group)
@@ -163,11 +167,11 @@ def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys whose values are not the same in all, in order; a missing one is a value, too."""
+    """Return the keys whose values are not the same in all, in order; missing is a value, too."""
     keys = dict.fromkeys(key for values in settings for key in values)
     return [key for key in keys if len({frozen(s.get(key)) for s in settings}) > 1]
 
 
 def frozen(value: Any) -> str:
-    """A setting's value as something that can be compared and hashed."""
+    """Return a setting's value as text, which can be compared and hashed."""
     return json.dumps(value, sort_keys=True, default=str)

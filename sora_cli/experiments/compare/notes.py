@@ -1,7 +1,4 @@
-"""What to know when reading a comparison: footnotes, and what makes scores not comparable.
-
-What papers print for a task, from the recipes' `paper` blocks.
-"""
+"""Footnotes of a comparison: warnings about scores that cannot be compared, and papers' values."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from sora_cli.experiments.compare.stats import LEVEL, RESAMPLES
 
 
 def remarks_of(groups: Sequence[Group], baseline: str | None) -> Iterator[str]:
-    """What to know of differences and times."""
+    """Yield footnotes about differences and times."""
     if baseline is not None:
         yield (
             f"minus {baseline}: mean of the differences between runs of one seed, in brackets its "
@@ -38,13 +35,13 @@ def remarks_of(groups: Sequence[Group], baseline: str | None) -> Iterator[str]:
 
 
 def _machine(environment: Mapping[str, object]) -> str:
-    """ "x86_64, 2 threads", or the GPU."""
+    """Name the GPU, or else processor and threads: "x86_64, 2 threads"."""
     gpu, threads = environment.get("gpu"), environment.get("threads")
     return str(gpu) if gpu else f"{environment.get('processor')}, {threads} threads"
 
 
 def warnings_of(groups: Sequence[Group]) -> Iterator[str]:
-    """What differs between the runs of one task that must be the same to compare their scores."""
+    """Yield what differs between runs of one task but must be the same to compare their scores."""
     tasks = dict.fromkeys(group.task for group in groups)
     for task in tasks:
         members = [group for group in groups if group.task == task]
@@ -67,7 +64,7 @@ def _different(
 
 
 def _fingerprint(run: Run, part: str) -> str | None:
-    """Of the rows of a split; None where the report has none."""
+    """Return the fingerprint of the rows of a split; None where the report has none."""
     found: str | None = (run.report.data.get("fingerprints") or {}).get(part)
     return found
 
@@ -82,13 +79,13 @@ _SAME: Mapping[str, Callable[[Run], str | None]] = {
 
 
 class Papers:
-    """Papers' values, each source a footnote with a number."""
+    """The papers' values in a table; each source is a footnote with a number."""
 
     def __init__(self) -> None:
         self.sources: dict[str, int] = {}
 
     def add(self, group: Group, values: dict[str, Raw]) -> str:
-        """Put the value of the group's method into its row; the mark of its footnote, or ""."""
+        """Put the value of the group's method into its row; return its footnote's mark, or ""."""
         for run in group.runs:
             block = run.paper
             told = block and (block.get("metric"), block.get("model"))
@@ -102,7 +99,7 @@ class Papers:
         return ""
 
     def footnotes(self, *, asked: bool) -> list[str]:
-        """The sources, or that there is none."""
+        """Return the sources, or that there is none."""
         if asked and not self.sources:
             what = "its model, method and metric"
             return [f"paper: no recipe of these runs holds a paper's value for {what}"]

@@ -2,8 +2,7 @@
 
 Everything in it comes from reports, which others may have written: all of it is escaped by the
 template, and a Content-Security-Policy allows this page's own script only and forbids every load.
-
-Figures inside the HTML page: SVG whose text is text and whose colours follow the page's.
+Its figures are SVG: their text can be searched, and their colours follow the page's.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def write_page(
 
 
 def page(groups: Sequence[Group], *, baseline: str | None = None, paper: bool = False) -> str:
-    """The HTML that `write_page` writes."""
+    """Return the HTML that `write_page` writes."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -92,7 +91,7 @@ def _tasks(
     tables: Mapping[str | None, TablePart],
     anchors: Mapping[tuple[str, str], str],
 ) -> list[dict[str, Any]]:
-    """What the template shows of each task: table, pictures, groups."""
+    """Return what the template shows of each task: table, pictures, groups."""
     tasks = []
     for i, (task, members) in enumerate(by_task(groups).items()):
         keys = set(differing([group.settings for group in members]))
@@ -114,7 +113,7 @@ def _tasks(
 
 
 def _policy(script: str) -> str:
-    """Nothing is loaded from anywhere; styles are the page's own, and so is the script."""
+    """Return a policy under which nothing is loaded; style and script are the page's own."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
@@ -123,7 +122,7 @@ def _policy(script: str) -> str:
 
 
 def _resource(name: str) -> str:
-    """A file of this package."""
+    """Read a file of this package."""
     return files("sora_cli.experiments.compare").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -141,7 +140,7 @@ _ENLARGED = 1.25
 
 
 def points_picture(groups: Sequence[Group], name: str) -> Markup:
-    """Metric against parameters of one task's groups.
+    """Draw metric against parameters of one task's groups.
 
     Args:
         name: tells the picture's identifiers from those of others on the page.
@@ -150,13 +149,13 @@ def points_picture(groups: Sequence[Group], name: str) -> Markup:
 
 
 def curves_picture(groups: Sequence[Group], name: str) -> Markup | None:
-    """The ablation curves of one task's groups; None if there are none."""
+    """Draw the ablation curves of one task's groups; None if there are none."""
     figure = draw_curves(groups)
     return None if figure is None else picture(figure, name)
 
 
 def picture(figure: Any, name: str) -> Markup:
-    """A figure as an element of HTML: SVG, or a PNG if that is smaller than a large SVG."""
+    """Return a figure as an element of HTML: SVG, or PNG where a large SVG would be larger."""
     from markupsafe import Markup
 
     svg = _svg(figure, name)
@@ -170,8 +169,10 @@ def picture(figure: Any, name: str) -> Markup:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """The element alone, without what HTML does not need; drawn once, where `savefig` draws twice,
-    since a page has many pictures."""
+    """Return a figure's SVG element, without what HTML does not need.
+
+    It is drawn once, where `savefig` draws twice, since a page has many pictures.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -193,5 +194,5 @@ def _svg(figure: Any, name: str) -> str:
 
 
 def _width(figure: Any) -> str:
-    """The attribute that gives the picture's size; its height follows."""
+    """Return the attribute that gives the picture's width; its height follows."""
     return f' style="width: {_ENLARGED * figure.get_figwidth():.2f}in"'

@@ -1,7 +1,4 @@
-"""What the HTML page tells about each group: recipe, ranks, runs; and about all: versions.
-
-Tables of the HTML page: cells with what is shown and what they are sorted by.
-"""
+"""The parts of the HTML page: tables that can be sorted, and what is told of each group."""
 
 from __future__ import annotations
 
@@ -66,7 +63,7 @@ class RunPart:
 
 @dataclass(frozen=True)
 class GroupPart:
-    """What is told of a group; no ranks where none changed."""
+    """A group: label, recipe and runs, and its ranks where some changed."""
 
     label: str
     anchor: str
@@ -76,7 +73,7 @@ class GroupPart:
 
 
 def group_part(group: Group, anchor: str, keys: set[str]) -> GroupPart:
-    """All that is told of a group.
+    """Return all that is told of a group.
 
     Args:
         anchor: where on the page.
@@ -93,7 +90,7 @@ def group_part(group: Group, anchor: str, keys: set[str]) -> GroupPart:
 
 
 def recipe_lines(settings: Mapping[str, Any], marked: Iterable[str] = ()) -> tuple[Line, ...]:
-    """Settings as the YAML of a recipe, the lines of marked keys among them."""
+    """Return settings as the YAML of a recipe, with the lines of some keys marked."""
     keys = set(marked)
     lines: list[Line] = []
     open_blocks: list[str] = []
@@ -110,13 +107,13 @@ def recipe_lines(settings: Mapping[str, Any], marked: Iterable[str] = ()) -> tup
 
 
 def shared_settings(groups: Sequence[Group]) -> dict[str, Any]:
-    """Settings that are the same in all groups."""
+    """Return the settings that are the same in all groups."""
     differ = set(differing([group.settings for group in groups]))
     return {key: value for key, value in groups[0].settings.items() if key not in differ}
 
 
 def rank_table(ranks: MeanRanks) -> RankTable:
-    """A heat map of mean ranks."""
+    """Return a heat map of mean ranks."""
     shape = ranks.shape
     labels = shape.column_labels()
     rows = []
@@ -135,7 +132,7 @@ def _map_cell(live: float, largest: int) -> MapCell:
 
 
 def environments(groups: Sequence[Group]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Versions, machine and commit: name -> each value and in how many runs, most first."""
+    """Return each version, machine and commit with the number of its runs, most first."""
     found: dict[str, Counter[str]] = {}
     for group in groups:
         for run in group.runs:
@@ -145,7 +142,7 @@ def environments(groups: Sequence[Group]) -> list[tuple[str, list[tuple[str, int
 
 
 def summary_lines(groups: Sequence[Group], baseline: str | None) -> list[str]:
-    """How many runs of what, when, and what they are compared with."""
+    """Return lines that say how many runs there are, of what, when, and the baseline."""
     runs = [run for group in groups for run in group.runs]
     tasks = by_task(groups)
     seeds = sorted({run.seed for run in runs})
@@ -183,7 +180,7 @@ def _run_part(run: Run) -> RunPart:
 
 @lru_cache(maxsize=4096)
 def _yaml(value: str) -> str:
-    """A value, given as JSON, as YAML on one line."""
+    """Return a value, given as JSON, as YAML on one line."""
     import json
 
     import yaml
@@ -234,7 +231,7 @@ class TablePart:
 def table_parts(
     table: Table, groups: Sequence[Group], anchors: Mapping[tuple[str, str], str]
 ) -> list[TablePart]:
-    """The tables of all tasks, and of the means over them where there are any.
+    """Return the tables of all tasks, and of the means over them where there are any.
 
     Args:
         groups: those of the table.
@@ -276,7 +273,7 @@ def _cell_part(cell: Cell, key: str, best: float | None) -> CellPart:
 
 
 def _number(raw: Raw) -> float | None:
-    """None for what is no number, NaN too."""
+    """Return a number; None for anything else, NaN included."""
     if not isinstance(raw, int | float) or math.isnan(raw):
         return None
     return float(raw)

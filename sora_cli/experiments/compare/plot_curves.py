@@ -1,4 +1,4 @@
-"""Ablations: metric and parameters kept against the one number that groups differ in."""
+"""Ablations drawn as curves: metric and parameters against the one number that changes."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class Ablation:
 
     @property
     def groups(self) -> list[Group]:
-        """Those of all curves."""
+        """The groups of all curves."""
         return [group for curve in self.curves for group in curve.points.values()]
 
 
 def find_ablations(groups: Sequence[Group]) -> list[Ablation]:
-    """By task and method, the numeric keys that groups differ in and in nothing else."""
+    """Find, by task and method, the numeric keys that groups differ in and in nothing else."""
     found = []
     for task, members in by_task(groups).items():
         for method in dict.fromkeys(group.method for group in members):
@@ -79,8 +79,13 @@ def find_ablations(groups: Sequence[Group]) -> list[Ablation]:
 
 
 def draw_curves(groups: Sequence[Group]) -> Any | None:
-    """A figure with a row per ablation: left the metric, right the parameters kept, both against
-    the key, with bars of one std over seeds; None if there is no ablation."""
+    """Draw a row per ablation: left the metric, right the parameters kept, both against the key.
+
+    Bars are one standard deviation over seeds.
+
+    Returns:
+        The figure; None if there is no ablation.
+    """
     ablations = find_ablations(groups)
     if not ablations:
         return None
@@ -98,7 +103,7 @@ def draw_curves(groups: Sequence[Group]) -> Any | None:
 
 
 def _curves(groups: Sequence[Group], key: str, others: Sequence[str]) -> tuple[Curve, ...]:
-    """Groups that are equal in all other keys, where there are two or more of them."""
+    """Return curves of groups that are equal in all other keys; each has two groups or more."""
     buckets: dict[tuple[str, ...], list[Group]] = {}
     for group in groups:
         if _is_number(group.settings.get(key)):
@@ -155,7 +160,7 @@ def _draw_row(row: Any, ablation: Ablation) -> None:
 def _draw_curve(
     axes: Any, x: Sequence[float], values: Sequence[Spread], i: int, name: str = ""
 ) -> None:
-    """Means joined by a line, and one standard deviation up and down."""
+    """Draw means joined by a line, and one standard deviation up and down."""
     y = [value.mean for value in values]
     bars = [value.deviation for value in values]
     dashes = ("-", (0, (4, 1.5)))[i // 7 % 2]

@@ -1,4 +1,4 @@
-"""Labels beside points: each where it covers no other label, no point, and stays inside."""
+"""Labels beside points: each covers no other label and no point, and stays inside the frame."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _rated(
 
 
 def _size(figure: Any, text: str) -> tuple[float, float]:
-    """Width and height of a label in pixels."""
+    """Return width and height of a label in pixels."""
     from matplotlib.text import Text
 
     made = Text(0, 0, text, fontsize=_SIZE, figure=figure)
@@ -100,7 +100,7 @@ def _size(figure: Any, text: str) -> tuple[float, float]:
 
 
 def _box(point: tuple[float, float], size: tuple[float, float], distance: float, angle: int) -> Box:
-    """Where a text is whose nearest edge or corner is so far from the point in a direction."""
+    """Return the box of a text whose nearest edge or corner is so far from a point."""
     across, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     x = point[0] + distance * across + 0.5 * size[0] * _side(across)
     y = point[1] + distance * up + 0.5 * size[1] * _side(up)
@@ -108,12 +108,12 @@ def _box(point: tuple[float, float], size: tuple[float, float], distance: float,
 
 
 def _side(part: float) -> float:
-    """-1, 0 or 1; in between for directions close to an axis."""
+    """Return -1, 0 or 1; something in between for directions close to an axis."""
     return max(-1.0, min(1.0, 1.6 * part))
 
 
 def _common(a: Box, b: Box) -> float:
-    """Area of the intersection."""
+    """Return the area of the intersection."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     return width * height if width > 0 and height > 0 else 0.0
@@ -124,13 +124,13 @@ def _grown(box: Box, by: float) -> Box:
 
 
 def _line_box(axes: Any, line: Line) -> Box:
-    """What a line covers, in pixels."""
+    """Return the box that a line covers, in pixels."""
     (x0, y0), (x1, y1) = axes.transData.transform(line)
     return _grown((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), 1.0)
 
 
 def _write(axes: Any, label: Label, point: tuple[float, float], box: Box, pixels: float) -> None:
-    """The text, and a line to its point from the nearest place of its edge if it is far off."""
+    """Write the text; if it is far off, draw a line from its edge to its point."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     place = axes.transAxes.inverted().transform((x, y))
     axes.text(*place, label.text, transform=axes.transAxes, ha="center", va="center",

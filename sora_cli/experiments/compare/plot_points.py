@@ -56,7 +56,7 @@ class _Panel:
 
 
 def draw_points(groups: Sequence[Group]) -> Any:
-    """A figure of all tasks: mean metric against mean parameters kept, bars of one std over seeds.
+    """Draw mean metric against mean parameters kept of all tasks, with bars of one std over seeds.
 
     Groups without a finite metric are left out. A grey line joins the groups that no other one
     beats with as few parameters or fewer.
@@ -88,7 +88,7 @@ def draw_points(groups: Sequence[Group]) -> Any:
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, greater_is_better: bool) -> list[int]:
-    """Indices of the points that none beats with as few parameters, from few to many.
+    """Return the indices of the points that none beats with as few parameters, from few to many.
 
     Args:
         points: parameters and metric.
@@ -103,7 +103,7 @@ def pareto_front(points: Sequence[tuple[float, float]], *, greater_is_better: bo
 
 
 def _draw_panel(axes: Any, task: str, groups: Sequence[Group], looks: Looks) -> _Panel:
-    """Points, bars and the front."""
+    """Draw the points, their bars and the front of a task."""
     factor = percent_factor(groups)
     points = [_Point(g, parameter_spread(g), metric_spread(g, factor)) for g in groups]
     points = [point for point in points if math.isfinite(point.y.mean)]
@@ -132,7 +132,7 @@ def _draw_panel(axes: Any, task: str, groups: Sequence[Group], looks: Looks) -> 
 
 
 def _draw_front(axes: Any, scale: Scale, front: Sequence[_Point]) -> list[Line]:
-    """Steps: what is reached with at most so many parameters."""
+    """Draw steps: the best metric with at most so many parameters; return the lines drawn."""
     if not front:
         return []
     limits = axes.get_xlim()
@@ -145,7 +145,7 @@ def _draw_front(axes: Any, scale: Scale, front: Sequence[_Point]) -> list[Line]:
 
 
 def _write_labels(figure: Any, panel: _Panel) -> None:
-    """Names beside the points; if not all of them find a place, a note says so."""
+    """Write names beside the points; if not all of them find a place, a note says so."""
     labels = [
         Label(panel.scale.at(point.x.mean), point.y.mean, plain(point.group.label, _LONGEST))
         for point in panel.points

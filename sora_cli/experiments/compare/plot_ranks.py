@@ -1,5 +1,7 @@
-"""Mean ranks by kind of module and layer, a heat map per task and group: the SoRA paper's figure
-(Ding et al. 2023, arXiv 2311.11696, figure 5)."""
+"""Mean ranks by kind of module and layer, a heat map per task and group.
+
+The figure is that of the SoRA paper (Ding et al. 2023, arXiv 2311.11696, figure 5).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ class MeanRanks:
 
     @classmethod
     def of(cls, group: Group) -> MeanRanks | None:
-        """None where there are no ranks, or none of them changed."""
+        """Average a group's ranks; None where there are none, or none of them changed."""
         maps = [run.ranks for run in group.runs if run.ranks.cells]
         if not any(cell.live != cell.start for ranks in maps for cell in ranks.cells.values()):
             return None
@@ -54,13 +56,13 @@ class MeanRanks:
         return cls(maps[0], live, largest, kept)
 
     def summary(self) -> str:
-        """How much is kept: "43 ± 2 % kept"."""
+        """Say how much is kept: "43 ± 2 % kept"."""
         spread = f" ± {100 * self.kept.deviation:.0f}" if self.kept.deviation else ""
         return f"{100 * self.kept.mean:.0f}{spread} % kept"
 
 
 def draw_places(groups: Sequence[Group]) -> Any | None:
-    """A figure with a heat map for every group whose ranks changed; None if there is none."""
+    """Draw a heat map for every group whose ranks changed; None if there is none."""
     tasks = {}
     for task, members in by_task(groups).items():
         maps = [(group, ranks) for group in members if (ranks := MeanRanks.of(group))]
@@ -89,7 +91,7 @@ def draw_places(groups: Sequence[Group]) -> Any | None:
 def _lines(
     tasks: Mapping[str, Sequence[tuple[Group, MeanRanks]]], columns: int
 ) -> list[list[tuple[Group, MeanRanks]]]:
-    """Maps in lines, every task on a new one."""
+    """Arrange the maps in lines; every task begins a new one."""
     lines: list[list[tuple[Group, MeanRanks]]] = []
     left = _MOST
     for maps in tasks.values():
@@ -124,7 +126,7 @@ def _draw_map(axes: Any, group: Group, ranks: MeanRanks, largest: int) -> Any:
 
 
 def rank_text(value: float) -> str:
-    """A mean rank in a cell: 0 is none in any seed, "<.1" nearly none."""
+    """Show a mean rank in a cell: "0" is none in any seed, "<.1" nearly none."""
     if value == 0 or value >= 9.95:
         return f"{value:.0f}"
     return "<.1" if value < 0.05 else f"{value:.1f}".removesuffix(".0")

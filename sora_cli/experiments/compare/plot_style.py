@@ -1,4 +1,4 @@
-"""What the pictures of a comparison share: colours, means over seeds, axes that reach to zero."""
+"""Parts that the pictures of a comparison share: colours, means over seeds, axes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of those values that are numbers; NaN if none is."""
+        """Average those values that are finite; NaN if none is."""
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return cls(math.nan, 0.0)
@@ -41,29 +41,29 @@ class Spread:
 
 
 def metric_spread(group: Group, factor: float = 1.0) -> Spread:
-    """The group's main metric times a factor."""
+    """Return the spread of the group's metric times a factor."""
     return Spread.of(factor * value for value in group.metrics)
 
 
 def parameter_spread(group: Group) -> Spread:
-    """The group's parameters kept."""
+    """Return the spread of the group's parameters kept."""
     return Spread.of(run.parameters for run in group.runs)
 
 
 def percent_factor(groups: Sequence[Group]) -> float:
-    """100 where all metrics are such as papers print in percent, or else 1."""
+    """Return 100 where papers print all these metrics in percent, or else 1."""
     return 100.0 if all(group.first.percent for group in groups) else 1.0
 
 
 def metric_axis(groups: Sequence[Group], factor: float) -> str:
-    """What to write beside an axis of metrics: "accuracy x 100"."""
+    """Return the title of an axis of metrics: "accuracy x 100"."""
     names = dict.fromkeys(group.first.metric_name for group in groups)
     lower = "" if groups[0].first.greater_is_better else " (less is better)"
     return plain(" / ".join(names) + (" x 100" if factor == 100 else "") + lower)
 
 
 def styles(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
-    """Method -> colour and marker, in order of first appearance."""
+    """Give each method a colour and a marker, in order of first appearance."""
     methods = dict.fromkeys(group.method for group in groups)
     return {
         method: (COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)])
@@ -72,12 +72,12 @@ def styles(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
 
 
 def colour(i: int) -> str:
-    """The i-th colour, from 0; they repeat."""
+    """Return the i-th colour, from 0; they repeat."""
     return COLOURS[i % len(COLOURS)]
 
 
 def plain(text: str, length: int = 80) -> str:
-    """Foreign text for a picture: one line, no formulas, cut in the middle."""
+    """Make foreign text fit for a picture: one line, no formulas, cut in the middle."""
     text = printable(text)
     if len(text) > length:
         tail = (length - 1) // 2
@@ -86,7 +86,7 @@ def plain(text: str, length: int = 80) -> str:
 
 
 def short_number(value: float) -> str:
-    """1500000 -> "1.5M", 20000 -> "20k", 0.001 -> "0.001"."""
+    """Show 1500000 as "1.5M", 20000 as "20k", 0.001 as "0.001"."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -95,7 +95,7 @@ def short_number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis of values that are not negative; a logarithmic one has a place for 0, at its left.
+    """An axis of values that are not negative; a logarithmic one has a place for 0 at its left.
 
     Attributes:
         log: whether it is logarithmic.
@@ -110,7 +110,7 @@ class Scale:
 
     @classmethod
     def of(cls, values: Iterable[float], *, from_zero: bool = False) -> Scale:
-        """The one that suits these values; a linear one begins at 0 if wished."""
+        """Choose the axis that suits these values; a linear one begins at 0 if wished."""
         known = [value for value in values if math.isfinite(value)] or [0.0]
         above = [value for value in known if value > 0] or [1.0]
         log = max(above) > _WIDE * min(above) and min(known) >= 0
@@ -118,7 +118,7 @@ class Scale:
         return cls(log, low, max([low, *above]) if log or from_zero else max(known), 0 in known)
 
     def at(self, value: float) -> float:
-        """Where on matplotlib's axis a value is."""
+        """Return the place of a value on matplotlib's axis."""
         return self._left if self.log and value == 0 else value
 
     @property
@@ -157,7 +157,7 @@ class Scale:
         return 0.0 if at_zero else x
 
     def _ticks(self) -> list[float]:
-        """Round numbers on a logarithmic axis."""
+        """Return round numbers for a logarithmic axis."""
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         for steps in ((1, 2, 5), (1, 3), (1,)):
             ticks = [s * 10.0**e for e in range(first, last + 1) for s in steps]
@@ -168,7 +168,7 @@ class Scale:
 
 
 def finish(axes: Any, title: str, x: str, y: str) -> None:
-    """Title, labels and a quiet frame."""
+    """Set title, labels and a quiet frame."""
     axes.set_title(title, fontsize=9, loc="left", color=INK)
     axes.set_xlabel(x, fontsize=8, color=INK)
     axes.set_ylabel(y, fontsize=8, color=INK)
@@ -181,8 +181,9 @@ def finish(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def arrange(figure: Any, rows: int, columns: int, *, below: float, above: float = 0.0) -> None:
-    """Lay a grid of panels out at fixed margins, once and for all: a solver of constraints takes
-    longer than all the drawing.
+    """Lay a grid of panels out at fixed margins.
+
+    matplotlib's solver of constraints would take longer than all the drawing.
 
     Args:
         below, above: inches for a legend and a title.

@@ -42,7 +42,7 @@ class Run:
 
     @classmethod
     def of(cls, directory: Path, report: RunReport, *, seed: int | None = None) -> Run:
-        """A run from its report.
+        """Make a run of its report.
 
         Args:
             seed: instead of the run's own, which for a stage of a path only orders its rows.
@@ -53,10 +53,12 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """`training.seed`; of a stage of a path, the path's."""
         return int(self.settings[SEED])
 
     @property
     def method(self) -> str:
+        """`method.name`."""
         return str(self.settings["method.name"])
 
     @property
@@ -68,6 +70,7 @@ class Run:
 
     @property
     def model(self) -> str:
+        """`model.path`."""
         return str(self.settings["model.path"])
 
     @property
@@ -92,8 +95,7 @@ class Run:
 
     @property
     def split(self) -> str:
-        """The reported split: the first; for a stage of a path, the first it was not trained or
-        chosen on."""
+        """The first reported split; of a stage of a path, the first it was not trained on."""
         reported = (name for name in self.report.metrics if name not in _NOT_REPORTED)
         return next(reported, next(iter(self.report.metrics)))
 
@@ -104,6 +106,7 @@ class Run:
 
     @property
     def metric_name(self) -> str:
+        """The name of the metric that is compared."""
         return self.chosen or self.report.main_metric or ""
 
     @property
@@ -113,7 +116,7 @@ class Run:
 
     @property
     def greater_is_better(self) -> bool:
-        """Of the metric; of one that is not the recipe's, whether it is no loss."""
+        """Whether more of the metric is better; a metric of another recipe may be a loss."""
         if self.metric_name == self.report.main_metric:
             return bool(self.settings.get("task.greater_is_better", True))
         return self.metric_name not in SMALLER_IS_BETTER
@@ -125,7 +128,7 @@ class Run:
 
     @property
     def parameters(self) -> int:
-        """Parameters of what was learned beside the head: of the factors that are left."""
+        """Numbers in the factors that are left: what was learned beside the head."""
         return self.report.parameters.adapter_end
 
     @cached_property
@@ -176,24 +179,27 @@ class Group:
 
     @property
     def first(self) -> Run:
+        """The run of the smallest seed, for what all runs have in common."""
         return self.runs[0]
 
     @property
     def task(self) -> str:
+        """The task of all its runs."""
         return self.first.task
 
     @property
     def method(self) -> str:
+        """The method of all its runs."""
         return self.first.method
 
     @property
     def metrics(self) -> list[float]:
-        """One main metric per run, by seed."""
+        """The metric of each run, by seed."""
         return [run.metric for run in self.runs]
 
 
 def choose_metric(groups: Sequence[Group], name: str | None) -> list[Group]:
-    """The groups with another metric in the place of the main one.
+    """Put another metric in the place of the main one.
 
     Runs that do not report it, and groups of such runs only, are left out.
 
@@ -220,18 +226,18 @@ _PREFIX = "eval_"
 
 
 def selection_scores(report: RunReport) -> dict[int, float]:
-    """Step -> main metric, of every evaluation so far."""
+    """Return the main metric of every evaluation so far, by step."""
     key = f"{_PREFIX}{report.main_metric}"
     return {entry["step"]: entry[key] for entry in report.history if key in entry}
 
 
 def selection_score(report: RunReport) -> float | None:
-    """The main metric of the weights that were kept; None where they were never evaluated."""
+    """Return the main metric of the weights that were kept; None if they were never evaluated."""
     return selection_scores(report).get(report.best_step or report.steps or 0)
 
 
 def on_selection_rows(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The runs with their main metric on the rows for selection in the place of those reported.
+    """Put the main metric on the rows for selection in the place of the reported scores.
 
     Returns:
         The runs, and a line for each that was never evaluated there and is left out.

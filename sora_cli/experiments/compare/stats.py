@@ -14,7 +14,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one number per run."""
+    """Mean, spread, best and median of one number per run."""
 
     n: int
     mean: float
@@ -26,7 +26,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between the runs of two groups that have a seed in common."""
+    """The mean difference between runs of two groups that have a seed in common."""
 
     n: int
     """Pairs."""
@@ -47,12 +47,12 @@ def summary(values: Sequence[float], *, greater_is_better: bool = True) -> Summa
 
 
 def pairs(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
-    """Value minus baseline for each seed that both have."""
+    """Return value minus baseline for each seed that both have."""
     return [value - baseline[seed] for seed, value in values.items() if seed in baseline]
 
 
 def difference(tasks: Sequence[Sequence[float]]) -> Difference | None:
-    """The mean difference, with a percentile bootstrap interval over pairs.
+    """Return the mean difference, with a percentile bootstrap interval over pairs.
 
     Args:
         tasks: paired differences of each task. Tasks count alike, however many pairs they have;

@@ -36,7 +36,7 @@ __all__ = ["Cell", "Column", "Row", "Section", "Table", "check_baseline", "compa
 
 @dataclass(frozen=True)
 class Row:
-    """A group, or one label's mean over all tasks.
+    """The row of a group, or of one label's mean over all tasks.
 
     Attributes:
         task: None: the mean over all tasks.
@@ -78,11 +78,11 @@ class Table:
 
     @property
     def shown_columns(self) -> tuple[Column, ...]:
-        """Those that people read."""
+        """The columns that people read."""
         return tuple(column for column in self.columns if not column.raw_only)
 
     def sections(self) -> list[Section]:
-        """The rows, task by task."""
+        """Return the rows, task by task."""
         return [
             Section(task, caption, tuple(row for row in self.rows if row.task == task))
             for task, caption in self.captions.items()
@@ -141,7 +141,7 @@ def check_baseline(groups: Sequence[Group], label: str) -> None:
 
 
 def _by_task(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:
-    """Task -> label -> group."""
+    """Return the groups by task and label."""
     tasks: dict[str, dict[str, Group]] = {}
     for group in groups:
         tasks.setdefault(group.task, {})[group.label] = group
@@ -161,7 +161,7 @@ def _row(
 def _means(
     columns: Sequence[Column], tasks: Mapping[str, Mapping[str, Group]], baseline: str | None
 ) -> tuple[list[Row], list[str]]:
-    """A row for each label that all of several tasks have, and why there is none."""
+    """Return a row for each label that all of several tasks have, or say why there is none."""
     if len(tasks) < 2:
         return [], []
     first, *others = tasks.values()
@@ -187,7 +187,7 @@ def _difference(groups: Sequence[tuple[Group, Group]]) -> Difference | None:
 
 
 def _scores(group: Group) -> dict[int, float]:
-    """Metric by seed."""
+    """Return the metric by seed."""
     return {run.seed: run.metric for run in group.runs}
 
 
@@ -200,7 +200,7 @@ def _times_100(groups: Sequence[Group]) -> str:
 
 
 def _caption(groups: Sequence[Group]) -> str:
-    """ "rte: accuracy x 100 on validation"."""
+    """Say what is compared: "rte: accuracy x 100 on validation"."""
     first = groups[0].first
     names = " or ".join(dict.fromkeys(group.first.metric_name for group in groups))
     splits = " or ".join(dict.fromkeys(group.first.split for group in groups))
