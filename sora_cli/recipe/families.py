@@ -20,15 +20,23 @@ SMALLER_IS_BETTER = ("loss", "perplexity")
 ROUGE = ("rouge1", "rouge2", "rougeL")
 WRITTEN = ("exact_match", *ROUGE)
 """Scores of generated texts."""
+_TOKENS = ("loss", "perplexity", "token_accuracy")
 _CLASSES = ("accuracy", "f1", "matthews_correlation")
-ONE_NUMBER = (*_CLASSES, "pearson", "spearman", "pearson_spearman")
+_NUMBERS = ("pearson_spearman", "pearson", "spearman")
+ONE_NUMBER = (*_CLASSES, *_NUMBERS)
 """Scores of one number a row."""
 
 Columns = Mapping[str, tuple[str, ...]]
 
 
-def _metrics(*default: str) -> Any:
-    return Field(list(default), description="metrics to report; the first chooses checkpoints")
+_OR_THE_HUBS = (
+    ", or the name of one in the Hub's own collection (evaluate-metric), whose code is then run"
+)
+
+
+def _metrics(*default: str, known: str = "") -> Any:
+    about = f": {known}" if known else "; the first chooses checkpoints"
+    return Field(list(default), description=f"metrics to report{about}")
 
 
 def _greater(values: dict[str, Any]) -> bool:
@@ -71,11 +79,7 @@ class SequenceClassificationOptions(TaskOptions):
     METRICS = ONE_NUMBER
     FROM_THE_HUB = True
 
-    metrics: SomeNames = Field(
-        ["accuracy"],
-        description="metrics to report: accuracy, f1, matthews_correlation, or the name of one in "
-        "the Hub's own collection (evaluate-metric), whose code is then run",
-    )
+    metrics: SomeNames = _metrics("accuracy", known=f"{', '.join(_CLASSES)}{_OR_THE_HUBS}")
 
 
 class SequenceRegressionOptions(TaskOptions):
@@ -84,11 +88,7 @@ class SequenceRegressionOptions(TaskOptions):
     METRICS = ONE_NUMBER
     FROM_THE_HUB = True
 
-    metrics: SomeNames = Field(
-        ["pearson_spearman", "pearson", "spearman"],
-        description="metrics to report: pearson, spearman, pearson_spearman, or the name of one in "
-        "the Hub's own collection (evaluate-metric), whose code is then run",
-    )
+    metrics: SomeNames = _metrics(*_NUMBERS, known=f"{', '.join(_NUMBERS)}{_OR_THE_HUBS}")
 
 
 class _Writing(TaskOptions):
@@ -101,7 +101,7 @@ class _Writing(TaskOptions):
 class CausalLmOptions(_Writing):
     """Text after text: instructions and answers, chats, or plain text."""
 
-    METRICS = ("loss", "perplexity", "token_accuracy", *WRITTEN)
+    METRICS = (*_TOKENS, *WRITTEN)
     TEXT_METRICS = WRITTEN
     COLUMNS: ClassVar[Columns] = {
         "messages": ("messages", "conversation", "conversations"),
@@ -111,10 +111,8 @@ class CausalLmOptions(_Writing):
         "text": ("text", "content"),
     }
 
-    metrics: SomeNames = Field(
-        ["loss", "perplexity", "token_accuracy"],
-        description="metrics to report: loss, perplexity, token_accuracy; exact_match, rouge1, "
-        "rouge2, rougeL of generated answers",
+    metrics: SomeNames = _metrics(
+        *_TOKENS, known=f"{', '.join(_TOKENS)}; {', '.join(WRITTEN)} of generated answers"
     )
     prompt: str = Field(
         "auto",
@@ -133,17 +131,18 @@ class CausalLmOptions(_Writing):
 class Seq2SeqOptions(_Writing):
     """A text from a text, by an encoder and a decoder."""
 
-    METRICS = ("loss", "perplexity", "token_accuracy", *WRITTEN)
+    METRICS = (*_TOKENS, *WRITTEN)
     TEXT_METRICS = WRITTEN
     COLUMNS: ClassVar[Columns] = {
         "source": ("source", "input", "document", "article", "dialogue", "question", "text"),
         "target": ("target", "output", "summary", "highlights", "answer"),
     }
 
-    metrics: SomeNames = Field(
-        ["rougeL", "exact_match", "token_accuracy"],
-        description="metrics to report: exact_match, rouge1, rouge2, rougeL of generated texts; "
-        "loss, perplexity, token_accuracy of the given ones",
+    metrics: SomeNames = _metrics(
+        "rougeL",
+        "exact_match",
+        "token_accuracy",
+        known=f"{', '.join(WRITTEN)} of generated texts; {', '.join(_TOKENS)} of the given ones",
     )
     prefix: str = Field("", description="text put before each source ('summarize: ')")
     max_target_length: int = Field(64, ge=2, le=2**24, description="tokens; longer targets are cut")
@@ -179,10 +178,8 @@ class TokenClassificationOptions(TaskOptions):
         "tags": ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels"),
     }
 
-    metrics: SomeNames = Field(
-        ["f1", "precision", "recall", "accuracy"],
-        description="metrics to report: f1, precision, recall of entities (seqeval), accuracy of "
-        "words",
+    metrics: SomeNames = _metrics(
+        *METRICS, known="f1, precision, recall of entities (seqeval), accuracy of words"
     )
     label_all_pieces: bool = Field(
         False, description="train on every piece of a word; false: on its first one only"

@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, Value
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
 from sora_cli.recipe.recipe import DataBlock
-from sora_cli.tasks.base import Predictions, Task
-from sora_cli.tasks.metrics import Scorer
+from sora_cli.tasks.base import Predictions
+from sora_cli.tasks.metrics import Scored, Scorer
 from sora_cli.tasks.texts import row_error
 
 _SHOWN = 5  # values listed in an error
@@ -97,19 +97,9 @@ def chosen_classes(predictions: Predictions) -> np.ndarray:
     return np.asarray(predictions.outputs.argmax(axis=-1))
 
 
-def class_records(predictions: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one record per row: the class chosen, the row's own, and the logits."""
-    chosen = chosen_classes(predictions)
-    return [
-        {"prediction": names[int(p)], "label": names[int(y)], "logits": [float(x) for x in row]}
-        for p, y, row in zip(chosen, predictions.known, predictions.outputs, strict=True)
-    ]
-
-
-class OneClass(Task):
+class OneClass(Scored):
     """A family whose rows have one class each, whatever it is that they hold."""
 
-    scorer: Scorer
     _names: list[str]
     """Names of the classes in label order; known once bound."""
 
@@ -125,6 +115,17 @@ class OneClass(Task):
 
     def answers(self, predictions: Predictions) -> np.ndarray:
         return chosen_classes(predictions)
+
+    def model_options(self) -> dict[str, Any]:
+        return {**class_options(self._names), "problem_type": "single_label_classification"}
+
+    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
+        names, rows = self._names, predictions.outputs
+        chosen = chosen_classes(predictions)
+        return [
+            {"prediction": names[int(p)], "label": names[int(y)], "logits": [float(x) for x in row]}
+            for p, y, row in zip(chosen, predictions.known, rows, strict=True)
+        ]
 
 
 def _is_index(value: Any, n: int) -> bool:

@@ -12,16 +12,12 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from sora_cli.recipe.families import ImageClassificationOptions
-from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.classes import (
     OneClass,
-    class_options,
-    class_records,
     encode_classes,
     find_class_names,
 )
-from sora_cli.tasks.metrics import Scorer
 from sora_cli.tasks.pixels import (
     ImageFormat,
     check_images,
@@ -58,11 +54,7 @@ class ImageClassification(OneClass):
     processor_class = "AutoImageProcessor"
     unscored_inputs = ("labels",)
     options: ImageClassificationOptions
-
-    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
-        super().__init__(task, data)
-        self.scorer = Scorer(self.metric_names)
-        self._form = ImageFormat("RGB", torch.float32)
+    _form = ImageFormat("RGB", torch.float32)  # until the model is known
 
     def bind(self, train: Dataset) -> None:
         self._image = self.require_columns(train.column_names, ["image"])["image"]
@@ -78,9 +70,6 @@ class ImageClassification(OneClass):
         check_images(kept, self._image)
         return Encoded(kept, np.ones(len(kept), dtype=np.int64), truncated=0)
 
-    def model_options(self) -> dict[str, Any]:
-        return {**class_options(self._names), "problem_type": "single_label_classification"}
-
     def check_model(self, model: nn.Module, processor: Any) -> None:
         self._form = fit_images(model, processor)
 
@@ -93,7 +82,7 @@ class ImageClassification(OneClass):
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         names = image_names(predictions.asked.dataset, self._image)
-        records = class_records(predictions, self._names)
+        records = super().readable(predictions)
         return [
             {"image": name, **record} if name else record
             for name, record in zip(names, records, strict=True)

@@ -37,14 +37,23 @@ class Writing(Task):
         return mean_loss(predictions.outputs)
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        texts = predictions.texts
-        wanted = [] if texts is None else predictions.asked.raw["reference"][:]
-        return named_scores(self.metric_names, predictions.outputs, texts, wanted)
+        scores = token_scores(predictions.outputs)
+        broken = not math.isfinite(scores["loss"])
+        if predictions.texts is not None:
+            wanted = predictions.asked.raw["reference"][:]
+            found = text_scores(predictions.texts, wanted, self.metric_names)
+            scores |= {name: math.nan if broken else value for name, value in found.items()}
+        return {name: scores[name] for name in self.metric_names if name in scores}
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        raw = predictions.asked.raw
-        sources, wanted = raw["source"][:], raw["reference"][:]
-        return describe(predictions.outputs, predictions.texts, sources, wanted)
+        records = []
+        rows = zip(predictions.asked.raw, predictions.outputs, strict=True)
+        for i, (row, sums) in enumerate(rows):
+            written = {} if predictions.texts is None else {"prediction": predictions.texts[i]}
+            loss = float(sums[0] / sums[1]) if sums[1] else None
+            about = {"label": row["reference"], "loss": loss, "tokens": int(sums[1])}
+            records.append({"source": row["source"], **written, **about})
+        return records
 
 
 def token_sums(logits: Tensor, labels: Tensor) -> Tensor:
@@ -105,18 +114,6 @@ def text_scores(
     return scores
 
 
-def named_scores(
-    names: Sequence[str], sums: np.ndarray, texts: Sequence[str] | None, wanted: Sequence[str]
-) -> dict[str, float]:
-    """Return the recipe's metrics, in its order; those of texts only if there are texts."""
-    scores = token_scores(sums)
-    broken = not math.isfinite(scores["loss"])
-    if texts is not None:
-        found = text_scores(texts, wanted, names)
-        scores |= {name: math.nan if broken else value for name, value in found.items()}
-    return {name: scores[name] for name in names if name in scores}
-
-
 def generate_texts(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, batch: int, new: int
 ) -> list[str]:
@@ -150,19 +147,6 @@ def generate_texts(
         for i, text in zip(rows, decoded, strict=True):
             texts[i] = text.strip()
     return texts
-
-
-def describe(
-    sums: np.ndarray, texts: Sequence[str] | None, sources: Sequence[str], wanted: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return one record per row: the source, the reference, what was written, and the loss."""
-    records = []
-    for row, (source, target) in enumerate(zip(sources, wanted, strict=True)):
-        written = {} if texts is None else {"prediction": texts[row]}
-        loss = float(sums[row, 0] / sums[row, 1]) if sums[row, 1] else None
-        about = {"loss": loss, "tokens": int(sums[row, 1])}
-        records.append({"source": source, **written, "label": target, **about})
-    return records
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:

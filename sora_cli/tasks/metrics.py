@@ -12,6 +12,8 @@ import numpy as np
 
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.recipe.metric_names import built_in, check_metric, near
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
+from sora_cli.tasks.base import Task
 
 Metric = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """Predictions and labels, one number a row -> scores by name."""
@@ -126,3 +128,11 @@ class Scorer:
         for metric in self._metrics.values():
             scores.update(metric(predictions, labels))
         return scores
+
+
+class Scored(Task):
+    """A family that predicts one number a row, of a class or of something measured."""
+
+    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
+        super().__init__(task, data)
+        self.scorer = Scorer(self.metric_names)

@@ -9,27 +9,22 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
-from sora_cli.recipe.recipe import DataBlock, TaskBlock
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.choices import find_form, read_choices, right_places
 from sora_cli.tasks.classes import chosen_classes, class_loss, class_scores
-from sora_cli.tasks.metrics import Scorer
+from sora_cli.tasks.metrics import Scored
 from sora_cli.tasks.texts import require_column
 
 _LABELS = ("answerKey", "answer")
 """Usual names of the column that says which choice is right, beside `data.label_column`."""
 
 
-class MultipleChoice(Task):
+class MultipleChoice(Scored):
     """Each choice is read after the context and gets a number; cross-entropy over a row."""
 
     peft_type = None
     model_class = "AutoModelForMultipleChoice"
     one_label = False  # models do not see places, so the place of the right choice is no class
-
-    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
-        super().__init__(task, data)
-        self.scorer = Scorer(self.metric_names)
 
     def bind(self, train: Dataset) -> None:
         columns = train.column_names

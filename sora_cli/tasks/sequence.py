@@ -12,16 +12,13 @@ from datasets import Dataset
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
-from sora_cli.recipe.recipe import DataBlock, TaskBlock
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.classes import (
     OneClass,
-    class_options,
-    class_records,
     encode_classes,
     find_class_names,
 )
-from sora_cli.tasks.metrics import Scorer
+from sora_cli.tasks.metrics import Scored
 from sora_cli.tasks.texts import check_text, columns_in, made_texts, require_column, row_error
 
 _USUAL_COLUMNS = (
@@ -34,15 +31,11 @@ _USUAL_COLUMNS = (
 )
 
 
-class _Sequence(Task):
+class _Sequence(Scored):
     """The common part: text columns, tokenising, padding, one label a row."""
 
     peft_type = "SEQ_CLS"
     model_class = "AutoModelForSequenceClassification"
-
-    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
-        super().__init__(task, data)
-        self.scorer = Scorer(self.metric_names)
 
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
@@ -104,14 +97,8 @@ class SequenceClassification(OneClass, _Sequence):
         super().bind(train)
         self._names = find_class_names(train, self.data)
 
-    def model_options(self) -> dict[str, Any]:
-        return {**class_options(self._names), "problem_type": "single_label_classification"}
-
     def encode_labels(self, values: Any) -> list[int]:
         return encode_classes(list(values), self._names, column=self.data.label_column)
-
-    def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        return class_records(predictions, self._names)
 
 
 class SequenceRegression(_Sequence):
