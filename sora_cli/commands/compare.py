@@ -16,7 +16,7 @@ from sora_cli.experiments.compare.formats import LINES, emit_comparison, format_
 from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.runs import Group, Run, choose_metric, on_selection_rows
-from sora_cli.experiments.compare.table import check_baseline, comparison_table
+from sora_cli.experiments.compare.table import comparison_table
 
 
 def compare(
@@ -59,11 +59,9 @@ def compare(
         _write_lines(places, output, [option for option, value in asked.items() if value])
         return
     groups = _groups(places, metric, selection=selection)
-    if baseline is not None:
-        check_baseline(groups, baseline)
+    table = comparison_table(groups, baseline=baseline, paper=paper)
     for warning in warnings_of(groups):
         say(f"warning: {printable(warning)}")
-    table = comparison_table(groups, baseline=baseline, paper=paper)
     if output is not None:
         write_text_atomic(output, render(table, form))
         say(f"wrote {output}")

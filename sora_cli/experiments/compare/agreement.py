@@ -9,9 +9,9 @@ from statistics import StatisticsError, correlation, mean
 
 from sora_cli.adapter.ranks import shortest_names
 from sora_cli.core.console import emit_table
+from sora_cli.experiments.compare.cells import NONE
 from sora_cli.experiments.compare.runs import Group, Run
 
-_NONE = "\N{EN DASH}"
 Pair = tuple[Run, Run]
 
 
@@ -72,7 +72,7 @@ def _changed(group: Group) -> bool:
 def _kept(group: Group, kind: str) -> str:
     totals = [run.ranks.column_total(kind) for run in group.runs]
     shares = [total.live / total.start for total in totals if total.start]
-    return f"{mean(shares):.0%}" if shares else _NONE
+    return f"{mean(shares):.0%}" if shares else NONE
 
 
 def _correlations(pairs: Iterable[Pair]) -> list[float]:
@@ -93,4 +93,4 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _cells(value: float | None, pairs: int) -> tuple[str, str]:
-    return (_NONE if value is None else f"{value:+.2f}", str(pairs))
+    return (NONE if value is None else f"{value:+.2f}", str(pairs))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli import __version__
+from sora_cli.core.figures import INK
 from sora_cli.experiments.compare.grouping import by_task, differing
 from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.page_parts import (
@@ -31,7 +32,7 @@ from sora_cli.experiments.compare.page_parts import (
 )
 from sora_cli.experiments.compare.plot_curves import draw_curves
 from sora_cli.experiments.compare.plot_points import draw_points
-from sora_cli.experiments.compare.plot_style import COLOURS, FAINT, INK, QUIET
+from sora_cli.experiments.compare.plot_style import COLOURS, FAINT, QUIET
 from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.table import comparison_table
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sora_cli.core.figures import new_figure
+from sora_cli.core.figures import INK, new_figure
 from sora_cli.experiments.compare.grouping import by_task, differing, frozen
 from sora_cli.experiments.compare.plot_style import (
-    INK,
+    MARKERS,
     QUIET,
     Scale,
     Spread,
@@ -163,7 +163,7 @@ def _draw_curve(
     """Draw means joined by a line, and one standard deviation up and down."""
     y = [value.mean for value in values]
     bars = [value.deviation for value in values]
-    dashes = ("-", (0, (4, 1.5)))[i // 7 % 2]
+    dashes = ("-", (0, (4, 1.5)))[i // len(MARKERS) % 2]  # where colours repeat
     axes.errorbar(x, y, yerr=bars if any(bars) else None, color=colour(i), linestyle=dashes,
-                  marker="os^DvPX"[i % 7], markersize=4, linewidth=1.4, elinewidth=0.9,
+                  marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.4, elinewidth=0.9,
                   label=plain(name, 44) or None)  # fmt: skip

@@ -28,10 +28,8 @@ from sora_cli.experiments.compare.cells import (
     shown_cell,
 )
 from sora_cli.experiments.compare.notes import Papers, remarks_of
-from sora_cli.experiments.compare.runs import Group, choose_metric
+from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.stats import Difference, difference, pairs
-
-__all__ = ["Cell", "Column", "Row", "Section", "Table", "check_baseline", "comparison_table"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,6 @@ def comparison_table(
     *,
     baseline: str | None = None,
     paper: bool = False,
-    metric: str | None = None,
 ) -> Table:
     """Lay groups of runs side by side.
 
@@ -102,14 +99,13 @@ def comparison_table(
         groups: ordered by task; at least one.
         baseline: label of the group of each task that differences are to.
         paper: with the values that the recipes' `paper` blocks hold.
-        metric: compare this metric instead of the main one.
 
     Raises:
-        SoraError: no group has that label, or no run that metric.
+        SoraError: no group has that label.
     """
-    groups = choose_metric(groups, metric)
-    if baseline is not None:
-        check_baseline(groups, baseline)
+    labels = dict.fromkeys(group.label for group in groups)
+    if baseline is not None and baseline not in labels:
+        raise SoraError(f"no group is called '{baseline}'", hint=did_you_mean(baseline, labels))
     papers = Papers()
     columns = [*METRIC, *(PAPER if paper else ())]
     columns += [*(difference_columns(baseline) if baseline is not None else ()), *COST]
@@ -131,13 +127,6 @@ def comparison_table(
         captions[None] = f"mean over {len(tasks)} tasks{_times_100(groups)}"
     footnotes = [*papers.footnotes(asked=paper), *remarks, *remarks_of(groups, baseline)]
     return Table(tuple(columns), (*rows, *means), captions, tuple(footnotes), baseline)
-
-
-def check_baseline(groups: Sequence[Group], label: str) -> None:
-    """Raise `SoraError` where no group has that label."""
-    labels = dict.fromkeys(group.label for group in groups)
-    if label not in labels:
-        raise SoraError(f"no group is called '{label}'", hint=did_you_mean(label, labels))
 
 
 def _by_task(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:

@@ -11,7 +11,7 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.cells import NONE
 from sora_cli.experiments.compare.grouping import group_runs
-from sora_cli.experiments.compare.runs import Group, Run
+from sora_cli.experiments.compare.runs import Group, Run, choose_metric
 from sora_cli.experiments.compare.table import Table, comparison_table
 from tests.helpers_reports import KINDS, report_of
 
@@ -140,12 +140,12 @@ def test_an_unknown_baseline_or_metric() -> None:
         comparison_table(found, baseline="lorra")
     assert "did you mean 'lora'?" in str(caught.value)
     with pytest.raises(SoraError, match="no run reports the metric") as caught:
-        comparison_table(found, metric="f1")
+        choose_metric(found, "f1")
     assert "there are: accuracy, loss" in str(caught.value)
 
 
 def test_another_metric_is_in_its_own_unit_and_smaller_is_better() -> None:
-    table = comparison_table(groups(*scores("lora", 0.6, 0.8)), metric="loss")
+    table = comparison_table(choose_metric(groups(*scores("lora", 0.6, 0.8)), "loss"))
     (row,) = table.rows
     assert row.cells["metric"].shown == "0.3000 ± 0.1414"
     assert row.cells["best"].raw == pytest.approx(0.2)
@@ -155,7 +155,7 @@ def test_another_metric_is_in_its_own_unit_and_smaller_is_better() -> None:
 def test_a_metric_that_some_runs_report() -> None:
     both = {"metrics": {"validation": {"accuracy": 0.5, "f1": 0.4}}}
     found = groups(*scores("lora", 0.5), *scores("sora", 0.5, more=both))
-    assert [row.label for row in comparison_table(found, metric="f1").rows] == ["sora"]
+    assert [row.label for row in comparison_table(choose_metric(found, "f1")).rows] == ["sora"]
 
 
 def test_what_papers_print() -> None:
@@ -168,7 +168,7 @@ def test_what_papers_print() -> None:
     assert raw(table, "paper")["rte", "lora"] == 0.8532
     assert table.footnotes == ("[1] A 2023, Table 1",)
     assert "paper" not in comparison_table(found).rows[0].cells
-    of_another = comparison_table(found, paper=True, metric="loss")
+    of_another = comparison_table(choose_metric(found, "loss"), paper=True)
     assert shown(of_another, "paper")["rte", "lora"] == NONE
     assert "no recipe of these runs" in of_another.footnotes[0]
     other = {**block, "paper.model": "microsoft/deberta-v3-base"}
