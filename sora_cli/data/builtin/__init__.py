@@ -10,13 +10,12 @@ if TYPE_CHECKING:
 
 
 def _entailment() -> DatasetDict:
-    from datasets import ClassLabel, Dataset, DatasetDict
+    from datasets import ClassLabel, Value
 
     from sora_cli.data.builtin.entailment import LABEL_NAMES, load_entailment
 
-    splits = {name: Dataset.from_list(rows) for name, rows in load_entailment().items()}
-    label = ClassLabel(names=list(LABEL_NAMES))
-    return DatasetDict({name: rows.cast_column("label", label) for name, rows in splits.items()})
+    text, label = Value("string"), ClassLabel(names=list(LABEL_NAMES))
+    return _rows(load_entailment(), sentence1=text, sentence2=text, label=label, phenomenon=text)
 
 
 def _rows(splits: Mapping[str, list[dict[str, object]]], **features: Any) -> DatasetDict:

@@ -7,8 +7,10 @@ times. Which words occur in the sentence rules out two of them, not the third.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 
+from sora_cli.data.builtin.draw import draw_new
 from sora_cli.data.builtin.vocabulary import KINDS, OPPOSITES, PEOPLE, TRANSITIVE
 
 Item = tuple[str, list[str]]
@@ -65,9 +67,8 @@ def load_endings(
     """Make the training and the validation rows.
 
     Args:
-        train_rows: Number of training rows.
-        validation_rows: Number of validation rows.
-        seed: Seed of everything drawn; the same seed gives the same rows.
+        train_rows, validation_rows: how many of either.
+        seed: of all that is drawn; the same seed gives the same rows.
 
     Returns:
         "train" and "validation": shuffled rows with the columns `context`, `choices` (a list of
@@ -75,22 +76,20 @@ def load_endings(
         occurs twice. Each label and each phenomenon is as frequent as the others, and so is each
         pair of them, as far as the number of rows allows. Chance is 25 %.
     """
-    rng, seen = random.Random(f"{seed}/endings"), set[str]()
+    rng, seen = random.Random(f"{seed}/endings"), set[Hashable]()
     return {
         split: _make_rows(rows, rng, seen)
         for split, rows in (("train", train_rows), ("validation", validation_rows))
     }
 
 
-def _make_rows(rows: int, rng: random.Random, seen: set[str]) -> list[dict[str, object]]:
+def _make_rows(rows: int, rng: random.Random, seen: set[Hashable]) -> list[dict[str, object]]:
     names = tuple(PHENOMENA)
     made: list[dict[str, object]] = []
-    while len(made) < rows:
-        name, label = names[len(made) % len(names)], len(made) // len(names) % CHOICES
-        context, (right, *wrong) = PHENOMENA[name](rng)
-        if context in seen:
-            continue
-        seen.add(context)
+    for index in range(rows):
+        name, label = names[index % len(names)], index // len(names) % CHOICES
+        make = partial(PHENOMENA[name], rng)
+        context, (right, *wrong) = draw_new(make, seen, lambda item: item[0])
         rng.shuffle(wrong)
         choices = [*wrong[:label], right, *wrong[label:]]
         made.append({"context": context, "choices": choices, "label": label, "phenomenon": name})

@@ -7,7 +7,10 @@ do not either; the validation sentences combine their words in ways that trainin
 """
 
 import random
+from collections.abc import Hashable
+from functools import partial
 
+from sora_cli.data.builtin.draw import draw_new
 from sora_cli.data.builtin.phenomena import PHENOMENA
 from sora_cli.data.builtin.vocabulary import WordPicker
 
@@ -21,9 +24,8 @@ def load_entailment(
     """Make the training and the validation rows.
 
     Args:
-        train_rows: Number of training rows, even.
-        validation_rows: Number of validation rows, even.
-        seed: Seed of everything drawn; the same seed gives the same rows.
+        train_rows, validation_rows: how many of either; even numbers.
+        seed: of all that is drawn; the same seed gives the same rows.
 
     Returns:
         "train" and "validation": shuffled rows with the columns `sentence1`, `sentence2`, `label`
@@ -44,30 +46,15 @@ def _make_rows(rows: int, rng: random.Random, *, held_out: bool) -> list[dict[st
     if rows < 0 or rows % 2:
         raise ValueError(f"the number of rows must be even and not negative, not {rows}")
     names = tuple(PHENOMENA)
-    seen: set[tuple[str, str]] = set()
+    seen: set[Hashable] = set()
     made: list[dict[str, object]] = []
     for index in range(rows):
         name, label = names[index // 2 % len(names)], index % 2
-        premise, hypothesis = _new_pair(name, label, rng, seen, held_out=held_out)
-        made.append(
-            {
-                "sentence1": premise,
-                "sentence2": hypothesis,
-                "label": label,
-                "phenomenon": name,
-            }
-        )
+        first, second = draw_new(partial(_pair, name, label, rng, held_out=held_out), seen)
+        made.append({"sentence1": first, "sentence2": second, "label": label, "phenomenon": name})
     rng.shuffle(made)
     return made
 
 
-def _new_pair(
-    name: str, label: int, rng: random.Random, seen: set[tuple[str, str]], *, held_out: bool
-) -> tuple[str, str]:
-    """A pair that is not in `seen`, and add it there."""
-    for _ in range(1000):
-        pair = PHENOMENA[name](WordPicker(rng, held_out=held_out), label == 0)
-        if pair not in seen:
-            seen.add(pair)
-            return pair
-    raise ValueError(f"so many rows ask for more {name} pairs than there are; ask for fewer")
+def _pair(name: str, label: int, rng: random.Random, *, held_out: bool) -> tuple[str, str]:
+    return PHENOMENA[name](WordPicker(rng, held_out=held_out), label == 0)

@@ -7,8 +7,12 @@ half of the names in validation are never seen in training. All is tagged in the
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
+from functools import partial
+from typing import Any
 
 from sora_cli.data.builtin import names
+from sora_cli.data.builtin.draw import draw_new
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG")
 """Tag names in the order of the tag numbers."""
@@ -63,50 +67,41 @@ def load_entities(
     """Make the training and the validation rows.
 
     Args:
-        train_rows: Number of training rows.
-        validation_rows: Number of validation rows.
-        seed: Seed of everything drawn; the same seed gives the same rows.
+        train_rows, validation_rows: how many of either.
+        seed: of all that is drawn; the same seed gives the same rows.
 
     Returns:
         "train" and "validation": rows with the columns `tokens` (words and marks) and `tags` (as
         many numbers into `TAGS`). No sentence occurs twice. Tagging nothing has an entity F1 of 0.
     """
-    rng, seen = random.Random(f"{seed}/entities"), set[tuple[str, ...]]()
-    made: dict[str, list[dict[str, object]]] = {}
-    for split, rows in (("train", train_rows), ("validation", validation_rows)):
-        made[split] = []
-        while len(made[split]) < rows:
-            tokens, tags = _sentence(rng, held_out=_HELD_OUT if split == "validation" else 0.0)
-            if tuple(tokens) not in seen:
-                seen.add(tuple(tokens))
-                made[split].append({"tokens": tokens, "tags": tags})
-    return made
+    rng, seen = random.Random(f"{seed}/entities"), set[Hashable]()
+
+    def split(rows: int, held_out: float) -> list[dict[str, object]]:
+        make = partial(_sentence, rng, held_out=held_out)
+        return [draw_new(make, seen, lambda row: str(row["tokens"])) for _ in range(rows)]
+
+    return {"train": split(train_rows, 0.0), "validation": split(validation_rows, _HELD_OUT)}
 
 
-def _sentence(rng: random.Random, *, held_out: float) -> tuple[list[str], list[int]]:
-    """The words of a new sentence, and the number of each word's tag."""
+def _sentence(rng: random.Random, *, held_out: float) -> dict[str, Any]:
+    """Make a row: the words of a sentence, and the number of each word's tag."""
     tokens: list[str] = []
     tags: list[str] = []
-    used: set[str] = set()
+    used: set[Hashable] = set()
     for word in rng.choice(_FRAMES).replace("{clause}", rng.choice(_CLAUSES)).split():
         if not word.startswith("{"):
             tokens.append(word)
             tags.append("O")
             continue
         kind = word.strip("{}")
-        name = _name(kind, rng, used, held_out=held_out)
+        name = draw_new(partial(_name, kind, rng, held_out=held_out), used).split()
         tokens.extend(name)
         tags.extend(f"{'I' if index else 'B'}-{kind}" for index in range(len(name)))
-    return [tokens[0][0].upper() + tokens[0][1:], *tokens[1:]], [TAGS.index(tag) for tag in tags]
+    tokens[0] = tokens[0][0].upper() + tokens[0][1:]
+    return {"tokens": tokens, "tags": [TAGS.index(tag) for tag in tags]}
 
 
-def _name(kind: str, rng: random.Random, used: set[str], *, held_out: float) -> list[str]:
-    """The words of a name of this kind that is not in `used`, and add it there."""
-    while True:
-        if rng.random() < _AMBIGUOUS:
-            name = rng.choice([n for n, kinds in names.AMBIGUOUS.items() if kind in kinds])
-        else:
-            name = names.draw(kind, rng, held_out=rng.random() < held_out)
-        if name not in used:
-            used.add(name)
-            return name.split()
+def _name(kind: str, rng: random.Random, *, held_out: float) -> str:
+    if rng.random() < _AMBIGUOUS:
+        return rng.choice([name for name, kinds in names.AMBIGUOUS.items() if kind in kinds])
+    return names.draw(kind, rng, held_out=rng.random() < held_out)

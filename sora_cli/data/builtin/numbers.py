@@ -48,9 +48,8 @@ def load_numbers(
     """Make the training and the validation rows.
 
     Args:
-        train_rows: Number of training rows.
-        validation_rows: Number of validation rows.
-        seed: Seed of everything drawn; the same seed gives the same rows.
+        train_rows, validation_rows: how many of either.
+        seed: of all that is drawn; the same seed gives the same rows.
 
     Returns:
         "train" and "validation": rows with the columns `source` (words) and `target` (digits) of

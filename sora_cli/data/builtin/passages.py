@@ -7,10 +7,13 @@ between them. A question asks for one fact about one of the two and says it in o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from sora_cli.data.builtin import names
+from sora_cli.data.builtin.draw import draw_new
 
 MOST_SENTENCES, LEAST_SENTENCES = 8, 2
 
@@ -122,9 +125,8 @@ def load_passages(
     """Make the training and the validation rows.
 
     Args:
-        train_rows: Number of training rows.
-        validation_rows: Number of validation rows.
-        seed: Seed of everything drawn; the same seed gives the same rows.
+        train_rows, validation_rows: how many of either.
+        seed: of all that is drawn; the same seed gives the same rows.
 
     Returns:
         "train" and "validation": rows with the columns `id`, `title`, `context`, `question` and
@@ -132,16 +134,14 @@ def load_passages(
         sentences, each occurs once. Answering with any fact of the context is right in one of
         about four cases.
     """
-    rng, seen = random.Random(f"{seed}/passages"), set[str]()
-    made: dict[str, list[dict[str, object]]] = {}
-    for split, rows in (("train", train_rows), ("validation", validation_rows)):
-        made[split] = []
-        while len(made[split]) < rows:
-            row = _row(f"{split}-{len(made[split])}", rng)
-            if row["context"] not in seen:
-                seen.add(str(row["context"]))
-                made[split].append(row)
-    return made
+    rng, seen = random.Random(f"{seed}/passages"), set[Hashable]()
+    return {
+        split: [
+            draw_new(partial(_row, f"{split}-{i}", rng), seen, lambda row: row["context"])
+            for i in range(rows)
+        ]
+        for split, rows in (("train", train_rows), ("validation", validation_rows))
+    }
 
 
 _THEMES: tuple[tuple[tuple[Fact, ...], Callable[[random.Random], str]], ...] = (
@@ -150,11 +150,10 @@ _THEMES: tuple[tuple[tuple[Fact, ...], Callable[[random.Random], str]], ...] = (
 )
 
 
-def _row(name: str, rng: random.Random) -> dict[str, object]:
+def _row(name: str, rng: random.Random) -> dict[str, Any]:
     facts, subject_of = rng.choice(_THEMES)
-    subjects = [subject_of(rng)]
-    while len(subjects) < 2:
-        subjects = [*dict.fromkeys([*subjects, subject_of(rng)])]
+    used: set[Hashable] = set()
+    subjects = [draw_new(partial(subject_of, rng), used) for _ in range(2)]
     length = rng.randint(LEAST_SENTENCES, MOST_SENTENCES)
     told = rng.randint(min(length, 2), min(length, 6))
     # The fact that is asked for comes first, then the same about the other subject: the kind of
@@ -162,24 +161,22 @@ def _row(name: str, rng: random.Random) -> dict[str, object]:
     asked, *others = rng.sample(facts, len(facts))
     rest = [(subjects[1], asked), *((s, fact) for fact in others for s in subjects)]
     chosen = [(subjects[0], asked), rest[0], *rng.sample(rest[1:], told - 2)]
-    answer, sentences = _told(chosen, rng)
-    fillers = [(filler, -1) for filler in rng.sample(_FILLERS, min(length - told, len(_FILLERS)))]
-    sentences += fillers
+    answer, sentences = _sentences(chosen, rng)
+    fillers = rng.sample(_FILLERS, min(length - told, len(_FILLERS)))
+    sentences += [(filler, -1) for filler in fillers]
     rng.shuffle(sentences)
-    context = " ".join(sentence for sentence, _ in sentences)
-    before = [sentence for sentence, start in sentences]
     place = next(index for index, (_, start) in enumerate(sentences) if start >= 0)
-    start = sum(len(sentence) + 1 for sentence in before[:place]) + sentences[place][1]
+    start = sum(len(sentence) + 1 for sentence, _ in sentences[:place]) + sentences[place][1]
     return {
         "id": name,
         "title": " and ".join(sorted(subjects)),
-        "context": context,
+        "context": " ".join(sentence for sentence, _ in sentences),
         "question": rng.choice(asked.asked).format(s=subjects[0]),
         "answers": {"text": [answer], "answer_start": [start]},
     }
 
 
-def _told(
+def _sentences(
     chosen: Sequence[tuple[str, Fact]], rng: random.Random
 ) -> tuple[str, list[tuple[str, int]]]:
     """The first fact's value; each fact's sentence, and where in it that value begins, or -1."""
