@@ -34,7 +34,7 @@ def apply_adapter(model: nn.Module, adapter: Adapter) -> dict[str, LowRankLinear
 
 
 def load_head(model: nn.Module, head: Mapping[str, Tensor], *, what: str = "adapter") -> None:
-    """Put the tensors stored in full in place.
+    """Load the tensors stored in full into the model.
 
     Args:
         what: holds them, for errors.
@@ -58,7 +58,7 @@ def load_head(model: nn.Module, head: Mapping[str, Tensor], *, what: str = "adap
 
 
 def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module:
-    """The layer an update belongs to.
+    """Return the layer an update belongs to.
 
     Raises:
         SoraError: no such layer, no linear one, quantised, or of another shape.
@@ -83,7 +83,7 @@ def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module
 
 
 def names_by_parameter(model: nn.Module) -> dict[int, list[str]]:
-    """Names of each parameter by its identity: several for tied ones."""
+    """Return the names of each parameter by its identity: several for tied ones."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -42,19 +42,19 @@ _OUTPUT_LAYERS = ("classifier.weight", "score.weight", "out_proj.weight")
 
 
 def auto_class_of(config: Any) -> str:
-    """The Auto class of a checkpoint, by the architecture its configuration names."""
+    """Return the Auto class of a checkpoint, by the architecture its configuration names."""
     names = getattr(config, "architectures", None) or [""]
     return _by_name(names[0]) or BARE
 
 
 def task_type_of(class_name: str) -> str | None:
-    """PEFT's task type of a model class, such as "SEQ_CLS"; None where PEFT has none for it."""
+    """Return PEFT's task type of a model class, such as "SEQ_CLS"; None where it has none."""
     auto = _by_name(class_name)
     return None if auto is None else _TASKS.get(auto)
 
 
 def auto_class_for(adapter: Adapter, config: Any, others: Iterable[str] = ()) -> str:
-    """The Auto class an adapter is for.
+    """Return the Auto class that an adapter is for.
 
     By its task type. Adapters without one (PEFT knows none for images, and does not insist on
     one) get the first class whose model has every layer and parameter that the adapter holds.
@@ -74,12 +74,12 @@ def auto_class_for(adapter: Adapter, config: Any, others: Iterable[str] = ()) ->
 
 
 def names_classes(class_name: str) -> bool:
-    """Whether the labels in such a model's configuration are those of its head."""
+    """Return whether the labels in such a model's configuration are those of its head."""
     return (_by_name(class_name) or "").endswith("Classification")
 
 
 def number_of_labels(adapter: Adapter) -> int | None:
-    """From the metadata, else from the head's last layer; None where neither tells."""
+    """Return the number of labels, from the metadata or the head's last layer; None if unknown."""
     meta = adapter.meta
     if meta.labels or meta.num_labels:
         return len(meta.labels) if meta.labels else meta.num_labels
@@ -89,7 +89,7 @@ def number_of_labels(adapter: Adapter) -> int | None:
 
 
 def _by_name(class_name: str) -> str | None:
-    """By transformers' tables; a class that is not its own, by the ending of its name."""
+    """Return the Auto class by transformers' tables, else by the ending of the class's name."""
     known = _classes()
     if class_name in known:
         return known[class_name]
@@ -100,7 +100,7 @@ def _by_name(class_name: str) -> str | None:
 
 @cache
 def _classes() -> dict[str, str]:
-    """Name of each class in the tables -> its Auto class."""
+    """Return {name of each class in the tables: its Auto class}."""
     from transformers.models.auto import modeling_auto
 
     found: dict[str, str] = {}
@@ -112,7 +112,7 @@ def _classes() -> dict[str, str]:
 
 
 def _fits(auto: str, adapter: Adapter, config: Any, *, shapes: bool) -> bool:
-    """Whether that class, built without memory for its weights, has all the adapter's names.
+    """Return whether that class, built without memory for its weights, has all adapter's names.
 
     Args:
         shapes: what is stored in full must have the same shape there, too.

@@ -119,7 +119,7 @@ def compare_factors(first: LowRankFactors, second: LowRankFactors) -> ModuleComp
 def _distance(
     a: LowRankFactors, b: LowRankFactors, norms: tuple[float, float], inner: float
 ) -> float:
-    """||dW_A - dW_B||_F; where the two are close, from stacked factors: nothing cancels."""
+    """Return ||dW_A - dW_B||_F; where they are close, from stacked factors: nothing cancels."""
     squared = norms[0] ** 2 + norms[1] ** 2 - 2 * inner
     if squared > (_CLOSE * max(norms)) ** 2:
         return math.sqrt(squared)
@@ -129,7 +129,7 @@ def _distance(
 def _overlap(
     svd_a: tuple[Tensor, Tensor, Tensor], svd_b: tuple[Tensor, Tensor, Tensor]
 ) -> Overlap | None:
-    """Between the singular subspaces of what is above float32's resolution."""
+    """Return the overlap of the singular subspaces above float32's resolution."""
     (u_a, s_a, vt_a), (u_b, s_b, vt_b) = svd_a, svd_b
     k_a, k_b = numerical_rank(s_a), numerical_rank(s_b)
     if not k_a or not k_b:
@@ -148,7 +148,7 @@ def _only(file: AdapterFile, other: AdapterFile) -> tuple[str, ...]:
 
 
 def _factors(file: AdapterFile, other: AdapterFile, path: str) -> LowRankFactors:
-    """A module's factors; of rank 0 if only the other adapter has it."""
+    """Return a module's factors; of rank 0 if only the other adapter has it."""
     if path in file.shapes:
         return file.factors(path)
     n_out, n_in = other.shapes[path]

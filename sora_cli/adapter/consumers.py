@@ -73,7 +73,7 @@ def consumers(
     directory: str,
     base_config: Mapping[str, Any] | None = None,
 ) -> tuple[Consumer, ...]:
-    """Judge an adapter directory.
+    """Tell which other tools can load an adapter directory.
 
     Args:
         config: its configuration.
@@ -92,7 +92,7 @@ def consumers(
 
 
 def base_configuration(base: BaseReference) -> dict[str, Any] | None:
-    """The base model's config.json; None where it is not on this disk, or can not be read."""
+    """Return the base model's config.json; None where it is not here, or cannot be read."""
     folder = local_checkpoint(base.resolved or base.path, base.revision)
     if folder is None or not (folder / MODEL_CONFIG).is_file():
         return None
@@ -180,7 +180,7 @@ def _llama_cpp(
 def _no_place_in_llama_cpp(
     config: PeftConfig, ranks: Mapping[str, int], base_config: Mapping[str, Any]
 ) -> str | None:
-    """What of the model it can not put factors beside; None: nothing that is known."""
+    """Return a part of the model that llama.cpp cannot put factors beside; None: none known."""
     if config.fan_in_fan_out:
         return "transposes the factors of Conv1D layers once too often"
     tied = [path for path in ranks if path.split(".")[-1] == "lm_head"]
@@ -232,7 +232,7 @@ _OTHER_NAMES = {
 
 
 def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] | None:
-    """Module path -> name of its weight in a GGUF file, without an ending; None: it has no place.
+    """Return {module path: its weight's name in a GGUF file, without ending; None for no place}.
 
     Args:
         model_type: of the base model's configuration.
@@ -259,7 +259,7 @@ def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] |
 
 
 def _inner(path: str) -> str:
-    """Without the backbone's own name, which converters of encoders take away."""
+    """Return a path without the backbone's own name, which converters of encoders take away."""
     return path.partition(".")[2]
 
 

@@ -69,12 +69,12 @@ class Adapter:
         return sum(tensor.numel() for tensor in self.head.values())
 
     def ranks(self) -> dict[str, int]:
-        """Components alive per module, 0 for dead ones (also for those that are not stored)."""
+        """Return the live components per module, 0 for dead modules, also those not stored."""
         live = {path: int(f.live_terms().sum()) for path, f in self.layers.items()}
         return {path: live.get(path, 0) for path in dict.fromkeys([*self.meta.ranks, *live])}
 
     def ranks_start(self) -> dict[str, int]:
-        """Components training started with, as far as known: else those stored."""
+        """Return the components training started with, as far as known: else those stored."""
         stored = {path: factors.rank for path, factors in self.layers.items()}
         return {path: self.meta.ranks_start.get(path, stored.get(path, 0)) for path in self.ranks()}
 
@@ -94,7 +94,7 @@ def read_adapter(directory: Path) -> Adapter:
 
 
 def lazy_adapter(file: AdapterFile) -> Adapter:
-    """An adapter that holds no tensor: each access to one reads it, while `file` is open."""
+    """Return an adapter without tensors in memory: each access reads one, while `file` is open."""
     return Adapter(
         layers=file.layers,
         head=file.head,
@@ -126,7 +126,7 @@ def write_adapter(
         force: replace an adapter directory that is there.
 
     Raises:
-        SoraError: the directory exists, or the adapter can not be written or read back.
+        SoraError: the directory exists, or the adapter cannot be written or read back.
     """
     plan = Plan(adapter.layers, adapter.head, layout=layout, dtype=dtype)
     _check_head(adapter.head, adapter.head_modules)
@@ -150,7 +150,7 @@ def write_adapter(
             with open_adapter(temporary) as back:
                 plan.check(back.layers, back.head)
     except OSError as error:
-        raise SoraError(f"{directory} can not be written: {error}") from error
+        raise SoraError(f"{directory} cannot be written: {error}") from error
 
 
 def _check_head(head: Mapping[str, Tensor], modules: tuple[str, ...]) -> None:

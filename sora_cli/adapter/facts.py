@@ -62,7 +62,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
 
 
 def ranks_of(file: AdapterFile, spectra: Mapping[str, Spectrum]) -> dict[str, dict[str, int]]:
-    """Module path -> components live, stored and at the start of training, as far as known."""
+    """Return {module path: components live, stored and at the start of training, where known}."""
     known = dict.fromkeys([*file.meta.ranks, *spectra])
     ranks = {}
     for path in known:
@@ -101,7 +101,7 @@ def _consumers(file: AdapterFile) -> Any:
 
 
 def _savings(total: Totals, dtype: str) -> dict[str, dict[str, int]]:
-    """Numbers and bytes (in the dtype of the file) that the two kinds of pruning leave out."""
+    """Return the numbers and bytes (in the file's dtype) that either kind of pruning saves."""
     width = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
     cuts = {"lossless": total.lossless, "energy_99": total.pruned}
     return {name: {"parameters": n, "bytes": n * width} for name, n in cuts.items()}

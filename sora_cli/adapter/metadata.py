@@ -76,7 +76,7 @@ class _SoraFile(AdapterMeta):
 
 
 def read_sora_file(path: Path) -> tuple[AdapterMeta, BaseReference | None]:
-    """The metadata and the base model; everything unknown if there is no such file.
+    """Read the metadata and the base model; everything is unknown if there is no such file.
 
     Raises:
         SoraError: damaged, or written by a newer program.
@@ -121,7 +121,7 @@ def read_json(path: Path) -> Any:
     except ValueError as error:
         raise SoraError(f"{path} is no JSON: {error}") from error
     except OSError as error:
-        raise SoraError(f"{path} can not be read: {error.strerror}") from error
+        raise SoraError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,13 +18,13 @@ ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
 
 
 def adapter_folder(directory: Path) -> Path | None:
-    """The adapter directory itself, or the one inside a run directory; None if it is neither."""
+    """Return the adapter directory itself or the one inside a run directory; None if neither."""
     candidates = (directory, directory / ADAPTER)
     return next((folder for folder in candidates if (folder / ADAPTER_CONFIG).is_file()), None)
 
 
 def baseline_folder(directory: Path) -> Path | None:
-    """A baseline's result, the directory itself or the one inside a run directory; else None.
+    """Return the directory of a baseline's result, itself or inside a run directory; else None.
 
     That is a delta or a model, with the metadata that training adds to it.
     """
@@ -33,7 +33,7 @@ def baseline_folder(directory: Path) -> Path | None:
 
 
 def locate_adapter(directory: Path, *, missing: str = "there is no adapter to read") -> Path:
-    """The adapter directory itself, or the one inside a run directory.
+    """Return the adapter directory itself, or the one inside a run directory.
 
     Args:
         missing: what to say of a baseline's run or result, which has none.
@@ -52,7 +52,7 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
             raise SoraError(f"{directory} is a file, not a directory", hint=_parent(directory))
         inside = sorted(path.parent for path in directory.glob(f"*/{ADAPTER_CONFIG}"))
     except (OSError, ValueError) as error:
-        raise SoraError(f"{str(directory)!r} can not be read: {error}") from error
+        raise SoraError(f"{str(directory)!r} cannot be read: {error}") from error
     raise SoraError(
         f"{directory} is no adapter directory: it holds no {ADAPTER_CONFIG}",
         where=f"there are adapters in {first_few(inside)}" if inside else None,
@@ -61,7 +61,7 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
 
 
 def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> None:
-    """Raise `SoraError` for the run, or the result, of a method that is no low-rank one.
+    """Raise `SoraError` for the run or the result of a method that is not low-rank.
 
     Args:
         missing: what it has not, to end the sentence with.
@@ -81,7 +81,7 @@ def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> N
 
 
 def model_source(reference: str) -> str:
-    """The local path of a model, or its Hub id.
+    """Return the local path of a model, or its Hub id.
 
     Raises:
         SoraError: what is there is no model.
@@ -97,7 +97,7 @@ def model_source(reference: str) -> str:
 
 
 def check_target(reference: str) -> None:
-    """Raise `SoraError` where what may be an adapter, a run or a model can be none of them."""
+    """Raise `SoraError` where this can be neither an adapter, nor a run, nor a model."""
     place = Path(reference).expanduser()
     if adapter_folder(place) is None and baseline_folder(place) is None:
         model_source(reference)

@@ -36,7 +36,7 @@ def plot_ranks(ranks: Mapping[str, int], start: Mapping[str, int], path: Path, t
 
 
 def rank_map_size(table: RankMap) -> tuple[float, float]:
-    """Width and height a heat map needs, titles included, inches."""
+    """Return the width and height a heat map needs, titles included, in inches."""
     width = max(len(table.columns) + 1, 4) * _CELL[0] + 1.9
     return width, (len(table.rows) + 1) * _CELL[1] + 2.0
 
@@ -55,20 +55,20 @@ def draw_rank_map(figure: Any, axes: Any, table: RankMap, label: str) -> None:
 
 
 def draw_title(figure: Any, title: str, width: float, last: str) -> None:
-    """The title, wrapped to so many inches, and a last line."""
+    """Draw the title, wrapped to so many inches, and a last line."""
     lines = [*textwrap.wrap(title, int(width * 11)), last]
     figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=10)
 
 
 def summary(table: RankMap) -> str:
-    """How much is alive, in a line."""
+    """Say in a line how much is alive."""
     total, dead = table.total, sum(cell.live == 0 for cell in table.cells.values())
     share = f"{total.live / total.start:.0%} of " if total.start else ""
     return f"{share}{total.start} components alive; {dead} of {len(table.cells)} modules dead"
 
 
 def _draw_cells(axes: Any, table: RankMap) -> Any:
-    """Coloured, numbered cells, the dead ones crossed out, and the totals around them."""
+    """Draw coloured, numbered cells, the dead ones crossed out, and the totals around them."""
     import numpy as np
 
     grid = np.full((len(table.rows), len(table.columns)), np.nan)
@@ -102,7 +102,7 @@ def _draw_cell(axes: Any, r: int, c: int, cell: Rank | None, largest: int) -> No
 
 
 def _draw_labels(axes: Any, table: RankMap) -> None:
-    """Names along the axes, and totals as live/start in a last row and column."""
+    """Draw names along the axes, and totals as live/start in a last row and column."""
     columns, rows = len(table.columns), len(table.rows)
     axes.set_xlim(-0.5, columns + 0.5)
     axes.set_ylim(rows + 0.5, -0.5)

@@ -59,7 +59,7 @@ def plot_inspection(
 def _map_to_draw(
     live: RankMap, ranks: Mapping[str, int], spectra: Mapping[str, Sequence[float]]
 ) -> tuple[RankMap, str, str]:
-    """The heat map, the label of its colour bar, and the last line of the title."""
+    """Return the heat map, the label of its colour bar, and the last line of the title."""
     if len(set(ranks.values())) > 1 or not any(ranks.values()):
         return live, "rank", summary(live)
     needed = rank_map({path: _needed(spectra[path]) for path in ranks}, ranks)
@@ -78,7 +78,7 @@ def _needed(values: Sequence[float]) -> int:
 
 
 def _curves(spectra: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
-    """Kind of module -> the spectra of its live modules, each relative to its largest value."""
+    """Return {kind of module: spectra of its live modules, relative to their largest values}."""
     import numpy as np
 
     curves: dict[str, list[Any]] = {}
@@ -90,7 +90,7 @@ def _curves(spectra: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
 
 
 def _median(curves: Sequence[Any]) -> Any:
-    """The median over modules at each index; a spectrum that has ended counts as zero there."""
+    """Return the median over modules at each index; after its end a spectrum counts as zero."""
     import numpy as np
 
     length = max(len(curve) for curve in curves)
@@ -98,7 +98,7 @@ def _median(curves: Sequence[Any]) -> Any:
 
 
 def _draw_values(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str, str]) -> None:
-    """Singular values relative to the largest."""
+    """Draw the singular values relative to the largest."""
     import numpy as np
 
     for i, (kind, group) in enumerate(curves.items()):
@@ -115,7 +115,7 @@ def _draw_values(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str,
 
 
 def _draw_losses(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str, str]) -> None:
-    """Share of the energy that is lost by cutting to a rank; nothing lost is below the axis."""
+    """Draw the share of the energy lost by cutting to a rank; no loss is below the axis."""
     import numpy as np
 
     for i, (kind, group) in enumerate(curves.items()):
@@ -134,7 +134,7 @@ def _draw_losses(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str,
 
 
 def _losses(curve: Any) -> Any:
-    """Share of the energy beyond the first 0, 1, ... components."""
+    """Return the share of the energy beyond the first 0, 1, ... components."""
     import numpy as np
 
     tail = np.cumsum((curve**2)[::-1])[::-1]
@@ -146,14 +146,14 @@ def _longest(curves: Mapping[str, list[Any]]) -> int:
 
 
 def _span(first: int, last: int) -> tuple[float, float]:
-    """Limits of an axis from `first` to `last`, or a little further, and some room."""
+    """Return the limits of an axis from `first` to `last` or a little further, with some room."""
     last = max(last, first + 1)
     room = 0.02 * (last - first)
     return first - room, last + room
 
 
 def _style(i: int, label: str, points: int) -> dict[str, Any]:
-    """Ten colours, then dashes; dots on curves of few points."""
+    """Return a curve's style: ten colours, then dashes; dots where there are few points."""
     dash = ("-", (0, (4, 1.5)), (0, (1, 1)))[i // 10 % 3]
     marker = {"marker": "o", "markersize": 3} if points <= 16 else {}
     return {"color": f"C{i % 10}", "linestyle": dash, "linewidth": 1.6, "label": label, **marker}

@@ -62,7 +62,7 @@ class Module:
 
 
 def at_ranks(layers: Layers, ranks: Mapping[str, int]) -> Layers:
-    """Layers at chosen ranks, each worked out when it is asked for; the last one is kept."""
+    """Return the layers at chosen ranks, each computed when it is asked for; the last is kept."""
 
     @lru_cache(maxsize=1)
     def cut(path: str) -> LowRankFactors:
@@ -81,7 +81,7 @@ def prune_layers(
     mean_rank: float | None = None,
     modules: int | None = None,
 ) -> tuple[Layers, dict[str, Loss]]:
-    """Shrink the layers by one rule; without any, only terms that are exactly zero are left out.
+    """Shrink the layers by one rule; without any, leave out only terms that are exactly zero.
 
     One layer is in memory at a time, here and in what is returned.
 
@@ -115,7 +115,7 @@ def prune_layers(
 
 
 def survey(layers: Layers) -> dict[str, Module]:
-    """Ranks and singular values of each layer, one in memory at a time."""
+    """Return ranks and singular values of each layer, with one in memory at a time."""
     return {path: _module(factors) for path, factors in layers.items()}
 
 
@@ -128,7 +128,7 @@ def _module(stored: LowRankFactors) -> Module:
 def truncate_layers(
     layers: Layers, known: Mapping[str, Module], ranks: Mapping[str, int]
 ) -> tuple[Layers, dict[str, Loss]]:
-    """The best approximation of each layer of that rank, and what it loses.
+    """Return each layer's best approximation of its rank, and what that loses.
 
     Layers that have no more live terms than that keep them as they are.
     """
@@ -143,7 +143,7 @@ def truncate_layers(
 def strongest(
     values: Mapping[str, Tensor], count: int, cost: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """Ranks that keep the `count` largest singular values of all layers together.
+    """Return the ranks that keep the `count` largest singular values of all layers together.
 
     One threshold over all layers, so rank goes where it matters; zeros are never kept.
 
@@ -161,7 +161,7 @@ def strongest(
 
 
 def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict[str, int]:
-    """The rank of each layer, so that all factors together hold at most `max_params` numbers.
+    """Return each layer's rank so that all factors hold at most `max_params` numbers.
 
     One choice over all layers: a component of singular value s in a layer of in x out costs
     (in + out) numbers and saves s^2 of the squared error. Components are taken by s^2 per number,
@@ -188,5 +188,5 @@ def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict
 
 
 def _worth(module: Module, component: int) -> float:
-    """Squared singular value per number stored, negative: heaps have the smallest on top."""
+    """Return squared singular value per number, negative: heaps have the smallest on top."""
     return -(float(module.values[component]) ** 2) / module.cost

@@ -37,20 +37,20 @@ class RankMap:
     cells: Mapping[tuple[str, str], Rank]
 
     def row_total(self, row: str) -> Rank:
-        """All modules of a layer together."""
+        """Sum all modules of a layer."""
         return _sum(rank for (r, _), rank in self.cells.items() if r == row)
 
     def column_total(self, column: str) -> Rank:
-        """All modules of a kind together."""
+        """Sum all modules of a kind."""
         return _sum(rank for (_, c), rank in self.cells.items() if c == column)
 
     @property
     def total(self) -> Rank:
-        """All modules together."""
+        """Sum all modules."""
         return _sum(self.cells.values())
 
     def row_labels(self) -> list[str]:
-        """Rows without what they all begin with: "0", "1", ... for a single stack of layers."""
+        """Return rows without what they all begin with: "0", "1", ... for one stack of layers."""
         numbered = [row for row in self.rows if row != OTHER]
         stacks = {row.rpartition(".")[0] for row in numbered}
         if len(stacks) == 1:
@@ -59,7 +59,7 @@ class RankMap:
         return [row if row == OTHER else ".".join(row.split(".")[shared:]) for row in self.rows]
 
     def column_labels(self) -> list[str]:
-        """Each kind by the fewest last parts of its path that tell it from the others."""
+        """Return each kind by the fewest last parts of its path that tell it from the others."""
         return shortest_names(self.columns)
 
 
@@ -80,12 +80,12 @@ def rank_map(live: Mapping[str, int], start: Mapping[str, int] | None = None) ->
 
 
 def natural_key(path: str) -> list[tuple[int, int, str]]:
-    """Sorts "layer.10" after "layer.9"."""
+    """Return a key that sorts "layer.10" after "layer.9"."""
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"[._]", path)]
 
 
 def shortest_names(paths: Sequence[str]) -> list[str]:
-    """The fewest last parts of each path that no other path ends with."""
+    """Return the fewest last parts of each path that no other path ends with."""
     names = []
     for path in paths:
         parts = path.split(".")
@@ -99,7 +99,7 @@ def shortest_names(paths: Sequence[str]) -> list[str]:
 
 
 def _place(path: str) -> tuple[str, str]:
-    """(row, column) of a module: split after the first number of its path."""
+    """Return the (row, column) of a module: its path split after the first number."""
     parts = path.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():
@@ -109,7 +109,7 @@ def _place(path: str) -> tuple[str, str]:
 
 
 def _shared_parts(paths: Sequence[Sequence[str]]) -> int:
-    """How many first parts all paths have in common, the last part of none included."""
+    """Return how many first parts all paths have in common, the last part excluded."""
     shared = 0
     while all(len(p) > shared + 2 for p in paths) and len({p[shared] for p in paths}) == 1:
         shared += 1

@@ -129,7 +129,7 @@ class AdapterFile:
         return a, b, self._scaling(path, pair)
 
     def head_entry(self, name: str) -> StoredTensor:
-        """Where one parameter that is stored in full lies in the file, and as what."""
+        """Return where one parameter that is stored in full lies in the file, and its dtype."""
         return self._tensors.entry(self._keys.head[name])
 
     def head_tensor(self, name: str) -> Tensor:
@@ -156,7 +156,7 @@ class AdapterFile:
 
 
 class OnDemand(Mapping[str, T]):
-    """Names, and what makes the value of each."""
+    """A mapping whose values are made at each access."""
 
     def __init__(self, names: Sequence[str], make: Callable[[str], T]) -> None:
         self._names = dict.fromkeys(names)
@@ -250,7 +250,7 @@ def _describe(
 
 
 def _shape(path: str, pair: Pair, config: PeftConfig, tensors: TensorFile) -> tuple[int, int]:
-    """(out, in) of a module, after checking that its tensors fit together."""
+    """Check that a module's tensors fit together, and return (out, in)."""
     where, rank = str(tensors.file), config.rank(path)
     a, b = tensors.shape(pair.a), tensors.shape(pair.b)
     lowest = 0 if config.is_adalora else 1

@@ -70,7 +70,7 @@ def build_adapter(
     base: BaseReference,
     meta: AdapterMeta,
 ) -> Adapter:
-    """A trained model's factors and head, ready to be written."""
+    """Return a trained model's factors and head, ready to be written."""
     started = {path: layer.rank for path, layer in layers.items()}
     return Adapter(
         layers={path: method.factors(layer) for path, layer in layers.items()},
@@ -84,13 +84,13 @@ def build_adapter(
 
 
 def base_reference(path: str, resolved: str, revision: str | None) -> BaseReference:
-    """The base model's names and, where its files are on this disk, their fingerprint."""
+    """Return the base model's names and, where its files are on this disk, their fingerprint."""
     files = local_checkpoint(resolved, revision)
     return BaseReference(path, resolved, revision, None if files is None else fingerprint(files))
 
 
 def trained_modules(model: nn.Module, layers: Mapping[str, LowRankLinear]) -> list[str]:
-    """Paths of the modules outside the adapters that own a trained parameter, in order."""
+    """Return the modules outside the adapters that own a trained parameter, in order."""
     adapters = {id(p) for layer in layers.values() for p in layer.parameters()}
     return [
         path
@@ -100,7 +100,7 @@ def trained_modules(model: nn.Module, layers: Mapping[str, LowRankLinear]) -> li
 
 
 def head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
-    """Tensors of the modules stored in full, by full name; also where they were frozen.
+    """Return the tensors of modules stored in full, by full name; frozen ones included.
 
     What the base checkpoint did not supply is random: without it a reload gives other results.
     """

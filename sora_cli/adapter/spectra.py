@@ -67,7 +67,7 @@ class Spectrum:
         return entropy_rank(self.values)
 
     def parameters(self, rank: int) -> int:
-        """Numbers that so many components of this module take."""
+        """Return the numbers that so many components of this module take."""
         return rank * sum(self.shape)
 
 
@@ -87,7 +87,7 @@ class Totals:
 
 
 def spectrum(factors: LowRankFactors) -> Spectrum:
-    """The spectrum of one update; terms that are exactly zero are counted, then left out."""
+    """Compute the spectrum of one update; terms that are exactly zero are only counted."""
     live = factors.live_terms()
     kept = factors if bool(live.all()) else factors.select(live)  # no copy where nothing is dead
     shape = factors.B.shape[0], factors.A.shape[1]
@@ -95,7 +95,7 @@ def spectrum(factors: LowRankFactors) -> Spectrum:
 
 
 def read_spectra(file: AdapterFile) -> dict[str, Spectrum]:
-    """Module path -> spectrum, for each module in the file, one after the other.
+    """Yield module path and spectrum of each module in the file, one after the other.
 
     Raises:
         SoraError: a damaged tensor.
@@ -120,7 +120,7 @@ def totals(spectra: Mapping[str, Spectrum]) -> Totals:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: for thin matrices more are slower, by far on cores in use."""
+    """Let torch use one thread: more are slower for thin matrices, by far on busy cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -63,7 +63,7 @@ class Plan:
         self._padded_to = max(self.stored.values()) if layout == "padded" else None
 
     def factors(self, path: str) -> LowRankFactors:
-        """One module's factors as they are stored, zero-padded where the layout says so.
+        """Return one module's factors as they are stored, zero-padded where the layout says so.
 
         Raises:
             SoraError: too large for the dtype.
@@ -80,7 +80,7 @@ class Plan:
         return cast
 
     def tensors(self, where: str) -> dict[str, NewTensor]:
-        """Key -> tensor to write; `where` is for errors about the head."""
+        """Return {key: tensor to write}; `where` is for errors about the head."""
         new = {}
         factors = lru_cache(maxsize=1)(self.factors)  # the two halves of a pair follow each other
 
@@ -118,7 +118,7 @@ class Plan:
 
 
 def _plain(path: str, factors: LowRankFactors) -> LowRankFactors:
-    """Float32 on the CPU, all finite."""
+    """Return float32 on the CPU, all finite."""
     a, b = (t.detach().to("cpu", torch.float32) for t in (factors.A, factors.B))
     for tensor in (a, b):
         check_tensor(path, tensor, "in memory")

@@ -1,8 +1,8 @@
 """Files and directories that are there completely or not at all.
 
 Everything is written under a temporary name beside its place, flushed to the disk, and renamed.
-What a killed process leaves behind ends in `.partial`, or in `.replaced` where a file system can
-not exchange two directories; `tidy` deletes the one and, if need be, puts the other back.
+What a killed process leaves behind ends in `.partial`, or in `.replaced` where a file system
+cannot exchange two directories; `tidy` deletes the one and, if need be, puts the other back.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """While a file is written: the system's errors name it, which those of a full disk do not."""
+    """Make the system's errors name the file being written, which those of a full disk do not."""
     try:
         yield
     except OSError as error:
@@ -65,7 +65,7 @@ def naming(path: Path) -> Iterator[None]:
 def new_directory(
     path: Path, *, force: bool = False, markers: Sequence[str] = ()
 ) -> Iterator[Path]:
-    """An empty directory to fill, which takes the place of `path` when the block ends well.
+    """Give an empty directory to fill, which replaces `path` when the block ends without an error.
 
     If the block raises, nothing is left behind, and what was at `path` is untouched.
 
@@ -94,7 +94,7 @@ def new_directory(
 
 
 def check_replaceable(path: Path, *, force: bool = False, markers: Sequence[str] = ()) -> None:
-    """Raise `SoraError` unless `new_directory` could write there: for a check before long work."""
+    """Raise `SoraError` unless `new_directory` could write there: a check before long work."""
     if not os.path.lexists(path):
         return
     if not force:
@@ -102,7 +102,7 @@ def check_replaceable(path: Path, *, force: bool = False, markers: Sequence[str]
     if not path.is_dir():
         raise SoraError(f"{path} exists and is no directory")
     if Path.cwd().is_relative_to(path.resolve()):
-        raise SoraError(f"{path} is, or holds, the current directory and can not be replaced")
+        raise SoraError(f"{path} is, or holds, the current directory and cannot be replaced")
     empty = next(path.iterdir(), None) is None
     if markers and not empty and not any((path / marker).is_file() for marker in markers):
         raise SoraError(
@@ -120,7 +120,7 @@ def sync_tree(directory: Path) -> None:
 
 
 def _share(directory: Path) -> None:
-    """Give files the usual permissions: safetensors makes them for their owner's eyes only."""
+    """Give files the usual permissions: safetensors lets only the owner read what it writes."""
     mask = os.umask(0)  # reading it means setting it
     os.umask(mask)
     for file in (path for path in directory.rglob("*") if path.is_file()):
@@ -128,19 +128,19 @@ def _share(directory: Path) -> None:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory; a process killed meanwhile leaves it whole, or under another name."""
+    """Delete a directory; a killed process leaves it whole, or under another name."""
     aside = _beside(path)
     path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a killed process has left this half-written."""
+    """Return whether a killed process has left this half-written."""
     return path.name.startswith(".") and path.name.endswith((_PARTIAL, _REPLACED))
 
 
 def tidy(directory: Path) -> None:
-    """Delete what killed processes have left half-written in a directory; nobody may be writing."""
+    """Delete what killed processes have left half-written in a directory that nobody writes to."""
     for left in directory.glob(f".*{_REPLACED}"):
         original = left.with_name(left.name[1 : -len(_REPLACED) - _RANDOM - 1])
         if original.exists():
@@ -155,8 +155,10 @@ def tidy(directory: Path) -> None:
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
-    """Rename; a directory in the way changes places with the new one, or is set aside first, and
-    put back should the rename fail."""
+    """Rename a directory onto its place.
+
+    An old one there is exchanged, or set aside and put back if the rename fails.
+    """
     if not path.exists():
         temporary.rename(path)
         return
@@ -173,7 +175,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Let two paths change places at once; False where the system or the file system can not."""
+    """Exchange two paths in one step; return False where the system or file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

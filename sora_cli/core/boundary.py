@@ -29,7 +29,7 @@ _ClickError = typer.BadParameter.__mro__[2]
 
 
 def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
-    """Call a command; the exit code.
+    """Call a command and return its exit code.
 
     Args:
         command: may return an exit code.
@@ -59,7 +59,7 @@ def _other(error: Exception, *, debug: bool) -> int:
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         name = "a file" if error.filename is None else f"'{error.filename}'"
         reason = (error.strerror or str(error)).lower()
-        return _user_error([f"{name} can not be used: {reason}"], debug=debug)
+        return _user_error([f"{name} cannot be used: {reason}"], debug=debug)
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):

@@ -20,7 +20,7 @@ COMPUTE = ("float32", "float64", "bfloat16", "float16")
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise `SoraError` where an option's value is none of those known."""
+    """Raise `SoraError` where an option's value is none of the known ones."""
     if value not in known:
         raise SoraError(f"there is no {name} '{value}'", hint=f"one of {', '.join(known)}")
 
@@ -32,7 +32,7 @@ def check_one(options: Sequence[str]) -> None:
 
 
 def check_new_file(option: str, file: Path | None) -> None:
-    """Raise `SoraError` where a file that an option names can not be written.
+    """Raise `SoraError` where a file that an option names cannot be written.
 
     Args:
         option: as it is written on the command line.
@@ -48,12 +48,12 @@ def check_new_file(option: str, file: Path | None) -> None:
 
 
 def option(name: str) -> str:
-    """As it is written on the command line."""
+    """Return an option's name as it is written on the command line."""
     return f"--{name.replace('_', '-')}"
 
 
 def check_rules(rules: Mapping[str, float | None]) -> None:
-    """Raise `SoraError` for rules of pruning that exclude each other or can not be."""
+    """Raise `SoraError` for pruning rules that exclude each other or have an impossible value."""
     given = {option(name): v for name, v in rules.items() if v is not None}
     check_one(list(given))
     for name, value in given.items():
@@ -68,7 +68,7 @@ def check_rules(rules: Mapping[str, float | None]) -> None:
 
 
 def check_comparison(dtype: str, tolerance: float | None) -> None:
-    """Raise `SoraError` where outputs can not be compared in that format, or within that much."""
+    """Raise `SoraError` where outputs cannot be compared in this format or with this tolerance."""
     if dtype not in COMPUTE:
         raise SoraError(f"--dtype {dtype} is none of {', '.join(COMPUTE)}")
     if tolerance is not None and not 0 <= tolerance < math.inf:

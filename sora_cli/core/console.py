@@ -12,7 +12,7 @@ from sora_cli.core.processes import is_main, rank
 
 
 def say(message: str = "") -> None:
-    """Talk to the person: progress, warnings, what to type next (stderr)."""
+    """Write a message for the person to stderr: progress, warnings, what to type next."""
     if not is_main():
         return
     sys.stderr.write(f"{message}\n")
@@ -26,14 +26,14 @@ def say_notes(notes: Iterable[str]) -> None:
 
 
 def complain(message: str) -> None:
-    """Say what went wrong, whichever of several processes this is (stderr)."""
+    """Write what went wrong to stderr, whichever of several processes this is."""
     where = "" if is_main() else f"[process {rank()}] "
     sys.stderr.write(f"{where}{message}\n")
     sys.stderr.flush()
 
 
 def emit(text: str) -> None:
-    """Print data: what a pipe or a file should get (stdout)."""
+    """Write data to stdout: what a pipe or a file should get."""
     if not is_main():
         return
     sys.stdout.write(f"{text}\n")
@@ -47,7 +47,7 @@ def emit_table(
     *,
     footer: Sequence[object] | None = None,
 ) -> None:
-    """A table on stdout; the first column is left-aligned, all others right-aligned."""
+    """Print a table on stdout; the first column is left-aligned, all others right-aligned."""
     if not is_main():
         return
     from rich import box
@@ -69,12 +69,12 @@ def emit_table(
 
 
 def count(n: float) -> str:
-    """1234567 -> '1,234,567'."""
+    """Format a number with separators: 1234567 -> '1,234,567'."""
     return f"{n:,.0f}"
 
 
 def size(n_bytes: float) -> str:
-    """Bytes as '3.2 MB' (powers of ten)."""
+    """Format bytes, by powers of ten: '3.2 MB'."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
@@ -83,7 +83,7 @@ def size(n_bytes: float) -> str:
 
 
 def printable(text: object) -> str:
-    """One line of it: what can not be printed, line ends too, as an escape such as \\x1b."""
+    """Return text as one line, with an escape for whatever cannot be printed."""
     return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
 
 

@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "saf
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and commit a result depends on."""
+    """Return the versions, the machine and the commit that a result depends on."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory() -> int | None:
-    """Largest resident memory of this process so far, in bytes; with a GPU, the GPU's."""
+    """Return the most memory this process has used so far, in bytes; with a GPU, the GPU's."""
     import torch
 
     if torch.cuda.is_available():
@@ -54,7 +54,7 @@ def peak_memory() -> int | None:
 
 
 def process_memory(field: str) -> int | None:
-    """A memory figure of this process in bytes, by Linux's name for it; None elsewhere."""
+    """Return a memory figure of this process in bytes, by Linux's name; None elsewhere."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -70,7 +70,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this package lies in, if it does."""
+    """Return the commit of the checkout that this package lies in; None outside of one."""
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
@@ -86,13 +86,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int | None:
-    """Bytes that are free, within a container's limit; None where that can not be told."""
+    """Return the free bytes, within a container's limit; None where that is not known."""
     known = [n for n in (_available(), _left_in_container()) if n is not None]
     return min(known) if known else None
 
 
 def _available() -> int | None:
-    """Linux's estimate of what programs can take without swapping; elsewhere the free pages."""
+    """Return Linux's estimate of what fits without swapping; elsewhere the free pages."""
     amount = _field(Path("/proc/meminfo"), "MemAvailable:")
     if amount is not None:
         return amount * 1024
@@ -103,7 +103,7 @@ def _available() -> int | None:
 
 
 def _left_in_container() -> int | None:
-    """Limit minus use of the control group (version 2); cached files count as free."""
+    """Return limit minus use of the control group (version 2); cached files count as free."""
     limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
     if limit is None or used is None:
         return None

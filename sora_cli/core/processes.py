@@ -9,15 +9,15 @@ import os
 
 
 def world_size() -> int:
-    """Processes that train together; 1 where no launcher started this one."""
+    """Return how many processes train together; 1 where no launcher started this one."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:
-    """Number of this process among them, from 0."""
+    """Return the number of this process among them, from 0."""
     return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that talks, and writes the run's files."""
+    """Return whether this is the process that talks, and writes the run's files."""
     return rank() == 0

@@ -16,7 +16,7 @@ from sora_cli.core.console import say
 
 
 def process_start() -> float:
-    """The moment this process was started, on the clock of `time.perf_counter`.
+    """Return when this process was started, on the clock of `time.perf_counter`.
 
     From the system where it tells (Linux, to 10 ms). Elsewhere the processor time spent so far
     stands for the time: a little less, as it leaves out waiting for the disk.
@@ -33,7 +33,7 @@ def process_start() -> float:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around the import of torch and transformers.
+    """Say that torch and transformers load, and speed that up.
 
     The garbage collector waits meanwhile: a million objects are made and none of them is garbage,
     so that its looking for some takes a seventh of the time (benchmarks/startup.py).

@@ -25,7 +25,7 @@ _LARGE_BOUND = re.compile(r" and at most \d{7,}")
 
 
 def expected(model: type[BaseModel], field: str, *, value: Any = None) -> tuple[str, list[str]]:
-    """What a field takes, in words, and the words it may be, if only certain ones are allowed.
+    """Return what a field takes, in words, and the choices, if only certain words are allowed.
 
     Args:
         value: what was given; bounds in the millions are worth a word only where it is as large.
@@ -63,7 +63,7 @@ def shown_path(path: Path) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """A value as YAML writes it, cut to a readable length."""
+    """Return a value as YAML writes it, cut to a readable length."""
     if isinstance(value, str):
         return f"'{value if len(value) <= 60 else value[:57] + '...'}'"
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -71,13 +71,13 @@ def shown_value(value: Any) -> str:
 
 
 def default_of(model: type[BaseModel], field: str) -> Any:
-    """A field's default; None for a required one."""
+    """Return a field's default; None for a required one."""
     info = model.model_fields[field]
     return None if info.is_required() else info.get_default(call_default_factory=True)
 
 
 def _options(schema: Mapping[str, Any]) -> list[str]:
-    """Each thing a schema allows, in words."""
+    """Return each thing that a schema allows, in words."""
     if "anyOf" in schema:
         return [words for option in schema["anyOf"] for words in _options(option)]
     return _choices(schema) or [_words(schema)]
@@ -124,7 +124,7 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 
 
 def _number(bound: float) -> str:
-    """Whole numbers in full, whatever their size."""
+    """Write a bound; whole numbers in full, whatever their size."""
     return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 

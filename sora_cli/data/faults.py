@@ -15,7 +15,7 @@ Fault = tuple[str, str]
 
 
 def find_fault(kind: str, paths: Iterable[Path]) -> Fault | None:
-    """The first broken line of some files; None where the lines are all well.
+    """Return the first broken line of some files; None where all lines are sound.
 
     Args:
         kind: "csv", "json" or "parquet".
@@ -50,7 +50,7 @@ def _csv(path: Path) -> Iterator[Fault]:
 
 
 def _json(path: Path) -> Iterator[Fault]:
-    """JSON lines; or, where the file starts as a list, one document."""
+    """Check JSON lines; or one document, where the file starts as a list."""
     yield from _not_utf8(path)
     with path.open(encoding="utf-8-sig") as file:
         if file.read(4096).lstrip().startswith("["):

@@ -15,7 +15,7 @@ _BATCH = 10_000
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of the rows of a split, those whose input is also a training row's, to the letter.
+    """The rows of a split whose input is also a training row's, to the letter.
 
     Attributes:
         contradicted: of them, those that have another label there.
@@ -49,7 +49,7 @@ def find_overlaps(
 def _hashes(
     rows: Dataset, texts: Sequence[str], label: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) int64 each: of the input alone, and of input and label together."""
+    """Return two arrays, (rows,) int64: of the input alone, and of input and label together."""
     inputs, pairs = [], []
     columns = [*texts, label] if label is not None else list(texts)
     for batch in comparable_batches(rows.select_columns(columns), _BATCH):

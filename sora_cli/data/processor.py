@@ -36,7 +36,7 @@ _NEEDS = {
 
 
 def load_processor(auto: str, source: str, options: Mapping[str, Any]) -> Any:
-    """Load what makes a model's inputs.
+    """Load the tokenizer, the image processor or both, which make a model's inputs.
 
     Args:
         auto: transformers' Auto class: AutoTokenizer, AutoImageProcessor or AutoProcessor.
@@ -58,12 +58,12 @@ def load_processor(auto: str, source: str, options: Mapping[str, Any]) -> Any:
 
 
 def lacks_tokenizer(folder: Path) -> bool:
-    """Whether this is a directory without a tokenizer."""
+    """Return whether this is a directory without a tokenizer."""
     return _lacks(folder, _TOKENIZER_FILES)
 
 
 def set_padding(model: Any, tokenizer: Any) -> None:
-    """Decoder models often come without a padding token; batches of several rows need one.
+    """Give tokenizer and model a padding token, which decoders often lack and batches need.
 
     Raises:
         SoraError: there is no token that could be one.
@@ -81,12 +81,12 @@ def set_padding(model: Any, tokenizer: Any) -> None:
 
 
 def _lacks(folder: Path, patterns: Sequence[str]) -> bool:
-    """Whether this is a directory without any such file."""
+    """Return whether this is a directory without any such file."""
     return folder.is_dir() and not any(list(folder.glob(pattern)) for pattern in patterns)
 
 
 def pad_inputs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """The tokenizer's own columns of rows, as (rows, tokens of the longest)."""
+    """Pad the tokenizer's own columns: (rows, tokens of the longest) each."""
     from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
     names = [name for name in tokenizer.model_input_names if name in rows[0]]
@@ -96,6 +96,6 @@ def pad_inputs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, T
 
 
 def pad_column(rows: Sequence[Mapping[str, Any]], name: str, value: int) -> Tensor:
-    """(rows, tokens of the longest) of a column of lists of whole numbers."""
+    """Pad a column of lists of whole numbers: (rows, tokens of the longest)."""
     lists = [torch.tensor(row[name]) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=value)

@@ -70,7 +70,7 @@ def load_rows(data: DataBlock) -> Rows:
 
 
 def _layout_hint(data: DataBlock, splits: Mapping[str, Dataset]) -> str | None:
-    """For directories of images by class alone, which are taken for one split."""
+    """Return a hint for directories of images by class alone, which are taken for one split."""
     rows = next(iter(splits.values()), None)
     images = rows is not None and any(
         isinstance(feature, datasets.Image) for feature in rows.features.values()
@@ -121,7 +121,7 @@ def _assign(data: DataBlock, splits: Mapping[str, Dataset], revision: str | None
 
 
 def _revision(splits: Iterable[Dataset]) -> str | None:
-    """The Hub's commit that rows were made from, by the addresses of their files, or their cache.
+    """Return the Hub's commit that rows come from, by the addresses of their files or cache.
 
     Known without the network: `datasets` keeps both beside the rows.
     """
@@ -136,7 +136,7 @@ def _revision(splits: Iterable[Dataset]) -> str | None:
 
 
 def _split(rows: Dataset, first: int, seed: int) -> tuple[Dataset, Dataset]:
-    """Two random parts, the first of that many rows."""
+    """Split rows at random into two parts, the first of that many."""
     parts = rows.train_test_split(test_size=len(rows) - first, seed=seed)
     return parts["train"], parts["test"]
 
@@ -175,13 +175,13 @@ def _load_files(split: str, kind: str, paths: list[Path]) -> Dataset:
         place, reason = fault or (first_few(paths), first_line(error.__cause__ or error))
         inside = fault is not None and not Path(place).exists()  # a line of a file
         raise SoraError(
-            f"{key} can not be read: {reason}", where=place, key=None if inside else key
+            f"{key} cannot be read: {reason}", where=place, key=None if inside else key
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No log of `datasets`: what failed is raised, too, and said once."""
+    """Silence the log of `datasets`: what failed is raised, too, and said once."""
     level = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
@@ -205,7 +205,7 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Dataset]:
 
 
 def _cache_for(folder: Path) -> str:
-    """A cache of this directory's own, as its files are now.
+    """Return a cache of this directory's own, as its files are now.
 
     Where a README lists configurations, `datasets` tells local directories apart by their last
     name and that list only: it would take another directory's rows, or those before an edit.
@@ -228,7 +228,7 @@ def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
 
 def _unloadable(data: DataBlock, error: BaseException) -> SoraError:
     return SoraError(
-        f"data '{data.path}' can not be loaded: {first_line(error)}",
+        f"data '{data.path}' cannot be loaded: {first_line(error)}",
         where=f"data.path={data.path} data.name={data.name}",
         key="data.path",
     )

@@ -51,7 +51,7 @@ Source = Files | Folder | Builtin | Hub
 
 
 def find_source(data: DataBlock) -> Source:
-    """What a recipe's data block names; whether the Hub has it is not asked.
+    """Return what a recipe's data block names; the Hub is not asked whether it has it.
 
     Raises:
         SoraError: nothing is named, or what is named is not there.
@@ -77,7 +77,7 @@ def find_source(data: DataBlock) -> Source:
 
 
 def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
-    """The kind of a split's files, and the files."""
+    """Check a split's files; return their kind, and the files."""
     key = f"data.files.{split}"
     paths = [Path(name).expanduser() for name in names]
     for path in paths:

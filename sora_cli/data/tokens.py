@@ -37,7 +37,7 @@ TOKENS = "tokens"
 
 
 def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
-    """What the tokenizer makes of each row, and the columns `truncated` and `tokens`.
+    """Return each row as the tokenizer makes it, with the columns `truncated` and `tokens`.
 
     Args:
         texts: one column of texts, or two for pairs, in that order; no other columns.
@@ -73,13 +73,13 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
 
 
 def token_counts(features: Dataset) -> np.ndarray:
-    """(rows,) tokens of each row of what `tokenise` gave."""
+    """Return the tokens of each row of `tokenise`'s result, (rows,)."""
     chunks = features.data.column("input_ids").chunks
     return np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks]).astype(np.int64)
 
 
 def _key(texts: Dataset, tokenizer: Any, max_length: int) -> str | None:
-    """A digest of all that the result depends on; None if that is not known."""
+    """Return a digest of all that the result depends on; None if that is not known."""
     state = _content(tokenizer)
     if state is None:
         return None
@@ -91,7 +91,7 @@ def _key(texts: Dataset, tokenizer: Any, max_length: int) -> str | None:
 
 
 def _content(tokenizer: Any) -> list[Any] | None:
-    """What a tokenizer's results depend on; None for one with code of its own.
+    """Return what a tokenizer's results depend on; None for one with code of its own.
 
     Its state of truncation and padding is no part of it: every call sets that.
     """
@@ -113,7 +113,7 @@ def _content(tokenizer: Any) -> list[Any] | None:
 
 
 def _folder() -> Path | None:
-    """Where files are kept; None where nothing can be."""
+    """Return the directory where files are kept; None where nothing can be kept."""
     folder = Path(datasets.config.HF_DATASETS_CACHE) / _FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,13 +123,13 @@ def _folder() -> Path | None:
 
 
 def _read(file: Path) -> Dataset | None:
-    """The rows in a file; None if it is not there, or not as it was written."""
+    """Return the rows in a file; None if it is not there, or not as it was written."""
     try:
         with file.open("rb") as stream, mmap.mmap(
             stream.fileno(), 0, access=mmap.ACCESS_READ
         ) as content:  # fmt: skip
             sound = content[-_DIGEST:] == _digest(content, len(content) - _DIGEST, file.stem)
-    except (OSError, ValueError):  # an empty file can not be mapped
+    except (OSError, ValueError):  # an empty file cannot be mapped
         return None
     return Dataset.from_file(str(file)) if sound else None
 
@@ -144,7 +144,7 @@ def _seal(file: Path, key: str) -> None:
 
 
 def _digest(content: mmap.mmap, length: int, key: str) -> bytes:
-    """Of the first bytes of a file, and of what it is said to hold."""
+    """Return a digest of the first bytes of a file, and of what it is said to hold."""
     digest = hashlib.sha256(key.encode())
     with memoryview(content) as view, view[: max(length, 0)] as part:
         digest.update(part)

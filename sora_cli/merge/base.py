@@ -65,11 +65,10 @@ class BaseFolder:
 
 
 def open_base(source: str, revision: str | None) -> BaseFolder:
-    """Find the files of a resolved model reference; a Hub id's are fetched where they are not here,
-    a GGUF file is written out as a checkpoint first.
+    """Find the files of a resolved model reference.
 
     Raises:
-        SoraError: no such model, or one whose weights can not be added to.
+        SoraError: no such model, or one whose weights cannot be added to.
     """
     unpacked = unpack(source) if source.lower().endswith(".gguf") else None
     folder = _folder(source, revision) if unpacked is None else unpacked.folder
@@ -133,7 +132,7 @@ def _index(folder: Path, weights: tuple[Path, ...]) -> dict[str, Any] | None:
 
 
 def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """What is copied and what is not, relative to the directory."""
+    """Return what is copied and what is not, relative to the directory."""
     written = {MODEL_CONFIG, MODEL_CARD, WEIGHTS_INDEX, *(file.name for file in weights)}
     others: list[Path] = []
     left: list[str] = []
@@ -153,7 +152,7 @@ def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], 
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below; none where they are too large to be part of a model."""
+    """Return all files below; none where they are too large to be part of a model."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     total = sum(file.stat().st_size for file in files)
     return files if total <= _LARGEST_DIRECTORY else []
@@ -165,7 +164,7 @@ def _is_weights(file: Path) -> bool:
 
 
 def _is_another_model(folder: Path) -> bool:
-    """The weights again, a checkpoint of training, or a model or adapter of its own."""
+    """Return whether this is the weights again, a checkpoint of training, or another model."""
     if folder.name.lower() in _COPIES or folder.name.startswith("checkpoint-"):
         return True
     if (folder / ADAPTER_CONFIG).exists() or (folder / "adapter" / ADAPTER_CONFIG).exists():

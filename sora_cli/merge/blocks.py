@@ -37,12 +37,12 @@ class Blocks:
 
     @staticmethod
     def memory(items: list[Item], threads: int) -> int:
-        """Bytes that the buffers take."""
+        """Return the bytes that the buffers take."""
         return threads * sum(_sizes(items))
 
     @staticmethod
     def ranges(item: Item) -> list[Range]:
-        """Rows (of what is added to) or numbers (of what is replaced) of each block, in order."""
+        """Return each block's rows (of what is added to) or numbers (of what is replaced)."""
         if item.update is None:
             count = torch.Size(item.shape).numel()
             blocks = -(-count // _BLOCK)
@@ -108,7 +108,7 @@ class Blocks:
         return raw
 
     def _product(self, update: Update, rows: Range, *, transposed: bool) -> Tensor:
-        """Rows of `(B A) * scaling`, or of its transpose."""
+        """Return rows of `(B A) * scaling`, or of its transpose."""
         a, b = update.A, update.B
         if transposed:
             a = a[:, slice(*rows)]
@@ -122,7 +122,7 @@ class Blocks:
 
     @property
     def _buffers(self) -> _Buffers:
-        """This thread's."""
+        """Return this thread's buffers."""
         buffers: _Buffers | None = getattr(self._own, "buffers", None)
         if buffers is None:
             buffers = self._own.buffers = _Buffers(*self._sizes)
@@ -138,7 +138,7 @@ class _Buffers:
         self._views: dict[tuple[str, torch.dtype, Shape], tuple[memoryview, Tensor]] = {}
 
     def view(self, name: str, dtype: torch.dtype, shape: Shape) -> tuple[memoryview, Tensor]:
-        """The start of a buffer as bytes and as numbers; made once, as blocks are many."""
+        """Return the start of a buffer as bytes and as numbers; made once, as blocks are many."""
         key = (name, dtype, shape)
         if key not in self._views:
             used = self._memory[name][: torch.Size(shape).numel() * dtype.itemsize]
@@ -147,20 +147,20 @@ class _Buffers:
 
 
 def _sizes(items: list[Item]) -> tuple[int, int, int]:
-    """Bytes of the three buffers."""
+    """Return the bytes of the three buffers."""
     numbers = max((_numbers(item) for item in items), default=0)
     raw = max((_numbers(item) * _dtype(item).itemsize for item in items), default=0)
     return raw, 8 * numbers, 4 * numbers
 
 
 def _most_rows(item: Item) -> int:
-    """Of a weight, in a block."""
+    """Return the most rows of a weight that are in a block."""
     columns = item.shape[1]
     return max(_BLOCK // columns, min(_ROWS, _LARGEST_BLOCK // columns), 1)
 
 
 def _numbers(item: Item) -> int:
-    """In the largest block of a tensor."""
+    """Return how many numbers the largest block of a tensor has."""
     numbers = torch.Size(item.shape).numel()
     most = _BLOCK if item.update is None else _most_rows(item) * item.shape[1]
     return min(most, numbers)
@@ -172,7 +172,7 @@ def _read(source: int, raw: Any, offset: int, item: Item) -> None:
 
 
 def _check(work: Tensor, dtype: torch.dtype, item: Item) -> None:
-    """Whether all numbers are finite once they are cast: the extremes tell, and NaN is one."""
+    """Refuse numbers that are not finite once they are cast: the extremes tell, NaN included."""
     flat = work.reshape(-1)
     if work.dtype == torch.float32 and float(torch.dot(flat, flat)) < _SMALL:
         return

@@ -21,7 +21,7 @@ _SUBCONFIGS = ("text_config", "decoder")
 
 
 def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[str, Any]:
-    """The base's `config.json` with the adapter's labels.
+    """Return the base's `config.json` with the adapter's labels.
 
     Args:
         raw: as it stands there.
@@ -47,7 +47,7 @@ def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[
 
 
 def untied_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with `tie_word_embeddings` false, also where a part of it has one of its own."""
+    """Return it with `tie_word_embeddings` false, also in a part that has its own."""
     config = copy.deepcopy(dict(raw))
     config["tie_word_embeddings"] = False
     for name in _SUBCONFIGS:
@@ -57,7 +57,7 @@ def untied_config(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_card(outline: Adapter, plan: Plan, *, base: str, class_name: str, dtype: str) -> str:
-    """README.md: what was merged into what, and how to load it.
+    """Return README.md: what was merged into what, and how to load it.
 
     Args:
         base: the model that was merged into, as the user or the adapter calls it.
@@ -113,7 +113,7 @@ def _revision(outline: Adapter) -> str:
 
 
 def _step(entry: Mapping[str, Any]) -> str:
-    """One entry of the lineage: the command, then its values."""
+    """Return one entry of the lineage: the command, then its values."""
     values = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in entry.items()

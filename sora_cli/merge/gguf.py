@@ -67,7 +67,7 @@ def _write(source: str, target: Path) -> None:
 
 
 def _auto_class(config: Any) -> Any:
-    """With the head that writes words, where this kind of model has one."""
+    """Return the class with the head that writes words, where this kind of model has one."""
     import transformers
 
     for auto, kinds in (
@@ -80,7 +80,7 @@ def _auto_class(config: Any) -> Any:
 
 
 def _check_room(file: Path) -> None:
-    """Before anything is loaded; the numbers are counted in the file's header."""
+    """Refuse before anything is loaded; the numbers are counted in the file's header."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -102,5 +102,5 @@ def _check_room(file: Path) -> None:
 
 
 def _unreadable(file: Path, error: Exception) -> SoraError:
-    return SoraError(f"the GGUF file {file} can not be read: {first_line(error)}",
+    return SoraError(f"the GGUF file {file} cannot be read: {first_line(error)}",
                      hint="is it complete, and of a kind that transformers knows?")  # fmt: skip

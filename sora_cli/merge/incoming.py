@@ -53,7 +53,7 @@ class Incoming:
     factors: Callable[[str], LowRankFactors]
 
     def digest(self) -> str:
-        """SHA-256 of what merging adds: the factors without zero terms, in float32, and the head.
+        """Return the SHA-256 of what merging adds: nonzero factors in float32, and the head.
 
         Names, dtypes, shapes and bytes of all tensors count; nothing else of the adapter does.
         """
@@ -82,7 +82,7 @@ class Incoming:
 
 
 def incoming(adapter: Adapter | AdapterFile) -> Incoming:
-    """Both kinds of adapter, in the terms of merging.
+    """Return either kind of adapter in the terms of merging.
 
     Raises:
         SoraError: a parameter is stored in a dtype that torch has not.
@@ -117,7 +117,7 @@ def _from_file(file: AdapterFile) -> Incoming:
         entry = file.head_entry(name)
         dtype = torch_dtype(entry.dtype)
         if dtype is None or dtype.itemsize * torch.Size(entry.shape).numel() != entry.length:
-            raise SoraError(f"'{name}' is stored as {entry.dtype}, which can not be read",
+            raise SoraError(f"'{name}' is stored as {entry.dtype}, which cannot be read",
                             where=str(entry.file))  # fmt: skip
         head[name] = torch.empty(entry.shape, dtype=dtype, device="meta")
     outline = dataclasses.replace(lazy_adapter(file), layers=layers, head=head)
@@ -134,7 +134,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _chunks(content: Content) -> Iterator[Any]:
-    """The bytes of a tensor, little by little."""
+    """Yield the bytes of a tensor, little by little."""
     if isinstance(content, Tensor):
         flat = content.contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(flat), _CHUNK):
@@ -152,7 +152,7 @@ def _chunks(content: Content) -> Iterator[Any]:
 
 
 def same_content(first: Content, second: Content) -> bool:
-    """Whether two tensors are the same: dtype, shape and bytes."""
+    """Return whether two tensors are the same: dtype, shape and bytes."""
     if _kind(first) != _kind(second):
         return False
     return all(a == b for a, b in zip(_chunks(first), _chunks(second), strict=True))

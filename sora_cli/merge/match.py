@@ -37,12 +37,12 @@ class Match:
 
     @property
     def supplied(self) -> set[str]:
-        """Parameters that the checkpoint has numbers for."""
+        """Return the parameters that the checkpoint has numbers for."""
         return {name for arrival in self.arrivals.values() for name in arrival.names}
 
 
 def read_stored(weights: Iterable[Path]) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint by name, in the order of its files and their bytes.
+    """Read all tensors of a checkpoint by name, in the order of its files and their bytes.
 
     Raises:
         SoraError: a file is damaged, or a name is there twice.
@@ -85,7 +85,7 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
 
 
 def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
-    """What speaks against changing one of several weights that are the same parameter, if one is.
+    """Return the error for changing one of several weights that are one parameter, or None.
 
     Weights that the checkpoint holds apart, with different numbers, are not tied: transformers
     does not tie them either. Nor are weights that the adapter holds in full, with the same numbers.
@@ -109,7 +109,7 @@ def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
 
 
 def _partners(found: Match, target: str) -> list[str]:
-    """Names of the same parameter, but for those that have other numbers in the checkpoint."""
+    """Return names of the same parameter, without those with other numbers in the checkpoint."""
     own = found.places.get(target)
 
     def same(other: str | None) -> bool:

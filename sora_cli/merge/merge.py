@@ -89,7 +89,7 @@ class Merge:
         disk: bytes that will be written.
         free: bytes that are free there.
         memory: largest memory of this process while it writes, predicted, in bytes (on Linux its
-            RssAnon: file pages do not count); None where that can not be told.
+            RssAnon: file pages do not count); None where that cannot be told.
     """
 
     incoming: Incoming
@@ -113,7 +113,7 @@ class Merge:
         """Write the merged model, atomically.
 
         Raises:
-            SoraError: a result is not finite, or it can not be written or read back.
+            SoraError: a result is not finite, or it cannot be written or read back.
         """
         marker = (MODEL_CONFIG,)
         try:
@@ -127,7 +127,7 @@ class Merge:
                     folder, self.plan, self.incoming, index=self.base.index, progress=progress
                 )
         except OSError as error:
-            raise SoraError(f"{self.output} can not be written: {error}") from error
+            raise SoraError(f"{self.output} cannot be written: {error}") from error
         return self.merged
 
     def _card(self) -> str:
@@ -148,7 +148,7 @@ def merge_adapter(
     force: bool = False,
     untie: bool = False,
 ) -> Merged:
-    """Prepare and write in one go; for arguments and errors see `prepare_merge`, `Merge.write`."""
+    """Prepare and write in one go; see `prepare_merge` and `Merge.write`."""
     return prepare_merge(adapter, output, base=base, force=force, untie=untie).write()
 
 
@@ -216,14 +216,14 @@ def _merged(
 
 
 def adapter_digest(adapter: Adapter | AdapterFile) -> str:
-    """SHA-256 of what merging adds: the factors without zero terms, in float32, and the head."""
+    """Return the SHA-256 of what merging adds: nonzero factors in float32, and the head."""
     return incoming(adapter).digest()
 
 
 def _base_of(
     new: Incoming, output: Path, base: str | None, *, force: bool
 ) -> tuple[BaseFolder, list[dict[str, Any]], bool]:
-    """The base, all adapters that will be in it, and whether it is known to be the right one."""
+    """Return the base, all adapters that will be in it, and whether it is known to be right."""
     source = resolve_model_path(base or new.outline.base.name())
     _check_apart(output, source)
     folder = open_base(source, new.outline.base.revision if base is None else None)
@@ -238,7 +238,7 @@ def _check_apart(output: Path, source: str) -> None:
 
 
 def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> bool:
-    """Whether the base is known to be the right one; an error if it is known not to be."""
+    """Return whether the base is known to be right; raise if it is known not to be."""
     if adapter.base.fingerprint is None:
         return False
     if fingerprint(folder.origin) == adapter.base.fingerprint:
@@ -253,13 +253,13 @@ def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> 
 
 
 def _folded(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was merged into a model before, by its configuration."""
+    """Return what was merged into a model before, by its configuration."""
     entries = raw.get(MERGED_KEY)
     return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
 def _check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
-    """Refuse the last of these adapters where the model holds it already: dW would count twice."""
+    """Refuse the last of these adapters if the model holds it already: dW would count twice."""
     *before, new = folded
     if any(entry.get("adapter") == new["adapter"] for entry in before):
         raise SoraError(
@@ -272,7 +272,7 @@ def _check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
 def _match(
     new: Incoming, folder: BaseFolder, *, untie: bool
 ) -> tuple[Match, Match | None, dict[str, Any]]:
-    """The merged model's match and configuration; between them the match before untying, if any."""
+    """Return the match after and, if weights were untied, before that; and the configuration."""
     import transformers
 
     with loading(folder.source, local_copy=LOCAL_COPY):
@@ -297,7 +297,7 @@ def _match(
     apart = matched(raw)
     if known.is_encoder_decoder or tied_part(apart, new.head) is not None:
         raise SoraError(  # T5's tie_word_embeddings, for one, also scales the decoder's output
-            f"{problem.what.partition(':')[0]}, and a {known.model_type} can not be untied by its "
+            f"{problem.what.partition(':')[0]}, and a {known.model_type} cannot be untied by its "
             "configuration alone",
             hint="use the adapter unmerged",
         )
@@ -305,7 +305,7 @@ def _match(
 
 
 def _dtype(plan: Plan) -> str:
-    """What the changed weights are stored as."""
+    """Return what the changed weights are stored as."""
     names = sorted({item.dtype for item in plan.items if not item.copied})
     return ", ".join(str(torch_dtype(name)).removeprefix("torch.") for name in names)
 
@@ -318,7 +318,7 @@ def _free_disk(output: Path) -> int:
 
 
 def _memory(new: Incoming, plan: Plan) -> int | None:
-    """This process now, the buffers, and the largest pair of factors (read, and in float32)."""
+    """Return the memory of this process now, the buffers, and the largest pair of factors."""
     now = process_memory("RssAnon")
     if now is None:
         return None

@@ -72,29 +72,29 @@ class Runtime:
         return str(self.model.base_model_prefix or "")
 
     def shared(self, name: str) -> list[str]:
-        """Other names of the same parameter."""
+        """Return the other names of the same parameter."""
         parameter = self._parameters.get(name)
         names = [] if parameter is None else self._names[id(parameter)]
         return [other for other in names if other != name]
 
     def tied_to(self, name: str) -> str | None:
-        """Which weight transformers makes this one, where a checkpoint holds that one only."""
+        """Return the weight that transformers ties this one to, if a checkpoint holds only that."""
         ties: Mapping[str, str] = self.model.all_tied_weights_keys or {}
         return ties.get(name)
 
     def may_be_missing(self, name: str) -> bool:
-        """Whether the model does without, or a checkpoint never holds it."""
+        """Return whether the model does without, or a checkpoint never holds it."""
         if self.bare and name.startswith("pooler."):  # it does not enter the last hidden state
             return True
         return any(re.search(pattern, name) for pattern in optional_weights(self.model))
 
     def arrivals(self, names: Iterable[str]) -> dict[str, Arrival]:
-        """Where each tensor of a checkpoint with these names ends up."""
+        """Return where each tensor of a checkpoint with these names ends up."""
         rules = RenamingRules(self.model)
         return {name: self._arrival(name, rules) for name in rules.order(names)}
 
     def renamed(self, names: Iterable[str]) -> dict[str, str]:
-        """Today's names of parameters under older ones, such as an adapter's; prefixes stay."""
+        """Return today's names of parameters that had others; prefixes stay."""
         rules = RenamingRules(self.model)
         return {name: rules.rename(name)[0] for name in rules.order(names)}
 
@@ -112,12 +112,12 @@ class Runtime:
 
 
 def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
-    """The model that an adapter belongs to, without numbers.
+    """Build the model that an adapter belongs to, without numbers.
 
     The class is the task's; where that lacks a part of the adapter, the one the base names.
 
     Raises:
-        SoraError: transformers can not build it.
+        SoraError: transformers cannot build it.
     """
     import transformers
 
@@ -146,7 +146,7 @@ def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
 
 
 def layer_paths(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
-    """The adapter's module paths -> the model's; None where it has no such module."""
+    """Return {the adapter's module path: the model's; None where it has no such module}."""
     modules = {path for path, _ in runtime.model.named_modules()}
     absent = [f"{path}.weight" for path in outline.layers if path not in modules]
     renamed = runtime.renamed(absent)
@@ -158,7 +158,7 @@ def layer_paths(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
 
 
 def head_names(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
-    """The adapter's names of what it holds in full -> the model's; None where there is no such."""
+    """Return {the adapter's name of what is stored in full: the model's, or None}."""
     renamed = runtime.renamed(name for name in outline.head if name not in runtime.state)
     names = {name: renamed.get(name, name) for name in outline.head}
     return {name: today if today in runtime.state else None for name, today in names.items()}

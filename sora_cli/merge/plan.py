@@ -102,7 +102,7 @@ def plan_weights(
         force: leave out parameters that neither base nor adapter supplies.
 
     Raises:
-        SoraError: parameters without numbers, weights that can not be added to, or names that
+        SoraError: parameters without numbers, weights that cannot be added to, or names that
             transformers would not find again.
     """
     misshapen = _misshapen(found)
@@ -132,7 +132,7 @@ def plan_weights(
 def _files(
     found: Match, weights: list[Path], kept: list[Item], new: list[Item]
 ) -> Iterator[PlannedFile]:
-    """The base's files with what is kept of them; new tensors go into the last."""
+    """Return the base's files with what is kept of them; new tensors go into the last."""
     for file in weights:
         items = [item for item in kept if item.source and item.source.file == file]
         less = len(items) < sum(tensor.file == file for tensor in found.stored.values())
@@ -145,7 +145,7 @@ def _files(
 
 
 def _absent(found: Match, tied: Match | None) -> list[str]:
-    """Parameters that nothing supplies, but for those the model does without."""
+    """Return parameters that nothing supplies, except those the model does without."""
     runtime = found.runtime
     there = found.supplied | found.heads.keys()
     known = tied.runtime if tied else runtime
@@ -159,7 +159,7 @@ def _absent(found: Match, tied: Match | None) -> list[str]:
 
 
 def _misshapen(found: Match) -> list[str]:
-    """The checkpoint's tensors that do not fit and that the adapter does not replace."""
+    """Return the checkpoint's tensors that do not fit and that the adapter does not replace."""
     return [
         name
         for target, name in found.places.items()
@@ -169,7 +169,7 @@ def _misshapen(found: Match) -> list[str]:
 
 
 def _kept(tensor: StoredTensor, found: Match, outline: Adapter) -> Item:
-    """What becomes of one of the base's tensors; still under its old name."""
+    """Return what becomes of one of the base's tensors; still under its old name."""
     arrival = found.arrivals[tensor.name]
     target = arrival.names[0] if arrival.plain and arrival.known else ""
     if target in found.heads:
@@ -179,7 +179,7 @@ def _kept(tensor: StoredTensor, found: Match, outline: Adapter) -> Item:
 
 
 def _new(found: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]:
-    """Tensors that the base has not, or not under a name of their own."""
+    """Return tensors that the base has not, or not under a name of their own."""
     dtype = _usual_dtype(found)
     runtime, written = found.runtime, set(found.places)
     for target in runtime.state:
@@ -219,7 +219,7 @@ def _updated(item: Item, target: str, found: Match) -> Item:
 def _head(
     name: str, head: str, outline: Adapter, dtype: str, replaced: StoredTensor | None
 ) -> Item:
-    """A parameter from the adapter; numbers that are not whole take the base's dtype."""
+    """Return a parameter of the adapter; numbers that are not whole take the base's dtype."""
     tensor = outline.head[head]
     kind = tensor.dtype
     if kind.is_floating_point and dtype in FLOATS:
@@ -229,7 +229,7 @@ def _head(
 
 
 def _usual_dtype(found: Match) -> str:
-    """The floating-point dtype that most of the checkpoint's bytes have."""
+    """Return the floating-point dtype that most of the checkpoint's bytes have."""
     sizes: Counter[str] = Counter()
     for tensor in found.stored.values():
         if tensor.dtype in FLOATS:
@@ -238,7 +238,7 @@ def _usual_dtype(found: Match) -> str:
 
 
 def _output_names(found: Match, kept: list[Item], new: list[Item]) -> dict[str, str]:
-    """Name in the base -> name in the merged checkpoint, such that transformers finds all of it.
+    """Return {name in the base: name in the merged checkpoint}, where transformers finds all.
 
     The base's own names, if they do. A new head beside a backbone without its prefix is more than
     many programs understand: then the prefix is added. If nothing else does, the model's names.
@@ -257,7 +257,7 @@ def _output_names(found: Match, kept: list[Item], new: list[Item]) -> dict[str, 
 
 
 def _are_found(found: Match, names: Mapping[str, str], new: list[str]) -> bool:
-    """Whether each tensor would arrive where it does now, and the new ones at their names."""
+    """Return whether each tensor arrives where it does now, and new ones at their names."""
     final = [*names.values(), *new]
     if len(set(final)) < len(final):
         return False
@@ -275,6 +275,6 @@ def _are_found(found: Match, names: Mapping[str, str], new: list[str]) -> bool:
 
 
 def _width(item: Item) -> float:
-    """Bytes per number."""
+    """Return bytes per number."""
     dtype = torch_dtype(item.dtype)
     return dtype.itemsize if dtype else item.length / max(torch.Size(item.shape).numel(), 1)

@@ -48,7 +48,7 @@ def write_weights(
     index: dict[str, Any] | None,
     progress: Progress | None = None,
 ) -> None:
-    """Write all files of weights and their index, and read back their headers and samples of bytes.
+    """Write all files of weights and their index, and read back headers and samples of bytes.
 
     Args:
         index: the base's index; None for a single file.
@@ -70,17 +70,17 @@ def write_weights(
 
 
 def threads() -> int:
-    """How many work at once."""
+    """Return how many threads work at once."""
     return min(_THREADS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 2)
 
 
 def weights_bytes(plan: Plan) -> int:
-    """What `write_weights` will write, but for the index."""
+    """Return the bytes that `write_weights` will write, without the index."""
     return plan.bytes + sum(len(header_of(file)) for file in plan.files)
 
 
 def header_of(file: PlannedFile) -> bytes:
-    """The first bytes of a file to be; see `header_bytes`."""
+    """Return the first bytes of a file to be; see `header_bytes`."""
     entries = ((item.name, item.dtype, item.shape, item.length) for item in file.items)
     return header_bytes(entries, file.metadata)
 
@@ -97,7 +97,7 @@ class _Job:
         self._written = self._flushed = 0
 
     def run(self, blocks: Blocks, incoming: Incoming) -> dict[str, list[bytes]]:
-        """Write the file; the first and last bytes of each tensor that was made anew."""
+        """Write the file; return the first and last bytes of each tensor that was made anew."""
         header = header_of(self._file)
         with ExitStack() as stack:
             sources = _Sources(stack)
@@ -121,7 +121,7 @@ class _Job:
     def _make(
         self, item: Item, at: int, blocks: Blocks, incoming: Incoming, sources: _Sources
     ) -> None:
-        """Have a tensor made and written, block by block."""
+        """Make and write a tensor, block by block."""
         make: Callable[[Range], memoryview]
         if item.head is not None:
             content = incoming.head(item.head)
@@ -162,7 +162,7 @@ class _Job:
             self._submit(_copy_range, source, self._out, start + done, at + done, step)
 
     def _submit(self, work: Callable[..., int], *arguments: Any) -> None:
-        """Hand a piece of work on; wait where many are waiting, for they hold factors."""
+        """Hand on a piece of work; wait where many are waiting, for they hold factors."""
         while len(self._pending) >= _WAITING:
             self._finish_one()
         self._pending.append(self._threads.submit(work, *arguments))
@@ -177,7 +177,7 @@ class _Job:
                 self._progress(step)
 
     def _abandon(self) -> None:
-        """Before the files are closed: what has not begun will not, what has begun ends."""
+        """Cancel what has not begun and wait for the rest, before the files are closed."""
         for future in self._pending:
             future.cancel()
         wait(self._pending)
@@ -191,14 +191,14 @@ class _Sources:
         self._open: dict[Path, int] = {}
 
     def descriptor(self, file: Path) -> int:
-        """Of a file, open for reading."""
+        """Return the descriptor of a file, open for reading."""
         if file not in self._open:
             self._open[file] = self._stack.enter_context(file.open("rb", buffering=0)).fileno()
         return self._open[file]
 
 
 def _runs(items: tuple[Item, ...]) -> Iterator[list[Item]]:
-    """Tensors that are copied and follow each other in the base, too, together; others alone."""
+    """Group tensors that are copied and follow each other in the base, too; others stay alone."""
     run: list[Item] = []
     for item in items:
         if run and not (item.copied and run[-1].copied and _follows(item.source, run[-1].source)):
@@ -249,7 +249,7 @@ def _copy_some(source: int, out: int, start: int, offset: int, length: int) -> i
 
 
 def _begin_flush(out: int, offset: int, length: int) -> None:
-    """Have the disk begin with what was written, so that the flush at the end is short."""
+    """Let the disk begin with what was written, so that the flush at the end is short."""
     if sys.platform == "linux":
         os.posix_fadvise(out, offset, length, os.POSIX_FADV_DONTNEED)
 
@@ -273,7 +273,7 @@ def _check_written(path: Path, file: PlannedFile, made: dict[str, list[bytes]]) 
 
 
 def _ends(stream: BinaryIO, tensor: StoredTensor) -> tuple[bytes, bytes]:
-    """The first and the last bytes of a tensor."""
+    """Return the first and the last bytes of a tensor."""
     length = min(_SAMPLE, tensor.length)
     stream.seek(tensor.start)
     first = stream.read(length)

@@ -102,7 +102,7 @@ def load_base(
 def head_modules(
     model: nn.Module, missing: Iterable[str], *, new_head: bool = True
 ) -> tuple[str, ...]:
-    """Module paths that are trained in full, in the model's order.
+    """Return the module paths that are trained in full, in the model's order.
 
     The head is what lies outside the backbone, and the backbone's pooler, which only a head reads;
     to it come the modules whose parameters the checkpoint did not supply.
@@ -123,7 +123,7 @@ def head_modules(
 
 
 def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict[str, Any]:
-    """Loading options of a model that is quantised, all but its head and its output embeddings."""
+    """Return the options that quantise all of a model but its head and its output embeddings."""
     import transformers
 
     if block.quantise is None:
@@ -142,7 +142,7 @@ def _dtype(name: str) -> Any:
 
 
 def _dropouts(config: Any, value: float | None) -> dict[str, float]:
-    """Every dropout probability of a configuration, set to one value."""
+    """Set every dropout probability of a configuration to one value."""
     if value is None:
         return {}
     numbers = {k: v for k, v in config.to_dict().items() if isinstance(v, float | int)}
@@ -150,7 +150,7 @@ def _dropouts(config: Any, value: float | None) -> dict[str, float]:
 
 
 def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    """A head for other classes, usually."""
+    """Refuse tensors of another shape; usually a head for other classes."""
     for key, stored, wanted in sorted(mismatched, key=str):
         raise SoraError(
             f"model '{reference}' does not fit the task's classes: its '{key}' is "

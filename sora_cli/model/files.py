@@ -27,7 +27,7 @@ DELTA_FILE = "delta.safetensors"
 
 
 def check_source(reference: str, resolved: str) -> None:
-    """Look at a resolved model reference; a Hub id's files are not asked for.
+    """Check a resolved model reference; a Hub id's files are not asked for.
 
     Raises:
         SoraError: a file that is no model, or a directory without one, or with pickles only.
@@ -61,7 +61,7 @@ def _check_directory(reference: str, folder: Path) -> None:
 
 
 def holds_pickles_only(folder: Path) -> bool:
-    """Whether this is a directory whose weights would have to be unpickled."""
+    """Return whether this is a directory whose weights would have to be unpickled."""
     pickles = any(next(folder.glob(pattern), None) for pattern in PICKLES)
     return pickles and next(folder.glob(SAFE_WEIGHTS), None) is None
 
@@ -81,7 +81,7 @@ def pickled(reference: str, *, then: str = "name that directory") -> SoraError:
 
 
 def foreign_code(reference: str) -> SoraError:
-    """The model needs Python files that come with it."""
+    """Return the error for a model that needs Python files that come with it."""
     return SoraError(
         f"model '{reference}' comes with code of its own, which is not run",
         hint="if you have read it and trust it: model.trust_remote_code=true",

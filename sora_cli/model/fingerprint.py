@@ -37,7 +37,7 @@ class StoredTensor:
 
 
 def fingerprint(checkpoint: Path) -> str | None:
-    """What identifies a checkpoint directory's (or file's) weights; None if it holds none.
+    """Return what identifies the weights of a checkpoint (directory or file); None if it has none.
 
     Raises:
         SoraError: a safetensors file is truncated or corrupt.
@@ -50,7 +50,7 @@ def fingerprint(checkpoint: Path) -> str | None:
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """The safetensors files that make up a checkpoint, in the order transformers looks for them."""
+    """Return a checkpoint's safetensors files, in the order transformers looks for them."""
     if checkpoint.is_file():
         return [checkpoint] if checkpoint.suffix == ".safetensors" else []
     if (checkpoint / MODEL_WEIGHTS).is_file():
@@ -61,12 +61,12 @@ def weight_files(checkpoint: Path) -> list[Path]:
 
 
 def stored_tensors(checkpoint: Path) -> list[StoredTensor]:
-    """All tensors of a checkpoint's safetensors files, as `read_header` gives them."""
+    """Return all tensors of a checkpoint's safetensors files, as `read_header` gives them."""
     return [tensor for file in weight_files(checkpoint) for tensor in read_header(file)]
 
 
 def read_header(file: Path) -> Iterator[StoredTensor]:
-    """The tensors of a safetensors file, from its header alone.
+    """Yield the tensors of a safetensors file, from its header alone.
 
     Raises:
         SoraError: the file is truncated or corrupt.
@@ -88,7 +88,7 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a safetensors file says beside its tensors, such as {"format": "pt"}.
+    """Return what a safetensors file says beside its tensors, such as {"format": "pt"}.
 
     Raises:
         SoraError: the file is truncated or corrupt.
@@ -100,7 +100,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def _parse(file: Path) -> tuple[int, dict[str, Any]]:
-    """The length of a header in bytes, and the header."""
+    """Return the length of a header in bytes, and the header."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -158,7 +158,7 @@ def _files_digest(files: list[Path]) -> str:
 def _update_sampled(
     digest: Any, stream: BinaryIO, start: int, length: int, windows: int = _WINDOWS
 ) -> None:
-    """Evenly spaced windows of the bytes, the first and the last among them."""
+    """Add evenly spaced windows of the bytes, the first and the last among them."""
     last = max(length - _WINDOW, 0)
     for i in range(windows):
         stream.seek(start + last * i // (windows - 1))

@@ -21,7 +21,7 @@ _OPTIONS = {"use_reentrant": False}
 
 
 def checkpointing_arguments() -> dict[str, Any]:
-    """What `TrainingArguments` is given for it."""
+    """Return the arguments of `TrainingArguments` that switch it on."""
     from transformers import TrainingArguments
 
     name = "activation_checkpointing"  # the newer of its two names in transformers 5
@@ -31,17 +31,17 @@ def checkpointing_arguments() -> dict[str, Any]:
 
 
 def check_checkpointing(model: nn.Module) -> None:
-    """Raise `SoraError` where a model's code can not do it."""
+    """Raise `SoraError` where a model's code cannot do it."""
     with checkpointed(model):
         pass
 
 
 @contextlib.contextmanager
 def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
-    """A transformers model with checkpointing as the trainer switches it on, then without.
+    """Give a transformers model with checkpointing switched on, as the trainer does, then off.
 
     Raises:
-        SoraError: the model's code can not do it.
+        SoraError: the model's code cannot do it.
     """
     if not on:
         yield
@@ -54,7 +54,7 @@ def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(_OPTIONS))
     except ValueError as error:
         raise SoraError(
-            f"{type(model).__name__} can not do gradient checkpointing: {first_line(error)}",
+            f"{type(model).__name__} cannot do gradient checkpointing: {first_line(error)}",
             hint="training.gradient_checkpointing=false; less memory also takes "
             "training.gradient_accumulation, or fewer tokens: data.max_length",
             key="training.gradient_checkpointing",

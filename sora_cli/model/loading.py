@@ -23,7 +23,7 @@ def loading(
     Args:
         reference: the model as the user named it.
         resolved: the path or Hub id behind it, where that is another.
-        purpose: ends "model 'x' can not be loaded", such as " for causal-lm".
+        purpose: ends "model 'x' cannot be loaded", such as " for causal-lm".
         local_copy: the hint on how to name a copy on this disk; None: in a recipe.
 
     Raises:
@@ -43,7 +43,7 @@ def loading(
         if local_copy is None and "trust_remote_code" in str(error):
             raise foreign_code(reference) from error
         raise SoraError(
-            f"model '{reference}' can not be loaded{purpose}: {first_line(error)}",
+            f"model '{reference}' cannot be loaded{purpose}: {first_line(error)}",
             hint="is it complete, and a model for this task? save_pretrained() writes such a "
             "directory",
             key="model.path",

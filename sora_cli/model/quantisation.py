@@ -32,7 +32,7 @@ _LAYERS = ("Linear4bit", "Linear8bitLt")
 
 
 def check_quantise(block: ModelBlock) -> None:
-    """Tell what can not be, before anything heavy loads.
+    """Check what can be known before anything heavy loads.
 
     Raises:
         SoraError: quantisation of a GGUF file or under FSDP, or without the package for it.
@@ -63,7 +63,7 @@ def check_quantise(block: ModelBlock) -> None:
 def quantised_options(
     block: ModelBlock, *, precision: str, config: Any, plain: Sequence[str]
 ) -> dict[str, Any]:
-    """What `from_pretrained` is given; nothing for a model that is not to be packed.
+    """Return the options of `from_pretrained`; none for a model that is not to be packed.
 
     Args:
         precision: of the run, as in `training.precision`: packed weights are multiplied in it.
@@ -91,7 +91,7 @@ def quantised_options(
 
 
 def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
-    """Make a model that was just packed ready for adapters, in place; nothing for a plain one.
+    """Make a model that was just packed ready for adapters, in place; leave a plain one alone.
 
     Args:
         head: paths of the modules that are trained in full.
@@ -105,7 +105,7 @@ def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
         inside = model.get_submodule(path)
         if any(_is_packed(module) for module in inside.modules()):
             raise SoraError(
-                f"model '{reference}' does not supply '{path}', which can not be drawn quantised",
+                f"model '{reference}' does not supply '{path}', which cannot be drawn quantised",
                 hint=f"is the checkpoint complete? else {_PLAIN}",
                 key=KEY,
             )
@@ -131,7 +131,7 @@ def check_selected(model: nn.Module, method: Baseline) -> None:
 
 
 def quantised_as(model: Any) -> str | None:
-    """ "4bit" or "8bit" where a model in memory was packed by bitsandbytes, else None."""
+    """Return "4bit" or "8bit" where bitsandbytes packed a model in memory, else None."""
     for bits in ("4bit", "8bit"):
         if getattr(model, f"is_loaded_in_{bits}", False):
             return bits
@@ -139,7 +139,7 @@ def quantised_as(model: Any) -> str | None:
 
 
 def numbers(parameter: Any) -> int:
-    """How many numbers a parameter stands for: a packed one for more than it has elements."""
+    """Return how many numbers a parameter stands for; a packed one has fewer elements."""
     state = getattr(parameter, "quant_state", None)
     return int(parameter.numel() if state is None else math.prod(state.shape))
 

@@ -16,7 +16,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def resolve_model_path(path: str) -> str:
-    """The local path behind a reference, absolute; a Hub id is returned as it is.
+    """Return the local path behind a reference, absolute; a Hub id is returned as it is.
 
     A built-in model (`builtin://NAME`) is made the first time, which takes some seconds.
 
@@ -41,7 +41,7 @@ def resolve_model_path(path: str) -> str:
 
 
 def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
-    """Where a resolved reference lies on this disk: itself, or the Hub id's cache; None if nowhere.
+    """Return where a resolved reference lies on this disk, the Hub's cache included, or None.
 
     Never asks the network.
     """
@@ -59,7 +59,7 @@ def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
 
 
 def commit_of(resolved: str, revision: str | None = None) -> str | None:
-    """The Hub's commit that a resolved reference was loaded from; None for what lies on this disk.
+    """Return the Hub's commit behind a resolved reference; None for what lies on this disk.
 
     Told by the name of its place in the cache, since transformers says it in some versions only.
 
@@ -73,7 +73,7 @@ def commit_of(resolved: str, revision: str | None = None) -> str | None:
 
 
 def _must_be_local(path: str) -> bool:
-    """Hub ids are NAME or OWNER/NAME; anything else can only be a path."""
+    """Return whether this cannot be a Hub id, which is NAME or OWNER/NAME."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or path == ""
 
 

@@ -42,12 +42,12 @@ _ORDER = [
 
 
 def torch_dtype(stored: str) -> torch.dtype | None:
-    """Torch's dtype for a safetensors one such as "BF16"; None where torch has none."""
+    """Return torch's dtype for a safetensors one such as "BF16"; None where torch has none."""
     return _DTYPES.get(stored)
 
 
 def stored_dtype(dtype: torch.dtype) -> str:
-    """What safetensors calls a dtype of torch's."""
+    """Return the safetensors name of a torch dtype."""
     return _NAMES[dtype]
 
 
@@ -71,22 +71,22 @@ class TensorFile:
         return list(self._entries)
 
     def entry(self, key: str) -> StoredTensor:
-        """What the header says of a tensor."""
+        """Return what the header says of a tensor."""
         return self._entries[key]
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
+        """Return the shape of a tensor."""
         return self._entries[key].shape
 
     def dtype(self, key: str) -> torch.dtype:
-        """The dtype of a tensor.
+        """Return the dtype of a tensor.
 
         Raises:
             SoraError: one that torch has no name for.
         """
         name = self._entries[key].dtype
         if name not in _DTYPES:
-            raise SoraError(f"'{key}' is stored as {name}, which can not be read",
+            raise SoraError(f"'{key}' is stored as {name}, which cannot be read",
                             where=str(self.file))  # fmt: skip
         return _DTYPES[name]
 
@@ -121,7 +121,7 @@ def open_tensors(file: Path) -> Iterator[TensorFile]:
     except SafetensorError as error:
         raise SoraError(f"{file} is truncated or corrupt: {error}") from error
     except OSError as error:
-        raise SoraError(f"{file} can not be read: {error}") from error
+        raise SoraError(f"{file} cannot be read: {error}") from error
     with stream:
         yield TensorFile(file, entries, stream)
 
@@ -163,7 +163,7 @@ def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
 def header_bytes(
     entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] | None
 ) -> bytes:
-    """The first bytes of a safetensors file: the length of the header, and the header.
+    """Return the first bytes of a safetensors file: the length of the header, and the header.
 
     Args:
         entries: name, safetensors' dtype, shape and bytes of each tensor, in the file's order.
@@ -183,7 +183,7 @@ def _rank(dtype: torch.dtype) -> int:
 
 
 def _content(name: str, new: NewTensor) -> Any:
-    """The bytes, without a copy."""
+    """Return a tensor's bytes, without a copy."""
     tensor = new.make().detach().cpu().contiguous()
     if tensor.dtype != new.dtype or tuple(tensor.shape) != new.shape:
         raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}, not as announced")

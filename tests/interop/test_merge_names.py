@@ -251,7 +251,7 @@ def test_an_encoder_decoder_is_not_untied(tmp_path: Path) -> None:
     model = tiny_t5()
     model.save_pretrained(tmp_path / "base")
     _adapter(model, tmp_path / "adapter", target_modules=["lm_head"], task_type="SEQ_2_SEQ_LM")
-    _refused(tmp_path, "t5 can not be untied", untie=True)
+    _refused(tmp_path, "t5 cannot be untied", untie=True)
 
 
 def test_another_encoder_decoder_is_not_untied_either(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_another_encoder_decoder_is_not_untied_either(tmp_path: Path) -> None:
     model = transformers.BartForConditionalGeneration(config)
     model.save_pretrained(tmp_path / "base")
     _adapter(model, tmp_path / "adapter", target_modules=["lm_head"], task_type="SEQ_2_SEQ_LM")
-    _refused(tmp_path, "bart can not be untied", untie=True)
+    _refused(tmp_path, "bart cannot be untied", untie=True)
 
 
 def test_a_model_without_a_head_needs_no_pooler(tmp_path: Path) -> None:

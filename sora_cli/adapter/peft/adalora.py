@@ -22,7 +22,7 @@ _E = ".lora_E"
 
 
 def plain_terms(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The configuration with `r` for `init_r`, and each module's rank under its path.
+    """Return the configuration with `r` for `init_r`, and each module's rank under its path.
 
     What PEFT's AdaLoRA does not look at is left out: rsLoRA and `alpha_pattern`.
 
@@ -55,17 +55,17 @@ def plain_terms(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def scaling(alpha: float, initial_rank: float) -> float:
-    """What PEFT multiplies `B diag(E) A` with."""
+    """Return the factor that PEFT multiplies `B diag(E) A` with."""
     return alpha / (initial_rank + EPSILON)
 
 
 def fold(b: Tensor, e: Tensor) -> Tensor:
-    """B diag(E): (out, r) and (r, 1) -> (out, r), float32."""
+    """Return B diag(E): (out, r) and (r, 1) -> (out, r), float32."""
     return b.float() * e.float().reshape(1, -1)
 
 
 def _path(name: str) -> str | None:
-    """The module of "<module>.lora_E", or "<module>.lora_E.<adapter>" as some versions have it."""
+    """Return the module of "<module>.lora_E", in some versions "<module>.lora_E.<adapter>"."""
     if name.endswith(_E):
         return name.removesuffix(_E)
     before, found, _ = name.rpartition(f"{_E}.")

@@ -87,11 +87,11 @@ class PeftConfig(Targets):
 
     @property
     def is_adalora(self) -> bool:
-        """It is one of PEFT's AdaLoRA directories."""
+        """Whether it is one of PEFT's AdaLoRA directories."""
         return self.peft_type == adalora.ADALORA
 
     def prepare(self, paths: Sequence[str], where: str) -> tuple[str, ...]:
-        """Find the rank and alpha of each of these modules; what is odd about the patterns.
+        """Find the rank and alpha of each of these modules; return what is odd about the patterns.
 
         Raises:
             SoraError: a pattern that is no regular expression, or takes too long.
@@ -107,7 +107,7 @@ class PeftConfig(Targets):
         return tuple(notes)
 
     def head_notes(self, modules: Sequence[str]) -> tuple[str, ...]:
-        """What is odd about `modules_to_save`, given the modules that the file stores in full."""
+        """Say what is odd about `modules_to_save`, given the modules that are stored in full."""
         added = _HEADS_PEFT_ADDS.get(self.task_type or "", ())
         entries = (entry for entry in self.modules_to_save or () if entry not in added)
         absent = [f"'{_shown(e)}'" for e in entries if not any(m.endswith(e) for m in modules)]
@@ -119,20 +119,20 @@ class PeftConfig(Targets):
         )
 
     def rank(self, path: str) -> int:
-        """The rank PEFT gives a module: the first pattern that matches, else `r`."""
+        """Return the rank PEFT gives a module: by the first pattern that matches, else `r`."""
         if path not in self._ranks:
             self.prepare([path], "rank_pattern, alpha_pattern")
         return self._ranks[path]
 
     def scaling(self, path: str) -> float:
-        """What PEFT multiplies `B A` of a module with."""
+        """Return the factor that PEFT multiplies `B A` of a module with."""
         rank, alpha = self.rank(path), self._alphas[path]
         if self.is_adalora:
             return adalora.scaling(alpha, self.r)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def head_module(self, name: str) -> str | None:
-        """The module saved in full that a parameter belongs to, or None.
+        """Return the module saved in full that a parameter belongs to, or None.
 
         PEFT saves every module whose path ends with an entry (dot or not), and adds its own.
         """
@@ -146,7 +146,7 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
     """Check and type a configuration.
 
     Raises:
-        SoraError: not a plain LoRA, or values that can not be.
+        SoraError: not a plain LoRA, or values that cannot be.
     """
     if not isinstance(raw, dict) or not isinstance(raw.get("peft_type"), str):
         raise SoraError("this is no PEFT adapter configuration: it has no peft_type", where=where)
@@ -168,7 +168,7 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
 def _chosen(
     name: str, pattern: Mapping[str, Any], hits: Mapping[str, list[str]], notes: list[str]
 ) -> dict[str, Any]:
-    """Module path -> value of the first key that matches it; oddities are added to `notes`."""
+    """Return {module path: value of the first key that matches it}; add oddities to `notes`."""
     chosen: dict[str, tuple[str, Any]] = {}
     clashes: dict[str, tuple[str, str]] = {}
     for key, value in pattern.items():
@@ -189,7 +189,7 @@ def _chosen(
 
 
 def _shown(text: str, limit: int = 80) -> str:
-    """Text from a file somebody else wrote, fit for a message: short, and printable."""
+    """Cut text that somebody else wrote, and make it printable, for a message."""
     return repr(text if len(text) <= limit else f"{text[:limit]}...")[1:-1]
 
 

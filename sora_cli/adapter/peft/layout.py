@@ -99,10 +99,10 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
 
 
 def check_name(name: str, where: str) -> None:
-    """Raise `SoraError` unless a parameter, or a module, of some model could be called so."""
+    """Raise `SoraError` unless this could be the name of a model's parameter or module."""
     good = name.isprintable() and not set(name) & set("/\\") and len(name) <= _LONGEST_NAME
     if not good or not all(part.strip() for part in name.split(".")):
-        raise SoraError(f"{name[:200]!r} can not be the name of anything in a model", where=where)
+        raise SoraError(f"{name[:200]!r} cannot be the name of anything in a model", where=where)
 
 
 def check_tensor(key: str, tensor: Tensor, where: str) -> None:
@@ -114,7 +114,7 @@ def check_tensor(key: str, tensor: Tensor, where: str) -> None:
 
 
 def pair_keys(path: str) -> tuple[str, str]:
-    """The keys of a module's A and B, as we write them."""
+    """Return the keys of a module's A and B, as we write them."""
     return f"{PREFIX}{path}.lora_A.weight", f"{PREFIX}{path}.lora_B.weight"
 
 
@@ -128,7 +128,7 @@ def written_config(
     head_modules: Iterable[str],
     fan_in_fan_out: bool,
 ) -> dict[str, Any]:
-    """The configuration of what we write: the scaling is in B, so alpha = r for each module.
+    """Return the configuration of what we write: the scaling is in B, so alpha = r everywhere.
 
     Args:
         ranks: module path -> rank, at least 1 each.

@@ -1,7 +1,7 @@
 """Regular expressions of an adapter's configuration, with a bound on the time they may take.
 
 They come from a file that anybody may have written, and some take forever to match. Plain names and
-anchored full paths, which is what nearly all are, can not; all others are matched in a process of
+anchored full paths, which is what nearly all are, cannot; all others are matched in a process of
 their own, which is stopped if it takes too long.
 
 The package `regex` has a timeout, but is another engine than the `re` that PEFT uses. It answers
@@ -80,14 +80,14 @@ class Expression:
 
 
 def anchored(path: str) -> str:
-    """The pattern that matches this module path and no other."""
+    """Return the pattern that matches this module path and no other."""
     return f"^{re.escape(path)}"
 
 
 def match_patterns(
     patterns: Iterable[str], paths: Sequence[str], *, where: str
 ) -> dict[str, list[str]]:
-    """Which module paths each key of `rank_pattern` or `alpha_pattern` matches, by PEFT's rule.
+    """Return the module paths that each key of a pattern table matches, by PEFT's rule.
 
     That is `get_pattern_key` in peft.utils.other.
 
@@ -108,7 +108,7 @@ def match_patterns(
 def match_expressions(
     expressions: Sequence[Expression], paths: Sequence[str], *, where: str
 ) -> list[list[str]]:
-    """The module paths that each expression matches.
+    """Return the module paths that each expression matches.
 
     Raises:
         SoraError: no regular expression, or one that takes too long.
@@ -131,7 +131,7 @@ def _match(expression: Expression, paths: Sequence[str], where: str) -> list[str
 
 
 def _is_anchored(key: str) -> bool:
-    """A full path as `anchored` writes it, then of a module that is not there."""
+    """Return whether this is a full path as `anchored` writes it."""
     return key.startswith("^") and key == anchored(re.sub(r"\\(.)", r"\1", key[1:]))
 
 

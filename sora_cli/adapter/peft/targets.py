@@ -80,7 +80,7 @@ def _targeted(targets: Targets, paths: Sequence[str], where: str) -> set[str]:
 
 
 def _named(names: list[str] | str | None, paths: Sequence[str], where: str) -> set[str]:
-    """The paths that one expression matches in full, or that end with a name of a list."""
+    """Return the paths that one expression matches in full, or that end with a name of a list."""
     if not names:
         return set()
     if isinstance(names, str):
@@ -97,7 +97,7 @@ def _endings(path: str) -> list[str]:
 def _layer_numbers(
     patterns: list[str] | str | None, paths: Sequence[str], where: str
 ) -> dict[str, int | None]:
-    """Path -> number of its layer, by the first pattern that finds one; else the first number."""
+    """Return {path: its layer's number}, by the first pattern that finds one, else the first."""
     names = [patterns] if isinstance(patterns, str) and patterns else patterns
     expressions = [Expression(name, r"(?:^|.*?\.)", r"\.(?P<idx>\d+)\.") for name in names or ()]
     expressions = expressions or [Expression(r".*?\.[^.]*\.(?P<idx>\d+)\.")]

@@ -19,7 +19,7 @@ def _entailment() -> DatasetDict:
 
 
 def _rows(splits: Mapping[str, list[dict[str, object]]], **features: Any) -> DatasetDict:
-    """Rows of each split as a data set; types that are not given follow from the values."""
+    """Return a data set of these rows; types that are not given follow from the values."""
     from datasets import Dataset, DatasetDict, Features
 
     types = Features(features) if features else None

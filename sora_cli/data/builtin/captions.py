@@ -59,12 +59,12 @@ def load_captions(*, seed: int = 0) -> dict[str, list[dict[str, object]]]:
 
 
 def caption(digit: int, *, bold: bool, phrase: str = PHRASES[0]) -> str:
-    """What an image shows, in words."""
+    """Say what an image shows."""
     return phrase.format(digit=DIGIT_NAMES[digit], stroke=STROKES[int(bold)])
 
 
 def _median_ink(images: NDArray[Any], digits: NDArray[Any]) -> list[float]:
-    """The median sum of an image's values, for each digit."""
+    """Return the median sum of an image's values, for each digit."""
     import numpy as np
 
     ink = images.sum(axis=(1, 2), dtype=int)

@@ -19,7 +19,7 @@ _LARGEST = 16  # of a value in scikit-learn's table
 
 
 def digit_arrays() -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """The images as numbers.
+    """Load the images as numbers.
 
     Returns:
         "train" (1,437 rows) and "validation" (360 rows), in a fixed order, with nearly the same
@@ -42,7 +42,7 @@ def digit_arrays() -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
 
 
 def load_digit_images() -> dict[str, list[dict[str, object]]]:
-    """The images as rows.
+    """Load the images as rows.
 
     Returns:
         "train" and "validation": rows with the columns `image` (a PIL image of mode "L", 8 x 8)

@@ -21,7 +21,7 @@ _OVERLAPPING = (("animal", "bird"), ("tool", "weapon"))  # a bird is an animal, 
 
 
 def roles(rng: random.Random) -> Item:
-    """Who did something, and to whom it was done; said in the active, asked in the passive."""
+    """Say who did what to whom in the active, and ask in the passive."""
     (agent, patient), (verb, other) = rng.sample(PEOPLE, 2), rng.sample(TRANSITIVE, 2)
     asked = [(patient, verb, agent), (agent, verb, patient)]
     asked += [(patient, other, agent), (agent, other, patient)]
@@ -31,7 +31,7 @@ def roles(rng: random.Random) -> Item:
 
 
 def kinds(rng: random.Random) -> Item:
-    """Which kind of thing somebody did something with, where another thing is named, too."""
+    """Ask which kind of thing somebody did something with, where another thing is named, too."""
     person, (verb, other) = rng.choice(PEOPLE), rng.sample(_DEALINGS, 2)
     left_out = [rng.choice(pair) for pair in _OVERLAPPING]
     wholes = rng.sample([whole for whole in KINDS if whole not in left_out], CHOICES)
@@ -43,7 +43,7 @@ def kinds(rng: random.Random) -> Item:
 
 
 def opposites(rng: random.Random) -> Item:
-    """What somebody is or is not: of two opposites one holds, of two others nothing is said."""
+    """Ask what follows from somebody's being, or not being, one of two opposites."""
     person, (told, others) = rng.choice(PEOPLE), rng.sample(OPPOSITES, 2)
     first, denied = rng.randrange(2), rng.random() < 0.5
     asked = [told[1 - first], told[first], *others]

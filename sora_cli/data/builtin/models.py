@@ -29,13 +29,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def builtin_model(name: str) -> Path:
-    """The directory of a built-in model, which is made if it is not there.
+    """Return the directory of a built-in model, which is made if it is not there.
 
     The first time this takes some seconds of one processor core; the generators of random numbers
     are left as they were. Of several processes that ask at once one makes it and the others wait.
 
     Raises:
-        SoraError: there is no such model, or the cache can not be written.
+        SoraError: there is no such model, or the cache cannot be written.
     """
     if name not in MODELS:
         raise SoraError(
@@ -50,7 +50,7 @@ def builtin_model(name: str) -> Path:
             _make(folder, name)
         except OSError as error:
             raise SoraError(
-                f"the built-in model '{name}' can not be written: {error}",
+                f"the built-in model '{name}' cannot be written: {error}",
                 hint="choose another place for the cache: HF_HOME=DIR",
             ) from error
     return folder
@@ -71,7 +71,7 @@ def _make(folder: Path, name: str) -> None:
 
 
 def writer(name: str) -> Callable[..., None]:
-    """What writes a built-in model into a directory that is there."""
+    """Return the function that writes a built-in model into a directory that is there."""
     module, _, attribute = MODELS[name][0].partition(":")
     function: Callable[..., None] = getattr(importlib.import_module(module), attribute)
     return function
@@ -88,7 +88,7 @@ _SEED = 0
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Torch's generator starts from a fixed seed and is put back; transformers is quiet."""
+    """Start torch's generator from a fixed seed, then put it back; keep transformers quiet."""
     import torch
 
     from sora_cli.core.hub import quiet_loading

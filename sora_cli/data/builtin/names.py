@@ -57,7 +57,7 @@ AMBIGUOUS = {
 
 
 def draw(kind: str, rng: random.Random, *, held_out: bool) -> str:
-    """A name of a person (PER), a place (LOC) or an organisation (ORG).
+    """Draw a name of a person (PER), a place (LOC) or an organisation (ORG).
 
     Args:
         kind: Which of the three.
@@ -77,5 +77,5 @@ def draw(kind: str, rng: random.Random, *, held_out: bool) -> str:
 
 
 def _part(values: Sequence[str], *, held_out: bool) -> list[str]:
-    """Every fourth of the values, or all the others."""
+    """Return every fourth of the values, or all the others."""
     return [value for index, value in enumerate(values) if (index % 4 == 3) == held_out]

@@ -25,7 +25,7 @@ WORDS = (*DIGIT_NAMES, *_TEENS, *_TENS, "hundred", "thousand")
 
 
 def in_words(number: int) -> str:
-    """A number from 0 to `LARGEST` in English words, without "and" and hyphens.
+    """Write a number from 0 to `LARGEST` in English words, without "and" and hyphens.
 
     Raises:
         ValueError: the number is not in that range.

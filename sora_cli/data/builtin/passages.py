@@ -179,7 +179,7 @@ def _row(name: str, rng: random.Random) -> dict[str, Any]:
 def _sentences(
     chosen: Sequence[tuple[str, Fact]], rng: random.Random
 ) -> tuple[str, list[tuple[str, int]]]:
-    """The first fact's value; each fact's sentence, and where in it that value begins, or -1."""
+    """Return the first value; and each fact's sentence, with where that value begins, or -1."""
     used: set[str] = set()
     sentences, answer = [], ""
     for subject, fact in chosen:

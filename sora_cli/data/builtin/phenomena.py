@@ -21,7 +21,7 @@ Pair = tuple[str, str]
 
 
 def roles(words: WordPicker, entailed: bool) -> Pair:
-    """Active against passive, with agent and patient kept (entailed) or swapped."""
+    """Pair active and passive, with agent and patient kept (entailed) or swapped."""
     (agent, patient), verb = words.pick_two(PEOPLE), words.pick(TRANSITIVE)
     # One sentence is always passive, whatever the label: otherwise "passive" is a clue of its own.
     active = f"The {agent} {verb} the {patient}."
@@ -32,7 +32,7 @@ def roles(words: WordPicker, entailed: bool) -> Pair:
 
 
 def negation(words: WordPicker, entailed: bool) -> Pair:
-    """Complementary adjectives and "not": both change (entailed) or just one of them."""
+    """Change the adjective to its opposite and add or drop "not": both (entailed) or just one."""
     person, opposites = words.pick(PEOPLE), words.pick(OPPOSITES)
     negated, which = words.rng.random() < 0.5, words.rng.randrange(2)
 
@@ -56,7 +56,7 @@ _FORMS = {
 
 
 def quantifiers(words: WordPicker, entailed: bool) -> Pair:
-    """All entails some, no entails not all (of a set that is not empty), and not crosswise."""
+    """Pair quantifiers: of a set that is not empty, all entails some and no entails not all."""
     names = {"nouns": plural(words.pick(PEOPLE)), "adjective": words.pick(ADJECTIVES)}
     strong, weak = words.rng.choice((("all", "some"), ("no", "not all")))
     if not entailed:
@@ -65,7 +65,7 @@ def quantifiers(words: WordPicker, entailed: bool) -> Pair:
 
 
 def monotonicity(words: WordPicker, entailed: bool) -> Pair:
-    """A narrower and a wider noun (phrase) in contexts that entail upward or downward."""
+    """Pair a narrower with a wider noun (phrase), where that entails upward or downward."""
     upward = words.rng.random() < 0.5
     if words.rng.random() < 0.5:
         narrow, wide = (plural(noun) for noun in words.pick_kind())

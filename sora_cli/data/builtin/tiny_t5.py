@@ -56,7 +56,7 @@ def write_tiny_t5(folder: Path, *, steps: int = _STEPS) -> None:
 
 
 def lesson(rng: random.Random) -> tuple[str, str]:
-    """One thing it is taught: what it reads, and what it is to write."""
+    """Draw one thing that it is taught: what it reads, and what it is to write."""
     kind = rng.choices(("number", "digits", "unit"), weights=(60, 35, 5))[0]
     if kind == "unit":
         return rng.choice(tuple(_UNITS.items()))

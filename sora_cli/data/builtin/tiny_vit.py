@@ -42,7 +42,7 @@ def write_tiny_vit(folder: Path) -> None:
 
 
 def image_processor() -> Any:
-    """What turns grey images of any size into (1, 8, 8) numbers from -1 (paper) to 1 (ink)."""
+    """Return a processor that turns grey images into (1, 8, 8) numbers, -1 (paper) to 1 (ink)."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}

@@ -70,7 +70,7 @@ KINDS = {
 
 
 def plural(noun: str) -> str:
-    """The plural of one of the nouns above."""
+    """Return the plural of one of the nouns above."""
     if noun.endswith(("s", "ch", "x")):
         return noun + "es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
@@ -79,7 +79,7 @@ def plural(noun: str) -> str:
 
 
 class WordPicker:
-    """Picks the content words of one sentence pair so that they keep to the split.
+    """A source of the content words of one sentence pair, such that they keep to the split.
 
     Args:
         rng: Source of all randomness.
@@ -94,17 +94,17 @@ class WordPicker:
             self._groups = self._groups[:1] * GROUPS
 
     def pick(self, words: Sequence[T]) -> T:
-        """One word of the list, from the next group of this sentence (at most `GROUPS` picks)."""
+        """Draw a word of the list from this sentence's next group (at most `GROUPS` times)."""
         return self.rng.choice(words[self._groups.pop() :: GROUPS])
 
     def pick_two(self, words: Sequence[T]) -> tuple[T, T]:
-        """Two different words of one list that may meet in a sentence."""
+        """Draw two different words of one list that may meet in a sentence."""
         first = self.pick(words)
         rest = [word for word in words[self._groups.pop() :: GROUPS] if word != first]
         return first, self.rng.choice(rest)
 
     def pick_kind(self) -> tuple[str, str]:
-        """A hyponym and its hypernym, which never meet in a sentence: they may share a group."""
+        """Draw a hyponym and its hypernym, which may share a group: they never meet."""
         hypernym_group, other = self._groups.pop(), self._groups.pop()
         hypernym = self.rng.choice(tuple(KINDS)[hypernym_group::GROUPS])
         group = self.rng.choice((hypernym_group, other))

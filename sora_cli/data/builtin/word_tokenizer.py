@@ -10,7 +10,7 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space, befor
 
 
 def word_tokenizer(words: Sequence[str], *, longest: int, start: str | None = None) -> Any:
-    """A fast tokenizer that knows these words and the digits, in lower case.
+    """Make a fast tokenizer that knows these words and the digits, in lower case.
 
     A number is read digit by digit; each text ends with `END`. What it reads it writes again.
 

@@ -204,19 +204,19 @@ NAMES: dict[str, tuple[Damage, str]] = {
         ("classifier.weight", HEAD, "does not start with"),
         ("model.base_model.classifier.weight", HEAD, "does not start with"),
         ("", HEAD, "does not start with"),
-        (P, HEAD, "can not be the name"),
-        (f"{P}classifier.../../etc/passwd", HEAD, "can not be the name"),
-        (f"{P}classifier.a/b", HEAD, "can not be the name"),
-        (f"{P}classifier.a\\b", HEAD, "can not be the name"),
-        (f"{P}classifier.a\0b", HEAD, "can not be the name"),
-        (f"{P}classifier.a\nerror: b", HEAD, "can not be the name"),
-        (f"{P}classifier.\x1b[31mred", HEAD, "can not be the name"),
-        (f"{P}classifier..weight", HEAD, "can not be the name"),
-        (f"{P}.classifier.weight", HEAD, "can not be the name"),
-        (f"{P}classifier.", HEAD, "can not be the name"),
-        (f"{P}classifier. .weight", HEAD, "can not be the name"),
-        (f"{P}classifier.{'x' * 5000}", HEAD, "can not be the name"),
-        (f"{P}..lora_A.weight", A, "can not be the name"),
+        (P, HEAD, "cannot be the name"),
+        (f"{P}classifier.../../etc/passwd", HEAD, "cannot be the name"),
+        (f"{P}classifier.a/b", HEAD, "cannot be the name"),
+        (f"{P}classifier.a\\b", HEAD, "cannot be the name"),
+        (f"{P}classifier.a\0b", HEAD, "cannot be the name"),
+        (f"{P}classifier.a\nerror: b", HEAD, "cannot be the name"),
+        (f"{P}classifier.\x1b[31mred", HEAD, "cannot be the name"),
+        (f"{P}classifier..weight", HEAD, "cannot be the name"),
+        (f"{P}.classifier.weight", HEAD, "cannot be the name"),
+        (f"{P}classifier.", HEAD, "cannot be the name"),
+        (f"{P}classifier. .weight", HEAD, "cannot be the name"),
+        (f"{P}classifier.{'x' * 5000}", HEAD, "cannot be the name"),
+        (f"{P}..lora_A.weight", A, "cannot be the name"),
         (f"{P}lora_A.weight", A, "neither half"),
         (f"{P}enc.0.query.lora_A.default.weight", A, "neither half"),
         (f"{P}enc.0.query.lora_embedding_A", A, "adapter on the embedding 'enc.0.query'"),
@@ -305,10 +305,10 @@ SORA_FILES: dict[str, tuple[Damage, str]] = {
     "sora.json with a key twice": (_sora('{"method": "a", "method": "b"}'), "twice"),
     "ranks below zero": (_sora({"ranks": {QUERY: -5}}), "ranks"),
     "ranks beyond all bounds": (_sora({"ranks_start": {QUERY: 10**12}}), "ranks_start"),
-    "ranks of impossible modules": (_sora({"ranks": {"../../x": 1}}), "can not be the name"),
+    "ranks of impossible modules": (_sora({"ranks": {"../../x": 1}}), "cannot be the name"),
     "starts of impossible modules": (
         _sora({"ranks_start": {"a\x1b[2J": 1}}),
-        "can not be the name",
+        "cannot be the name",
     ),
     "labels a number": (_sora({"labels": 3}), "labels"),
     "lineage a text": (_sora({"lineage": "x"}), "lineage"),
@@ -515,7 +515,7 @@ def test_disk_that_fills_up(
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
     assert code == 2
-    assert "can not be written" in capsys.readouterr().err
+    assert "cannot be written" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 

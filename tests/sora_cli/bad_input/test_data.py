@@ -1,4 +1,4 @@
-"""Rows that do not fit the task, files that can not be read, splits that are not there."""
+"""Rows that do not fit the task, files that cannot be read, splits that are not there."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ SOURCES: dict[str, Case] = {
         then="csv, json, jsonl, parquet", **{"a.txt": "x"}),
     "no such directory": bad("no data directory './d'", r=FOLDER.replace("path: d", "path: ./d"),
         then="there are:"),
-    "an empty directory": bad("data 'd' can not be loaded", r=FOLDER, **{"d/x/y.q": ""}),
-    "a loading script": bad("data 'd' can not be loaded: Dataset scripts are no longer supported",
+    "an empty directory": bad("data 'd' cannot be loaded", r=FOLDER, **{"d/x/y.q": ""}),
+    "a loading script": bad("data 'd' cannot be loaded: Dataset scripts are no longer supported",
         r=FOLDER, **{"d/d.py": SCRIPT}),
     "unknown built-in rows": bad("no built-in data 'entailmnet'",
         r=FOLDER.replace("path: d", "path: builtin://entailmnet"),
         then="did you mean 'entailment'?"),
     "out of reach": bad("the data set 'nyu-mll/glue' is neither",
         r=FOLDER.replace("path: d", "path: nyu-mll/glue"), then="data.path=DIR"),
-    "a name the Hub can not have": bad("the data set 'a b' is neither",
+    "a name the Hub cannot have": bad("the data set 'a b' is neither",
         r=FOLDER.replace("path: d", "path: a b")),
     "no such split": bad("no split 'dev'", r=recipe("data", "validation: dev"),
         then="there are: train, validation"),
@@ -112,7 +112,7 @@ FILES: dict[str, Case] = {
         at=("a.csv", WORD), **{"a.csv": f'{HEADER}a,b,0\n"{WORD},b,1\na,b,0\n'}),
     "no parquet": bad("it is no parquet file", r=files("a.parquet"), then="a.parquet",
         **{"a.parquet": "PAR2"}),
-    "parquet cut": bad("data.files.train can not be read", r=files("a.parquet"), then="a.parquet",
+    "parquet cut": bad("data.files.train cannot be read", r=files("a.parquet"), then="a.parquet",
         **{"a.parquet": b"PAR1" + b"\0" * 50}),
 }  # fmt: skip
 COLUMNS: dict[str, Case] = {

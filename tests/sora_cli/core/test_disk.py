@@ -1,4 +1,4 @@
-"""Disks that are full, can not be written to, or lose their files: one clear error, nothing lost.
+"""Disks that are full, cannot be written to, or lose their files: one clear error, nothing lost.
 
 Real file systems: a tmpfs of a few pages, mounted in the test's own name space.
 """

@@ -204,15 +204,15 @@ def test_no_such_directory(tmp_path: Path) -> None:
 
 def test_directory_without_data(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    lines = _refused("can not be loaded", path=str(tmp_path / "empty"))
+    lines = _refused("cannot be loaded", path=str(tmp_path / "empty"))
     assert "empty" in lines[0]
 
 
 def test_unknown_configuration(tmp_path: Path) -> None:
     folder = write_glue(tmp_path / "glue", rows=4, tasks=("rte", "cola"))
-    lines = _refused("can not be loaded", path=str(folder), name="rta")
+    lines = _refused("cannot be loaded", path=str(folder), name="rta")
     assert "rte" in " ".join(lines)
-    lines = _refused("can not be loaded", path=str(folder))
+    lines = _refused("cannot be loaded", path=str(folder))
     assert "data.name" in " ".join(lines)
 
 
@@ -252,7 +252,7 @@ def test_corrupt_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"bad.{kind}"
     path.write_bytes(b'\x00\xff"{[unfinished,\n"a')
     lines = _refused(
-        "data.files.train can not be read", files={**_files(tmp_path), "train": str(path)}
+        "data.files.train cannot be read", files={**_files(tmp_path), "train": str(path)}
     )
     assert len(lines) == 2
     assert lines[1].startswith(str(path))
@@ -262,10 +262,10 @@ def test_damaged_save_to_disk(tmp_path: Path) -> None:
     parts = {"train": glue_rows("rte", 8), "validation": glue_rows("rte", 4, seed=1)}
     DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
     next((tmp_path / "saved" / "train").glob("*.arrow")).write_bytes(b"nothing of the kind")
-    _refused("can not be loaded", path=str(tmp_path / "saved"))
+    _refused("cannot be loaded", path=str(tmp_path / "saved"))
 
 
 def test_corrupt_file_in_a_directory(tmp_path: Path) -> None:
     folder = write_glue(tmp_path / "glue", rows=4, tasks=("rte",))
     next((folder / "rte").glob("train-*")).write_bytes(b"PAR1 nothing of the kind")
-    _refused("can not be loaded", path=str(folder), name="rte")
+    _refused("cannot be loaded", path=str(folder), name="rte")

@@ -220,7 +220,7 @@ def test_architecture_without_such_a_head(tmp_path: Path) -> None:
     )  # fmt: skip
     transformers.ViTModel(config).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
-    lines = _refused("can not be loaded for sequence-classification", tmp_path / "base")
+    lines = _refused("cannot be loaded for sequence-classification", tmp_path / "base")
     assert "ViTConfig" in lines[0]
 
 
@@ -228,7 +228,7 @@ def test_damaged_weights(tmp_path: Path) -> None:
     folder = save_base(tiny_bert(), tmp_path / "base")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:1000])
-    _refused("can not be loaded", folder)
+    _refused("cannot be loaded", folder)
 
 
 def test_head_of_other_classes_in_the_checkpoint(tmp_path: Path) -> None:
