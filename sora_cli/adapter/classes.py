@@ -1,4 +1,4 @@
-"""Which transformers Auto class an adapter or a checkpoint belongs to, and with how many labels."""
+"""The transformers Auto class of an adapter or a checkpoint, and its number of labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two adapters of one model, module by module: do they do the same, and in the same directions?
+"""Compares two adapters of one model, module by module: their updates and their directions.
 
 Everything comes from the factors: QR decompositions of the thin ones and small matrices.
 """

@@ -1,4 +1,4 @@
-"""Which programs can load an adapter directory as it is, and what to pass them or do first.
+"""The programs that can load an adapter directory as it is, and what to pass them or do first.
 
 The verdicts follow from the configuration and the stored ranks, and what the base model is, where
 that is known. Each program has its own rule for the strength of an update, and the ones that differ
@@ -14,11 +14,6 @@ load a directory without a word and apply it wrongly:
   tensor that is not half of a LoRA pair, or whose layer has no name in the tables of the package
   `gguf`, and transposes factors of GPT-2's Conv1D, which PEFT stores as those of any other layer
   (convert_lora_to_gguf.py). A layer that is tied to the embedding is not there when it runs.
-
-What llama.cpp calls the layers of a model: the tables of its package `gguf`, asked for adapters.
-
-Its converter (convert_lora_to_gguf.py) looks every pair of factors up there, under the name of the
-layer's weight in the base model, and stops at one that is not there.
 """
 
 from __future__ import annotations
@@ -163,7 +158,7 @@ def _llama_cpp(
     base_config: Mapping[str, Any],
 ) -> Consumer:
     refused = f"refuses {_names(head)}, stored in full" if head else None
-    refused = refused or _no_place_in_llama_cpp(config, ranks, base_config)
+    refused = refused or _missing_in_llama_cpp(config, ranks, base_config)
     if refused is not None:
         return Consumer("llama.cpp", False, f"{refused}: sora merge first")
     if config.is_adalora:
@@ -177,7 +172,7 @@ def _llama_cpp(
     return Consumer("llama.cpp", True, f"convert_lora_to_gguf.py {directory} --base {base}")
 
 
-def _no_place_in_llama_cpp(
+def _missing_in_llama_cpp(
     config: PeftConfig, ranks: Mapping[str, int], base_config: Mapping[str, Any]
 ) -> str | None:
     """Return a part of the model that llama.cpp cannot put factors beside; None: none known."""
@@ -255,10 +250,10 @@ def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] |
         raise LookupError(model_type)
     numbers = (int(part) for path in paths for part in path.split(".") if part.isdecimal())
     names = gguf.get_tensor_name_map(known[wanted], max(numbers, default=0) + 1)
-    return {path: names.get_name(path) or names.get_name(_inner(path)) for path in paths}
+    return {path: names.get_name(path) or names.get_name(_without_backbone(path)) for path in paths}
 
 
-def _inner(path: str) -> str:
+def _without_backbone(path: str) -> str:
     """Return a path without the backbone's own name, which converters of encoders take away."""
     return path.partition(".")[2]
 

@@ -1,7 +1,7 @@
 """The adapter directory: a plain PEFT LoRA adapter, plus `sora.json` with what PEFT has no key for.
 
-Read ours or any tool's PEFT LoRA, write ours. Either way an adapter in memory is plain factors with
-all scaling in B; see `adapter_file` for reading, `peft_layout` for keys and configuration.
+Reads ours or any tool's PEFT LoRA, writes ours. Either way an adapter in memory is plain factors
+with all scaling in B; see `reading` for files on demand, `peft/layout` for keys.
 """
 
 from __future__ import annotations

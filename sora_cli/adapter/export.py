@@ -1,4 +1,4 @@
-"""Any adapter that can be read, as a plain LoRA: all scaling folded into B."""
+"""Writes any adapter that can be read as a plain LoRA, with all scaling folded into B."""
 
 from __future__ import annotations
 

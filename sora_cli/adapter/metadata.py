@@ -1,4 +1,4 @@
-"""`sora.json`: what we know of an adapter that PEFT's configuration has no key for."""
+"""`sora.json`: facts about an adapter that PEFT's configuration has no key for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where things are on this disk, found without reading them: adapters, and what may be a model.
+"""Finds adapters, results of baselines and models on this disk, without reading them.
 
-Nothing heavy is imported here, so that a mistyped path is told at once.
+Nothing heavy is imported here, so that a mistyped path is reported at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures. Figures are built as objects and saved; no global plotting state is touched."""
+"""A heat map of the ranks, with its title. No global plotting state is touched."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which components of an adapter to keep, by the singular values of each layer's update.
+"""Rules for which components of an adapter to keep, by the singular values of each update.
 
-Whatever the rule, what it gives for each layer is the best approximation of that rank in the
+Whatever the rule, its result for each layer is the best approximation of that rank in the
 Frobenius norm (Eckart-Young); the head is never touched.
 """
 

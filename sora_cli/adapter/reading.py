@@ -1,6 +1,6 @@
 """An adapter directory, open for reading: its header at once, its tensors one module at a time.
 
-Ours and any tool's PEFT LoRA, rsLoRA or AdaLoRA; see `peft_layout` for keys and `peft_config` for
+Ours and any tool's PEFT LoRA, rsLoRA or AdaLoRA; see `peft/layout` for keys and `peft/config` for
 what is refused.
 """
 
@@ -25,7 +25,7 @@ from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 from sora_cli.model.fingerprint import StoredTensor
-from sora_cli.model.tensors import TensorFile, open_tensors
+from sora_cli.model.tensors import TensorFile, dtype_name, open_tensors
 
 T = TypeVar("T")
 
@@ -239,7 +239,7 @@ def _describe(
         paths=paths,
         shapes={path: shapes[path] for path in paths},
         ranks={path: max(ranks[path], 1) for path in paths},
-        dtype=str(dtypes.pop()).removeprefix("torch.") if len(dtypes) == 1 else "float32",
+        dtype=dtype_name(dtypes.pop()) if len(dtypes) == 1 else "float32",
         head_names=list(keys.head),
         head_shapes={name: tensors.shape(key) for name, key in keys.head.items()},
         head_modules=head_modules,
@@ -264,7 +264,7 @@ def _shape(path: str, pair: Pair, config: PeftConfig, tensors: TensorFile) -> tu
         raise SoraError(f"'{path}': no layer has {a[1]} inputs and {b[0]} outputs", where=where)
     for key in filter(None, (pair.a, pair.b, pair.e)):
         if tensors.dtype(key) not in _FLOATS:
-            dtype = str(tensors.dtype(key)).removeprefix("torch.")
+            dtype = dtype_name(tensors.dtype(key))
             raise SoraError(f"'{key}' is stored as {dtype}; only floating-point factors of 16 bits "
                             "or more can be read", where=where)  # fmt: skip
     return b[0], a[1]

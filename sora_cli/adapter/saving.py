@@ -1,4 +1,4 @@
-"""From a trained model to an adapter: our own runs, and anybody's model after `attach`."""
+"""Saves a trained model's adapters: of our own runs, and of any model after `attach`."""
 
 from __future__ import annotations
 

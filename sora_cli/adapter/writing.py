@@ -1,4 +1,4 @@
-"""What goes into an adapter's file: which terms, in which layout and dtype."""
+"""The content of an adapter's file: its terms, in a layout and a dtype."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.peft.layout import PREFIX, check_tensor, pair_keys
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
-from sora_cli.model.tensors import NewTensor
+from sora_cli.model.tensors import NewTensor, dtype_name
 
 
 class Plan:
@@ -74,7 +74,7 @@ class Plan:
         cast = LowRankFactors(a.to(self._dtype), b.to(self._dtype))
         for tensor in (cast.A, cast.B) if self._dtype != torch.float32 else ():
             if not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
-                name = str(self._dtype).removeprefix("torch.")
+                name = dtype_name(self._dtype)
                 raise SoraError(f"'{path}' holds numbers too large for {name}",
                                 hint="write it as float32 or bfloat16")  # fmt: skip
         return cast

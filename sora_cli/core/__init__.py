@@ -1,1 +1,1 @@
-"""What everything stands on: errors, console, words, signals, processes, atomic files."""
+"""Errors, console, words, signals, processes, atomic files: knows neither recipe nor model."""

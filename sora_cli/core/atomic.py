@@ -85,7 +85,7 @@ def new_directory(
     try:
         with naming(path):
             yield temporary
-            _share(temporary)
+            _set_permissions(temporary)
             sync_tree(temporary)
         _move_into_place(temporary, path)
         _sync(path.parent)
@@ -119,7 +119,7 @@ def sync_tree(directory: Path) -> None:
         _sync(Path(root))
 
 
-def _share(directory: Path) -> None:
+def _set_permissions(directory: Path) -> None:
     """Give files the usual permissions: safetensors lets only the owner read what it writes."""
     mask = os.umask(0)  # reading it means setting it
     os.umask(mask)

@@ -1,4 +1,4 @@
-"""The one error boundary: exceptions in, at most three lines on stderr and an exit code out."""
+"""The one error boundary: turns exceptions into at most three lines on stderr and an exit code."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What can be wrong with the options of a command, told before torch loads.
+"""Checks of a command's options, made before torch loads.
 
-The functions that do the work make the same checks: they are called without a command, too.
+The functions that do the work check the same: they are also called without a command.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What the tool shows: data to stdout, talk to stderr. Nothing heavy is imported at the top.
+"""Output of the tool: data to stdout, messages to stderr.
 
-Text that others wrote, made fit for a terminal, which takes orders from control characters.
+Text that others wrote is made printable first, since terminals obey control characters. Nothing
+heavy is imported at the top.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The machine and the versions a run's result depends on, and the memory its process takes.
-
-How much memory this process may still take.
-"""
+"""The machine and the versions that a result depends on, and memory, both used and free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong because of the input: shown in at most three lines, exit code 2."""
+"""The error for what a user can put right: shown in at most three lines, exit code 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The error a user gets when the Hub does not answer: it says how to go on with local copies."""
+"""The Hub: the error where it does not answer, and keeping its libraries quiet."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def offline_error(
         hint=hint or f"with local copies: sora {_command()} model.path={model} data.path=DIR",
         key="model.path" if kind == "model" else "data.path",
     )
+
+
+def looks_local(path: str) -> bool:
+    """Return whether this cannot be a Hub id, which is NAME or OWNER/NAME."""
+    return path == "" or path.startswith((".", "/", "~")) or path.count("/") > 1 or path[-1] == "/"
 
 
 def _command() -> str:

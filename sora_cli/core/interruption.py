@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a clean end, now or after the training step at hand."""
+"""SIGINT and SIGTERM: a clean end, at once or after the current training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run at a time in an output directory.
+"""A lock that lets one run at a time work in an output directory.
 
 The lock is the system's (`flock`, through filelock), so that it ends with the process that holds
 it, however that ends; the file says who that is.

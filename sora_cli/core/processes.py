@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as `torchrun` or `accelerate launch` tell it.
+"""This process among several that train together, as `torchrun` or `accelerate launch` count them.
 
 Nothing heavy is imported: the first lines a command prints must come from one process only.
 """

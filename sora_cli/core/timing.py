@@ -1,4 +1,4 @@
-"""The process from its start to its end: when it began, imports that take seconds, and leaving."""
+"""Start and end of the process, and the imports in between that take seconds."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def leave_with(command: Callable[[], int]) -> NoReturn:
     """
     code = 1
 
-    def go() -> None:
+    def end_process() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
-    atexit.register(go)
+    atexit.register(end_process)
     try:
         code = command()
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""What a configuration value may be, in words a person needs no manual for."""
+"""Words for a person: what a configuration value may be, lists cut short, hints for lost files."""
 
 from __future__ import annotations
 

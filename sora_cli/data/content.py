@@ -1,4 +1,4 @@
-"""Raw rows as they can be compared: an image is what its file holds, not where that lies."""
+"""The content of rows, for comparing them: an image counts by its file's bytes, not by its path."""
 
 from __future__ import annotations
 
@@ -48,8 +48,6 @@ def _digested(value: Any) -> Any:
 
 def data_fingerprint(rows: Any) -> str:
     """Return the SHA-256 over the content of a data set's rows, in order."""
-    from sora_cli.data.content import comparable_batches
-
     digest = hashlib.sha256()
     for batch in comparable_batches(rows, 1000):
         digest.update(json.dumps(batch, sort_keys=True, default=str).encode())

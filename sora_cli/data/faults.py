@@ -1,6 +1,6 @@
-"""Which line of a file of rows is broken: asked once a reader has given up on the file.
+"""The first broken line of a file of rows, looked for once a reader has failed.
 
-Readers tell the row of a block, or nothing; people look at lines.
+Readers name the row of a block, or nothing; people look at lines.
 """
 
 from __future__ import annotations

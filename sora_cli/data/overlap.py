@@ -1,4 +1,4 @@
-"""Rows that are scored, but were trained on, too: found by their raw texts and images."""
+"""Finds rows that are scored but were also trained on, by their raw texts and images."""
 
 from __future__ import annotations
 

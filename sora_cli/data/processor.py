@@ -1,8 +1,7 @@
-"""What makes a model's inputs: its tokenizer, its image processor, or both in one.
+"""The tokenizer, image processor, or both in one, that make a model's inputs; and padding.
 
-Batches padded at the right, whatever side a tokenizer prefers: labels are places of tokens.
-
-Decoders lose nothing by it: nothing before the padding looks at it.
+Batches are padded at the right, whatever side a tokenizer prefers, since labels are positions of
+tokens. Decoders lose nothing by it: no token before the padding attends to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a recipe's data block to rows: which data set, which splits, which rows play which part."""
+"""Loads a recipe's data: its splits, and the part that each row plays in a run."""
 
 from __future__ import annotations
 

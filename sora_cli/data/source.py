@@ -1,6 +1,6 @@
-"""Where a recipe's rows are to come from: found, and checked, without loading them.
+"""The source of a recipe's rows, found and checked without loading them.
 
-Nothing heavy is imported here, so that a mistyped path is told at once.
+Nothing heavy is imported here, so that a mistyped path is reported at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
+from sora_cli.core.hub import looks_local
 from sora_cli.core.words import near_files
 from sora_cli.data.builtin import BUILTINS
 from sora_cli.recipe.recipe import DataBlock
@@ -69,7 +70,7 @@ def find_source(data: DataBlock) -> Source:
     folder = Path(data.path).expanduser()
     if folder.is_dir():
         return Folder(folder)
-    if _looks_local(data.path):
+    if looks_local(data.path):
         raise SoraError(
             f"no data directory '{data.path}'", hint=near_files(folder), key="data.path"
         )
@@ -105,7 +106,3 @@ def _builtin(name: str) -> Builtin:
             f"no built-in data '{name}'; {did_you_mean(name, BUILTINS)}", key="data.path"
         )
     return Builtin(name)
-
-
-def _looks_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")

@@ -1,4 +1,4 @@
-"""Blocks of a tensor's rows: read, changed, and ready to be written.
+"""Blocks of a tensor's rows, which are read, changed and handed on to be written.
 
 Blocks are small enough for a processor's cache, which makes them fast, and memory does not depend
 on how large a tensor is. Several threads can work on one tensor: each has buffers of its own.

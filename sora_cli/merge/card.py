@@ -1,4 +1,4 @@
-"""What goes beside the merged weights: the model's configuration, and a model card."""
+"""The files beside the merged weights: the model's configuration, and a model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensor of a base checkpoint each part of an adapter belongs to, and what is against it."""
+"""Matches each part of an adapter with a tensor of the base checkpoint, or refuses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folding an adapter into its base model: W + B A for each adapted layer, head and labels set.
+"""Folds an adapter into its base model: W + B A for each adapted layer, head and labels set.
 
 Tensor by tensor, from file to file: the model is never loaded, and what the adapter does not touch
 is copied as it is. Each changed weight is added to in float32, with (B A) times the scaling, and
@@ -40,7 +40,7 @@ from sora_cli.model.files import MODEL_CONFIG
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.references import resolve_model_path
-from sora_cli.model.tensors import torch_dtype
+from sora_cli.model.tensors import dtype_name, torch_dtype
 
 __all__ = [
     "MERGED_KEY",
@@ -307,7 +307,8 @@ def _match(
 def _dtype(plan: Plan) -> str:
     """Return what the changed weights are stored as."""
     names = sorted({item.dtype for item in plan.items if not item.copied})
-    return ", ".join(str(torch_dtype(name)).removeprefix("torch.") for name in names)
+    known = (torch_dtype(name) for name in names)
+    return ", ".join(dtype_name(dtype) for dtype in known if dtype is not None)
 
 
 def _free_disk(output: Path) -> int:

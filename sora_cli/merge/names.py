@@ -1,4 +1,4 @@
-"""What transformers makes of a checkpoint: which tensor becomes which parameter of the model.
+"""Names: which tensor of a checkpoint transformers makes which parameter of the model.
 
 The names in a checkpoint are not always those of the running model: the backbone's prefix is added
 or taken away, older names are replaced, some tensors are cut up or put together. The rules are

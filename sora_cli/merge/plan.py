@@ -1,4 +1,4 @@
-"""What the merged checkpoint will hold: each of its tensors, and what it is made of."""
+"""The plan of the merged checkpoint: each of its tensors, and what it is made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The merged weights, written: what the base has is copied by the kernel, the rest made in blocks.
+"""Writes the merged weights: what the base has is copied by the kernel, the rest made in blocks.
 
 Several threads write at once, each at its own place in the file, whose layout is known before.
 """

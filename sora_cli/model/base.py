@@ -1,4 +1,4 @@
-"""From a recipe's model block to a base model, what makes its inputs, and its head."""
+"""Loads a recipe's base model with its tokenizer or processor, and finds its head."""
 
 from __future__ import annotations
 

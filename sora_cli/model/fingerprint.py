@@ -1,7 +1,7 @@
-"""Which base checkpoint was that? A short answer that reads a few kilobytes per tensor at most.
+"""The fingerprint of a base checkpoint, from at most a few kilobytes per tensor.
 
-The fingerprint covers every tensor's name, dtype, shape and some sampled bytes. It does not depend
-on how a checkpoint is cut into shards. A change to few numbers of a tensor can escape it.
+It covers every tensor's name, dtype, shape and some sampled bytes, and does not depend on how a
+checkpoint is cut into shards. A change to few numbers of a tensor can escape it.
 """
 
 from __future__ import annotations

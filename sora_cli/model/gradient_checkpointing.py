@@ -2,8 +2,8 @@
 
 Source: Chen et al. (2016), arXiv 1604.06174. Of torch's two ways the one that is not reentrant:
 frozen weights and inputs without a gradient are all right, and the state of the random generators
-is put back for the second pass, so that dropout falls the same way. The adapters' gradients are the
-same but for rounding: while someone else decides what is kept, their layers keep x itself
+is put back for the second pass, so that dropout drops the same. The adapters' gradients are the
+same up to rounding: while checkpointing decides what is kept, their layers keep x itself
 (`methods.kept`).
 """
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.hub import looks_local
 from sora_cli.data.builtin.models import builtin_model
 from sora_cli.model.files import MODEL_CONFIG
 
@@ -31,7 +32,7 @@ def resolve_model_path(path: str) -> str:
     expanded = Path(path).expanduser()
     if path and expanded.exists():
         return str(expanded.resolve())
-    if expanded.suffix.lower() == ".gguf" or _must_be_local(path):
+    if expanded.suffix.lower() == ".gguf" or looks_local(path):
         raise SoraError(
             f"there is no model at {path}",
             hint="a model is a directory, a .gguf file, package://PACKAGE/FOLDER, builtin://NAME "
@@ -70,11 +71,6 @@ def commit_of(resolved: str, revision: str | None = None) -> str | None:
         return None
     folder = local_checkpoint(resolved, revision)
     return folder.name if folder is not None and _COMMIT.fullmatch(folder.name) else None
-
-
-def _must_be_local(path: str) -> bool:
-    """Return whether this cannot be a Hub id, which is NAME or OWNER/NAME."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or path == ""
 
 
 def _package_folder(reference: str) -> Path:

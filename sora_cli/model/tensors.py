@@ -46,6 +46,11 @@ def torch_dtype(stored: str) -> torch.dtype | None:
     return _DTYPES.get(stored)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return torch's name of a dtype, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def stored_dtype(dtype: torch.dtype) -> str:
     """Return the safetensors name of a torch dtype."""
     return _NAMES[dtype]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from sora_cli import PACKAGE
 from sora_cli.core.boundary import guarded
 from sora_cli.core.errors import SoraError
+from sora_cli.model.tensors import dtype_name
 from sora_cli.verify.outputs import Outputs, compute_outputs
 from sora_cli.verify.probes import Probe
 from sora_cli.verify.subjects import find_subjects, load_config
@@ -37,7 +38,7 @@ def reload_outputs(
         "reference": reference,
         "base": base,
         "auto": auto,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "padding": probe.padding,
         "what": probe.what,
     }

@@ -25,6 +25,7 @@ from torch import Tensor
 from sora_cli.adapter.classes import BARE, auto_class_for, auto_class_of
 from sora_cli.core.checks import check_comparison
 from sora_cli.core.errors import SoraError
+from sora_cli.model.tensors import dtype_name
 from sora_cli.verify.outputs import Outputs, Values, compute_outputs, run_model
 from sora_cli.verify.probes import Probe, make_probe
 from sora_cli.verify.reload import reload_outputs
@@ -264,7 +265,7 @@ def _formats(subjects: Sequence[Subject], dtype: str, trained: Any | None) -> li
     stored = {name for subject in subjects for name in stored_dtypes(subject)}
     names = [dtype, *(_FORMATS[name][0] for name in sorted(stored) if name in _FORMATS)]
     if trained is not None:
-        names += sorted({str(p.dtype).removeprefix("torch.") for p in trained.parameters()})
+        names += sorted({dtype_name(p.dtype) for p in trained.parameters()})
     return names
 
 

@@ -1,4 +1,4 @@
-"""`adapter_config.json`: what is read from it, and which adapters are refused and why."""
+"""`adapter_config.json`: reads it, and refuses adapters that are no plain LoRA, with the reason."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MERGE_HINT = "PEFT itself can fold it into its base model: merge_and_unload()"
 
 
 class PeftConfig(Targets):
-    """What is read from `adapter_config.json`; AdaLoRA's in the terms of `peft_adalora`."""
+    """What is read from `adapter_config.json`; AdaLoRA's in the terms of `adalora`."""
 
     peft_type: str
     task_type: str | None = None

@@ -1,7 +1,7 @@
 """PEFT's layout of a LoRA adapter: its files, its keys, and the configurations we write.
 
-Facts about the format in one place; `adapter.py` is what the rest of the program uses, and
-`peft_config.py` reads configurations.
+The facts about the format in one place; `config` reads configurations, and the rest of the program
+uses `adapter/directory` and `adapter/reading`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Handwritten digits and what they show in words (`builtin://captions`).
 
 The images are those of `builtin://digits`. A caption says which digit it is and whether the
-strokes are thin or bold, so that twenty things are to be told apart. Training has several ways of
-saying it; validation has one of them, so that what is the same has the same caption.
+strokes are thin or bold, so that twenty things are to be told apart. Training has several
+phrases for each; validation has one, so that the same thing has the same caption.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What follows from a sentence? One of four others (`builtin://endings`), made by rules.
+"""Sentences with four others, of which one follows (`builtin://endings`), made by rules.
 
-The four differ in the same ways, whatever is right: who looks at them alone is right once in four
-times. Which words occur in the sentence rules out two of them, not the third.
+The four differ in the same ways, whichever is right: the four alone tell nothing, so chance is one
+in four. The words of the sentence rule out two of them, but not the third.
 """
 
 from __future__ import annotations

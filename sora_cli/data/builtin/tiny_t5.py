@@ -1,6 +1,6 @@
 """The built-in model `tiny-t5`: a small T5 that knows a little of number words and digits.
 
-It was taught, from random weights, to write numbers below 100 ("forty two" -> "42"), digits told
+It was taught, from random weights, to write numbers below 100 ("forty two" -> "42"), digits named
 one by one ("four zero two" -> "402"), and "hundred" and "thousand" when they stand alone. Larger
 numbers, which `builtin://numbers` is about, it has never seen; it gets none right.
 """
