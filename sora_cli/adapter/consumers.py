@@ -60,6 +60,16 @@ class Consumer:
     advice: str
 
 
+@dataclass(frozen=True)
+class _Given:
+    config: PeftConfig
+    ranks: Mapping[str, int]
+    head: tuple[str, ...]
+    directory: str
+    base: str
+    base_config: Mapping[str, Any]
+
+
 def consumers(
     config: PeftConfig,
     ranks: Mapping[str, int],
@@ -78,12 +88,8 @@ def consumers(
         base_config: the base model's config.json; None: it is not at hand.
     """
     base = config.base_model_name_or_path or "BASE"
-    return (
-        _peft(config),
-        _transformers(config),
-        _vllm(config, ranks, head, directory, base, base_config or {}),
-        _llama_cpp(config, ranks, head, directory, base, base_config or {}),
-    )
+    given = _Given(config, ranks, head, directory, base, base_config or {})
+    return _peft(config), _transformers(config), _vllm(given), _llama_cpp(given)
 
 
 def base_configuration(base: BaseReference) -> dict[str, Any] | None:
@@ -116,25 +122,21 @@ def _transformers(config: PeftConfig) -> Consumer:
     return Consumer("transformers", False, "load it with PEFT's PeftModel, or sora export first")
 
 
-def _vllm(
-    config: PeftConfig,
-    ranks: Mapping[str, int],
-    head: tuple[str, ...],
-    directory: str,
-    base: str,
-    base_config: Mapping[str, Any],
-) -> Consumer:
+def _vllm(given: _Given) -> Consumer:
+    config, ranks, head = given.config, given.ranks, given.head
     if config.task_type == "SEQ_2_SEQ_LM":
         return Consumer("vLLM", False, "serves no text-to-text model, such as T5 or BART")
-    kind = base_config.get("model_type")
+    kind = given.base_config.get("model_type")
     if kind in VLLM_WITHOUT_LORA:
         return Consumer("vLLM", False, f"takes no adapters for {kind} models: sora merge first")
     if head and config.task_type != "SEQ_CLS":
-        return Consumer("vLLM", False, f"refuses {_names(head)}, stored in full: sora merge first")
+        return Consumer(
+            "vLLM", False, f"refuses {', '.join(head)}, stored in full: sora merge first"
+        )
     if config.is_adalora:
-        return _export("vLLM", directory)
+        return _export("vLLM", given.directory)
     if any(not _same(config.scaling(path), _global_scaling(config)) for path in ranks):
-        return _export("vLLM", directory, "applies one alpha / r to all modules")
+        return _export("vLLM", given.directory, "applies one alpha / r to all modules")
     needed = max(config.r, *ranks.values())
     fits = next((rank for rank in VLLM_RANKS if rank >= needed), None)
     if fits is None:
@@ -145,47 +147,39 @@ def _vllm(
         newest = f"the newest take it with {option}"
         return Consumer("vLLM", False, f"older versions refuse a classifier's head ({newest}): "
                                        "sora merge first")  # fmt: skip
-    return Consumer("vLLM", True, f"vllm serve {base} --enable-lora {option} "
-                                  f"--lora-modules adapter={directory}")  # fmt: skip
+    return Consumer("vLLM", True, f"vllm serve {given.base} --enable-lora {option} "
+                                  f"--lora-modules adapter={given.directory}")  # fmt: skip
 
 
-def _llama_cpp(
-    config: PeftConfig,
-    ranks: Mapping[str, int],
-    head: tuple[str, ...],
-    directory: str,
-    base: str,
-    base_config: Mapping[str, Any],
-) -> Consumer:
-    refused = f"refuses {_names(head)}, stored in full" if head else None
-    refused = refused or _missing_in_llama_cpp(config, ranks, base_config)
+def _llama_cpp(given: _Given) -> Consumer:
+    config, base = given.config, given.base
+    refused = f"refuses {', '.join(given.head)}, stored in full" if given.head else None
+    refused = refused or _missing_in_llama_cpp(given)
     if refused is not None:
         return Consumer("llama.cpp", False, f"{refused}: sora merge first")
     if config.is_adalora:
-        return _export("llama.cpp", directory, padded=True)
-    for path, rank in ranks.items():
+        return _export("llama.cpp", given.directory, padded=True)
+    for path, rank in given.ranks.items():
         if rank and not _same(config.scaling(path), config.lora_alpha / rank):
             reason = "applies alpha / rank of each tensor"
-            return _export("llama.cpp", directory, reason, padded=True)
+            return _export("llama.cpp", given.directory, reason, padded=True)
     if base.lower().endswith(".gguf"):
         base = "DIR, with the config.json of the model the GGUF file was made from"
-    return Consumer("llama.cpp", True, f"convert_lora_to_gguf.py {directory} --base {base}")
+    return Consumer("llama.cpp", True, f"convert_lora_to_gguf.py {given.directory} --base {base}")
 
 
-def _missing_in_llama_cpp(
-    config: PeftConfig, ranks: Mapping[str, int], base_config: Mapping[str, Any]
-) -> str | None:
+def _missing_in_llama_cpp(given: _Given) -> str | None:
     """Return a part of the model that llama.cpp cannot put factors beside; None: none known."""
-    if config.fan_in_fan_out:
+    if given.config.fan_in_fan_out:
         return "transposes the factors of Conv1D layers once too often"
-    tied = [path for path in ranks if path.split(".")[-1] == "lm_head"]
-    if tied and base_config.get("tie_word_embeddings"):
+    tied = [path for path in given.ranks if path.split(".")[-1] == "lm_head"]
+    if tied and given.base_config.get("tie_word_embeddings"):
         return f"has no {tied[0]} where it is tied to the embedding"
-    model_type = base_config.get("model_type")
+    model_type = given.base_config.get("model_type")
     if not isinstance(model_type, str):
         return None
     try:
-        names = gguf_names(model_type, ranks)
+        names = gguf_names(model_type, given.ranks)
     except LookupError:
         return f"knows no {model_type} models"
     lost = [path for path, name in (names or {}).items() if name is None]
@@ -204,10 +198,6 @@ def _global_scaling(config: PeftConfig) -> float:
 
 def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)
-
-
-def _names(head: tuple[str, ...]) -> str:
-    return ", ".join(head)
 
 
 _OTHER_NAMES = {
