@@ -26,7 +26,7 @@ _CLOSE = 1e-4
 
 @dataclass(frozen=True)
 class Overlap:
-    """How far the singular subspaces of two updates agree, 0 to 1; see `subspace_overlap`.
+    """The agreement of two updates' singular subspaces, from 0 to 1; see `subspace_overlap`.
 
     Attributes:
         left: of their outputs (column spaces).

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 VLLM_RANKS = 8, 16, 32, 64, 128, 256, 320, 512
-"""What `--max-lora-rank` takes in all versions (newer ones also take 1)."""
+"""Values that `--max-lora-rank` takes in all versions (newer ones also take 1)."""
 
 VLLM_WITHOUT_LORA = {
     "arctic", "bert", "bloom", "clip", "dbrx", "falcon", "falcon_mamba", "flex_olmo", "gemma3n",

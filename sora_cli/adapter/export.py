@@ -14,7 +14,7 @@ from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
         kind: of the source: "LoRA", "rsLoRA" or "AdaLoRA".

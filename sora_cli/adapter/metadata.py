@@ -20,10 +20,10 @@ _Rank = Annotated[int, Field(ge=0, le=2**20)]
 
 @dataclass(frozen=True)
 class BaseReference:
-    """Which model an adapter belongs to."""
+    """The model that an adapter belongs to."""
 
     path: str
-    """As the user wrote it: Hub id, directory, `package://...`, .gguf file."""
+    """The reference as the user wrote it: Hub id, directory, `package://...`, .gguf file."""
     resolved: str
     """The local path it stood for, or the Hub id."""
     revision: str | None = None
@@ -48,7 +48,7 @@ class BaseReference:
 
 
 class AdapterMeta(BaseModel):
-    """What `sora.json` says beside the base model; all of it unknown for other tools' adapters."""
+    """The content of `sora.json` beside the base model; unknown for other tools' adapters."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -62,13 +62,13 @@ class AdapterMeta(BaseModel):
     problem_type: str | None = None
     max_length: int | None = None
     quantise: str | None = None
-    """What the base's frozen weights were packed as in training: "4bit" or "8bit"."""
+    """The form of the base's frozen weights in training, if packed: "4bit" or "8bit"."""
     ranks_start: dict[str, _Rank] = Field(default_factory=dict)
     """Module path -> components training started with."""
     ranks: dict[str, _Rank] = Field(default_factory=dict)
     """Module path -> components alive, 0 for dead modules; filled in by `write_adapter`."""
     lineage: tuple[dict[str, Any], ...] = ()
-    """What was done to the adapter after training, in order."""
+    """The changes made to the adapter after training, in order."""
 
 
 class _SoraFile(AdapterMeta):

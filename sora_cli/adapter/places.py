@@ -14,7 +14,7 @@ from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_
 from sora_cli.model.references import resolve_model_path
 
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
-"""Where a run's directory holds its result: a low-rank method's, or a baseline's."""
+"""Directories in a run's that hold its result: a low-rank method's, or a baseline's."""
 
 
 def adapter_folder(directory: Path) -> Path | None:

@@ -24,7 +24,7 @@ Layers = Mapping[str, LowRankFactors]
 
 @dataclass(frozen=True)
 class Loss:
-    """What pruning did to one layer, or to all."""
+    """The effect of pruning on one layer, or on all."""
 
     before: int
     """Components stored before."""
@@ -50,7 +50,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Module:
-    """What choosing ranks needs to know of a layer."""
+    """The facts about a layer that choosing ranks needs."""
 
     stored: int
     """Components stored, zero ones among them."""

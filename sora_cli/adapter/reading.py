@@ -35,7 +35,7 @@ _LARGEST_SIDE = 2**24  # inputs or outputs of a layer; the largest vocabularies 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What the header, the configuration and `sora.json` say; tensors are read on demand.
+    """An open adapter directory: its facts at once, its tensors on demand.
 
     Attributes:
         directory: the adapter directory itself.
@@ -67,7 +67,7 @@ class AdapterFile:
 
     @property
     def kind(self) -> str:
-        """What PEFT calls it: "LoRA", "rsLoRA" or "AdaLoRA"."""
+        """PEFT's name for its kind: "LoRA", "rsLoRA" or "AdaLoRA"."""
         if self.config.is_adalora:
             return "AdaLoRA"
         return "rsLoRA" if self.config.use_rslora else "LoRA"

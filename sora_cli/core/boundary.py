@@ -18,11 +18,11 @@ from sora_cli.core.exit_codes import FAILED, INTERRUPTED, OK, USER_ERROR
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.processes import is_main
 
-_OF_THE_DISK = {
+_DISK_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
-"""What keeps a file from being read or written, and is no fault of the program's."""
+"""Errors of reading and writing files that are no fault of the program."""
 
 _ClickError = typer.BadParameter.__mro__[2]
 """Typer's own: usage errors and their kin; it has moved between packages over the versions."""
@@ -56,7 +56,7 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
 def _other(error: Exception, *, debug: bool) -> int:
     if isinstance(error, _ClickError):
         return _usage_error(error)
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         name = "a file" if error.filename is None else f"'{error.filename}'"
         reason = (error.strerror or str(error)).lower()
         return _user_error([f"{name} cannot be used: {reason}"], debug=debug)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 Fault = tuple[str, str]
-"""Where ("rows.csv:7"), and what is wrong there."""
+"""The place ("rows.csv:7"), and what is wrong there."""
 
 
 def find_fault(kind: str, paths: Iterable[Path]) -> Fault | None:

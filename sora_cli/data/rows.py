@@ -22,7 +22,7 @@ from sora_cli.data.source import Builtin, Files, Folder, Hub, find_source
 from sora_cli.recipe.recipe import DataBlock
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
-"""In addresses such as hf://datasets/OWNER/NAME@COMMIT/train.parquet."""
+"""The commit in addresses such as hf://datasets/OWNER/NAME@COMMIT/train.parquet."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class BaseFolder:
 
     @property
     def others_bytes(self) -> int:
-        """Of the files that go along."""
+        """Bytes of the files that are copied."""
         return sum((self.folder / name).stat().st_size for name in self.others)
 
 

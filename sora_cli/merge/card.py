@@ -13,7 +13,7 @@ from sora_cli.adapter.directory import Adapter
 from sora_cli.merge.plan import Plan
 
 MERGED_KEY = "sora_merged"
-"""In config.json: a list of {"adapter": digest, "method": name or null}, in the order of merging.
+"""Key in config.json: {"adapter": digest, "method": name or null} of each, in the order of merging.
 """
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -19,7 +19,7 @@ from sora_cli.core.hub import quiet_loading
 from sora_cli.model.loading import split_gguf, weights_options
 
 DTYPE = "float32"
-"""What the numbers are written as: narrower formats do not hold all of them exactly."""
+"""The dtype that is written: narrower ones do not hold all numbers exactly."""
 
 
 class Unpacked:

@@ -57,14 +57,14 @@ _RUNTIME_MEMORY = 20_000_000  # bytes: torch's first product, the writing thread
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge did."""
+    """The result of a merge."""
 
     base: str
     """The resolved base model."""
     modules: int
     """Layers that were changed."""
     dtype: str
-    """Of the merged weights."""
+    """Dtype of the merged weights."""
     base_checked: bool
     """Whether the base was known to be the one the adapter was trained on."""
     tokenizer: bool

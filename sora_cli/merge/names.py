@@ -27,7 +27,7 @@ from sora_cli.model.transformers_internals import RenamingRules, optional_weight
 
 @dataclass(frozen=True)
 class Arrival:
-    """Where a tensor of the checkpoint ends up.
+    """The place in the model where a tensor of the checkpoint ends up.
 
     Attributes:
         names: parameters (or buffers) of the model that it supplies, or would, had the model them.
@@ -63,7 +63,7 @@ class Runtime:
 
     @property
     def class_name(self) -> str:
-        """What goes into `architectures`."""
+        """The class's name, for `architectures`."""
         return type(self.model).__name__
 
     @property

@@ -42,7 +42,7 @@ class Item:
 
     @property
     def copied(self) -> bool:
-        """It is what the base has, to the byte."""
+        """Whether it is the base's tensor, to the byte."""
         return self.update is None and self.head is None
 
 
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(item.length for item in self.items)
 
 

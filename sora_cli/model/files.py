@@ -21,9 +21,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 SORA_FILE = "sora.json"
-"""What this program knows of an adapter that PEFT's configuration has no key for."""
+"""Facts about an adapter that PEFT's configuration has no key for."""
 DELTA_FILE = "delta.safetensors"
-"""What a baseline has changed of its base model."""
+"""The difference that a baseline made to its base model."""
 
 
 def check_source(reference: str, resolved: str) -> None:

@@ -24,7 +24,7 @@ _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a safetensors file keeps a tensor."""
+    """A tensor's entry in a safetensors file's header."""
 
     name: str
     dtype: str
@@ -33,7 +33,7 @@ class StoredTensor:
     start: int
     """First byte of the tensor in the file."""
     length: int
-    """Bytes."""
+    """Length in bytes."""
 
 
 def fingerprint(checkpoint: Path) -> str | None:

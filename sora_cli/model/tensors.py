@@ -146,7 +146,7 @@ class NewTensor:
 
     @property
     def length(self) -> int:
-        """Bytes."""
+        """Length in bytes."""
         return self.dtype.itemsize * int(torch.Size(self.shape).numel())
 
 

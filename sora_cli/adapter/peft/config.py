@@ -65,7 +65,7 @@ MERGE_HINT = "PEFT itself can fold it into its base model: merge_and_unload()"
 
 
 class PeftConfig(Targets):
-    """What is read from `adapter_config.json`; AdaLoRA's in the terms of `adalora`."""
+    """The keys of `adapter_config.json` that count; AdaLoRA's in the terms of `adalora`."""
 
     peft_type: str
     task_type: str | None = None

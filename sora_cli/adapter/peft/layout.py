@@ -59,7 +59,7 @@ class SplitKeys:
     """The keys of an adapter file by what they mean."""
 
     pairs: dict[str, Pair]
-    """By module path."""
+    """The pairs by module path."""
     head: dict[str, str]
     """Parameter name in the base model -> key."""
     copies: tuple[str, ...]

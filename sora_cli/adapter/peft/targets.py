@@ -19,7 +19,7 @@ _ALL = "all-linear"
 
 
 class Targets(BaseModel):
-    """What a configuration says of the modules to adapt."""
+    """The keys of a configuration that choose the modules to adapt."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -78,4 +78,4 @@ BUILTINS: dict[str, Callable[[], DatasetDict]] = {
     "digits": _digits,
     "captions": _captions,
 }
-"""What `data.path: builtin://NAME` may name."""
+"""NAME in `data.path: builtin://NAME` -> its loader."""
