@@ -101,6 +101,7 @@ def _by_name(class_name: str) -> str | None:
 @cache
 def _classes() -> dict[str, str]:
     """Return {name of each class in the tables: its Auto class}."""
+    # transformers has no public way to ask which Auto class a class of a model belongs to
     from transformers.models.auto import modeling_auto
 
     found: dict[str, str] = {}

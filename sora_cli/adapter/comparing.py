@@ -120,6 +120,7 @@ def _distance(
     a: LowRankFactors, b: LowRankFactors, norms: tuple[float, float], inner: float
 ) -> float:
     """Return ||dW_A - dW_B||_F; where they are close, from stacked factors: nothing cancels."""
+    # ||A - B||^2 = ||A||^2 + ||B||^2 - 2 <A, B>; for A near B all digits of it cancel
     squared = norms[0] ** 2 + norms[1] ** 2 - 2 * inner
     if squared > (_CLOSE * max(norms)) ** 2:
         return math.sqrt(squared)
@@ -182,7 +183,7 @@ def _mean(overlaps: list[Overlap]) -> Overlap:
 
 def _cosine(inner: float, norms: tuple[float, float]) -> float | None:
     product = norms[0] * norms[1]
-    return max(-1.0, min(1.0, inner / product)) if product else None
+    return max(-1.0, min(1.0, inner / product)) if product else None  # rounding may pass 1
 
 
 def _check_fit(first: AdapterFile, second: AdapterFile) -> None:

@@ -13,7 +13,7 @@ from sora_cli import __version__
 from sora_cli.core.errors import SoraError
 
 FORMAT_VERSION = 1
-LARGEST_JSON = 50_000_000  # bytes
+LARGEST_JSON = 50_000_000  # bytes; anybody may have written it, and parsed it takes many times that
 
 _Rank = Annotated[int, Field(ge=0, le=2**20)]
 

@@ -45,7 +45,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         if temporary.read_bytes() != content:
             raise SoraError(f"{path} reads back differently: is the disk all right?")
         temporary.replace(path)
-        _sync(path.parent)
+        _sync(path.parent)  # else a power cut may undo the rename
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -176,6 +176,7 @@ def _move_into_place(temporary: Path, path: Path) -> None:
 
 def _exchange(a: Path, b: Path) -> bool:
     """Exchange two paths in one step; return False where the system or file system cannot."""
+    # Python has no binding of renameat2; os.replace() refuses a directory that is not empty
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

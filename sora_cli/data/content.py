@@ -11,7 +11,7 @@ from datasets import Dataset
 from datasets.features.features import require_storage_embed
 from datasets.table import embed_table_storage
 
-_FILES = 100  # read at a time
+_FILES = 100  # in memory at a time
 _STORED = {"bytes", "path"}
 
 

@@ -86,6 +86,7 @@ def _lacks(folder: Path, patterns: Sequence[str]) -> bool:
 
 def pad_inputs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Pad the tokenizer's own columns: (rows, tokens of the longest) each."""
+    # the tokenizer's own pad() warns at each batch that calling it anew would be faster
     from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
     names = [name for name in tokenizer.model_input_names if name in rows[0]]

@@ -126,6 +126,7 @@ def _revision(splits: Iterable[Dataset]) -> str | None:
     Known without the network: `datasets` keeps both beside the rows.
     """
     for rows in splits:
+        # rows loaded anew have the first, rows taken from the cache of `datasets` the second
         sources = list(rows.info.download_checksums or ())
         caches = [Path(file["filename"]).parent.name for file in rows.cache_files]
         for place in (*sources, *(f"@{name}/" for name in caches)):

@@ -212,7 +212,7 @@ def _updated(item: Item, target: str, found: Match) -> Item:
     if dtype.itemsize * torch.Size(item.shape).numel() != item.length:
         raise SoraError(f"'{item.name}' of the base model is truncated or corrupt")
     module = found.runtime.model.get_submodule(target.removesuffix(".weight"))
-    transposed = not isinstance(module, torch.nn.Linear)  # Conv1D stores (in, out)
+    transposed = not isinstance(module, torch.nn.Linear)  # GPT-2's Conv1D stores (in, out)
     return replace(item, update=path, transposed=transposed)
 
 

@@ -168,7 +168,7 @@ class _Job:
         self._pending.append(self._threads.submit(work, *arguments))
 
     def _finish_one(self) -> None:
-        self._written += self._pending.popleft().result()  # raises what went wrong
+        self._written += self._pending.popleft().result()  # raises what the thread raised
         step = self._written - self._flushed
         if step >= _STEP or not self._pending:
             _begin_flush(self._out, self._flushed, step)
@@ -251,6 +251,7 @@ def _copy_some(source: int, out: int, start: int, offset: int, length: int) -> i
 def _begin_flush(out: int, offset: int, length: int) -> None:
     """Let the disk begin with what was written, so that the flush at the end is short."""
     if sys.platform == "linux":
+        # Linux writes dirty pages out before it drops them; Python has no sync_file_range
         os.posix_fadvise(out, offset, length, os.POSIX_FADV_DONTNEED)
 
 

@@ -104,6 +104,7 @@ def _parse(file: Path) -> tuple[int, dict[str, Any]]:
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
+            # the format: 8 bytes with the length of the header, the header as JSON, the tensors
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= min(_LARGEST_HEADER, size - 8):
                 raise ValueError("impossible header length")
@@ -121,6 +122,7 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SoraError(f"{index} is no index of shards: {error}") from error
     for name in names:
+        # a name with directories in it could point anywhere on this disk
         if Path(name).name != name or not (index.parent / name).is_file():
             raise SoraError(f"{index} names '{name}', which is not there")
     return [index.parent / name for name in names]

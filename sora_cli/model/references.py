@@ -52,7 +52,7 @@ def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    try:
+    try:  # any file would do: all of a commit's lie in one directory
         config = try_to_load_from_cache(resolved, MODEL_CONFIG, revision=revision)
     except HFValidationError:
         return None

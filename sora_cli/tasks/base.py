@@ -120,7 +120,7 @@ class Task(ABC):
         """Make a loaded model and its processor fit each other and the task, in place.
 
         Raises:
-            SoraError: they can not.
+            SoraError: they cannot.
         """
         if self.processor_class == "AutoTokenizer":
             set_padding(model, processor)

@@ -1,4 +1,4 @@
-"""Helpers for sharded factors, and what can not be done with them, in a group of one process."""
+"""Helpers for sharded factors, and what cannot be done with them, in a group of one process."""
 
 from __future__ import annotations
 

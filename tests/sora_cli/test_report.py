@@ -81,7 +81,7 @@ def test_a_check_that_fails_is_timed_and_changes_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> bool:
-        raise SoraError("can not be verified")
+        raise SoraError("cannot be verified")
 
     monkeypatch.setattr("sora_cli.verify.run_check.self_check", broken)
     assert run(["train", str(_recipe(tmp_path, training={"max_steps": 1}))]) == 2

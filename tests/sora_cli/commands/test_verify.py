@@ -1,4 +1,4 @@
-"""`sora verify`: what is the same, what is not, and what can not be compared."""
+"""`sora verify`: what is the same, what is not, and what cannot be compared."""
 
 from __future__ import annotations
 

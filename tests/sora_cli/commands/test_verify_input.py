@@ -1,4 +1,4 @@
-"""`sora verify`: which base is taken, and what can not be compared."""
+"""`sora verify`: which base is taken, and what cannot be compared."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_adapter_that_names_no_base(
     assert facts_of(capsys, tmp_path / "a", bert.merged, "--base", bert.base)[0] == 0
 
 
-# what can not be compared
+# what cannot be compared
 
 
 def test_nothing_there(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
