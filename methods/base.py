@@ -172,7 +172,7 @@ class AdapterMethod(ABC):
             MethodError: the method has a state that it cannot cut down.
         """
         if self.state_dict():
-            raise MethodError(f"{self.name} cannot go on after dead components were removed")
+            raise MethodError(f"{self.name} cannot continue after dead components were removed")
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what `after_step` needs to continue in the middle of a run, without parameters."""

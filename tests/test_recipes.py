@@ -92,7 +92,7 @@ def test_glue_recipes_follow_the_paper(task):
 
 
 def steps(name):
-    """Of the header: '2,490 rows, 6,240 steps of 8'."""
+    """Return the figures of a header such as '2,490 rows, 6,240 steps of 8'."""
     found = re.search(r"([\d,]+) steps of 8", text_of(f"{name}.yaml"))
     return int(found[1].replace(",", ""))
 

@@ -33,7 +33,7 @@ CONLL = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I
 
 @dataclass(frozen=True)
 class StandIn:
-    """What is trained instead, and how the Hub's rows look.
+    """The data trained on instead, and the form of the Hub's rows.
 
     Attributes:
         base: writes a checkpoint into a folder.

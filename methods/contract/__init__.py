@@ -214,9 +214,9 @@ def summary_counts_components(make: MethodFactory) -> None:
     run = trained(make)
     summary = run.method.summary(run.layers)
     total = sum(layer.rank for layer in run.layers.values())
-    assert summary.total == total, f"summary tells of {summary.total} components, not {total}"
+    assert summary.total == total, f"summary counts {summary.total} components, not {total}"
     live = sum(run.method.factors(layer).drop_zeros().rank for layer in run.layers.values())
-    assert summary.live == live, f"summary tells of {summary.live} live components, not {live}"
+    assert summary.live == live, f"summary counts {summary.live} live components, not {live}"
     adapts = run.method.config.adapts_rank
     assert live == total or adapts, "components died, but adapts_rank is False"
     json.dumps(run.method.details(run.layers))  # raises TypeError on what is not plain data

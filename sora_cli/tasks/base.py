@@ -61,13 +61,13 @@ class Predictions:
     texts: Sequence[str] | None = None
 
     @property
-    def asked(self) -> Encoded:
+    def encoded(self) -> Encoded:
         """The rows, for the families whose scores need them."""
         assert self.rows is not None
         return self.rows
 
     @property
-    def known(self) -> np.ndarray:
+    def true_labels(self) -> np.ndarray:
         """The labels, for the families whose rows have one each."""
         assert self.labels is not None
         return self.labels

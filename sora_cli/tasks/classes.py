@@ -80,7 +80,7 @@ def class_loss(predictions: Predictions) -> float:
     import torch
 
     logits = torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float64))
-    labels = torch.from_numpy(predictions.known).long()
+    labels = torch.from_numpy(predictions.true_labels).long()
     return float(torch.nn.functional.cross_entropy(logits, labels))
 
 
@@ -88,8 +88,8 @@ def class_scores(scorer: Scorer, predictions: Predictions) -> dict[str, float]:
     """Return the metrics of the classes with the largest logits."""
     outputs = predictions.outputs
     if not np.isfinite(outputs).all():
-        return scorer(outputs, predictions.known)  # NaN scores: NaN logits predict no class
-    return scorer(chosen_classes(predictions), predictions.known)
+        return scorer(outputs, predictions.true_labels)  # NaN scores: NaN logits predict no class
+    return scorer(chosen_classes(predictions), predictions.true_labels)
 
 
 def chosen_classes(predictions: Predictions) -> np.ndarray:
@@ -124,7 +124,7 @@ class OneClass(Scored):
         chosen = chosen_classes(predictions)
         return [
             {"prediction": names[int(p)], "label": names[int(y)], "logits": [float(x) for x in row]}
-            for p, y, row in zip(chosen, predictions.known, rows, strict=True)
+            for p, y, row in zip(chosen, predictions.true_labels, rows, strict=True)
         ]
 
 

@@ -144,7 +144,7 @@ class ImageText(Task):
         vectors, images, _ = _split_kept(predictions)
         texts, chosen = self._texts(predictions), nearest(images, vectors)
         cosines = (vectors * images).sum(dim=1).tolist()
-        names = image_names(predictions.asked.dataset, self._image)
+        names = image_names(predictions.encoded.dataset, self._image)
         return [
             {
                 **({"image": name} if name else {}),
@@ -166,7 +166,7 @@ class ImageText(Task):
             )
 
     def _texts(self, predictions: Predictions) -> list[str]:
-        texts: list[str] = predictions.asked.dataset[self._text][:]
+        texts: list[str] = predictions.encoded.dataset[self._text][:]
         return texts
 
 

@@ -81,7 +81,7 @@ class ImageClassification(OneClass):
         return np.asarray(encode_classes(values, self._names, column=self._label))
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        names = image_names(predictions.asked.dataset, self._image)
+        names = image_names(predictions.encoded.dataset, self._image)
         records = super().readable(predictions)
         return [
             {"image": name, **record} if name else record

@@ -40,14 +40,14 @@ class Writing(Task):
         scores = token_scores(predictions.outputs)
         broken = not math.isfinite(scores["loss"])
         if predictions.texts is not None:
-            wanted = predictions.asked.raw["reference"][:]
+            wanted = predictions.encoded.raw["reference"][:]
             found = text_scores(predictions.texts, wanted, self.metric_names)
             scores |= {name: math.nan if broken else value for name, value in found.items()}
         return {name: scores[name] for name in self.metric_names if name in scores}
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         records = []
-        rows = zip(predictions.asked.raw, predictions.outputs, strict=True)
+        rows = zip(predictions.encoded.raw, predictions.outputs, strict=True)
         for i, (row, sums) in enumerate(rows):
             written = {} if predictions.texts is None else {"prediction": predictions.texts[i]}
             loss = float(sums[0] / sums[1]) if sums[1] else None

@@ -64,8 +64,8 @@ class MultipleChoice(Scored):
         return class_scores(self.scorer, _labelled(predictions))
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        texts = predictions.asked.raw["choices"][:]
-        right = _labelled(predictions).known
+        texts = predictions.encoded.raw["choices"][:]
+        right = _labelled(predictions).true_labels
         return [
             {
                 "prediction": choices[p],
@@ -92,7 +92,7 @@ class MultipleChoice(Scored):
 
 def _labelled(predictions: Predictions) -> Predictions:
     """Add the place of each row's right choice."""
-    rows = predictions.asked
+    rows = predictions.encoded
     labels = np.asarray(rows.dataset["labels"][:])
     return Predictions(predictions.outputs, labels, rows, predictions.texts)
 

@@ -93,7 +93,7 @@ class QuestionAnswering(Task):
     def loss(self, predictions: Predictions) -> float:
         if not _finite(predictions):
             return math.nan
-        windows = predictions.asked.dataset
+        windows = predictions.encoded.dataset
         positions = np.stack([windows[name][:] for name in _POSITIONS], axis=1)
         losses = window_losses(
             torch.from_numpy(predictions.outputs.astype(np.float64)),
@@ -107,7 +107,7 @@ class QuestionAnswering(Task):
             return dict.fromkeys(self.metric_names, math.nan)
         from torchmetrics.functional.text.squad import squad
 
-        wanted = predictions.asked.raw["answers"][:]
+        wanted = predictions.encoded.raw["answers"][:]
         given = [text for text, _ in self._answers(predictions)]
         scores = squad(
             [{"id": str(i), "prediction_text": text} for i, text in enumerate(given)],
@@ -137,7 +137,7 @@ class QuestionAnswering(Task):
         return [
             {**({"id": row["id"]} if "id" in row else {}), "question": row["question"],
              "prediction": text, "label": row["answers"], "score": score}
-            for row, (text, score) in zip(predictions.asked.raw, answers, strict=True)
+            for row, (text, score) in zip(predictions.encoded.raw, answers, strict=True)
         ]  # fmt: skip
 
     def _ids(self, rows: Dataset) -> dict[str, list[Any]]:
@@ -151,7 +151,7 @@ class QuestionAnswering(Task):
         threshold of 0: the answer is empty if the null place scores more than the best span even in
         the window where it scores least.
         """
-        rows = predictions.asked
+        rows = predictions.encoded
         contexts = rows.raw["context"][:]
         texts, scores = [""] * len(contexts), np.full(len(contexts), -np.inf)
         nulls = np.full(len(contexts), np.inf)
@@ -203,7 +203,7 @@ def _logits(outputs: Any) -> Tensor:
 def _real(predictions: Predictions) -> np.ndarray:
     """Return a mask (windows, tokens) that is false on padding."""
     places = np.arange(predictions.outputs.shape[1])
-    return np.asarray(places < predictions.asked.lengths[:, None])
+    return np.asarray(places < predictions.encoded.lengths[:, None])
 
 
 def _finite(predictions: Predictions) -> bool:

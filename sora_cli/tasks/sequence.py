@@ -126,16 +126,16 @@ class SequenceRegression(_Sequence):
 
     def loss(self, predictions: Predictions) -> float:
         given = predictions.outputs.reshape(-1).astype(np.float64)
-        return float(np.mean((given - predictions.known) ** 2))
+        return float(np.mean((given - predictions.true_labels) ** 2))
 
     def answers(self, predictions: Predictions) -> np.ndarray:
         return predictions.outputs.reshape(-1)
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        return self.scorer(self.answers(predictions), predictions.known)
+        return self.scorer(self.answers(predictions), predictions.true_labels)
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         return [
             {"prediction": float(p), "label": float(y)}
-            for p, y in zip(self.answers(predictions), predictions.known, strict=True)
+            for p, y in zip(self.answers(predictions), predictions.true_labels, strict=True)
         ]

@@ -89,14 +89,14 @@ class TokenClassification(Task):
         return torch.stack([logits.argmax(dim=-1).float(), losses], dim=-1)
 
     def loss(self, predictions: Predictions) -> float:
-        rows = zip(predictions.outputs, predictions.asked.dataset["labels"], strict=True)
+        rows = zip(predictions.outputs, predictions.encoded.dataset["labels"], strict=True)
         losses = [kept[: len(labels), 1][np.array(labels) != IGNORED] for kept, labels in rows]
         return float(np.concatenate(losses).mean(dtype=np.float64))
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         if not math.isfinite(self.loss(predictions)):
             return dict.fromkeys(self.metric_names, math.nan)
-        wanted = predictions.asked.raw["tags"][:]
+        wanted = predictions.encoded.raw["tags"][:]
         given = self._tags(predictions)
         scores = {"accuracy": _accuracy(wanted, given)}
         if set(self.metric_names) - {"accuracy"}:
@@ -117,7 +117,7 @@ class TokenClassification(Task):
         return remarks
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        rows = zip(predictions.asked.raw, self._tags(predictions), strict=True)
+        rows = zip(predictions.encoded.raw, self._tags(predictions), strict=True)
         return [
             {
                 "tokens": row["words"],
@@ -143,7 +143,7 @@ class TokenClassification(Task):
     def _tags(self, predictions: Predictions) -> list[list[int]]:
         """Return the tag that each word of each row is given; _UNREAD if it was cut off."""
         given = []
-        rows = predictions.asked
+        rows = predictions.encoded
         texts = zip(rows.raw["tags"], rows.dataset["places"], predictions.outputs, strict=True)
         for own, listed, kept in texts:
             places = np.array(listed)

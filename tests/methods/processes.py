@@ -104,7 +104,7 @@ class Training:
         return found
 
     def words(self) -> dict[str, Any]:
-        """What the method says about the run, and its log."""
+        """The method's summary of the run, and its log."""
         summary = self.method.summary(self.layers)
         return {
             "log": self.log,
@@ -217,7 +217,7 @@ def check_equal(folder: Path, name: str, alone: Training, *, atol: float) -> Non
 
 
 def alive(layer: LowRankLinear) -> list[bool]:
-    """Which of its components have a gate that is not zero; empty where there are no gates."""
+    """Return which components have a gate that is not zero; empty if there are no gates."""
     return [] if layer.d is None else whole(layer.d.detach()).ne(0).tolist()
 
 

@@ -131,13 +131,13 @@ def test_without_gates_nothing_dies() -> None:
 
 
 def test_a_method_with_a_state_of_its_own_must_cut_it_down() -> None:
-    """What a plug-in that knows nothing of removals gets."""
+    """A plug-in that does not know of removals gets an error."""
 
     class Keeps(Sora):
         removed = AdapterMethod.removed
 
     run = start(Keeps(SoraConfig()))
     run.train(range(2))
-    with pytest.raises(MethodError, match="cannot go on"):
+    with pytest.raises(MethodError, match="cannot continue"):
         run.method.removed({})
     create("lora").removed({})  # no state: nothing to do

@@ -348,7 +348,7 @@ def test_a_broken_method_is_noticed(
 
 
 def test_a_complete_state_passes() -> None:
-    """What the broken counters are made from is itself all right."""
+    """The method that the broken counters are made from is itself right."""
     contract.a_run_resumes_bit_equal(lambda **options: Counts(LoraConfig(**options)))
 
 

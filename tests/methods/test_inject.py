@@ -1,4 +1,4 @@
-"""Which layers are adapted, what stays frozen, and how adapters come out again."""
+"""Injection: the layers adapted, what stays frozen, and the removal of adapters."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_conv1d_is_adapted_by_its_own_shape_and_the_output_embedding_is_not() ->
 
 
 class Tied(nn.Module):
-    """An output layer with the embedding's weight, which nothing but the weight tells."""
+    """An output layer with the embedding's weight; only the weight shows it."""
 
     def __init__(self, *, tied: bool) -> None:
         super().__init__()

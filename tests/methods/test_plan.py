@@ -1,4 +1,4 @@
-"""What methods say about a run before it starts."""
+"""Plans: statements of methods about a run before it starts."""
 
 from __future__ import annotations
 

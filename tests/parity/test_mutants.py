@@ -189,7 +189,7 @@ def test_a_mutant_leaves_the_golden_trajectory(
 def test_the_method_itself_follows(
     monkeypatch: pytest.MonkeyPatch, method: type[AdapterMethod], name: str
 ) -> None:
-    """What the mutants fail is the comparison, not the way they are put into it."""
+    """Mutants fail the comparison, and not because of the way they are put into it."""
     follow(monkeypatch, method, name)
 
 

@@ -18,7 +18,7 @@ from tests.shared_files import golden_file
 
 @dataclass(frozen=True)
 class Recording:
-    """What the reference code was given and what it did.
+    """The input of the reference code, and what it did with it.
 
     Attributes:
         options: hyper-parameters, and the log of every step.
@@ -48,7 +48,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Step:
-    """What our run did in one step: losses before it, factors and non-zero gates after it."""
+    """One step of our run: losses before it, factors and non-zero gates after it."""
 
     task_loss: float
     penalty: float

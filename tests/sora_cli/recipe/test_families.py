@@ -1,4 +1,4 @@
-"""What can be set on each family: metrics and their direction."""
+"""Options of the task families: metrics and their direction."""
 
 from __future__ import annotations
 

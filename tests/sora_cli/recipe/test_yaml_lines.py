@@ -151,7 +151,7 @@ def test_an_escape_that_stands_for_no_character():
 
 @pytest.mark.parametrize("depth", [60, 150, 250, 400, 5000])
 def test_nested_too_deeply(depth):
-    """Whatever of the two gives in first, the parser or what makes values of its nodes."""
+    """Either may refuse it first: the parser, or the step from its nodes to values."""
     for text in ("[" * depth + "]" * depth, "{a: " * depth + "1" + "}" * depth):
         assert "nested too deeply" in error(f"a: {text}").what
     assert values(f"a: {'[' * 40}{']' * 40}")

@@ -41,7 +41,7 @@ def _batch(task: ImageText, rows: Dataset) -> dict[str, Any]:
 
 
 def _predictions(task: ImageText, model: Any, rows: Dataset, *sizes: int) -> Predictions:
-    """What is kept of batches of those sizes."""
+    """Return what is kept of batches of those sizes."""
     kept, first = [], 0
     for size in sizes:
         batch = _batch(task, rows.select(range(first, first + size)))

@@ -155,7 +155,7 @@ def test_evaluation_has_no_penalty_and_keeps_the_order_of_rows(tmp_path: Path) -
     ]
     expected = torch.cat(one_by_one).numpy()
     predictions = trainer.predictions_of(rows, [])
-    outputs, labels = predictions.outputs, predictions.known
+    outputs, labels = predictions.outputs, predictions.true_labels
     np.testing.assert_allclose(outputs, expected, rtol=1e-6, atol=1e-8)
     assert labels.tolist() == rows.dataset["labels"][:]
     loss = torch.nn.functional.cross_entropy(torch.tensor(expected), torch.tensor(labels))
