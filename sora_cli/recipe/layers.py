@@ -6,6 +6,7 @@ knows are dropped, and a note says so: that makes `method.name=lora` work on any
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,12 +103,7 @@ def _merge_values(
             continue  # an empty block adds nothing
         else:
             _forget(base, here)
-            below[key] = _copied(value)
-
-
-def _copied(value: Any) -> Any:
-    """Copy mappings, since they are changed in place later."""
-    return {k: _copied(v) for k, v in value.items()} if isinstance(value, dict) else value
+            below[key] = copy.deepcopy(value)  # mappings are changed in place later
 
 
 def _forget(tree: Tree, path: Path_) -> None:
