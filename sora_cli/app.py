@@ -103,8 +103,8 @@ def path(
         bool,
         typer.Option(
             "--controls",
-            help="Also cut the first stage down at random and by norm, and score that; "
-            "also works on a finished path.",
+            help="Also score the first stage cut down at random and by norm; "
+            "works on a finished path, too.",
         ),
     ] = False,
     dry_run: Annotated[

@@ -20,7 +20,7 @@ def list_methods(*, as_json: bool) -> None:
 
 
 def describe_method(name: str) -> dict[str, Any]:
-    """A method as plain data."""
+    """Return a method as plain data."""
     config = config_class(name)
     options = [
         {

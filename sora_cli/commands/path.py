@@ -223,6 +223,6 @@ def _stage_lines(ready: Prepared, plans: list[StagePlan]) -> Iterator[str]:
         steps = plan.recipe.training.total_steps(len(ready.train.lengths))
         args = training_arguments(plan.recipe, Path("stages"), ready.task.best, evaluates=False)
         rates = learning_rates(args, method, ready.layers, steps)
-        told = method.plan(ready.layers, total_steps=steps, learning_rates=rates)
+        preview = method.plan(ready.layers, total_steps=steps, learning_rates=rates)
         yield f"{plan.index:>3}  {plan.value!s:<24} {steps:,} steps"
-        yield from (f"       {note}" for note in told.notes)
+        yield from (f"       {note}" for note in preview.notes)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """What to keep; at most one of these is given.
+    """The rule of what is kept; at most one field is given.
 
     Attributes:
         energy: share of each module's squared singular values to keep, up to 1.

@@ -43,10 +43,8 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         from sora_cli.run.prepare import prepare
         from sora_cli.train.steps import count_steps, learning_rates
         from sora_cli.train.trainer import training_arguments
-    ready, block = (
-        prepare(loaded.recipe, lambda _: contextlib.nullcontext()),
-        loaded.recipe.training,
-    )
+    block = loaded.recipe.training
+    ready = prepare(loaded.recipe, lambda _: contextlib.nullcontext())
     emit_section("adapted layers", adapted_lines(ready))
     if ready.layers:
         misses = near_miss_lines(ready, block.train_head)

@@ -66,7 +66,7 @@ class MemoryPrediction:
 
     @property
     def activations(self) -> float:
-        """What the forward pass of the worst batch keeps for the backward pass."""
+        """Tensors that the forward pass of the worst batch keeps for the backward pass."""
         return self.training.kept
 
     @property
@@ -76,7 +76,7 @@ class MemoryPrediction:
 
     @property
     def fixed(self) -> float:
-        """What training and evaluation both need."""
+        """The part that training and evaluation both need."""
         return self.resident + self.runtime + self.moments
 
     def slack(self, trace: Trace) -> float:

@@ -1,6 +1,6 @@
 """Remarks on a run's data and scores that a person should hear without asking, a line each.
 
-Only what can be told from the numbers themselves; every remark says them.
+Only what follows from the numbers themselves; every remark says them.
 """
 
 from __future__ import annotations
@@ -75,20 +75,20 @@ def cut_remark(parts: Mapping[str, Encoded], max_length: int, *, limit: int) -> 
         return None
     counts = [f"{p.truncated:,} of {len(p.lengths):,} of {_name(n)}" for n, p in cut.items()]
     longest = max(part.longest for part in cut.values())
-    told = f"rows cut at {max_length} tokens: {', '.join(counts)}; the longest has {longest:,}"
+    text = f"rows cut at {max_length} tokens: {', '.join(counts)}; the longest has {longest:,}"
     if max_length >= limit:
-        return f"{told}, more than the model takes"
-    return f"{told}: data.max_length={min(longest, limit)}"
+        return f"{text}, more than the model takes"
+    return f"{text}: data.max_length={min(longest, limit)}"
 
 
 def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
     """Remark on rows of a part that are also training rows."""
     if not overlap.rows:
         return None
-    told = f"{overlap.rows:,} of {rows:,} rows of {_name(part)} are training rows, too"
+    text = f"{overlap.rows:,} of {rows:,} rows of {_name(part)} are training rows, too"
     if overlap.contradicted:
-        told += f", {overlap.contradicted:,} of them with another label there"
-    return told
+        text += f", {overlap.contradicted:,} of them with another label there"
+    return text
 
 
 def prediction_remark(task: Task, split: str, predictions: Predictions) -> str | None:

@@ -33,7 +33,7 @@ class Point:
     parameters: int
     score: float
     drop: float
-    """How much worse than the whole adapter, in the metric's own unit; negative: better."""
+    """The loss against the whole adapter, in the metric's own unit; negative: better."""
     good: bool
 
 
@@ -46,7 +46,7 @@ class Search:
     points: tuple[Point, ...]
     """In the order they were tried; the first is the whole adapter."""
     ranks: Mapping[str, int]
-    """Of the smallest that is good enough."""
+    """The ranks of the smallest that is good enough."""
 
 
 class Scores:

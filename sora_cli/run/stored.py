@@ -39,7 +39,7 @@ from sora_cli.tasks.base import Task
 from sora_cli.train.checkpoint.files import plain
 
 _MARKS = {ADAPTER: ADAPTER_CONFIG, DELTA: DELTA_FILE, MODEL: SORA_FILE}
-"""What tells a run's own result from a directory that somebody else gave the same name."""
+"""The file that tells a run's own result from another directory of the same name."""
 
 
 def write_baseline(

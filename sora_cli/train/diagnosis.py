@@ -37,7 +37,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Origin:
-    """What is not finite, and where it arose.
+    """A number that is not finite, and its origin.
 
     Attributes:
         text: one line for a person, such as "the loss is nan, first in the output of x.y".

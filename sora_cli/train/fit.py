@@ -37,7 +37,7 @@ class Fit:
     best_step: int | None  # the step whose weights the model has now; None: the last
     best_metric: float | None
     compaction: Compaction | None  # what was removed on the way, if anything was to be
-    first_step: int  # 0, or that of the checkpoint this process went on from
+    first_step: int  # 0, or that of the checkpoint this process resumed from
 
 
 def fit(
@@ -53,8 +53,8 @@ def fit(
 
     Args:
         output: the run's directory.
-        identity: what a run that goes on from a checkpoint must have in common with this one.
-        resumed: the checkpoint to go on from.
+        identity: what a run resumed from a checkpoint must have in common with this one.
+        resumed: the checkpoint to resume from.
 
     Raises:
         Interrupted: a signal came; there is a checkpoint of the last step, if the recipe has any.

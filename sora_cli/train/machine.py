@@ -11,6 +11,10 @@ from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import TrainingBlock
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's numbers, from malloc.h
+_LARGEST = 2**31 - 1
+_WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB: cuBLAS repeats itself with this or :16:8 only
+
 
 def check_machine(block: TrainingBlock) -> None:
     """Check what the run needs of the machine, before anything is loaded.
@@ -18,8 +22,6 @@ def check_machine(block: TrainingBlock) -> None:
     Raises:
         SoraError: a precision that needs a GPU, a logger that is not installed.
     """
-    import torch
-
     if block.precision == "fp16" and not torch.cuda.is_available():
         raise SoraError(
             "precision fp16 needs a GPU",
@@ -65,10 +67,6 @@ def _check_loggers(names: list[str]) -> None:
             )
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's numbers, from malloc.h
-_LARGEST = 2**31 - 1
-
-
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory; return False where the C library is another one.
 
@@ -80,9 +78,6 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return all([mallopt(_MMAP_THRESHOLD, 1 << 30), mallopt(_TRIM_THRESHOLD, _LARGEST)])
-
-
-_WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB, one of the two values that cuBLAS promises it for
 
 
 def set_deterministic(on: bool) -> None:

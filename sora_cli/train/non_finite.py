@@ -44,7 +44,7 @@ def guard_steps(
     """Watch a trainer's steps; call it after `attach` and before `trainer.train()`.
 
     Args:
-        hooks: what `attach` returned; it is told of steps left out.
+        hooks: what `attach` returned; it counts the steps left out.
         policy: what a bad step does: "stop" the run, or be left out ("skip").
         last_checkpoint: the directory of the last checkpoint there is, asked for when a run stops.
     """
@@ -146,6 +146,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
     def _scales(self) -> bool:
         """Return whether a gradient scaler may have made a gradient infinite; it handles that."""
         scaler = self.trainer.accelerator.scaler
+        # below a scale of 1 the scaler has halved it many times: the gradient itself is infinite
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1
 
     def _leave_out(self) -> None:

@@ -174,7 +174,7 @@ def trained(make: MethodFactory, folder: Path, attach: Attach) -> Trial:
 
 @contextmanager
 def trial_folder() -> Iterator[Path]:
-    """Make a temporary directory; transformers keeps quiet meanwhile."""
+    """Make a temporary directory; transformers is quiet while it exists."""
     with tempfile.TemporaryDirectory(prefix="method-trial-") as folder, quiet_loading():
         yield Path(folder)
 

@@ -59,7 +59,7 @@ def reload_outputs(
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, with this package where Python looks first."""
+    """Return this process's environment, with this package where Python looks first."""
     root = str(PACKAGE.parent)
     known = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, known] if known else [root])}

@@ -9,15 +9,14 @@ from torch import Tensor
 
 from methods.sharding import is_sharded
 from sora_cli.adapter.places import baseline_folder
-from sora_cli.core.console import say, size
-from sora_cli.core.environment import free_memory
+from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.stored import load_baseline
-from sora_cli.verify.self_check import SHARE, self_check
+from sora_cli.verify.self_check import self_check, too_large
 
 
 def check_run(loaded: LoadedRecipe, ready: Prepared) -> bool:
@@ -74,9 +73,4 @@ def _reason_against(trained: dict[str, Tensor]) -> str | None:
     """Return why the model should not be loaded again unasked; None if it may be."""
     if any(is_sharded(tensor) for tensor in trained.values()):
         return "the model is sharded"
-    needed, free = sum(t.numel() * t.element_size() for t in trained.values()), free_memory()
-    if free is None:
-        return "how much memory is free is not known"
-    if SHARE * needed >= free:
-        return f"it takes {size(needed)}, not less than a quarter of the {size(free)} free"
-    return None
+    return too_large([sum(t.numel() * t.element_size() for t in trained.values())])

@@ -15,7 +15,7 @@ from sora_cli.model.files import ADAPTER_CONFIG
 if TYPE_CHECKING:
     from sora_cli.verify.subjects import Subject
 
-SHARE = 4
+_SHARE = 4
 """A model that takes less than this part of the free memory is verified."""
 
 
@@ -86,21 +86,21 @@ def _subjects(names: Sequence[str], base: str | None) -> tuple[tuple[Subject, ..
 
     try:
         subjects = find_subjects((names[0], names[-1]), base=base)
-        return subjects, _too_large([float32_bytes(subject) for subject in subjects])
+        return subjects, too_large([float32_bytes(subject) for subject in subjects])
     except SoraError as error:
         if (Path(names[-1]) / ADAPTER_CONFIG).is_file():
             return (), error.what  # an adapter whose base model is not here is no mistake
         raise
 
 
-def _too_large(known: Sequence[int | None]) -> str | None:
+def too_large(known: Sequence[int | None]) -> str | None:
     """Return why models of so many bytes should not be loaded unasked; None if they may be."""
     sizes = [n for n in known if n is not None]
     free = free_memory()
     if free is None:
         return "how much memory is free is not known"
     if len(sizes) < len(known):
-        return "how large the model is is not known, as it is not on this disk"
-    if SHARE * max(sizes) >= free:
+        return "how large the model is cannot be told, as it is not on this disk"
+    if _SHARE * max(sizes) >= free:
         return f"it takes {size(max(sizes))}, not less than a quarter of the {size(free)} free"
     return None

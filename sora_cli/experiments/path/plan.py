@@ -109,14 +109,18 @@ def overruled(loaded: LoadedRecipe) -> list[str]:
     keys = [option, *(f"training.{key}" for key in _STAGE_RULES)]
     return [
         f"{key} ({loaded.origin(*key.split('.')).place}) is not used: "
-        + ("the path sets it" if key == option else "a stage goes on from its last step")
+        + (
+            "the path sets it"
+            if key == option
+            else "the next stage starts from a stage's last step"
+        )
         for key in keys
         if loaded.origin(*key.split(".")).place != "default"
     ]
 
 
 _STAGE_RULES = {"evaluate": "no", "checkpoint": "no", "keep_best": False, "early_stopping": None}
-"""Stages are scored at their end, and the next one goes on from there."""
+"""A stage is scored at its end, and the next one starts from there."""
 
 
 def _stage_recipe(loaded: LoadedRecipe, option: str, index: int, value: Any) -> LoadedRecipe:

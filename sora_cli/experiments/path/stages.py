@@ -58,8 +58,8 @@ class Stages:
         self.splits = _scored_splits(ready, plans[0])
         setup = RunReport(name="", recipe={})
         record_setup(setup, ready, plans[0].recipe.training)
-        told = {"base", "data", "main_metric", "parameters", "events"}
-        self._setup = setup.model_dump(include=told)
+        shared = {"base", "data", "main_metric", "parameters", "events"}
+        self._setup = setup.model_dump(include=shared)
         self.remarks = setup.events
         report.main_metric = ready.task.best
         report.greater_is_better = plans[0].recipe.task.options.greater_is_better

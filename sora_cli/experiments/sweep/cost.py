@@ -1,7 +1,4 @@
-"""The time a run is expected to take, from finished runs of its kind. No torch here.
-
-A few steps of each kind of run, to tell how long a sweep will take.
-"""
+"""The time a run is expected to take, from finished or short runs of its kind. No torch here."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ _KIND = (
     ("training", "batch_size"),
     ("training", "precision"),
 )
-"""What two runs have in common whose steps take about as long."""
+"""The keys that two runs share if their steps take about as long."""
 Kind = tuple[Any, ...]
 
 

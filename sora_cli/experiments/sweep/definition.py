@@ -64,8 +64,8 @@ class SweepFile(Block):
             raise ValueError("search is for kind: train")
         lengths = {key: len(values) for key, values in self.paired.items()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{key} has {n}" for key, n in lengths.items())
-            raise ValueError(f"lists in paired must be of one length: {told}")
+            found = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            raise ValueError(f"lists in paired must be of one length: {found}")
         self._no_key_twice()
         if not self.recipe and not any(RECIPE in keys for keys in self._varied()):
             raise ValueError("no recipe is named: recipe: FILE")
@@ -177,7 +177,7 @@ class Range(Block):
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """True if only whole numbers are meant."""
         return all(isinstance(n, int) for n in (self.low, self.high, self.step or 1))
 
     @model_validator(mode="after")

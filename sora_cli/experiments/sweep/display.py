@@ -64,8 +64,8 @@ class Display:
                 say(f"{self._count()}  {record.name}: started{again}")
             return
         spent = "" if record.seconds is None else f" in {duration(record.seconds)}"
-        told = {"waiting": f"was killed after {spent.removeprefix(' in ')}; starting it again"}
-        text = told.get(record.state, f"{record.state}{spent}")
+        texts = {"waiting": f"was killed after {spent.removeprefix(' in ')}; starting it again"}
+        text = texts.get(record.state, f"{record.state}{spent}")
         line = f"{self._count()}  {record.name}: {text}"
         if record.error:
             line += f": {record.error}\n         see {self._log_of(record.name)}"
@@ -123,9 +123,9 @@ class Display:
         for record in self._records.values():
             state = "finished before" if record.before else record.state
             counts[state] = counts.get(state, 0) + 1
-        told = ", ".join(f"{n} {state}" for state, n in counts.items())
+        states = ", ".join(f"{n} {state}" for state, n in counts.items())
         left = self._left()
-        return f"{self._count()} {told}" + (
+        return f"{self._count()} {states}" + (
             "" if left is None else f"; about {duration(left)} left"
         )
 

@@ -23,7 +23,7 @@ _PAUSE = 0.25
 
 @dataclass(frozen=True)
 class Settings:
-    """How runs are carried out.
+    """The way in which runs are carried out.
 
     Attributes:
         kind: train or path.

@@ -243,5 +243,5 @@ def load_checked(
         place = where.get(typed) or (
             sweep.place("set", typed.partition("=")[0]) if typed in words else error.where
         )
-        told = where.get(base, shown_path(sweep.path)) if place is None else place
-        raise SoraError(f"run {name}: {error.what}", where=told, hint=error.hint) from error
+        origin = where.get(base, shown_path(sweep.path)) if place is None else place
+        raise SoraError(f"run {name}: {error.what}", where=origin, hint=error.hint) from error

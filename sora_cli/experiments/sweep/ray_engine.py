@@ -1,7 +1,7 @@
 """A sweep on a Ray cluster: every run is a task with its own resources, on any machine.
 
 All machines need this package, the recipe's files and the sweep's directory at the same places
-(a shared file system): a run that is lost goes on from its checkpoint on another machine.
+(a shared file system): a lost run is resumed from its checkpoint on another machine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A search with Optuna (Akiba et al. 2019, arXiv 1907.10902): each run is a trial.
 
-The study lies beside the runs in `optuna.jsonl`, so that a search that was stopped goes on.
+The study lies beside the runs in `optuna.jsonl`, so that a stopped search can be continued.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ class SearchSource(Source):
 
     def _checked(self, study: Study) -> Study:
         """Check that the study is of this search; only the number of trials may have changed."""
-        told = self.search.model_dump(mode="json", exclude={"trials"})
-        now = {**told, "recipe": self.base.recipe, "words": list(self.plan.words)}
+        search = self.search.model_dump(mode="json", exclude={"trials"})
+        now = {**search, "recipe": self.base.recipe, "words": list(self.plan.words)}
         before = study.user_attrs.get(_DEFINITION)
         if before is None:
             study.set_user_attr(_DEFINITION, now)

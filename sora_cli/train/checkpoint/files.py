@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def finished(self) -> bool:
-        """Whether training had ended."""
+        """True if training had ended."""
         return bool(self.run["finished"])
 
 

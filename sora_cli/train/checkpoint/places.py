@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = "checkpoints"
-"""Of a run's directory."""
+"""The folder of all checkpoints, in a run's directory."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -24,7 +24,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
 
     Attributes:
         checkpoints: its `save` is called where Trainer would save; None: nothing is saved.
-        resumed: what `train(resume_from_checkpoint=resumed.path)` goes on from.
+        resumed: what `train(resume_from_checkpoint=resumed.path)` resumes from.
     """
 
     checkpoints: Any = None
@@ -51,6 +51,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
         state = _optimizer_state(run["optimizer"], tensors)
         _shard(state, self.optimizer.param_groups)
         self.optimizer.load_state_dict(state)
+        # JSON cannot hold LambdaLR's functions: with None it keeps those that Trainer has made
         self.lr_scheduler.load_state_dict(
             {**run["schedule"], "lr_lambdas": [None] * len(run["optimizer"])}
         )
@@ -90,6 +91,8 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
 
 def per_process(trainer: Trainer, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Return what differs between processes, in order; torch's generators go into `tensors`."""
+    # Trainer averages `_tr_loss` (on the device, since the last log) for the history, and
+    # `_total_loss_scalar` (all that was logged) for `train_loss`
     mine = {
         "generators": generators.tensors(),
         "random": generators.plain(),

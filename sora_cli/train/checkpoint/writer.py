@@ -51,10 +51,10 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
     they count for early stopping: AdaLoRA's early epochs score well with ranks above the budget.
 
     Args:
-        folder: of all checkpoints of the run; emptied, unless the run goes on from one of them.
-        identity: what a run that goes on from here must have in common with this one.
+        folder: of all checkpoints of the run; emptied, unless the run is resumed from one of them.
+        identity: what a run resumed from here must have in common with this one.
         deferral: where a signal to stop is noted.
-        resumed: the checkpoint this run goes on from.
+        resumed: the checkpoint this run is resumed from.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
 
     def restore_progress(self, checkpoint: Checkpoint) -> None:
         """Let every part of the run continue from what it had counted."""
-        told = checkpoint.run["progress"]
+        counted = checkpoint.run["progress"]
         for callback in self._resumables():
-            if type(callback).__name__ in told:
-                callback.restore(told[type(callback).__name__])
+            if type(callback).__name__ in counted:
+                callback.restore(counted[type(callback).__name__])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note that the epoch is not over."""

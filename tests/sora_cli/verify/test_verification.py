@@ -293,7 +293,7 @@ def test_check_of_something_that_can_not_be_loaded(made: Path, tmp_path: Path) -
     (broken / "model.safetensors").unlink()
     with pytest.raises(SoraError, match="was written but cannot be verified") as caught:
         self_check(made / "adapter", broken, base=str(made / "base"))
-    command = shlex.split((caught.value.hint or "").removeprefix("again: sora "))
+    command = shlex.split((caught.value.hint or "").removeprefix("to verify again: sora "))
     assert command == ["verify", str(made / "adapter"), str(broken), "--base", str(made / "base")]
 
 
