@@ -10,7 +10,8 @@ from torch import Tensor
 
 from methods import inject, registry
 from methods.base import LowRankLinear
-from sora_cli.adapter.directory import Adapter, AdapterMeta, BaseReference
+from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.model.fingerprint import fingerprint
 from tests.helpers_models import (
     model_inputs,

@@ -16,25 +16,12 @@ from torch import Tensor
 from methods.factors import LowRankFactors
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, write_sora_file
 from sora_cli.adapter.peft.layout import written_config
-from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.atomic import new_directory
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE
 from sora_cli.model.tensors import write_tensors
-
-__all__ = [
-    "Adapter",
-    "AdapterFile",
-    "AdapterMeta",
-    "BaseReference",
-    "lazy_adapter",
-    "locate_adapter",
-    "open_adapter",
-    "read_adapter",
-    "write_adapter",
-]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sora_cli.adapter.consumers import Consumer, base_configuration, consumers
-from sora_cli.adapter.directory import lazy_adapter, open_adapter, write_adapter
+from sora_cli.adapter.directory import lazy_adapter, write_adapter
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.atomic import check_replaceable
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 

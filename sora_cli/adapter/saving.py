@@ -12,7 +12,8 @@ from methods.base import AdapterMethod, LowRankLinear
 from methods.inject import adapted_layers
 from methods.sharding import whole
 from sora_cli.adapter.classes import names_classes, task_type_of
-from sora_cli.adapter.directory import Adapter, AdapterMeta, BaseReference, write_adapter
+from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.references import local_checkpoint
 

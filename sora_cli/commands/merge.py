@@ -46,7 +46,7 @@ def merge(
     locate_adapter(directory, missing=missing)  # before torch is imported
     if base is not None:
         resolve_model_path(base)
-    from sora_cli.adapter.directory import open_adapter
+    from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory) as adapter:
         from sora_cli.merge.merge import prepare_merge  # transformers: after what can fail fast

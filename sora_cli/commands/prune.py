@@ -19,8 +19,9 @@ from sora_cli.core.timing import importing
 from sora_cli.model.files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
-    from sora_cli.adapter.directory import Adapter, AdapterFile
+    from sora_cli.adapter.directory import Adapter
     from sora_cli.adapter.pruning import Layers, Loss
+    from sora_cli.adapter.reading import AdapterFile
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.run.search import Search
 
@@ -71,7 +72,8 @@ def prune(
     loaded = _recipe_of(rule, recipe, overrides)
     check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,))
     locate_adapter(directory, missing="there are no ranks to prune")
-    from sora_cli.adapter.directory import lazy_adapter, open_adapter, write_adapter
+    from sora_cli.adapter.directory import lazy_adapter, write_adapter
+    from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory) as file:
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)

@@ -42,15 +42,6 @@ from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.references import resolve_model_path
 from sora_cli.model.tensors import dtype_name, torch_dtype
 
-__all__ = [
-    "MERGED_KEY",
-    "Merge",
-    "Merged",
-    "adapter_digest",
-    "merge_adapter",
-    "prepare_merge",
-]
-
 _IMAGE_PROCESSOR = "preprocessor_config.json"
 _RUNTIME_MEMORY = 20_000_000  # bytes: torch's first product, the writing thread; measured
 
@@ -213,11 +204,6 @@ def _merged(
         absent=plan.absent,
         unpacked=folder.unpacked is not None,
     )
-
-
-def adapter_digest(adapter: Adapter | AdapterFile) -> str:
-    """Return the SHA-256 of what merging adds: nonzero factors in float32, and the head."""
-    return incoming(adapter).digest()
 
 
 def _base_of(

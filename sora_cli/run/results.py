@@ -7,7 +7,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from sora_cli.adapter.directory import Adapter, AdapterMeta, BaseReference, write_adapter
+from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.adapter.plot import plot_ranks
 from sora_cli.adapter.saving import base_reference, build_adapter

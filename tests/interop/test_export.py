@@ -13,9 +13,10 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sora_cli.adapter.directory import open_adapter, read_adapter
+from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.export import export_adapter
 from sora_cli.adapter.metadata import read_json, write_json
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.helpers_adapters import assert_same, fill_peft, logits

@@ -24,7 +24,8 @@ from torch import Tensor
 from methods import inject, registry
 from methods.factors import LowRankFactors
 from sora_cli.adapter.consumers import gguf_names
-from sora_cli.adapter.directory import Adapter, BaseReference, read_adapter, write_adapter
+from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.peft.layout import PREFIX
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run

@@ -12,8 +12,8 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from sora_cli.adapter.directory import open_adapter
 from sora_cli.adapter.metadata import read_json, write_json
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.merge import Merged, merge_adapter
 from tests.helpers_adapters import assert_same, fill_peft, logits

@@ -13,8 +13,8 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from sora_cli.adapter.directory import open_adapter
 from sora_cli.adapter.metadata import read_json
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.merge import merge_adapter
 from tests.helpers_adapters import assert_same, fill_peft, logits

@@ -16,18 +16,6 @@ from sora_cli.adapter.peft.config import MERGE_HINT, PeftConfig
 from sora_cli.adapter.peft.patterns import anchored
 from sora_cli.core.errors import SoraError
 
-__all__ = [
-    "PREFIX",
-    "Pair",
-    "PeftConfig",
-    "SplitKeys",
-    "check_name",
-    "check_tensor",
-    "pair_keys",
-    "split_keys",
-    "written_config",
-]
-
 PREFIX = "base_model.model."
 
 _A, _B, _E, _RANKNUM = "A", "B", "E", "ranknum"

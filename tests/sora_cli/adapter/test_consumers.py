@@ -10,7 +10,8 @@ import torch
 
 from methods.factors import LowRankFactors
 from sora_cli.adapter.consumers import VLLM_RANKS, Consumer, consumers
-from sora_cli.adapter.directory import Adapter, BaseReference, write_adapter
+from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.peft.config import parse_config
 from sora_cli.adapter.reading import open_adapter
 

@@ -13,15 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import (
-    Adapter,
-    AdapterMeta,
-    BaseReference,
-    locate_adapter,
-    read_adapter,
-    write_adapter,
-)
+from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.adapter.peft.layout import written_config
+from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 

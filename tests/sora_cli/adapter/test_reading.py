@@ -13,15 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import (
-    Adapter,
-    AdapterMeta,
-    BaseReference,
-    lazy_adapter,
-    open_adapter,
-    read_adapter,
-    write_adapter,
-)
+from sora_cli.adapter.directory import Adapter, lazy_adapter, read_adapter, write_adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from sora_cli.model.tensors import TensorFile

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, AdapterMeta, BaseReference, write_adapter
+from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base
 

@@ -10,13 +10,8 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import (
-    Adapter,
-    AdapterMeta,
-    BaseReference,
-    read_adapter,
-    write_adapter,
-)
+from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, BaseReference, read_adapter, write_adapter
+from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.ranks import OTHER, Rank, rank_map, shortest_names
 from sora_cli.app import run
 from sora_cli.commands.inspect import inspect

@@ -13,18 +13,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import (
-    Adapter,
-    AdapterMeta,
-    BaseReference,
-    read_adapter,
-    write_adapter,
-)
-from sora_cli.adapter.metadata import read_json, write_json
+from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, write_json
 from sora_cli.app import run
 from sora_cli.commands.merge import merge
 from sora_cli.core.errors import SoraError
-from sora_cli.merge.merge import MERGED_KEY, adapter_digest, merge_adapter
+from sora_cli.merge.incoming import incoming
+from sora_cli.merge.merge import MERGED_KEY, merge_adapter
 from sora_cli.model.fingerprint import fingerprint
 from tests.helpers_adapters import LABELS, adapt, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
@@ -91,7 +86,7 @@ def test_merged_adapters_are_recorded_and_kept(tmp_path: Path, made: tuple[Path,
     config = transformers.AutoConfig.from_pretrained(made[0])
     assert not hasattr(config, MERGED_KEY)
     merge_adapter(made[1], tmp_path / "out")
-    entry = {"adapter": adapter_digest(made[1]), "method": "sora"}
+    entry = {"adapter": incoming(made[1]).digest(), "method": "sora"}
     assert read_json(tmp_path / "out" / "config.json")[MERGED_KEY] == [entry]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     model.save_pretrained(tmp_path / "saved")
@@ -114,7 +109,7 @@ def test_an_adapter_is_not_merged_twice_even_by_force(
             assert MERGED_KEY in str(caught.value.where)
             assert "--base" in str(caught.value.hint)
     folded = read_json(tmp_path / "two" / "config.json")[MERGED_KEY]
-    assert [entry["adapter"] for entry in folded] == [adapter_digest(a) for a in (first, second)]
+    assert [entry["adapter"] for entry in folded] == [incoming(a).digest() for a in (first, second)]
     assert not (tmp_path / "out").exists()
 
 
@@ -138,17 +133,17 @@ def test_same_inputs_same_bytes(tmp_path: Path, made: tuple[Path, Adapter]) -> N
 
 def test_digest_is_of_what_merging_adds(made: tuple[Path, Adapter]) -> None:
     adapter = made[1]
-    digest = adapter_digest(adapter)
+    digest = incoming(adapter).digest()
     live = {path: f.drop_zeros() for path, f in adapter.layers.items()}
     live = {path: factors for path, factors in live.items() if factors.rank}
     assert len(live) < len(adapter.layers)
-    assert adapter_digest(dataclasses.replace(adapter, layers=live)) == digest
-    assert adapter_digest(dataclasses.replace(adapter, meta=AdapterMeta())) == digest
+    assert incoming(dataclasses.replace(adapter, layers=live)).digest() == digest
+    assert incoming(dataclasses.replace(adapter, meta=AdapterMeta())).digest() == digest
     path, factors = next(iter(live.items()))
     twice = {**live, path: LowRankFactors(factors.A, 2 * factors.B)}
     head = {**adapter.head, "classifier.bias": torch.zeros(3)}
-    assert adapter_digest(dataclasses.replace(adapter, layers=twice)) != digest
-    assert adapter_digest(dataclasses.replace(adapter, head=head)) != digest
+    assert incoming(dataclasses.replace(adapter, layers=twice)).digest() != digest
+    assert incoming(dataclasses.replace(adapter, head=head)).digest() != digest
 
 
 def test_unknown_base(tmp_path: Path, made: tuple[Path, Adapter]) -> None:

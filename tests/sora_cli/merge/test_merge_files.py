@@ -16,14 +16,16 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter, open_adapter, write_adapter
+from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import read_json, write_json
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.merge import base as merge_base
 from sora_cli.merge import blocks as merge_blocks
 from sora_cli.merge import write as merge_write
-from sora_cli.merge.merge import adapter_digest, merge_adapter, prepare_merge
+from sora_cli.merge.incoming import incoming
+from sora_cli.merge.merge import merge_adapter, prepare_merge
 from sora_cli.merge.plan import Item
 from sora_cli.model.fingerprint import read_header
 from tests.helpers_adapters import LABELS, adapt, save_backbone
@@ -102,7 +104,7 @@ def test_keys_of_the_configuration_stay(tmp_path: Path, made: Made) -> None:
 def test_a_file_is_the_same_from_memory_and_from_the_disk(tmp_path: Path, made: Made) -> None:
     merge_adapter(made[1], tmp_path / "one")
     with open_adapter(tmp_path / "adapter") as file:
-        assert adapter_digest(file) == adapter_digest(made[1])
+        assert incoming(file).digest() == incoming(made[1]).digest()
         merge_adapter(file, tmp_path / "two")
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     for name in set(names) - {"README.md"}:  # of what is on the disk the card knows the ranks
