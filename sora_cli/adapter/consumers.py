@@ -32,6 +32,7 @@ from sora_cli.model.references import local_checkpoint
 if TYPE_CHECKING:
     from sora_cli.adapter.metadata import BaseReference
     from sora_cli.adapter.peft.config import PeftConfig
+    from sora_cli.adapter.reading import AdapterFile
 
 
 VLLM_RANKS = 8, 16, 32, 64, 128, 256, 320, 512
@@ -90,6 +91,17 @@ def consumers(
     base = config.base_model_name_or_path or "BASE"
     given = _Given(config, ranks, head, directory, base, base_config or {})
     return _peft(config), _transformers(config), _vllm(given), _llama_cpp(given)
+
+
+def consumers_of(file: AdapterFile) -> tuple[Consumer, ...]:
+    """Tell which other tools can load an adapter directory that is open."""
+    return consumers(
+        file.config,
+        file.ranks,
+        head=file.head_modules,
+        directory=str(file.directory),
+        base_config=base_configuration(file.base),
+    )
 
 
 def base_configuration(base: BaseReference) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from sora_cli.adapter.consumers import Consumer, base_configuration, consumers
+from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.directory import lazy_adapter, write_adapter
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.atomic import check_replaceable
@@ -78,11 +78,5 @@ def export_adapter(
             sizes=(size, (output / ADAPTER_WEIGHTS).stat().st_size),
             head_modules=written.head_modules,
             notes=notes,
-            consumers=consumers(
-                written.config,
-                written.ranks,
-                head=written.head_modules,
-                directory=str(output),
-                base_config=base_configuration(written.base),
-            ),
+            consumers=consumers_of(written),
         )

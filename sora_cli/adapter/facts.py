@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sora_cli.adapter.consumers import base_configuration, consumers
+from sora_cli.adapter.consumers import consumers_of
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
@@ -52,7 +52,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "prune_saves": _savings(total, file.dtype),
         "head_modules": list(file.head_modules),
         "fan_in_fan_out": file.config.fan_in_fan_out,
-        "consumers": [asdict(verdict) for verdict in _consumers(file)],
+        "consumers": [asdict(verdict) for verdict in consumers_of(file)],
         "notes": list(file.notes),
         "lineage": list(file.meta.lineage),
         "sora_version": file.meta.sora_version,
@@ -88,16 +88,6 @@ def _origin(file: AdapterFile) -> dict[str, Any]:
         "max_length": meta.max_length,
         "base": asdict(file.base),
     }
-
-
-def _consumers(file: AdapterFile) -> Any:
-    return consumers(
-        file.config,
-        file.ranks,
-        head=file.head_modules,
-        directory=str(file.directory),
-        base_config=base_configuration(file.base),
-    )
 
 
 def _savings(total: Totals, dtype: str) -> dict[str, dict[str, int]]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sora_cli import __version__
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, first_mistake
 
 FORMAT_VERSION = 1
 LARGEST_JSON = 50_000_000  # bytes; anybody may have written it, and parsed it takes many times that
@@ -86,9 +86,7 @@ def read_sora_file(path: Path) -> tuple[AdapterMeta, BaseReference | None]:
     try:
         read = _SoraFile.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise SoraError(f"{key}: {first['msg']}", where=str(path)) from error
+        raise SoraError(first_mistake(error), where=str(path)) from error
     if read.format_version > FORMAT_VERSION:
         raise SoraError(
             f"a newer sora wrote this adapter (format {read.format_version}, not {FORMAT_VERSION})",

@@ -22,8 +22,8 @@ class Plan:
     Args:
         layers: module path -> factors, any dtype, any device. May make them on demand.
         head: parameter name -> tensor stored in full, as it is.
-        layout: one of `option_checks.LAYOUTS`.
-        dtype: of the factors, one of `option_checks.STORED`.
+        layout: one of `core.checks.LAYOUTS`.
+        dtype: of the factors, one of `core.checks.STORED`.
 
     Attributes:
         start: module path -> terms given.

@@ -13,7 +13,7 @@ import typer
 
 from methods.errors import MethodError
 from sora_cli.core.console import complain, printable, say
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.exit_codes import FAILED, INTERRUPTED, OK, USER_ERROR
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.processes import is_main
@@ -63,9 +63,7 @@ def _other(error: Exception, *, debug: bool) -> int:
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or error.title
-        return _user_error([f"{where}: {first['msg']}"], debug=debug)
+        return _user_error([first_mistake(error)], debug=debug)
     return _internal_error(error, debug=debug)
 
 

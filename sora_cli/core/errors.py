@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the first line of an exception's message; its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Return the first mistake that pydantic found: the key's path, and what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key}: {first['msg']}" if key else first["msg"]
 
 
 class SoraError(Exception):

@@ -138,7 +138,7 @@ def verify(
         a, b: each an adapter directory, a run directory, a model directory or a Hub id; `b` None:
             a reload of `a`.
         base: the base model of all adapters; None: the one the first adapter was trained on.
-        dtype: number format to compute in, one of `option_checks.COMPUTE`.
+        dtype: number format to compute in, one of `core.checks.COMPUTE`.
         tolerance: largest relative difference that still is the same; None: by stored formats.
         trained: a model in memory (adapters in place, not wrapped for mixed precision) whose
             outputs stand for those of `a`; it is left as it was.

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, Strict, StrictBool, StrictInt, Validati
 from sora_cli.adapter.peft import adalora
 from sora_cli.adapter.peft.patterns import match_patterns
 from sora_cli.adapter.peft.targets import Targets
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.words import first_few
 
 LARGEST_RANK = 2**20
@@ -157,9 +157,7 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
     try:
         config = PeftConfig.model_validate(plain)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise SoraError(f"{_shown(key)}: {first['msg'][:200]}", where=where) from error
+        raise SoraError(_shown(first_mistake(error), 200), where=where) from error
     _refuse_variants(config, raw, where)
     _check_values(config, where)
     return config

@@ -120,7 +120,7 @@ def written_config(
 
     Args:
         ranks: module path -> rank, at least 1 each.
-        layout: one of `option_checks.LAYOUTS`.
+        layout: one of `core.checks.LAYOUTS`.
     """
     largest = max(ranks.values())
     exact = layout == "exact"

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from methods.words import did_you_mean
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.experiments.compare.runs import SEED, Run, selection_scores
 from sora_cli.report import RunReport
 
@@ -90,19 +90,12 @@ def _report(line: str) -> RunReport | str:
     try:
         return RunReport.model_validate_json(line)
     except ValidationError as error:
-        return f"no run's report ({first_error(error)})"
+        return f"no run's report ({first_mistake(error)})"
 
 
 def _is_selected(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     """Tell whether a directory, or one that it is in, is called so."""
     return len(parts) >= len(patterns) and all(map(fnmatchcase, parts, patterns))
-
-
-def first_error(error: ValidationError) -> str:
-    """Say where the first of the mistakes is, and what it is."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def _names(directories: Sequence[Path]) -> list[str]:

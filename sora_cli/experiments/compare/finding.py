@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sora_cli.core.atomic import is_leftover
-from sora_cli.core.errors import SoraError
-from sora_cli.experiments.compare.archive import find_file, first_error, read_lines
+from sora_cli.core.errors import SoraError, first_mistake
+from sora_cli.experiments.compare.archive import find_file, read_lines
 from sora_cli.experiments.compare.runs import SEED, Run
 from sora_cli.experiments.path.record import read_path
 from sora_cli.report import FILE_NAME, RunReport, load_report
@@ -118,7 +118,7 @@ def _read(file: Path) -> RunReport | str:
     try:
         return load_report(file)
     except ValidationError as error:
-        return f"no run's report ({first_error(error)})"
+        return f"no run's report ({first_mistake(error)})"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
