@@ -15,8 +15,8 @@ from tools.reference.markdown import page as make_page
 INTRODUCTION = """\
 Every key of the files that say what a run was and what came out. They are JSON. Scores are \
 numbers in the metric's own unit (0.88, not 88); a score that is not a number is `null`. Later \
-versions may add keys. How to read a report, step by step: [read a report](../how-to/read-a- \
-report.md)."""
+versions may add keys. How to read a report, step by step: [read a \
+report](../how-to/read-a-report.md)."""
 RUN = """\
 `sora train` writes it into the run's directory at the start, at the end, and when the run fails \
 or is interrupted. Keys that grow with the steps or the components stand in `history.json` beside \

@@ -15,7 +15,8 @@ from sora_cli.app import run
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 
-HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
+ROOT = Path(__file__).parents[2]
+HOW_TO = ROOT / "docs" / "how-to"
 
 
 def _first_block(page: str) -> str:
@@ -54,7 +55,7 @@ def test_attach_to_a_trainer(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "components alive" in done.stdout

@@ -1,0 +1,50 @@
+"""Every `sora` command that the documentation names exists, with the options it is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, blocks, code_spans, name_of
+from tools.reference.commands import commands, option_names
+
+OPTIONS = {name: option_names(command) | {"--debug"} for name, command in commands()}
+_COMMAND = re.compile(r"(?:^|[;&|(] *|\$ |: )(?:[A-Z_]+=\S+ +)*sora ([^;&|>)\n]*)", re.MULTILINE)
+_OPTION = re.compile(r"(?<!\S)--?[a-zA-Z][\w-]*")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_exist(page: Path) -> None:
+    for given, certain in _commands(page):
+        words = given.split()
+        name = _name(words)
+        if name is None:
+            assert not certain, f"sora {given}: no such command"
+            continue
+        for option in _OPTION.findall(" ".join(words)):
+            assert option in OPTIONS[name], f"sora {given}: {name} has no {option}"
+
+
+def _commands(page: Path) -> Iterator[tuple[str, bool]]:
+    """Yield what follows `sora`, and whether it can be nothing but a command.
+
+    In the output of a program a line may begin with "sora", the method.
+    """
+    for block in blocks(page):
+        text = re.sub(r" #.*", "", block.text.replace("\\\n", " "))
+        if block.language in ("sh", "text"):
+            yield from ((found, block.language == "sh") for found in _COMMAND.findall(text))
+    for span in code_spans(page):
+        yield from ((found, True) for found in _COMMAND.findall(span))
+
+
+def _name(words: list[str]) -> str | None:
+    """Return the longest name of a command that the words begin with."""
+    names = (" ".join(["sora", *words[:count]]) for count in (2, 1))
+    found = next((name for name in names if name in OPTIONS), None)
+    if found is None and (not words or words[0].startswith("-") or words[0].isupper()):
+        return "sora"
+    return found
