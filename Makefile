@@ -2,7 +2,8 @@
 # make test   install and run the tests
 # make test-all  the long tests, too (kills, fuzzing, all of the documentation's commands)
 # make reference  write docs/reference anew, from the code
-# make docs   build the documentation into site/; a broken link or anchor is an error
+# make docs   build the documentation into site/; a broken link or anchor is an error, and so is a
+#             page of docs/reference that is not what the code gives
 # make matrix  train the experiments of docs/results again (about 3 hours on 2 cores)
 # make check  ruff (lint and format) and mypy
 #
@@ -34,6 +35,7 @@ reference: $(VENV)/.dev
 	$(BIN)/python -m tools.reference
 
 docs: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 0 tests/docs/test_links.py tests/docs/test_reference.py
 	rm -rf site .cache
 	NO_COLOR=1 $(BIN)/zensical build --strict
 

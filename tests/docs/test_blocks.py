@@ -1,8 +1,8 @@
 """Every shell and Python block of the documentation runs as it stands, or says why it does not.
 
 A page is one session: its blocks run in order in one directory, with `sora` and `python` on the
-path and the checkout's recipes in `recipes/`. Before a block may stand `<!-- not run: REASON -->`,
-or `<!-- file: NAME -->`: then it is written to that file.
+path, the checkout's recipes in `recipes/` and its runs in `docs/results/runs.jsonl`. Before a block
+may stand `<!-- not run: REASON -->`, or `<!-- file: NAME -->`: then it is written to that file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
+RUNS = "docs/results/runs.jsonl"
 LANGUAGES = {"sh", "python", "text", "yaml", "json", "csv", "toml"}
 """What fences may name: a block in another language would be neither run nor excused."""
 
@@ -35,6 +36,8 @@ def test_blocks_run_or_say_why_not(page: Path) -> None:
 )
 def test_session(page: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    shutil.copy(ROOT / RUNS, tmp_path / RUNS)
     environment = _environment(tmp_path / ".bin")
     for block in blocks(page):
         if block.mark == "file":
