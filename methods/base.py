@@ -63,7 +63,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method will do in a run, as far as that is known before it starts.
+    """A forecast of what a method will do in a run, as far as that is known before it starts.
 
     Attributes:
         phases: name and optimiser steps of each, in order; their sum is the run.

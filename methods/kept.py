@@ -1,4 +1,4 @@
-"""What the backward pass of an adapted layer keeps of its input x: enough for V^T x.
+"""The part of its input x that an adapted layer keeps for the backward pass: enough for V^T x.
 
 The gradient of A needs x only in the product `V^T x` (r, in). Keeping x itself would double the
 memory of a frozen model, whose own backward pass needs no linear layer's input. Where the operation

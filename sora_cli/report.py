@@ -58,7 +58,7 @@ class Removal(BaseModel):
 
 
 class Compaction(BaseModel):
-    """What `training.compact_every` did, or with `compact_only_count` would have done."""
+    """The effect of `training.compact_every`; with `compact_only_count`, a forecast of it."""
 
     every: int = Field(description="optimiser steps")
     only_count: bool = Field(description="nothing was taken out, only counted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,4 +191,17 @@ def test_private_names_of_libraries_stand_in_one_file_each(file: Path) -> None:
     if str(file.relative_to(ROOT)) in INTERNALS:
         return
     found = [f"line {node.lineno}: {name}" for node in _nodes(file) for name in _foreign(node)]
+    assert not found
+
+
+FRAGMENT = re.compile(r'"""(Who|Whose|What|Whether|How|Which|Where|When|Why|Of)\b')
+
+
+@pytest.mark.parametrize(
+    "file", [*TOOL, *MATHEMATICS], ids=lambda file: str(file.relative_to(ROOT))
+)
+def test_docstrings_are_sentences(file: Path) -> None:
+    """A docstring says what a thing is or does; it is no fragment of a question."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    found = [f"line {i}: {x.strip()}" for i, x in enumerate(lines, 1) if FRAGMENT.search(x)]
     assert not found

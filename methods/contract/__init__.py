@@ -1,4 +1,4 @@
-"""What every adapter method owes its callers, as checks for a method's own tests.
+"""The contract of an adapter method with its callers, as checks for a method's own tests.
 
     import pytest
     from methods.contract import CHECKS

@@ -21,7 +21,7 @@ MEANINGS = {
     "checkpoint and says how to go on; a second signal stops it at once.",
     TERMINATED: "Told to end (SIGTERM, as schedulers of clusters do). As with SIGINT.",
 }
-"""What each of them says, for docs/reference/exit-codes.md."""
+"""The meaning of each, for docs/reference/exit-codes.md."""
 
 BY_SIGNAL = (INTERRUPTED, TERMINATED)
 """Exit codes of a run that ended in order on a signal, its checkpoint written."""

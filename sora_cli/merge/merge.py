@@ -57,11 +57,11 @@ class Merged:
     dtype: str
     """Dtype of the merged weights."""
     base_checked: bool
-    """Whether the base was known to be the one the adapter was trained on."""
+    """True where the base was known to be the one the adapter was trained on."""
     tokenizer: bool
-    """Whether there was one to copy, or, for models of pictures, an image processor."""
+    """True where there was one to copy, or, for models of pictures, an image processor."""
     untied: bool = False
-    """Whether weights that were tied are apart now."""
+    """True where weights that were tied are apart now."""
     left_out: tuple[str, ...] = ()
     """Tensors of the base that the merged model's class has no use for."""
     left_files: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Merged:
     absent: tuple[str, ...] = ()
     """Parameters that neither base nor adapter held (only by force)."""
     unpacked: bool = False
-    """Whether the base was a GGUF file, whose numbers were written out first."""
+    """True where the base was a GGUF file, whose numbers were written out first."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Item:
 
     @property
     def copied(self) -> bool:
-        """Whether it is the base's tensor, to the byte."""
+        """Tell whether it is the base's tensor, to the byte."""
         return self.update is None and self.head is None
 
 

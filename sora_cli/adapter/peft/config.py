@@ -87,7 +87,7 @@ class PeftConfig(Targets):
 
     @property
     def is_adalora(self) -> bool:
-        """Whether it is one of PEFT's AdaLoRA directories."""
+        """Tell whether it is one of PEFT's AdaLoRA directories."""
         return self.peft_type == adalora.ADALORA
 
     def prepare(self, paths: Sequence[str], where: str) -> tuple[str, ...]:

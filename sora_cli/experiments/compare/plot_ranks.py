@@ -18,7 +18,7 @@ from sora_cli.experiments.compare.runs import Group
 _CELL = 0.31, 0.19
 """Width and height of a cell, inches."""
 _MARGIN = 0.55, 0.95
-"""What labels around a heat map need, inches."""
+"""The room that labels around a heat map need, inches."""
 _PAGE = 8.2
 """Width that maps are arranged in, inches."""
 _MOST = 40

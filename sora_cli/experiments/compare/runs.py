@@ -116,14 +116,14 @@ class Run:
 
     @property
     def greater_is_better(self) -> bool:
-        """Whether more of the metric is better; a metric of another recipe may be a loss."""
+        """Tell whether more of the metric is better; a metric of another recipe may be a loss."""
         if self.metric_name == self.report.main_metric:
             return bool(self.settings.get("task.greater_is_better", True))
         return self.metric_name not in SMALLER_IS_BETTER
 
     @property
     def percent(self) -> bool:
-        """Whether the metric is one that papers print times 100."""
+        """Tell whether the metric is one that papers print times 100."""
         return is_share(self.metric_name)
 
     @property

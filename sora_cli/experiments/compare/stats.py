@@ -19,7 +19,7 @@ class Summary:
     n: int
     mean: float
     std: float | None
-    """Of a sample (n - 1); None for a single run."""
+    """The standard deviation of the sample (n - 1); None for a single run."""
     best: float
     median: float
 
