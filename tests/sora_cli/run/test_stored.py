@@ -168,16 +168,16 @@ def test_files_that_differ_from_the_model_fail_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from sora_cli.verify import baseline_check
+    from sora_cli.verify import run_check
 
-    inner = baseline_check.load_baseline
+    inner = run_check.load_baseline
 
     def load(*arguments: Any) -> Any:
         base = inner(*arguments)
         base.model.classifier.bias.data[0] += 1e-6
         return base
 
-    monkeypatch.setattr(baseline_check, "load_baseline", load)
+    monkeypatch.setattr(run_check, "load_baseline", load)
     words = [*runs.words("head")[:2], f"output.dir={tmp_path / 'out'}", "training.max_steps=2"]
     assert run(["train", *words]) == 1
     assert "DIFFERENT: " in capsys.readouterr().err
