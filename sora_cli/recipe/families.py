@@ -22,7 +22,7 @@ WRITTEN = ("exact_match", *ROUGE)
 """Scores of generated texts."""
 _TOKENS = ("loss", "perplexity", "token_accuracy")
 _CLASSES = ("accuracy", "f1", "matthews_correlation")
-_NUMBERS = ("pearson_spearman", "pearson", "spearman")
+_NUMBERS = ("pearson", "spearman", "pearson_spearman")
 ONE_NUMBER = (*_CLASSES, *_NUMBERS)
 """Scores of one number a row."""
 
@@ -88,7 +88,12 @@ class SequenceRegressionOptions(TaskOptions):
     METRICS = ONE_NUMBER
     FROM_THE_HUB = True
 
-    metrics: SomeNames = _metrics(*_NUMBERS, known=f"{', '.join(_NUMBERS)}{_OR_THE_HUBS}")
+    metrics: SomeNames = _metrics(
+        "pearson_spearman",
+        "pearson",
+        "spearman",
+        known=f"{', '.join(_NUMBERS)}{_OR_THE_HUBS}",
+    )
 
 
 class _Writing(TaskOptions):

@@ -96,7 +96,7 @@ class DataBlock(Block):
     label_column: str = Field("label", description="column of the labels")
     columns: dict[str, str] = Field(
         {},
-        description="columns by the part they play, where they do not have a usual name: "
+        description="columns by the part they play, if they do not have a usual name: "
         "{instruction: ask, output: reply}; the parts depend on task.name",
     )
     label_names: Annotated[list[str], Field(min_length=2)] | None = Field(
@@ -104,7 +104,9 @@ class DataBlock(Block):
     )
     max_length: int = Field(128, ge=2, le=2**24, description="tokens; longer inputs are cut")
     max_train_rows: Count | None = Field(None, description="use only so many training rows")
-    max_validation_rows: Count | None = Field(None, description="likewise, per validation split")
+    max_validation_rows: Count | None = Field(
+        None, description="use only so many rows of each validation split"
+    )
     selection: Literal["validation", "half-validation", "train-rows"] = Field(
         "validation",
         description="rows that choose the checkpoint: the validation split itself (then the "
@@ -112,7 +114,7 @@ class DataBlock(Block):
         "reported; or rows held out of the training split, the whole validation being reported",
     )
     selection_rows: Count = Field(1000, description="rows for selection: train-rows")
-    selection_seed: Seed = Field(42, description="seed of that split")
+    selection_seed: Seed = Field(42, description="seed of the split by data.selection")
 
     @model_validator(mode="after")
     def _distinct(self) -> DataBlock:
@@ -132,7 +134,7 @@ class TrainingBlock(Block):
         32, description="rows per optimiser step, over all processes and micro-batches"
     )
     gradient_accumulation: Count = Field(
-        1, description="micro-batches each step's rows are worked through in"
+        1, description="micro-batches that the rows of a step are split into"
     )
     eval_batch_size: Count = Field(64, description="rows per evaluation batch and process")
     learning_rate: float = Field(8e-4, gt=0, description="peak learning rate of factors and head")
@@ -159,7 +161,7 @@ class TrainingBlock(Block):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast precision")
     gradient_checkpointing: bool = Field(
         False,
-        description="keep only what enters each of the model's blocks, and compute the rest again "
+        description="keep only the inputs of the model's blocks, and compute the rest again "
         "in the backward pass: less memory, about a third more time, the same gradients",
     )
     deterministic: bool = Field(
