@@ -36,7 +36,7 @@ Kept = tuple[Projection, tuple[Tensor | None, ...]]
 
 
 def keep(x: Tensor) -> Kept:
-    """Return a way to get `V^T x` later, and the tensors to keep for it (at worst x itself).
+    """Return a function that gives `V^T x` later, and the tensors it needs (at worst x itself).
 
     Args:
         x: (..., in).

@@ -252,7 +252,7 @@ def methods(as_json: Json = False, code: Code = None) -> None:
 
 
 def run(arguments: Sequence[str], *, began: float | None = None) -> int:
-    """Run one command line; return 0, 2 for an error that the user can correct, 1 for others.
+    """Run one command line; return its exit code (see `sora_cli.core.exit_codes`).
 
     Args:
         began: when the process was started, on the clock of `time.perf_counter`; None: it was there

@@ -1,7 +1,7 @@
 """The run report: `report.json` says what was run, on what, and what came out, on about a page.
 
 What has an entry for each step or component, such as losses, stands beside it in `history.json`.
-`sora_cli.train.log` fills and writes the two while the run goes on.
+`sora_cli.train.log` writes the two during a run; `sora_cli.run` fills in scores and ranks.
 """
 
 from __future__ import annotations

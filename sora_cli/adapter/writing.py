@@ -17,7 +17,7 @@ from sora_cli.model.tensors import NewTensor, dtype_name
 
 
 class Plan:
-    """The tensors of a file to be; built by looking at every tensor once, keeping none.
+    """The names and shapes of a file's tensors; it looks at each tensor once and keeps none.
 
     Args:
         layers: module path -> factors, any dtype, any device. May make them on demand.

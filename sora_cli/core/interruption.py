@@ -51,7 +51,7 @@ def _raise(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Pytho
 
 
 class Deferral:
-    """A signal that was noted, for whoever asks; a second one raises.
+    """A signal that is kept until somebody asks for it; a second signal raises `Interrupted`.
 
     Attributes:
         received: the signal, if one came.

@@ -33,7 +33,7 @@ def process_start() -> float:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Say that torch and transformers load, and speed that up.
+    """Say that torch and transformers are being imported, and make the imports of the block faster.
 
     The garbage collector waits meanwhile: a million objects are made and none of them is garbage,
     so that its looking for some takes a seventh of the time (benchmarks/startup.py).

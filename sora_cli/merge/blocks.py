@@ -1,4 +1,4 @@
-"""Blocks of a tensor's rows, which are read, changed and handed on to be written.
+"""The sum W + B A, computed in blocks of a tensor's rows that are read, changed and written.
 
 Blocks are small enough for a processor's cache, which makes them fast, and memory does not depend
 on how large a tensor is. Several threads can work on one tensor: each has buffers of its own.
@@ -54,7 +54,7 @@ class Blocks:
         return list(pairwise(edges))
 
     def add(self, item: Item, update: Update, rows: Range, source: int) -> memoryview:
-        """Read rows of a weight, add the update's in float32, and cast them back once.
+        """Read rows of a weight, add the update's in float32 (float64 if W is), cast them once.
 
         The product comes first, then the scaling, then the sum: as PEFT does it.
 

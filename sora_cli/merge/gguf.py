@@ -1,7 +1,7 @@
 """A base model in a GGUF file, written out as an ordinary checkpoint that can be added to.
 
 GGUF's numbers are quantised: an update added to them would be lost. transformers turns them into
-floating-point numbers, as it does when such a model is trained on; those are what is added to.
+floating-point numbers, as it does when such a model is trained; the update is added to these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An adapter as merging sees it: names and shapes at once, numbers when their turn comes."""
+"""An adapter for a merge: names and shapes are read at once, factors when their layer is merged."""
 
 from __future__ import annotations
 

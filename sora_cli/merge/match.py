@@ -109,7 +109,7 @@ def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
 
 
 def _partners(found: Match, target: str) -> list[str]:
-    """Return names of the same parameter, without those with other numbers in the checkpoint."""
+    """Return the names tied to a parameter, but those whose values in the checkpoint differ."""
     own = found.places.get(target)
 
     def same(other: str | None) -> bool:

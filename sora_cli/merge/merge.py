@@ -258,7 +258,7 @@ def _check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
 def _match(
     new: Incoming, folder: BaseFolder, *, untie: bool
 ) -> tuple[Match, Match | None, dict[str, Any]]:
-    """Return the match after and, if weights were untied, before that; and the configuration."""
+    """Return the match, the one before untying (None if nothing was tied), the configuration."""
     import transformers
 
     with loading(folder.source, local_copy=LOCAL_COPY):

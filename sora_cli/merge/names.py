@@ -44,7 +44,7 @@ class Arrival:
 
 @dataclass
 class Runtime:
-    """A model without numbers, and what it makes of names.
+    """A model whose parameters have shapes but no values, and its parameter for each tensor's name.
 
     Attributes:
         class_name: its class.

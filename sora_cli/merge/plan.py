@@ -145,7 +145,7 @@ def _files(
 
 
 def _absent(found: Match, tied: Match | None) -> list[str]:
-    """Return parameters that nothing supplies, except those the model does without."""
+    """Return parameters that no file supplies, except those that may be missing."""
     runtime = found.runtime
     there = found.supplied | found.heads.keys()
     known = tied.runtime if tied else runtime
@@ -257,7 +257,7 @@ def _output_names(found: Match, kept: list[Item], new: list[Item]) -> dict[str, 
 
 
 def _are_found(found: Match, names: Mapping[str, str], new: list[str]) -> bool:
-    """Return whether each tensor arrives where it does now, and new ones at their names."""
+    """Return whether renamed tensors become the parameters they were, and new ones their own."""
     final = [*names.values(), *new]
     if len(set(final)) < len(final):
         return False

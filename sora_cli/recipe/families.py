@@ -104,7 +104,7 @@ class _Writing(TaskOptions):
 
 
 class CausalLmOptions(_Writing):
-    """Text after text: instructions and answers, chats, or plain text."""
+    """Text that is continued: instructions and answers, chats, or plain text."""
 
     METRICS = (*_TOKENS, *WRITTEN)
     TEXT_METRICS = WRITTEN

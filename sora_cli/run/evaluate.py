@@ -1,7 +1,4 @@
-"""The scores of a trained model, with its adapters and with them switched off.
-
-A model without its adapters for a moment.
-"""
+"""The scores of a trained model on every reported split, with its adapters and without them."""
 
 from __future__ import annotations
 

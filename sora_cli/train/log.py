@@ -1,4 +1,8 @@
-"""A report being filled: written when a run starts, ends, fails or is interrupted, always whole."""
+"""A report that is filled during a run.
+
+It is written when a run starts, ends, fails or is interrupted, and at each evaluation, always
+whole.
+"""
 
 from __future__ import annotations
 

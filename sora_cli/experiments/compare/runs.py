@@ -1,6 +1,6 @@
 """Finished runs, read from their reports, and groups of runs that differ in their seed only.
 
-Scores on the rows that choose the checkpoint: what may be looked at to choose among runs.
+Scores on the rows that choose the checkpoint are here, too: only they may be used to choose runs.
 """
 
 from __future__ import annotations

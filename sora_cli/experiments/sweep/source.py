@@ -1,4 +1,7 @@
-"""The source of a sweep's runs: a plan, whose runs may wait for others (or `search`)."""
+"""The sources of a sweep's runs: the contract, and a plan whose runs may wait for others.
+
+A search's source is in `search`.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Everything that makes a resumed run byte-equal."""
+"""Checkpoints: what a run stores, when, and how a resumed run gets it back, byte for byte."""
