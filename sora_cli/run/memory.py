@@ -133,7 +133,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
         resident=resident,
         runtime=CPU_RUNTIME if device == "cpu" else CUDA_RUNTIME,
         gradients=trained,
-        moments=2 * trained,
+        moments=2 * trained,  # AdamW's two averages, in the parameters' precision
         training=step,
         training_shape=_shape(training),
         evaluation=scoring,

@@ -84,6 +84,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
         cut = self.rows - self.rows % self.global_batch
         full, rest = order[:cut], order[cut:]
         if self.lengths is not None:
+            # all rows sorted would give each epoch the same batches; within pools they differ
             pool = _POOL * self.global_batch
             pools = [full[i : i + pool] for i in range(0, cut, pool)]
             by_length = [p[np.argsort(-self.lengths[p], kind="stable")] for p in pools]

@@ -96,6 +96,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
             if known is None:
                 known = load_file(self._state_file(args, state))
             self.method.load_state_dict(known)
+        # below accelerate's wrapper, whose `step` may be left out by a gradient scaler
         optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
         self._handle = optimizer.register_step_post_hook(self._count_step)
 
@@ -179,6 +180,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         penalty = self.method.penalty(self.layers)
         if penalty is None:
             return loss
+        # the micro-batches' losses are summed: each brings its part of one penalty
         return loss + (penalty if divided_later else penalty / parts)
 
     def skip_step(self) -> None:

@@ -124,6 +124,7 @@ def _of_gradient(trainer: Trainer, batches: Sequence[MicroBatch]) -> Origin:
         return Origin(f"the gradient of {name} is {value}")
     tops = {name: float(gradient.abs().max()) for name, gradient in total.items()}
     name = max(tops, key=lambda n: tops[n])
+    # every entry is finite, but the sum of their squares may not be
     if tops[name] ** 2 * total[name].numel() > torch.finfo(total[name].dtype).max:
         return Origin(f"the gradient's norm is inf; its largest part is {name}, {tops[name]:.1e}")
     if trainer.args.world_size > 1:

@@ -71,6 +71,8 @@ class AdapterTrainer(ResumingTrainer):
         """Return a micro-batch's mean loss; in training weighted, so that a step has the mean."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training and num_items_in_batch is not None:
+            # Trainer divides by the number of micro-batches, and gradients are averaged over the
+            # processes: both are undone, so that each item of the step weighs the same
             share = self._counts.popleft() * self.args.world_size / num_items_in_batch
             loss = loss * share * self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss

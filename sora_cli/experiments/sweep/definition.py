@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
@@ -142,13 +142,8 @@ def _sweep_error(error: ValidationError, tree: Tree, file: str) -> SoraError:
         if "." in key[0]:
             hint = f"recipe keys stand in set, grid, paired or cases: set: {{{key[0]}: ...}}"
         return SoraError(f"unknown key '{key[0]}' in a sweep file", where=where, hint=hint)
-    block = _block(key[:-1])
-    known = did_you_mean(key[-1], block.model_fields) if block else None
+    known = did_you_mean(key[-1], SearchBlock.model_fields) if key[:-1] == ("search",) else None
     return SoraError(f"unknown key '{key[-1]}' in {'.'.join(key[:-1])}", where=where, hint=known)
-
-
-def _block(key: tuple[str, ...]) -> type[BaseModel] | None:
-    return SearchBlock if key == ("search",) else None
 
 
 def _place(tree: Tree, file: str, key: tuple[str, ...]) -> str:

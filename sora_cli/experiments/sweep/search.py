@@ -180,6 +180,7 @@ class SearchSource(Source):
         record.before = record.state != "waiting"
         self.records[name] = record
         frozen = self._study.get_trials(deepcopy=False)[number]
+        # only a Trial can be reported to and pruned, and only its private number makes one again
         self._trials[name] = Trial(self._study, frozen._trial_id)
 
     def _directory(self, name: str) -> Path:

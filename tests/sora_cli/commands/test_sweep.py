@@ -112,7 +112,7 @@ def test_measured_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.long
 def test_lost_and_interrupted(folder: Path) -> None:
-    """A run's process is killed: it goes on by itself. The sweep is: the same command goes on."""
+    """A run's process is killed: it is resumed. The sweep is: the same command continues it."""
     steps = {"training.max_steps": 400, "training.checkpoint": 4, "training.evaluate": "no"}
     path, directory = write(folder, grid={"training.seed": [3]}, set=steps)
     command = [sys.executable, "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}"]
