@@ -14,7 +14,7 @@ PAGES = [
     *sorted(DOCS.rglob("*.md")),
 ]
 _FENCE = re.compile(r" *```(\w*)")
-_MARK = re.compile(r"\s*<!-- (not run|file): *(.*?) *-->\s*")
+_MARK = re.compile(r"\s*<!-- (not run|file|fails): *(.*?) *-->\s*")
 _CODE_SPAN = re.compile(r"`([^`]+)`")
 
 
@@ -30,8 +30,8 @@ class Block:
     Attributes:
         line: of the fence, from 1.
         language: as the fence names it.
-        mark: "not run", "file", or nothing.
-        note: what the mark says: a reason, or the name of a file.
+        mark: "not run", "file", "fails", or nothing.
+        note: what the mark says: a reason, the name of a file, an exit code.
     """
 
     line: int
@@ -43,7 +43,7 @@ class Block:
     @property
     def runs(self) -> bool:
         """Tell whether the block is run as a part of its page's session."""
-        return self.language in ("sh", "python") and not self.mark
+        return self.language in ("sh", "python") and self.mark in ("", "fails")
 
 
 def blocks(page: Path) -> list[Block]:

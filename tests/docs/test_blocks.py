@@ -2,7 +2,8 @@
 
 A page is one session: its blocks run in order in one directory, with `sora` and `python` on the
 path, the checkout's recipes in `recipes/` and its runs in `docs/results/runs.jsonl`. Before a block
-may stand `<!-- not run: REASON -->`, or `<!-- file: NAME -->`: then it is written to that file.
+may stand `<!-- not run: REASON -->`; `<!-- file: NAME -->`: then it is written to that file; or
+`<!-- fails: 2 -->`: then it must end with that exit code.
 """
 
 from __future__ import annotations
@@ -77,4 +78,5 @@ def _run(block: Block, directory: Path, environment: dict[str, str]) -> None:
         timeout=600,
     )
     said = f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    assert done.returncode == 0, f"line {block.line}, exit code {done.returncode}:\n{said}"
+    code = int(block.note) if block.mark == "fails" else 0
+    assert done.returncode == code, f"line {block.line}, exit code {done.returncode}:\n{said}"
