@@ -73,7 +73,7 @@ def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module
     shape = linear_shape(module)
     if shape is None:
         raise SoraError(
-            f"'{path}' of the base model is no linear layer but {type(module).__name__}"
+            f"'{path}' of the base model is not a linear layer but {type(module).__name__}"
         )
     wanted = (factors.A.shape[1], factors.B.shape[0])
     if shape != wanted:

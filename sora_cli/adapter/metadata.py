@@ -115,9 +115,9 @@ def read_json(path: Path) -> Any:
             raise SoraError(f"{path} is too large for what it should be: {size:,} bytes")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
     except RecursionError as error:
-        raise SoraError(f"{path} is no JSON of ours or PEFT's: it is nested too deep") from error
+        raise SoraError(f"{path} is not JSON of ours or PEFT's: it is nested too deep") from error
     except ValueError as error:
-        raise SoraError(f"{path} is no JSON: {error}") from error
+        raise SoraError(f"{path} is not JSON: {error}") from error
     except OSError as error:
         raise SoraError(f"{path} cannot be read: {error.strerror}") from error
 

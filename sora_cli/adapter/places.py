@@ -54,7 +54,7 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
     except (OSError, ValueError) as error:
         raise SoraError(f"{str(directory)!r} cannot be read: {error}") from error
     raise SoraError(
-        f"{directory} is no adapter directory: it holds no {ADAPTER_CONFIG}",
+        f"{directory} is not an adapter directory: it holds no {ADAPTER_CONFIG}",
         where=f"there are adapters in {first_few(inside)}" if inside else None,
         hint="name one of them" if inside else None,
     )
@@ -76,7 +76,8 @@ def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> N
     else:
         hint = f"{folder} is a whole model, which from_pretrained loads as it is"
     raise SoraError(
-        f"{directory} was trained by '{method}', which is no low-rank method: {missing}", hint=hint
+        f"{directory} was trained by '{method}', which is not a low-rank method: {missing}",
+        hint=hint,
     )
 
 
@@ -92,7 +93,7 @@ def model_source(reference: str) -> str:
             f"{reference} holds neither an adapter ({ADAPTER_CONFIG}) nor a model ({MODEL_CONFIG})"
         )
     if Path(source).is_file() and not source.lower().endswith(".gguf"):
-        raise SoraError(f"{reference} is a file, and no .gguf: name its directory")
+        raise SoraError(f"{reference} is a file, but not a .gguf file: name its directory")
     return source
 
 

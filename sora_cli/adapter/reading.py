@@ -255,13 +255,15 @@ def _shape(path: str, pair: Pair, config: PeftConfig, tensors: TensorFile) -> tu
     a, b = tensors.shape(pair.a), tensors.shape(pair.b)
     lowest = 0 if config.is_adalora else 1
     if len(a) != 2 or len(b) != 2 or not a[0] == b[1] == rank or rank < lowest:
-        raise SoraError(f"'{path}': A {a} and B {b} are no pair of rank {rank}", where=where)
+        raise SoraError(f"'{path}': A {a} and B {b} are not a pair of rank {rank}", where=where)
     if pair.e is not None and tensors.shape(pair.e) != (rank, 1):
         raise SoraError(f"'{path}': E {tensors.shape(pair.e)} is not of rank {rank}", where=where)
     if pair.ranknum is not None and torch.Size(tensors.shape(pair.ranknum)).numel() != 1:
-        raise SoraError(f"'{pair.ranknum}' is no single number", where=where)
+        raise SoraError(f"'{pair.ranknum}' is not a single number", where=where)
     if not (0 < a[1] <= _LARGEST_SIDE and 0 < b[0] <= _LARGEST_SIDE and rank <= LARGEST_RANK):
-        raise SoraError(f"'{path}': no layer has {a[1]} inputs and {b[0]} outputs", where=where)
+        raise SoraError(
+            f"'{path}': a layer with {a[1]} inputs and {b[0]} outputs is not possible", where=where
+        )
     for key in filter(None, (pair.a, pair.b, pair.e)):
         if tensors.dtype(key) not in _FLOATS:
             dtype = dtype_name(tensors.dtype(key))

@@ -100,7 +100,7 @@ def check_replaceable(path: Path, *, force: bool = False, markers: Sequence[str]
     if not force:
         raise SoraError(f"{path} exists already", hint="choose another place, or add --force")
     if not path.is_dir():
-        raise SoraError(f"{path} exists and is no directory")
+        raise SoraError(f"{path} exists and is not a directory")
     if Path.cwd().is_relative_to(path.resolve()):
         raise SoraError(f"{path} is, or holds, the current directory and cannot be replaced")
     empty = next(path.iterdir(), None) is None

@@ -70,6 +70,6 @@ def check_rules(rules: Mapping[str, float | None]) -> None:
 def check_comparison(dtype: str, tolerance: float | None) -> None:
     """Raise `SoraError` where outputs cannot be compared in this format or with this tolerance."""
     if dtype not in COMPUTE:
-        raise SoraError(f"--dtype {dtype} is none of {', '.join(COMPUTE)}")
+        raise SoraError(f"--dtype must be one of {', '.join(COMPUTE)}, not {dtype}")
     if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise SoraError(f"--tolerance {tolerance} is no number from 0 up")
+        raise SoraError(f"--tolerance must be 0 or more, not {tolerance:g}")

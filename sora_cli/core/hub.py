@@ -27,7 +27,7 @@ def offline_error(
     why = first_line(error, 160)
     model = f"package://{_DEMO_PACKAGE}/model" if find_spec(_DEMO_PACKAGE) else "DIR"
     return SoraError(
-        f"the {kind} '{name}' is neither a local directory nor to be had from the Hub",
+        f"the {kind} '{name}' is neither a local directory nor available from the Hub",
         where=f"{type(error).__name__}: {why}",
         hint=hint or f"with local copies: sora {_command()} model.path={model} data.path=DIR",
         key="model.path" if kind == "model" else "data.path",

@@ -66,7 +66,7 @@ class Deferral:
             raise Interrupted(number)
         self.received = number
         name = signal.Signals(number).name
-        say(f"\n{name}: finishing this step, then a checkpoint; once more to stop at once")
+        say(f"\n{name}: finishing this step, then a checkpoint; a second signal stops at once")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def find_fault(kind: str, paths: Iterable[Path]) -> Fault | None:
 def _parquet(path: Path) -> Iterator[Fault]:
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
-            yield str(path), "it is no parquet file, whatever its name says"
+            yield str(path), "it is not a parquet file, whatever its name says"
 
 
 def _csv(path: Path) -> Iterator[Fault]:

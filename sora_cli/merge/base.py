@@ -79,7 +79,7 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
         )
     raw = read_json(folder / MODEL_CONFIG)
     if not isinstance(raw, dict):
-        raise SoraError(f"{folder / MODEL_CONFIG} is no configuration")
+        raise SoraError(f"{folder / MODEL_CONFIG} is not a configuration")
     if raw.get("quantization_config") is not None or raw.get("compression_config") is not None:
         raise SoraError(
             f"{source} is quantised: adding to its weights would lose the adapter",

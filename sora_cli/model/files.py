@@ -35,7 +35,7 @@ def check_source(reference: str, resolved: str) -> None:
     path = Path(resolved)
     if path.is_file() and path.suffix.lower() != ".gguf":
         raise SoraError(
-            f"model '{reference}' is a file, and no .gguf",
+            f"model '{reference}' is a file, but not a .gguf file",
             hint="a model's directory is named, not one of its files",
             key="model.path",
         )
@@ -96,7 +96,7 @@ def check_complete(reference: str, missing: Collection[str], tensors: int) -> No
     """
     if 2 * len(missing) > tensors:
         raise SoraError(
-            f"model '{reference}' holds none of {len(missing)} of the {tensors} tensors its "
+            f"model '{reference}' lacks {len(missing)} of the {tensors} tensors that its "
             f"configuration asks for, such as '{min(missing)}'",
             hint="are config.json and the weights of the same model?",
             key="model.path",

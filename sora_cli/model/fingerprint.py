@@ -110,7 +110,7 @@ def _parse(file: Path) -> tuple[int, dict[str, Any]]:
                 raise ValueError("impossible header length")
             header = json.loads(stream.read(length))
         if not isinstance(header, dict):
-            raise ValueError("its header is no mapping")
+            raise ValueError("its header is not a mapping")
     except (ValueError, RecursionError) as error:
         raise SoraError(f"{file} is truncated or corrupt: {error}") from error
     return length, header
@@ -120,7 +120,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SoraError(f"{index} is no index of shards: {error}") from error
+        raise SoraError(f"{index} is not an index of shards: {error}") from error
     for name in names:
         # a name with directories in it could point anywhere on this disk
         if Path(name).name != name or not (index.parent / name).is_file():

@@ -35,7 +35,7 @@ def plain_terms(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     ranks: dict[str, int] = {}
     for name, kept in pattern.items():
         if not isinstance(kept, list) or not all(isinstance(keep, bool) for keep in kept):
-            raise SoraError(f"rank_pattern: '{name}' is no list of bool", where=where)
+            raise SoraError(f"rank_pattern: '{name}' is not a list of bool", where=where)
         if len(kept) != raw.get("init_r", INITIAL_RANK):
             raise SoraError(f"rank_pattern: '{name}' has {len(kept)} entries, not init_r",
                             where=where)  # fmt: skip

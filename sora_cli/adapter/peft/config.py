@@ -149,7 +149,9 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
         SoraError: not a plain LoRA, or values that cannot be.
     """
     if not isinstance(raw, dict) or not isinstance(raw.get("peft_type"), str):
-        raise SoraError("this is no PEFT adapter configuration: it has no peft_type", where=where)
+        raise SoraError(
+            "this is not a PEFT adapter configuration: it has no peft_type", where=where
+        )
     _refuse_kind(raw["peft_type"], where)
     plain = {key: value for key, value in raw.items() if key != "module_ranks"}
     if plain["peft_type"] == adalora.ADALORA:

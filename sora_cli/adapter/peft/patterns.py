@@ -75,7 +75,7 @@ class Expression:
             return re.compile(self.text)
         except (re.error, RecursionError, OverflowError) as error:
             raise SoraError(
-                f"the pattern {shown} is no regular expression: {error}", where=where
+                f"the pattern {shown} is not a regular expression: {error}", where=where
             ) from error
 
 

@@ -37,7 +37,7 @@ def check_targets(targets: Targets, paths: Sequence[str], where: str) -> None:
         SoraError: it would not, or does not take such a configuration.
     """
     if targets.target_modules is None:
-        raise SoraError("target_modules is not set, so PEFT would go by the kind of the model",
+        raise SoraError("target_modules is not set, so PEFT would choose by the kind of model",
                         where=where, hint="name the modules that the file holds")  # fmt: skip
     _check_layer_options(targets, where)
     _check_all_loaded("target_modules leaves out", paths, _targeted(targets, paths, where), where)

@@ -198,10 +198,10 @@ CONFIG_DAMAGE: list[tuple[dict[str, Any], str]] = [
     ({"peft_type": "LOHA"}, "LOHA"),
     ({"use_dora": True}, "use_dora"),
     ({"init_lora_weights": "olora"}, "init_lora_weights"),
-    ({"r": 3}, "no pair of rank 3"),
+    ({"r": 3}, "not a pair of rank 3"),
     ({"r": 0}, "at least 1"),
     ({"r": "many"}, "r: "),
-    ({"rank_pattern": {"(": 2}}, "no regular expression"),
+    ({"rank_pattern": {"(": 2}}, "not a regular expression"),
     ({"lora_alpha": float("inf")}, "above 0 and finite"),
     ({"modules_to_save": None, "task_type": None}, "below modules_to_save"),
 ]
@@ -229,7 +229,7 @@ def test_damaged_tensors(written: Path) -> None:
         tensors["somewhere.lora_A.weight"] = tensors.pop("base_model.model.classifier.bias")
 
     _edit_tensors(written, lambda t: t.update({key: torch.zeros(2, 3, 1)}))
-    with pytest.raises(SoraError, match="no pair"):
+    with pytest.raises(SoraError, match="not a pair"):
         read_adapter(written)
     _edit_tensors(written, lambda t: t.pop(key))
     with pytest.raises(SoraError, match="a B but no A"):

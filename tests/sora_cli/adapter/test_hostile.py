@@ -176,15 +176,18 @@ FILES: dict[str, tuple[Damage, str]] = {
     "in a subfolder": (_in_subfolder, "there are adapters in"),
 }
 TENSORS: dict[str, tuple[Damage, str]] = {
-    "A of another rank": (_tensors(A=torch.ones(3, 6)), "no pair of rank 2"),
-    "B of another rank": (_tensors(B=torch.ones(5, 1)), "no pair of rank 2"),
-    "both of another rank": (_tensors(A=torch.ones(3, 6), B=torch.ones(5, 3)), "no pair of rank 2"),
-    "A of three dimensions": (_tensors(A=torch.ones(2, 6, 1)), "no pair"),
-    "A without dimensions": (_tensors(A=torch.tensor(1.0)), "no pair"),
-    "a convolution": (_tensors(A=torch.ones(2, 6, 3, 3)), "no pair"),
-    "no inputs": (_tensors(A=torch.ones(2, 0)), "no layer has 0 inputs"),
+    "A of another rank": (_tensors(A=torch.ones(3, 6)), "not a pair of rank 2"),
+    "B of another rank": (_tensors(B=torch.ones(5, 1)), "not a pair of rank 2"),
+    "both of another rank": (
+        _tensors(A=torch.ones(3, 6), B=torch.ones(5, 3)),
+        "not a pair of rank 2",
+    ),
+    "A of three dimensions": (_tensors(A=torch.ones(2, 6, 1)), "not a pair"),
+    "A without dimensions": (_tensors(A=torch.tensor(1.0)), "not a pair"),
+    "a convolution": (_tensors(A=torch.ones(2, 6, 3, 3)), "not a pair"),
+    "no inputs": (_tensors(A=torch.ones(2, 0)), "a layer with 0 inputs"),
     "no outputs": (_tensors(B=torch.ones(0, 2)), "0 outputs"),
-    "dead module": (_tensors(A=torch.ones(0, 6), B=torch.ones(5, 0)), "no pair of rank 2"),
+    "dead module": (_tensors(A=torch.ones(0, 6), B=torch.ones(5, 0)), "not a pair of rank 2"),
     "A missing": (_tensors(A=None), "a B but no A"),
     "B missing": (_tensors(B=None), "an A but no B"),
     "NaN in A": (_tensors(A=torch.full((2, 6), math.nan)), "NaN or infinity"),
@@ -226,14 +229,14 @@ NAMES: dict[str, tuple[Damage, str]] = {
     ]
 }
 CONFIGS: dict[str, tuple[Damage, str]] = {
-    "empty": (_raw_config(""), "is no JSON"),
-    "cut": (_raw_config('{"peft_type": "LO'), "is no JSON"),
+    "empty": (_raw_config(""), "is not JSON"),
+    "cut": (_raw_config('{"peft_type": "LO'), "is not JSON"),
     "a list": (_raw_config("[]"), "no peft_type"),
     "a number": (_raw_config("7"), "no peft_type"),
     "no type": (_raw_config("{}"), "no peft_type"),
     "type of another kind": (_config(peft_type=["LORA"]), "no peft_type"),
     "type of control characters": (_config(peft_type="\x1b[31m\n\n\n\n"), "only LORA"),
-    "not in UTF-8": (_raw_config(b'{"peft_type": "\xff"}'), "is no JSON"),
+    "not in UTF-8": (_raw_config(b'{"peft_type": "\xff"}'), "is not JSON"),
     "nested too deep": (_raw_config(DEEP), "nested too deep"),
     "too large": (_sparse(ADAPTER_CONFIG), "too large"),
     "a key twice": (_raw_config('{"peft_type": "LORA", "r": 2, "r": 3}'), "'r' is there twice"),
@@ -250,7 +253,7 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "r a text": (_config(r="2"), "r: "),
     "r a truth": (_config(r=True), "r: "),
     "r nothing": (_config(r=None), "r: "),
-    "r not that of the file": (_config(r=64), "no pair of rank 64"),
+    "r not that of the file": (_config(r=64), "not a pair of rank 64"),
     "alpha zero": (_config(lora_alpha=0), "above 0"),
     "alpha below zero": (_config(lora_alpha=-16), "above 0"),
     "alpha infinite": (_config(lora_alpha=math.inf), "above 0 and finite"),
@@ -263,9 +266,9 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "ranks a list": (_config(rank_pattern=["query"]), "rank_pattern: "),
     "ranks as texts": (_config(rank_pattern={"query": "2"}), "rank_pattern.query: "),
     "ranks in lists": (_config(rank_pattern={"query": [True]}), "rank_pattern.query: "),
-    "ranks not those of the file": (_config(rank_pattern={"query": 1}), "no pair of rank 1"),
-    "no regular expression": (_config(rank_pattern={"(": 2}), "no regular expression"),
-    "half an expression": (_config(alpha_pattern={"a)": 2}), "no regular expression"),
+    "ranks not those of the file": (_config(rank_pattern={"query": 1}), "not a pair of rank 1"),
+    "no regular expression": (_config(rank_pattern={"(": 2}), "not a regular expression"),
+    "half an expression": (_config(alpha_pattern={"a)": 2}), "not a regular expression"),
     "expression nested too deep": (_config(alpha_pattern={"(" * 3000 + ")" * 3000: 2}), "pattern"),
     "expression of a megabyte": (_config(alpha_pattern={"a?" * 500_000: 2}), "characters"),
     "modules a text": (_config(modules_to_save="classifier"), "modules_to_save: "),
@@ -280,7 +283,7 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "other targets": (_config(target_modules=["query"]), f"target_modules leaves out {VALUE}"),
     "targets by an expression": (_config(target_modules=".*query"), f"leaves out {VALUE}"),
     "targets by part of one": (_config(target_modules="query|value"), "leaves out"),
-    "targets of no expression": (_config(target_modules="*"), "no regular expression"),
+    "targets of no expression": (_config(target_modules="*"), "not a regular expression"),
     "other layers": (_config(layers_to_transform=1), f"leaves out {QUERY}, {VALUE}"),
     "other layers by pattern": (
         _config(layers_to_transform=[0], layers_pattern="layers"),
@@ -298,7 +301,7 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
 }
 SORA_FILES: dict[str, tuple[Damage, str]] = {
     "sora.json a list": (_sora([]), "sora.json"),
-    "sora.json cut": (_sora("{"), "is no JSON"),
+    "sora.json cut": (_sora("{"), "is not JSON"),
     "sora.json nested too deep": (_sora(DEEP), "nested too deep"),
     "sora.json too large": (_sparse(SORA_FILE), "too large"),
     "sora.json of the future": (_sora({"format_version": 999}), "newer sora"),
@@ -322,9 +325,9 @@ ADALORA: dict[str, tuple[Damage, str]] = {
     "NaN in E": (_tensors(**{E: torch.full((2, 1), math.nan)}), "NaN or infinity"),
     "rank not that of the pattern": (
         _config(rank_pattern={f"{QUERY}.lora_E": [True, False, False]}),
-        "no pair of rank 1",
+        "not a pair of rank 1",
     ),
-    "no pattern": (_config(rank_pattern=None), "no pair of rank 3"),
+    "no pattern": (_config(rank_pattern=None), "not a pair of rank 3"),
     "pattern of numbers": (_config(rank_pattern={f"{QUERY}.lora_E": [1, 1, 0]}), "list of bool"),
     "pattern of ranks": (_config(rank_pattern={f"{QUERY}.lora_E": 2}), "list of bool"),
     "pattern a list": (_config(rank_pattern=[[True]]), "not a mapping"),
@@ -340,7 +343,7 @@ ADALORA: dict[str, tuple[Damage, str]] = {
     "alpha zero": (_config(lora_alpha=0), "above 0"),
     "divisor zero": (_tensors(**{f"{P}{QUERY}.ranknum": torch.zeros(1)}), "above 0"),
     "divisor NaN": (_tensors(**{f"{P}{QUERY}.ranknum": torch.tensor([math.nan])}), "NaN"),
-    "two divisors": (_tensors(**{f"{P}{QUERY}.ranknum": torch.ones(2)}), "no single number"),
+    "two divisors": (_tensors(**{f"{P}{QUERY}.ranknum": torch.ones(2)}), "not a single number"),
     "divisor of nothing": (_tensors(**{f"{P}other.ranknum": torch.ones(1)}), "but no A"),
     "dead module of absurd size": (
         _tensors(
@@ -349,7 +352,7 @@ ADALORA: dict[str, tuple[Damage, str]] = {
                 f"{P}{VALUE}.lora_B": torch.zeros(2**40, 0),
             }
         ),
-        "no layer has",
+        "a layer with",
     ),
     "LoRA's type": (_config(peft_type="LORA", rank_pattern={}), "neither half"),
 }

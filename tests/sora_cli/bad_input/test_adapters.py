@@ -89,12 +89,12 @@ NO_BASE = {"path": "gone/far", "resolved": "gone/far", "revision": None, "finger
 OUT = ("-o", "new")
 CASES: dict[str, Case] = {
     "inspect-nothing": bad("there is no directory a", "inspect", "a"),
-    "inspect-an empty directory": bad("a is no adapter directory: it holds no adapter_config.json",
+    "inspect-an empty directory": bad("a is not an adapter directory: it holds no adapter_",
         "inspect", "a", a=Path.mkdir),
     "inspect-one of the files": bad("is a file, not a directory", "inspect", f"a/{ADAPTER_WEIGHTS}",
         then="give its directory: a", a=adapter()),
-    "inspect-a model": bad("is no adapter directory", "inspect", "models/base"),
-    "inspect-the directory above": bad("is no adapter directory", "inspect", "x",
+    "inspect-a model": bad("is not an adapter directory", "inspect", "models/base"),
+    "inspect-the directory above": bad("is not an adapter directory", "inspect", "x",
         then="there are adapters in x/a", **{"x/a": adapter()}),
     "inspect-no weights": bad(f"holds no {ADAPTER_WEIGHTS}", "inspect", "a",
         a=adapter(remove(ADAPTER_WEIGHTS))),

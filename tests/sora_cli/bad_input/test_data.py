@@ -110,7 +110,7 @@ FILES: dict[str, Case] = {
         at=("a.csv", WORD), **{"a.csv": f"{HEADER}a,b,0\n{WORD},b,c,1\n"}),
     "CSV with a quote left open": bad("unexpected end of data", r=files("a.csv"),
         at=("a.csv", WORD), **{"a.csv": f'{HEADER}a,b,0\n"{WORD},b,1\na,b,0\n'}),
-    "no parquet": bad("it is no parquet file", r=files("a.parquet"), then="a.parquet",
+    "no parquet": bad("it is not a parquet file", r=files("a.parquet"), then="a.parquet",
         **{"a.parquet": "PAR2"}),
     "parquet cut": bad("data.files.train cannot be read", r=files("a.parquet"), then="a.parquet",
         **{"a.parquet": b"PAR1" + b"\0" * 50}),

@@ -125,7 +125,7 @@ PLACES: dict[str, Case] = {
         "path: package://sora_cli/../methods")),
     "an empty directory": bad("holds no config.json", r=OTHER, then="save_pretrained()",
         m=Path.mkdir),
-    "a file for a directory": bad("is a file, and no .gguf",
+    "a file for a directory": bad("is a file, but not a .gguf file",
         r=recipe("model", "path: models/base/model.safetensors"), then="directory"),
     "no GGUF": bad("cannot be loaded", r=recipe("model", "path: m.gguf"),
         **{"m.gguf": "GGUF or so"}),
@@ -182,7 +182,7 @@ DAMAGE: dict[str, Case] = {
         ("code of its own", base(config(model_type="mine", auto_map={"AutoConfig": "mine.Mine"}),
                                  write("mine.py", "open('ran', 'w')\n")), "code of its own",
                                      "model.trust_remote_code=true"),
-        ("weights of another model", base(renamed), "holds none of", "of the same model?"),
+        ("weights of another model", base(renamed), "lacks ", "of the same model?"),
     ]
 }  # fmt: skip
 TARGETS: dict[str, Case] = {

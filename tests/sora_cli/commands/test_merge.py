@@ -173,7 +173,7 @@ def test_layers_that_do_not_fit(tmp_path: Path, made: tuple[Path, Adapter]) -> N
 
     wide = LowRankFactors(torch.zeros(1, 7), torch.zeros(32, 1))
     _refused(tmp_path, changed("bert.encoder.layer.9.output.dense", factors), "has no layer")
-    _refused(tmp_path, changed("bert.embeddings.LayerNorm", factors), "no linear layer")
+    _refused(tmp_path, changed("bert.embeddings.LayerNorm", factors), "not a linear layer")
     _refused(tmp_path, changed(path, wide), "maps 32 to 32")
     huge = LowRankFactors(torch.full((1, 32), 1e30), torch.full((32, 1), 1e30))
     _refused(tmp_path, changed(path, huge), "NaN or infinity")

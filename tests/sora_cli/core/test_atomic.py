@@ -79,7 +79,7 @@ def test_what_may_not_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     check_replaceable(inside, force=True, markers=("m",))  # empty: nothing to lose
     for path, force, message in (
         (tmp_path / "d", False, "exists already"),
-        (tmp_path / "file", True, "no directory"),
+        (tmp_path / "file", True, "not a directory"),
         (tmp_path / "d", True, "holds no m"),
     ):
         with pytest.raises(SoraError, match=message):

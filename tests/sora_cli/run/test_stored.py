@@ -140,7 +140,9 @@ def test_commands_on_ranks_answer_in_a_line(
             capsys.readouterr()
             assert run([command[0], str(target), *command[1:]]) == 2
             first, *more = capsys.readouterr().err.splitlines()
-            told = f"error: {target} was trained by '{name}', which is no low-rank method: {lack}"
+            told = (
+                f"error: {target} was trained by '{name}', which is not a low-rank method: {lack}"
+            )
             assert first == told
             assert len(more) == 1
     assert not Path(output).exists()

@@ -38,5 +38,5 @@ def test_expressions_are_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sora_cli.adapter.peft.patterns.TIME_LIMIT", 0.3)
     with pytest.raises(SoraError, match="takes more than"):
         match_patterns(["(a|aa)+$"], ["a" * 200 + "!"], where="x")
-    with pytest.raises(SoraError, match="no regular expression"):
+    with pytest.raises(SoraError, match="not a regular expression"):
         match_patterns(["[", "(a|aa)+$"], ["a" * 200 + "!"], where="x")
