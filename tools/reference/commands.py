@@ -47,7 +47,7 @@ def _section(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     usage = [name, *(["COMMAND"] if getattr(command, "commands", None) else [])]
     usage += [_usage(argument) for argument in arguments]
-    usage += [*(["[OPTIONS]"] if _options(command) else [])]
+    usage += ["[OPTIONS]"] if _options(command) else []
     parts = [
         f"## {name}",
         f"```text\n{' '.join(usage)}\n```",

@@ -17,9 +17,9 @@ from tools.reference.markdown import code, table
 COLUMNS = ("key", "takes", "default", "meaning")
 
 
-def key_table(model: type[BaseModel], *, without: Container[str] = (), prefix: str = "") -> str:
-    """Return a table of a model's keys; those of blocks within it follow their own."""
-    return table(COLUMNS, list(_rows(model, without, prefix)))
+def key_table(model: type[BaseModel], *, without: Container[str] = ()) -> str:
+    """Return a table of a model's keys; those of a block within it are written with dots."""
+    return table(COLUMNS, _rows(model, without))
 
 
 def value_table(model: type[BaseModel], *, without: Container[str] = ()) -> str:
@@ -33,7 +33,7 @@ def value_table(model: type[BaseModel], *, without: Container[str] = ()) -> str:
 
 
 def nested(info: FieldInfo) -> tuple[str, type[BaseModel]] | None:
-    """Return the model within a field's type, and how one comes from the key to it: "", "[]"."""
+    """Return the model within a field's type, and the steps from the key to it, such as "[]"."""
     return _nested(info.annotation)
 
 
@@ -43,7 +43,7 @@ def _json_type(words: str) -> str:
 
 
 def _rows(
-    model: type[BaseModel], without: Container[str], prefix: str
+    model: type[BaseModel], without: Container[str], prefix: str = ""
 ) -> Iterator[tuple[str, str, str, str]]:
     for name, info in model.model_fields.items():
         if name in without:
