@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
+from tests.docs.pages import PAGES, Block, blocks, name_of
+from tests.shared_files import ROOT
 
 RUNS = "docs/results/runs.jsonl"
 LANGUAGES = {"sh", "python", "text", "yaml", "json", "csv", "toml"}

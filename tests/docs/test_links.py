@@ -11,7 +11,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.pages import DOCS, PAGES, ROOT, name_of, prose
+from tests.docs.pages import DOCS, PAGES, name_of, prose
+from tests.shared_files import ROOT
 
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]*)[^)]*\)|<(?:img|a)\s[^>]*?(?:src|href)=\"([^\"]*)\"")
 _HEADING = re.compile(r"^#+ +(.*?) *#*$", re.MULTILINE)
