@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from peft import PeftConfig
 
+from methods import registry
 from sora_cli.app import run
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
+from tests.shared_files import ROOT
 
-ROOT = Path(__file__).parents[2]
 HOW_TO = ROOT / "docs" / "how-to"
 
 
@@ -27,7 +28,8 @@ def _first_block(page: str) -> str:
     return found[1]
 
 
-def test_method_of_your_own(tmp_path: Path) -> None:
+def test_method_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTERED", {})
     text = _first_block("your-own-method.md")
     assert len(text.splitlines()) < 40
     code = tmp_path / "hard.py"

@@ -70,7 +70,7 @@ ERRORS = [
     (["prune", "a", "-o", "b", "--max-drop", "0.1"], "needs a recipe"),
     (["export", "a", "-o", "b", "--layout", "exakt"], "no layout 'exakt'"),
     (["export", "a", "-o", "b", "--dtype", "int8"], "no dtype 'int8'"),
-    (["verify", "a", "--dtype", "int8"], "--dtype int8"),
+    (["verify", "a", "--dtype", "int8"], "--dtype must be one of"),
     (["verify", "a", "--tolerance", "-1"], "--tolerance"),
     # the recipe
     (["train", "typo.yaml"], "no recipe 'typo.yaml'"),

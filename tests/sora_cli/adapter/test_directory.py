@@ -173,7 +173,7 @@ def test_run_directory_is_read_through(written: Path, tmp_path: Path) -> None:
 def test_no_such_directory_and_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(SoraError, match="there is no directory"):
         read_adapter(tmp_path / "nowhere")
-    with pytest.raises(SoraError, match="no adapter directory"):
+    with pytest.raises(SoraError, match="is not an adapter directory"):
         read_adapter(tmp_path)
 
 
