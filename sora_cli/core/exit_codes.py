@@ -18,7 +18,7 @@ MEANINGS = {
     "right: at most three lines on stderr say what, where, and what to type next. Also a disk "
     "that is full or may not be written.",
     INTERRUPTED: "Interrupted (SIGINT, Ctrl-C). `sora train` finishes its step, writes a "
-    "checkpoint and says how to go on; a second signal stops it at once.",
+    "checkpoint and says how to resume; a second signal stops it at once.",
     TERMINATED: "Told to end (SIGTERM, as schedulers of clusters do). As with SIGINT.",
 }
 """The meaning of each, for docs/reference/exit-codes.md."""

@@ -22,7 +22,7 @@ class Interrupted(BaseException):
 
     Attributes:
         signal: which one.
-        words: what a person should know: what is kept, and the command that goes on from there.
+        words: what a person should know: what is kept, and the command that resumes the run.
     """
 
     def __init__(self, number: int, *words: str) -> None:

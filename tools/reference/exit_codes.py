@@ -15,6 +15,6 @@ def page() -> str:
         "What a `sora` command tells the shell when it ends. A shell shows it as `$?`.",
         "\n".join(f"- {row}" for row in rows),
         "A process that is killed (`SIGKILL`, or the system's killer when memory runs out) has no "
-        "say in its code: shells show 137. `sora train --resume` goes on from the last complete "
+        "say in its code: shells show 137. `sora train --resume` resumes from the last complete "
         "checkpoint.",
     )
