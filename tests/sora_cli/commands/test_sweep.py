@@ -148,7 +148,7 @@ def test_on_ray(folder: Path) -> None:
     assert record["engine"] == "ray"
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_plugins_option_varies(
     folder: Path,
     engine: str,
@@ -160,17 +160,19 @@ def test_a_plugins_option_varies(
     monkeypatch.setattr(registry, "_REGISTERED", {})
     code = tmp_path / "mine.py"
     code.write_text(METHOD, encoding="utf-8")
-    cases = {"weak": {"method.name": "mine", "method.boost": 0.5}, "plain": {"method.name": "lora"}}
-    path, directory = write(folder, cases=cases, set={"training.max_steps": 2})
+    path, directory = write(
+        folder,
+        set={"method.name": "mine", "training.max_steps": 2},
+        grid={"method.boost": [0.5, 2.0]},
+    )
     options = ["--code", str(code), "--engine", engine, "--threads", "1"]
     if engine == "local":
         assert sweep(path, directory, "--dry-run", "--measure", *options) == 0
         assert "?" not in capsys.readouterr().out
     assert sweep(path, directory, *options) == 0
-    report = read_report(directory / "weak")
-    assert report is not None
-    assert report.recipe["method"]["boost"] == 0.5
-    assert states(directory) == {"weak": "finished", "plain": "finished"}
+    reports = [read_report(directory / name) for name in states(directory)]
+    assert [r and r.recipe["method"]["boost"] for r in reports] == [0.5, 2.0]
+    assert set(states(directory).values()) == {"finished"}
 
 
 @pytest.mark.parametrize(
