@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sora_cli import __version__
 from sora_cli.core.errors import SoraError, first_mistake
+from sora_cli.model.files import is_there
 
 FORMAT_VERSION = 1
 LARGEST_JSON = 50_000_000  # bytes; anybody may have written it, and parsed it takes many times that
@@ -33,7 +34,7 @@ class BaseReference:
     @property
     def here(self) -> str | None:
         """`resolved`, where that is a path on this disk."""
-        return self.resolved if self.resolved and Path(self.resolved).exists() else None
+        return self.resolved if self.resolved and is_there(self.resolved) else None
 
     def name(self) -> str:
         """Return the reference to load the base model by.

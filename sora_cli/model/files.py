@@ -26,6 +26,14 @@ DELTA_FILE = "delta.safetensors"
 """The difference that a baseline made to its base model."""
 
 
+def is_there(path: str | Path) -> bool:
+    """Return whether a path exists; one that is too long to be looked up does not."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
+
+
 def check_source(reference: str, resolved: str) -> None:
     """Check a resolved model reference; a Hub id's files are not asked for.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import looks_local
 from sora_cli.data.builtin.models import builtin_model
-from sora_cli.model.files import MODEL_CONFIG
+from sora_cli.model.files import MODEL_CONFIG, is_there
 
 PACKAGE_SCHEME = "package://"
 BUILTIN_SCHEME = "builtin://"
@@ -30,7 +30,7 @@ def resolve_model_path(path: str) -> str:
     if path.startswith(PACKAGE_SCHEME):
         return str(_package_folder(path))
     expanded = Path(path).expanduser()
-    if path and expanded.exists():
+    if path and is_there(expanded):
         return str(expanded.resolve())
     if expanded.suffix.lower() == ".gguf" or looks_local(path):
         raise SoraError(
@@ -47,7 +47,7 @@ def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
     Never asks the network.
     """
     path = Path(resolved)
-    if path.exists():
+    if is_there(path):
         return path
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -67,7 +67,7 @@ def commit_of(resolved: str, revision: str | None = None) -> str | None:
     Args:
         revision: branch, tag or commit that was asked for; None: the main branch.
     """
-    if Path(resolved).exists():
+    if is_there(resolved):
         return None
     folder = local_checkpoint(resolved, revision)
     return folder.name if folder is not None and _COMMIT.fullmatch(folder.name) else None

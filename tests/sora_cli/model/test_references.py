@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sora_cli.adapter.metadata import BaseReference
 from sora_cli.core.errors import SoraError
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 
@@ -64,3 +65,13 @@ def test_built_in_models_are_looked_up_by_name(
     assert resolve_model_path("builtin://tiny-vit") == str(made)
     with pytest.raises(SoraError, match="did you mean 'tiny-vit'"):
         resolve_model_path("builtin://tiny-vt")
+
+
+@pytest.mark.parametrize("length", [300, 9999])
+def test_names_too_long_to_be_looked_up_are_not_there(length: int) -> None:
+    """`sora.json` is anybody's file: what it names as the base must not end a command."""
+    name = "x" * length
+    assert local_checkpoint(name) is None
+    assert BaseReference(path=name, resolved=name).here is None
+    with pytest.raises(SoraError, match="there is no model at"):
+        resolve_model_path(name)
