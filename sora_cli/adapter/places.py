@@ -10,7 +10,7 @@ from pathlib import Path
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
-from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_FILE, is_there
+from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.references import resolve_model_path
 
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
@@ -88,11 +88,11 @@ def model_source(reference: str) -> str:
         SoraError: what is there is no model.
     """
     source = resolve_model_path(reference)
-    if is_there(source) and Path(source).is_dir() and not (Path(source) / MODEL_CONFIG).is_file():
+    if Path(source).is_dir() and not (Path(source) / MODEL_CONFIG).is_file():
         raise SoraError(
             f"{reference} holds neither an adapter ({ADAPTER_CONFIG}) nor a model ({MODEL_CONFIG})"
         )
-    if is_there(source) and Path(source).is_file() and not source.lower().endswith(".gguf"):
+    if Path(source).is_file() and not source.lower().endswith(".gguf"):
         raise SoraError(f"{reference} is a file, but not a .gguf file: name its directory")
     return source
 

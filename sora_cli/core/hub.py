@@ -36,10 +36,10 @@ def offline_error(
 
 
 def looks_local(path: str) -> bool:
-    """Return whether this cannot be a Hub id: NAME or OWNER/NAME of at most 96 characters."""
+    """Return whether this cannot be a Hub id: NAME or OWNER/NAME of at most 96 bytes."""
     if path == "" or path.startswith((".", "/", "~")) or path[-1] == "/":
         return True
-    return path.count("/") > 1 or len(path) > _LONGEST_ID
+    return path.count("/") > 1 or len(path.encode(errors="replace")) > _LONGEST_ID
 
 
 def _command() -> str:

@@ -36,7 +36,7 @@ from sora_cli.merge.match import Match, match, read_stored, tied_part
 from sora_cli.merge.names import build_runtime
 from sora_cli.merge.plan import Plan, plan_weights
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
-from sora_cli.model.files import MODEL_CONFIG, is_there
+from sora_cli.model.files import MODEL_CONFIG
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.references import resolve_model_path
@@ -219,7 +219,7 @@ def _base_of(
 
 
 def _check_apart(output: Path, source: str) -> None:
-    if is_there(source) and Path(source).resolve().is_relative_to(output.resolve()):
+    if Path(source).exists() and Path(source).resolve().is_relative_to(output.resolve()):
         raise SoraError(f"{output} is, or holds, the base model: choose another place")
 
 

@@ -19,6 +19,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def resolve_model_path(path: str) -> str:
     """Return the local path behind a reference, absolute; a Hub id is returned as it is.
 
+    What is returned can be looked up on the disk, whatever was given.
+
     A built-in model (`builtin://NAME`) is made the first time, which takes some seconds.
 
     Raises:
@@ -67,7 +69,7 @@ def commit_of(resolved: str, revision: str | None = None) -> str | None:
     Args:
         revision: branch, tag or commit that was asked for; None: the main branch.
     """
-    if is_there(resolved):
+    if Path(resolved).exists():
         return None
     folder = local_checkpoint(resolved, revision)
     return folder.name if folder is not None and _COMMIT.fullmatch(folder.name) else None

@@ -18,7 +18,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub, quiet_loading
 from sora_cli.core.words import first_few
 from sora_cli.data.processor import lacks_tokenizer
-from sora_cli.model.files import ADAPTER_WEIGHTS, is_there
+from sora_cli.model.files import ADAPTER_WEIGHTS
 from sora_cli.model.fingerprint import StoredTensor, fingerprint, read_header, stored_tensors
 from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf, weights_options
 from sora_cli.model.references import local_checkpoint, resolve_model_path
@@ -150,7 +150,7 @@ def float32_bytes(subject: Subject) -> int | None:
         files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.iterdir())
         total = sum(f.stat().st_size * _GROWTH.get(f.suffix.lower(), 0) for f in files)
     if not total:
-        if is_there(subject.source):
+        if Path(subject.source).exists():
             raise SoraError(f"{subject.source} holds no weights")
         return None  # a Hub id of which little is in the cache
     adapter = subject.adapter

@@ -28,9 +28,7 @@ def code(text: str) -> str:
 
 def cell(text: str) -> str:
     """Return text that may stand in a table's cell: one line, no bars, nothing read as HTML."""
-    if "|" in text:
-        text = text.replace("|", "\\|")
-    outside = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    outside = re.split(r"(`[^`]*`)", " ".join(text.replace("|", "\\|").split()))
     return "".join(p if p.startswith("`") else _plain(p) for p in outside)
 
 

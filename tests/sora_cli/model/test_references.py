@@ -67,10 +67,9 @@ def test_built_in_models_are_looked_up_by_name(
         resolve_model_path("builtin://tiny-vt")
 
 
-@pytest.mark.parametrize("length", [300, 9999])
-def test_names_too_long_to_be_looked_up_are_not_there(length: int) -> None:
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 9999, "模" * 90])
+def test_names_too_long_to_be_looked_up_are_not_there(name: str) -> None:
     """`sora.json` is anybody's file: what it names as the base must not end a command."""
-    name = "x" * length
     assert local_checkpoint(name) is None
     assert BaseReference(path=name, resolved=name).here is None
     with pytest.raises(SoraError, match="there is no model at"):
