@@ -8,7 +8,7 @@ from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.console import emit, printable, say, say_notes, size
-from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.exit_codes import OK
 from sora_cli.model.files import ADAPTER_CONFIG
 
 
@@ -32,7 +32,7 @@ def export(
         verify: compare the outputs of both, where memory allows and the base is here.
 
     Returns:
-        Exit code: 1 if they differ.
+        Exit code: 1 if they differ, 3 if that cannot be told.
 
     Raises:
         SoraError: bad input, or an output that exists.
@@ -58,4 +58,4 @@ def export(
         return OK
     from sora_cli.verify.self_check import self_check
 
-    return OK if self_check(directory, output) else FAILED
+    return self_check(directory, output)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.console import count, say, say_notes, size
-from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.exit_codes import OK
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def merge(
         verify: compare the outputs of both, where memory allows.
 
     Returns:
-        Exit code: 1 if they differ.
+        Exit code: 1 if they differ, 3 if that cannot be told.
 
     Raises:
         SoraError: bad input, a base that does not fit, or an output that exists.
@@ -68,7 +68,7 @@ def merge(
         return OK
     from sora_cli.verify.self_check import self_check
 
-    return OK if self_check(directory, output, base=base) else FAILED
+    return self_check(directory, output, base=base)
 
 
 def _announce(plan: Merge) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import tidy
 from sora_cli.core.console import emit, say, say_notes
-from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.exit_codes import OK
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
@@ -59,7 +59,7 @@ def train(
         show(loaded)
         return OK
     check_recipe(loaded.recipe)
-    output, words, same = loaded.output_dir, [recipe, *overrides], True
+    output, words, code = loaded.output_dir, [recipe, *overrides], OK
     with locked(output):
         if is_main() and check_output(loaded, force=force, resume=resume):
             say(f"'{output}' holds this run, finished")
@@ -72,9 +72,9 @@ def train(
             from sora_cli.verify.run_check import check_run
 
             with log.epilogue("verify"):
-                same = check_run(loaded, ready)
+                code = check_run(loaded, ready)
         emit(time_line(log.report))
-    return OK if same else FAILED
+    return code
 
 
 def run(

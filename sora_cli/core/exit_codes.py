@@ -5,6 +5,7 @@ from __future__ import annotations
 OK = 0
 FAILED = 1
 USER_ERROR = 2
+NO_VERDICT = 3
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -17,11 +18,18 @@ MEANINGS = {
     USER_ERROR: "Something in the command line, the recipe, the data or the files can be put "
     "right: at most three lines on stderr say what, where, and what to type next. Also a disk "
     "that is full or may not be written.",
+    NO_VERDICT: "No verdict: what was written is complete, but the comparison cannot tell whether "
+    "it is right, because the adapter changes the outputs by less than the rounding error of the "
+    "comparison itself. Of `sora verify`, `sora export` and `sora merge`; `sora train` says "
+    "`not verified` and ends with 0. A run of `sora sweep` that ends so is finished.",
     INTERRUPTED: "Interrupted (SIGINT, Ctrl-C). `sora train` finishes its step, writes a "
     "checkpoint and says how to resume; a second signal stops it at once.",
     TERMINATED: "Told to end (SIGTERM, as schedulers of clusters do). As with SIGINT.",
 }
 """The meaning of each, for docs/reference/exit-codes.md."""
+
+FINISHED = (OK, NO_VERDICT)
+"""Exit codes of a command that is done and found nothing wrong."""
 
 BY_SIGNAL = (INTERRUPTED, TERMINATED)
 """Exit codes of a run that ended in order on a signal, its checkpoint written."""

@@ -11,6 +11,7 @@ from methods.sharding import is_sharded
 from sora_cli.adapter.places import baseline_folder
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.words import first_few
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
@@ -19,13 +20,13 @@ from sora_cli.run.stored import load_baseline
 from sora_cli.verify.self_check import self_check, too_large
 
 
-def check_run(loaded: LoadedRecipe, ready: Prepared) -> bool:
+def check_run(loaded: LoadedRecipe, ready: Prepared) -> int:
     """Compare a run's files with the trained model, as far as that can be done here.
 
     Says one line on stderr: verified, not verified and why, or DIFFERENT.
 
     Returns:
-        False if they differ; also true if nothing was compared.
+        Exit code: FAILED if they differ; OK also if nothing was compared.
 
     Raises:
         SoraError: the files cannot be loaded.
@@ -35,7 +36,7 @@ def check_run(loaded: LoadedRecipe, ready: Prepared) -> bool:
         return _check_baseline(output, recipe, ready)
     if recipe.model.trust_remote_code:
         say(f"not verified: the model has code of its own; sora eval {output} scores it again")
-        return True
+        return OK
     # this is one process of several: it cannot run a sharded model alone
     sharded = any(is_sharded(p) for p in ready.base.model.parameters())
     packed = recipe.model.quantise is not None  # the files are an adapter of the plain model
@@ -44,7 +45,7 @@ def check_run(loaded: LoadedRecipe, ready: Prepared) -> bool:
     return self_check(output)  # autocast stays wrapped around the trained model's forward
 
 
-def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> bool:
+def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> int:
     """Compare every tensor of the model that the files give with the trained one, to the bit."""
     folder = baseline_folder(output)
     if folder is None:
@@ -53,7 +54,7 @@ def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> bool:
     reason = _reason_against(trained)
     if reason is not None:
         say(f"not verified: {reason}; sora eval {output} scores it again")
-        return True
+        return OK
     loaded = load_baseline(folder, recipe, ready.task).model.state_dict()
     different = [
         name
@@ -64,9 +65,9 @@ def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> bool:
     ]
     if different:
         say(f"DIFFERENT: {folder} does not give the trained model: {first_few(different, 1)}")
-        return False
+        return FAILED
     say(f"verified: {folder} gives all {len(trained)} tensors of the trained model, to the bit")
-    return True
+    return OK
 
 
 def _reason_against(trained: dict[str, Tensor]) -> str | None:

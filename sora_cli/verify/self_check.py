@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.core.console import say, say_notes, size
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.model.files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -26,14 +27,13 @@ def self_check(
     base: str | None = None,
     trained: Any | None = None,
     fresh: bool = True,
-) -> bool:
+) -> int:
     """Compare what was written (`b`) with what it was made from (`a`), and say the result.
 
     Says one line on stderr: verified, not verified and why with the command to type, or DIFFERENT.
-    A command ends with `return 0 if self_check(...) else 1`, and its function in the Typer app
-    returns that; with --no-verify it does not call this. Exporting and merging:
-    `self_check(directory, output, base=base)`. Training: `self_check(run_directory)`, or
-    `self_check(run_directory, trained=model, fresh=False)` to compare the trained model itself
+    A command ends with `return self_check(...)`; with --no-verify it does not call this. Exporting
+    and merging: `self_check(directory, output, base=base)`. Training: `self_check(run_directory)`,
+    or `self_check(run_directory, trained=model, fresh=False)` to compare the trained model itself
     with what its files give, without the seconds a new process takes.
 
     Args:
@@ -43,7 +43,8 @@ def self_check(
         fresh: make the reload in a new process.
 
     Returns:
-        False if the outputs differ; also true if nothing was compared.
+        The command's exit code (`core.exit_codes`): OK, also if nothing was compared; FAILED if the
+        outputs differ; NO_VERDICT if the comparison cannot tell.
 
     Raises:
         SoraError: what was written cannot be loaded or run.
@@ -54,7 +55,7 @@ def self_check(
         subjects, reason = _subjects(names, base)
         if reason is not None:
             say(f"not verified: {reason}; to verify: {command}")
-            return True
+            return OK
         from sora_cli.verify.verification import verify
 
         done = verify(
@@ -77,7 +78,7 @@ def self_check(
     else:
         say(f"DIFFERENT: {done.b} does not give the outputs of {names[0]}: {done.summary()}")
         say(f"  {done.tolerance:.1e} is allowed ({done.tolerance_from}); to see more: {command}")
-    return done.same
+    return OK if done.same else FAILED
 
 
 def _subjects(names: Sequence[str], base: str | None) -> tuple[tuple[Subject, ...], str | None]:

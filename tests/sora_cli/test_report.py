@@ -80,7 +80,7 @@ def test_evaluations_are_no_part_of_training(tmp_path: Path) -> None:
 def test_a_check_that_fails_is_timed_and_changes_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any, **__: Any) -> bool:
+    def broken(*_: Any, **__: Any) -> int:
         raise SoraError("cannot be verified")
 
     monkeypatch.setattr("sora_cli.verify.run_check.self_check", broken)

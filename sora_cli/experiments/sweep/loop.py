@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from sora_cli.core.exit_codes import BY_SIGNAL
+from sora_cli.core.exit_codes import BY_SIGNAL, FINISHED
 from sora_cli.core.interruption import Interrupted
 from sora_cli.experiments.sweep.engine import Engine, Job, code_options
 from sora_cli.experiments.sweep.outcome import reason
@@ -129,8 +129,8 @@ class Loop:
     def _state(self, name: str, code: int) -> State:
         """Return what an exit code means; "waiting": once more, from its checkpoint."""
         if name in self._stopped:
-            return "finished" if code == 0 else "pruned"
-        if code == 0:
+            return "finished" if code in FINISHED else "pruned"
+        if code in FINISHED:
             return "finished"
         if _was_killed(code) and self.source.records[name].attempts <= self.settings.retries:
             return "waiting"

@@ -266,5 +266,5 @@ def test_a_merge_ends_with_a_comparison(
     assert "verified: largest difference" in capsys.readouterr().err
     assert run([*words, "--force", "--no-verify"]) == 0
     assert "verified" not in capsys.readouterr().err
-    monkeypatch.setattr("sora_cli.verify.self_check.self_check", lambda *_, **__: False)
-    assert run([*words, "--force"]) == 1
+    monkeypatch.setattr("sora_cli.verify.self_check.self_check", lambda *_, **__: 3)
+    assert run([*words, "--force"]) == 3

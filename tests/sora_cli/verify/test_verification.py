@@ -18,6 +18,7 @@ from sora_cli.app import run
 from sora_cli.core import environment as memory
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.verify import self_check as checking
 from sora_cli.verify.outputs import run_model
 from sora_cli.verify.probes import Probe, make_probe
@@ -254,7 +255,7 @@ def test_free_memory_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("plenty")
 def test_check_says_that_it_is_verified(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert self_check(made / "adapter", made / "merged")
+    assert self_check(made / "adapter", made / "merged") == OK
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("verified: largest difference ")
@@ -263,7 +264,7 @@ def test_check_says_that_it_is_verified(made: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("plenty")
 def test_check_says_loudly_that_it_differs(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not self_check(made / "adapter", made / "base")
+    assert self_check(made / "adapter", made / "base") == FAILED
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(f"DIFFERENT: {made / 'base'} does not give the outputs of")
     assert second.endswith(f"sora verify {made / 'adapter'} {made / 'base'}")
@@ -279,7 +280,7 @@ def test_check_is_skipped_with_the_command_to_type(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(checking, "free_memory", lambda: free)
     words = (made / "adapter", made / "base")
-    assert self_check(*words, base=str(made / "base"))
+    assert self_check(*words, base=str(made / "base")) == OK
     said = capsys.readouterr().err
     assert said.startswith("not verified: ")
     assert why in said
@@ -304,12 +305,12 @@ def test_trained_model_against_its_files(
     model = tiny_llama()
     adapter = adapt(model, made / "base", seed=3)
     write_adapter(tmp_path / "adapter", adapter)
-    assert self_check(tmp_path / "adapter", trained=model.train(), fresh=False)
+    assert self_check(tmp_path / "adapter", trained=model.train(), fresh=False) == OK
     assert model.training
     assert "verified" in capsys.readouterr().err
     with torch.no_grad():
         model.model.norm.weight.mul_(1.01)
-    assert not self_check(tmp_path / "adapter", trained=model, fresh=False)
+    assert self_check(tmp_path / "adapter", trained=model, fresh=False) == FAILED
     assert verify(str(tmp_path / "adapter"), trained=tiny_llama(), fresh=False).same is False
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import NO_VERDICT
 from sora_cli.core.interruption import Interrupted
 from sora_cli.experiments.sweep import loop as loop_module
 from sora_cli.experiments.sweep.engine import LOST, Job
@@ -100,6 +101,12 @@ def test_a_failure_stops_neither_the_rest_nor_unhurt_cases(tmp_path: Path) -> No
     saved = json.loads((tmp_path / "out" / FILE_NAME).read_text())
     assert [run["state"] for run in saved["runs"]] == states(source)
     assert saved["finished"]
+
+
+def test_no_verdict_is_no_failure(tmp_path: Path) -> None:
+    source = source_of(tmp_path, grid={"training.seed": [0]})
+    carry_out(source, lambda job: good(job) or NO_VERDICT, tmp_path / "out")
+    assert states(source) == ["finished"]
 
 
 @pytest.mark.parametrize("code", [LOST, -15, 143])
