@@ -55,16 +55,21 @@ def adapted_linear(
     with no_autocast(device):
         if torch.is_grad_enabled():
             kept = keep(x) if dropped is None else keep_dropped(x, dropped)
-            out: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
+            y: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
                 x, weight, bias, A, B, d, scaling, inner, dropped, kept
             )
-            return out
-        F = (B * (scaling if d is None else scaling * d)).to(inner)
-        return _outputs(x, weight, bias, A.to(inner), F, dropped)
+        else:
+            F = (B * (scaling if d is None else scaling * d)).to(inner)
+            y = _outputs(x, weight, bias, A.to(inner), F, dropped)
+    # a view made inside the operation could not be changed in place, as Longformer does
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """The operation; its backward pass is given h = x A^T (rows, r), the factors, and `Kept`."""
+    """The operation, with outputs (rows, out).
+
+    Its backward pass is given h = x A^T (rows, r), the factors, and `Kept`.
+    """
 
     @staticmethod
     def forward(
@@ -98,9 +103,9 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def _gradients(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the operation's arguments, of its output's gy (rows, out)."""
     weight, a, B, strength, F, h, dropped, *tensors = ctx.saved_tensors
     needed = ctx.needs_input_grad
-    gy = gy.reshape(-1, gy.shape[-1])  # (rows, out)
     thin = gy.to(F.dtype)
     v = thin @ F  # (rows, r)
     gx = gA = gB = gd = None
@@ -152,16 +157,15 @@ def _outputs(
     dropped: Tensor | None,
     h: Tensor | None = None,
 ) -> Tensor:
-    rows = x.numel() // max(x.shape[-1], 1)
-    if _merges(rows, weight, F, dropped):
-        return linear(x, torch.addmm(weight, F, A), bias)
-    y = linear(x.to(weight.dtype), weight, bias)
+    """Return y (rows, out), no view of anything."""
+    rows = x.reshape(-1, x.shape[-1])
+    if _merges(len(rows), weight, F, dropped):
+        return linear(rows, torch.addmm(weight, F, A), bias)
+    y = linear(rows.to(weight.dtype), weight, bias)
     h = _down(x, A, dropped) if h is None else h
-    if y.dtype == F.dtype and y.is_contiguous():
-        y.view(-1, y.shape[-1]).addmm_(h, F.t())
-    else:
-        y += (h @ F.t()).view(y.shape)
-    return y
+    if y.dtype == F.dtype:
+        return y.addmm_(h, F.t())
+    return y.add_(h @ F.t())
 
 
 def _input_gradient(

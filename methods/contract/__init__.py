@@ -191,6 +191,31 @@ def factors_are_the_layers_effect(make: MethodFactory) -> None:
     assert largest > 1e-6, "training left every layer without an effect"
 
 
+def outputs_may_be_changed_in_place(make: MethodFactory) -> None:
+    """Check that a model may overwrite a layer's output, as Longformer does to scale its queries.
+
+    A view that is made inside an autograd function cannot be changed so.
+    """
+    run = trained(make)
+    for path, layer in run.layers.items():
+        factors = dict(layer.named_factors())
+        for rows in ((5,), (2, 5), (2, 2, 5)):
+            x = torch.randn(*rows, layer.A.shape[1], generator=generator(3), dtype=torch.float64)
+            wanted = [x.requires_grad_(), *factors.values()]
+            apart = layer(x) / 3
+            expected = torch.autograd.grad(apart.square().sum(), wanted)
+            try:
+                y = layer(x)
+                y /= 3
+                found = torch.autograd.grad(y.square().sum(), wanted)
+            except RuntimeError as error:
+                raise AssertionError(f"'{path}' on {rows} rows: {error}") from error
+            assert torch.equal(y, apart), f"'{path}' answers otherwise when changed in place"
+            for name, one, other in zip(["x", *factors], found, expected, strict=True):
+                off = largest_difference(one, other)
+                assert off <= _ROUNDING, f"'{path}' changed in place: gradient of {name} is wrong"
+
+
 def dropping_zero_terms_changes_nothing(make: MethodFactory) -> None:
     """Check that terms that are exactly zero can be left out: same dW, same outputs."""
     run = trained(make)
@@ -264,6 +289,7 @@ CHECKS: tuple[Check, ...] = (
     evaluation_is_the_base_plus_the_factors,
     training_learns_and_leaves_the_base_alone,
     factors_are_the_layers_effect,
+    outputs_may_be_changed_in_place,
     a_missing_gradient_is_named,
     components_keep_their_order,
     dropping_zero_terms_changes_nothing,
