@@ -28,6 +28,10 @@ def sweep(
         bool,
         typer.Option("--measure", help="With --dry-run: take a few steps of each kind of run."),
     ] = False,
+    max_runs: Annotated[
+        int | None,
+        typer.Option("--max-runs", min=1, help="Plan at most this many runs; default: 10,000."),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -60,6 +64,7 @@ def sweep(
         overrides or [],
         dry_run=dry_run,
         measure=measure,
+        most=max_runs,
         jobs=jobs,
         threads=threads,
         engine=engine,

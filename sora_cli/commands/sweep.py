@@ -15,7 +15,7 @@ from sora_cli.experiments.sweep.display import Display, duration
 from sora_cli.experiments.sweep.engine import Engine
 from sora_cli.experiments.sweep.engines import choose_engine
 from sora_cli.experiments.sweep.loop import Loop, Settings
-from sora_cli.experiments.sweep.plan import SweepPlan, plan_sweep
+from sora_cli.experiments.sweep.plan import MAX_RUNS, SweepPlan, plan_sweep
 from sora_cli.experiments.sweep.record import SweepRecord
 from sora_cli.experiments.sweep.source import PlanSource, Source
 from sora_cli.report import now
@@ -27,6 +27,7 @@ def sweep(
     *,
     dry_run: bool = False,
     measure: bool = False,
+    most: int | None = None,
     jobs: int | None = None,
     threads: int | None = None,
     engine: str = "local",
@@ -40,6 +41,7 @@ def sweep(
     Args:
         dry_run: only list the runs and the time they are expected to take.
         measure: for that, take a few steps of each kind of run that nothing is known of.
+        most: runs planned at most; None: `MAX_RUNS`.
         jobs: runs at work at the same time; None: see `choose_engine`.
         threads: of each; None: the machine's, divided.
         engine: local or ray.
@@ -51,7 +53,7 @@ def sweep(
     Returns:
         Exit code: 1 if a run failed.
     """
-    plan = plan_sweep(file, overrides)
+    plan = plan_sweep(file, overrides, most=MAX_RUNS if most is None else most)
     if dry_run or measure:
         from sora_cli.experiments.sweep.listing import list_runs
 

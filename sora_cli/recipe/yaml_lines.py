@@ -6,6 +6,8 @@ only `true` and `false` are truth values. Tags, duplicate keys and non-finite nu
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -92,6 +94,12 @@ def parse_file(content: bytes, file: str) -> Tree:
     Raises:
         SoraError: not UTF-8, not YAML, empty, no mapping, or something a recipe cannot hold.
     """
+    tree = _parsed(content, file)
+    return Tree(copy.deepcopy(tree.values), dict(tree.origins))
+
+
+@functools.lru_cache(maxsize=32)  # a sweep's runs share their files: parsing was most of planning
+def _parsed(content: bytes, file: str) -> Tree:
     node = _compose(_decode(content, file), file)
     if node is None:
         raise SoraError("the file is empty", where=file, hint=_START)

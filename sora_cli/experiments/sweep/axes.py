@@ -84,3 +84,9 @@ class Axis:
     choices: tuple[Mapping[str, Any], ...]
     places: tuple[tuple[str, ...], ...]
     cases: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The key of a grid, or the block that the list stands in: "paired" or "cases"."""
+        block = self.places[0][0]
+        return self.places[0][1] if block == "grid" else block

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from methods.words import did_you_mean
+from sora_cli.core.console import count, say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_path
 from sora_cli.experiments.sweep.axes import Axis, run_names
@@ -25,7 +27,10 @@ from sora_cli.recipe.layers import override_layer
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.yaml_lines import parse_value
 
+MAX_RUNS = 10_000
+_MANY = 300  # runs whose planning takes long enough to be announced
 _DIRECTORY = "output.dir"
+_NOT_COMPUTED = ("output", "paper")  # blocks in which two runs may differ and give the same
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,19 @@ class SweepPlan:
         return self.sweep.sweep.kind
 
 
-def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
+def plan_sweep(
+    path: str | Path, overrides: Sequence[str] = (), *, most: int = MAX_RUNS
+) -> SweepPlan:
     """Plan the runs of a sweep file; those of a search are not known yet.
 
     Args:
+        most: refuse more runs than this; about a thousand are planned in a second.
         overrides: `block.key=value` words for all runs; one for a key of the grid replaces its
             values; `output.dir=DIR` is the sweep's own directory, runs/<file's name> if unset.
 
     Raises:
-        SoraError: anything wrong with the file or with one of its recipes, with file and line.
+        SoraError: anything wrong with the file or with one of its recipes, with file and line;
+            more runs than `most`; two runs that compute the same.
     """
     sweep = load_sweep(Path(path))
     override_layer(overrides)  # raises where a word is no override
@@ -106,7 +115,10 @@ def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
     axes = _axes(sweep, typed)
     words = tuple(common.values())
     folder = Path(directory).expanduser()
-    runs = [] if sweep.sweep.search else _planned(sweep, axes, words, folder)
+    if sweep.sweep.search:
+        return SweepPlan(sweep, folder, words, ())
+    _check_count(sweep, axes, most)
+    runs = _planned(sweep, axes, words, folder)
     return SweepPlan(sweep, folder, words, tuple(runs))
 
 
@@ -129,7 +141,7 @@ def search_base(plan: SweepPlan) -> PlannedRun:
     """Load the recipe of a search before any of its values is chosen."""
     base = find_base(plan.sweep)
     words = (*plan.words, word(_DIRECTORY, str(plan.directory / "base")))
-    return PlannedRun("base", base, words, {}, load_checked(plan.sweep, base, words, {}, "base"))
+    return PlannedRun("base", base, words, {}, load_checked(plan.sweep, base, words, dict, "base"))
 
 
 def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
@@ -160,12 +172,61 @@ def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
     return axes
 
 
+def _check_count(sweep: LoadedSweep, axes: Sequence[Axis], most: int) -> None:
+    """Refuse a sweep of too many runs before any of them is planned."""
+    runs = math.prod(len(axis.choices) for axis in axes)
+    if runs > most:
+        sizes = " x ".join(f"{count(len(axis.choices))} ({axis.name})" for axis in axes)
+        raise SoraError(
+            f"{count(runs)} runs: {count(most)} is the limit",
+            where=f"{shown_path(sweep.path)}: {sizes}",
+            hint=f"to raise the limit: --max-runs {runs}",
+        )
+    if runs >= _MANY:
+        say(f"planning {count(runs)} runs ...")
+
+
 def _planned(
     sweep: LoadedSweep, axes: list[Axis], common: tuple[str, ...], folder: Path
 ) -> list[PlannedRun]:
     points = list(itertools.product(*(range(len(axis.choices)) for axis in axes)))
     names = dict(zip(points, run_names(axes, points), strict=True))
-    return [_run(sweep, axes, point, names, common, folder) for point in points]
+    runs: list[PlannedRun] = []
+    seen: dict[str, int] = {}
+    for i, point in enumerate(points):
+        runs.append(_run(sweep, axes, point, names, common, folder))
+        first = seen.setdefault(_content(runs[-1]), i)
+        if first != i:
+            both = (
+                _described(sweep, axes, points[k], points[j]) for k, j in ((first, i), (i, first))
+            )
+            raise SoraError(
+                f"runs {runs[first].name} and {runs[i].name} compute the same: "
+                "their recipes are equal",
+                where=" and ".join(both),
+                hint="take one of the two out",
+            )
+    return runs
+
+
+def _content(run: PlannedRun) -> str:
+    """Return everything that decides what a run computes, as text."""
+    blocks = {k: v for k, v in run.loaded.resolved().items() if k not in _NOT_COMPUTED}
+    takes = [(key, take.run, take.what) for key, take in run.takes.items()]
+    return json.dumps([blocks, takes])
+
+
+def _described(
+    sweep: LoadedSweep, axes: Sequence[Axis], point: tuple[int, ...], other: tuple[int, ...]
+) -> str:
+    """Return what one point of a sweep sets that another does not, and where."""
+    parts = []
+    for axis, i, j in zip(axes, point, other, strict=True):
+        if i != j:
+            words = [word(key, value) for key, value in axis.choices[i].items()]
+            what = f"case {axis.cases[i]}" if axis.cases else ", ".join(words)
+            parts.append(f"{sweep.place(*axis.places[i])} ({what})")
+    return ", ".join(parts)
 
 
 def _run(
@@ -177,27 +238,39 @@ def _run(
     folder: Path,
 ) -> PlannedRun:
     chosen: dict[str, Any] = {}
-    places: dict[str, str] = {}
     case = None
     for axis, i in zip(axes, point, strict=True):
         chosen |= axis.choices[i]
-        places |= {key: sweep.place(*axis.places[i], key) for key in axis.choices[i]}
         case = axis.cases[i] if axis.cases else case
     base = find_base(sweep, chosen.pop(RECIPE, None))
     takes: dict[str, Take] = {}
     words = list(common)
     for key, value in chosen.items():
         if isinstance(value, dict) and "of" in value:
-            takes[key] = _take(sweep, axes, point, names, key, value, places[key])
+            place = _places(sweep, axes, point)[key]
+            takes[key] = _take(sweep, axes, point, names, key, value, place)
         else:
             words.append(word(key, value))
     if case is not None and not any(w.startswith("output.label=") for w in words):
         words.append(word("output.label", case))
     words.append(word(_DIRECTORY, str(folder / names[point])))
-    where = {word(key, value): places[key] for key, value in chosen.items()}
-    where[base] = places.get(RECIPE, sweep.place(RECIPE))
+
+    def where() -> dict[str, str]:
+        places = _places(sweep, axes, point)
+        found = {word(key, value): places[key] for key, value in chosen.items()}
+        return found | {base: places.get(RECIPE, sweep.place(RECIPE))}
+
     loaded = load_checked(sweep, base, words, where, names[point])
     return PlannedRun(names[point], base, tuple(words), takes, loaded)
+
+
+def _places(sweep: LoadedSweep, axes: Sequence[Axis], point: tuple[int, ...]) -> dict[str, str]:
+    """Return the file and line of each key that a point of the sweep sets."""
+    return {
+        key: sweep.place(*axis.places[i], key)
+        for axis, i in zip(axes, point, strict=True)
+        for key in axis.choices[i]
+    }
 
 
 def _take(
@@ -233,15 +306,24 @@ def _take(
 
 
 def load_checked(
-    sweep: LoadedSweep, base: str, words: Sequence[str], where: Mapping[str, str], name: str
+    sweep: LoadedSweep,
+    base: str,
+    words: Sequence[str],
+    where: Callable[[], Mapping[str, str]],
+    name: str,
 ) -> LoadedRecipe:
-    """Load and check the recipe of a run; errors say where in the sweep file."""
+    """Load and check the recipe of a run; errors say where in the sweep file.
+
+    Args:
+        where: asked only after an error for the place of each word, and of the base recipe.
+    """
     try:
         return load_recipe(base, words)
     except SoraError as error:
+        places = where()
         typed = (error.where or "").removeprefix("command line: ")
-        place = where.get(typed) or (
+        place = places.get(typed) or (
             sweep.place("set", typed.partition("=")[0]) if typed in words else error.where
         )
-        origin = where.get(base, shown_path(sweep.path)) if place is None else place
+        origin = places.get(base, shown_path(sweep.path)) if place is None else place
         raise SoraError(f"run {name}: {error.what}", where=origin, hint=error.hint) from error

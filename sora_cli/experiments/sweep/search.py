@@ -191,7 +191,7 @@ class SearchSource(Source):
         chosen = [word(key, value) for key, value in params.items()]
         words = (*self.plan.words, *chosen, word("output.dir", str(directory)))
         where = {word(k, v): self.plan.sweep.place("search", "space", k) for k, v in params.items()}
-        loaded = load_checked(self.plan.sweep, self.base.recipe, words, where, name)
+        loaded = load_checked(self.plan.sweep, self.base.recipe, words, lambda: where, name)
         return Ready(name, self.base.recipe, words, directory, loaded.recipe.resources)
 
     def _maximises(self, objective: int) -> bool:

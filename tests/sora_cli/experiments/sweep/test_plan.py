@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.sweep.plan import Take, plan_sweep, word
 from sora_cli.recipe.yaml_lines import parse_value
@@ -32,12 +34,12 @@ def test_every_combination(tmp_path: Path) -> None:
         "rte-sora-s0", "rte-adalora-s0", "mrpc-sora-s0", "mrpc-adalora-s0",
         "rte-sora-s21", "rte-adalora-s21", "mrpc-sora-s21", "mrpc-adalora-s21",
     ]  # fmt: skip
-    for run in plan.runs:
-        recipe = run.loaded.recipe
-        assert run.directory == Path("out", run.name)
+    for planned in plan.runs:
+        recipe = planned.loaded.recipe
+        assert planned.directory == Path("out", planned.name)
         assert recipe.training.learning_rate == {"rte": 1e-3, "mrpc": 8e-4}[str(recipe.data.name)]
         assert recipe.output.label == recipe.method.name
-        assert f"-s{recipe.training.seed}" in run.name
+        assert f"-s{recipe.training.seed}" in planned.name
     assert plan.runs[7].takes == {"method.target_r": Take("mrpc-sora-s21", "mean_rank")}
     assert not plan.runs[6].takes
 
@@ -106,6 +108,55 @@ def test_recipes_may_vary(tmp_path: Path) -> None:
 def test_names_are_distinct(tmp_path: Path) -> None:
     cases = {"a b": {}, "a-b": {"training.epochs": 1}}
     assert [r.name for r in plan_sweep(write_sweep(tmp_path, cases=cases)).runs] == ["a-b", "a-b-2"]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "runs", "where"),
+    [
+        ({"grid": {"training.seed": [3, 0, 0]}}, "s0 and s0-2",
+         "{0}:5 (training.seed=0) and {0}:6 (training.seed=0)"),
+        ({"cases": {"a": {}, "b": {"training.epochs": 1}, "c": {"method.r_max": 8}}}, "a and c",
+         "{0}:3 (case a) and {0}:6 (case c)"),
+        ({"grid": {"output.label": ["x", "y"]}}, "label-x and label-y",
+         "{0}:4 (output.label=x) and {0}:5 (output.label=y)"),
+    ],
+)  # fmt: skip
+def test_two_runs_of_the_same_content_are_an_error(
+    tmp_path: Path, blocks: dict[str, Any], runs: str, where: str
+) -> None:
+    path = write_sweep(tmp_path, **blocks)
+    with pytest.raises(SoraError) as caught:
+        plan_sweep(path)
+    assert caught.value.what.startswith(f"runs {runs} compute the same")
+    assert caught.value.where == where.format(path)
+
+
+def test_a_million_runs_are_refused_before_one_is_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = {"training.seed": list(range(1000)), "method.r_max": list(range(1, 1001))}
+    path = write_sweep(tmp_path, grid=grid)
+    began = time.process_time()
+    assert run(["sweep", str(path)]) == 2
+    assert time.process_time() - began < 5  # most of it reads the file
+    error = capsys.readouterr().err.splitlines()
+    assert error[0] == "error: 1,000,000 runs: 10,000 is the limit"
+    assert "1,000 (training.seed) x 1,000 (method.r_max)" in error[1]
+    assert error[2] == "  to raise the limit: --max-runs 1000000"
+    with pytest.raises(SoraError, match="2 is the limit"):
+        plan_sweep(write_sweep(tmp_path, grid={"training.seed": [0, 1, 2]}), most=2)
+
+
+def test_a_thousand_runs_are_planned_in_seconds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shared recipe file is parsed once, and the number of runs is said first."""
+    grid = {"training.seed": list(range(500)), "method.threshold": [1e-3, 1e-2]}
+    path = write_sweep(tmp_path, grid=grid)
+    began = time.process_time()
+    assert run(["sweep", str(path), "--dry-run", "--max-runs", "1000"]) == 0
+    assert time.process_time() - began < 5
+    assert capsys.readouterr().err.startswith("planning 1,000 runs ...\n")
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn")))
