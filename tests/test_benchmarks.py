@@ -52,7 +52,13 @@ def test_runs() -> None:
     assert "train " in shown
 
 
-@pytest.mark.parametrize("program", ["step", "memory", "rank", "run", "startup"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "rank",
+        *(pytest.param(p, marks=pytest.mark.long) for p in ("step", "memory", "run", "startup")),
+    ],
+)
 def test_help(program: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{program}", "--help"],

@@ -263,7 +263,13 @@ def short(planned: PlannedRun, deberta: Path, data: dict[str, Path], out: Path) 
     return words
 
 
-@pytest.mark.parametrize("file", GRIDS)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, marks=pytest.mark.long) if f"cpu/{file}" in GRIDS else file
+        for file in GRIDS
+    ],
+)
 def test_a_few_steps(file: str, tmp_path: Path, deberta: Path, data: dict[str, Path]) -> None:
     plan = planned_sweep(file)
     runs = {planned.name: planned for planned in plan.runs}

@@ -138,6 +138,7 @@ def test_lost_and_interrupted(folder: Path) -> None:
     assert timeless(report) == timeless(straight)
 
 
+@pytest.mark.long
 def test_on_ray(folder: Path) -> None:
     path, directory = write(folder, grid={"training.seed": [0, 1]}, set={"training.max_steps": 3})
     handler = signal.getsignal(signal.SIGTERM)

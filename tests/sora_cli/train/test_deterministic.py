@@ -45,7 +45,10 @@ def test_every_method_has_options_here() -> None:
     assert list(OPTIONS) == low_rank_names()
 
 
-@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize(
+    "method",
+    [m if m == "sora" else pytest.param(m, marks=pytest.mark.long) for m in OPTIONS],
+)
 def test_the_same_bits_on_a_cpu(tmp_path: Path, method: str) -> None:
     recipe = write_recipe(
         tmp_path, tiny_bert(num_labels=2), training={"epochs": 1, "model_dropout": 0.1}

@@ -231,7 +231,10 @@ def test_an_unfinished_run_is_not_overwritten(
     assert not train(recipe, "--force").resumed
 
 
-@pytest.mark.parametrize("damage", ["no mark", "short", "changed", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    ["no mark", "changed", *(pytest.param(d, marks=pytest.mark.long) for d in ("short", "empty"))],
+)
 def test_a_checkpoint_that_is_not_complete_is_skipped_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
