@@ -20,7 +20,7 @@ from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.atomic import new_directory
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES, ADAPTER_WEIGHTS, SORA_FILE
 from sora_cli.model.tensors import write_tensors
 
 
@@ -130,7 +130,9 @@ def write_adapter(
     start = adapter.meta.ranks_start or plan.start
     meta = adapter.meta.model_copy(update={"ranks": ranks, "ranks_start": start})
     try:
-        with new_directory(directory, force=force, markers=(ADAPTER_CONFIG,)) as temporary:
+        with new_directory(
+            directory, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES
+        ) as temporary:
             write_tensors(temporary / ADAPTER_WEIGHTS, plan.tensors(str(directory)))
             write_json(temporary / ADAPTER_CONFIG, config)
             write_sora_file(temporary / SORA_FILE, meta, adapter.base)

@@ -60,6 +60,12 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
     )
 
 
+def with_base(folder: Path) -> list[Path]:
+    """Return a result's directory and, where it is recorded and on this disk, its base model's."""
+    base = read_sora_file(folder / SORA_FILE)[1]
+    return [folder] if base is None or base.here is None else [folder, Path(base.here)]
+
+
 def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> None:
     """Raise `SoraError` for the run or the result of a method that is not low-rank.
 
@@ -97,11 +103,14 @@ def model_source(reference: str) -> str:
     return source
 
 
-def check_target(reference: str) -> None:
-    """Raise `SoraError` where this can be neither an adapter, nor a run, nor a model."""
+def check_target(reference: str) -> Path:
+    """Return where an adapter, a run's result or a model lies; of a Hub id, the id itself.
+
+    Raises:
+        SoraError: this can be none of them.
+    """
     place = Path(reference).expanduser()
-    if adapter_folder(place) is None and baseline_folder(place) is None:
-        model_source(reference)
+    return adapter_folder(place) or baseline_folder(place) or Path(model_source(reference))
 
 
 def _parent(file: Path) -> str | None:

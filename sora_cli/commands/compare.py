@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_new_file
+from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import emit, printable, say
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.agreement import emit_ranks
@@ -58,7 +58,8 @@ def compare(
                  "--selection": selection, "--plot": plot, "--html": html}  # fmt: skip
         _write_lines(places, output, [option for option, value in asked.items() if value])
         return
-    groups = _groups(places, metric, selection=selection)
+    runs = _find(places, output, plot, html)
+    groups = _groups(runs, metric, selection=selection)
     table = comparison_table(groups, baseline=baseline, paper=paper)
     for warning in warnings_of(groups):
         say(f"warning: {printable(warning)}")
@@ -90,7 +91,7 @@ def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[st
             f"{asked[0]} goes with a table, and the format {LINES} holds the runs themselves",
             hint=f"compare the file that holds them: sora compare FILE {asked[0]}",
         )
-    runs = _find(places)
+    runs = _find(places, output)
     text = write_lines(runs)
     if output is None:
         emit(text.removesuffix("\n"))
@@ -99,17 +100,23 @@ def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[st
         say(f"wrote {output}: {len(runs)} runs")
 
 
-def _find(places: Sequence[Path]) -> Sequence[Run]:
-    """Return all finished runs, and say which reports are left out."""
+def _find(places: Sequence[Path], *outputs: Path | None) -> Sequence[Run]:
+    """Return all finished runs, and say which reports are left out.
+
+    Raises:
+        SoraError: no finished run, or an output that would change what is read.
+    """
     found = find_runs(places)
+    for output in filter(None, outputs):
+        check_apart(output, *found.read, hint="name another file")
     for line in found.left_out:
         say(f"left out: {printable(line)}")
     return found.runs
 
 
-def _groups(places: Sequence[Path], metric: str | None, *, selection: bool) -> list[Group]:
+def _groups(found: Sequence[Run], metric: str | None, *, selection: bool) -> list[Group]:
     """Return the groups of all finished runs, and say what is left out."""
-    runs = list(_find(places))
+    runs = list(found)
     if selection:
         runs, left_out = on_selection_rows(runs)
         for line in left_out:

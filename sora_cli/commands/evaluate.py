@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.adapter.places import adapter_folder, baseline_folder, check_target
-from sora_cli.core.checks import check_new_file
+from sora_cli.adapter.places import adapter_folder, baseline_folder, check_target, with_base
+from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import emit, emit_table, say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
@@ -30,7 +30,11 @@ def evaluate(
     check_new_file("--predictions", predictions)
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded.recipe, model=False)  # the target takes its place
-    check_target(target)
+    read = check_target(target)
+    if predictions is not None:
+        check_apart(
+            predictions, *with_base(read), *_data_files(loaded.recipe), hint="name another file"
+        )
     with importing():
         from sora_cli.run.encode import encode
         from sora_cli.run.prepare import load_task
@@ -51,6 +55,12 @@ def evaluate(
     if predictions is not None:
         _write_lines(predictions, records)
     _show(target, scores, as_json=as_json)
+
+
+def _data_files(recipe: Recipe) -> list[Path]:
+    """Return the files that a recipe names as its data."""
+    files = recipe.data.files or {}
+    return [Path(name).expanduser() for names in files.values() for name in names]
 
 
 def load_target(target: str, recipe: Recipe, task: Task) -> Base:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.places import locate_adapter, with_base
 from sora_cli.core.atomic import check_replaceable
-from sora_cli.core.checks import LAYOUTS, STORED, check_choice
+from sora_cli.core.checks import LAYOUTS, STORED, check_apart, check_choice
 from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
-from sora_cli.model.files import ADAPTER_CONFIG
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES
 
 
 def export(
@@ -39,8 +39,9 @@ def export(
     """
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
-    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,))
-    locate_adapter(directory, missing="there is no adapter to export")
+    read = locate_adapter(directory, missing="there is no adapter to export")
+    check_apart(output, *with_base(read))
+    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES)
     from sora_cli.adapter.export import export_adapter
 
     done = export_adapter(directory, output, layout=layout, dtype=dtype, force=force)

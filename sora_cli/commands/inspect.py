@@ -9,7 +9,7 @@ from typing import Any
 
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
-from sora_cli.core.checks import check_new_file
+from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import count, emit, emit_table, printable, say, size
 from sora_cli.core.errors import SoraError
 
@@ -31,6 +31,8 @@ def inspect(
     _check(directories, plot=plot, modules=modules)
     missing = "there are no ranks to inspect"
     located = [locate_adapter(directory, missing=missing) for directory in directories]
+    if plot is not None:
+        check_apart(plot, *located, hint="name another file: --plot FILE.png")
     if len(located) == 1:
         _inspect_one(located[0], as_json=as_json, plot=plot, modules=modules)
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sora_cli.adapter.places import locate_adapter
+from sora_cli.core.checks import check_apart
 from sora_cli.core.console import count, say, say_notes, size
 from sora_cli.core.exit_codes import OK
 from sora_cli.model.references import resolve_model_path
@@ -43,9 +44,9 @@ def merge(
         SoraError: bad input, a base that does not fit, or an output that exists.
     """
     missing = "there is no adapter to merge"
-    locate_adapter(directory, missing=missing)  # before torch is imported
-    if base is not None:
-        resolve_model_path(base)
+    adapter_place = locate_adapter(directory, missing=missing)  # before torch is imported
+    read = [adapter_place] if base is None else [adapter_place, Path(resolve_model_path(base))]
+    check_apart(output, *read)
     from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory) as adapter:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,12 @@ from sora_cli.core.lock import holds_only, locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.experiments.path.plan import StagePlan, overruled, path_directory, plan_stages
-from sora_cli.experiments.path.record import FILE_NAME, PICTURE, PathReport, read_path
+from sora_cli.experiments.path.record import FILE_NAME, PICTURE, STAGES, PathReport, read_path
 from sora_cli.experiments.path.table import control_table, stage_table
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.recipe import OutputBlock
+from sora_cli.run.output import check_base_apart, check_own, clear_run
 from sora_cli.run.preflight import check_recipe
 
 if TYPE_CHECKING:
@@ -52,25 +52,29 @@ def path(
     if dry_run:
         _show_plan(loaded, plans, output)
         return
+    check_base_apart(output, loaded.recipe)
     with locked(output):
-        report = open_report(loaded, len(plans), output, controls=controls, force=force)
+        report = open_report(loaded, plans, output, controls=controls, force=force)
         run(loaded, plans, report, output, controls=controls, began=began)
 
 
 def open_report(
-    loaded: LoadedRecipe, stage_count: int, output: Path, *, controls: bool, force: bool
+    loaded: LoadedRecipe, plans: list[StagePlan], output: Path, *, controls: bool, force: bool
 ) -> PathReport:
     """Return the record to fill: a new one, or that of an unfinished path.
 
     Raises:
         SoraError: the directory holds a finished path, one of another recipe, or something else.
     """
-    if force and (output / FILE_NAME).exists():
+    found, stage_count = read_path(output), len(plans)
+    if found is None and not holds_only(output, STAGES):  # of a start cut short
+        raise SoraError(f"'{output}' is not empty and holds no path", hint="output.dir=DIR")
+    kept = 0 if found is None or force else len(found.stages)
+    for plan in plans[kept:]:
+        check_own(output / plan.directory)
+    if found is not None and force:
         clear(output)
-    found = read_path(output)
-    if found is None:
-        if not holds_only(output, "stages"):  # of a start cut short
-            raise SoraError(f"'{output}' is not empty and holds no path", hint="output.dir=DIR")
+    if found is None or force:
         return _new_report(loaded, stage_count)
     _check_same_recipe(found, loaded, output)
     missing_controls = controls and found.controls is None
@@ -87,7 +91,10 @@ def open_report(
 
 def clear(output: Path) -> None:
     """Delete a path's own files, and nothing else."""
-    shutil.rmtree(output / "stages", ignore_errors=True)
+    for stage in sorted((output / STAGES).glob("[0-9]*")):
+        clear_run(stage)
+    with suppress(OSError):
+        (output / STAGES).rmdir()
     for name in (FILE_NAME, PICTURE):
         (output / name).unlink(missing_ok=True)
 

@@ -6,13 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
-from sora_cli.core.atomic import new_directory
+from sora_cli.core.atomic import check_replaceable, new_directory
+from sora_cli.core.checks import check_apart
 from sora_cli.core.console import emit, emit_table, say
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.pick import at_least, within_parameters, within_share
-from sora_cli.experiments.path.record import FILE_NAME, PathReport, Stage, read_path
+from sora_cli.experiments.path.record import FILE_NAME, STAGES, PathReport, Stage, read_path
 from sora_cli.experiments.path.table import stage_table
-from sora_cli.model.files import ADAPTER_CONFIG
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES
 
 
 def pick(
@@ -31,6 +32,9 @@ def pick(
         SoraError: no path, no stage that will do, not exactly one wish.
     """
     report = _finished_stages(directory)
+    if output is not None:
+        check_apart(output, directory / STAGES)
+        check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES)
     stage = choose(report, keep=keep, max_params=max_params, min_metric=min_metric)
     adapter = directory / stage.directory / "adapter"
     if not (adapter / ADAPTER_CONFIG).is_file():
@@ -106,5 +110,6 @@ def _facts(report: PathReport, stage: Stage, adapter: Path) -> dict[str, object]
 
 
 def _copy(adapter: Path, output: Path, *, force: bool) -> None:
-    with new_directory(output, force=force, markers=(ADAPTER_CONFIG,)) as temporary:
+    mark = (ADAPTER_CONFIG,)
+    with new_directory(output, force=force, markers=mark, names=ADAPTER_FILES) as temporary:
         shutil.copytree(adapter, temporary, dirs_exist_ok=True)

@@ -10,13 +10,13 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.places import locate_adapter, with_base
 from sora_cli.core.atomic import check_replaceable
-from sora_cli.core.checks import check_rules, option
+from sora_cli.core.checks import check_apart, check_rules, option
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
-from sora_cli.model.files import ADAPTER_CONFIG
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES
 
 if TYPE_CHECKING:
     from sora_cli.adapter.directory import Adapter
@@ -70,8 +70,9 @@ def prune(
         SoraError: bad input, two rules at once, or an output that exists.
     """
     loaded = _recipe_of(rule, recipe, overrides)
-    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,))
-    locate_adapter(directory, missing="there are no ranks to prune")
+    read = locate_adapter(directory, missing="there are no ranks to prune")
+    check_apart(output, *with_base(read))
+    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES)
     from sora_cli.adapter.directory import lazy_adapter, write_adapter
     from sora_cli.adapter.reading import open_adapter
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sora_cli.core.checks import check_apart
 from sora_cli.core.console import emit, emit_table, say
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
@@ -59,6 +60,8 @@ def sweep(
 
         list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=code)
         return OK
+    for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
+        check_apart(plan.directory, Path(base).expanduser(), hint="elsewhere: output.dir=DIR")
     with locked(plan.directory):
         source = _source(plan)
         chosen, each = choose_engine(

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
 
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 _RANDOM = 8  # characters before them
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.partial|\.replaced)", re.DOTALL)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from fcntl.h and linux/fs.h
 
 
@@ -63,7 +67,11 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_directory(
-    path: Path, *, force: bool = False, markers: Sequence[str] = ()
+    path: Path,
+    *,
+    force: bool = False,
+    markers: Sequence[str] = (),
+    names: Sequence[str] | None = None,
 ) -> Iterator[Path]:
     """Give an empty directory to fill, which replaces `path` when the block ends without an error.
 
@@ -73,11 +81,12 @@ def new_directory(
         force: replace a directory that is there; it stays as it was until the new one is complete.
         markers: file names one of which must be in a directory for it to be replaced, so that a
             slip of the hand does not delete something else.
+        names: what alone may be in it, as patterns; None: anything.
 
     Raises:
         SoraError: `path` exists and may not be replaced.
     """
-    check_replaceable(path, force=force, markers=markers)
+    check_replaceable(path, force=force, markers=markers, names=names)
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -93,22 +102,32 @@ def new_directory(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_replaceable(path: Path, *, force: bool = False, markers: Sequence[str] = ()) -> None:
+def check_replaceable(
+    path: Path,
+    *,
+    force: bool = False,
+    markers: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    hint: str = "choose another place",
+) -> None:
     """Raise `SoraError` unless `new_directory` could write there: a check before long work."""
     if not os.path.lexists(path):
         return
     if not force:
-        raise SoraError(f"{path} exists already", hint="choose another place, or add --force")
+        raise SoraError(f"{path} exists already", hint=f"{hint}, or add --force")
     if not path.is_dir():
-        raise SoraError(f"{path} exists and is not a directory")
+        raise SoraError(f"{path} exists and is not a directory", hint=hint)
     if Path.cwd().is_relative_to(path.resolve()):
         raise SoraError(f"{path} is, or holds, the current directory and cannot be replaced")
-    empty = next(path.iterdir(), None) is None
-    if markers and not empty and not any((path / marker).is_file() for marker in markers):
-        raise SoraError(
-            f"{path} is not replaced, even with --force: it holds no {' or '.join(markers)}",
-            hint="choose another place",
-        )
+    there = [entry.name for entry in path.iterdir() if not is_leftover(entry)]
+    stays = f"{path} is not replaced, even with --force"
+    if markers and there and not any((path / marker).is_file() for marker in markers):
+        raise SoraError(f"{stays}: it holds no {' or '.join(markers)}", hint=hint)
+    known = there if names is None else names
+    foreign = sorted(name for name in there if not any(fnmatchcase(name, k) for k in known))
+    if foreign:
+        first = first_few((repr(name) for name in foreign), 1)
+        raise SoraError(f"{stays}: it also holds {first}", hint=f"move that away, or {hint}")
 
 
 def sync_tree(directory: Path) -> None:
@@ -136,18 +155,19 @@ def remove_directory(path: Path) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Return whether a killed process has left this half-written."""
-    return path.name.startswith(".") and path.name.endswith((_PARTIAL, _REPLACED))
+    return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def tidy(directory: Path) -> None:
     """Delete what killed processes have left half-written in a directory that nobody writes to."""
-    for left in directory.glob(f".*{_REPLACED}"):
+    found = [path for path in directory.iterdir() if is_leftover(path)]
+    for left in (path for path in found if path.name.endswith(_REPLACED)):
         original = left.with_name(left.name[1 : -len(_REPLACED) - _RANDOM - 1])
         if original.exists():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.rename(original)
-    for left in directory.glob(f".*{_PARTIAL}"):
+    for left in (path for path in found if path.name.endswith(_PARTIAL)):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -6,6 +6,7 @@ The functions that do the work check the same: they are also called without a co
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,6 +46,40 @@ def check_new_file(option: str, file: Path | None) -> None:
     above = next((folder for folder in file.parents if folder.exists()), None)
     if above is not None and not above.is_dir():
         raise SoraError(f"{option} {file}: {above} is a file, not a directory")
+
+
+def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o OUT") -> None:
+    """Raise `SoraError` where writing an output would change what is read.
+
+    Links, `..` and other names of one place make no difference.
+
+    Args:
+        output: a file or directory to write.
+        read: directories and files that are read; what is not there is passed over.
+        hint: what to do instead.
+    """
+    above = _places(output)
+    for place in filter(os.path.lexists, read):
+        around = _places(place)
+        if above[0] == around[0]:
+            raise SoraError(f"{output} is what is read here: it would be overwritten", hint=hint)
+        if around[0] in above:
+            raise SoraError(f"{output} lies in what is read here: {place}", hint=hint)
+        if above[0] in around:
+            raise SoraError(f"{output} holds what is read here: {place}", hint=hint)
+
+
+def _places(path: Path) -> list[object]:
+    """Return what identifies a path and each directory above it, on this disk if it is there."""
+    real = Path(os.path.realpath(path))
+    found: list[object] = []
+    for part in (real, *real.parents):
+        try:
+            facts = part.stat()
+            found.append((facts.st_dev, facts.st_ino))  # the same where names differ in case only
+        except OSError:
+            found.append(part)
+    return found
 
 
 def option(name: str) -> str:

@@ -24,6 +24,7 @@ from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import write_json
 from sora_cli.adapter.reading import AdapterFile
 from sora_cli.core.atomic import check_replaceable, new_directory
+from sora_cli.core.checks import check_apart
 from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
@@ -36,7 +37,7 @@ from sora_cli.merge.match import Match, match, read_stored, tied_part
 from sora_cli.merge.names import build_runtime
 from sora_cli.merge.plan import Plan, plan_weights
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
-from sora_cli.model.files import MODEL_CONFIG
+from sora_cli.model.files import MODEL_CONFIG, SAFE_WEIGHTS, WEIGHTS_INDEX
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.references import resolve_model_path
@@ -164,9 +165,12 @@ def prepare_merge(
     Raises:
         SoraError: nothing sound can be written; the message says why.
     """
+    if isinstance(adapter, AdapterFile):
+        check_apart(output, adapter.directory)
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,))
     new = incoming(adapter)
     folder, folded, checked = _base_of(new, output, base, force=force)
+    check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=_written(folder))
     found, tied, config = _match(new, folder, untie=untie)
     config |= {MERGED_KEY: folded, "architectures": [found.runtime.class_name]}
     plan = plan_weights(
@@ -211,16 +215,17 @@ def _base_of(
 ) -> tuple[BaseFolder, list[dict[str, Any]], bool]:
     """Return the base, all adapters that will be in it, and whether it is known to be right."""
     source = resolve_model_path(base or new.outline.base.name())
-    _check_apart(output, source)
+    check_apart(output, Path(source))
     folder = open_base(source, new.outline.base.revision if base is None else None)
     folded = [*_folded(folder.raw), {"adapter": new.digest(), "method": new.outline.meta.method}]
     _check_not_folded(folded, source)
     return folder, folded, _check_fingerprint(new.outline, folder, force=force)
 
 
-def _check_apart(output: Path, source: str) -> None:
-    if Path(source).exists() and Path(source).resolve().is_relative_to(output.resolve()):
-        raise SoraError(f"{output} is, or holds, the base model: choose another place")
+def _written(base: BaseFolder) -> tuple[str, ...]:
+    """Return what a merged model's directory holds, as patterns; directories as a whole."""
+    others = {name.parts[0] for name in base.others}
+    return (MODEL_CONFIG, MODEL_CARD, WEIGHTS_INDEX, SAFE_WEIGHTS, *sorted(others))
 
 
 def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> bool:

@@ -22,6 +22,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 SORA_FILE = "sora.json"
 """Facts about an adapter that PEFT's configuration has no key for."""
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE)
+"""All files of an adapter that this program writes."""
 DELTA_FILE = "delta.safetensors"
 """The difference that a baseline made to its base model."""
 

@@ -1,12 +1,36 @@
-"""The check that a run may write into its directory."""
+"""The files of a run in its directory: what may be replaced or deleted, and what is not its own."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
+from sora_cli.core.atomic import check_replaceable, remove_directory, tidy
+from sora_cli.core.checks import check_apart
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import check_directory, holds_only
+from sora_cli.model.files import ADAPTER_FILES, DELTA_FILE, SORA_FILE
+from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report
+from sora_cli.train.checkpoint.places import (
+    FOLDER,
+    STATE_FILE,
+    checkpoint_paths,
+    clear_checkpoints,
+    is_own,
+)
 from sora_cli.train.checkpoint.resume import check_same
+
+RANKS_PLOT = "ranks.png"
+_FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, STATE_FILE)
+"""Files of a run, besides its result and checkpoints; the last one only in a path's stage."""
+RESULTS = {ADAPTER: ADAPTER_FILES, DELTA: (DELTA_FILE, SORA_FILE), MODEL: None}
+"""Directories of a run's result: what is in them; None: what transformers writes."""
+_ELSEWHERE = "train elsewhere: output.dir=DIR"
 
 
 def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
@@ -16,31 +40,87 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
         Whether nothing is left to do: the run that is to be resumed has finished.
 
     Raises:
-        SoraError: a run is there, finished or with checkpoints, or something that is no run at all.
+        SoraError: a run is there, finished or with checkpoints, or something that is no run at all;
+            or the base model lies there.
     """
-    from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report
-
     output = loaded.output_dir
     check_directory(output)
+    check_base_apart(output, loaded.recipe)
     report = read_report(output)
     if report is None:
-        if not (force or holds_only(output, FILE_NAME, HISTORY_FILE, FOLDER)):
+        if not (force or holds_only(output, FOLDER)):
             raise SoraError(
                 f"'{output}' is not empty and holds no run of this tool", hint="output.dir=DIR"
             )
-        return False
-    finished = report.status == "completed"
-    if resume:
+    elif resume:
         check_same(report.recipe, loaded.resolved(), output, force=force)
-        return finished
-    if finished and not force:
+        if report.status == "completed":
+            return True
+    elif report.status == "completed" and not force:
         raise SoraError(
             f"'{output}' holds a finished run",
             hint="train again with --force, or train elsewhere: output.dir=DIR",
         )
-    if checkpoint_paths(output / FOLDER) and not force:
+    elif checkpoint_paths(output / FOLDER) and not force:
         raise SoraError(
             f"'{output}' holds a run that is not finished, with checkpoints",
             hint="resume it: --resume; start over: --force; or train elsewhere: output.dir=DIR",
         )
+    check_own(output, resume=resume)
     return False
+
+
+def check_base_apart(output: Path, recipe: Recipe) -> None:
+    """Raise `SoraError` where the output is, holds or lies in the base model's directory."""
+    base = Path(resolve_model_path(recipe.model.path))
+    check_apart(output, base, hint="train elsewhere: output.dir=DIR")
+
+
+def check_own(output: Path, *, resume: bool = False) -> None:
+    """Raise `SoraError` where a run would have to replace or delete what is not a run's.
+
+    Args:
+        resume: the checkpoints stay.
+    """
+    folder, written = output / FOLDER, [output / name for name in _FILES]
+    foreign = [path for path in checkpoint_paths(folder) if not (resume or is_own(path))]
+    if folder.exists() and not folder.is_dir():
+        foreign.append(folder)
+    if read_report(output) is None:
+        results = (output / name for name in RESULTS)
+        foreign += [path for path in written if os.path.lexists(path)]
+        foreign += [path for path in results if not path.is_dir() or any(path.iterdir())]
+    for place in filter(os.path.lexists, foreign):
+        raise SoraError(
+            f"'{place}' is not of a run of this tool: it stays",
+            hint=f"move it away, or {_ELSEWHERE}",
+        )
+    for name, known in RESULTS.items():
+        check_replaceable(
+            output / name, force=True, markers=(SORA_FILE,), names=known, hint=_ELSEWHERE
+        )
+
+
+def clear_run(output: Path) -> None:
+    """Delete what a run has written into its directory, and the directory if nothing is left."""
+    if not output.is_dir():
+        return
+    tidy(output)
+    clear_results(output)
+    clear_checkpoints(output / FOLDER)
+    if read_report(output) is not None:
+        for name in reversed(_FILES):  # the report last: it says whose the others are
+            (output / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        output.rmdir()
+
+
+def clear_results(output: Path, *, kept: str | None = None) -> None:
+    """Delete the results of an earlier run in the same place, but for the one that is kept."""
+    for name, known in RESULTS.items():
+        place = output / name
+        if name == kept or not place.is_dir() or place.is_symlink():
+            continue
+        names = {entry.name for entry in place.iterdir()}
+        if SORA_FILE in names and (known is None or names <= set(known)):
+            remove_directory(place)

@@ -18,12 +18,11 @@ from sora_cli.model.quantisation import numbers, quantised_as
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.report import Parameters, Ranks, RunReport
+from sora_cli.run.output import RANKS_PLOT, clear_results
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.remarks import data_remarks, overlaps_of, skip_remark
-from sora_cli.run.stored import clear_others, write_baseline
+from sora_cli.run.stored import write_baseline
 from sora_cli.train.fit import Fit
-
-RANKS_PLOT = "ranks.png"
 
 
 def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) -> None:
@@ -103,14 +102,14 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
             output, ready.baseline, ready.base, run_meta(ready, options), known
         )
         if is_main():
-            clear_others(output, written.name)
+            clear_results(output, kept=written.name)
             (output / RANKS_PLOT).unlink(missing_ok=True)
         return
     adapter = run_adapter(ready, options, known)
     if not is_main():
         return
     write_adapter(output / ADAPTER, adapter, force=True)
-    clear_others(output, ADAPTER)
+    clear_results(output, kept=ADAPTER)
     start = {path: m.start for path, m in report.ranks.items()}
     end = {path: m.end for path, m in report.ranks.items()}
     plot_ranks(end, start, output / RANKS_PLOT, f"{report.name}: {ready.method.name}")

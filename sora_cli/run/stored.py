@@ -24,22 +24,19 @@ from sora_cli.adapter.apply import apply_adapter, load_head
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.peft.layout import check_tensor
-from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
+from sora_cli.adapter.places import DELTA, MODEL
 from sora_cli.adapter.saving import head_tensors
-from sora_cli.core.atomic import new_directory, remove_directory
+from sora_cli.core.atomic import new_directory
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
 from sora_cli.core.processes import is_main
 from sora_cli.model.base import Base, load_base
-from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_FILE
+from sora_cli.model.files import DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.references import local_checkpoint
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.tasks.base import Task
 from sora_cli.train.checkpoint.files import plain
-
-_MARKS = {ADAPTER: ADAPTER_CONFIG, DELTA: DELTA_FILE, MODEL: SORA_FILE}
-"""The file that tells a run's own result from another directory of the same name."""
 
 
 def write_baseline(
@@ -71,13 +68,6 @@ def write_baseline(
     except (OSError, SafetensorError) as error:
         raise SoraError(f"{directory} cannot be written: {first_line(error)}") from error
     return directory
-
-
-def clear_others(output: Path, kept: str) -> None:
-    """Delete the results of an earlier run in the same place with another method."""
-    for name, mark in _MARKS.items():
-        if name != kept and (output / name / mark).is_file():
-            remove_directory(output / name)
 
 
 def load_baseline(folder: Path, recipe: Recipe, task: Task) -> Base:

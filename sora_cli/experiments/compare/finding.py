@@ -10,15 +10,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
 from sora_cli.core.atomic import is_leftover
 from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.experiments.compare.archive import find_file, read_lines
 from sora_cli.experiments.compare.runs import SEED, Run
-from sora_cli.experiments.path.record import read_path
-from sora_cli.report import FILE_NAME, RunReport, load_report
+from sora_cli.experiments.path.record import STAGES, read_path
+from sora_cli.report import FILE_NAME, HISTORY_FILE, RunReport, load_report
+from sora_cli.train.checkpoint.places import FOLDER
 
-_STAGES = "stages"
-"""Folder of a path's stages."""
 _NEEDED = (SEED, "method.name", "model.path")
 """Settings that a comparison cannot do without."""
 
@@ -30,10 +30,12 @@ class Found:
     Attributes:
         runs: in the order they were found, each once.
         left_out: a line for each report that is not compared: where it is, and why.
+        read: the files that were read, and the results that their reports are about, if there.
     """
 
     runs: tuple[Run, ...]
     left_out: tuple[str, ...]
+    read: tuple[Path, ...]
 
 
 def find_runs(places: Sequence[Path]) -> Found:
@@ -48,6 +50,7 @@ def find_runs(places: Sequence[Path]) -> Found:
     """
     runs: list[Run] = []
     left_out: list[str] = []
+    files: list[Path] = []
     seen: set[Path] = set()
     for place in places:
         reports = list(_reports(place))
@@ -57,6 +60,7 @@ def find_runs(places: Sequence[Path]) -> Found:
             if source.resolve() in seen:
                 continue
             seen.add(source.resolve())
+            files += _read_of(source)
             run = read if isinstance(read, str) else _run(directory, read)
             if isinstance(run, Run):
                 runs.append(run)
@@ -65,7 +69,7 @@ def find_runs(places: Sequence[Path]) -> Found:
     if not runs:
         first = f"{left_out[0]}{' ...' if len(left_out) > 1 else ''}"
         raise SoraError("there is no finished run to compare", where=first)
-    return Found(tuple(runs), tuple(left_out))
+    return Found(tuple(runs), tuple(left_out), tuple(dict.fromkeys(files)))
 
 
 def _reports(place: Path) -> Iterator[tuple[Path, Path, RunReport | str]]:
@@ -77,6 +81,15 @@ def _reports(place: Path) -> Iterator[tuple[Path, Path, RunReport | str]]:
         return
     for file in report_files(place):
         yield file, file.parent, _read(file)
+
+
+def _read_of(source: Path) -> list[Path]:
+    """Return the file of many runs that holds a report; or the report, with what lies beside it."""
+    found = find_file(source)
+    if found is not None:
+        return [found[0]]
+    beside = (HISTORY_FILE, ADAPTER, DELTA, MODEL, FOLDER)
+    return [source, *(source.with_name(name) for name in beside)]
 
 
 def report_files(place: Path) -> list[Path]:
@@ -137,7 +150,7 @@ def _run(directory: Path, report: RunReport) -> Run | str:
 def _path_seed(directory: Path) -> int | None:
     """Return the seed of the path that a directory is a stage of (PATH/stages/00), or None."""
     stages = directory.resolve().parent
-    record = read_path(stages.parent) if stages.name == _STAGES else None
+    record = read_path(stages.parent) if stages.name == STAGES else None
     return None if record is None else record.recipe.get("training", {}).get("seed")
 
 

@@ -13,6 +13,7 @@ from methods.registry import config_class, method_names
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
+from sora_cli.experiments.path.record import STAGES
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe, TrainingBlock
 
@@ -35,7 +36,7 @@ class StagePlan:
     @property
     def directory(self) -> str:
         """The stage's directory inside the path's."""
-        return f"stages/{self.index:02d}"
+        return f"{STAGES}/{self.index:02d}"
 
 
 def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:

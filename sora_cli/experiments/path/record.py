@@ -17,6 +17,8 @@ from sora_cli.report import Report, Score
 
 FILE_NAME = "path.json"
 PICTURE = "path.png"
+STAGES = "stages"
+"""Folder of the directories of all stages, in a path's directory."""
 TRAIN_SUBSET = "train-subset"
 SELECTION = "selection"
 
@@ -119,5 +121,5 @@ def read_path(directory: Path) -> PathReport | None:
     except (OSError, ValueError) as error:
         raise SoraError(
             f"{file} is damaged or of another version: {type(error).__name__}",
-            hint="train the path again with --force, or elsewhere: output.dir=DIR",
+            hint="move it away, or train elsewhere: output.dir=DIR",
         ) from error

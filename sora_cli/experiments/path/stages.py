@@ -9,7 +9,6 @@ the method's state, which the next stage starts from, also after an interruption
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,10 +27,12 @@ from sora_cli.experiments.path.plan import StagePlan, varied_option
 from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET, PathReport, Stage, relative_to
 from sora_cli.report import Ranks, RunReport
 from sora_cli.run.evaluate import evaluate_all
+from sora_cli.run.output import clear_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.results import record_result, record_setup, save_results
 from sora_cli.tasks.base import Encoded
-from sora_cli.train.checkpoint.files import STATE_FILE, load_trained, trained_tensors
+from sora_cli.train.checkpoint.files import load_trained, trained_tensors
+from sora_cli.train.checkpoint.places import STATE_FILE
 from sora_cli.train.fit import fit
 from sora_cli.train.log import RunLog
 from sora_cli.train.progress import following
@@ -88,7 +89,7 @@ class Stages:
         """Train and measure a stage; its files are complete when this returns."""
         start = time.perf_counter()
         ready, directory = self.ready, self.output / plan.directory
-        shutil.rmtree(directory, ignore_errors=True)  # a stage that was not finished
+        clear_run(directory)  # a stage that was not finished
         if plan.index:
             self.restore(plan.index - 1)
         before = self.factors() if plan.index else {}

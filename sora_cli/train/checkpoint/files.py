@@ -23,19 +23,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 
 from methods.base import AdapterMethod
 from methods.sharding import like, whole
 from sora_cli.core.atomic import new_directory, write_text_atomic
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.train.checkpoint.places import checkpoint_paths
+from sora_cli.train.checkpoint.places import (
+    MARK_FILE,
+    RUN_FILE,
+    STATE_FILE,
+    TRAINER_FILE,
+    checkpoint_paths,
+)
 
-STATE_FILE = "state.safetensors"
-"""Trained parameters and the method's state, in a checkpoint or a path's stage."""
-RUN_FILE = "run.json"
-MARK_FILE = "complete.json"
-_FILES = (STATE_FILE, TRAINER_STATE_NAME, RUN_FILE)
+_FILES = (STATE_FILE, TRAINER_FILE, RUN_FILE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def write_checkpoint(
     try:
         with new_directory(path, force=True, markers=(MARK_FILE, RUN_FILE)) as folder:
             save_file(dict(tensors), folder / STATE_FILE)
-            trainer.save_to_json(str(folder / TRAINER_STATE_NAME))
+            trainer.save_to_json(str(folder / TRAINER_FILE))
             write_text_atomic(folder / RUN_FILE, json.dumps(run, indent=1))
             marks = {name: _mark(folder / name) for name in _FILES}
             write_text_atomic(folder / MARK_FILE, json.dumps(marks, indent=1))

@@ -7,7 +7,6 @@ not. The best one and the last one are kept.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,12 @@ from sora_cli.train.checkpoint.files import (
     trained_tensors,
     write_checkpoint,
 )
-from sora_cli.train.checkpoint.places import checkpoint_path, checkpoint_paths
+from sora_cli.train.checkpoint.places import (
+    checkpoint_path,
+    checkpoint_paths,
+    clear_checkpoints,
+    is_own,
+)
 from sora_cli.train.checkpoint.resumable import Resumable
 from sora_cli.train.checkpoint.trainer_internals import (
     per_process,
@@ -204,13 +208,13 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
 
     def _delete_others(self, keep: set[str]) -> None:
         for old in checkpoint_paths(self.folder):
-            if old.name not in keep:
+            if old.name not in keep and is_own(old):
                 remove_directory(old)
 
 
 def _clean(folder: Path, *, everything: bool) -> None:
     """Delete what an earlier run left; unless `everything`, only unfinished files."""
     if everything:
-        shutil.rmtree(folder, ignore_errors=True)
+        clear_checkpoints(folder)
     elif folder.is_dir():
         tidy(folder)

@@ -46,6 +46,22 @@ def test_a_table(study: Path, capsys: Output) -> None:
         assert sum(label in line for line in lines) == 3  # two tasks and the mean over them
 
 
+def test_what_is_read_is_not_overwritten(study: Path, tmp_path: Path, capsys: Output) -> None:
+    report = next(study.rglob("report.json"))
+    lines = tmp_path / "runs.jsonl"
+    assert run(["compare", str(study), "-o", str(lines)]) == 0
+    for words in (
+        [str(study), "-o", str(report)],
+        [str(report.parent), "--format", "jsonl", "-o", str(report)],
+        [str(lines), "-o", str(lines)],
+        [str(study), "--html", str(report)],
+    ):
+        before = report.read_bytes(), lines.read_bytes()
+        assert run(["compare", *words]) == 2
+        assert "is what is read here" in capsys.readouterr().err
+        assert (report.read_bytes(), lines.read_bytes()) == before
+
+
 def test_data_goes_to_stdout_and_talk_to_stderr(
     study: Path, tmp_path: Path, capsys: Output
 ) -> None:

@@ -146,11 +146,12 @@ def test_lossless_says_that_nothing_was_lost(
     assert "%" not in out
 
 
-def test_in_place_needs_force(directory: Path) -> None:
-    with pytest.raises(SoraError, match="exists"):
-        prune(directory, directory, Rule(rank=1))
-    prune(directory, directory, Rule(rank=1), force=True)
-    assert max(read_adapter(directory).ranks().values()) == 1
+def test_the_input_stays_as_it_is(directory: Path) -> None:
+    before = read_adapter(directory).ranks()
+    for output in (directory, directory / "pruned", directory.parent):
+        with pytest.raises(SoraError, match="what is read here"):
+            prune(directory, output, Rule(rank=1), force=True)
+    assert read_adapter(directory).ranks() == before
 
 
 @pytest.mark.parametrize(

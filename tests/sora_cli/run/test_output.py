@@ -1,0 +1,92 @@
+"""What a run replaces and deletes in its directory is its own, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sora_cli.core.atomic import tidy
+from sora_cli.core.checks import check_apart
+from sora_cli.core.errors import SoraError
+from sora_cli.report import FILE_NAME, RunReport
+from sora_cli.run.output import check_own, clear_run
+
+REPORT = RunReport(name="r", recipe={}, status="completed").model_dump_json()
+OWN = {
+    FILE_NAME: REPORT,
+    "ranks.png": "x",
+    "adapter/sora.json": "{}",
+    "adapter/adapter_model.safetensors": "x",
+    "model/sora.json": "{}",
+    "model/tokenizer.json": "{}",
+    "checkpoints/step-000001/run.json": "{}",
+    "checkpoints/.step-000002.0123abcd.partial/run.json": "{}",
+}
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_is_deleted_without_what_is_not_its_own(tmp_path: Path) -> None:
+    mine = {"pruned/sora.json", "checkpoints/x.txt", "checkpoints/step-000003/x.txt",
+            ".x.partial"}  # fmt: skip
+    _write(tmp_path / "out", OWN | dict.fromkeys(mine, "x"))
+    clear_run(tmp_path / "out")
+    assert _files(tmp_path / "out") == mine
+    _write(tmp_path / "other", OWN)
+    clear_run(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "extra", ["adapter/x.txt", "delta/x.txt", "checkpoints/step-000001/x.txt", "checkpoints"]
+)
+def test_what_is_not_of_a_run_stops_it_at_once(tmp_path: Path, extra: str) -> None:
+    own = {name: text for name, text in OWN.items() if not name.startswith(f"{extra}/")}
+    _write(tmp_path, own)
+    check_own(tmp_path)
+    _write(tmp_path, {extra: "x"})
+    with pytest.raises(SoraError, match=str(tmp_path / extra.split("/")[0])) as error:
+        check_own(tmp_path)
+    assert "output.dir=DIR" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if not name.startswith("checkpoints/")])
+def test_without_a_report_nothing_is_of_a_run(tmp_path: Path, name: str) -> None:
+    _write(tmp_path, {name: "x"})
+    with pytest.raises(SoraError, match=str(tmp_path / name.split("/")[0])):
+        check_own(tmp_path)
+
+
+def test_only_our_own_leftovers_are_tidied_up(tmp_path: Path) -> None:
+    _write(tmp_path, {".x.0123abcd.partial": "", ".download.partial": "", ".y.replaced": ""})
+    tidy(tmp_path)
+    assert _files(tmp_path) == {".download.partial", ".y.replaced"}
+
+
+def test_names_of_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, {"a/f": "x", "b/f": "x"})
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "loop").symlink_to("loop")
+    os.link(tmp_path / "a" / "f", tmp_path / "b" / "hard")
+    monkeypatch.chdir(tmp_path)
+    a = Path("a")
+    for free in ("b", "a2", "b/a", "new/a", "loop", "x" * 300):
+        check_apart(Path(free), a, Path("nowhere"), Path("loop") if free != "loop" else a)
+    for output, says in {
+        "link": "is what is read", "b/../a": "is what is read", "link/new/x": "lies in",
+        ".": "holds", "..": "holds", str(tmp_path / "a" / "f"): "lies in",
+    }.items():  # fmt: skip
+        with pytest.raises(SoraError, match=says):
+            check_apart(Path(output), a)
+    with pytest.raises(SoraError, match="is what is read"):
+        check_apart(Path("b/hard"), Path("a/f"))
