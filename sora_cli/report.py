@@ -137,8 +137,8 @@ class RunReport(Report):
         default_factory=dict,
         description="by split: rows, encoded (rows after encoding), fingerprints, truncated (rows "
         "that were cut), longest (tokens), in_training (rows that are training rows, too), "
-        "contradicted (those of them with another label); selection (which rows chose the "
-        "checkpoint), revision",
+        "contradicted (those of them with another label), classes (rows of each class, or words); "
+        "selection (which rows chose the checkpoint), revision",
     )
     resumed: list[Resumption] = Field(
         default_factory=list,

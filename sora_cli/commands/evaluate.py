@@ -37,9 +37,11 @@ def evaluate(
         )
     with importing():
         from sora_cli.run.encode import encode
-        from sora_cli.run.prepare import load_task
+        from sora_cli.run.prepare import check_rows, load_task
         from sora_cli.train.trainer import build_trainer
     task, rows = load_task(loaded.recipe)
+    with loaded.recipe.placing():
+        check_rows(task, rows, rows.report.values())
     base = load_target(target, loaded.recipe, task)
     scores: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
@@ -47,7 +49,7 @@ def evaluate(
         trainer = build_trainer(loaded.recipe, task, base, Path(scratch))
         for split, part in rows.report.items():
             with loaded.recipe.placing():
-                encoded = encode(task, base, part, split=split)
+                encoded = encode(task, base, part, rows.origin(part))
             wanted = [*task.metric_names, *(task.options.TEXT_METRICS if predictions else ())]
             found = trainer.predictions_of(encoded, wanted)
             scores[split] = task.scores(found)

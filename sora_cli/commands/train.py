@@ -86,6 +86,7 @@ def run(
         words: the recipe as it was given, and its overrides.
     """
     with importing():
+        from sora_cli.run.class_counts import class_lines
         from sora_cli.run.evaluate import evaluate_run
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
@@ -113,6 +114,8 @@ def run(
         if is_main():
             tidy(output)
     say_notes(report.events)
+    for line in class_lines(report.data["classes"]):
+        say(line)
     say(describe_layers(recipe, ready, report.parameters))
     if resumed is not None:
         log.note_resumption(resumed.step)

@@ -1,24 +1,20 @@
-"""Loads a recipe's data: its splits, and the part that each row plays in a run."""
+"""The part that each row of a recipe's data plays in a run."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 from methods.words import did_you_mean
-from sora_cli.core.errors import SoraError, first_line
-from sora_cli.core.hub import offline_error, quiet_hub
-from sora_cli.core.words import first_few
-from sora_cli.data.builtin import BUILTINS
-from sora_cli.data.faults import find_fault
-from sora_cli.data.source import Builtin, Files, Folder, Hub, find_source
+from sora_cli.core.errors import SoraError
+from sora_cli.core.hub import quiet_hub
+from sora_cli.data.loading import Part, load_splits
+from sora_cli.data.places import Origin
 from sora_cli.recipe.recipe import DataBlock
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
@@ -36,6 +32,8 @@ class Rows:
         rule: one sentence that says how rows were chosen, for the report.
         revision: commit on the Hub the rows came from, as far as `datasets` keeps it; None for
             rows that came from elsewhere.
+        origins: of each of these parts, where its rows come from.
+        notes: remarks on the files.
     """
 
     train: Dataset
@@ -43,6 +41,12 @@ class Rows:
     report: dict[str, Dataset]
     rule: str
     revision: str | None = None
+    origins: tuple[tuple[Dataset, Origin], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def origin(self, part: Dataset) -> Origin:
+        """Return where the rows of one of these parts come from."""
+        return next(origin for rows, origin in self.origins if rows is part)
 
 
 def load_rows(data: DataBlock) -> Rows:
@@ -53,7 +57,7 @@ def load_rows(data: DataBlock) -> Rows:
     """
     datasets.disable_progress_bars()
     quiet_hub()
-    splits = _load_splits(data)
+    splits = load_splits(data)
     wanted = [(data.train, "data.train"), *((name, "data.validation") for name in data.validation)]
     for split, key in wanted:
         if split not in splits:
@@ -62,18 +66,18 @@ def load_rows(data: DataBlock) -> Rows:
                 hint=_layout_hint(data, splits),
                 key=key,
             )
-        if len(splits[split]) == 0:
+        if len(splits[split].rows) == 0:
             raise SoraError(
                 f"split '{split}' of the data is empty", hint=f"{key}=ANOTHER_SPLIT", key=key
             )
-    return _assign(data, splits, _revision(splits.values()))
+    return _assign(data, splits)
 
 
-def _layout_hint(data: DataBlock, splits: Mapping[str, Dataset]) -> str | None:
+def _layout_hint(data: DataBlock, splits: Mapping[str, Part]) -> str | None:
     """Return a hint for directories of images by class alone, which are taken for one split."""
-    rows = next(iter(splits.values()), None)
-    images = rows is not None and any(
-        isinstance(feature, datasets.Image) for feature in rows.features.values()
+    first = next(iter(splits.values()), None)
+    images = first is not None and any(
+        isinstance(feature, datasets.Image) for feature in first.rows.features.values()
     )
     folder = Path(data.path).expanduser() if data.path else None
     if not images or len(splits) > 1 or folder is None or not folder.is_dir():
@@ -81,42 +85,47 @@ def _layout_hint(data: DataBlock, splits: Mapping[str, Dataset]) -> str | None:
     return f"lay images out as {data.train}/CLASS/1.png and {data.validation[0]}/CLASS/2.png"
 
 
-def _assign(data: DataBlock, splits: Mapping[str, Dataset], revision: str | None) -> Rows:
-    train = splits[data.train]
+def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
+    train, main = splits[data.train], data.validation[0]
     report = {name: splits[name] for name in data.validation}
-    main = data.validation[0]
     if data.selection == "validation":
         select = report[main]
         rule = f"checkpoint chosen on {main}, the split that is reported"
     elif data.selection == "half-validation":
-        if len(report[main]) < 2:
+        total = len(report[main].rows)
+        if total < 2:
             raise SoraError(
                 f"selection: half-validation needs two rows; '{main}' has one",
                 hint="data.selection=validation",
                 key="data.selection",
             )
-        halves = _split(report[main], len(report[main]) // 2, data.selection_seed)
-        select, report[main] = halves
+        select, report[main] = _split(report[main], total // 2, data.selection_seed)
         rule = f"checkpoint chosen on a random half of {main}, the other half reported"
     else:
-        if data.selection_rows >= len(train):
+        total = len(train.rows)
+        if data.selection_rows >= total:
             raise SoraError(
-                f"data.selection_rows {data.selection_rows} leaves none of {len(train)} "
-                "training rows",
-                hint=f"data.selection_rows={max(len(train) // 10, 1)}",
+                f"data.selection_rows {data.selection_rows} leaves none of {total} training rows",
+                hint=f"data.selection_rows={max(total // 10, 1)}",
                 key="data.selection_rows",
             )
         select, train = _split(train, data.selection_rows, data.selection_seed)
         rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"
-    limit = data.max_validation_rows
+    if data.selection != "validation":
+        rule = f"{rule} (split seed {data.selection_seed})"
+    train = _head(train, data.max_train_rows)
+    select, *scored = (_head(p, data.max_validation_rows) for p in (select, *report.values()))
+    if data.selection == "validation":
+        select = scored[0]
+    parts = (train, select, *scored)
     return Rows(
-        train=_head(train, data.max_train_rows),
-        select=_head(select, limit),
-        report={name: _head(rows, limit) for name, rows in report.items()},
-        rule=f"{rule} (split seed {data.selection_seed})"
-        if data.selection != "validation"
-        else rule,
-        revision=revision,
+        train=train.rows,
+        select=select.rows,
+        report={name: part.rows for name, part in zip(report, scored, strict=True)},
+        rule=rule,
+        revision=_revision(part.rows for part in splits.values()),
+        origins=tuple((part.rows, part.origin) for part in parts),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.origin.notes)),
     )
 
 
@@ -136,115 +145,17 @@ def _revision(splits: Iterable[Dataset]) -> str | None:
     return None
 
 
-def _split(rows: Dataset, first: int, seed: int) -> tuple[Dataset, Dataset]:
+def _split(part: Part, first: int, seed: int) -> tuple[Part, Part]:
     """Split rows at random into two parts, the first of that many."""
-    parts = rows.train_test_split(test_size=len(rows) - first, seed=seed)
-    return parts["train"], parts["test"]
+    rows, origin = part.rows, part.origin
+    places = Dataset.from_dict({"row": range(len(rows))})
+    halves = places.train_test_split(test_size=len(rows) - first, seed=seed)
+    chosen = (halves[name]["row"][:] for name in ("train", "test"))
+    one, two = (Part(rows.select(own), replace(origin, numbers=own)) for own in chosen)
+    return one, two
 
 
-def _head(rows: Dataset, limit: int | None) -> Dataset:
-    return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
-
-
-def _load_splits(data: DataBlock) -> Mapping[str, Dataset]:
-    match find_source(data):
-        case Files(splits):
-            return {split: _load_files(split, *found) for split, found in splits.items()}
-        case Folder(path):
-            return _load_folder(path, data)
-        case Builtin(name):
-            return dict(BUILTINS[name]())
-        case Hub():
-            return _load_hub(data)
-
-
-def _load_files(split: str, kind: str, paths: list[Path]) -> Dataset:
-    key = f"data.files.{split}"
-    try:
-        with _quiet():
-            rows = datasets.load_dataset(
-                kind, split="train", data_files=[str(path) for path in paths]
-            )
-        rows.data.validate(full=True)  # the reader of JSON takes any bytes for text
-        return rows
-    except Exception as error:  # the readers of four formats raise many kinds
-        fault = find_fault(kind, paths)
-        if fault is None and (
-            isinstance(error, StopIteration) or "corresponds to no data" in str(error)
-        ):
-            raise SoraError(f"{key} holds no rows", hint=first_few(paths), key=key) from error
-        place, reason = fault or (first_few(paths), first_line(error.__cause__ or error))
-        inside = fault is not None and not Path(place).exists()  # a line of a file
-        raise SoraError(
-            f"{key} cannot be read: {reason}", where=place, key=None if inside else key
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the log of `datasets`: what failed is raised, too, and said once."""
-    level = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-
-
-def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Dataset]:
-    try:
-        if (folder / "dataset_dict.json").is_file():
-            return dict(datasets.load_from_disk(str(folder)))
-        splits = _load_all(str(folder), data, cache_dir=_cache_for(folder))
-        for rows in splits.values():
-            rows.data.validate(full=True)
-        return splits
-    except SoraError:
-        raise
-    except Exception as error:  # as many kinds as there are readers
-        raise _unloadable(data, error.__cause__ or error) from error
-
-
-def _cache_for(folder: Path) -> str:
-    """Return a cache of this directory's own, as its files are now.
-
-    Where a README lists configurations, `datasets` tells local directories apart by their last
-    name and that list only: it would take another directory's rows, or those before an edit.
-    """
-    state = hashlib.sha256(str(folder.resolve()).encode())
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        stat = path.stat()
-        state.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"local-{state.hexdigest()[:16]}")
-
-
-def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
-    try:
-        return _load_all(data.path, data)
-    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise offline_error("data set", data.path, error) from error
-    except (RuntimeError, datasets.exceptions.DatasetsError) as error:  # such as a loading script
-        raise _unloadable(data, error.__cause__ or error) from error
-
-
-def _unloadable(data: DataBlock, error: BaseException) -> SoraError:
-    return SoraError(
-        f"data '{data.path}' cannot be loaded: {first_line(error)}",
-        where=f"data.path={data.path} data.name={data.name}",
-        key="data.path",
-    )
-
-
-def _load_all(path: str, data: DataBlock, *, cache_dir: str | None = None) -> Mapping[str, Dataset]:
-    try:
-        with _quiet():
-            loaded = datasets.load_dataset(
-                path, data.name, revision=data.revision, cache_dir=cache_dir
-            )
-    except ValueError as error:
-        raise _unloadable(data, error) from error
-    if not isinstance(loaded, DatasetDict):
-        raise SoraError(
-            f"data '{path}' has no splits but is a {type(loaded).__name__}", key="data.path"
-        )
-    return dict(loaded)
+def _head(part: Part, limit: int | None) -> Part:
+    if limit is None or limit >= len(part.rows):
+        return part
+    return replace(part, rows=part.rows.select(range(limit)))

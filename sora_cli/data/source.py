@@ -77,6 +77,11 @@ def find_source(data: DataBlock) -> Source:
     return Hub(data.path)
 
 
+def file_kind(path: Path) -> str:
+    """Return what reads a file of rows: "csv", "json" or "parquet"; "" for another file."""
+    return _FILE_KINDS.get(path.suffix.lower(), "")
+
+
 def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
     """Check a split's files; return their kind, and the files."""
     key = f"data.files.{split}"
@@ -92,7 +97,7 @@ def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
             raise SoraError(
                 f"no data file '{path}' (split {split})", hint=near_files(path), key=key
             )
-    kinds = {_FILE_KINDS.get(path.suffix.lower(), "") for path in paths}
+    kinds = {file_kind(path) for path in paths}
     if len(kinds) != 1 or "" in kinds:
         raise SoraError(
             f"{key}: files must be of one kind", where="csv, json, jsonl, parquet", key=key

@@ -142,7 +142,10 @@ def _missing_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
 
 
 def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
-    """Yield rows, longest row and rows cut, for each part of the data."""
+    """Yield rows, longest row and rows cut of each part of the data, its classes, and remarks."""
+    from sora_cli.run.class_counts import class_counts, class_lines
+    from sora_cli.run.remarks import data_remarks, overlaps_of
+
     parts = {"train": ready.train, "select": ready.select}
     parts |= {f"report {name}": part for name, part in ready.report.items()}
     yield f"{'part':<32} {'rows':>10} {'longest':>10} {'truncated':>10}"
@@ -150,6 +153,9 @@ def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
         longest = int(part.lengths.max())
         yield f"{name:<32} {count(len(part.lengths)):>10} {longest:>10} {count(part.truncated):>10}"
     yield training.choice(ready.rows.rule)
+    notes = (f"note: {remark}" for remark in data_remarks(ready, overlaps_of(ready)))
+    for line in (*class_lines(class_counts(ready)), *notes):
+        yield from textwrap.wrap(line, _WIDTH - 2)
 
 
 def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:

@@ -7,42 +7,56 @@ from datasets import Dataset
 from torch import nn
 
 from sora_cli.core.errors import SoraError
+from sora_cli.data.places import Origin, RowError, locating
 from sora_cli.model.base import Base
 from sora_cli.tasks.base import Encoded, Task
 
 
-def encode(task: Task, base: Base, rows: Dataset, *, split: str, training: bool = False) -> Encoded:
-    """Tokenise a split, and check the result against the model.
+def encode(
+    task: Task, base: Base, rows: Dataset, origin: Origin, *, training: bool = False
+) -> Encoded:
+    """Tokenise rows that were checked, and check the result against the model.
 
     Args:
-        training: it is trained on, and not scored.
+        origin: where the rows come from.
+        training: they are trained on, and not scored.
 
     Raises:
-        SoraError: rows that are none of the task's, too long, or of tokens the model has not.
+        SoraError: rows too long, with nothing in them, or of tokens the model has not.
     """
-    try:
-        encoded = task.encode(rows, base.processor, training=training)
-    except SoraError as error:
-        name = f"split '{split}'"
-        error.where = f"{name}; {error.where}" if error.where else name
-        if error.key == "data":
-            error.key = f"data.files.{split}"
-        raise
-    _check_not_empty(encoded.lengths, split)
+    with locating(origin):
+        try:
+            encoded = task.encode(rows, base.processor, training=training)
+        except RowError:
+            raise
+        except SoraError as error:
+            split = f"split '{origin.split}'"
+            error.where = f"{split}; {error.where}" if error.where else split
+            raise
+        _check_not_empty(encoded, len(rows))
     if "input_ids" in encoded.dataset.column_names:
         _check_positions(base.model, int(encoded.lengths.max()), task.data.max_length)
         _check_tokens(base, encoded, pooled=task.peft_type == "SEQ_CLS")
     return encoded
 
 
-def _check_not_empty(lengths: np.ndarray, split: str) -> None:
-    """Refuse a row without tokens: it would get an answer to nothing."""
-    if lengths.min() == 0:
-        raise SoraError(
-            f"the tokenizer makes no token of row {int(lengths.argmin())} (counted from 0)",
-            where=f"split '{split}'",
+def _check_not_empty(encoded: Encoded, total: int) -> None:
+    """Refuse rows that all lack something, and a row without tokens: it has nothing to answer.
+
+    Args:
+        total: of raw rows.
+    """
+    for what, rows in encoded.lacking.items():
+        if rows == total:
+            raise RowError(
+                f"there is nothing to learn: all {total:,} rows {what}",
+                hint=f"data.max_length={encoded.longest}" if encoded.truncated else None,
+            )
+    if encoded.lengths.min() == 0:
+        raise RowError(
+            "the tokenizer makes no token of it",
+            int(encoded.lengths.argmin()),
             hint="take rows without text out of the data",
-            key=f"data.files.{split}",
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 import transformers
+from datasets import Dataset
 
 from methods.base import AdapterMethod, LowRankLinear
 from methods.baselines import Baseline, choose
@@ -16,6 +17,7 @@ from methods.inject import inject
 from methods.registry import method_class
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
+from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.gradient_checkpointing import check_checkpointing
@@ -41,6 +43,11 @@ class Prepared:
     report: dict[str, Encoded]
     method: AdapterMethod
     layers: dict[str, LowRankLinear]
+
+    @property
+    def selects_apart(self) -> bool:
+        """True if the checkpoint is chosen on rows that are not reported."""
+        return self.task.data.selection != "validation"
 
     @property
     def baseline(self) -> Baseline | None:
@@ -71,6 +78,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     with phase("load data"):
         transformers.set_seed(recipe.training.seed)  # before a new head is drawn
         task, rows = load_task(recipe)
+        check_rows(task, rows, (rows.train, rows.select, *rows.report.values()))
     with phase("load model"):
         block = recipe.training
         base = load_base(recipe.model, task, dropout=block.model_dropout, precision=block.precision)
@@ -79,10 +87,12 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         if not torch.cuda.is_available():
             replace_dropouts(base.model)  # torch's own take longer than the layers around them
     with phase("tokenise"):
-        train = encode(task, base, rows.train, split=recipe.data.train, training=True)
-        report = {name: encode(task, base, part, split=name) for name, part in rows.report.items()}
+        train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
+        report = {
+            name: encode(task, base, part, rows.origin(part)) for name, part in rows.report.items()
+        }
         reported = (report[name] for name, part in rows.report.items() if part is rows.select)
-        select = next(reported, None) or encode(task, base, rows.select, split="for selection")
+        select = next(reported, None) or encode(task, base, rows.select, rows.origin(rows.select))
     with phase("inject"):
         method, layers = add_adapters(recipe, base)
         steps = recipe.training.total_steps(len(train.lengths))
@@ -99,8 +109,20 @@ def load_task(recipe: Recipe) -> tuple[Task, Rows]:
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
         rows = load_rows(recipe.data)
-        task.bind(rows.train)
+        with locating(rows.origin(rows.train)):
+            task.bind(rows.train)
     return task, rows
+
+
+def check_rows(task: Task, rows: Rows, parts: Iterable[Dataset]) -> None:
+    """Check parts of the rows as far as that needs no model, each once.
+
+    Raises:
+        SoraError: a row that does not fit; it says in which split, file and line.
+    """
+    for part in {id(part): part for part in parts}.values():
+        with locating(rows.origin(part), rows.origin(rows.train)):
+            task.check(part)
 
 
 def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:

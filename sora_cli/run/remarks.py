@@ -13,6 +13,7 @@ import numpy as np
 from sora_cli.core.words import first_few
 from sora_cli.data.overlap import Overlap, find_overlaps
 from sora_cli.recipe.families import SMALLER_IS_BETTER
+from sora_cli.run.class_counts import absent_remarks, class_counts
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded, Predictions, Task
 
@@ -23,7 +24,7 @@ _UNLIMITED = 2**31  # tokens, where a model has no such limit
 def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
     """Find, for every part that is scored, the rows that are also trained on."""
     parts = dict(ready.rows.report)
-    if _selects_apart(ready):
+    if ready.selects_apart:
         parts["select"] = ready.rows.select
     task = ready.task
     return find_overlaps(ready.rows.train, parts, texts=task.input_columns, label=task.label_column)
@@ -32,19 +33,27 @@ def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
 def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
     """Return the remarks that can be made before the first step."""
     parts = {"train": ready.train, **ready.report}
-    if _selects_apart(ready):
+    if ready.selects_apart:
         parts["select"] = ready.select
     remarks = [
         label_remark(name, labels, ready.task.label_names)
         for name, part in parts.items()
         if (labels := ready.task.labels(part)) is not None
     ]
+    remarks += absent_remarks(class_counts(ready))
     processor = ready.base.processor
     tokenizer = getattr(processor, "tokenizer", processor)  # beside images
     limit = getattr(tokenizer, "model_max_length", _UNLIMITED)
     remarks.append(cut_remark(parts, ready.task.data.max_length, limit=limit))
     remarks += ready.task.remarks({_name(name): part for name, part in parts.items()})
     rows = {"train": ready.rows.train, "select": ready.rows.select, **ready.rows.report}
+    remarks += [
+        f"{number:,} of {len(rows[name]):,} rows of {_name(name)} {what}"
+        for name, part in parts.items()
+        for what, number in {**part.lacking, **part.told}.items()
+        if number
+    ]
+    remarks += ready.rows.notes
     remarks += [overlap_remark(n, o, len(rows[n])) for n, o in overlaps.items()]
     return [remark for remark in remarks if remark is not None]
 
@@ -86,9 +95,11 @@ def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
     if not overlap.rows:
         return None
     text = f"{overlap.rows:,} of {rows:,} rows of {_name(part)} are training rows, too"
+    if overlap.rows == rows:
+        text = f"every row of {_name(part)} is a training row, too"
     if overlap.contradicted:
         text += f", {overlap.contradicted:,} of them with another label there"
-    return text
+    return text if overlap.rows < rows else f"{text}: its scores say nothing of other rows"
 
 
 def prediction_remark(task: Task, split: str, predictions: Predictions) -> str | None:
@@ -161,11 +172,6 @@ def skip_remark(steps: Sequence[int], total: int) -> str | None:
         f"{len(steps)} of {total} steps were left out, their loss or gradient was not finite: "
         f"{first_few(steps, 10)}"
     )
-
-
-def _selects_apart(ready: Prepared) -> bool:
-    """Return whether the checkpoint is chosen on rows that are not reported."""
-    return ready.task.data.selection != "validation"
 
 
 def _name(part: str) -> str:

@@ -18,6 +18,7 @@ from sora_cli.model.quantisation import numbers, quantised_as
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.report import Parameters, Ranks, RunReport
+from sora_cli.run.class_counts import class_counts
 from sora_cli.run.output import RANKS_PLOT, clear_results
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.remarks import data_remarks, overlaps_of, skip_remark
@@ -45,6 +46,7 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
         "longest": {name: part.longest for name, part in encoded.items()},
         "in_training": {name: found.rows for name, found in overlaps.items()},
         "contradicted": {name: found.contradicted for name, found in overlaps.items()},
+        "classes": class_counts(ready),
         "selection": training.choice(rows.rule),
         "revision": rows.revision,
     }

@@ -20,7 +20,7 @@ from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.pruning import strongest, survey, truncate_layers
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
-from sora_cli.run.prepare import load_task
+from sora_cli.run.prepare import check_rows, load_task
 from sora_cli.run.stored import load_adapted
 from sora_cli.train.trainer import build_trainer
 
@@ -54,11 +54,13 @@ class Scores:
 
     def __init__(self, adapter: Adapter, recipe: Recipe, scratch: Path) -> None:
         self.task, rows = load_task(recipe)
+        with recipe.placing():
+            check_rows(self.task, rows, [rows.select])
         base, self.layers = load_adapted(adapter, recipe, self.task)
         reported = [name for name, part in rows.report.items() if part is rows.select]
         self.split = reported[0] if reported else "selection"
         with recipe.placing():
-            self.rows = encode(self.task, base, rows.select, split=self.split)
+            self.rows = encode(self.task, base, rows.select, rows.origin(rows.select))
         self.trainer = build_trainer(recipe, self.task, base, scratch)
 
     def of(self, factors: Mapping[str, LowRankFactors]) -> float:

@@ -155,4 +155,6 @@ def check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:
         raise SoraError(
             f"the {what}'s classes are {', '.join(known)}",
             where=f"the recipe's: {', '.join(task.label_names or ['none'])}",
+            hint=f"where the data's labels mean these: data.label_names=[{', '.join(known)}]",
+            key="data.label_names",
         )

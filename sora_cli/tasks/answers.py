@@ -67,7 +67,7 @@ def read_answers(
     for row, (value, context) in enumerate(zip(rows[column][:], contexts, strict=True)):
         pairs = _pairs(value)
         if pairs is None:
-            what = f"column '{column}' holds {shown_value(value)}, which are no answers,"
+            what = f"column '{column}' holds {shown_value(value)}, which are no answers"
             raise row_error(what, row, key="data.columns.answers")
         if not pairs and not unanswerable:
             raise row_error(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from methods.words import did_you_mean
-from sora_cli.core.errors import SoraError
+from sora_cli.data.places import RowError
 from sora_cli.data.processor import set_padding
 from sora_cli.recipe.families import TaskOptions, main_metric
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
@@ -29,6 +29,9 @@ class Encoded:
         truncated: rows that were cut at max_length.
         longest: tokens of the longest row before it was cut; 0: not known.
         examples: what scoring needs beside the model's outputs, one row for each raw row.
+        lacking: raw rows that have nothing to learn: what of them is to be said ("have no text"),
+            and how many they are.
+        told: raw rows of which something else is to be said.
     """
 
     dataset: Dataset
@@ -36,6 +39,8 @@ class Encoded:
     truncated: int
     longest: int = 0
     examples: Dataset | None = None
+    lacking: Mapping[str, int] = field(default_factory=dict)
+    told: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def raw(self) -> Dataset:
@@ -105,8 +110,16 @@ class Task(ABC):
         """Find the columns and the label names in the training rows."""
 
     @abstractmethod
+    def check(self, rows: Dataset) -> None:
+        """Check the raw rows of a split, as far as that needs no model.
+
+        Raises:
+            RowError: a column is missing, or a row does not fit.
+        """
+
+    @abstractmethod
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        """Turn raw rows into the model's inputs, and their labels into what its loss takes.
+        """Turn checked rows into the model's inputs, and their labels into what its loss takes.
 
         Args:
             training: the rows are trained on, and not scored.
@@ -169,6 +182,13 @@ class Task(ABC):
         """Return the label of each row, (rows,); None if rows have no single one."""
         return np.asarray(rows.dataset["labels"][:]) if self.one_label else None
 
+    def class_counts(self, rows: Encoded) -> np.ndarray | None:
+        """Return how often each class is the label, (classes,); None if there are no classes."""
+        names, labels = self.label_names, self.labels(rows)
+        if names is None or labels is None:
+            return None
+        return np.bincount(labels, minlength=len(names))
+
     def answers(self, predictions: Predictions) -> np.ndarray | None:
         """Return each row's class number, or number, (rows,), from the outputs; None: neither."""
         return None
@@ -194,13 +214,13 @@ class Task(ABC):
         """Return the columns that play these parts: `data.columns`, else those with a usual name.
 
         Raises:
-            SoraError: a column that was named is not there. A part without a column is left out.
+            RowError: a column that was named is not there. A part without a column is left out.
         """
         found = {}
         for part in parts:
             named = self.data.columns.get(part)
             if named is not None and named not in columns:
-                raise SoraError(
+                raise RowError(
                     f"data.columns.{part}: no column '{named}'; {did_you_mean(named, columns)}",
                     key=f"data.columns.{part}",
                 )
@@ -214,14 +234,13 @@ class Task(ABC):
         """Return the same as `find_columns`, where each part must have a column.
 
         Raises:
-            SoraError: a part without a column; it says which there are.
+            RowError: a part without a column; it says which there are.
         """
         found = self.find_columns(columns, parts)
         for part in parts:
             if part not in found:
-                raise SoraError(
+                raise RowError(
                     f"no column for '{part}' among {', '.join(columns)}",
                     hint=f"data.columns.{part}=COLUMN",
-                    key=f"data.columns.{part}",
                 )
         return found

@@ -6,7 +6,7 @@ apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,19 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from sora_cli.core.errors import SoraError
+from sora_cli.data.places import RowError
 from sora_cli.recipe.families import CausalLmOptions
 from sora_cli.tasks.base import Encoded
-from sora_cli.tasks.dialogues import Padding, cut, packed, prompts_of, rows_of
+from sora_cli.tasks.dialogues import Padding, cut, learned_tokens, packed, prompts_of, rows_of
 from sora_cli.tasks.language import IGNORED, Writing, generate_texts, token_sums
-from sora_cli.tasks.prompts import Dialogue, chat_dialogue, messages_of, plain_dialogue
-from sora_cli.tasks.texts import COUNTED, columns_in, require_column, texts_of
+from sora_cli.tasks.prompts import (
+    Dialogue,
+    answered,
+    chat_dialogue,
+    messages_of,
+    plain_dialogue,
+)
+from sora_cli.tasks.texts import columns_in, require_column, texts_of
 
 _FORMS = (("messages",), ("instruction", "input", "output"), ("text",))
 
@@ -50,31 +57,50 @@ class CausalLm(Writing):
                 key="task.metrics",
             )
 
+    def check(self, rows: Dataset) -> None:
+        columns = self._columns
+        for column in columns.values():
+            require_column(column, rows.column_names)
+        for part in ("text", "instruction", "output"):
+            if part in columns:
+                texts_of(rows, columns[part], key=f"data.columns.{part}")
+        if "messages" in columns:
+            chats = [_at(i, messages_of, row, columns, None) for i, row in enumerate(rows)]
+            if not any(answered(chat) for chat in chats):
+                raise RowError("there is nothing to learn: the assistant's answers are all empty")
+
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        for column in self._columns.values():
-            require_column(column, rows.column_names, key="data")
-        for part in {"text", "instruction", "output"} & self._columns.keys():
-            texts_of(rows, self._columns[part], key=f"data.columns.{part}")
-        dialogues = [self._dialogue(row, i, processor) for i, row in enumerate(rows)]
+        self._check_template(processor)
+        dialogues = [_at(i, self._dialogue, row, processor) for i, row in enumerate(rows)]
         made, limit = rows_of(dialogues, processor), self.data.max_length
         lengths = [len(row["input_ids"]) for row in made]
+        before = [learned_tokens(row) for row in made]
         made = [cut(row, limit) for row in made]
+        after = [learned_tokens(row) for row in made]
+        learned = [row for row, tokens in zip(made, after, strict=True) if tokens]
         examples = None if training else self._examples(dialogues, processor)
-        if training:
-            made = [row for row in made if max(row["labels"]) >= 0]
-            made = packed(made, limit) if self.options.packing and made else made
-        if not made:
+        if not learned:
             raise SoraError(
-                f"no row has an answer within {limit} tokens",
-                hint="data.max_length=MORE",
+                f"there is nothing to learn: no row has an answer within {limit} tokens",
+                hint=f"data.max_length={max(lengths)}",
                 key="data.max_length",
             )
+        lost = "left out" if training else "not scored"
+        shorter = sum(a < b for a, b in zip(after, before, strict=True))
+        told = {
+            f"lose the end of their answers at data.max_length={limit}": shorter,
+            f"have no answer within data.max_length={limit}: {lost}": len(made) - len(learned),
+            "have an empty answer: only its end is learned": sum(d.empty for d in dialogues),
+        }
+        if training:
+            made = packed(learned, limit) if self.options.packing else learned
         return Encoded(
             Dataset.from_list(made),
             np.array([len(row["input_ids"]) for row in made]),
             truncated=sum(n > limit for n in lengths),
             longest=max(lengths),
             examples=examples,
+            told=told,
         )
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
@@ -112,33 +138,32 @@ class CausalLm(Writing):
             found = self.find_columns(columns, form)
             if set(form) - {"input"} <= set(found) and named <= set(found):
                 return found
-        raise SoraError(
+        raise RowError(
             f"no instructions, chats or texts found among the columns {', '.join(columns)}",
             hint="data.columns='{instruction: COLUMN, output: COLUMN}' or '{messages: COLUMN}' or "
             "'{text: COLUMN}'",
-            key="data.columns",
+            key="data.columns" if named else None,
         )
 
-    def _dialogue(self, row: Mapping[str, Any], number: int, tokenizer: Any) -> Dialogue:
-        try:
-            return self._build_dialogue(row, tokenizer)
-        except SoraError as error:
-            place = f"row {number} {COUNTED}"
-            error.where = f"{place}; {error.where}" if error.where else place
-            raise
+    def _chats(self, tokenizer: Any) -> bool:
+        """Return whether rows are put into the chat template."""
+        prompt = self.options.prompt
+        chat = prompt == "chat" or (prompt == "auto" and tokenizer.chat_template is not None)
+        return "text" not in self._columns and (chat or "messages" in self._columns)
 
-    def _build_dialogue(self, row: Mapping[str, Any], tokenizer: Any) -> Dialogue:
+    def _check_template(self, tokenizer: Any) -> None:
+        if self._chats(tokenizer) and tokenizer.chat_template is None:
+            raise SoraError(
+                "the tokenizer has no chat template, which rows of messages need",
+                hint="name a model that was made for chats, or give instructions and outputs",
+                key="task.prompt" if self.options.prompt == "chat" else "model.path",
+            )
+
+    def _dialogue(self, row: Mapping[str, Any], tokenizer: Any) -> Dialogue:
         columns, prompt, system = self._columns, self.options.prompt, self.options.system
         if "text" in columns:
             return Dialogue(((row[columns["text"]], True),), "")
-        chat = prompt == "chat" or (prompt == "auto" and tokenizer.chat_template is not None)
-        if chat or "messages" in columns:
-            if tokenizer.chat_template is None:
-                raise SoraError(
-                    "the tokenizer has no chat template, which rows of messages need",
-                    hint="name a model that was made for chats, or give instructions and outputs",
-                    key="task.prompt" if prompt == "chat" else "model.path",
-                )
+        if self._chats(tokenizer):
             return chat_dialogue(messages_of(row, columns, system), tokenizer)
         own = None if prompt in ("auto", "plain") else prompt
         start = f"{system}\n\n" if system else ""
@@ -155,6 +180,15 @@ class CausalLm(Writing):
                 "reference": [dialogue.reference for dialogue in dialogues],
             }
         )
+
+
+def _at(row: int, made: Callable[..., Any], *args: Any) -> Any:
+    """Return what is made of a row; an error names the row."""
+    try:
+        return made(*args)
+    except RowError as error:
+        error.put(row)
+        raise
 
 
 _FIRST, _SECOND = 3, 5  # tokens of two short rows

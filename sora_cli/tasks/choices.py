@@ -16,7 +16,8 @@ from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
-from sora_cli.tasks.texts import COUNTED, check_text, columns_in, require_column, texts_of
+from sora_cli.data.places import RowError
+from sora_cli.tasks.texts import check_text, columns_in, require_column, texts_of
 
 _NUMBERED = re.compile(r"(choice|ending|option|sol|answer)_?(\d+|[A-Z])")
 _KEY = "data.text_columns"
@@ -95,11 +96,10 @@ def find_form(
         return Form(first, lead, (parts["choices"],))
     numbered = _numbered_columns(columns)
     if len(numbered) < 2:
-        raise SoraError(
+        raise RowError(
             f"no choices found among the columns {', '.join(columns)}",
             hint="data.text_columns=[CONTEXT, CHOICE1, CHOICE2], or data.columns='{context: COLUMN,"
             " choices: COLUMN}'",
-            key=_KEY,
         )
     return Form(first, lead, numbered)
 
@@ -111,7 +111,7 @@ def read_choices(rows: Dataset, form: Form) -> Choices:
         SoraError: a column is missing, a text is, or rows have different numbers of choices.
     """
     for column in form.columns(rows.column_names):
-        require_column(column, rows.column_names, key="data")
+        require_column(column, rows.column_names)
     contexts = None if form.context is None else texts_of(rows, form.context, key=_KEY)
     lead = None if form.lead is None else texts_of(rows, form.lead, key=_KEY)
     if len(form.choices) > 1:
@@ -137,12 +137,12 @@ def right_places(labels: Sequence[Any], choices: Choices, column: str) -> list[i
         keys = None if choices.keys is None else choices.keys[row]
         place = _place(label, texts, keys)
         if place is None:
-            raise SoraError(
-                f"label {shown_value(label)} in row {row} {COUNTED} is none of its choices",
-                where=f"column '{column}'; choices: {shown_value(keys or texts)}",
+            raise RowError(
+                f"label {shown_value(label)} in column '{column}' is none of its row's choices",
+                row,
+                where=f"choices: {shown_value(keys or texts)}",
                 hint="labels are places from 0, letters, or the right choice's text; name another "
                 "column: data.label_column",
-                key="data.label_column",
             )
         places.append(place)
     return places
@@ -181,11 +181,10 @@ def _choice_list(value: Any, column: str, row: int) -> tuple[list[str], list[str
     if isinstance(value, Mapping):
         keys, value = value.get("label"), value.get("text")
     if not isinstance(value, list) or len(value) < 2 or len(keys or value) != len(value):
-        raise SoraError(
-            f"column '{column}' holds {shown_value(value)} in row {row} {COUNTED}, which is no "
-            "list of choices",
+        raise RowError(
+            f"column '{column}' holds {shown_value(value)}, which is no list of choices",
+            row,
             hint="name a column of lists of two texts or more: data.columns='{choices: COLUMN}'",
-            key="data.columns.choices",
         )
     for text in value:
         check_text(text, column, row, key=_KEY)
@@ -197,11 +196,10 @@ def _check_numbers(numbers: Sequence[int], column: str) -> None:
     usual = int(np.bincount(numbers).argmax())
     row = next((row for row, number in enumerate(numbers) if number != usual), None)
     if row is not None:
-        raise SoraError(
-            f"row {row} {COUNTED} has {numbers[row]} choices, others have {usual}",
-            where=f"column '{column}'",
+        raise RowError(
+            f"column '{column}' has {numbers[row]} choices here, {usual} in other rows",
+            row,
             hint=f"keep rows with {usual} choices only",
-            key="data",
         )
 
 

@@ -1,47 +1,17 @@
-"""Rows of one class each: names of classes, labels, loss and scores, shared by several families."""
+"""Rows of one class each: head, loss and scores, shared by several families."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset
 
-from sora_cli.core.errors import SoraError
-from sora_cli.core.words import shown_value
-from sora_cli.recipe.recipe import DataBlock
 from sora_cli.tasks.base import Predictions
+from sora_cli.tasks.labels import Labels, encode_classes, find_class_names
 from sora_cli.tasks.metrics import Scored, Scorer
-from sora_cli.tasks.texts import row_error
-
-_SHOWN = 5  # values listed in an error
-
-
-def find_class_names(train: Dataset, data: DataBlock) -> list[str]:
-    """Return the classes' names in label order: the data set's, the recipe's, or the labels' own.
-
-    Args:
-        train: raw rows with the column `data.label_column`.
-
-    Raises:
-        SoraError: labels that are no classes, or names that do not fit them.
-    """
-    column = data.label_column
-    feature = train.features[column]
-    if isinstance(feature, ClassLabel):
-        return _checked_names(list(feature.names), data.label_names)
-    if data.label_names is not None:
-        return data.label_names
-    values = train[column][:]
-    _check_labels(column, values)
-    if isinstance(feature, Value) and feature.dtype.startswith("float"):
-        raise SoraError(
-            f"column '{column}' holds fractional numbers, which are no classes",
-            hint="task.name=sequence-regression",
-            key="data.label_column",
-        )
-    return _class_names(column, set(values), len(values))
 
 
 def class_options(names: Sequence[str]) -> dict[str, Any]:
@@ -51,28 +21,6 @@ def class_options(names: Sequence[str]) -> dict[str, Any]:
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-
-
-def encode_classes(values: Sequence[Any], names: Sequence[str], *, column: str) -> list[int]:
-    """Return the numbers of classes, from their numbers or names.
-
-    Raises:
-        SoraError: labels that are none of the classes.
-    """
-    index, n = {name: i for i, name in enumerate(names)}, len(names)
-    if any(isinstance(v, str) for v in values):
-        labels = [index.get(v, -1) if isinstance(v, str) else -1 for v in values]
-    else:
-        labels = [int(v) if _is_index(v, n) else -1 for v in values]
-    unseen = sorted({str(v) for v, label in zip(values, labels, strict=True) if label < 0})
-    if unseen:
-        raise SoraError(
-            f"labels that are none of the {n} classes: {', '.join(unseen[:_SHOWN])}",
-            where=f"column '{column}'; classes: {', '.join(names)}",
-            hint="a split without labels cannot be evaluated; see data.label_names",
-            key="data.label_names",
-        )
-    return labels
 
 
 def class_loss(predictions: Predictions) -> float:
@@ -102,6 +50,20 @@ class OneClass(Scored):
 
     _names: list[str]
     """Names of the classes in label order; known once bound."""
+    _trained: Labels
+    """The first label of the training rows; known once bound."""
+
+    def _bind_labels(self, train: Dataset, column: str) -> None:
+        """Find the classes in the training rows."""
+        labels = Labels.of(train, column)
+        self._names = find_class_names(labels, self.data)
+        self._trained = replace(labels, values=labels.values[:1], rows=[0])
+
+    def _check_labels(self, rows: Dataset) -> None:
+        """Check that the labels of a split are classes, and mean what those trained on do."""
+        labels = Labels.of(rows, self._trained.column)
+        labels.check_fits(self._trained)
+        encode_classes(labels.values, self._names, column=labels.column)
 
     @property
     def label_names(self) -> list[str]:
@@ -126,62 +88,3 @@ class OneClass(Scored):
             {"prediction": names[int(p)], "label": names[int(y)], "logits": [float(x) for x in row]}
             for p, y, row in zip(chosen, predictions.true_labels, rows, strict=True)
         ]
-
-
-def _is_index(value: Any, n: int) -> bool:
-    return isinstance(value, int | np.integer) and bool(0 <= value < n)
-
-
-def _check_labels(column: str, values: Iterable[Any]) -> None:
-    """Check that each row has a label, and a plain one."""
-    for row, value in enumerate(values):
-        if value is None or value != value:  # NaN
-            raise row_error(f"column '{column}' has no label", row, key="data.label_column")
-        if not isinstance(value, str | int | float):
-            what = f"column '{column}' holds {shown_value(value)}, which is no label,"
-            raise row_error(what, row, key="data.label_column")
-
-
-def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
-    """Return other names for a data set's own classes: as many, and not in another order.
-
-    Raises:
-        SoraError: they would be other classes.
-    """
-    if wanted is None or wanted == names:
-        return names
-    if len(wanted) != len(names) or sorted(wanted) == sorted(names):
-        raise SoraError(
-            f"data.label_names do not fit the data's classes: {', '.join(wanted[:_SHOWN])}",
-            where=f"the data's, in their order: {', '.join(names[:_SHOWN])}",
-            hint="data.label_names=null",
-            key="data.label_names",
-        )
-    return wanted
-
-
-def _class_names(column: str, values: set[Any], rows: int) -> list[str]:
-    """Return the classes of a column of texts, or of numbers from 0."""
-    shown = ", ".join(sorted(map(str, values))[:_SHOWN])
-    if len(values) == 1:
-        raise SoraError(
-            f"column '{column}' holds one class only: {shown}",
-            hint="name all classes there are: data.label_names=[...]",
-            key="data.label_column",
-        )
-    if all(isinstance(v, str) for v in values):
-        return sorted(values)
-    if not all(isinstance(v, int) for v in values) or min(values) < 0:
-        raise SoraError(
-            f"column '{column}' holds no classes from 0 upwards: {shown}",
-            hint="name another column: data.label_column; or all classes: data.label_names",
-            key="data.label_column",
-        )
-    if max(values) >= max(rows, 2):
-        raise SoraError(
-            f"column '{column}' holds numbers up to {max(values)} in {rows} rows, which are no "
-            "classes",
-            hint="task.name=sequence-regression, or another data.label_column",
-            key="data.label_column",
-        )
-    return [str(i) for i in range(max(values) + 1)]

@@ -55,6 +55,11 @@ def cut(row: Row, limit: int) -> Row:
     return shorter
 
 
+def learned_tokens(row: Row) -> int:
+    """Return how many tokens of a row are learned."""
+    return len(row["labels"]) - row["labels"].count(IGNORED)
+
+
 class Padding:
     """The collator of rows of `input_ids` and `labels`; batches of packed rows have no mask.
 

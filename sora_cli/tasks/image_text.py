@@ -79,16 +79,18 @@ class ImageText(Task):
         self._image, self._text = found["image"], found["text"]
         self.input_columns, self.label_column = (self._image, self._text), None
 
+    def check(self, rows: Dataset) -> None:
+        for column in (self._image, self._text):
+            require_column(column, rows.column_names)
+        _check_texts(rows[self._text][:], self._text)
+        check_images(stored_images(rows.select_columns([self._image]), self._image), self._image)
+
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        for part, column in (("image", self._image), ("text", self._text)):
-            require_column(column, rows.column_names, key=f"data.columns.{part}")
         texts = rows[self._text][:]
-        _check_texts(texts, self._text)
         tokens = [len(ids) for ids in processor.tokenizer(texts, verbose=False)["input_ids"]]
         limit = self.data.max_length
         self._check_positions(min(max(tokens, default=0), limit))
         kept = stored_images(rows.select_columns([self._image, self._text]), self._image)
-        check_images(kept, self._image)
         # all lengths alike: which texts are compared must not depend on how long they are
         lengths = np.ones(len(kept), dtype=np.int64)
         cut = sum(n > limit for n in tokens)
@@ -173,7 +175,7 @@ class ImageText(Task):
 def _check_texts(texts: Sequence[Any], column: str) -> None:
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text:
-            holds = f"holds {shown_value(text)}, which is no text," if text else "has no text"
+            holds = f"holds {shown_value(text)}, which is no text" if text else "has no text"
             raise row_error(f"column '{column}' {holds}", row, key="data.columns.text")
 
 

@@ -13,11 +13,8 @@ from torch import Tensor, nn
 
 from sora_cli.recipe.families import ImageClassificationOptions
 from sora_cli.tasks.base import Encoded, Predictions
-from sora_cli.tasks.classes import (
-    OneClass,
-    encode_classes,
-    find_class_names,
-)
+from sora_cli.tasks.classes import OneClass
+from sora_cli.tasks.labels import encode_classes
 from sora_cli.tasks.pixels import (
     ImageFormat,
     check_images,
@@ -61,13 +58,15 @@ class ImageClassification(OneClass):
         self._label = self.data.label_column
         self._check_columns(train)
         self.input_columns, self.label_column = (self._image,), self._label
-        self._names = find_class_names(train, self.data)
+        self._bind_labels(train, self._label)
+
+    def check(self, rows: Dataset) -> None:
+        self._check_columns(rows)
+        self._check_labels(rows)
+        check_images(stored_images(rows.select_columns([self._image]), self._image), self._image)
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        self._check_columns(rows)
-        encode_classes(rows[self._label][:], self._names, column=self._label)
         kept = stored_images(rows.select_columns([self._image, self._label]), self._image)
-        check_images(kept, self._image)
         return Encoded(kept, np.ones(len(kept), dtype=np.int64), truncated=0)
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
@@ -89,5 +88,5 @@ class ImageClassification(OneClass):
         ]
 
     def _check_columns(self, rows: Dataset) -> None:
-        require_column(self._image, rows.column_names, key="data.columns.image")
-        require_column(self._label, rows.column_names, key="data.label_column")
+        require_column(self._image, rows.column_names)
+        require_column(self._label, rows.column_names, hint="data.label_column=COLUMN")

@@ -10,13 +10,14 @@ from datasets import Dataset
 
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 from sora_cli.tasks.base import Encoded, Predictions
-from sora_cli.tasks.choices import find_form, read_choices, right_places
+from sora_cli.tasks.choices import Choices, find_form, read_choices, right_places
 from sora_cli.tasks.classes import chosen_classes, class_loss, class_scores
 from sora_cli.tasks.metrics import Scored
 from sora_cli.tasks.texts import require_column
 
 _LABELS = ("answerKey", "answer")
 """Usual names of the column that says which choice is right, beside `data.label_column`."""
+_ALIKE = "have choices that are all alike within data.max_length: nothing to choose from"
 
 
 class MultipleChoice(Scored):
@@ -33,10 +34,11 @@ class MultipleChoice(Scored):
         self.input_columns = self._form.columns(columns)
         self._label = self.label_column = self._find_label(columns)
 
+    def check(self, rows: Dataset) -> None:
+        self._read(rows)
+
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        choices = read_choices(rows, self._form)
-        require_column(self._label, rows.column_names, key="data.label_column")
-        right = right_places(rows[self._label][:], choices, self._label)
+        choices, right = self._read(rows)
         flat = tokenise(choices.pairs(), processor, max_length=self.data.max_length)
         shape = (len(right), choices.number)
         cut = np.asarray(flat[TRUNCATED][:]).reshape(shape).any(axis=1)
@@ -48,6 +50,7 @@ class MultipleChoice(Scored):
             truncated=int(cut.sum()),
             longest=longest,
             examples=None if training else Dataset.from_dict({"choices": choices.texts}),
+            lacking={_ALIKE: _alike(features, np.flatnonzero(cut))},
         )
 
     def collator(self, processor: Any) -> Any:
@@ -78,6 +81,12 @@ class MultipleChoice(Scored):
             )
         ]
 
+    def _read(self, rows: Dataset) -> tuple[Choices, list[int]]:
+        """Return the texts of rows, and the places of the right choices."""
+        choices = read_choices(rows, self._form)
+        require_column(self._label, rows.column_names)
+        return choices, right_places(rows[self._label][:], choices, self._label)
+
     def _find_label(self, columns: list[str]) -> str:
         """Return the recipe's label column; if it names none, one with a usual name."""
         wanted = self.data.label_column
@@ -86,7 +95,7 @@ class MultipleChoice(Scored):
         free = [column for column in columns if column not in self.input_columns]
         found = next((column for column in candidates if column in free), wanted)
         hint = "name the column that says which choice is right: data.label_column=COLUMN"
-        require_column(found, free, key="data.label_column", hint=hint)
+        require_column(found, free, key="data.label_column" if named else None, hint=hint)
         return found
 
 
@@ -95,6 +104,12 @@ def _labelled(predictions: Predictions) -> Predictions:
     rows = predictions.encoded
     labels = np.asarray(rows.dataset["labels"][:])
     return Predictions(predictions.outputs, labels, rows, predictions.texts)
+
+
+def _alike(features: Dataset, rows: np.ndarray) -> int:
+    """Return how many of these rows have choices that are all the same tokens."""
+    choices = features.select(rows)["input_ids"][:] if len(rows) else []
+    return sum(all(ids == row[0] for ids in row) for row in choices)
 
 
 def _grouped(flat: Dataset, number: int) -> Dataset:

@@ -20,7 +20,7 @@ from datasets import Dataset, Value
 from torch import Tensor, nn
 
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.tasks.texts import COUNTED
+from sora_cli.data.places import RowError
 
 Stored = Mapping[str, Any]
 """An image that is not decoded: its file's `bytes`, or the `path` they are read from."""
@@ -52,17 +52,16 @@ def stored_images(rows: Dataset, column: str) -> Dataset:
         column: of images, of files' bytes, or of paths.
 
     Raises:
-        SoraError: the column holds something else.
+        RowError: the column holds something else.
     """
     feature = rows.features[column]
     names = feature.keys() if isinstance(feature, dict) else set()
     stored = isinstance(feature, Value) and feature.dtype.endswith(("string", "binary"))
     if not (isinstance(feature, datasets.Image) or stored or names == {"bytes", "path"}):
-        raise SoraError(
+        raise RowError(
             f"column '{column}' holds no images, but {feature}",
             hint="name another column: data.columns.image=COLUMN (images, bytes of their files, "
             "or paths)",
-            key="data.columns.image",
         )
     return rows.cast_column(column, datasets.Image(decode=False))
 
@@ -77,17 +76,17 @@ def check_images(rows: Dataset, column: str) -> None:
         column: of stored images.
 
     Raises:
-        SoraError: an image is missing, damaged or of more than 8 bits a channel; it names the row.
+        RowError: an image is missing, damaged or of more than 8 bits a channel.
     """
     first = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for batch in rows.select_columns(column).iter(batch_size=_CHECKED):
             for row, fault in enumerate(pool.map(_find_fault, batch[column]), start=first):
                 if fault is not None:
-                    raise SoraError(
-                        f"column '{column}': the image in row {row} {COUNTED} {fault}",
+                    raise RowError(
+                        f"column '{column}': the image {fault}",
+                        row,
                         hint="take such rows out of the data, or put them right",
-                        key="data",
                     )
             first += len(batch[column])
 

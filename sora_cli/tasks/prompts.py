@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
+from sora_cli.data.places import RowError
 from sora_cli.tasks.texts import fill
 
 PLAIN = "### Instruction:\n{instruction}\n\n### Response:\n"
 PLAIN_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 _KEYS = {"role": ("role", "from"), "content": ("content", "value")}
-_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+_ASSISTANT = "assistant"
+_ROLES = {"human": "user", "gpt": _ASSISTANT}  # ShareGPT's names
 
 Message = dict[str, str]
 
@@ -29,10 +30,12 @@ class Dialogue:
     Attributes:
         pieces: texts in order, each with whether it is learned.
         reference: the last thing that is learned, as a person would write it.
+        empty: an answer that is learned is nothing but its end.
     """
 
     pieces: tuple[tuple[str, bool], ...]
     reference: str
+    empty: bool = False
 
     @property
     def prompt(self) -> tuple[str, ...]:
@@ -47,18 +50,26 @@ def messages_of(
     """Return a row of a chat or of an instruction as messages.
 
     Raises:
-        SoraError: the column of the chat holds something else.
+        RowError: the column of the chat holds something else, or no answer at its end.
     """
     first = [] if system is None else [{"role": "system", "content": system}]
     if "messages" in columns:
-        return [*first, *_message_list(row[columns["messages"]], columns["messages"])]
+        messages = _message_list(row[columns["messages"]], columns["messages"])
+        if messages[-1]["role"] != _ASSISTANT:
+            raise RowError("a chat does not end with the assistant's answer")
+        return [*first, *messages]
     extra = str(row[columns["input"]] or "") if "input" in columns else ""
     asked = str(row[columns["instruction"]])
     return [
         *first,
         {"role": "user", "content": f"{asked}\n\n{extra}" if extra else asked},
-        {"role": "assistant", "content": str(row[columns["output"]])},
+        {"role": _ASSISTANT, "content": str(row[columns["output"]])},
     ]
+
+
+def answered(messages: Sequence[Message]) -> bool:
+    """Return whether the assistant says anything."""
+    return any(m["content"].strip() for m in messages if m["role"] == _ASSISTANT)
 
 
 def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
@@ -68,18 +79,19 @@ def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
     then only the last answer is learned.
     """
     whole = _rendered(messages, tokenizer, prompt=False)
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers or answers[-1] != len(messages) - 1:
-        raise SoraError("a chat does not end with the assistant's answer", key="data")
+    answers = [i for i, message in enumerate(messages) if message["role"] == _ASSISTANT]
     pieces = _learned_pieces(whole, messages, answers, tokenizer)
-    pieces = pieces or _learned_pieces(whole, messages, answers[-1:], tokenizer)
     if pieces is None:
-        raise SoraError(
+        answers = answers[-1:]
+        pieces = _learned_pieces(whole, messages, answers, tokenizer)
+    if pieces is None:
+        raise RowError(
             "the tokenizer's chat template does not put an answer after its prompt",
             hint="task.prompt=plain",
             key="task.prompt",
         )
-    return Dialogue(tuple(pieces), messages[-1]["content"])
+    empty = not all(messages[i]["content"].strip() for i in answers)
+    return Dialogue(tuple(pieces), messages[-1]["content"], empty)
 
 
 def plain_dialogue(
@@ -127,10 +139,9 @@ def _rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> s
             list(messages), tokenize=False, add_generation_prompt=prompt
         )
     except TemplateError as error:
-        raise SoraError(
+        raise RowError(
             f"the tokenizer's chat template refuses a row: {error}",
             hint="its roles must be system, user and assistant in turns; or task.prompt=plain",
-            key="data",
         ) from error
     return text
 
@@ -138,9 +149,9 @@ def _rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> s
 def _message_list(value: Any, column: str) -> list[Message]:
     """Return a list of messages, whatever their keys are called."""
     if not isinstance(value, list) or not value:
-        raise SoraError(
+        raise RowError(
             f"column '{column}' holds {shown_value(value)}, which is no list of messages",
-            key="data.columns.messages",
+            hint="name another column: data.columns.messages=COLUMN",
         )
     return [_message(item, column) for item in value]
 
@@ -152,10 +163,9 @@ def _message(item: Any, column: str) -> Message:
             next((item[n] for n in names if n in item), None) if isinstance(item, dict) else None
         )
         if not isinstance(value, str):
-            raise SoraError(
+            raise RowError(
                 f"column '{column}' holds a message without '{part}': {shown_value(item)}",
                 hint="messages are [{role: user, content: ...}, {role: assistant, content: ...}]",
-                key="data.columns.messages",
             )
         found[part] = value
     return {"role": _ROLES.get(found["role"], found["role"]), "content": found["content"]}

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from sora_cli.core.errors import SoraError
+from sora_cli.data.places import RowError
 from sora_cli.data.processor import pad_inputs
 from sora_cli.recipe.families import QuestionAnsweringOptions
 from sora_cli.tasks.answers import Answers, read_answers, read_texts
@@ -37,12 +37,17 @@ class QuestionAnswering(Task):
         self.input_columns = (self._columns["question"], self._columns["context"])
         self.label_column = self._columns["answers"]
 
+    def check(self, rows: Dataset) -> None:
+        _, _, answers = self._read(rows)
+        if not any(answer.usable for answer in answers):
+            raise RowError(
+                "there is nothing to learn: no answer stands in its context",
+                hint="name the columns that belong together: data.columns='{context: COLUMN, "
+                "answers: COLUMN}'",
+            )
+
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        named = self.require_columns(rows.column_names, tuple(self._columns))
-        questions, contexts = (read_texts(rows, named[p], p) for p in ("question", "context"))
-        answers = read_answers(
-            rows, named["answers"], contexts, unanswerable=self.options.unanswerable
-        )
+        questions, contexts, answers = self._read(rows)
         places = [answer.place or (-1, -1) for answer in answers]
         texts = Dataset.from_dict(
             {
@@ -140,6 +145,15 @@ class QuestionAnswering(Task):
             for row, (text, score) in zip(predictions.encoded.raw, answers, strict=True)
         ]  # fmt: skip
 
+    def _read(self, rows: Dataset) -> tuple[list[str], list[str], list[Answers]]:
+        """Return questions, contexts and answers of rows."""
+        named = self.require_columns(rows.column_names, tuple(self._columns))
+        questions, contexts = (read_texts(rows, named[p], p) for p in ("question", "context"))
+        answers = read_answers(
+            rows, named["answers"], contexts, unanswerable=self.options.unanswerable
+        )
+        return questions, contexts, answers
+
     def _ids(self, rows: Dataset) -> dict[str, list[Any]]:
         there = self._id is not None and self._id in rows.column_names
         return {"id": rows[self._id][:]} if there else {}
@@ -174,15 +188,7 @@ class QuestionAnswering(Task):
 
 def _usable(answers: Sequence[Answers]) -> list[int]:
     """Return rows to learn from: the answer stands in the context, or is known to be missing."""
-    kept = [i for i, answer in enumerate(answers) if answer.usable]
-    if not kept:
-        raise SoraError(
-            "no answer stands in its context",
-            hint="name the columns that belong together: data.columns='{context: COLUMN, answers: "
-            "COLUMN}'",
-            key="data.columns",
-        )
-    return kept
+    return [i for i, answer in enumerate(answers) if answer.usable]
 
 
 def _lose_padding(model: nn.Module, given: Any, batch: Mapping[str, Any], outputs: Any) -> Any:

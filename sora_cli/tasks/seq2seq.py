@@ -106,6 +106,10 @@ class Seq2Seq(Writing):
         for column in self.input_columns:
             require_column(column, columns, key="data.text_columns")
 
+    def check(self, rows: Dataset) -> None:
+        texts_of(rows, self._source, key="data.columns.source")
+        texts_of(rows, self._target, key="data.columns.target")
+
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         sources = texts_of(rows, self._source, key="data.columns.source")
         targets = texts_of(rows, self._target, key="data.columns.target")

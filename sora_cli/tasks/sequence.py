@@ -11,13 +11,11 @@ from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
+from sora_cli.data.places import RowError
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 from sora_cli.tasks.base import Encoded, Predictions
-from sora_cli.tasks.classes import (
-    OneClass,
-    encode_classes,
-    find_class_names,
-)
+from sora_cli.tasks.classes import OneClass
+from sora_cli.tasks.labels import encode_classes
 from sora_cli.tasks.metrics import Scored
 from sora_cli.tasks.texts import check_text, columns_in, made_texts, require_column, row_error
 
@@ -39,18 +37,23 @@ class _Sequence(Scored):
 
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
+        named_label = "label_column" in self.data.model_fields_set
         self._entries = self._find_text_columns(columns)
         named = (name for entry in self._entries for name in columns_in(entry, columns))
         self.input_columns = tuple(dict.fromkeys(named))
         self.label_column = self.data.label_column
-        require_column(self.data.label_column, columns, key="data.label_column")
+        key, hint = "data.label_column", "data.label_column=COLUMN"
+        require_column(self.label_column, columns, key=key if named_label else None, hint=hint)
 
-    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
+    def check(self, rows: Dataset) -> None:
         for column in (*self.input_columns, self.data.label_column):
-            require_column(column, rows.column_names, key="data")
+            require_column(column, rows.column_names)
         for column in self.input_columns:
             for row, text in enumerate(rows[column][:]):
                 check_text(text, column, row, key="data.text_columns", empty=True)
+        self.check_labels(rows)
+
+    def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         labels = self.encode_labels(rows[self.data.label_column][:])
         texts = made_texts(rows, self._entries)
         features = tokenise(texts, processor, max_length=self.data.max_length)
@@ -58,7 +61,12 @@ class _Sequence(Scored):
         lengths = token_counts(features)
         features = features.remove_columns([TRUNCATED, TOKENS])
         features = features.add_column("labels", np.asarray(labels))
-        return Encoded(features, lengths, truncated, longest)
+        empty = sum(not "".join(map(str, row.values())).strip() for row in texts)
+        return Encoded(features, lengths, truncated, longest, lacking={"have no text": empty})
+
+    @abstractmethod
+    def check_labels(self, rows: Dataset) -> None:
+        """Check the labels of a split."""
 
     @abstractmethod
     def encode_labels(self, values: Any) -> list[Any]:
@@ -75,10 +83,9 @@ class _Sequence(Scored):
             for usual in _USUAL_COLUMNS:
                 if set(usual) <= set(columns):
                     return usual
-            raise SoraError(
+            raise RowError(
                 f"no text columns found among {', '.join(columns)}",
                 hint="name one or two: data.text_columns=[premise,hypothesis]",
-                key="data.text_columns",
             )
         if not 1 <= len(wanted) <= 2:
             raise SoraError(
@@ -95,7 +102,10 @@ class SequenceClassification(OneClass, _Sequence):
 
     def bind(self, train: Dataset) -> None:
         super().bind(train)
-        self._names = find_class_names(train, self.data)
+        self._bind_labels(train, self.data.label_column)
+
+    def check_labels(self, rows: Dataset) -> None:
+        self._check_labels(rows)
 
     def encode_labels(self, values: Any) -> list[int]:
         return encode_classes(list(values), self._names, column=self.data.label_column)
@@ -106,6 +116,9 @@ class SequenceRegression(_Sequence):
 
     def model_options(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
+
+    def check_labels(self, rows: Dataset) -> None:
+        self.encode_labels(rows[self.data.label_column][:])
 
     def encode_labels(self, values: Any) -> list[float]:
         labels: list[float] = []

@@ -12,33 +12,40 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features
+from datasets import Dataset
 
-from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
+from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock
-from sora_cli.tasks.classes import encode_classes, find_class_names
+from sora_cli.tasks.labels import Labels, encode_classes, find_class_names
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.texts import require_offsets, row_error
 
 _KEY = "data.columns.tags"
 
 
-def find_tag_names(train: Dataset, column: str, data: DataBlock) -> list[str]:
+def tag_labels(rows: Dataset, column: str) -> Labels:
+    """Return the tags of all words, in order.
+
+    Raises:
+        RowError: tags that are no lists.
+    """
+    lists = _lists(rows, column, "tags")
+    values = [tag for tags in lists for tag in tags]
+    owners = np.repeat(np.arange(len(lists)), [len(tags) for tags in lists]).tolist()
+    return Labels(column, values, _item_feature(rows.features[column]), owners)
+
+
+def find_tag_names(tags: Labels, data: DataBlock) -> list[str]:
     """Return the tags' names in label order: the data set's, the recipe's, or the tags themselves.
 
     Raises:
-        SoraError: tags that are no lists of classes, or names that do not fit them.
+        SoraError: tags that are no classes, or names that do not fit them.
     """
-    values = [tag for tags in _lists(train, column, "tags") for tag in tags]
-    feature = _item_feature(train.features[column])
-    features = Features({column: feature}) if isinstance(feature, ClassLabel) else None
-    flat = Dataset.from_dict({column: values}, features)
     try:
-        return find_class_names(flat, data.model_copy(update={"label_column": column}))
-    except SoraError as error:
-        if error.key == "data.label_column":
-            error.key, error.hint = _KEY, "tags are names, or numbers named by data.label_names"
+        return find_class_names(tags, data)
+    except RowError as error:
+        error.hint = "tags are names, or numbers named by data.label_names"
         raise
 
 
@@ -69,7 +76,8 @@ def read_tags(
     for row, (listed, own) in enumerate(zip(tags, words, strict=True)):
         if len(listed) != len(own):
             raise row_error(f"{len(listed)} tags for {len(own)} words", row, key=_KEY)
-    numbers = encode_classes([tag for listed in tags for tag in listed], names, column=column)
+    flat = tag_labels(rows, column)
+    numbers = encode_classes(flat.values, names, column=column, rows=flat.rows)
     ends = np.cumsum([len(listed) for listed in tags])
     return [numbers[end - len(listed) : end] for listed, end in zip(tags, ends, strict=True)]
 
@@ -175,6 +183,6 @@ def _lists(rows: Dataset, column: str, part: str) -> list[list[Any]]:
     lists: list[list[Any]] = rows[column][:]
     for row, value in enumerate(lists):
         if not isinstance(value, list):
-            what = f"column '{column}' holds {shown_value(value)}, which is no list,"
+            what = f"column '{column}' holds {shown_value(value)}, which is no list"
             raise row_error(what, row, key=f"data.columns.{part}")
     return lists

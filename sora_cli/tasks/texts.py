@@ -15,8 +15,7 @@ from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
-
-COUNTED = "(counted from 0)"
+from sora_cli.data.places import RowError
 
 
 def texts_of(rows: Dataset, entry: str, *, key: str) -> list[str]:
@@ -26,10 +25,10 @@ def texts_of(rows: Dataset, entry: str, *, key: str) -> list[str]:
         key: of the recipe, where another column can be named.
 
     Raises:
-        SoraError: a column is missing, or a row has no text there.
+        RowError: a column is missing, or a row has no text there.
     """
     for column in columns_in(entry, rows.column_names):
-        require_column(column, rows.column_names, key="data")
+        require_column(column, rows.column_names)
         for row, value in enumerate(rows[column][:]):
             check_text(value, column, row, key=key)
     made = made_texts(rows, [entry])
@@ -37,19 +36,19 @@ def texts_of(rows: Dataset, entry: str, *, key: str) -> list[str]:
 
 
 def require_column(
-    column: str, columns: Sequence[str], *, key: str, hint: str | None = None
+    column: str, columns: Sequence[str], *, key: str | None = None, hint: str | None = None
 ) -> None:
     """Check that a column is there.
 
     Args:
-        key: of the recipe, where the column is named; "data": the recipe named no column.
+        key: of the recipe, where the column is named; None: the recipe names none.
 
     Raises:
-        SoraError: it is not; the message says which are.
+        RowError: it is not; the message says which are.
     """
     if column not in columns:
-        what = f"no column '{column}'" if key == "data" else f"{key}: no column '{column}'"
-        raise SoraError(what, where=f"there are: {', '.join(columns)}", hint=hint, key=key)
+        what = f"no column '{column}'" if key is None else f"{key}: no column '{column}'"
+        raise RowError(what, where=f"there are: {', '.join(columns)}", hint=hint, key=key)
 
 
 def check_text(value: Any, column: str, row: int, *, key: str, empty: bool = False) -> None:
@@ -59,25 +58,25 @@ def check_text(value: Any, column: str, row: int, *, key: str, empty: bool = Fal
         empty: it may be an empty text.
 
     Raises:
-        SoraError: it is not.
+        RowError: it is not.
     """
-    if isinstance(value, str | int | float) and (empty or value != ""):
+    missing = value is None or value != value  # NaN
+    if not missing and isinstance(value, str | int | float) and (empty or value != ""):
         return
-    holds = (
-        "has no text" if value in (None, "") else f"holds {shown_value(value)}, which is no text,"
-    )
+    nothing = missing or value == ""
+    holds = "has no text" if nothing else f"holds {shown_value(value)}, which is no text"
     raise row_error(f"column '{column}' {holds}", row, key=key)
 
 
-def row_error(what: str, row: int, *, key: str, hint: str | None = None) -> SoraError:
-    """Make the error about one row.
+def row_error(what: str, row: int, *, key: str, hint: str | None = None) -> RowError:
+    """Make the error about one row, which lacks what it should have.
 
     Args:
         key: of the recipe, where another column can be named.
         hint: None: to leave such rows out, or to name another column.
     """
     hint = hint or f"take such rows out of the data, or name another column: {key}=COLUMN"
-    return SoraError(f"{what} in row {row} {COUNTED}", hint=hint, key=key)
+    return RowError(what, row, hint=hint)
 
 
 def require_offsets(tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,14 @@ from sora_cli.recipe.families import TokenClassificationOptions
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.classes import class_options
 from sora_cli.tasks.language import IGNORED
-from sora_cli.tasks.tags import align, find_tag_names, read_tags, read_words, tags_inside
+from sora_cli.tasks.tags import (
+    align,
+    find_tag_names,
+    read_tags,
+    read_words,
+    tag_labels,
+    tags_inside,
+)
 
 _OUTSIDE = "O"
 _ENTITY_PARTS = ("B-", "I-", "E-", "S-")
@@ -38,8 +46,16 @@ class TokenClassification(Task):
         self._columns = self.require_columns(train.column_names, ("tokens", "tags"))
         self.input_columns = (self._columns["tokens"],)
         self.label_column = self._columns["tags"]
-        self._names = find_tag_names(train, self._columns["tags"], self.data)
+        tags = tag_labels(train, self._columns["tags"])
+        self._names = find_tag_names(tags, self.data)
+        self._trained = replace(tags, values=tags.values[:1], rows=tags.rows[:1])
         self._check_entities()
+
+    def check(self, rows: Dataset) -> None:
+        named = self.require_columns(rows.column_names, tuple(self._columns))
+        words = read_words(rows, named["tokens"])
+        tag_labels(rows, named["tags"]).check_fits(self._trained)
+        read_tags(rows, named["tags"], words, self._names)
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         named = self.require_columns(rows.column_names, tuple(self._columns))
@@ -50,14 +66,16 @@ class TokenClassification(Task):
         made = align(words, tags, processor, max_length=limit, inside=inside)
         tokens = np.asarray(made["tokens"][:])
         made = made.remove_columns("tokens")
-        if training:
-            made = _learnable(made)
+        unread = [max(labels) == IGNORED for labels in made["labels"]]
+        if training and sum(unread) < len(unread):  # a batch of them would have no loss
+            made = made.select([row for row, nothing in enumerate(unread) if not nothing])
         return Encoded(
             made,
             np.array([len(ids) for ids in made["input_ids"]]),
             truncated=int((tokens > limit).sum()),
             longest=int(tokens.max()),
             examples=None if training else Dataset.from_dict({"words": words, "tags": tags}),
+            lacking={"have no word within data.max_length": sum(unread)},
         )
 
     @property
@@ -66,6 +84,17 @@ class TokenClassification(Task):
 
     def model_options(self) -> dict[str, Any]:
         return class_options(self._names)
+
+    def class_counts(self, rows: Encoded) -> np.ndarray:
+        """Return how many words have each tag, (tags,); those beyond max_length are not read."""
+        columns = (rows.dataset[name][:] for name in ("labels", "places"))
+        tags = [
+            tag
+            for row in zip(*columns, strict=True)
+            for tag, place in zip(*row, strict=True)
+            if place != IGNORED
+        ]
+        return np.bincount(np.asarray(tags, dtype=np.int64), minlength=len(self._names))
 
     def collator(self, processor: Any) -> Any:
         def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -172,14 +201,3 @@ class TokenClassification(Task):
 def _accuracy(wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]) -> float:
     """Return the share of words whose tag is right; words without a token count as wrong."""
     return float(np.mean(np.concatenate(wanted) == np.concatenate(given)))
-
-
-def _learnable(rows: Dataset) -> Dataset:
-    """Leave out rows none of whose words has a token: a batch of them would have no loss."""
-    kept = [i for i, labels in enumerate(rows["labels"]) if max(labels) != IGNORED]
-    if not kept:
-        raise SoraError(
-            "no row has a word within data.max_length", hint="data.max_length=MORE",
-            key="data.max_length",
-        )  # fmt: skip
-    return rows if len(kept) == len(rows) else rows.select(kept)

@@ -16,8 +16,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sora_cli.core.errors import SoraError
-from sora_cli.tasks.texts import COUNTED, require_offsets, row_error
+from sora_cli.data.places import RowError
+from sora_cli.tasks.texts import require_offsets, row_error
 
 
 def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int) -> Dataset:
@@ -148,9 +148,10 @@ def _check_room(
     least = longest + special + stride + 1
     if least > max_length:
         row = numbers[counts.index(longest)]
-        raise SoraError(
-            f"the question of row {row} {COUNTED} has {longest} tokens: in windows of "
-            f"{max_length} that have {stride} in common it leaves no room",
+        raise RowError(
+            f"the question has {longest} tokens: in windows of {max_length} that have {stride} in "
+            "common it leaves no room",
+            row,
             hint=f"data.max_length={least}, or a smaller task.stride",
             key="data.max_length",
         )

@@ -23,10 +23,11 @@ def lines(rows: list[dict[str, Any]], *more: str) -> str:
 
 
 def changed(key: str, values: list[Any], rows: int = 8) -> str:
-    """Rows whose last have other values of a key."""
+    """Rows whose last have other values of a key, the first of these marked."""
     made = pair_rows(rows)
     for row, value in zip(reversed(made), values, strict=False):
         row[key] = value
+    made[-len(values)]["mark"] = WORD
     return lines(made)
 
 
@@ -121,59 +122,62 @@ COLUMNS: dict[str, Case] = {
     "three text columns": bad("one or two columns, not 3", r=recipe("data",
         "text_columns: [sentence1, sentence2, label]")),
     "no text columns": bad("one or two columns, not 0", r=recipe("data", "text_columns: []")),
-    "unusual names": bad("no text columns found among", r=recipe(), at=("r.yaml", "data:"),
-        then="data.text_columns=", **{"train.jsonl": lines([{"a": "x", "label": 0}])}),
+    "unusual names": bad("no text columns found among", r=recipe(),
+        then="train.jsonl, split 'train'", **{"train.jsonl": lines([{"a": "x", "label": 0}])}),
     "no label column": bad("no column 'gold'", r=recipe("data", "label_column: gold"),
         then="label"),
-    "a column that one split lacks": bad("no column 'sentence2'", r=files(validation="b.jsonl"),
-        then="split 'validation'", **{"b.jsonl": lines([{"sentence1": "a", "label": 1}])}),
-    "a text that is missing": bad("column 'sentence1' has no text in row 7", r=recipe(),
-        at=("r.yaml", "data:"), then="split 'train'", **{"train.jsonl": changed("sentence1",
+    "a column that one split lacks": bad("no column 'sentence2'", r=recipe(),
+        then="validation.jsonl, split 'validation'; there are: sentence1, label",
+        **{"validation.jsonl": lines([{"sentence1": "a", "label": 1}])}),
+    "a text that is missing": bad("column 'sentence1' has no text", r=recipe(),
+        at=("train.jsonl", WORD), then="split 'train'", **{"train.jsonl": changed("sentence1",
         [None])}),
-    "texts in lists": bad("which is no text, in row 0", r=recipe(), at=("r.yaml", "data:"),
+    "texts in lists": bad("which is no text", r=recipe(), at=("train.jsonl", WORD),
         then="data.text_columns", **{"train.jsonl": changed("sentence1", [["a", "b"]] * 8)}),
-    "texts and lists": bad("which is no text, in row 7", r=recipe(), at=("r.yaml", "data:"),
+    "texts and lists": bad("which is no text", r=recipe(), at=("train.jsonl", WORD),
         then="data.text_columns", **{"train.jsonl": changed("sentence1", [{"a": 1}])}),
 }  # fmt: skip
 LABELS: dict[str, Case] = {
-    f"{name}": bad(says, r=made, at=("r.yaml", at), then=then, **{file: content})
-    for name, made, file, content, says, at, then in [
+    f"{name}": bad(says, r=made, at=(file, WORD), then=then, **{file: content})
+    for name, made, file, content, says, then in [
         ("unseen in training", recipe(), "validation.jsonl", changed("label", [2]),
-            "none of the 2 classes: 2", "data:", "split 'validation'"),
+            "label 2 in column 'label' is none of the 2 classes", "split 'validation'"),
         ("unknown", recipe(), "validation.jsonl", changed("label", [-1]),
-            "none of the 2 classes: -1", "data:", "without labels cannot be evaluated"),
+            "label -1 in column 'label' is none", "without labels cannot be evaluated"),
         ("missing in validation", recipe(), "validation.jsonl", changed("label", [None]),
-            "none of the 2 classes: None", "data:", "data.label_names"),
+            "column 'label' has no label", "data.label_column"),
         ("missing in training", recipe(), "train.jsonl", changed("label", [None]),
-            "no label in row 7", "data:", "data.label_column"),
+            "column 'label' has no label", "data.label_column"),
         ("not a number", recipe(), "train.jsonl", changed("label", [float("nan")]),
-            "no label in row 7", "data:", "data.label_column"),
+            "column 'label' has no label", "data.label_column"),
         ("of two types", recipe(), "train.jsonl", changed("label", ["yes"]),
-            "no classes from 0 upwards", "data:", "data.label_names"),
+            "texts here ('yes'), but whole numbers before", "write all labels alike"),
         ("in lists", recipe(), "train.jsonl", changed("label", [[1]] * 8),
-            "holds [1], which is no label, in row 0", "data:", "data.label_column"),
+            "holds [1], which is no label", "data.label_column"),
         ("in lists later", recipe(), "validation.jsonl", changed("label", [[1]] * 8),
-            "none of the 2 classes: [1]", "data:", "classes: 0, 1"),
-        ("fractions", recipe(), "train.jsonl", changed("label", [0.5]), "fractional numbers",
-            "data:", "task.name=sequence-regression"),
+            "holds [1], which is no label", "data.label_column"),
+        ("fractions", recipe(), "train.jsonl", changed("label", [0.5]), "fractional numbers (0.5)",
+            "task.name=sequence-regression"),
         ("row numbers", recipe(), "train.jsonl", changed("label", [10**9]),
-            "numbers up to 1000000000", "data:", "sequence-regression"),
+            "numbers up to 1000000000", "sequence-regression"),
         ("below zero", recipe(), "train.jsonl", changed("label", [-1]),
-            "no classes from 0 upwards: -1", "data:", "label_names"),
-        ("of one class", recipe(), "train.jsonl", changed("label", [1] * 8), "one class only: 1",
-            "data:", "data.label_names=[...]"),
+            "no classes from 0 upwards: -1", "label_names"),
         ("words for numbers", REGRESSION, "train.jsonl", changed("label", ["high"]),
-            "not all numbers: 'high' in row 7", "data:", "task.name=sequence-classification"),
+            "not all numbers: 'high'", "task.name=sequence-classification"),
         ("no numbers", REGRESSION, "validation.jsonl", changed("label", [None]),
-            "not all numbers: null in row 7", "data:", "split 'validation'"),
+            "not all numbers: null", "split 'validation'"),
         ("infinite", REGRESSION, "train.jsonl", changed("label", [float("inf")]),
-            "a number that is NaN or infinite in row 7", "data:", "take such rows out"),
-        ("names of others", recipe("data", "label_names: [a, b]"), "train.jsonl",
-            changed("label", ["c"] * 8), "none of the 2 classes: c", HERE, "classes: a, b"),
-        ("too few names", recipe("data", "label_names: [a, b]"), "train.jsonl",
-            changed("label", [2]), "none of the 2 classes: 2", HERE, "classes: a, b"),
+            "a number that is NaN or infinite", "take such rows out"),
+        ("names of others", recipe("data", "label_names: [a, b]").replace(HERE, ""), "train.jsonl",
+            changed("label", ["c"] * 8), "label 'c' in column 'label' is none", "classes: a, b"),
+        ("too few names", recipe("data", "label_names: [a, b]").replace(HERE, ""), "train.jsonl",
+            changed("label", [2]), "label 2 in column 'label' is none", "classes: a, b"),
     ]
 }  # fmt: skip
+LABELS["of one class"] = bad(
+    "one class only: 1", r=recipe(), then="train.jsonl, split 'train'",
+    **{"train.jsonl": changed("label", [1] * 8)},
+)  # fmt: skip
 NAMES: dict[str, Case] = {
     "more names than classes": bad("data.label_names do not fit",
         r=FOLDER.replace(HERE, "").replace("path: d", f"path: d\n  label_names: [a, b, c] {HERE}"),
@@ -181,7 +185,8 @@ NAMES: dict[str, Case] = {
     "names in another order": bad("data.label_names do not fit",
         r=FOLDER.replace(HERE, "").replace("path: d", f"path: d\n  label_names: [b, a] {HERE}"),
         then="the data's, in their order: a, b", d=saved([0, 1], ["a", "b"])),
-    "hidden labels": bad("none of the 2 classes: -1", r=FOLDER, at=("r.yaml", "data:"),
+    "hidden labels": bad("label -1 in column 'label' is none of the 2 classes",
+        r=FOLDER.replace(HERE, ""), then="row 0 (counted from 0), split 'train'",
         d=saved([-1, -1], ["a", "b"])),
     "longer than the model reads": bad("rows of 80 tokens do not fit the model",
         r=recipe("data", "max_length: 80"), then="data.max_length=64",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
@@ -63,14 +64,14 @@ def test_column_missing_in_one_split(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "no column 'sentence2'" in lines[0]
 
 
-@pytest.mark.parametrize(("label", "shown"), [(2, "2"), (-1, "-1"), (None, "None")])
+@pytest.mark.parametrize("label", [2, -1])
 def test_labels_unseen_in_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], label: Any, shown: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], label: int
 ) -> None:
     rows = [*pair_rows(4), {"sentence1": "a", "sentence2": "b", "label": label}]
     lines = _train(tmp_path, capsys, *_dirty(tmp_path, rows))
-    assert lines[0] == f"error: labels that are none of the 2 classes: {shown}"
-    assert "classes: 0, 1" in lines[1]
+    assert lines[0] == f"error: label {label} in column 'label' is none of the 2 classes"
+    assert "dirty.jsonl:5, split 'validation'; classes: 0, 1" in lines[1]
 
 
 def test_regression_on_strings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +87,96 @@ def test_fractions_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[
     lines = _train(tmp_path, capsys, f"data.path={folder}", "data.name=stsb")
     assert "fractional numbers" in lines[0]
     assert "task.name=sequence-regression" in lines[-1]
+
+
+HEADER = "sentence1,sentence2,label\n"
+PLAIN = HEADER + "".join(f"the cat {i},a dog,{i % 2}\n" for i in range(8))
+JSON_ROWS = [{"sentence1": f"cat {i}", "sentence2": "dog", "label": i % 2} for i in range(8)]
+
+
+def _json(number: int, **changed: Any) -> str:
+    rows = [row | changed if i == number else row for i, row in enumerate(JSON_ROWS)]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+FAULTS: dict[str, tuple[str, str, int | None, str, str]] = {
+    # ending, content, line that is named, what is said, and what to do
+    "missing column": ("csv", PLAIN.replace("sentence2", "other", 1), 1, "no column 'sentence2'",
+        "there are: sentence1, other, label"),
+    "semicolons": ("csv", PLAIN.replace(",", ";"), 1, "no column 'sentence1'", "write commas"),
+    "empty cell": ("csv", PLAIN.replace("the cat 3", "", 1), 5, "'sentence1' has no text",
+        "data.text_columns"),
+    "after a quoted newline": ("csv", PLAIN.replace("the cat 1", '"the\n\ncat"').replace(
+        "the cat 3", "", 1), 7, "'sentence1' has no text", "data.text_columns"),
+    "short line": ("csv", PLAIN.replace("3,a dog,1", "3,a dog"), 5, "'label' has no label",
+        "data.label_column"),
+    "long first line": ("csv", PLAIN.replace("0,a dog,0", "0,a dog,0,1"), 2,
+        "4 fields, where the header has 3", "into quotes"),
+    "long line": ("csv", PLAIN.replace("3,a dog,1", "3,a dog,1,1"), 5,
+        "4 fields, where the header has 3", ""),
+    "floats": ("csv", PLAIN.replace("dog,0", "dog,0.0").replace("dog,1", "dog,1.0"), 2,
+        "fractional numbers (0.0)", "write 1 for 1.0"),
+    "fractions": ("csv", PLAIN.replace("3,a dog,1", "3,a dog,0.5"), 5, "fractional numbers (0.5)",
+        "task.name=sequence-regression"),
+    "no label": ("csv", PLAIN.replace("3,a dog,1", "3,a dog,"), 5, "'label' has no label",
+        "data.label_column"),
+    "below zero": ("jsonl", _json(5, label=-1), 6, "-1", "data.label_names"),
+    "no text": ("jsonl", _json(5, sentence1=None), 6, "'sentence1' has no text", ""),
+    "list": ("jsonl", _json(5, sentence2=["x"]), 6, '["x"], which is no text', ""),
+    "mixed labels": ("jsonl", _json(5, label="yes"), 6, "texts here ('yes')", "write all labels"),
+    "broken JSON": ("jsonl", _json(5).replace('"cat 5"', '"cat 5', 1), 6, "no JSON", ""),
+    "other labels": ("jsonl", _json(0, label="0").replace('"label": 0', '"label": "n"').replace(
+        '"label": 1', '"label": "p"').replace('"0"', '"n"'), 1, "texts", "alike"),
+    "true and false": ("csv", PLAIN.replace("dog,0", "dog,False").replace("dog,1", "dog,True"), 2,
+        "true or false", "alike"),
+    "digits as texts": ("jsonl", "".join(json.dumps(row | {"label": str(row["label"])}) + "\n"
+        for row in JSON_ROWS), 1, "texts", "alike"),
+    "a row of parquet": ("parquet", _json(5, sentence1=None), None, "'sentence1' has no text",
+        "data.text_columns"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_by_file_line_and_split(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    split: str,
+) -> None:
+    """The origin shown was the last override, whatever the fault; no model is loaded before."""
+    ending, content, line, says, hint = FAULTS[fault]
+    monkeypatch.chdir(tmp_path)
+    Path("sound.csv").write_text(PLAIN)
+    Path("base").mkdir()  # no model could be loaded from it
+    Path("r.yaml").write_text(
+        "{model: {path: base}, task: {name: sequence-classification}, data: {files: {}},"
+        " method: {name: lora}}"
+    )
+    faulty = Path(f"faulty.{ending}")
+    if ending == "parquet":
+        rows = [json.loads(row) for row in content.splitlines()]
+        Dataset.from_list(rows).to_parquet(str(faulty))
+    else:
+        faulty.write_text(content)
+    files = {"train": "sound.csv", "validation": "sound.csv", split: str(faulty)}
+    words = [f"data.files.{name}={file}" for name, file in files.items()]
+    assert (
+        run(["train", "r.yaml", "--dry-run", "data.text_columns=[sentence1,sentence2]", *words])
+        == 2
+    )
+    error = capsys.readouterr().err.partition("error: ")[2]
+    lines = error.splitlines()
+    assert len(lines) <= 3
+    assert says in error
+    assert hint in error
+    place = "faulty.parquet, row 5 (counted from 0)" if line is None else f"faulty.{ending}:{line}"
+    assert place in lines[1]
+    assert f"split '{split}'" in lines[1] or f"data.files.{split} " in lines[0]
+    alike = hint == "alike"
+    assert ("sound.csv:2" in lines[1]) is alike
+    assert "command line" not in error or "data.text_columns" in error
 
 
 @pytest.mark.parametrize("recipe", ["rte", "official/rte"])

@@ -143,7 +143,7 @@ def test_a_row_that_does_not_fit_is_named(row: Any, message: str) -> None:
     good = {"messages": CHAT} if "messages" in row else {"instruction": "cat", "output": "dog"}
     task = _task([good])
     with pytest.raises(SoraError, match=message) as caught:
-        task.encode(Dataset.from_list([row]), chat_tokenizer())
+        task.check(Dataset.from_list([row]))
     assert "row 0 (counted from 0)" in str(caught.value)
 
 

@@ -144,8 +144,8 @@ def test_texts_that_the_model_has_no_positions_for() -> None:
 @pytest.mark.parametrize(("text", "message"), [("", "has no text"), (None, "has no text")])
 def test_a_row_without_a_text_is_named(text: str | None, message: str) -> None:
     rows = corner_rows(3).remove_columns("text").add_column("text", ["a", text, "the"])
-    with pytest.raises(SoraError, match=f"column 'text' {message} in row 1 .counted from 0."):
-        _task(rows).encode(rows, pair_processor())
+    with pytest.raises(SoraError, match=f"column 'text' {message}\nrow 1 .counted from 0."):
+        _task(rows).check(rows)
 
 
 def test_a_model_with_another_loss_is_refused() -> None:

@@ -120,22 +120,22 @@ def test_columns_that_do_not_fit(rows: Any, data: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("good", "bad", "message"),
     [
-        (PIQA, {"sol2": None}, r"column 'sol2' has no text in row 1 \(counted from 0\)"),
-        (PIQA, {"label": -1}, "label -1 in row 1 .* is none of its choices"),
-        (PIQA, {"label": 2}, "label 2 in row 1 .* is none of its choices"),
-        (PIQA, {"label": None}, "label null in row 1"),
-        (HELLASWAG, {"label": ""}, "label '' in row 1"),
-        (HELLASWAG, {"label": "D"}, "label 'D' in row 1"),
-        (HELLASWAG, {"endings": ["red", "blue"]}, "row 1 .* has 2 choices, others have 3"),
-        (HELLASWAG, {"endings": ["red", "", "old"]}, "column 'endings' has no text in row 1"),
+        (PIQA, {"sol2": None}, r"column 'sol2' has no text\nrow 1 \(counted from 0\)"),
+        (PIQA, {"label": -1}, "label -1 .* is none of its row's choices\nrow 1 "),
+        (PIQA, {"label": 2}, "label 2 .* is none of its row's choices\nrow 1 "),
+        (PIQA, {"label": None}, "label null in .*\nrow 1 "),
+        (HELLASWAG, {"label": ""}, "label '' in .*\nrow 1 "),
+        (HELLASWAG, {"label": "D"}, "label 'D' in .*\nrow 1 "),
+        (HELLASWAG, {"endings": ["red", "blue"]}, "has 2 choices here, 3 in other rows\nrow 1 "),
+        (HELLASWAG, {"endings": ["red", "", "old"]}, "column 'endings' has no text\nrow 1 "),
         (HELLASWAG, {"endings": None}, "which is no list of choices"),
-        (ARC, {"answerKey": "E"}, "label 'E' in row 1"),
+        (ARC, {"answerKey": "E"}, "label 'E' in .*\nrow 1 "),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(good: Any, bad: Any, message: str) -> None:
     rows = [good, {**good, **bad}, good]
     with pytest.raises(SoraError, match=message):
-        _encoded(_task([good]), rows)
+        _task([good]).check(Dataset.from_list(rows))
 
 
 def test_the_loss_is_the_models_own_over_all_rows() -> None:

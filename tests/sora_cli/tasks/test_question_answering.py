@@ -24,6 +24,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from sora_cli.core.errors import SoraError
+from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Predictions
@@ -224,25 +225,25 @@ def test_answers_that_stand_nowhere_are_not_learned_but_scored() -> None:
     ]
     assert task.remarks({"train": _encoded(task, [ROW], training=True)}) == []
     with pytest.raises(SoraError, match="no answer stands in its context"):
-        _encoded(task, rows[1:2], training=True)
+        task.check(Dataset.from_list(rows[1:2]))
 
 
 @pytest.mark.parametrize(
     ("change", "message", "key"),
     [
-        ({"answers": []}, "column 'answers' has no answer in row 1", "task.unanswerable"),
-        ({"answers": None}, "which are no answers, in row 1", "data.columns.answers"),
-        ({"answers": "", "context": "a"}, "has no answer in row 1", "task.unanswerable"),
-        ({"context": " "}, "column 'context' has no text in row 1", "data.columns.context"),
-        ({"question": None}, "column 'question' has no text in row 1", "data.columns.question"),
+        ({"answers": []}, "column 'answers' has no answer", "task.unanswerable"),
+        ({"answers": None}, "which are no answers", "data.columns.answers"),
+        ({"answers": "", "context": "a"}, "has no answer", "task.unanswerable"),
+        ({"context": " "}, "column 'context' has no text", "data.columns.context"),
+        ({"question": None}, "column 'question' has no text", "data.columns.question"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(change: Any, message: str, key: str) -> None:
     first = {**ROW, "answers": "the cat" if change.get("answers") == "" else ["the cat"]}
-    with pytest.raises(SoraError, match=message) as caught:
-        _encoded(_task(), [first, {**first, **change}])
-    assert caught.value.key == key
-    assert caught.value.hint
+    with pytest.raises(RowError, match=message) as caught:
+        _task().check(Dataset.from_list([first, {**first, **change}]))
+    assert caught.value.row == 1
+    assert key in str(caught.value.hint)
 
 
 def test_numbers_are_no_answers() -> None:
@@ -252,13 +253,13 @@ def test_numbers_are_no_answers() -> None:
 
 def test_a_context_without_tokens_is_named() -> None:
     rows = [ROW, {**ROW, "context": "\u200b", "answers": {"text": ["\u200b"], "answer_start": [0]}}]
-    with pytest.raises(SoraError, match="makes no token of the context in row 1"):
+    with pytest.raises(SoraError, match="makes no token of the context\nrow 1 "):
         _encoded(_task(), rows, _pieces("wordpiece", clean=True))
 
 
 def test_a_question_that_leaves_no_room_is_refused_with_what_would_do() -> None:
     rows = [ROW, {**ROW, "question": "the cat sees a dog"}]
-    with pytest.raises(SoraError, match=r"question of row 1 .* has 5 tokens: in windows") as e:
+    with pytest.raises(SoraError, match=r"the question has 5 tokens: in windows.*\nrow 1 ") as e:
         _encoded(_task(data={"max_length": 10}), rows)
     assert e.value.hint == "data.max_length=11, or a smaller task.stride"
     assert len(_encoded(_task(data={"max_length": 11}), rows).lengths) > 2

@@ -109,8 +109,8 @@ def test_columns_that_do_not_fit(rows: Any, data: Any, message: str) -> None:
 @pytest.mark.parametrize("part", ["source", "target"])
 @pytest.mark.parametrize(("value", "message"), [("", "has no text"), (None, "has no text")])
 def test_a_row_without_a_text_is_named(part: str, value: Any, message: str) -> None:
-    with pytest.raises(SoraError, match=f"column '{part}' {message} in row 2"):
-        _encoded(_task(), [*ROWS[:2], {**ROWS[2], part: value}])
+    with pytest.raises(SoraError, match=f"column '{part}' {message}\nrow 2 "):
+        _task().check(Dataset.from_list([*ROWS[:2], {**ROWS[2], part: value}]))
 
 
 def test_a_template_makes_a_source_of_several_columns() -> None:

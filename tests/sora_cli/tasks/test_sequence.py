@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from sora_cli.core.errors import SoraError
+from sora_cli.data.places import RowError
 from sora_cli.recipe.families import task_names
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
@@ -72,7 +73,7 @@ def test_names_of_a_class_label_keep_their_order(glue: str) -> None:
         (["no", "yes", "no"], ["yes", "no"], ["yes", "no"], [1, 0, 1]),
         ([0, 2, 0], None, ["0", "1", "2"], [0, 2, 0]),
         ([1, 0], ["bad", "good"], ["bad", "good"], [1, 0]),
-        ([True, False], None, ["0", "1"], [1, 0]),
+        ([True, False], None, ["False", "True"], [1, 0]),
     ],
 )
 def test_label_names(labels: list[Any], given: Any, names: list[str], encoded: list[int]) -> None:
@@ -91,7 +92,7 @@ def test_a_class_only_the_names_know() -> None:
     [
         ([-1, 0], "from 0 upwards: -1, 0"),
         ([0.5, 1.0], "fractional"),
-        ([1, None], "no label in row 1"),
+        ([1, None], "no label\nrow 1 "),
     ],
 )
 def test_what_is_no_class(labels: list[Any], message: str) -> None:
@@ -99,12 +100,61 @@ def test_what_is_no_class(labels: list[Any], message: str) -> None:
         _bound(_labelled(labels))
 
 
-@pytest.mark.parametrize("labels", [["no", "purple"], ["no", None], [None, "no"]])
-def test_labels_unseen_in_training(labels: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("labels", "message", "row"),
+    [
+        (["no", "purple"], "label 'purple' in column 'label' is none of the 2 classes", 1),
+        (["no", None], "has no label", 1),
+        ([None, "no"], "has no label", 0),
+    ],
+)
+def test_labels_unseen_in_training(labels: list[Any], message: str, row: int) -> None:
     task = _bound(_labelled(["no", "yes"]))
-    with pytest.raises(SoraError, match=r"none of the 2 classes: (purple|None)\n") as caught:
-        task.encode(_labelled(labels), tiny_tokenizer())
-    assert "classes: no, yes" in caught.value.lines()[1]
+    with pytest.raises(RowError, match=message) as caught:
+        task.check(_labelled(labels))
+    assert caught.value.row == row
+    assert "purple" not in labels or "classes: no, yes" in caught.value.lines()[1]
+
+
+CLASSES = Features({"text": Value("string"), "label": ClassLabel(names=["b", "a"])})
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "message"),
+    [
+        (["neg", "pos"], [0, 1], r"whole numbers here \(0\), but texts in the training .*'neg'"),
+        ([0, 1], ["0", "1"], r"texts here \('0'\), but whole numbers in the training rows \(0\)"),
+        (["1", "2"], [1, 1], "whole numbers here"),
+        ([True, False], [0, 1], "whole numbers here .* but true or false"),
+        ([0, 1], [True, False], "true or false here"),
+        ([0, 1], [0.0, 1.0], r"fractional numbers \(0\.0\)"),
+        ([0, 1], None, "numbers of named classes here"),
+    ],
+)
+@pytest.mark.parametrize("names", [None, ["x", "y"]])
+def test_labels_of_another_kind_than_those_trained_on(
+    train: list[Any], other: list[Any] | None, message: str, names: list[str] | None
+) -> None:
+    """Accuracy was 0.0000 where 0 and 1 were taken for places among "neg" and "pos"."""
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, CLASSES)
+    task = _bound(_labelled(train), label_names=names)
+    with pytest.raises(RowError, match=message) as caught:
+        task.check(rows if other is None else _labelled(other))
+    assert other == [0.0, 1.0] or (caught.value.row, caught.value.trained) == (0, 0)
+
+
+def test_named_classes_in_another_order_than_those_trained_on() -> None:
+    renamed = Features({**CLASSES, "label": ClassLabel(names=["a", "b"])})
+    rows = {"text": ["a", "b"], "label": [0, 1]}
+    task = _bound(Dataset.from_dict(rows, CLASSES))
+    task.check(Dataset.from_dict(rows, CLASSES))
+    with pytest.raises(RowError, match="the classes are a, b here, but b, a in the training rows"):
+        task.check(Dataset.from_dict(rows, renamed))
+
+
+def test_names_that_swap_numbers_are_refused() -> None:
+    with pytest.raises(SoraError, match=r"data\.label_names do not fit the data's classes: 1, 0"):
+        _bound(_labelled([0, 1]), label_names=["1", "0"])
 
 
 @pytest.mark.parametrize("glue", ["cola", "rte"])
@@ -169,7 +219,7 @@ def test_regression_labels_are_floats(labels: list[Any]) -> None:
 def test_what_is_no_number(labels: list[Any], message: str) -> None:
     task = _bound(_labelled(labels), name=REGRESSION)
     with pytest.raises(SoraError, match=message):
-        task.encode(_labelled(labels), tiny_tokenizer())
+        task.check(_labelled(labels))
 
 
 def test_loss_is_the_exact_mean() -> None:

@@ -84,5 +84,5 @@ def test_braces_hold_names_of_columns_only(entry: str, missing: str) -> None:
 def test_a_column_without_text_is_told_by_its_name() -> None:
     task = _bound(text_columns=["{word} {first}"])
     rows = ROWS.remove_columns("word").add_column("word", [None, "dog"])
-    with pytest.raises(SoraError, match="column 'word' has no text in row 0"):
-        task.encode(rows, tiny_tokenizer())
+    with pytest.raises(SoraError, match="column 'word' has no text\nrow 0 "):
+        task.check(rows)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sora_cli.core.errors import SoraError
+from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Predictions
@@ -180,23 +181,24 @@ def test_other_tags_have_no_entities() -> None:
 @pytest.mark.parametrize(
     ("row", "message", "key"),
     [
-        ({"tokens": [], "tags": []}, "column 'tokens' has no words in row 1", "tokens"),
-        ({"tokens": ["cat"], "tags": [0, 1]}, "2 tags for 1 words in row 1", "tags"),
-        ({"tokens": ["cat"], "tags": None}, "no list, in row 1", "tags"),
-        ({"tokens": ["cat", None], "tags": [0, 0]}, "'tokens' holds null in row 1", "tokens"),
+        ({"tokens": [], "tags": []}, "column 'tokens' has no words", "tokens"),
+        ({"tokens": ["cat"], "tags": [0, 1]}, "2 tags for 1 words", "tags"),
+        ({"tokens": ["cat"], "tags": None}, "which is no list", "tags"),
+        ({"tokens": ["cat", None], "tags": [0, 0]}, "'tokens' holds null", "tokens"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(row: Any, message: str, key: str) -> None:
-    with pytest.raises(SoraError, match=message) as caught:
-        _task().encode(_rows([ROW, row]), tiny_tokenizer())
-    assert caught.value.key == f"data.columns.{key}"
+    with pytest.raises(RowError, match=message) as caught:
+        _task().check(_rows([ROW, row]))
+    assert caught.value.row == 1
+    assert f"data.columns.{key}" in str(caught.value.hint)
 
 
 def test_a_tag_that_training_does_not_have_is_refused() -> None:
     train, test = (Dataset.from_list([{"tokens": ["a", "b"], "tags": tags}])
                    for tags in (["O", "B-PER"], ["O", "B-LOC"]))  # fmt: skip
-    with pytest.raises(SoraError, match="none of the 2 classes: B-LOC"):
-        _task(train).encode(test, tiny_tokenizer())
+    with pytest.raises(SoraError, match="label 'B-LOC' in column 'tags' is none of the 2 classes"):
+        _task(train).check(test)
 
 
 # --- loss
@@ -340,8 +342,8 @@ def test_rows_without_any_token_are_not_learned_but_scored() -> None:
     encoded = task.encode(rows, tokenizer)
     scores = task.metrics(Predictions(_kept(encoded, [[], ROW["tags"]]), None, encoded))
     assert scores["recall"] == pytest.approx(2 / 3)
-    with pytest.raises(SoraError, match="no row has a word"):
-        task.encode(rows.select([0]), tokenizer, training=True)
+    assert list(encoded.lacking.values()) == [1]
+    assert list(task.encode(rows.select([0]), tokenizer, training=True).lacking.values()) == [1]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

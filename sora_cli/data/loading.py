@@ -1,0 +1,187 @@
+"""Loads the splits of a recipe's data, with the files they come from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict
+from datasets.packaged_modules.csv.csv import CsvConfig
+
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.hub import offline_error
+from sora_cli.core.words import first_few
+from sora_cli.data.builtin import BUILTINS
+from sora_cli.data.faults import check_header, find_fault
+from sora_cli.data.places import Origin
+from sora_cli.data.source import Builtin, Files, Folder, Hub, file_kind, find_source
+from sora_cli.recipe.recipe import DataBlock
+
+_CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+"""pandas would take texts such as NA, None and null for missing; only an empty cell is."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a split, and where they come from."""
+
+    rows: Dataset
+    origin: Origin
+
+
+def load_splits(data: DataBlock) -> Mapping[str, Part]:
+    """Load every split that a recipe's data block gives.
+
+    Raises:
+        SoraError: nothing there, or nothing that could be read.
+    """
+    match find_source(data):
+        case Files(splits):
+            return {split: _load_files(split, *found) for split, found in splits.items()}
+        case Folder(path):
+            return _load_folder(path, data)
+        case Builtin(name):
+            return _parts(BUILTINS[name]())
+        case Hub():
+            return _parts(_load_hub(data))
+
+
+def _parts(splits: Mapping[Any, Dataset]) -> Mapping[str, Part]:
+    """Return splits whose files are not known."""
+    return {str(name): Part(rows, Origin(str(name))) for name, rows in splits.items()}
+
+
+def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
+    notes = _check_headers(split, paths)
+    key = f"data.files.{split}"
+    options = _CSV_OPTIONS if kind == "csv" else {}
+    try:
+        with _quiet():
+            rows = datasets.load_dataset(
+                kind, split="train", data_files=[str(path) for path in paths], **options
+            )
+        rows.data.validate(full=True)  # the reader of JSON takes any bytes for text
+    except Exception as error:  # the readers of four formats raise many kinds
+        raise _unreadable(key, kind, paths, error) from error
+    return Part(rows, Origin(split, tuple(paths), len(rows), notes=notes))
+
+
+def _check_headers(split: str, paths: Iterable[Path]) -> tuple[str, ...]:
+    """Return remarks on the headers of a split's CSV files."""
+    files = (path for path in paths if file_kind(path) == "csv")
+    return tuple(note for path in files for note in check_header(path, split))
+
+
+def _unreadable(key: str, kind: str, paths: Sequence[Path], error: Exception) -> SoraError:
+    """Make the error for files that cannot be read; it names the first broken line, if there is."""
+    reason = first_line(error.__cause__ or error)
+    fault = find_fault(kind, paths, reason)
+    if fault is None and (
+        isinstance(error, StopIteration) or "corresponds to no data" in str(error)
+    ):
+        return SoraError(f"{key} holds no rows", where=first_few(paths), key=key)
+    place, reason = fault or (first_few(paths), reason)
+    inside = fault is not None and not Path(place).exists()  # a line of a file
+    return SoraError(f"{key} cannot be read: {reason}", where=place, key=None if inside else key)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the log of `datasets`: what failed is raised, too, and said once."""
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+
+
+def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            return _parts(datasets.load_from_disk(str(folder)))
+        builder = _builder(folder, data)
+        found = builder.config.data_files or {}
+        files = {str(name): tuple(map(Path, own)) for name, own in found.items()}
+        commas = getattr(builder.config, "sep", ",") == ","
+    except Exception as error:  # as many kinds as there are readers
+        raise _unloadable(data, error.__cause__ or error) from error
+    notes = {name: _check_headers(name, own) for name, own in files.items() if commas}
+    try:
+        with _quiet():
+            builder.download_and_prepare()
+        splits = {str(name): rows for name, rows in builder.as_dataset().items()}
+        for rows in splits.values():
+            rows.data.validate(full=True)
+    except Exception as error:
+        raise _unloadable(data, error.__cause__ or error, files) from error
+    return {
+        name: Part(rows, Origin(name, files.get(name, ()), len(rows), notes=notes.get(name, ())))
+        for name, rows in splits.items()
+    }
+
+
+def _builder(folder: Path, data: DataBlock) -> Any:
+    """Return what reads a directory's files."""
+    options = {"revision": data.revision, "cache_dir": _cache_for(folder)}
+    with _quiet():
+        builder = datasets.load_dataset_builder(str(folder), data.name, **options)
+        if isinstance(builder.config, CsvConfig):
+            options |= _CSV_OPTIONS
+            builder = datasets.load_dataset_builder(str(folder), data.name, **options)
+    return builder
+
+
+def _cache_for(folder: Path) -> str:
+    """Return a cache of this directory's own, as its files are now.
+
+    Where a README lists configurations, `datasets` tells local directories apart by their last
+    name and that list only: it would take another directory's rows, or those before an edit.
+    """
+    state = hashlib.sha256(str(folder.resolve()).encode())
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        stat = path.stat()
+        state.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"local-{state.hexdigest()[:16]}")
+
+
+def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
+    try:
+        with _quiet():
+            loaded = datasets.load_dataset(data.path, data.name, revision=data.revision)
+    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise offline_error("data set", data.path, error) from error
+    except (RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _unloadable(data, error.__cause__ or error) from error  # such as a loading script
+    if not isinstance(loaded, DatasetDict):
+        raise SoraError(
+            f"data '{data.path}' has no splits but is a {type(loaded).__name__}", key="data.path"
+        )
+    return dict(loaded)
+
+
+def _unloadable(
+    data: DataBlock, error: BaseException, files: Mapping[str, Sequence[Path]] | None = None
+) -> SoraError:
+    """Make the error for a data set that cannot be loaded.
+
+    Args:
+        files: of its splits, in one of which a line may be broken.
+    """
+    reason = first_line(error)
+    for split, paths in (files or {}).items():
+        kind = file_kind(paths[0])
+        alike = [path for path in paths if file_kind(path) == kind]
+        fault = find_fault(kind, alike, reason) if kind else None
+        if fault is not None:
+            return SoraError(f"split '{split}' cannot be read: {fault[1]}", where=fault[0])
+    return SoraError(
+        f"data '{data.path}' cannot be loaded: {reason}",
+        where=f"data.path={data.path} data.name={data.name}",
+        key="data.path",
+    )

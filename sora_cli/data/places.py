@@ -1,0 +1,189 @@
+"""The places of rows: the split, the file and the line that an error about a row names."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few, shown_path
+from sora_cli.data.source import file_kind
+
+COUNTED = "(counted from 0)"
+_BETWEEN = re.compile(r"[\s,]*")  # what stands between the rows of a JSON list
+
+
+class RowError(SoraError):
+    """An error in rows of data.
+
+    Args:
+        row: from 0, among the rows that were looked at; None: all of them, such as a column that
+            is not there.
+        trained: a training row, from 0, that the row does not fit.
+        where: the valid alternatives.
+        key: of the recipe, where it names what the rows lack.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        row: int | None = None,
+        *,
+        trained: int | None = None,
+        where: str | None = None,
+        hint: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(what, where=where, hint=hint, key=key)
+        self.trained = trained
+        self.put(row)
+
+    def put(self, row: int | None) -> None:
+        """Name the row it is about."""
+        self.row = row
+        self.places = [f"row {row} {COUNTED}"] if row is not None else []
+
+    def placed(self, place: str | None) -> None:
+        """Add the place of the error's key, behind that of the row."""
+        if place is not None and self.key is not None:
+            self.places.append(place)
+        self.key = None
+
+    def lines(self) -> list[str]:
+        """Return one to three lines for a person."""
+        where = "; ".join([*self.places, self.where or ""]).removesuffix("; ")
+        return [line for line in (self.what, where, self.hint) if line]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The split, the files and the numbers of the rows of a part of a run.
+
+    Attributes:
+        split: the name of their split.
+        files: that hold the whole split, in order; none: they are not known.
+        total: rows of the split.
+        numbers: (rows,) the place of each row in its split; None: they are the split's first rows.
+        notes: remarks on the files.
+    """
+
+    split: str
+    files: tuple[Path, ...] = ()
+    total: int = 0
+    numbers: Sequence[int] | None = None
+    notes: tuple[str, ...] = ()
+
+    def place(self, row: int | None) -> str:
+        """Return where a row stands: "train.csv:8, split 'train'"; None: where all of them do."""
+        split = f"split '{self.split}'"
+        if row is None:
+            headers = (f"{shown_path(p)}{':1' * (file_kind(p) == 'csv')}" for p in self.files)
+            file = f"{first_few(headers)}, " if self.files else ""
+            return f"{file}{split}"
+        number = row if self.numbers is None else int(self.numbers[row])
+        return f"{self._line(number) or f'row {number} {COUNTED}'}, {split}"
+
+    def _line(self, number: int) -> str | None:
+        """Return file and line of a row of the split; None where they cannot be told."""
+        try:
+            starts = [list(_STARTS[file_kind(path)](path)) for path in self.files]
+        except (OSError, ValueError, KeyError, csv.Error):
+            return None
+        if sum(map(len, starts)) != self.total:
+            return None
+        for path, own in zip(self.files, starts, strict=True):
+            if number < len(own):
+                return f"{shown_path(path)}{own[number]}"
+            number -= len(own)
+        return None
+
+
+@contextmanager
+def locating(rows: Origin, trained: Origin | None = None) -> Iterator[None]:
+    """Make errors about rows say in which split, file and line these stand.
+
+    Args:
+        rows: of the rows that are looked at.
+        trained: of the training rows.
+    """
+    try:
+        yield
+    except RowError as error:
+        error.places = [rows.place(error.row)]
+        if error.trained is not None and trained is not None:
+            error.places.append(trained.place(error.trained))
+        if error.row is None:
+            error.hint = _separator_hint(rows.files) or error.hint
+        raise
+
+
+def csv_records(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line that each record of a CSV file begins in, and its fields, the header first.
+
+    Blank lines are left out, as pandas does, which reads the rows.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # its own is 131,072 characters
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader, start = csv.reader(file, strict=strict), 1
+        try:
+            for fields in reader:
+                if "".join(fields).strip() or len(fields) > 1:
+                    yield start, fields
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise csv.Error(f"{start}:{error}") from error
+
+
+def separator_of(header: Sequence[str]) -> str | None:
+    """Return what seems to separate the fields of a CSV file that has no commas between them."""
+    return next((s for s in (";", "\t", "|") if s in header[0]), None) if len(header) == 1 else None
+
+
+def _separator_hint(files: Sequence[Path]) -> str | None:
+    for path in (path for path in files if file_kind(path) == "csv"):
+        _, header = next(csv_records(path), (1, ["", ""]))
+        if separator := separator_of(header):
+            return f"{shown_path(path)} has {separator!r} between its fields: write commas"
+    return None
+
+
+def _csv_starts(path: Path) -> Iterator[str]:
+    records = csv_records(path)
+    next(records, None)
+    yield from (f":{line}" for line, _ in records)
+
+
+def _json_starts(path: Path) -> Iterator[str]:
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.lstrip().startswith("["):
+        yield from (f":{i}" for i, line in enumerate(text.split("\n"), 1) if line.strip())
+        return
+    decoder, at, line = json.JSONDecoder(), text.index("[") + 1, 1
+    counted = 0
+    while True:
+        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+        if text[at] == "]":
+            return
+        line, counted = line + text.count("\n", counted, at), at
+        yield f":{line}"
+        _, at = decoder.raw_decode(text, at)
+
+
+def _parquet_starts(path: Path) -> Iterator[str]:
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    with pq.ParquetFile(path) as file:
+        yield from (f", row {row} {COUNTED}" for row in range(file.metadata.num_rows))
+
+
+_STARTS: dict[str, Callable[[Path], Iterator[str]]] = {
+    "csv": _csv_starts,
+    "json": _json_starts,
+    "parquet": _parquet_starts,
+}

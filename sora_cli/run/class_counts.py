@@ -1,0 +1,64 @@
+"""The classes of a run's rows: their names, and how many rows of each part have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from sora_cli.core.console import count, printable
+from sora_cli.core.words import first_few
+from sora_cli.run.prepare import Prepared
+
+_FEW = 8  # classes that are listed one by one
+_PARTS = {"select": "the selection rows"}
+
+Counts = Mapping[str, Mapping[str, int]]
+"""Part -> class -> rows (or words, where each word has a class), in label order."""
+
+
+def class_counts(ready: Prepared) -> dict[str, dict[str, int]]:
+    """Count the rows of each class in every part; {} for a task without classes."""
+    parts = {"train": ready.train, **ready.report}
+    if ready.selects_apart:
+        parts["select"] = ready.select
+    found = {}
+    for name, part in parts.items():
+        numbers = ready.task.class_counts(part)
+        if numbers is not None:
+            names = ready.task.label_names or []
+            found[name] = dict(zip(names, numbers.tolist(), strict=True))
+    return found
+
+
+def class_lines(counts: Counts) -> Iterator[str]:
+    """Yield the classes with their counts: one by one where they are few, else how many they are.
+
+    Args:
+        counts: as `class_counts` gives them.
+    """
+    if not counts:
+        return
+    names = list(counts["train"])
+    if len(names) > _FEW:
+        spans = ", ".join(f"{_span(own)} in {_PARTS.get(n, n)}" for n, own in counts.items())
+        yield f"{len(names)} classes, of each: {spans}"
+        return
+    each = (
+        f"'{printable(name)}' {' / '.join(count(own[name]) for own in counts.values())}"
+        for name in names
+    )
+    yield f"classes, in {' / '.join(_PARTS.get(n, n) for n in counts)}: {', '.join(each)}"
+
+
+def absent_remarks(counts: Counts) -> Iterator[str]:
+    """Yield, for each part, the classes that none of its rows has."""
+    for part, own in counts.items():
+        absent = [f"'{printable(name)}'" for name, rows in own.items() if not rows]
+        if 0 < len(absent) < len(own) - 1:  # rows that are all of one class have their own remark
+            end = ": nothing can be learned of them" if part == "train" else ""
+            few, where = first_few(absent, _FEW), _PARTS.get(part, part)
+            yield f"classes without rows in {where}: {few} ({len(absent)} of {len(own)}){end}"
+
+
+def _span(own: Mapping[str, int]) -> str:
+    low, high = min(own.values()), max(own.values())
+    return count(low) if low == high else f"{count(low)} to {count(high)}"

@@ -1,0 +1,223 @@
+"""The labels of raw rows: their kind, the names of their classes, and the classes' numbers.
+
+Labels of two splits must be of one kind: a whole number is the place of a class, a text its name,
+and which class of another split's texts a number would mean is a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few, shown_value
+from sora_cli.data.places import RowError
+from sora_cli.recipe.recipe import DataBlock
+from sora_cli.tasks.texts import row_error
+
+_SHOWN = 5  # values listed in an error
+_NAMES_SHOWN = 20
+_KEY = "data.label_column"
+_FRACTIONS, _WHOLE, _BOOLS = "fractional numbers", "whole numbers", "true or false"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels in a column of raw rows.
+
+    Attributes:
+        column: its name.
+        values: the labels.
+        feature: their type in the data set.
+        rows: the row of each label; tags have several to a row.
+    """
+
+    column: str
+    values: Sequence[Any]
+    feature: Any
+    rows: Sequence[int]
+
+    @classmethod
+    def of(cls, rows: Dataset, column: str) -> Labels:
+        """Return a column with a label in each row."""
+        return cls(column, rows[column][:], rows.features[column], range(len(rows)))
+
+    @property
+    def kind(self) -> str:
+        """The kind of all the labels, in words.
+
+        Raises:
+            RowError: one is missing, is no label, or is of another kind than the first.
+        """
+        self._check_plain()
+        if not self.values:
+            raise RowError(f"column '{self.column}' has no labels")
+        if isinstance(self.feature, ClassLabel):
+            return "numbers of named classes"
+        first = _kind(self.values[0])
+        for value, row in zip(self.values, self.rows, strict=True):
+            if _kind(value) != first:
+                raise RowError(
+                    f"the labels in column '{self.column}' are {_kind(value)} here "
+                    f"({shown_value(value)}), but {first} before ({shown_value(self.values[0])})",
+                    row,
+                    hint="write all labels alike: as texts, or as whole numbers from 0",
+                )
+        if first == _FRACTIONS:
+            values = [float(value) for value in self.values]
+            place = next((i for i, value in enumerate(values) if not value.is_integer()), None)
+            raise RowError(
+                f"column '{self.column}' holds fractional numbers ({values[place or 0]}), which "
+                "are no classes",
+                self.rows[place or 0],
+                hint="write 1 for 1.0" if place is None else "task.name=sequence-regression",
+            )
+        return first
+
+    def check_fits(self, trained: Labels) -> None:
+        """Check that these labels mean what those of the training rows do.
+
+        Raises:
+            RowError: they are of another kind, or their data set names other classes.
+        """
+        own, other = self.kind, trained.kind
+        if own != other:
+            raise RowError(
+                f"the labels in column '{self.column}' are {own} here "
+                f"({shown_value(self.values[0])}), but {other} in the training rows "
+                f"({shown_value(trained.values[0])})",
+                self.rows[0],
+                trained=trained.rows[0],
+                hint="write the labels of all splits alike: the same texts, or the same numbers",
+            )
+        if isinstance(self.feature, ClassLabel) and self.feature.names != trained.feature.names:
+            raise RowError(
+                f"the classes are {', '.join(self.feature.names[:_SHOWN])} here, but "
+                f"{', '.join(trained.feature.names[:_SHOWN])} in the training rows",
+                hint="give all splits the same classes in the same order",
+            )
+
+    def _check_plain(self) -> None:
+        """Check that each row has a label, and a plain one."""
+        for value, row in zip(self.values, self.rows, strict=True):
+            if value is None or value != value:  # NaN
+                raise row_error(f"column '{self.column}' has no label", row, key=_KEY)
+            if not isinstance(value, str | int | float):
+                what = f"column '{self.column}' holds {shown_value(value)}, which is no label"
+                raise row_error(what, row, key=_KEY)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return _BOOLS
+    if isinstance(value, float):
+        return _FRACTIONS
+    return "texts" if isinstance(value, str) else _WHOLE
+
+
+def find_class_names(labels: Labels, data: DataBlock) -> list[str]:
+    """Return the classes' names in label order: the data set's, the recipe's, or the labels' own.
+
+    Args:
+        labels: of the training rows.
+
+    Raises:
+        SoraError: labels that are no classes, or names that do not fit them.
+    """
+    kind = labels.kind
+    if isinstance(labels.feature, ClassLabel):
+        return _checked_names(list(labels.feature.names), data.label_names)
+    if data.label_names is not None:
+        if kind == _WHOLE:
+            _checked_names(list(map(str, range(len(data.label_names)))), data.label_names)
+        return data.label_names
+    return _class_names(labels)
+
+
+def encode_classes(
+    values: Sequence[Any],
+    names: Sequence[str],
+    *,
+    column: str,
+    rows: Sequence[int] | None = None,
+) -> list[int]:
+    """Return the numbers of classes, from their numbers or names.
+
+    Args:
+        rows: the row of each label; None: its place.
+
+    Raises:
+        RowError: labels that are none of the classes.
+    """
+    index, n = {name: i for i, name in enumerate(names)}, len(names)
+    if any(isinstance(v, str) for v in values):
+        labels = [index.get(v, -1) if isinstance(v, str) else -1 for v in values]
+    else:
+        labels = [int(v) if _is_index(v, n) else -1 for v in values]
+    unseen = [place for place, label in enumerate(labels) if label < 0]
+    if unseen:
+        first, others = unseen[0], sorted({str(values[place]) for place in unseen})
+        more = f" (others: {first_few(others, _SHOWN)})" if len(others) > 1 else ""
+        raise RowError(
+            f"label {shown_value(values[first])} in column '{column}' is none of the {n} classes"
+            f"{more}",
+            first if rows is None else rows[first],
+            where=f"classes: {first_few(names, _NAMES_SHOWN)}",
+            hint="a split without labels cannot be evaluated; see data.label_names",
+        )
+    return labels
+
+
+def _is_index(value: Any, n: int) -> bool:
+    return isinstance(value, int | np.integer) and bool(0 <= value < n)
+
+
+def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
+    """Return other names for a data set's own classes: as many, and not in another order.
+
+    Raises:
+        SoraError: they would be other classes.
+    """
+    if wanted is None or wanted == names:
+        return names
+    if len(wanted) != len(names) or sorted(wanted) == sorted(names):
+        raise SoraError(
+            f"data.label_names do not fit the data's classes: {', '.join(wanted[:_SHOWN])}",
+            where=f"the data's, in their order: {', '.join(names[:_SHOWN])}",
+            hint="data.label_names=null",
+            key="data.label_names",
+        )
+    return wanted
+
+
+def _class_names(labels: Labels) -> list[str]:
+    """Return the classes of a column of texts, of true and false, or of numbers from 0."""
+    column, values = labels.column, set(labels.values)
+    shown = ", ".join(sorted(map(str, values))[:_SHOWN])
+    if len(values) == 1:
+        raise RowError(
+            f"column '{column}' holds one class only: {shown}",
+            hint="name all classes there are: data.label_names=[...]",
+        )
+    if all(isinstance(value, str) for value in values):
+        return sorted(values)
+    if labels.kind == _BOOLS:
+        return ["False", "True"]
+    if min(values) < 0:
+        raise RowError(
+            f"column '{column}' holds no classes from 0 upwards: {shown}",
+            labels.rows[labels.values.index(min(values))],
+            hint="name another column: data.label_column; or all classes: data.label_names",
+        )
+    if max(values) >= max(len(labels.values), 2):
+        raise RowError(
+            f"column '{column}' holds numbers up to {max(values)} in {len(labels.values)} rows, "
+            "which are no classes",
+            labels.rows[labels.values.index(max(values))],
+            hint="task.name=sequence-regression, or another data.label_column",
+        )
+    return [str(i) for i in range(max(values) + 1)]
