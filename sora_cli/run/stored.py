@@ -152,9 +152,11 @@ def load_adapted(
 def check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:
     """Refuse classes other than the task's: names and order must be the same."""
     if known is not None and list(known) != task.label_names:
+        names = ", ".join(known)
         raise SoraError(
-            f"the {what}'s classes are {', '.join(known)}",
+            f"the {what}'s classes are {names}",
             where=f"the recipe's: {', '.join(task.label_names or ['none'])}",
-            hint=f"where the data's labels mean these: data.label_names=[{', '.join(known)}]",
-            key="data.label_names",
+            hint=f"if the data's labels mean these: data.label_names=[{names}]"
+            if task.label_names
+            else None,
         )
