@@ -166,6 +166,11 @@ class RunReport(Report):
     ranks: dict[str, Ranks] = Field(default_factory=dict, description="by module")
     parameters: Parameters = Field(default_factory=Parameters, description="numbers of parameters")
     events: list[str] = Field(default_factory=list, description="what a person should know")
+    digests: dict[str, str] = Field(
+        default_factory=dict,
+        description="of the result, by its directory (adapter, delta or model): SHA-256 of weights "
+        "and configuration, or a whole model's fingerprint; empty in reports of older versions",
+    )
 
 
 class History(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sora_cli.adapter.digest import changed_results
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import emit, printable, say
@@ -109,6 +110,9 @@ def _find(places: Sequence[Path], *outputs: Path | None) -> Sequence[Run]:
     found = find_runs(places)
     for output in filter(None, outputs):
         check_apart(output, *found.read, hint="name another file")
+    for run in found.runs:
+        for line in changed_results(run.directory, run.report.digests):
+            say(f"warning: {printable(line)}")
     for line in found.left_out:
         say(f"left out: {printable(line)}")
     return found.runs

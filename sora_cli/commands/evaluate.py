@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_target, with_base
 from sora_cli.core.checks import check_apart, check_new_file
-from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.console import emit, emit_table, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
@@ -31,6 +32,7 @@ def evaluate(
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded.recipe, model=False)  # the target takes its place
     read = check_target(target)
+    say_notes(result_remarks(read))
     if predictions is not None:
         check_apart(
             predictions, *with_base(read), *_data_files(loaded.recipe), hint="name another file"

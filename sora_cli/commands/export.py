@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter, with_base
 from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import LAYOUTS, STORED, check_apart, check_choice
@@ -40,6 +41,7 @@ def export(
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
     read = locate_adapter(directory, missing="there is no adapter to export")
+    say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES)
     from sora_cli.adapter.export import export_adapter

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
 from sora_cli.core.checks import check_apart, check_new_file
-from sora_cli.core.console import count, emit, emit_table, printable, say, size
+from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 
 
@@ -31,6 +32,7 @@ def inspect(
     _check(directories, plot=plot, modules=modules)
     missing = "there are no ranks to inspect"
     located = [locate_adapter(directory, missing=missing) for directory in directories]
+    say_notes(remark for directory in located for remark in result_remarks(directory))
     if plot is not None:
         check_apart(plot, *located, hint="name another file: --plot FILE.png")
     if len(located) == 1:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.checks import check_apart
 from sora_cli.core.console import count, say, say_notes, size
@@ -46,6 +47,7 @@ def merge(
     missing = "there is no adapter to merge"
     adapter_place = locate_adapter(directory, missing=missing)  # before torch is imported
     read = [adapter_place] if base is None else [adapter_place, Path(resolve_model_path(base))]
+    say_notes(result_remarks(adapter_place))
     check_apart(output, *read)
     from sora_cli.adapter.reading import open_adapter
 

@@ -10,6 +10,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter, with_base
 from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import check_apart, check_rules, option
@@ -71,6 +72,7 @@ def prune(
     """
     loaded = _recipe_of(rule, recipe, overrides)
     read = locate_adapter(directory, missing="there are no ranks to prune")
+    say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES)
     from sora_cli.adapter.directory import lazy_adapter, write_adapter

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
 from sora_cli.core.checks import check_comparison
 from sora_cli.core.console import count, emit, emit_table, say_notes
@@ -40,7 +41,7 @@ def verify(
     """
     check_comparison(dtype, tolerance)
     for reference in filter(None, (a, b)):
-        check_target(reference)
+        say_notes(result_remarks(check_target(reference)))
         place = Path(reference).expanduser()
         refuse_baseline(place, "there is no adapter to verify", models=True)
     with importing():

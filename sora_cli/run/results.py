@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.adapter.places import ADAPTER
@@ -105,6 +106,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
         )
         if is_main():
             clear_results(output, kept=written.name)
+            _note_digest(report, written)
             (output / RANKS_PLOT).unlink(missing_ok=True)
         return
     adapter = run_adapter(ready, options, known)
@@ -112,9 +114,15 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
         return
     write_adapter(output / ADAPTER, adapter, force=True)
     clear_results(output, kept=ADAPTER)
+    _note_digest(report, output / ADAPTER)
     start = {path: m.start for path, m in report.ranks.items()}
     end = {path: m.end for path, m in report.ranks.items()}
     plot_ranks(end, start, output / RANKS_PLOT, f"{report.name}: {ready.method.name}")
+
+
+def _note_digest(report: RunReport, written: Path) -> None:
+    digest = result_digest(written)
+    report.digests = {} if digest is None else {written.name: digest}
 
 
 def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseReference) -> Adapter:
