@@ -51,9 +51,12 @@ def load_splits(data: DataBlock) -> Mapping[str, Part]:
             return _parts(_load_hub(data))
 
 
-def _parts(splits: Mapping[Any, Dataset]) -> Mapping[str, Part]:
-    """Return splits whose files are not known."""
-    return {str(name): Part(rows, Origin(str(name))) for name, rows in splits.items()}
+def _parts(splits: Mapping[Any, Dataset], folder: Path | None = None) -> Mapping[str, Part]:
+    """Return splits whose files are not known, or are in a directory each."""
+    places = {str(name): () if folder is None else (folder / str(name),) for name in splits}
+    return {
+        str(name): Part(rows, Origin(str(name), places[str(name)])) for name, rows in splits.items()
+    }
 
 
 def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
@@ -104,7 +107,7 @@ def _quiet() -> Iterator[None]:
 def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
     try:
         if (folder / "dataset_dict.json").is_file():
-            return _parts(datasets.load_from_disk(str(folder)))
+            return _parts(datasets.load_from_disk(str(folder)), folder)
         builder = _builder(folder, data)
         found = builder.config.data_files or {}
         files = {str(name): tuple(map(Path, own)) for name, own in found.items()}

@@ -87,7 +87,11 @@ class Origin:
             file = f"{first_few(headers)}, " if self.files else ""
             return f"{file}{split}"
         number = row if self.numbers is None else int(self.numbers[row])
-        return f"{self._line(number) or f'row {number} {COUNTED}'}, {split}"
+        line = self._line(number)
+        if line is None:
+            file = f"{shown_path(self.files[0])}, " if len(self.files) == 1 else ""
+            line = f"{file}row {number} {COUNTED}"
+        return f"{line}, {split}"
 
     def _line(self, number: int) -> str | None:
         """Return file and line of a row of the split; None where they cannot be told."""

@@ -104,7 +104,7 @@ class Labels:
     def _check_plain(self) -> None:
         """Check that each row has a label, and a plain one."""
         for value, row in zip(self.values, self.rows, strict=True):
-            if value is None or value != value:  # NaN
+            if value is None or value == "" or value != value:  # NaN
                 raise row_error(f"column '{self.column}' has no label", row, key=_KEY)
             if not isinstance(value, str | int | float):
                 what = f"column '{self.column}' holds {shown_value(value)}, which is no label"

@@ -110,7 +110,7 @@ def plain_dialogue(
     else:
         prompt = fill(template, row)
     answer = str(row[columns["output"]])
-    return Dialogue(((start + prompt, False), (answer, True)), answer)
+    return Dialogue(((start + prompt, False), (answer, True)), answer, not answer.strip())
 
 
 def _learned_pieces(

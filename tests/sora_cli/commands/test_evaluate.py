@@ -204,6 +204,19 @@ def test_other_classes(
     assert "0, 1" in " ".join(lines) or "(2,), not (3,)" in lines[0]
 
 
+@pytest.mark.parametrize(("zero", "one"), [("0", "1"), ("neg", "pos"), (False, True), (0.0, 1.0)])
+def test_labels_of_another_kind_than_those_trained_on(
+    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], zero: Any, one: Any
+) -> None:
+    rows = [row | {"label": one if row["label"] else zero} for row in pair_rows(8)]
+    other = write_rows(tmp_path / "other.jsonl", rows)
+    words = ["-r", str(classifier.recipe), f"data.files.validation={other}"]
+    lines = _error(capsys, str(classifier.run), *words)
+    assert "column 'label'" in lines[0]
+    assert "other.jsonl:1, split 'validation'" in lines[1]
+    assert isinstance(zero, float) or "train.jsonl:1, split 'train'" in lines[1]
+
+
 def test_a_regression_adapter_has_no_classes(
     regressor: Trained, classifier: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:

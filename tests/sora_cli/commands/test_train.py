@@ -330,6 +330,7 @@ def test_a_run_ends_with_a_comparison_of_model_and_files(
     code, told = _train_in_full(recipe, capsys)
     assert code == 0
     assert "verified: largest difference" in told
+    assert "classes, in train / validation: '0' " in told
     code, told = _train_in_full(recipe, capsys, "--force", "--no-verify")
     assert code == 0
     assert "verified" not in told

@@ -9,8 +9,9 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.recipe.load import load_recipe
+from tests.helpers_chat import write_chat_recipe
 from tests.helpers_models import tiny_bert, tiny_deberta
-from tests.helpers_runs import train, write_recipe
+from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
 
 
 def _dry_run(capsys: pytest.CaptureFixture[str], recipe: Path, *words: str) -> str:
@@ -44,6 +45,47 @@ def test_every_value_with_its_origin(recipe: Path, capsys: pytest.CaptureFixture
     assert any("method.alpha" in x and x.endswith("command line") for x in lines)
     assert any("method.r_max" in x and f"{recipe.name}:" in x for x in lines)
     assert any("training.weight_decay" in x and x.endswith("default") for x in lines)
+
+
+def test_classes_and_remarks_on_the_data(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run says, too: labels 1 and 2 made three classes without a word."""
+    rows = [row | {"label": row["label"] + 1} for row in pair_rows(48)]
+    first = [1 + i % 2 for i in range(48)]
+    rows = [row | {"label": label} for row, label in zip(rows, first, strict=True)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    lines = [f"{row['sentence1']},{row['sentence2']},{row['label']},-" for row in rows[:24]]
+    twice = tmp_path / "twice.csv"
+    twice.write_text("\n".join(["sentence1,sentence2,label,sentence1", *lines]))
+    out = _dry_run(capsys, recipe, f"data.files.validation={twice}")
+    told = " ".join(_section(out, "data").split())
+    assert "classes, in train / validation: '0' 0 / 0, '1' 24 / 12, '2' 24 / 12" in told
+    assert "classes without rows in train: '0' (1 of 3): nothing can be learned of them" in told
+    assert "classes without rows in validation: '0' (1 of 3)" in told
+    assert "every row of validation is a training row, too: its scores say nothing" in told
+    assert "twice.csv:1 has 2 columns called 'sentence1' (1, 4)" in told
+
+
+def test_chats_cut_within_their_answer_and_empty_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_chat_recipe(tmp_path, rows=6)
+    chats = [
+        [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": answer}]
+        for answer in ("a dog", "", "red")
+    ]
+    write_rows(tmp_path / "train.jsonl", [{"messages": chat} for chat in chats])
+    write_rows(tmp_path / "valid.jsonl", [{"messages": chats[0]}])
+    told = " ".join(_section(_dry_run(capsys, recipe, "data.max_length=3"), "data").split())
+    assert "2 of 3 rows of train lose the end of their answers at data.max_length=3" in told
+    assert "1 of 3 rows of train have an empty answer: only its end is learned" in told
+    assert "1 of 1 rows of validation lose the end of their answers" in told
+    write_rows(tmp_path / "valid.jsonl", [{"messages": chats[1]}])
+    assert run(["train", str(recipe), "--dry-run"]) == 2
+    assert "there is nothing to learn: the assistant's answers are all empty" in (
+        capsys.readouterr().err
+    )
 
 
 def test_what_is_adapted_and_what_is_not(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
