@@ -121,13 +121,51 @@ def merge(
             "--untie", help="Merge into a weight that is tied to another: write both, untied."
         ),
     ] = False,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            help="Store all weights as float32, float16 or bfloat16; base: each as in the base. "
+            "An update much smaller than its weight is lost in 16 bits.",
+        ),
+    ] = "base",
+    rounding: Annotated[
+        str,
+        typer.Option(
+            "--round",
+            help="nearest, or stochastic: in 16 bits, keeps a small update on average and adds "
+            "noise.",
+        ),
+    ] = "nearest",
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Of --round stochastic; default: 0.", show_default=False),
+    ] = None,
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss",
+            help="Merge also where less than 75 % of the update survives the rounding.",
+        ),
+    ] = False,
     force: Force = False,
     no_verify: NoVerify = False,
 ) -> int:
     """Fold an adapter into its base model, tensor by tensor."""
     from sora_cli.commands.merge import merge
 
-    return merge(directory, output, base=base, force=force, untie=untie, verify=not no_verify)
+    return merge(
+        directory,
+        output,
+        base=base,
+        force=force,
+        untie=untie,
+        dtype=dtype,
+        rounding=rounding,
+        seed=seed,
+        accept_loss=accept_loss,
+        verify=not no_verify,
+    )
 
 
 def verify(

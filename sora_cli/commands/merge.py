@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.core.checks import check_apart
+from sora_cli.core.checks import MERGED, ROUNDINGS, check_apart, check_choice
 from sora_cli.core.console import count, say, say_notes, size
-from sora_cli.core.exit_codes import OK
+from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
     from sora_cli.merge.merge import Merge, Merged
+    from sora_cli.merge.rounding import Storing
     from sora_cli.merge.write import Progress
 
 
@@ -26,6 +28,10 @@ def merge(
     base: str | None,
     force: bool,
     untie: bool = False,
+    dtype: str = MERGED[0],
+    rounding: str = ROUNDINGS[0],
+    seed: int | None = None,
+    accept_loss: bool = False,
     verify: bool = True,
 ) -> int:
     """Write the base model with the adapter, its head and its labels in it.
@@ -36,14 +42,24 @@ def merge(
         base: the base model, where it is not the one the adapter names.
         force: replace a model at `output`, and take a base that is not the one trained on.
         untie: change a weight that is tied to another, and untie them.
+        dtype: of all floating-point tensors that are written; "base": of each as it is there.
+        rounding: "nearest" or "stochastic".
+        seed: of stochastic rounding; None: 0.
+        accept_loss: write what rounding leaves of the update, however little it is.
         verify: compare the outputs of both, where memory allows.
 
     Returns:
-        Exit code: 1 if they differ, 3 if that cannot be told.
+        Exit code: 1 if they differ by more than the loss that was accepted, 3 if that cannot be
+        told.
 
     Raises:
-        SoraError: bad input, a base that does not fit, or an output that exists.
+        SoraError: bad input, a base that does not fit, an output that exists, or an update of which
+            rounding would leave too little.
     """
+    check_choice("dtype", dtype, MERGED)
+    check_choice("rounding", rounding, ROUNDINGS)
+    if seed is not None and rounding != "stochastic":
+        raise SoraError("--seed is for stochastic rounding", hint="add --round stochastic")
     missing = "there is no adapter to merge"
     adapter_place = locate_adapter(directory, missing=missing)  # before torch is imported
     read = [adapter_place] if base is None else [adapter_place, Path(resolve_model_path(base))]
@@ -53,12 +69,14 @@ def merge(
 
     with open_adapter(directory) as adapter:
         from sora_cli.merge.merge import prepare_merge  # transformers: after what can fail fast
+        from sora_cli.merge.rounding import Storing
 
+        storing = Storing(dtype, rounding, seed or 0, accept_loss)
         say_notes(adapter.notes)
         if adapter.meta.quantise is not None:
             say(f"note: the base was quantised to {adapter.meta.quantise} while the adapter was "
                 "trained; it is merged into the plain weights, which differ a little")  # fmt: skip
-        plan = prepare_merge(adapter, output, base=base, force=force, untie=untie)
+        plan = prepare_merge(adapter, output, base=base, force=force, untie=untie, storing=storing)
         _announce(plan)
         with _bar(plan.weights) as progress:
             merged = plan.write(progress)
@@ -66,12 +84,17 @@ def merge(
         modules = adapter.head_modules
     head = f" and the head ({', '.join(modules)})" if modules else ""
     say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
+    lossy = _tell_what_is_left(merged, storing)
     say(f"wrote {output}")
     if not verify or merged.absent:  # random parameters give other outputs each time
         return OK
     from sora_cli.verify.self_check import self_check
 
-    return self_check(directory, output, base=base)
+    code = self_check(directory, output, base=base)
+    if code == FAILED and lossy and accept_loss:
+        say("the loss was accepted with --accept-loss: the difference is no failure")
+        return OK
+    return code
 
 
 def _announce(plan: Merge) -> None:
@@ -90,6 +113,20 @@ def _bar(total: int) -> Iterator[Progress]:
         yield lambda written: bar.update(written) and None
 
 
+def _tell_what_is_left(merged: Merged, storing: Storing) -> bool:
+    """Say how much of the update the stored weights hold; return whether that is too little."""
+    from sora_cli.merge.rounding import ENOUGH, shown_survival, ways_out
+
+    assert merged.survival is not None  # it is written
+    text = shown_survival(merged.survival, merged.dtype)
+    if merged.survival.share >= ENOUGH:
+        say(text)
+        return False
+    say(f"warning: {text}")
+    say(f"  to lose less: {ways_out(merged.dtype, storing)}")
+    return True
+
+
 def _notes(merged: Merged) -> None:
     if not merged.base_checked:
         say("note: nothing says whether the base is the one that the adapter was trained on")
@@ -97,6 +134,9 @@ def _notes(merged: Merged) -> None:
         say("note: the base model has no tokenizer, so there is none in the merged model")
     if merged.unpacked:
         say(f"note: the numbers of the GGUF file are written out in full, as {merged.dtype}")
+    if merged.converted:
+        say(f"note: {count(merged.converted)} tensors that the adapter does not change are stored "
+            f"as {merged.dtype}, too")  # fmt: skip
     if merged.untied:
         say("note: weights that were tied are now stored separately; the configuration says so")
     if merged.left_out:

@@ -16,6 +16,10 @@ LAYOUTS = ("exact", "padded")
 """Each module at its own rank, by patterns; or all zero-padded to the largest, without patterns."""
 STORED = ("float32", "bfloat16", "float16")
 """Number formats that factors are written in."""
+MERGED = ("base", *STORED)
+"""Number formats that merged weights are written in; "base": each in the one it has in the base."""
+ROUNDINGS = ("nearest", "stochastic")
+"""Ways in which merged weights are rounded."""
 COMPUTE = ("float32", "float64", "bfloat16", "float16")
 """Number formats that outputs are compared in."""
 

@@ -23,6 +23,8 @@ from sora_cli.model.fingerprint import weight_files
 from sora_cli.model.loading import LOCAL_COPY, loading
 
 MODEL_CARD = "README.md"
+MERGE_RECORD = "sora_merge.json"
+"""The share of an adapter that the weights hold as a merge stored them, module by module."""
 
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".pb", ".msgpack", ".ot"),
@@ -133,7 +135,13 @@ def _index(folder: Path, weights: tuple[Path, ...]) -> dict[str, Any] | None:
 
 def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Return what is copied and what is not, relative to the directory."""
-    written = {MODEL_CONFIG, MODEL_CARD, WEIGHTS_INDEX, *(file.name for file in weights)}
+    written = {
+        MODEL_CONFIG,
+        MODEL_CARD,
+        MERGE_RECORD,
+        WEIGHTS_INDEX,
+        *(file.name for file in weights),
+    }
     others: list[Path] = []
     left: list[str] = []
     for entry in sorted(folder.iterdir()):

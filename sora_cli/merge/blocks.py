@@ -1,13 +1,17 @@
 """The sum W + B A, computed in blocks of a tensor's rows that are read, changed and written.
 
+What the rounding of the sum leaves of the update is measured block by block, too.
+
 Blocks are small enough for a processor's cache, which makes them fast, and memory does not depend
 on how large a tensor is. Several threads can work on one tensor: each has buffers of its own.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -16,29 +20,37 @@ from torch import Tensor
 
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.incoming import Content, Update
-from sora_cli.merge.plan import Item
-from sora_cli.model.tensors import torch_dtype
+from sora_cli.merge.plan import NARROW, Item
+from sora_cli.merge.rounding import Kept, Storing, inner, round_stochastically
+from sora_cli.model.tensors import dtype_name, torch_dtype
 
-_BLOCK = 2**18  # numbers
+_BLOCK = 2**18
 _ROWS = 8  # at least, for the product of a single row is rounded in another order
 _LARGEST_BLOCK = 2**24  # numbers, for rows that are very long
+_RANDOM = 16  # bytes for each number that is rounded at random
 _SMALL = 1e9  # a sum of squares below it: all numbers are finite, also in float16
 
 Range = tuple[int, int]
 Shape = tuple[int, ...]
+Made = tuple[memoryview, Kept | None]
+"""Bytes of a block, and what is left of the update in it; None where there is none to measure."""
 
 
 class Blocks:
     """Makes blocks of these tensors, in any thread."""
 
-    def __init__(self, items: list[Item]) -> None:
+    def __init__(self, items: list[Item], storing: Storing) -> None:
         self._sizes = _sizes(items)
         self._own = threading.local()
+        self._storing = storing
 
     @staticmethod
-    def memory(items: list[Item], threads: int) -> int:
-        """Return the bytes that the buffers take."""
-        return threads * sum(_sizes(items))
+    def memory(items: list[Item], threads: int, storing: Storing) -> int:
+        """Return the bytes that the buffers take, and the random numbers where there are any."""
+        random = _RANDOM * max((_numbers(item) for item in items), default=0)
+        return threads * (
+            sum(_sizes(items).values()) + (random if storing.rounding == "stochastic" else 0)
+        )
 
     @staticmethod
     def ranges(item: Item) -> list[Range]:
@@ -53,7 +65,7 @@ class Blocks:
         edges = [k * count // max(blocks, 1) for k in range(blocks + 1)]
         return list(pairwise(edges))
 
-    def add(self, item: Item, update: Update, rows: Range, source: int) -> memoryview:
+    def add(self, item: Item, update: Update, rows: Range, source: int) -> Made:
         """Read rows of a weight, add the update's in float32 (float64 if W is), cast them once.
 
         The product comes first, then the scaling, then the sum: as PEFT does it.
@@ -62,50 +74,105 @@ class Blocks:
             source: descriptor of the base's file.
 
         Returns:
-            The bytes to write; this thread's next block takes their place.
+            The bytes to write, whose place this thread's next block takes, and what is left of the
+            update in them, without the update's own square; see `rounding.squared_norm`.
 
         Raises:
             SoraError: the result is not finite, or the file got shorter meanwhile.
         """
-        assert item.source is not None
-        dtype, (start, stop), columns = _dtype(item), rows, item.shape[1]
+        (start, stop), columns = rows, item.shape[1]
         shape = (stop - start, columns)
-        raw, stored = self._buffers.view("raw", dtype, shape)
-        _read(source, raw, item.source.start + start * columns * dtype.itemsize, item)
-        wide = dtype in (torch.float32, torch.float64)
-        work = stored
-        if not wide:
-            work = self._buffers.view("wide", torch.float32, shape)[1].copy_(stored)
-        work.add_(self._product(update, rows, transposed=item.transposed))
-        _check(work, dtype, item)
-        if not wide:
-            stored.copy_(work)
-        return raw
+        base = self._base(item, start * columns, shape, source)
+        delta = self._product(update, rows, transposed=item.transposed)
+        raw, total = self._buffers.view("total", base.dtype, shape)
+        torch.add(base, delta, out=total)
+        if total.dtype != _dtype(item):
+            raw = self._store(item, total, start * columns)
+        change = torch.sub(total, base, out=base)
+        along = inner(change.float(), delta)
+        if not math.isfinite(along):
+            _check(total, _dtype(item), item)
+        return raw, Kept(0.0, along, self._square(item, change))
 
     def replace(
-        self, item: Item, content: Content, numbers: Range, source: int | None
-    ) -> memoryview:
+        self, item: Item, content: Content, numbers: Range, source: int | None, base: int | None
+    ) -> Made:
         """Read some numbers that the adapter holds in full, and cast them to the item's dtype.
 
         Args:
-            source: descriptor of the adapter's file; None if the content is in memory.
+            source: descriptor of the file with the content; None if that is in memory.
+            base: descriptor of the base's file, to measure what is left of the difference to what
+                the base has in this place; None: not measured.
 
         Returns, raises: see `add`.
         """
         dtype, (start, stop) = _dtype(item), numbers
+        shape = (stop - start,)
         if isinstance(content, Tensor):
             part = content.reshape(-1)[start:stop]
         else:
             kind = torch_dtype(content.dtype)
             assert kind is not None
             assert source is not None
-            read, part = self._buffers.view("wide", kind, (stop - start,))
+            read, part = self._buffers.view("read", kind, shape)
             _read(source, read, content.start + start * kind.itemsize, item)
+        if item.head is None:
+            return self._convert(item, part), None
         if dtype.is_floating_point:
             _check(part, dtype, item)
-        raw, target = self._buffers.view("raw", dtype, (stop - start,))
+        if item.dtype not in NARROW:
+            raw, target = self._buffers.view("stored", dtype, shape)
+            target.copy_(part)
+            return raw, None
+        total = self._buffers.view("total", torch.float32, shape)[1].copy_(part)
+        if base is None:
+            return self._store(item, total, start), None
+        before = self._base(item, start, shape, base)
+        delta = torch.sub(total, before, out=self._buffers.view("delta", torch.float32, shape)[1])
+        raw = self._store(item, total, start)
+        change = total.sub_(before)
+        return raw, Kept(inner(delta, delta), inner(change, delta), self._square(item, change))
+
+    def _convert(self, item: Item, part: Tensor) -> memoryview:
+        """Cast numbers of the base that the adapter does not touch."""
+        dtype = _dtype(item)
+        raw, target = self._buffers.view("stored", dtype, tuple(part.shape))
         target.copy_(part)
+        if item.dtype in NARROW and not torch.equal(target.isfinite(), part.isfinite()):
+            raise SoraError(
+                f"'{item.name}' of the base model holds numbers too large for {dtype_name(dtype)}",
+                hint="choose another --dtype",
+            )
         return raw
+
+    def _base(self, item: Item, start: int, shape: Shape, source: int) -> Tensor:
+        """Read numbers of the base, as float64 for a tensor of that, else as float32."""
+        assert item.source is not None
+        dtype = torch_dtype(item.source.dtype)
+        assert dtype is not None
+        raw, base = self._buffers.view("base", dtype, shape)
+        _read(source, raw, item.source.start + start * dtype.itemsize, item)
+        if item.dtype == "F64" or dtype == torch.float32:
+            return base
+        return self._buffers.view("wide", torch.float32, shape)[1].copy_(base)
+
+    def _store(self, item: Item, total: Tensor, start: int) -> memoryview:
+        """Round numbers to the item's dtype; `total` holds them in its own, then."""
+        dtype = _dtype(item)
+        if self._storing.rounding == "stochastic" and item.dtype in NARROW:
+            _check(total, dtype, item)
+            seed, name = self._storing.seed, item.name
+            round_stochastically(total, dtype, seed=seed, name=name, start=start)
+        raw, stored = self._buffers.view("stored", dtype, tuple(total.shape))
+        stored.copy_(total)
+        total.copy_(stored)
+        return raw
+
+    def _square(self, item: Item, change: Tensor) -> float:
+        """Return <dW', dW'> where rounding adds noise: at random, or to the base's numbers, too."""
+        other = item.source is not None and item.source.dtype != item.dtype
+        noisy = item.dtype in NARROW and (other or self._storing.rounding == "stochastic")
+        return inner(change, change) if noisy else 0.0
 
     def _product(self, update: Update, rows: Range, *, transposed: bool) -> Tensor:
         """Return rows of `(B A) * scaling`, or of its transpose."""
@@ -125,15 +192,14 @@ class Blocks:
         """Return this thread's buffers."""
         buffers: _Buffers | None = getattr(self._own, "buffers", None)
         if buffers is None:
-            buffers = self._own.buffers = _Buffers(*self._sizes)
+            buffers = self._own.buffers = _Buffers(self._sizes)
         return buffers
 
 
 class _Buffers:
     """Memory that is used again and again, and what it is looked at as."""
 
-    def __init__(self, raw: int, wide: int, delta: int) -> None:
-        sizes = {"raw": raw, "wide": wide, "delta": delta}
+    def __init__(self, sizes: Mapping[str, int]) -> None:
         self._memory = {name: torch.empty(n, dtype=torch.uint8) for name, n in sizes.items()}
         self._views: dict[tuple[str, torch.dtype, Shape], tuple[memoryview, Tensor]] = {}
 
@@ -146,11 +212,22 @@ class _Buffers:
         return self._views[key]
 
 
-def _sizes(items: list[Item]) -> tuple[int, int, int]:
-    """Return the bytes of the three buffers."""
-    numbers = max((_numbers(item) for item in items), default=0)
-    raw = max((_numbers(item) * _dtype(item).itemsize for item in items), default=0)
-    return raw, 8 * numbers, 4 * numbers
+def _sizes(items: list[Item]) -> dict[str, int]:
+    """Return the bytes of each buffer."""
+    sizes = dict.fromkeys(("base", "wide", "delta", "total", "stored", "read"), 0)
+    for item in items:
+        known = None if item.source is None else torch_dtype(item.source.dtype)
+        each = {
+            "base": known.itemsize if known else 0,
+            "wide": 4,
+            "delta": 4,
+            "total": max(4, _dtype(item).itemsize),
+            "stored": _dtype(item).itemsize,
+            "read": 0 if item.update else 8,
+        }
+        for name, bytes_each in each.items():
+            sizes[name] = max(sizes[name], _numbers(item) * bytes_each)
+    return sizes
 
 
 def _most_rows(item: Item) -> int:

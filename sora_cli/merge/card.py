@@ -10,14 +10,41 @@ from typing import Any
 from sora_cli import __version__
 from sora_cli.adapter.classes import number_of_labels
 from sora_cli.adapter.directory import Adapter
+from sora_cli.core.errors import SoraError
 from sora_cli.merge.plan import Plan
+from sora_cli.merge.rounding import Survival, shown_survival
+from sora_cli.model.files import MODEL_CONFIG
 
 MERGED_KEY = "sora_merged"
-"""Key in config.json: {"adapter": digest, "method": name or null} of each, in the order of merging.
+"""Key in config.json: {"adapter": digest, "method": name or null, "share": of the update that the
+stored weights hold, "noise": relative to it} of each, in the order of merging.
 """
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SUBCONFIGS = ("text_config", "decoder")
+
+
+def folded_into(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what was merged into a model before, by its configuration."""
+    entries = raw.get(MERGED_KEY)
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+
+
+def check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
+    """Refuse the last of these adapters if the model holds it already: dW would count twice."""
+    *before, new = folded
+    if any(entry.get("adapter") == new["adapter"] for entry in before):
+        raise SoraError(
+            f"this adapter is already folded into {source}: it would count twice",
+            where=f"{MODEL_CONFIG} there lists it under {MERGED_KEY}",
+            hint="give the original base model with --base",
+        )
+
+
+def recorded(config: Mapping[str, Any], survival: Survival) -> dict[str, Any]:
+    """Return the configuration, with what is left of the last of the adapters folded in."""
+    *before, last = config[MERGED_KEY]
+    return {**config, MERGED_KEY: [*before, {**last, **survival.record()}]}
 
 
 def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[str, Any]:
@@ -56,7 +83,19 @@ def untied_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def model_card(outline: Adapter, plan: Plan, *, base: str, class_name: str, dtype: str) -> str:
+def config_in(dtype: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration, and its parts, with this dtype, which `from_pretrained` loads."""
+    changed = {
+        key: config_in(dtype, value) if isinstance(value, dict) and "dtype" in value else value
+        for key, value in raw.items()
+        if key != "torch_dtype"  # its older name
+    }
+    return {**changed, "dtype": dtype}
+
+
+def model_card(
+    outline: Adapter, plan: Plan, *, base: str, class_name: str, dtype: str, survival: Survival
+) -> str:
     """Return README.md: what was merged into what, and how to load it.
 
     Args:
@@ -74,6 +113,7 @@ def model_card(outline: Adapter, plan: Plan, *, base: str, class_name: str, dtyp
         "",
         f"- base model: `{base}`" + (f" @ `{_revision(outline)}`" if _revision(outline) else ""),
         f"- class: `{class_name}`, {dtype}",
+        f"- {shown_survival(survival, dtype)}",
         f"- method: {method}",
         f"- adapted layers: {len(live)}" + (f", of rank {_range(live)}" if live else ""),
     ]

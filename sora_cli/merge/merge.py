@@ -2,19 +2,20 @@
 
 Tensor by tensor, from file to file: the model is never loaded, and what the adapter does not touch
 is copied as it is. Each changed weight is added to in float32, with (B A) times the scaling, and
-cast back once. The merged model's config.json lists the adapters folded into it, under
-`sora_merged`, so that none goes in twice. The same inputs give the same files to the last byte.
+rounded once. How much of the update is left then is measured; where that is too little, nothing is
+written. The merged model's config.json lists the adapters folded into it, under `sora_merged`, so
+that none goes in twice. The same inputs give the same files to the last byte.
 
 In `sora_cli.merge`, `base` finds the base's files, `names` asks transformers what it makes of their
-names, `match` finds what the adapter's parts belong to, `plan` lays out the new files, and `write`
-and `blocks` write them.
+names, `match` finds what the adapter's parts belong to, `plan` lays out the new files, `write` and
+`blocks` write them, and `rounding` rounds and measures.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,23 @@ from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.data.processor import lacks_tokenizer
-from sora_cli.merge.base import MODEL_CARD, BaseFolder, open_base
+from sora_cli.merge.base import MERGE_RECORD, MODEL_CARD, BaseFolder, open_base
 from sora_cli.merge.blocks import Blocks
-from sora_cli.merge.card import MERGED_KEY, merged_config, model_card, untied_config
+from sora_cli.merge.card import (
+    MERGED_KEY,
+    check_not_folded,
+    config_in,
+    folded_into,
+    merged_config,
+    model_card,
+    recorded,
+    untied_config,
+)
 from sora_cli.merge.incoming import Incoming, incoming
 from sora_cli.merge.match import Match, match, read_stored, tied_part
 from sora_cli.merge.names import build_runtime
 from sora_cli.merge.plan import Plan, plan_weights
+from sora_cli.merge.rounding import AS_IN_BASE, Storing, Survival, check_survival
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
 from sora_cli.model.files import MODEL_CONFIG, SAFE_WEIGHTS, WEIGHTS_INDEX
 from sora_cli.model.fingerprint import fingerprint
@@ -71,6 +82,10 @@ class Merged:
     """Parameters that neither base nor adapter held (only by force)."""
     unpacked: bool = False
     """True where the base was a GGUF file, whose numbers were written out first."""
+    converted: int = 0
+    """Tensors that the adapter does not touch and that are stored in another dtype than before."""
+    survival: Survival | None = None
+    """The part of the update that is left in the stored weights; None before they are written."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,7 @@ class Merge:
     config: dict[str, Any]
     plan: Plan
     merged: Merged
+    storing: Storing
     force: bool
     disk: int
     free: int
@@ -105,7 +121,8 @@ class Merge:
         """Write the merged model, atomically.
 
         Raises:
-            SoraError: a result is not finite, or it cannot be written or read back.
+            SoraError: a result is not finite, too little of the update is left in it, or it cannot
+                be written or read back.
         """
         marker = (MODEL_CONFIG,)
         try:
@@ -113,22 +130,36 @@ class Merge:
                 for name in self.base.others:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.base.folder / name, folder / name)
-                write_json(folder / MODEL_CONFIG, self.config)
-                (folder / MODEL_CARD).write_text(self._card(), encoding="utf-8")
-                write_weights(
-                    folder, self.plan, self.incoming, index=self.base.index, progress=progress
+                survival = write_weights(
+                    folder,
+                    self.plan,
+                    self.incoming,
+                    index=self.base.index,
+                    storing=self.storing,
+                    progress=progress,
                 )
+                check_survival(survival, self.merged.dtype, self.storing)
+                write_json(folder / MODEL_CONFIG, recorded(self.config, survival))
+                write_json(folder / MERGE_RECORD, self._record(survival))
+                (folder / MODEL_CARD).write_text(self._card(survival), encoding="utf-8")
         except OSError as error:
             raise SoraError(f"{self.output} cannot be written: {error}") from error
-        return self.merged
+        return dataclasses.replace(self.merged, survival=survival)
 
-    def _card(self) -> str:
+    def _record(self, survival: Survival) -> dict[str, Any]:
+        rounding: dict[str, Any] = {"dtype": self.merged.dtype, "rounding": self.storing.rounding}
+        if self.storing.rounding == "stochastic":
+            rounding["seed"] = self.storing.seed
+        return {**rounding, **survival.record(), "modules": survival.table()}
+
+    def _card(self, survival: Survival) -> str:
         return model_card(
             self.incoming.outline,
             self.plan,
             base=self.reference,
             class_name=self.config["architectures"][0],
             dtype=self.merged.dtype,
+            survival=survival,
         )
 
 
@@ -139,9 +170,11 @@ def merge_adapter(
     base: str | None = None,
     force: bool = False,
     untie: bool = False,
+    storing: Storing = AS_IN_BASE,
 ) -> Merged:
     """Prepare and write in one go; see `prepare_merge` and `Merge.write`."""
-    return prepare_merge(adapter, output, base=base, force=force, untie=untie).write()
+    merge = prepare_merge(adapter, output, base=base, force=force, untie=untie, storing=storing)
+    return merge.write()
 
 
 def prepare_merge(
@@ -151,6 +184,7 @@ def prepare_merge(
     base: str | None = None,
     force: bool = False,
     untie: bool = False,
+    storing: Storing = AS_IN_BASE,
 ) -> Merge:
     """Check that a merge can be done, and lay out its files. Writes nothing.
 
@@ -161,6 +195,7 @@ def prepare_merge(
             full, the one the adapter was trained on. Never into one that has this adapter already.
         untie: change a weight that is tied to another all the same: both are written, and
             `tie_word_embeddings` is set to false.
+        storing: the dtype of the merged weights, and how they are rounded to it.
 
     Raises:
         SoraError: nothing sound can be written; the message says why.
@@ -173,6 +208,8 @@ def prepare_merge(
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=_written(folder))
     found, tied, config = _match(new, folder, untie=untie)
     config |= {MERGED_KEY: folded, "architectures": [found.runtime.class_name]}
+    if storing.dtype != "base":
+        config = config_in(storing.dtype, config)
     plan = plan_weights(
         new.outline,
         found,
@@ -181,6 +218,7 @@ def prepare_merge(
         tied=tied,
         other_class=folder.raw.get("architectures") not in (None, [], config["architectures"]),
         force=force,
+        dtype=storing.dtype,
     )
     merged = _merged(new, folder, plan, checked=checked, untied=tied is not None)
     disk, free = weights_bytes(plan) + folder.others_bytes, _free_disk(output)
@@ -188,8 +226,10 @@ def prepare_merge(
         raise SoraError(f"{output} needs {size(disk)} of disk, and {size(free)} are free",
                         hint="write to another disk with -o, or make room")  # fmt: skip
     reference = base or new.outline.base.path or folder.source
-    memory = _memory(new, plan)
-    return Merge(new, output, reference, folder, config, plan, merged, force, disk, free, memory)
+    memory = _memory(new, plan, storing)
+    return Merge(
+        new, output, reference, folder, config, plan, merged, storing, force, disk, free, memory
+    )
 
 
 def _merged(
@@ -207,6 +247,7 @@ def _merged(
         left_files=folder.left,
         absent=plan.absent,
         unpacked=folder.unpacked is not None,
+        converted=sum(item.converted for item in plan.items),
     )
 
 
@@ -217,15 +258,19 @@ def _base_of(
     source = resolve_model_path(base or new.outline.base.name())
     check_apart(output, Path(source))
     folder = open_base(source, new.outline.base.revision if base is None else None)
-    folded = [*_folded(folder.raw), {"adapter": new.digest(), "method": new.outline.meta.method}]
-    _check_not_folded(folded, source)
+    folded = [
+        *folded_into(folder.raw),
+        {"adapter": new.digest(), "method": new.outline.meta.method},
+    ]
+    check_not_folded(folded, source)
     return folder, folded, _check_fingerprint(new.outline, folder, force=force)
 
 
 def _written(base: BaseFolder) -> tuple[str, ...]:
     """Return what a merged model's directory holds, as patterns; directories as a whole."""
     others = {name.parts[0] for name in base.others}
-    return (MODEL_CONFIG, MODEL_CARD, WEIGHTS_INDEX, SAFE_WEIGHTS, *sorted(others))
+    own = (MODEL_CONFIG, MODEL_CARD, MERGE_RECORD, WEIGHTS_INDEX, SAFE_WEIGHTS)
+    return (*own, *sorted(others))
 
 
 def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> bool:
@@ -241,23 +286,6 @@ def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> 
         where=f"that was: {adapter.base.path}",
         hint="give the right one with --base, or merge all the same with --force",
     )
-
-
-def _folded(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what was merged into a model before, by its configuration."""
-    entries = raw.get(MERGED_KEY)
-    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
-
-
-def _check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
-    """Refuse the last of these adapters if the model holds it already: dW would count twice."""
-    *before, new = folded
-    if any(entry.get("adapter") == new["adapter"] for entry in before):
-        raise SoraError(
-            f"this adapter is already folded into {source}: it would count twice",
-            where=f"{MODEL_CONFIG} there lists it under {MERGED_KEY}",
-            hint="give the original base model with --base",
-        )
 
 
 def _match(
@@ -309,11 +337,12 @@ def _free_disk(output: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _memory(new: Incoming, plan: Plan) -> int | None:
+def _memory(new: Incoming, plan: Plan, storing: Storing) -> int | None:
     """Return the memory of this process now, the buffers, and the largest pair of factors."""
     now = process_memory("RssAnon")
     if now is None:
         return None
-    buffers = Blocks.memory([item for item in plan.items if not item.copied], threads())
+    made = [item for item in plan.items if not item.copied]
+    buffers = Blocks.memory(made, threads(), storing)
     factors = max(f.parameters for f in new.outline.layers.values())
     return now + buffers + 3 * 4 * factors + _RUNTIME_MEMORY

@@ -16,6 +16,7 @@ from sora_cli.model.fingerprint import StoredTensor, read_metadata
 from sora_cli.model.tensors import stored_dtype, torch_dtype
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+NARROW = FLOATS[2:]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,21 @@ class Item:
     @property
     def copied(self) -> bool:
         """Tell whether it is the base's tensor, to the byte."""
-        return self.update is None and self.head is None
+        same = self.source is not None and self.source.dtype == self.dtype
+        return same and self.update is None and self.head is None
+
+    @property
+    def converted(self) -> bool:
+        """Tell whether it is the base's tensor in another dtype."""
+        return self.update is None and self.head is None and not self.copied
+
+    @property
+    def measured(self) -> bool:
+        """Tell whether it changes a tensor of the base, and may lose some of the change."""
+        if self.head is None or self.source is None:
+            return self.update is not None
+        alike = self.source.shape == self.shape and self.source.dtype in FLOATS
+        return alike and self.dtype in NARROW
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,7 @@ def plan_weights(
     tied: Match | None,
     other_class: bool,
     force: bool,
+    dtype: str = "base",
 ) -> Plan:
     """Lay out the merged checkpoint: the base's files, their tensors in their order.
 
@@ -100,6 +116,7 @@ def plan_weights(
         other_class: the merged model is of another class than the base: what only that one needs,
             such as its head, is left out.
         force: leave out parameters that neither base nor adapter supplies.
+        dtype: torch's name of the one that floating-point tensors are stored in; "base": as theirs.
 
     Raises:
         SoraError: parameters without numbers, weights that cannot be added to, or names that
@@ -120,7 +137,8 @@ def plan_weights(
     kept = [_kept(tensor, found, outline) for tensor in stays]
     new = list(_new(found, tied, outline))
     names = _output_names(found, kept, new)
-    kept = [replace(item, name=names[item.name]) for item in kept]
+    kept = [_stored_as(dtype, replace(item, name=names[item.name])) for item in kept]
+    new = [_stored_as(dtype, item) for item in new]
     return Plan(
         files=tuple(_files(found, list(weights), kept, new)),
         left_out=tuple(name for name in found.stored if name in left_out),
@@ -138,7 +156,7 @@ def _files(
         less = len(items) < sum(tensor.file == file for tensor in found.stored.values())
         more = new if file == weights[-1] else []
         items += more
-        if less or more:
+        if less or more or any(item.converted for item in items):
             items.sort(key=_width, reverse=True)  # every tensor where its dtype may lie
         if items:
             yield PlannedFile(file.name, read_metadata(file), tuple(items))
@@ -226,6 +244,15 @@ def _head(
         kind = torch_dtype(dtype) or kind
     length = kind.itemsize * tensor.numel()
     return Item(name, stored_dtype(kind), tuple(tensor.shape), length, replaced, head=head)
+
+
+def _stored_as(dtype: str, item: Item) -> Item:
+    """Return a tensor to be stored in this dtype; what are no floating-point numbers stays."""
+    if dtype == "base" or item.dtype not in FLOATS:
+        return item
+    kind = getattr(torch, dtype)
+    length = kind.itemsize * torch.Size(item.shape).numel()
+    return replace(item, dtype=stored_dtype(kind), length=length)
 
 
 def _usual_dtype(found: Match) -> str:

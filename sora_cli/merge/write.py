@@ -22,9 +22,10 @@ from torch import Tensor
 from sora_cli.adapter.metadata import write_json
 from sora_cli.adapter.spectra import one_thread
 from sora_cli.core.errors import SoraError
-from sora_cli.merge.blocks import Blocks, Range
+from sora_cli.merge.blocks import Blocks, Made, Range
 from sora_cli.merge.incoming import Incoming
 from sora_cli.merge.plan import Item, Plan, PlannedFile
+from sora_cli.merge.rounding import Kept, Storing, Survival, squared_norm, total
 from sora_cli.model.files import WEIGHTS_INDEX
 from sora_cli.model.fingerprint import StoredTensor, read_header
 from sora_cli.model.tensors import header_bytes
@@ -46,27 +47,39 @@ def write_weights(
     incoming: Incoming,
     *,
     index: dict[str, Any] | None,
+    storing: Storing,
     progress: Progress | None = None,
-) -> None:
+) -> Survival:
     """Write all files of weights and their index, and read back headers and samples of bytes.
 
     Args:
         index: the base's index; None for a single file.
+
+    Returns:
+        What is left of the adapter in what was written.
 
     Raises:
         SoraError: a result is not finite, the base changed meanwhile, or what was written reads
             back differently.
         OSError: the disk is full, or the like.
     """
-    blocks = Blocks([item for item in plan.items if not item.copied])
+    blocks = Blocks([item for item in plan.items if not item.copied], storing)
+    layers: dict[str, Kept] = {}
+    heads: dict[str, Kept] = {}
     with one_thread(), ThreadPoolExecutor(max_workers=threads()) as pool:
         for file in plan.files:
             path = folder / file.name
             with path.open("xb", buffering=0) as out:
-                ends = _Job(file, out.fileno(), pool, progress).run(blocks, incoming)
+                job = _Job(file, out.fileno(), pool, progress)
+                ends = job.run(blocks, incoming)
             _check_written(path, file, ends)
+            for item in file.items:
+                if item.measured:
+                    into, name = (layers, item.update) if item.head is None else (heads, item.head)
+                    into[name or item.name] = job.kept(item)
     if index is not None:
         write_json(folder / WEIGHTS_INDEX, _index(index, plan))
+    return Survival(layers, heads)
 
 
 def threads() -> int:
@@ -94,6 +107,7 @@ class _Job:
         self._file, self._out, self._threads, self._progress = file, out, threads, progress
         self._pending: deque[Future[int]] = deque()
         self._ends: dict[str, list[bytes]] = {}
+        self._kept: dict[str, dict[int, Kept]] = {}
         self._written = self._flushed = 0
 
     def run(self, blocks: Blocks, incoming: Incoming) -> dict[str, list[bytes]]:
@@ -118,20 +132,30 @@ class _Job:
                 self._finish_one()
         return self._ends
 
+    def kept(self, item: Item) -> Kept:
+        """Return what is left of an update; blocks are added in their order, for equal sums."""
+        blocks = self._kept.get(item.name, {})
+        return total(blocks[start] for start in sorted(blocks))
+
     def _make(
         self, item: Item, at: int, blocks: Blocks, incoming: Incoming, sources: _Sources
     ) -> None:
         """Make and write a tensor, block by block."""
-        make: Callable[[Range], memoryview]
-        if item.head is not None:
-            content = incoming.head(item.head)
-            file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
-            make = partial(blocks.replace, item, content, source=file)
+        make: Callable[[Range], Made]
+        before = None if item.source is None else sources.descriptor(item.source.file)
+        if item.update is not None:
+            assert before is not None
+            update = incoming.update(item.update)
+            squared = update.scaling**2 * squared_norm(update.A, update.B)
+            self._kept[item.name] = {-1: Kept(squared)}
+            make = partial(blocks.add, item, update, source=before)
         else:
-            assert item.update is not None
-            assert item.source is not None
-            update, file = incoming.update(item.update), sources.descriptor(item.source.file)
-            make = partial(blocks.add, item, update, source=file)
+            content = item.source if item.head is None else incoming.head(item.head)
+            assert content is not None
+            file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
+            base = before if item.measured else None
+            self._kept[item.name] = {}
+            make = partial(blocks.replace, item, content, source=file, base=base)
         ranges = blocks.ranges(item)
         self._ends[item.name] = [b"", b""]
         per_step = item.length // ranges[-1][1] if ranges else 0  # bytes of a row, or of a number
@@ -142,14 +166,16 @@ class _Job:
 
     def _made(
         self,
-        make: Callable[[Range], memoryview],
+        make: Callable[[Range], Made],
         rows: Range,
         offset: int,
         name: str,
         first: bool,
         last: bool,
     ) -> int:
-        content = make(rows)
+        content, kept = make(rows)
+        if kept is not None:
+            self._kept[name][rows[0]] = kept  # each block has a key of its own
         if first:
             self._ends[name][0] = bytes(content[:_SAMPLE])
         if last:

@@ -86,7 +86,7 @@ def test_merged_adapters_are_recorded_and_kept(tmp_path: Path, made: tuple[Path,
     config = transformers.AutoConfig.from_pretrained(made[0])
     assert not hasattr(config, MERGED_KEY)
     merge_adapter(made[1], tmp_path / "out")
-    entry = {"adapter": incoming(made[1]).digest(), "method": "sora"}
+    entry = {"adapter": incoming(made[1]).digest(), "method": "sora", "share": 1.0}
     assert read_json(tmp_path / "out" / "config.json")[MERGED_KEY] == [entry]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     model.save_pretrained(tmp_path / "saved")

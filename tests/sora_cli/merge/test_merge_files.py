@@ -68,7 +68,8 @@ def test_files_beside_the_weights(tmp_path: Path, made: Made) -> None:
     for name in texts:
         assert (out / name).read_text() == name
     there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert there == {*texts, "config.json", "model.safetensors", "README.md"}
+    assert there == {*texts, "config.json", "model.safetensors", "README.md",
+                     "sora_merge.json"}  # fmt: skip
     assert set(merged.left_files) == {
         "pytorch_model.bin", "model.onnx", "tf_model.h5", "onnx/", "consolidated.safetensors",
         "original/", "checkpoint-3/", "inner/", "pytorch_model.bin.index.json",
