@@ -67,7 +67,8 @@ def prune(
         float | None,
         typer.Option(
             "--max-drop",
-            help="Keep the fewest components whose validation metric falls by at most this.",
+            help="Keep the fewest components found by bisection whose validation metric falls by "
+            "at most this.",
         ),
     ] = None,
     recipe: Annotated[

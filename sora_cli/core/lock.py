@@ -34,7 +34,8 @@ def locked(directory: Path) -> Iterator[None]:
     Of several processes that train together only the main one holds it.
 
     Raises:
-        SoraError: another run is at work there; it is named.
+        SoraError: another run is at work there; it is named. Or a file of another program has the
+            lock's name.
     """
     if not is_main():
         yield
@@ -81,7 +82,13 @@ def _acquired(directory: Path) -> tuple[list[Path], FileLock]:
 def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
     from filelock import FileLock, Timeout  # 80 ms, which mistakes in the recipe need not wait for
 
-    made, file = _make(directory), directory / FILE_NAME
+    file = directory / FILE_NAME
+    if not _is_own(file):
+        raise SoraError(
+            f"'{file}' is not of this program: it stays",
+            hint="move it away, or train elsewhere: output.dir=DIR",
+        )
+    made = _make(directory)
     lock = FileLock(file, blocking=False)
     try:
         lock.acquire()
@@ -91,6 +98,17 @@ def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
             hint="wait for it, stop it, or train elsewhere: output.dir=DIR",
         ) from error
     return made, lock
+
+
+def _is_own(file: Path) -> bool:
+    """Return whether a file in the lock's place is one that `locked` wrote, or about to be."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        return not text or "pid" in json.loads(text)
+    except FileNotFoundError:
+        return True
+    except (ValueError, TypeError):
+        return False
 
 
 def _make(directory: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The smallest pruned adapter that still scores well, found by bisection over its size.
+"""A small pruned adapter that still scores well, found by bisection over its size.
 
 All candidates lie on one line: the components with the largest squared singular value per number
 stored are kept, over all layers together, so each candidate contains the smaller ones.
@@ -46,7 +46,7 @@ class Search:
     points: tuple[Point, ...]
     """In the order they were tried; the first is the whole adapter."""
     ranks: Mapping[str, int]
-    """The ranks of the smallest that is good enough."""
+    """The ranks of the smallest that was tried and is good enough."""
 
 
 class Scores:
@@ -72,10 +72,11 @@ class Scores:
 
 
 def smallest_within(adapter: Adapter, recipe: Recipe, max_drop: float) -> Search:
-    """Find by bisection the fewest components whose metric falls by at most `max_drop`.
+    """Find by bisection few components whose metric falls by at most `max_drop`.
 
     Bisection takes the metric to fall as components go; where it does not, what is found is good
-    enough, but something smaller might be, too.
+    enough, but something smaller might be, too. It is not looked for: the more sizes are tried on
+    the same rows, the more often one is good enough by chance.
 
     Raises:
         SoraError: whatever is wrong with the recipe's references.

@@ -198,7 +198,7 @@ def test_strongest_never_keeps_zeros() -> None:
     assert strongest(values, 1, {"a": 100, "b": 1, "c": 1}) == {"a": 0, "b": 1, "c": 0}
 
 
-def test_bisection_finds_the_smallest_that_is_good_enough(
+def test_bisection_finds_the_smallest_where_the_score_falls_steadily(
     layers: dict[str, LowRankFactors],
 ) -> None:
     def score(factors: dict[str, LowRankFactors]) -> float:
@@ -212,6 +212,12 @@ def test_bisection_finds_the_smallest_that_is_good_enough(
         assert all(p.good == (p.drop <= drop) for p in search.points)
     fewer_is_better = bisect(layers, lambda f: -score(f), 2, False, ("loss", "validation"))
     assert sum(fewer_is_better.ranks.values()) == 7
+
+    def uneven(factors: dict[str, LowRankFactors]) -> float:
+        return float(sum(f.rank for f in factors.values()) in {15, 14, 13, 12, 11, 4})
+
+    found = bisect(layers, uneven, 0, True, ("score", "validation"))
+    assert sum(found.ranks.values()) == 11  # good enough; nobody says that it is the smallest
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
@@ -228,6 +234,7 @@ def test_max_drop_with_a_real_recipe(
     out = capsys.readouterr().out
     assert "tried on validation" in out
     (entry,) = read_adapter(tmp_path / "p").meta.lineage
+    assert f"by bisection: {entry['components'][1]} components; a score need not" in out
     metric = entry["metric"]
     scores = []
     for target in ("out", "p"):

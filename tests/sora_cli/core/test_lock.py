@@ -55,6 +55,14 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["report.json"]
 
 
+def test_a_lock_of_another_program_stays(tmp_path: Path) -> None:
+    for content in ("x", "5", "[]", '{"name": "package-lock"}'):
+        (tmp_path / FILE_NAME).write_text(content)
+        with pytest.raises(SoraError, match=r"\.lock' is not of this"), locked(tmp_path):
+            pytest.fail("taken")
+        assert (tmp_path / FILE_NAME).read_text() == content
+
+
 def test_a_file_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
     with pytest.raises(SoraError, match="is a file"), locked(tmp_path / "out"):
