@@ -15,6 +15,9 @@ from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
 from sora_cli.model.tensors import NewTensor, dtype_name
 
+_SMALL = 2.0**-12
+"""Terms whose largest number is below it lose bits in float16, whose spacing ends at 2^-24."""
+
 
 class Plan:
     """The names and shapes of a file's tensors; it looks at each tensor once and keeps none.
@@ -69,6 +72,8 @@ class Plan:
             SoraError: too large for the dtype.
         """
         live = _plain(path, self._layers[path]).select(self._keep[path])
+        if self._dtype == torch.float16:
+            live = _balanced(live)
         more = (self._padded_to or self.stored[path]) - live.rank
         a, b = pad(live.A, (0, 0, 0, more)), pad(live.B, (0, more))
         cast = LowRankFactors(a.to(self._dtype), b.to(self._dtype))
@@ -115,6 +120,19 @@ class Plan:
             same = same and torch.equal(head[name], self._head[name].detach().cpu())
         if not same:
             raise SoraError("what was written reads back differently: is the disk all right?")
+
+
+def _balanced(factors: LowRankFactors) -> LowRankFactors:
+    """Move powers of two between A and B, term by term, where one is too small for float16.
+
+    B A stays the same to the bit; a B of 1e-8, as short training gives, would become zero.
+    """
+    largest_a = factors.A.abs().amax(1)  # (r,)
+    largest_b = factors.B.abs().amax(0)  # (r,)
+    halves = ((largest_b.log2() - largest_a.log2()) / 2).round()
+    small = torch.minimum(largest_a, largest_b) < _SMALL  # none is 0: only live terms are here
+    shift = torch.where(small, halves, 0.0).exp2()
+    return LowRankFactors(factors.A * shift[:, None], factors.B / shift)
 
 
 def _plain(path: str, factors: LowRankFactors) -> LowRankFactors:

@@ -139,6 +139,17 @@ def test_mixed_dtypes_count_as_float32(written: Path) -> None:
         assert file.dtype == "float32"
 
 
+@pytest.mark.parametrize("scale", [1e-5, 1e-9])
+def test_small_factors_in_float16(tmp_path: Path, scale: float) -> None:
+    """B alone would lose bits, or become zero; its product with A has room."""
+    layers = {path: LowRankFactors(f.A, scale * f.B) for path, f in _layers(modules=4).items()}
+    write_adapter(tmp_path / "a", _adapter(layers=layers), dtype="float16")
+    for path, factors in read_adapter(tmp_path / "a").layers.items():
+        expected = layers[path].B.double() @ layers[path].A.double()
+        error = factors.B.double() @ factors.A.double() - expected
+        assert error.norm() < 2e-3 * expected.norm()
+
+
 def test_what_float16_can_not_hold(tmp_path: Path) -> None:
     large = {"a": LowRankFactors(torch.full((1, 6), 1e6), torch.ones(5, 1))}
     with pytest.raises(SoraError, match="too large for float16"):
