@@ -1,6 +1,22 @@
-"""`python -m sora_cli`."""
+"""`python -m sora_cli`, and the `sora` script: signals end it quietly from its first imports on.
 
-from sora_cli.app import main
+These take a tenth of a second, in which Python would answer Ctrl-C with a traceback.
+"""
+
+try:
+    from sora_cli.core.interruption import end_on_signals
+
+    end_on_signals()
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
+
+
+def main() -> None:
+    """Import the program and run it."""
+    from sora_cli.app import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

@@ -25,8 +25,10 @@ from sora_cli.commands._options import (
     RecipeOption,
     load_plugins,
 )
-from sora_cli.core.boundary import guarded
-from sora_cli.core.interruption import raise_on_signals
+from sora_cli.core.boundary import guarded, told_losses
+from sora_cli.core.checks import check_working_directory
+from sora_cli.core.interruption import end_on_signals, raise_on_signals
+from sora_cli.core.streams import open_streams
 from sora_cli.core.timing import leave_with, process_start
 
 # Plain help: rich would take longer to import than everything else here.
@@ -59,6 +61,8 @@ def options(
         typer.echo(f"sora {__version__}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+    else:
+        check_working_directory()
 
 
 @app.command()
@@ -268,6 +272,16 @@ def run(arguments: Sequence[str], *, began: float | None = None) -> int:
 
 
 def main() -> None:
-    """Run the `sora` script."""
+    """Run the command line of this process, and end the process."""
+    end_on_signals()
+    open_streams()
+    leave_with(_run_process)
+
+
+def _run_process() -> int:
     raise_on_signals()
-    leave_with(lambda: run(sys.argv[1:], began=process_start()))
+    try:
+        code = run(sys.argv[1:], began=process_start())
+        return told_losses(code)
+    finally:
+        end_on_signals()

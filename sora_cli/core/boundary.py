@@ -15,14 +15,17 @@ from methods.errors import MethodError
 from sora_cli.core.console import complain, printable, say
 from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.exit_codes import FAILED, INTERRUPTED, OK, USER_ERROR
-from sora_cli.core.interruption import Interrupted
+from sora_cli.core.interruption import Interrupted, swallowed
 from sora_cli.core.processes import is_main
+from sora_cli.core.streams import lost_output
 
 _DISK_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
 }  # fmt: skip
 """Errors of reading and writing files that are no fault of the program."""
+
+_NO_TEMPORARY = "No usable temporary directory"  # of tempfile: a full disk, or a limit of size 0
 
 _ClickError = typer.BadParameter.__mro__[2]
 """Typer's own: usage errors and their kin; it has moved between packages over the versions."""
@@ -37,34 +40,55 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
     """
     try:
         result = command()
-    except SoraError as error:
-        return _user_error(error.lines(), debug=debug)
-    except MethodError as error:
-        return _user_error([str(error)], debug=debug)
     except Interrupted as end:
-        for line in (str(end), *end.words):
-            say(line)
-        return end.exit_code
+        return _interrupted(end)
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         return INTERRUPTED
     except Exception as error:
-        return _other(error, debug=debug)
+        signal = swallowed()
+        return _told(error, debug=debug) if signal is None else _interrupted(signal)
     return result if isinstance(result, int) else OK
 
 
-def _other(error: Exception, *, debug: bool) -> int:
+def told_losses(code: int) -> int:
+    """Say that data on stdout were lost, at a command's end; return the exit code then."""
+    reason = lost_output()
+    if reason is None:
+        return code
+    return _user_error([f"stdout cannot be written: {reason.lower()}"], debug=False)
+
+
+def _interrupted(end: Interrupted) -> int:
+    for line in (str(end), *end.words):
+        say(line)
+    return end.exit_code
+
+
+def _told(error: Exception, *, debug: bool) -> int:
+    if isinstance(error, SoraError):
+        return _user_error(error.lines(), debug=debug)
+    if isinstance(error, MethodError):
+        return _user_error([str(error)], debug=debug)
     if isinstance(error, _ClickError):
         return _usage_error(error)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        name = "a file" if error.filename is None else f"'{error.filename}'"
-        reason = (error.strerror or str(error)).lower()
-        return _user_error([f"{name} cannot be used: {reason}"], debug=debug)
+    if isinstance(error, OSError) and (lines := _disk_error(error)):
+        return _user_error(lines, debug=debug)
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
         return _user_error([first_mistake(error)], debug=debug)
     return _internal_error(error, debug=debug)
+
+
+def _disk_error(error: OSError) -> list[str]:
+    """Return what is wrong with a file, or with the directory for temporary ones."""
+    if error.errno in _DISK_ERRORS:
+        name = "a file" if error.filename is None else f"'{error.filename}'"
+        return [f"{name} cannot be used: {(error.strerror or str(error)).lower()}"]
+    if _NO_TEMPORARY in str(error):
+        return ["no temporary file can be written", str(error.strerror), "TMPDIR=DIR names another"]
+    return []
 
 
 def _usage_error(error: Any) -> int:

@@ -112,3 +112,13 @@ def check_comparison(dtype: str, tolerance: float | None) -> None:
         raise SoraError(f"--dtype must be one of {', '.join(COMPUTE)}, not {dtype}")
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise SoraError(f"--tolerance must be 0 or more, not {tolerance:g}")
+
+
+def check_working_directory() -> None:
+    """Raise `SoraError` where the current directory has been deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise SoraError(
+            "the current directory is not there any more", hint="cd to one that is there"
+        ) from error

@@ -10,8 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sora_cli import PACKAGE, __version__
+from sora_cli import __version__
 
+PACKAGE = Path(__file__).resolve().parent.parent
+"""The folder of the program; its parent is a checkout, or where packages are installed."""
 _PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "safetensors")
 
 

@@ -10,14 +10,15 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 MEANINGS = {
-    OK: "The command did what it was asked to do.",
+    OK: "The command did what it was asked to do. Output that nobody takes is dropped and changes no "
+    "exit code: a pipe whose reader is gone (`| head -1`), a closed stream (`>&-`).",
     FAILED: "The command ran to its end, but the result is not right: `sora verify` found a "
     "difference; the files that `sora train`, `sora export` or `sora merge` wrote do not give the "
     "outputs they should; a run of `sora sweep` failed. Also: a fault of the program itself "
     "(`error: internal error`; the traceback is in the file that the message names).",
     USER_ERROR: "Something in the command line, the recipe, the data or the files can be put "
     "right: at most three lines on stderr say what, where, and what to type next. Also a disk "
-    "that is full or may not be written.",
+    "that is full or may not be written, also where stdout goes there.",
     NO_VERDICT: "No verdict: what was written is complete, but the comparison cannot tell whether "
     "it is right, because the adapter changes the outputs by less than the rounding error of the "
     "comparison itself. Of `sora verify`, `sora export` and `sora merge`; `sora train` says "

@@ -1,17 +1,26 @@
-"""SIGINT and SIGTERM: a clean end, at once or after the current training step."""
+"""SIGINT and SIGTERM: a clean end, at once or after the current training step.
+
+Handlers write to the descriptor itself: Python's streams cannot be entered a second time.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from sora_cli.core.console import say
+from sora_cli.core.processes import is_main
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_raised: list[int] = []
+"""Signals that have raised `Interrupted`, in a process that `raise_on_signals` was called in."""
+_last_steps: list[Callable[[], None]] = []
+"""Done before a signal ends the process at once."""
 
 
 class Interrupted(BaseException):
@@ -40,14 +49,95 @@ class Interrupted(BaseException):
         return 128 + self.signal
 
 
+def end_on_signals() -> None:
+    """Let SIGINT and SIGTERM end the process at once, but for what `tidied` was told."""
+    for number in _SIGNALS:
+        signal.signal(number, _end)
+
+
 def raise_on_signals() -> None:
     """Let SIGINT and SIGTERM raise `Interrupted`, so that files are tidied up as after an error."""
+    sys.unraisablehook = _raise_later
     for number in _SIGNALS:
         signal.signal(number, _raise)
 
 
+def swallowed() -> Interrupted | None:
+    """Return the interruption that a signal has raised, if any.
+
+    An error that comes after it is its consequence: C code and class bodies turn `Interrupted`
+    into errors of their own.
+    """
+    return Interrupted(_raised[-1]) if _raised else None
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let signals that would raise `Interrupted` end the process while the block runs.
+
+    Libraries written in C++ abort if an exception arises while they are imported.
+    """
+    if signal.getsignal(signal.SIGINT) is not _raise:
+        yield
+        return
+    end_on_signals()
+    try:
+        yield
+    finally:
+        raise_on_signals()
+
+
+@contextmanager
+def tidied(last_step: Callable[[], None]) -> Iterator[None]:
+    """Call a function at the block's end, also where a signal ends the process at once."""
+    _last_steps.append(last_step)
+    try:
+        yield
+    finally:
+        _last_steps.remove(last_step)
+        last_step()
+
+
+def leave_signals_to_parent(_: int = 0) -> None:
+    """Ignore SIGINT in a worker process, and the first SIGTERM.
+
+    Both may be sent to the whole process group. The parent ends its workers when it has finished
+    its step; it does so with SIGTERM if it must.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (as below)
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python passes it)
+    interrupted = Interrupted(number)
+    _tell(str(interrupted))
+    while _last_steps:
+        _last_steps.pop()()
+    os._exit(interrupted.exit_code)
+
+
 def _raise(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python passes it)
+    _raised.append(number)
     raise Interrupted(number)
+
+
+def _raise_later(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send a signal again whose `Interrupted` arose where Python can only print it."""
+    if isinstance(unraisable.exc_value, Interrupted):
+        number = unraisable.exc_value.signal
+        threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _tell(message: str) -> None:
+    if is_main():
+        with suppress(OSError):
+            os.write(2, f"{message}\n".encode())
 
 
 class Deferral:
@@ -66,7 +156,7 @@ class Deferral:
             raise Interrupted(number)
         self.received = number
         name = signal.Signals(number).name
-        say(f"\n{name}: finishing this step, then a checkpoint; a second signal stops at once")
+        _tell(f"\n{name}: finishing this step, then a checkpoint; a second signal stops at once")
 
 
 @contextmanager

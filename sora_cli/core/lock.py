@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import is_leftover, naming
 from sora_cli.core.errors import SoraError
+from sora_cli.core.interruption import tidied
 from sora_cli.core.processes import is_main
 
 if TYPE_CHECKING:
@@ -43,14 +44,16 @@ def locked(directory: Path) -> Iterator[None]:
     check_directory(directory)
     made, lock = _acquired(directory)
     file = directory / FILE_NAME
-    try:
-        with naming(file):
-            file.write_text(json.dumps(_myself()), encoding="utf-8")
-        yield
-    finally:
+
+    def leave() -> None:
         file.unlink(missing_ok=True)  # still held: who waits for it sees that it is gone
         lock.release()
         _remove_empty(made)
+
+    with tidied(leave):
+        with naming(file):
+            file.write_text(json.dumps(_myself()), encoding="utf-8")
+        yield
 
 
 def check_directory(path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sora_cli.core.console import say
+from sora_cli.core.interruption import Interrupted, ending_at_once
 
 
 def process_start() -> float:
@@ -42,7 +43,8 @@ def importing() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with ending_at_once():
+            yield
     finally:
         if enabled:
             gc.enable()
@@ -67,4 +69,6 @@ def leave_with(command: Callable[[], int]) -> NoReturn:
         code = command()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Interrupted as end:  # a second signal, while the first one was told
+        code = end.exit_code
     sys.exit(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from methods.words import closest, did_you_mean
-from sora_cli import PACKAGE
+from sora_cli.core.environment import PACKAGE
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import near_files
 

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.interruption import leave_signals_to_parent
 from sora_cli.model.base import Base
 from sora_cli.model.gradient_checkpointing import checkpointing_arguments
 from sora_cli.recipe.recipe import Cadence, Recipe
@@ -156,6 +157,7 @@ class AdapterTrainer(ResumingTrainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            worker_init_fn=leave_signals_to_parent,
             **options,
         )
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from sora_cli import PACKAGE
 from sora_cli.core.boundary import guarded
+from sora_cli.core.environment import PACKAGE
 from sora_cli.core.errors import SoraError
 from sora_cli.model.tensors import dtype_name
 from sora_cli.verify.outputs import Outputs, compute_outputs
@@ -50,6 +50,7 @@ def reload_outputs(
             [sys.executable, "-m", "sora_cli.verify.reload", scratch],
             capture_output=True,
             text=True,
+            errors="replace",
             env=_environment(),
             check=False,
         )

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from sora_cli import PACKAGE
+from sora_cli.core.environment import PACKAGE
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.experiments.sweep.engine import LOST, Engine, Job, end_processes, start_process
 

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from sora_cli.core import interruption
+from sora_cli.core.boundary import guarded
+from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Deferral, Interrupted, deferred
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 from tests.shared_files import ROOT
+from tests.sora_cli.adapter.test_spectra import SHAPES, write_peft
 
 
 def _start(*words: str, code: str = "") -> subprocess.Popen[str]:
@@ -99,3 +103,112 @@ def test_other_threads_get_no_handlers() -> None:
     thread.start()
     thread.join()
     assert found[0].received is None
+
+
+AT_IMPORT = """
+import signal, sys
+
+class Sending:
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            sys.meta_path.remove(self)
+            signal.raise_signal({number:d})
+
+sys.meta_path.insert(0, Sending())
+from sora_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "number", "words"),
+    [
+        ("sora_cli.core.interruption", signal.SIGINT, ["schema"]),
+        ("typer", signal.SIGINT, ["schema"]),
+        ("typer", signal.SIGTERM, ["schema"]),
+        ("pydantic", signal.SIGINT, ["schema"]),
+        ("pydantic.types", signal.SIGTERM, ["recipes"]),
+        ("torch", signal.SIGINT, ["train", "quickstart", "output.dir=runs/out"]),
+        ("torch", signal.SIGINT, ["inspect", "a"]),
+    ],
+)
+def test_while_modules_are_imported(
+    tmp_path: Path, module: str, number: signal.Signals, words: list[str]
+) -> None:
+    """No traceback, nothing left behind: also where the lock of a run is held."""
+    write_peft(tmp_path / "a", SHAPES)
+    done = subprocess.run(
+        [sys.executable, "-c", AT_IMPORT.format(module=module, number=number), *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 128 + number, done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith(("loading", "note"))]
+    assert said in ([f"interrupted by {number.name}"], [])
+    assert bool(said) is (module != "sora_cli.core.interruption")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+SWALLOWED = """
+import signal, sys, time
+from sora_cli.core.boundary import guarded
+from sora_cli.core.interruption import raise_on_signals
+
+class Noisy:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def work():
+    Noisy()
+    time.sleep(20)
+
+raise_on_signals()
+sys.exit(guarded(work))
+"""
+
+
+def test_where_python_can_only_print_it() -> None:
+    """An interruption in a finaliser is raised again outside of it, and not shown."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=15,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted by SIGINT\n")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Error calling __set_name__"), SoraError("x")])
+def test_an_error_after_a_signal_is_its_consequence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(interruption, "_raised", [])
+
+    def work() -> None:
+        try:
+            interruption._raise(signal.SIGTERM, None)
+        except Interrupted:
+            raise error from None
+
+    assert guarded(work) == 143
+    assert capsys.readouterr().err == "interrupted by SIGTERM\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_that_prepare_batches(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C reaches them, too: they leave it to the run, which writes its checkpoint."""
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"max_steps": 100_000})
+    process = _start("train", str(recipe), "training.evaluate=no", "training.workers=2",
+                     code="import os; os.setsid()")  # fmt: skip
+    _read_until(process, "sora on ")
+    threading.Timer(4.0, os.killpg, [process.pid, number]).start()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number
+    assert "kept: " in said
+    assert "Traceback" not in said

@@ -1,0 +1,84 @@
+"""The process's standard streams, made so that writing to them never raises.
+
+What nobody takes is dropped: the reader of a pipe may be gone (`| head -1`), a stream may be closed
+(`>&-`), a disk may be full. A run of hours does not end because of a line that cannot be shown, and
+that holds for other libraries' bars and warnings, too. Data lost on stdout are told at the end.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_PLAIN = {"\N{PLUS-MINUS SIGN}": "+-", "\N{SUPERSCRIPT TWO}": "^2", "\N{EN DASH}": "-"}
+_UNPRINTED = "sora_cli.unprinted"
+
+
+class _Lenient(io.FileIO):
+    """A file that drops what it cannot write.
+
+    Attributes:
+        lost: the first error; nothing is written after it.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, data: ReadableBuffer, /) -> int | None:  # type: ignore[override]
+        """Write bytes, or drop them."""
+        if self.lost is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.lost = error
+        return memoryview(data).nbytes
+
+
+def open_streams() -> None:
+    """Replace `sys.stdout` and `sys.stderr`; a closed descriptor gets a place to write to.
+
+    Else the next file that is opened would get its number, and what C code prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+    codecs.register_error(_UNPRINTED, _replaced)
+    sys.stdout, sys.stderr = _opened(1, sys.stdout), _opened(2, sys.stderr)
+
+
+def lost_output() -> str | None:
+    """Return why data on stdout were lost, if somebody would have taken them."""
+    sys.stdout.flush()
+    raw = getattr(sys.stdout.buffer, "raw", None)
+    lost = raw.lost if isinstance(raw, _Lenient) else None
+    return None if lost is None or lost.errno == errno.EPIPE else lost.strerror
+
+
+def _opened(number: int, before: TextIO | None) -> TextIO:
+    raw = _Lenient(number, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding="utf-8" if before is None else before.encoding,
+        errors=_UNPRINTED,
+        line_buffering=True,
+    )
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """Write what an encoding lacks in ASCII, as JSON would; signs that tables use stay readable."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c) or _escaped(c) for c in text), error.end
+
+
+def _escaped(character: str) -> str:
+    pairs = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{pairs[i : i + 4]}" for i in range(0, len(pairs), 4))
