@@ -10,8 +10,8 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 MEANINGS = {
-    OK: "The command did what it was asked to do. Output that nobody takes is dropped and changes no "
-    "exit code: a pipe whose reader is gone (`| head -1`), a closed stream (`>&-`).",
+    OK: "The command did what it was asked to do. Output that nobody takes is dropped and changes "
+    "no exit code: a pipe whose reader is gone (`| head -1`), a closed stream (`>&-`).",
     FAILED: "The command ran to its end, but the result is not right: `sora verify` found a "
     "difference; the files that `sora train`, `sora export` or `sora merge` wrote do not give the "
     "outputs they should; a run of `sora sweep` failed. Also: a fault of the program itself "

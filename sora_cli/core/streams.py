@@ -12,10 +12,7 @@ import errno
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any, TextIO
 
 _PLAIN = {"\N{PLUS-MINUS SIGN}": "+-", "\N{SUPERSCRIPT TWO}": "^2", "\N{EN DASH}": "-"}
 _UNPRINTED = "sora_cli.unprinted"
@@ -30,7 +27,7 @@ class _Lenient(io.FileIO):
 
     lost: OSError | None = None
 
-    def write(self, data: ReadableBuffer, /) -> int | None:  # type: ignore[override]
+    def write(self, data: Any, /) -> int | None:  # type: ignore[override]
         """Write bytes, or drop them."""
         if self.lost is None:
             try:
