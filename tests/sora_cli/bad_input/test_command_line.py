@@ -154,7 +154,7 @@ PROCESSES = {
         r=recipe("output", "dir: !!python/object/apply:os.system ['touch x']")),
     "rows": bad("no JSON", at=("train.jsonl", "BROKEN"),
         **{"train.jsonl": '{"sentence1": "BROKEN"\n'}),
-    "labels": bad("none of the 2 classes: 7",
+    "labels": bad("label 7 in column 'label' is none of the 2 classes",
         **{"validation.jsonl": '{"sentence1": "a", "sentence2": "b", "label": 7}\n'}),
     "model": bad("there is no model at ./d", *TRAIN, "model.path=./d"),
     "merge": bad("there is no directory nowhere", "merge", "nowhere", "-o", "new"),
