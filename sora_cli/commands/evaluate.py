@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_target, with_base
 from sora_cli.core.checks import check_apart, check_new_file
-from sora_cli.core.console import emit, emit_table, say, say_notes
+from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
@@ -126,4 +126,4 @@ def _show(target: str, scores: dict[str, dict[str, float]], *, as_json: bool) ->
         return
     names = list(next(iter(scores.values())))
     rows = [[split, *[f"{values[n]:.4f}" for n in names]] for split, values in scores.items()]
-    emit_table(target, ["split", *names], rows)
+    emit_table(printable(target), ["split", *names], rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.checks import check_apart
-from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.console import emit, emit_table, printable, say
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.pick import at_least, within_parameters, within_share
 from sora_cli.experiments.path.record import FILE_NAME, STAGES, PathReport, Stage, read_path
@@ -43,7 +43,7 @@ def pick(
         emit(json.dumps(_facts(report, stage, adapter), indent=2))
     else:
         emit_table(*stage_table(report, stage.index))
-        emit(f"stage {stage.index}: {adapter}")
+        emit(f"stage {stage.index}: {printable(adapter)}")
     if report.choice == report.generalisation:
         say(f"note: chosen on {report.choice}, the split that is reported: a best of "
             f"{len(report.stages)}; data.selection=half-validation keeps them apart")  # fmt: skip

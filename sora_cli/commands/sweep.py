@@ -118,5 +118,6 @@ def _conclude(plan: SweepPlan, source: Source) -> int:
         emit_table(None, ["not finished", "", "why"], [[r.name, r.state, r.error] for r in bad])
     source.conclude()
     if good:
-        say(f"next:\n  sora compare {plan.directory}")
+        say("next:")
+        say(f"  sora compare {plan.directory}")
     return FAILED if bad else OK

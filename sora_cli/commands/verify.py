@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
 from sora_cli.core.checks import check_comparison
-from sora_cli.core.console import count, emit, emit_table, say_notes
+from sora_cli.core.console import count, emit, emit_table, printable, say_notes
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.timing import importing
 
@@ -65,7 +65,9 @@ def _facts(done: Verification) -> dict[str, Any]:
 def _show(done: Verification) -> None:
     columns = ["output", "numbers", "largest difference", "mean", "largest value", "relative",
                "same argmax"]  # fmt: skip
-    emit_table(f"{done.a}\n{done.b}", columns, [_row(d) for d in done.differences])
+    emit_table(
+        f"{printable(done.a)}\n{printable(done.b)}", columns, [_row(d) for d in done.differences]
+    )
     emit(f"inputs:     {done.inputs}")
     if done.effect is not None:
         emit(f"adapter:    its layers change the outputs by {done.effect:.1e} (relative)")

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from sora_cli.core.processes import is_main, rank
 
 
 def say(message: str = "") -> None:
-    """Write a message for the person to stderr: progress, warnings, what to type next."""
+    """Write a line for the person to stderr: progress, warnings, what to type next.
+
+    A message that starts with a newline comes after an empty line; other control characters, as
+    names of files may have them, are escaped.
+    """
     if not is_main():
         return
-    sys.stderr.write(f"{message}\n")
+    blank = "\n" if message.startswith("\n") else ""
+    sys.stderr.write(f"{blank}{printable(message.removeprefix(blank))}\n")
     sys.stderr.flush()
 
 
@@ -48,13 +54,18 @@ def emit_table(
     *,
     footer: Sequence[object] | None = None,
 ) -> None:
-    """Print a table on stdout; the first column is left-aligned, all others right-aligned."""
+    """Print a table on stdout; the first column is left-aligned, all others right-aligned.
+
+    Titles of the table and of columns may have several lines. Nothing in any text is markup.
+    """
     if not is_main():
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    if title is not None:
+        title = "\n".join(printable(line) for line in title.split("\n"))
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=footer is not None
     )
@@ -62,11 +73,11 @@ def emit_table(
         end = "" if footer is None else str(footer[i])
         table.add_column(column, end, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*[str(cell) for cell in row])
-    console = Console(highlight=False)
-    needed = Console(width=10_000).measure(table).maximum
+        table.add_row(*[printable(cell) for cell in row])
+    plain = partial(Console, highlight=False, markup=False, emoji=False)
+    needed = plain(width=10_000).measure(table).maximum
     # never cut numbers off: a terminal that is too narrow wraps the lines
-    Console(highlight=False, width=max(console.width, needed)).print(table, soft_wrap=True)
+    plain(width=max(plain().width, needed)).print(table, soft_wrap=True)
 
 
 def count(n: float) -> str:

@@ -54,5 +54,5 @@ class SoraError(Exception):
         self.key = None
 
     def lines(self) -> list[str]:
-        """Return one to three lines for a person."""
-        return [line for line in (self.what, self.where, self.hint) if line]
+        """Return one to three lines for a person; a name with a newline in it stays in its line."""
+        return [line.replace("\n", "\\n") for line in (self.what, self.where, self.hint) if line]

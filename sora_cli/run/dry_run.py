@@ -198,7 +198,7 @@ def output_lines(loaded: LoadedRecipe) -> Iterator[str]:
     """Yield the output directory, and a warning if a run may not write there."""
     from sora_cli.run.output import check_output
 
-    yield str(loaded.output_dir)
+    yield printable(loaded.output_dir)
     try:
         check_output(loaded, force=False, resume=False)
     except SoraError as error:

@@ -66,12 +66,10 @@ def format_of(file: Path | None, asked: str | None) -> str:
 
 def emit_comparison(table: Table) -> None:
     """Print a comparison for people."""
-    from rich.markup import escape
-
-    titles = [escape(printable(column.title)) for column in table.shown_columns]
+    titles = [printable(column.title) for column in table.shown_columns]
     for section in table.sections():
-        rows = [[escape(word) for word in _shown(table, row)] for row in section.rows]
-        emit_table(escape(printable(section.caption)), titles, rows)
+        rows = [_shown(table, row) for row in section.rows]
+        emit_table(printable(section.caption), titles, rows)
     for note in table.footnotes:
         emit(printable(note))
 

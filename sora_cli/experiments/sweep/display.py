@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from sora_cli.core.console import say
+from sora_cli.core.console import printable, say
 from sora_cli.experiments.sweep.engine import last_output
 from sora_cli.experiments.sweep.record import OVER, RunRecord
 
@@ -68,11 +68,13 @@ class Display:
         text = texts.get(record.state, f"{record.state}{spent}")
         line = f"{self._count()}  {record.name}: {text}"
         if record.error:
-            line += f": {record.error}\n         see {self._log_of(record.name)}"
-        if self._live is None:
-            say(line)
-        else:
-            self._live.console.print(line, highlight=False, markup=False)
+            line += f": {record.error}"
+        lines = [line, f"         see {self._log_of(record.name)}"] if record.error else [line]
+        for line in lines:
+            if self._live is None:
+                say(line)
+            else:
+                self._live.console.print(printable(line), highlight=False, markup=False)
 
     def show(self) -> None:
         """Draw the table again, if it is time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.console import emit, emit_table, printable, say
 from sora_cli.experiments.sweep.cost import Costs, measure, missing_kinds
 from sora_cli.experiments.sweep.display import duration
 from sora_cli.experiments.sweep.engines import divide
@@ -58,7 +58,9 @@ def _emit_runs(plan: SweepPlan, costs: Costs) -> dict[str, float | None]:
         waits = ", ".join(dict.fromkeys(take.run for take in run.takes.values()))
         state = "finished" if finished else f"after {waits}" if waits else ""
         rows.append([run.name, _shown_recipe(run), about, state])
-    emit_table(f"{plan.sweep.path}: {len(plan.runs)} runs", ["run", "recipe", "time", ""], rows)
+    emit_table(
+        f"{printable(plan.sweep.path)}: {len(plan.runs)} runs", ["run", "recipe", "time", ""], rows
+    )
     return left
 
 
@@ -88,4 +90,4 @@ def _emit_total(left: dict[str, float | None], slots: int, plan: SweepPlan) -> N
             f"{len(left)} runs left, {duration(total)} of runs; about {duration(whole)} "
             f"with {slots} at a time"
         )
-    emit(f"directory: {plan.directory}")
+    emit(f"directory: {printable(plan.directory)}")

@@ -9,7 +9,7 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.core.boundary import guarded
-from sora_cli.core.console import printable
+from sora_cli.core.console import emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, SORA_FILE
 from sora_cli.recipe.load import load_recipe
@@ -29,6 +29,20 @@ def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert guarded(fail) == 2
     assert capsys.readouterr().err == "error: no '\\x1b[2J'\n  x\\ud800:1\n"
+
+
+def test_a_name_is_never_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise SoraError("no 'a\nerror: b'")
+
+    say_notes(["x\ny"])
+    say("\nfiles in a\nb/")
+    emit_table("[red]a\n:smile:", ["x"], [["[bold]b\nc"]])
+    assert guarded(fail) == 2
+    out, err = capsys.readouterr()
+    assert err == "note: x\\ny\n\nfiles in a\\nb/\nerror: no 'a\\nerror: b'\n"
+    assert "[red]a\n:smile:" in out
+    assert "[bold]b\\nc" in out
 
 
 def test_inspect_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
