@@ -9,52 +9,68 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.words import shown_path, shown_value
 from sora_cli.data.places import csv_records, separator_of
+from sora_cli.data.source import file_kind
 
-Fault = tuple[str, str]
-"""The place ("rows.csv:7"), and what is wrong there."""
+_Found = tuple[int, str]
 
 
-def find_fault(kind: str, paths: Sequence[Path], reason: str = "") -> Fault | None:
+@dataclass(frozen=True)
+class Fault:
+    """A broken line of a file, or a whole file (line 0), and what is wrong there."""
+
+    path: Path
+    line: int
+    what: str
+
+    @property
+    def place(self) -> str:
+        """The file and the line, as "rows.csv:7"."""
+        return f"{self.path}:{self.line}" if self.line else str(self.path)
+
+
+def find_fault(paths: Sequence[Path], reason: str = "") -> Fault | None:
     """Return the first broken line of some files; None where all lines are sound.
 
     Args:
-        kind: "csv", "json" or "parquet".
-        reason: what the reader said, of values or columns that are not those of the lines before.
+        paths: in the order they were read; files of other kinds than csv, json and parquet are
+            not looked at.
+        reason: what the reader said, of values that are not of the kind of those before.
     """
-    look = _CHECKS[kind]
-    fault = next((fault for path in paths for fault in look(path)), None)
-    return fault or _other_kind(kind, paths, reason) or _other_columns(kind, paths)
+    known = [path for path in paths if file_kind(path)]
+    own = (Fault(path, *fault) for path in known for fault in _CHECKS[file_kind(path)](path))
+    return next(own, None) or _other_kind(known, reason) or _other_columns(known)
 
 
-def _other_kind(kind: str, paths: Sequence[Path], reason: str) -> Fault | None:
+def _other_kind(paths: Sequence[Path], reason: str) -> Fault | None:
     """Return the line of the value that the reader could not take for what stands before it."""
     said = _UNPARSED.search(reason)
     if said is None:
         return None
     value, before = said[1], "whole numbers" if said[2].startswith("int") else f"{said[2]} values"
     for path in paths:
-        for place, fields in _VALUES[kind](path):
-            if value in fields:
-                return f"{path}:{place}", f"{shown_value(value)}, where there are {before} before"
+        for line, values in _VALUES[file_kind(path)](path):
+            if value in values:
+                what = f"{shown_value(value)}, where there are {before} before"
+                return Fault(path, line, what)
     return None
 
 
-def _other_columns(kind: str, paths: Sequence[Path]) -> Fault | None:
-    """Return the first CSV file that has another header than the first."""
-    if kind != "csv":
-        return None
-    headers = [next(csv_records(path), (1, []))[1] for path in paths]
-    for path, header in zip(paths, headers, strict=True):
-        if set(header) != set(headers[0]):
-            other = sorted(set(header) ^ set(headers[0]))[0]
-            return f"{path}:1", f"column {shown_value(other)} is not in all files of the split"
+def _other_columns(paths: Sequence[Path]) -> Fault | None:
+    """Return the first file that has other columns than the first file."""
+    columns = [_COLUMNS[file_kind(path)](path) for path in paths]
+    for path, own in zip(paths, columns, strict=True):
+        for verb, names in (("has no", columns[0] - own), ("alone has a", own - columns[0])):
+            if names:
+                what = f"it {verb} column {shown_value(min(names))}, unlike {paths[0]}"
+                return Fault(path, 1 if file_kind(path) == "csv" else 0, what)
     return None
 
 
@@ -71,7 +87,7 @@ def check_header(path: Path, split: str) -> list[str]:
     """
     try:
         records = list(islice(csv_records(path), 2))
-    except (csv.Error, UnicodeDecodeError):
+    except (csv.Error, UnicodeDecodeError, OSError):
         return []  # the reader says it
     if not records:
         return []
@@ -102,26 +118,33 @@ def _too_many_hint(header: Sequence[str], fields: Sequence[str]) -> str:
     return "put texts with commas in them into quotes, or name all columns in the header"
 
 
-def _parquet(path: Path) -> Iterator[Fault]:
+def _parquet(path: Path) -> Iterator[_Found]:
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
-            yield str(path), "it is not a parquet file, whatever its name says"
+            yield 0, "it is not a parquet file, whatever its name says"
+            return
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        pq.read_metadata(path)
+    except (OSError, ValueError) as error:
+        yield 0, first_line(error)
 
 
-def _csv(path: Path) -> Iterator[Fault]:
+def _csv(path: Path) -> Iterator[_Found]:
     yield from _not_utf8(path)
     width = 0
     try:
         for line, fields in csv_records(path, strict=True):
             width = width or len(fields)
             if len(fields) > width:
-                yield f"{path}:{line}", f"{len(fields)} fields, where the header has {width}"
+                yield line, f"{len(fields)} fields, where the header has {width}"
     except csv.Error as error:
         place, _, reason = str(error).partition(":")
-        yield f"{path}:{place}", reason
+        yield int(place), reason
 
 
-def _json(path: Path) -> Iterator[Fault]:
+def _json(path: Path) -> Iterator[_Found]:
     """Check JSON lines; or one document, where the file starts as a list."""
     yield from _not_utf8(path)
     with path.open(encoding="utf-8-sig") as file:
@@ -130,7 +153,7 @@ def _json(path: Path) -> Iterator[Fault]:
             try:
                 json.load(file)
             except ValueError as error:
-                yield f"{path}:{getattr(error, 'lineno', 1)}", f"no JSON: {error}"
+                yield getattr(error, "lineno", 1), f"no JSON: {error}"
             return
         file.seek(0)
         for number, line in enumerate(file, 1):
@@ -139,10 +162,10 @@ def _json(path: Path) -> Iterator[Fault]:
             try:
                 row = json.loads(line, object_pairs_hook=_distinct)
             except (ValueError, RecursionError) as error:
-                yield f"{path}:{number}", f"no JSON: {getattr(error, 'msg', error)}"
+                yield number, f"no JSON: {getattr(error, 'msg', error)}"
                 continue
             if not isinstance(row, dict):
-                yield f"{path}:{number}", 'no row: rows are like {"text": "...", "label": 0}'
+                yield number, 'no row: rows are like {"text": "...", "label": 0}'
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,16 +177,16 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _not_utf8(path: Path) -> Iterator[Fault]:
+def _not_utf8(path: Path) -> Iterator[_Found]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError:
-                yield f"{path}:{number}", "it is not UTF-8 text"
+                yield number, "it is not UTF-8 text"
 
 
-_CHECKS: dict[str, Callable[[Path], Iterator[Fault]]] = {
+_CHECKS: dict[str, Callable[[Path], Iterator[_Found]]] = {
     "csv": _csv,
     "json": _json,
     "parquet": _parquet,
@@ -171,10 +194,42 @@ _CHECKS: dict[str, Callable[[Path], Iterator[Fault]]] = {
 
 
 def _json_values(path: Path) -> Iterator[tuple[int, list[Any]]]:
+    """Yield the values of each line, those in lists and mappings among them."""
+    for number, row in _json_rows(path):
+        yield number, list(_flat(row))
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a file with their lines; those of one document have none."""
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            row = json.loads(line) if line.strip().startswith("{") else {}
-            yield number, list(row.values())
+        if file.read(4096).lstrip().startswith("["):
+            file.seek(0)
+            yield from ((0, row) for row in json.load(file))
+            return
+        file.seek(0)
+        yield from ((n, json.loads(line)) for n, line in enumerate(file, 1) if line.strip())
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _flat(inner)
+    else:
+        yield value
+
+
+def _csv_columns(path: Path) -> set[str]:
+    return set(next(csv_records(path), (1, []))[1])
+
+
+def _json_columns(path: Path) -> set[str]:
+    return {name for _, row in _json_rows(path) if isinstance(row, dict) for name in row}
+
+
+def _parquet_columns(path: Path) -> set[str]:
+    import pyarrow.parquet as pq
+
+    return set(pq.read_schema(path).names)
 
 
 _UNPARSED = re.compile(r"Failed to parse string: '(.*)' as a scalar of type (\w+)")
@@ -182,4 +237,9 @@ _VALUES: dict[str, Callable[[Path], Iterator[tuple[int, list[Any]]]]] = {
     "csv": csv_records,
     "json": _json_values,
     "parquet": lambda _: iter(()),
+}
+_COLUMNS: dict[str, Callable[[Path], set[str]]] = {
+    "csv": _csv_columns,
+    "json": _json_columns,
+    "parquet": _parquet_columns,
 }

@@ -15,10 +15,10 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import offline_error
-from sora_cli.core.words import first_few
+from sora_cli.core.words import first_few, shown_path
 from sora_cli.data.builtin import BUILTINS
 from sora_cli.data.faults import check_header, find_fault
-from sora_cli.data.places import Origin
+from sora_cli.data.places import Origin, holds_rows
 from sora_cli.data.source import Builtin, Files, Folder, Hub, file_kind, find_source
 from sora_cli.recipe.recipe import DataBlock
 
@@ -70,7 +70,7 @@ def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
             )
         rows.data.validate(full=True)  # the reader of JSON takes any bytes for text
     except Exception as error:  # the readers of four formats raise many kinds
-        raise _unreadable(key, kind, paths, error) from error
+        raise _unreadable(key, paths, error) from error
     return Part(rows, Origin(split, tuple(paths), len(rows), notes=notes))
 
 
@@ -80,17 +80,16 @@ def _check_headers(split: str, paths: Iterable[Path]) -> tuple[str, ...]:
     return tuple(note for path in files for note in check_header(path, split))
 
 
-def _unreadable(key: str, kind: str, paths: Sequence[Path], error: Exception) -> SoraError:
+def _unreadable(key: str, paths: Sequence[Path], error: Exception) -> SoraError:
     """Make the error for files that cannot be read; it names the first broken line, if there is."""
-    reason = first_line(error.__cause__ or error)
-    fault = find_fault(kind, paths, reason)
-    if fault is None and (
-        isinstance(error, StopIteration) or "corresponds to no data" in str(error)
-    ):
+    if not holds_rows(paths):
         return SoraError(f"{key} holds no rows", where=first_few(paths), key=key)
-    place, reason = fault or (first_few(paths), reason)
-    inside = fault is not None and not Path(place).exists()  # a line of a file
-    return SoraError(f"{key} cannot be read: {reason}", where=place, key=None if inside else key)
+    reason = first_line(error.__cause__ or error)
+    fault = find_fault(paths, reason)
+    if fault is None:
+        return SoraError(f"{key} cannot be read: {reason}", where=first_few(paths), key=key)
+    what = f"{key} cannot be read: {fault.what}"
+    return SoraError(what, where=fault.place, key=None if fault.line else key)
 
 
 @contextlib.contextmanager
@@ -110,7 +109,10 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
             return _parts(datasets.load_from_disk(str(folder)), folder)
         builder = _builder(folder, data)
         found = builder.config.data_files or {}
-        files = {str(name): tuple(map(Path, own)) for name, own in found.items()}
+        files = {
+            str(name): tuple(Path(shown_path(Path(path))) for path in own)
+            for name, own in found.items()
+        }
         commas = getattr(builder.config, "sep", ",") == ","
     except Exception as error:  # as many kinds as there are readers
         raise _unloadable(data, error.__cause__ or error) from error
@@ -176,13 +178,14 @@ def _unloadable(
     Args:
         files: of its splits, in one of which a line may be broken.
     """
-    reason = first_line(error)
-    for split, paths in (files or {}).items():
-        kind = file_kind(paths[0])
-        alike = [path for path in paths if file_kind(path) == kind]
-        fault = find_fault(kind, alike, reason) if kind else None
-        if fault is not None:
-            return SoraError(f"split '{split}' cannot be read: {fault[1]}", where=fault[0])
+    reason, files = first_line(error), files or {}
+    for split, paths in files.items():
+        if not holds_rows(paths):
+            return SoraError(f"split '{split}' holds no rows", where=first_few(paths))
+    fault = find_fault([path for paths in files.values() for path in paths], reason)
+    if fault is not None:
+        split = next(split for split, paths in files.items() if fault.path in paths)
+        return SoraError(f"split '{split}' cannot be read: {fault.what}", where=fault.place)
     return SoraError(
         f"data '{data.path}' cannot be loaded: {reason}",
         where=f"data.path={data.path} data.name={data.name}",

@@ -108,6 +108,14 @@ class Origin:
         return None
 
 
+def holds_rows(paths: Sequence[Path]) -> bool:
+    """Return whether some files hold rows, as far as that can be told."""
+    try:
+        return any(True for path in paths for _ in _STARTS[file_kind(path)](path))
+    except (OSError, ValueError, KeyError, csv.Error):
+        return True
+
+
 @contextmanager
 def locating(rows: Origin, trained: Origin | None = None) -> Iterator[None]:
     """Make errors about rows say in which split, file and line these stand.

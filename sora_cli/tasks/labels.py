@@ -23,6 +23,7 @@ _SHOWN = 5  # values listed in an error
 _NAMES_SHOWN = 20
 _KEY = "data.label_column"
 _FRACTIONS, _WHOLE, _BOOLS = "fractional numbers", "whole numbers", "true or false"
+_TEXTS, _NAMED = "texts", "numbers of named classes"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Labels:
         if not self.values:
             raise RowError(f"column '{self.column}' has no labels")
         if isinstance(self.feature, ClassLabel):
-            return "numbers of named classes"
+            return _NAMED
         first = _kind(self.values[0])
         for value, row in zip(self.values, self.rows, strict=True):
             if _kind(value) != first:
@@ -85,7 +86,8 @@ class Labels:
             RowError: they are of another kind, or their data set names other classes.
         """
         own, other = self.kind, trained.kind
-        if own != other:
+        named = other == _NAMED and own == _TEXTS  # they are told by the classes' names
+        if own != other and not named:
             raise RowError(
                 f"the labels in column '{self.column}' are {own} here "
                 f"({shown_value(self.values[0])}), but {other} in the training rows "
@@ -116,7 +118,7 @@ def _kind(value: Any) -> str:
         return _BOOLS
     if isinstance(value, float):
         return _FRACTIONS
-    return "texts" if isinstance(value, str) else _WHOLE
+    return _TEXTS if isinstance(value, str) else _WHOLE
 
 
 def find_class_names(labels: Labels, data: DataBlock) -> list[str]:
@@ -160,8 +162,9 @@ def encode_classes(
         labels = [int(v) if _is_index(v, n) else -1 for v in values]
     unseen = [place for place, label in enumerate(labels) if label < 0]
     if unseen:
-        first, others = unseen[0], sorted({str(values[place]) for place in unseen})
-        more = f" (others: {first_few(others, _SHOWN)})" if len(others) > 1 else ""
+        first = unseen[0]
+        others = sorted({str(values[place]) for place in unseen} - {str(values[first])})
+        more = f" (nor are {first_few(others, _SHOWN)})" if others else ""
         raise RowError(
             f"label {shown_value(values[first])} in column '{column}' is none of the {n} classes"
             f"{more}",

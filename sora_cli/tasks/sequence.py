@@ -125,7 +125,7 @@ class SequenceRegression(_Sequence):
         column, key = self.data.label_column, "data.label_column"
         for row, value in enumerate(values):
             try:
-                labels.append(float(value))
+                labels.append(float(_no_bool(value)))
             except (TypeError, ValueError) as error:
                 what = f"column '{column}' is not all numbers: {shown_value(value)}"
                 hint = "task.name=sequence-classification"
@@ -152,3 +152,10 @@ class SequenceRegression(_Sequence):
             {"prediction": float(p), "label": float(y)}
             for p, y in zip(self.answers(predictions), predictions.true_labels, strict=True)
         ]
+
+
+def _no_bool(value: Any) -> Any:
+    """Return a value that is not true or false, which Python takes for numbers."""
+    if isinstance(value, bool):
+        raise TypeError(f"{value} is no number")
+    return value

@@ -48,7 +48,12 @@ def require_column(
     """
     if column not in columns:
         what = f"no column '{column}'" if key is None else f"{key}: no column '{column}'"
-        raise RowError(what, where=f"there are: {', '.join(columns)}", hint=hint, key=key)
+        raise RowError(what, where=f"there are: {listed(columns)}", hint=hint, key=key)
+
+
+def listed(columns: Sequence[str]) -> str:
+    """Return the names of columns; those that begin or end with a space in quotes."""
+    return ", ".join(name if name == name.strip() else f"'{name}'" for name in columns)
 
 
 def check_text(value: Any, column: str, row: int, *, key: str, empty: bool = False) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from sora_cli.core.errors import SoraError
 from sora_cli.data.places import RowError, locating
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.recipe.recipe import DataBlock
@@ -145,7 +146,7 @@ def test_a_first_row_wider_than_the_header(
 @pytest.mark.parametrize(
     ("content", "says", "place"),
     [
-        (["text,label\na,0\n", "text,kind\na,0\n"], "column 'kind' is not in all files", "1.csv:1"),
+        (["text,label\na,0\n", "text,kind\na,0\n"], "it has no column 'label', unlike ", "1.csv:1"),
         (["text,label\na,0\n", "text,label\na,0\nb,x\n"],
          "'x', where there are whole numbers before", "1.csv:3"),
         (['{"text": "a", "text": "b"}\n'], "the key 'text' is there twice", "0.jsonl:1"),
@@ -160,6 +161,27 @@ def test_what_a_reader_does_not_tell(
         _rows(tmp_path, {"train.csv": OK, **files})
     assert says in str(caught.value)
     assert f"validation-{place}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "says"),
+    [
+        ({"a.csv": "text,label\na,0\n"}, {"b.csv": "text, label\na,0\n"}, "b.csv:1\n"),
+        ({"a.jsonl": '{"tags": [0]}\n'}, {"b.jsonl": '{"tags": ["x"]}\n'},
+         "'x', where there are whole numbers before"),
+        ({"a.csv": "text,label\n"}, {"b.csv": OK}, "split 'train' holds no rows"),
+    ],
+)  # fmt: skip
+def test_splits_of_a_directory_that_do_not_fit(
+    tmp_path: Path, train: dict[str, str], validation: dict[str, str], says: str
+) -> None:
+    for split, files in (("train", train), ("validation", validation)):
+        (tmp_path / split).mkdir()
+        for name, text in files.items():
+            (tmp_path / split / name).write_text(text)
+    with pytest.raises(SoraError) as caught:
+        load_rows(DataBlock(path=str(tmp_path)))
+    assert says in f"{caught.value}\n"
 
 
 def test_json_rows_are_read_as_python_reads_them(tmp_path: Path) -> None:

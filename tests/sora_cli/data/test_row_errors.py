@@ -94,6 +94,17 @@ PLAIN = HEADER + "".join(f"the cat {i},a dog,{i % 2}\n" for i in range(8))
 JSON_ROWS = [{"sentence1": f"cat {i}", "sentence2": "dog", "label": i % 2} for i in range(8)]
 
 
+SPLITS = ("train", "validation")
+
+
+def _write(path: Path, content: str) -> None:
+    """CSV and JSON lines as they are, rows of JSON as parquet."""
+    if path.suffix == ".parquet":
+        Dataset.from_list([json.loads(row) for row in content.splitlines()]).to_parquet(str(path))
+    else:
+        path.write_text(content)
+
+
 def _json(number: int, **changed: Any) -> str:
     rows = [row | changed if i == number else row for i, row in enumerate(JSON_ROWS)]
     return "".join(json.dumps(row) + "\n" for row in rows)
@@ -136,47 +147,51 @@ FAULTS: dict[str, tuple[str, str, int | None, str, str]] = {
 }  # fmt: skip
 
 
+IN_DIRECTORIES = ("empty cell", "no label", "long line", "broken JSON", "a row of parquet")
+RECIPE = """\
+model: {path: base}  # an empty directory: no model could be loaded from it
+task: {name: sequence-classification}
+data: {text_columns: [sentence1, sentence2]}
+method: {name: lora}
+"""
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "directory"),
+    [*((fault, False) for fault in FAULTS), *((fault, True) for fault in IN_DIRECTORIES)],
+)
 def test_a_fault_is_named_by_file_line_and_split(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     fault: str,
+    directory: bool,
     split: str,
 ) -> None:
     """The origin shown was the last override, whatever the fault; no model is loaded before."""
     ending, content, line, says, hint = FAULTS[fault]
     monkeypatch.chdir(tmp_path)
-    Path("sound.csv").write_text(PLAIN)
-    Path("base").mkdir()  # no model could be loaded from it
-    Path("r.yaml").write_text(
-        "{model: {path: base}, task: {name: sequence-classification}, data: {files: {}},"
-        " method: {name: lora}}"
-    )
-    faulty = Path(f"faulty.{ending}")
-    if ending == "parquet":
-        rows = [json.loads(row) for row in content.splitlines()]
-        Dataset.from_list(rows).to_parquet(str(faulty))
-    else:
-        faulty.write_text(content)
-    files = {"train": "sound.csv", "validation": "sound.csv", split: str(faulty)}
-    words = [f"data.files.{name}={file}" for name, file in files.items()]
-    assert (
-        run(["train", "r.yaml", "--dry-run", "data.text_columns=[sentence1,sentence2]", *words])
-        == 2
-    )
+    Path("base").mkdir()
+    Path("d").mkdir()
+    Path("r.yaml").write_text(RECIPE)
+    files = {name: Path(f"d/{name}.{ending if directory else 'csv'}") for name in SPLITS}
+    files[split] = faulty = Path(f"d/{split}.{ending}")
+    for path in files.values():
+        _write(path, content if path == faulty else PLAIN if path.suffix == ".csv" else _json(0))
+    words = [f"data.files.{name}={path}" for name, path in files.items()]
+    assert run(["train", "r.yaml", "--dry-run", *(["data.path=d"] if directory else words)]) == 2
     error = capsys.readouterr().err.partition("error: ")[2]
     lines = error.splitlines()
     assert len(lines) <= 3
     assert says in error
     assert hint in error
-    place = "faulty.parquet, row 5 (counted from 0)" if line is None else f"faulty.{ending}:{line}"
-    assert place in lines[1]
-    assert f"split '{split}'" in lines[1] or f"data.files.{split} " in lines[0]
-    alike = hint == "alike"
-    assert ("sound.csv:2" in lines[1]) is alike
-    assert "command line" not in error or "data.text_columns" in error
+    place = f", row {len(JSON_ROWS) - 3} (counted from 0)" if line is None else f":{line}"
+    assert f"{faulty}{place}" in lines[1]
+    assert f"split '{split}'" in f"{lines[0]} {lines[1]}" or f"data.files.{split} " in lines[0]
+    sound = files[SPLITS[1 - SPLITS.index(split)]]
+    assert (f"{sound}:2" in lines[1]) is (hint == "alike")
+    assert "command line" not in error
 
 
 @pytest.mark.parametrize("recipe", ["rte", "official/rte"])

@@ -267,5 +267,7 @@ def test_damaged_save_to_disk(tmp_path: Path) -> None:
 
 def test_corrupt_file_in_a_directory(tmp_path: Path) -> None:
     folder = write_glue(tmp_path / "glue", rows=4, tasks=("rte",))
-    next((folder / "rte").glob("train-*")).write_bytes(b"PAR1 nothing of the kind")
-    _refused("cannot be loaded", path=str(folder), name="rte")
+    broken = next((folder / "rte").glob("train-*"))
+    broken.write_bytes(b"PAR1 nothing of the kind")
+    lines = _refused("split 'train' cannot be read", path=str(folder), name="rte")
+    assert lines[1] == str(broken)
