@@ -41,8 +41,9 @@ class MethodConfig(MethodOptions):
 
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear",
-        description="layers to adapt: all-linear (every linear layer but the head), or a list of "
-        "names ('query', 'attention.output.dense') and patterns with * or ? on the full path",
+        description="layers to adapt: all-linear (every linear layer but the head, and but those "
+        "on which an adapter would be of no use, which are named), or a list of names ('query', "
+        "'attention.output.dense') and patterns with * or ? on the full path",
     )
     alpha: float = Field(
         16.0, gt=0, description="scaling numerator; the update is scaled by alpha/r"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -24,6 +24,7 @@ def inject(
     *,
     exclude: Iterable[str] = (),
     trainable: Iterable[str] = (),
+    unfit: Mapping[str, str] | None = None,
     generator: torch.Generator,
 ) -> dict[str, LowRankLinear]:
     """Freeze the model and wrap its target layers, in place.
@@ -31,20 +32,23 @@ def inject(
     Args:
         exclude: module paths never adapted (with everything below them), such as the head.
         trainable: module paths that stay trainable as they are, so are not adapted either.
+        unfit: see `find_targets`.
         generator: what the initial factors are drawn from, on the CPU.
 
     Returns:
         The adapted layers by module path, in the model's order.
 
     Raises:
-        MethodError: a target matches no linear layer, a shared, a tied or a sharded one, there is
-            nothing to adapt, the model has adapters already, or the method adapts no layers.
+        MethodError: a target matches no linear layer, a shared, a tied, a sharded or an unfit one,
+            there is nothing to adapt, the model has adapters already, or the method adapts no
+            layers.
     """
     if not isinstance(method.config, MethodConfig):
         raise MethodError(f"{method.name} adapts no layers: see methods.baselines.choose")
     _check_no_adapters(model)
     trainable = tuple(trainable)
-    paths = find_targets(model, method.config.targets, exclude=(*exclude, *trainable))
+    shut = (*exclude, *trainable)
+    paths = find_targets(model, method.config.targets, exclude=shut, unfit=unfit)
     _check_unshared(model, paths)
     _check_untied(model, paths)
     _check_unsharded(model, paths)
@@ -93,15 +97,23 @@ def linear_paths(
 
 
 def find_targets(
-    model: nn.Module, targets: str | Sequence[str], *, exclude: Iterable[str] = ()
+    model: nn.Module,
+    targets: str | Sequence[str],
+    *,
+    exclude: Iterable[str] = (),
+    unfit: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return the module paths that a `targets` option names, in the model's order.
 
     A target is a name (the last parts of a path) or, with `*`, `?` or `[`, a pattern for the whole
     path. Each must match something that is not excluded. Only a name reaches the output embedding.
+
+    Args:
+        unfit: module path -> what makes an adapter there useless, to follow "it is". all-linear and
+            patterns pass over these; a name of one is an error.
     """
-    exclude = tuple(exclude)
-    known = linear_paths(model, exclude=exclude)
+    exclude, unfit = tuple(exclude), unfit or {}
+    known = [path for path in linear_paths(model, exclude=exclude) if path not in unfit]
     if targets == ALL_LINEAR:
         if not known:
             raise MethodError("the model has no linear layer to adapt")
@@ -112,6 +124,12 @@ def find_targets(
     for target in wanted:
         among = known if _is_pattern(target) else everything
         hits = [path for path in among if matches(target, path)]
+        barred = [path for path in unfit if matches(target, path)]
+        if barred and (among is everything or not hits):
+            raise MethodError(
+                f"target '{target}' cannot be adapted: '{barred[0]}' is {unfit[barred[0]]}; leave "
+                "it out of the targets"
+            )
         if not hits:
             names = sorted({path.rsplit(".", 1)[-1] for path in known})
             hint = did_you_mean(target, names, also=known)

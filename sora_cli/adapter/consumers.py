@@ -4,7 +4,8 @@ The verdicts follow from the configuration and the stored ranks, and what the ba
 that is known. Each program has its own rule for the strength of an update, and the ones that differ
 load a directory without a word and apply it wrongly:
 
-- PEFT and transformers: `alpha / r` per module, patterns and rsLoRA as written.
+- PEFT and transformers: `alpha / r` per module, patterns and rsLoRA as written; no adapters on some
+  layers of some kinds of model (`adapter/peft/refused.py`).
 - vLLM: one `alpha / r` (rsLoRA: `alpha / sqrt(r)`) for all modules, both patterns ignored; smaller
   ranks fit; `r` may not exceed `--max-lora-rank`; nothing stored in full but, in its newest
   versions, the head of a sequence classifier (vllm/lora/peft_helper.py, vllm/config/lora.py); no
@@ -25,7 +26,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.metadata import read_json
+from sora_cli.adapter.peft.refused import refused_today
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
 from sora_cli.model.files import MODEL_CONFIG
 from sora_cli.model.references import local_checkpoint
 
@@ -90,7 +93,8 @@ def consumers(
     """
     base = config.base_model_name_or_path or "BASE"
     given = _Given(config, ranks, head, directory, base, base_config or {})
-    return _peft(config), _transformers(config), _vllm(given), _llama_cpp(given)
+    lost = _lost_in_peft(given)
+    return _peft(config, lost), _transformers(config, lost), _vllm(given), _llama_cpp(given)
 
 
 def consumers_of(file: AdapterFile) -> tuple[Consumer, ...]:
@@ -116,7 +120,18 @@ def base_configuration(base: BaseReference) -> dict[str, Any] | None:
     return raw if isinstance(raw, dict) else None
 
 
-def _peft(config: PeftConfig) -> Consumer:
+def _lost_in_peft(given: _Given) -> str | None:
+    """Return what PEFT does not load, and why; None: it loads all."""
+    model_type = given.base_config.get("model_type")
+    found = refused_today(model_type, given.ranks) if isinstance(model_type, str) else {}
+    if not found:
+        return None
+    return f"{first_few(found, 1)}: {next(iter(found.values()))}; sora merge first"
+
+
+def _peft(config: PeftConfig, lost: str | None) -> Consumer:
+    if lost is not None:
+        return Consumer("PEFT", False, lost)
     advice = "PeftModel.from_pretrained(model, directory)"
     patterns = {**(config.rank_pattern or {}), **(config.alpha_pattern or {})}
     if any(key.startswith("^") for key in patterns):
@@ -128,7 +143,9 @@ def _peft(config: PeftConfig) -> Consumer:
     return Consumer("PEFT", True, advice)
 
 
-def _transformers(config: PeftConfig) -> Consumer:
+def _transformers(config: PeftConfig, lost: str | None) -> Consumer:
+    if lost is not None:
+        return Consumer("transformers", False, lost)
     if not config.is_adalora:
         return Consumer("transformers", True, "model.load_adapter(directory), with PEFT installed")
     return Consumer("transformers", False, "load it with PEFT's PeftModel, or sora export first")

@@ -100,6 +100,19 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
     return BaseFolder(source, origin, folder, raw, weights, index, others, left, unpacked)
 
 
+def decoded(raw: dict[str, Any]) -> dict[str, Any]:
+    """Copy a stored configuration; infinities, in JSON {"__float__": "Infinity"}, become numbers.
+
+    transformers' `from_pretrained` does the same, its `from_dict` does not.
+    """
+    tag = "__float__"
+    text = json.dumps(raw)
+    copied: dict[str, Any] = json.loads(
+        text, object_hook=lambda found: float(found[tag]) if found.keys() == {tag} else found
+    )
+    return copied
+
+
 def _folder(source: str, revision: str | None) -> Path:
     path = Path(source)
     if path.is_file():

@@ -30,7 +30,7 @@ from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.data.processor import lacks_tokenizer
-from sora_cli.merge.base import MERGE_RECORD, MODEL_CARD, BaseFolder, open_base
+from sora_cli.merge.base import MERGE_RECORD, MODEL_CARD, BaseFolder, decoded, open_base
 from sora_cli.merge.blocks import Blocks
 from sora_cli.merge.card import (
     MERGED_KEY,
@@ -300,7 +300,7 @@ def _match(
 
     def matched(raw: dict[str, Any]) -> Match:
         with loading(folder.source, local_copy=LOCAL_COPY):
-            config = type(known).from_dict(copy.deepcopy(raw))
+            config = type(known).from_dict(decoded(raw))
         return match(new.outline, stored, build_runtime(new.outline, config, folder.source))
 
     raw = merged_config(folder.raw, new.outline, known)

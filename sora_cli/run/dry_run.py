@@ -39,6 +39,7 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
     emit_section("recipe", recipe_lines(loaded))
     check_recipe(loaded.recipe)
     with importing():
+        from sora_cli.run.layers import other_weights
         from sora_cli.run.memory import predict_memory
         from sora_cli.run.prepare import prepare
         from sora_cli.train.steps import count_steps, learning_rates
@@ -49,6 +50,9 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
     if ready.layers:
         misses = near_miss_lines(ready, block.train_head)
         emit_section("linear layers without adapter", misses)
+        others = other_weights(ready.base.model)
+        if others:
+            emit_section("other weights without adapter", _table(others))
     emit_section("parameters", parameter_lines(ready, block.train_head))
     emit_section("data", data_lines(ready, block))
     metric = ready.task.best
@@ -102,7 +106,8 @@ def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
     """Yield the linear layers that stay without an adapter, and why."""
     from sora_cli.run.layers import near_misses
 
-    groups = near_misses(ready.base.model, head=ready.base.head, train_head=train_head)
+    model, head = ready.base.model, ready.base.head
+    groups = near_misses(model, head=head, train_head=train_head, left_out=ready.left_out)
     yield from _table(groups) if groups else ["none"]
 
 
@@ -214,8 +219,7 @@ def _batch(shape: tuple[int, int]) -> str:
 def _table(groups: list[LayerGroup]) -> Iterator[str]:
     wide = max(len(group.pattern) for group in groups)
     for g in groups:
-        shape = f"{count(g.n_in)} -> {count(g.n_out)}"
-        yield f"{g.count:>4} x {g.pattern:<{wide}}  {shape:<16} {g.remark}".rstrip()
+        yield f"{g.count:>4} x {g.pattern:<{wide}}  {g.shape:<16} {g.remark}".rstrip()
 
 
 def _shown(value: Any) -> str:

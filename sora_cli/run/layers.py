@@ -11,6 +11,7 @@ from torch import nn
 from methods.base import Layers, LowRankLinear
 from methods.init import linear_shape
 from methods.inject import output_embedding
+from sora_cli.core.console import count
 from sora_cli.core.processes import world_size
 
 if TYPE_CHECKING:
@@ -25,14 +26,13 @@ class LayerGroup:
 
     Attributes:
         pattern: their paths, such as "encoder.layer.{0-5}.output.dense".
-        n_in, n_out: their shape.
+        shape: of each, such as "32 -> 64" for a linear layer, "4 x 32 x 64" for other weights.
         count: how many they are.
         remark: what else they have in common.
     """
 
     pattern: str
-    n_in: int
-    n_out: int
+    shape: str
     count: int
     remark: str
 
@@ -42,16 +42,28 @@ def adapted_groups(layers: Layers) -> list[LayerGroup]:
     return _group({p: (_shape(m.base), f"rank {m.rank}") for p, m in layers.items()})
 
 
-def near_misses(model: nn.Module, *, head: Iterable[str], train_head: bool) -> list[LayerGroup]:
-    """Return a model's linear layers that have no adapter; the remark says why."""
-    heads = tuple(head)
+def near_misses(
+    model: nn.Module,
+    *,
+    head: Iterable[str],
+    train_head: bool,
+    left_out: Mapping[str, str] | None = None,
+) -> list[LayerGroup]:
+    """Return a model's linear layers that have no adapter; the remark says why.
+
+    Args:
+        left_out: module path -> why the targets that name it do not reach it.
+    """
+    heads, left_out = tuple(head), left_out or {}
     output = output_embedding(model)
     inside = {id(m.base) for m in model.modules() if isinstance(m, LowRankLinear)}
     found = {}
     for path, module in model.named_modules():
         if linear_shape(module) is None or id(module) in inside:
             continue
-        if any(path == h or path.startswith(f"{h}.") for h in heads):
+        if path in left_out:
+            why = left_out[path]
+        elif any(path == h or path.startswith(f"{h}.") for h in heads):
             why = "head, trained in full" if train_head else "head, frozen (training.train_head)"
         elif module is output:
             why = "output embedding"
@@ -61,14 +73,36 @@ def near_misses(model: nn.Module, *, head: Iterable[str], train_head: bool) -> l
     return _group(found)
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
-    shape = linear_shape(module)
-    assert shape is not None
-    return shape
+def other_weights(model: nn.Module) -> list[LayerGroup]:
+    """Return weights that no method adapts: neither a linear layer's nor an embedding's.
+
+    Such are the fused experts of a mixture, convolutions, and attention without linear layers. The
+    remark names the kind of module that holds them.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        if linear_shape(module) is not None or isinstance(module, nn.Embedding | LowRankLinear):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if sum(n > 1 for n in parameter.shape) > 1:
+                shape = " x ".join(count(n) for n in parameter.shape)
+                found[f"{path}.{name}" if path else name] = (shape, type(module).__name__)
+    return _group(found)
 
 
-def _group(found: Mapping[str, tuple[tuple[int, int], str]]) -> list[LayerGroup]:
-    numbers: dict[tuple[str, str, tuple[int, int], str], list[int]] = {}
+def left_out_lines(left_out: Mapping[str, str], model: nn.Module) -> list[str]:
+    """Return a line for each group of layers that the targets name and do not reach."""
+    found = {p: (_shape(model.get_submodule(p)), why) for p, why in left_out.items()}
+    return [f"no adapter on {g.pattern} ({g.count}): {g.remark}" for g in _group(found)]
+
+
+def _shape(module: nn.Module) -> str:
+    n_in, n_out = linear_shape(module) or (0, 0)
+    return f"{count(n_in)} -> {count(n_out)}"
+
+
+def _group(found: Mapping[str, tuple[str, str]]) -> list[LayerGroup]:
+    numbers: dict[tuple[str, str, str, str], list[int]] = {}
     for path, (shape, remark) in found.items():
         parts = path.split(".")
         at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
@@ -76,7 +110,7 @@ def _group(found: Mapping[str, tuple[tuple[int, int], str]]) -> list[LayerGroup]
         number = [int(parts[at])] if at < len(parts) else []
         numbers.setdefault((before, after, shape, remark), []).extend(number)
     return [
-        LayerGroup(_pattern(before, n, after), *shape, count=max(len(n), 1), remark=remark)
+        LayerGroup(_pattern(before, n, after), shape, count=max(len(n), 1), remark=remark)
         for (before, after, shape, remark), n in numbers.items()
     ]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import transformers
@@ -12,8 +12,9 @@ from datasets import Dataset
 
 from methods.base import AdapterMethod, LowRankLinear
 from methods.baselines import Baseline, choose
+from methods.configs import MethodConfig, MethodOptions
 from methods.dropout import replace_dropouts
-from methods.inject import inject
+from methods.inject import ALL_LINEAR, inject, matches
 from methods.registry import method_class
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
@@ -24,6 +25,7 @@ from sora_cli.model.gradient_checkpointing import check_checkpointing
 from sora_cli.model.quantisation import check_selected
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
+from sora_cli.run.unfit import unfit_layers
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.train.machine import check_machine
@@ -33,7 +35,11 @@ Phase = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with its data loaded and tokenised, its model loaded, its adapters in place."""
+    """A recipe with its data loaded and tokenised, its model loaded, its adapters in place.
+
+    Attributes:
+        left_out: module path -> why `method.targets` names it and it has no adapter.
+    """
 
     task: Task
     rows: Rows
@@ -43,6 +49,7 @@ class Prepared:
     report: dict[str, Encoded]
     method: AdapterMethod
     layers: dict[str, LowRankLinear]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def selects_apart(self) -> bool:
@@ -94,10 +101,20 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         reported = (report[name] for name, part in rows.report.items() if part is rows.select)
         select = next(reported, None) or encode(task, base, rows.select, rows.origin(rows.select))
     with phase("inject"):
-        method, layers = add_adapters(recipe, base)
+        collate = task.collator(base.processor)
+        unfit = unfit_layers(base, collate, train) if recipe.method.config.low_rank else {}
+        method, layers = add_adapters(recipe, base, unfit)
         steps = recipe.training.total_steps(len(train.lengths))
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
-    return Prepared(task, rows, base, train, select, report, method, layers)
+    left_out = {path: why for path, why in unfit.items() if _means(method.config, path)}
+    return Prepared(task, rows, base, train, select, report, method, layers, left_out)
+
+
+def _means(config: MethodOptions, path: str) -> bool:
+    """Tell whether a method's targets name a layer, unfit or not."""
+    assert isinstance(config, MethodConfig)
+    names = [config.targets] if isinstance(config.targets, str) else config.targets
+    return ALL_LINEAR in names or any(matches(name, path) for name in names)
 
 
 def load_task(recipe: Recipe) -> tuple[Task, Rows]:
@@ -125,8 +142,13 @@ def check_rows(task: Task, rows: Rows, parts: Iterable[Dataset]) -> None:
             task.check(part)
 
 
-def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:
+def add_adapters(
+    recipe: Recipe, base: Base, unfit: Mapping[str, str] | None = None
+) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:
     """Put the recipe's adapters into the base model; a baseline has none.
+
+    Args:
+        unfit: see `methods.inject.find_targets`.
 
     Raises:
         SoraError: the model has nothing that the method could adapt or train.
@@ -149,6 +171,7 @@ def add_adapters(recipe: Recipe, base: Base) -> tuple[AdapterMethod, dict[str, L
             method,
             exclude=base.head,
             trainable=base.head if train_head else (),
+            unfit=unfit,
             generator=torch.Generator().manual_seed(recipe.training.seed),
         )
     return method, layers

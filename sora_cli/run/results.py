@@ -20,6 +20,7 @@ from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.report import Parameters, Ranks, RunReport
 from sora_cli.run.class_counts import class_counts
+from sora_cli.run.layers import left_out_lines
 from sora_cli.run.output import RANKS_PLOT, clear_results
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.remarks import data_remarks, overlaps_of, skip_remark
@@ -51,7 +52,7 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
         "selection": training.choice(rows.rule),
         "revision": rows.revision,
     }
-    report.events = data_remarks(ready, overlaps)
+    report.events = left_out_lines(ready.left_out, base.model) + data_remarks(ready, overlaps)
     report.main_metric = ready.task.best
     report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
     report.parameters = count_parameters(ready)

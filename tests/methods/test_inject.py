@@ -75,6 +75,18 @@ def test_names_and_patterns(targets: list[str], expected: list[str]) -> None:
     assert find_targets(Classifier(), targets) == expected
 
 
+def test_unfit_layers_are_passed_over_and_refused_by_name() -> None:
+    model = Classifier()
+    unfit = {"blocks.0.key": "of no use", "headline": "of no use"}
+    left = [path for path in IN_BLOCKS if path != "blocks.0.key"]
+    assert find_targets(model, "all-linear", exclude=["head"], unfit=unfit) == left
+    assert find_targets(model, ["blocks.*"], unfit=unfit) == left
+    assert find_targets(model, ["blocks.1.key"], unfit=unfit) == ["blocks.1.key"]
+    for targets in (["key"], ["blocks.0.key"], ["query", "*line"]):
+        with pytest.raises(MethodError, match=r"cannot be adapted: '.*' is of no use; leave"):
+            find_targets(model, targets, unfit=unfit)
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [

@@ -197,6 +197,25 @@ def test_llama_cpp_must_know_the_layers(
     assert verdict.loads == ("convert" in words)
 
 
+MLP = {"model.layers.0.mlp.gate_proj": 16, "model.layers.0.mlp.up_proj": 16}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "model_type", "words"),
+    [
+        (MLP, "qwen3_next", "model.layers.0.mlp.gate_proj and 1 more: lost by PEFT"),
+        ({"backbone.layers.0.mixer.out_proj": 16}, "mamba2", "refused by PEFT"),
+        (dict.fromkeys(["model.layers.0.mlp.experts.3.up_proj"], 16), "qwen3_moe", None),
+        (MLP, "llama", None),
+    ],
+)
+def test_what_peft_does_not_load(ranks: dict[str, int], model_type: str, words: str | None) -> None:
+    found = verdicts(ranks, base_config={"model_type": model_type})
+    for name in ("PEFT", "transformers"):
+        assert found[name].loads == (words is None)
+        assert words is None or (words in found[name].advice and "merge" in found[name].advice)
+
+
 def test_a_base_in_a_gguf_file_has_no_config_to_convert_by() -> None:
     advice = verdicts(base_model_name_or_path="/models/a.gguf")["llama.cpp"].advice
     assert "config.json of the model the GGUF file was made from" in advice

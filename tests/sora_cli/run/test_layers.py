@@ -7,7 +7,14 @@ from torch import nn
 
 from methods.inject import inject
 from methods.registry import create
-from sora_cli.run.layers import LayerGroup, adapted_groups, near_misses
+from sora_cli.run.layers import (
+    LayerGroup,
+    adapted_groups,
+    left_out_lines,
+    near_misses,
+    other_weights,
+)
+from tests.architectures import CAUSAL, CLASSES, tiny
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 
 GENERATOR = torch.Generator()
@@ -19,7 +26,7 @@ def test_layers_that_differ_in_a_number_are_one_group() -> None:
     groups = adapted_groups(layers)
     assert sum(g.count for g in groups) == len(layers)
     query = "bert.encoder.layer.{0-1}.attention.self.query"
-    assert LayerGroup(query, 32, 32, 2, "rank 3") in groups
+    assert LayerGroup(query, "32 -> 32", 2, "rank 3") in groups
 
 
 def test_gaps_and_single_layers() -> None:
@@ -52,4 +59,23 @@ def test_heads_and_output_embeddings_say_why_they_are_left_out() -> None:
 def test_conv1d_shapes_are_in_to_out() -> None:
     layers = inject(tiny_gpt2(), create("lora", targets=["c_attn"]), generator=GENERATOR)
     (group,) = adapted_groups(layers)
-    assert (group.pattern, group.n_in, group.n_out) == ("transformer.h.{0-1}.attn.c_attn", 32, 96)
+    assert (group.pattern, group.shape) == ("transformer.h.{0-1}.attn.c_attn", "32 -> 96")
+
+
+def test_layers_that_the_targets_do_not_reach() -> None:
+    bert = tiny_bert()
+    left_out = {f"bert.encoder.layer.{i}.attention.self.key": "of no use" for i in range(2)}
+    inject(bert, create("lora"), exclude=["classifier"], unfit=left_out, generator=GENERATOR)
+    missed = {g.remark: g for g in near_misses(bert, head=(), train_head=True, left_out=left_out)}
+    key = "bert.encoder.layer.{0-1}.attention.self.key"
+    assert missed["of no use"] == LayerGroup(key, "32 -> 32", 2, "of no use")
+    assert left_out_lines(left_out, bert) == [f"no adapter on {key} (2): of no use"]
+
+
+def test_weights_that_are_no_linear_layers() -> None:
+    experts = {
+        (g.pattern, g.shape, g.count): g.remark for g in other_weights(tiny("mixtral", CAUSAL))
+    }
+    assert experts["model.layers.{0-1}.mlp.experts.down_proj", "4 x 32 x 64", 2] == "MixtralExperts"
+    assert {g.pattern.split(".")[-1] for g in other_weights(tiny("xlnet", CLASSES))} >= set("qkvor")
+    assert other_weights(tiny_bert()) == other_weights(tiny_gpt2()) == []

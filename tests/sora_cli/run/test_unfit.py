@@ -1,0 +1,88 @@
+"""Layers that an adapter would be useless on: found by a trial, and listed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from sora_cli.app import run
+from sora_cli.run.unfit import _KERNELS, used_by_weight
+from tests.architectures import CAUSAL, tiny
+from tests.helpers_chat import write_chat_recipe
+
+
+class Net(nn.Module):
+    """Runs one layer, multiplies by another's weight, looks at a third one's dtype only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run, self.taken, self.looked_at, self.idle = (nn.Linear(3, 3) for _ in range(4))
+        self.dropout = nn.Dropout(0.5)
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        self.modes.append(self.training)
+        y = self.dropout(self.run(x)).to(self.looked_at.weight.dtype) @ self.taken.weight
+        return {"loss": y.sum()}
+
+
+def test_only_layers_that_the_loss_depends_on_and_that_never_run() -> None:
+    net, names = Net().train(), ["run", "taken", "looked_at", "idle"]
+    net.idle.requires_grad_(False)
+    trained = [p.requires_grad for p in net.parameters()]
+    state = torch.get_rng_state()
+    assert used_by_weight(net, names, {"x": torch.ones(2, 3)}) == ["taken"]
+    assert net.modes == [False, False]
+    assert net.training
+    assert [p.requires_grad for p in net.parameters()] == trained
+    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.fixture(scope="module")
+def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mamba")
+    recipe = write_chat_recipe(folder, rows=8, task={"metrics": ["loss"]})
+    tiny("mamba", CAUSAL).save_pretrained(folder / "base")
+    return recipe
+
+
+def test_a_dry_run_lists_them(mamba: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", str(mamba), "--dry-run"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    mixer = "2 x backbone.layers.{0-1}.mixer"
+    assert f"{mixer}.dt_proj 4 -> 64 used only by its weight, so an adapter has no effect" in lines
+    assert f"{mixer}.out_proj 64 -> 32 refused by PEFT in mamba models" in lines
+    assert f"{mixer}.A_log 64 x 8 MambaMixer" in lines
+
+
+@pytest.mark.parametrize("name", ["dt_proj", "out_proj"])
+def test_one_that_is_named_is_refused(
+    name: str, mamba: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(mamba), f"method.targets=[in_proj, {name}]"]) == 2
+    said = capsys.readouterr().err
+    assert f"target '{name}' cannot be adapted: 'backbone.layers.0.mixer.{name}' is " in said
+    assert "method.targets" in said
+
+
+def test_the_kernels_table_is_what_transformers_does() -> None:
+    """Weights of linear layers among the arguments of the state-space kernels, by model type."""
+    kernels = ("mamba_inner_fn", "mamba2_split_conv1d_scan_combined")
+    found: dict[str, set[str]] = {}
+    for file in Path(transformers.__file__).parent.glob("models/*/modeling_*.py"):
+        text = file.read_text(encoding="utf-8")
+        if not any(f"{kernel}(" in text for kernel in kernels):
+            continue
+        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func).rpartition(".")[2] in kernels:
+                names: Any = re.findall(r"self\.(\w+_proj)\.weight\b", ast.unparse(call))
+                found.setdefault(file.parent.name, set()).update(names)
+    assert found == {kind: set(names) for kind, names in _KERNELS.items()}
