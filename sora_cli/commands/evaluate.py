@@ -88,23 +88,9 @@ def load_target(target: str, recipe: Recipe, task: Task) -> Base:
                 f"'{target}' holds no trained head: {first_few(base.missing)} are missing",
                 hint="give an adapter directory, or a merged model",
             )
-        check_classes("model", _stored_classes(base, recipe), task)
+        check_classes("model", base.classes, task)
         return base
     return load_adapted(read_adapter(folder), recipe, task)[0]
-
-
-def _stored_classes(base: Base, recipe: Recipe) -> list[str] | None:
-    """Return the names in the model's own configuration, unless transformers made them up."""
-    import transformers
-
-    from sora_cli.model.loading import split_gguf
-
-    source, gguf = split_gguf(base.resolved)
-    config = transformers.AutoConfig.from_pretrained(
-        source, trust_remote_code=recipe.model.trust_remote_code, **gguf
-    )
-    names = [config.id2label[i] for i in sorted(config.id2label)]
-    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
 def _records(task: Task, split: str, found: Predictions) -> list[dict[str, Any]]:

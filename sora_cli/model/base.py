@@ -31,6 +31,8 @@ class Base:
         revision: the Hub's commit, whatever branch the recipe names; None for a local directory.
         missing: parameters the checkpoint did not supply (and that are so random).
         head: module paths trained in full: the head and whatever was missing.
+        classes: names of the classes in the checkpoint's own configuration, in label order; None:
+            it names none.
     """
 
     model: Any
@@ -40,6 +42,7 @@ class Base:
     revision: str | None
     missing: tuple[str, ...]
     head: tuple[str, ...]
+    classes: tuple[str, ...] | None = None
 
 
 def load_base(
@@ -68,6 +71,7 @@ def load_base(
         config = transformers.AutoConfig.from_pretrained(source, **common)
         if not gguf:
             check_quantised(block.path, config)
+        classes = _named_classes(config)
         options = {**task.model_options(), **_dropouts(config, dropout)}
         for key, value in options.items():
             setattr(config, key, value)
@@ -96,6 +100,7 @@ def load_base(
         revision=commit_of(resolved, block.revision) or block.revision,
         missing=missing,
         head=head,
+        classes=classes,
     )
 
 
@@ -120,6 +125,14 @@ def head_modules(
         if owner and not any(owner == h or owner.startswith(f"{h}.") for h in heads):
             heads.add(owner)
     return tuple(path for path, _ in model.named_modules() if path in heads)
+
+
+def _named_classes(config: Any) -> tuple[str, ...] | None:
+    """Return the names of a configuration's classes, unless transformers made them up."""
+    names = getattr(config, "id2label", None) or {}
+    if all(name == f"LABEL_{number}" for number, name in names.items()):
+        return None
+    return tuple(str(names[number]) for number in sorted(names))
 
 
 def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict[str, Any]:

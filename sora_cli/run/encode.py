@@ -49,7 +49,7 @@ def _check_not_empty(encoded: Encoded, total: int) -> None:
     for what, rows in encoded.lacking.items():
         if rows == total:
             raise RowError(
-                f"there is nothing to learn: all {total:,} rows {what}",
+                f"there is nothing to learn: {rows:,} of {total:,} rows {what}",
                 hint=f"data.max_length={encoded.longest}" if encoded.truncated else None,
             )
     if encoded.lengths.min() == 0:

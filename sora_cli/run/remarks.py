@@ -17,6 +17,7 @@ from sora_cli.run.class_counts import absent_remarks, class_counts
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded, Predictions, Task
 
+_FEW = 5  # classes
 _SELECTION = "the selection rows"
 _UNLIMITED = 2**31  # tokens, where a model has no such limit
 
@@ -40,6 +41,7 @@ def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
         for name, part in parts.items()
         if (labels := ready.task.labels(part)) is not None
     ]
+    remarks += [base_classes_remark(ready.base.classes, ready.task.label_names, ready.base.missing)]
     remarks += absent_remarks(class_counts(ready))
     processor = ready.base.processor
     tokenizer = getattr(processor, "tokenizer", processor)  # beside images
@@ -71,6 +73,24 @@ def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> 
     if part == "train":
         return f"every training row is {label}: there is nothing to tell apart"
     return f"every row of {_name(part)} is {label}: its scores mean little"
+
+
+def base_classes_remark(
+    own: Sequence[str] | None, names: Sequence[str] | None, missing: Sequence[str]
+) -> str | None:
+    """Remark on a base model whose own head gives other classes, or these in another order.
+
+    Args:
+        own: classes in the base's configuration.
+        names: of the data's classes.
+        missing: parameters that the base did not supply; a new head has no classes of its own.
+    """
+    if not own or not names or missing or list(own) == list(names):
+        return None
+    return (
+        f"the base model's head was made for {first_few(own, _FEW)}; it starts with them in the "
+        f"places of the data's {first_few(names, _FEW)}"
+    )
 
 
 def cut_remark(parts: Mapping[str, Encoded], max_length: int, *, limit: int) -> str | None:

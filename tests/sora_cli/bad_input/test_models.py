@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers_models import tiny_bert, tiny_t5, tiny_vit
 from tests.helpers_runs import tiny_tokenizer
-from tests.sora_cli.bad_input.runner import Case, bad, check, recipe
+from tests.sora_cli.bad_input.runner import HERE, Case, bad, check, recipe
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 OTHER = recipe("model", "path: m")
@@ -202,8 +202,12 @@ TARGETS: dict[str, Case] = {
 }  # fmt: skip
 EMPTY = '{"sentence1": "", "sentence2": "", "label": 0}\n'
 ROWS: dict[str, Case] = {
-    "of no tokens": bad("makes no token of row 0", r=OTHER, at=("r.yaml", "files:"),
-        then="split 'validation'", m=base(no_special_tokens), **{"validation.jsonl": EMPTY}),
+    "of no tokens": bad("the tokenizer makes no token of it", r=OTHER.replace(HERE, ""),
+        then="validation.jsonl:2, split 'validation'", m=base(no_special_tokens),
+        **{"validation.jsonl": EMPTY.replace('""', '"cat"') + EMPTY}),
+    "of no text": bad("there is nothing to learn: 1 of 1 rows have no text",
+        r=OTHER.replace(HERE, ""), then="validation.jsonl, split 'validation'",
+        m=base(no_special_tokens), **{"validation.jsonl": EMPTY}),
 }  # fmt: skip
 CASES = {
     f"{kind}-{name}": case

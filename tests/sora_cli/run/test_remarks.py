@@ -23,6 +23,7 @@ from sora_cli.run.evaluate import NONE_ALIVE, evaluate_run, switched_off
 from sora_cli.run.prepare import Prepared, prepare
 from sora_cli.run.remarks import (
     adapters_remark,
+    base_classes_remark,
     cut_remark,
     data_remarks,
     label_remark,
@@ -69,6 +70,27 @@ def test_one_label_only(labels: list[Any], names: list[str] | None, said: str | 
     scored = label_remark("validation", np.array(labels), names)
     assert (scored is None) is (said is None)
     assert scored is None or scored.endswith("its scores mean little")
+
+
+@pytest.mark.parametrize(
+    ("own", "names", "missing", "said"),
+    [
+        (["b", "a"], ["a", "b"], [], True),
+        (["a", "b"], ["a", "b"], [], False),
+        (["b", "a"], ["a", "b"], ["classifier.weight"], False),
+        (None, ["a", "b"], [], False),
+        (["b", "a"], None, [], False),
+    ],
+)
+def test_a_base_model_with_classes_of_its_own(
+    own: Any, names: Any, missing: list[str], said: bool
+) -> None:
+    """The head of a model for b and a was trained, or frozen, as one for a and b without a word."""
+    told = base_classes_remark(own, names, missing)
+    assert (told is not None) is said
+    assert told is None or told.endswith(
+        "was made for b, a; it starts with them in the places of the data's a, b"
+    )
 
 
 def _encoded(rows: int, truncated: int, longest: int) -> Encoded:
