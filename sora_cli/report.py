@@ -220,10 +220,14 @@ class History(BaseModel):
 
 
 def read_report(directory: Path) -> RunReport | None:
-    """Return the report of a run directory; None if there is none that can be read."""
+    """Return the report of a run directory; None if there is none.
+
+    Raises:
+        OSError: there is something that the system lets nobody read.
+    """
     try:
         return load_report(directory / FILE_NAME)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
 
 

@@ -19,7 +19,7 @@ from sora_cli.adapter.peft.layout import written_config
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.atomic import new_directory
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES, ADAPTER_WEIGHTS, SORA_FILE
 from sora_cli.model.tensors import write_tensors
 
@@ -139,7 +139,7 @@ def write_adapter(
             with open_adapter(temporary) as back:
                 plan.check(back.layers, back.head)
     except OSError as error:
-        raise SoraError(f"{directory} cannot be written: {error}") from error
+        raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
 
 
 def _check_head(head: Mapping[str, Tensor], modules: tuple[str, ...]) -> None:

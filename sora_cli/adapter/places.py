@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sora_cli.adapter.metadata import read_sora_file
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, reason
 from sora_cli.core.words import first_few
 from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.references import resolve_model_path
@@ -52,7 +52,8 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
             raise SoraError(f"{directory} is a file, not a directory", hint=_parent(directory))
         inside = sorted(path.parent for path in directory.glob(f"*/{ADAPTER_CONFIG}"))
     except (OSError, ValueError) as error:
-        raise SoraError(f"{str(directory)!r} cannot be read: {error}") from error
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise SoraError(f"{str(directory)!r} cannot be read: {why}") from error
     raise SoraError(
         f"{directory} is not an adapter directory: it holds no {ADAPTER_CONFIG}",
         where=f"there are adapters in {first_few(inside)}" if inside else None,

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from sora_cli.core.checks import check_writable
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 
@@ -38,29 +39,35 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         SoraError: it reads back differently.
         OSError: the disk is full, or the like.
     """
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
-        with naming(path), temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if temporary.read_bytes() != content:
-            raise SoraError(f"{path} reads back differently: is the disk all right?")
-        temporary.replace(path)
-        _sync(path.parent)  # else a power cut may undo the rename
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        real = path.resolve()
+        temporary = _beside(real)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if temporary.read_bytes() != content:
+                raise SoraError(f"{path} reads back differently: is the disk all right?")
+            temporary.replace(real)
+            _sync(real.parent)  # else a power cut may undo the rename
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make the system's errors name the file being written, which those of a full disk do not."""
+    """Make the system's errors name what is written as the user did.
+
+    Those of a full disk name nothing, others a temporary file.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        file = error.filename
+        known = [] if file is None else [Path(file), *Path(file).parents]
+        if error.errno is None or (known and not any(is_leftover(part) for part in known)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -87,19 +94,19 @@ def new_directory(
         SoraError: `path` exists and may not be replaced.
     """
     check_replaceable(path, force=force, markers=markers, names=names)
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    temporary.mkdir()
-    try:
-        with naming(path):
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        real = path.resolve()
+        temporary = _beside(real)
+        temporary.mkdir()
+        try:
             yield temporary
             _set_permissions(temporary)
             sync_tree(temporary)
-        _move_into_place(temporary, path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _move_into_place(temporary, real)
+            _sync(real.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_replaceable(
@@ -111,6 +118,7 @@ def check_replaceable(
     hint: str = "choose another place",
 ) -> None:
     """Raise `SoraError` unless `new_directory` could write there: a check before long work."""
+    check_writable(path)
     if not os.path.lexists(path):
         return
     if not force:

@@ -50,6 +50,23 @@ def check_new_file(option: str, file: Path | None) -> None:
     above = next((folder for folder in file.parents if folder.exists()), None)
     if above is not None and not above.is_dir():
         raise SoraError(f"{option} {file}: {above} is a file, not a directory")
+    check_writable(file)
+
+
+def check_writable(path: Path, *, called: Path | None = None) -> None:
+    """Raise `SoraError` where the system lets nothing be written, whether it is there or not.
+
+    Args:
+        called: what to name instead.
+    """
+    above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), None)
+    if above is None or not above.is_dir() or os.access(above, os.W_OK | os.X_OK):
+        return
+    read_only = os.statvfs(above).f_flag & os.ST_RDONLY
+    reason = "read-only file system" if read_only else "permission denied"
+    raise SoraError(
+        f"{called or path} cannot be written: {reason}", hint="write to another directory"
+    )
 
 
 def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o OUT") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the first line of an exception's message; its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
+
+
+def reason(error: OSError, about: Path | None = None) -> str:
+    """Return why the system refused: "permission denied"; and of what, if that is another file."""
+    text = (error.strerror or first_line(error)).lower()
+    named = error.filename is not None and str(error.filename) != str(about)
+    return f"{text}: {error.filename}" if named else text
 
 
 def first_mistake(error: ValidationError) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import is_leftover, naming
+from sora_cli.core.checks import check_writable
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import tidied
 from sora_cli.core.processes import is_main
@@ -91,6 +92,7 @@ def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
             f"'{file}' is not of this program: it stays",
             hint="move it away, or train elsewhere: output.dir=DIR",
         )
+    check_writable(file, called=directory)
     made = _make(directory)
     lock = FileLock(file, blocking=False)
     try:

@@ -28,7 +28,7 @@ from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.checks import check_apart
 from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, reason
 from sora_cli.data.processor import lacks_tokenizer
 from sora_cli.merge.base import MERGE_RECORD, MODEL_CARD, BaseFolder, decoded, open_base
 from sora_cli.merge.blocks import Blocks
@@ -143,7 +143,9 @@ class Merge:
                 write_json(folder / MERGE_RECORD, self._record(survival))
                 (folder / MODEL_CARD).write_text(self._card(survival), encoding="utf-8")
         except OSError as error:
-            raise SoraError(f"{self.output} cannot be written: {error}") from error
+            raise SoraError(
+                f"{self.output} cannot be written: {reason(error, self.output)}"
+            ) from error
         return dataclasses.replace(self.merged, survival=survival)
 
     def _record(self, survival: Survival) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ def _check_directory(reference: str, folder: Path) -> None:
         )
     if holds_pickles_only(folder):
         raise pickled(reference)
+    for file in (folder / MODEL_CONFIG, *sorted(folder.glob(SAFE_WEIGHTS))):
+        if file.is_file() and not os.access(file, os.R_OK):  # libraries say that it is not there
+            raise SoraError(f"{file} cannot be read: permission denied", key="model.path")
 
 
 def holds_pickles_only(folder: Path) -> bool:

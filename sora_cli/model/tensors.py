@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.fingerprint import StoredTensor, read_header
 
 _DTYPES = {
@@ -119,6 +120,7 @@ def open_tensors(file: Path) -> Iterator[TensorFile]:
         SoraError: truncated, corrupt or unreadable.
     """
     try:
+        _check_readable(file)
         with safe_open(str(file), framework="pt"):  # checks all of the header, reads no tensor
             pass
         entries = {entry.name: entry for entry in read_header(file)}
@@ -126,9 +128,27 @@ def open_tensors(file: Path) -> Iterator[TensorFile]:
     except SafetensorError as error:
         raise SoraError(f"{file} is truncated or corrupt: {error}") from error
     except OSError as error:
-        raise SoraError(f"{file} cannot be read: {error}") from error
+        raise SoraError(f"{file} cannot be read: {reason(error, file)}") from error
     with stream:
         yield TensorFile(file, entries, stream)
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        OSError: it is not there, or the system lets nobody read it.
+        SafetensorError: it is truncated or corrupt.
+    """
+    _check_readable(file)
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
+
+
+def _check_readable(file: Path) -> None:
+    """Raise the system's own error: the library says of such a file that it is not there."""
+    with file.open("rb"):
+        pass
 
 
 @dataclass(frozen=True)

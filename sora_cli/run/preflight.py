@@ -11,6 +11,7 @@ from methods.registry import config_class
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.data.source import find_source
+from sora_cli.model.files import check_source
 from sora_cli.model.quantisation import check_quantise
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.families import check_columns, main_metric
@@ -37,7 +38,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
         find_source(recipe.data)
     if model:
         with recipe.placing("model.path"):
-            resolve_model_path(recipe.model.path)
+            check_source(recipe.model.path, resolve_model_path(recipe.model.path))
         with recipe.placing():
             check_quantise(recipe.model)
     say_notes(code_notes(recipe))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from methods.base import LowRankLinear
@@ -34,6 +34,7 @@ from sora_cli.model.base import Base, load_base
 from sora_cli.model.files import DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.references import local_checkpoint
+from sora_cli.model.tensors import load_tensors
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.tasks.base import Task
 from sora_cli.train.checkpoint.files import plain
@@ -63,7 +64,7 @@ def write_baseline(
                 _write_model(folder, base, tensors)
             else:
                 save_file(tensors, folder / DELTA_FILE)
-                _check(tensors, load_file(folder / DELTA_FILE), directory)
+                _check(tensors, load_tensors(folder / DELTA_FILE), directory)
             write_sora_file(folder / SORA_FILE, meta, reference)
     except (OSError, SafetensorError) as error:
         raise SoraError(f"{directory} cannot be written: {first_line(error)}") from error
@@ -93,7 +94,7 @@ def load_delta(folder: Path, recipe: Recipe, task: Task) -> Base:
     base = load_base(model, task, precision=recipe.training.precision)
     _check_base(base, reference, folder)
     try:
-        tensors = load_file(folder / DELTA_FILE)
+        tensors = load_tensors(folder / DELTA_FILE)
     except (OSError, SafetensorError) as error:
         raise SoraError(f"{folder / DELTA_FILE} cannot be read: {first_line(error)}") from error
     load_head(base.model, tensors, what="delta")

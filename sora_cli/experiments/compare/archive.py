@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from methods.words import did_you_mean
-from sora_cli.core.errors import SoraError, first_mistake
+from sora_cli.core.errors import SoraError, first_mistake, reason
 from sora_cli.experiments.compare.runs import SEED, Run, selection_scores
 from sora_cli.report import RunReport
 
@@ -63,7 +63,9 @@ def read_lines(file: Path, selection: PurePath) -> Iterator[tuple[Path, RunRepor
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SoraError(f"{file} cannot be read: {reason(error, file)}") from error
+    except ValueError as error:
         raise SoraError(f"{file} cannot be read: {error}") from error
     names: dict[str, None] = {}
     found = False

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from methods.errors import MethodError
@@ -25,6 +25,7 @@ from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.plan import StagePlan, varied_option
 from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET, PathReport, Stage, relative_to
+from sora_cli.model.tensors import load_tensors
 from sora_cli.report import Ranks, RunReport
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.output import clear_run
@@ -120,7 +121,7 @@ class Stages:
         """
         file = self.output / self.plans[index].directory / STATE_FILE
         try:
-            tensors = load_file(file)
+            tensors = load_tensors(file)
         except Exception as error:  # safetensors raises its own kind for damage
             raise SoraError(
                 f"{file} cannot be read: {error}", hint="start the path again with --force"

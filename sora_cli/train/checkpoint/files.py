@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerState
 
@@ -28,6 +28,7 @@ from methods.base import AdapterMethod
 from methods.sharding import like, whole
 from sora_cli.core.atomic import new_directory, write_text_atomic
 from sora_cli.core.errors import SoraError, first_line
+from sora_cli.model.tensors import load_tensors
 from sora_cli.train.checkpoint.places import (
     MARK_FILE,
     RUN_FILE,
@@ -98,7 +99,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     check_complete(path)
     run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-    return Checkpoint(path, load_file(path / STATE_FILE), run)
+    return Checkpoint(path, load_tensors(path / STATE_FILE), run)
 
 
 def check_complete(path: Path) -> None:
