@@ -155,12 +155,17 @@ ARCHITECTURES = {
 """By transformers' model type."""
 
 
-def tiny(model_type: str, task: str, *, seed: int = 0) -> Any:
-    """The model of a task, in evaluation mode; the global random state is left as it was."""
+def options_of(model_type: str) -> dict[str, Any]:
+    """The options of a tiny model's configuration."""
     options = {**_SHAPE, **ARCHITECTURES[model_type].options}
     if model_type == "xlnet":
         del options["max_position_embeddings"]  # it refuses a limit
-    config = transformers.AutoConfig.for_model(model_type, **options)
+    return options
+
+
+def tiny(model_type: str, task: str, *, seed: int = 0) -> Any:
+    """The model of a task, in evaluation mode; the global random state is left as it was."""
+    config = transformers.AutoConfig.for_model(model_type, **options_of(model_type))
     kind = (
         transformers.AutoModelForCausalLM
         if task == CAUSAL

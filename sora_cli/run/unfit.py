@@ -1,13 +1,16 @@
 """Linear layers of a base model on which an adapter would be useless, each with the reason.
 
 An adapter acts where its layer is run. A model that takes a layer's weight and multiplies by itself
-passes the adapter by; which layers those are is seen in a trial, a forward pass over the shortest
-row. Kernels for state-space models do the same on a GPU only, so these layers are listed. What PEFT
-cannot load is listed, too (`adapter/peft/refused.py`): an adapter directory is a PEFT adapter.
+passes the adapter by, and some models have layers that a task does not need, such as Longformer's
+global attention where no token is global. Which layers those are is seen in a trial, a forward pass
+over the shortest row. Kernels for state-space models take weights on a GPU only, so these are
+listed. What PEFT cannot load is listed, too (`adapter/peft/refused.py`): an adapter directory is a
+PEFT adapter.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from methods.inject import linear_paths
 from sora_cli.adapter.peft.refused import refused
-from sora_cli.core.console import say
+from sora_cli.core.console import say_notes
 from sora_cli.core.errors import first_line
 from sora_cli.model.base import Base
 from sora_cli.tasks.base import Encoded
@@ -26,6 +29,7 @@ _BY_WEIGHT = "used only by its weight, so an adapter has no effect"
 _IN_KERNELS = (
     "used only by its weight in the model's GPU kernels, so an adapter has no effect there"
 )
+_IDLE = "never run on this task's rows, so an adapter would learn nothing"
 _KERNELS = {
     **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
     **dict.fromkeys(
@@ -50,30 +54,53 @@ def unfit_layers(
     in_kernels = _KERNELS.get(kind, ())
     found = {path: _IN_KERNELS for path in paths if path.rpartition(".")[2] in in_kernels}
     found |= refused(kind, paths)
-    batch = collate([rows.dataset[int(rows.lengths.argmin())]])
+    order = rows.lengths.argsort(kind="stable")
+    batches = (collate([rows.dataset[int(row)]]) for row in (order[0], order[-1]))
     try:
-        found |= dict.fromkeys(used_by_weight(model, paths, batch), _BY_WEIGHT)
+        found |= try_layers(model, paths, batches)
     except Exception as error:  # a model for another device than this, say; training shows it, too
-        say(f"note: no trial of which layers are used only by their weight: {first_line(error)}")
+        say_notes([f"no trial of which layers the model does not run: {first_line(error)}"])
     return found
 
 
-def used_by_weight(model: nn.Module, paths: Iterable[str], batch: Mapping[str, Any]) -> list[str]:
-    """Return those layers that a forward pass does not run while the loss depends on their weight.
+def try_layers(
+    model: nn.Module, paths: Iterable[str], batches: Iterable[Mapping[str, Any]]
+) -> dict[str, str]:
+    """Return {path: reason} of the layers that the model does not run, as `unfit_layers` does.
 
-    The model is left as it was.
+    Layers are taken to be idle only if no layer at the same place in another block runs: which
+    experts of a mixture run depends on the rows. The model is left as it was.
+
+    Args:
+        batches: the first is cheap; the others are run only if a layer seems to be idle.
     """
-    device = next(model.parameters()).device
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    training = model.training
+    training, found = model.training, {}
+    silent = list(paths)
     with torch.random.fork_rng(devices=[]):
         try:
             model.eval()
-            ran = _modules_run(model, inputs)
-            silent = [path for path in paths if id(model.get_submodule(path)) not in ran]
-            return _with_gradient(model, silent, inputs) if silent else []
+            for number, batch in enumerate(batches):
+                inputs = _on_device(model, batch)
+                ran = _modules_run(model, inputs)
+                places = {_place(n) for n, m in model.named_modules() if id(m) in ran}
+                silent = [path for path in silent if _place(path) not in places]
+                if silent and number == 0:
+                    found = dict.fromkeys(_with_gradient(model, silent, inputs), _BY_WEIGHT)
+                    silent = [path for path in silent if path not in found]
+                if not silent:
+                    break
         finally:
             model.train(training)
+    return found | dict.fromkeys(silent, _IDLE)
+
+
+def _place(path: str) -> str:
+    return re.sub(r"\d+", "#", path)
+
+
+def _on_device(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 @torch.no_grad()
@@ -89,15 +116,18 @@ def _modules_run(model: nn.Module, inputs: Mapping[str, Any]) -> set[int]:
 
 def _with_gradient(model: nn.Module, paths: list[str], inputs: Mapping[str, Any]) -> list[str]:
     """Return the layers whose weights the loss depends on."""
+    weights = {path: model.get_parameter(f"{path}.weight") for path in paths}
+    weights = {path: w for path, w in weights.items() if w.is_floating_point()}  # none is packed
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         model.requires_grad_(False)
-        weights = [model.get_parameter(f"{path}.weight").requires_grad_() for path in paths]
+        for weight in weights.values():
+            weight.requires_grad_()
         loss = model(**inputs)["loss"]
         if not loss.requires_grad:
             return []
-        found = torch.autograd.grad(loss, weights, allow_unused=True)
-        return [path for path, g in zip(paths, found, strict=True) if g is not None]
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        return [path for path, g in zip(weights, found, strict=True) if g is not None]
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained[name])

@@ -12,9 +12,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from methods.inject import linear_paths
 from sora_cli.app import run
-from sora_cli.run.unfit import _KERNELS, used_by_weight
-from tests.architectures import CAUSAL, tiny
+from sora_cli.run.unfit import _KERNELS, try_layers
+from tests.architectures import CAUSAL, options_of, tiny
 from tests.helpers_chat import write_chat_recipe
 
 
@@ -33,17 +34,52 @@ class Net(nn.Module):
         return {"loss": y.sum()}
 
 
-def test_only_layers_that_the_loss_depends_on_and_that_never_run() -> None:
+def test_layers_that_are_used_by_their_weight_and_that_are_not_used() -> None:
     net, names = Net().train(), ["run", "taken", "looked_at", "idle"]
     net.idle.requires_grad_(False)
     trained = [p.requires_grad for p in net.parameters()]
     state = torch.get_rng_state()
-    assert used_by_weight(net, names, {"x": torch.ones(2, 3)}) == ["taken"]
-    assert net.modes == [False, False]
+    found = try_layers(net, names, [{"x": torch.ones(2, 3)}] * 2)
+    assert {path: why.split()[0] for path, why in found.items()} == {
+        "taken": "used", "looked_at": "never", "idle": "never"
+    }  # fmt: skip
+    assert net.modes == [False] * 3
     assert net.training
     assert [p.requires_grad for p in net.parameters()] == trained
     assert all(p.grad is None for p in net.parameters())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Mixture(nn.Module):
+    """Each row has an expert; a gate runs where a row begins with 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(3, 3) for _ in range(4)])
+        self.gate = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        expert = self.experts[int(x[0, 1])]
+        return {"loss": expert(self.gate(x) if x[0, 0] == 1 else x).sum()}
+
+
+def test_layers_that_some_rows_run_are_not_idle() -> None:
+    names = ["gate", *(f"experts.{i}" for i in range(4))]
+    short, long = ({"x": torch.tensor([[float(i), 2, 0]])} for i in range(2))
+    assert try_layers(Mixture(), names, [short, long]) == {}
+    assert list(try_layers(Mixture(), names, [short, short])) == ["gate"]
+
+
+def test_a_task_that_does_not_need_all_of_a_model() -> None:
+    config = transformers.AutoConfig.for_model("longformer", **options_of("longformer"))
+    model = transformers.AutoModelForTokenClassification.from_config(config)
+    ids = torch.randint(4, 22, (1, 9))
+    found = try_layers(
+        model, linear_paths(model), [{"input_ids": ids, "labels": torch.zeros_like(ids)}] * 2
+    )
+    assert {path.rpartition(".")[2] for path in found} == {
+        "query_global", "key_global", "value_global"
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
