@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import torch
 
 from sora_cli.adapter.consumers import consumers_of
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
+from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "head_modules": list(file.head_modules),
         "fan_in_fan_out": file.config.fan_in_fan_out,
         "consumers": [asdict(verdict) for verdict in consumers_of(file)],
-        "notes": list(file.notes),
+        "notes": [*file.notes, *_damaged_heads(file)],
         "lineage": list(file.meta.lineage),
         "sora_version": file.meta.sora_version,
         "ranks": ranks,
@@ -88,6 +89,15 @@ def _origin(file: AdapterFile) -> dict[str, Any]:
         "max_length": meta.max_length,
         "base": asdict(file.base),
     }
+
+
+def _damaged_heads(file: AdapterFile) -> Iterator[str]:
+    """Say which parameters stored in full hold NaN or infinity; factors that do are an error."""
+    for name in file.head_names:
+        try:
+            file.head_tensor(name)
+        except SoraError as error:
+            yield f"{error.what}: other commands refuse this adapter"
 
 
 def _savings(total: Totals, dtype: str) -> dict[str, dict[str, int]]:

@@ -39,6 +39,9 @@ def inspect(directories: Sequence[Path], *, as_json: bool) -> None:
         names = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
         _emit_comparison(comparison)
     _emit_summary(names, adapters)
+    for name, facts in zip(names, adapters, strict=True):
+        for note in facts["notes"]:
+            emit(f"{name}: {printable(note)}")
     if comparison is not None:
         emit("\n".join(_notes(comparison)))
 
@@ -82,15 +85,17 @@ def _emit_summary(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> N
 
 def _short(names: list[str]) -> list[str]:
     """Return the names without the directories they all begin or end with, if some is left."""
-    parts = [list(Path(name).parts) for name in names]
+    parts = [Path(name).parts for name in names]
     shared = len(Path(os.path.commonpath(names)).parts) if _comparable(names) else 0
+    if shared == 1 and Path(names[0]).is_absolute():
+        shared = 0  # the root alone
     ends = 0
     while (
         all(len(p) > shared + ends + 1 for p in parts) and len({p[-1 - ends] for p in parts}) == 1
     ):
         ends += 1
-    short = ["/".join(p[shared : len(p) - ends]) for p in parts]
-    return short if all(short) else names
+    rest = [p[shared : len(p) - ends] for p in parts]
+    return [str(Path(*p)) for p in rest] if all(rest) else names
 
 
 def _comparable(names: list[str]) -> bool:

@@ -168,7 +168,7 @@ def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | No
 def adapters_remark(
     metric: str, split: str, *, score: float, without: float, rows: int, greater_is_better: bool
 ) -> str | None:
-    """Remark on adapters that add less to a score than one row may, or nothing to a loss.
+    """Remark on adapters that harm, or add less to a score than one row may, or nothing to a loss.
 
     Args:
         score: of the trained model; `without`: with its adapters switched off.
@@ -178,9 +178,10 @@ def adapters_remark(
     least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9  # losses know no single rows
     if not math.isfinite(without) or lost > least:
         return None
+    nothing = lost >= -least  # NaN is worse
+    what = "add nothing to the rest of the model" if nothing else "make the model worse"
     return (
-        f"the adapters add nothing to the rest of the model: {metric} on {split} is {score:.4f} "
-        f"with them, {without:.4f} without"
+        f"the adapters {what}: {metric} on {split} is {score:.4f} with them, {without:.4f} without"
     )
 
 

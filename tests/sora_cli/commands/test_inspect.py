@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.ranks import OTHER, Rank, rank_map, shortest_names
 from sora_cli.app import run
+from sora_cli.commands import _inspect_several
 from sora_cli.commands.inspect import inspect
 from sora_cli.commands.prune import Rule, prune
 from sora_cli.core.errors import SoraError
+from sora_cli.model.files import ADAPTER_WEIGHTS
 from tests.helpers_adapters import R_MAX, adapt, save_backbone
 from tests.helpers_models import tiny_bert
 from tests.sora_cli.adapter.test_spectra import SHAPES, write_peft
@@ -211,6 +215,49 @@ def test_several_get_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[st
     data = shown(capsys, *directories)
     assert set(data) == {"adapters"}
     assert [a["largest_rank"] for a in data["adapters"]] == [2, 4, 6]
+
+
+def test_several_are_named_as_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("a", "b", "c/run/adapter", "d/run/adapter"):
+        write_peft(tmp_path / place, SHAPES)
+    for first, second, named in [
+        (tmp_path / "a", Path("b"), [str(tmp_path / "a"), "b"]),
+        (tmp_path / "a", tmp_path / "b", ["a", "b"]),
+        (Path("c/run"), Path("d/run"), ["c", "d"]),
+        (tmp_path / "c/run", Path("d/run"), [str(tmp_path / "c"), "d"]),
+        (Path("a"), Path("a"), ["a", "a"]),
+    ]:
+        inspect(first, second, as_json=False)
+        out = capsys.readouterr().out
+        assert all(f" {letter}: {n} " in out for letter, n in zip("AB", named, strict=True)), out
+        assert "//" not in out
+    assert _inspect_several._short(["/x/a", "/y/b"]) == ["/x/a", "/y/b"]
+
+
+def test_a_head_that_is_not_finite(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ranks are shown all the same, and what is wrong; other commands refuse the adapter."""
+    shutil.copytree(directory / "adapter", tmp_path / "a")
+    file = tmp_path / "a" / ADAPTER_WEIGHTS
+    tensors = load_file(file)
+    name = next(key for key in tensors if key.endswith("classifier.bias"))
+    tensors[name][0] = math.nan
+    save_file(tensors, file)
+    assert run(["inspect", str(tmp_path / "a")]) == 0
+    told = f"'{name}' holds NaN or infinity: other commands refuse this adapter"
+    assert told in capsys.readouterr().out
+    assert shown(capsys, tmp_path / "a")["notes"] == [told]
+    assert run(["inspect", str(tmp_path / "a"), str(directory)]) == 0
+    assert told in capsys.readouterr().out
+    words = ["-o", str(tmp_path / "new")]
+    for command in ("export", "prune", "merge"):
+        assert run([command, str(tmp_path / "a"), *words]) == 2, command
+        assert f"'{name}' holds NaN or infinity" in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("option", ["--plot=x.png", "--modules"])

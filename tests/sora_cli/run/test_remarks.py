@@ -178,6 +178,19 @@ def test_adapters_that_add_nothing(score: float, without: float, greater: bool, 
     assert (remark is not None) is said
     if remark is not None:
         assert f"accuracy on v is {score:.4f} with them, {without:.4f} without" in remark
+        assert ("add nothing" in remark) is (abs(score - without) <= 0.01)
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "without", "greater"),
+    [("accuracy", 0.0, 0.5, True), ("loss", 2.0, 1.9, False), ("accuracy", math.nan, 0.5, True)],
+)
+def test_adapters_that_harm(metric: str, score: float, without: float, greater: bool) -> None:
+    remark = adapters_remark(
+        metric, "v", score=score, without=without, rows=100, greater_is_better=greater
+    )
+    assert remark is not None
+    assert remark.startswith(f"the adapters make the model worse: {metric} on v is ")
 
 
 def test_skipped_steps() -> None:
