@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,18 @@ def first_few(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(known[:most]) + (f" and {left} more" if left > 0 else "")
 
 
-def near_files(path: Path, pattern: str = "*") -> str | None:
-    """Return a hint from the names beside a missing file; None where nothing is there."""
+def near_files(
+    path: Path, pattern: str = "*", *, wanted: Callable[[Path], object] = Path.exists
+) -> str | None:
+    """Return a hint from the names beside a missing file; None where none could be meant.
+
+    Args:
+        wanted: tells of a path whether it could be.
+    """
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         return f"there is no directory '{folder}'"
-    names = sorted(entry.name for entry in folder.glob(pattern))
+    names = sorted(entry.name for entry in folder.glob(pattern) if wanted(entry))
     near = closest(path.name, names)
     if near is not None:
         return f"did you mean '{shown_path(folder / near)}'?"

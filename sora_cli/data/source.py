@@ -72,7 +72,9 @@ def find_source(data: DataBlock) -> Source:
         return Folder(folder)
     if looks_local(data.path):
         raise SoraError(
-            f"no data directory '{data.path}'", hint=near_files(folder), key="data.path"
+            f"no data directory '{data.path}'",
+            hint=near_files(folder, wanted=Path.is_dir),
+            key="data.path",
         )
     return Hub(data.path)
 
@@ -95,7 +97,9 @@ def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
             )
         if not path.is_file():
             raise SoraError(
-                f"no data file '{path}' (split {split})", hint=near_files(path), key=key
+                f"no data file '{path}' (split {split})",
+                hint=near_files(path, wanted=lambda p: p.is_file() and file_kind(p)),
+                key=key,
             )
     kinds = {file_kind(path) for path in paths}
     if len(kinds) != 1 or "" in kinds:

@@ -256,7 +256,7 @@ def test_a_head_that_is_not_finite(
     words = ["-o", str(tmp_path / "new")]
     for command in ("export", "prune", "merge"):
         assert run([command, str(tmp_path / "a"), *words]) == 2, command
-        assert f"'{name}' holds NaN or infinity" in capsys.readouterr().err
+        assert "NaN or infinity" in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
 
 

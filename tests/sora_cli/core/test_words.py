@@ -26,3 +26,4 @@ def test_names_beside_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert near_files(Path("tarin.csv"), "*.txt") == (
         "in . there are: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 5.txt, 6.txt, 7.txt and 1 more"
     )
+    assert near_files(Path("0.tx"), wanted=Path.is_dir) is None

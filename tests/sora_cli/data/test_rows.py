@@ -194,6 +194,11 @@ def test_no_such_file(tmp_path: Path) -> None:
     assert "train.jsonl" in lines[1]
     lines = _refused("no data file", files={**files, "train": str(tmp_path / "no" / "x.jsonl")})
     assert "there is no directory" in lines[1]
+    other = tmp_path / "other"
+    (other / "x.csv").mkdir(parents=True)
+    (other / "o2.8").touch()
+    lines = _refused("no data file", files={**files, "train": str(other / "y.csv")})
+    assert not any("x.csv" in line or "o2.8" in line for line in lines)
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
