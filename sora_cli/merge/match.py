@@ -168,5 +168,5 @@ def _check_whole(found: Match) -> None:
                 raise SoraError(
                     f"'{target}' is stored in another form, with '{name}', which transformers "
                     "converts when it loads the model",
-                    hint="let PEFT do it: merge_and_unload(), then save_pretrained()",
+                    hint="let PEFT do it: merge_and_unload() and save_pretrained()",
                 )

@@ -192,9 +192,15 @@ def test_a_target_that_is_cut_out_of_another_weight_is_refused(tmp_path: Path) -
     )  # fmt: skip
     model = transformers.Dinov2ForImageClassification(config)
     model.save_pretrained(tmp_path / "base")
-    _adapter(model, tmp_path / "adapter", target_modules=["gate_proj"])
+    tuned = _adapter(model, tmp_path / "adapter", target_modules=["gate_proj"])
     error = _refused(tmp_path, "is stored in another form, with '.*weights_in.weight'")
-    assert "merge_and_unload" in str(error.hint)
+    assert "merge_and_unload() and save_pretrained()" in str(error.hint)
+    image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    with torch.no_grad():
+        expected = tuned.eval()(image).logits
+        tuned.merge_and_unload().save_pretrained(tmp_path / "theirs")
+        loaded = transformers.Dinov2ForImageClassification.from_pretrained(tmp_path / "theirs")
+        assert_same(loaded(image).logits, expected)  # the hint is right
 
 
 def test_weights_that_are_there_twice_are_refused(tmp_path: Path) -> None:

@@ -61,7 +61,10 @@ _KINDS = {
 )  # fmt: skip
 _TO_LORA = ("LOHA", "LOKR", "VBLORA", "VERA", "RANDLORA", "OFT", "BOFT", "HRA", "FOURIERFT")
 _Number = Annotated[float, Strict()]
-MERGE_HINT = "PEFT itself can fold it into its base model: merge_and_unload()"
+MERGE_HINT = (
+    "PEFT itself can fold it into its base model: merge_and_unload(); where it adapts embeddings "
+    "that are tied, only its use unmerged is right"  # the merge changes input and output
+)
 
 
 class PeftConfig(Targets):
