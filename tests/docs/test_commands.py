@@ -20,7 +20,7 @@ _OPTION = re.compile(r"(?<!\S)--?[a-zA-Z][\w-]*")
 def test_commands_exist(page: Path) -> None:
     for given, certain in _commands(page):
         words = given.split()
-        name = _name(words)
+        name = find_command(words)
         if name is None:
             assert not certain, f"sora {given}: no such command"
             continue
@@ -41,7 +41,7 @@ def _commands(page: Path) -> Iterator[tuple[str, bool]]:
         yield from ((found, True) for found in _COMMAND.findall(span))
 
 
-def _name(words: list[str]) -> str | None:
+def find_command(words: list[str]) -> str | None:
     """Return the longest name of a command that the words begin with."""
     names = (" ".join(["sora", *words[:count]]) for count in (2, 1))
     found = next((name for name in names if name in OPTIONS), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -148,7 +149,8 @@ def measure(
             _wait(Job(run.name, arguments, Path(folder, "log"), threads))
             report = read_report(directory)
             if report is None or report.status != "completed":
-                say(f"       it failed; sora train {run.recipe} ... says why")
+                command = shlex.join(["sora", "train", run.recipe, *run.words, *code_options(code)])
+                say(f"       it failed; to see why: {command}")
             else:
                 costs.add(report)
 

@@ -82,7 +82,7 @@ def _emit_total(left: dict[str, float | None], slots: int, plan: SweepPlan) -> N
     elif len(known) < len(left):
         unknown = len(left) - len(known)
         emit(f"{len(left)} runs left, {slots} at a time; nothing is known of {unknown}")
-        say("sora sweep ... --dry-run --measure takes a few steps of each kind of run")
+        say("--measure takes a few steps of each kind of run to find out")
     else:
         total = sum(known)
         whole = max(total / slots, max(known))

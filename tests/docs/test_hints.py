@@ -1,0 +1,54 @@
+"""Every `sora` command that the program's own texts name exists, with the options it is given."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.docs.test_commands import OPTIONS, find_command
+from tests.shared_files import ROOT
+
+FILES = sorted((ROOT / "sora_cli").rglob("*.py"))
+_COMMAND = re.compile(r"(?<![\w/.-])sora (?=[a-z-])((?:(?!\bsora\b)[^;:,()`\n])*)")
+_OPTION = re.compile(r"(?<!\S)--?[a-zA-Z][\w-]*")
+PROSE = ("wrote", "recipe")
+"""Words after "sora", the program's name, that begin no command."""
+
+
+def _texts(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each string, f-strings included; no docstrings."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    inside: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            inside.add(id(node.value))
+        elif isinstance(node, ast.JoinedStr):
+            inside |= {id(part) for part in node.values}
+            parts = (p.value if isinstance(p, ast.Constant) else "X" for p in node.values)
+            yield node.lineno, "".join(str(part) for part in parts)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in inside
+        ):
+            yield node.lineno, node.value
+
+
+def test_commands_exist() -> None:
+    found = 0
+    for file in FILES:
+        for line, text in _texts(file):
+            for given in _COMMAND.findall(text):
+                place = f"{file.relative_to(ROOT)}:{line}: sora {given}"
+                words = given.split()
+                if words[0] in PROSE:
+                    continue
+                name = find_command(words)
+                assert name is not None, f"{place}: there is no such command"
+                for option in _OPTION.findall(given):
+                    assert option in OPTIONS[name], f"{place}: there is no option {option}"
+                found += 1
+    assert found > 40  # the expression still finds them
