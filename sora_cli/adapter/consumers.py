@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.metadata import read_json
@@ -177,7 +178,7 @@ def _vllm(given: _Given) -> Consumer:
         return Consumer("vLLM", False, f"older versions refuse a classifier's head ({newest}): "
                                        "sora merge first")  # fmt: skip
     return Consumer("vLLM", True, f"vllm serve {given.base} --enable-lora {option} "
-                                  f"--lora-modules adapter={given.directory}")  # fmt: skip
+                                  f"--lora-modules adapter={quote(given.directory)}")  # fmt: skip
 
 
 def _llama_cpp(given: _Given) -> Consumer:
@@ -194,7 +195,9 @@ def _llama_cpp(given: _Given) -> Consumer:
             return _export("llama.cpp", given.directory, reason, padded=True)
     if base.lower().endswith(".gguf"):
         base = "DIR, with the config.json of the model the GGUF file was made from"
-    return Consumer("llama.cpp", True, f"convert_lora_to_gguf.py {given.directory} --base {base}")
+    return Consumer(
+        "llama.cpp", True, f"convert_lora_to_gguf.py {quote(given.directory)} --base {base}"
+    )
 
 
 def _missing_in_llama_cpp(given: _Given) -> str | None:
@@ -217,7 +220,7 @@ def _missing_in_llama_cpp(given: _Given) -> str | None:
 
 def _export(name: str, directory: str, reason: str = "", *, padded: bool = False) -> Consumer:
     layout = " --layout padded" if padded else ""
-    command = f"sora export {directory} -o OUT{layout} first"
+    command = f"sora export {quote(directory)} -o OUT{layout} first"
     return Consumer(name, False, f"{reason}: {command}" if reason else command)
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that a mistyped path is reported at once.
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.core.errors import SoraError, reason
@@ -79,7 +80,7 @@ def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> N
         return
     method = read_sora_file(folder / SORA_FILE)[0].method
     if (folder / DELTA_FILE).is_file():
-        hint = f"to score it: sora eval {directory} --recipe RECIPE"
+        hint = f"to score it: sora eval {quote(str(directory))} --recipe RECIPE"
     else:
         hint = f"{folder} is a whole model, which from_pretrained loads as it is"
     raise SoraError(

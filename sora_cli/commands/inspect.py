@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sora_cli.adapter.digest import result_remarks
@@ -47,8 +48,10 @@ def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool) -> 
     if len(directories) > 1:
         for option, given in {"--plot": plot is not None, "--modules": modules}.items():
             if given:
-                raise SoraError(f"{option} shows one adapter, not {len(directories)}",
-                                hint=f"sora inspect {directories[0]} {option}")  # fmt: skip
+                raise SoraError(
+                    f"{option} shows one adapter, not {len(directories)}",
+                    hint=f"sora inspect {quote(str(directories[0]))} {option}",
+                )
     check_new_file("--plot", plot)
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import tidy
@@ -82,7 +83,7 @@ def open_report(
     if complete and not missing_controls:
         raise SoraError(
             f"'{output}' holds a finished path",
-            hint=f"sora pick {output} --keep 0.99; or train again with --force",
+            hint=f"sora pick {quote(str(output))} --keep 0.99; or train again with --force",
         )
     if found.stages:
         say(f"continuing in {output}: {len(found.stages)} of {stage_count} stages are finished")
@@ -205,8 +206,8 @@ def _conclude(report: PathReport, output: Path) -> None:
         emit(f"stage 0 with every component taken out: {floor} on {report.generalisation}")
     say(f"\nfiles in {output}/: {FILE_NAME}  {PICTURE}  stages/NN/adapter")
     say("next:")
-    say(f"  sora pick {output} --keep 0.99")
-    say(f"  sora inspect {output}/{report.stages[-1].directory}")
+    say(f"  sora pick {quote(str(output))} --keep 0.99")
+    say(f"  sora inspect {quote(f'{output}/{report.stages[-1].directory}')}")
 
 
 def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> None:

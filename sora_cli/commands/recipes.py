@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from methods.words import did_you_mean
+from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.layers import extended_files
@@ -51,13 +53,12 @@ def copy_recipes(names: Sequence[str], to: Path, *, force: bool) -> None:
             _check_free(source, target)
     for source, target in pairs:
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
+            write_bytes_atomic(target, source.read_bytes())
         except OSError as error:
             raise SoraError(f"'{target}' cannot be written: {error.strerror}") from error
     say(f"{len(pairs)} files in {to}")
     first = (to / recipes[0].resolve().relative_to(root)).as_posix()
-    say(f"next: sora train {first}")
+    say(f"next: sora train {quote(first)}")
 
 
 def _packaged(name: str) -> Path:

@@ -119,5 +119,5 @@ def _conclude(plan: SweepPlan, source: Source) -> int:
     source.conclude()
     if good:
         say("next:")
-        say(f"  sora compare {plan.directory}")
+        say(f"  sora compare {shlex.quote(str(plan.directory))}")
     return FAILED if bad else OK

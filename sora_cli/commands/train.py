@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import tidy
@@ -52,7 +53,7 @@ def train(
     loaded = load_recipe(recipe, overrides)
     say_notes(loaded.notes)
     if loaded.recipe.path is not None:
-        say(f"note: this trains one run; the recipe's path of stages: sora path {recipe}")
+        say(f"note: this trains one run; the recipe's path of stages: sora path {quote(recipe)}")
     if dry_run:
         from sora_cli.run.dry_run import dry_run as show
 

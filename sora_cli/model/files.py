@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sora_cli.core.errors import SoraError
@@ -58,7 +59,7 @@ def _check_directory(reference: str, folder: Path) -> None:
     if (folder / ADAPTER_CONFIG).is_file():
         raise SoraError(
             f"model '{reference}' holds an adapter of its own, which would be loaded with it",
-            hint=f"merge it first: sora merge {reference} -o DIR; then model.path=DIR",
+            hint=f"merge it first: sora merge {quote(reference)} -o DIR; then model.path=DIR",
             key="model.path",
         )
     if not (folder / MODEL_CONFIG).is_file():

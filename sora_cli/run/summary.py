@@ -33,9 +33,11 @@ def conclude(report: RunReport, output: Path, words: Sequence[str]) -> None:
     else:
         files = "adapter/  checkpoints/  history.json  ranks.png  report.json"
         commands = [
-            f"sora inspect {output}",
-            f"sora prune {output} -o {output}/pruned --energy 0.99",
-            f"sora merge {output} -o {output}/merged",
+            shlex.join(["sora", "inspect", str(output)]),
+            shlex.join(
+                ["sora", "prune", str(output), "-o", f"{output}/pruned", "--energy", "0.99"]
+            ),
+            shlex.join(["sora", "merge", str(output), "-o", f"{output}/merged"]),
         ]
     say(f"\nfiles in {output}/: {files}")
     say("next:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def check_run(loaded: LoadedRecipe, ready: Prepared) -> int:
     if ready.baseline is not None:
         return _check_baseline(output, recipe, ready)
     if recipe.model.trust_remote_code:
-        say(f"not verified: the model has code of its own; sora eval {output} scores it again")
+        say(f"not verified: the model has code of its own; {_scored(output)}")
         return OK
     # this is one process of several: it cannot run a sharded model alone
     sharded = any(is_sharded(p) for p in ready.base.model.parameters())
@@ -43,6 +44,10 @@ def check_run(loaded: LoadedRecipe, ready: Prepared) -> int:
     if recipe.training.precision == "fp32" and not sharded and not packed:
         return self_check(output, trained=ready.base.model, fresh=False)
     return self_check(output)  # autocast stays wrapped around the trained model's forward
+
+
+def _scored(output: Path) -> str:
+    return f"sora eval {quote(str(output))} --recipe RECIPE scores it again"
 
 
 def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> int:
@@ -53,7 +58,7 @@ def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> int:
     trained: dict[str, Tensor] = ready.base.model.state_dict()
     reason = _reason_against(trained)
     if reason is not None:
-        say(f"not verified: {reason}; sora eval {output} scores it again")
+        say(f"not verified: {reason}; {_scored(output)}")
         return OK
     loaded = load_baseline(folder, recipe, ready.task).model.state_dict()
     different = [

@@ -13,6 +13,8 @@ from tests.shared_files import ROOT
 FILES = sorted((ROOT / "sora_cli").rglob("*.py"))
 _COMMAND = re.compile(r"(?<![\w/.-])sora (?=[a-z-])((?:(?!\bsora\b)[^;:,()`\n])*)")
 _OPTION = re.compile(r"(?<!\S)--?[a-zA-Z][\w-]*")
+NO_NAMES = ("option", "asked[0]", "layout", "VLLM_RANKS[-1]")
+"""Values in commands that are no names of files: options and numbers."""
 PROSE = ("wrote", "recipe")
 """Words after "sora", the program's name, that begin no command."""
 
@@ -26,8 +28,7 @@ def _texts(file: Path) -> Iterator[tuple[int, str]]:
             inside.add(id(node.value))
         elif isinstance(node, ast.JoinedStr):
             inside |= {id(part) for part in node.values}
-            parts = (p.value if isinstance(p, ast.Constant) else "X" for p in node.values)
-            yield node.lineno, "".join(str(part) for part in parts)
+            yield node.lineno, "".join(map(_part, node.values))
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Constant)
@@ -35,6 +36,15 @@ def _texts(file: Path) -> Iterator[tuple[int, str]]:
             and id(node) not in inside
         ):
             yield node.lineno, node.value
+
+
+def _part(node: ast.expr) -> str:
+    """Return a part of an f-string: X for a word that is quoted as shells need it, else <...>."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    assert isinstance(node, ast.FormattedValue)
+    inner = ast.unparse(node.value)
+    return "X" if re.match(r"(shlex\.)?quote\(", inner) or inner in NO_NAMES else f"<{inner}>"
 
 
 def test_commands_exist() -> None:
@@ -50,5 +60,6 @@ def test_commands_exist() -> None:
                 assert name is not None, f"{place}: there is no such command"
                 for option in _OPTION.findall(given):
                     assert option in OPTIONS[name], f"{place}: there is no option {option}"
+                assert "<" not in given, f"{place}: a name with a space breaks it; quote(...)"
                 found += 1
     assert found > 40  # the expression still finds them

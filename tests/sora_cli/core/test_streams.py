@@ -125,6 +125,7 @@ def test_files_that_may_not_grow(folder: Path) -> None:
     _, said, _ = _all('ulimit -f 0; "$@"', folder, WRITE, wanted=2)
     assert said.count("error: ") == len(WRITE)
     assert said.lower().count("file too large") == len(WRITE)
+    assert not [path for path in (folder / "copies").rglob("*") if path.is_file()]
     _, said, _ = _all('ulimit -f 0; "$@"', folder, ADAPTERS[:1], wanted=2)
     assert "no temporary file can be written" in said
     assert "TMPDIR=DIR" in said
