@@ -188,6 +188,8 @@ def check_survival(survival: Survival, dtype: str, storing: Storing) -> None:
 def shown_survival(survival: Survival, dtype: str) -> str:
     """Return one line: the share of the update that the weights hold as they are stored."""
     kept = survival.all
+    if not kept.update and not survival.heads:
+        return "the adapter's layers change nothing"
     text = f"stored as {dtype}, the merged weights hold {kept.share:.1%} of the adapter's update"
     if survival.heads:
         text += f", {total(survival.heads.values()).share:.1%} of what is trained in full"

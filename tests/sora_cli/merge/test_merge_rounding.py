@@ -21,7 +21,14 @@ from sora_cli.core.exit_codes import FAILED
 from sora_cli.merge import blocks as merge_blocks
 from sora_cli.merge import write as merge_write
 from sora_cli.merge.merge import MERGED_KEY, Merged, merge_adapter
-from sora_cli.merge.rounding import Storing, random_bits, round_stochastically
+from sora_cli.merge.rounding import (
+    Kept,
+    Storing,
+    Survival,
+    random_bits,
+    round_stochastically,
+    shown_survival,
+)
 from sora_cli.model.fingerprint import fingerprint
 from tests.helpers_adapters import save_backbone
 from tests.helpers_models import tiny_gpt2, tiny_llama
@@ -214,6 +221,12 @@ def test_stochastic_rounding_is_the_same_each_time(
     again = made("again", 0)
     assert all(torch.equal(again[name], tensor) for name, tensor in one.items())
     assert not all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+def test_no_update_is_said_to_be_none() -> None:
+    nothing = Survival({"a": Kept()}, {})
+    assert (nothing.share, nothing.all.noise, nothing.table()) == (1, 0, {})
+    assert shown_survival(nothing, "bfloat16") == "the adapter's layers change nothing"
 
 
 def test_random_bits_belong_to_their_place() -> None:
