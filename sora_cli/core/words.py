@@ -44,6 +44,12 @@ def first_few(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(known[:most]) + (f" and {left} more" if left > 0 else "")
 
 
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Return the first of names that others wrote, long ones cut, in quotes where spaces matter."""
+    short = (name if len(name) <= 40 else f"{name[:37]}..." for name in names)
+    return first_few((name if name == name.strip() else f"'{name}'" for name in short), most)
+
+
 def near_files(
     path: Path, pattern: str = "*", *, wanted: Callable[[Path], object] = Path.exists
 ) -> str | None:

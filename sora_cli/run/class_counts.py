@@ -9,6 +9,7 @@ from sora_cli.core.words import first_few
 from sora_cli.run.prepare import Prepared
 
 _FEW = 8  # classes that are listed one by one
+_LONG = 40  # characters of a name
 _PARTS = {"select": "the selection rows"}
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -43,7 +44,7 @@ def class_lines(counts: Counts) -> Iterator[str]:
         yield f"{len(names)} classes, of each: {spans}"
         return
     each = (
-        f"'{printable(name)}' {' / '.join(count(own[name]) for own in counts.values())}"
+        f"'{_short(name)}' {' / '.join(count(own[name]) for own in counts.values())}"
         for name in names
     )
     yield f"classes, in {' / '.join(_PARTS.get(n, n) for n in counts)}: {', '.join(each)}"
@@ -52,11 +53,15 @@ def class_lines(counts: Counts) -> Iterator[str]:
 def absent_remarks(counts: Counts) -> Iterator[str]:
     """Yield, for each part, the classes that none of its rows has."""
     for part, own in counts.items():
-        absent = [f"'{printable(name)}'" for name, rows in own.items() if not rows]
+        absent = [f"'{_short(name)}'" for name, rows in own.items() if not rows]
         if 0 < len(absent) < len(own) - 1:  # rows that are all of one class have their own remark
             end = ": nothing can be learned of them" if part == "train" else ""
             few, where = first_few(absent, _FEW), _PARTS.get(part, part)
             yield f"classes without rows in {where}: {few} ({len(absent)} of {len(own)}){end}"
+
+
+def _short(name: str) -> str:
+    return printable(name if len(name) <= _LONG else f"{name[: _LONG - 3]}...")
 
 
 def _span(own: Mapping[str, int]) -> str:

@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from methods.words import did_you_mean
+from sora_cli.core.words import listed
 from sora_cli.data.places import RowError
 from sora_cli.data.processor import set_padding
 from sora_cli.recipe.families import TaskOptions, main_metric
@@ -240,7 +241,7 @@ class Task(ABC):
         for part in parts:
             if part not in found:
                 raise RowError(
-                    f"no column for '{part}' among {', '.join(columns)}",
+                    f"no column for '{part}' among {listed(columns)}",
                     hint=f"data.columns.{part}=COLUMN",
                 )
         return found

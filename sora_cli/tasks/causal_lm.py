@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import listed
 from sora_cli.data.places import RowError
 from sora_cli.recipe.families import CausalLmOptions
 from sora_cli.tasks.base import Encoded
@@ -139,7 +140,7 @@ class CausalLm(Writing):
             if set(form) - {"input"} <= set(found) and named <= set(found):
                 return found
         raise RowError(
-            f"no instructions, chats or texts found among the columns {', '.join(columns)}",
+            f"no instructions, chats or texts found among the columns {listed(columns)}",
             hint="data.columns='{instruction: COLUMN, output: COLUMN}' or '{messages: COLUMN}' or "
             "'{text: COLUMN}'",
             key="data.columns" if named else None,

@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import shown_value
+from sora_cli.core.words import listed, shown_value
 from sora_cli.data.places import RowError
 from sora_cli.tasks.texts import check_text, columns_in, require_column, texts_of
 
@@ -97,7 +97,7 @@ def find_form(
     numbered = _numbered_columns(columns)
     if len(numbered) < 2:
         raise RowError(
-            f"no choices found among the columns {', '.join(columns)}",
+            f"no choices found among the columns {listed(columns)}",
             hint="data.text_columns=[CONTEXT, CHOICE1, CHOICE2], or data.columns='{context: COLUMN,"
             " choices: COLUMN}'",
         )

@@ -14,13 +14,12 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import first_few, shown_value
+from sora_cli.core.words import listed, shown_value
 from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.tasks.texts import row_error
 
 _SHOWN = 5  # values listed in an error
-_NAMES_SHOWN = 20
 _KEY = "data.label_column"
 _FRACTIONS, _WHOLE, _BOOLS = "fractional numbers", "whole numbers", "true or false"
 _TEXTS, _NAMED = "texts", "numbers of named classes"
@@ -98,8 +97,8 @@ class Labels:
             )
         if isinstance(self.feature, ClassLabel) and self.feature.names != trained.feature.names:
             raise RowError(
-                f"the classes are {', '.join(self.feature.names[:_SHOWN])} here, but "
-                f"{', '.join(trained.feature.names[:_SHOWN])} in the training rows",
+                f"the classes are {listed(self.feature.names)} here, but "
+                f"{listed(trained.feature.names)} in the training rows",
                 hint="give all splits the same classes in the same order",
             )
 
@@ -164,13 +163,16 @@ def encode_classes(
     if unseen:
         first = unseen[0]
         others = sorted({str(values[place]) for place in unseen} - {str(values[first])})
-        more = f" (nor are {first_few(others, _SHOWN)})" if others else ""
+        more = f" (nor are {listed(others, _SHOWN)})" if others else ""
+        hidden = values[first] == -1
         raise RowError(
             f"label {shown_value(values[first])} in column '{column}' is none of the {n} classes"
             f"{more}",
             first if rows is None else rows[first],
-            where=f"classes: {first_few(names, _NAMES_SHOWN)}",
-            hint="a split without labels cannot be evaluated; see data.label_names",
+            where=f"classes: {listed(names)}",
+            hint="a split without labels cannot be evaluated"
+            if hidden
+            else "put it right, or name all classes there are: data.label_names=[...]",
         )
     return labels
 
@@ -189,8 +191,8 @@ def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
         return names
     if len(wanted) != len(names) or sorted(wanted) == sorted(names):
         raise SoraError(
-            f"data.label_names do not fit the data's classes: {', '.join(wanted[:_SHOWN])}",
-            where=f"the data's, in their order: {', '.join(names[:_SHOWN])}",
+            f"data.label_names do not fit the data's classes: {listed(wanted)}",
+            where=f"the data's, in their order: {listed(names)}",
             hint="data.label_names=null",
             key="data.label_names",
         )
@@ -200,7 +202,7 @@ def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
 def _class_names(labels: Labels) -> list[str]:
     """Return the classes of a column of texts, of true and false, or of numbers from 0."""
     column, values = labels.column, set(labels.values)
-    shown = ", ".join(sorted(map(str, values))[:_SHOWN])
+    shown = listed(sorted(map(str, values)), _SHOWN)
     if len(values) == 1:
         raise RowError(
             f"column '{column}' holds one class only: {shown}",

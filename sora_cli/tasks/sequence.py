@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import shown_value
+from sora_cli.core.words import listed, shown_value
 from sora_cli.data.places import RowError
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 from sora_cli.tasks.base import Encoded, Predictions
@@ -84,7 +84,7 @@ class _Sequence(Scored):
                 if set(usual) <= set(columns):
                     return usual
             raise RowError(
-                f"no text columns found among {', '.join(columns)}",
+                f"no text columns found among {listed(columns)}",
                 hint="name one or two: data.text_columns=[premise,hypothesis]",
             )
         if not 1 <= len(wanted) <= 2:

@@ -13,8 +13,9 @@ from typing import Any
 
 from datasets import Dataset
 
+from methods.words import closest
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import shown_value
+from sora_cli.core.words import listed, shown_value
 from sora_cli.data.places import RowError
 
 
@@ -48,12 +49,9 @@ def require_column(
     """
     if column not in columns:
         what = f"no column '{column}'" if key is None else f"{key}: no column '{column}'"
+        near = closest(column, columns)
+        hint = f"did you mean '{near}'?" if near else hint
         raise RowError(what, where=f"there are: {listed(columns)}", hint=hint, key=key)
-
-
-def listed(columns: Sequence[str]) -> str:
-    """Return the names of columns; those that begin or end with a space in quotes."""
-    return ", ".join(name if name == name.strip() else f"'{name}'" for name in columns)
 
 
 def check_text(value: Any, column: str, row: int, *, key: str, empty: bool = False) -> None:

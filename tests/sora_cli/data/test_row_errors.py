@@ -131,7 +131,7 @@ FAULTS: dict[str, tuple[str, str, int | None, str, str]] = {
         "task.name=sequence-regression"),
     "no label": ("csv", PLAIN.replace("3,a dog,1", "3,a dog,"), 5, "'label' has no label",
         "data.label_column"),
-    "below zero": ("jsonl", _json(5, label=-1), 6, "-1", "data.label_names"),
+    "below zero": ("jsonl", _json(5, label=-1), 6, "-1", ""),
     "no text": ("jsonl", _json(5, sentence1=None), 6, "'sentence1' has no text", ""),
     "list": ("jsonl", _json(5, sentence2=["x"]), 6, '["x"], which is no text', ""),
     "mixed labels": ("jsonl", _json(5, label="yes"), 6, "texts here ('yes')", "write all labels"),
