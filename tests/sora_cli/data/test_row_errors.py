@@ -149,7 +149,7 @@ FAULTS: dict[str, tuple[str, str, int | None, str, str]] = {
 
 IN_DIRECTORIES = ("empty cell", "no label", "long line", "broken JSON", "a row of parquet")
 RECIPE = """\
-model: {path: base}  # an empty directory: no model could be loaded from it
+model: {path: base}  # an empty configuration: no model could be loaded from it
 task: {name: sequence-classification}
 data: {text_columns: [sentence1, sentence2]}
 method: {name: lora}
@@ -173,6 +173,7 @@ def test_a_fault_is_named_by_file_line_and_split(
     ending, content, line, says, hint = FAULTS[fault]
     monkeypatch.chdir(tmp_path)
     Path("base").mkdir()
+    Path("base/config.json").write_text("{}")
     Path("d").mkdir()
     Path("r.yaml").write_text(RECIPE)
     files = {name: Path(f"d/{name}.{ending if directory else 'csv'}") for name in SPLITS}
