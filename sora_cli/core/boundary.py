@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import sys
 import tempfile
 import traceback
@@ -25,6 +27,7 @@ _DISK_ERRORS = {
 }  # fmt: skip
 """Errors of reading and writing files that are no fault of the program."""
 
+_OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")  # as libraries written in Rust show it
 _NO_TEMPORARY = "No usable temporary directory"  # of tempfile: a full disk, or a limit of size 0
 
 _ClickError = typer.BadParameter.__mro__[2]
@@ -74,6 +77,10 @@ def _told(error: Exception, *, debug: bool) -> int:
         return _usage_error(error)
     if isinstance(error, OSError) and (lines := _disk_error(error)):
         return _user_error(lines, debug=debug)
+    number = _OF_THE_SYSTEM.search(str(error))
+    if number is not None and int(number[1]) in _DISK_ERRORS:
+        reason = os.strerror(int(number[1])).lower()
+        return _user_error([f"a file cannot be used: {reason}"], debug=debug)
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import sora_cli
 from methods.errors import MethodError
@@ -103,8 +104,15 @@ def raising(error):
     ("error", "code", "lines"),
     [
         (SoraError("what", where="f:1", hint="hint"), 2, ["error: what", "  f:1", "  hint"]),
-        (SoraError("a\nb\nc\nd\n"), 2, ["error: a", "  b", "  c"]),
+        (SoraError("a\nb", where="c\n"), 2, ["error: a\\nb", "  c\\n"]),
+        (MethodError("a\nb\nc\nd\n"), 2, ["error: a", "  b", "  c"]),
         (MethodError("no such layer"), 2, ["error: no such layer"]),
+        (OSError(27, "File too large", "x"), 2, ["error: 'x' cannot be used: file too large"]),
+        (
+            SafetensorError("I/O error: File too large (os error 27)"),
+            2,
+            ["error: a file cannot be used: file too large"],
+        ),
         (KeyboardInterrupt(), 130, ["interrupted"]),
     ],
 )
