@@ -8,11 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from shlex import quote
 
+from methods.words import closest
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.core.errors import SoraError, reason
+from sora_cli.core.hub import looks_local, offline_error
 from sora_cli.core.words import first_few
-from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_FILE
-from sora_cli.model.references import resolve_model_path
+from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_FILE, is_there
+from sora_cli.model.references import ask_hub, resolve_model_path
 
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
 """Directories in a run's that hold its result: a low-rank method's, or a baseline's."""
@@ -105,14 +107,37 @@ def model_source(reference: str) -> str:
     return source
 
 
-def check_target(reference: str) -> Path:
+def check_target(reference: str, command: str) -> Path:
     """Return where an adapter, a run's result or a model lies; of a Hub id, the id itself.
 
+    Args:
+        command: to type for one that is there, with braces for its directory.
+
     Raises:
-        SoraError: this can be none of them.
+        SoraError: this can be none of them; of a Hub id, neither the cache nor the Hub has it.
     """
     place = Path(reference).expanduser()
-    return adapter_folder(place) or baseline_folder(place) or Path(model_source(reference))
+    found = adapter_folder(place) or baseline_folder(place)
+    if found is not None:
+        return found
+    hint = command.replace("{}", str(_near_folder(place) or "DIR"))
+    if looks_local(reference) and "://" not in reference and not is_there(place):
+        raise SoraError(f"there is no model at {reference}, and no adapter", hint=hint)
+    source = Path(model_source(reference))
+    if not is_there(source):
+        try:
+            ask_hub(reference)
+        except (OSError, ValueError) as error:
+            if place.parent.is_dir() and place.parent != Path():
+                raise SoraError(f"there is no directory {reference}", hint=hint) from error
+            raise offline_error("model", reference, error, hint=hint) from error
+    return source
+
+
+def _near_folder(place: Path) -> Path | None:
+    folders = place.parent.iterdir() if place.parent.is_dir() else ()
+    near = closest(place.name, [entry.name for entry in folders if entry.is_dir()])
+    return None if near is None else place.parent / near
 
 
 def _parent(file: Path) -> str | None:

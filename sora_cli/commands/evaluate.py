@@ -31,7 +31,7 @@ def evaluate(
     check_new_file("--predictions", predictions)
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded.recipe, model=False)  # the target takes its place
-    read = check_target(target)
+    read = check_target(target, f"sora eval {{}} --recipe {recipe}")
     say_notes(result_remarks(read))
     if predictions is not None:
         check_apart(

@@ -41,7 +41,7 @@ def verify(
     """
     check_comparison(dtype, tolerance)
     for reference in filter(None, (a, b)):
-        say_notes(result_remarks(check_target(reference)))
+        say_notes(result_remarks(check_target(reference, "sora verify {}")))
         place = Path(reference).expanduser()
         refuse_baseline(place, "there is no adapter to verify", models=True)
     with importing():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from sora_cli.core.errors import SoraError
-from sora_cli.core.hub import looks_local
+from sora_cli.core.hub import looks_local, quiet_hub
 from sora_cli.data.builtin.models import builtin_model
 from sora_cli.model.files import MODEL_CONFIG, is_there
 
@@ -59,6 +60,20 @@ def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
     except HFValidationError:
         return None
     return Path(config).parent if isinstance(config, str) else None
+
+
+def ask_hub(name: str) -> None:
+    """Ask the Hub, or its cache where that is enough, whether it has a model of this name.
+
+    Raises:
+        OSError, ValueError: it has none, or does not answer.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    quiet_hub()
+    with suppress(RemoteEntryNotFoundError):  # a model in another form: who reads it says more
+        hf_hub_download(name, MODEL_CONFIG)
 
 
 def commit_of(resolved: str, revision: str | None = None) -> str | None:
