@@ -108,9 +108,7 @@ ERRORS = [
     (["path", "path/sst2-minilm", "model.path=./nowhere", "data.path=.", "data.name=null"],
      "there is no model at"),
     (["eval", "./nowhere", "-r", "quickstart"], "there is no model at"),
-    (["eval", "nowhere", "-r", "quickstart"], "sora eval DIR --recipe quickstart"),
     (["verify", "./nowhere"], "there is no model at"),
-    (["verify", "nowhere"], "sora verify DIR"),
     (["inspect", "nowhere"], "there is no directory nowhere"),
     (["inspect", "nowhere", "nowhere"], "there is no directory nowhere"),
     (["prune", "nowhere", "-o", "b"], "there is no directory nowhere"),
@@ -143,6 +141,22 @@ def test_mistakes_are_told_before_anything_heavy_loads(
     assert len(lines) - first <= 3
     assert said in " ".join(lines[first:])
     assert not modules & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["eval", "xyz", "-r", "quickstart"], "  sora eval DIR --recipe quickstart"),
+        (["verify", "here/nowhere"], "  sora verify here/somewhere"),
+    ],
+)
+def test_what_may_be_on_the_hub_is_asked_for_without_torch(
+    words: list[str], hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "here" / "somewhere").mkdir(parents=True)
+    code, modules, told = _imported(words, cwd=tmp_path)
+    assert (code, told.splitlines()[-1]) == (2, hint)
+    assert not modules & {"torch", "transformers", "datasets", "numpy"}
 
 
 def test_a_finished_run_is_seen_before_anything_heavy_loads(tmp_path: Path) -> None:
