@@ -2,21 +2,21 @@
 
 An adapter acts where its layer is run. A model that takes a layer's weight and multiplies by itself
 passes the adapter by, and some models have layers that a task does not need, such as Longformer's
-global attention where no token is global. Which layers those are is seen in a trial, a forward pass
-over the shortest row. Kernels for state-space models take weights on a GPU only, so these are
-listed. What PEFT cannot load is listed, too (`adapter/peft/refused.py`): an adapter directory is a
-PEFT adapter.
+global attention where no token is global. Which layers those are is seen in a trial, a forward and
+a backward pass over the shortest row. Kernels for state-space models take weights on a GPU only, so
+these are listed. What PEFT cannot load is listed, too (`adapter/peft/refused.py`): an adapter
+directory is a PEFT adapter.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from methods.inject import linear_paths
 from sora_cli.adapter.peft.refused import refused
@@ -29,7 +29,7 @@ _BY_WEIGHT = "used only by its weight, so an adapter has no effect"
 _IN_KERNELS = (
     "used only by its weight in the model's GPU kernels, so an adapter has no effect there"
 )
-_IDLE = "never run on this task's rows, so an adapter would learn nothing"
+_IDLE = "not used for this task's loss, so an adapter would learn nothing"
 _KERNELS = {
     **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
     **dict.fromkeys(
@@ -59,16 +59,16 @@ def unfit_layers(
     try:
         found |= try_layers(model, paths, batches)
     except Exception as error:  # a model for another device than this, say; training shows it, too
-        say_notes([f"no trial of which layers the model does not run: {first_line(error)}"])
+        say_notes([f"no trial of which layers the loss depends on: {first_line(error)}"])
     return found
 
 
 def try_layers(
     model: nn.Module, paths: Iterable[str], batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, str]:
-    """Return {path: reason} of the layers that the model does not run, as `unfit_layers` does.
+    """Return {path: reason} of the layers whose outputs the loss does not depend on.
 
-    Layers are taken to be idle only if no layer at the same place in another block runs: which
+    Layers are taken to be idle only if no layer at the same place in another block is used: which
     experts of a mixture run depends on the rows. The model is left as it was.
 
     Args:
@@ -76,16 +76,15 @@ def try_layers(
     """
     training, found = model.training, {}
     silent = list(paths)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _frozen(model):
         try:
             model.eval()
             for number, batch in enumerate(batches):
                 inputs = _on_device(model, batch)
-                ran = _modules_run(model, inputs)
-                places = {_place(n) for n, m in model.named_modules() if id(m) in ran}
+                places = {_place(path) for path in _reaching(model, silent, inputs)}
                 silent = [path for path in silent if _place(path) not in places]
                 if silent and number == 0:
-                    found = dict.fromkeys(_with_gradient(model, silent, inputs), _BY_WEIGHT)
+                    found = dict.fromkeys(_read(model, silent, inputs), _BY_WEIGHT)
                     silent = [path for path in silent if path not in found]
                 if not silent:
                     break
@@ -103,31 +102,46 @@ def _on_device(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-@torch.no_grad()
-def _modules_run(model: nn.Module, inputs: Mapping[str, Any]) -> set[int]:
-    ran: set[int] = set()
-    handle = register_module_forward_hook(lambda module, _inputs, _output: ran.add(id(module)))
-    try:
-        model(**inputs)
-    finally:
-        handle.remove()
-    return ran
-
-
-def _with_gradient(model: nn.Module, paths: list[str], inputs: Mapping[str, Any]) -> list[str]:
-    """Return the layers whose weights the loss depends on."""
-    weights = {path: model.get_parameter(f"{path}.weight") for path in paths}
-    weights = {path: w for path, w in weights.items() if w.is_floating_point()}  # none is packed
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.requires_grad_(False)
     try:
-        model.requires_grad_(False)
-        for weight in weights.values():
-            weight.requires_grad_()
-        loss = model(**inputs)["loss"]
-        if not loss.requires_grad:
-            return []
-        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        return [path for path, g in zip(weights, found, strict=True) if g is not None]
+        yield
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained[name])
+
+
+def _reaching(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
+    """Return the layers whose outputs the loss depends on."""
+    zeros = {path: torch.zeros((), requires_grad=True) for path in paths}
+
+    def adding(zero: Tensor) -> Callable[..., Tensor]:
+        return lambda _module, _inputs, output: output + zero
+
+    hooks = [model.get_submodule(n).register_forward_hook(adding(z)) for n, z in zeros.items()]
+    try:
+        return _depends_on(model, inputs, zeros)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _read(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
+    """Return the layers whose weights the loss depends on."""
+    weights = {path: model.get_parameter(f"{path}.weight") for path in paths}
+    weights = {path: w for path, w in weights.items() if w.is_floating_point()}  # none is packed
+    for weight in weights.values():
+        weight.requires_grad_()
+    return _depends_on(model, inputs, weights)
+
+
+def _depends_on(
+    model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> list[str]:
+    loss = model(**inputs)["loss"]
+    if not (tensors and loss.requires_grad):
+        return []
+    gradients = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+    return [name for name, g in zip(tensors, gradients, strict=True) if g is not None]

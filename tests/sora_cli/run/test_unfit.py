@@ -20,28 +20,30 @@ from tests.helpers_chat import write_chat_recipe
 
 
 class Net(nn.Module):
-    """Runs one layer, multiplies by another's weight, looks at a third one's dtype only."""
+    """Runs two layers, one for nothing; multiplies by a third one's weight; looks at a dtype."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.run, self.taken, self.looked_at, self.idle = (nn.Linear(3, 3) for _ in range(4))
+        self.run, self.taken, self.looked_at = (nn.Linear(3, 3) for _ in range(3))
+        self.lost, self.idle = nn.Linear(3, 3), nn.Linear(3, 3)
         self.dropout = nn.Dropout(0.5)
         self.modes: list[bool] = []
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         self.modes.append(self.training)
+        self.lost(x)
         y = self.dropout(self.run(x)).to(self.looked_at.weight.dtype) @ self.taken.weight
         return {"loss": y.sum()}
 
 
 def test_layers_that_are_used_by_their_weight_and_that_are_not_used() -> None:
-    net, names = Net().train(), ["run", "taken", "looked_at", "idle"]
+    net, names = Net().train(), ["run", "taken", "looked_at", "lost", "idle"]
     net.idle.requires_grad_(False)
     trained = [p.requires_grad for p in net.parameters()]
     state = torch.get_rng_state()
     found = try_layers(net, names, [{"x": torch.ones(2, 3)}] * 2)
     assert {path: why.split()[0] for path, why in found.items()} == {
-        "taken": "used", "looked_at": "never", "idle": "never"
+        "taken": "used", "looked_at": "not", "lost": "not", "idle": "not"
     }  # fmt: skip
     assert net.modes == [False] * 3
     assert net.training
