@@ -9,8 +9,10 @@ model/  a transformers model directory with its tokenizer, and sora.json
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +32,7 @@ from sora_cli.core.atomic import new_directory
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
 from sora_cli.core.processes import is_main
+from sora_cli.core.words import listed
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.files import DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.fingerprint import fingerprint
@@ -153,11 +156,9 @@ def load_adapted(
 def check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:
     """Refuse classes other than the task's: names and order must be the same."""
     if known is not None and list(known) != task.label_names:
-        names = ", ".join(known)
+        words = quote(f"data.label_names={json.dumps(list(known), ensure_ascii=False)}")
         raise SoraError(
-            f"the {what}'s classes are {names}",
-            where=f"the recipe's: {', '.join(task.label_names or ['none'])}",
-            hint=f"if the data's labels mean these: data.label_names=[{names}]"
-            if task.label_names
-            else None,
+            f"the {what}'s classes are {listed(known)}",
+            where=f"the recipe's: {listed(task.label_names or ['none'])}",
+            hint=f"if the data's labels mean these: {words}" if task.label_names else None,
         )

@@ -202,6 +202,7 @@ def test_other_classes(
     lines = _error(capsys, str(target), *words)
     assert "classes" in lines[0]
     assert "0, 1" in " ".join(lines) or "(2,), not (3,)" in lines[0]
+    assert names != "[yes,no]" or """'data.label_names=["0", "1"]'""" in lines[2]
 
 
 @pytest.mark.parametrize(("zero", "one"), [("0", "1"), ("neg", "pos"), (False, True), (0.0, 1.0)])
