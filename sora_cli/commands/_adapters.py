@@ -190,8 +190,9 @@ def verify(
         float | None,
         typer.Option(
             "--tolerance",
-            help="Largest difference that counts as the same, relative to the largest output; "
-            "default: 1e-5, or 8 roundings of 16-bit weights.",
+            help="Judge by this alone: the largest difference that counts as the same, relative to "
+            "the largest output. Default: 1e-5, or 8 roundings of 16-bit weights, and how much of "
+            "the adapter's effect is there.",
         ),
     ] = None,
     dtype: Annotated[
@@ -199,7 +200,10 @@ def verify(
     ] = "float32",
     as_json: Json = False,
 ) -> int:
-    """Compare the outputs of two adapters or models; exit code 1 if they differ."""
+    """Compare the outputs of two adapters or models.
+
+    The exit code is 1 if they differ, and 3 if that cannot be told.
+    """
     from sora_cli.commands.verify import verify
 
     return verify(a, b, base=base, dtype=dtype, tolerance=tolerance, as_json=as_json)

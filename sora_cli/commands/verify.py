@@ -11,11 +11,11 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
 from sora_cli.core.checks import check_comparison
 from sora_cli.core.console import count, emit, emit_table, printable, say_notes
-from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.timing import importing
 
 if TYPE_CHECKING:
-    from sora_cli.verify.verification import Difference, Verification
+    from sora_cli.verify.difference import Difference
+    from sora_cli.verify.verification import Verification
 
 
 def verify(
@@ -52,14 +52,26 @@ def verify(
         emit(json.dumps(_facts(done), indent=2))
     else:
         _show(done)
-    return OK if done.same else FAILED
+    return done.judgement.exit_code
 
 
 def _facts(done: Verification) -> dict[str, Any]:
-    facts = asdict(done)
-    outputs = [{**asdict(d), "relative": d.relative} for d in done.differences]
-    del facts["differences"]
-    return {**facts, "outputs": outputs, "relative": done.relative, "same": done.same}
+    judged = done.judgement
+    return {
+        "a": done.a,
+        "b": done.b,
+        "inputs": done.inputs,
+        "effect": done.effect,
+        "effects": [asdict(effect) for effect in done.effects],
+        "tolerance": done.tolerance.value,
+        "tolerance_from": done.tolerance.source,
+        "notes": done.notes,
+        "outputs": [{**asdict(d), "relative": d.relative} for d in done.differences],
+        "relative": done.relative,
+        "verdict": judged.verdict.value,
+        "reason": judged.reason,
+        "same": judged.same,
+    }
 
 
 def _show(done: Verification) -> None:
@@ -71,8 +83,14 @@ def _show(done: Verification) -> None:
     emit(f"inputs:     {done.inputs}")
     if done.effect is not None:
         emit(f"adapter:    its layers change the outputs by {done.effect:.1e} (relative)")
-    emit(f"tolerance:  {done.tolerance:.1e} (relative; {done.tolerance_from})")
-    emit(f"verdict:    {'same' if done.same else 'DIFFERENT'}")
+    for effect in done.effects:
+        if effect.size:
+            emit(f"effect:     {effect.summary()}")
+    emit(f"tolerance:  {done.tolerance.value:.1e} (relative; {done.tolerance.source})")
+    judged = done.judgement
+    if judged.reason:
+        emit(f"reason:     {judged.reason}")
+    emit(f"verdict:    {judged.verdict.value}")
 
 
 def _row(d: Difference) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from sora_cli.verify.subjects import Subject, load_subject
 
 Values = dict[str, Tensor]
 """Output name -> (rows, ...), float32 on the CPU."""
+HIDDEN = "hidden states"
+"""Beside the outputs: the hidden states of all layers of one shape, (layers, rows, ..., width)."""
 
 _NAMES = (
     ("start_logits", "end_logits"),
@@ -23,6 +27,8 @@ _NAMES = (
     ("logits_per_image",),
     ("last_hidden_state",),
 )
+_HIDDEN_NAMES = ("decoder_hidden_states", "hidden_states")
+SPANS = ("start_logits", "end_logits")
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class Outputs:
 
     Attributes:
         values: its outputs.
-        without: those of the base with the adapter's head but without its layers; empty for a
-            subject without an adapter.
+        without: those of the base with the adapter's head but without its layers; empty if they
+            were not asked for.
     """
 
     values: Values
@@ -40,9 +46,12 @@ class Outputs:
 
 
 def compute_outputs(
-    subject: Subject, config: Any, auto: str, probe: Probe, dtype: torch.dtype
+    subject: Subject, config: Any, auto: str, probe: Probe, dtype: torch.dtype, *, alone: bool
 ) -> Outputs:
     """Load the subject, run it, and release its memory.
+
+    Args:
+        alone: run the base of an adapter without its layers, too.
 
     Raises:
         SoraError: it cannot be loaded or run, or its outputs are not finite.
@@ -50,7 +59,7 @@ def compute_outputs(
     model = load_subject(subject, config, auto, dtype)
     if subject.adapter is None:
         return Outputs(run_model(model, probe, subject.reference), {})
-    without = run_model(model, probe, subject.reference)
+    without = run_model(model, probe, subject.reference) if alone else {}
     apply_adapter(model, subject.adapter)
     return Outputs(run_model(model, probe, subject.reference), without)
 
@@ -60,6 +69,9 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
 
     Args:
         name: what errors call it.
+
+    Returns:
+        The outputs, and as `HIDDEN` the hidden states where the model gives them.
 
     Raises:
         SoraError: the model cannot be run on these inputs, or its outputs are not finite.
@@ -71,7 +83,7 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _giving_hidden_states(model.config):
             result = model(**inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = first_line(error)
@@ -82,12 +94,39 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
     finally:
         model.train(training)
     names = next((group for group in _NAMES if all(n in result for n in group)), ())
-    values = {n: result[n].detach().to("cpu", torch.float32) for n in names}
-    if not values:
+    found = {n: result[n] for n in names}
+    if not found:
         raise SoraError(f"{name} gives no logits and no hidden state: {', '.join(result)}")
+    hidden = next((result[n] for n in _HIDDEN_NAMES if result.get(n)), ())
+    if hidden:
+        found[HIDDEN] = torch.stack([h for h in hidden if h.shape == hidden[-1].shape])
+    values = {n: tensor.detach().to("cpu", torch.float32) for n, tensor in found.items()}
     if not all(bool(value.isfinite().all()) for value in values.values()):
         raise SoraError(f"{name} gives NaN or infinity on made-up inputs")
     return values
+
+
+def positions(name: str, values: Tensor, probe: Probe) -> Tensor:
+    """Return what counts of an output: without padding, (positions, ...) where there is some."""
+    mask = probe.mask
+    if mask is None:
+        return values
+    if name == HIDDEN:
+        return values[:, mask] if values.shape[1:3] == mask.shape else values
+    if name in SPANS or (values.ndim == 3 and values.shape[:2] == mask.shape):
+        return values[mask]
+    return values
+
+
+@contextmanager
+def _giving_hidden_states(config: Any) -> Iterator[None]:
+    """Have a model give all hidden states, as far as it can."""
+    before = getattr(config, "output_hidden_states", False)
+    config.output_hidden_states = True
+    try:
+        yield
+    finally:
+        config.output_hidden_states = before
 
 
 def _fill_padding(config: Any, padding: int) -> None:

@@ -27,7 +27,7 @@ _JOB, _INPUTS, _VALUES, _WITHOUT = "job.json", "inputs.st", "values.st", "withou
 
 
 def reload_outputs(
-    reference: str, *, base: str | None, auto: str, probe: Probe, dtype: torch.dtype
+    reference: str, *, base: str | None, auto: str, probe: Probe, dtype: torch.dtype, alone: bool
 ) -> Outputs:
     """Return what `compute_outputs` gives in a new Python process.
 
@@ -39,6 +39,7 @@ def reload_outputs(
         "base": base,
         "auto": auto,
         "dtype": dtype_name(dtype),
+        "alone": alone,
         "padding": probe.padding,
         "what": probe.what,
     }
@@ -84,7 +85,8 @@ def _work(folder: Path) -> None:
     probe = Probe(load_file(folder / _INPUTS), None, job["padding"], job["what"])
     (subject,) = find_subjects((job["reference"],), base=job["base"])
     config = load_config(subject)
-    outputs = compute_outputs(subject, config, job["auto"], probe, getattr(torch, job["dtype"]))
+    dtype = getattr(torch, job["dtype"])
+    outputs = compute_outputs(subject, config, job["auto"], probe, dtype, alone=job["alone"])
     save_file({k: v.contiguous() for k, v in outputs.values.items()}, folder / _VALUES)
     save_file({k: v.contiguous() for k, v in outputs.without.items()}, folder / _WITHOUT)
 

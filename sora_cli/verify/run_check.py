@@ -12,7 +12,7 @@ from methods.sharding import is_sharded
 from sora_cli.adapter.places import baseline_folder
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
-from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.core.words import first_few
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
@@ -42,8 +42,10 @@ def check_run(loaded: LoadedRecipe, ready: Prepared) -> int:
     sharded = any(is_sharded(p) for p in ready.base.model.parameters())
     packed = recipe.model.quantise is not None  # the files are an adapter of the plain model
     if recipe.training.precision == "fp32" and not sharded and not packed:
-        return self_check(output, trained=ready.base.model, fresh=False)
-    return self_check(output)  # autocast stays wrapped around the trained model's forward
+        code = self_check(output, trained=ready.base.model, fresh=False)
+    else:
+        code = self_check(output)  # autocast stays wrapped around the trained model's forward
+    return OK if code == NO_VERDICT else code
 
 
 def _scored(output: Path) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.core.console import say, say_notes, size
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
-from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.exit_codes import OK
 from sora_cli.model.files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def self_check(
         if reason is not None:
             say(f"not verified: {reason}; to verify: {command}")
             return OK
+        from sora_cli.verify.verdict import Verdict
         from sora_cli.verify.verification import verify
 
         done = verify(
@@ -73,12 +74,16 @@ def self_check(
             hint=f"to verify again: {command}",
         ) from error
     say_notes(done.notes)
-    if done.same:
+    judged = done.judgement
+    if judged.verdict is Verdict.SAME:
         say(f"verified: {done.summary()}")
-    else:
+    elif judged.verdict is Verdict.DIFFERENT:
         say(f"DIFFERENT: {done.b} does not give the outputs of {names[0]}: {done.summary()}")
-        say(f"  {done.tolerance:.1e} is allowed ({done.tolerance_from}); to see more: {command}")
-    return OK if done.same else FAILED
+        say(f"  {judged.reason}; to see more: {command}")
+    else:
+        say(f"not verified: it cannot be told: {judged.reason}")
+        say(f"  {done.summary()}; to see more: {command}")
+    return judged.exit_code
 
 
 def _subjects(names: Sequence[str], base: str | None) -> tuple[tuple[Subject, ...], str | None]:

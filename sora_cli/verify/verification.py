@@ -4,28 +4,30 @@ Everything is computed in float32 on the CPU, one model in memory at a time, so 
 in other number formats are compared fairly. The same inputs cannot show every difference: what
 they do not reach, such as a row of the embeddings that no token uses, goes unnoticed.
 
-The tolerance is relative to the largest output. Two correct ways of computing the same thing in
-float32, W x + B (A x) and (W + B A) x, were found 3e-7 to 2e-6 apart: 1e-5 is allowed. Weights that
-are rounded to a format with unit roundoff u (2^-8 for bfloat16, 2^-11 for float16) move the outputs
-by some u, however deep the model is, since each layer adds its own error to its own part of the
-residual stream: 1 u to 5 u were found, 8 u are allowed. What counts is the coarsest format that
-either side stores its own weights in (not the base below an adapter).
+Where there is an adapter, `verdict.judge` decides by how much of its effect is there. In any case
+the outputs may differ by no more than a tolerance, relative to the largest output. Two correct ways
+of computing the same thing in float32, W x + B (A x) and (W + B A) x, were found 3e-7 to 2e-6
+apart: 1e-5 is allowed. Weights that are rounded to a format with unit roundoff u (2^-8 for
+bfloat16, 2^-11 for float16) move the outputs by some u, however deep the model is, since each layer
+adds its own error to its own part of the residual stream: 1 u to 5 u were found, 8 u are allowed.
+What counts is the coarsest format that either side stores its own weights in (not the base below an
+adapter).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sora_cli.adapter.classes import BARE, auto_class_for, auto_class_of
 from sora_cli.core.checks import check_comparison
 from sora_cli.core.errors import SoraError
 from sora_cli.model.tensors import dtype_name
+from sora_cli.verify.difference import Difference, compare, largest_relative
+from sora_cli.verify.effect import Effect, measure
 from sora_cli.verify.outputs import Outputs, Values, compute_outputs, run_model
 from sora_cli.verify.probes import Probe, make_probe
 from sora_cli.verify.reload import reload_outputs
@@ -37,8 +39,8 @@ from sora_cli.verify.subjects import (
     other_base,
     stored_dtypes,
 )
+from sora_cli.verify.verdict import COMPUTED, Judgement, Rounding, Tolerance, judge
 
-FLOOR = 1e-5
 ROUNDINGS = 8
 _FORMATS = {
     "F64": ("float64", 2.0**-53),
@@ -49,35 +51,6 @@ _FORMATS = {
     "F8_E5M2": ("float8_e5m2", 2.0**-3),
 }
 _ROUNDOFF = dict(_FORMATS.values())
-_SPANS = ("start_logits", "end_logits")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The difference of one output of both models; padding does not count.
-
-    Attributes:
-        numbers: how many were compared.
-        largest, mean: of the absolute differences.
-        scale: the largest absolute value on either side.
-        agree, decisions: rows (or tokens) where the largest of the classes is the same one, and
-            all rows; None where there are no classes.
-    """
-
-    name: str
-    numbers: int
-    largest: float
-    mean: float
-    scale: float
-    agree: int | None
-    decisions: int | None
-
-    @property
-    def relative(self) -> float:
-        """The largest difference over the largest value."""
-        if self.largest == 0:
-            return 0.0
-        return self.largest / self.scale
 
 
 @dataclass(frozen=True)
@@ -87,7 +60,7 @@ class Verification:
     Attributes:
         inputs: what the models were given, in words.
         effect: relative difference that the adapter's layers make; None without an adapter.
-        tolerance_from: where the tolerance comes from, in words.
+        effects: how much of it is there, in each of the outputs and in the hidden states.
         notes: what a person should know beside the numbers.
     """
 
@@ -96,24 +69,24 @@ class Verification:
     inputs: str
     differences: tuple[Difference, ...]
     effect: float | None
-    tolerance: float
-    tolerance_from: str
+    effects: tuple[Effect, ...]
+    tolerance: Tolerance
+    judgement: Judgement
     notes: tuple[str, ...]
 
     @property
     def relative(self) -> float:
         """The largest difference of all outputs, relative to the largest value."""
-        return max(d.relative for d in self.differences)
-
-    @property
-    def same(self) -> bool:
-        """The verdict. Classes that change within the tolerance were ties."""
-        return self.relative <= self.tolerance
+        return largest_relative(self.differences)
 
     def summary(self) -> str:
         """Return one line of numbers."""
         what = "logit" if "logits" in self.differences[0].name else "output"
         text = f"largest difference {self.relative:.1e} of the largest {what}"
+        if self.judgement.decisive is not None:
+            text = f"{self.judgement.decisive.summary()}; {text}"
+        elif self.effect == 0:
+            text = f"the adapter's layers change nothing; {text}"
         known = [(d.agree, d.decisions) for d in self.differences if d.decisions is not None]
         if not known:
             return text
@@ -139,7 +112,8 @@ def verify(
             a reload of `a`.
         base: the base model of all adapters; None: the one the first adapter was trained on.
         dtype: number format to compute in, one of `core.checks.COMPUTE`.
-        tolerance: largest relative difference that still is the same; None: by stored formats.
+        tolerance: largest relative difference that still is the same; None: by stored formats, and
+            by the adapter's effect.
         trained: a model in memory (adapters in place, not wrapped for mixed precision) whose
             outputs stand for those of `a`; it is left as it was.
         fresh: make the reload in a new process.
@@ -155,32 +129,40 @@ def verify(
     auto = _common_class(subjects, configs)
     probe = make_probe(configs, auto, load_tokenizer(subjects[0]) or load_tokenizer(subjects[1]))
     computed = getattr(torch, dtype)
+    alone = [trained is None and _adapts(subjects[0]), False]  # whose base is run without it
+    alone[1] = not alone[0] and _adapts(subjects[1])
     if trained is None:
-        first = compute_outputs(subjects[0], configs[0], auto, probe, computed)
+        first = compute_outputs(subjects[0], configs[0], auto, probe, computed, alone=alone[0])
     else:
         first = Outputs(run_model(trained, probe, "the model in memory"), {})
     if b is None and fresh:
-        second = reload_outputs(a, base=base, auto=auto, probe=probe, dtype=computed)
+        second = reload_outputs(
+            a, base=base, auto=auto, probe=probe, dtype=computed, alone=alone[1]
+        )
     else:
-        second = compute_outputs(subjects[1], configs[1], auto, probe, computed)
-    formats = _formats(subjects, dtype, trained)
-    effect = _effect(first, second, probe)
-    allowed, source = (tolerance, "as given") if tolerance is not None else tolerance_for(formats)
+        second = compute_outputs(subjects[1], configs[1], auto, probe, computed, alone=alone[1])
+    differences = compare(
+        first.values, second.values, probe, decides=_decides(auto, configs[0], first.values)
+    )
+    pair = (first, second) if _adapts(subjects[0]) else (second, first)
+    change, effects = _effect(*pair, probe)
+    names = _formats(subjects, dtype, trained)
+    allowed = tolerance_for(names) if tolerance is None else Tolerance(tolerance, "as given", True)
+    relative = largest_relative(differences)
     return Verification(
         a=a,
         b=b or f"{a}, loaded again{' in a fresh process' if fresh else ''}",
         inputs=probe.what,
-        differences=compare(
-            first.values, second.values, probe, decides=_decides(auto, configs[0], first.values)
-        ),
-        effect=effect,
+        differences=differences,
+        effect=change,
+        effects=effects,
         tolerance=allowed,
-        tolerance_from=source,
-        notes=_notes(subjects, effect, allowed),
+        judgement=judge(relative, change, effects, _rounding(subjects, dtype, trained), allowed),
+        notes=tuple(note for note in dict.fromkeys(map(other_base, subjects)) if note),
     )
 
 
-def tolerance_for(formats: Sequence[str]) -> tuple[float, str]:
+def tolerance_for(formats: Sequence[str]) -> Tolerance:
     """Return the default tolerance for models stored in these formats, and its reason.
 
     Args:
@@ -188,50 +170,24 @@ def tolerance_for(formats: Sequence[str]) -> tuple[float, str]:
     """
     coarsest = max(formats, key=lambda name: _ROUNDOFF.get(name, 0.0), default="float32")
     allowed = ROUNDINGS * _ROUNDOFF.get(coarsest, 0.0)
-    if allowed <= FLOOR:
-        return FLOOR, "for float32"
-    return allowed, f"{ROUNDINGS} roundings to {coarsest}"
+    if allowed <= COMPUTED:
+        return Tolerance(COMPUTED, "for float32")
+    return Tolerance(allowed, f"{ROUNDINGS} roundings to {coarsest}")
 
 
-def compare(a: Values, b: Values, probe: Probe, *, decides: bool) -> tuple[Difference, ...]:
-    """Measure the difference of two models' outputs.
-
-    Args:
-        decides: whether the largest output of a row or token is a decision.
-
-    Raises:
-        SoraError: outputs of different shapes.
-    """
-    for name in a.keys() | b.keys():
-        shapes = [list(v[name].shape[1:]) if name in v else "none" for v in (a, b)]
-        if shapes[0] != shapes[1]:
-            raise SoraError(
-                f"these are different kinds of models: their {name} have the shapes "
-                f"{shapes[0]} and {shapes[1]} a row",
-                hint="is one of them for other classes, or of another base model?",
-            )
-    return tuple(_difference(name, a[name], b[name], probe.mask, decides) for name in a)
+def _adapts(subject: Subject) -> bool:
+    return subject.adapter is not None and len(subject.adapter.layers) > 0
 
 
-def _difference(name: str, a: Tensor, b: Tensor, mask: Tensor | None, decides: bool) -> Difference:
-    """Compare (rows, classes), (rows, positions, classes), or spans (rows, positions)."""
-    choices = (a, b)
-    if mask is not None and name in _SPANS:
-        choices = (a.masked_fill(~mask, -math.inf), b.masked_fill(~mask, -math.inf))
-    if mask is not None and (name in _SPANS or (a.ndim == 3 and a.shape[:2] == mask.shape)):
-        a, b = a[mask], b[mask]
-        choices = choices if name in _SPANS else (a, b)
-    apart = (a - b).abs()
-    same = choices[0].argmax(-1) == choices[1].argmax(-1) if decides else None
-    return Difference(
-        name=name,
-        numbers=apart.numel(),
-        largest=float(apart.max()),
-        mean=float(apart.mean(dtype=torch.float64)),
-        scale=float(max(a.abs().max(), b.abs().max())),
-        agree=None if same is None else int(same.sum()),
-        decisions=None if same is None else same.numel(),
-    )
+def _effect(
+    reference: Outputs, found: Outputs, probe: Probe
+) -> tuple[float | None, tuple[Effect, ...]]:
+    """Return the change that the reference's adapter makes, and how much of it is found."""
+    without = reference.without or found.without
+    if not without:
+        return None, ()
+    changed = compare(without, reference.values, probe, decides=False)
+    return largest_relative(changed), measure(without, reference.values, found.values, probe)
 
 
 def _common_class(subjects: Sequence[Subject], configs: Sequence[Any]) -> str:
@@ -260,7 +216,7 @@ def _decides(auto: str, config: Any, values: Values) -> bool:
     return auto != BARE or "logits_per_image" in values  # the text for a picture
 
 
-def _formats(subjects: Sequence[Subject], dtype: str, trained: Any | None) -> list[str]:
+def _formats(subjects: Iterable[Subject], dtype: str, trained: Any | None) -> list[str]:
     """Return every number format that enters, by torch's names."""
     stored = {name for subject in subjects for name in stored_dtypes(subject)}
     names = [dtype, *(_FORMATS[name][0] for name in sorted(stored) if name in _FORMATS)]
@@ -269,21 +225,17 @@ def _formats(subjects: Sequence[Subject], dtype: str, trained: Any | None) -> li
     return names
 
 
-def _effect(first: Outputs, second: Outputs, probe: Probe) -> float | None:
-    """Return the change that the layers of the first adapter of the two make to the outputs."""
-    for outputs in (first, second):
-        if outputs.without:
-            changed = compare(outputs.without, outputs.values, probe, decides=False)
-            return max(d.relative for d in changed)
-    return None
+def _rounding(subjects: Sequence[Subject], dtype: str, trained: Any | None) -> Rounding:
+    models = [subject for subject in subjects if subject.adapter is None]
+    adapters = [subject for subject in subjects if subject.adapter is not None]
+    computed = _formats((), dtype, trained)
+    return Rounding(
+        computed=_coarsest(computed),
+        weights=_coarsest(_formats(models, dtype, None)),
+        factors=_coarsest(_formats(adapters, dtype, None)),
+    )
 
 
-def _notes(subjects: Sequence[Subject], effect: float | None, allowed: float) -> tuple[str, ...]:
-    notes = [note for note in dict.fromkeys(other_base(subject) for subject in subjects) if note]
-    if effect is not None and effect <= allowed:
-        change = f"only {effect:.1e} of the largest" if effect else "nothing"
-        notes.append(
-            f"the adapter's layers change {change}: within the tolerance of {allowed:.1e}, so that "
-            "agreement does not tell whether they are there"
-        )
-    return tuple(notes)
+def _coarsest(formats: Iterable[str]) -> float:
+    """Return the largest unit roundoff."""
+    return max(_ROUNDOFF.get(name, 0.0) for name in formats)

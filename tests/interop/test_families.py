@@ -24,9 +24,9 @@ from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.saving import save_adapter
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG
+from sora_cli.verify.difference import compare
 from sora_cli.verify.outputs import run_model
 from sora_cli.verify.probes import _SENTENCES, make_probe
-from sora_cli.verify.verification import compare
 from tests.helpers_adapters import R_MAX, assert_same, randomise
 from tests.helpers_models import (
     VOCABULARY,

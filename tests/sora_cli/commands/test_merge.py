@@ -263,7 +263,7 @@ def test_a_merge_ends_with_a_comparison(
     words = ["merge", str(tmp_path / "out"), "-o", str(tmp_path / "merged")]
     capsys.readouterr()
     assert run(words) == 0
-    assert "verified: largest difference" in capsys.readouterr().err
+    assert "verified: 100.00% of the adapter's effect" in capsys.readouterr().err
     assert run([*words, "--force", "--no-verify"]) == 0
     assert "verified" not in capsys.readouterr().err
     monkeypatch.setattr("sora_cli.verify.self_check.self_check", lambda *_, **__: 3)

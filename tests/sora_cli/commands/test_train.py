@@ -329,11 +329,20 @@ def test_a_run_ends_with_a_comparison_of_model_and_files(
         recipe.write_text(text.replace("  threshold: 0.01\n", "").replace("  r_max: 4\n", ""))
     code, told = _train_in_full(recipe, capsys)
     assert code == 0
-    assert "verified: largest difference" in told
+    assert "verified: 100.00% of the adapter's effect" in told
     assert "classes, in train / validation: '0' " in told
     code, told = _train_in_full(recipe, capsys, "--force", "--no-verify")
     assert code == 0
     assert "verified" not in told
+
+
+def test_a_run_whose_check_cannot_tell_says_so_and_ends_with_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["method.name=lora", "training.learning_rate=1e-7", "training.max_steps=1"]
+    code, told = _train_in_full(_recipe(tmp_path), capsys, *words)
+    assert code == 0
+    assert "not verified: it cannot be told: the adapter changes the " in told
 
 
 def test_files_that_differ_from_the_model_fail_the_run(

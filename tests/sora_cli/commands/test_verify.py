@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -244,7 +245,7 @@ def test_table_and_verdict(llama: Made, capsys: pytest.CaptureFixture[str]) -> N
         assert any("of 72" in line for line in lines)
 
 
-def test_dead_adapter_says_that_agreement_means_nothing(
+def test_dead_adapter_is_equal_to_its_base(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_llama()
@@ -252,7 +253,59 @@ def test_dead_adapter_says_that_agreement_means_nothing(
     write_adapter(tmp_path / "dead", adapt(model, base, ranks="dead"))
     code, facts = facts_of(capsys, tmp_path / "dead", base)
     assert (code, facts["effect"]) == (0, 0.0)
-    assert "change nothing" in facts["notes"][0]
+    assert facts["effects"][0] == {"name": "logits", "size": 0.0, "share": 1.0, "residual": 0.0}
+
+
+# how much of the adapter's effect is there
+
+
+def _scaled(made: Made, folder: Path, factor: float, seed: int = 0) -> Path:
+    """The adapter with its update scaled, at the same base."""
+    stored = adapt(tiny_llama(), made.base, seed=seed)
+    layers = {
+        path: dataclasses.replace(factors, B=factors.B * factor)
+        for path, factors in stored.layers.items()
+    }
+    write_adapter(folder, dataclasses.replace(stored, layers=layers))
+    return folder
+
+
+def test_numbers_of_the_effect(llama: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    _, facts = facts_of(capsys, llama.adapter, llama.merged)
+    for name, effect in zip(("logits", "hidden states"), facts["effects"], strict=True):
+        assert effect["name"] == name
+        assert effect["size"] > 0.1
+        assert (effect["share"], effect["residual"]) == pytest.approx((1, 0), abs=1e-5)
+    assert facts["verdict"] == "same"
+    assert run(["verify", str(llama.adapter), str(llama.base)]) == 1
+    told = capsys.readouterr().out
+    assert "effect:     0.00% of the adapter's effect on the logits is there" in told
+
+
+@pytest.mark.parametrize("words", [["verify"], ["export", "-o"]])
+def test_an_effect_below_rounding_is_no_verdict(
+    llama: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    adapter = _scaled(llama, tmp_path / "small", 1e-7)
+    other = _scaled(llama, tmp_path / "other", 1e-7, seed=1) if words == ["verify"] else "out"
+    capsys.readouterr()
+    assert run([words[0], str(adapter), *words[1:], str(tmp_path / other)]) == 3
+    captured = capsys.readouterr()
+    told = captured.out + captured.err
+    assert "within the rounding error of the comparison, 1.0e-05" in told
+    assert "cannot tell" in captured.out or "not verified: it cannot be told" in captured.err
+    assert "verified: 1" not in told
+
+
+def test_a_scaling_that_is_wrong_by_five_percent(
+    llama: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = _scaled(llama, tmp_path / "small", 1e-4)
+    more = _scaled(llama, tmp_path / "more", 1.05e-4)
+    code, facts = facts_of(capsys, small, more)
+    assert (code, facts["verdict"]) == (1, "DIFFERENT")
+    assert facts["effects"][0]["share"] == pytest.approx(1.05, abs=1e-3)
+    assert facts["reason"].startswith("expected: 98.")
 
 
 # which inputs

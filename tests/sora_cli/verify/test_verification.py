@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
 from collections.abc import Callable
@@ -18,14 +19,15 @@ from sora_cli.app import run
 from sora_cli.core import environment as memory
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
-from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.verify import self_check as checking
+from sora_cli.verify.difference import compare
 from sora_cli.verify.outputs import run_model
 from sora_cli.verify.probes import Probe, make_probe
 from sora_cli.verify.reload import reload_outputs
 from sora_cli.verify.self_check import self_check
 from sora_cli.verify.subjects import find_subjects, float32_bytes
-from sora_cli.verify.verification import compare, tolerance_for, verify
+from sora_cli.verify.verification import tolerance_for, verify
 from tests.helpers_adapters import adapt, save_backbone
 from tests.helpers_models import (
     VOCABULARY,
@@ -258,7 +260,8 @@ def test_check_says_that_it_is_verified(made: Path, capsys: pytest.CaptureFixtur
     assert self_check(made / "adapter", made / "merged") == OK
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("verified: largest difference ")
+    start = "verified: 100.00% of the adapter's effect on the logits is there (residual 0.00%); "
+    assert captured.err.startswith(f"{start}largest difference ")
     assert captured.err.endswith("of the largest logit, argmax agrees on 72 of 72\n")
 
 
@@ -311,13 +314,36 @@ def test_trained_model_against_its_files(
     with torch.no_grad():
         model.model.norm.weight.mul_(1.01)
     assert self_check(tmp_path / "adapter", trained=model, fresh=False) == FAILED
-    assert verify(str(tmp_path / "adapter"), trained=tiny_llama(), fresh=False).same is False
+    done = verify(str(tmp_path / "adapter"), trained=tiny_llama(), fresh=False)
+    assert not done.judgement.same
+
+
+@pytest.mark.usefixtures("plenty")
+def test_a_run_whose_adapter_does_next_to_nothing_is_not_verified(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A check says so with exit code 3; a run ends with 0."""
+    model = tiny_llama()
+    stored = adapt(model, made / "base")
+    with torch.no_grad():
+        for path in stored.layers:
+            model.get_submodule(path).B.mul_(1e-7)
+    layers = {p: dataclasses.replace(f, B=f.B * 1e-7) for p, f in stored.layers.items()}
+    write_adapter(tmp_path / "adapter", dataclasses.replace(stored, layers=layers))
+    assert self_check(tmp_path / "adapter", trained=model, fresh=False) == NO_VERDICT
+    told = capsys.readouterr().err
+    assert told.startswith("not verified: it cannot be told: the adapter changes the logits by ")
 
 
 def test_fresh_process_tells_what_went_wrong(tmp_path: Path) -> None:
     probe = make_probe([tiny_llama().config], CAUSAL, None)
     with pytest.raises(SoraError, match="in a fresh process: there is no model at") as caught:
         reload_outputs(
-            str(tmp_path / "gone"), base=None, auto=CAUSAL, probe=probe, dtype=torch.float32
+            str(tmp_path / "gone"),
+            base=None,
+            auto=CAUSAL,
+            probe=probe,
+            dtype=torch.float32,
+            alone=True,
         )
     assert len(caught.value.lines()) <= 3
