@@ -16,6 +16,7 @@ from sora_cli.core.console import size
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
+from sora_cli.model.gguf import parsed_once
 from sora_cli.model.loading import split_gguf, weights_options
 
 DTYPE = "float32"
@@ -58,12 +59,14 @@ def _write(source: str, target: Path) -> None:
     import transformers
 
     name, options = split_gguf(source)
-    config = transformers.AutoConfig.from_pretrained(name, **options)
-    model = _auto_class(config).from_pretrained(
-        name, dtype=getattr(torch, DTYPE), **options, **weights_options(options)
-    )
+    with parsed_once(source):
+        config = transformers.AutoConfig.from_pretrained(name, **options)
+        model = _auto_class(config).from_pretrained(
+            name, dtype=getattr(torch, DTYPE), **options, **weights_options(options)
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
     model.save_pretrained(target)
-    transformers.AutoTokenizer.from_pretrained(name, **options).save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
 def _auto_class(config: Any) -> Any:

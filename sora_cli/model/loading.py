@@ -10,6 +10,7 @@ from typing import Any
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import offline_error, quiet_loading
 from sora_cli.model.files import foreign_code, holds_pickles_only, pickled
+from sora_cli.model.gguf import parsed_once
 
 LOCAL_COPY = "give a local copy: --base DIR"
 
@@ -31,7 +32,7 @@ def loading(
     """
     place = Path(resolved or reference)
     try:
-        with quiet_loading():
+        with quiet_loading(), parsed_once(resolved or reference):
             yield
     except SoraError:
         raise

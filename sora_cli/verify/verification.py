@@ -16,8 +16,9 @@ adapter).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ import torch
 from sora_cli.adapter.classes import BARE, auto_class_for, auto_class_of
 from sora_cli.core.checks import check_comparison
 from sora_cli.core.errors import SoraError
+from sora_cli.model.gguf import parsed_once
 from sora_cli.model.tensors import dtype_name
 from sora_cli.verify.difference import Difference, compare, largest_relative
 from sora_cli.verify.effect import Effect, measure
@@ -125,25 +127,10 @@ def verify(
     check_comparison(dtype, tolerance)
     if subjects is None:
         subjects = find_subjects((a, a if b is None else b), base=base)
-    configs = [load_config(subject) for subject in subjects]
-    auto = _common_class(subjects, configs)
-    probe = make_probe(configs, auto, load_tokenizer(subjects[0]) or load_tokenizer(subjects[1]))
-    computed = getattr(torch, dtype)
-    alone = [trained is None and _adapts(subjects[0]), False]  # whose base is run without it
-    alone[1] = not alone[0] and _adapts(subjects[1])
-    if trained is None:
-        first = compute_outputs(subjects[0], configs[0], auto, probe, computed, alone=alone[0])
-    else:
-        first = Outputs(run_model(trained, probe, "the model in memory"), {})
-    if b is None and fresh:
-        second = reload_outputs(
-            a, base=base, auto=auto, probe=probe, dtype=computed, alone=alone[1]
-        )
-    else:
-        second = compute_outputs(subjects[1], configs[1], auto, probe, computed, alone=alone[1])
-    differences = compare(
-        first.values, second.values, probe, decides=_decides(auto, configs[0], first.values)
-    )
+    again = partial(reload_outputs, a, base=base) if b is None and fresh else None
+    with parsed_once(*(subject.source for subject in subjects)):
+        first, second, probe, decides = _run_both(subjects, dtype, trained, again)
+    differences = compare(first.values, second.values, probe, decides=decides)
     pair = (first, second) if _adapts(subjects[0]) else (second, first)
     change, effects = _effect(*pair, probe)
     names = _formats(subjects, dtype, trained)
@@ -160,6 +147,36 @@ def verify(
         judgement=judge(relative, change, effects, _rounding(subjects, dtype, trained), allowed),
         notes=tuple(note for note in dict.fromkeys(map(other_base, subjects)) if note),
     )
+
+
+def _run_both(
+    subjects: Sequence[Subject],
+    dtype: str,
+    trained: Any | None,
+    again: Callable[..., Outputs] | None,
+) -> tuple[Outputs, Outputs, Probe, bool]:
+    """Return the outputs of both, with their inputs and whether the largest is a decision.
+
+    The base of an adapter is run without it once: where the first files are loaded.
+
+    Args:
+        again: gives the second's outputs in a new process; None: they are computed in this one.
+    """
+    configs = [load_config(subject) for subject in subjects]
+    auto = _common_class(subjects, configs)
+    probe = make_probe(configs, auto, load_tokenizer(subjects[0]) or load_tokenizer(subjects[1]))
+    options = {"auto": auto, "probe": probe, "dtype": getattr(torch, dtype)}
+    alone = trained is None and _adapts(subjects[0])
+    if trained is None:
+        first = compute_outputs(subjects[0], configs[0], alone=alone, **options)
+    else:
+        first = Outputs(run_model(trained, probe, "the model in memory"), {})
+    alone = not alone and _adapts(subjects[1])
+    if again is None:
+        second = compute_outputs(subjects[1], configs[1], alone=alone, **options)
+    else:
+        second = again(alone=alone, **options)
+    return first, second, probe, _decides(auto, configs[0], first.values)
 
 
 def tolerance_for(formats: Sequence[str]) -> Tolerance:

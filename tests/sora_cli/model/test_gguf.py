@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.app import run
+from sora_cli.model.gguf import parsed_once
 from sora_cli.report import read_report
 from tests.helpers_runs import pair_rows, write_rows
 
@@ -49,3 +50,25 @@ output: {{dir: {tmp_path / "out"}}}
     said = capsys.readouterr().err
     assert "verified: " in said  # the head, and the labels, are in it
     assert "the GGUF file are written out in full" in said
+
+
+def test_a_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the configuration and the tokenizer, whoever asks; afterwards the reader is as it was."""
+    gguf, source = pytest.importorskip("gguf"), "base.gguf"
+    calls: list[str] = []
+
+    def reader(path: str) -> list[str]:
+        calls.append(path)
+        return calls
+
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
+    with parsed_once("no.safetensors"):
+        assert gguf.GGUFReader is reader
+    with parsed_once(source):
+        with parsed_once(source):
+            assert gguf.GGUFReader(source) is calls
+        assert gguf.GGUFReader(source) is calls
+        table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+        assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is table
+    assert gguf.GGUFReader is reader
+    assert calls == [source]
