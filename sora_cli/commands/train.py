@@ -73,7 +73,7 @@ def train(
             from sora_cli.verify.run_check import check_run
 
             with log.epilogue("verify"):
-                code = check_run(loaded, ready)
+                code = check_run(loaded, ready, log.report)
         emit(time_line(log.report))
     return code
 

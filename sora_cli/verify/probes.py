@@ -29,7 +29,7 @@ _CHOICE = "AutoModelForMultipleChoice"
 _PAIRED = ("AutoModelForSequenceClassification", "AutoModelForQuestionAnswering", _CHOICE)
 _OWN_DECODER_INPUTS = ("AutoModelForSequenceClassification", "AutoModelForQuestionAnswering",
                        "AutoModelForTokenClassification")  # fmt: skip
-_ROWS, _IMAGES = 6, 4
+ROWS, _IMAGES = 6, 4
 _CHOICES = 2  # a divisor of the rows
 _LENGTH, _DECODER_LENGTH = 48, 8  # tokens at most
 
@@ -133,13 +133,13 @@ def _random_ids(config: Any, vocabulary: int) -> Probe:
     special = _special_ids(config)
     padding = getattr(config.get_text_config(), "pad_token_id", None)
     padding = padding if isinstance(padding, int) and 0 <= padding < vocabulary else 0
-    ids = _draw(vocabulary, special | {padding}, (_ROWS, min(12, _longest(config))), seed=0)
+    ids = _draw(vocabulary, special | {padding}, (ROWS, min(12, _longest(config))), seed=0)
     eos = getattr(config.get_text_config(), "eos_token_id", None)
     reads_the_end = config.is_encoder_decoder or _has_two_towers(config)
     if reads_the_end and isinstance(eos, int) and 0 <= eos < vocabulary:
         ids[:, -1] = eos  # BART's classifier, and CLIP, take a text's vector there
     mask = torch.ones_like(ids)
-    what = f"{_ROWS} rows of random token ids, {ids.numel()} tokens"
+    what = f"{ROWS} rows of random token ids, {ids.numel()} tokens"
     return Probe({"input_ids": ids, "attention_mask": mask}, mask.bool(), padding, what)
 
 

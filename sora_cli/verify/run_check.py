@@ -16,15 +16,25 @@ from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.core.words import first_few
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.report import RunReport
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.stored import load_baseline
+from sora_cli.verify.probes import ROWS
 from sora_cli.verify.self_check import self_check, too_large
 
+_SHARE, _LONGEST, _BRIEF = 0.1, 20.0, 3.0
+"""A check that takes more than this part of its run, or more seconds, is announced, unless it takes
+only a few."""
 
-def check_run(loaded: LoadedRecipe, ready: Prepared) -> int:
+
+def check_run(loaded: LoadedRecipe, ready: Prepared, report: RunReport) -> int:
     """Compare a run's files with the trained model, as far as that can be done here.
 
-    Says one line on stderr: verified, not verified and why, or DIFFERENT.
+    Says one line on stderr: verified, not verified and why, or DIFFERENT; one before it if the
+    check takes long.
+
+    Args:
+        report: knows how long the run took.
 
     Returns:
         Exit code: FAILED if they differ; OK also if nothing was compared.
@@ -34,17 +44,18 @@ def check_run(loaded: LoadedRecipe, ready: Prepared) -> int:
     """
     recipe, output = loaded.recipe, loaded.output_dir
     if ready.baseline is not None:
-        return _check_baseline(output, recipe, ready)
+        return _check_baseline(output, recipe, ready, report)
     if recipe.model.trust_remote_code:
         say(f"not verified: the model has code of its own; {_scored(output)}")
         return OK
     # this is one process of several: it cannot run a sharded model alone
     sharded = any(is_sharded(p) for p in ready.base.model.parameters())
     packed = recipe.model.quantise is not None  # the files are an adapter of the plain model
-    if recipe.training.precision == "fp32" and not sharded and not packed:
-        code = self_check(output, trained=ready.base.model, fresh=False)
-    else:
-        code = self_check(output)  # autocast stays wrapped around the trained model's forward
+    # autocast stays wrapped around the trained model's forward
+    fresh = recipe.training.precision != "fp32" or sharded or packed
+    notice = announcement(report, recipe.training.batch_size, fresh=fresh)
+    trained = None if fresh else ready.base.model
+    code = self_check(output, trained=trained, fresh=fresh, notice=notice)
     return OK if code == NO_VERDICT else code
 
 
@@ -52,7 +63,28 @@ def _scored(output: Path) -> str:
     return f"sora eval {quote(str(output))} --recipe RECIPE scores it again"
 
 
-def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> int:
+def announcement(report: RunReport, batch_size: int = 0, *, fresh: bool = False) -> str | None:
+    """Return what to say before a check that takes long for its run; None if it does not.
+
+    The expected time is that of loading the model once more, and of three forward passes of the
+    inputs, each a third of a training step on as many rows.
+
+    Args:
+        batch_size: rows of a training step; 0: nothing is computed.
+        fresh: the model is loaded twice, once in a new process.
+    """
+    spent = report.seconds
+    steps = (report.steps or 0) - (report.resumed[-1].step if report.resumed else 0)
+    step = spent.get("train", 0.0) / max(steps, 1)
+    expected = spent.get("load model", 0.0) + (step * ROWS / batch_size if batch_size else 0.0)
+    if fresh:
+        expected += spent.get("load model", 0.0) + spent.get("import", 0.0)
+    if expected <= max(_BRIEF, min(_LONGEST, _SHARE * sum(spent.values()))):
+        return None
+    return f"checking the files takes about {expected:.0f} s; --no-verify leaves it out"
+
+
+def _check_baseline(output: Path, recipe: Recipe, ready: Prepared, report: RunReport) -> int:
     """Compare every tensor of the model that the files give with the trained one, to the bit."""
     folder = baseline_folder(output)
     if folder is None:
@@ -62,6 +94,9 @@ def _check_baseline(output: Path, recipe: Recipe, ready: Prepared) -> int:
     if reason is not None:
         say(f"not verified: {reason}; {_scored(output)}")
         return OK
+    notice = announcement(report)
+    if notice is not None:
+        say(notice)
     loaded = load_baseline(folder, recipe, ready.task).model.state_dict()
     different = [
         name

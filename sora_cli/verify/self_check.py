@@ -27,6 +27,7 @@ def self_check(
     base: str | None = None,
     trained: Any | None = None,
     fresh: bool = True,
+    notice: str | None = None,
 ) -> int:
     """Compare what was written (`b`) with what it was made from (`a`), and say the result.
 
@@ -41,6 +42,7 @@ def self_check(
         base: what the command was given as --base.
         trained: model in memory that `a` was written from, in full precision.
         fresh: make the reload in a new process.
+        notice: said before anything is loaded.
 
     Returns:
         The command's exit code (`core.exit_codes`): OK, also if nothing was compared; FAILED if the
@@ -56,6 +58,8 @@ def self_check(
         if reason is not None:
             say(f"not verified: {reason}; to verify: {command}")
             return OK
+        if notice is not None:
+            say(notice)
         from sora_cli.verify.verdict import Verdict
         from sora_cli.verify.verification import verify
 

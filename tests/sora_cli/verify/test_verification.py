@@ -20,11 +20,13 @@ from sora_cli.core import environment as memory
 from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
+from sora_cli.report import RunReport
 from sora_cli.verify import self_check as checking
 from sora_cli.verify.difference import compare
 from sora_cli.verify.outputs import run_model
 from sora_cli.verify.probes import Probe, make_probe
 from sora_cli.verify.reload import reload_outputs
+from sora_cli.verify.run_check import announcement
 from sora_cli.verify.self_check import self_check
 from sora_cli.verify.subjects import find_subjects, float32_bytes
 from sora_cli.verify.verification import tolerance_for, verify
@@ -333,6 +335,27 @@ def test_a_run_whose_adapter_does_next_to_nothing_is_not_verified(
     assert self_check(tmp_path / "adapter", trained=model, fresh=False) == NO_VERDICT
     told = capsys.readouterr().err
     assert told.startswith("not verified: it cannot be told: the adapter changes the logits by ")
+
+
+@pytest.mark.parametrize(
+    ("train", "fresh", "said"),
+    [
+        (20.0, False, "takes about 12 s; --no-verify leaves it out"),  # of a run of 36 s
+        (20.0, True, "takes about 28 s;"),
+        (1000.0, False, "takes about 110 s;"),  # more than 20 s
+        (5.0, False, "takes about 10 s;"),
+    ],
+)
+def test_a_check_that_takes_long_for_its_run_is_announced(
+    train: float, fresh: bool, said: str
+) -> None:
+    report = RunReport(name="it", recipe={})
+    report.steps = 30
+    report.seconds = {"import": 6.0, "load model": 10.0, "train": train}
+    assert said in (announcement(report, 2, fresh=fresh) or "")
+    report.seconds["evaluate"] = 1000.0
+    assert (announcement(report, 2, fresh=fresh) is None) == (train < 1000 and not fresh)
+    assert announcement(RunReport(name="it", recipe={}), 2) is None
 
 
 def test_fresh_process_tells_what_went_wrong(tmp_path: Path) -> None:
