@@ -339,7 +339,7 @@ def test_a_run_ends_with_a_comparison_of_model_and_files(
 def test_a_run_whose_check_cannot_tell_says_so_and_ends_with_0(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["method.name=lora", "training.learning_rate=1e-7", "training.max_steps=1"]
+    words = ["method.name=lora", "training.learning_rate=1e-7", "training.max_steps=4"]
     code, told = _train_in_full(_recipe(tmp_path), capsys, *words)
     assert code == 0
     assert "not verified: it cannot be told: the adapter changes the " in told
