@@ -41,7 +41,7 @@ def class_lines(counts: Counts) -> Iterator[str]:
     names = list(counts["train"])
     if len(names) > _FEW:
         spans = ", ".join(f"{_span(own)} in {_PARTS.get(n, n)}" for n, own in counts.items())
-        yield f"{len(names)} classes, of each: {spans}"
+        yield f"{len(names)} classes, rows of each: {spans}"
         return
     each = (
         f"'{_short(name)}' {' / '.join(count(own[name]) for own in counts.values())}"

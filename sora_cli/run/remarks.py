@@ -116,7 +116,7 @@ def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
         return None
     text = f"{overlap.rows:,} of {rows:,} rows of {_name(part)} are training rows, too"
     if overlap.rows == rows:
-        text = f"every row of {_name(part)} is a training row, too"
+        text = f"all {rows:,} rows of {_name(part)} are training rows, too"
     if overlap.contradicted:
         text += f", {overlap.contradicted:,} of them with another label there"
     return text if overlap.rows < rows else f"{text}: its scores say nothing of other rows"

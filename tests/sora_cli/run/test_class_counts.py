@@ -16,7 +16,7 @@ def test_few_classes_are_listed_and_many_are_summed_up() -> None:
     ]
     many = {part: {str(i): n + i for i in range(77)} for part, n in (("train", 0), ("select", 5))}
     assert list(class_lines(many)) == [
-        "77 classes, of each: 0 to 76 in train, 5 to 81 in the selection rows"
+        "77 classes, rows of each: 0 to 76 in train, 5 to 81 in the selection rows"
     ]
     (told,) = absent_remarks({"train": {str(i): i % 2 for i in range(99)}})
     assert len(told) < 200
