@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+from sora_cli.adapter.digest import result_remarks
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.checks import check_apart
-from sora_cli.core.console import emit, emit_table, printable, say
+from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.pick import at_least, within_parameters, within_share
 from sora_cli.experiments.path.record import FILE_NAME, STAGES, PathReport, Stage, read_path
@@ -39,6 +40,7 @@ def pick(
     adapter = directory / stage.directory / "adapter"
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise SoraError(f"the chosen adapter is gone: {adapter}")
+    say_notes(result_remarks(adapter))
     if as_json:
         emit(json.dumps(_facts(report, stage, adapter), indent=2))
     else:

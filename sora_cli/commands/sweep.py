@@ -17,7 +17,7 @@ from sora_cli.experiments.sweep.engine import Engine
 from sora_cli.experiments.sweep.engines import choose_engine
 from sora_cli.experiments.sweep.loop import Loop, Settings
 from sora_cli.experiments.sweep.plan import MAX_RUNS, SweepPlan, plan_sweep
-from sora_cli.experiments.sweep.record import SweepRecord
+from sora_cli.experiments.sweep.record import SweepRecord, check_record
 from sora_cli.experiments.sweep.source import PlanSource, Source
 from sora_cli.report import now
 
@@ -62,6 +62,7 @@ def sweep(
         return OK
     for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
         check_apart(plan.directory, Path(base).expanduser(), hint="elsewhere: output.dir=DIR")
+    check_record(plan.directory)
     with locked(plan.directory):
         source = _source(plan)
         chosen, each = choose_engine(

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from sora_cli.core.atomic import write_text_atomic
+from sora_cli.core.errors import SoraError
 
 FILE_NAME = "sweep.json"
 State = Literal["waiting", "running", "finished", "failed", "pruned", "blocked", "interrupted"]
@@ -48,3 +49,17 @@ class SweepRecord(BaseModel):
         for run in self.runs:
             found[run.state] = found.get(run.state, 0) + 1
         return found
+
+
+def check_record(directory: Path) -> None:
+    """Raise `SoraError` where a file of the record's name is none, and would be replaced."""
+    file = directory / FILE_NAME
+    try:
+        SweepRecord.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise SoraError(
+            f"'{file}' is not of a sweep of this tool: it stays",
+            hint="move it away, or sweep elsewhere: output.dir=DIR",
+        ) from error
