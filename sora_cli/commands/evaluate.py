@@ -34,9 +34,8 @@ def evaluate(
     read = check_target(target, f"sora eval {{}} --recipe {recipe}")
     say_notes(result_remarks(read))
     if predictions is not None:
-        check_apart(
-            predictions, *with_base(read), *_data_files(loaded.recipe), hint="name another file"
-        )
+        read_too = (*with_base(read), loaded.path, *_data_files(loaded.recipe))
+        check_apart(predictions, *read_too, hint="name another file")
     with importing():
         from sora_cli.run.encode import encode
         from sora_cli.run.prepare import check_rows, load_task

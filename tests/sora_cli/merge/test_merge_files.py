@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, work, full, raising=False)
-    with pytest.raises(SoraError, match="No space left"):
+    with pytest.raises(SoraError, match="no space left"):
         merge_adapter(made[1], tmp_path / "out")
     assert not _left(tmp_path)
 
