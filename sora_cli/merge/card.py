@@ -1,4 +1,4 @@
-"""The files beside the merged weights: the model's configuration, and a model card."""
+"""The files beside the merged weights: the configuration, a record of the rounding, a card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sora_cli.adapter.classes import number_of_labels
 from sora_cli.adapter.directory import Adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.plan import Plan
-from sora_cli.merge.rounding import Survival, shown_survival
+from sora_cli.merge.rounding import Storing, Survival, shown_survival
 from sora_cli.model.files import MODEL_CONFIG
 
 MERGED_KEY = "sora_merged"
@@ -45,6 +45,14 @@ def recorded(config: Mapping[str, Any], survival: Survival) -> dict[str, Any]:
     """Return the configuration, with what is left of the last of the adapters folded in."""
     *before, last = config[MERGED_KEY]
     return {**config, MERGED_KEY: [*before, {**last, **survival.record()}]}
+
+
+def merge_record(survival: Survival, dtype: str, storing: Storing) -> dict[str, Any]:
+    """Return what `MERGE_RECORD` holds: how it was rounded, and the shares in all and by module."""
+    rounding: dict[str, Any] = {"dtype": dtype, "rounding": storing.rounding}
+    if storing.rounding == "stochastic":
+        rounding["seed"] = storing.seed
+    return {**rounding, **survival.record(), "modules": survival.table()}
 
 
 def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[str, Any]:

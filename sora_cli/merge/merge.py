@@ -37,6 +37,7 @@ from sora_cli.merge.card import (
     check_not_folded,
     config_in,
     folded_into,
+    merge_record,
     merged_config,
     model_card,
     recorded,
@@ -140,19 +141,14 @@ class Merge:
                 )
                 check_survival(survival, self.merged.dtype, self.storing)
                 write_json(folder / MODEL_CONFIG, recorded(self.config, survival))
-                write_json(folder / MERGE_RECORD, self._record(survival))
+                record = merge_record(survival, self.merged.dtype, self.storing)
+                write_json(folder / MERGE_RECORD, record)
                 (folder / MODEL_CARD).write_text(self._card(survival), encoding="utf-8")
         except OSError as error:
             raise SoraError(
                 f"{self.output} cannot be written: {reason(error, self.output)}"
             ) from error
         return dataclasses.replace(self.merged, survival=survival)
-
-    def _record(self, survival: Survival) -> dict[str, Any]:
-        rounding: dict[str, Any] = {"dtype": self.merged.dtype, "rounding": self.storing.rounding}
-        if self.storing.rounding == "stochastic":
-            rounding["seed"] = self.storing.seed
-        return {**rounding, **survival.record(), "modules": survival.table()}
 
     def _card(self, survival: Survival) -> str:
         return model_card(
