@@ -184,6 +184,8 @@ class Range(Block):
             raise ValueError("low and high go together")
         if self.choices is not None and (self.log or self.step):
             raise ValueError("log and step go with low and high")
+        if len(set(map(repr, self.choices or ()))) < len(self.choices or ()):
+            raise ValueError("choices hold a value twice")
         if bounds and self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"low must be below high, not {self.low:g} and {self.high:g}")
         if self.log and self.low is not None and self.low <= 0:

@@ -64,6 +64,11 @@ RANGE = {"low": 1e-4, "high": 1e-2, "log": True}
             "low must be below high",
             ":4",
         ),
+        (
+            {"search": {"space": {"method.r_max": {"choices": [2, 4, 2]}}}},
+            "choices hold a value twice",
+            ":4",
+        ),
         ({"search": {"space": {}, "trails": 3}}, "search.space", ":3"),
     ],
 )
