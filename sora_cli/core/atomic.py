@@ -15,10 +15,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from sora_cli.core.checks import check_writable
 from sora_cli.core.errors import SoraError
+from sora_cli.core.interruption import tidied
 from sora_cli.core.words import first_few
 
 _PARTIAL, _REPLACED = ".partial", ".replaced"
@@ -99,14 +101,12 @@ def new_directory(
         real = path.resolve()
         temporary = _beside(real)
         temporary.mkdir()
-        try:
+        with tidied(partial(shutil.rmtree, temporary, ignore_errors=True)):
             yield temporary
             _set_permissions(temporary)
             sync_tree(temporary)
             _move_into_place(temporary, real)
             _sync(real.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_replaceable(

@@ -56,7 +56,11 @@ def end_on_signals() -> None:
 
 
 def raise_on_signals() -> None:
-    """Let SIGINT and SIGTERM raise `Interrupted`, so that files are tidied up as after an error."""
+    """Let SIGINT and SIGTERM raise `Interrupted`, so that files are tidied up as after an error.
+
+    While a module is being imported they end the process at once: libraries written in C++ abort
+    if an exception arises there.
+    """
     sys.unraisablehook = _raise_later
     for number in _SIGNALS:
         signal.signal(number, _raise)
@@ -69,22 +73,6 @@ def swallowed() -> Interrupted | None:
     into errors of their own.
     """
     return Interrupted(_raised[-1]) if _raised else None
-
-
-@contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Let signals that would raise `Interrupted` end the process while the block runs.
-
-    Libraries written in C++ abort if an exception arises while they are imported.
-    """
-    if signal.getsignal(signal.SIGINT) is not _raise:
-        yield
-        return
-    end_on_signals()
-    try:
-        yield
-    finally:
-        raise_on_signals()
 
 
 @contextmanager
@@ -120,9 +108,17 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python 
     os._exit(interrupted.exit_code)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python passes it)
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _is_importing(frame):
+        _end(number, frame)
     _raised.append(number)
     raise Interrupted(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _raise_later(unraisable: sys.UnraisableHookArgs) -> None:

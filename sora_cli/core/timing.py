@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sora_cli.core.console import say
-from sora_cli.core.interruption import Interrupted, ending_at_once
+from sora_cli.core.interruption import Interrupted
 
 
 def process_start() -> float:
@@ -43,8 +43,7 @@ def importing() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        with ending_at_once():
-            yield
+        yield
     finally:
         if enabled:
             gc.enable()

@@ -152,6 +152,37 @@ def test_while_modules_are_imported(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+WRITING = """
+import signal, sys
+from pathlib import Path
+from sora_cli.core.atomic import new_directory
+from sora_cli.core.interruption import raise_on_signals
+
+class Sending:
+    def find_spec(self, name, *_):
+        signal.raise_signal(signal.SIGTERM)
+
+raise_on_signals()
+with new_directory(Path("out")) as folder:
+    (folder / "x").touch()
+    sys.meta_path.insert(0, Sending())
+    import colorsys
+"""
+
+
+def test_what_is_half_written_while_a_module_is_imported_is_deleted(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WRITING],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (143, "interrupted by SIGTERM\n")
+    assert not list(tmp_path.iterdir())
+
+
 SWALLOWED = """
 import signal, sys, time
 from sora_cli.core.boundary import guarded
