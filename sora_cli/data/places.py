@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import sys
@@ -176,14 +177,13 @@ def _json_starts(path: Path) -> Iterator[str]:
     if not text.lstrip().startswith("["):
         yield from (f":{i}" for i, line in enumerate(text.split("\n"), 1) if line.strip())
         return
-    decoder, at, line = json.JSONDecoder(), text.index("[") + 1, 1
-    counted = 0
-    while True:
+    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    for row in itertools.count():
         at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
         if text[at] == "]":
             return
         line, counted = line + text.count("\n", counted, at), at
-        yield f":{line}"
+        yield f":{line}, row {row} {COUNTED}"  # rows may share a line
         _, at = decoder.raw_decode(text, at)
 
 

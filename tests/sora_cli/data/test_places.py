@@ -184,6 +184,13 @@ def test_splits_of_a_directory_that_do_not_fit(
     assert says in f"{caught.value}\n"
 
 
+def test_rows_that_share_a_line_have_a_number(tmp_path: Path) -> None:
+    content = '[{"text": "a"}, {"text": "b"}]'
+    rows = _rows(tmp_path, {"train.json": content, "validation.csv": OK})
+    place = rows.origin(rows.train).place(1)
+    assert place.endswith("train.json:1, row 1 (counted from 0), split 'train'")
+
+
 def test_json_rows_are_read_as_python_reads_them(tmp_path: Path) -> None:
     made = [{"text": f"[{i}], {{", "label": i % 2} for i in range(5)]
     content = json.dumps(made, indent=1)
