@@ -166,6 +166,12 @@ class RunReport(Report):
     ranks: dict[str, Ranks] = Field(default_factory=dict, description="by module")
     parameters: Parameters = Field(default_factory=Parameters, description="numbers of parameters")
     events: list[str] = Field(default_factory=list, description="what a person should know")
+    verification: dict[str, Any] = Field(
+        default_factory=dict,
+        description="how the files compare with the trained model, as `sora verify --json` says "
+        "it: verdict, and by output the share of the adapter's effect and the residual; empty if "
+        "they were not compared",
+    )
     digests: dict[str, str] = Field(
         default_factory=dict,
         description="of the result, by its directory (adapter, delta or model): SHA-256 of weights "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
@@ -49,29 +48,10 @@ def verify(
     done = verify(a, b, base=base, dtype=dtype, tolerance=tolerance)
     say_notes(done.notes)
     if as_json:
-        emit(json.dumps(_facts(done), indent=2))
+        emit(json.dumps(done.facts(), indent=2))
     else:
         _show(done)
     return done.judgement.exit_code
-
-
-def _facts(done: Verification) -> dict[str, Any]:
-    judged = done.judgement
-    return {
-        "a": done.a,
-        "b": done.b,
-        "inputs": done.inputs,
-        "effect": done.effect,
-        "effects": [asdict(effect) for effect in done.effects],
-        "tolerance": done.tolerance.value,
-        "tolerance_from": done.tolerance.source,
-        "notes": done.notes,
-        "outputs": [{**asdict(d), "relative": d.relative} for d in done.differences],
-        "relative": done.relative,
-        "verdict": judged.verdict.value,
-        "reason": judged.reason,
-        "same": judged.same,
-    }
 
 
 def _show(done: Verification) -> None:

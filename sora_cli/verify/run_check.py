@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def check_run(loaded: LoadedRecipe, ready: Prepared, report: RunReport) -> int:
     check takes long.
 
     Args:
-        report: knows how long the run took.
+        report: knows how long the run took; what was found goes there.
 
     Returns:
         Exit code: FAILED if they differ; OK also if nothing was compared.
@@ -55,7 +56,11 @@ def check_run(loaded: LoadedRecipe, ready: Prepared, report: RunReport) -> int:
     fresh = recipe.training.precision != "fp32" or sharded or packed
     notice = announcement(report, recipe.training.batch_size, fresh=fresh)
     trained = None if fresh else ready.base.model
-    code = self_check(output, trained=trained, fresh=fresh, notice=notice)
+
+    def record(facts: dict[str, Any]) -> None:
+        report.verification = {key: facts[key] for key in facts if key not in ("a", "b")}
+
+    code = self_check(output, trained=trained, fresh=fresh, notice=notice, record=record)
     return OK if code == NO_VERDICT else code
 
 

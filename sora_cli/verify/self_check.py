@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ def self_check(
     trained: Any | None = None,
     fresh: bool = True,
     notice: str | None = None,
+    record: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
     """Compare what was written (`b`) with what it was made from (`a`), and say the result.
 
@@ -43,6 +44,7 @@ def self_check(
         trained: model in memory that `a` was written from, in full precision.
         fresh: make the reload in a new process.
         notice: said before anything is loaded.
+        record: given what was found, as `sora verify --json` prints it.
 
     Returns:
         The command's exit code (`core.exit_codes`): OK, also if nothing was compared; FAILED if the
@@ -77,6 +79,8 @@ def self_check(
             where=error.where,
             hint=f"to verify again: {command}",
         ) from error
+    if record is not None:
+        record(done.facts())
     say_notes(done.notes)
     judged = done.judgement
     if judged.verdict is Verdict.SAME:

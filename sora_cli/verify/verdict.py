@@ -29,6 +29,9 @@ _ROUNDED = 0.05
 """Part that may be missing where merged weights were rounded to 16 bits: what `sora merge` loses
 without a warning. Rounding to nearest loses and never adds, so that 1.05 is wrong here, too."""
 
+_LEAST = 0.9
+"""A smaller share is never called the same, even where noise could explain it."""
+
 
 class Verdict(Enum):
     """The outcome of a comparison; its value is shown to the user."""
@@ -164,7 +167,7 @@ def _by_effect(effects: Sequence[Effect], rounding: Rounding) -> Judgement:
     for effect in seen:
         if not rounding.explains(effect):
             return Judgement(Verdict.DIFFERENT, f"expected: {rounding.expected(effect)}", effect)
-    clear = [effect for effect in seen if not effect.blind]
+    clear = [effect for effect in seen if not effect.blind and effect.share >= _LEAST]
     if clear:
         return Judgement(Verdict.SAME, decisive=clear[0])
     best = min(seen, key=lambda effect: effect.uncertainty)

@@ -17,7 +17,7 @@ adapter).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,25 @@ class Verification:
     def relative(self) -> float:
         """The largest difference of all outputs, relative to the largest value."""
         return largest_relative(self.differences)
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        judged = self.judgement
+        return {
+            "a": self.a,
+            "b": self.b,
+            "inputs": self.inputs,
+            "effect": self.effect,
+            "effects": [asdict(effect) for effect in self.effects],
+            "tolerance": self.tolerance.value,
+            "tolerance_from": self.tolerance.source,
+            "notes": list(self.notes),
+            "outputs": [{**asdict(d), "relative": d.relative} for d in self.differences],
+            "relative": self.relative,
+            "verdict": judged.verdict.value,
+            "reason": judged.reason,
+            "same": judged.same,
+        }
 
     def summary(self) -> str:
         """Return one line of numbers."""

@@ -24,6 +24,7 @@ from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.model.base import load_base
 from sora_cli.recipe.load import load_recipe
+from sora_cli.report import read_report
 from sora_cli.tasks import create_task
 from tests.helpers_adapters import assert_same, logits
 from tests.helpers_models import tiny_bert
@@ -343,6 +344,10 @@ def test_a_run_whose_check_cannot_tell_says_so_and_ends_with_0(
     code, told = _train_in_full(_recipe(tmp_path), capsys, *words)
     assert code == 0
     assert "not verified: it cannot be told: the adapter changes the " in told
+    report = read_report(tmp_path / "out")
+    assert report is not None
+    assert report.verification["verdict"] == "cannot tell"
+    assert 0 < report.verification["effects"][0]["size"] < 1e-5
 
 
 def test_files_that_differ_from_the_model_fail_the_run(
