@@ -180,7 +180,7 @@ def _json_starts(path: Path) -> Iterator[str]:
     decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
     for row in itertools.count():
         at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
-        if text[at] == "]":
+        if text[at : at + 1] in ("]", ""):
             return
         line, counted = line + text.count("\n", counted, at), at
         yield f":{line}, row {row} {COUNTED}"  # rows may share a line

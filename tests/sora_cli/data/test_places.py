@@ -150,12 +150,13 @@ def test_a_first_row_wider_than_the_header(
         (["text,label\na,0\n", "text,label\na,0\nb,x\n"],
          "'x', where there are whole numbers before", "1.csv:3"),
         (['{"text": "a", "text": "b"}\n'], "the key 'text' is there twice", "0.jsonl:1"),
+        (['[{"text": "{"},\n'], "no JSON", "0.json:"),
     ],
 )  # fmt: skip
 def test_what_a_reader_does_not_tell(
     tmp_path: Path, content: list[str], says: str, place: str
 ) -> None:
-    ending = "jsonl" if "{" in content[0] else "csv"
+    ending = place.partition(":")[0].partition(".")[2]
     files = {f"validation-{i}.{ending}": text for i, text in enumerate(content)}
     with pytest.raises(Exception, match=r"data\.files\.validation cannot be read") as caught:
         _rows(tmp_path, {"train.csv": OK, **files})
