@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.digest import result_remarks
@@ -31,7 +32,7 @@ def evaluate(
     check_new_file("--predictions", predictions)
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded.recipe, model=False)  # the target takes its place
-    read = check_target(target, f"sora eval {{}} --recipe {recipe}")
+    read = check_target(target, f"sora eval {{}} --recipe {quote(recipe)}")
     say_notes(result_remarks(read))
     if predictions is not None:
         read_too = (*with_base(read), loaded.path, *_data_files(loaded.recipe))
