@@ -127,7 +127,7 @@ def test_failed_write_leaves_the_old_one_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sora_cli.adapter.directory.write_tensors", full_disk)
-    with pytest.raises(SoraError, match="No space left"):
+    with pytest.raises(SoraError, match="no space left"):
         write_adapter(written, _adapter(layers={QUERY: _factors(1)}), force=True)
     assert list(read_adapter(written).layers) == [KEY, QUERY]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

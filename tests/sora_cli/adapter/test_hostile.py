@@ -535,7 +535,7 @@ def test_full_disk(
     directory = _lora(tmp_path / "a")
     monkeypatch.setattr(f"sora_cli.adapter.directory.{function}", full)
     error = _refused(["export", str(directory), "-o", str(tmp_path / "out")], capsys)
-    assert "No space left" in error
+    assert "no space left" in error
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
