@@ -21,8 +21,9 @@ MEANINGS = {
     "that is full or may not be written, also where stdout goes there.",
     NO_VERDICT: "No verdict: what was written is complete, but the comparison cannot tell whether "
     "it is right, because the adapter changes the outputs by less than the rounding error of the "
-    "comparison itself. Of `sora verify`, `sora export` and `sora merge`; `sora train` says "
-    "`not verified` and ends with 0. A run of `sora sweep` that ends so is finished.",
+    "comparison itself, or the rounding of the stored weights changes them about as much. Of "
+    "`sora verify`, `sora export` and `sora merge`; `sora train` says `not verified` and ends with "
+    "0. A run of `sora sweep` that ends so is finished.",
     INTERRUPTED: "Interrupted (SIGINT, Ctrl-C). `sora train` finishes its step, writes a "
     "checkpoint and says how to resume; a second signal stops it at once.",
     TERMINATED: "Told to end (SIGTERM, as schedulers of clusters do). As with SIGINT.",

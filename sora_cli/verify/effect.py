@@ -42,6 +42,11 @@ class Effect:
     residual: float
 
     @property
+    def words(self) -> str:
+        """The name, for a person."""
+        return self.name.replace("_", " ")
+
+    @property
     def uncertainty(self) -> float:
         """The share that rounding noise like the residual may add or hide."""
         return self.residual * (_OF_HIDDEN if self.name == HIDDEN else _OF_OUTPUTS)
@@ -54,7 +59,7 @@ class Effect:
     def summary(self) -> str:
         """Return how much of the effect is there, in words."""
         return (
-            f"{self.share:.2%} of the adapter's effect on the {self.name} is there "
+            f"{self.share:.2%} of the adapter's effect on the {self.words} is there "
             f"(residual {percent(self.residual)})"
         )
 

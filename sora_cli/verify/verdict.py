@@ -117,8 +117,8 @@ class Rounding:
     def expected(self, effect: Effect) -> str:
         """Return what a right result would show, in words."""
         least, most = self.shares(effect)
-        residual = percent(self.residual(effect.size))
-        return f"{least:.1%} to {most:.1%} of the effect, with a residual of {residual} at most"
+        share, residual = f"{least:.1%} to {most:.1%} of the effect", self.residual(effect.size)
+        return f"{share}, with a residual of {percent(residual)} at most" if residual < 1 else share
 
 
 def judge(
@@ -160,7 +160,7 @@ def _by_effect(effects: Sequence[Effect], rounding: Rounding) -> Judgement:
     if not seen:
         largest = max(effects, key=lambda effect: effect.size)
         reason = (
-            f"the adapter changes the {largest.name} by {largest.size:.1e} of their size, which is "
+            f"the adapter changes the {largest.words} by {largest.size:.1e} (relative), which is "
             f"within the rounding error of the comparison, {rounding.floor:.1e}"
         )
         return Judgement(Verdict.UNKNOWN, reason, largest)
@@ -171,5 +171,5 @@ def _by_effect(effects: Sequence[Effect], rounding: Rounding) -> Judgement:
     if clear:
         return Judgement(Verdict.SAME, decisive=clear[0])
     best = min(seen, key=lambda effect: effect.uncertainty)
-    reason = f"rounding moves the {best.name} {best.residual:.2g} times as far as the adapter does"
+    reason = f"rounding moves the {best.words} {best.residual:.2g} times as far as the adapter does"
     return Judgement(Verdict.UNKNOWN, reason, best)
