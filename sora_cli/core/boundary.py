@@ -91,7 +91,7 @@ def _told(error: Exception, *, debug: bool) -> int:
 def _disk_error(error: OSError) -> list[str]:
     """Return what is wrong with a file, or with the directory for temporary ones."""
     if error.errno in _DISK_ERRORS:
-        name = "a file" if error.filename is None else f"'{error.filename}'"
+        name = "a file" if error.filename is None else f"'{printable(error.filename)}'"
         return [f"{name} cannot be used: {(error.strerror or str(error)).lower()}"]
     if _NO_TEMPORARY in str(error):
         return ["no temporary file can be written", str(error.strerror), "TMPDIR=DIR names another"]
@@ -101,7 +101,7 @@ def _disk_error(error: OSError) -> list[str]:
 def _usage_error(error: Any) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "sora"
-    return _user_error([error.format_message(), f"try: {command} --help"], debug=False)
+    return _user_error([printable(error.format_message()), f"try: {command} --help"], debug=False)
 
 
 def _user_error(lines: Sequence[str], *, debug: bool) -> int:

@@ -45,6 +45,15 @@ def test_a_name_is_never_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -
     assert "[bold]b\\nc" in out
 
 
+def test_nor_in_the_systems_errors_and_in_those_of_usage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert guarded(lambda: Path("a\nb" * 200).read_bytes()) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run(["inspect", "--a\nb"]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == ["  try: sora inspect --help"]
+
+
 def test_inspect_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory, other = tmp_path / "a", tmp_path / "b\x1b[2J"
     for place in (directory, other):
