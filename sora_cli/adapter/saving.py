@@ -42,6 +42,7 @@ def save_adapter(
     path = base_model or config.name_or_path
     kind = type(model).__name__
     classes = int(config.num_labels) if names_classes(kind) else None  # elsewhere a mere default
+    names = getattr(config, "id2label", None)  # PVT has none
     adapter = build_adapter(
         model,
         method,
@@ -52,7 +53,7 @@ def save_adapter(
         meta=AdapterMeta(
             method=method.name,
             method_config=method.config.model_dump(mode="json"),
-            labels=tuple(config.id2label.values()) if classes and classes > 1 else None,
+            labels=tuple(names.values()) if names and classes and classes > 1 else None,
             num_labels=classes,
             problem_type=getattr(config, "problem_type", None),
         ),

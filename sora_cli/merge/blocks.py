@@ -255,6 +255,8 @@ def _check(work: Tensor, dtype: torch.dtype, item: Item) -> None:
         return
     low, high = (extreme.to(dtype) for extreme in torch.aminmax(work))
     if not bool(low.isfinite() & high.isfinite()):
+        if item.head is not None and not all(x.isfinite() for x in torch.aminmax(work)):
+            raise SoraError(f"'{item.head}' of the adapter holds NaN or infinity")
         what = item.update or item.head
         raise SoraError(f"'{what}' would hold NaN or infinity as {dtype}")
 

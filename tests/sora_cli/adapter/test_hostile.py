@@ -451,9 +451,9 @@ def test_expressions_that_take_forever(
 def test_many_patterns_are_still_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = _lora(tmp_path / "a")
     _config(rank_pattern={f"m{i}.x": 2 for i in range(20_000)})(directory)
-    start = time.monotonic()
+    start = time.process_time()  # of this process: others may keep the machine busy
     assert run(["export", str(directory), "-o", str(tmp_path / "out")]) == 0
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert "'m0.x', 'm1.x', 'm2.x' and 19997 more" in capsys.readouterr().err
 
 

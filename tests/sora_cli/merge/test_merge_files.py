@@ -264,7 +264,7 @@ def test_too_large_for_the_bases_dtype(tmp_path: Path) -> None:
 
 def test_a_head_that_is_not_finite(tmp_path: Path, made: Made) -> None:
     made[1].head["classifier.bias"][1] = float("nan")  # type: ignore[index]
-    with pytest.raises(SoraError, match=r"'classifier\.bias' would hold NaN"):
+    with pytest.raises(SoraError, match=r"'classifier\.bias' of the adapter holds NaN"):
         merge_adapter(made[1], tmp_path / "out")
     assert not _left(tmp_path)
 
