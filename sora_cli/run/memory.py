@@ -33,6 +33,7 @@ from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded
 
 CPU_RUNTIME = 75_000_000  # bytes, measured on a run of two-row batches
+CPU_TRIED = 30_000_000  # bytes of them that the trial of `run/unfit.py` has taken already; likewise
 CUDA_RUNTIME = 33_000_000  # bytes of cuBLAS workspace
 HEAP_SLACK = 0.2  # holes in glibc's heap, as a share of the smaller blocks; measured
 
@@ -123,6 +124,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
         ),
         key=lambda rows: _cells(rows),
     )
+    on_cpu = CPU_RUNTIME - (CPU_TRIED if recipe.method.config.low_rank else 0)
     passes = 2 if recipe.training.gradient_accumulation > 1 else 1  # the second finds gradients
     block = recipe.training
     work = Passes(model, collate, device, block.precision, ready.task, block.gradient_checkpointing)
@@ -131,7 +133,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
     return MemoryPrediction(
         device=device,
         resident=resident,
-        runtime=CPU_RUNTIME if device == "cpu" else CUDA_RUNTIME,
+        runtime=on_cpu if device == "cpu" else CUDA_RUNTIME,
         gradients=trained,
         moments=2 * trained,  # AdamW's two averages, in the parameters' precision
         training=step,

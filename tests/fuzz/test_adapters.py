@@ -84,7 +84,7 @@ def _impatient() -> Iterator[None]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("fuzz")
     bert = tiny_bert()
-    write_adapter(root / "ours", adapt(bert, root, head=("classifier",)))
+    write_adapter(root / "ours", adapt(bert, root / "base", head=("classifier",)))
     tuned = {name: LoraConfig(task_type="SEQ_CLS", target_modules=TARGETS, **options)
              for name, options in PEFT_OPTIONS.items()}  # fmt: skip
     tuned["adalora"] = AdaLoraConfig(
