@@ -33,7 +33,6 @@ from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded
 
 CPU_RUNTIME = 75_000_000  # bytes, measured on a run of two-row batches
-CPU_TRIED = 30_000_000  # bytes of them that the trial of `run/unfit.py` has taken already; likewise
 CUDA_RUNTIME = 33_000_000  # bytes of cuBLAS workspace
 HEAP_SLACK = 0.2  # holes in glibc's heap, as a share of the smaller blocks; measured
 
@@ -113,7 +112,8 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
     model: nn.Module = ready.base.model
     trained = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
     weights = sum(_bytes(t) for t in _distinct(model))
-    resident = resident_memory() if device == "cpu" else weights
+    # training takes again what the trial took: it counts as a part of the first step
+    resident = resident_memory() - ready.trial_memory if device == "cpu" else weights
     loading = float(peak_memory() or 0) if device == "cpu" else 0.0
     collate = ready.task.collator(ready.base.processor)
     training = _longest(ready.train, micro_batch)
@@ -124,7 +124,6 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
         ),
         key=lambda rows: _cells(rows),
     )
-    on_cpu = CPU_RUNTIME - (CPU_TRIED if recipe.method.config.low_rank else 0)
     passes = 2 if recipe.training.gradient_accumulation > 1 else 1  # the second finds gradients
     block = recipe.training
     work = Passes(model, collate, device, block.precision, ready.task, block.gradient_checkpointing)
@@ -133,7 +132,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
     return MemoryPrediction(
         device=device,
         resident=resident,
-        runtime=on_cpu if device == "cpu" else CUDA_RUNTIME,
+        runtime=CPU_RUNTIME if device == "cpu" else CUDA_RUNTIME,
         gradients=trained,
         moments=2 * trained,  # AdamW's two averages, in the parameters' precision
         training=step,

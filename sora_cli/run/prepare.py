@@ -17,6 +17,7 @@ from methods.dropout import replace_dropouts
 from methods.inject import ALL_LINEAR, inject, matches
 from methods.registry import method_class
 from sora_cli.core.console import say
+from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows, load_rows
@@ -39,6 +40,7 @@ class Prepared:
 
     Attributes:
         left_out: module path -> why `method.targets` names it and it has no adapter.
+        trial_memory: bytes by which the trial of layers let the process grow; 0 if not known.
     """
 
     task: Task
@@ -50,6 +52,7 @@ class Prepared:
     method: AdapterMethod
     layers: dict[str, LowRankLinear]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    trial_memory: int = 0
 
     @property
     def selects_apart(self) -> bool:
@@ -102,12 +105,14 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         select = next(reported, None) or encode(task, base, rows.select, rows.origin(rows.select))
     with phase("inject"):
         collate = task.collator(base.processor)
+        before = process_memory("VmRSS") or 0
         unfit = unfit_layers(base, collate, train) if recipe.method.config.low_rank else {}
+        grown = max((process_memory("VmRSS") or 0) - before, 0)
         method, layers = add_adapters(recipe, base, unfit)
         steps = recipe.training.total_steps(len(train.lengths))
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     left_out = {path: why for path, why in unfit.items() if _means(method.config, path)}
-    return Prepared(task, rows, base, train, select, report, method, layers, left_out)
+    return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown)
 
 
 def _means(config: MethodOptions, path: str) -> bool:
