@@ -48,9 +48,7 @@ def changed_results(run: Path, digests: Mapping[str, str]) -> Iterator[str]:
         digests: as in the report; empty in reports of older versions.
     """
     for name, digest in digests.items():
-        folder = run / name
-        if folder.is_dir() and result_digest(folder) != digest:
-            yield f"{folder} has changed since the run: its report describes another {name}"
+        yield from _remark(run / name, name, digest)
 
 
 def result_remarks(folder: Path) -> list[str]:
@@ -62,7 +60,9 @@ def result_remarks(folder: Path) -> list[str]:
         return []
     if report is None or report.status != "completed" or place.name not in report.digests:
         return []
-    known = {place.name: report.digests[place.name]}
-    return [
-        line.replace(str(place), str(folder), 1) for line in changed_results(place.parent, known)
-    ]
+    return list(_remark(folder, place.name, report.digests[place.name]))
+
+
+def _remark(folder: Path, name: str, digest: str) -> Iterator[str]:
+    if folder.is_dir() and result_digest(folder) != digest:
+        yield f"{folder} has changed since the run: its report describes another {name}"

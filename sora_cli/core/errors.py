@@ -63,4 +63,10 @@ class SoraError(Exception):
 
     def lines(self) -> list[str]:
         """Return one to three lines for a person; a name with a newline in it stays in its line."""
-        return [line.replace("\n", "\\n") for line in (self.what, self.where, self.hint) if line]
+        lines = (self.what, self.shown_where, self.hint)
+        return [line.replace("\n", "\\n") for line in lines if line]
+
+    @property
+    def shown_where(self) -> str | None:
+        """The second line."""
+        return self.where

@@ -56,10 +56,10 @@ class RowError(SoraError):
             self.places.append(place)
         self.key = None
 
-    def lines(self) -> list[str]:
-        """Return one to three lines for a person."""
-        where = "; ".join([*self.places, self.where or ""]).removesuffix("; ")
-        return [line for line in (self.what, where, self.hint) if line]
+    @property
+    def shown_where(self) -> str:
+        """The second line: the places, and the valid alternatives."""
+        return "; ".join([*self.places, *([self.where] if self.where else [])])
 
 
 @dataclass(frozen=True)

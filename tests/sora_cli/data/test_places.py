@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
-from sora_cli.data.places import RowError, locating
+from sora_cli.data.places import Origin, RowError, locating
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.recipe.recipe import DataBlock
 from tests.helpers_runs import write_glue
@@ -200,3 +200,13 @@ def test_json_rows_are_read_as_python_reads_them(tmp_path: Path) -> None:
     assert list(_places(rows, rows.train, tmp_path).values()) == [
         f"train.json:{2 + 4 * i}" for i in range(5)
     ]
+
+
+def test_a_newline_in_a_name_stays_in_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "a\nb.csv"
+    file.write_text(OK)
+    with pytest.raises(RowError) as caught, locating(Origin("train", (file,), 2)):
+        raise RowError("no label", 1, where="classes: 'x'", hint="put it right")
+    what, where, hint = caught.value.lines()
+    assert where == f"{tmp_path}/a\\nb.csv:3, split 'train'; classes: 'x'"
+    assert "\n" not in what + hint
