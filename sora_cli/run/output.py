@@ -73,7 +73,7 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
 def check_base_apart(output: Path, recipe: Recipe) -> None:
     """Raise `SoraError` where the output is, holds or lies in the base model's directory."""
     base = Path(resolve_model_path(recipe.model.path))
-    check_apart(output, base, hint="train elsewhere: output.dir=DIR")
+    check_apart(output, base, hint=_ELSEWHERE)
 
 
 def check_own(output: Path, *, resume: bool = False) -> None:
