@@ -8,7 +8,7 @@ A method wraps linear layers in `LowRankLinear`, and is then called back at fixe
     each optimiser step t = 0 .. T-1:
         loss = task_loss + method.penalty(layers)     # training loss only, never in evaluation
         loss.backward(); clip; optimizer.step()
-        method.after_step(layers, StepInfo(t, T, lrs))   # before the gradients are cleared
+        method.after_step(layers, StepInfo(t, T, lrs, optimizer.state))  # gradients still there
         optimizer.zero_grad()
     {path: method.factors(layer)}                     # what is left: an ordinary LoRA
 
@@ -50,6 +50,9 @@ class StepInfo:
     """Optimiser steps of the whole run (or stage)."""
     learning_rates: Mapping[str, float]
     """Learning rate this step used, by the "name" of the parameter groups."""
+    optimizer_state: Mapping[Tensor, dict[str, Any]] | None = None
+    """`optimizer.state`: moments by parameter, to be turned with it where a method changes the
+    basis of its factors (see `methods.basis`). None: whoever calls did not give it."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class MethodOptions(BaseModel):
     """True if training itself removes components."""
     variable_options: ClassVar[tuple[str, ...]] = ()
     """Options that `set_option` may change between the stages of a path."""
+    turns_basis: ClassVar[bool] = False
+    """True if training changes the basis of the factors, so that component i may become another."""
 
 
 class MethodConfig(MethodOptions):
@@ -122,6 +124,60 @@ class SoraConfig(MethodConfig):
     betas: Betas | None = Field(
         None, description="betas of the gates' AdamW; unset: the optimiser's"
     )
+
+
+class CutConfig(MethodConfig):
+    """Options of LoRA with a cut; of the three budgets one at most is given."""
+
+    paper = "Hu et al. 2021, arXiv 2106.09685, cut as in PARA, arXiv 2604.27796, then trained on"
+    adapts_rank = True
+    turns_basis = True
+    variable_options = ("target_r",)
+
+    r_max: int = Field(8, ge=1, le=65536, description="rank of every layer until the cut")
+    target_r: float | None = Field(
+        None,
+        ge=0,
+        description="budget: mean rank per layer after the cut; unset, as the other two budgets: "
+        "0.15 x r_max",
+    )
+    max_params: int | None = Field(
+        None, ge=0, description="budget: numbers that the factors hold together after the cut"
+    )
+    energy: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="budget: share of all squared singular values that the cut keeps",
+    )
+    cut_at: int | float = Field(
+        0.8, gt=0, description="steps before the last cut; below 1: a share of the run's steps"
+    )
+    cuts: int = Field(
+        1, ge=1, description="cuts, each to the same share of what the one before has left"
+    )
+    first_cut: int | float = Field(
+        0.4, gt=0, description="where there are several cuts: steps before the first, as cut_at"
+    )
+    shrink: Literal["hard", "soft"] = Field(
+        "hard",
+        description="what a cut does to the singular values it keeps: hard leaves them, soft takes "
+        "from each as much as brings the largest of the others to zero (nuclear norm)",
+    )
+    moments: Literal["turn", "restart", "keep"] = Field(
+        "turn",
+        description="the optimiser's moments at a cut: turned with the factors, begun anew, or "
+        "kept entry by entry",
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> CutConfig:
+        given = [n for n in ("target_r", "max_params", "energy") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both budgets: give one")
+        if self.target_r is not None and self.target_r > self.r_max:
+            raise ValueError(f"target_r {self.target_r:g} is above r_max {self.r_max}")
+        return self
 
 
 class FullOptions(MethodOptions):

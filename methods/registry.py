@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from methods.configs import (
     AdaLoraConfig,
     BitFitOptions,
+    CutConfig,
     FullOptions,
     HeadOptions,
     LoraConfig,
@@ -36,6 +37,7 @@ _BUILTINS: dict[str, tuple[str, type[MethodOptions]]] = {
     "lora": ("methods.lora:Lora", LoraConfig),
     "adalora": ("methods.adalora:AdaLora", AdaLoraConfig),
     "sora": ("methods.sora:Sora", SoraConfig),
+    "cut": ("methods.cut:Cut", CutConfig),
     "full": ("methods.baselines:Full", FullOptions),
     "head": ("methods.baselines:Head", HeadOptions),
     "bitfit": ("methods.baselines:BitFit", BitFitOptions),

@@ -59,3 +59,19 @@ def like(value: Tensor, target: Tensor) -> Tensor:
     mesh, value = target.device_mesh, value.to(target.device, target.dtype)
     copies = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return copies.redistribute(placements=target.placements)
+
+
+def agreed(tensor: Tensor) -> Tensor:
+    """Return the first process's tensor on every process; each must call this, with one shape.
+
+    Decompositions may differ in their last bits, or in signs, between processors.
+    """
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor
+    if distributed.get_world_size() == 1:
+        return tensor
+    sent = tensor.contiguous()
+    distributed.broadcast(sent, src=0)
+    return sent

@@ -88,7 +88,8 @@ class Run:
             self.optimizer.step()
             if before_hook is not None:
                 before_hook()
-            self.method.after_step(self.layers, StepInfo(step, self.total_steps, rates))
+            info = StepInfo(step, self.total_steps, rates, self.optimizer.state)
+            self.method.after_step(self.layers, info)
             self.optimizer.zero_grad()
         return losses
 

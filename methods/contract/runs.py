@@ -59,7 +59,9 @@ def components_keep_their_order(make: MethodFactory) -> None:
                 "a dead component is one whose gate is zero, it stays in its place"
             )
             moved = _moved_component(stepped[path], layer.A.detach())
-            assert moved is None, f"step {step} moved component {moved} of '{path}' elsewhere"
+            assert moved is None or run.method.config.turns_basis, (
+                f"step {step} moved component {moved} of '{path}' elsewhere"
+            )
             _check_terms(f"'{path}' after step {step}", layer, run.method.factors(layer))
 
 
@@ -70,7 +72,8 @@ def a_missing_gradient_is_named(make: MethodFactory) -> None:
     rates = {group["name"]: LR for group in run.optimizer.param_groups}
     names = [f"{path}.{kind}" for path, m in run.layers.items() for kind, _ in m.named_factors()]
     try:
-        run.method.after_step(run.layers, StepInfo(_HALF, STEPS, rates))
+        info = StepInfo(_HALF, STEPS, rates, run.optimizer.state)
+        run.method.after_step(run.layers, info)
     except MethodError as error:
         said = str(error)
     except Exception as error:

@@ -6,15 +6,14 @@ Frobenius norm (Eckart-Young); the head is never touched.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
+from methods.budgets import strongest, within_parameters
 from methods.factors import LowRankFactors, rank_for_energy
 from sora_cli.adapter.reading import OnDemand
 from sora_cli.core.checks import check_rules
@@ -140,53 +139,12 @@ def truncate_layers(
     return at_ranks(layers, ranks), losses
 
 
-def strongest(
-    values: Mapping[str, Tensor], count: int, cost: Mapping[str, int] | None = None
-) -> dict[str, int]:
-    """Return the ranks that keep the `count` largest singular values of all layers together.
-
-    One threshold over all layers, so rank goes where it matters; zeros are never kept.
-
-    Args:
-        values: singular values of each layer, descending.
-        cost: numbers a component of each layer takes; then by s^2 per number instead of s.
-    """
-    weighed = {path: s if cost is None else s / math.sqrt(cost[path]) for path, s in values.items()}
-    everything = torch.cat([*weighed.values(), torch.zeros(0, dtype=torch.float64)])
-    chosen = torch.zeros_like(everything, dtype=torch.bool)
-    chosen[torch.argsort(everything, descending=True, stable=True)[:count]] = True
-    chosen &= everything > 0
-    parts = torch.split(chosen, [s.numel() for s in weighed.values()])
-    return {path: int(part.sum()) for path, part in zip(weighed, parts, strict=True)}
-
-
 def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict[str, int]:
     """Return each layer's rank so that all factors hold at most `max_params` numbers.
 
-    One choice over all layers: a component of singular value s in a layer of in x out costs
-    (in + out) numbers and saves s^2 of the squared error. Components are taken by s^2 per number,
-    best first, each that still fits; a layer's come in the order of its singular values. That is
-    the optimum whenever all layers are of one shape, and near it (the greedy rule for knapsacks:
-    short of it by less than one component) otherwise. If everything fits, everything is kept.
+    If everything fits, everything is kept; otherwise `methods.budgets.within_parameters` decides.
     """
     if sum(m.live * m.cost for m in modules.values()) <= max_params:
         return {path: m.live for path, m in modules.items()}
-    keep = dict.fromkeys(modules, 0)
-    queue = [(_worth(m, 0), path) for path, m in modules.items() if m.values.numel()]
-    heapq.heapify(queue)
-    left = max_params
-    while queue:
-        worth, path = heapq.heappop(queue)
-        module = modules[path]
-        if module.cost > left or worth == 0:
-            continue  # the layer's further components cost as much and are worth less
-        left -= module.cost
-        keep[path] += 1
-        if keep[path] < module.values.numel():
-            heapq.heappush(queue, (_worth(module, keep[path]), path))
-    return keep
-
-
-def _worth(module: Module, component: int) -> float:
-    """Return squared singular value per number, negative: heaps have the smallest on top."""
-    return -(float(module.values[component]) ** 2) / module.cost
+    values = {path: m.values for path, m in modules.items()}
+    return within_parameters(values, {path: m.cost for path, m in modules.items()}, max_params)

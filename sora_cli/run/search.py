@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from methods.base import LowRankLinear
+from methods.budgets import strongest
 from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter
-from sora_cli.adapter.pruning import strongest, survey, truncate_layers
+from sora_cli.adapter.pruning import survey, truncate_layers
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import check_rows, load_task

@@ -127,8 +127,10 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
                 f"the penalty of {self.method.name} reached the loss {share:g} times in this step, "
                 "not once: compute_loss was replaced after attach(), or is not called"
             )
-        rates = {g["name"]: g["lr"] for g in self.trainer.optimizer.param_groups if "name" in g}
-        self.method.after_step(self.layers, StepInfo(state.global_step, state.max_steps, rates))
+        optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
+        rates = {g["name"]: g["lr"] for g in optimizer.param_groups if "name" in g}
+        info = StepInfo(state.global_step, state.max_steps, rates, optimizer.state)
+        self.method.after_step(self.layers, info)
         if not self.method.config.low_rank:
             return
         live = self.method.summary(self.layers).live

@@ -41,6 +41,8 @@ CASES = {
     "lora": Case("lora", {"r": 3}),
     "adalora": Case("adalora", {"init_r": 5, **ADALORA}),
     "adalora, rank 1": Case("adalora", {"init_r": 1, **ADALORA, "target_r": 0.5, "delta_t": 3}),
+    "cut": Case("cut", {"r_max": 5, "target_r": 1.5, "cut_at": 8}),
+    "cut, soft": Case("cut", {"r_max": 3, "energy": 0.9, "cuts": 3, "shrink": "soft"}),
     "sora": Case("sora", {"r_max": 3, **SORA}),
     "sora, official": Case("sora", {"r_max": 5, **SORA, "prox": "official", "threshold": 0.0325}),
     "sora, rank 1": Case("sora", {"r_max": 1, **SORA}),
@@ -76,7 +78,8 @@ class Training:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
             self.optimizer.step()
-            self.method.after_step(self.layers, StepInfo(step, STEPS, rates))
+            info = StepInfo(step, STEPS, rates, self.optimizer.state)
+            self.method.after_step(self.layers, info)
             if step == STEPS - 1:
                 found = {name: p.grad for name, p in self.trained()}
                 self.gradients = {n: whole(g).clone() for n, g in found.items() if g is not None}

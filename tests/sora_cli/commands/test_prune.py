@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from methods.budgets import strongest
 from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
-from sora_cli.adapter.pruning import prune_layers, strongest
+from sora_cli.adapter.pruning import prune_layers
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.app import run
 from sora_cli.commands.prune import Rule, prune

@@ -1,0 +1,120 @@
+"""The singular basis of a layer's update, and turning the factors and their moments into it.
+
+`dW = scaling * B A` is the same for every invertible T: `B A = (B T^-1)(T A)`. In the singular
+basis, with `B A = U S V^T`, the factors are balanced: `A' = S^1/2 V^T`, `B' = U S^1/2`. Component i
+then is the i-th singular direction, so that the best approximation of a lower rank leaves out the
+last ones (Eckart-Young).
+
+An optimiser's moments belong to the entries of the old factors. From `A' = T A`, `B' = B T^-1`
+follow the gradients `G_A' = T^-T G_A` and `G_B' = G_B T^T`. First moments, being linear in the
+gradients, turn in the same way, exactly; second moments turn with the squared entries of the
+matrices, which is what they would be if the gradients' entries were uncorrelated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from methods.errors import MethodError
+from methods.layer import LowRankLinear
+from methods.sharding import agreed, like, local, whole
+
+Moments = Literal["turn", "restart", "keep"]
+_LINEAR = frozenset({"exp_avg", "momentum_buffer"})
+_SQUARED = frozenset({"exp_avg_sq"})
+
+
+@dataclass(frozen=True)
+class SingularBasis:
+    """A layer's factors in the singular basis, scaling not included.
+
+    Attributes:
+        A: (r, in). B: (out, r). S: (r,) singular values of B A, descending. All float64; what is
+            beyond the rank of the update is zero.
+        turn_a: (r, r), turns gradients of A into those of A'. turn_b: (r, r), from the right, of B.
+    """
+
+    A: Tensor
+    B: Tensor
+    S: Tensor
+    turn_a: Tensor
+    turn_b: Tensor
+
+
+@torch.no_grad()
+def singular_basis(layer: LowRankLinear) -> SingularBasis:
+    """Compute a layer's singular basis, the same on all processes.
+
+    Raises:
+        MethodError: the layer has gates, which belong to the basis they were trained in.
+    """
+    if layer.d is not None:
+        raise MethodError("factors with gates have no other basis: the gates belong to theirs")
+    a, b = whole(layer.A).double(), whole(layer.B).double()
+    r = a.shape[0]
+    q_b, r_b = torch.linalg.qr(b)  # (out, k1), (k1, r)
+    q_a, r_a = torch.linalg.qr(a.T)  # (in, k2), (k2, r)
+    u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # of (k1, k2), k = min
+    root = s.sqrt()
+    inverse = torch.where(root > 0, 1 / root, 0.0)
+    A, B = a.new_zeros(a.shape), b.new_zeros(b.shape)
+    S, turn_a, turn_b = a.new_zeros(r), a.new_zeros(r, r), a.new_zeros(r, r)
+    k = s.numel()
+    A[:k], B[:, :k], S[:k] = root[:, None] * (vt @ q_a.T), (q_b @ u) * root, s
+    turn_a[:k] = inverse[:, None] * (vt @ r_a)  # T^-T = (S^-1/2 V^T R_A), as B T^-1 = U S^1/2
+    turn_b[:, :k] = (r_b.T @ u) * inverse  # T^T, as T A = S^1/2 V^T
+    # another processor may find other signs, or another order of equal values
+    return SingularBasis(*(agreed(t) for t in (A, B, S, turn_a, turn_b)))
+
+
+@torch.no_grad()
+def turn(
+    layer: LowRankLinear,
+    basis: SingularBasis,
+    strength: Tensor,
+    state: Mapping[Tensor, dict[str, Any]],
+    moments: Moments,
+) -> None:
+    """Give a layer its factors in the singular basis, with every singular value set anew.
+
+    Components of strength zero get exactly zero factors and moments: they have no gradient any
+    more, and stay zero.
+
+    Args:
+        strength: (r,) singular values that the factors are to have.
+        state: the optimiser's.
+        moments: turn: turned as the gradients are. restart: zero, and their bias correction begins
+            again. keep: those of the old basis stay, entry by entry.
+    """
+    share = torch.where(basis.S > 0, strength / basis.S.clamp(min=1e-300), 0.0).sqrt()  # (r,)
+    alive = share > 0
+    _write(layer.A, basis.A * share[:, None])
+    _write(layer.B, basis.B * share)
+    for p, kind in ((layer.A, "A"), (layer.B, "B")):
+        for name, value in state.get(p, {}).items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                new = _turned(name, whole(value), kind, basis, moments)
+                mask = alive[:, None] if kind == "A" else alive
+                _write(value, new.masked_fill(~mask, 0))
+            elif name == "step" and moments == "restart":
+                state[p][name] = torch.zeros_like(value) if isinstance(value, Tensor) else 0
+
+
+def _turned(name: str, value: Tensor, kind: str, basis: SingularBasis, moments: Moments) -> Tensor:
+    if moments == "keep":
+        return value
+    matrix = basis.turn_a if kind == "A" else basis.turn_b
+    if moments == "restart" or name not in _LINEAR | _SQUARED:
+        return torch.zeros_like(value)
+    matrix = matrix.square() if name in _SQUARED else matrix
+    return matrix @ value.double() if kind == "A" else value.double() @ matrix
+
+
+def _write(target: Tensor, value: Tensor) -> None:
+    data = target.detach()
+    local(data).copy_(local(like(value.to(data.dtype), data)))
