@@ -138,7 +138,7 @@ class Cut(AdapterMethod):
             strength = kept[path].to(layer.A.device) / layer.scaling
             turn(layer, bases[path], strength, info.optimizer_state, self.config.moments)
         self._left = {path: int(s.count_nonzero()) for path, s in kept.items()}
-        energy = _energy(kept) / (_energy(scaled) or 1)
+        energy = round(_energy(kept) / (_energy(scaled) or 1), 9)
         self._made.append(Made(info.step + 1, sum(self._left.values()), energy))
 
     def _ranks(self, layers: Layers, values: Mapping[str, Tensor], share: float) -> dict[str, int]:
@@ -222,7 +222,8 @@ def _between(start: int, target: int, share: float) -> int:
     """Return the budget when a share of the way is gone, by equal factors; its end is exact."""
     if share == 1 or target >= start:
         return min(start, target)
-    return round(start * float(max(target, 1) / start) ** share)
+    way: float = (max(target, 1) / start) ** share
+    return round(start * way)
 
 
 def _energy(values: Mapping[str, Tensor]) -> float:

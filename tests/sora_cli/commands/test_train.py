@@ -30,7 +30,12 @@ from tests.helpers_adapters import assert_same, logits
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import glue_rows, script_scores, train, write_recipe
 
-OPTIONS = {"lora": {"r": 3}, "adalora": {"init_r": 3, "target_r": 2}, "sora": {"r_max": 4}}
+OPTIONS = {
+    "lora": {"r": 3},
+    "adalora": {"init_r": 3, "target_r": 2},
+    "sora": {"r_max": 4},
+    "cut": {"r_max": 4, "target_r": 1.5},
+}
 KINDS = {"classification": 2, "regression": 1}
 METRICS = {
     "classification": ["accuracy"],

@@ -14,7 +14,12 @@ from sora_cli.train.machine import set_deterministic
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
 
-OPTIONS = {"lora": {"r": 3}, "adalora": {"init_r": 3, "target_r": 2}, "sora": {"r_max": 3}}
+OPTIONS = {
+    "lora": {"r": 3},
+    "adalora": {"init_r": 3, "target_r": 2},
+    "sora": {"r_max": 3},
+    "cut": {"r_max": 3, "target_r": 1.5},
+}
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,12 @@ from sora_cli.train.trainer import AdapterTrainer, build_trainer
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, tiny_tokenizer, write_recipe
 
-OPTIONS = {"lora": {"r": 3}, "adalora": {"init_r": 3, "target_r": 2}, "sora": {"r_max": 3}}
+OPTIONS = {
+    "lora": {"r": 3},
+    "adalora": {"init_r": 3, "target_r": 2},
+    "sora": {"r_max": 3},
+    "cut": {"r_max": 3, "target_r": 1.5},
+}
 LAYER = "bert.encoder.layer.1.attention.self.value"
 CHECKPOINT = Path("somewhere/checkpoints/step-000001")
 
