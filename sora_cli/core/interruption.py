@@ -86,6 +86,19 @@ def tidied(last_step: Callable[[], None]) -> Iterator[None]:
         last_step()
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until the block ends.
+
+    A process started in the block has them wait, too, until `leave_signals_to_parent`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals_to_parent(_: int = 0) -> None:
     """Ignore SIGINT in a worker process, and the first SIGTERM.
 
@@ -94,6 +107,7 @@ def leave_signals_to_parent(_: int = 0) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _ignore_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (as below)

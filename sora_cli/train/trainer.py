@@ -27,6 +27,7 @@ from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
 from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare_inputs
 from sora_cli.train.machine import check_machine, keep_freed_memory
+from sora_cli.train.workers import worker_context
 
 
 class AdapterTrainer(ResumingTrainer):
@@ -158,6 +159,7 @@ class AdapterTrainer(ResumingTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             worker_init_fn=leave_signals_to_parent,
+            multiprocessing_context=worker_context(self.args.dataloader_num_workers),
             **options,
         )
 

@@ -39,6 +39,8 @@ RUNS = [
     ("adalora", "resumed"),  # half-way
     ("adalora", "not freed"),  # parameters stay whole between the forward and the backward pass
     ("adalora, rank 1", ""),
+    ("cut", "resumed"),
+    ("cut, soft", ""),
     ("sora", "resumed"),
     ("sora", "not freed"),
     ("sora, official", "checkpointing"),  # activations are computed again
@@ -149,7 +151,7 @@ def check_norm_of_another_group(kind: type[nn.Module], *, free: bool) -> None:
 def check_fsdp1_is_refused() -> None:
     """It flattens parameters: a gate's row and column are no longer known."""
     wrap = partial(FullyShardedDataParallel, use_orig_params=True, device_id=torch.device("cpu"))
-    for name in ("lora", "adalora", "sora"):
+    for name in ("lora", "adalora", "sora", "cut"):
         method = create(name)
         model = test_ddp.net()
         layers = inject(model, method, generator=torch.Generator().manual_seed(0))
