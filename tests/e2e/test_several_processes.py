@@ -25,7 +25,8 @@ STEPS, STOPPED_AT = 30, 17
 TOLERANCE = 1e-4  # AdamW enlarges what is rounded otherwise where gradients are tiny
 METHODS = sorted(low_rank_names())
 OPTIONS: dict[str, list[str]] = {
-    "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"]
+    "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"],
+    "cut": ["method.cut_at=12"],
 }
 MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -37,31 +38,37 @@ def _launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture(
+    scope="module",
+    params=[m if m == "sora" else pytest.param(m, marks=pytest.mark.long) for m in METHODS],
+)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process's run of every method, and two processes': whole, stopped, and resumed.
+def folder(tmp_path_factory: pytest.TempPathFactory, method: str) -> Path:
+    """One process's run of a method, and two processes': whole, stopped, and resumed.
 
     83 rows in steps of 8: the last step of an epoch has 3, which fill no two micro-batches on
     either process.
     """
-    folder = tmp_path_factory.mktemp("processes")
+    folder = tmp_path_factory.mktemp(f"processes-{method}")
     model = tiny_bert(num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     training = {
         "max_steps": STEPS, "batch_size": 8, "gradient_accumulation": 2, "evaluate": 10,
         "checkpoint": 7, "logging_steps": 4,
     }  # fmt: skip
     recipe = write_recipe(folder, model, rows=83, training=training)
-    commands = []
-    for method in METHODS:
-        words = ["train", str(recipe), "--no-verify", f"method.name={method}"]
-        words += OPTIONS.get(method, [])
-        assert run([*words, f"output.dir={folder}/{method}-one"]) == 0
-        cut = f"output.dir={folder}/{method}-cut"
-        commands += [
-            {"words": [*words, f"output.dir={folder}/{method}-two"], "stop": None},
-            {"words": [*words, cut], "stop": STOPPED_AT},
-            {"words": [*words, cut, "--resume"], "stop": None},
-        ]
+    words = ["train", str(recipe), "--no-verify", f"method.name={method}"]
+    words += OPTIONS.get(method, [])
+    assert run([*words, f"output.dir={folder}/one"]) == 0
+    stopped = f"output.dir={folder}/stopped"
+    commands = [
+        {"words": [*words, f"output.dir={folder}/two"], "stop": None},
+        {"words": [*words, stopped], "stop": STOPPED_AT},
+        {"words": [*words, stopped, "--resume"], "stop": None},
+    ]
     (folder / "commands.json").write_text(json.dumps(commands))
     done = _launch("-m", "tests.launched", str(folder / "commands.json"))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -85,12 +92,10 @@ def _largest_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Ten
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_give_what_one_gives(folder: Path, method: str) -> None:
-    one, two = (_report(folder / f"{method}-{n}") for n in ("one", "two"))
+def test_two_processes_give_what_one_gives(folder: Path) -> None:
+    one, two = (_report(folder / n) for n in ("one", "two"))
     adapters = [
-        load_file(folder / f"{method}-{n}" / "adapter" / "adapter_model.safetensors")
-        for n in ("one", "two")
+        load_file(folder / n / "adapter" / "adapter_model.safetensors") for n in ("one", "two")
     ]
     assert _largest_difference(*adapters) < TOLERANCE
     assert one.steps == two.steps == STEPS
@@ -104,35 +109,30 @@ def test_two_processes_give_what_one_gives(folder: Path, method: str) -> None:
         assert values[0]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_both_processes_agree_after_every_step(folder: Path, method: str) -> None:
+def test_both_processes_agree_after_every_step(folder: Path) -> None:
     """Ranks of all layers, so budgets and dead gates, too."""
-    place = 3 * METHODS.index(method)
-    first, second = (_told(folder, rank)[place]["live"] for rank in (0, 1))
+    first, second = (_told(folder, rank)[0]["live"] for rank in (0, 1))
     assert len(first) == STEPS
     assert first == second
 
 
-@pytest.mark.parametrize(
-    "method", [METHODS[-1], *(pytest.param(name, marks=pytest.mark.long) for name in METHODS[:-1])]
-)
-def test_stopped_by_a_signal_to_one_of_them_and_resumed(folder: Path, method: str) -> None:
+def test_stopped_by_a_signal_to_one_of_them_and_resumed(folder: Path) -> None:
     for rank in (0, 1):
-        told = _told(folder, rank)[3 * METHODS.index(method) :]
-        assert [command["code"] for command in told[:3]] == [0, 143, 0]
+        told = _told(folder, rank)
+        assert [command["code"] for command in told] == [0, 143, 0]
         assert len(told[1]["live"]) == STOPPED_AT
         assert len(told[2]["live"]) == STEPS - STOPPED_AT
-    two, cut = folder / f"{method}-two", folder / f"{method}-cut"
-    assert files_of(cut / "adapter") == files_of(two / "adapter")
-    assert timeless(_report(cut)) == timeless(_report(two))
-    assert [r.step for r in _report(cut).resumed] == [STOPPED_AT]
+    two, stopped = folder / "two", folder / "stopped"
+    assert files_of(stopped / "adapter") == files_of(two / "adapter")
+    assert timeless(_report(stopped)) == timeless(_report(two))
+    assert [r.step for r in _report(stopped).resumed] == [STOPPED_AT]
 
 
 def test_one_of_them_writes_and_talks(folder: Path) -> None:
-    names = {path.name for path in (folder / "sora-two").iterdir()}
+    names = {path.name for path in (folder / "two").iterdir()}
     assert names == {"adapter", "checkpoints", "history.json", "ranks.png", "report.json"}
     results = [line for line in (folder / "said").read_text().splitlines() if "kept (" in line]
-    assert len(results) == 2 * len(METHODS)  # the whole run and the resumed one
+    assert len(results) == 2  # the whole run and the resumed one
 
 
 def test_an_error_is_told_once_in_full(folder: Path) -> None:

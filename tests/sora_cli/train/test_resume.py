@@ -32,6 +32,7 @@ METHODS: dict[str, list[str]] = {
     "sora": [],
     "lora": [],
     "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=2", "method.t_final=4"],
+    "cut": ["method.cut_at=8"],
 }
 """What each method needs beside its name to do its work in a few steps."""
 
