@@ -3,6 +3,7 @@
 A method wraps linear layers in `LowRankLinear`, and is then called back at fixed moments:
 
     layers = inject(model, method, generator=g)      # calls method.wrap on every target
+    method.start_from(layers, updates)                # only where training starts from an adapter
     optimizer = AdamW(method.param_groups(layers, lr=..., weight_decay=...))
     method.begin(layers, total_steps=T)               # once, before step 0
     each optimiser step t = 0 .. T-1:
@@ -112,6 +113,22 @@ class AdapterMethod(ABC):
         params = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
         return [{"name": "factors", "params": params, "lr": lr, "weight_decay": weight_decay}]
 
+    @torch.no_grad()
+    def start_from(self, layers: Layers, updates: Mapping[str, LowRankFactors]) -> None:
+        """Give every layer a finished update to train on from, of any rank, before `begin`.
+
+        Raises:
+            MethodError: the method's layers are more than factors of an update.
+        """
+        for path, layer in layers.items():
+            if layer.d is not None:
+                raise MethodError(
+                    f"{self.name} cannot start from an adapter: its layers have gates, and a "
+                    "finished adapter says nothing about those"
+                )
+            layer.A.data = updates[path].A.to(layer.A)
+            layer.B.data = (updates[path].B / layer.scaling).to(layer.B)
+
     def plan(
         self,
         layers: Layers,
@@ -136,6 +153,16 @@ class AdapterMethod(ABC):
 
         Raises:
             MethodError: the run cannot work.
+        """
+
+    def take_over(self, layers: Layers, info: StepInfo) -> None:  # noqa: B027 (optional)
+        """Do what is due after a step that was taken under other options, or by another method.
+
+        Called once, after `begin` and `load_state_dict`, where a run continues a checkpoint of such
+        a run: the layers, the state and the optimiser are as they were after that step.
+
+        Raises:
+            MethodError: it is too late for something this method would have done before.
         """
 
     def penalty(self, layers: Layers) -> Tensor | None:

@@ -141,6 +141,24 @@ class Cut(AdapterMethod):
         energy = round(_energy(kept) / (_energy(scaled) or 1), 9)
         self._made.append(Made(info.step + 1, sum(self._left.values()), energy))
 
+    def take_over(self, layers: Layers, info: StepInfo) -> None:
+        """Cut, if that is due after the step; an earlier cut must have been made.
+
+        Raises:
+            MethodError: a cut was due before.
+        """
+        if self._cuts is None:
+            raise MethodError("cut: begin(layers, total_steps=...) must come before take_over")
+        taken = info.step + 1
+        earlier = [step for step in self._cuts.steps if step < taken]
+        if [m.after_steps for m in self._made if m.after_steps < taken] != earlier:
+            raise MethodError(
+                f"cut: {len(earlier)} cuts were due in the first {taken} steps, after "
+                f"{', '.join(map(str, earlier)) or 'none'}, and other steps were taken"
+            )
+        if len(self._made) == len(earlier):
+            self.after_step(layers, info)
+
     def _ranks(self, layers: Layers, values: Mapping[str, Tensor], share: float) -> dict[str, int]:
         """Return what each layer keeps when that share of the cuts is made."""
         c = self.config

@@ -88,6 +88,33 @@ class Compaction(BaseModel):
         )
 
 
+class Start(BaseModel):
+    """The place where a run's weights began, if not at the method's own start."""
+
+    directory: str = Field(description="of the adapter or the checkpoint, as the recipe names it")
+    digest: str = Field(description="of what lay there: SHA-256")
+    step: int | None = Field(
+        None, description="of a checkpoint: optimiser steps taken there, which count as this run's"
+    )
+    rule: dict[str, float] = Field(
+        default_factory=dict, description="what cut the adapter before the first step"
+    )
+    head: int = Field(0, description="of an adapter: numbers taken over in full, such as the head")
+    ranks: dict[str, Ranks] = Field(
+        default_factory=dict,
+        description="of an adapter, by module: components stored, and those the run began with",
+    )
+
+    def sentence(self) -> str:
+        """Return the line that a run's output has on it."""
+        if self.step is not None:
+            return f"forked from {self.directory} after step {self.step}"
+        stored = sum(m.start for m in self.ranks.values())
+        kept = sum(m.end for m in self.ranks.values())
+        by = "".join(f", cut by {name} {value:g}" for name, value in self.rule.items())
+        return f"started from {self.directory}: {kept:,} of its {stored:,} components{by}"
+
+
 class Resumption(BaseModel):
     """A later process that resumed a run."""
 
@@ -139,6 +166,9 @@ class RunReport(Report):
         "that were cut), longest (tokens), in_training (rows that are training rows, too), "
         "contradicted (those of them with another label), classes (rows of each class, or words); "
         "selection (which rows chose the checkpoint), revision",
+    )
+    start: Start | None = Field(
+        None, description="the adapter or the checkpoint that the run began with; null: none"
     )
     resumed: list[Resumption] = Field(
         default_factory=list,

@@ -42,6 +42,7 @@ from methods.contract.net import (
     trained,
 )
 from methods.contract.runs import (
+    a_finished_adapter_is_a_start_or_refused,
     a_missing_gradient_is_named,
     a_run_resumes_bit_equal,
     beginning_again_changes_nothing,
@@ -294,6 +295,7 @@ CHECKS: tuple[Check, ...] = (
     components_keep_their_order,
     dropping_zero_terms_changes_nothing,
     layers_of_rank_zero_work,
+    a_finished_adapter_is_a_start_or_refused,
     a_run_resumes_bit_equal,
     beginning_again_changes_nothing,
     summary_counts_components,

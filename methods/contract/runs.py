@@ -16,6 +16,7 @@ from methods.contract.net import (
     Run,
     base_output,
     first_difference,
+    generator,
     layer_inputs,
     small_net,
     start,
@@ -106,6 +107,27 @@ def layers_of_rank_zero_work(make: MethodFactory) -> None:
         run.method.details(run.layers)
         run.method.deliverable(run.layers)
         _through_a_file(run.method.state_dict())
+
+
+def a_finished_adapter_is_a_start_or_refused(make: MethodFactory) -> None:
+    """Check that `start_from` gives the layers exactly that update, to train on, or refuses it."""
+    run = start(make(), begun=False)
+    updates = {}
+    for rank, (path, layer) in zip((3, 0), run.layers.items(), strict=True):
+        n_out, n_in = layer.B.shape[0], layer.A.shape[1]
+        A, B = (torch.randn(s, generator=generator(5)) for s in ((rank, n_in), (n_out, rank)))
+        updates[path] = LowRankFactors(A.double(), B.double() / 8)
+    try:
+        run.method.start_from(run.layers, updates)
+    except MethodError:
+        return
+    for path, layer in run.layers.items():
+        found, given = run.method.factors(layer), updates[path]
+        same = found.rank == given.rank and torch.allclose(found.dense(), given.dense())
+        assert same, f"'{path}' does not begin with the update that it was given"
+    run.method.begin(run.layers, total_steps=STEPS)
+    losses = run.train(range(STEPS))
+    assert losses[-1] < losses[0], "nothing is learnt after a start from a finished adapter"
 
 
 def a_run_resumes_bit_equal(make: MethodFactory) -> None:

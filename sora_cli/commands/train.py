@@ -114,6 +114,8 @@ def run(
         )
         if is_main():
             tidy(output)
+    if report.start is not None:
+        say(report.start.sentence())
     say_notes(report.events)
     for line in class_lines(report.data["classes"]):
         say(line)

@@ -16,7 +16,8 @@ from methods.registry import builtin_names, config_class
 from sora_cli.recipe.families import TaskOptions, options_class, task_names
 from sora_cli.recipe.origins import Placed
 from sora_cli.recipe.schedule import PathBlock
-from sora_cli.recipe.types import Block, Count, Names, Seed, SomeNames, Text
+from sora_cli.recipe.start import StartBlock
+from sora_cli.recipe.types import Block, Count, Moment, Names, Seed, SomeNames, Text, steps_at
 
 Cadence = Literal["epoch", "no"] | Count
 """Each epoch, never, or every so many optimiser steps."""
@@ -129,7 +130,9 @@ class TrainingBlock(Block):
     """The optimisation run."""
 
     epochs: float = Field(3.0, gt=0, le=1e6, description="passes over the training rows")
-    max_steps: Count | None = Field(None, description="optimiser steps; overrides epochs")
+    max_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None, description="optimiser steps; overrides epochs; 0 only with start.adapter"
+    )
     batch_size: Count = Field(
         32, description="rows per optimiser step, over all processes and micro-batches"
     )
@@ -183,6 +186,11 @@ class TrainingBlock(Block):
     checkpoint: Cadence = Field(
         "epoch", description="epoch, no, or every so many steps; the best and the last are kept"
     )
+    keep_checkpoints: list[Moment] = Field(
+        [],
+        description="steps, or shares of the run below 1, whose checkpoints are written besides "
+        "and stay: other runs may begin there (start.checkpoint)",
+    )
     keep_best: bool = Field(True, description="end with the best checkpoint, not the last one")
     early_stopping: Count | None = Field(
         None, description="evaluations without a better metric before stopping"
@@ -205,7 +213,13 @@ class TrainingBlock(Block):
 
     def total_steps(self, rows: int) -> int:
         """Return the optimiser steps of the run on so many training rows."""
-        return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
+        if self.max_steps is not None:
+            return self.max_steps
+        return math.ceil(self.epochs * self.steps_per_epoch(rows))
+
+    def kept_steps(self, total: int) -> frozenset[int]:
+        """Return the steps of `keep_checkpoints` in a run of so many steps."""
+        return frozenset(steps_at(moment, total) for moment in self.keep_checkpoints)
 
     def choice(self, rule: str) -> str:
         """Say how the checkpoint is chosen; `rule` says on which rows, if there is a choice."""
@@ -276,10 +290,17 @@ class Recipe(Placed, Block):
     data: DataBlock
     method: MethodBlock
     training: TrainingBlock = TrainingBlock.model_validate({})
+    start: StartBlock | None = None
     path: PathBlock | None = None
     paper: PaperBlock | None = None
     resources: ResourcesBlock = ResourcesBlock.model_validate({})
     output: OutputBlock = OutputBlock.model_validate({})
+
+    @model_validator(mode="after")
+    def _has_something_to_do(self) -> Recipe:
+        if self.training.max_steps == 0 and (self.start is None or self.start.adapter is None):
+            raise ValueError("training.max_steps 0 trains nothing: it goes with start.adapter")
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """Return every value as plain data, with defaults and the method's own options."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 
 def _as_list(value: Any) -> Any:
@@ -38,6 +38,25 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """Seed of every generator; NumPy's takes 32 bits, and stages of a path add to it."""
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """Rows or steps."""
+
+
+def _whole_from_one(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("a share of the run is below 1, a number of steps is whole")
+    return int(value) if value >= 1 else value
+
+
+Moment = Annotated[
+    float,
+    Field(gt=0, le=2**31 - 1),
+    AfterValidator(_whole_from_one),
+]
+"""A number of optimiser steps, or below 1 a share of the run's."""
+
+
+def steps_at(moment: float, total: int) -> int:
+    """Return a moment of a run of so many steps as a number of steps."""
+    return round(moment * total) if moment < 1 else int(moment)
 
 
 class Block(BaseModel):

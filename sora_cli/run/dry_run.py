@@ -18,6 +18,7 @@ from sora_cli.run.preflight import check_recipe
 if TYPE_CHECKING:
     from methods.base import Plan
     from sora_cli.recipe.recipe import TrainingBlock
+    from sora_cli.report import Start
     from sora_cli.run.layers import LayerGroup
     from sora_cli.run.memory import MemoryPrediction
     from sora_cli.run.prepare import Prepared
@@ -46,6 +47,8 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         from sora_cli.train.trainer import training_arguments
     block = loaded.recipe.training
     ready = prepare(loaded.recipe, lambda _: contextlib.nullcontext())
+    if ready.start is not None:
+        emit_section("start", start_lines(ready.start))
     emit_section("adapted layers", adapted_lines(ready))
     if ready.layers:
         misses = near_miss_lines(ready, block.train_head)
@@ -100,6 +103,14 @@ def adapted_lines(ready: Prepared) -> Iterator[str]:
         f"method {ready.method.name}"
     )
     yield from _table(adapted_groups(ready.layers))
+
+
+def start_lines(start: Start) -> Iterator[str]:
+    """Yield what the run starts from."""
+    yield printable(start.sentence())
+    if start.head:
+        yield f"and its head of {count(start.head)} numbers"
+    yield start.digest
 
 
 def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, locate_adapter
 from sora_cli.core.atomic import check_replaceable, remove_directory, tidy
 from sora_cli.core.checks import check_apart
 from sora_cli.core.errors import SoraError
@@ -46,6 +46,7 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
     output = loaded.output_dir
     check_directory(output)
     check_base_apart(output, loaded.recipe)
+    check_start_apart(output, loaded.recipe)
     report = read_report(output)
     if report is None:
         if not (force or holds_only(output, FOLDER)):
@@ -74,6 +75,13 @@ def check_base_apart(output: Path, recipe: Recipe) -> None:
     """Raise `SoraError` where the output is, holds or lies in the base model's directory."""
     base = Path(resolve_model_path(recipe.model.path))
     check_apart(output, base, hint=_ELSEWHERE)
+
+
+def check_start_apart(output: Path, recipe: Recipe) -> None:
+    """Raise `SoraError` where the output is, holds or lies in what the run starts from."""
+    block = recipe.start
+    if block is not None and block.adapter is not None:
+        check_apart(output, locate_adapter(Path(block.adapter).expanduser()), hint=_ELSEWHERE)
 
 
 def check_own(output: Path, *, resume: bool = False) -> None:

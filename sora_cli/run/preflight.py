@@ -6,8 +6,11 @@ Each check is the one that the run itself makes later, where it needs the result
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from methods.registry import config_class
+from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.data.source import find_source
@@ -36,6 +39,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
         main_metric(options.metrics, options.best_metric)
         check_columns(recipe.task.name, recipe.data.columns)
         find_source(recipe.data)
+    _check_start(recipe)
     if model:
         with recipe.placing("model.path"):
             check_source(recipe.model.path, resolve_model_path(recipe.model.path))
@@ -52,6 +56,13 @@ def _check_compaction(recipe: Recipe) -> None:
             hint="training.compact_every=null",
             key="training.compact_every",
         )
+
+
+def _check_start(recipe: Recipe) -> None:
+    block = recipe.start
+    if block is not None and block.adapter is not None:
+        with recipe.placing("start.adapter"):
+            say_notes(result_remarks(locate_adapter(Path(block.adapter).expanduser())))
 
 
 def code_notes(recipe: Recipe) -> Iterator[str]:

@@ -24,8 +24,10 @@ from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.gradient_checkpointing import check_checkpointing
 from sora_cli.model.quantisation import check_selected
-from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.recipe import Recipe, TrainingBlock
+from sora_cli.report import Start
 from sora_cli.run.encode import encode
+from sora_cli.run.start import start_from_adapter
 from sora_cli.run.unfit import unfit_layers
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
@@ -40,6 +42,7 @@ class Prepared:
 
     Attributes:
         left_out: module path -> why `method.targets` names it and it has no adapter.
+        start: the adapter that the layers began with, if the recipe names one.
         trial_memory: bytes by which the trial of layers let the process grow; 0 if not known.
     """
 
@@ -53,6 +56,7 @@ class Prepared:
     layers: dict[str, LowRankLinear]
     left_out: Mapping[str, str] = field(default_factory=dict)
     trial_memory: int = 0
+    start: Start | None = None
 
     @property
     def selects_apart(self) -> bool:
@@ -109,10 +113,22 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         unfit = unfit_layers(base, collate, train) if recipe.method.config.low_rank else {}
         grown = max((process_memory("VmRSS") or 0) - before, 0)
         method, layers = add_adapters(recipe, base, unfit)
+        start = start_from_adapter(recipe, base, task, method, layers)
         steps = recipe.training.total_steps(len(train.lengths))
+        _check_kept(recipe.training, steps)
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     left_out = {path: why for path, why in unfit.items() if _means(method.config, path)}
-    return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown)
+    return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown, start)
+
+
+def _check_kept(block: TrainingBlock, steps: int) -> None:
+    """Refuse checkpoints to be kept that the run does not come by."""
+    for step in sorted(block.kept_steps(steps)):
+        if not 0 < step <= steps:
+            raise SoraError(
+                f"training.keep_checkpoints names step {step} of a run of {steps}",
+                key="training.keep_checkpoints",
+            )
 
 
 def _means(config: MethodOptions, path: str) -> bool:

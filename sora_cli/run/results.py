@@ -54,6 +54,7 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
     }
     report.events = left_out_lines(ready.left_out, base.model) + data_remarks(ready, overlaps)
     report.main_metric = ready.task.best
+    report.start = ready.start
     report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
     report.parameters = count_parameters(ready)
 

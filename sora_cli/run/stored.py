@@ -95,7 +95,7 @@ def load_delta(folder: Path, recipe: Recipe, task: Task) -> Base:
     update = {"path": reference.path, "revision": reference.revision}
     model = recipe.model.model_copy(update=update)
     base = load_base(model, task, precision=recipe.training.precision)
-    _check_base(base, reference, folder)
+    check_base(base, reference, folder)
     try:
         tensors = load_tensors(folder / DELTA_FILE)
     except (OSError, SafetensorError) as error:
@@ -127,9 +127,14 @@ def _check(meant: dict[str, Tensor], back: dict[str, Tensor], where: Path) -> No
         raise SoraError(f"{where} reads back differently: is the disk all right?")
 
 
-def _check_base(base: Base, reference: BaseReference, folder: Path) -> None:
+def check_base(base: Base, reference: BaseReference | None, folder: Path) -> None:
+    """Refuse a base model with other weights than a result was made for, as far as that is known.
+
+    Args:
+        folder: of the result, for the error.
+    """
     files = local_checkpoint(base.resolved, base.revision)
-    if reference.fingerprint is None or files is None:
+    if reference is None or reference.fingerprint is None or files is None:
         return
     if fingerprint(files) != reference.fingerprint:
         raise SoraError(

@@ -98,6 +98,9 @@ def _run(
 ) -> None:
     """Take all steps, or those that are left."""
     resumed = trainer.resumed
+    if trainer.recipe.training.max_steps == 0:
+        method.begin(layers, total_steps=0)
+        return
     if resumed is None:
         trainer.train()
         return

@@ -49,6 +49,8 @@ def learning_rates(
         num_training_steps=total,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs or None,
     )
+    if not total:
+        return {group["name"]: () for group in groups}
     rates = []
     for _ in range(total):
         rates.append([group["lr"] for group in optimizer.param_groups])

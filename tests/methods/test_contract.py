@@ -238,6 +238,12 @@ class NeedsComponents(Lora):
         return torch.stack([layer.A.abs().mean() for layer in layers.values()]).sum()
 
 
+class StartsStronger(Lora):
+    def start_from(self, layers: Layers, updates: Mapping[str, LowRankFactors]) -> None:
+        for path, layer in layers.items():
+            layer.A.data, layer.B.data = updates[path].A, updates[path].B  # and the scaling
+
+
 class Counts(Lora):
     """Shrinks the update by a count of its steps; its state is complete."""
 
@@ -343,6 +349,7 @@ BROKEN: list[tuple[Check, type[AdapterMethod], str]] = [
     (contract.a_missing_gradient_is_named, NamesNoParameter, "names no parameter"),
     (contract.dropping_zero_terms_changes_nothing, NearlyZeroTerms, "0 zero terms"),
     (contract.layers_of_rank_zero_work, NeedsComponents, "not finite"),
+    (contract.a_finished_adapter_is_a_start_or_refused, StartsStronger, "does not begin with"),
     (contract.a_run_resumes_bit_equal, SavesNoCount, "other losses"),
     (contract.a_run_resumes_bit_equal, LoadsNoCount, "once it is loaded"),
     (contract.a_run_resumes_bit_equal, SavesANumber, "no tensor"),

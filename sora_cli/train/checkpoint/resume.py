@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "training.evaluate",
     "training.gradient_checkpointing",
     "training.keep_best",
+    "training.keep_checkpoints",
     "training.loggers",
     "training.logging_steps",
     "training.non_finite",
@@ -96,7 +97,8 @@ def find_checkpoint(
 def identity_of(report: RunReport) -> dict[str, Any]:
     """Return what two processes of one run have in common, once the report holds its setup."""
     data = {f"the data ({part})": d for part, d in report.data["fingerprints"].items()}
-    inputs = {"the base model": report.base["fingerprint"], **data}
+    start = {} if report.start is None else {"what it starts from": report.start.digest}
+    inputs = {"the base model": report.base["fingerprint"], **data, **start}
     return {"recipe": report.recipe, "inputs": inputs}
 
 

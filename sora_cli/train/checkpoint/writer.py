@@ -2,7 +2,7 @@
 
 A checkpoint is written after the log and the evaluation of its step, and at an epoch's last step
 only once the epoch is over: what follows it is then the same whether the run was stopped there or
-not. The best one and the last one are kept.
+not. The best one and the last one are kept, and those of `training.keep_checkpoints`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         self.last: Path | None = resumed.path if resumed else None
         block = trainer.recipe.training
         self._cadence, self._keep_best = block.checkpoint, block.keep_best
+        self._kept = block.kept_steps(block.total_steps(len(trainer.train_rows.lengths)))
         self._patience, self._worse = block.early_stopping, 0
         self._epoch_steps = block.steps_per_epoch(len(trainer.train_rows.lengths))
         self._due = self._epoch_over = False
@@ -131,6 +132,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         self._note_signal()
         cadence = self._cadence
         due = isinstance(cadence, int) and state.global_step % cadence == 0
+        due = due or state.global_step in self._kept
         self._request(state, control, due=due)
         if self._signal and not self._due:
             raise Interrupted(self._signal)
@@ -178,7 +180,8 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         }
         if trainer.is_world_process_zero():
             write_checkpoint(path, tensors, run, trainer.state)
-            self._delete_others({path.name, run["best_checkpoint"]})
+            kept = {checkpoint_path(self.folder, number).name for number in self._kept}
+            self._delete_others({path.name, run["best_checkpoint"], *kept})
         self.last = path
         trainer.accelerator.wait_for_everyone()
 

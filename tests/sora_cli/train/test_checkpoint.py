@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sora_cli.adapter.directory import read_adapter
+from sora_cli.app import run
 from sora_cli.train.checkpoint import writer
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import script_scores, train, write_recipe
@@ -172,3 +173,24 @@ def test_scores_after_the_run_are_those_of_the_best(tmp_path: Path) -> None:
     loss = losses[report.best_step]
     assert report.metrics["validation"]["loss"] == pytest.approx(loss, rel=1e-6)
     assert len({round(value, 6) for value in losses.values()}) > 1
+
+
+def test_checkpoints_to_be_kept_stay(tmp_path: Path) -> None:
+    """A step, and a share of the run that is an epoch's last step, beside the newest."""
+    recipe = _recipe(tmp_path)
+    words = ["training.keep_checkpoints=[2, 0.5]", "training.evaluate=no"]
+    train(recipe, *words, "training.checkpoint=no")
+    assert _kept(tmp_path) == ["step-000002", "step-000006"]
+    train(recipe, *words, "training.checkpoint=5", "--force")
+    assert _kept(tmp_path) == ["step-000002", "step-000006", "step-000012"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [("[13]", "names step 13 of a run of 12"), ("[0.01]", "names step 0"), ("[1.5]", "is whole")],
+)
+def test_kept_checkpoints_must_lie_in_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: str, message: str
+) -> None:
+    assert run(["train", str(_recipe(tmp_path)), f"training.keep_checkpoints={kept}"]) == 2
+    assert message in capsys.readouterr().err

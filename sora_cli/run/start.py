@@ -1,0 +1,140 @@
+"""A finished adapter as the start of a run: its update, cut if the recipe says so, and its head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from methods.base import AdapterMethod, Layers
+from methods.factors import LowRankFactors
+from methods.sharding import agreed
+from sora_cli.adapter.apply import load_head
+from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.pruning import Loss, prune_layers
+from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.core.errors import SoraError
+from sora_cli.core.processes import world_size
+from sora_cli.core.words import first_few
+from sora_cli.model.base import Base
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.start import StartBlock
+from sora_cli.report import Ranks, Start
+from sora_cli.run.stored import check_base, check_classes
+from sora_cli.tasks.base import Task
+
+
+def start_from_adapter(
+    recipe: Recipe, base: Base, task: Task, method: AdapterMethod, layers: Layers
+) -> Start | None:
+    """Give the layers and the head what `start.adapter` holds; None if the recipe names none.
+
+    Every process must call it, and ends with the same factors.
+
+    Raises:
+        SoraError: the adapter is of another base model or for other classes, changes what the
+            recipe does not train, or nothing of it is left by the cut.
+        MethodError: the method cannot start from an adapter.
+    """
+    block = recipe.start
+    if block is None or block.adapter is None:
+        return None
+    with recipe.placing("start.adapter"):
+        if not layers:
+            raise SoraError(f"method '{method.name}' has no adapter that could start from another")
+        with open_adapter(Path(block.adapter).expanduser()) as file:
+            check_base(base, file.base, file.directory)
+            check_classes("adapter", file.meta.labels, task)
+            _check_layers(file, layers)
+            head = _head(file, base)
+            updates = _updates(file, layers, block)
+            method.start_from(layers, updates)
+            with torch.no_grad():
+                load_head(base.model, head)
+            return Start(
+                directory=block.adapter,
+                digest=result_digest(file.directory) or "",
+                rule=block.rule(),
+                head=sum(tensor.numel() for tensor in head.values()),
+                ranks={
+                    path: Ranks(start=file.ranks.get(path, 0), end=update.rank)
+                    for path, update in updates.items()
+                },
+            )
+
+
+def _check_layers(file: AdapterFile, layers: Layers) -> None:
+    """Check that the recipe adapts every layer that the adapter changes, and their shapes."""
+    lost = [path for path in file.paths if path not in layers]
+    if lost:
+        raise SoraError(
+            f"{file.directory} changes {first_few(lost)}, which this run does not adapt",
+            hint="is method.targets as it was, and the model of the same kind?",
+        )
+    for path in file.paths:
+        shape = (layers[path].B.shape[0], layers[path].A.shape[1])
+        if shape != file.shapes[path]:
+            raise SoraError(
+                f"'{path}' has {shape[1]} inputs and {shape[0]} outputs, but in {file.directory} "
+                f"{file.shapes[path][1]} and {file.shapes[path][0]}"
+            )
+
+
+def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
+    """Return what the adapter stores in full; this run must store the same modules."""
+    other = [n for n in file.head_names if not any(n.startswith(f"{m}.") for m in base.head)]
+    if other:
+        raise SoraError(
+            f"{file.directory} stores {first_few(other)} in full, which this run would lose",
+            where=f"what it stores in full: {first_few(base.head)}" if base.head else None,
+        )
+    return dict(file.head)
+
+
+def _updates(file: AdapterFile, layers: Layers, block: StartBlock) -> dict[str, LowRankFactors]:
+    """Return each layer's update, rank 0 where the adapter has none; on all processes the same."""
+    rule = block.rule()
+    if not rule:
+        return {path: _learning(file.layers.get(path), layers, path) for path in layers}
+    known = {path: file.layers[path] for path in file.paths}
+    modules = len({*file.meta.ranks, *file.paths})
+    losses = prune_layers(known, **rule, modules=modules)[1]  # type: ignore[arg-type]
+    _check_left(losses, rule, file)
+    chosen = _agreed(torch.tensor([losses[path].after for path in file.paths])).tolist()
+    kept = dict(zip(file.paths, chosen, strict=True))
+    updates = {}
+    for path, layer in layers.items():
+        stored = _learning(known.get(path), layers, path)
+        scaled = LowRankFactors(stored.A, stored.B / layer.scaling)  # balanced as they are trained
+        small = scaled.truncate(min(kept.get(path, 0), scaled.rank))
+        updates[path] = LowRankFactors(_agreed(small.A), _agreed(small.B) * layer.scaling)
+    return updates
+
+
+def _learning(stored: LowRankFactors | None, layers: Layers, path: str) -> LowRankFactors:
+    """Leave out components whose factors are both zero: they have no gradient, now or later."""
+    if stored is None:
+        layer = layers[path]
+        return LowRankFactors(torch.zeros(0, layer.A.shape[1]), torch.zeros(layer.B.shape[0], 0))
+    return stored.select(stored.A.ne(0).any(dim=1) | stored.B.ne(0).any(dim=0))
+
+
+def _check_left(losses: dict[str, Loss], rule: dict[str, float], file: AdapterFile) -> None:
+    if any(loss.after for loss in losses.values()) or not any(m.squared for m in losses.values()):
+        return
+    name, value = next(iter(rule.items()))
+    raise SoraError(
+        f"not one component fits into start.{name} {value:g}",
+        hint=f"the smallest takes {min(sum(s) for s in file.shapes.values())} parameters",
+        key=f"start.{name}",
+    )
+
+
+def _agreed(tensor: Tensor) -> Tensor:
+    """Return the first process's tensor on every process, before the trainer has been made."""
+    if world_size() == 1:
+        return tensor
+    device = PartialState(cpu=not torch.cuda.is_available()).device
+    return agreed(tensor.to(device)).to(tensor.device)

@@ -1,0 +1,242 @@
+"""`start.adapter`: a run that begins with a finished adapter, cut or whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.directory import Adapter, read_adapter
+from sora_cli.adapter.pruning import prune_layers
+from sora_cli.app import run
+from sora_cli.report import read_report
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of rank 4, and a recipe for others beside it."""
+    folder = tmp_path_factory.mktemp("origin")
+    recipe = write_recipe(
+        folder,
+        tiny_bert(num_labels=2),
+        method={"name": "lora", "r": 4, "threshold": None},
+        training={"max_steps": 8, "evaluate": "no", "checkpoint": "no"},
+    )
+    text = recipe.read_text().replace("  r_max: 4\n", "").replace("  threshold: null\n", "")
+    recipe.write_text(text)
+    train(recipe, f"output.dir={folder}/origin")
+    return recipe
+
+
+def _from(recipe: Path, name: str = "origin") -> str:
+    return f"start.adapter={recipe.parent}/{name}"
+
+
+def _out(folder: Path, name: str = "out") -> str:
+    return f"output.dir={folder}/{name}"
+
+
+def _dense(adapter: Adapter) -> dict[str, Tensor]:
+    return {path: factors.dense() for path, factors in adapter.layers.items()}
+
+
+def _said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert run(["train", *words]) == 2
+    return capsys.readouterr().err
+
+
+def test_no_step_gives_the_adapter_back(origin: Path, tmp_path: Path) -> None:
+    report = train(origin, _out(tmp_path), _from(origin), "training.max_steps=0")
+    old, new = read_adapter(origin.parent / "origin"), read_adapter(tmp_path / "out")
+    for path, factors in old.layers.items():
+        assert torch.equal(new.layers[path].A, factors.A)
+        assert torch.equal(new.layers[path].B, factors.B)
+    assert new.head.keys() == old.head.keys()
+    assert all(torch.equal(new.head[name], old.head[name]) for name in old.head)
+    before = read_report(origin.parent / "origin")
+    assert before is not None
+    assert report.metrics == before.metrics
+    assert (report.steps, report.status) == (0, "completed")
+    assert report.start is not None
+    assert report.start.digest == result_digest(origin.parent / "origin" / "adapter")
+    assert {m.end for m in report.start.ranks.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mean_rank", 1.4), ("rank", 2), ("max_params", 2000), ("energy", 0.7)]
+)
+def test_a_cut_start_is_what_prune_leaves(
+    origin: Path, tmp_path: Path, key: str, value: float
+) -> None:
+    report = train(
+        origin, _out(tmp_path), _from(origin), f"start.{key}={value}", "training.max_steps=0"
+    )
+    stored = read_adapter(origin.parent / "origin").layers
+    expected, losses = prune_layers(stored, **{key: value})
+    found = read_adapter(tmp_path / "out")
+    assert found.ranks() == {path: loss.after for path, loss in losses.items()}
+    for path, factors in found.layers.items():
+        torch.testing.assert_close(factors.dense(), expected[path].dense(), atol=1e-6, rtol=1e-5)
+    assert report.start is not None
+    assert report.start.rule == {key: value}
+    assert {p: m.start for p, m in report.ranks.items()} == found.ranks()
+
+
+def test_cut_factors_are_balanced_as_they_are_trained(origin: Path, tmp_path: Path) -> None:
+    train(origin, _out(tmp_path), _from(origin), "start.rank=2", "training.max_steps=0")
+    scaling = 16 / 4
+    for factors in read_adapter(tmp_path / "out").layers.values():
+        gram_a = factors.A @ factors.A.T
+        gram_b = (factors.B.T @ factors.B) / scaling**2
+        torch.testing.assert_close(gram_a, gram_b, atol=1e-6, rtol=1e-4)
+        assert float((gram_a - gram_a.diag().diag()).abs().max()) < 1e-6
+
+
+def test_training_goes_on_from_there(origin: Path, tmp_path: Path) -> None:
+    words = [_from(origin), "start.mean_rank=1.4"]
+    still = train(origin, _out(tmp_path, "still"), *words, "training.max_steps=0")
+    report = train(origin, _out(tmp_path), *words, "training.max_steps=3")
+    assert report.steps == 3
+    assert report.live_components == [sum(m.start for m in report.ranks.values())] * 3
+    assert {p: m.end for p, m in report.ranks.items()} == {p: m.end for p, m in still.ranks.items()}
+    before, after = (read_adapter(tmp_path / name) for name in ("still", "out"))
+    assert not any(torch.equal(before.layers[p].B, f.B) for p, f in after.layers.items())
+    assert report.parameters.adapter_end == still.parameters.adapter_end == after.parameters
+
+
+def test_a_resumed_run_is_as_if_whole(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "start.yaml"
+    recipe.write_text(
+        f"extends: {origin}\nstart: {{adapter: {origin.parent}/origin, mean_rank: 1.4}}\n"
+        "training: {max_steps: 4, checkpoint: 1}\n"
+    )
+    report = resumes_as_if_whole(recipe, tmp_path, monkeypatch)
+    assert report.start is not None
+    assert [r.step for r in report.resumed] == [2]
+
+
+def test_a_run_is_not_resumed_from_another_start(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(origin.parent / "origin", tmp_path / "origin")
+    words = [str(origin), "--no-verify", _out(tmp_path), f"start.adapter={tmp_path}/origin"]
+    train(origin, *words[1:], "training.max_steps=2", "training.checkpoint=1")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (tmp_path / "out" / "report.json").write_text(json.dumps({**report, "status": "failed"}))
+    train(origin, _out(tmp_path, "other"), _from(origin), "training.max_steps=3")
+    shutil.rmtree(tmp_path / "origin" / "adapter")
+    shutil.copytree(tmp_path / "other" / "adapter", tmp_path / "origin" / "adapter")
+    words += ["training.max_steps=2", "training.checkpoint=1", "--resume"]
+    assert "what it starts from is not what the run" in _said(capsys, *words)
+
+
+def test_the_result_is_a_run_like_any(origin: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    words = [_out(tmp_path), _from(origin), "start.rank=1", "training.max_steps=0"]
+    assert run(["train", str(origin), *words]) == 0
+    report = read_report(tmp_path / "out")
+    assert report is not None
+    assert report.verification["verdict"] == "same"
+    for command in (
+        ["inspect", out],
+        ["verify", out],
+        ["eval", out, "--recipe", str(origin)],
+        ["merge", out, "-o", f"{tmp_path}/merged"],
+        ["train", str(origin), "--no-verify", _from(tmp_path / "x", "out"), _out(tmp_path, "more")],
+    ):
+        assert run(command) == 0
+
+
+def test_dead_layers_begin_with_rank_zero(origin: Path, tmp_path: Path) -> None:
+    report = train(
+        origin, _out(tmp_path), _from(origin), "start.max_params=300", "training.max_steps=2"
+    )
+    assert 0 in {m.start for m in report.ranks.values()}
+    again = train(origin, _out(tmp_path, "again"), _from(tmp_path / "x", "out"))
+    assert {p: m.start for p, m in again.ranks.items()} == {
+        p: m.end for p, m in report.ranks.items()
+    }
+
+
+def test_the_cut_method_starts_from_an_adapter(origin: Path, tmp_path: Path) -> None:
+    method = ["method={name: cut, r_max: 4, target_r: 1}"]
+    report = train(origin, _out(tmp_path), _from(origin), *method, "training.max_steps=5")
+    assert sum(m.end for m in report.ranks.values()) == len(report.ranks)
+
+
+def test_a_dry_run_shows_the_start(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [_from(origin), "start.mean_rank=1", "training.max_steps=0", _out(tmp_path)]
+    assert run(["train", str(origin), "--dry-run", *words]) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"started from {origin.parent}/origin: 12 of its 48 components, cut by mean_rank 1" in said
+    )
+    assert "and its head of" in said
+    assert "0 optimiser steps" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["training.max_steps=0"], "training.max_steps 0 trains nothing"),
+        (["start.adapter=HERE", "start.rank=1", "start.energy=0.5"], "rank and energy exclude"),
+        (["start.rank=1"], "give either adapter or checkpoint"),
+        (["start.adapter=HERE", "start.step=1"], "step goes with checkpoint"),
+        (["start.adapter=NOWHERE"], "there is no directory"),
+        (["start.adapter=HERE", "start.mean_rank=0.01"], "not one component fits into start.mean"),
+        (["start.adapter=HERE", "method={name: sora}"], "cannot start from an adapter"),
+        (["start.adapter=HERE", "method={name: bitfit}"], "no adapter that could start"),
+        (["start.adapter=HERE", "method.targets=[query]"], "which this run does not adapt"),
+        (["start.adapter=HERE", "data.label_names=[a, b]"], "the adapter's classes are"),
+        (["start.adapter=HERE", "output.dir=HERE"], "holds what is read here"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_said(
+    origin: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    expected: str,
+) -> None:
+    here = str(origin.parent / "origin")
+    given = [word.replace("HERE", here) for word in words]
+    said = _said(capsys, str(origin), _out(tmp_path), *given)
+    assert expected in said
+    assert len(said.strip().splitlines()[-3:]) <= 3
+
+
+def test_another_base_model_is_refused(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_recipe(tmp_path, tiny_bert(num_labels=2, seed=1))
+    words = [f"model.path={other.parent}/base", _out(tmp_path), _from(origin)]
+    said = _said(capsys, str(origin), *words)
+    assert "holds other weights than the base model of" in said
+    assert "command line" in said
+
+
+def test_another_tools_adapter_is_a_start(origin: Path, tmp_path: Path) -> None:
+    """Padded, without sora.json: every layer has the stored rank but for zero components."""
+    assert (
+        run(["prune", f"{origin.parent}/origin", "-o", f"{tmp_path}/a", "--mean-rank", "1.4"]) == 0
+    )
+    padded = ["export", f"{tmp_path}/a", "-o", f"{tmp_path}/b", "--layout", "padded"]
+    assert run(padded) == 0
+    (tmp_path / "b" / "sora.json").unlink()
+    report = train(origin, _out(tmp_path), f"start.adapter={tmp_path}/b", "training.max_steps=0")
+    found = {p: m.start for p, m in report.ranks.items()}
+    assert found == read_adapter(tmp_path / "a").ranks()
+    kept, start = _dense(read_adapter(tmp_path / "out")), _dense(read_adapter(tmp_path / "a"))
+    assert all(torch.equal(kept[path], start[path]) for path in kept)
