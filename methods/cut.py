@@ -153,8 +153,8 @@ class Cut(AdapterMethod):
         earlier = [step for step in self._cuts.steps if step < taken]
         if [m.after_steps for m in self._made if m.after_steps < taken] != earlier:
             raise MethodError(
-                f"cut: {len(earlier)} cuts were due in the first {taken} steps, after "
-                f"{', '.join(map(str, earlier)) or 'none'}, and other steps were taken"
+                f"cut: a cut was due after {', '.join(map(str, earlier)) or 'no'} steps, and what "
+                f"was done in the first {taken} is not that"
             )
         if len(self._made) == len(earlier):
             self.after_step(layers, info)

@@ -18,6 +18,7 @@ from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.run.output import check_output
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.summary import conclude, how_to_resume, time_line
+from sora_cli.train.checkpoint.fork import describe_fork, read_fork
 from sora_cli.train.checkpoint.resume import find_checkpoint, identity_of
 
 if TYPE_CHECKING:
@@ -101,14 +102,19 @@ def run(
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     report = log.report
     report.recipe_notes = list(loaded.notes)
+    forked = describe_fork(recipe)
     set_deterministic(recipe.training.deterministic)
     ready = prepare(recipe, log.phase)
     with log.phase("set up"):
         record_setup(report, ready, recipe.training)
+        inputs, report.start = identity_of(report)["inputs"], report.start or forked
         identity = identity_of(report)
         resumed = (
             find_checkpoint(output, identity, report.recipe_notes, force=force) if resume else None
         )
+        begin = resumed
+        if resumed is None and forked is not None:
+            begin = read_fork(recipe, forked, inputs, ready.base.model, ready.layers)
         trainer = build_trainer(
             recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
         )
@@ -125,7 +131,13 @@ def run(
     with log.running():
         with log.phase("train"), following(log, trainer):
             result = fit(
-                trainer, ready.method, ready.layers, output, identity=identity, resumed=resumed
+                trainer,
+                ready.method,
+                ready.layers,
+                output,
+                identity=identity,
+                resumed=begin,
+                forked=begin is not resumed,
             )
         with log.phase("evaluate"):
             evaluate_run(report, trainer, ready)

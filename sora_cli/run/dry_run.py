@@ -43,12 +43,16 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         from sora_cli.run.layers import other_weights
         from sora_cli.run.memory import predict_memory
         from sora_cli.run.prepare import prepare
+        from sora_cli.train.checkpoint.fork import describe_fork, read_fork
         from sora_cli.train.steps import count_steps, learning_rates
         from sora_cli.train.trainer import training_arguments
     block = loaded.recipe.training
     ready = prepare(loaded.recipe, lambda _: contextlib.nullcontext())
-    if ready.start is not None:
-        emit_section("start", start_lines(ready.start))
+    start = ready.start or describe_fork(loaded.recipe)
+    if start is not None:
+        emit_section("start", start_lines(start))
+        if ready.start is None:
+            read_fork(loaded.recipe, start, {}, ready.base.model, ready.layers)
     emit_section("adapted layers", adapted_lines(ready))
     if ready.layers:
         misses = near_miss_lines(ready, block.train_head)

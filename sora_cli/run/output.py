@@ -16,6 +16,7 @@ from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report
+from sora_cli.train.checkpoint.fork import locate_fork
 from sora_cli.train.checkpoint.places import (
     FOLDER,
     STATE_FILE,
@@ -80,8 +81,11 @@ def check_base_apart(output: Path, recipe: Recipe) -> None:
 def check_start_apart(output: Path, recipe: Recipe) -> None:
     """Raise `SoraError` where the output is, holds or lies in what the run starts from."""
     block = recipe.start
-    if block is not None and block.adapter is not None:
-        check_apart(output, locate_adapter(Path(block.adapter).expanduser()), hint=_ELSEWHERE)
+    if block is None:
+        return
+    place = locate_fork(block) if block.adapter is None else Path(block.adapter).expanduser()
+    read = place if block.adapter is None else locate_adapter(place)
+    check_apart(output, read, hint=_ELSEWHERE)
 
 
 def check_own(output: Path, *, resume: bool = False) -> None:

@@ -20,6 +20,7 @@ from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.families import check_columns, main_metric
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.train.checkpoint.fork import describe_fork
 
 
 def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
@@ -63,6 +64,7 @@ def _check_start(recipe: Recipe) -> None:
     if block is not None and block.adapter is not None:
         with recipe.placing("start.adapter"):
             say_notes(result_remarks(locate_adapter(Path(block.adapter).expanduser())))
+    describe_fork(recipe)
 
 
 def code_notes(recipe: Recipe) -> Iterator[str]:

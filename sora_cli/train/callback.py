@@ -69,6 +69,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         live: live components after each optimiser step; none for a baseline.
         skipped: optimiser steps that mixed precision skipped, or that `skip_step` left out.
         resumed_from: the checkpoint the trainer was resumed from, once it has been read.
+        forked: what is resumed is another run's checkpoint.
         method_state: the method's state to resume from; None: it is read from that checkpoint.
     """
 
@@ -84,6 +85,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self._share = 0.0  # of the penalty, in the losses since the last hook
         self._handle: Any = None
         self.resumed_from: Path | None = None
+        self.forked = False
         self.method_state: Mapping[str, torch.Tensor] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -96,6 +98,9 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
             if known is None:
                 known = load_file(self._state_file(args, state))
             self.method.load_state_dict(known)
+        if self.forked:
+            info = self._step_info(state.global_step - 1, state.max_steps)
+            self.method.take_over(self.layers, info)
         # below accelerate's wrapper, whose `step` may be left out by a gradient scaler
         optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
         self._handle = optimizer.register_step_post_hook(self._count_step)
@@ -127,9 +132,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
                 f"the penalty of {self.method.name} reached the loss {share:g} times in this step, "
                 "not once: compute_loss was replaced after attach(), or is not called"
             )
-        optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
-        rates = {g["name"]: g["lr"] for g in optimizer.param_groups if "name" in g}
-        info = StepInfo(state.global_step, state.max_steps, rates, optimizer.state)
+        info = self._step_info(state.global_step, state.max_steps)
         self.method.after_step(self.layers, info)
         if not self.method.config.low_rank:
             return
@@ -142,6 +145,11 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
             )
         self.live.append(live)
         self._last_live = live
+
+    def _step_info(self, step: int, total_steps: int) -> StepInfo:
+        optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
+        rates = {g["name"]: g["lr"] for g in optimizer.param_groups if "name" in g}
+        return StepInfo(step, total_steps, rates, optimizer.state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that `on_optimizer_step` was called for this step."""
@@ -170,6 +178,8 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         """Continue to count from there."""
         self.live, self.skipped = list(progress["live"]), progress["skipped"]
         self._last_live = progress["last_live"]
+        if self.forked and self.live:  # the method that takes over may have changed it
+            self.live[-1] = self._last_live = self.method.summary(self.layers).live
 
     def note_resume(self, checkpoint: Path) -> None:
         """Remember which checkpoint is resumed: it may lie outside this trainer's directory."""

@@ -48,6 +48,7 @@ def fit(
     *,
     identity: Mapping[str, Any] | None = None,
     resumed: Checkpoint | None = None,
+    forked: bool = False,
 ) -> Fit:
     """Train; the model ends with the best checkpoint's weights (or the last ones).
 
@@ -55,6 +56,7 @@ def fit(
         output: the run's directory.
         identity: what a run resumed from a checkpoint must have in common with this one.
         resumed: the checkpoint to resume from.
+        forked: it is another run's: its method's steps were taken under other options.
 
     Raises:
         Interrupted: a signal came; there is a checkpoint of the last step, if the recipe has any.
@@ -74,9 +76,11 @@ def fit(
             identity=identity or {},
             deferral=deferral,
             resumed=resumed,
+            forked=forked,
         )
         trainer.add_callback(checkpoints)
         trainer.checkpoints, trainer.resumed = checkpoints, resumed
+        trainer.forked = hooks.forked = forked
         with _progress(trainer, hooks):
             _run(trainer, method, layers, hooks)
     best = checkpoints.restore_best()

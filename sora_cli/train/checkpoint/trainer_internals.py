@@ -15,8 +15,11 @@ from torch import Tensor
 from transformers import Trainer
 
 from methods.sharding import is_sharded, like
+from sora_cli.core.errors import SoraError
 from sora_cli.train.checkpoint import generators
 from sora_cli.train.checkpoint.files import Checkpoint, part, plain
+
+_DECIDING = ("initial_lr", "weight_decay", "betas", "eps")
 
 
 class ResumingTrainer(Trainer):  # type: ignore[misc]
@@ -25,10 +28,12 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
     Attributes:
         checkpoints: its `save` is called where Trainer would save; None: nothing is saved.
         resumed: what `train(resume_from_checkpoint=resumed.path)` resumes from.
+        forked: it is another run's checkpoint, so the optimiser's groups must be compared.
     """
 
     checkpoints: Any = None
     resumed: Checkpoint | None = None
+    forked: bool = False
 
     def largest(self, number: int) -> int:
         """Return the largest of all processes' numbers."""
@@ -48,6 +53,8 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
         if self.resumed is None:
             return
         run, tensors = self.resumed.run, part(self.resumed.tensors, "optimizer.")
+        if self.forked:
+            _check_groups(run["optimizer"], self.optimizer.param_groups, self.resumed.path)
         state = _optimizer_state(run["optimizer"], tensors)
         _shard(state, self.optimizer.param_groups)
         self.optimizer.load_state_dict(state)
@@ -112,6 +119,28 @@ def restore_losses(trainer: Trainer, process: Mapping[str, Any]) -> None:
     trainer._tr_loss += process["loss"]
     trainer._total_loss_scalar = process["total_loss"]
     trainer._globalstep_last_logged = process["last_logged"]
+
+
+def _check_groups(there: list[dict[str, Any]], here: list[dict[str, Any]], path: Path) -> None:
+    """Check that a checkpoint's optimiser groups are those that this run has made itself."""
+    names = [", ".join(f"{len(g['params'])} {g['name']}" for g in some) for some in (there, here)]
+    if names[0] != names[1]:
+        raise SoraError(
+            f"the optimiser's groups were {names[0]} (parameters) in {path}, and are {names[1]}"
+        )
+    for old, new in zip(there, here, strict=True):
+        for key in _DECIDING:
+            before, now = _plain(old.get(key)), _plain(new.get(key))
+            if before != now:
+                raise SoraError(
+                    f"{key} of the optimiser's group '{old['name']}' was {before} in {path}, and "
+                    f"is {now} in this run",
+                    hint="a fork goes on with the optimiser as it was",
+                )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _shard(state: dict[str, Any], groups: list[dict[str, Any]]) -> None:

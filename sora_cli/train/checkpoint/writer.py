@@ -59,6 +59,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         identity: what a run resumed from here must have in common with this one.
         deferral: where a signal to stop is noted.
         resumed: the checkpoint this run is resumed from.
+        forked: that checkpoint is another run's: nothing before it can be this run's best.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         identity: Mapping[str, Any],
         deferral: Deferral,
         resumed: Checkpoint | None = None,
+        forked: bool = False,
     ) -> None:
         self.trainer, self.method, self.layers, self.folder = trainer, method, layers, folder
         self.identity, self.deferral, self.resumed = identity, deferral, resumed
+        self.forked = forked
         self.best: Best | None = None
         self.finished = False
-        self.last: Path | None = resumed.path if resumed else None
+        self.last: Path | None = resumed.path if resumed and not forked else None
         block = trainer.recipe.training
         self._cadence, self._keep_best = block.checkpoint, block.keep_best
         self._kept = block.kept_steps(block.total_steps(len(trainer.train_rows.lengths)))
@@ -85,7 +88,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         self._due = self._epoch_over = False
         self._signal = 0  # to stop, as all processes have agreed
         if trainer.is_world_process_zero():
-            _clean(folder, everything=resumed is None)
+            _clean(folder, everything=resumed is None or forked)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore losses and counts if the run is resumed."""
@@ -100,7 +103,8 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         """Let every part of the run continue from what it had counted."""
         counted = checkpoint.run["progress"]
         for callback in self._resumables():
-            if type(callback).__name__ in counted:
+            own = callback is self and self.forked
+            if type(callback).__name__ in counted and not own:
                 callback.restore(counted[type(callback).__name__])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -173,6 +177,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
             **self.identity,
             **run_state(trainer),
             "step": step,
+            "scaling": {path: layer.scaling for path, layer in self.layers.items()},
             "finished": self.finished,
             "best_checkpoint": checkpoint_path(self.folder, best.step).name if best else None,
             "progress": {type(c).__name__: c.progress() for c in self._resumables()},

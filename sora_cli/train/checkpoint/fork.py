@@ -1,0 +1,162 @@
+"""The checkpoint of another run that a run goes on from, and the check that it may.
+
+Until that step the two are one run: data, model and training must be the same, and the method may
+differ only in what decides the steps to come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from methods.configs import MethodConfig
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.words import first_few, shown_value
+from sora_cli.recipe.changes import changes
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.start import StartBlock
+from sora_cli.recipe.types import steps_at
+from sora_cli.report import Start
+from sora_cli.train.checkpoint.places import (
+    FOLDER,
+    MARK_FILE,
+    RUN_FILE,
+    TRAINER_FILE,
+    checkpoint_path,
+    checkpoint_paths,
+)
+from sora_cli.train.checkpoint.resume import MAY_CHANGE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from methods.base import Layers
+    from sora_cli.train.checkpoint.files import Checkpoint
+
+_OTHER_BLOCKS = ("method", "start")
+_OF_EVERY_METHOD = tuple(f"method.{name}" for name in MethodConfig.model_fields)
+_FIX = "start.checkpoint=RUN start.step=STEP"
+
+
+def locate_fork(block: StartBlock) -> Path:
+    """Return the checkpoint's directory that a `start` block names, without reading its tensors.
+
+    Raises:
+        SoraError: there is none.
+    """
+    assert block.checkpoint is not None
+    place = Path(block.checkpoint).expanduser()
+    if not place.is_dir():
+        raise SoraError(f"there is no directory {place}", key="start.checkpoint")
+    if (place / RUN_FILE).is_file():
+        if block.step is not None:
+            raise SoraError(
+                f"{place} is a checkpoint already", hint="start.step=", key="start.step"
+            )
+        return place
+    there = [path for path in checkpoint_paths(place / FOLDER) if (path / MARK_FILE).is_file()]
+    known = [int(path.name.removeprefix("step-")) for path in there]
+    where = f"its checkpoints: steps {first_few(known, 10)}" if known else None
+    if not known:
+        raise SoraError(
+            f"{place} is no checkpoint, and holds none in {FOLDER}/",
+            hint="training.keep_checkpoints=[STEP] in that run keeps one",
+            key="start.checkpoint",
+        )
+    if block.step is None:
+        raise SoraError(
+            f"{place} is a run: of which step?", where=where, hint=_FIX, key="start.checkpoint"
+        )
+    total = int(_read(there[0] / TRAINER_FILE)["max_steps"])
+    step = steps_at(block.step, total)
+    if step not in known:
+        raise SoraError(
+            f"{place} has no checkpoint of step {step}",
+            where=where,
+            hint=f"training.keep_checkpoints=[{step}] in that run keeps it",
+            key="start.step",
+        )
+    return checkpoint_path(place / FOLDER, step)
+
+
+def describe_fork(recipe: Recipe) -> Start | None:
+    """Return what a run says of the checkpoint it begins with; None if it begins with none.
+
+    Raises:
+        SoraError: there is no such checkpoint, or it is of a run that this one cannot go on from.
+    """
+    block = recipe.start
+    if block is None or block.checkpoint is None:
+        return None
+    with recipe.placing("start"):
+        path = locate_fork(block)
+        run = _read(path / RUN_FILE)
+        _check_recipe(run["recipe"], recipe.resolved(), path)
+        if run["finished"]:
+            raise SoraError(f"{path} is the end of its run: nothing is left to train")
+        digest = hashlib.sha256((path / MARK_FILE).read_bytes()).hexdigest()
+        return Start(directory=str(path), digest=f"sha256:{digest}", step=int(run["step"]))
+
+
+def read_fork(
+    recipe: Recipe, start: Start, inputs: Mapping[str, Any], model: nn.Module, layers: Layers
+) -> Checkpoint:
+    """Read the checkpoint that a run begins with.
+
+    Args:
+        start: what `describe_fork` returned.
+        inputs: fingerprints of this run's model and data, by what they are of.
+        model: with the adapters in it, as this run would train it.
+
+    Raises:
+        SoraError: the checkpoint is damaged, or its run had other inputs or other parameters.
+    """
+    from sora_cli.train.checkpoint.files import part, read_checkpoint
+
+    path = Path(start.directory)
+    with recipe.placing("start.checkpoint"):
+        found = read_checkpoint(path)
+        for name, fingerprint in inputs.items():
+            if found.run["inputs"].get(name, fingerprint) != fingerprint:
+                raise SoraError(f"{name} is not what the run of {path} was started with")
+        stored = {name: tuple(t.shape) for name, t in part(found.tensors, "model.").items()}
+        now = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+        for name in {**now, **stored}:
+            if stored.get(name) != now.get(name):
+                there, here = (
+                    f"{shapes[name]}" if name in shapes else "not trained"
+                    for shapes in (stored, now)
+                )
+                raise SoraError(f"'{name}' does not fit: {there} in {path}, {here} in this run")
+        for name, scaling in found.run.get("scaling", {}).items():
+            own = layers[name].scaling
+            if own != scaling:
+                raise SoraError(
+                    f"'{name}' is scaled by {scaling:g} in {path}, by {own:g} in this run",
+                    hint="method.alpha and the rank at the start decide that",
+                )
+    return found
+
+
+def _check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Check that nothing differs that has decided the steps so far."""
+    for key, old, new in changes(before, now):
+        free = key.split(".")[0] in _OTHER_BLOCKS and key not in _OF_EVERY_METHOD
+        if not free and key not in MAY_CHANGE:
+            raise SoraError(
+                f"the steps of {path} were taken with another {key}: {shown_value(old)}, not "
+                f"{shown_value(new)}",
+                hint="what a fork may change: the method, its own options, and the output",
+                key=key,
+            )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SoraError(f"{file} cannot be read: {first_line(error)}") from error
+    return read
