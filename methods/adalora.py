@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from methods.configs import AdaLoraConfig
 from methods.errors import MethodError
 from methods.init import factor_options, normal_factors
 from methods.layer import select_components
+from methods.schedules import BudgetSchedule
 from methods.sharding import joined, like, local, whole
 from methods.torch_internals import (
     foreach_abs_,
@@ -21,56 +22,6 @@ from methods.torch_internals import (
     foreach_mul,
     foreach_sub_,
 )
-
-
-@dataclass(frozen=True)
-class BudgetSchedule:
-    """Triplets, over all layers, that may be alive after each step (paper, eq. 12).
-
-    Attributes:
-        start, target: triplets at the start and at the end.
-        t_init, t_final, total_steps, delta_t: in optimiser steps.
-        held: the starting budget is held from the first step on (later stages of a path), where
-            a run's first stage leaves all triplets be.
-    """
-
-    start: int
-    target: int
-    t_init: int
-    t_final: int
-    total_steps: int
-    delta_t: int
-    held: bool = False
-
-    def budget(self, step: int) -> int:
-        """Return the triplets allowed after the 0-based step."""
-        if step <= self.t_init:
-            return self.start
-        if self._is_final(step):
-            return self.target
-        span = self.total_steps - self.t_final - self.t_init
-        left = 1 - (step - self.t_init) / span
-        return int(self.target + (self.start - self.target) * left**3)
-
-    def applies(self, step: int) -> bool:
-        """Tell whether triplets are masked after the 0-based step."""
-        if step <= self.t_init and not self.held:
-            return False
-        return self._is_final(step) or step % self.delta_t == 0
-
-    @property
-    def initial_steps(self) -> int:
-        """Steps at the start with all triplets allowed."""
-        return self.t_init + 1
-
-    @property
-    def final_steps(self) -> int:
-        """Steps at the end with the target allowed."""
-        return max(self.t_final - 1, 1)
-
-    def _is_final(self, step: int) -> bool:
-        """Tell whether the final budget is reached for good; in the run's last step it is."""
-        return step > self.total_steps - self.t_final or step == self.total_steps - 1
 
 
 class AdaLora(AdapterMethod):
@@ -117,14 +68,7 @@ class AdaLora(AdapterMethod):
     ) -> Plan:
         """Return the three phases of the budget (eq. 12)."""
         schedule = self._budget_schedule(layers, total_steps)
-        initial, final = schedule.initial_steps, schedule.final_steps
-        start, target = f"{schedule.start:,}", f"{schedule.target:,}"
-        phases = (
-            (f"initial budget, {start} triplets", initial),
-            (f"budget falls to {target} triplets", total_steps - initial - final),
-            (f"final budget, {target} triplets", final),
-        )
-        return Plan(phases=phases)
+        return Plan(phases=schedule.phases("triplets"))
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:
         """Compute the budget's schedule from the run's steps."""
@@ -132,18 +76,20 @@ class AdaLora(AdapterMethod):
 
     def _budget_schedule(self, layers: Layers, total_steps: int) -> BudgetSchedule:
         c = self.config
-        t_init, t_final = _steps(c.t_init, total_steps), _steps(c.t_final, total_steps)
-        if t_init + max(t_final, 1) >= total_steps:
-            raise MethodError(
-                f"adalora: t_init {t_init} + t_final {t_final} leave no step of {total_steps} to "
-                f"shrink the budget in; their sum must be below {total_steps}: shares below 1, "
-                f"such as t_init 0.1 and t_final 0.3, fit any run of two steps or more"
-            )
         counts = super().summary(layers)
         start = counts.live or counts.total  # before the first step of all, every gate is zero
-        target = min(round(c.target_r * len(layers)), start)
-        held = start < counts.total
-        return BudgetSchedule(start, target, t_init, t_final, total_steps, c.delta_t, held)
+        try:
+            return BudgetSchedule.of(
+                start=start,
+                target=round(c.target_r * len(layers)),
+                t_init=c.t_init,
+                t_final=c.t_final,
+                total_steps=total_steps,
+                delta_t=c.delta_t,
+                held=start < counts.total,
+            )
+        except ValueError as error:
+            raise MethodError(f"adalora: {error}") from error
 
     def penalty(self, layers: Layers) -> Tensor | None:
         """Return `gamma * mean over all P and Q of ||P^T P - I||_F and ||Q Q^T - I||_F` (eq. 4)."""
@@ -274,8 +220,3 @@ def _averages(known: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> lis
         # a resumed one may be on the CPU, and whole
         known[name] = like(known[name], p) if name in known else torch.zeros_like(p)
     return [local(known[name]) for name in parameters]
-
-
-def _steps(value: int | float, total_steps: int) -> int:
-    """Return a number of steps: as given, or a share of the run where it is below 1."""
-    return round(value * total_steps) if 0 < value < 1 else int(value)

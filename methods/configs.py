@@ -9,7 +9,7 @@ recipes are checked and methods are listed before it is loaded. Third-party meth
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -98,15 +98,44 @@ class AdaLoraConfig(MethodConfig):
 
 
 class SoraConfig(MethodConfig):
-    """Options of SoRA."""
+    """Options of SoRA; those of the paper, and a budget that takes the threshold's place."""
 
     paper = "Ding et al. 2023, arXiv 2311.11696"
     adapts_rank = True
-    variable_options = ("threshold", "l1")
+    variable_options = ("threshold", "l1", "target_r")
 
     r_max: int = Field(8, ge=1, le=65536, description="components every layer starts with")
-    threshold: float = Field(
-        3e-4, ge=0, description="xi: each step moves every gate this far towards zero"
+    threshold: float | None = Field(
+        3e-4,
+        ge=0,
+        description="xi: each step moves every gate this far towards zero; null where target_r is "
+        "given",
+    )
+    target_r: float | None = Field(
+        None,
+        ge=0,
+        description="budget in the threshold's place: mean components per layer at the end; each "
+        "step's xi is the smallest that leaves no more gates than the budget of that step",
+    )
+    t_init: int | float = Field(
+        0.1,
+        ge=0,
+        description="with target_r: steps before the budget falls; below 1: a share of the run's "
+        "steps",
+    )
+    t_final: int | float = Field(
+        0.2,
+        ge=0,
+        description="with target_r: last steps at the final budget; below 1: a share of the run's "
+        "steps",
+    )
+    shrink: Literal["soft", "hard"] = Field(
+        "soft",
+        description="what a step does to the gates it leaves: soft moves them by xi (L1, the "
+        "paper's equation), hard leaves them (L0): the default with target_r, and for it only",
+    )
+    gate_init: Literal["normal", "ones"] = Field(
+        "normal", description="gates at the start: drawn from N(0, 1), as in the paper, or all 1"
     )
     prox: Literal["paper", "official"] = Field(
         "paper", description="soft threshold of the paper, or the authors' code (dead zone 2 xi)"
@@ -124,6 +153,37 @@ class SoraConfig(MethodConfig):
     betas: Betas | None = Field(
         None, description="betas of the gates' AdamW; unset: the optimiser's"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_for_threshold(cls, values: Any) -> Any:
+        """Take the defaults that go with a budget where one is given."""
+        if isinstance(values, dict) and values.get("target_r") is not None:
+            return {"threshold": None, "shrink": "hard", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SoraConfig:
+        if self.target_r is None:
+            if self.threshold is None:
+                raise ValueError("threshold is null, and no target_r is given: give one of both")
+            if self.shrink == "hard":
+                raise ValueError("shrink: hard needs a budget: give target_r")
+            return self
+        if self.threshold is not None:
+            raise ValueError(
+                f"threshold {self.threshold:g} and target_r {self.target_r:g} both decide how many "
+                "gates are left: give one, and null for the other"
+            )
+        if self.target_r > self.r_max:
+            raise ValueError(f"target_r {self.target_r:g} is above r_max {self.r_max}")
+        if self.prox == "official":
+            raise ValueError(
+                "prox: official keeps |gate| = 2 xi, so no smallest xi meets a target_r: use paper"
+            )
+        if self.threshold_times_lr:
+            raise ValueError("target_r sets xi itself: threshold_times_lr needs a threshold")
+        return self
 
 
 class CutConfig(MethodConfig):

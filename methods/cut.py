@@ -15,6 +15,7 @@ from methods.budgets import holding_energy, strongest, within_parameters
 from methods.configs import CutConfig
 from methods.errors import MethodError
 from methods.init import kaiming_factors
+from methods.schedules import steps_of
 
 _DEFAULT_SHARE = 0.15
 
@@ -106,7 +107,7 @@ class Cut(AdapterMethod):
 
     def _schedule(self, total_steps: int) -> Cuts:
         c = self.config
-        last, first = _steps(c.cut_at, total_steps), _steps(c.first_cut, total_steps)
+        last, first = steps_of(c.cut_at, total_steps), steps_of(c.first_cut, total_steps)
         if last >= total_steps or last < 1:
             raise MethodError(
                 f"cut: a cut after {last} of {total_steps} steps leaves none to train before or "
@@ -246,8 +247,3 @@ def _between(start: int, target: int, share: float) -> int:
 
 def _energy(values: Mapping[str, Tensor]) -> float:
     return sum(float(s.square().sum()) for s in values.values())
-
-
-def _steps(value: int | float, total_steps: int) -> int:
-    """Return a number of steps: as given, or a share of the run where it is below 1."""
-    return round(value * total_steps) if value < 1 else int(value)

@@ -1,12 +1,14 @@
-"""Schedules: the values that an option takes from stage to stage of a regularisation path.
+"""Schedules: the values of an option from stage to stage, and a budget's fall from step to step.
 
-Ding et al. 2023 (arXiv 2311.11696, Algorithm 1) let the threshold grow from stage to stage; the
-three ramps are those of the authors' code. No torch here: recipes are checked with it.
+Ding et al. 2023 (arXiv 2311.11696, Algorithm 1) let the threshold grow from stage to stage of a
+regularisation path; the three ramps are those of the authors' code. The budget's curve is AdaLoRA's
+(Zhang et al. 2023, arXiv 2303.10512, eq. 12). No torch here: recipes are checked with it.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 Ramp = Literal["linear", "log_linear", "exp_linear"]
@@ -47,3 +49,100 @@ def ramp(kind: Ramp, start: float, stop: float, num: int) -> list[float]:
 
 def _line(start: float, stop: float, num: int) -> list[float]:
     return [start + (stop - start) * i / (num - 1) for i in range(num)]
+
+
+@dataclass(frozen=True)
+class BudgetSchedule:
+    """Components, over all layers, that may be alive after each step (AdaLoRA's paper, eq. 12).
+
+    Attributes:
+        start, target: components at the start and at the end.
+        t_init, t_final, total_steps, delta_t: in optimiser steps.
+        held: the starting budget is held from the first step on (later stages of a path), where
+            a run's first stage leaves all components be.
+    """
+
+    start: int
+    target: int
+    t_init: int
+    t_final: int
+    total_steps: int
+    delta_t: int
+    held: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        start: int,
+        target: int,
+        t_init: int | float,
+        t_final: int | float,
+        total_steps: int,
+        delta_t: int = 1,
+        held: bool = False,
+    ) -> BudgetSchedule:
+        """Return the schedule of a run, with a target of `start` at most.
+
+        Args:
+            t_init, t_final: steps, or below 1 shares of the run's steps.
+
+        Raises:
+            ValueError: no step is left for the budget to fall in.
+        """
+        first, last = steps_of(t_init, total_steps), steps_of(t_final, total_steps)
+        if first + max(last, 1) >= total_steps:
+            raise ValueError(
+                f"t_init {first} + t_final {last} leave no step of {total_steps} to "
+                f"shrink the budget in; their sum must be below {total_steps}: shares below 1, "
+                f"such as t_init 0.1 and t_final 0.3, fit any run of two steps or more"
+            )
+        return cls(start, min(target, start), first, last, total_steps, delta_t, held)
+
+    def budget(self, step: int) -> int:
+        """Return the components allowed after the 0-based step."""
+        if step <= self.t_init:
+            return self.start
+        if self._is_final(step):
+            return self.target
+        span = self.total_steps - self.t_final - self.t_init
+        left = 1 - (step - self.t_init) / span
+        return int(self.target + (self.start - self.target) * left**3)
+
+    def applies(self, step: int) -> bool:
+        """Tell whether components are set to zero after the 0-based step."""
+        if step <= self.t_init and not self.held:
+            return False
+        return self._is_final(step) or step % self.delta_t == 0
+
+    @property
+    def initial_steps(self) -> int:
+        """Steps at the start with all components allowed."""
+        return self.t_init + 1
+
+    @property
+    def final_steps(self) -> int:
+        """Steps at the end with the target allowed."""
+        return max(self.t_final - 1, 1)
+
+    def phases(self, unit: str) -> tuple[tuple[str, int], ...]:
+        """Return the three phases of a run and their steps, for a plan.
+
+        Args:
+            unit: what the budget counts, in the plural.
+        """
+        first, last = self.initial_steps, self.final_steps
+        return (
+            (f"initial budget, {self.start:,} {unit}", first),
+            (f"budget falls to {self.target:,} {unit}", self.total_steps - first - last),
+            (f"final budget, {self.target:,} {unit}", last),
+        )
+
+    def _is_final(self, step: int) -> bool:
+        """Tell whether the final budget is reached for good; in the run's last step it is."""
+        return step > self.total_steps - self.t_final or step == self.total_steps - 1
+
+
+def steps_of(value: int | float, total_steps: int) -> int:
+    """Return a number of steps: as given, or a share of the run where it is below 1."""
+    return round(value * total_steps) if 0 < value < 1 else int(value)

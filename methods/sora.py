@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +12,17 @@ from torch import Tensor, nn
 
 from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, Summary
 from methods.configs import SoraConfig
+from methods.errors import MethodError
 from methods.init import factor_options, kaiming_factors
+from methods.proximal import (
+    budget_threshold,
+    hard_threshold_,
+    official_threshold_,
+    soft_threshold_,
+    threshold_reach,
+)
+from methods.schedules import BudgetSchedule
 from methods.sharding import joined, local
-from methods.torch_internals import foreach_copy_
 
 REACH_ENOUGH = 0.25
 """A plan warns if the threshold reaches a smaller share of N(0, 1) gates than this.
@@ -23,6 +32,11 @@ Measured on MiniLM, reached by the threshold alone -> pruned: 6 % -> about 20 % 
 """
 _NEVER = -1
 _HALF_NORMAL_MEDIAN = 0.6744897501960817  # half of all N(0, 1) gates are closer to zero
+_PROXIMAL_STEPS = {
+    ("paper", "soft"): soft_threshold_,
+    ("paper", "hard"): hard_threshold_,
+    ("official", "soft"): official_threshold_,
+}
 
 
 class Sora(AdapterMethod):
@@ -32,6 +46,15 @@ class Sora(AdapterMethod):
     step every gate takes a proximal step of the L1 norm (eq. 8-9): components whose gate reaches
     zero add nothing and are left out of the saved adapter, exactly. A gate at zero still gets a
     gradient and can come back; `summary` counts such revivals, `details` tells when each died.
+
+    Departures, as options. `gate_init: ones` starts with equal gates. With `target_r` nobody has to
+    guess xi: a budget of `b(t)` gates over all layers falls along AdaLoRA's curve (arXiv
+    2303.10512, eq. 12), and xi of step t is the smallest with which the proximal step leaves no
+    more, the (b(t) + 1)-th largest |d| (0 where fewer are alive). With `shrink: soft` that is eq. 9
+    with an xi that varies. It takes xi from every gate it leaves, also from those that are to stay:
+    equal gates of 1 would be 0 at the first step. `shrink: hard` leaves them as they are, which is
+    the proximal step of the L0 norm, or iterative hard thresholding (Blumensath and Davies 2009,
+    arXiv 0805.0510). Gates that are equal die together, so ties may leave fewer than the budget.
     """
 
     name = "sora"
@@ -46,13 +69,18 @@ class Sora(AdapterMethod):
         self._present = torch.zeros(0, dtype=torch.bool)  # not removed
         self._ranks: list[int] = []  # components of each layer at the beginning
         self._revivals = torch.zeros((), dtype=torch.long)
+        # with target_r only:
+        self._schedule: BudgetSchedule | None = None
+        self._xi = torch.zeros(0, dtype=torch.float64)  # of each step of this run or stage
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
-        """Wrap a layer: A Kaiming-uniform, B zero, gates d ~ N(0, 1)."""
+        """Wrap a layer: A Kaiming-uniform, B zero, gates d ~ N(0, 1) or 1."""
         c = self.config
         A, B = kaiming_factors(linear, c.r_max, generator)
-        # drawn in float64, so that one seed gives the same gates in every dtype
+        # drawn in float64, so that one seed gives the same gates in every dtype; drawn also where
+        # they are not used, so that it gives the same A
         d = torch.randn(c.r_max, generator=generator, dtype=torch.float64)
+        d = torch.ones_like(d) if c.gate_init == "ones" else d
         d = d.to(**factor_options(linear))
         return LowRankLinear(linear, A, B, d, scaling=c.alpha / c.r_max, dropout=c.dropout)
 
@@ -89,51 +117,96 @@ class Sora(AdapterMethod):
         total_steps: int,
         learning_rates: Mapping[str, Sequence[float]],
     ) -> Plan:
-        """Compute how far the threshold moves a gate, and the share of N(0, 1) gates within that.
+        """Return the budget's phases, or how far the threshold moves a gate and what that reaches.
 
         Gradients (and `l1`) move gates as well, either way, so this does not predict the ranks; in
         short runs a few per cent more gates die than the threshold reaches.
         """
         xi = self.config.threshold
-        phases = (("training with the threshold" if xi else "training, no threshold", total_steps),)
-        rates = learning_rates["gates"] if self.config.threshold_times_lr else [1.0] * total_steps
+        if xi is None:
+            return Plan(self._budget_schedule(layers, total_steps).phases("components"))
+        times_lr = self.config.threshold_times_lr
+        rates = learning_rates["gates"] if times_lr else [1.0] * total_steps
         reach = threshold_reach(rates, self.config.prox)  # per unit of xi
-        share = math.erf(xi * reach / math.sqrt(2))
-        factor = "the learning rates' sum" if self.config.threshold_times_lr else "steps"
+        ones = self.config.gate_init == "ones"
+        share = min(xi * reach, 1.0) if ones else math.erf(xi * reach / math.sqrt(2))
+        factor = "the learning rates' sum" if times_lr else "steps"
+        effect = (
+            f"brings the gates {share:.1%} of the way from 1 to zero"
+            if ones
+            else f"brings {share:.1%} of N(0, 1) gates to zero"
+        )
+        phases = (("training with the threshold" if xi else "training, no threshold", total_steps),)
         notes = (
             f"threshold x {factor} = {xi:g} x {sum(rates):,.6g} = {xi * sum(rates):.3g}: "
-            f"the threshold alone brings {share:.1%} of N(0, 1) gates to zero",
+            f"the threshold alone {effect}",
         )
         if share >= REACH_ENOUGH:
             return Plan(phases, notes)
-        half = f"{_HALF_NORMAL_MEDIAN / reach:.2g}"
+        enough = f"{(1 if ones else _HALF_NORMAL_MEDIAN) / reach:.2g}"
         warning = (
-            f"threshold {xi:g} over {total_steps:,} steps reaches only {share:.1%} of the gates: "
-            f"most components will stay alive; method.threshold={half} reaches half of them"
+            f"threshold {xi:g} over {total_steps:,} steps reaches only {share:.1%} of the "
+            f"{'way' if ones else 'gates'}: most components will stay alive; "
+            f"method.threshold={enough} reaches {'all of it' if ones else 'half of them'}"
         )
         return Plan(phases, notes, (warning,))
 
+    def _budget_schedule(self, layers: Layers, total_steps: int) -> BudgetSchedule:
+        c = self.config
+        assert c.target_r is not None
+        try:
+            return BudgetSchedule.of(
+                start=super().summary(layers).live,
+                target=int(c.target_r * len(layers)),
+                t_init=c.t_init,
+                t_final=c.t_final,
+                total_steps=total_steps,
+            )
+        except ValueError as error:
+            raise MethodError(f"sora: {error}") from error
+
     def begin(self, layers: Layers, *, total_steps: int) -> None:
-        """Forget the deaths and revivals of an earlier run or stage; the gates stay as they are."""
+        """Compute the budget's schedule; forget the deaths and revivals of an earlier stage."""
         self._alive = joined(_gates(layers)).detach().ne(0)
         self._last_died = torch.full_like(self._alive, _NEVER, dtype=torch.long)
         self._present = torch.ones_like(self._alive)
         self._ranks = [layer.rank for layer in layers.values()]
         self._revivals = torch.zeros((), dtype=torch.long, device=self._alive.device)
+        if self.config.target_r is None:
+            self._schedule = None
+        else:
+            self._schedule = self._budget_schedule(layers, total_steps)
+            self._xi = torch.zeros(total_steps, dtype=torch.float64, device=self._alive.device)
 
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
         """Take the proximal step on every gate, then record deaths and revivals."""
-        xi = self.config.threshold
-        if self.config.threshold_times_lr:
-            xi *= info.learning_rates["gates"]
-        shrink = official_threshold_ if self.config.prox == "official" else soft_threshold_
         self._check_gradients(layers)
         gates = _gates(layers)
-        trained = [local(gate) for gate in gates if gate.requires_grad]
+        trained = [gate for gate in gates if gate.requires_grad]
+        xi = self._threshold(gates, trained, info)
         if trained:
-            shrink(trained, xi)
+            _PROXIMAL_STEPS[self.config.prox, self.config.shrink]([local(g) for g in trained], xi)
         self._record_deaths(joined(gates).ne(0), info.step)
+
+    def _threshold(
+        self, gates: Sequence[Tensor], trained: Sequence[Tensor], info: StepInfo
+    ) -> float | Tensor:
+        """Return xi of this step: a number as given, or what the budget asks for."""
+        xi = self.config.threshold
+        if xi is not None:
+            return xi * info.learning_rates["gates"] if self.config.threshold_times_lr else xi
+        if self._schedule is None:
+            raise MethodError("sora: begin(layers, total_steps=...) must come before step 0")
+        if not trained:
+            return 0.0
+        budget = self._schedule.budget(info.step)
+        frozen = [gate for gate in gates if not gate.requires_grad]
+        allowed = torch.tensor(budget) - (joined(frozen).count_nonzero() if frozen else 0)
+        chosen = budget_threshold(joined(trained).detach(), allowed)
+        self._xi = self._xi.to(chosen.device)  # a resumed one may be on the CPU
+        self._xi[info.step] = chosen
+        return chosen
 
     def _check_gradients(self, layers: Layers) -> None:
         """Refuse a layer without gradients: its gates would shrink, whatever the layer is worth."""
@@ -165,83 +238,74 @@ class Sora(AdapterMethod):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the options in force at this stage, and the record of deaths and revivals."""
-        return {
-            "threshold": torch.tensor(self.config.threshold, dtype=torch.float64),
-            "l1": torch.tensor(self.config.l1, dtype=torch.float64),
+        options = {name: getattr(self.config, name) for name in self.config.variable_options}
+        state = {
+            name: torch.tensor(value, dtype=torch.float64)
+            for name, value in options.items()
+            if value is not None
+        }
+        state |= {
             "revivals": self._revivals.clone(),
             "alive": self._alive.clone(),
             "last_died": self._last_died.clone(),
             "present": self._present.clone(),
             "ranks": torch.tensor(self._ranks, dtype=torch.long),
         }
+        if self._schedule is not None:
+            state["xi"] = self._xi.clone()
+            state["budget_start"] = torch.tensor(self._schedule.start)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         for option in self.config.variable_options:
-            self.set_option(option, float(state[option]))
+            if option in state:
+                self.set_option(option, float(state[option]))
         self._revivals = state["revivals"].clone()
         self._alive, self._last_died = state["alive"].clone(), state["last_died"].clone()
         self._present, self._ranks = state["present"].clone(), state["ranks"].tolist()
+        if "xi" in state and self._schedule is not None:
+            self._xi = state["xi"].clone()
+            self._schedule = replace(self._schedule, start=int(state["budget_start"]))
 
     def summary(self, layers: Layers) -> Summary:
-        """Count live gates; events tell of revivals, and if every gate is zero."""
+        """Count live gates; events tell of the budget, of revivals, and if every gate is zero."""
         counts = super().summary(layers)
         events = []
+        if self._schedule is not None:
+            met = "met" if counts.live <= self._schedule.target else "MISSED"
+            target = f"{self._schedule.target:,}"
+            events.append(f"budget of {target} components {met}: {counts.live:,} left")
         if self._revivals:
             events.append(f"{int(self._revivals)} times a gate at zero came back")
         if counts.live == 0 and counts.total:
-            events.append("every gate is zero: the adapter does nothing; lower the threshold")
+            remedy = "raise target_r" if self.config.threshold is None else "lower the threshold"
+            events.append(f"every gate is zero: the adapter does nothing; {remedy}")
         return Summary(live=counts.live, total=counts.total, events=tuple(events))
+
+    def deliverable(self, layers: Layers) -> bool:
+        """Tell whether the budget, if there is one, is met: earlier states hold more components."""
+        if self.config.target_r is None:
+            return True
+        schedule = self._schedule
+        return schedule is not None and super().summary(layers).live <= schedule.target
 
     def details(self, layers: Layers) -> dict[str, Any]:
         """Return how often gates came back, and the 0-based step at which each component last died.
 
         Returns:
             `revivals`, and `last_died`: by layer, a step per component, None if it never died.
+            With a budget also `xi`, of every step, and `xi_sum`.
         """
         steps = torch.split(self._last_died, self._ranks)
         last_died = {
             path: [None if step == _NEVER else step for step in of_layer.tolist()]
             for path, of_layer in zip(layers, steps, strict=True)
         }
-        return {"revivals": int(self._revivals), "last_died": last_died}
-
-
-def threshold_reach(factors: Sequence[float], prox: str) -> float:
-    """Return how far from zero a gate may start for the proximal steps alone to bring it there.
-
-    Args:
-        factors: of each step, the threshold as a multiple of xi.
-        prox: the authors' operator also clears what is within xi after its shrinking.
-
-    Returns:
-        Distance in units of xi.
-    """
-    moved = reach = 0.0
-    for factor in factors:
-        moved += factor
-        reach = max(reach, moved + factor if prox == "official" else moved)
-    return reach
-
-
-def soft_threshold_(gates: list[Tensor], xi: float) -> None:
-    """Apply `sign(g) max(|g| - xi, 0)` in place: the proximal operator of xi |g| (paper, eq. 9)."""
-    flat = torch.cat(gates)  # one pass over all layers' gates
-    _write(gates, flat.sign() * (flat.abs() - xi).clamp_(min=0))
-
-
-def official_threshold_(gates: list[Tensor], xi: float) -> None:
-    """Apply the authors' operator in place: |g| > xi shrinks by xi, then every |g| < xi becomes 0.
-
-    So the dead zone reaches to 2 xi, and |g| = xi stays.
-    """
-    flat = torch.cat(gates)
-    shrunk = torch.where(flat.abs() > xi, flat - flat.sign() * xi, flat)
-    _write(gates, shrunk.masked_fill_(shrunk.abs() < xi, 0))
-
-
-def _write(gates: list[Tensor], flat: Tensor) -> None:
-    foreach_copy_(gates, torch.split(flat, [g.numel() for g in gates]))
+        found = {"revivals": int(self._revivals), "last_died": last_died}
+        if self._schedule is None:
+            return found
+        return found | {"xi_sum": float(self._xi.sum()), "xi": self._xi.tolist()}
 
 
 def _gates(layers: Layers) -> list[Tensor]:

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from methods.adalora import BudgetSchedule
 from methods.base import StepInfo
 from methods.errors import MethodError
 from methods.registry import create
+from methods.schedules import BudgetSchedule
 from tests.methods.support import Run, start
 
 LAST = StepInfo(19, 20, {"factors": 0.01})

@@ -18,8 +18,9 @@ from methods.contract import BASELINE_CHECKS, CHECKS, Check, MethodFactory
 from methods.errors import MethodError
 from methods.factors import LowRankFactors
 from methods.lora import Lora
+from methods.proximal import soft_threshold_
 from methods.registry import config_class, create, method_names
-from methods.sora import Sora, soft_threshold_
+from methods.sora import Sora
 
 REGISTERED: dict[str, MethodFactory] = {
     name: partial(create, name) for name in method_names() if config_class(name).low_rank
@@ -31,6 +32,8 @@ BUSY: dict[str, MethodFactory] = {  # options under which components die and pen
     "rslora": partial(create, "lora", use_rslora=True),
     "adalora, rank 1": partial(create, "adalora", init_r=6, target_r=1, delta_t=3),
     "sora, l1": partial(create, "sora", threshold=0.05, l1=0.1, gate_lr=0.02),
+    "sora, soft": partial(create, "sora", target_r=1.5, shrink="soft", gate_lr=0.02),
+    "sora, hard": partial(create, "sora", target_r=1.5, gate_init="ones", gate_lr=0.02),
     "sora, official": partial(
         create, "sora", prox="official", threshold=4.0, threshold_times_lr=True
     ),

@@ -45,6 +45,8 @@ RUNS = [
     ("sora", "not freed"),
     ("sora, official", "checkpointing"),  # activations are computed again
     ("sora, rank 1", ""),
+    ("sora, soft", "resumed"),
+    ("sora, hard", ""),
 ]
 
 

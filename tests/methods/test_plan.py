@@ -14,7 +14,8 @@ from methods.configs import AdaLoraConfig, LoraConfig, SoraConfig
 from methods.errors import MethodError
 from methods.inject import inject
 from methods.lora import Lora
-from methods.sora import Sora, official_threshold_, soft_threshold_, threshold_reach
+from methods.proximal import official_threshold_, soft_threshold_, threshold_reach
+from methods.sora import Sora
 
 
 def _layers(method: AdapterMethod) -> Layers:
@@ -90,6 +91,19 @@ def test_suggested_threshold_reaches_half_of_the_gates(prox: str, times_lr: bool
     share = float(plan.notes[0].partition("alone brings ")[2].partition("%")[0])
     assert 45 < share < 55
     assert plan.warnings == ()
+
+
+def test_a_threshold_on_equal_gates() -> None:
+    """They all have the same way to zero."""
+    plan = _plan(Sora(SoraConfig(threshold=1e-3, gate_init="ones")), 200)
+    assert (
+        "0.001 x 200 = 0.2: the threshold alone brings the gates 20.0% of the way from 1"
+        in (plan.notes[0])
+    )
+    (warning,) = plan.warnings
+    assert "only 20.0% of the way" in warning
+    assert "method.threshold=0.005 reaches all of it" in warning
+    assert "100.0%" in _plan(Sora(SoraConfig(threshold=0.1, gate_init="ones")), 200).notes[0]
 
 
 def test_no_threshold_prunes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""SoRA: both thresholds, the gates' own group, the penalty, what it counts and keeps."""
+"""SoRA: the threshold, the gates' start and own group, the penalty, what it counts and keeps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from torch import Tensor
 from methods.base import StepInfo
 from methods.errors import MethodError
 from methods.registry import create
-from methods.sora import official_threshold_, soft_threshold_
 from tests.methods.support import LR, Run, start
 
 XI = 0.5  # exact in binary, and so are the gates below: the boundaries are hit
-GATES = [-2.0, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 2.0]
-PAPER = [-1.5, -0.5, -0.25, 0, 0, 0, 0, 0, 0.25, 0.5, 1.5]
-OFFICIAL = [-1.5, -0.5, 0, -0.5, 0, 0, 0, 0.5, 0, 0.5, 1.5]  # |g| = xi stays; 2 xi is left at xi
 
 
 def sora(**options: object) -> Run:
@@ -44,23 +40,6 @@ def gates(run: Run) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("shrink", "expected"), [(soft_threshold_, PAPER), (official_threshold_, OFFICIAL)]
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_thresholds(shrink: object, expected: list[float], dtype: torch.dtype) -> None:
-    values = torch.tensor(GATES, dtype=dtype)
-    shrink([values], XI)
-    assert values.tolist() == expected
-
-
-@pytest.mark.parametrize("shrink", [soft_threshold_, official_threshold_])
-def test_threshold_zero_changes_nothing(shrink: object) -> None:
-    values = torch.tensor(GATES)
-    shrink([values], 0.0)
-    assert values.tolist() == GATES
-
-
-@pytest.mark.parametrize(
     ("prox", "expected"), [("paper", [0, 0, 0.25, 1.5]), ("official", [0, 0.5, 0, 1.5])]
 )
 def test_after_step_thresholds_every_gate(prox: str, expected: list[float]) -> None:
@@ -84,6 +63,14 @@ def test_gates_start_normal_and_scaling_is_of_r_max() -> None:
     assert run.layers["0"].scaling == 30 / 2000
     assert gates(run).mean().item() == pytest.approx(0, abs=0.05)
     assert gates(run).std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_gates_may_start_at_one_with_the_same_factors() -> None:
+    normal, ones = sora(), sora(gate_init="ones")
+    assert gates(ones).tolist() == [1.0] * 8
+    for path, layer in ones.layers.items():
+        assert torch.equal(layer.A, normal.layers[path].A)
+        assert layer.scaling == normal.layers[path].scaling
 
 
 def test_l1_is_the_mean_over_all_gates() -> None:

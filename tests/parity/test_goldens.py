@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from methods.adalora import BudgetSchedule
+from methods.schedules import BudgetSchedule
 from tests.parity import trajectories
 from tests.parity.trajectories import Recording, Step
 

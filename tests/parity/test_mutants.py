@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods import sora
-from methods.adalora import AdaLora, BudgetSchedule
+from methods import proximal
+from methods.adalora import AdaLora
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
 from methods.configs import AdaLoraConfig, SoraConfig
 from methods.contract.net import LR, first_difference, start
+from methods.schedules import BudgetSchedule
 from methods.sora import Sora
 from tests.parity import test_goldens, trajectories
 
@@ -31,7 +32,9 @@ BUDGET = (*SMALL, "adalora_decay")
 class ShrinksBeforeTheStep(Sora):
     def penalty(self, layers: Layers) -> Tensor | None:
         shrink = (
-            sora.official_threshold_ if self.config.prox == "official" else sora.soft_threshold_
+            proximal.official_threshold_
+            if self.config.prox == "official"
+            else proximal.soft_threshold_
         )
         shrink(gates(layers), self.config.threshold)
         return super().penalty(layers)
