@@ -35,6 +35,7 @@ def report_of(
     ranks: int | Mapping[str, int] | None = None,
     start: int = 8,
     layers: int = 6,
+    parameters: int | None = None,
     settings: Mapping[str, Any] | None = None,
     seconds: float = 60.0,
     steps: int = 40,
@@ -49,6 +50,7 @@ def report_of(
             {}: a run without low-rank modules.
         start: components of each module at the start.
         layers: with a module of each kind.
+        parameters: numbers in the factors that are left; None: what the ranks come to.
         settings: dotted recipe keys and their values, such as {"method.threshold": 1e-3}.
         seconds: of the training.
         steps: optimiser steps; the history has an entry for every tenth.
@@ -84,7 +86,8 @@ def report_of(
             base=22_000_000,
             trained=sum(m.start * per[path] for path, m in modules.items()) + 150_000,
             adapter_start=sum(m.start * per[path] for path, m in modules.items()),
-            adapter_end=sum(m.end * per[path] for path, m in modules.items()),
+            adapter_end=sum(m.end * per[path] for path, m in modules.items())
+            if parameters is None else parameters,
             head=150_000,
         ),
     }  # fmt: skip

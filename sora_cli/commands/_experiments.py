@@ -109,6 +109,22 @@ def compare(
             "--ranks", help="Show where the ranks are, and whether seeds and tasks agree."
         ),
     ] = False,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            "--budgets",
+            help="Compare at equal size instead: per cent of the baseline's parameters, such as "
+            "50,15,8.",
+        ),
+    ] = None,
+    min_gain: Annotated[
+        float | None,
+        typer.Option(
+            "--min-gain",
+            help="With --budgets: a task counts if the baseline is so many points above the head "
+            "alone; default: 5; 0: all do.",
+        ),
+    ] = None,
     form: Annotated[
         str | None,
         typer.Option(
@@ -124,7 +140,9 @@ def compare(
     plot: Annotated[
         Path | None,
         typer.Option(
-            "--plot", help="Draw metric against parameters into this picture; others go beside it."
+            "--plot",
+            help="Draw metric against parameters, or with --budgets what is lost at each size, "
+            "into this picture; others go beside it.",
         ),
     ] = None,
     html: Annotated[
@@ -142,6 +160,8 @@ def compare(
         metric=metric,
         selection=selection,
         ranks=ranks,
+        budgets=budgets,
+        min_gain=min_gain,
         form=form,
         output=output,
         plot=plot,

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from sora_cli.adapter.digest import changed_results
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_apart, check_new_file
+from sora_cli.core.checks import check_apart, check_new_file, check_one
 from sora_cli.core.console import emit, printable, say
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.agreement import emit_ranks
 from sora_cli.experiments.compare.archive import write_lines
+from sora_cli.experiments.compare.budget_table import budget_table, groups_shown, parse_budgets
 from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.formats import LINES, emit_comparison, format_of, render
 from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.runs import Group, Run, choose_metric, on_selection_rows
+from sora_cli.experiments.compare.sizes import MIN_GAIN, sizes_of
 from sora_cli.experiments.compare.table import comparison_table
 
 
@@ -28,6 +30,8 @@ def compare(
     metric: str | None = None,
     selection: bool = False,
     ranks: bool = False,
+    budgets: str | None = None,
+    min_gain: float | None = None,
     form: str | None = None,
     output: Path | None = None,
     plot: Path | None = None,
@@ -42,6 +46,10 @@ def compare(
         metric: compare this metric instead of the main one.
         selection: compare the main metric on the rows that chose the checkpoints.
         ranks: also print where ranks are, and whether seeds and tasks agree on it.
+        budgets: compare at equal size instead of task by task: per cent of the baseline's
+            parameters, such as "50,15,8".
+        min_gain: with `budgets`: points that the baseline must be above the head alone on a task
+            that counts; None: `MIN_GAIN`.
         form: table, markdown, csv, latex or json, or jsonl: the runs themselves, for later
             comparisons; None: by the suffix of `output`, else table.
         output: write the table to this file instead.
@@ -49,19 +57,29 @@ def compare(
         html: also write it all to this page.
 
     Raises:
-        SoraError: no finished run, no such label, metric or format, or an impossible file.
+        SoraError: no finished run, no such label, metric or format, options that do not go
+            together, or an impossible file.
     """
     form = format_of(output, form)
     for option, file in {"--output": output, "--plot": plot, "--html": html}.items():
         check_new_file(option, file)
     if form == LINES:
         asked = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,
-                 "--selection": selection, "--plot": plot, "--html": html}  # fmt: skip
+                 "--selection": selection, "--budgets": budgets, "--plot": plot,
+                 "--html": html}  # fmt: skip
         _write_lines(places, output, [option for option, value in asked.items() if value])
         return
+    shares = _shares(budgets, baseline, paper=paper, min_gain=min_gain)
     runs = _find(places, output, plot, html)
     groups = _groups(runs, metric, selection=selection)
-    table = comparison_table(groups, baseline=baseline, paper=paper)
+    sizes = None
+    if baseline is not None and shares:
+        sizes = sizes_of(groups, baseline, min_gain=MIN_GAIN if min_gain is None else min_gain)
+    table = (
+        comparison_table(groups, baseline=baseline, paper=paper)
+        if sizes is None
+        else budget_table(sizes, shares)
+    )
     for warning in warnings_of(groups):
         say(f"warning: {printable(warning)}")
     if output is not None:
@@ -72,17 +90,32 @@ def compare(
     else:
         emit(render(table, form).removesuffix("\n"))
     if ranks:
-        emit_ranks(groups)
+        emit_ranks(groups if sizes is None else groups_shown(sizes, shares))
     if plot is not None:
-        from sora_cli.experiments.compare.plots import plot_comparison
+        from sora_cli.experiments.compare.plots import plot_comparison, plot_sizes
 
-        for picture in plot_comparison(groups, plot):
+        written = plot_sizes(sizes, shares, plot) if sizes else plot_comparison(groups, plot)
+        for picture in written:
             say(f"wrote {picture}")
     if html is not None:
         from sora_cli.experiments.compare.page import write_page
 
-        write_page(groups, html, baseline=baseline, paper=paper)
+        write_page(groups, html, baseline=baseline, paper=paper, sizes=sizes, budgets=shares)
         say(f"wrote {html}")
+
+
+def _shares(
+    budgets: str | None, baseline: str | None, *, paper: bool, min_gain: float | None
+) -> tuple[float, ...]:
+    """Return the budgets as shares of the baseline's parameters; none where none are asked for."""
+    if budgets is None:
+        if min_gain is not None:
+            raise SoraError("--min-gain goes with --budgets", hint="--budgets 50,15,8")
+        return ()
+    if baseline is None:
+        raise SoraError("--budgets are shares of a baseline's parameters", hint="--baseline LABEL")
+    check_one(["--budgets", "--paper"] if paper else ["--budgets"])
+    return parse_budgets(budgets)
 
 
 def _write_lines(places: Sequence[Path], output: Path | None, asked: Sequence[str]) -> None:

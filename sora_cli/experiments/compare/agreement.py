@@ -66,7 +66,7 @@ def emit_ranks(groups: Sequence[Group]) -> None:
 
 
 def _changed(group: Group) -> bool:
-    return any(m.start != m.end for run in group.runs for m in run.report.ranks.values())
+    return any(m.start != m.live for run in group.runs for m in run.ranks.cells.values())
 
 
 def _kept(group: Group, kind: str) -> str:

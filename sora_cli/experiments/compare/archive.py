@@ -28,8 +28,8 @@ from sora_cli.report import RunReport
 SUFFIX = ".jsonl"
 _KEPT = {
     "schema_version", "status", "name", "started", "finished", "recipe", "environment", "seconds",
-    "peak_memory_bytes", "resumed", "steps", "best_step", "metrics", "main_metric", "ranks",
-    "parameters",
+    "peak_memory_bytes", "start", "resumed", "steps", "best_step", "metrics", "main_metric",
+    "ranks", "parameters",
 }  # fmt: skip
 
 
@@ -117,6 +117,7 @@ def _below_file(directory: Path) -> tuple[str, ...]:
 def _values(run: Run) -> dict[str, Any]:
     report = run.report
     values: dict[str, Any] = json.loads(report.model_dump_json(include=_KEPT))
+    values["start"] = _without_folders(values["start"])
     recipe = _without_folders(values["recipe"])
     block, _, key = SEED.partition(".")
     recipe[block] = {**recipe[block], key: run.seed}

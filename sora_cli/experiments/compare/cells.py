@@ -12,6 +12,10 @@ from sora_cli.experiments.compare.stats import Difference, summary
 
 Raw = str | int | float | list[int] | list[float] | None
 NONE = "\N{EN DASH}"
+DIFFERENCE, SIMPLE = "difference", "simple_difference"
+"""Keys of the differences to the baseline, and to the strongest simple method of a budget."""
+_ENDS = {f"{key}_{end}" for key in (DIFFERENCE, SIMPLE) for end in ("low", "high")}
+_SCORES = {"std", "best", "median", "paper", *_ENDS}
 
 
 @dataclass(frozen=True)
@@ -66,25 +70,22 @@ COST = (
 _AVERAGED = ("metric", "best", "median", *(column.key for column in COST))
 
 
-def difference_columns(baseline: str) -> tuple[Column, ...]:
-    """Return the columns that `difference_values` fills."""
+def difference_columns(baseline: str, *, key: str = DIFFERENCE) -> tuple[Column, ...]:
+    """Return the columns that `difference_values` fills under the same key."""
     pair = "metric minus the baseline's, mean over common seeds"
     return (
-        Column("difference", f"minus {baseline}", f"{pair} ({baseline})"),
-        Column("difference_low", "low", "lower end of its 95 % interval", True),
-        Column("difference_high", "high", "upper end of its 95 % interval", True),
-        Column("difference_n", "pairs", "common seeds, over all tasks together", True),
+        Column(key, f"minus {baseline}", f"{pair} ({baseline})"),
+        Column(f"{key}_low", "low", "lower end of its 95 % interval", True),
+        Column(f"{key}_high", "high", "upper end of its 95 % interval", True),
+        Column(f"{key}_n", "pairs", "common seeds, over all tasks together", True),
     )
 
 
-def difference_values(difference: Difference | None) -> dict[str, Raw]:
+def difference_values(difference: Difference | None, *, key: str = DIFFERENCE) -> dict[str, Raw]:
     """Return the raw values of the columns of a difference."""
-    if difference is None:
-        return {"difference": None, "difference_low": None, "difference_high": None,
-                "difference_n": 0}  # fmt: skip
     d = difference
-    return {"difference": d.mean, "difference_low": d.low, "difference_high": d.high,
-            "difference_n": d.n}  # fmt: skip
+    mean, low, high, n = (None, None, None, 0) if d is None else (d.mean, d.low, d.high, d.n)
+    return {key: mean, f"{key}_low": low, f"{key}_high": high, f"{key}_n": n}
 
 
 def group_values(group: Group) -> dict[str, Raw]:
@@ -131,14 +132,14 @@ def shown_cell(key: str, values: Mapping[str, Raw], *, percent: bool) -> Cell:
         percent: show the metric times 100.
     """
     raw = values.get(key)
-    if key == "difference":
-        return Cell(raw, _difference(values, percent))
+    if key in (DIFFERENCE, SIMPLE):
+        return Cell(raw, _difference(key, values, percent))
     if key == "metric":
         std = _number(values["std"])
         spread = "" if std is None else f" ± {score(std, percent)}"
         alone = f" ± {NONE}" if values["n"] == 1 else spread
         return Cell(raw, f"{score(_number(raw), percent)}{alone}")
-    if key in {"std", "best", "median", "paper", "difference_low", "difference_high"}:
+    if key in _SCORES:
         return Cell(raw, score(_number(raw), percent))
     number = _number(raw)
     if number is None:
@@ -164,14 +165,13 @@ def score(value: float | None, percent: bool, sign: str = "") -> str:
     return f"{100 * value:{sign}.2f}" if percent else f"{value:{sign}.4f}"
 
 
-def _difference(values: Mapping[str, Raw], percent: bool) -> str:
+def _difference(key: str, values: Mapping[str, Raw], percent: bool) -> str:
     """Show mean, interval and pairs: "+0.41 [-0.10, +0.93] (5)"."""
-    keys = ("difference", "difference_low", "difference_high")
-    mean, low, high = (_number(values.get(key)) for key in keys)
+    mean, low, high = (_number(values.get(name)) for name in (key, f"{key}_low", f"{key}_high"))
     if mean is None:
         return NONE
     ends = "" if low is None else f" [{score(low, percent, '+')}, {score(high, percent, '+')}]"
-    return f"{score(mean, percent, '+')}{ends} ({values['difference_n']})"
+    return f"{score(mean, percent, '+')}{ends} ({values[f'{key}_n']})"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -167,7 +167,7 @@ def _json(table: Table) -> str:
             {column.key: _plain(row.cells[column.key].raw) for column in table.columns}
             for row in table.rows
         ],
-        "captions": [{"task": s.task, "caption": s.caption} for s in table.sections()],
+        "captions": [{table.by: s.name, "caption": s.caption} for s in table.sections()],
         "footnotes": list(table.footnotes),
     }
     return json.dumps(data, indent=2) + "\n"

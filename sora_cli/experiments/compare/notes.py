@@ -13,11 +13,7 @@ from sora_cli.experiments.compare.stats import LEVEL, RESAMPLES
 def remarks_of(groups: Sequence[Group], baseline: str | None) -> Iterator[str]:
     """Yield footnotes about differences and times."""
     if baseline is not None:
-        yield (
-            f"minus {baseline}: mean of the differences between runs of one seed, in brackets its "
-            f"{LEVEL:.0%} percentile bootstrap interval ({RESAMPLES:,} resamples; with few pairs "
-            f"such an interval is too narrow), in parentheses the pairs"
-        )
+        yield difference_note(baseline)
         tasks = dict.fromkeys(group.task for group in groups)
         there = {group.task for group in groups if group.label == baseline}
         without = [task for task in tasks if task not in there]
@@ -32,6 +28,15 @@ def remarks_of(groups: Sequence[Group], baseline: str | None) -> Iterator[str]:
     machines = {_machine(run.report.environment) for group in groups for run in group.runs}
     if len(machines) > 1:
         yield f"seconds and memory are of different machines: {'; '.join(sorted(machines))}"
+
+
+def difference_note(baseline: str) -> str:
+    """Return the footnote that says what a column of differences holds."""
+    return (
+        f"minus {baseline}: mean of the differences between runs of one seed, in brackets its "
+        f"{LEVEL:.0%} percentile bootstrap interval ({RESAMPLES:,} resamples; with few pairs "
+        f"such an interval is too narrow), in parentheses the pairs"
+    )
 
 
 def _machine(environment: Mapping[str, object]) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli import __version__
 from sora_cli.core.figures import INK
+from sora_cli.experiments.compare.budget_table import budget_table
 from sora_cli.experiments.compare.grouping import by_task, differing
 from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.page_parts import (
@@ -32,8 +33,10 @@ from sora_cli.experiments.compare.page_parts import (
 )
 from sora_cli.experiments.compare.plot_curves import draw_curves
 from sora_cli.experiments.compare.plot_points import draw_points
+from sora_cli.experiments.compare.plot_sizes import draw_sizes
 from sora_cli.experiments.compare.plot_style import COLOURS, FAINT, QUIET
 from sora_cli.experiments.compare.runs import Group
+from sora_cli.experiments.compare.sizes import Sizes
 from sora_cli.experiments.compare.table import comparison_table
 
 if TYPE_CHECKING:
@@ -41,7 +44,13 @@ if TYPE_CHECKING:
 
 
 def write_page(
-    groups: Sequence[Group], path: Path, *, baseline: str | None = None, paper: bool = False
+    groups: Sequence[Group],
+    path: Path,
+    *,
+    baseline: str | None = None,
+    paper: bool = False,
+    sizes: Sizes | None = None,
+    budgets: Sequence[float] = (),
 ) -> None:
     """Write a comparison as one HTML file; a file that is there is replaced.
 
@@ -50,23 +59,32 @@ def write_page(
         path: where to.
         baseline: label of the group of each task that differences are to.
         paper: with the values that the recipes' `paper` blocks hold.
+        sizes, budgets: with the comparison at equal size.
 
     Raises:
         SoraError: no group is called as the baseline is.
     """
     from sora_cli.core.atomic import write_text_atomic
 
-    write_text_atomic(path, page(groups, baseline=baseline, paper=paper))
+    html = page(groups, baseline=baseline, paper=paper, sizes=sizes, budgets=budgets)
+    write_text_atomic(path, html)
 
 
-def page(groups: Sequence[Group], *, baseline: str | None = None, paper: bool = False) -> str:
+def page(
+    groups: Sequence[Group],
+    *,
+    baseline: str | None = None,
+    paper: bool = False,
+    sizes: Sizes | None = None,
+    budgets: Sequence[float] = (),
+) -> str:
     """Return the HTML that `write_page` writes."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     table = comparison_table(groups, baseline=baseline, paper=paper)
     anchors = {(group.task, group.label): f"g{i}" for i, group in enumerate(groups)}
-    tables = {part.task: part for part in table_parts(table, groups, anchors)}
+    tables = {part.section: part for part in table_parts(table, groups, anchors)}
     script, style = _resource("page.js"), _resource("page.css")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -77,6 +95,7 @@ def page(groups: Sequence[Group], *, baseline: str | None = None, paper: bool = 
         style=Markup(style),
         summary=summary_lines(groups, baseline),
         warnings=list(warnings_of(groups)),
+        equal=None if sizes is None else _equal_size(groups, sizes, budgets),
         means=tables.get(None),
         tasks=_tasks(groups, tables, anchors),
         footnotes=table.footnotes,
@@ -85,6 +104,16 @@ def page(groups: Sequence[Group], *, baseline: str | None = None, paper: bool = 
         version=__version__,
     )
     return html
+
+
+def _equal_size(groups: Sequence[Group], sizes: Sizes, budgets: Sequence[float]) -> dict[str, Any]:
+    """Return what the template shows of a comparison at equal size."""
+    table = budget_table(sizes, budgets)
+    return {
+        "tables": table_parts(table, groups, {}),
+        "picture": picture(draw_sizes(sizes, budgets), "sizes"),
+        "notes": table.footnotes,
+    }
 
 
 def _tasks(

@@ -222,7 +222,7 @@ class RowPart:
 class TablePart:
     """A table; the first of its columns is that of the labels."""
 
-    task: str | None
+    section: str | None
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[RowPart, ...]
@@ -231,16 +231,16 @@ class TablePart:
 def table_parts(
     table: Table, groups: Sequence[Group], anchors: Mapping[tuple[str, str], str]
 ) -> list[TablePart]:
-    """Return the tables of all tasks, and of the means over them where there are any.
+    """Return the tables of all sections: of tasks and the means over them, or of budgets.
 
     Args:
         groups: those of the table.
         anchors: task and label -> where on the page the group is described.
     """
-    tasks = by_task(groups)
+    tasks = by_task(groups) if table.by == "task" else {}
     parts = []
     for section in table.sections():
-        members = groups if section.task is None else tasks[section.task]
+        members = tasks.get(section.name or "", groups)
         better = members[0].first.greater_is_better
         parts.append(_table_part(section, table, anchors, greater_is_better=better))
     return parts
@@ -260,10 +260,10 @@ def _table_part(
     rows = []
     for row in section.rows:
         cells = [_cell_part(row.cells[column.key], column.key, best) for column in columns]
-        anchor = anchors.get((row.task, row.label)) if row.task is not None else None
+        anchor = anchors.get((row.section, row.label)) if row.section is not None else None
         rows.append(RowPart(row.label, anchor, row.label == table.baseline, tuple(cells)))
     label = next(column for column in table.columns if column.key == "label")
-    return TablePart(section.task, section.caption, (label, *columns), tuple(rows))
+    return TablePart(section.name, section.caption, (label, *columns), tuple(rows))
 
 
 def _cell_part(cell: Cell, key: str, best: float | None) -> CellPart:

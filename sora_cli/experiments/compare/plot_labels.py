@@ -31,11 +31,13 @@ class Label:
     Attributes:
         x, y: of the point, in the axes' data.
         text: what to write.
+        colour: to write it in.
     """
 
     x: float
     y: float
     text: str
+    colour: str = INK
 
 
 def place_labels(
@@ -135,7 +137,7 @@ def _write(axes: Any, label: Label, point: tuple[float, float], box: Box, pixels
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     place = axes.transAxes.inverted().transform((x, y))
     axes.text(*place, label.text, transform=axes.transAxes, ha="center", va="center",
-              fontsize=_SIZE, color=INK, zorder=4)  # fmt: skip
+              fontsize=_SIZE, color=label.colour, zorder=4)  # fmt: skip
     near = min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
     if math.dist(near, point) < _LEADER * pixels:
         return

@@ -20,6 +20,8 @@ from sora_cli.recipe.families import SMALLER_IS_BETTER, is_share
 from sora_cli.report import RunReport
 
 SEED = "training.seed"
+_FROM = ("start.adapter", "start.checkpoint")
+"""Settings that name another run, so they differ with the seed."""
 _NOT_REPORTED = (TRAIN_SUBSET, SELECTION)
 """Splits that a stage of a path is scored on, too."""
 
@@ -81,13 +83,19 @@ class Run:
 
     @property
     def derived(self) -> tuple[str, ...]:
-        """`output.derived`: keys whose values follow from other runs."""
-        return tuple(self._block("output").get("derived") or ())
+        """Keys whose values follow from other runs: `output.derived`, and what it starts from."""
+        named = tuple(self._block("output").get("derived") or ())
+        return tuple(dict.fromkeys([*named, *(_FROM if self.starts_from_another else ())]))
 
     @property
     def paper(self) -> Mapping[str, Any] | None:
         """The recipe's `paper` block: source, metric, values by method's name."""
         return self._block("paper") or None
+
+    @property
+    def starts_from_another(self) -> bool:
+        """Tell whether the run began with what another one had trained."""
+        return self.report.start is not None
 
     def _block(self, name: str) -> Mapping[str, Any]:
         block = self.report.recipe.get(name)
@@ -133,18 +141,21 @@ class Run:
 
     @cached_property
     def ranks(self) -> RankMap:
-        """Components by layer and kind of module; empty where there are none."""
+        """Components by layer and kind of module; empty where there are none.
+
+        The start of a run that begins with another's adapter is what that one had.
+        """
+        before = self.report.start.ranks if self.report.start else {}
         ranks = self.report.ranks
         return rank_map(
             {path: rank.end for path, rank in ranks.items()},
-            {path: rank.start for path, rank in ranks.items()},
+            {path: before.get(path, rank).start for path, rank in ranks.items()},
         )
 
     @property
     def components(self) -> Rank:
-        """Components alive and at the start, in all modules."""
-        modules = self.report.ranks.values()
-        return Rank(sum(m.end for m in modules), sum(m.start for m in modules))
+        """Components alive and at the start, in all modules; see `ranks`."""
+        return self.ranks.total
 
     @property
     def mean_rank(self) -> float | None:
@@ -194,8 +205,18 @@ class Group:
 
     @property
     def metrics(self) -> list[float]:
-        """The metric of each run, by seed."""
+        """The metric of each run, in the order of seeds."""
         return [run.metric for run in self.runs]
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """The metric of each run, by seed."""
+        return {run.seed: run.metric for run in self.runs}
+
+    @property
+    def parameters(self) -> float:
+        """Mean numbers learned beside the head that are left."""
+        return sum(run.parameters for run in self.runs) / len(self.runs)
 
 
 def choose_metric(groups: Sequence[Group], name: str | None) -> list[Group]:

@@ -34,24 +34,24 @@ from sora_cli.experiments.compare.stats import Difference, difference, pairs
 
 @dataclass(frozen=True)
 class Row:
-    """The row of a group, or of one label's mean over all tasks.
+    """The row of a group, or of what stands for several groups of one label.
 
     Attributes:
-        task: None: the mean over all tasks.
+        section: what the row stands under, such as its task; None: all together.
         label: the group's.
         cells: by the columns' keys, all of them.
     """
 
-    task: str | None
+    section: str | None
     label: str
     cells: Mapping[str, Cell]
 
 
 @dataclass(frozen=True)
 class Section:
-    """The rows of a task, or the means."""
+    """The rows that stand together; `name` is None for all tasks or sizes together."""
 
-    task: str | None
+    name: str | None
     caption: str
     rows: tuple[Row, ...]
 
@@ -62,10 +62,11 @@ class Table:
 
     Attributes:
         columns: all, also those for programs only.
-        rows: in order; those of a task stand together, the means over all tasks last.
-        captions: by task, None: the means: what is compared, such as "rte: accuracy x 100".
+        rows: in order; those of a section stand together, None, such as the means, last.
+        captions: by section: what is compared, such as "rte: accuracy x 100".
         footnotes: what to know when reading it.
         baseline: the label that differences are to.
+        by: the column that sections are by.
     """
 
     columns: tuple[Column, ...]
@@ -73,6 +74,7 @@ class Table:
     captions: Mapping[str | None, str]
     footnotes: tuple[str, ...]
     baseline: str | None = None
+    by: str = "task"
 
     @property
     def shown_columns(self) -> tuple[Column, ...]:
@@ -80,10 +82,10 @@ class Table:
         return tuple(column for column in self.columns if not column.raw_only)
 
     def sections(self) -> list[Section]:
-        """Return the rows, task by task."""
+        """Return the rows, section by section."""
         return [
-            Section(task, caption, tuple(row for row in self.rows if row.task == task))
-            for task, caption in self.captions.items()
+            Section(name, caption, tuple(row for row in self.rows if row.section == name))
+            for name, caption in self.captions.items()
         ]
 
 
@@ -172,12 +174,7 @@ def _means(
 
 
 def _difference(groups: Sequence[tuple[Group, Group]]) -> Difference | None:
-    return difference([pairs(_scores(group), _scores(baseline)) for group, baseline in groups])
-
-
-def _scores(group: Group) -> dict[int, float]:
-    """Return the metric by seed."""
-    return {run.seed: run.metric for run in group.runs}
+    return difference([pairs(group.scores, baseline.scores) for group, baseline in groups])
 
 
 def _all_percent(groups: Sequence[Group]) -> bool:

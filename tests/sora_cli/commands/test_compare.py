@@ -87,6 +87,32 @@ def test_differences_to_a_baseline(study: Path, capsys: Output) -> None:
     assert "did you mean 'lora r=8'?" in capsys.readouterr().err
 
 
+def test_at_equal_size(study: Path, tmp_path: Path, capsys: Output) -> None:
+    words = ["compare", str(study), "--baseline", "lora r=8", "--budgets", "50,25"]
+    page, picture = tmp_path / "a.html", tmp_path / "a.png"
+    assert run([*words, "--ranks", "--html", str(page), "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "50% of lora r=8 (40% to 62.5%): mean over 2 tasks, x 100; simple: lora r=4 (50%)" in out
+    assert "rte: sora threshold=0.002" in out  # of the ranks: the groups of these sizes
+    assert "cola: lora r=4" not in out
+    assert "<h2>At equal size</h2>" in page.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-ranks.png", "a.html", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--budgets", "50"], "--baseline LABEL"),
+     (["--budgets", "x", "--baseline", "lora r=8"], "per cent of the baseline's parameters"),
+     (["--budgets", "50", "--baseline", "lora"], "no group is called 'lora'"),
+     (["--budgets", "50", "--baseline", "lora r=8", "--paper"], "exclude each other"),
+     (["--min-gain", "3", "--baseline", "lora r=8"], "--min-gain goes with --budgets"),
+     (["--budgets", "50", "--format", "jsonl"], "--budgets goes with a table")],
+)  # fmt: skip
+def test_mistakes_about_budgets(study: Path, words: list[str], said: str, capsys: Output) -> None:
+    assert run(["compare", str(study), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_another_metric(study: Path, capsys: Output) -> None:
     assert run(["compare", str(study), "--metric", "loss"]) == 0
     assert "rte: loss on validation, smaller is better" in capsys.readouterr().out

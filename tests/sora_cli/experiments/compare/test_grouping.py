@@ -8,6 +8,7 @@ from typing import Any
 from sora_cli.experiments.compare.grouping import Grouped, group_runs, telling_keys
 from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.runs import Run
+from sora_cli.report import Start
 from tests.helpers_reports import report_of
 
 
@@ -145,3 +146,19 @@ def test_what_can_not_be_compared_is_said() -> None:
     ]
     split = {"method": "sora", "more": {"metrics": {"test": {"accuracy": 0.5}}}}
     assert "the reported split" in next(iter(warnings_of(grouped({}, split).groups)))
+
+
+def test_what_a_run_starts_from_differs_with_the_seed_alone() -> None:
+    def begun(seed: int, label: str, other: str) -> Run:
+        settings = {"start.adapter": f"runs/{other}-s{seed}", "start.mean_rank": 1.2}
+        report = report_of(seed=seed, label=label, settings=settings)
+        report.start = Start(directory=f"runs/{other}-s{seed}", digest="")
+        return Run.of(Path(f"{label}-s{seed}"), report)
+
+    runs = [begun(seed, f"prune-{other}", other) for other in ("r8", "r16") for seed in (0, 1)]
+    found = group_runs(runs)
+    assert [(group.label, len(group.runs)) for group in found.groups] == [
+        ("prune-r8", 2), ("prune-r16", 2),
+    ]  # fmt: skip
+    assert "start.adapter" not in found.groups[0].settings
+    assert found.groups[0].settings["start.mean_rank"] == 1.2

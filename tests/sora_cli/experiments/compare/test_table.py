@@ -27,11 +27,11 @@ def scores(method: str, *values: float, **about: Any) -> list[dict[str, Any]]:
 
 
 def shown(table: Table, key: str) -> dict[tuple[str | None, str], str]:
-    return {(row.task, row.label): row.cells[key].shown for row in table.rows}
+    return {(row.section, row.label): row.cells[key].shown for row in table.rows}
 
 
 def raw(table: Table, key: str) -> dict[tuple[str | None, str], Any]:
-    return {(row.task, row.label): row.cells[key].raw for row in table.rows}
+    return {(row.section, row.label): row.cells[key].raw for row in table.rows}
 
 
 def test_a_row_of_everything() -> None:
@@ -75,13 +75,13 @@ def test_means_over_the_tasks_are_of_labels_in_all_of_them() -> None:
         *scores("lora", 0.1, 0.3, 0.5, task="cola"), *scores("adalora", 0.5, task="cola"),
     )  # fmt: skip
     table = comparison_table(found)
-    means = [row for row in table.rows if row.task is None]
+    means = [row for row in table.rows if row.section is None]
     assert [row.label for row in means] == ["lora"]
     assert means[0].cells["metric"].raw == pytest.approx((0.6 + 0.3) / 2)
     assert means[0].cells["metric"].shown == "45.00"
     assert means[0].cells["n"].raw == 5
     assert table.sections()[-1].caption == "mean over 2 tasks, x 100"
-    assert comparison_table(found[:2]).sections()[-1].task == "rte"
+    assert comparison_table(found[:2]).sections()[-1].name == "rte"
 
 
 def test_no_means_where_they_say_nothing() -> None:
@@ -120,7 +120,7 @@ def test_differences_over_the_tasks() -> None:
         *scores("lora", 0.1, 0.2, 0.3, task="cola"), *scores("sora", 0.2, 0.3, 0.4, task="cola"),
     )  # fmt: skip
     table = comparison_table(found, baseline="lora")
-    (mean,) = (row for row in table.rows if row.task is None and row.label == "sora")
+    (mean,) = (row for row in table.rows if row.section is None and row.label == "sora")
     assert mean.cells["difference"].raw == pytest.approx((0.15 + 0.1) / 2)
     assert mean.cells["difference_n"].raw == 5
     assert mean.cells["difference_low"].raw == pytest.approx((0.1 + 0.1) / 2)

@@ -1,0 +1,233 @@
+"""The tables of a comparison at equal size: one for each budget, and the AURAC over all sizes.
+
+sizes = sizes_of(groups, "lora-r8")
+table = budget_table(sizes, parse_budgets("50,15,8"))
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
+from sora_cli.experiments.compare.areas import LEAST, Area, Areas, areas_of
+from sora_cli.experiments.compare.cells import (
+    LABEL,
+    NONE,
+    SIMPLE,
+    Cell,
+    Column,
+    Raw,
+    average_values,
+    difference_columns,
+    difference_values,
+    group_values,
+    shown_cell,
+)
+from sora_cli.experiments.compare.notes import difference_note
+from sora_cli.experiments.compare.runs import Group
+from sora_cli.experiments.compare.sizes import TOLERANCE, Sized, Sizes, nearest, paired
+from sora_cli.experiments.compare.table import Row, Table
+
+_SHOWN = 0.005
+"""Shares of runs that lie this far apart are shown as a range."""
+COLUMNS = (
+    Column("budget", "budget", "share of the baseline's parameters; null: all sizes", True),
+    LABEL,
+    Column("n", "n", "runs; of a family: pairs of task and seed that it has all sizes of"),
+    Column("share", "share", "mean share of the baseline's parameters; null for a family"),
+    Column("share_low", "smallest", "smallest share of a run, or of a family's labels", True),
+    Column("share_high", "largest", "largest share of a run, or of a family's labels", True),
+    Column("parameters", "parameters", "mean numbers learned beside the head that are left"),
+    Column("metric", "mean", "mean of the metric over the tasks; of a family the AURAC"),
+)
+_SIMPLE = Column("simple", "simple", "what `simple_difference` is to", True)
+
+
+def parse_budgets(text: str) -> tuple[float, ...]:
+    """Read budgets: "50,15,8" are 50, 15 and 8 % of the baseline's parameters.
+
+    Raises:
+        SoraError: not numbers above 0, or one of them twice.
+    """
+    try:
+        budgets = tuple(float(word.strip().removesuffix("%")) / 100 for word in text.split(","))
+    except ValueError:
+        budgets = ()
+    if not budgets or not all(0 < budget < float("inf") for budget in budgets):
+        raise SoraError(
+            f"'{text}' are no budgets", where="--budgets",
+            hint="per cent of the baseline's parameters: --budgets 50,15,8",
+        )  # fmt: skip
+    if len(set(budgets)) < len(budgets):
+        raise SoraError(f"a budget stands twice in '{text}'", where="--budgets")
+    return budgets
+
+
+def percent(share: float) -> str:
+    """Show a share in per cent, with one decimal where there is one to see: "12.5%"."""
+    return f"{100 * share:.1f}".removesuffix(".0") + "%"
+
+
+def groups_shown(sizes: Sizes, budgets: Sequence[float]) -> list[Group]:
+    """Return the groups that some budget's table compares, task by task."""
+    labels = [label for label in sizes.labels if nearest(label.share, budgets) is not None]
+    return [label.groups[task] for task in sizes.tasks for label in labels]
+
+
+def budget_table(sizes: Sizes, budgets: Sequence[float]) -> Table:
+    """Lay labels of about one size side by side, budget by budget; then families over all sizes.
+
+    In each table stand the labels whose share is nearest to its budget, if near enough, the
+    baseline, and the strongest simple label, whatever their size.
+    """
+    baseline = sizes.baseline.label
+    columns = (*COLUMNS, *difference_columns(baseline), _SIMPLE,
+               *difference_columns("simple", key=SIMPLE))  # fmt: skip
+    captions: dict[str | None, str] = {}
+    rows = []
+    for budget in budgets:
+        simple = sizes.strongest_simple(budget)
+        captions[percent(budget)] = _caption(sizes, budget, simple)
+        for label in _members(sizes, budget, budgets, simple):
+            values = _label_values(sizes, label, simple) | {"budget": budget}
+            rows.append(_row(columns, percent(budget), values, sizes))
+    areas = areas_of(sizes)
+    if areas.areas:
+        best = _best_simple(areas, sizes)
+        captions[None] = _area_caption(sizes, areas, best)
+        rows += [_row(columns, None, _area_values(sizes, area, best), sizes)
+                 for area in areas.areas]  # fmt: skip
+    notes = [*_notes(sizes, budgets), *_area_notes(areas), difference_note(baseline)]
+    return Table(columns, tuple(rows), captions, tuple(notes), baseline, by="budget")
+
+
+def _members(
+    sizes: Sizes, budget: float, budgets: Sequence[float], simple: Sized | None
+) -> list[Sized]:
+    """Return the labels of a table: the baseline, then from the best difference to the worst."""
+    here = [label for label in sizes.labels if nearest(label.share, budgets) == budget]
+    here += [simple] if simple is not None and simple not in here else []
+    others = [label for label in here if label is not sizes.baseline]
+    sign = 1 if sizes.greater_is_better else -1
+
+    def key(label: Sized) -> float:
+        found = label.minus(sizes.baseline)
+        return float("inf") if found is None else -sign * found.mean
+
+    return [sizes.baseline, *sorted(others, key=key)]
+
+
+def _label_values(sizes: Sizes, label: Sized, simple: Sized | None) -> dict[str, Raw]:
+    values = average_values([group_values(group) for group in label.groups.values()])
+    low, high = label.reach
+    values |= {"share": label.share, "share_low": low, "share_high": high,
+               "simple": None if simple is None else simple.label}  # fmt: skip
+    if label is not sizes.baseline:
+        values |= difference_values(label.minus(sizes.baseline))
+    if simple is not None and label is not simple:
+        values |= difference_values(label.minus(simple), key=SIMPLE)
+    return values
+
+
+def _area_values(sizes: Sizes, area: Area, simple: Area | None) -> dict[str, Raw]:
+    scores = [list(of.values()) for of in area.scores.values()]
+    values: dict[str, Raw] = {
+        "label": area.family,
+        "n": sum(map(len, scores)),
+        "share_low": area.reach[0],
+        "share_high": area.reach[1],
+        "metric": statistics.fmean(map(statistics.fmean, scores)),
+        "std": None,
+        "simple": None if simple is None else simple.family,
+        **difference_values(paired(area.scores, sizes.baseline.scores)),
+    }
+    if simple is not None and area is not simple:
+        values |= difference_values(paired(area.scores, simple.scores), key=SIMPLE)
+    return values
+
+
+def _best_simple(areas: Areas, sizes: Sizes) -> Area | None:
+    """Return the simple family with the best mean difference to the baseline."""
+    sign = 1 if sizes.greater_is_better else -1
+    found = [(area, paired(area.scores, sizes.baseline.scores))
+             for area in areas.areas if area.is_simple]  # fmt: skip
+    known = [(sign * d.mean, area) for area, d in found if d is not None]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def _row(
+    columns: Sequence[Column], section: str | None, values: Mapping[str, Raw], sizes: Sizes
+) -> Row:
+    cells = {c.key: shown_cell(c.key, values, percent=sizes.percent) for c in columns}
+    cells["share"] = Cell(cells["share"].raw, _shown_share(values))
+    return Row(section, str(values["label"]), cells)
+
+
+def _shown_share(values: Mapping[str, Raw]) -> str:
+    mean, low, high = (values.get(key) for key in ("share", "share_low", "share_high"))
+    if not isinstance(low, float) or not isinstance(high, float):
+        return NONE
+    reach = f"{percent(low)} to {percent(high)}"
+    if not isinstance(mean, float):
+        return reach
+    return percent(mean) if high - low < _SHOWN else f"{percent(mean)} ({reach})"
+
+
+def _caption(sizes: Sizes, budget: float, simple: Sized | None) -> str:
+    """Say what is compared: "15% of lora-r8: mean over 3 tasks, x 100; simple: lora-r1 (12.5%)"."""
+    found = "none" if simple is None else f"{simple.label} ({percent(simple.share)})"
+    size = f"{percent(budget)} of {sizes.baseline.label} ({_window(budget)})"
+    return f"{size}: {_mean(sizes)}; simple: {found}"
+
+
+def _area_caption(sizes: Sizes, areas: Areas, simple: Area | None) -> str:
+    over = f"{percent(areas.low)} to {percent(areas.high)} of {sizes.baseline.label}"
+    found = "none" if simple is None else simple.family
+    return f"AURAC, all sizes from {over}: {_mean(sizes)}; simple: {found}"
+
+
+def _mean(sizes: Sizes) -> str:
+    n = len(sizes.tasks)
+    times = ", x 100" if sizes.percent else ""
+    worse = "" if sizes.greater_is_better else ", smaller is better"
+    over = f"mean over {n} tasks" if n > 1 else sizes.tasks[0]
+    return f"{over}{times}{worse}"
+
+
+def _window(budget: float) -> str:
+    return f"{percent(budget / TOLERANCE)} to {percent(budget * TOLERANCE)}"
+
+
+def _notes(sizes: Sizes, budgets: Sequence[float]) -> Iterator[str]:
+    yield from sizes.notes
+    baseline = sizes.baseline.label
+    yield (
+        f"a method stands in the table of the budget nearest to its share of {baseline}'s "
+        f"parameters, if that is {1 / TOLERANCE:g} to {TOLERANCE:g} times the budget; {baseline} "
+        f"and the simple method stand in each"
+    )
+    outside = [f"{label.label} ({percent(label.share)})" for label in sizes.labels
+               if label is not sizes.baseline
+               and nearest(label.share, budgets) is None]  # fmt: skip
+    if outside:
+        yield f"of none of these sizes: {first_few(outside, 6)}"
+    yield (
+        "minus simple: to the strongest method of that size that is trained at a fixed rank from "
+        "its own start: of those with at most the budget's parameters, or else the next larger, "
+        f"the one with the best mean difference to {baseline}"
+    )
+
+
+def _area_notes(areas: Areas) -> Iterator[str]:
+    if areas.areas:
+        yield (
+            "AURAC: mean of the metric over log(parameters), lines between the sizes of a family "
+            "(labels that are alike but for the number at their end), by task and seed; its "
+            "difference to a label is to that label's metric"
+        )
+    else:
+        yield f"no AURAC: no range of sizes that all families with {LEAST} sizes or more have"
+    if areas.areas and areas.left_out:
+        yield f"without AURAC, for fewer than {LEAST} sizes: {first_few(areas.left_out, 12)}"

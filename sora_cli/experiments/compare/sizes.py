@@ -1,0 +1,269 @@
+"""Runs by size: each label's share of the baseline's parameters, and what it is compared with.
+
+Only tasks count on which there is something to learn for an adapter: where the baseline is clearly
+above the runs that train nothing but the head.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from methods.errors import MethodError
+from methods.registry import config_class
+from methods.words import did_you_mean
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
+from sora_cli.experiments.compare.grouping import by_task
+from sora_cli.experiments.compare.runs import Group
+from sora_cli.experiments.compare.stats import Difference, difference, pairs
+
+TOLERANCE = 1.25
+"""A label belongs to a budget if its share is at most this factor away from it, either way."""
+MIN_GAIN = 5.0
+"""Points that the baseline must be above the head alone for a task to count."""
+_ROUNDING = 1e-9
+_NUMBERED = re.compile(r"(.+?)[-_ ][A-Za-z_]*=?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?")
+
+
+def family_of(label: str) -> str:
+    """Return a label without the number at its end.
+
+    "cut" for "cut-15", "lora" for "lora-r8" and for "lora r=8". Labels of one family are one method
+    at several sizes.
+    """
+    found = _NUMBERED.fullmatch(label)
+    return found[1] if found else label
+
+
+Scores = Mapping[str, Mapping[int, float]]
+"""A metric by task and seed."""
+
+
+def paired(scores: Scores, baseline: Scores) -> Difference | None:
+    """Return the mean difference, paired by task and seed, over the tasks of the first."""
+    return difference([pairs(of, baseline[task]) for task, of in scores.items()])
+
+
+@dataclass(frozen=True)
+class Sized:
+    """All runs of a label on the tasks that count.
+
+    Attributes:
+        label: of its groups.
+        groups: by task.
+        shares: by task and seed: parameters kept / the baseline's mean on that task.
+        is_simple: trained at a fixed rank from the start: no method that adapts its rank, nothing
+            that another run has begun.
+    """
+
+    label: str
+    groups: Mapping[str, Group]
+    shares: Mapping[str, Mapping[int, float]]
+    is_simple: bool
+
+    @property
+    def family(self) -> str:
+        """The label without its size."""
+        return family_of(self.label)
+
+    @cached_property
+    def share(self) -> float:
+        """Mean share of the baseline's parameters; tasks count alike."""
+        return statistics.fmean(statistics.fmean(of.values()) for of in self.shares.values())
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The smallest and the largest share of a run."""
+        shares = [share for of in self.shares.values() for share in of.values()]
+        return min(shares), max(shares)
+
+    @property
+    def scores(self) -> dict[str, dict[int, float]]:
+        """The metric by task and seed."""
+        return {task: group.scores for task, group in self.groups.items()}
+
+    def points(self, task: str) -> dict[int, tuple[float, float]]:
+        """Return share and metric on a task by seed."""
+        scores = self.groups[task].scores
+        return {seed: (share, scores[seed]) for seed, share in self.shares[task].items()}
+
+    def minus(self, other: Sized) -> Difference | None:
+        """Return the mean difference of the metric, paired by task and seed."""
+        return paired(self.scores, other.scores)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The labels and the tasks of a comparison at equal size.
+
+    Attributes:
+        baseline: what shares and differences are of.
+        labels: all that have parameters beside the head, the baseline among them; in order.
+        tasks: those that count.
+        greater_is_better: of the metric.
+        percent: the metric is printed times 100.
+        notes: which tasks and labels do not count, and why.
+    """
+
+    baseline: Sized
+    labels: tuple[Sized, ...]
+    tasks: tuple[str, ...]
+    greater_is_better: bool
+    percent: bool
+    notes: tuple[str, ...]
+
+    def best(self, labels: Sequence[Sized]) -> Sized | None:
+        """Return the label with the best mean difference to the baseline; None if none has one."""
+        found = [(label, label.minus(self.baseline)) for label in labels]
+        known = [(d.mean, label) for label, d in found if d is not None and not math.isnan(d.mean)]
+        sign = 1 if self.greater_is_better else -1
+        return max(known, key=lambda pair: sign * pair[0])[1] if known else None
+
+    def strongest_simple(self, budget: float) -> Sized | None:
+        """Return the best simple label with at most so many parameters, else the next larger.
+
+        Args:
+            budget: share of the baseline's parameters.
+        """
+        simple = [label for label in self.labels if label.is_simple]
+        within = [label for label in simple if label.share <= budget * (1 + _ROUNDING)]
+        if not within and simple:
+            smallest = min(label.share for label in simple)
+            within = [label for label in simple if label.share <= smallest * (1 + _ROUNDING)]
+        return self.best(within)
+
+    def families(self) -> dict[str, list[Sized]]:
+        """Return the labels of each family, from small to large."""
+        found: dict[str, list[Sized]] = {}
+        for label in self.labels:
+            found.setdefault(label.family, []).append(label)
+        return {name: sorted(members, key=lambda m: m.share) for name, members in found.items()}
+
+
+def nearest(share: float, budgets: Sequence[float]) -> float | None:
+    """Return the budget that a share is nearest to by their ratio; None if all are too far."""
+    closest = min(budgets, key=lambda budget: _factor(share, budget))
+    return closest if _factor(share, closest) <= TOLERANCE * (1 + _ROUNDING) else None
+
+
+def _factor(a: float, b: float) -> float:
+    return max(a / b, b / a)
+
+
+def sizes_of(groups: Sequence[Group], baseline: str, *, min_gain: float = MIN_GAIN) -> Sizes:
+    """Return the labels that can be compared by their size.
+
+    Args:
+        groups: of all tasks.
+        baseline: a label.
+        min_gain: points (of metrics that are printed times 100) by which the baseline must be
+            above the head alone on a task that counts; 0 or less: all tasks do.
+
+    Raises:
+        SoraError: no such label, one without parameters, metrics of which some are better large and
+            some small, or no task counts.
+    """
+    tasks = {task: {g.label: g for g in members} for task, members in by_task(groups).items()}
+    labels = dict.fromkeys(group.label for group in groups)
+    if baseline not in labels:
+        raise SoraError(f"no group is called '{baseline}'", hint=did_you_mean(baseline, labels))
+    if not all(members[baseline].parameters for members in tasks.values() if baseline in members):
+        raise SoraError(f"{baseline} has no parameters beside the head: nothing is a share of it")
+    counted, notes = _counted(tasks, baseline, min_gain)
+    if len({tasks[task][baseline].first.greater_is_better for task in counted}) > 1:
+        raise SoraError("of some metrics the larger is better, of some not",
+                        hint="compare tasks of one kind")  # fmt: skip
+    of_counted = {label: {t: tasks[t][label] for t in counted if label in tasks[t]}
+                  for label in labels}  # fmt: skip
+    sized = [
+        _sized(label, found, of_counted[baseline])
+        for label, found in of_counted.items()
+        if len(found) == len(counted) and any(g.parameters for g in found.values())
+    ]
+    lacking = [label for label, found in of_counted.items() if 0 < len(found) < len(counted)]
+    if lacking:
+        notes.append(f"not there in all of these tasks, and left out: {first_few(lacking, 12)}")
+    first = of_counted[baseline].values()
+    return Sizes(
+        baseline=next(label for label in sized if label.label == baseline),
+        labels=tuple(sized),
+        tasks=tuple(counted),
+        greater_is_better=all(group.first.greater_is_better for group in first),
+        percent=all(group.first.percent for group in first),
+        notes=tuple(notes),
+    )
+
+
+def _counted(
+    tasks: Mapping[str, Mapping[str, Group]], baseline: str, min_gain: float
+) -> tuple[list[str], list[str]]:
+    """Return the tasks that count, and notes about the others."""
+    counted, too_close, unknown = [], [], []
+    floors: dict[str, None] = {}
+    for task, members in tasks.items():
+        if baseline not in members:
+            continue
+        gain = _gain(members, baseline)
+        if gain is None or min_gain <= 0:
+            counted.append(task)
+            unknown += [task] if min_gain > 0 else []
+            continue
+        points, floor = gain
+        floors[floor] = None
+        if points >= min_gain:
+            counted.append(task)
+        else:
+            too_close.append(f"{task} ({points:+.2f})")
+    above = f"{baseline} {{}} at least {min_gain:g} points above {' or '.join(floors)}"
+    if not counted:
+        raise SoraError(f"no task counts: {above.format('is not')} in {', '.join(too_close)}",
+                        hint="--min-gain 0 counts all tasks")  # fmt: skip
+    notes = [f"tasks that count: {', '.join(counted)}"]
+    if too_close:
+        notes.append(f"tasks left out, since {above.format('is not')}: {', '.join(too_close)}")
+    if unknown:
+        notes.append(f"counted without a check, for want of a score of the head alone in percent: "
+                     f"{', '.join(unknown)}")  # fmt: skip
+    absent = [task for task, members in tasks.items() if baseline not in members]
+    if absent:
+        notes.append(f"there is no {baseline} in {', '.join(absent)}")
+    return counted, notes
+
+
+def _gain(members: Mapping[str, Group], baseline: str) -> tuple[float, str] | None:
+    """Return by how many points the baseline is above the best that trains the head alone.
+
+    Returns:
+        The points and that label; None where there is none, or the metric is not in percent.
+    """
+    group = members[baseline]
+    sign = 1 if group.first.greater_is_better else -1
+    floors = [other for other in members.values() if not other.parameters]
+    if not floors or not group.first.percent:
+        return None
+    floor = max(floors, key=lambda other: sign * statistics.fmean(other.metrics))
+    gain = statistics.fmean(group.metrics) - statistics.fmean(floor.metrics)
+    return 100 * sign * gain, floor.label
+
+
+def _sized(label: str, groups: Mapping[str, Group], baseline: Mapping[str, Group]) -> Sized:
+    shares = {
+        task: {run.seed: run.parameters / baseline[task].parameters for run in group.runs}
+        for task, group in groups.items()
+    }
+    return Sized(label, groups, shares, all(_is_simple(group) for group in groups.values()))
+
+
+def _is_simple(group: Group) -> bool:
+    """Tell whether a group is of a method that keeps the rank it is given, from its own start."""
+    try:
+        options = config_class(group.method)
+    except MethodError:  # somebody's own, not loaded here
+        return False
+    started = any(run.starts_from_another for run in group.runs)
+    return options.low_rank and not options.adapts_rank and not started
