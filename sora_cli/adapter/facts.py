@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sora_cli.adapter.consumers import consumers_of
-from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
+from sora_cli.adapter.spectra import Cut, Spectrum, Totals, cuts, read_spectra, totals
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
@@ -22,7 +22,8 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
 
     Returns:
         JSON-able values. "ranks" has every module known, also dead ones that are not stored;
-        "spectra" those in the file, with all their singular values.
+        "spectra" those in the file, with all their singular values; "cuts" says what shares of the
+        parameters would hold.
 
     Raises:
         SoraError: a damaged tensor.
@@ -51,6 +52,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "bytes": (file.directory / ADAPTER_WEIGHTS).stat().st_size,
         "dtype": file.dtype,
         "prune_saves": _savings(total, file.dtype),
+        "cuts": [_cut(cut, len(ranks)) for cut in cuts(spectra)],
         "head_modules": list(file.head_modules),
         "fan_in_fan_out": file.config.fan_in_fan_out,
         "consumers": [asdict(verdict) for verdict in consumers_of(file)],
@@ -105,6 +107,19 @@ def _savings(total: Totals, dtype: str) -> dict[str, dict[str, int]]:
     width = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
     cuts = {"lossless": total.lossless, "energy_99": total.pruned}
     return {name: {"parameters": n, "bytes": n * width} for name, n in cuts.items()}
+
+
+def _cut(cut: Cut, modules: int) -> dict[str, Any]:
+    components = sum(cut.ranks.values())
+    return {
+        "share": cut.share,
+        "max_params": cut.max_params,
+        "parameters": cut.parameters,
+        "components": components,
+        "mean_rank": components / modules,
+        "energy": cut.energy,
+        "ranks": dict(cut.ranks),
+    }
 
 
 def _spectrum(spectrum: Spectrum) -> dict[str, Any]:

@@ -107,16 +107,18 @@ def _emit_modules(facts: dict[str, Any]) -> None:
         rank = facts["ranks"][path]
         effective = [s["rank_90"], s["rank_99"], f"{s['entropy_rank']:.1f}"]
         strength = [f"{s['norm']:.3g}", f"{s['largest']:.3g}"]
-        rows.append([path, rank["stored"], rank["live"], *effective, *strength])
+        left = [cut["ranks"][path] for cut in facts["cuts"]]
+        rows.append([path, rank["stored"], rank["live"], *effective, *strength, *left])
     effective = facts["effective_rank"]
     stored = sum(rank["stored"] for rank in facts["ranks"].values())
     emit_table(
         None,
-        ["module", "stored", "live", "90 %", "99 %", "entropy", "||dW||", "largest s"],
+        ["module", "stored", "live", "90 %", "99 %", "entropy", "||dW||", "largest s",
+         *(f"cut to\n{cut['share']:.0%}" for cut in facts["cuts"])],
         rows,
         footer=["all", stored, facts["components"]["live"], effective["energy_90"],
                 effective["energy_99"], f"{effective['entropy']:.1f}",
-                f"{facts['norm']:.3g}", ""],
+                f"{facts['norm']:.3g}", "", *(cut["components"] for cut in facts["cuts"])],
     )  # fmt: skip
 
 
@@ -136,6 +138,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("file", f"{size(facts['bytes'])}, {facts['dtype']}"),
         ("prune", f"saves {_saving(facts, 'lossless')} without loss, "
                   f"{_saving(facts, 'energy_99')} with --energy 0.99"),
+        *_cut_lines(facts),
     ]  # fmt: skip
     if facts["head_modules"]:
         head = (
@@ -150,6 +153,17 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("note", note) for note in facts["notes"]]
     lines += [("then", _step(entry)) for entry in facts["lineage"]]
     return lines
+
+
+def _cut_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a line for each share of the parameters: the ranks it leaves, and how to have it."""
+    return [
+        (f"cut to {cut['share']:.0%}",
+         f"mean rank {cut['mean_rank']:.2f}, at most {max(cut['ranks'].values())}, "
+         f"{cut['energy']:.1%} of ||dW||²: sora prune {quote(facts['directory'])} -o OUT "
+         f"--max-params {cut['max_params']}")
+        for cut in facts["cuts"]
+    ]  # fmt: skip
 
 
 def _share(live: int, start: int) -> str:

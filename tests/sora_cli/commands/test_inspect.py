@@ -128,12 +128,36 @@ def test_what_pruning_would_save(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"{number} parameters" in capsys.readouterr().out
 
 
+def test_cuts_are_what_pruning_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_peft(tmp_path / "a", SHAPES)
+    facts = shown(capsys, tmp_path / "a")
+    inspect(tmp_path / "a", as_json=False, modules=True)
+    out = capsys.readouterr().out
+    stored = facts["parameters"]["adapter"]
+    assert [cut["max_params"] for cut in facts["cuts"]] == [
+        int(share * stored) for share in (0.5, 0.3, 0.15)
+    ]
+    for cut in facts["cuts"]:
+        small = tmp_path / f"{cut['share']}"
+        assert f"sora prune {tmp_path / 'a'} -o OUT --max-params {cut['max_params']}\n" in out
+        prune(tmp_path / "a", small, Rule(max_params=cut["max_params"]))
+        left = shown(capsys, small)
+        assert {p: r["live"] for p, r in left["ranks"].items() if r["live"]} == {
+            path: rank for path, rank in cut["ranks"].items() if rank
+        }
+        assert cut["parameters"] == left["parameters"]["adapter"] <= cut["max_params"]
+        assert cut["components"] == left["components"]["live"]
+        assert cut["mean_rank"] == cut["components"] / 4
+        assert cut["energy"] == pytest.approx((left["norm"] / facts["norm"]) ** 2, rel=1e-5)
+
+
 def test_terms_that_are_zero_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_peft(tmp_path / "a", SHAPES, silent=True)
     facts = shown(capsys, tmp_path / "a")
     assert facts["components"]["live"] == 0
     assert facts["modules"] == {"all": 4, "dead": 4}
     assert facts["norm"] == facts["effective_rank"]["entropy"] == 0
+    assert facts["cuts"] == []
     assert facts["prune_saves"]["lossless"]["parameters"] == facts["parameters"]["adapter"]
     inspect(tmp_path / "a", as_json=False, plot=tmp_path / "dead.png", modules=True)
     assert "0 of 4 alive" in capsys.readouterr().out
