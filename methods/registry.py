@@ -97,6 +97,15 @@ def config_class(name: str) -> type[MethodOptions]:
     return _BUILTINS[name][1] if name in _BUILTINS else method_class(name).config_class
 
 
+def plain_method(rank: int) -> dict[str, Any]:
+    """Return name and options of the method that trains factors as they are, and does no more.
+
+    Args:
+        rank: of a layer at its start; it decides the scaling.
+    """
+    return {"name": "lora", "r": rank}
+
+
 def create(name: str, **options: Any) -> AdapterMethod:
     """Make a method from its name and options."""
     return method_class(name)(config_class(name)(**options))

@@ -20,6 +20,19 @@ from sora_cli.core.checks import check_rules
 
 Layers = Mapping[str, LowRankFactors]
 
+RULES: Mapping[str, str] = {
+    "mean_rank": "pooled singular values: the largest of all layers together, as PARA "
+    "(arXiv 2604.27796)",
+    "max_params": "pooled squared singular values per number stored, over all layers together, "
+    "the largest that fit",
+    "energy": "each layer by itself: the largest singular values that hold that share of its "
+    "squared norm",
+    "rank": "each layer by itself: its largest singular values",
+    "max_drop": "pooled squared singular values per number stored, over all layers together; how "
+    "many by bisection",
+}
+"""The way in which each rule chooses, for people."""
+
 
 @dataclass(frozen=True)
 class Loss:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands._options import Adapter, Force, Json, NoVerify, Output, Overrides
+from sora_cli.core.checks import check_needed
+from sora_cli.core.exit_codes import OK
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -41,6 +43,7 @@ def inspect(
 
 
 def prune(
+    context: typer.Context,
     directory: Adapter,
     output: Output,
     energy: Annotated[
@@ -73,16 +76,43 @@ def prune(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", help="The recipe that --max-drop is measured with."),
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="The recipe that --max-drop is measured with, or --heal trains with; for --heal "
+            "the default is the run's own.",
+        ),
     ] = None,
     overrides: Overrides = None,
+    heal: Annotated[
+        int | None,
+        typer.Option(
+            "--heal",
+            min=0,
+            help="Train what is left for so many optimiser steps; the output is then a run.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --heal: continue an interrupted run.")
+    ] = False,
     force: Force = False,
-) -> None:
+    no_verify: NoVerify = False,
+) -> int:
     """Shrink an adapter; without options, take out exact zeros only."""
     from sora_cli.commands.prune import Rule, prune
 
-    rule = Rule(energy, rank, max_params, mean_rank, max_drop)
-    prune(directory, output, rule, recipe=recipe, overrides=overrides or [], force=force)
+    rule, given = Rule(energy, rank, max_params, mean_rank, max_drop), overrides or []
+    if heal is None:
+        check_needed("--heal", {"--resume": resume, "--no-verify": no_verify})
+        prune(directory, output, rule, recipe=recipe, overrides=given, force=force)
+        return OK
+    from sora_cli.commands._heal import healing_recipe
+    from sora_cli.commands.train import train_loaded
+
+    loaded, words = healing_recipe(directory, output, rule.given(), heal, recipe, given)
+    return train_loaded(
+        loaded, words, force=force, resume=resume, verify=not no_verify, began=context.obj
+    )
 
 
 def export(

@@ -97,6 +97,7 @@ def prune(
         write_adapter(output, small, dtype=dtype, force=force)
         say_notes(file.notes)
         _show(losses, total, file, kept)
+        emit(_described(rule))
     if search is not None:
         _show_search(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
@@ -118,7 +119,9 @@ def _recipe_of(rule: Rule, recipe: str | None, overrides: Sequence[str]) -> Load
     check_rules(rule.given())
     if rule.max_drop is None:
         if recipe or overrides:
-            raise SoraError("--recipe goes with --max-drop only", hint="--max-drop 0.01 --recipe R")
+            raise SoraError(
+                "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
+            )
         return None
     if recipe is None:
         raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
@@ -188,6 +191,14 @@ def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int)
          + (f", and a head of {count(head)} as it was" if head else ""))  # fmt: skip
     if total.dropped == 0:
         emit("nothing was lost: only terms that are exactly zero were left out")
+
+
+def _described(rule: Rule) -> str:
+    """Return the line that says by which rule was pruned."""
+    from sora_cli.adapter.pruning import RULES
+
+    named = (f"{option(name)} {value:g}: {RULES[name]}" for name, value in rule.given().items())
+    return f"rule: {next(named, 'what is exactly zero goes')}"
 
 
 def _show_search(search: Search) -> None:

@@ -52,16 +52,35 @@ def train(
     """
     began = time.perf_counter() if began is None else began
     loaded = load_recipe(recipe, overrides)
-    say_notes(loaded.notes)
     if loaded.recipe.path is not None:
         say(f"note: this trains one run; the recipe's path of stages: sora path {quote(recipe)}")
     if dry_run:
         from sora_cli.run.dry_run import dry_run as show
 
+        say_notes(loaded.notes)
         show(loaded)
         return OK
+    words = [recipe, *overrides]
+    return train_loaded(loaded, words, force=force, resume=resume, verify=verify, began=began)
+
+
+def train_loaded(
+    loaded: LoadedRecipe,
+    words: Sequence[str],
+    *,
+    force: bool,
+    resume: bool,
+    verify: bool,
+    began: float,
+) -> int:
+    """Train a recipe that has been read; otherwise as `train`.
+
+    Args:
+        words: the recipe as it was given, and its overrides, for what is to be typed next.
+    """
+    say_notes(loaded.notes)
     check_recipe(loaded.recipe)
-    output, words, code = loaded.output_dir, [recipe, *overrides], OK
+    output, code = loaded.output_dir, OK
     with locked(output):
         if is_main() and check_output(loaded, force=force, resume=resume):
             say(f"'{output}' holds this run, finished")

@@ -36,6 +36,13 @@ def check_one(options: Sequence[str]) -> None:
         raise SoraError(f"{' and '.join(options)} exclude each other: give one of them")
 
 
+def check_needed(needed: str, given: Mapping[str, bool]) -> None:
+    """Raise `SoraError` where options are given that go with another one only, which is not."""
+    for name, is_given in given.items():
+        if is_given:
+            raise SoraError(f"{name} goes with {needed} only")
+
+
 def check_new_file(option: str, file: Path | None) -> None:
     """Raise `SoraError` where a file that an option names cannot be written.
 

@@ -9,6 +9,7 @@ Imports neither torch nor transformers for the built-in methods.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,10 +89,32 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedR
         SoraError: anything wrong with it, with file and line and the nearest valid thing.
     """
     path = find_recipe(reference)
-    tree, notes = combine([*file_layers(path), override_layer(overrides)])
+    return _loaded([*file_layers(path), override_layer(overrides)], path, _name(path))
+
+
+def load_stored(
+    values: Mapping[str, Any], file: Path, name: str, overrides: Sequence[str] = ()
+) -> LoadedRecipe:
+    """Combine a recipe that a run's report holds with overrides, and check it.
+
+    Args:
+        values: every value the run used.
+        file: the report.
+        name: as the report has it.
+
+    Raises:
+        SoraError: see `load_recipe`.
+    """
+    origin = Origin(shown_path(file))
+    stored = Tree(copy.deepcopy(dict(values)), {path: origin for path, _ in flat(values)})
+    return _loaded([stored, override_layer(overrides)], file, name)
+
+
+def _loaded(layers: Sequence[Tree], path: Path, name: str) -> LoadedRecipe:
+    tree, notes = combine(layers)
     recipe = _validated(tree, shown_path(path))
     recipe.set_places({".".join(key): origin.place for key, origin in tree.origins.items()})
-    return LoadedRecipe(recipe, tree.origins, notes, path, _name(path))
+    return LoadedRecipe(recipe, tree.origins, notes, path, name)
 
 
 def _validated(tree: Tree, file: str) -> Recipe:

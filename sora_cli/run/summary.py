@@ -52,7 +52,8 @@ def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:
         words: the recipe as it was given, and its overrides.
     """
     kept = checkpoint_paths(output / FOLDER)
-    given = sys.argv[1:] if sys.argv[1:2] == ["train"] else ["train", *words]
+    typed = sys.argv[1:2] in (["train"], ["prune"])
+    given = sys.argv[1:] if typed else ["train", *words]
     command = shlex.join(["sora", *(word for word in given if word != "--resume"), "--resume"])
     if world_size() > 1:
         command = f"the same command with --resume ({command})"

@@ -52,6 +52,11 @@ def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
             where="a path needs path.vary and path.schedule, such as",
             hint="path={vary: method.threshold, schedule: {start: 0, stop: 4e-3, num: 9}}",
         )
+    if loaded.recipe.start is not None:
+        raise SoraError(
+            "start does not go with a path: its first stage begins at the method's own start",
+            where=loaded.recipe.place("start"),
+        )
     option = varied_option(loaded)
     training = loaded.recipe.training
     if training.compact_every is not None and not training.compact_only_count:
@@ -120,7 +125,13 @@ def overruled(loaded: LoadedRecipe) -> list[str]:
     ]
 
 
-_STAGE_RULES = {"evaluate": "no", "checkpoint": "no", "keep_best": False, "early_stopping": None}
+_STAGE_RULES = {
+    "evaluate": "no",
+    "checkpoint": "no",
+    "keep_best": False,
+    "keep_checkpoints": [],
+    "early_stopping": None,
+}
 """A stage is scored at its end, and the next one starts from there."""
 
 

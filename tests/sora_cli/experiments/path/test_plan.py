@@ -48,6 +48,12 @@ def test_max_steps_are_of_the_first_stage_where_epochs_are_given(tmp_path: Path)
     assert [p.recipe.training.total_steps(48) for p in without] == [5, 5, 5, 5]
 
 
+def test_a_path_has_no_start_but_the_methods_own(tmp_path: Path) -> None:
+    lines = _lines(path_recipe(tmp_path), "start.adapter=runs/x")
+    assert lines[0].startswith("start does not go with a path")
+    assert "start.adapter=runs/x" in lines[1]
+
+
 def test_directory(tmp_path: Path) -> None:
     recipe = path_recipe(tmp_path)
     assert path_directory(load_recipe(recipe)) == tmp_path / "out"

@@ -1,0 +1,150 @@
+"""`sora prune --heal`: a run that begins with a cut adapter."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from sora_cli.adapter.directory import read_adapter
+from sora_cli.app import run
+from sora_cli.report import RunReport, read_report
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import files_of, signal_at, timeless, train, write_recipe
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with gates; its directory."""
+    folder = tmp_path_factory.mktemp("origin")
+    recipe = write_recipe(
+        folder,
+        tiny_bert(num_labels=2),
+        method={"r_max": 6, "threshold": 0.0},
+        training={"max_steps": 8, "evaluate": "no", "keep_checkpoints": [8], "compact_every": 4},
+        output={"label": "its own"},
+    )
+    train(recipe)
+    return folder / "out"
+
+
+def _heal(origin: Path, out: Path, *words: str) -> RunReport:
+    command = ["prune", str(origin), "-o", str(out), "--mean-rank", "1.5", "--heal", "4", *words]
+    assert run(command) == 0
+    report = read_report(out)
+    assert report is not None
+    return report
+
+
+def test_a_finished_run_is_cut_and_trained_on(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = _heal(origin, tmp_path / "out")
+    said = capsys.readouterr()
+    assert "of its 72 components, cut by mean_rank 1.5" in said.err
+    assert report.start is not None
+    assert (report.start.directory, report.start.rule) == (str(origin), {"mean_rank": 1.5})
+    assert report.steps == 4
+    assert sum(m.end for m in report.ranks.values()) == 18
+    training, output = report.recipe["training"], report.recipe["output"]
+    assert (training["warmup"], training["schedule"]) == (0.1, "linear")
+    assert output["label"] is None
+    method = report.recipe["method"]
+    assert (method["r"], method["alpha"]) == (6, 16.0)  # the scaling it was trained with
+    assert report.verification["verdict"] == "same"
+    assert run(["inspect", str(tmp_path / "out")]) == 0
+
+
+def test_what_is_pruned_is_where_it_begins(origin: Path, tmp_path: Path) -> None:
+    assert run(["prune", str(origin), "-o", f"{tmp_path}/cut", "--mean-rank", "1.5"]) == 0
+    report = _heal(origin, tmp_path / "out", "--no-verify")
+    ranks = {path: m.start for path, m in report.ranks.items()}
+    assert ranks == read_adapter(tmp_path / "cut").ranks()
+
+
+def test_an_interrupted_run_is_resumed(
+    origin: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = _heal(origin, tmp_path / "whole", "--no-verify")
+    words = ["prune", str(origin), "-o", f"{tmp_path}/out", "--mean-rank", "1.5", "--heal", "4"]
+    monkeypatch.setattr("sys.argv", ["sora", *words])
+    with monkeypatch.context() as patched:
+        signal_at(patched, 2)
+        assert run([*words, "--no-verify"]) == 128 + signal.SIGTERM
+    assert f"sora {' '.join(words)} --resume" in capsys.readouterr().err
+    report = _heal(origin, tmp_path / "out", "--no-verify", "--resume")
+    assert [r.step for r in report.resumed] == [2]
+    assert timeless(report) == timeless(whole)
+    assert files_of(tmp_path / "out" / "adapter") == files_of(tmp_path / "whole" / "adapter")
+    assert run([*words, "--resume"]) == 0
+    assert "holds this run, finished" in capsys.readouterr().err
+
+
+def test_another_recipe_and_values(origin: Path, tmp_path: Path) -> None:
+    """Here the recipe's method is the plain one: its options stay."""
+    words = [
+        "--recipe", str(origin.parent / "tiny.yaml"), "--no-verify", "training.train_head=false",
+        "training.schedule=cosine", "method.alpha=4", "method.name=lora", "method.r=2",
+    ]  # fmt: skip
+    report = _heal(origin, tmp_path / "out", *words)
+    assert report.recipe["training"]["schedule"] == "cosine"
+    assert (report.recipe["method"]["r"], report.recipe["method"]["alpha"]) == (2, 4)
+    before, after = read_adapter(origin), read_adapter(tmp_path / "out")
+    assert all((before.head[name] == after.head[name]).all() for name in before.head)
+
+
+def test_an_adapter_alone_needs_a_recipe(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone"
+    assert run(["prune", str(origin), "-o", str(alone)]) == 0
+    words = ["prune", str(alone), "-o", f"{tmp_path}/out", "--rank", "1", "--heal", "2"]
+    assert run(words) == 2
+    assert "--heal needs a recipe to train with" in capsys.readouterr().err
+    assert run([*words, "--recipe", str(origin.parent / "tiny.yaml"), "--no-verify"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--heal", "2", "--max-drop", "0.1"], "--heal does not go with --max-drop"),
+        (["--heal", "2", "--rank", "1", "--energy", "0.5"], "exclude each other"),
+        (["--resume"], "--resume goes with --heal only"),
+        (["--no-verify"], "--no-verify goes with --heal only"),
+        (["--recipe", "rte"], "--recipe goes with --max-drop and --heal only"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_do_not_go_together(
+    origin: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    expected: str,
+) -> None:
+    assert run(["prune", str(origin), "-o", f"{tmp_path}/out", *words]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--mean-rank", "2"], "rule: --mean-rank 2: pooled singular values"),
+        (["--energy", "0.5"], "rule: --energy 0.5: each layer by itself"),
+        ([], "rule: what is exactly zero goes"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_prune_says_its_rule(
+    origin: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    expected: str,
+) -> None:
+    assert run(["prune", str(origin), "-o", f"{tmp_path}/out", *words]) == 0
+    assert expected in capsys.readouterr().out
