@@ -246,7 +246,7 @@ def test_max_drop_with_a_real_recipe(
 
 
 def test_a_recipe_without_max_drop_is_a_mistake(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(SoraError, match="goes with --max-drop only"):
+    with pytest.raises(SoraError, match="goes with --max-drop and --heal only"):
         prune(directory, tmp_path / "p", Rule(rank=2), recipe="rte")
 
 
