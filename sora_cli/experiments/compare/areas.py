@@ -10,6 +10,7 @@ families are cut to the range that all of them have.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,6 +38,11 @@ class Area:
     is_simple: bool
     reach: tuple[float, float]
     scores: Scores
+
+    @property
+    def mean(self) -> float:
+        """Mean over tasks of the means over seeds."""
+        return statistics.fmean(statistics.fmean(of.values()) for of in self.scores.values())
 
 
 @dataclass(frozen=True)

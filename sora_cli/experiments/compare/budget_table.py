@@ -6,7 +6,6 @@ table = budget_table(sizes, parse_budgets("50,15,8"))
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from sora_cli.core.errors import SoraError
@@ -97,8 +96,9 @@ def budget_table(sizes: Sizes, budgets: Sequence[float]) -> Table:
     if areas.areas:
         best = _best_simple(areas, sizes)
         captions[None] = _area_caption(sizes, areas, best)
-        rows += [_row(columns, None, _area_values(sizes, area, best), sizes)
-                 for area in areas.areas]  # fmt: skip
+        sign = 1 if sizes.greater_is_better else -1
+        ordered = sorted(areas.areas, key=lambda area: -sign * area.mean)
+        rows += [_row(columns, None, _area_values(sizes, area, best), sizes) for area in ordered]
     notes = [*_notes(sizes, budgets), *_area_notes(areas), difference_note(baseline)]
     return Table(columns, tuple(rows), captions, tuple(notes), baseline, by="budget")
 
@@ -132,13 +132,12 @@ def _label_values(sizes: Sizes, label: Sized, simple: Sized | None) -> dict[str,
 
 
 def _area_values(sizes: Sizes, area: Area, simple: Area | None) -> dict[str, Raw]:
-    scores = [list(of.values()) for of in area.scores.values()]
     values: dict[str, Raw] = {
         "label": area.family,
-        "n": sum(map(len, scores)),
+        "n": sum(map(len, area.scores.values())),
         "share_low": area.reach[0],
         "share_high": area.reach[1],
-        "metric": statistics.fmean(map(statistics.fmean, scores)),
+        "metric": area.mean,
         "std": None,
         "simple": None if simple is None else simple.family,
         **difference_values(paired(area.scores, sizes.baseline.scores)),

@@ -88,6 +88,7 @@ def test_captions_say_what_is_compared(table: Table) -> None:
 def test_the_area_of_each_family(table: Table) -> None:
     """By hand: the range is that of LoRA's ranks 1 to 4 and the cuts to 8, 15 and 50 %."""
     means = column(table, None, "metric", raw=True)
+    assert list(means) == ["cut", "lora"]  # the best first
     assert means["lora"] == pytest.approx((0.625 + 0.655) / 2)
     assert column(table, None, "difference")["lora"] == "-2.50 [-2.50, -2.50] (4)"
     enters = 0.615 + 0.05 * log(12.5 / 8) / log(15 / 8)  # between the cuts to 8 and 15 %
