@@ -208,6 +208,13 @@ class RunReport(Report):
         "and configuration, or a whole model's fingerprint; empty in reports of older versions",
     )
 
+    @property
+    def steps_before(self) -> int:
+        """The optimiser steps that this process found taken: its seconds are of those after."""
+        if self.resumed:
+            return self.resumed[-1].step
+        return (self.start.step or 0) if self.start is not None else 0
+
 
 class History(BaseModel):
     """`history.json`: those fields of a run's report that grow with its steps or components."""

@@ -19,6 +19,7 @@ from methods.registry import method_class
 from sora_cli.core.console import say
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
 from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base, load_base
@@ -115,20 +116,20 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         method, layers = add_adapters(recipe, base, unfit)
         start = start_from_adapter(recipe, base, task, method, layers)
         steps = recipe.training.total_steps(len(train.lengths))
-        _check_kept(recipe.training, steps)
+        _note_unreached(recipe.training, steps)
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     left_out = {path: why for path, why in unfit.items() if _means(method.config, path)}
     return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown, start)
 
 
-def _check_kept(block: TrainingBlock, steps: int) -> None:
-    """Refuse checkpoints to be kept that the run does not come by."""
-    for step in sorted(block.kept_steps(steps)):
-        if not 0 < step <= steps:
-            raise SoraError(
-                f"training.keep_checkpoints names step {step} of a run of {steps}",
-                key="training.keep_checkpoints",
-            )
+def _note_unreached(block: TrainingBlock, steps: int) -> None:
+    """Say which checkpoints to be kept will never be written."""
+    missed = sorted(step for step in block.kept_steps(steps) if not 0 < step <= steps)
+    if missed and steps:
+        say(
+            f"note: training.keep_checkpoints names {first_few(missed)}, and the run has {steps} "
+            "steps"
+        )
 
 
 def _means(config: MethodOptions, path: str) -> bool:

@@ -79,7 +79,7 @@ def announcement(report: RunReport, batch_size: int = 0, *, fresh: bool = False)
         fresh: the model is loaded twice, once in a new process.
     """
     spent = report.seconds
-    steps = (report.steps or 0) - (report.resumed[-1].step if report.resumed else 0)
+    steps = (report.steps or 0) - report.steps_before
     step = spent.get("train", 0.0) / max(steps, 1)
     expected = spent.get("load model", 0.0) + (step * ROWS / batch_size if batch_size else 0.0)
     if fresh:

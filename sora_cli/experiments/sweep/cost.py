@@ -18,6 +18,7 @@ from sora_cli.experiments.sweep.engine import Job, LocalEngine, code_options
 from sora_cli.experiments.sweep.plan import PlannedRun, word
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
+from sora_cli.recipe.types import steps_at
 from sora_cli.report import RunReport, read_report
 
 _KIND = (
@@ -52,7 +53,7 @@ class Cost:
     @classmethod
     def of(cls, report: RunReport) -> Cost | None:
         """Read the cost from a report; None if the run ended before its training did."""
-        before = report.resumed[-1].step if report.resumed else 0
+        before = report.steps_before
         steps = (report.steps or 0) - before
         counts = report.data.get("encoded") or report.data.get("rows", {})
         rows = counts.get("train")
@@ -66,15 +67,19 @@ class Cost:
 
     def of_run(self, recipe: Recipe) -> float:
         """Return the seconds for a run of that recipe."""
-        return self.fixed + self._training(recipe.training)
+        block, start = recipe.training, recipe.start
+        moment = None if start is None else start.step
+        shared = 0 if moment is None else steps_at(moment, block.total_steps(self.rows))
+        return self.fixed + self._training(block) - self._training(block, shared)
 
     def of_path(self, loaded: LoadedRecipe) -> float:
         """Return the seconds for a path; every stage is scored once, too."""
         stages = [plan.recipe.training for plan in plan_stages(loaded)]
         return self.fixed + sum(self._training(block) + 2 * self.evaluation for block in stages)
 
-    def _training(self, block: TrainingBlock) -> float:
-        steps = block.total_steps(self.rows)
+    def _training(self, block: TrainingBlock, steps: int | None = None) -> float:
+        """Return the seconds of so many steps; None: of all."""
+        steps = block.total_steps(self.rows) if steps is None else steps
         per_epoch = block.steps_per_epoch(self.rows)
         every = {"epoch": per_epoch, "no": steps + 1}.get(str(block.evaluate), block.evaluate)
         return steps * self.step + steps // int(every) * self.evaluation
@@ -127,6 +132,7 @@ _SHORT = {
     "training.max_steps": _STEPS,
     "training.evaluate": "no",
     "training.checkpoint": "no",
+    "training.keep_checkpoints": [],
     "training.early_stopping": None,
 }
 
@@ -144,7 +150,8 @@ def measure(
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder, "run")
             short = [word(key, value) for key, value in _SHORT.items()]
-            words = [*run.words, *short, word("output.dir", str(directory))]
+            own = [w for w in run.words if not w.startswith("start.")]  # it has not run yet
+            words = [*own, *short, word("output.dir", str(directory))]
             arguments = ("train", run.recipe, *words, *code_options(code))
             _wait(Job(run.name, arguments, Path(folder, "log"), threads))
             report = read_report(directory)

@@ -28,7 +28,7 @@ from sora_cli.recipe.yaml_lines import Tree, parse_file
 
 Values = Annotated[list[Any], Field(min_length=1)]
 RECIPE = "recipe"
-"""The one key of grid, paired and cases that is no recipe's key: the base recipe itself."""
+"""A key of grid, paired and cases that is no recipe's key: the base recipe itself."""
 
 
 class Reference(Block):
@@ -52,7 +52,9 @@ class SweepFile(Block):
     grid: dict[str, Values] = Field({}, description="every combination of these values")
     paired: dict[str, Values] = Field({}, description="lists walked together: first, second, ...")
     cases: dict[str, dict[str, Any]] = Field(
-        {}, description="named sets of keys, one run of each; the name becomes output.label"
+        {},
+        description="named sets of keys, one run of each; the name becomes output.label; "
+        "`from` names the case whose run it begins with",
     )
     search: SearchBlock | None = Field(None, description="values chosen by Optuna instead")
 

@@ -55,7 +55,7 @@ def _emit_runs(plan: SweepPlan, costs: Costs) -> dict[str, float | None]:
         if not finished:
             left[run.name] = seconds
         about = "" if finished else _UNKNOWN if seconds is None else duration(seconds)
-        waits = ", ".join(dict.fromkeys(take.run for take in run.takes.values()))
+        waits = ", ".join(run.needs)
         state = "finished" if finished else f"after {waits}" if waits else ""
         rows.append([run.name, _shown_recipe(run), about, state])
     emit_table(

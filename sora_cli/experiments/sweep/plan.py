@@ -15,14 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from methods.words import did_you_mean
 from sora_cli.core.console import count, say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_path
 from sora_cli.experiments.sweep.axes import Axis, run_names
-from sora_cli.experiments.sweep.definition import RECIPE, LoadedSweep, Reference, load_sweep
+from sora_cli.experiments.sweep.definition import RECIPE, LoadedSweep, load_sweep
+from sora_cli.experiments.sweep.needs import (
+    FROM,
+    BeginsWith,
+    Take,
+    begins_with,
+    check_order,
+    value_of,
+    whole_cases,
+)
 from sora_cli.recipe.layers import override_layer
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.yaml_lines import parse_value
@@ -34,19 +40,6 @@ _NOT_COMPUTED = ("output", "paper")  # blocks in which two runs may differ and g
 
 
 @dataclass(frozen=True)
-class Take:
-    """A value that another run's report will supply.
-
-    Attributes:
-        run: that run's name.
-        what: as in `Reference.take`.
-    """
-
-    run: str
-    what: str
-
-
-@dataclass(frozen=True)
 class PlannedRun:
     """One run to be made.
 
@@ -55,6 +48,7 @@ class PlannedRun:
         recipe: what `sora train` is given.
         words: overrides, without the values to come.
         takes: key -> value to come.
+        begins: the run that it begins with, if there is one.
         loaded: the checked recipe, where values to come are at their defaults.
     """
 
@@ -63,11 +57,18 @@ class PlannedRun:
     words: tuple[str, ...]
     takes: Mapping[str, Take]
     loaded: LoadedRecipe
+    begins: BeginsWith | None = None
 
     @property
     def directory(self) -> Path:
         """The run's own directory."""
         return self.loaded.output_dir
+
+    @property
+    def needs(self) -> list[str]:
+        """The runs that must have finished before it starts."""
+        others = [take.run for take in self.takes.values()]
+        return list(dict.fromkeys(others if self.begins is None else [*others, self.begins.run]))
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
     if file.cases:
         names = tuple(file.cases)
         places = tuple(("cases", name) for name in names)
-        axes.append(Axis(tuple(file.cases.values()), places, names))
+        axes.append(Axis(tuple(whole_cases(sweep).values()), places, names))
     return axes
 
 
@@ -206,6 +207,11 @@ def _planned(
                 where=" and ".join(both),
                 hint="take one of the two out",
             )
+    check_order({run.name: run.needs for run in runs})
+    recipes = {run.name: run.loaded.recipe for run in runs}
+    for run in runs:
+        if run.begins is not None:
+            run.begins.check(recipes[run.begins.run], recipes[run.name], run.name)
     return runs
 
 
@@ -243,12 +249,16 @@ def _run(
         chosen |= axis.choices[i]
         case = axis.cases[i] if axis.cases else case
     base = find_base(sweep, chosen.pop(RECIPE, None))
-    takes: dict[str, Take] = {}
     words = list(common)
+    begins = begins_with(sweep, axes, point, names)
+    if begins is not None:
+        del chosen[FROM]
+        words += [word(key, value) for key, value in begins.values(folder).items()]
+    takes: dict[str, Take] = {}
     for key, value in chosen.items():
         if isinstance(value, dict) and "of" in value:
             place = _places(sweep, axes, point)[key]
-            takes[key] = _take(sweep, axes, point, names, key, value, place)
+            takes[key] = value_of(sweep, axes, point, names, key, value, place)
         else:
             words.append(word(key, value))
     if case is not None and not any(w.startswith("output.label=") for w in words):
@@ -261,7 +271,7 @@ def _run(
         return found | {base: places.get(RECIPE, sweep.place(RECIPE))}
 
     loaded = load_checked(sweep, base, words, where, names[point])
-    return PlannedRun(names[point], base, tuple(words), takes, loaded)
+    return PlannedRun(names[point], base, tuple(words), takes, loaded, begins)
 
 
 def _places(sweep: LoadedSweep, axes: Sequence[Axis], point: tuple[int, ...]) -> dict[str, str]:
@@ -271,38 +281,6 @@ def _places(sweep: LoadedSweep, axes: Sequence[Axis], point: tuple[int, ...]) ->
         for axis, i in zip(axes, point, strict=True)
         for key in axis.choices[i]
     }
-
-
-def _take(
-    sweep: LoadedSweep,
-    axes: list[Axis],
-    point: tuple[int, ...],
-    names: Mapping[tuple[int, ...], str],
-    key: str,
-    value: Mapping[str, Any],
-    place: str,
-) -> Take:
-    """Find the run a value is taken from: the same point of the sweep, but for the case."""
-    try:
-        reference = Reference.model_validate(value)
-    except ValidationError as error:
-        message = error.errors(include_url=False)[0]["msg"]
-        raise SoraError(
-            f"{key}: {message}", where=place, hint="{of: CASE, take: mean_rank}"
-        ) from error
-    cases = axes[-1].cases
-    if reference.of not in cases:
-        raise SoraError(
-            f"{key}: there is no case '{reference.of}'",
-            where=place,
-            hint=did_you_mean(reference.of, cases) if cases else None,
-        )
-    other = cases.index(reference.of)
-    if any(isinstance(v, dict) and "of" in v for v in axes[-1].choices[other].values()):
-        raise SoraError(f"{key}: case '{reference.of}' takes values itself", where=place)
-    if sweep.sweep.kind != "train":
-        raise SoraError(f"{key}: values are taken from runs of kind: train only", where=place)
-    return Take(names[(*point[:-1], other)], reference.take)
 
 
 def load_checked(

@@ -62,7 +62,7 @@ class Source(ABC):
 
 
 class PlanSource(Source):
-    """The runs of a plan, in order; a run that takes values of others waits for these.
+    """The runs of a plan, in order; one that needs others, or values of theirs, waits for these.
 
     Raises:
         SoraError: a directory holds another run than the planned one.
@@ -107,8 +107,8 @@ class PlanSource(Source):
         self.records[name].state, self.records[name].before = "finished", True
 
     def _may_start(self, run: PlannedRun) -> bool:
-        """Return whether all runs it takes values from are finished; if one failed, block it."""
-        states = {take.run: self.records[take.run].state for take in run.takes.values()}
+        """Return whether all runs it needs are finished; if one failed, block it."""
+        states = {name: self.records[name].state for name in run.needs}
         for other, state in states.items():
             if state in OVER and state != "finished":
                 record = self.records[run.name]
@@ -122,7 +122,8 @@ class PlanSource(Source):
         for key, take in run.takes.items():
             words.append(word(key, taken(self._runs[take.run].directory, take.what)))
         if run.takes:
-            words.append(word("output.derived", list(run.takes)))
+            begins = [] if run.begins is None else [run.begins.begin.key]
+            words.append(word("output.derived", [*begins, *run.takes]))
         loaded = load_recipe(run.recipe, words) if run.takes else run.loaded
         if run.takes and is_finished(self.plan.kind, loaded):
             self._found(run.name)

@@ -94,7 +94,7 @@ def describe_fork(recipe: Recipe) -> Start | None:
     with recipe.placing("start"):
         path = locate_fork(block)
         run = _read(path / RUN_FILE)
-        _check_recipe(run["recipe"], recipe.resolved(), path)
+        check_recipe(run["recipe"], recipe.resolved(), str(path))
         if run["finished"]:
             raise SoraError(f"{path} is the end of its run: nothing is left to train")
         digest = hashlib.sha256((path / MARK_FILE).read_bytes()).hexdigest()
@@ -141,13 +141,20 @@ def read_fork(
     return found
 
 
-def _check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Check that nothing differs that has decided the steps so far."""
+def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
+    """Check that nothing differs between two recipes that decides the steps before a fork.
+
+    Args:
+        name: what the first is the recipe of, for errors.
+
+    Raises:
+        SoraError: the first key that differs.
+    """
     for key, old, new in changes(before, now):
         free = key.split(".")[0] in _OTHER_BLOCKS and key not in _OF_EVERY_METHOD
         if not free and key not in MAY_CHANGE:
             raise SoraError(
-                f"the steps of {path} were taken with another {key}: {shown_value(old)}, not "
+                f"the steps of {name} were taken with another {key}: {shown_value(old)}, not "
                 f"{shown_value(new)}",
                 hint="what a fork may change: the method, its own options, and the output",
                 key=key,

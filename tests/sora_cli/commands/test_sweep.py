@@ -190,3 +190,32 @@ def test_refused(
     assert sweep(path, directory, *options) == 2
     assert what in capsys.readouterr().err
     assert not (directory / FILE_NAME).exists()
+
+
+@pytest.mark.long
+def test_cases_that_begin_with_another_cases_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = {"method.name": "lora", "method.r": 4}
+    path, directory = write(
+        folder,
+        set={"training.max_steps": 10, "training.evaluate": "no"},
+        grid={"training.seed": [0, 1]},
+        cases={
+            "lora": {**method, "training.keep_checkpoints": [0.8]},
+            "cut": {"from": "lora", "start.mean_rank": 1, "training.max_steps": 0},
+            "fork": {"from": {"case": "lora", "step": 0.8}, "method.name": "cut",
+                     "method.r_max": 4, "method.target_r": 1},
+        },
+    )  # fmt: skip
+    assert sweep(path, directory, "--jobs", "2") == 0
+    assert set(states(directory).values()) == {"finished"}
+    reports = {name: read_report(directory / name) for name in states(directory)}
+    for name, report in reports.items():
+        assert report is not None
+        assert (report.start is None) == name.startswith("lora")
+    assert run(["sweep", str(path), f"output.dir={directory}", "--dry-run"]) == 0
+    assert "all runs are finished" in capsys.readouterr().out
+    assert run(["compare", str(directory), "--format", "csv"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len([row for row in rows if row.count(",") > 3]) == 1 + 3  # a row a case, two seeds each

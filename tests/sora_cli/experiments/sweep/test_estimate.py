@@ -8,7 +8,7 @@ import pytest
 
 from sora_cli.experiments.sweep.cost import Cost, Costs
 from sora_cli.recipe.load import load_recipe
-from sora_cli.report import Resumption
+from sora_cli.report import Resumption, Start
 from tests.helpers_reports import report_of, write_report
 from tests.sora_cli.experiments.sweep.support import write_sweep
 
@@ -29,6 +29,14 @@ def test_a_resumed_run_counts_its_own_steps() -> None:
     assert cost.step == 8.0
 
 
+def test_a_forked_run_counts_its_own_steps() -> None:
+    report = report_of(steps=40, more={"seconds": SECONDS})
+    report.start = Start(directory="x", digest="", step=30)
+    cost = Cost.of(report)
+    assert cost is not None
+    assert cost.step == 8.0
+
+
 @pytest.mark.parametrize(
     ("words", "seconds"),
     [
@@ -37,6 +45,9 @@ def test_a_resumed_run_counts_its_own_steps() -> None:
         (["training.evaluate=no"], 10 + 189 * 2),
         (["training.evaluate=50"], 10 + 189 * 2 + 3 * 6),
         (["training.max_steps=20"], 10 + 20 * 2),
+        (["start={checkpoint: x, step: 0.8}", "training.max_steps=20"], 10 + 4 * 2),
+        (["start={checkpoint: x, step: 63}"], 10 + 126 * 2 + 2 * 6),
+        (["start.adapter=x", "training.max_steps=0"], 10),
     ],
 )
 def test_a_run_to_come(tmp_path: Path, words: list[str], seconds: float) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
-from sora_cli.experiments.sweep.plan import Take, plan_sweep, word
+from sora_cli.experiments.sweep.needs import Take
+from sora_cli.experiments.sweep.plan import plan_sweep, word
 from sora_cli.recipe.yaml_lines import parse_value
 from tests.sora_cli.experiments.sweep.support import write_sweep
 

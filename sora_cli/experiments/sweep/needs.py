@@ -1,0 +1,247 @@
+"""What a run of a sweep needs of others: values of their reports, or where it begins. No torch.
+
+cases:
+  lora: {method.name: lora, training.keep_checkpoints: [0.8]}
+  cut: {from: lora, start.mean_rank: 1.2, training.max_steps: 0}
+  healed: {from: {case: lora, step: 0.8}, method.name: cut, method.target_r: 1.2}
+
+A case with `from` has the keys of the one it begins with, and its own on top of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from methods.words import did_you_mean
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
+from sora_cli.experiments.sweep.axes import Axis
+from sora_cli.experiments.sweep.definition import LoadedSweep, Reference
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.types import Block, Moment, steps_at
+from sora_cli.train.checkpoint.fork import check_recipe
+
+FROM = "from"
+"""The one key of cases that is no recipe's key, besides the base recipe."""
+_METHOD = "method"
+_START = "start"
+_OUTPUT = "output"
+
+
+class Begin(Block):
+    """The run that a case begins with: that of another case, with all else being equal."""
+
+    case: str = Field(description="the case")
+    step: Moment | None = Field(
+        None,
+        description="the checkpoint to go on from: steps, or below 1 a share of that run; unset: "
+        "its finished adapter",
+    )
+
+    @property
+    def key(self) -> str:
+        """The recipe's key for the other run's directory."""
+        return f"{_START}.adapter" if self.step is None else f"{_START}.checkpoint"
+
+
+def begin_of(sweep: LoadedSweep, case: str) -> Begin | None:
+    """Return what a case begins with; None if it has no `from`.
+
+    Raises:
+        SoraError: it is no name of another case, or has keys that are not allowed.
+    """
+    given, where = sweep.sweep.cases[case].get(FROM), sweep.place("cases", case, FROM)
+    if given is None:
+        return None
+    try:
+        begin = Begin.model_validate({"case": given} if isinstance(given, str) else given)
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"]
+        raise SoraError(
+            f"case {case}: from: {message}",
+            where=where,
+            hint="from: CASE, or from: {case: CASE, step: 0.8}",
+        ) from error
+    others = [name for name in sweep.sweep.cases if name != case]
+    if begin.case not in others:
+        raise SoraError(
+            f"case {case}: there is no other case '{begin.case}' to begin with",
+            where=where,
+            hint=did_you_mean(begin.case, others) if others else None,
+        )
+    if sweep.sweep.kind != "train":
+        raise SoraError(f"case {case}: from is for kind: train", where=where)
+    return begin
+
+
+def whole_cases(sweep: LoadedSweep) -> dict[str, dict[str, Any]]:
+    """Return all keys of every case, those of the case it begins with among them.
+
+    Raises:
+        SoraError: see `begin_of`; cases that begin with each other.
+    """
+    return {case: _whole(sweep, case, ()) for case in sweep.sweep.cases}
+
+
+def _whole(sweep: LoadedSweep, case: str, chain: tuple[str, ...]) -> dict[str, Any]:
+    if case in chain:
+        raise SoraError(
+            f"cases begin with each other: {' -> '.join((*chain, case))}",
+            where=sweep.place("cases", case, FROM),
+        )
+    own, begin = sweep.sweep.cases[case], begin_of(sweep, case)
+    if begin is None:
+        return own
+    below = _whole(sweep, begin.case, (*chain, case))
+    return {key: v for key, v in below.items() if _is_inherited(key, own)} | own
+
+
+def _is_inherited(key: str, own: Mapping[str, Any]) -> bool:
+    """Return whether a case has a key of the one it begins with: another method leaves its own."""
+    block = key.partition(".")[0]
+    another_method = _METHOD in own or f"{_METHOD}.name" in own
+    if block in (FROM, _START, _OUTPUT) or key == "training.keep_checkpoints":
+        return False
+    return not (block == _METHOD and another_method)
+
+
+@dataclass(frozen=True)
+class BeginsWith:
+    """The run that a planned run begins with.
+
+    Attributes:
+        run: its name.
+        begin: as its case says it.
+        place: where.
+    """
+
+    run: str
+    begin: Begin
+    place: str
+
+    def values(self, folder: Path) -> dict[str, Any]:
+        """Return the recipe's keys and values that say so; `folder` is the sweep's."""
+        step = {} if self.begin.step is None else {f"{_START}.step": self.begin.step}
+        derived = {"output.derived": [self.begin.key]}
+        return {self.begin.key: str(folder / self.run), **step, **derived}
+
+    def check(self, before: Recipe, now: Recipe, name: str) -> None:
+        """Check that the other run leaves what this one is to begin with.
+
+        Args:
+            before: the other run's recipe.
+            now: that of this run, named `name`.
+
+        Raises:
+            SoraError: it leaves no adapter, or no such checkpoint, or its steps do not fit.
+        """
+        try:
+            self._check(before, now)
+        except SoraError as error:
+            what = f"run {name}: {error.what}"
+            raise SoraError(what, where=self.place, hint=error.hint) from error
+
+    def _check(self, before: Recipe, now: Recipe) -> None:
+        step = self.begin.step
+        if step is not None:
+            if not _keeps(before, step):
+                raise SoraError(
+                    f"{self.run} does not keep its checkpoint of step {step:g}",
+                    hint=f"training.keep_checkpoints: [{step:g}] in case {self.begin.case}",
+                )
+            check_recipe(before.resolved(), now.resolved(), self.run)
+        elif not before.method.config.low_rank:
+            raise SoraError(
+                f"{self.run} ends without an adapter: its method is {before.method.name}"
+            )
+
+
+def _keeps(recipe: Recipe, step: float) -> bool:
+    block, total = recipe.training, recipe.training.max_steps
+    if total is None:
+        return step in block.keep_checkpoints
+    return 0 < steps_at(step, total) <= total and steps_at(step, total) in block.kept_steps(total)
+
+
+def begins_with(
+    sweep: LoadedSweep,
+    axes: Sequence[Axis],
+    point: tuple[int, ...],
+    names: Mapping[tuple[int, ...], str],
+) -> BeginsWith | None:
+    """Return the run that a run begins with: another case's, at the same point of the sweep."""
+    cases = axes[-1].cases if axes else ()
+    case = cases[point[-1]] if cases else None
+    begin = None if case is None else begin_of(sweep, case)
+    if case is None or begin is None:
+        return None
+    other = names[(*point[:-1], cases.index(begin.case))]
+    return BeginsWith(other, begin, sweep.place("cases", case, FROM))
+
+
+@dataclass(frozen=True)
+class Take:
+    """A value that another run's report will supply.
+
+    Attributes:
+        run: that run's name.
+        what: as in `Reference.take`.
+    """
+
+    run: str
+    what: str
+
+
+def value_of(
+    sweep: LoadedSweep,
+    axes: list[Axis],
+    point: tuple[int, ...],
+    names: Mapping[tuple[int, ...], str],
+    key: str,
+    value: Mapping[str, Any],
+    place: str,
+) -> Take:
+    """Find the run a value is taken from: the same point of the sweep, but for the case."""
+    try:
+        reference = Reference.model_validate(value)
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"]
+        raise SoraError(
+            f"{key}: {message}", where=place, hint="{of: CASE, take: mean_rank}"
+        ) from error
+    cases = axes[-1].cases
+    if reference.of not in cases:
+        raise SoraError(
+            f"{key}: there is no case '{reference.of}'",
+            where=place,
+            hint=did_you_mean(reference.of, cases) if cases else None,
+        )
+    other = cases.index(reference.of)
+    if any(isinstance(v, dict) and "of" in v for v in axes[-1].choices[other].values()):
+        raise SoraError(f"{key}: case '{reference.of}' takes values itself", where=place)
+    if sweep.sweep.kind != "train":
+        raise SoraError(f"{key}: values are taken from runs of kind: train only", where=place)
+    return Take(names[(*point[:-1], other)], reference.take)
+
+
+def check_order(needs: Mapping[str, Sequence[str]]) -> None:
+    """Refuse runs that would wait for each other.
+
+    Args:
+        needs: run -> the runs that must have finished before it starts.
+
+    Raises:
+        SoraError: there are such; it names them.
+    """
+    left = dict(needs)
+    while left:
+        startable = [name for name, others in left.items() if not any(o in left for o in others)]
+        if not startable:
+            raise SoraError(f"these runs wait for each other: {first_few(left)}")
+        for name in startable:
+            del left[name]

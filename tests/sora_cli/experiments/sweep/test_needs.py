@@ -1,0 +1,156 @@
+"""Cases that begin with another case's run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sora_cli.core.errors import SoraError
+from sora_cli.experiments.sweep import loop as loop_module
+from sora_cli.experiments.sweep.engine import Job
+from sora_cli.experiments.sweep.plan import PlannedRun, plan_sweep
+from sora_cli.experiments.sweep.source import PlanSource
+from sora_cli.report import read_report
+from tests.sora_cli.experiments.sweep.support import run_directory, write_sweep
+from tests.sora_cli.experiments.sweep.test_loop import carry_out, good, source_of, states
+
+LORA = {
+    "method.name": "lora", "method.r": 4, "training.learning_rate": 1e-3,
+    "training.keep_checkpoints": [0.8], "training.max_steps": 100,
+}  # fmt: skip
+CASES: dict[str, dict[str, Any]] = {
+    "lora": LORA,
+    "cut": {"from": "lora", "start.mean_rank": 1.2, "training.max_steps": 0},
+    "healed": {"from": "cut", "training.max_steps": 30},
+    "forked": {
+        "from": {"case": "lora", "step": 0.8},
+        "method.name": "cut",
+        "method.r_max": 4,
+        "method.target_r": 1.2,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "_PAUSE", 0)
+
+
+def _runs(folder: Path, **blocks: Any) -> dict[str, PlannedRun]:
+    path = write_sweep(folder, **blocks)
+    return {run.name: run for run in plan_sweep(path, ["output.dir=out"]).runs}
+
+
+def test_a_run_begins_with_its_own_point_of_the_sweep(tmp_path: Path) -> None:
+    runs = _runs(tmp_path, grid={"training.seed": [0, 1]}, cases=CASES)
+    cut, healed, forked = (runs[f"{name}-s1"] for name in ("cut", "healed", "forked"))
+    assert cut.needs == ["lora-s1"]
+    assert healed.needs == ["cut-s1"]
+    start = cut.loaded.recipe.start
+    assert start is not None
+    assert (start.adapter, start.rule()) == ("out/lora-s1", {"mean_rank": 1.2})
+    start = forked.loaded.recipe.start
+    assert start is not None
+    assert (start.checkpoint, start.step) == ("out/lora-s1", 0.8)
+    assert forked.loaded.recipe.output.derived == ["start.checkpoint"]
+    assert runs["lora-s1"].loaded.recipe.start is None
+
+
+def test_keys_are_those_of_the_case_below_but_for_another_methods(tmp_path: Path) -> None:
+    runs = _runs(tmp_path, cases=CASES)
+    for name in ("cut", "healed", "forked"):
+        assert runs[name].loaded.recipe.training.learning_rate == 1e-3
+        assert runs[name].loaded.recipe.output.label == name
+    recipe = runs["healed"].loaded.recipe
+    assert recipe.method.name == "lora"
+    assert recipe.training.max_steps == 30
+    assert recipe.start is not None
+    assert recipe.start.rule() == {}
+    assert "r" not in (runs["forked"].loaded.recipe.method.model_extra or {})
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ({"from": "lara"}, "there is no other case 'lara' to begin with"),
+        ({"from": "x"}, "there is no other case 'x'"),
+        ({"from": {"case": "lora", "at": 3}}, "from: Extra inputs"),
+        ({"from": {"case": "lora", "step": 0.5}}, "lora does not keep its checkpoint of step 0.5"),
+        ({"from": {"case": "lora", "step": 80}, "training.seed": 3},
+         "the steps of lora were taken with another training.seed"),
+        ({"from": {"case": "lora", "step": 0.8}, "method.alpha": 3.0}, "another method.alpha"),
+        ({"from": "head"}, "head ends without an adapter: its method is head"),
+        ({"from": "lora", "start.rank": 0}, "start.rank must be"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_mistakes_are_told_before_any_run(
+    tmp_path: Path, case: dict[str, Any], message: str
+) -> None:
+    cases = {"lora": LORA, "head": {"method.name": "head"}, "x": case}
+    with pytest.raises(SoraError) as caught:
+        _runs(tmp_path, cases=cases)
+    assert message in caught.value.what
+    assert str(caught.value.where).startswith(f"{tmp_path}/sweep.yaml:")
+
+
+@pytest.mark.parametrize(
+    ("cases", "message"),
+    [
+        ({"a": {"from": "b"}, "b": {"from": "a"}}, "cases begin with each other: a -> b -> a"),
+        (
+            {
+                "a": {"from": "b", "method.name": "lora"},
+                "b": {"method.name": "sora", "method.r_max": {"of": "a", "take": "components"}},
+            },
+            "these runs wait for each other",
+        ),
+    ],
+)
+def test_circles_are_refused(tmp_path: Path, cases: dict[str, Any], message: str) -> None:
+    with pytest.raises(SoraError, match=message):
+        _runs(tmp_path, cases=cases)
+
+
+def test_runs_wait_for_what_they_begin_with(tmp_path: Path) -> None:
+    source = source_of(tmp_path, grid={"training.seed": [0, 1]}, cases=CASES)
+    engine = carry_out(source, good, tmp_path / "out")
+    order = [job.name for job in engine.started]
+    for seed in (0, 1):
+        assert order.index(f"lora-s{seed}") < order.index(f"cut-s{seed}")
+        assert order.index(f"cut-s{seed}") < order.index(f"healed-s{seed}")
+    assert states(source) == ["finished"] * 8
+    again = source_of(tmp_path, grid={"training.seed": [0, 1]}, cases=CASES)
+    assert all(record.before for record in again.records.values())
+
+
+def test_a_failed_run_blocks_what_begins_with_it(tmp_path: Path) -> None:
+    source = source_of(tmp_path, cases=CASES)
+
+    def script(job: Job) -> int:
+        return 2 if job.name == "cut" else good(job)
+
+    carry_out(source, script, tmp_path / "out")
+    assert states(source) == ["finished", "failed", "blocked", "finished"]
+    assert source.records["healed"].error == "it needs cut, which failed"
+
+
+def test_a_rule_may_be_another_runs_mean_rank(tmp_path: Path) -> None:
+    cases = {
+        "sora": {"method.name": "sora"},
+        "lora": LORA,
+        "cut": {
+            "from": "lora",
+            "start.mean_rank": {"of": "sora", "take": "mean_rank"},
+            "training.max_steps": 0,
+        },
+    }
+    source = source_of(tmp_path, cases=cases)
+    assert isinstance(source, PlanSource)
+    engine = carry_out(source, good, tmp_path / "out")
+    report = read_report(run_directory(engine.started[-1]))
+    assert report is not None
+    assert report.recipe["start"]["mean_rank"] == 3
+    assert report.recipe["output"]["derived"] == ["start.adapter", "start.mean_rank"]
