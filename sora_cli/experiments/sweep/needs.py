@@ -1,4 +1,4 @@
-"""What a run of a sweep needs of others: values of their reports, or where it begins. No torch.
+"""The needs of a run in a sweep: values of other runs, or the one it begins with. No torch here.
 
 cases:
   lora: {method.name: lora, training.keep_checkpoints: [0.8]}
