@@ -8,7 +8,8 @@ last ones (Eckart-Young).
 An optimiser's moments belong to the entries of the old factors. From `A' = T A`, `B' = B T^-1`
 follow the gradients `G_A' = T^-T G_A` and `G_B' = G_B T^T`. First moments, being linear in the
 gradients, turn in the same way, exactly; second moments turn with the squared entries of the
-matrices, which is what they would be if the gradients' entries were uncorrelated.
+matrices, which is what they would be if the gradients' entries were uncorrelated. Where a singular
+value is shrunk, by c^2 say, both factors are by c, and so are the gradients of both.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from methods.layer import LowRankLinear
 from methods.sharding import agreed, like, local, whole
 
 Moments = Literal["turn", "restart", "keep"]
-_LINEAR = frozenset({"exp_avg", "momentum_buffer"})
-_SQUARED = frozenset({"exp_avg_sq"})
+_POWERS = {"exp_avg": 1, "momentum_buffer": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,16 @@ class SingularBasis:
     turn_a: Tensor
     turn_b: Tensor
 
+    def turned(self, kind: str, entries: Tensor, shrunk: Tensor, power: int) -> Tensor:
+        """Return gradients of a factor ("A", "B"), or with power 2 their squares, in this basis.
+
+        Args:
+            shrunk: (r,) what each component of both factors is multiplied by beside that.
+        """
+        if kind == "A":
+            return (self.turn_a**power @ entries) * shrunk[:, None] ** power
+        return (entries @ self.turn_b**power) * shrunk**power
+
 
 @torch.no_grad()
 def singular_basis(layer: LowRankLinear) -> SingularBasis:
@@ -60,6 +70,8 @@ def singular_basis(layer: LowRankLinear) -> SingularBasis:
     q_b, r_b = torch.linalg.qr(b)  # (out, k1), (k1, r)
     q_a, r_a = torch.linalg.qr(a.T)  # (in, k2), (k2, r)
     u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # of (k1, k2), k = min
+    rounding = r * torch.finfo(s.dtype).eps * s[:1]  # what dead components leave is no direction
+    s = s.masked_fill(s <= rounding, 0)
     root = s.sqrt()
     inverse = torch.where(root > 0, 1 / root, 0.0)
     A, B = a.new_zeros(a.shape), b.new_zeros(b.shape)
@@ -88,31 +100,30 @@ def turn(
     Args:
         strength: (r,) singular values that the factors are to have.
         state: the optimiser's.
-        moments: turn: turned as the gradients are. restart: zero, and their bias correction begins
-            again. keep: those of the old basis stay, entry by entry.
+        moments: turn: turned and shrunk as the gradients are. restart: zero, and their bias
+            correction begins again. keep: those of the old basis stay, entry by entry.
+
+    Raises:
+        MethodError: the optimiser keeps its moments in a code of its own, as those of 8 bits do.
     """
-    share = torch.where(basis.S > 0, strength / basis.S.clamp(min=1e-300), 0.0).sqrt()  # (r,)
-    alive = share > 0
-    _write(layer.A, basis.A * share[:, None])
-    _write(layer.B, basis.B * share)
-    for p, kind in ((layer.A, "A"), (layer.B, "B")):
+    shrunk = torch.where(basis.S > 0, strength / basis.S.clamp(min=1e-300), 0.0).sqrt()  # (r,)
+    _write(layer.A, basis.A * shrunk[:, None])
+    _write(layer.B, basis.B * shrunk)
+    for kind, p in (("A", layer.A), ("B", layer.B)):
+        dead = shrunk == 0
+        dead = dead[:, None] if kind == "A" else dead
         for name, value in state.get(p, {}).items():
             if isinstance(value, Tensor) and value.shape == p.shape:
-                new = _turned(name, whole(value), kind, basis, moments)
-                mask = alive[:, None] if kind == "A" else alive
-                _write(value, new.masked_fill(~mask, 0))
+                if not value.is_floating_point():
+                    raise MethodError(f"the optimiser's '{name}' is coded, and cannot be turned")
+                new = whole(value).double()
+                if moments == "turn" and name in _POWERS:
+                    new = basis.turned(kind, new, shrunk, _POWERS[name])
+                elif moments != "keep":
+                    new = torch.zeros_like(new)
+                _write(value, new.masked_fill(dead, 0))
             elif name == "step" and moments == "restart":
                 state[p][name] = torch.zeros_like(value) if isinstance(value, Tensor) else 0
-
-
-def _turned(name: str, value: Tensor, kind: str, basis: SingularBasis, moments: Moments) -> Tensor:
-    if moments == "keep":
-        return value
-    matrix = basis.turn_a if kind == "A" else basis.turn_b
-    if moments == "restart" or name not in _LINEAR | _SQUARED:
-        return torch.zeros_like(value)
-    matrix = matrix.square() if name in _SQUARED else matrix
-    return matrix @ value.double() if kind == "A" else value.double() @ matrix
 
 
 def _write(target: Tensor, value: Tensor) -> None:

@@ -16,35 +16,29 @@ from torch import Tensor
 
 from methods.errors import MethodError
 from methods.layer import Layers, LowRankLinear, select_components
-from methods.sharding import is_sharded, joined
+from methods.sharding import is_sharded, joined, whole
 
 
 class DeadSpells:
     """The number of optimiser steps in a row that each component has been dead for.
 
-    Args:
-        layers: all must have gates.
+    Dead is a component whose gate is zero, or, in a layer without gates, one whose row of A and
+    column of B are both zero: neither has a gradient then, so it stays so.
 
     Attributes:
         steps: (all components,) steps that each has been dead for.
-
-    Raises:
-        MethodError: a layer has no gates, so its components never die.
     """
 
     def __init__(self, layers: Layers) -> None:
         self.layers = layers
-        for path, layer in layers.items():
-            if layer.d is None:
-                raise MethodError(f"'{path}' has no gates: its components never die")
         self.steps = torch.zeros_like(self.alive(), dtype=torch.long)
 
     def alive(self) -> Tensor:
-        """Return which gates are not zero now, (all components,) bool, layer by layer."""
-        return joined(m.d.detach() for m in self.layers.values() if m.d is not None).ne(0)
+        """Return which components are not dead now, (all components,) bool, layer by layer."""
+        return joined(_alive(layer) for layer in self.layers.values())
 
     def step(self) -> None:
-        """Look at the gates once more; called after every optimiser step."""
+        """Look at the components once more; called after every optimiser step."""
         self.steps = (self.steps + 1).masked_fill_(self.alive(), 0)
 
     def at_least(self, steps: int) -> Tensor:
@@ -54,6 +48,12 @@ class DeadSpells:
     def drop(self, gone: Tensor) -> None:
         """Forget components that were removed."""
         self.steps = self.steps[~gone]
+
+
+def _alive(layer: LowRankLinear) -> Tensor:
+    if layer.d is not None:
+        return whole(layer.d.detach()).ne(0)
+    return whole(layer.A.detach()).any(dim=1) | whole(layer.B.detach()).any(dim=0)
 
 
 def remove_components(

@@ -71,9 +71,8 @@ class Cut(AdapterMethod):
     def __init__(self, config: CutConfig) -> None:
         super().__init__(config)
         self._cuts: Cuts | None = None
-        self._start = 0  # components alive when the run (or stage) began
-        self._paths: list[str] = []
-        self._left: dict[str, int] = {}  # rank of each layer since the last cut; empty before it
+        self._start: list[int] = []  # components of each layer alive as the run (or stage) began
+        self._left: list[int] = []  # of each layer since the last cut; empty before it
         self._made: list[Made] = []
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
@@ -94,15 +93,16 @@ class Cut(AdapterMethod):
         full = sum(layer.rank for layer in layers.values())
         phases = [(f"all {full:,} components", steps[0])]
         if len(steps) > 1:
-            phases.append((f"{len(steps)} cuts, the last", steps[-1] - steps[0]))
+            phases.append(
+                (f"from the first to the last of {len(steps)} cuts", steps[-1] - steps[0])
+            )
         phases.append((f"{self._goal(layers)} heal", total_steps - steps[-1]))
         return Plan(tuple(phases))
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:
         """Compute the steps of the cuts; a later stage of a path begins with what is left."""
         self._cuts = self._schedule(total_steps)
-        self._paths = list(layers)
-        self._start = self.summary(layers).live
+        self._start = self._left or [layer.rank for layer in layers.values()]
         self._made = []
 
     def _schedule(self, total_steps: int) -> Cuts:
@@ -138,9 +138,9 @@ class Cut(AdapterMethod):
         for path, layer in layers.items():
             strength = kept[path].to(layer.A.device) / layer.scaling
             turn(layer, bases[path], strength, info.optimizer_state, self.config.moments)
-        self._left = {path: int(s.count_nonzero()) for path, s in kept.items()}
+        self._left = [int(s.count_nonzero()) for s in kept.values()]
         energy = round(_energy(kept) / (_energy(scaled) or 1), 9)
-        self._made.append(Made(info.step + 1, sum(self._left.values()), energy))
+        self._made.append(Made(info.step + 1, sum(self._left), energy))
 
     def take_over(self, layers: Layers, info: StepInfo) -> None:
         """Cut, if that is due after the step; an earlier cut must have been made.
@@ -167,9 +167,9 @@ class Cut(AdapterMethod):
             return holding_energy(values, c.energy ** (1 / c.cuts))
         if c.max_params is not None:
             cost = {path: m.A.shape[1] + m.B.shape[0] for path, m in layers.items()}
-            full = sum(layers[path].rank * cost[path] for path in layers)
-            return within_parameters(values, cost, _between(full, c.max_params, share))
-        return strongest(values, _between(self._start, self._count(len(layers)), share))
+            start = sum(n * of_one for n, of_one in zip(self._start, cost.values(), strict=True))
+            return within_parameters(values, cost, _between(start, c.max_params, share))
+        return strongest(values, _between(sum(self._start), self._count(len(layers)), share))
 
     def _count(self, layers: int) -> int:
         target = self.config.target_r
@@ -205,8 +205,8 @@ class Cut(AdapterMethod):
         """Return the ranks left, and what each cut has done."""
         made = [[m.after_steps, m.components, m.energy] for m in self._made]
         return {
-            "start": torch.tensor(self._start),
-            "left": torch.tensor(list(self._left.values()), dtype=torch.long),
+            "start": torch.tensor(self._start, dtype=torch.long),
+            "left": torch.tensor(self._left, dtype=torch.long),
             "made": torch.tensor(made, dtype=torch.float64).reshape(-1, 3),
         }
 
@@ -214,8 +214,7 @@ class Cut(AdapterMethod):
         """Restore what `state_dict` returned; nothing at all is the state before any cut."""
         if not state:
             return
-        self._start = int(state["start"])
-        self._left = dict(zip(self._paths, state["left"].tolist(), strict=False))
+        self._start, self._left = state["start"].tolist(), state["left"].tolist()
         self._made = [Made(int(n), int(count), e) for n, count, e in state["made"].tolist()]
 
     def summary(self, layers: Layers) -> Summary:
@@ -226,7 +225,7 @@ class Cut(AdapterMethod):
             f"{m.energy:.2%} of the update's squared norm"
             for m in self._made
         )
-        return Summary(sum(self._left.values()) if self._left else total, total, events)
+        return Summary(sum(self._left) if self._left else total, total, events)
 
     def details(self, layers: Layers) -> dict[str, Any]:
         """Return what each cut has done."""

@@ -83,7 +83,7 @@ class Compaction(BaseModel):
             )
         return (
             f"compaction removed {self.removed} components that were dead for {self.every} steps "
-            f"or more; they could not come back as they can in the method itself (how many would: "
+            f"or more; what is removed cannot come back, as a gate at zero can (how many would: "
             f"training.compact_only_count=true)"
         )
 

@@ -51,7 +51,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
 
 def _check_compaction(recipe: Recipe) -> None:
     name = recipe.method.name
-    if recipe.training.compact_every is not None and not config_class(name).low_rank:
+    if recipe.training.compact_every is not None and not config_class(name).adapts_rank:
         raise SoraError(
             f"training.compact_every removes dead components, and method {name} has none",
             hint="training.compact_every=null",

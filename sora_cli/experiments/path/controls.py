@@ -2,7 +2,7 @@
 
 For each stage as many components as the path had lost by then are taken out of stage 0's adapter,
 which is then scored without further training: at random, by smallest norm, and those that the path
-itself had lost.
+itself had lost, unless the method turns the basis, so that those are not components of stage 0.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from sora_cli.train.trainer import AdapterTrainer, build_trainer
 
 DRAWS = 5
 FALL = 0.9
+_PATHS = "path's choice"
 RULES = {
-    "path's choice": "the components the path had lost by that stage",
+    _PATHS: "the components the path had lost by that stage",
     "smallest norm": "those with the smallest |b_i| |a_i|, over all modules",
     "chance": "components drawn at random",
 }
@@ -35,6 +36,8 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     report, first = stages.report, stages.report.stages[0]
     everything = _components(first.alive)
     by_norm = _by_norm(stages, everything)
+    turns_basis = stages.ready.method.config.turns_basis
+    rules = {k: v for k, v in RULES.items() if k != _PATHS or not turns_basis}
     seed = int(stages.plans[0].recipe.training.seed)
     draws = [_shuffled(everything, seed * DRAWS + draw) for draw in range(DRAWS)]
     ready = stages.ready
@@ -48,18 +51,18 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     points = []
     for stage in report.stages[1:]:
         dead = sorted(set(everything) - set(_components(stage.alive)))
-        removed = len(dead)
+        removed = first.live - stage.live if turns_basis else len(dead)
         say(f"controls for stage {stage.index}: {removed} of {len(everything)} taken out ...")
         if removed:
-            scores = {
-                "path's choice": [without(dead)],
+            scores = {} if turns_basis else {_PATHS: [without(dead)]}
+            scores |= {
                 "smallest norm": [without(by_norm[:removed])],
                 "chance": [without(draw[:removed]) for draw in draws],
             }
         else:
-            scores = {rule: [report.score(first, report.generalisation)] for rule in RULES}
+            scores = {rule: [report.score(first, report.generalisation)] for rule in rules}
         points.append(_point(report, stage, removed, scores))
-    return _conclude(report, points, floor)
+    return _conclude(report, points, floor, rules)
 
 
 def _point(
@@ -101,20 +104,22 @@ def _score_without(
     return float(ready.task.scores(predictions)[metric])
 
 
-def _conclude(report: PathReport, points: list[ControlPoint], floor: float) -> Controls:
+def _conclude(
+    report: PathReport, points: list[ControlPoint], floor: float, rules: dict[str, str]
+) -> Controls:
     split = report.generalisation
     stages = report.stages[1:]
     gap = {
         rule: statistics.fmean(
             abs(p.relative[rule] - s.relative[split]) for p, s in zip(points, stages, strict=True)
         )
-        for rule in RULES
+        for rule in rules
     }
-    curves = {rule: [p.relative[rule] for p in points] for rule in RULES}
+    curves = {rule: [p.relative[rule] for p in points] for rule in rules}
     curves["path"] = [s.relative[split] for s in stages]
     falls = {rule: _fall(stages, curve, report) for rule, curve in curves.items()}
     return Controls(
-        rules=RULES,
+        rules=rules,
         draws=DRAWS,
         floor=floor,
         points=points,

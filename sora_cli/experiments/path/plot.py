@@ -13,7 +13,7 @@ from sora_cli.experiments.path.record import PathReport, Stage
 
 _MEMORISATION, _GENERALISATION, _QUIET = "#b5541c", "#1f5a8a", "#8a8580"
 _CONTROLS = (("#4f8f5b", (0, (5, 2))), ("#7a5aa6", (0, (3, 1, 1, 1))), ("#8a8580", (0, (1, 1))))
-"""Colour and dashes of each rule of removal, in the record's order."""
+"""Colour and dashes of each rule of removal, in the record's order, which may lack the first."""
 _ROW_HEIGHT = 0.27  # inches
 
 
@@ -55,8 +55,8 @@ def _draw_curves(axes: Any, report: PathReport) -> None:
     whole = report.stages[0].parameters or 1
     x = [100 * stage.parameters / whole for stage in report.stages]
     if report.controls is not None:
-        points = report.controls.points
-        for rule, (colour, dashes) in zip(report.controls.rules, _CONTROLS, strict=True):
+        points, rules = report.controls.points, list(report.controls.rules)
+        for rule, (colour, dashes) in zip(rules, _CONTROLS[-len(rules) :], strict=True):
             y = [100.0, *(100 * point.relative[rule] for point in points)]
             axes.plot(x, y, color=colour, linewidth=1.3, linestyle=dashes,
                       label=f"stage 0 cut down: {rule}")  # fmt: skip

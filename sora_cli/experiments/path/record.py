@@ -39,7 +39,9 @@ class Stage(BaseModel):
     relative: dict[str, Score] = Field(description="main metric / that of stage 0, by split")
     norm: float = Field(description="||dW||_F over all modules")
     energy_removed: float | None = Field(
-        description="share of the last stage's ||dW||_F^2 that was in components dead by now"
+        description="share of the last stage's ||dW||_F^2 that was in components dead by now; null "
+        "for the first stage, and where the method turns the basis of the factors: component i of "
+        "one stage is not component i of the next then"
     )
     seconds: float = Field(description="wall time of the stage")
 

@@ -152,6 +152,29 @@ def test_controls(report: PathReport) -> None:
     assert "closest to the path is removal by" in controls.verdict
 
 
+def test_a_method_that_turns_the_basis(tmp_path: Path) -> None:
+    """Component i of one stage is another in the next: nothing is said by their numbers."""
+    method = {"name": "cut", "r_max": 4, "cut_at": 4}
+    path = {"vary": "method.target_r", "schedule": {"kind": "list", "values": [3, 1, 0.5]}}
+    recipe = path_recipe(tmp_path, method=method, path=path)
+    text = recipe.read_text(encoding="utf-8").replace("  threshold: 0.01\n", "")
+    recipe.write_text(text, encoding="utf-8")
+    report = train_path(recipe, "--controls")
+    assert [stage.live for stage in report.stages] == [36, 12, 6]
+    assert [stage.total for stage in report.stages] == [48] * 3
+    assert [stage.energy_removed for stage in report.stages] == [None] * 3
+    for stage in report.stages:
+        adapter = read_adapter(tmp_path / "out" / stage.directory)
+        assert sum(adapter.ranks().values()) == stage.live
+        own = read_report(tmp_path / "out" / stage.directory)
+        assert own is not None
+        assert [c["components"] for c in own.method_details["cuts"]] == [stage.live]
+    assert report.controls is not None
+    assert list(report.controls.rules) == ["smallest norm", "chance"]
+    assert [p.removed for p in report.controls.points] == [24, 30]
+    assert (tmp_path / "out" / "path.png").is_file()
+
+
 def test_picture_and_tables(
     report: PathReport, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import RunReport
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import script_scores, train, write_recipe
+from tests.helpers_runs import files_of, script_scores, signal_at, train, write_recipe
 
 DYING = {"threshold": 0.08, "gate_lr": 1e-4}  # gates die and stay dead
 RESTLESS = {"threshold": 0.02, "gate_lr": 0.05}  # some come back
@@ -39,7 +40,7 @@ def test_a_run_without_revivals_is_the_same_but_smaller(tmp_path: Path) -> None:
     assert _losses(cut) == pytest.approx(_losses(plain), rel=1e-3)
     assert {p: r.end for p, r in cut.ranks.items()} == {p: r.end for p, r in plain.ranks.items()}
     assert [r.start for r in cut.ranks.values()] == [4] * len(cut.ranks)
-    assert any("could not come back" in event for event in cut.events)
+    assert any("cannot come back" in event for event in cut.events)
     assert plain.compaction is None
 
 
@@ -71,6 +72,38 @@ def test_counting_only_changes_nothing(tmp_path: Path) -> None:
     assert any("came back later" in event for event in counted.events)
 
 
+CUT = {"name": "cut", "r_max": 4, "target_r": 1, "cut_at": 9}
+
+
+def _cut(folder: Path, **training: Any) -> Path:
+    recipe = _recipe(folder, CUT, keep_best=False, **training)
+    text = recipe.read_text(encoding="utf-8").replace("  threshold: 0.01\n", "")
+    recipe.write_text(text, encoding="utf-8")
+    return recipe
+
+
+def test_components_without_gates_that_were_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train(_cut(tmp_path / "a"))
+    recipe = _cut(tmp_path / "b", compact_every=4)
+    smaller = train(recipe)
+    assert smaller.compaction is not None
+    left = smaller.live_components[-1]
+    assert [(r.step, r.left) for r in smaller.compaction.removals] == [(12, left)]
+    assert smaller.live_components == plain.live_components
+    assert _losses(smaller) == pytest.approx(_losses(plain), rel=1e-4)
+    assert [r.end for r in smaller.ranks.values()] == [r.end for r in plain.ranks.values()]
+    words = [f"output.dir={tmp_path}/c"]
+    with monkeypatch.context() as patch:  # within an epoch, after the removal
+        signal_at(patch, 15, signal.SIGTERM)
+        assert run(["train", str(recipe), *words]) == 143
+    resumed = train(recipe, *words, "--resume")
+    assert resumed.resumed
+    assert resumed.compaction == smaller.compaction
+    assert files_of(tmp_path / "c" / "adapter") == files_of(tmp_path / "b" / "out" / "adapter")
+
+
 def test_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
     """The self check compares the compacted model with its adapter."""
     assert run(["train", str(_recipe(tmp_path / "a", DYING, compact_every=2))]) == 0
@@ -79,7 +112,7 @@ def test_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["method={name: lora}"], "no gates"),
+        (["method={name: lora}"], "dead components, and method lora has none"),
         (["training.compact_every=0"], "training.compact_every"),
         (["training.compact_only_count=true", "training.compact_every=null"], "compact_every"),
     ],

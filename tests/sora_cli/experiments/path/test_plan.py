@@ -83,7 +83,7 @@ def test_a_ramp(tmp_path: Path) -> None:
             [
                 "path.vary: 'training.learning_rate' may not vary with method sora",
                 "command line: path.vary=training.learning_rate",
-                "there are: method.threshold, method.l1",
+                "there are: method.threshold, method.l1, method.target_r",
             ],
         ),
         (
@@ -111,7 +111,7 @@ def test_impossible_paths(tmp_path: Path, words: list[str], expected: list[str])
 def test_a_method_without_anything_to_vary(tmp_path: Path) -> None:
     lines = _lines(path_recipe(tmp_path), "method.name=lora")
     assert lines[0] == "path.vary: method lora has no option that may vary between stages"
-    assert lines[2] == "methods that have one: adalora, sora"
+    assert lines[2] == "methods that have one: adalora, sora, cut"
 
 
 def test_a_recipe_without_a_path(tmp_path: Path) -> None:
