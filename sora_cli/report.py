@@ -102,7 +102,8 @@ class Start(BaseModel):
     head: int = Field(0, description="of an adapter: numbers taken over in full, such as the head")
     ranks: dict[str, Ranks] = Field(
         default_factory=dict,
-        description="of an adapter, by module: components stored, and those the run began with",
+        description="of an adapter, by module: components that its own training began with (stored "
+        "ones, where that is not known), and those that this run began with",
     )
 
     def sentence(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def _note_digest(report: RunReport, written: Path) -> None:
 
 def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseReference) -> Adapter:
     """Build the trained model's adapter and head, ready to be written."""
-    return build_adapter(
+    adapter = build_adapter(
         ready.base.model,
         ready.method,
         ready.layers,
@@ -138,6 +138,10 @@ def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseRe
         base=base,
         meta=run_meta(ready, method_options),
     )
+    if ready.start is None:
+        return adapter
+    first = {path: m.start for path, m in ready.start.ranks.items()}
+    return replace(adapter, meta=adapter.meta.model_copy(update={"ranks_start": first}))
 
 
 def run_meta(ready: Prepared, method_options: Mapping[str, Any]) -> AdapterMeta:

@@ -53,13 +53,14 @@ def start_from_adapter(
             method.start_from(layers, updates)
             with torch.no_grad():
                 load_head(base.model, head)
+            first = {**file.ranks, **file.meta.ranks_start}
             return Start(
                 directory=block.adapter,
                 digest=result_digest(file.directory) or "",
                 rule=block.rule(),
                 head=sum(tensor.numel() for tensor in head.values()),
                 ranks={
-                    path: Ranks(start=file.ranks.get(path, 0), end=update.rank)
+                    path: Ranks(start=first.get(path, 0), end=update.rank)
                     for path, update in updates.items()
                 },
             )

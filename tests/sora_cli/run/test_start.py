@@ -162,6 +162,9 @@ def test_dead_layers_begin_with_rank_zero(origin: Path, tmp_path: Path) -> None:
     )
     assert 0 in {m.start for m in report.ranks.values()}
     again = train(origin, _out(tmp_path, "again"), _from(tmp_path / "x", "out"))
+    assert again.start is not None
+    assert {m.start for m in again.start.ranks.values()} == {4}
+    assert set(read_adapter(tmp_path / "again").ranks_start().values()) == {4}
     assert {p: m.start for p, m in again.ranks.items()} == {
         p: m.end for p, m in report.ranks.items()
     }
