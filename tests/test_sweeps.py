@@ -15,15 +15,18 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 
+from methods import registry
 from sora_cli.app import run
 from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep.plan import PlannedRun, SweepPlan, plan_sweep
 from sora_cli.recipe.families import task_names
 from sora_cli.recipe.library import recipes_dir
 from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.plugins import load_code
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_deberta
 from tests.helpers_runs import WORDS, save_base, write_glue
+from tests.shared_files import ROOT
 
 FOLDER = recipes_dir() / "sweeps"
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
@@ -37,6 +40,11 @@ GRIDS = {
     "prox.yaml": 2 * 4 * 5,
     "time.yaml": 3 * 2 * 2 * 3,
     "stability.yaml": 2 * 3 * 5,
+    "arena.yaml": 6 * 5 * 22,
+    "cpu/arena.yaml": 4 * 2 * 29,
+    "cpu/arena-long.yaml": 3 * 2 * 17,
+    "cpu/arena-tune.yaml": 2 * 3 * 3,
+    "cpu/arena-long-tune.yaml": 2 * 3 * 5,
     "cpu/glue.yaml": 5 * 6 * 3,
     "cpu/superglue.yaml": 7 * 6 * 3,
     "cpu/cola-rmax.yaml": 4 * 2 * 3,
@@ -62,6 +70,11 @@ STEPS = {
     "prox.yaml": ("mrpc-official-times-lr-s0",),
     "time.yaml": ("precision-bf16-batch_size-8-adalora-s0",),
     "stability.yaml": ("cola-threshold-0.001-s0",),
+    "arena.yaml": ("qnli-lora-r1-s0",),
+    "cpu/arena.yaml": ("sst2-lora-r1-s0",),
+    "cpu/arena-long.yaml": ("cola-sora-8-s0",),
+    "cpu/arena-tune.yaml": ("learning_rate-0.0005-sst2-lora-r2",),
+    "cpu/arena-long-tune.yaml": ("learning_rate-0.0003-stsb-sora",),
     "cpu/glue.yaml": ("sst2-bitfit-s0",),
     "cpu/superglue.yaml": ("cb-adalora-s0",),
     "cpu/cola-rmax.yaml": ("lora-4-s0",),
@@ -121,8 +134,13 @@ def test_the_header_says_question_command_and_cost(file: str) -> None:
 
 @cache
 def planned_sweep(file: str) -> SweepPlan:
-    """The runs of one of the sweeps."""
-    return plan_sweep(FOLDER / file)
+    """The runs of one of the sweeps; where it needs a plug-in, its command names the file."""
+    code = re.search(r"--code (\S+\.py)", header(file))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_REGISTERED", {})
+        if code:
+            registry.register(load_code(ROOT / code[1]).Nested)
+        return plan_sweep(FOLDER / file)
 
 
 def of(plan: SweepPlan, key: str) -> set[Any]:
