@@ -30,11 +30,17 @@ class Cuts:
 
     steps: tuple[int, ...]
 
-    def due(self, taken: int) -> float | None:
-        """Return which share of all cuts has been made after this one; None: none is due."""
-        if taken not in self.steps:
-            return None
-        return (self.steps.index(taken) + 1) / len(self.steps)
+    def due(self, taken: int, last: int) -> float | None:
+        """Return which share of all cuts has been made after one now; None: none is due.
+
+        Args:
+            taken: optimiser steps.
+            last: steps taken before the last cut. Mixed precision may skip the step of a cut,
+                which is then made after the next.
+        """
+        passed = sum(step <= taken for step in self.steps)
+        made = sum(step <= last for step in self.steps)
+        return passed / len(self.steps) if passed > made else None
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class Cut(AdapterMethod):
         """Cut, if that is due."""
         if self._cuts is None:
             raise MethodError("cut: begin(layers, total_steps=...) must come before step 0")
-        share = self._cuts.due(info.step + 1)
+        share = self._cuts.due(info.step + 1, self._made[-1].after_steps if self._made else 0)
         if share is None:
             return
         if info.optimizer_state is None:
@@ -233,7 +239,9 @@ class Cut(AdapterMethod):
 
     def deliverable(self, layers: Layers) -> bool:
         """Tell whether the last cut is made: earlier states hold more than the budget."""
-        return self._cuts is not None and len(self._made) == len(self._cuts.steps)
+        if self._cuts is None or not self._made:
+            return False
+        return self._made[-1].after_steps >= self._cuts.steps[-1]
 
 
 def _between(start: int, target: int, share: float) -> int:

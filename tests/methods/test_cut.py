@@ -309,3 +309,22 @@ def test_what_a_caller_owes() -> None:
     run.method.begin(run.layers, total_steps=20)
     with pytest.raises(MethodError, match="no optimizer_state"):
         run.method.after_step(run.layers, info)
+
+
+@pytest.mark.parametrize("cuts", [{}, {"cuts": 3, "first_cut": 12}])
+def test_a_cut_whose_step_mixed_precision_skips_is_made_after_the_next(
+    cuts: dict[str, int],
+) -> None:
+    run = cut(**cuts)
+    run.train(range(AT - 1))
+    run.method.after_step = lambda *_: None  # type: ignore[method-assign]
+    run.train([AT - 1])
+    del run.method.after_step
+    assert not run.method.deliverable(run.layers)
+    run.train([AT])
+    assert sum(alive(run)) == 3
+    assert run.method.deliverable(run.layers)
+    before = dense(run)
+    run.train([AT + 1])
+    assert [m["after_steps"] for m in run.method.details(run.layers)["cuts"]][-1] == AT + 1
+    assert any(not torch.equal(before[path], w) for path, w in dense(run).items())
