@@ -20,7 +20,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 demo: $(VENV)/.demo
 	$(BIN)/sora train recipes/quickstart.yaml --force
-	$(BIN)/sora inspect runs/quickstart-sora-s0
+	$(BIN)/sora inspect runs/quickstart-cut-s0
 	@printf '\n%s\n%s\n%s\n' 'From now on, in this directory, call sora in one of two ways:' \
 	  '  . $(BIN)/activate    once in each new terminal, then: sora --help' \
 	  '  $(BIN)/sora --help   without activating anything'

@@ -4,8 +4,8 @@
 
 1. Seconds of a SoRA step on MiniLM-L6 (batch 32, sequence 128) with all components in place, and
    with half and nine tenths of them removed, against the floor; in turns.
-2. Whole runs of `recipes/quickstart.yaml` with a threshold under which most gates die: as the
-   method has it, counting what compaction would remove and what of that comes back; and with
+2. Whole runs of `recipes/quickstart.yaml` with SoRA and a threshold under which most gates die: as
+   the method has it, counting what compaction would remove and what of that comes back; and with
    compaction. One run each: seconds of training, accuracy, components.
 
 `--quick` takes small batches and few steps.
@@ -95,7 +95,8 @@ def _run(rank: int, options: argparse.Namespace, *, compacts: bool) -> list[str]
     with tempfile.TemporaryDirectory(prefix="sora-benchmark-") as output:
         command = [
             *(sys.executable, "-m", "sora_cli", "train", "recipes/quickstart.yaml", "--no-verify"),
-            *("--force", f"output.dir={output}/run", f"method.r_max={rank}"),
+            *("--force", f"output.dir={output}/run", "method.name=sora", "method.target_r=null"),
+            f"method.r_max={rank}",
             *(f"method.threshold={options.threshold}", f"training.compact_every={options.every}"),
             f"training.epochs={options.epochs}",
             *([] if compacts else ["training.compact_only_count=true"]),

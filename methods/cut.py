@@ -114,6 +114,8 @@ class Cut(AdapterMethod):
     def _schedule(self, total_steps: int) -> Cuts:
         c = self.config
         last, first = steps_of(c.cut_at, total_steps), steps_of(c.first_cut, total_steps)
+        if c.cut_at < 1:
+            last = min(last, total_steps - 1)  # 0.8 of two steps, rounded, would be both of them
         if last >= total_steps or last < 1:
             raise MethodError(
                 f"cut: a cut after {last} of {total_steps} steps leaves none to train before or "

@@ -34,7 +34,7 @@ from sora_cli.core.timing import leave_with, process_start
 # Plain help: rich would take longer to import than everything else here.
 app = typer.Typer(
     name="sora",
-    help="Low-rank fine-tuning that finds its own rank: LoRA, AdaLoRA and SoRA.",
+    help="Low-rank fine-tuning that finds its own rank: LoRA cut while it trains, SoRA, AdaLoRA.",
     epilog="Start with: sora train quickstart, then sora inspect on what it wrote.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -67,7 +67,7 @@ def test_every_file_points_at_the_schema_and_has_a_header(file):
 def test_every_recipe_is_valid_and_with_every_method(name):
     loaded = load_recipe(name)
     assert loaded.notes == ()
-    assert loaded.recipe.method.name == "sora"
+    assert loaded.recipe.method.name == ("cut" if name == "quickstart" else "sora")
     if loaded.recipe.task.name.startswith("sequence-"):
         assert loaded.recipe.data.text_columns
     for method in ("lora", "adalora"):

@@ -256,6 +256,12 @@ def test_a_later_stage_goes_on_from_what_is_left() -> None:
     assert sum(alive(run)) == 2
 
 
+def test_a_share_leaves_a_step_to_heal_in_the_shortest_run() -> None:
+    run = start(create("cut"), begun=False)
+    phases = run.method.plan(run.layers, total_steps=2, learning_rates={}).phases
+    assert [steps for _, steps in phases] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("options", "steps", "message"),
     [
