@@ -41,7 +41,7 @@ GRIDS = {
     "time.yaml": 3 * 2 * 2 * 3,
     "stability.yaml": 2 * 3 * 5,
     "arena.yaml": 6 * 5 * 22,
-    "cpu/arena.yaml": 4 * 2 * 29,
+    "cpu/arena.yaml": 3 * 2 * 32,
     "cpu/arena-long.yaml": 3 * 2 * 17,
     "cpu/arena-tune.yaml": 2 * 3 * 3,
     "cpu/arena-long-tune.yaml": 2 * 3 * 5,
