@@ -125,3 +125,27 @@ def test_all_runs_are_there_and_no_machine_is_told_of() -> None:
     text = (ROOT / RUNS).read_text(encoding="utf-8")
     assert len(text.splitlines()) == 245
     assert not re.findall(r"/(?:tmp|work|home|root)/", text)
+
+
+def test_the_arena_prints_its_runs() -> None:
+    """Each row: the share, the mean of the tasks, its difference to the baseline, the tasks."""
+    tasks = ("stsb", "sst2", "cola")
+    scores: dict[str, dict[str, float]] = {}
+    sizes: dict[str, list[int]] = {}
+    for line in (RESULTS / "arena.jsonl").read_text(encoding="utf-8").splitlines():
+        run_ = json.loads(line)
+        task, _, label = Path(run_["directory"]).name.removesuffix("-s0").partition("-")
+        score = run_["metrics"]["validation"][run_["main_metric"]]
+        scores.setdefault(label, {})[task] = 100 * score
+        sizes.setdefault(label, []).append(run_["parameters"]["adapter_end"])
+    means = {label: sum(of.values()) / len(tasks) for label, of in scores.items()}
+    text = (RESULTS / "arena.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| [\d.]+ % \| `.*$", text, flags=re.MULTILINE)
+    assert len(table) > 20
+    for row in table:
+        share, name, mean, difference, *each = (cell.strip() for cell in row.strip("|").split("|"))
+        label = name.strip("`")
+        assert share == f"{100 * sum(sizes[label]) / sum(sizes['lora-r8']):.1f} %"
+        assert mean == f"{means[label]:.2f}"
+        assert difference in ("", f"{means[label] - means['lora-r8']:+.2f}")
+        assert each == [f"{scores[label][task]:.2f}" for task in tasks]
