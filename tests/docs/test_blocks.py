@@ -1,7 +1,7 @@
 """Every shell and Python block of the documentation runs as it stands, or says why it does not.
 
 A page is one session: its blocks run in order in one directory, with `sora` and `python` on the
-path, the checkout's recipes in `recipes/` and its runs in `docs/results/runs.jsonl`. Before a block
+path, the checkout's recipes in `recipes/` and its runs in `docs/results/*.jsonl`. Before a block
 may stand `<!-- not run: REASON -->`; `<!-- file: NAME -->`: then it is written to that file; or
 `<!-- fails: 2 -->`: then it must end with that exit code.
 """
@@ -19,7 +19,7 @@ import pytest
 from tests.docs.pages import PAGES, Block, blocks, name_of
 from tests.shared_files import ROOT
 
-RUNS = "docs/results/runs.jsonl"
+RUNS = ("docs/results/runs.jsonl", "docs/results/arena.jsonl")
 LANGUAGES = {"sh", "python", "text", "yaml", "json", "csv", "toml"}
 """What fences may name: a block in another language would be neither run nor excused."""
 
@@ -39,7 +39,8 @@ def test_blocks_run_or_say_why_not(page: Path) -> None:
 def test_session(page: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "docs" / "results").mkdir(parents=True)
-    shutil.copy(ROOT / RUNS, tmp_path / RUNS)
+    for runs in RUNS:
+        shutil.copy(ROOT / runs, tmp_path / runs)
     environment = _environment(tmp_path / ".bin")
     for block in blocks(page):
         if block.mark == "file":

@@ -16,7 +16,11 @@ from sora_cli.report import read_report
 from tests.helpers_families import FAMILIES
 from tests.helpers_runs import resumes_as_if_whole, train
 
-OPTIONS = {"adalora": ["method.target_r=2", "method.init_r=4"], "lora": ["method.r=4"]}
+OPTIONS = {
+    "adalora": ["method.target_r=2", "method.init_r=4"],
+    "lora": ["method.r=4"],
+    "cut": ["method.r_max=4"],
+}
 
 
 def _eval(capsys: pytest.CaptureFixture[str], target: Path, recipe: Path, *words: str) -> Any:

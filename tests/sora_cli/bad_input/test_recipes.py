@@ -115,7 +115,7 @@ KEYS: dict[str, Case] = {
         "unknown key 'rmax'", r=recipe("method", "rmax: 3"), then="did you mean 'r_max'?"
     ),
     "option of another method": bad(
-        "unknown key 'init_r'", r=recipe("method", "init_r: 3"), then="there are:"
+        "unknown key 'use_rslora'", r=recipe("method", "use_rslora: true"), then="there are:"
     ),
     "method of a module's name": bad(
         "no method 'os:system'", r=recipe("method", "name: os:system"), then="there are:"

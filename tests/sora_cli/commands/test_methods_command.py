@@ -5,7 +5,7 @@ import json
 from methods.registry import config_class
 from sora_cli.app import run
 
-BUILT_IN = ["lora", "adalora", "sora", "full", "head", "bitfit"]
+BUILT_IN = ["lora", "adalora", "sora", "cut", "full", "head", "bitfit"]
 
 
 def test_every_option_is_listed_with_default_and_meaning(capsys):
@@ -26,10 +26,10 @@ def test_every_option_is_listed_with_default_and_meaning(capsys):
 def test_json(capsys):
     assert run(["methods", "--json"]) == 0
     methods = json.loads(capsys.readouterr().out)
-    assert [m["low_rank"] for m in methods] == [True] * 3 + [False] * 3
+    assert [m["low_rank"] for m in methods] == [True] * 4 + [False] * 3
     sora = methods[2]
     assert (sora["name"], sora["adapts_rank"]) == ("sora", True)
-    assert sora["may_vary"] == ["threshold", "l1"]
+    assert sora["may_vary"] == ["threshold", "l1", "target_r"]
     threshold = next(option for option in sora["options"] if option["name"] == "threshold")
     assert threshold["default"] == 3e-4
     assert threshold["type"] == "a number at least 0"

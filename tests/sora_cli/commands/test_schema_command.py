@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from methods.registry import config_class
+from methods.registry import builtin_names, config_class
 from sora_cli.app import run
 from sora_cli.commands.schema import recipe_schema, schema_text
 from sora_cli.recipe.families import options_class, task_names
 from sora_cli.recipe.library import SCHEMA_FILE, recipes_dir
 from sora_cli.recipe.recipe import Recipe
 
-BUILT_IN = ["lora", "adalora", "sora", "full", "head", "bitfit"]
+BUILT_IN = builtin_names()
 
 
 def test_the_shipped_schema_is_current():
