@@ -32,5 +32,5 @@ def test_json(capsys):
     assert sora["may_vary"] == ["threshold", "l1", "target_r"]
     threshold = next(option for option in sora["options"] if option["name"] == "threshold")
     assert threshold["default"] == 3e-4
-    assert threshold["type"] == "a number at least 0"
+    assert threshold["type"] == "a number at least 0 or null"
     assert threshold["description"]
