@@ -133,9 +133,8 @@ class Cut(AdapterMethod):
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
         """Cut, if that is due."""
-        if self._cuts is None:
-            raise MethodError("cut: begin(layers, total_steps=...) must come before step 0")
-        share = self._cuts.due(info.step + 1, self._made[-1].after_steps if self._made else 0)
+        last = self._made[-1].after_steps if self._made else 0
+        share = self._begun().due(info.step + 1, last)
         if share is None:
             return
         if info.optimizer_state is None:
@@ -156,10 +155,8 @@ class Cut(AdapterMethod):
         Raises:
             MethodError: a cut was due before.
         """
-        if self._cuts is None:
-            raise MethodError("cut: begin(layers, total_steps=...) must come before take_over")
         taken = info.step + 1
-        earlier = [step for step in self._cuts.steps if step < taken]
+        earlier = [step for step in self._begun().steps if step < taken]
         if [m.after_steps for m in self._made if m.after_steps < taken] != earlier:
             raise MethodError(
                 f"cut: a cut was due after {', '.join(map(str, earlier)) or 'no'} steps, and what "
@@ -167,6 +164,11 @@ class Cut(AdapterMethod):
             )
         if len(self._made) == len(earlier):
             self.after_step(layers, info)
+
+    def _begun(self) -> Cuts:
+        if self._cuts is None:
+            raise MethodError("cut: begin(layers, total_steps=...) must come before step 0")
+        return self._cuts
 
     def _ranks(self, layers: Layers, values: Mapping[str, Tensor], share: float) -> dict[str, int]:
         """Return what each layer keeps when that share of the cuts is made."""

@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from methods.configs import Betas, MethodOptions
 from methods.registry import builtin_names, config_class
+from methods.schedules import steps_of
 from sora_cli.recipe.families import TaskOptions, options_class, task_names
 from sora_cli.recipe.origins import Placed
 from sora_cli.recipe.schedule import PathBlock
 from sora_cli.recipe.start import StartBlock
-from sora_cli.recipe.types import Block, Count, Moment, Names, Seed, SomeNames, Text, steps_at
+from sora_cli.recipe.types import Block, Count, Moment, Names, Seed, SomeNames, Text
 
 Cadence = Literal["epoch", "no"] | Count
 """Each epoch, never, or every so many optimiser steps."""
@@ -219,7 +220,7 @@ class TrainingBlock(Block):
 
     def kept_steps(self, total: int) -> frozenset[int]:
         """Return the steps of `keep_checkpoints` in a run of so many steps."""
-        return frozenset(steps_at(moment, total) for moment in self.keep_checkpoints)
+        return frozenset(steps_of(moment, total) for moment in self.keep_checkpoints)
 
     def choice(self, rule: str) -> str:
         """Say how the checkpoint is chosen; `rule` says on which rows, if there is a choice."""

@@ -54,11 +54,6 @@ Moment = Annotated[
 """A number of optimiser steps, or below 1 a share of the run's."""
 
 
-def steps_at(moment: float, total: int) -> int:
-    """Return a moment of a run of so many steps as a number of steps."""
-    return round(moment * total) if moment < 1 else int(moment)
-
-
 class Block(BaseModel):
     """Strict base of all recipe blocks."""
 

@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback
 from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
 from methods.inject import adapted_layers
 from sora_cli.train.checkpoint.resumable import Resumable
-from sora_cli.train.checkpoint.trainer_internals import call_on_resume
+from sora_cli.train.checkpoint.trainer_internals import call_on_resume, plain_optimizer
 
 _log = logging.getLogger(__name__)
 
@@ -101,8 +101,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         if self.forked:
             info = self._step_info(state.global_step - 1, state.max_steps)
             self.method.take_over(self.layers, info)
-        # below accelerate's wrapper, whose `step` may be left out by a gradient scaler
-        optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
+        optimizer = plain_optimizer(self.trainer)
         self._handle = optimizer.register_step_post_hook(self._count_step)
 
     def _state_file(self, args: Any, state: Any) -> Path:
@@ -147,7 +146,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self._last_live = live
 
     def _step_info(self, step: int, total_steps: int) -> StepInfo:
-        optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
+        optimizer = plain_optimizer(self.trainer)
         rates = {g["name"]: g["lr"] for g in optimizer.param_groups if "name" in g}
         return StepInfo(step, total_steps, rates, optimizer.state)
 

@@ -12,6 +12,7 @@ from methods.compaction import DeadSpells, remove_components
 from sora_cli.core.errors import SoraError
 from sora_cli.report import Compaction, Removal
 from sora_cli.train.checkpoint.resumable import Resumable
+from sora_cli.train.checkpoint.trainer_internals import plain_optimizer
 
 
 class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
@@ -59,8 +60,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         if not bool(gone.any()):
             return
         if not self.record.only_count:
-            optimizer = self.trainer.optimizer
-            optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+            optimizer = plain_optimizer(self.trainer)
             self.method.removed(remove_components(self.layers, gone, optimizer))
             self._spells.drop(gone)
         left = sum(layer.rank for layer in self.layers.values())

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from methods.schedules import steps_of
 from sora_cli.core.console import say
 from sora_cli.experiments.compare.finding import report_files
 from sora_cli.experiments.path.plan import plan_stages
@@ -18,7 +19,6 @@ from sora_cli.experiments.sweep.engine import Job, LocalEngine, code_options
 from sora_cli.experiments.sweep.plan import PlannedRun, word
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
-from sora_cli.recipe.types import steps_at
 from sora_cli.report import RunReport, read_report
 
 _KIND = (
@@ -69,7 +69,7 @@ class Cost:
         """Return the seconds for a run of that recipe."""
         block, start = recipe.training, recipe.start
         moment = None if start is None else start.step
-        shared = 0 if moment is None else steps_at(moment, block.total_steps(self.rows))
+        shared = 0 if moment is None else steps_of(moment, block.total_steps(self.rows))
         return self.fixed + self._training(block) - self._training(block, shared)
 
     def of_path(self, loaded: LoadedRecipe) -> float:

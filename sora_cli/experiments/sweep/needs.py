@@ -17,13 +17,14 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from methods.schedules import steps_of
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 from sora_cli.experiments.sweep.axes import Axis
 from sora_cli.experiments.sweep.definition import LoadedSweep, Reference
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.recipe.types import Block, Moment, steps_at
+from sora_cli.recipe.types import Block, Moment
 from sora_cli.train.checkpoint.fork import check_recipe
 
 FROM = "from"
@@ -165,7 +166,7 @@ def _keeps(recipe: Recipe, step: float) -> bool:
     block, total = recipe.training, recipe.training.max_steps
     if total is None:
         return step in block.keep_checkpoints
-    return 0 < steps_at(step, total) <= total and steps_at(step, total) in block.kept_steps(total)
+    return 0 < steps_of(step, total) <= total and steps_of(step, total) in block.kept_steps(total)
 
 
 def begins_with(

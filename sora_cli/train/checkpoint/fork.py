@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from methods.configs import MethodConfig
+from methods.schedules import steps_of
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.words import first_few, shown_value
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.start import StartBlock
-from sora_cli.recipe.types import steps_at
 from sora_cli.report import Start
 from sora_cli.train.checkpoint.places import (
     FOLDER,
@@ -71,7 +71,7 @@ def locate_fork(block: StartBlock) -> Path:
             f"{place} is a run: of which step?", where=where, hint=_FIX, key="start.checkpoint"
         )
     total = int(_read(there[0] / TRAINER_FILE)["max_steps"])
-    step = steps_at(block.step, total)
+    step = steps_of(block.step, total)
     if step not in known:
         raise SoraError(
             f"{place} has no checkpoint of step {step}",

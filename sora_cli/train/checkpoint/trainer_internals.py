@@ -76,6 +76,12 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
             generators.restore(states, processes[me]["random"])
 
 
+def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+    """Return the optimiser below accelerate's wrapper, whose `step` a gradient scaler may omit."""
+    found: torch.optim.Optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    return found
+
+
 def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
     """Return the optimiser's moments as "optimizer.<number>.<name>"."""
     return {
