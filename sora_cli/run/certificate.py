@@ -1,0 +1,178 @@
+"""`certificate.json`: what `sora auto` promises of the adapter it wrote, and what that rests on.
+
+It holds for the written adapter, this training run, and rows drawn like these. Everything it names
+by a directory lies in the run's own, so that the run may be moved. No torch here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sora_cli.core.errors import SoraError
+from sora_cli.report import Score
+
+FILE_NAME = "certificate.json"
+PICTURE = "curve.png"
+SCHEMA_VERSION = 1
+TRAIN, SCREENING, TEST = "train", "screening", "test"
+"""Names of the rows that decide; the reported splits have their own."""
+
+
+class Promise(BaseModel):
+    """The loss that was asked for."""
+
+    max_drop: float = Field(
+        description="how much worse than the full rank the metric may be, in its own unit"
+    )
+    given: str = Field(description="that loss as it was given, such as 0.5pt")
+    confidence: float = Field(description="1 - the probability of a broken promise, at most")
+    metric: str = Field(description="the recipe's main metric")
+    greater_is_better: bool = Field(description="whether a larger metric is better")
+    serve: str | None = Field(
+        description="what the adapter is to be served by, which decides what a size costs; null: "
+        "its parameters count"
+    )
+
+
+class Bound(BaseModel):
+    """The way in which the drop's upper bound is computed, from differences row by row."""
+
+    method: str = Field(description="the method, with its source")
+    exact: bool = Field(description="whether its level holds at any number of rows")
+    smallest_drop: float | None = Field(
+        description="the smallest loss that the test rows can certify, computed before training; "
+        "null: not known"
+    )
+
+
+class RowSet(BaseModel):
+    """The rows of one part of the run."""
+
+    split: str = Field(description="of the recipe's data, which they were taken from")
+    rows: int = Field(description="how many")
+    digest: str = Field(description="SHA-256 of their content, in order")
+
+
+class Measured(BaseModel):
+    """A score beside that of the full rank on the same rows."""
+
+    score: Score = Field(description="the metric")
+    drop: Score = Field(description="how much worse than the full rank; negative: better")
+
+
+class Tested(Measured):
+    """A finished candidate on the test rows."""
+
+    upper: Score = Field(description="upper bound of the drop at the promise's confidence")
+    kept: bool = Field(description="whether the bound is within the promise")
+    differing: int | None = Field(None, description="rows whose score is not the full rank's")
+
+
+class Size(BaseModel):
+    """The size of an adapter; its head is not counted."""
+
+    parameters: int = Field(description="numbers in the factors")
+    components: int = Field(description="rank-one terms of all layers")
+    largest_rank: int = Field(description="of a layer")
+    served: int = Field(
+        description="what it costs where it is served: numbers held there, padding included; "
+        "without serve, its parameters"
+    )
+
+
+class Screened(Size):
+    """An unhealed cut of the checkpoint that the candidates begin with."""
+
+    share: float = Field(description="of the full rank's parameters, as the ladder of sizes says")
+    screening: Measured = Field(description="on the screening rows, beside the uncut checkpoint")
+    named: bool = Field(description="whether it was named as a candidate")
+
+
+class Candidate(Size):
+    """A size that was cut, healed and tested."""
+
+    max_params: int = Field(description="the budget it was cut to")
+    directory: str = Field(description="of its run, in this one")
+    digest: str = Field(description="of its adapter: SHA-256, as in report.json")
+    heal_steps: int = Field(description="optimiser steps after the cut")
+    test: Tested | None = Field(
+        description="null: not tested, since a larger one had failed or nothing could pass"
+    )
+    reported: dict[str, Measured] = Field(description="by reported split; no decision saw these")
+
+
+class Full(Size):
+    """The run at full rank, which all others are compared with."""
+
+    r_max: int = Field(description="rank of each layer")
+    directory: str = Field(description="of its run, in this one")
+    digest: str = Field(description="of its adapter: SHA-256, as in report.json")
+    steps: int = Field(description="optimiser steps")
+    cut_at: int = Field(description="the step after which candidates leave it")
+    test: Score = Field(description="the metric on the test rows")
+    reported: dict[str, Score] = Field(description="the metric by reported split")
+
+
+class Certificate(BaseModel):
+    """The content of `certificate.json`. Unknown keys of later versions are ignored on reading."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    schema_version: int = Field(SCHEMA_VERSION, description="of the layout")
+    status: Literal["certified", "not certified"] = Field(
+        description="whether the written adapter passed its test"
+    )
+    statement: str = Field(description="what is promised, or why nothing is, as a sentence")
+    scope: str = Field(description="what the promise is about")
+    promise: Promise = Field(description="what was asked for")
+    bound: Bound = Field(description="how it was tested")
+    full: Full = Field(description="the full rank")
+    screened: list[Screened] = Field(description="sizes scored unhealed, the largest first")
+    candidates: list[Candidate] = Field(
+        description="sizes trained, in the order of their tests, the largest first"
+    )
+    chosen: int = Field(description="which of the candidates was written, from 0")
+    next_smaller: int | None = Field(
+        description="the candidate whose test ended the testing; null: none failed"
+    )
+    saved: str = Field(description="what the written adapter saves, as a sentence")
+    rows: dict[str, RowSet] = Field(
+        description="by part: train, screening, test, and the reported splits"
+    )
+    seeds: dict[str, int] = Field(
+        description="training (of all runs), rows (of the split into rows that are trained on, and "
+        "those that choose)"
+    )
+    base: dict[str, Any] = Field(description="the base model, as in report.json")
+    adapter: str = Field(description="digest of the written adapter: SHA-256, as in report.json")
+
+    @property
+    def certified(self) -> bool:
+        """True if the promise was certified."""
+        return self.status == "certified"
+
+    @property
+    def written(self) -> Candidate:
+        """The candidate whose adapter was written."""
+        return self.candidates[self.chosen]
+
+
+def read_certificate(run: Path) -> Certificate | None:
+    """Read the certificate in a run's directory; None if there is none.
+
+    Raises:
+        SoraError: there is one that cannot be read.
+    """
+    file = run / FILE_NAME
+    if not file.is_file():
+        return None
+    try:
+        return Certificate.model_validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SoraError(
+            f"{file} is damaged or of another version: {type(error).__name__}",
+            hint="sora auto RECIPE writes one",
+        ) from error

@@ -1,0 +1,102 @@
+"""`certificate.json`: it is read as it was written, and damage is said."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from sora_cli.core.errors import SoraError
+from sora_cli.run.certificate import (
+    FILE_NAME,
+    Bound,
+    Candidate,
+    Certificate,
+    Full,
+    Measured,
+    Promise,
+    RowSet,
+    Screened,
+    Tested,
+    read_certificate,
+)
+
+
+def certificate() -> Certificate:
+    """Return one of a run with one candidate, which passed."""
+    size = {"components": 4, "largest_rank": 2}
+    promise = Promise(
+        max_drop=0.005,
+        given="0.5pt",
+        confidence=0.95,
+        metric="accuracy",
+        greater_is_better=True,
+        serve=None,
+    )
+    test = Tested(score=0.8, drop=0.0, upper=0.004, kept=True, differing=3)
+    screening = Measured(score=math.nan, drop=0.01)
+    candidate = Candidate(
+        **size,
+        parameters=40,
+        served=40,
+        max_params=45,
+        directory="stages/1",
+        digest="sha256:b",
+        heal_steps=5,
+        test=test,
+        reported={"validation": Measured(score=0.8, drop=0.01)},
+    )
+    full = Full(
+        parameters=90,
+        components=16,
+        largest_rank=8,
+        served=90,
+        r_max=8,
+        directory="stages/full",
+        digest="sha256:a",
+        steps=50,
+        cut_at=45,
+        test=0.8,
+        reported={"validation": 0.81},
+    )
+    return Certificate(
+        status="certified",
+        statement="kept",
+        scope="this run",
+        promise=promise,
+        bound=Bound(method="exact", exact=True, smallest_drop=0.003),
+        full=full,
+        screened=[
+            Screened(**size, parameters=40, served=40, share=0.5, screening=screening, named=True)
+        ],
+        candidates=[candidate],
+        chosen=0,
+        next_smaller=None,
+        saved="50 parameters",
+        rows={"test": RowSet(split="train", rows=900, digest="d")},
+        seeds={"training": 0, "rows": 1},
+        base={"path": "M"},
+        adapter="sha256:b",
+    )
+
+
+def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = certificate()
+    (tmp_path / FILE_NAME).write_text(written.model_dump_json())
+    read = read_certificate(tmp_path)
+    assert read is not None
+    assert math.isnan(read.screened[0].screening.score)  # NaN is null in JSON
+    assert read.model_dump_json() == written.model_dump_json()
+    assert read.certified
+    assert read.written.digest == read.adapter
+
+
+def test_without_one_there_is_none(tmp_path: Path) -> None:
+    assert read_certificate(tmp_path) is None
+
+
+def test_a_damaged_one_is_said(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text("{")
+    with pytest.raises(SoraError, match="is damaged or of another version"):
+        read_certificate(tmp_path)
