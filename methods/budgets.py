@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Values = Mapping[str, Tensor]
-"""Singular values of each layer's update, descending, float64."""
+    Values = Mapping[str, Tensor]
+    """Singular values of each layer's update, descending, float64."""
 
 
 def strongest(values: Values, count: int, cost: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -26,6 +27,8 @@ def strongest(values: Values, count: int, cost: Mapping[str, int] | None = None)
     Args:
         cost: numbers a component of each layer takes; then by s^2 per number instead of s.
     """
+    import torch
+
     weighed = {path: s if cost is None else s / math.sqrt(cost[path]) for path, s in values.items()}
     everything = torch.cat([*weighed.values(), torch.zeros(0, dtype=torch.float64)])
     chosen = torch.zeros_like(everything, dtype=torch.bool)
@@ -41,6 +44,8 @@ def holding_energy(values: Values, energy: float) -> dict[str, int]:
     Args:
         energy: above 0 and up to 1.
     """
+    import torch
+
     ordered = torch.sort(torch.cat([*values.values()]), descending=True).values.double()
     kept = torch.cumsum(ordered**2, 0)
     if not kept.numel() or kept[-1] == 0:
@@ -48,7 +53,9 @@ def holding_energy(values: Values, energy: float) -> dict[str, int]:
     return strongest(values, int((kept < energy * kept[-1]).sum()) + 1)
 
 
-def within_parameters(values: Values, cost: Mapping[str, int], max_params: int) -> dict[str, int]:
+def within_parameters(
+    values: Mapping[str, Tensor | Sequence[float]], cost: Mapping[str, int], max_params: int
+) -> dict[str, int]:
     """Return each layer's rank so that all factors hold at most `max_params` numbers.
 
     A component of singular value s in a layer of in x out costs (in + out) numbers and saves s^2 of
@@ -57,11 +64,14 @@ def within_parameters(values: Values, cost: Mapping[str, int], max_params: int) 
     one shape, and near it (the greedy rule for knapsacks: short of it by less than one component)
     otherwise.
 
+    Torch is not needed.
+
     Args:
+        values: singular values of each layer's update, descending.
         cost: numbers a component of each layer takes.
     """
     keep = dict.fromkeys(values, 0)
-    queue = [(_worth(s, cost[path], 0), path) for path, s in values.items() if s.numel()]
+    queue = [(_worth(s, cost[path], 0), path) for path, s in values.items() if len(s)]
     heapq.heapify(queue)
     left = max_params
     while queue:
@@ -70,11 +80,11 @@ def within_parameters(values: Values, cost: Mapping[str, int], max_params: int) 
             continue  # the layer's further components cost as much and are worth less
         left -= cost[path]
         keep[path] += 1
-        if keep[path] < values[path].numel():
+        if keep[path] < len(values[path]):
             heapq.heappush(queue, (_worth(values[path], cost[path], keep[path]), path))
     return keep
 
 
-def _worth(values: Tensor, cost: int, component: int) -> float:
+def _worth(values: Tensor | Sequence[float], cost: int, component: int) -> float:
     """Return squared singular value per number, negative: heaps have the smallest on top."""
     return -(float(values[component]) ** 2) / cost

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sora_cli.adapter.consumers import consumers_of
-from sora_cli.adapter.spectra import Cut, Spectrum, Totals, cuts, read_spectra, totals
+from sora_cli.adapter.modules import Cut, cuts
+from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
@@ -30,6 +31,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     """
     spectra = read_spectra(file)
     ranks = ranks_of(file, spectra)
+    modules = {path: spectrum.module for path, spectrum in spectra.items()}
     total = totals(spectra)
     return {
         **_origin(file),
@@ -52,7 +54,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "bytes": (file.directory / ADAPTER_WEIGHTS).stat().st_size,
         "dtype": file.dtype,
         "prune_saves": _savings(total, file.dtype),
-        "cuts": [_cut(cut, len(ranks)) for cut in cuts(spectra)],
+        "cuts": [_cut(cut, len(ranks)) for cut in cuts(modules)],
         "head_modules": list(file.head_modules),
         "fan_in_fan_out": file.config.fan_in_fan_out,
         "consumers": [asdict(verdict) for verdict in consumers_of(file)],
@@ -110,13 +112,12 @@ def _savings(total: Totals, dtype: str) -> dict[str, dict[str, int]]:
 
 
 def _cut(cut: Cut, modules: int) -> dict[str, Any]:
-    components = sum(cut.ranks.values())
     return {
         "share": cut.share,
         "max_params": cut.max_params,
         "parameters": cut.parameters,
-        "components": components,
-        "mean_rank": components / modules,
+        "components": cut.components,
+        "mean_rank": cut.components / modules,
         "energy": cut.energy,
         "ranks": dict(cut.ranks),
     }

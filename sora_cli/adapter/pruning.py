@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from torch import Tensor
-
-from methods.budgets import strongest, within_parameters
+from methods.budgets import strongest
 from methods.factors import LowRankFactors, rank_for_energy
+from sora_cli.adapter.modules import Module, ranks_for_parameters
 from sora_cli.adapter.reading import OnDemand
 from sora_cli.core.checks import check_rules
 
@@ -58,19 +57,6 @@ class Loss:
             self.dropped + other.dropped,
             self.squared + other.squared,
         )
-
-
-@dataclass(frozen=True)
-class Module:
-    """The facts about a layer that choosing ranks needs."""
-
-    stored: int
-    """Components stored, zero ones among them."""
-    live: int
-    values: Tensor
-    """Singular values of dW, descending, float64."""
-    cost: int
-    """Numbers one component takes: in + out."""
 
 
 def at_ranks(layers: Layers, ranks: Mapping[str, int]) -> Layers:
@@ -150,14 +136,3 @@ def truncate_layers(
         dropped = float(squared[kept:].sum()) if kept < module.live else 0.0
         losses[path] = Loss(module.stored, kept, dropped, float(squared.sum()))
     return at_ranks(layers, ranks), losses
-
-
-def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict[str, int]:
-    """Return each layer's rank so that all factors hold at most `max_params` numbers.
-
-    If everything fits, everything is kept; otherwise `methods.budgets.within_parameters` decides.
-    """
-    if sum(m.live * m.cost for m in modules.values()) <= max_params:
-        return {path: m.live for path, m in modules.items()}
-    values = {path: m.values for path, m in modules.items()}
-    return within_parameters(values, {path: m.cost for path, m in modules.items()}, max_params)

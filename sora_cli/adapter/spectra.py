@@ -1,4 +1,4 @@
-"""The singular values of an adapter's updates, module by module, and what pruning would leave.
+"""The singular values of an adapter's updates, module by module, and what they add up to.
 
 One module is in memory at a time and no dense `dW` is ever formed, so a 7B-class adapter takes
 seconds and little memory.
@@ -17,15 +17,13 @@ import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors, entropy_rank, rank_for_energy
-from sora_cli.adapter.pruning import Module, ranks_for_parameters
+from sora_cli.adapter.modules import Module
 
 if TYPE_CHECKING:
     from sora_cli.adapter.reading import AdapterFile
 
 LOW, HIGH = 0.90, 0.99
 """Shares of ||dW||_F^2 that effective ranks are given for."""
-SHARES = (0.5, 0.3, 0.15)
-"""Shares of the parameters that an adapter may be cut to."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,11 @@ class Spectrum:
     def entropy(self) -> float:
         """Effective rank by entropy, see `entropy_rank`."""
         return entropy_rank(self.values)
+
+    @property
+    def module(self) -> Module:
+        """The facts that choosing ranks needs."""
+        return Module(self.stored, self.live, self.values, sum(self.shape))
 
     def parameters(self, rank: int) -> int:
         """Return the numbers that so many components of this module take."""
@@ -119,45 +122,6 @@ def totals(spectra: Mapping[str, Spectrum]) -> Totals:
         lossless=sum(m.parameters(m.stored - m.live) for m in modules),
         pruned=sum(m.parameters(m.stored - m.rank_high) for m in modules),
     )
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The adapter that `sora prune --max-params` would leave.
-
-    Attributes:
-        share: of the numbers in the factors, as they are stored.
-        max_params: that many numbers.
-        ranks: of each module in the file.
-        parameters: numbers in the factors that are left.
-        energy: share of ||dW||_F^2 over all modules that is left.
-    """
-
-    share: float
-    max_params: int
-    ranks: Mapping[str, int]
-    parameters: int
-    energy: float
-
-
-def cuts(spectra: Mapping[str, Spectrum]) -> list[Cut]:
-    """Return the cuts to the `SHARES` of an adapter, large to small; none that would leave nothing.
-
-    The rule is that of `sora prune --max-params`: singular values of all modules together.
-    """
-    modules = {p: Module(s.stored, s.live, s.values, sum(s.shape)) for p, s in spectra.items()}
-    stored = sum(m.stored * m.cost for m in modules.values())
-    squares = {path: m.values**2 for path, m in modules.items()}
-    energy = sum(float(s.sum()) for s in squares.values())
-    found = []
-    for share in SHARES:
-        budget = int(share * stored)
-        ranks = ranks_for_parameters(modules, budget)
-        left = sum(float(squares[path][:rank].sum()) for path, rank in ranks.items())
-        if left > 0:
-            size = sum(rank * modules[path].cost for path, rank in ranks.items())
-            found.append(Cut(share, budget, ranks, size, left / energy))
-    return found
 
 
 @contextmanager

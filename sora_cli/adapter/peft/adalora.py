@@ -8,11 +8,12 @@ per module: which of its `init_r` components are left, and only those are stored
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.errors import SoraError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ADALORA = "ADALORA"
 INITIAL_RANK = 12

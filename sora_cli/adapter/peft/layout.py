@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.peft.config import MERGE_HINT, PeftConfig
 from sora_cli.adapter.peft.patterns import anchored
 from sora_cli.core.errors import SoraError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREFIX = "base_model.model."
 

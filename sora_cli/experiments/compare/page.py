@@ -1,25 +1,17 @@
 """The page of `sora compare --html`: one file that needs no server and no network.
 
-Everything in it comes from reports, which others may have written: all of it is escaped by the
-template, and a Content-Security-Policy allows this page's own script only and forbids every load.
-Its figures are SVG: their text can be searched, and their colours follow the page's.
+See `html` for what keeps it safe, and for its figures.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
-import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli import __version__
-from sora_cli.core.figures import INK
 from sora_cli.experiments.compare.budget_table import budget_table
 from sora_cli.experiments.compare.grouping import by_task, differing
+from sora_cli.experiments.compare.html import picture, render, resource
 from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.page_parts import (
     GroupPart,
@@ -34,13 +26,14 @@ from sora_cli.experiments.compare.page_parts import (
 from sora_cli.experiments.compare.plot_curves import draw_curves
 from sora_cli.experiments.compare.plot_points import draw_points
 from sora_cli.experiments.compare.plot_sizes import draw_sizes
-from sora_cli.experiments.compare.plot_style import COLOURS, FAINT, QUIET
 from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.sizes import Sizes
 from sora_cli.experiments.compare.table import comparison_table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+
+_HERE = "sora_cli.experiments.compare"
 
 
 def write_page(
@@ -79,20 +72,12 @@ def page(
     budgets: Sequence[float] = (),
 ) -> str:
     """Return the HTML that `write_page` writes."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     table = comparison_table(groups, baseline=baseline, paper=paper)
     anchors = {(group.task, group.label): f"g{i}" for i, group in enumerate(groups)}
     tables = {part.section: part for part in table_parts(table, groups, anchors)}
-    script, style = _resource("page.js"), _resource("page.css")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    html: str = environment.from_string(_resource("page.html")).render(
-        policy=_policy(script),
-        script=Markup(script),  # the package's own file
-        style=Markup(style),
+    return render(
+        _HERE,
+        script=resource(_HERE, "page.js"),
         summary=summary_lines(groups, baseline),
         warnings=list(warnings_of(groups)),
         equal=None if sizes is None else _equal_size(groups, sizes, budgets),
@@ -101,9 +86,7 @@ def page(
         footnotes=table.footnotes,
         shared=recipe_lines(shared_settings(groups)),
         environments=environments(groups),
-        version=__version__,
     )
-    return html
 
 
 def _equal_size(groups: Sequence[Group], sizes: Sizes, budgets: Sequence[float]) -> dict[str, Any]:
@@ -142,33 +125,6 @@ def _tasks(
     return tasks
 
 
-def _policy(script: str) -> str:
-    """Return a policy under which nothing is loaded; style and script are the page's own."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        f"img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _resource(name: str) -> str:
-    """Read a file of this package."""
-    return files("sora_cli.experiments.compare").joinpath(name).read_text(encoding="utf-8")
-
-
-_LARGE = 300_000
-"""Characters of an SVG from which on a PNG may take its place."""
-_VARIABLES = {
-    INK: "var(--ink)",
-    QUIET: "var(--quiet)",
-    FAINT: "var(--grid)",
-    **{colour: f"var(--c{i})" for i, colour in enumerate(COLOURS)},
-}
-"""Colours as page.css names them, which has others for dark screens."""
-_ENLARGED = 1.25
-"""Text in figures is small for paper, too small for screens."""
-
-
 def points_picture(groups: Sequence[Group], name: str) -> Markup:
     """Draw metric against parameters of one task's groups.
 
@@ -182,47 +138,3 @@ def curves_picture(groups: Sequence[Group], name: str) -> Markup | None:
     """Draw the ablation curves of one task's groups; None if there are none."""
     figure = draw_curves(groups)
     return None if figure is None else picture(figure, name)
-
-
-def picture(figure: Any, name: str) -> Markup:
-    """Return a figure as an element of HTML: SVG, or PNG where a large SVG would be larger."""
-    from markupsafe import Markup
-
-    svg = _svg(figure, name)
-    if len(svg) > _LARGE:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        if len(data) < len(svg):
-            return Markup(f'<img alt="" src="data:image/png;base64,{data}">')
-    return Markup(svg)  # matplotlib escapes all texts
-
-
-def _svg(figure: Any, name: str) -> str:
-    """Return a figure's SVG element, without what HTML does not need.
-
-    It is drawn once, where `savefig` draws twice, since a page has many pictures.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    for part in (figure, *figure.axes):
-        part.set_facecolor("none")
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    text = buffer.getvalue().decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
-    text = re.sub(r'<g id="[\w.]+_\d+">', "<g>", text)  # the same ones in every figure
-    text = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', _width(figure), text, count=1)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page's own
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return re.sub(r"\n\s*", "\n", text)
-
-
-def _width(figure: Any) -> str:
-    """Return the attribute that gives the picture's width; its height follows."""
-    return f' style="width: {_ENLARGED * figure.get_figwidth():.2f}in"'

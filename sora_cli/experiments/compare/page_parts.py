@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from sora_cli.adapter.ranks import RankMap
 from sora_cli.core.console import count, size
 from sora_cli.experiments.compare.cells import Cell, Column, Raw
 from sora_cli.experiments.compare.grouping import by_task, differing, frozen
@@ -31,10 +32,10 @@ class Line:
 
 @dataclass(frozen=True)
 class MapCell:
-    """A mean rank and its colour, from 0 to 10."""
+    """A rank and its colour, from 0 to 10; None: a total, which has none."""
 
     text: str
-    level: int
+    level: int | None
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,29 @@ def shared_settings(groups: Sequence[Group]) -> dict[str, Any]:
 
 def rank_table(ranks: MeanRanks) -> RankTable:
     """Return a heat map of mean ranks."""
-    shape = ranks.shape
-    labels = shape.column_labels()
+    return heat_table(ranks.shape, ranks.live, ranks.largest, ranks.summary())
+
+
+def heat_table(
+    shape: RankMap, live: Mapping[tuple[str, str], float], largest: int, summary: str
+) -> RankTable:
+    """Return a heat map of numbers by layer and kind of module.
+
+    Args:
+        shape: rows, columns and their names.
+        live: (row, column) -> number.
+        largest: the number of the darkest colour.
+        summary: the last line of the caption.
+    """
     rows = []
     for row, name in zip(shape.rows, shape.row_labels(), strict=True):
-        cells = []
-        for column in shape.columns:
-            live = ranks.live.get((row, column))
-            cells.append(None if live is None else _map_cell(live, ranks.largest))
-        rows.append((name, tuple(cells)))
-    return RankTable(ranks.summary(), tuple(labels), tuple(rows))
+        numbers = [live.get((row, column)) for column in shape.columns]
+        rows.append((name, tuple(None if n is None else map_cell(n, largest) for n in numbers)))
+    return RankTable(summary, tuple(shape.column_labels()), tuple(rows))
 
 
-def _map_cell(live: float, largest: int) -> MapCell:
+def map_cell(live: float, largest: int) -> MapCell:
+    """Return a number as a cell of a heat map whose darkest colour is that of `largest`."""
     level = 0 if live == 0 else max(1, round(_LEVELS * live / max(largest, 1)))
     return MapCell(rank_text(live), min(level, _LEVELS))
 

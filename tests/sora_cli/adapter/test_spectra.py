@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from methods.factors import LowRankFactors, rank_for_energy
+from sora_cli.adapter.modules import cuts
 from sora_cli.adapter.reading import open_adapter
-from sora_cli.adapter.spectra import Spectrum, cuts, one_thread, read_spectra, spectrum, totals
+from sora_cli.adapter.spectra import Spectrum, one_thread, read_spectra, spectrum, totals
 from tests.methods.support import generator
 from tests.shared_files import ROOT
 
@@ -80,13 +81,13 @@ def test_cuts_by_hand() -> None:
     """
     small = Spectrum((6, 4), 3, 2, torch.tensor([3.0, 1.0], dtype=torch.float64))
     large = Spectrum((16, 4), 2, 2, torch.tensor([4.0, 2.0], dtype=torch.float64))
-    found = cuts({"small": small, "large": large})
+    found = cuts({"small": small.module, "large": large.module})
     assert [(cut.share, cut.max_params, cut.parameters) for cut in found] == [
         (0.5, 35, 30), (0.3, 21, 20), (0.15, 10, 10),
     ]  # fmt: skip
     assert [tuple(cut.ranks.values()) for cut in found] == [(1, 1), (2, 0), (1, 0)]
     assert [cut.energy for cut in found] == pytest.approx([25 / 30, 10 / 30, 9 / 30])
-    assert [cut.share for cut in cuts({"large": large})] == [0.5]
+    assert [cut.share for cut in cuts({"large": large.module})] == [0.5]
 
 
 def test_ill_conditioned_factors() -> None:

@@ -113,6 +113,9 @@ def test_predictions_are_one_record_a_row_in_order(
     records = [json.loads(line) for line in path.read_text().splitlines()]
     rows = pair_rows(24, seed=1, regression=kind == "regressor")
     assert [(r["split"], r["row"]) for r in records] == [("validation", i) for i in range(24)]
+    assert [r["input"] for r in records] == [
+        {name: row[name] for name in ("sentence1", "sentence2")} for row in rows
+    ]
     if kind == "regressor":
         assert [r["label"] for r in records] == pytest.approx([row["label"] for row in rows])
         mean = sum((r["prediction"] - r["label"]) ** 2 for r in records) / 24

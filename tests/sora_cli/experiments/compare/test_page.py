@@ -228,31 +228,57 @@ setTimeout(() => {
 """
 
 
+def _title_in_a_browser(html: str, script: str, folder: Path, *, width: int = 1300) -> Any:
+    """What a script puts into the title, as JSON behind "RESULT ", when a browser shows the page.
+
+    The body is then removed by another script, which the page's policy must not allow.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    html = html.replace("script-src ", f"script-src &#39;sha256-{digest}&#39; ", 1)
+    html = html.replace("</body>", f"<script>{script}</script><script>document.body.remove()"
+                        "</script></body>")  # fmt: skip
+    path = folder / "page.html"
+    path.write_text(html, encoding="utf-8")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+               "--no-first-run", "--disable-background-networking", "--disable-component-update",
+               "--disable-sync", f"--user-data-dir={folder / 'profile'}",
+               f"--window-size={width},900", "--virtual-time-budget=2000", "--dump-dom",
+               path.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    (title,) = re.findall(r"<title>RESULT (.*?)</title>", done.stdout)
+    assert 'class="sortable"' in done.stdout, "the policy keeps other scripts from running"
+    return json.loads(title)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.long
 def test_sorting_in_a_browser(tmp_path: Path) -> None:
     html = page(groups(
         {"method": "lora", "label": "small", "start": 4, "settings": {"method.r": 4}},
         {"method": "lora", "label": "large", "start": 16, "settings": {"method.r": 16}},
         {"method": "lora", "label": "middle", "start": 8, "settings": {"method.r": 8}},
     ))  # fmt: skip
-    digest = base64.b64encode(hashlib.sha256(CLICKS.encode()).digest()).decode()
-    html = html.replace("script-src ", f"script-src &#39;sha256-{digest}&#39; ", 1)
-    html = html.replace("</body>", f"<script>{CLICKS}</script><script>document.body.remove()"
-                        "</script></body>")  # fmt: skip
-    path = tmp_path / "page.html"
-    path.write_text(html, encoding="utf-8")
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-               "--no-first-run", "--disable-background-networking", "--disable-component-update",
-               "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-               "--virtual-time-budget=2000", "--dump-dom", path.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    (title,) = re.findall(r"<title>RESULT (.*?)</title>", done.stdout)
     start = ["small", "large", "middle"]
-    assert json.loads(title) == [
+    assert _title_in_a_browser(html, CLICKS, tmp_path) == [
         start,
         ["ascending", "small", "middle", "large"],
         ["descending", "large", "middle", "small"],
         ["none", *start],
         ["true"],
     ]
-    assert 'class="sortable"' in done.stdout, "the policy keeps other scripts from running"
+
+
+WIDTHS = """
+const wide = Array.from(document.querySelectorAll(".wide:has(.sortable)"));
+document.title = "RESULT " + JSON.stringify(wide.map((x) => [x.scrollWidth, x.clientWidth]));
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.long
+def test_tables_fit_a_laptops_screen(study: Sequence[Group], tmp_path: Path) -> None:
+    """With every column that there is, intervals of differences among them."""
+    html = page(study, baseline="lora r=8", paper=True)
+    widths = _title_in_a_browser(html, WIDTHS, tmp_path)
+    assert widths
+    assert all(needed <= there for needed, there in widths), widths

@@ -1,0 +1,83 @@
+"""The modules of an adapter by their singular values, and the ranks that a size leaves them.
+
+Torch is not needed here: the values may be its tensors or numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from methods.budgets import within_parameters
+
+SHARES = (0.5, 0.3, 0.15)
+"""Shares of the parameters that an adapter may be cut to."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """The facts about a layer that choosing ranks needs."""
+
+    stored: int
+    """Components stored, zero ones among them."""
+    live: int
+    values: Any
+    """Singular values of dW, descending, in float64: a tensor, or a sequence of numbers."""
+    cost: int
+    """Numbers one component takes: in + out."""
+
+
+def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict[str, int]:
+    """Return each layer's rank so that all factors hold at most `max_params` numbers.
+
+    If everything fits, everything is kept; otherwise `methods.budgets.within_parameters` decides.
+    """
+    if sum(m.live * m.cost for m in modules.values()) <= max_params:
+        return {path: m.live for path, m in modules.items()}
+    values = {path: m.values for path, m in modules.items()}
+    return within_parameters(values, {path: m.cost for path, m in modules.items()}, max_params)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The adapter that `sora prune --max-params` would leave.
+
+    Attributes:
+        share: of the numbers in the factors, as they are stored.
+        max_params: that many numbers.
+        ranks: of each module in the file.
+        parameters: numbers in the factors that are left.
+        energy: share of ||dW||_F^2 over all modules that is left.
+    """
+
+    share: float
+    max_params: int
+    ranks: Mapping[str, int]
+    parameters: int
+    energy: float
+
+    @property
+    def components(self) -> int:
+        """Components that are left, in all modules."""
+        return sum(self.ranks.values())
+
+
+def cuts(modules: Mapping[str, Module]) -> list[Cut]:
+    """Return the cuts to the `SHARES` of an adapter, large to small; none that would leave nothing.
+
+    The rule is that of `sora prune --max-params`: singular values of all modules together.
+    """
+    stored = sum(m.stored * m.cost for m in modules.values())
+    squares = {path: [float(s) ** 2 for s in m.values] for path, m in modules.items()}
+    energy = math.fsum(s for values in squares.values() for s in values)
+    found = []
+    for share in SHARES:
+        budget = int(share * stored)
+        ranks = ranks_for_parameters(modules, budget)
+        left = math.fsum(s for path, rank in ranks.items() for s in squares[path][:rank])
+        if left > 0:
+            size = sum(rank * modules[path].cost for path, rank in ranks.items())
+            found.append(Cut(share, budget, ranks, size, left / energy))
+    return found

@@ -1,0 +1,98 @@
+"""The scores of an adapter, a run's result or a model on a recipe's rows, and its predictions."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.places import adapter_folder, baseline_folder
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
+from sora_cli.model.base import Base, load_base
+from sora_cli.model.files import DELTA_FILE
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.encode import encode
+from sora_cli.run.prepare import check_rows, load_task
+from sora_cli.run.stored import check_classes, load_adapted, load_delta
+from sora_cli.tasks.base import Predictions, Task
+from sora_cli.train.trainer import build_trainer
+
+_WITH_TEXTS = ("source", "question", "tokens", "image")
+"""Keys of records that say what the row is."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores on one split; and a record for each of its rows, if they were asked for."""
+
+    split: str
+    scores: dict[str, float]
+    records: list[dict[str, Any]]
+
+
+def score_target(target: str, recipe: Recipe, *, records: bool) -> Iterator[Scored]:
+    """Score an adapter, a run's result or a model on a recipe's reported splits.
+
+    Args:
+        records: also return each row's prediction.
+
+    Raises:
+        SoraError: whatever is wrong with the rows or with what is scored.
+    """
+    task, rows = load_task(recipe)
+    with recipe.placing():
+        check_rows(task, rows, rows.report.values())
+    base = load_target(target, recipe, task)
+    wanted = [*task.metric_names, *(task.options.TEXT_METRICS if records else ())]
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = build_trainer(recipe, task, base, Path(scratch))
+        for split, part in rows.report.items():
+            with recipe.placing():
+                encoded = encode(task, base, part, rows.origin(part))
+            found = trainer.predictions_of(encoded, wanted)
+            yield Scored(
+                split, task.scores(found), _records(task, split, part, found) if records else []
+            )
+
+
+def load_target(target: str, recipe: Recipe, task: Task) -> Base:
+    """Load the model to score: a base model with an adapter or a delta in it, or a model."""
+    place = Path(target).expanduser()
+    folder, baseline = adapter_folder(place), baseline_folder(place)
+    if folder is None and baseline is not None and (baseline / DELTA_FILE).is_file():
+        return load_delta(baseline, recipe, task)
+    if folder is None:
+        source = target if baseline is None else str(baseline)
+        block = recipe.model.model_copy(update={"path": source, "revision": None})
+        base = load_base(block, task, precision=recipe.training.precision)
+        if base.missing:
+            raise SoraError(
+                f"'{target}' holds no trained head: {first_few(base.missing)} are missing",
+                hint="give an adapter directory, or a merged model",
+            )
+        check_classes("model", base.classes, task)
+        return base
+    return load_adapted(read_adapter(folder), recipe, task)[0]
+
+
+def _records(task: Task, split: str, rows: Dataset, found: Predictions) -> list[dict[str, Any]]:
+    """Return a record for each row: its split and number, its texts, and the prediction."""
+    columns = _text_columns(task, rows)
+    records = []
+    for row, (raw, record) in enumerate(zip(rows, task.readable(found), strict=True)):
+        told = not columns or not record.keys().isdisjoint(_WITH_TEXTS)
+        texts = {} if told else {"input": {column: raw[column] for column in columns}}
+        records.append({"split": split, "row": row, **texts, **record})
+    return records
+
+
+def _text_columns(task: Task, rows: Dataset) -> list[str]:
+    """Return those of the model's inputs that are plain texts."""
+    kinds = {name: getattr(rows.features[name], "dtype", None) for name in rows.column_names}
+    return [name for name in task.input_columns if kinds.get(name) in ("string", "large_string")]
