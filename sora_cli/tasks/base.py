@@ -17,6 +17,7 @@ from sora_cli.data.places import RowError
 from sora_cli.data.processor import set_padding
 from sora_cli.recipe.families import TaskOptions, main_metric
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
+from sora_cli.tasks.row_scores import RowScores, row_scores
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,25 @@ class Task(ABC):
     def scores(self, predictions: Predictions) -> dict[str, float]:
         """Return the metrics of a split, and its exact loss."""
         return {**self.metrics(predictions), "loss": self.loss(predictions)}
+
+    def row_scores(self, predictions: Predictions) -> RowScores:
+        """Return the main metric, `best`, row by row: what it takes to compute it on any rows.
+
+        `row_scores(p).value` is `metrics(p)[best]`; there is one row for each raw row, in order.
+
+        Raises:
+            SoraError: a metric that compares all rows with each other, so that no row has its own.
+        """
+        formula, *parts = self.row_parts(predictions)
+        better = self.options.greater_is_better
+        return row_scores(self.best, formula, *parts, greater_is_better=better)
+
+    @abstractmethod
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        """Return a formula's name (see `row_scores.FORMULAS`), and its parts, (rows,) each.
+
+        They are NaN where the metric would be.
+        """
 
     def write(self, model: Any, processor: Any, examples: Dataset) -> list[str] | None:
         """Let the model write a text for each example; None if the family writes nothing."""

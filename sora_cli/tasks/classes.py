@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.labels import Labels, encode_classes, find_class_names
-from sora_cli.tasks.metrics import Scored, Scorer
+from sora_cli.tasks.metrics import Scored, Scorer, number_parts
 
 
 def class_options(names: Sequence[str]) -> dict[str, Any]:
@@ -38,6 +38,14 @@ def class_scores(scorer: Scorer, predictions: Predictions) -> dict[str, float]:
     if not np.isfinite(outputs).all():
         return scorer(outputs, predictions.true_labels)  # NaN scores: NaN logits predict no class
     return scorer(chosen_classes(predictions), predictions.true_labels)
+
+
+def class_parts(metric: str, predictions: Predictions) -> tuple[Any, ...]:
+    """Return the formula and the parts of a metric of classes (`Task.row_parts`)."""
+    labels, outputs = predictions.true_labels, predictions.outputs
+    broken = not np.isfinite(outputs).all()  # NaN logits predict no class
+    given = np.full(len(labels), np.nan) if broken else chosen_classes(predictions)
+    return number_parts(metric, given, labels)
 
 
 def chosen_classes(predictions: Predictions) -> np.ndarray:
@@ -74,6 +82,9 @@ class OneClass(Scored):
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         return class_scores(self.scorer, predictions)
+
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        return class_parts(self.best, predictions)
 
     def answers(self, predictions: Predictions) -> np.ndarray:
         return chosen_classes(predictions)

@@ -131,16 +131,24 @@ class ImageText(Task):
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         if not np.isfinite(predictions.outputs).all():
             return {name: float("nan") for name in self.metric_names}
-        texts, images, _ = _split_kept(predictions)
-        own = np.unique(self._texts(predictions), return_inverse=True)[1]
-        scores = {}
-        if "recall_at_1" in self.metric_names:
-            scores["recall_at_1"] = float(np.mean(own[nearest(images, texts)] == own))
-        if "text_recall_at_1" in self.metric_names:
-            scores["text_recall_at_1"] = float(np.mean(own[nearest(texts, images)] == own))
-        if "loss" in self.metric_names:
-            scores["loss"] = self.loss(predictions)
-        return scores
+        return {
+            name: self.loss(predictions)
+            if name == "loss"
+            else float(np.mean(self._right(predictions, name)))
+            for name in self.metric_names
+        }
+
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        """Return which rows are right; all rows of the split stay what each is compared with."""
+        if self.best == "loss":
+            raise SoraError(
+                "the loss compares all images and texts with each other: no row has its own",
+                hint="task.best_metric=recall_at_1",
+                key="task.best_metric",
+            )
+        if not np.isfinite(predictions.outputs).all():
+            return "right", np.full(len(predictions.outputs), np.nan)
+        return "right", self._right(predictions, self.best)
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         vectors, images, _ = _split_kept(predictions)
@@ -156,6 +164,13 @@ class ImageText(Task):
             }
             for name, c, text, cosine in zip(names, chosen, texts, cosines, strict=True)
         ]
+
+    def _right(self, predictions: Predictions, metric: str) -> np.ndarray:
+        """Return whether the nearest text (of `text_recall_at_1`: image) is the row's own."""
+        texts, images, _ = _split_kept(predictions)
+        own = np.unique(self._texts(predictions), return_inverse=True)[1]
+        pair = (texts, images) if metric == "text_recall_at_1" else (images, texts)
+        return np.asarray(own[nearest(*pair)] == own)
 
     def _check_positions(self, longest: int) -> None:
         if longest > self._positions:

@@ -45,6 +45,19 @@ class Writing(Task):
             scores |= {name: math.nan if broken else value for name, value in found.items()}
         return {name: scores[name] for name in self.metric_names if name in scores}
 
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        losses, tokens, right = predictions.outputs.T
+        if self.best in ("loss", "perplexity"):
+            return ("ratio" if self.best == "loss" else "perplexity"), losses, tokens
+        if not math.isfinite(self.loss(predictions)):
+            return "mean", np.full(len(losses), math.nan)
+        if self.best == "token_accuracy":
+            return "ratio", right, tokens
+        assert predictions.texts is not None
+        wanted = predictions.encoded.raw["reference"][:]
+        kind = "right" if self.best == "exact_match" else "mean"
+        return kind, row_text_scores(predictions.texts, wanted, [self.best])[self.best]
+
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         records = []
         rows = zip(predictions.encoded.raw, predictions.outputs, strict=True)
@@ -100,17 +113,25 @@ def text_scores(
 
     Source: Lin 2004, ROUGE; google-research/rouge, without stemming.
     """
+    found = row_text_scores(written, wanted, names)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def row_text_scores(
+    written: Sequence[str], wanted: Sequence[str], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return the same of each row, (rows,)."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scores = {}
     if "exact_match" in names:
         same = [a.strip() == b.strip() for a, b in zip(written, wanted, strict=True)]
-        scores["exact_match"] = float(np.mean(same))
+        scores["exact_match"] = np.array(same)
     kinds = [name for name in ROUGE if name in names]
     if kinds:
         scorer = RougeScorer(kinds)
         found = [scorer.score(b, a) for a, b in zip(written, wanted, strict=True)]
-        scores |= {kind: float(np.mean([row[kind].fmeasure for row in found])) for kind in kinds}
+        scores |= {kind: np.array([row[kind].fmeasure for row in found]) for kind in kinds}
     return scores
 
 

@@ -7,6 +7,7 @@ the three for a run that reports accuracy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -128,6 +129,16 @@ class Scorer:
         for metric in self._metrics.values():
             scores.update(metric(predictions, labels))
         return scores
+
+
+def number_parts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> tuple[Any, ...]:
+    """Return the formula and the parts of a metric of one number a row (`Task.row_parts`)."""
+    if not np.isfinite(predictions).all():
+        return metric, np.full(len(labels), np.nan), labels
+    classes = metric in _OFFLINE and metric not in _REGRESSION
+    dtype = np.int64 if classes else np.float64
+    given, wanted = predictions.astype(dtype), np.asarray(labels).astype(dtype)
+    return ("right", given == wanted) if metric == "accuracy" else (metric, given, wanted)
 
 
 class Scored(Task):

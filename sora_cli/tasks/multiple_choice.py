@@ -11,7 +11,7 @@ from datasets import Dataset
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.choices import Choices, find_form, read_choices, right_places
-from sora_cli.tasks.classes import chosen_classes, class_loss, class_scores
+from sora_cli.tasks.classes import chosen_classes, class_loss, class_parts, class_scores
 from sora_cli.tasks.metrics import Scored
 from sora_cli.tasks.texts import require_column
 
@@ -65,6 +65,9 @@ class MultipleChoice(Scored):
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         return class_scores(self.scorer, _labelled(predictions))
+
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        return class_parts(self.best, _labelled(predictions))
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         texts = predictions.encoded.raw["choices"][:]

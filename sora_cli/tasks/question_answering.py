@@ -110,18 +110,18 @@ class QuestionAnswering(Task):
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         if not _finite(predictions):
             return dict.fromkeys(self.metric_names, math.nan)
-        from torchmetrics.functional.text.squad import squad
-
         wanted = predictions.encoded.raw["answers"][:]
         given = [text for text, _ in self._answers(predictions)]
-        scores = squad(
-            [{"id": str(i), "prediction_text": text} for i, text in enumerate(given)],
-            [
-                {"id": str(i), "answers": {"text": texts or [""], "answer_start": []}}
-                for i, texts in enumerate(wanted)
-            ],
-        )
-        return {name: float(scores[name]) / 100 for name in self.metric_names}
+        scores = _squad(given, wanted)
+        return {name: scores[name] for name in self.metric_names}
+
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        kind = "right" if self.best == "exact_match" else "mean"
+        wanted = predictions.encoded.raw["answers"][:]
+        if not _finite(predictions):
+            return kind, np.full(len(wanted), math.nan)
+        pairs = zip(self._answers(predictions), wanted, strict=True)
+        return kind, np.array([_squad([text], [own])[self.best] for (text, _), own in pairs])
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
         """Count rows none of whose answers stands in their context: no span is right."""
@@ -184,6 +184,20 @@ class QuestionAnswering(Task):
         best = zip(texts, scores, nulls, strict=True)
         return [("", float(null)) if null > score else (text, float(score))
                 for text, score, null in best]  # fmt: skip
+
+
+def _squad(given: Sequence[str], wanted: Sequence[list[str]]) -> dict[str, float]:
+    """Return SQuAD's exact match and F1, means over rows of the best answer's, in 0..1."""
+    from torchmetrics.functional.text.squad import squad
+
+    scores = squad(
+        [{"id": str(i), "prediction_text": text} for i, text in enumerate(given)],
+        [
+            {"id": str(i), "answers": {"text": texts or [""], "answer_start": []}}
+            for i, texts in enumerate(wanted)
+        ],
+    )
+    return {name: float(value) / 100 for name, value in scores.items()}
 
 
 def _usable(answers: Sequence[Answers]) -> list[int]:

@@ -16,7 +16,7 @@ from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.classes import OneClass
 from sora_cli.tasks.labels import encode_classes
-from sora_cli.tasks.metrics import Scored
+from sora_cli.tasks.metrics import Scored, number_parts
 from sora_cli.tasks.texts import check_text, columns_in, made_texts, require_column, row_error
 
 _USUAL_COLUMNS = (
@@ -146,6 +146,9 @@ class SequenceRegression(_Sequence):
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         return self.scorer(self.answers(predictions), predictions.true_labels)
+
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        return number_parts(self.best, self.answers(predictions), predictions.true_labels)
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         return [

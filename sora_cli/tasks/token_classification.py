@@ -132,6 +132,21 @@ class TokenClassification(Task):
             scores |= self._entity_scores(wanted, given)
         return {name: scores[name] for name in self.metric_names}
 
+    def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
+        wanted = predictions.encoded.raw["tags"][:]
+        words = [len(tags) for tags in wanted]
+        if not math.isfinite(self.loss(predictions)):
+            return "ratio", np.full(len(wanted), math.nan), words
+        given = self._tags(predictions)
+        if self.best == "accuracy":
+            pairs = zip(wanted, given, strict=True)
+            return "ratio", [np.equal(a, b).sum() for a, b in pairs], words
+        kind = "entity_f1" if self.best == "f1" else self.best
+        found = [_entities(tags) for tags in self._read(given)]
+        there = [_entities(tags) for tags in self._named(wanted)]
+        right = [len(a & b) for a, b in zip(found, there, strict=True)]
+        return kind, right, [*map(len, found)], [*map(len, there)]
+
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
         """Count words that are scored, but have no token."""
         remarks = []
@@ -190,12 +205,24 @@ class TokenClassification(Task):
         """
         from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-        named = [[self._names[tag] for tag in tags] for tags in wanted]
-        read = [[_OUTSIDE if t == _UNREAD else self._names[t] for t in tags] for tags in given]
         precision, recall, f1, _ = precision_recall_fscore_support(
-            named, read, average="micro", zero_division=0
+            self._named(wanted), self._read(given), average="micro", zero_division=0
         )
         return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+
+    def _named(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
+        return [[self._names[tag] for tag in tags] for tags in rows]
+
+    def _read(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
+        """Return the names of tags that were given; a word that was cut off is in no entity."""
+        return [[_OUTSIDE if t == _UNREAD else self._names[t] for t in tags] for tags in rows]
+
+
+def _entities(tags: list[str]) -> set[tuple[str, int, int]]:
+    """Return the entities of one row: kind, first word, last word."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return set(get_entities(tags))
 
 
 def _accuracy(wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]) -> float:

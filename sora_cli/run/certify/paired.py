@@ -23,12 +23,12 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import betainc, ndtri
-from scipy.stats import beta, binom
+from scipy.special import betainc, gammaln, ndtri, xlog1py, xlogy
+from scipy.stats import beta
 
 _NUISANCE = 1e-3  # share of the level that is spent on the interval of the nuisance
 _TAIL = 8.0  # standard deviations beyond which outcomes are left out: less than 1e-14 of them
-_GRID = 49  # values of the nuisance that are tried, and again around the best of them
+_GRID = 25  # values of the nuisance that are tried, and again around the best of them
 _CLOSE = 1e-8  # how closely a bound is found
 _HALVINGS = 40
 
@@ -43,7 +43,7 @@ def exact_bound(lost: int, won: int, rows: int, confidence: float) -> float:
         rows: all of them.
         confidence: between a half and one.
     """
-    if not (0 <= lost and 0 <= won and lost + won <= rows and rows > 0):
+    if min(lost, won) < 0 or lost + won > rows or rows < 1:
         raise ValueError(f"{lost} rows lost and {won} won of {rows}")
     if not 0.5 <= confidence < 1:
         raise ValueError(f"a confidence of {confidence}")
@@ -96,7 +96,7 @@ def score(lost: np.ndarray, won: np.ndarray, rows: int, drop: np.ndarray | float
 
 
 def _interval(won: int, rows: int, error: float) -> tuple[float, float]:
-    """Return Clopper and Pearson's interval of p_won, which misses with at most that probability."""
+    """Return Clopper and Pearson's interval of p_won, which misses it at most that often."""
     low = 0.0 if won == 0 else float(beta.ppf(error / 2, won, rows - won + 1))
     high = 1.0 if won == rows else float(beta.ppf(1 - error / 2, won + 1, rows - won))
     return low, high
@@ -152,7 +152,9 @@ class _Region:
         """Return the region's probability for each p_won, (shares,)."""
         p = shares[:, None]
         rest = np.clip((p + drop) / np.maximum(1 - p, 1e-300), 0, 1)  # of the rows not won
-        weights = binom.pmf(self.won, self.rows, p)
+        rows, won = self.rows, self.won
+        ways = gammaln(rows + 1) - gammaln(won + 1) - gammaln(rows - won + 1)
+        weights = np.exp(ways + xlogy(won, p) + xlog1py(rows - won, -p))
         # the binomial's distribution function: of rows - won, `most` or fewer are lost
-        inside = betainc(self.rows - self.won - self.most, self.most + 1.0, 1 - rest)
+        inside = betainc(rows - won - self.most, self.most + 1.0, 1 - rest)
         return np.asarray(np.where(self.most < 0, 0.0, weights * inside).sum(axis=1))

@@ -18,6 +18,7 @@ from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.causal_lm import CausalLm
 from tests.helpers_chat import CHATML, chat_tokenizer, instruct_rows
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
+from tests.helpers_rows import assert_rows_add_up
 
 ROWS = [
     {"instruction": "red cat", "input": "", "output": "old dog"},
@@ -194,6 +195,10 @@ def test_one_broken_row_spoils_every_score() -> None:
     outputs = np.array([[1.0, 2, 1], [np.nan, 2, 0]])
     predictions = Predictions(outputs, None, _encoded(task, ROWS), ["old dog", "no"])
     assert all(math.isnan(value) for value in task.scores(predictions).values())
+    assert_rows_add_up(task, predictions, 2)
+    sound = np.nan_to_num(outputs, nan=3.0)
+    whole = Predictions(sound, None, predictions.encoded, predictions.texts)
+    assert_rows_add_up(task, whole, 2)
 
 
 @pytest.mark.parametrize("make", [_model, tiny_gpt2])

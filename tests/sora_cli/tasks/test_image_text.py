@@ -20,6 +20,7 @@ from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.image_text import ImageText
 from tests.helpers_images import corner_rows, pair_processor, write_pair_recipe
 from tests.helpers_models import tiny_clip
+from tests.helpers_rows import assert_rows_add_up
 from tests.helpers_runs import resumes_as_if_whole
 
 
@@ -104,6 +105,7 @@ def test_recalls_count_the_nearest_and_equal_texts_are_one() -> None:
     found = [record["prediction"] for record in task.readable(predictions)]
     assert found == [texts[i] for i in chosen]
     assert task.metrics(predictions) == {"recall_at_1": 0.75, "text_recall_at_1": 0.5}
+    assert_rows_add_up(task, predictions, 4)
     record = task.readable(predictions)[2]
     assert record["label"] == "the south"
     assert record["cosine"] == pytest.approx(math.cos(2 * math.pi * 0.15), abs=1e-6)
@@ -119,6 +121,13 @@ def test_one_broken_row_spoils_every_score() -> None:
     task, predictions = _made(["the north", "the south"], [0, 0.5], [0, 0.5])
     predictions.outputs[1, 0] = np.nan
     assert all(math.isnan(value) for value in task.scores(predictions).values())
+    assert_rows_add_up(task, predictions, 2)
+
+
+def test_no_row_has_a_loss_of_its_own() -> None:
+    task, predictions = _made(["the north"] * 2, [0, 0], [0, 0], metrics=["loss"])
+    with pytest.raises(SoraError, match="no row has its own"):
+        task.row_scores(predictions)
 
 
 def test_texts_are_padded_and_cut_and_keep_their_end() -> None:

@@ -36,6 +36,7 @@ from tests.helpers_images import (
     write_image_recipe,
 )
 from tests.helpers_models import tiny_vit
+from tests.helpers_rows import assert_rows_add_up
 from tests.helpers_runs import resumes_as_if_whole
 
 METHODS = {
@@ -233,8 +234,10 @@ def test_the_loss_is_the_models_own_on_one_batch() -> None:
     assert [task.loss_items(part) for part in parts] == [4, 5]
     right = float(np.mean(outputs.argmax(1) == rows["label"][:]))
     assert task.metrics(predictions) == {"accuracy": right}
+    assert_rows_add_up(task, predictions, 9)
     outputs[2, 1] = np.nan
     assert all(math.isnan(value) for value in task.scores(predictions).values())
+    assert_rows_add_up(task, predictions, 9)
 
 
 def test_records_name_the_file_where_there_is_one(tmp_path: Path) -> None:

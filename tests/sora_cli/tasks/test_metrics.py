@@ -16,6 +16,7 @@ from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.metrics import Scorer, load_metric
+from tests.helpers_rows import assert_rows_add_up
 from tests.helpers_runs import glue_rows
 
 CLASSES = ("accuracy", "f1", "matthews_correlation")
@@ -106,10 +107,12 @@ def test_one_bad_output_spoils_every_score(task: str, glue: str, width: int, bad
     labels = np.array([0, 0, 0, 0, 0, 1])
     made = _task(task, glue)
     assert all(math.isfinite(v) for v in made.metrics(Predictions(outputs, labels)).values())
+    assert_rows_add_up(made, Predictions(outputs, labels), 6)
     outputs[3, -1] = bad
     scores = made.metrics(Predictions(outputs, labels))
     assert scores
     assert all(math.isnan(v) for v in scores.values())
+    assert_rows_add_up(made, Predictions(outputs, labels), 6)
 
 
 def test_scorer_gives_all() -> None:

@@ -18,6 +18,7 @@ from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.multiple_choice import MultipleChoice
 from tests.helpers_families import choice_rows, step_gradients
 from tests.helpers_models import tiny_bert_for
+from tests.helpers_rows import assert_rows_add_up
 from tests.helpers_runs import tiny_tokenizer
 
 COPA = {"premise": "the cat sees", "question": "cause", "choice1": "a dog", "choice2": "a fish",
@@ -154,6 +155,7 @@ def test_the_loss_is_the_models_own_over_all_rows() -> None:
     right = [row["label"] for row in rows]
     assert scores["accuracy"] == pytest.approx(np.mean(whole.logits.argmax(-1).numpy() == right))
     assert set(scores) == {"accuracy", "f1", "loss"}
+    assert_rows_add_up(task, Predictions(kept.numpy(), None, encoded), 9)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -161,7 +163,9 @@ def test_one_broken_output_spoils_every_score(value: float) -> None:
     rows = choice_rows(3)
     task = _task(rows)
     outputs = np.array([[0.5, 0.0, 0.0], [0.0, 0.5, value], [0.0, 0.0, 0.5]])
-    scores = task.scores(Predictions(outputs, None, _encoded(task, rows)))
+    predictions = Predictions(outputs, None, _encoded(task, rows))
+    scores = task.scores(predictions)
+    assert_rows_add_up(task, predictions, 3)
     assert set(scores) == {"accuracy", "loss"}
     assert all(math.isnan(score) for score in scores.values())
 

@@ -32,6 +32,7 @@ from sora_cli.tasks.question_answering import QuestionAnswering
 from sora_cli.tasks.windows import best_span
 from tests.helpers_families import question_rows, step_gradients
 from tests.helpers_models import tiny_bert_for, tiny_llama
+from tests.helpers_rows import assert_rows_add_up
 from tests.helpers_runs import tiny_tokenizer
 
 ROW = {
@@ -353,7 +354,9 @@ def _answered(wanted: Any, span: tuple[int, int], **options: Any) -> dict[str, f
     encoded = _encoded(task, [{**ROW, "answers": wanted}])
     first = encoded.dataset[0]["first"]
     logits = _span_logits(encoded, {0: (first + span[0], first + span[1], 8.0)})
-    return task.metrics(Predictions(logits, None, encoded))
+    predictions = Predictions(logits, None, encoded)
+    assert_rows_add_up(task, predictions, 1)
+    return task.metrics(predictions)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.seq2seq import Seq2Seq
 from tests.helpers_families import step_gradients, text_tokenizer
 from tests.helpers_models import tiny_bart, tiny_t5
+from tests.helpers_rows import assert_rows_add_up
 
 ROWS = [
     {"source": "the cat sees a dog", "target": "old cat"},
@@ -183,6 +184,7 @@ def test_written_texts_are_scored_and_shown() -> None:
                 "loss": 0.4}  # fmt: skip
     predictions = Predictions(outputs, None, encoded, texts)
     assert task.scores(predictions) == pytest.approx(expected)
+    assert_rows_add_up(task, predictions, 3)
     assert task.scores(Predictions(outputs, None, encoded)) == {"loss": pytest.approx(0.4)}
     assert task.readable(predictions)[1] == {
         "source": "red", "prediction": "a blue fish", "label": "a blue fish not new",

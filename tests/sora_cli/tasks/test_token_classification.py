@@ -23,6 +23,7 @@ from sora_cli.tasks.tags import tags_inside
 from sora_cli.tasks.token_classification import TokenClassification
 from tests.helpers_families import step_gradients, tagged_rows
 from tests.helpers_models import tiny_bert_for, tiny_llama
+from tests.helpers_rows import assert_rows_add_up
 from tests.helpers_runs import tiny_tokenizer
 
 NAMES = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -311,7 +312,9 @@ def test_scores_are_those_of_the_library() -> None:
     wanted, given = ([rng.integers(0, 5, n).tolist() for n in sizes] for _ in range(2))
     rows = _rows([{"tokens": ["dog"] * len(tags), "tags": tags} for tags in wanted])
     encoded = _task().encode(rows, tiny_tokenizer())
-    scores = _task().metrics(Predictions(_kept(encoded, given), None, encoded))
+    predictions = Predictions(_kept(encoded, given), None, encoded)
+    scores = _task().metrics(predictions)
+    assert_rows_add_up(_task(), predictions, 40)
     named = [[[NAMES[tag] for tag in tags] for tags in part] for part in (wanted, given)]
     own = {"f1": f1_score, "precision": precision_score, "recall": recall_score,
            "accuracy": accuracy_score}  # fmt: skip
@@ -328,6 +331,7 @@ def test_words_that_are_cut_off_are_missed() -> None:
     assert scores == pytest.approx(
         {"precision": 1, "recall": 1 / 2, "f1": 2 / 3, "accuracy": 4 / 7}
     )
+    assert_rows_add_up(task, Predictions(_kept(encoded, [[0, 1, 0, 0]]), None, encoded), 1)
     (record,) = task.readable(Predictions(_kept(encoded, [[0, 1, 0, 0]]), None, encoded))
     assert record["prediction"] == ["O", "B-PER", "O", "O", None, None, None]
     train = task.encode(rows, tiny_tokenizer(), training=True)

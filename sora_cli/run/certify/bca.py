@@ -1,0 +1,136 @@
+"""An approximate upper bound of how much worse a second model is, for metrics of any kind.
+
+Whole rows are drawn again with replacement, the same for both models, and the drop of the metric is
+computed on each draw; BCa (bias-corrected and accelerated) takes the quantile of those drops that
+is right to second order. It is an approximation for many rows: where few of them differ it is much
+too small, so such rows are refused.
+
+scipy.stats.bootstrap computes the same, and a test compares the two; but it gathers every row of
+every draw, and of every jackknife sample, where these metrics are sums over rows, for which a
+product of counts and parts is enough.
+
+Source: Efron 1987, JASA 82, 171-185; Efron and Tibshirani 1993, chapter 14 (equations 14.9, 14.10,
+14.14 and 14.15).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+if TYPE_CHECKING:
+    from sora_cli.tasks.row_scores import RowScores
+
+Refusal = Literal["not finite", "few rows", "few rows differ", "constant", "extreme"]
+"""The reasons for which there is no approximate bound; `REASONS` says each in words."""
+
+REASONS: dict[Refusal, str] = {
+    "not finite": "a score is not a finite number",
+    "few rows": "fewer than {FEWEST_ROWS} rows",
+    "few rows differ": "the models differ on fewer than {FEWEST_DIFFERING} rows",
+    "constant": "the drop is the same in all resamples",
+    "extreme": "the drop lies at the edge of its resamples",
+}
+RESAMPLES = 5000
+FEWEST_ROWS = 50
+FEWEST_DIFFERING = 20
+_CELLS = 2**22  # weights made at a time: 32 MiB
+
+
+class BootstrapRefusedError(ValueError):
+    """There is no approximate bound on these rows.
+
+    Attributes:
+        reason: one of `Refusal`.
+    """
+
+    def __init__(self, reason: Refusal) -> None:
+        words = {"FEWEST_ROWS": FEWEST_ROWS, "FEWEST_DIFFERING": FEWEST_DIFFERING}
+        super().__init__(REASONS[reason].format(**words))
+        self.reason: Refusal = reason
+
+
+def bca_bound(
+    full: RowScores,
+    small: RowScores,
+    confidence: float,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> float:
+    """Return the approximate upper bound of the drop, in the metric's unit, one-sided.
+
+    Args:
+        full, small: the same metric of two models on the same rows.
+        seed: of the resamples.
+
+    Raises:
+        BootstrapRefusedError: the rows are too few or too much alike for the approximation.
+    """
+    rows, here = len(full), float(drops(full, small, np.ones((1, len(full))))[0])
+    if not np.isfinite(here):
+        raise BootstrapRefusedError("not finite")
+    if rows < FEWEST_ROWS:
+        raise BootstrapRefusedError("few rows")
+    if differing_rows(full, small) < FEWEST_DIFFERING:
+        raise BootstrapRefusedError("few rows differ")
+    drawn = np.concatenate([drops(full, small, w) for w in _draws(rows, resamples, seed)])
+    if not np.isfinite(drawn).all():
+        raise BootstrapRefusedError("not finite")
+    influence = influences(full, small)
+    # drops that are equal but for rounding are equal
+    if np.ptp(drawn) <= 1e-12 * max(1.0, np.abs(drawn).max()) or not influence.any():
+        raise BootstrapRefusedError("constant")
+    below = (np.count_nonzero(drawn < here) + np.count_nonzero(drawn <= here)) / (2 * resamples)
+    bias = float(ndtri(below))
+    acceleration = float((influence**3).sum() / (6 * (influence**2).sum() ** 1.5))
+    apart = bias + float(ndtri(confidence))
+    scale = 1 - acceleration * apart
+    if not np.isfinite(bias) or scale <= 0:
+        raise BootstrapRefusedError("extreme")
+    return float(np.quantile(drawn, ndtr(bias + apart / scale)))
+
+
+def drops(full: RowScores, small: RowScores, weights: np.ndarray) -> np.ndarray:
+    """Return how much worse `small` is than `full` with each set of weights, (sets,)."""
+    apart = full.weighted(weights) - small.weighted(weights)
+    return np.asarray(apart if full.greater_is_better else -apart)
+
+
+def differing_rows(full: RowScores, small: RowScores) -> int:
+    """Return on how many rows two models have other parts of the metric."""
+    return int((full.parts != small.parts).any(axis=1).sum())
+
+
+def influences(full: RowScores, small: RowScores) -> np.ndarray:
+    """Return by how much each row moves the drop, (rows,), by leaving it out (the jackknife).
+
+    The drop's standard error is about their standard deviation over the root of the rows' number.
+    """
+    rows = len(full)
+    left = [drops(full, small, weights) for weights in _left_out(rows)]
+    without = np.concatenate(left)
+    return np.asarray((rows - 1) * (without.mean() - without))
+
+
+def _draws(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each row is drawn, (sets, rows), a part of all resamples at a time."""
+    generator, most = np.random.default_rng(seed), max(_CELLS // rows, 1)
+    for first in range(0, resamples, most):
+        sets = min(most, resamples - first)
+        drawn = generator.integers(rows, size=(sets, rows)) + rows * np.arange(sets)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=sets * rows)
+        yield counts.reshape(sets, rows).astype(np.float64)
+
+
+def _left_out(rows: int) -> Iterator[np.ndarray]:
+    """Yield weights that leave out one row each, (sets, rows)."""
+    most = max(_CELLS // rows, 1)
+    for first in range(0, rows, most):
+        sets = min(most, rows - first)
+        weights = np.ones((sets, rows))
+        weights[np.arange(sets), first + np.arange(sets)] = 0
+        yield weights

@@ -1,0 +1,76 @@
+"""One bound of a drop, by the way that fits the metric: exact, approximate, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sora_cli.run.certify.bca import (
+    BootstrapRefusedError,
+    Refusal,
+    bca_bound,
+    differing_rows,
+    drops,
+)
+from sora_cli.run.certify.paired import exact_bound
+
+if TYPE_CHECKING:
+    from sora_cli.tasks.row_scores import RowScores
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How much worse one model is than another on some rows, and at most on rows like these.
+
+    Attributes:
+        drop: on these rows, in the metric's own unit; positive: worse.
+        upper: the one-sided upper confidence bound of the drop; None: there is none.
+        kind: `exact` holds its confidence for every number of rows, `approximate` for many.
+        rows: all of them.
+        differing: those on which the models' scores differ.
+        refused: why there is no bound, or None.
+        reason: the same in words.
+    """
+
+    drop: float
+    upper: float | None
+    kind: Literal["exact", "approximate"]
+    rows: int
+    differing: int
+    refused: Refusal | None = None
+    reason: str | None = None
+
+    def keeps(self, promise: float) -> bool:
+        """Tell whether the drop is shown to be at most the promise."""
+        return self.upper is not None and self.upper <= promise
+
+
+def drop_bound(
+    full: RowScores, small: RowScores, confidence: float = CONFIDENCE, *, seed: int = 0
+) -> Bound:
+    """Return the drop from one model to another, and its upper confidence bound.
+
+    Args:
+        full: the scores that are promised to be kept.
+        small: the other model's, of the same metric, on the same rows in the same order.
+        confidence: of the bound, one-sided, from a half to below 1.
+        seed: of the resamples, for metrics that are not right or wrong by row.
+    """
+    if (full.metric, full.formula, len(full)) != (small.metric, small.formula, len(small)):
+        raise ValueError("scores of different metrics or rows are compared")
+    rows, differing = len(full), differing_rows(full, small)
+    here = float(drops(full, small, np.ones((1, rows)))[0])
+    if full.is_right_or_wrong and np.isfinite(here):
+        apart = full.parts[:, 0] - small.parts[:, 0]
+        apart = apart if full.greater_is_better else -apart
+        lost, won = int((apart > 0).sum()), int((apart < 0).sum())
+        return Bound(here, exact_bound(lost, won, rows, confidence), "exact", rows, differing)
+    try:
+        upper = bca_bound(full, small, confidence, seed=seed)
+    except BootstrapRefusedError as error:
+        return Bound(here, None, "approximate", rows, differing, error.reason, str(error))
+    return Bound(here, upper, "approximate", rows, differing)

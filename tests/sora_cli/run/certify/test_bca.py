@@ -1,0 +1,120 @@
+"""The bootstrap: equal to scipy's, and refused where it says nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from sora_cli.run.certify.bca import (
+    BootstrapRefusedError,
+    bca_bound,
+    differing_rows,
+    drops,
+    influences,
+)
+from sora_cli.run.certify.bounds import drop_bound
+from sora_cli.tasks.row_scores import RowScores, row_scores
+
+ROWS = 150
+
+
+def _pair(formula: str, *, better: bool = True) -> tuple[RowScores, RowScores]:
+    rng = np.random.default_rng(5)
+    if formula in ("mean", "right"):
+        skewed = rng.exponential(size=(2, ROWS))
+        parts = [(row,) for row in skewed]
+    elif formula == "matthews_correlation":
+        label = rng.integers(2, size=ROWS)
+        noise = rng.random((2, ROWS)) < np.array([[0.15], [0.25]])
+        parts = [(np.where(flip, 1 - label, label), label) for flip in noise]
+    else:
+        label = rng.normal(size=ROWS)
+        parts = [(label + s * rng.normal(size=ROWS), label) for s in (0.5, 0.8)]
+    made = (row_scores("m", formula, *part, greater_is_better=better) for part in parts)
+    full, small = made
+    return full, small
+
+
+@pytest.mark.parametrize("formula", ["mean", "matthews_correlation", "pearson"])
+@pytest.mark.parametrize("better", [True, False])
+def test_it_is_scipys(formula: str, better: bool) -> None:
+    full, small = _pair(formula, better=better)
+
+    def drop(rows: np.ndarray) -> float:
+        sign = 1 if better else -1
+        return sign * (full.take(rows).value - small.take(rows).value)
+
+    found = bca_bound(full, small, 0.95, seed=1, resamples=4000)
+    numbers = (np.arange(ROWS),)
+    options = {"method": "BCa", "alternative": "less", "vectorized": False}
+    theirs = bootstrap(numbers, drop, confidence_level=0.95, n_resamples=1500, rng=2, **options)
+    spread = theirs.bootstrap_distribution.std()
+    assert found == pytest.approx(theirs.confidence_interval.high, abs=0.15 * spread)
+    ones = np.ones((1, ROWS))
+    assert drops(full, small, ones)[0] == pytest.approx(drop(np.arange(ROWS)))
+    assert influences(full, small).std() / np.sqrt(ROWS) == pytest.approx(spread, rel=0.1)
+
+
+def test_bias_and_skew_move_the_bound() -> None:
+    """Of skewed scores it is above the normal bound; the mirrored ones have it below."""
+    rng = np.random.default_rng(3)
+    values = rng.exponential(size=80) ** 2
+    zero = row_scores("m", "mean", np.zeros(80))
+    for sign in (1, -1):
+        full = row_scores("m", "mean", sign * values)
+        normal = full.value + 1.645 * values.std() / np.sqrt(80)
+        bound = bca_bound(full, zero, 0.95)
+        assert sign * (bound - normal) > 0.02
+
+
+def test_a_seed_gives_the_same_bound_again() -> None:
+    full, small = _pair("mean")
+    first = bca_bound(full, small, 0.95, seed=3, resamples=500)
+    assert first == bca_bound(full, small, 0.95, seed=3, resamples=500)
+    assert first != bca_bound(full, small, 0.95, seed=4, resamples=500)
+    assert first < bca_bound(full, small, 0.99, seed=3, resamples=500)
+
+
+def test_rows_that_say_nothing_are_refused() -> None:
+    full, small = _pair("mean")
+    few = np.arange(49)
+    almost = full.parts.copy()
+    almost[:19] += 1
+    odd = full.parts.copy()
+    odd[3] = np.nan
+    for other, whole, reason in (
+        (small.take(few), full.take(few), "few rows"),
+        (row_scores("m", "mean", almost[:, 0]), full, "few rows differ"),
+        (row_scores("m", "mean", full.parts[:, 0] + 0.25), full, "constant"),
+        (row_scores("m", "mean", odd[:, 0]), full, "not finite"),
+    ):
+        with pytest.raises(BootstrapRefusedError) as caught:
+            bca_bound(whole, other, 0.95, resamples=200)
+        assert caught.value.reason == reason
+        bound = drop_bound(whole, other)
+        assert (bound.upper, bound.refused, bound.reason) == (None, reason, str(caught.value))
+        assert not bound.keeps(100)
+    assert differing_rows(full, row_scores("m", "mean", almost[:, 0])) == 19
+
+
+def test_right_or_wrong_is_bounded_exactly_and_other_scores_approximately() -> None:
+    first = np.ones(100)
+    second = first.copy()
+    second[:2] = 0
+    full, small = (row_scores("accuracy", "right", parts) for parts in (first, second))
+    bound = drop_bound(full, small)
+    assert (bound.kind, bound.rows, bound.differing) == ("exact", 100, 2)
+    assert bound.drop == pytest.approx(0.02)
+    assert bound.upper == pytest.approx(0.0616, abs=2e-3)
+    back = drop_bound(small, full)
+    assert back.drop == pytest.approx(-0.02)
+    assert back.upper is not None
+    assert bound.upper is not None
+    assert back.upper < bound.upper
+    assert bound.keeps(bound.upper)
+    assert not bound.keeps(bound.upper - 1e-6)
+    a, b = _pair("mean")
+    assert drop_bound(a, b).kind == "approximate"
+    with pytest.raises(ValueError, match="different metrics or rows"):
+        drop_bound(full, a)
