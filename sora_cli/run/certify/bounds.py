@@ -24,7 +24,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Bound:
-    """How much worse one model is than another on some rows, and at most on rows like these.
+    """The drop from one model to another on some rows, and at most on rows like these.
 
     Attributes:
         drop: on these rows, in the metric's own unit; positive: worse.

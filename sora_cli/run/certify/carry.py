@@ -1,4 +1,4 @@
-"""What rows can carry: the smallest drop that so many of them can certify.
+"""The smallest drop that so many rows can certify.
 
 Nothing here looks at a drop: it is computed before a test, from the number of rows and from how
 often the two models may differ, for a small model that is truly as good as the large one.

@@ -40,7 +40,7 @@ class Trial(Generic[Size]):
 
 @dataclass(frozen=True)
 class Outcome(Generic[Size]):
-    """What tests in a fixed order gave.
+    """The result of tests in a fixed order.
 
     Attributes:
         tested: in order; all but the last passed, and the last as well if no size was left.
