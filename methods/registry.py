@@ -106,6 +106,15 @@ def plain_method(rank: int) -> dict[str, Any]:
     return {"name": "lora", "r": rank}
 
 
+def proposed_method(rank: int) -> dict[str, Any]:
+    """Return name and options of the method that a new recipe begins with: it finds the rank.
+
+    Args:
+        rank: of a layer at its start.
+    """
+    return {"name": "cut", "r_max": rank}
+
+
 def create(name: str, **options: Any) -> AdapterMethod:
     """Make a method from its name and options."""
     return method_class(name)(config_class(name)(**options))

@@ -21,6 +21,7 @@ from sora_cli.commands._options import (
     Json,
     NoVerify,
     Overrides,
+    Preview,
     RecipeArgument,
     RecipeOption,
     load_plugins,
@@ -63,6 +64,42 @@ def options(
         typer.echo(context.get_help())
     else:
         check_working_directory()
+
+
+@app.command()
+def init(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A csv, tsv, json, jsonl or parquet file, a directory, or a data set's Hub id."
+        ),
+    ],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The recipe to write; unset: named as the data are."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The base model; unset: a small one.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="The task family; unset: told by the columns.")
+    ] = None,
+    preview: Preview = 2,
+    force: Force = False,
+) -> None:
+    """Write a recipe for data that has none."""
+    from sora_cli.commands.init import init
+
+    init(
+        source,
+        overrides or [],
+        output=output,
+        model=model,
+        task=task,
+        preview=preview,
+        force=force,
+    )
 
 
 @app.command()

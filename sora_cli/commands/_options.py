@@ -28,6 +28,10 @@ Code = Annotated[
     list[Path] | None,
     typer.Option("--code", help="A Python file with adapter methods of your own; repeatable."),
 ]
+Preview = Annotated[
+    int,
+    typer.Option("--preview", min=0, help="Rows to show as the model gets them."),
+]
 NoVerify = Annotated[
     bool,
     typer.Option("--no-verify", help="Do not compare the result's outputs with the original's."),

@@ -16,7 +16,7 @@ from typing import Any
 
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.words import shown_path, shown_value
-from sora_cli.data.places import csv_records, separator_of
+from sora_cli.data.places import csv_records
 from sora_cli.data.source import file_kind
 
 _Found = tuple[int, str]
@@ -111,8 +111,6 @@ def check_header(path: Path, split: str) -> list[str]:
 
 def _too_many_hint(header: Sequence[str], fields: Sequence[str]) -> str:
     """Say what to do about a row that has more fields than the header."""
-    if separator := separator_of(header):
-        return f"there is {separator!r} between the names of the header: write commas"
     if not "".join(fields[len(header) :]).strip():
         return "take the commas at the ends of the lines away"
     return "put texts with commas in them into quotes, or name all columns in the header"

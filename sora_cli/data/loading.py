@@ -18,7 +18,7 @@ from sora_cli.core.hub import offline_error
 from sora_cli.core.words import first_few, shown_path
 from sora_cli.data.builtin import BUILTINS
 from sora_cli.data.faults import check_header, find_fault
-from sora_cli.data.places import Origin, holds_rows
+from sora_cli.data.places import Origin, holds_rows, separator_in
 from sora_cli.data.source import Builtin, Files, Folder, Hub, file_kind, find_source
 from sora_cli.recipe.recipe import DataBlock
 
@@ -62,7 +62,7 @@ def _parts(splits: Mapping[Any, Dataset], folder: Path | None = None) -> Mapping
 def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
     notes = _check_headers(split, paths)
     key = f"data.files.{split}"
-    options = _CSV_OPTIONS if kind == "csv" else {}
+    options = {**_CSV_OPTIONS, "sep": _separator(paths)} if kind == "csv" else {}
     try:
         with _quiet():
             rows = datasets.load_dataset(
@@ -72,6 +72,22 @@ def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
     except Exception as error:  # the readers of four formats raise many kinds
         raise _unreadable(key, paths, error) from error
     return Part(rows, Origin(split, tuple(paths), len(rows), notes=notes))
+
+
+def _separator(paths: Sequence[Path]) -> str:
+    """Return what stands between the fields of CSV files.
+
+    Raises:
+        SoraError: it is not the same in all of them.
+    """
+    found = {separator_in(path): path for path in reversed(paths)}
+    if len(found) > 1:
+        (one, file), (two, other) = list(found.items())[:2]
+        raise SoraError(
+            f"{shown_path(file)} has {one!r} between its fields, {shown_path(other)} has {two!r}",
+            hint="write all files of a split alike",
+        )
+    return next(iter(found), ",")
 
 
 def _check_headers(split: str, paths: Iterable[Path]) -> tuple[str, ...]:
@@ -113,10 +129,13 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
             str(name): tuple(Path(shown_path(Path(path))) for path in own)
             for name, own in found.items()
         }
-        commas = getattr(builder.config, "sep", ",") == ","
+        paths = [path for own in files.values() for path in own if file_kind(path) == "csv"]
+        looked_at = getattr(builder.config, "sep", None) == _separator(paths)
+    except SoraError:
+        raise
     except Exception as error:  # as many kinds as there are readers
         raise _unloadable(data, error.__cause__ or error) from error
-    notes = {name: _check_headers(name, own) for name, own in files.items() if commas}
+    notes = {name: _check_headers(name, own) for name, own in files.items() if looked_at}
     try:
         with _quiet():
             builder.download_and_prepare()
@@ -138,6 +157,9 @@ def _builder(folder: Path, data: DataBlock) -> Any:
         builder = datasets.load_dataset_builder(str(folder), data.name, **options)
         if isinstance(builder.config, CsvConfig):
             options |= _CSV_OPTIONS
+            if builder.config.sep == ",":
+                own = (builder.config.data_files or {}).values()
+                options["sep"] = _separator([Path(path) for paths in own for path in paths])
             builder = datasets.load_dataset_builder(str(folder), data.name, **options)
     return builder
 

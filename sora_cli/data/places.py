@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sora_cli.core.errors import SoraError
@@ -17,6 +17,7 @@ from sora_cli.core.words import first_few, shown_path
 from sora_cli.data.source import file_kind
 
 COUNTED = "(counted from 0)"
+_OTHER_SEPARATORS = (";", "\t", "|")
 _BETWEEN = re.compile(r"[\s,]*")  # what stands between the rows of a JSON list
 
 
@@ -80,6 +81,15 @@ class Origin:
     numbers: Sequence[int] | None = None
     notes: tuple[str, ...] = ()
 
+    def of(self, rows: Sequence[int]) -> Origin:
+        """Return the origin of some of these rows.
+
+        Args:
+            rows: their places among these, from 0.
+        """
+        known = self.numbers
+        return replace(self, numbers=rows if known is None else [known[row] for row in rows])
+
     def place(self, row: int | None) -> str:
         """Return where a row stands: "train.csv:8, split 'train'"; None: where all of them do."""
         split = f"split '{self.split}'"
@@ -131,8 +141,6 @@ def locating(rows: Origin, trained: Origin | None = None) -> Iterator[None]:
         error.places = [rows.place(error.row)]
         if error.trained is not None and trained is not None:
             error.places.append(trained.place(error.trained))
-        if error.row is None:
-            error.hint = _separator_hint(rows.files) or error.hint
         raise
 
 
@@ -143,7 +151,7 @@ def csv_records(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # its own is 131,072 characters
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader, start = csv.reader(file, strict=strict), 1
+        reader, start = csv.reader(file, strict=strict, delimiter=separator_in(path)), 1
         try:
             for fields in reader:
                 if "".join(fields).strip() or len(fields) > 1:
@@ -153,17 +161,20 @@ def csv_records(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list
             raise csv.Error(f"{start}:{error}") from error
 
 
-def separator_of(header: Sequence[str]) -> str | None:
-    """Return what seems to separate the fields of a CSV file that has no commas between them."""
-    return next((s for s in (";", "\t", "|") if s in header[0]), None) if len(header) == 1 else None
+def separator_in(path: Path) -> str:
+    """Return what stands between the fields of a CSV file.
 
-
-def _separator_hint(files: Sequence[Path]) -> str | None:
-    for path in (path for path in files if file_kind(path) == "csv"):
-        _, header = next(csv_records(path), (1, ["", ""]))
-        if separator := separator_of(header):
-            return f"{shown_path(path)} has {separator!r} between its fields: write commas"
-    return None
+    In .tsv files it is a tab; elsewhere a comma, or what a header without commas has instead.
+    """
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next((line for line in csv.reader(file) if "".join(line).strip()), [])
+    except (csv.Error, UnicodeDecodeError, OSError):
+        return ","  # whoever reads it says it
+    found = (mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0])
+    return next(found, ",")
 
 
 def _csv_starts(path: Path) -> Iterator[str]:

@@ -57,13 +57,13 @@ def load_rows(data: DataBlock) -> Rows:
     """
     datasets.disable_progress_bars()
     quiet_hub()
-    splits = load_splits(data)
+    splits = _with_held_out(data, load_splits(data))
     wanted = [(data.train, "data.train"), *((name, "data.validation") for name in data.validation)]
     for split, key in wanted:
         if split not in splits:
             raise SoraError(
                 f"the data has no split '{split}'; {did_you_mean(split, splits)}",
-                hint=_layout_hint(data, splits),
+                hint=_layout_hint(data, splits) or _held_out_hint(data, split, splits),
                 key=key,
             )
         if len(splits[split].rows) == 0:
@@ -71,6 +71,36 @@ def load_rows(data: DataBlock) -> Rows:
                 f"split '{split}' of the data is empty", hint=f"{key}=ANOTHER_SPLIT", key=key
             )
     return _assign(data, splits)
+
+
+def _with_held_out(data: DataBlock, splits: Mapping[str, Part]) -> Mapping[str, Part]:
+    """Return the splits, with the one that `data.held_out_rows` makes of training rows."""
+    rows, key = data.held_out_rows, "data.held_out_rows"
+    if rows is None or data.train not in splits:
+        return splits
+    name, train = data.validation[0], splits[data.train]
+    if name in splits:
+        raise SoraError(
+            f"{key} makes a split '{name}' of training rows, and the data has one",
+            hint=f"{key}=null",
+            key=key,
+        )
+    if rows >= len(train.rows):
+        raise SoraError(
+            f"{key} {rows} leaves none of {len(train.rows)} training rows",
+            hint=f"{key}={max(len(train.rows) // 5, 1)}",
+            key=key,
+        )
+    held_out, rest = _split(train, rows, data.held_out_seed)
+    return {**splits, data.train: rest, name: held_out}
+
+
+def _held_out_hint(data: DataBlock, split: str, splits: Mapping[str, Part]) -> str | None:
+    """Return a hint for data that have training rows only."""
+    if split != data.validation[0] or list(splits) != [data.train]:
+        return None
+    rows = max(len(splits[data.train].rows) // 5, 1)
+    return f"data.held_out_rows={rows} takes them from the training rows"
 
 
 def _layout_hint(data: DataBlock, splits: Mapping[str, Part]) -> str | None:
@@ -151,7 +181,7 @@ def _split(part: Part, first: int, seed: int) -> tuple[Part, Part]:
     places = Dataset.from_dict({"row": range(len(rows))})
     halves = places.train_test_split(test_size=len(rows) - first, seed=seed)
     chosen = (halves[name]["row"][:] for name in ("train", "test"))
-    one, two = (Part(rows.select(own), replace(origin, numbers=own)) for own in chosen)
+    one, two = (Part(rows.select(own), origin.of(own)) for own in chosen)
     return one, two
 
 

@@ -17,7 +17,13 @@ from sora_cli.data.builtin import BUILTINS
 from sora_cli.recipe.recipe import DataBlock
 
 BUILTIN = "builtin://"
-_FILE_KINDS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_FILE_KINDS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
     kinds = {file_kind(path) for path in paths}
     if len(kinds) != 1 or "" in kinds:
         raise SoraError(
-            f"{key}: files must be of one kind", where="csv, json, jsonl, parquet", key=key
+            f"{key}: files must be of one kind", where="csv, tsv, json, jsonl, parquet", key=key
         )
     return kinds.pop(), paths
 

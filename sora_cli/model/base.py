@@ -104,6 +104,26 @@ def load_base(
     )
 
 
+def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
+    """Load a model's configuration and what makes its inputs, without its weights.
+
+    Raises:
+        SoraError: see `load_base`.
+    """
+    import transformers
+
+    quiet_hub()
+    resolved = resolve_model_path(block.path)
+    check_source(block.path, resolved)
+    source, gguf = split_gguf(resolved)
+    common: dict[str, Any] = {"trust_remote_code": block.trust_remote_code, **gguf}
+    if block.revision is not None:
+        common["revision"] = block.revision
+    with loading(block.path, resolved, purpose=f" for {task.name}"):
+        config = transformers.AutoConfig.from_pretrained(source, **common)
+        return config, load_processor(task.processor_class, source, common)
+
+
 def head_modules(
     model: nn.Module, missing: Iterable[str], *, new_head: bool = True
 ) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Layers of a recipe: files joined by `extends:`, then overrides from the command line.
 
 Later layers win key by key. Where a layer chooses another method, options that only the old method
-knows are dropped, and a note says so: that makes `method.name=lora` work on any recipe.
+knows are dropped, and a note says so: that makes `method.name=lora` work on any recipe. The same
+holds for the data's place: a layer with `data.files` takes the place of `data.path`, and back.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from sora_cli.recipe.yaml_lines import DEEPEST, Origin, Path_, Tree, parse_file,
 
 EXTENDS = "extends"
 COMMAND_LINE = "command line"
+_PLACES = {"files": ("path", "name", "revision"), "path": ("files",)}
+"""Keys that say where the data are -> keys of another place; the first of these names it."""
 
 
 def file_layers(path: Path) -> list[Tree]:
@@ -72,11 +75,11 @@ def _check_text(text: str) -> None:
 
 
 def combine(layers: Sequence[Tree]) -> tuple[Tree, tuple[str, ...]]:
-    """Return all layers as one, and notes on options dropped with a replaced method or task."""
+    """Return all layers as one, and notes on what was dropped with a method, task or data."""
     result = Tree()
     notes: list[str] = []
     for layer in layers:
-        notes += _drop_options(result, layer)
+        notes += [*_drop_options(result, layer), *_drop_data(result, layer)]
         merge(result, layer)
     return result, tuple(notes)
 
@@ -192,6 +195,26 @@ def _drop_from(block: str, below: Tree, above: Tree) -> list[str]:
     where = above.origins.get((block, "name"))
     note = f"{block}.name={name} ({where}): dropped {old_name}'s {', '.join(gone)}"
     return [note] if gone else []
+
+
+def _drop_data(below: Tree, above: Tree) -> list[str]:
+    """Remove what says where the lower layers' data are, if the data are somewhere else now."""
+    old, new = below.values.get("data"), above.values.get("data")
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return []
+    notes = []
+    for given, others in _PLACES.items():
+        if not new.get(given) or new.get(others[0]):
+            continue
+        gone = [key for key in others if old.get(key)]
+        for key in gone:
+            del old[key]
+            _forget(below, ("data", key))
+        if gone:
+            where = above.origins.get(("data", given))
+            dropped = ", ".join(f"data.{key}" for key in gone)
+            notes.append(f"data.{given} ({where}): dropped {dropped}")
+    return notes
 
 
 def _options(block: str, name: Any) -> set[str] | None:

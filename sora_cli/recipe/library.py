@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from methods.words import closest, did_you_mean
 from sora_cli.core.environment import PACKAGE
@@ -12,6 +13,7 @@ from sora_cli.core.words import near_files
 SCHEMA_FILE = "schema.json"
 _SWEEPS = "sweeps"
 YAML_FILES = "*.y*ml"
+_DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 _NO_RUNS = ("base", _SWEEPS)  # folders of parts that recipes extend, and of sweeps over them
 
 
@@ -75,12 +77,20 @@ def find_recipe(reference: str | Path) -> Path:
     """
     path = Path(reference).expanduser()
     if path.is_file():
+        if path.suffix.lower() in _DATA_ENDINGS:
+            raise SoraError(
+                f"'{reference}' is a file of data, not a recipe",
+                hint=f"sora init {quote(str(reference))} writes a recipe for it",
+            )
         return path
     packaged = packaged_recipe(Path(reference).as_posix())
     if packaged is not None:
         return packaged
     if path.is_dir():
-        raise SoraError(f"'{reference}' is a directory, not a recipe file", hint=_nearest(path))
+        hint = _nearest(path)
+        if any(entry.suffix.lower() in _DATA_ENDINGS for entry in path.iterdir()):
+            hint = f"sora init {quote(str(reference))} writes a recipe for the data in it"
+        raise SoraError(f"'{reference}' is a directory, not a recipe file", hint=hint)
     raise SoraError(f"no recipe '{reference}'", hint=_nearest(path))
 
 

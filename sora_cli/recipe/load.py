@@ -27,7 +27,7 @@ from sora_cli.recipe.layers import combine, file_layers, override_layer
 from sora_cli.recipe.library import find_recipe, recipes_dir
 from sora_cli.recipe.open_blocks import OPEN_BLOCKS
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.recipe.yaml_lines import Origin, Tree
+from sora_cli.recipe.yaml_lines import Origin, Tree, parse_file
 
 __all__ = ["LoadedRecipe", "Origin", "load_recipe"]
 
@@ -108,6 +108,18 @@ def load_stored(
     origin = Origin(shown_path(file))
     stored = Tree(copy.deepcopy(dict(values)), {path: origin for path, _ in flat(values)})
     return _loaded([stored, override_layer(overrides)], file, name)
+
+
+def load_text(text: str, path: Path) -> LoadedRecipe:
+    """Check a recipe that is about to be written.
+
+    Args:
+        path: the file it is for.
+
+    Raises:
+        SoraError: see `load_recipe`.
+    """
+    return _loaded([parse_file(text.encode(), shown_path(path))], path, _name(path))
 
 
 def _loaded(layers: Sequence[Tree], path: Path, name: str) -> LoadedRecipe:

@@ -83,7 +83,8 @@ class DataBlock(Block):
     revision: str | None = Field(None, description="Hub branch, tag or commit of the data set")
     files: dict[str, Names] | None = Field(
         None,
-        description="csv, json, jsonl, parquet files per split: {train: a.csv, validation: b.csv}",
+        description="csv, tsv, json, jsonl, parquet files per split: {train: a.csv, validation: "
+        "b.csv}",
     )
     train: str = Field("train", description="split to train on")
     validation: SomeNames = Field(
@@ -117,6 +118,12 @@ class DataBlock(Block):
     )
     selection_rows: Count = Field(1000, description="rows for selection: train-rows")
     selection_seed: Seed = Field(42, description="seed of the split by data.selection")
+    held_out_rows: Count | None = Field(
+        None,
+        description="training rows that become the first of data.validation, a split that the data "
+        "then must not have; they are not trained on",
+    )
+    held_out_seed: Seed = Field(42, description="seed of the split by data.held_out_rows")
 
     @model_validator(mode="after")
     def _distinct(self) -> DataBlock:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from sora_cli.core.console import count, printable
 from sora_cli.core.words import first_few
 from sora_cli.run.prepare import Prepared
+from sora_cli.tasks.base import Encoded, Task
 
 _FEW = 8  # classes that are listed one by one
 _LONG = 40  # characters of a name
@@ -21,11 +22,16 @@ def class_counts(ready: Prepared) -> dict[str, dict[str, int]]:
     parts = {"train": ready.train, **ready.report}
     if ready.selects_apart:
         parts["select"] = ready.select
+    return count_classes(ready.task, parts)
+
+
+def count_classes(task: Task, parts: Mapping[str, Encoded]) -> dict[str, dict[str, int]]:
+    """Count the rows of each class in some parts; {} for a task without classes."""
     found = {}
     for name, part in parts.items():
-        numbers = ready.task.class_counts(part)
+        numbers = task.class_counts(part)
         if numbers is not None:
-            names = ready.task.label_names or []
+            names = task.label_names or []
             found[name] = dict(zip(names, numbers.tolist(), strict=True))
     return found
 

@@ -127,6 +127,10 @@ class Task(ABC):
             training: the rows are trained on, and not scored.
         """
 
+    def template(self, processor: Any) -> str | None:
+        """Say what a row's text is made with; None: with nothing but the columns themselves."""
+        return None
+
     def model_options(self) -> dict[str, Any]:
         """Return configuration values of the head, such as num_labels and id2label."""
         return {}

@@ -104,6 +104,14 @@ class CausalLm(Writing):
             told=told,
         )
 
+    def template(self, processor: Any) -> str | None:
+        prompt = self.options.prompt
+        if "text" in self._columns:
+            return None
+        if self._chats(processor):
+            return "the tokenizer's chat template"
+        return "### headings" if prompt in ("auto", "plain") else repr(prompt)
+
     def check_model(self, model: nn.Module, processor: Any) -> None:
         super().check_model(model, processor)
         check_causal(model, str(model.config.name_or_path))  # type: ignore[union-attr]

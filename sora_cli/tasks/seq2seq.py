@@ -133,6 +133,10 @@ class Seq2Seq(Writing):
             examples=examples if training else concatenate_datasets([examples, prompts], axis=1),
         )
 
+    def template(self, processor: Any) -> str | None:
+        made = [] if self._source in self.input_columns else [repr(self._source)]
+        return " of ".join([*map(repr, filter(None, [self.options.prefix])), *made]) or None
+
     def check_model(self, model: nn.Module, processor: Any) -> None:
         super().check_model(model, processor)
         check_start(model)

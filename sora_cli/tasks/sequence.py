@@ -19,7 +19,7 @@ from sora_cli.tasks.labels import encode_classes
 from sora_cli.tasks.metrics import Scored, number_parts
 from sora_cli.tasks.texts import check_text, columns_in, made_texts, require_column, row_error
 
-_USUAL_COLUMNS = (
+USUAL_COLUMNS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
@@ -64,6 +64,10 @@ class _Sequence(Scored):
         empty = sum(not "".join(map(str, row.values())).strip() for row in texts)
         return Encoded(features, lengths, truncated, longest, lacking={"have no text": empty})
 
+    def template(self, processor: Any) -> str | None:
+        made = [entry for entry in self._entries if entry not in self.input_columns]
+        return " and ".join(map(repr, made)) or None
+
     @abstractmethod
     def check_labels(self, rows: Dataset) -> None:
         """Check the labels of a split."""
@@ -80,7 +84,7 @@ class _Sequence(Scored):
     def _find_text_columns(self, columns: list[str]) -> tuple[str, ...]:
         wanted = self.data.text_columns
         if wanted is None:
-            for usual in _USUAL_COLUMNS:
+            for usual in USUAL_COLUMNS:
                 if set(usual) <= set(columns):
                     return usual
             raise RowError(

@@ -19,7 +19,7 @@ from sora_cli.core import boundary
 from sora_cli.core.errors import SoraError
 
 ROOT = Path(sora_cli.__file__).resolve().parent.parent
-COMMANDS = ["train", "eval", "inspect", "prune", "merge", "recipes", "schema", "methods"]
+COMMANDS = ["init", "train", "eval", "inspect", "prune", "merge", "recipes", "schema", "methods"]
 
 
 def sora(*arguments, cwd=None, code=None):

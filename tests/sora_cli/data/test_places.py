@@ -129,7 +129,7 @@ def test_columns_of_one_name_are_told(tmp_path: Path) -> None:
     [
         (f"{HEADER}a,0,\nb,1,\n", "3 fields, where the header has 2", "at the ends of the lines"),
         (f"{HEADER}a,b,0\nb,c,1\n", "3 fields, where the header has 2", "into quotes"),
-        ("text;label\na, b;0\n", "2 fields, where the header has 1", "write commas"),
+        ("text;label\na;b;0\n", "3 fields, where the header has 2", "into quotes"),
     ],
 )
 def test_a_first_row_wider_than_the_header(

@@ -114,7 +114,8 @@ FAULTS: dict[str, tuple[str, str, int | None, str, str]] = {
     # ending, content, line that is named, what is said, and what to do
     "missing column": ("csv", PLAIN.replace("sentence2", "other", 1), 1, "no column 'sentence2'",
         "there are: sentence1, other, label"),
-    "semicolons": ("csv", PLAIN.replace(",", ";"), 1, "no column 'sentence1'", "write commas"),
+    "semicolons": ("csv", PLAIN.replace(",", ";").replace("the cat 3", ""), 5,
+        "'sentence1' has no text", "data.text_columns"),
     "empty cell": ("csv", PLAIN.replace("the cat 3", "", 1), 5, "'sentence1' has no text",
         "data.text_columns"),
     "after a quoted newline": ("csv", PLAIN.replace("the cat 1", '"the\n\ncat"').replace(

@@ -1,0 +1,98 @@
+"""Encoded rows as a person can read them: their tokens, and what of them carries the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from sora_cli.core.console import count, printable
+from sora_cli.core.words import shown_value
+from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.language import IGNORED
+
+_CHARACTERS = 240  # of a text that is shown
+_CHOICES = 8
+
+
+def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterator[str]:
+    """Yield a row as the model gets it.
+
+    Args:
+        processor: that encoded it.
+        number: of the encoded row, from 0.
+    """
+    row = rows.dataset[number]
+    ids = row.get("input_ids")
+    if ids is None:
+        yield from (f"{name}: {_short(shown_value(value))}" for name, value in _plain(row))
+        return
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if ids and isinstance(ids[0], list):
+        for place, choice in enumerate(ids[:_CHOICES]):
+            mark = "right" if place == row["labels"] else "choice"
+            yield f"{mark:<8} {_short(_tokens(tokenizer, choice))}"
+        return
+    labels = row.get("labels")
+    if isinstance(labels, list) and len(labels) == len(ids) and task.label_names is None:
+        yield from _learned(tokenizer, ids, labels)
+        return
+    names = task.label_names
+    if isinstance(labels, list) and len(labels) == len(ids) and names is not None:
+        yield f"{'tokens':<8} {_short(_tagged(tokenizer, ids, labels, names))}"
+        return
+    yield f"{'tokens':<8} {_short(_tokens(tokenizer, ids))}"
+    if isinstance(labels, list):
+        yield f"{'learned':<8} {_short(_tokens(tokenizer, labels))}"
+    elif labels is not None:
+        yield f"{'label':<8} {_label(labels, names)}"
+    if "start_positions" in row:
+        span = ids[row["start_positions"] : row["end_positions"] + 1]
+        yield f"{'answer':<8} {_short(_tokens(tokenizer, span))}"
+
+
+def length_of(task: Task, rows: Encoded, number: int) -> str:
+    """Say how many tokens a row has, how many carry the loss, and whether it may have been cut."""
+    row, tokens = rows.dataset[number], int(rows.lengths[number])
+    if "input_ids" not in row:
+        return ""
+    text = f"{count(tokens)} tokens"
+    labels = row.get("labels")
+    if isinstance(labels, list):
+        text += f", {count(sum(label != IGNORED for label in labels))} carry the loss"
+    if rows.truncated and tokens >= task.data.max_length:
+        text += ", cut at data.max_length"
+    return text
+
+
+def _learned(tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) -> Iterator[str]:
+    """Yield the stretches of a text, those that carry the loss and those that are only read."""
+    for learned, part in groupby(zip(ids, labels, strict=True), key=lambda p: p[1] != IGNORED):
+        text = tokenizer.decode([token for token, _ in part])
+        yield f"{'learned' if learned else 'read':<8} {_short(text)}"
+
+
+def _tagged(tokenizer: Any, ids: Sequence[int], labels: Sequence[int], names: Sequence[str]) -> str:
+    pairs = zip(tokenizer.convert_ids_to_tokens(list(ids)), labels, strict=True)
+    return " ".join(t if label == IGNORED else f"{t}/{names[label]}" for t, label in pairs)
+
+
+def _tokens(tokenizer: Any, ids: Sequence[int]) -> str:
+    known = [token for token in ids if token >= 0]
+    return " ".join(str(token) for token in tokenizer.convert_ids_to_tokens(known))
+
+
+def _label(label: Any, names: Sequence[str] | None) -> str:
+    return f"{label:g}" if names is None else f"'{printable(names[label])}'"
+
+
+def _plain(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        yield name, "an image" if isinstance(value, dict | bytes) else value
+
+
+def _short(text: str) -> str:
+    """Return a text in one line, without its middle where it is long."""
+    shown = printable(text)
+    half = _CHARACTERS // 2
+    return shown if len(shown) <= _CHARACTERS else f"{shown[:half]} ... {shown[-half:]}"

@@ -1,0 +1,169 @@
+"""The columns of raw rows, and what they hold, told by their values and their names."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Image
+
+_ROWS = 20_000  # looked at, spread over all of them
+_CLASSES, _WHOLE_CLASSES = 200, 20  # different values that a column of classes has at most
+_ROWS_PER_CLASS = 4  # on average, at least
+_WORDS, _CHARACTERS = 3.0, 12  # of a text, on average: fewer are a name or a word
+_MOST = 0.95  # share of the values that tells what a column holds
+
+_DATE = re.compile(
+    r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?"
+    r"|\d{1,2}:\d{2}(:\d{2})?"
+)
+_IDENTIFIER = re.compile(
+    r"(id|idx|index|uuid|guid|key|nr|no|row|unnamed:? \d+)|.*[_ -](id|idx|uuid|guid|key)",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}|[0-9a-f]{24,64}", re.IGNORECASE)
+
+Kind = Literal[
+    "text", "word", "class", "whole", "number", "identifier", "date", "constant", "empty",
+    "words", "numbers", "chat", "answers", "choices", "image", "other",
+]  # fmt: skip
+"""The kinds of columns: a text has several words, a "word" is a name, an address or the like with
+many different values; "whole" are whole numbers that are no classes; "words" and "numbers" are
+lists of them, with one item a word."""
+
+_ABOUT: Mapping[Kind, str] = {
+    "text": "texts",
+    "word": "names or single words",
+    "class": "classes",
+    "whole": "whole numbers",
+    "number": "numbers",
+    "identifier": "an identifier",
+    "date": "dates or times",
+    "constant": "the same value in every row",
+    "empty": "nothing in any row",
+    "words": "lists of words",
+    "numbers": "lists of whole numbers",
+    "chat": "chats",
+    "answers": "answers with their places",
+    "choices": "choices",
+    "image": "images",
+    "other": "nested values",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of raw rows.
+
+    Attributes:
+        distinct: different values among the rows that were looked at.
+        words: of a text, on average; 0 for what is no text.
+    """
+
+    name: str
+    kind: Kind
+    distinct: int = 0
+    words: float = 0.0
+
+    @property
+    def about(self) -> str:
+        """Its values in words, for a person."""
+        if self.kind == "class":
+            return f"{self.distinct} classes"
+        if self.kind == "text":
+            return f"texts of {self.words:.0f} words"
+        return _ABOUT[self.kind]
+
+
+def read_columns(rows: Dataset) -> dict[str, Column]:
+    """Return what each column of raw rows holds, by its name, in the data's order.
+
+    At most 20,000 rows are looked at, at equal distances.
+    """
+    step = -(-len(rows) // _ROWS)
+    seen = rows if step <= 1 else rows.select(range(0, len(rows), step))
+    found = {}
+    for name in rows.column_names:
+        feature = rows.features[name]
+        if isinstance(feature, Image):
+            found[name] = Column(name, "image")
+        else:
+            found[name] = _column(name, seen[name][:], named=isinstance(feature, ClassLabel))
+    return found
+
+
+def _column(name: str, values: Sequence[Any], *, named: bool) -> Column:
+    """Return what values are.
+
+    Args:
+        named: they are numbers of classes that the data set names.
+    """
+    there = [v for v in values if v is not None and v != "" and v == v]  # NaN is not
+    if not there:
+        return Column(name, "empty")
+    if isinstance(there[0], list | dict):
+        return Column(name, _nested(there), len(there))
+    distinct = len(set(there))
+    if named or isinstance(there[0], bool):
+        return Column(name, "class", distinct)
+    if distinct == 1 and len(there) > 1:
+        return Column(name, "constant", 1)
+    if all(isinstance(v, datetime.date | datetime.time) for v in there):
+        return Column(name, "date", distinct)
+    if all(isinstance(v, str) for v in there):
+        words = float(np.mean([len(v.split()) for v in there]))
+        return Column(name, _of_texts(name, there, distinct, words), distinct, words)
+    if all(isinstance(v, int) for v in there):
+        return Column(name, _of_whole_numbers(name, there, distinct), distinct)
+    return Column(name, "number" if all(isinstance(v, float) for v in there) else "other", distinct)
+
+
+def _of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> Kind:
+    if _share(_DATE, values) >= _MOST:
+        return "date"
+    if words < _WORDS and distinct <= max(2, min(_CLASSES, len(values) // _ROWS_PER_CLASS)):
+        return "class"
+    if _share(_CODE, values) >= _MOST or (_IDENTIFIER.fullmatch(name) and words < _WORDS):
+        return "identifier"
+    unspaced = words < 2 and np.mean([not v.isascii() for v in values]) > 0.5  # such as Chinese
+    long = words >= _WORDS or (unspaced and np.mean([len(v) for v in values]) >= _CHARACTERS)
+    return "text" if long else "word"
+
+
+def _of_whole_numbers(name: str, values: Sequence[int], distinct: int) -> Kind:
+    counted = distinct == len(values) > 2 and max(values) - min(values) == distinct - 1
+    if counted or _IDENTIFIER.fullmatch(name):
+        return "identifier"
+    few = distinct <= max(2, min(_WHOLE_CLASSES, len(values) // _ROWS_PER_CLASS))
+    return "class" if few and min(values) >= 0 and max(values) < 10 * _WHOLE_CLASSES else "whole"
+
+
+def _nested(values: Sequence[Any]) -> Kind:
+    """Return what lists and mappings are, by the first of them that holds something."""
+    first = next((value for value in values if value), None)
+    items = first if isinstance(first, list) else [first]
+    if all(isinstance(item, str) for item in items):
+        return "words"
+    if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+        return "numbers"
+    if not all(isinstance(item, dict) for item in items):
+        return "other"
+    keys = set(items[0] or ())
+    return next(_of_mappings(keys, single=isinstance(first, dict)), "other")
+
+
+def _of_mappings(keys: set[str], *, single: bool) -> Iterator[Kind]:
+    if not single and {"role", "from"} & keys and {"content", "value"} & keys:
+        yield "chat"
+    if {"text", "answer_start"} <= keys:
+        yield "answers"
+    if {"text", "label"} <= keys:
+        yield "choices"
+
+
+def _share(pattern: re.Pattern[str], values: Sequence[str]) -> float:
+    return sum(pattern.fullmatch(value.strip()) is not None for value in values) / len(values)

@@ -1,0 +1,315 @@
+"""The task family that columns are of, and the part that each column plays in it.
+
+Families are tried from the most particular one (a column of images, of chats, of tagged words) to
+the most general (texts and a label). What fits two ways is an error that names the key to give.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import listed
+from sora_cli.recipe.families import options_class
+from sora_cli.run.propose.columns import Kind
+from sora_cli.run.propose.roles import (
+    READ,
+    Columns,
+    find_label,
+    find_texts,
+    of_kinds,
+    one_of,
+    usual_label,
+)
+from sora_cli.tasks.choices import find_form
+from sora_cli.tasks.texts import columns_in
+
+Given = Mapping[str, Any]
+"""Keys of the recipe's data block that were given, and need not be found."""
+
+_TAG = re.compile(r"O|[BIES]-.+")
+_SOURCES = ("source", "document", "article", "dialogue", "text")
+_TARGETS = ("target", "summary", "highlights")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A task family, and the columns that it takes.
+
+    Attributes:
+        why: a few words on what decided it.
+        data, options: keys of the recipe's blocks `data` and `task`.
+        taken: column -> the part it plays.
+        left: column -> why it is not taken, where its kind does not say it.
+    """
+
+    task: str
+    why: str
+    taken: Mapping[str, str]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    def not_taken(self, columns: Columns) -> dict[str, str]:
+        """Return each column that is not taken, with the reason."""
+        return {
+            name: self.left.get(name, column.about)
+            for name, column in columns.items()
+            if name not in self.taken
+        }
+
+
+def match(
+    columns: Columns, given: Given, task: str | None = None, *, tags: Sequence[str] = ()
+) -> Match:
+    """Return the family that columns are of.
+
+    Args:
+        given: keys of the data block that decide what would else be found.
+        task: the family, if it was given.
+        tags: some values of a column of tags, which tell entities from other tags.
+
+    Raises:
+        SoraError: none fits, or two ways fit as well; it names the key that decides.
+    """
+    if task is not None:
+        options_class(task)  # an unknown name is told here
+    for name, find in _FAMILIES:
+        if task is None or name == task or (name == _SEQUENCE and task in _ONE_LABEL):
+            found = find(columns, given, task)
+            if found is not None:
+                return _with_metrics(found, tags)
+    raise _nothing(columns, task)
+
+
+def _image(columns: Columns, given: Given, task: str | None) -> Match | None:
+    images = of_kinds(columns, "image")
+    if not images or task == "image-text":
+        return None
+    label = given.get("label_column") or find_label(columns, images)
+    if label is None:
+        return None
+    image = one_of(images, "image", "data.columns.image=COLUMN", columns)
+    about = {**_named("image-classification", {"image": image}), "label_column": label}
+    return Match(
+        "image-classification", "a column of images", {image: "image", label: "label"}, about
+    )
+
+
+def _image_text(columns: Columns, given: Given, task: str | None) -> Match | None:
+    del task
+    images = of_kinds(columns, "image")
+    found = _parts("image-text", columns, given, {"image": ("image",), "text": READ})
+    if not images or "image" not in found:
+        return None
+    texts = [found["text"]] if "text" in found else of_kinds(columns, *READ)
+    if not texts:
+        return None
+    text = one_of(texts, "caption", "data.columns.text=COLUMN", columns)
+    parts = {"image": found["image"], "text": text}
+    return _of_parts("image-text", "images with texts", parts)
+
+
+def _chat(columns: Columns, given: Given, task: str | None) -> Match | None:
+    del task
+    found = _parts("causal-lm", columns, given, {"messages": ("chat",)})
+    chats = [found["messages"]] if found else of_kinds(columns, "chat")
+    if not chats:
+        return None
+    chat = one_of(chats, "chat", "data.columns.messages=COLUMN", columns)
+    return _of_parts("causal-lm", "a column of chats", {"messages": chat})
+
+
+def _tags(columns: Columns, given: Given, task: str | None) -> Match | None:
+    del task
+    wanted: dict[str, tuple[Kind, ...]] = {"tokens": ("words",), "tags": ("words", "numbers")}
+    found = _parts("token-classification", columns, given, wanted)
+    lists = of_kinds(columns, "words", "numbers")
+    if len(found) == 1 and len(lists) == 2:
+        (part, column), *_ = found.items()
+        found[_OTHER[part]] = next(name for name in lists if name != column)
+    if len(found) < 2:
+        return None
+    return _of_parts("token-classification", "lists of words with a tag each", found)
+
+
+_OTHER = {"tokens": "tags", "tags": "tokens"}
+
+
+def _spans(columns: Columns, given: Given, task: str | None) -> Match | None:
+    text: tuple[Kind, ...] = ("text", "word", "class")
+    answers: tuple[Kind, ...] = ("answers", "words", *(text if task is not None else ()))
+    wanted = {"question": text, "context": text, "answers": answers}
+    found = _parts("question-answering", columns, given, wanted)
+    if len(found) < 3:
+        return None
+    return _of_parts("question-answering", "questions, contexts and answers in them", found)
+
+
+def _choice(columns: Columns, given: Given, task: str | None) -> Match | None:
+    if given.get("text_columns") is not None and task is None:
+        return None
+    text: tuple[Kind, ...] = ("text", "word", "class")
+    lists: tuple[Kind, ...] = ("choices", "words")
+    wanted = {"context": text, "question": text, "choices": lists}
+    found = _parts("multiple-choice", columns, given, wanted)
+    try:
+        form = find_form(list(columns), found, given.get("text_columns"))
+    except SoraError:
+        if task is None:
+            return None
+        raise
+    taken = dict.fromkeys(form.columns(list(columns)), "text")
+    free = [name for name in columns if name not in taken]
+    usual = (name for name in ("label", "answerKey", "answer") if name in free)
+    label = given.get("label_column") or next(usual, None)
+    if label is None or not (form.context or form.lead or task):
+        return None
+    about = {"label_column": label, **_named("multiple-choice", found)}
+    return Match("multiple-choice", "texts to choose from", {**taken, label: "label"}, about)
+
+
+def _rewriting(columns: Columns, given: Given, task: str | None) -> Match | None:
+    names = {"source": _SOURCES, "target": _TARGETS} if task is None else None
+    wanted = {"source": READ, "target": READ}
+    found = _parts("seq2seq", columns, given, wanted, names=names)
+    if len(found) < 2 or found["source"] == found["target"]:
+        return None
+    return _of_parts("seq2seq", "a text, and what is to be written of it", found)
+
+
+def _instructions(columns: Columns, given: Given, task: str | None) -> Match | None:
+    if task is None and (given.get("label_column") or usual_label(columns) is not None):
+        return None
+    wanted: dict[str, tuple[Kind, ...]] = {
+        "instruction": ("text", "word"),
+        "input": ("text", "word", "class", "constant", "empty"),
+        "output": ("text", "word", "class"),
+    }
+    found = _parts("causal-lm", columns, given, wanted)
+    if not {"instruction", "output"} <= set(found):
+        return None
+    return _of_parts("causal-lm", "instructions with their answers", found)
+
+
+def _labelled(columns: Columns, given: Given, task: str | None) -> Match | None:
+    given_texts = given.get("text_columns")
+    read = {name for entry in given_texts or () for name in columns_in(entry, list(columns))}
+    if not (read or of_kinds(columns, *READ)):
+        return None
+    label = given.get("label_column") or find_label(columns, read)
+    if label is None:
+        return None
+    if label not in columns:
+        raise SoraError(
+            f"data.label_column: no column '{label}'",
+            where=f"there are: {listed(columns)}",
+            key="data.label_column",
+        )
+    texts, left = (list(given_texts), {}) if given_texts else find_texts(columns, label)
+    if not texts:
+        return None
+    kind = columns[label].kind
+    numbers = kind in ("number", "whole", "identifier")
+    name = task or ("sequence-regression" if numbers else "sequence-classification")
+    what = "a number" if numbers else columns[label].about
+    about = {"text_columns": texts, "label_column": label}
+    taken = {name: "text" for entry in texts for name in columns_in(entry, list(columns))}
+    of = "pairs of texts" if len(texts) == 2 else "texts"
+    return Match(name, f"{of} and {what} in '{label}'", {**taken, label: "label"}, about, left=left)
+
+
+def _plain(columns: Columns, given: Given, task: str | None) -> Match | None:
+    found = _parts("causal-lm", columns, given, {"text": READ})
+    texts = [found["text"]] if found else of_kinds(columns, "text")
+    if not texts or (task is None and len(texts) > 1):
+        return None
+    text = one_of(texts, "text", "data.columns.text=COLUMN", columns)
+    return _of_parts("causal-lm", "texts, and nothing that could be a label", {"text": text})
+
+
+_SEQUENCE = "sequence"
+_ONE_LABEL = ("sequence-classification", "sequence-regression")
+_FAMILIES: tuple[tuple[str, Callable[[Columns, Given, str | None], Match | None]], ...] = (
+    ("image-classification", _image),
+    ("image-text", _image_text),
+    ("causal-lm", _chat),
+    ("token-classification", _tags),
+    ("question-answering", _spans),
+    ("multiple-choice", _choice),
+    ("seq2seq", _rewriting),
+    ("causal-lm", _instructions),
+    (_SEQUENCE, _labelled),
+    ("causal-lm", _plain),
+)
+
+
+def _parts(
+    task: str,
+    columns: Columns,
+    given: Given,
+    wanted: Mapping[str, Sequence[Kind]],
+    *,
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, str]:
+    """Return the columns that play these parts: those given, else those with a usual name.
+
+    Args:
+        wanted: part -> kinds of column that can play it.
+        names: usual names in the place of the family's own.
+    """
+    usual, named = options_class(task).COLUMNS, given.get("columns") or {}
+    found: dict[str, str] = {}
+    for part, kinds in wanted.items():
+        own = usual[part] if names is None else names[part]
+        fits = (n for n in own if n in columns and columns[n].kind in kinds)
+        column = named.get(part) or next((n for n in fits if n not in found.values()), None)
+        if column is not None:
+            found[part] = column
+    return found
+
+
+def _of_parts(task: str, why: str, parts: Mapping[str, str]) -> Match:
+    taken = {column: part for part, column in parts.items()}
+    return Match(task, why, taken, _named(task, parts))
+
+
+def _named(task: str, parts: Mapping[str, str]) -> dict[str, Any]:
+    """Return `data.columns`, without it where every column has its usual name."""
+    usual = options_class(task).COLUMNS
+    return {"columns": dict(parts)} if any(c not in usual[p] for p, c in parts.items()) else {}
+
+
+def _with_metrics(found: Match, tags: Sequence[str]) -> Match:
+    """Add metrics where the family's own do not fit: precision and recall are of entities."""
+    if found.task != "token-classification" or (tags and all(map(_TAG.fullmatch, tags))):
+        return found
+    return Match(
+        found.task, found.why, found.taken, found.data, {"metrics": ["accuracy"]}, found.left
+    )
+
+
+def _nothing(columns: Columns, task: str | None) -> SoraError:
+    held = "; ".join(f"{name}: {column.about}" for name, column in list(columns.items())[:6])
+    texts = of_kinds(columns, "text")
+    if task is not None:
+        parts = options_class(task).COLUMNS
+        hint = "data.columns='{" + ", ".join(f"{part}: COLUMN" for part in parts) + "}'"
+        hint = hint if parts else "data.text_columns=[COLUMN] data.label_column=COLUMN"
+        return SoraError(f"the columns are not those of {task}", where=held, hint=hint)
+    if len(texts) > 1:
+        return SoraError(
+            f"{len(texts)} columns of texts, and none that could be a label: {listed(texts)}",
+            where=held,
+            hint="say what is learned: data.label_column=COLUMN, or task.name=causal-lm "
+            f"data.columns='{{instruction: {texts[0]}, output: {texts[1]}}}'",
+        )
+    return SoraError(
+        "no task can be told by the columns: none of them holds texts, images or lists of words",
+        where=held,
+        hint="name them: task.name=sequence-classification data.text_columns=[COLUMN] "
+        "data.label_column=COLUMN",
+    )

@@ -1,0 +1,286 @@
+"""A recipe proposed for data that has none: everything that can be found in them, by rules.
+
+proposal = propose("reviews.csv", Path("reviews.yaml"), overrides=["training.epochs=2"])
+proposal.text     # what `sora init` writes
+proposal.loaded   # the same, as a recipe that was read from that file
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+from pydantic import ValidationError
+
+from methods.registry import proposed_method
+from sora_cli import __version__
+from sora_cli.core.environment import free_memory
+from sora_cli.core.errors import SoraError, first_mistake
+from sora_cli.core.hub import quiet_hub
+from sora_cli.core.words import listed
+from sora_cli.data.loading import Part, load_splits
+from sora_cli.data.rows import Rows
+from sora_cli.model.base import load_inputs
+from sora_cli.recipe.layers import override_layer
+from sora_cli.recipe.load import LoadedRecipe, load_text
+from sora_cli.recipe.recipe import DataBlock
+from sora_cli.run.preflight import check_recipe
+from sora_cli.run.prepare import check_rows, load_task
+from sora_cli.run.propose import rules
+from sora_cli.run.propose.columns import Column, read_columns
+from sora_cli.run.propose.lengths import token_lengths
+from sora_cli.run.propose.matching import Match, match
+from sora_cli.run.propose.place import place_of, train_split, validation_splits
+from sora_cli.run.propose.rules import Proposed
+from sora_cli.run.propose.text import recipe_text
+from sora_cli.tasks.base import Task
+
+_PLACE = ("path", "name", "revision", "files")
+_UNCUT = 2**24  # tokens, while the lengths are counted
+_TAGS = 100  # values that tell what kind of tags there are
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe, and what it was made from.
+
+    Attributes:
+        text: the file's content; it is not written.
+        loaded: the recipe as read from that file: its origins are the file's lines.
+        reasons: dotted key -> why it has its value.
+        columns: of the training rows.
+        task, rows, processor: loaded for it, and checked.
+    """
+
+    text: str
+    loaded: LoadedRecipe
+    reasons: Mapping[str, str]
+    match: Match
+    columns: Mapping[str, Column]
+    task: Task
+    rows: Rows
+    processor: Any
+
+
+def propose(
+    source: str,
+    output: Path,
+    *,
+    model: str | None = None,
+    task: str | None = None,
+    overrides: Sequence[str] = (),
+    command: str | None = None,
+) -> Proposal:
+    """Look at data, and propose a recipe for them; the base model's weights are not loaded.
+
+    Args:
+        source: a file, a directory, builtin://NAME, or a data set's Hub id.
+        output: the file that the recipe is for; nothing is written.
+        model: the base model, as model.path; None: a small one.
+        task: the family, as task.name; None: told by the columns.
+        overrides: block.key=value words; what they give is not looked for.
+        command: that is named in the file; None: `sora init SOURCE`.
+
+    Raises:
+        SoraError: no data, columns that fit no task, or two ways as well (it names the key that
+            decides), a row that does not fit, a model that cannot be loaded.
+    """
+    given = override_layer(overrides).values
+    for block, key, value in (("model", "path", model), ("task", "name", task)):
+        if value is not None:
+            given.setdefault(block, {})[key] = value
+    draft = _Draft(given)
+    found, columns = _look(source, draft)
+    header = _header(source, output, found, columns, command)
+    loaded = load_text(recipe_text(header, draft.with_(_uncut(draft))), output)
+    check_recipe(loaded.recipe)
+    bound, rows = load_task(loaded.recipe)
+    check_rows(bound, rows, (rows.train, rows.select, *rows.report.values()))
+    with loaded.recipe.placing():
+        config, processor = load_inputs(loaded.recipe.model, bound)
+        _lengths(draft, bound, rows, config, processor)
+    _training(draft, len(rows.train), config)
+    draft.rest()
+    text = recipe_text(header, draft.blocks)
+    loaded = load_text(text, output)
+    bound, rows = load_task(loaded.recipe)
+    return Proposal(text, loaded, draft.reasons(), found, columns, bound, rows, processor)
+
+
+class _Draft:
+    """The values of a recipe as they are found; what was given stands in the place of proposals."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.given = given
+        self.blocks: dict[str, dict[str, Proposed]] = {}
+
+    def put(self, block: str, key: str, proposed: Proposed) -> Any:
+        """Add a value, unless another was given; return the one that holds."""
+        own = self.block(block)
+        chosen = Proposed(own[key], "given") if key in own else proposed
+        self.blocks.setdefault(block, {})[key] = chosen
+        return chosen.value
+
+    def block(self, name: str) -> Mapping[str, Any]:
+        """Return what was given of a block."""
+        value = self.given.get(name) or {}
+        return value if isinstance(value, Mapping) else {}
+
+    def rest(self) -> None:
+        """Add what was given and has no place yet."""
+        for block, values in self.given.items():
+            if not isinstance(values, Mapping):
+                raise SoraError(f"{block} is no key of a recipe", hint="write block.key=value")
+            for key, value in values.items():
+                self.blocks.setdefault(block, {}).setdefault(key, Proposed(value, "given"))
+
+    def with_(self, more: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Proposed]]:
+        """Return the blocks with further values that have no reason yet."""
+        draft = _Draft(self.given)
+        draft.blocks = {block: dict(values) for block, values in self.blocks.items()}
+        for block, values in more.items():
+            for key, value in values.items():
+                draft.put(block, key, Proposed(value, ""))
+        draft.rest()
+        return draft.blocks
+
+    def reasons(self) -> dict[str, str]:
+        """Return the reason of each value, by dotted key."""
+        return {
+            f"{block}.{key}": proposed.why
+            for block, values in self.blocks.items()
+            for key, proposed in values.items()
+        }
+
+
+def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
+    """Find where the rows are, which task they are of, and which splits there are."""
+    datasets.disable_progress_bars()
+    quiet_hub()
+    given = draft.block("data")
+    place = place_of(source)
+    if "files" in place and isinstance(given.get("files"), Mapping):
+        files = {**place["files"].value, **given["files"]}
+        place = {"files": Proposed(files, "")}
+    named = {key: given[key] for key in _PLACE if key in given and key not in place}
+    try:
+        block = DataBlock(**{key: p.value for key, p in place.items()}, **named)
+    except ValidationError as error:
+        raise SoraError(f"data: {first_mistake(error)}") from error
+    splits = load_splits(block)
+    train = train_split(splits, given)
+    if train not in splits or len(splits[train].rows) == 0:
+        raise SoraError(f"there are no rows in split '{train}'", where=f"splits: {listed(splits)}")
+    rows = splits[train].rows
+    columns = read_columns(rows)
+    wanted = draft.block("task").get("name")
+    found = match(columns, given, wanted, tags=_tags(rows, columns))
+    model = rules.base_model(found.task)
+    draft.put("model", "path", model)
+    draft.put("task", "name", Proposed(found.task, found.why))
+    for key, value in found.options.items():
+        draft.put("task", key, Proposed(value, "the family's own are of entities"))
+    for key, proposed in place.items():
+        draft.blocks.setdefault("data", {})[key] = proposed
+    _splits(draft, splits, train, found.data.get("label_column"))
+    for key, value in found.data.items():
+        draft.put("data", key, Proposed(value, ""))
+    return found, columns
+
+
+def _splits(draft: _Draft, splits: Mapping[str, Part], train: str, label: str | None) -> None:
+    given = draft.block("data")
+    if train != "train":
+        draft.put("data", "train", Proposed(train, "the rows to train on"))
+    if "validation" in given:
+        return
+    scored = validation_splits(splits, train, label)
+    if not scored:
+        draft.put("data", "held_out_rows", rules.held_out_rows(len(splits[train].rows)))
+        seed = Proposed(DataBlock.model_fields["held_out_seed"].default, "of the choice of them")
+        draft.put("data", "held_out_seed", seed)
+    elif list(scored) != ["validation"]:
+        draft.put("data", "validation", Proposed(list(scored), "the rows to score on"))
+
+
+def _tags(rows: Dataset, columns: Mapping[str, Column]) -> list[str]:
+    """Return some values of the column of tags, if they are texts."""
+    lists = [name for name, column in columns.items() if column.kind == "words"]
+    usual = [name for name in lists if name in ("tags", "ner_tags", "labels")] or lists[1:]
+    if not usual:
+        return []
+    return [str(tag) for row in rows[:_TAGS][usual[0]] for tag in row or ()]
+
+
+def _uncut(draft: _Draft) -> dict[str, dict[str, Any]]:
+    """Return what a recipe needs before lengths are known."""
+    name = draft.blocks["task"]["name"].value
+    more: dict[str, dict[str, Any]] = {"method": _method(draft, name)}
+    more["data"] = {"max_length": _UNCUT}
+    if name == "seq2seq":
+        more["task"] = {"max_target_length": _UNCUT}
+    return more
+
+
+def _method(draft: _Draft, task: str) -> dict[str, Any]:
+    given, proposed = draft.block("method"), proposed_method(rules.rank(task).value)
+    other = given.get("name", proposed["name"]) != proposed["name"]
+    return {"name": given["name"]} if other else proposed
+
+
+def _lengths(draft: _Draft, task: Task, rows: Rows, config: Any, processor: Any) -> None:
+    """Put where rows are cut, by the tokens of the training rows."""
+    found = token_lengths(task, rows.train, rows.origin(rows.train), processor)
+    if found is None:
+        return
+    tokenizer = getattr(processor, "tokenizer", processor)
+    limit = min(rules.limit_of(config, tokenizer), found.window or _UNCUT)
+    draft.put("data", "max_length", rules.max_length(found.tokens, limit))
+    if found.targets is not None:
+        cut = rules.max_length(found.targets, _UNCUT)
+        draft.put("task", "max_target_length", cut)
+        draft.put("task", "max_new_tokens", Proposed(cut.value, "as max_target_length"))
+
+
+def _training(draft: _Draft, rows: int, config: Any) -> None:
+    """Put the values of the method and of the training."""
+    name, data = draft.blocks["task"]["name"].value, draft.blocks["data"]
+    why = rules.rank(name).why
+    for key, value in _method(draft, name).items():
+        reason = "finds the rank; sora methods lists others" if key == "name" else why
+        draft.put("method", key, Proposed(value, reason))
+    batch = draft.put("training", "batch_size", rules.batch_size(rows, name))
+    if isinstance(batch, int) and batch > 0:
+        tokens = data["max_length"].value if "max_length" in data else 1
+        parts = rules.accumulation(config, batch, tokens=tokens, task=name, free=free_memory())
+        if parts.value > 1 and batch % parts.value == 0:
+            draft.put("training", "gradient_accumulation", parts)
+        draft.put("training", "epochs", rules.epochs(-(-rows // batch), name))
+    rate = rules.learning_rate(rules.parameters_of(config), name)
+    draft.put("training", "learning_rate", rate)
+    draft.put("training", "weight_decay", Proposed(0.01, "as in the recipes"))
+    keep = Proposed(False, "nothing is chosen on the rows that are scored")
+    draft.put("training", "keep_best", keep)
+
+
+def _header(
+    source: str,
+    output: Path,
+    found: Match,
+    columns: Mapping[str, Column],
+    command: str | None,
+) -> list[str]:
+    written = command or shlex.join(["sora", "init", source])
+    taken = ", ".join(f"'{column}' ({part})" for column, part in found.taken.items())
+    left = ", ".join(f"'{column}' ({why})" for column, why in found.not_taken(columns).items())
+    return [
+        f"{found.task} of {source}: {found.why}.",
+        f"sora train {shlex.quote(str(output))}, after a look at what it would do: --dry-run.",
+        f"Written by sora {__version__}: {written}. Change what you like.",
+        f"Columns: {taken}." + (f" Not taken: {left}." if left else ""),
+    ]

