@@ -64,5 +64,8 @@ def result_remarks(folder: Path) -> list[str]:
 
 
 def _remark(folder: Path, name: str, digest: str) -> Iterator[str]:
-    if folder.is_dir() and result_digest(folder) != digest:
+    found = result_digest(folder) if folder.is_dir() else digest
+    if found is None:
+        yield f"{folder} cannot be read: whether it is what the run's report describes is not known"
+    elif found != digest:
         yield f"{folder} has changed since the run: its report describes another {name}"

@@ -13,6 +13,7 @@ from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import load_recipe
+from sora_cli.report import FILE_NAME, HISTORY_FILE
 from sora_cli.run.preflight import check_recipe
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def evaluate(
     read = check_target(target, f"sora eval {{}} --recipe {quote(recipe)}")
     say_notes(result_remarks(read))
     if predictions is not None:
-        read_too = (*with_base(read), loaded.path, *_data_files(loaded.recipe))
+        of_run = (read.parent / FILE_NAME, read.parent / HISTORY_FILE)
+        read_too = (*with_base(read), *of_run, loaded.path, *_data_files(loaded.recipe))
         check_apart(predictions, *read_too, hint="name another file")
     with importing():
         from sora_cli.run.scoring import score_target
@@ -44,9 +46,10 @@ def evaluate(
 
 
 def _data_files(recipe: Recipe) -> list[Path]:
-    """Return the files that a recipe names as its data."""
+    """Return the files that a recipe names as its data, or their directory."""
     files = recipe.data.files or {}
-    return [Path(name).expanduser() for names in files.values() for name in names]
+    named = [name for names in files.values() for name in names]
+    return [Path(name).expanduser() for name in (*named, recipe.data.path) if name]
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:

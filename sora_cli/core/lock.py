@@ -87,12 +87,12 @@ def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
     from filelock import FileLock, Timeout  # 80 ms, which mistakes in the recipe need not wait for
 
     file = directory / FILE_NAME
+    check_writable(file, called=directory)
     if not _is_own(file):
         raise SoraError(
             f"'{file}' is not of this program: it stays",
             hint="move it away, or train elsewhere: output.dir=DIR",
         )
-    check_writable(file, called=directory)
     made = _make(directory)
     lock = FileLock(file, blocking=False)
     try:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import mmap
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,28 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
     finally:
         partial.unlink(missing_ok=True)
     return Dataset.from_file(str(file))
+
+
+def unread_rows(
+    tokens: Sequence[int],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    pair: bool = False,
+    prefix: str = "",
+) -> np.ndarray:
+    """Return which rows are cut before the first token of their own texts, (rows,).
+
+    Args:
+        tokens: of each row before it is cut.
+        max_length: tokens at which rows are cut.
+        pair: each row has two texts.
+        prefix: the text that each row begins with.
+    """
+    added: int = tokenizer.num_special_tokens_to_add(pair=pair)
+    if prefix.strip():
+        added += len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"])
+    return (np.asarray(tokens) > max_length) & (max_length <= added)
 
 
 def token_counts(features: Dataset) -> np.ndarray:

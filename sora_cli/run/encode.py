@@ -46,12 +46,12 @@ def _check_not_empty(encoded: Encoded, total: int) -> None:
     Args:
         total: of raw rows.
     """
-    for what, rows in encoded.lacking.items():
-        if rows == total:
-            raise RowError(
-                f"there is nothing to learn: {rows:,} of {total:,} rows {what}",
-                hint=f"data.max_length={encoded.longest}" if encoded.truncated else None,
-            )
+    lacking = {what: rows for what, rows in encoded.lacking.items() if rows}
+    if sum(lacking.values()) == total:
+        raise RowError(
+            f"there is nothing to learn: {total:,} of {total:,} rows {' or '.join(lacking)}",
+            hint=f"data.max_length={encoded.longest}" if encoded.truncated else None,
+        )
     if encoded.lengths.min() == 0:
         raise RowError(
             "the tokenizer makes no token of it",

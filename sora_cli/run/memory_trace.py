@@ -9,6 +9,7 @@ batches of one and two rows are traced and extrapolated to the full one.
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ class Passes:
                 made: Tensor = mode.from_tensor(tensor.detach()).to(self.device)
             return made
 
-        with mode:
+        with mode, _unlogged():
             return self._run(batch, passes, fake)
 
     def _extrapolated(self, rows: Encoded, passes: int) -> Trace:
@@ -209,3 +210,17 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         yield
     finally:
         model.train(before)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep torch from printing a traceback where an operation cannot be followed without data.
+
+    The experts of a mixture are such an operation in 32 bits (torch 2.13: `_grouped_mm`).
+    """
+    log = logging.getLogger(FakeTensorMode.__module__)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, locate_adapter
 from sora_cli.core.atomic import check_replaceable, remove_directory, tidy
-from sora_cli.core.checks import check_apart
+from sora_cli.core.checks import check_apart, check_writable
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import check_directory, holds_only
 from sora_cli.model.files import ADAPTER_FILES, DELTA_FILE, SORA_FILE
@@ -46,6 +46,7 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
     """
     output = loaded.output_dir
     check_directory(output)
+    check_writable(output / FILE_NAME, called=output)
     check_base_apart(output, loaded.recipe)
     check_start_apart(output, loaded.recipe)
     report = read_report(output)

@@ -32,7 +32,7 @@ class Encoded:
         longest: tokens of the longest row before it was cut; 0: not known.
         examples: what scoring needs beside the model's outputs, one row for each raw row.
         lacking: raw rows that have nothing to learn: what of them is to be said ("have no text"),
-            and how many they are.
+            and how many they are, each counted once.
         told: raw rows of which something else is to be said.
     """
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
 from sora_cli.data.processor import set_padding
+from sora_cli.data.tokens import unread_rows
 from sora_cli.recipe.families import ImageTextOptions
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.pixels import (
@@ -94,7 +95,14 @@ class ImageText(Task):
         # all lengths alike: which texts are compared must not depend on how long they are
         lengths = np.ones(len(kept), dtype=np.int64)
         cut = sum(n > limit for n in tokens)
-        return Encoded(kept, lengths, truncated=cut, longest=max(tokens, default=0))
+        unread = unread_rows(tokens, processor.tokenizer, max_length=limit)
+        return Encoded(
+            kept,
+            lengths,
+            truncated=cut,
+            longest=max(tokens, default=0),
+            lacking={"have no text within data.max_length": int(unread.sum())},
+        )
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
         config: Any = model.config

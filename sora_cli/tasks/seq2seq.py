@@ -16,7 +16,7 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 
 from sora_cli.core.errors import SoraError
-from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
+from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
 from sora_cli.recipe.families import Seq2SeqOptions
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.language import IGNORED, Writing, generate_texts, token_sums
@@ -120,6 +120,12 @@ class Seq2Seq(Writing):
         )
         labels, tokens = self._labels(targets, processor)
         lengths = token_counts(made)
+        unread = unread_rows(
+            made[TOKENS][:],
+            processor,
+            max_length=self.data.max_length,
+            prefix=self.options.prefix,
+        )
         check_room("source", int(lengths.max()), self._room.encoder, "data.max_length")
         check_room("target", max(map(len, labels)), self._room.decoder, "task.max_target_length")
         inputs = made.select_columns(["input_ids", "attention_mask"])
@@ -131,6 +137,7 @@ class Seq2Seq(Writing):
             truncated=sum(made[TRUNCATED][:]),
             longest=max(made[TOKENS][:]),
             examples=examples if training else concatenate_datasets([examples, prompts], axis=1),
+            lacking={"have no text within data.max_length": int(unread.sum())},
         )
 
     def template(self, processor: Any) -> str | None:

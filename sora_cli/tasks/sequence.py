@@ -12,7 +12,7 @@ from datasets import Dataset
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed, shown_value
 from sora_cli.data.places import RowError
-from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
+from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
 from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.classes import OneClass
 from sora_cli.tasks.labels import encode_classes
@@ -57,12 +57,18 @@ class _Sequence(Scored):
         labels = self.encode_labels(rows[self.data.label_column][:])
         texts = made_texts(rows, self._entries)
         features = tokenise(texts, processor, max_length=self.data.max_length)
-        truncated, longest = sum(features[TRUNCATED][:]), max(features[TOKENS][:])
-        lengths = token_counts(features)
+        truncated, tokens = sum(features[TRUNCATED][:]), features[TOKENS][:]
+        lengths, limit = token_counts(features), self.data.max_length
         features = features.remove_columns([TRUNCATED, TOKENS])
         features = features.add_column("labels", np.asarray(labels))
-        empty = sum(not "".join(map(str, row.values())).strip() for row in texts)
-        return Encoded(features, lengths, truncated, longest, lacking={"have no text": empty})
+        empty = np.array([not "".join(map(str, row.values())).strip() for row in texts])
+        pair = len(texts.column_names) == 2
+        unread = unread_rows(tokens, processor, max_length=limit, pair=pair) & ~empty
+        lacking = {
+            "have no text": int(empty.sum()),
+            "have no text within data.max_length": int(unread.sum()),
+        }
+        return Encoded(features, lengths, truncated, max(tokens), lacking=lacking)
 
     def template(self, processor: Any) -> str | None:
         made = [entry for entry in self._entries if entry not in self.input_columns]

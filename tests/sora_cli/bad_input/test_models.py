@@ -208,6 +208,10 @@ ROWS: dict[str, Case] = {
     "of no text": bad("there is nothing to learn: 1 of 1 rows have no text",
         r=OTHER.replace(HERE, ""), then="validation.jsonl, split 'validation'",
         m=base(no_special_tokens), **{"validation.jsonl": EMPTY}),
+    "of no text, or cut before it": bad(
+        "2 of 2 rows have no text or have no text within data.max_length",
+        r=recipe("data", "max_length: 3").replace(HERE, ""), then="data.max_length=4",
+        **{"train.jsonl": EMPTY + EMPTY.replace('""', '"cat"', 1).replace("0", "1")}),
 }  # fmt: skip
 CASES = {
     f"{kind}-{name}": case

@@ -42,6 +42,7 @@ NEW = {
     "compare": ["compare", "run", "-o", "closed/new.md"],
     "plot": ["inspect", "run", "--plot", "closed/new.png"],
     "train": ["train", "tiny.yaml", "output.dir=closed/new"],
+    "train there": ["train", "tiny.yaml", "output.dir=shut"],
 }
 UNREADABLE = {
     "weights": ["inspect", "adapter"],
@@ -69,8 +70,10 @@ def place(tmp_path: Path) -> Iterator[Path]:
     closed[0].mkdir()
     for path in closed:
         path.chmod(0o500 if path.is_dir() else 0)
+    (tmp_path / "shut").mkdir(mode=0)
     yield tmp_path
     closed[0].chmod(0o700)
+    (tmp_path / "shut").chmod(0o700)
 
 
 @pytest.mark.skipif(

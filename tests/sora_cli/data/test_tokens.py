@@ -17,7 +17,7 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from sora_cli.data.tokens import TRUNCATED, tokenise
+from sora_cli.data.tokens import TRUNCATED, tokenise, unread_rows
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded
@@ -306,3 +306,20 @@ def test_another_process_finds_them(tmp_path: Path, kind: str) -> None:
     second = _process(cache, data, tmp_path / "tokenizer")
     assert first[0] == [False, False]
     assert second == [[True, True], *first[1:]]
+
+
+@pytest.mark.parametrize(
+    ("given", "limit", "unread"),
+    [
+        ({}, 2, [False, True, True]),  # [CLS] and [SEP], and nothing of the text
+        ({}, 3, [False, False, False]),
+        ({"pair": True}, 3, [False, False, True]),
+        ({"prefix": "cat dog "}, 4, [False, False, True]),
+        ({"prefix": "cat dog "}, 5, [False, False, False]),
+    ],
+)
+def test_rows_cut_before_their_own_text(
+    given: dict[str, Any], limit: int, unread: list[bool]
+) -> None:
+    found = unread_rows([2, 3, 9], tiny_tokenizer(), max_length=limit, **given)
+    assert found.tolist() == unread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -132,6 +133,27 @@ def test_checkpointing_keeps_less() -> None:
     assert traced.peak == pytest.approx(real.peak, rel=0.06)
     block = 8 * 24 * 32 * 4  # what goes into it: rows x tokens x hidden
     assert kept - traced.kept > 2 * 10 * block  # two blocks keep at least so many such tensors
+
+
+class _Mixture(nn.Module):
+    """Does what torch cannot follow without data: experts of 32 bits in one operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.ones(2, 4, 4))
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> dict[str, torch.Tensor]:
+        rows = torch.ones(input_ids.numel(), 4)
+        ends = torch.tensor([1, len(rows)], dtype=torch.int32)
+        return {"loss": torch._grouped_mm(rows, self.experts, offs=ends).square().sum()}
+
+
+def test_no_traceback_where_a_trace_needs_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, told = logging.getLogger(FakeTensorMode.__module__), []
+    monkeypatch.setattr(log, "handle", told.append)
+    work, rows = _work(tiny_bert(num_labels=2)), _rows(3, 24)
+    _, exact = replace(work, model=_Mixture()).trace(rows, 1)
+    assert (exact, told, log.disabled) == (False, [], False)
 
 
 @pytest.mark.parametrize("where", [(), (slice(None),)])

@@ -10,8 +10,12 @@ import pytest
 from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_apart
 from sora_cli.core.errors import SoraError
+from sora_cli.recipe.load import load_recipe
 from sora_cli.report import FILE_NAME, RunReport
-from sora_cli.run.output import check_own, clear_run
+from sora_cli.run.dry_run import output_lines
+from sora_cli.run.output import check_output, check_own, clear_run
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import write_recipe
 
 REPORT = RunReport(name="r", recipe={}, status="completed").model_dump_json()
 OWN = {
@@ -90,3 +94,14 @@ def test_names_of_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             check_apart(Path(output), a)
     with pytest.raises(SoraError, match="is what is read"):
         check_apart(Path("b/hard"), Path("a/f"))
+
+
+def test_what_cannot_be_written_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_recipe(write_recipe(tmp_path, tiny_bert(num_labels=2)))
+    check_output(loaded, force=False, resume=False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(SoraError, match="out cannot be written: permission denied"):
+        check_output(loaded, force=False, resume=False)
+    assert "out cannot be written" in " ".join(output_lines(loaded)), "in a dry run"

@@ -141,6 +141,9 @@ def test_texts_are_padded_and_cut_and_keep_their_end() -> None:
     assert batch["input_ids"].tolist() == [[1, 3, 5, 63, 0, 0], [1, 3, 4, 3, 4, 63]]
     assert batch["attention_mask"].sum(dim=1).tolist() == [4, 6]
     assert batch["pixel_values"].shape == (2, 1, 8, 8)
+    for limit, unread in ((2, 2), (3, 0)):
+        cut = _task(rows, data={"max_length": limit}).encode(rows, pair_processor())
+        assert cut.lacking == {"have no text within data.max_length": unread}
 
 
 def test_texts_that_the_model_has_no_positions_for() -> None:

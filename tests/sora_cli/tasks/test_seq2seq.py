@@ -91,6 +91,9 @@ def test_long_texts_are_cut_counted_and_told() -> None:
         "task.max_target_length=6"
     ]
     assert _task().remarks({"train": encoded}) == []
+    for limit, unread in ((1, 3), (2, 0)):  # the end takes one
+        cut = _encoded(_task(data={"max_length": limit + 1}, prefix="not "))
+        assert cut.lacking == {"have no text within data.max_length": unread}
 
 
 @pytest.mark.parametrize(

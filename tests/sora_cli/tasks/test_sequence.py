@@ -258,3 +258,14 @@ def test_rows_may_have_labels_in_another_order_than_training() -> None:
     assert task.encode(other, tiny_tokenizer()).dataset["labels"][:] == [
         "ny".index(label) for label in other["label"]
     ]
+
+
+def test_rows_that_are_cut_before_their_text_have_nothing_to_learn() -> None:
+    rows = Dataset.from_dict({"text": ["the cat", "", "a dog sees"], "label": [0, 1, 0]})
+    for limit, unread in ((2, 2), (3, 0)):
+        found = _bound(rows, max_length=limit).encode(rows, tiny_tokenizer()).lacking
+        assert found == {"have no text": 1, "have no text within data.max_length": unread}
+    pairs = Dataset.from_list(pair_rows(4))
+    for limit, unread in ((3, 4), (4, 0)):
+        found = _bound(pairs, max_length=limit).encode(pairs, tiny_tokenizer()).lacking
+        assert found == {"have no text": 0, "have no text within data.max_length": unread}
