@@ -16,8 +16,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 FILE_NAME = "report.json"
 HISTORY_FILE = "history.json"
+PAGE_FILE = "report.html"
+PAGE_MARK = "sora report"
+"""The generator that a page of `sora report` names, near its top: so it may be replaced."""
 SCHEMA_VERSION = 2
 """1: everything was in `report.json`; such reports are read as ever."""
+_TOP = 300  # bytes of a page that hold its mark
 _GROWING = ("history", "live_components", "non_finite_steps")  # all of them in history.json
 
 Status = Literal["running", "completed", "failed", "interrupted"]
@@ -288,6 +292,16 @@ def load_report(file: Path) -> RunReport:
         if history.started == report.started:
             history.fill(report)
     return report
+
+
+def is_page(file: Path) -> bool:
+    """Tell whether a file is a page that `sora report` has written."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(_TOP)
+    except OSError:
+        return False
+    return f'<meta name="generator" content="{PAGE_MARK}">'.encode() in start
 
 
 def now(later: float = 0.0) -> str:

@@ -14,6 +14,7 @@ def add_commands(app: typer.Typer) -> None:
     """Register them, in the order of the help page."""
     app.command()(sweep)
     app.command()(compare)
+    app.command()(report)
 
 
 def sweep(
@@ -167,3 +168,41 @@ def compare(
         plot=plot,
         html=html,
     )
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The directory of a run, or of a path.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the page to this file; default: report.html in RUN."
+        ),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            "--examples",
+            min=1,
+            help="Show this many right and wrong rows of each; without stored predictions, score "
+            "the recipe's rows anew for them.",
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions",
+            help="Predictions that sora eval has written; default: predictions.jsonl in RUN, if it "
+            "is there.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace a file that is no page of this command."),
+    ] = False,
+    code: Code = None,
+) -> None:
+    """Write one HTML page about a run: scores, curves, ranks, spectra, examples, cost."""
+    from sora_cli.commands.report import report
+
+    load_plugins(code)
+    report(run, output=output, examples=examples, predictions=predictions, force=force)

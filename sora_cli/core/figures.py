@@ -8,7 +8,9 @@ from typing import Any
 
 from sora_cli.core.errors import SoraError
 
-INK = "#222222"
+INK, QUIET, FAINT = "#222222", "#767676", "#e4e4e4"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#5d5d5d")
+"""Okabe and Ito's palette, which colour-blind people can tell apart; the yellow darkened."""
 
 
 def new_figure(width: float, height: float, *, solved: bool = True) -> Any:

@@ -15,7 +15,7 @@ from sora_cli.model.files import ADAPTER_FILES, DELTA_FILE, SORA_FILE
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report
+from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, is_page, read_report
 from sora_cli.train.checkpoint.fork import locate_fork
 from sora_cli.train.checkpoint.places import (
     FOLDER,
@@ -128,8 +128,18 @@ def clear_run(output: Path) -> None:
         output.rmdir()
 
 
+def clear_page(output: Path) -> None:
+    """Delete the page of `sora report` in a directory: it is about what lay there."""
+    if is_page(output / PAGE_FILE):
+        (output / PAGE_FILE).unlink()
+
+
 def clear_results(output: Path, *, kept: str | None = None) -> None:
-    """Delete the results of an earlier run in the same place, but for the one that is kept."""
+    """Delete the results of an earlier run in the same place, but for the one that is kept.
+
+    Its page goes, too.
+    """
+    clear_page(output)
     for name, known in RESULTS.items():
         place = output / name
         if name == kept or not place.is_dir() or place.is_symlink():

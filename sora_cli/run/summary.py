@@ -25,24 +25,28 @@ def conclude(report: RunReport, output: Path, words: Sequence[str]) -> None:
     emit("\n".join(result_lines(report)))
     say_notes(report.events)
     folder = baseline_folder(output) if not report.ranks else None
-    if folder is not None:
-        files, commands = (
-            f"{folder.name}/  checkpoints/  history.json  report.json",
-            _of_baseline(folder, words),
-        )
-    else:
-        files = "adapter/  checkpoints/  history.json  ranks.png  report.json"
-        commands = [
-            shlex.join(["sora", "inspect", str(output)]),
-            shlex.join(
-                ["sora", "prune", str(output), "-o", f"{output}/pruned", "--energy", "0.99"]
-            ),
-            shlex.join(["sora", "merge", str(output), "-o", f"{output}/merged"]),
-        ]
-    say(f"\nfiles in {output}/: {files}")
+    result = "adapter/" if folder is None else f"{folder.name}/"
+    picture = "  ranks.png" if folder is None else ""
+    say(f"\nfiles in {output}/: {result}  checkpoints/  history.json{picture}  report.json")
     say("next:")
-    for command in commands:
+    for command in next_commands(report, output, words):
         say(f"  {command}")
+
+
+def next_commands(report: RunReport, output: Path, words: Sequence[str]) -> list[str]:
+    """Return what to type next with a finished run.
+
+    Args:
+        words: the recipe as it was given, and its overrides.
+    """
+    folder = baseline_folder(output) if not report.ranks else None
+    if folder is not None:
+        return _of_baseline(folder, words)
+    return [
+        shlex.join(["sora", "inspect", str(output)]),
+        shlex.join(["sora", "prune", str(output), "-o", f"{output}/pruned", "--energy", "0.99"]),
+        shlex.join(["sora", "merge", str(output), "-o", f"{output}/merged"]),
+    ]
 
 
 def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:

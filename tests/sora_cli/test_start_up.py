@@ -15,13 +15,14 @@ from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 from tests.shared_files import ROOT
 from tests.sora_cli.adapter.test_spectra import write_peft
+from tests.sora_cli.experiments.report.pages import full_run
 
 HEAVY = {
     "torch", "transformers", "datasets", "numpy", "matplotlib", "accelerate", "sklearn", "scipy",
     "evaluate", "pandas", "pyarrow", "safetensors", "huggingface_hub",
 }  # fmt: skip
 COMMANDS = ["train", "path", "pick", "eval", "inspect", "prune", "export", "merge", "verify",
-            "sweep", "compare", "recipes", "schema", "methods"]  # fmt: skip
+            "sweep", "compare", "report", "recipes", "schema", "methods"]  # fmt: skip
 _PROGRAM = """
 import json, sys
 from sora_cli.app import run
@@ -127,6 +128,10 @@ ERRORS = [
     (["compare", "nowhere"], "there is no file or directory nowhere"),
     (["compare", ".", "--format", "yaml"], "no format 'yaml'"),
     (["compare", "."], "no finished run to compare"),
+    (["report"], "Missing argument"),
+    (["report", "nowhere"], "there is no directory nowhere"),
+    (["report", "."], "is no run's directory"),
+    (["report", ".", "--examples", "0"], "Invalid value for '--examples'"),
 ]  # fmt: skip
 
 
@@ -187,6 +192,13 @@ def test_nor_does_inspect_of_several(tmp_path: Path, more: list[str]) -> None:
         code, modules, told = _imported(["inspect", *names, *more], cwd=tmp_path)
         assert code == 0, told
         assert modules & HEAVY <= {"torch", "numpy", "safetensors"}
+
+
+def test_a_page_needs_no_torch(tmp_path: Path) -> None:
+    full_run(tmp_path / "run")
+    code, modules, told = _imported(["report", "run"], cwd=tmp_path)
+    assert code == 0, told
+    assert modules & HEAVY <= {"numpy", "matplotlib"}
 
 
 def test_a_run_imports_only_what_its_metrics_need(tmp_path: Path) -> None:

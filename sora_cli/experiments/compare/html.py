@@ -16,8 +16,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from sora_cli import __version__
-from sora_cli.core.figures import INK
-from sora_cli.experiments.compare.plot_style import COLOURS, FAINT, QUIET
+from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET
 
 if TYPE_CHECKING:
     from markupsafe import Markup

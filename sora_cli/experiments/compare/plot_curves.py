@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sora_cli.core.figures import INK, new_figure
+from sora_cli.core.figures import INK, QUIET, new_figure
 from sora_cli.experiments.compare.grouping import by_task, differing, frozen
 from sora_cli.experiments.compare.plot_style import (
     MARKERS,
-    QUIET,
     Scale,
     Spread,
     arrange,

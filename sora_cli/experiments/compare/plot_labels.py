@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sora_cli.core.figures import INK
-from sora_cli.experiments.compare.plot_style import QUIET
+from sora_cli.core.figures import INK, QUIET
 
 _SIZE = 7.0  # points
 _DISTANCES = (4.0, 9.0, 16.0, 25.0, 36.0, 50.0)  # points

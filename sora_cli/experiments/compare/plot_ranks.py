@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sora_cli.adapter.ranks import RankMap
-from sora_cli.core.figures import INK, new_figure
+from sora_cli.core.figures import INK, QUIET, new_figure
 from sora_cli.experiments.compare.grouping import by_task
-from sora_cli.experiments.compare.plot_style import QUIET, Spread, plain
+from sora_cli.experiments.compare.plot_style import Spread, plain
 from sora_cli.experiments.compare.runs import Group
 
 _CELL = 0.31, 0.19

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from sora_cli.core.figures import INK, new_figure
+from sora_cli.core.figures import INK, QUIET, new_figure
 from sora_cli.experiments.compare.plot_labels import Label, Line, place_labels
 from sora_cli.experiments.compare.plot_style import (
     MARKERS,
-    QUIET,
     arrange,
     colour,
     finish,

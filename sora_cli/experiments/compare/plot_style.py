@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sora_cli.core.console import printable
-from sora_cli.core.figures import INK
+from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET
 from sora_cli.experiments.compare.runs import Group
 
-QUIET, FAINT = "#767676", "#e4e4e4"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#5d5d5d")
-"""Okabe and Ito's palette, which colour-blind people can tell apart; the yellow darkened."""
 MARKERS = "os^DvPX"
 """One for each colour."""
 _MARGINS = 0.68, 0.2, 0.32, 0.48

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
-from sora_cli.core.figures import INK, new_figure, save_figure
+from sora_cli.core.figures import COLOURS, INK, QUIET, new_figure, save_figure
 from sora_cli.experiments.path.record import PathReport, Stage
 
-_MEMORISATION, _GENERALISATION, _QUIET = "#b5541c", "#1f5a8a", "#8a8580"
-_CONTROLS = (("#4f8f5b", (0, (5, 2))), ("#7a5aa6", (0, (3, 1, 1, 1))), ("#8a8580", (0, (1, 1))))
+_GENERALISATION, _MEMORISATION, *_OTHERS = COLOURS
+_DASHES = (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (1, 1))
+_CONTROLS = tuple(zip((*_OTHERS[:2], QUIET), _DASHES, strict=True))
 """Colour and dashes of each rule of removal, in the record's order, which may lack the first."""
 _ROW_HEIGHT = 0.27  # inches
 
@@ -24,18 +25,22 @@ def plot_path(report: PathReport, path: Path) -> None:
     parameters that is left, and the controls where there are any. Right: share of components alive
     by kind of module and by layer, a column per stage.
     """
-    maps = [_ranks_of(stage, report.stages[0]) for stage in report.stages]
-    rows = _shares(maps)
+    rows = shares_by_place(report)
     height = max(4.2, _ROW_HEIGHT * len(rows) + 1.9)
     width = 6.0 + 2.0 + 0.5 * len(report.stages)
     figure = new_figure(width, height)
     left, right = figure.subplots(1, 2, width_ratios=[6.0, 2.0 + 0.5 * len(report.stages)])
-    _draw_curves(left, report)
+    draw_curves(left, report)
     _draw_survivors(right, report, rows)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2,
                   fontsize=8, frameon=False)  # fmt: skip
     _title(figure, report, width)
     save_figure(figure, path)
+
+
+def shares_by_place(report: PathReport) -> list[tuple[str, list[Rank]]]:
+    """Return name and ranks per stage: of all modules, then each kind, then each layer."""
+    return _shares([_ranks_of(stage, report.stages[0]) for stage in report.stages])
 
 
 def _title(figure: Any, report: PathReport, width: float) -> None:
@@ -51,7 +56,8 @@ def _title(figure: Any, report: PathReport, width: float) -> None:
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
 
 
-def _draw_curves(axes: Any, report: PathReport) -> None:
+def draw_curves(axes: Any, report: PathReport) -> None:
+    """Draw the scores of the stages, and of the controls, against what is left of the adapter."""
     whole = report.stages[0].parameters or 1
     x = [100 * stage.parameters / whole for stage in report.stages]
     if report.controls is not None:
@@ -68,7 +74,7 @@ def _draw_curves(axes: Any, report: PathReport) -> None:
         first = report.score(report.stages[0], split)
         axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.8,
                   label=f"{name} ({split}; 100 % = {first:.3f})")  # fmt: skip
-    axes.axhline(100, color=_QUIET, linewidth=0.6, zorder=0)
+    axes.axhline(100, color=QUIET, linewidth=0.6, zorder=0)
     axes.set_xlim(max(*x, 100) + 2, -2)
     axes.set_xlabel(f"adapter parameters left, % of {whole:,}", fontsize=9)
     axes.set_ylabel(f"{report.main_metric}, % of stage 0", fontsize=9)

@@ -41,6 +41,7 @@ NEW = {
     "merge": ["merge", "run", "-o", "closed/new"],
     "compare": ["compare", "run", "-o", "closed/new.md"],
     "plot": ["inspect", "run", "--plot", "closed/new.png"],
+    "page": ["report", "run", "-o", "closed/new.html"],
     "train": ["train", "tiny.yaml", "output.dir=closed/new"],
     "train there": ["train", "tiny.yaml", "output.dir=shut"],
 }

@@ -1,0 +1,153 @@
+"""`sora report`: a run's directory as one page that can be passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from pydantic import ValidationError
+
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, adapter_folder, check_target
+from sora_cli.core.atomic import write_text_atomic
+from sora_cli.core.checks import check_apart, check_new_file
+from sora_cli.core.console import say, size
+from sora_cli.core.errors import SoraError, first_mistake, reason
+from sora_cli.core.timing import importing
+from sora_cli.core.words import first_few
+from sora_cli.experiments.compare.finding import report_files
+from sora_cli.experiments.path.record import FILE_NAME as PATH_FILE
+from sora_cli.experiments.path.record import STAGES, PathReport, read_path
+from sora_cli.experiments.report.examples import FILE_NAME as PREDICTIONS_FILE
+from sora_cli.experiments.report.examples import read_records
+from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, RunReport, is_page, load_report
+from sora_cli.run.certificate import FILE_NAME as CERTIFICATE_FILE
+from sora_cli.run.certificate import read_certificate
+from sora_cli.train.checkpoint.places import FOLDER
+
+
+def report(
+    run: Path,
+    *,
+    output: Path | None = None,
+    examples: int | None = None,
+    predictions: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Write one HTML page about a run.
+
+    Args:
+        run: the directory of a run or of a path.
+        output: the page; None: `report.html` in the run's directory.
+        examples: right and wrong rows to show of each; where no predictions are stored, the
+            recipe's rows are scored anew for them. None: a few, if predictions are stored.
+        predictions: a file of `sora eval --predictions`; None: `predictions.jsonl` of the run.
+        force: replace a file that is there and is no such page.
+
+    Raises:
+        SoraError: there is no run, its report is damaged, or the page may not be written there.
+    """
+    found = _read(run)
+    page = output or run / PAGE_FILE
+    _check_page(page, run, predictions, force=force)
+    if isinstance(found, PathReport):
+        _check_no_rows(found, run, examples=examples, predictions=predictions)
+        from sora_cli.experiments.report.page import path_page
+
+        html = path_page(found, run)
+    else:
+        certificate = read_certificate(run)
+        records = _records(found, run, examples, predictions)
+        from sora_cli.experiments.report.page import FEW, run_page
+
+        html = run_page(found, run, records=records, most=examples or FEW, certificate=certificate)
+    write_text_atomic(page, html)
+    say(f"wrote {page}: {size(page.stat().st_size)}")
+
+
+def _read(run: Path) -> RunReport | PathReport:
+    """Read the report of a run, or the record of a path."""
+    if run.is_file():
+        hint = f"sora report {quote(str(run.parent))}" if run.name == FILE_NAME else None
+        raise SoraError(f"{run} is a file, not a run's directory", hint=hint)
+    if not run.is_dir():
+        raise SoraError(f"there is no directory {run}")
+    path = read_path(run)
+    if path is not None:
+        return path
+    try:
+        return load_report(run / FILE_NAME)
+    except FileNotFoundError as error:
+        raise _no_run(run) from error
+    except OSError as error:
+        raise SoraError(f"{run / FILE_NAME} cannot be read: {reason(error, run)}") from error
+    except ValidationError as error:
+        raise SoraError(f"{run / FILE_NAME} is no run's report: {first_mistake(error)}") from error
+
+
+def _no_run(run: Path) -> SoraError:
+    """Say what a directory without a report holds instead, and what to type."""
+    what = f"{run} is no run's directory: it holds no {FILE_NAME} and no {PATH_FILE}"
+    if (run.parent / FILE_NAME).is_file():
+        return SoraError(what, hint=f"sora report {quote(str(run.parent))}")
+    if adapter_folder(run) is not None:
+        return SoraError(what, hint=f"to see the adapter alone: sora inspect {quote(str(run))}")
+    below = [str(file.parent) for file in report_files(run)]
+    if below:
+        where = f"there are runs in {first_few(below)}"
+        return SoraError(what, where=where, hint=f"sora compare {quote(str(run))} --html FILE")
+    return SoraError(what)
+
+
+def _check_page(page: Path, run: Path, predictions: Path | None, *, force: bool) -> None:
+    """Check that the page may be written: nothing that is read, and nothing of somebody else's."""
+    check_new_file("--output", page)
+    names = (FILE_NAME, HISTORY_FILE, PATH_FILE, CERTIFICATE_FILE, PREDICTIONS_FILE, ADAPTER, DELTA,
+             MODEL, FOLDER, STAGES)  # fmt: skip
+    read = [run / name for name in names]
+    hint = "name another file: -o FILE.html"
+    check_apart(page, *read, *filter(None, [predictions]), hint=hint)
+    if page.exists() and not force and not is_page(page):
+        raise SoraError(f"{page} exists and is no page of sora report", hint=f"{hint}, or --force")
+
+
+def _check_no_rows(
+    path: PathReport, run: Path, *, examples: int | None, predictions: Path | None
+) -> None:
+    """Refuse examples of a path, whose stages are runs of their own."""
+    given = {"--examples": examples, "--predictions": predictions}
+    for option, value in given.items():
+        if value is not None:
+            stage = run / (path.stages[-1].directory if path.stages else f"{STAGES}/00")
+            hint = f"sora report {quote(str(stage))} {option} {quote(str(value))}"
+            raise SoraError(f"{option} is for one run, and {run} holds a path of them", hint=hint)
+
+
+def _records(
+    found: RunReport, run: Path, examples: int | None, predictions: Path | None
+) -> Sequence[dict[str, Any]]:
+    """Return stored predictions; or, where examples are asked for, those of a new scoring."""
+    stored = predictions or run / PREDICTIONS_FILE
+    if predictions is not None or stored.is_file():
+        return read_records(stored)
+    return [] if examples is None else _scored(found, run)
+
+
+def _scored(found: RunReport, run: Path) -> list[dict[str, Any]]:
+    """Score the rows of the run's recipe anew."""
+    from sora_cli.recipe.load import load_stored
+    from sora_cli.run.preflight import check_recipe
+
+    if found.status != "completed":
+        raise SoraError(
+            f"--examples scores what a run has trained, and {run} has not finished",
+            hint=f"sora report {quote(str(run))}",
+        )
+    recipe = load_stored(found.recipe, run / FILE_NAME, found.name).recipe
+    recipe = recipe.model_copy(update={"start": None})  # what it began with may be gone
+    check_recipe(recipe, model=False)
+    check_target(str(run), "sora report {} --examples 5")
+    with importing():
+        from sora_cli.run.scoring import score_target
+    return [r for scored in score_target(str(run), recipe, records=True) for r in scored.records]

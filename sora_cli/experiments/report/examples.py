@@ -1,0 +1,222 @@
+"""Examples of a run's predictions: the wrong ones and the right ones, from records row by row.
+
+The records are those of `sora eval --predictions`, of whatever task family: each says how it is
+judged by what it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sora_cli.core.errors import SoraError, reason
+from sora_cli.report import RunReport
+
+FILE_NAME = "predictions.jsonl"
+"""The file in a run's directory that is looked for."""
+_LONGEST = 600
+"""Characters of a text that are shown."""
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row with its prediction, all as text.
+
+    Attributes:
+        row: number in its split, from 0.
+        texts: what the model was given, by column.
+        sureness: how sure the prediction is, or how far off; "" where nothing says.
+    """
+
+    row: int
+    texts: tuple[tuple[str, str], ...]
+    label: str
+    prediction: str
+    sureness: str
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of one kind, and how many rows are of it."""
+
+    title: str
+    shown: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A record, whether its prediction is right, and a number to order it by.
+
+    Attributes:
+        right: None where predictions are only nearer or farther.
+        order: probability of the prediction, or its distance to the label; NaN: none.
+        unit: what `order` is.
+    """
+
+    record: Record
+    right: bool | None
+    order: float
+    unit: str
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Read what `sora eval --predictions` has written.
+
+    Raises:
+        SoraError: it is not there, cannot be read, or is something else.
+    """
+    hint = f"sora eval RUN --recipe RECIPE --predictions {file}"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines if line.strip()]
+    except OSError as error:
+        raise SoraError(f"{file} cannot be read: {reason(error, file)}", hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        raise SoraError(f"{file} is not JSON, line by line", hint=hint) from error
+    if not records or not all(_is_record(record) for record in records):
+        raise SoraError(f"{file} holds no predictions", hint=hint)
+    return records
+
+
+def _is_record(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("split"), str)
+        and isinstance(record.get("row"), int)
+        and "label" in record
+    )
+
+
+def choose(records: Sequence[Record], most: int) -> tuple[str, list[Examples]]:
+    """Return a line on how many are right, and examples of each kind.
+
+    Args:
+        records: of one split.
+        most: examples of each kind.
+    """
+    judged = [judge(record) for record in records]
+    if all(one.right is None for one in judged):
+        ordered = sorted((one for one in judged if not math.isnan(one.order)), key=_order)
+        unit = ordered[0].unit if ordered else "error"
+        far, near = ordered[::-1][:most], ordered[:most]
+        return f"{len(records):,} rows, ordered by their {unit}", [
+            Examples(f"The largest {unit}", _examples(far)),
+            Examples(f"The smallest {unit}", _examples(near)),
+        ]
+    wrong = sorted((one for one in judged if one.right is False), key=_order, reverse=True)
+    right = sorted((one for one in judged if one.right), key=_order)
+    ranked = any(one.unit for one in judged)
+    share = len(right) / (len(wrong) + len(right))
+    said = f"{len(right):,} of {len(wrong) + len(right):,} rows are right ({share:.1%})"
+    return said, [
+        Examples("Wrong" + ", the surest first" * ranked, _examples(wrong[:most])),
+        Examples("Right" + ", the least sure first" * ranked, _examples(right[:most])),
+    ]
+
+
+def disagreement(report: RunReport, split: str, records: Sequence[Record]) -> str | None:
+    """Say where predictions cannot be those that the report's scores are of; else None."""
+    rows = report.data.get("rows", {}).get(split)
+    if rows is not None and rows != len(records):
+        return f"these are predictions of {len(records):,} rows; the report's {split} has {rows:,}"
+    judged = [judge(record).right for record in records]
+    stated = report.metrics.get(split, {}).get("accuracy")
+    if stated is None or None in judged or math.isnan(stated):
+        return None
+    if any(isinstance(record["label"], list) for record in records):
+        return None  # their accuracy is of words
+    found = sum(map(bool, judged)) / len(judged)
+    if abs(found - stated) < 0.5 / len(judged):
+        return None
+    return f"these predictions have accuracy {found:.4f}, the report says {stated:.4f}"
+
+
+def judge(record: Record) -> Judged:
+    """Tell whether a record's prediction is right, and how sure it is or how far off."""
+    prediction, label = record.get("prediction"), record["label"]
+    logits = record.get("logits")
+    if isinstance(logits, list) and logits:
+        return Judged(record, prediction == label, probability(logits), "probability")
+    if isinstance(prediction, int | float) and isinstance(label, int | float):
+        return Judged(record, None, abs(prediction - label), "distance to the label")
+    if "prediction" not in record:
+        loss = record.get("loss")
+        order = float(loss) if isinstance(loss, int | float) else math.nan
+        return Judged(record, None, order, "loss")
+    return Judged(record, prediction in _right_answers(label), math.nan, "")
+
+
+def probability(logits: Sequence[float]) -> float:
+    """Return the softmax probability of the largest logit; NaN where one is not a number."""
+    numbers = [float(x) if isinstance(x, int | float) else math.nan for x in logits]
+    if any(math.isnan(x) for x in numbers):
+        return math.nan
+    largest = max(numbers)
+    return 1 / math.fsum(math.exp(x - largest) for x in numbers)
+
+
+def _right_answers(label: Any) -> list[Any]:
+    """Return the predictions that are right: one, or any of a question's answers, or none."""
+    if isinstance(label, dict) and isinstance(label.get("text"), list):
+        return list(label["text"]) or [""]
+    return [label]
+
+
+def _order(judged: Judged) -> tuple[bool, float]:
+    """Return a key that puts what has no number first."""
+    known = not math.isnan(judged.order)
+    return known, judged.order if known else 0.0
+
+
+def _examples(judged: Iterable[Judged]) -> tuple[Example, ...]:
+    return tuple(_example(one) for one in judged)
+
+
+def _example(judged: Judged) -> Example:
+    record = judged.record
+    prediction = _shown(record["prediction"]) if "prediction" in record else "not written"
+    return Example(
+        row=record["row"],
+        texts=tuple((name, _cut(text)) for name, text in _texts(record)),
+        label=_cut(_shown(record["label"])),
+        prediction=_cut(prediction),
+        sureness=_sureness(judged),
+    )
+
+
+def _sureness(judged: Judged) -> str:
+    if math.isnan(judged.order):
+        return ""
+    if judged.unit == "probability":
+        return f"probability {judged.order:.1%}"
+    return f"{judged.unit} {judged.order:.4g}"
+
+
+def _texts(record: Record) -> list[tuple[str, str]]:
+    given = record.get("input")
+    if isinstance(given, dict):
+        return [(str(name), _shown(text)) for name, text in given.items()]
+    known = (name for name in ("source", "question", "tokens", "image") if record.get(name))
+    return [(name, _shown(record[name])) for name in known]
+
+
+def _shown(value: Any) -> str:
+    """Return a value as text: answers separated by bars, tags by spaces."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return " ".join("?" if part is None else str(part) for part in value)
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        return " | ".join(dict.fromkeys(map(str, value["text"]))) or "no answer"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -1,0 +1,189 @@
+"""The page of `sora report`: one run's directory in one file, with what is not there said.
+
+See `compare.html` for what keeps it safe, and for its figures. Torch is not needed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sora_cli.adapter.digest import changed_results, result_digest
+from sora_cli.adapter.places import ADAPTER
+from sora_cli.experiments.compare.html import picture, render, resource
+from sora_cli.experiments.compare.page_parts import recipe_lines
+from sora_cli.experiments.compare.runs import Run
+from sora_cli.experiments.path.record import PathReport
+from sora_cli.experiments.report.certificate import certificate_part, draw_curve
+from sora_cli.experiments.report.examples import Record
+from sora_cli.experiments.report.facts import headline, memory_fact, phases, title
+from sora_cli.experiments.report.parts import (
+    curves_part,
+    examples_part,
+    modules_of,
+    ranks_part,
+    spectra_part,
+)
+from sora_cli.experiments.report.stages import (
+    draw_stages,
+    path_headline,
+    path_next,
+    path_part,
+    path_title,
+)
+from sora_cli.recipe.changes import flat
+from sora_cli.report import PAGE_MARK, Report, RunReport
+from sora_cli.run.certificate import Certificate
+from sora_cli.run.summary import next_commands
+
+_HERE = "sora_cli.experiments.report"
+FEW = 5
+"""Examples of each kind, where nobody says how many."""
+
+
+def run_page(
+    report: RunReport,
+    directory: Path,
+    *,
+    records: Sequence[Record] = (),
+    most: int = FEW,
+    certificate: Certificate | None = None,
+) -> str:
+    """Return the HTML of a training run's page.
+
+    Args:
+        directory: the run's, as the person calls it.
+        records: predictions row by row; none: not known.
+        most: examples of each kind to show.
+        certificate: of `sora auto`; None: the run has none.
+    """
+    run = Run.of(directory, report)
+    modules, why_not = modules_of(report, directory)
+    sections = {
+        "curves": curves_part(report),
+        "ranks": ranks_part(report, run.ranks, modules),
+        "spectra": spectra_part(modules, why_not, directory) if report.ranks else None,
+        "examples": examples_part(report, directory, records, most),
+    }
+    if certificate is not None:
+        sections["certificate"] = certificate_part(certificate)
+    return _render(
+        report,
+        directory,
+        title=title(run),
+        facts=headline(run),
+        warnings=[*_ending(report), *_changes(report, directory, certificate)],
+        notes=_notes(report),
+        next=_next(report, directory),
+        curve=None if certificate is None else picture(draw_curve(certificate), "curve"),
+        sections=sections,
+    )
+
+
+def path_page(report: PathReport, run: Path) -> str:
+    """Return the HTML of a path's page."""
+    sections = {"path": path_part(report)} if report.stages else {}
+    return _render(
+        report,
+        run,
+        title=path_title(report),
+        facts=path_headline(report),
+        warnings=_ending(report),
+        notes=[*report.recipe_notes, *([report.selection] if report.selection else [])],
+        next=path_next(report, run),
+        stages=picture(draw_stages(report), "stages") if report.stages else None,
+        sections=sections,
+    )
+
+
+_SECTIONS = {
+    "certificate": "Certificate",
+    "path": "Stages",
+    "notes": "Notes",
+    "curves": "Curves",
+    "ranks": "Ranks",
+    "spectra": "Spectra",
+    "examples": "Examples",
+    "time": "Time",
+    "recipe": "Recipe",
+    "next": "Next",
+}
+"""The sections in their order, by the names of the template's values, and as people read them."""
+_ALWAYS = ("notes", "time", "recipe", "next")
+
+
+def _render(report: Report, run: Path, *, sections: dict[str, Any], **values: Any) -> str:
+    """Fill in the template with what every report has, and what is given."""
+    parts = {name: sections.get(name) for name in _SECTIONS if name not in _ALWAYS}
+    shown = [label for name, label in _SECTIONS.items() if name in _ALWAYS or parts[name]]
+    settings = {".".join(path): value for path, value in flat(report.recipe)}
+    given = (word.partition("=")[0] for word in report.command if "=" in word)
+    memory = memory_fact(report)
+    all_values: dict[str, Any] = {
+        "curve": None,
+        "stages": None,
+        "mark": PAGE_MARK,
+        "sections": shown,
+        "summary": _when(report),
+        "phases": phases(report.seconds),
+        "memory": memory[0] if memory else None,
+        "environment": [(n, "none" if v is None else v) for n, v in report.environment.items()],
+        "command": shlex.join(report.command),
+        "recipe": recipe_lines(settings, given),
+        "directory": str(run),
+        **parts,
+        **values,
+    }
+    return render(_HERE, style=resource(_HERE, "page.css"), **all_values)
+
+
+def _when(report: Report) -> str:
+    times = [f"{name} {time.replace('T', ' ')[:16]} UTC"
+             for name, time in (("started", report.started), ("ended", report.finished or ""))
+             if time]  # fmt: skip
+    return ", ".join([report.status, *times])
+
+
+def _ending(report: Report) -> list[str]:
+    """Return what is to be said of a run that has not ended well."""
+    if report.status == "completed":
+        return []
+    if report.status == "running":
+        return ["The run has not ended: it is at work, or was killed without a chance to say so."]
+    return [f"The run {_ENDINGS[report.status]}: {report.error or 'no reason is recorded'}"]
+
+
+_ENDINGS = {"failed": "failed", "interrupted": "was interrupted"}
+
+
+def _changes(report: RunReport, run: Path, certificate: Certificate | None) -> list[str]:
+    """Return a line for each result that is not the one its report, or certificate, is about."""
+    if report.status != "completed":
+        return []
+    lines = list(changed_results(run, report.digests))
+    if certificate is not None and result_digest(run / ADAPTER) != certificate.adapter:
+        lines.append(f"{run / ADAPTER} is not the adapter that the certificate is for")
+    return lines
+
+
+def _notes(report: RunReport) -> list[str]:
+    """Return what the run said, and how its files compared with the trained model."""
+    verdict = report.verification.get("verdict")
+    reason = report.verification.get("reason")
+    said = f"outputs of the files beside the trained model's: {verdict}" if verdict else ""
+    return [
+        *report.events,
+        *report.recipe_notes,
+        *([f"{said}; {reason}" if reason else said] if said else []),
+    ]
+
+
+def _next(report: RunReport, run: Path) -> list[str]:
+    """Return the commands that a run can be used, or gone on, with."""
+    if report.status != "completed":
+        words = [word for word in report.command if word not in ("--resume", "--force")]
+        return [shlex.join([*words, "--resume"])] if words else []
+    words = [word for word in report.command[2:] if not word.startswith("-")]
+    return next_commands(report, run, words or ["RECIPE"])

@@ -1,0 +1,171 @@
+"""The sections of a run's page: what each shows, and a line for what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from sora_cli.adapter.modules import Module
+from sora_cli.adapter.places import ADAPTER
+from sora_cli.adapter.ranks import RankMap
+from sora_cli.adapter.singular_values import read_modules
+from sora_cli.core.errors import SoraError
+from sora_cli.experiments.compare.html import picture
+from sora_cli.experiments.compare.page_parts import RankTable
+from sora_cli.experiments.report import curves
+from sora_cli.experiments.report.examples import FILE_NAME, Examples, Record, choose, disagreement
+from sora_cli.experiments.report.ranks import is_level, needed_part, rank_part
+from sora_cli.experiments.report.spectra import CutRow, cut_rows, draw_modules, draw_pooled
+from sora_cli.model.files import ADAPTER_CONFIG
+from sora_cli.report import HISTORY_FILE, RunReport
+
+
+@dataclass(frozen=True)
+class PicturesPart:
+    """Pictures, and lines on those that are missing."""
+
+    pictures: tuple[Any, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RanksPart:
+    """Heat maps with their names, and lines on what they do not show."""
+
+    maps: tuple[tuple[str, RankTable], ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SpectraPart:
+    """Pictures of the spectra, the cuts, and lines on what is missing."""
+
+    pictures: tuple[Any, ...]
+    cuts: tuple[CutRow, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SplitPart:
+    """Examples of a split; `doubt`: why they may not be this run's, "" if nothing says so."""
+
+    name: str
+    said: str
+    doubt: str
+    kinds: tuple[Examples, ...]
+
+
+@dataclass(frozen=True)
+class ExamplesPart:
+    """Examples by split, and lines on what is missing."""
+
+    splits: tuple[SplitPart, ...]
+    missing: tuple[str, ...]
+
+
+def curves_part(report: RunReport) -> PicturesPart:
+    """Return the learning curves of a run."""
+    known = curves.Curves.of(report)
+    drawn = {
+        "loss": curves.draw_loss(known),
+        "metric": curves.draw_metric(known, report.main_metric or "metric", report.best_step),
+        "alive": curves.draw_alive(known),
+    }
+    pictures = (picture(figure, name) for name, figure in drawn.items() if figure is not None)
+    return PicturesPart(tuple(pictures), tuple(_missing_curves(report, known)))
+
+
+def _missing_curves(report: RunReport, known: curves.Curves) -> Iterator[str]:
+    if report.steps == 0:
+        yield "The run took no step, so there is nothing to draw."
+        return
+    if not report.history:
+        yield (
+            f"There is no {HISTORY_FILE} of this run, which holds its losses and scores by step."
+        )
+        return
+    if not known.metric:
+        name = report.main_metric or "The metric"
+        yield f"{name} was not taken during the training: training.evaluate=epoch does that."
+    if report.live_components and not known.alive:
+        yield f"All {report.live_components[-1]:,} components were alive after every step."
+
+
+def ranks_part(report: RunReport, ranks: RankMap, modules: Mapping[str, Module]) -> RanksPart:
+    """Return the rank map of a run; where ranks are all the same, also what its modules need.
+
+    Args:
+        ranks: components at the end and at the start.
+        modules: those of the adapter, as far as it can be read.
+    """
+    if not report.ranks:
+        return RanksPart((), (_no_ranks(report),))
+    maps, lines = [("components alive", rank_part(ranks))], []
+    if is_level(ranks):
+        rank = next(iter(ranks.cells.values())).live
+        lines.append(f"Every module has rank {rank}, so that the ranks alone show nothing.")
+        if modules and rank:
+            maps.append(("components that hold 99 % of ||dW||²", needed_part(ranks, modules)))
+    return RanksPart(tuple(maps), tuple(lines))
+
+
+def _no_ranks(report: RunReport) -> str:
+    if report.status != "completed" and not report.parameters.base:
+        return "The run ended before its layers were made."
+    method = report.recipe.get("method", {}).get("name", "the method")
+    return f"{method} has no low-rank modules, so there are no ranks and no spectra."
+
+
+def modules_of(report: RunReport, run: Path) -> tuple[dict[str, Module], str]:
+    """Return the modules of the run's adapter, in the report's order; or why there are none."""
+    folder = run / ADAPTER
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return {}, f"There is no adapter in {folder}."
+    try:
+        found = read_modules(folder)
+    except SoraError as error:
+        return {}, f"The adapter cannot be read: {error.what}."
+    order = dict.fromkeys([*(path for path in report.ranks if path in found), *found])
+    return {path: found[path] for path in order}, ""
+
+
+def spectra_part(modules: Mapping[str, Module], why_not: str, run: Path) -> SpectraPart:
+    """Return the spectra of a run's adapter, and what cuts would leave of it."""
+    alone, together = (draw_modules(modules), draw_pooled(modules)) if modules else (None, None)
+    if alone is None or together is None:
+        return SpectraPart((), (), (why_not or "Every component of the adapter is zero.",))
+    pictures = picture(alone, "modules"), picture(together, "pooled")
+    return SpectraPart(pictures, tuple(cut_rows(modules, run)), ())
+
+
+def examples_part(
+    report: RunReport, run: Path, records: Sequence[Record], most: int
+) -> ExamplesPart:
+    """Return right and wrong examples by split.
+
+    Args:
+        records: of all splits; none where no predictions are stored.
+        most: examples of each kind.
+    """
+    if not records:
+        place = quote(str(run))
+        line = (
+            f"No predictions are stored ({FILE_NAME} in the run's directory). To score the rows "
+            f"anew and show some: sora report {place} --examples 10"
+        )
+        return ExamplesPart((), (line,))
+    by_split: dict[str, list[Record]] = {}
+    for record in records:
+        by_split.setdefault(record["split"], []).append(record)
+    splits = []
+    for split, rows in by_split.items():
+        said, kinds = choose(rows, most)
+        doubt = disagreement(report, split, rows)
+        splits.append(SplitPart(split, said, doubt or "", tuple(kinds)))
+    has_texts = any("input" in r or "source" in r or "question" in r or "tokens" in r
+                    or "image" in r for r in records)  # fmt: skip
+    lines = () if has_texts else ("The predictions do not say what the rows are.",)
+    return ExamplesPart(tuple(splits), lines)

@@ -1,0 +1,136 @@
+"""The spectra of a run's adapter: each module's, all pooled, and what cuts would leave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from sora_cli.adapter.modules import Cut, Module, cuts
+from sora_cli.adapter.ranks import rank_map, shortest_names
+from sora_cli.core.console import count
+from sora_cli.core.figures import COLOURS, INK, QUIET, new_figure
+from sora_cli.experiments.compare.plot_style import arrange, colour, finish, plain, short_number
+from sora_cli.experiments.report.curves import SIZE
+
+_FLOOR = 1e-6
+"""Smallest singular value that is drawn, relative to the largest."""
+
+
+@dataclass(frozen=True)
+class CutRow:
+    """A cut of the adapter, its values as text."""
+
+    share: str
+    parameters: str
+    components: str
+    mean_rank: str
+    energy: str
+    command: str
+
+
+def cut_rows(modules: Mapping[str, Module], run: Path) -> list[CutRow]:
+    """Return what `sora prune` would leave of the adapter at some sizes, as `inspect` says it."""
+    return [
+        CutRow(
+            share=f"{cut.share:.0%}",
+            parameters=count(cut.parameters),
+            components=count(cut.components),
+            mean_rank=f"{cut.components / len(modules):.2f}",
+            energy=f"{cut.energy:.1%}",
+            command=f"sora prune {quote(str(run))} -o OUT --max-params {cut.max_params}",
+        )
+        for cut in cuts(modules)
+    ]
+
+
+def draw_modules(modules: Mapping[str, Module]) -> Any | None:
+    """Draw the singular values of each module, a colour for each kind; None if all are zero."""
+    kinds: dict[str, list[Sequence[float]]] = {}
+    for path, module in modules.items():
+        if module.values and module.values[0] > 0:
+            kinds.setdefault(rank_map({path: 0}).columns[0], []).append(module.values)
+    if not kinds:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    largest = max(values[0] for group in kinds.values() for values in group)
+    figure = new_figure(SIZE[0], SIZE[1] + 0.5, solved=False)
+    axes = figure.subplots()
+    finish(axes, "each module by itself", "component", "singular value")
+    names = dict(zip(kinds, shortest_names(list(kinds)), strict=True))
+    for i, (kind, group) in enumerate(kinds.items()):
+        for n, values in enumerate(group):
+            shown = [value if value > _FLOOR * largest else math.nan for value in values]
+            axes.plot(range(1, len(shown) + 1), shown, color=colour(i), linewidth=0.9, alpha=0.8,
+                      linestyle=("-", (0, (4, 1.5)), (0, (1, 1)))[i // len(COLOURS) % 3],
+                      marker="o", markersize=2, label=None if n else plain(names[kind], 30),
+                      )  # fmt: skip
+    _set_log_scale(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    figure.legend(*axes.get_legend_handles_labels(), loc="lower left", ncols=2, fontsize=7,
+                  frameon=False, labelcolor=INK, borderpad=0.3)  # fmt: skip
+    arrange(figure, 1, 1, below=0.13 * math.ceil(len(kinds) / 2) + 0.1)
+    return figure
+
+
+def pooled(modules: Mapping[str, Module]) -> tuple[list[float], list[float]]:
+    """Return all singular values in the order in which cuts take them.
+
+    Returns:
+        The share of the adapter's numbers that is reached with each; and each divided by the root
+        of the numbers that it costs, relative to the largest.
+    """
+    stored = sum(m.stored * m.cost for m in modules.values())
+    worth = sorted(
+        ((value / math.sqrt(m.cost), m.cost) for m in modules.values() for value in m.values),
+        key=lambda pair: -pair[0],
+    )
+    sizes, values, size = [], [], 0
+    for value, cost in worth:
+        size += cost
+        sizes.append(size / stored)
+        values.append(value / (worth[0][0] or 1.0))
+    return sizes, values
+
+
+def draw_pooled(modules: Mapping[str, Module]) -> Any | None:
+    """Draw all singular values in the order of a cut, and where the cuts fall."""
+    sizes, values = pooled(modules)
+    if not values or not values[0]:
+        return None
+    figure = new_figure(SIZE[0], SIZE[1] + 0.5, solved=False)
+    axes = figure.subplots()
+    finish(axes, "all modules together", "adapter parameters kept, %",
+           "singular value / √cost")  # fmt: skip
+    shown = [value if value > _FLOOR else math.nan for value in values]
+    axes.plot([100 * share for share in sizes], shown, color=colour(0), linewidth=1.6)
+    _set_log_scale(axes)
+    axes.set_xlim(0, 102)
+    for cut in cuts(modules):
+        _mark(axes, cut)
+    arrange(figure, 1, 1, below=0.0)
+    return figure
+
+
+def _set_log_scale(axes: Any) -> None:
+    """Make the y axis logarithmic, with its few ticks written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    steps = (1.0, 2.0, 5.0) if high < 1e3 * low else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short_number(y)))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _mark(axes: Any, cut: Cut) -> None:
+    """Draw where a cut falls, with the share of ||dW||^2 that it keeps."""
+    axes.axvline(100 * cut.share, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.annotate(f"{cut.share:.0%}: keeps {cut.energy:.1%}", (100 * cut.share, 0.98),
+                  xycoords=("data", "axes fraction"), xytext=(2, 0), textcoords="offset points",
+                  rotation=90, va="top", ha="left", fontsize=7, color=QUIET)  # fmt: skip

