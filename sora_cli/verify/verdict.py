@@ -115,10 +115,13 @@ class Rounding:
         return least <= effect.share <= most and effect.residual <= self.residual(effect.size)
 
     def expected(self, effect: Effect) -> str:
-        """Return what a right result would show, in words."""
+        """Return what a right result would show, in words; not the limit that limits nothing."""
         least, most = self.shares(effect)
-        share, residual = f"{least:.1%} to {most:.1%} of the effect", self.residual(effect.size)
-        return f"{share}, with a residual of {percent(residual)} at most" if residual < 1 else share
+        share, limit = f"{least:.1%} to {most:.1%} of the effect", self.residual(effect.size)
+        residual = f"a residual of {percent(limit)} at most"
+        if effect.blind and effect.residual > limit:
+            return residual
+        return f"{share}, with {residual}" if limit < 1 else share
 
 
 def judge(

@@ -159,6 +159,15 @@ def test_measures_of_an_effect() -> None:
     assert effect.summary() == said
 
 
+def test_a_reason_names_the_limits_that_limit() -> None:
+    exact, rounded = Rounding(2.0**-24, 0.0, 0.0), Rounding(2.0**-24, 2.0**-8, 0.0)
+    half = Effect("logits", 0.01, 0.5, 0.0)
+    assert exact.expected(half) == "99.0% to 101.0% of the effect, with a residual of 0.10% at most"
+    assert rounded.expected(half) == "95.0% to 101.0% of the effect"
+    noisy = Effect("logits", 0.01, 0.6, 0.5)  # 0.5 of noise may hide any share
+    assert exact.expected(noisy) == "a residual of 0.10% at most"
+
+
 def test_no_effect_at_all() -> None:
     nothing = [Effect("logits", 0.0, 1.0, 0.0), Effect(HIDDEN, 0.0, 1.0, 0.0)]
     rounding = Rounding(2.0**-24, 2.0**-8, 0.0)
