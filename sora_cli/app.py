@@ -14,14 +14,13 @@ from typing import Annotated
 import typer
 
 from sora_cli import __version__
-from sora_cli.commands import _adapters, _experiments
+from sora_cli.commands import _adapters, _experiments, _recipes
 from sora_cli.commands._options import (
     Code,
     Force,
     Json,
     NoVerify,
     Overrides,
-    Preview,
     RecipeArgument,
     RecipeOption,
     load_plugins,
@@ -41,12 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     invoke_without_command=True,
 )
-recipes_app = typer.Typer(
-    help="List, show and copy the recipes that come with the tool.",
-    rich_markup_mode=None,
-    invoke_without_command=True,
-)
-app.add_typer(recipes_app, name="recipes")
+_recipes.add_commands(app)
 
 
 @app.callback()
@@ -67,42 +61,6 @@ def options(
 
 
 @app.command()
-def init(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A csv, tsv, json, jsonl or parquet file, a directory, or a data set's Hub id."
-        ),
-    ],
-    overrides: Overrides = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="The recipe to write; unset: named as the data are."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="The base model; unset: a small one.")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option("--task", help="The task family; unset: told by the columns.")
-    ] = None,
-    preview: Preview = 2,
-    force: Force = False,
-) -> None:
-    """Write a recipe for data that has none."""
-    from sora_cli.commands.init import init
-
-    init(
-        source,
-        overrides or [],
-        output=output,
-        model=model,
-        task=task,
-        preview=preview,
-        force=force,
-    )
-
-
-@app.command()
 def train(
     context: typer.Context,
     recipe: RecipeArgument,
@@ -117,6 +75,12 @@ def train(
         bool,
         typer.Option("--force", help="Replace a run; with --resume, accept safe changes."),
     ] = False,
+    preview: Annotated[
+        int | None,
+        typer.Option(
+            "--preview", min=0, help="With --dry-run: rows to show as the model gets them (2)."
+        ),
+    ] = None,
     no_verify: NoVerify = False,
     code: Code = None,
 ) -> int:
@@ -132,6 +96,7 @@ def train(
         resume=resume,
         verify=not no_verify,
         began=context.obj,
+        preview=preview,
     )
 
 
@@ -232,46 +197,6 @@ def evaluate(
 
 _adapters.add_commands(app)
 _experiments.add_commands(app)
-
-
-@recipes_app.callback()
-def recipes(context: typer.Context) -> None:
-    """List the recipes if no subcommand is given."""
-    if context.invoked_subcommand is None:
-        recipes_list()
-
-
-@recipes_app.command(name="list")
-def recipes_list() -> None:
-    """List the recipes: name and what it is."""
-    from sora_cli.commands.recipes import list_recipes
-
-    list_recipes()
-
-
-@recipes_app.command(name="show")
-def recipes_show(
-    name: Annotated[str, typer.Argument(help="A recipe's name, such as official/rte.")],
-) -> None:
-    """Print a recipe."""
-    from sora_cli.commands.recipes import show_recipe
-
-    show_recipe(name)
-
-
-@recipes_app.command(name="copy")
-def recipes_copy(
-    to: Annotated[Path, typer.Option("--to", help="Directory to copy into.")],
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Recipes to copy, with what they extend; without: all."),
-    ] = None,
-    force: Force = False,
-) -> None:
-    """Copy recipes, to change them."""
-    from sora_cli.commands.recipes import copy_recipes
-
-    copy_recipes(names or [], to, force=force)
 
 
 @app.command()

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sora_cli.core.checks import check_apart
-from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.console import duration, emit, emit_table, say
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.lock import locked
-from sora_cli.experiments.sweep.display import Display, duration
+from sora_cli.experiments.sweep.display import Display
 from sora_cli.experiments.sweep.engine import Engine
 from sora_cli.experiments.sweep.engines import choose_engine
 from sora_cli.experiments.sweep.loop import Loop, Settings

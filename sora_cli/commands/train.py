@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import tidy
 from sora_cli.core.console import emit, say, say_notes
+from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.lock import locked
@@ -35,6 +36,7 @@ def train(
     resume: bool = False,
     verify: bool = True,
     began: float | None = None,
+    preview: int | None = None,
 ) -> int:
     """Train a recipe, or with `dry_run` only show what would be trained.
 
@@ -46,6 +48,7 @@ def train(
         resume: continue from the newest complete checkpoint, if there is one.
         verify: compare the trained model with what its files give, where memory allows.
         began: when the command began, by `time.perf_counter`; None: now.
+        preview: rows that a dry run shows; None: two.
 
     Returns:
         Exit code: 1 if the files do not give the trained model's outputs.
@@ -54,11 +57,14 @@ def train(
     loaded = load_recipe(recipe, overrides)
     if loaded.recipe.path is not None:
         say(f"note: this trains one run; the recipe's path of stages: sora path {quote(recipe)}")
+    if preview is not None and not dry_run:
+        raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     if dry_run:
+        from sora_cli.run.dry_run import ROWS
         from sora_cli.run.dry_run import dry_run as show
 
         say_notes(loaded.notes)
-        show(loaded)
+        show(loaded, rows=ROWS if preview is None else preview)
         return OK
     words = [recipe, *overrides]
     return train_loaded(loaded, words, force=force, resume=resume, verify=verify, began=began)
@@ -111,6 +117,7 @@ def run(
         from sora_cli.run.evaluate import evaluate_run
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
+        from sora_cli.run.preview import first_row_line, task_line
         from sora_cli.run.results import record_result, record_setup, save_results
         from sora_cli.train.fit import fit
         from sora_cli.train.log import RunLog
@@ -142,8 +149,10 @@ def run(
     if report.start is not None:
         say(report.start.sentence())
     say_notes(report.events)
+    say(task_line(ready.task, ready.rows.train.column_names))
     for line in class_lines(report.data["classes"]):
         say(line)
+    say(first_row_line(ready))
     say(describe_layers(recipe, ready, report.parameters))
     if resumed is not None:
         log.note_resumption(resumed.step)

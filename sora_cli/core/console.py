@@ -94,6 +94,16 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """Return 3725 as '1 h 02 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def printable(text: object) -> str:
     """Return text as one line, with an escape for whatever cannot be printed."""
     return "".join(c if c.isprintable() else _escaped(c) for c in str(text))

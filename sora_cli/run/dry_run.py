@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.core.console import count, emit, printable, size
+from sora_cli.core.console import count, duration, emit, printable, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import LoadedRecipe
@@ -22,14 +22,20 @@ if TYPE_CHECKING:
     from sora_cli.run.layers import LayerGroup
     from sora_cli.run.memory import MemoryPrediction
     from sora_cli.run.prepare import Prepared
+    from sora_cli.run.step_time import StepTime
     from sora_cli.train.steps import Steps
 
 _KEY, _VALUE, _WIDTH = 31, 36, 100  # columns
 _MISSING = 12  # parameters listed
+ROWS = 2
+"""Training rows that are shown, unless another number is asked for."""
 
 
-def dry_run(loaded: LoadedRecipe) -> Prepared:
+def dry_run(loaded: LoadedRecipe, *, rows: int = ROWS) -> Prepared:
     """Resolve a recipe and show on stdout what training it would do.
+
+    Args:
+        rows: training rows that are shown as the model gets them.
 
     Returns:
         What was loaded for it.
@@ -43,6 +49,8 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         from sora_cli.run.layers import other_weights
         from sora_cli.run.memory import predict_memory
         from sora_cli.run.prepare import prepare
+        from sora_cli.run.preview import column_lines, rows_lines
+        from sora_cli.run.step_time import measure_step
         from sora_cli.train.checkpoint.fork import describe_fork, read_fork
         from sora_cli.train.steps import count_steps, learning_rates
         from sora_cli.train.trainer import training_arguments
@@ -61,16 +69,23 @@ def dry_run(loaded: LoadedRecipe) -> Prepared:
         if others:
             emit_section("other weights without adapter", _table(others))
     emit_section("parameters", parameter_lines(ready, block.train_head))
-    emit_section("data", data_lines(ready, block))
     metric = ready.task.best
     args = training_arguments(loaded.recipe, loaded.output_dir, metric, evaluates=True)
     steps = count_steps(args, block, len(ready.train.lengths))
+    # before anything is made of the rows: it builds on the memory that the process has now
     memory = predict_memory(ready, loaded.recipe, micro_batch=steps.micro_batch)
+    emit_section("columns", column_lines(ready))
+    emit_section("data", data_lines(ready, block))
+    if rows:
+        shown = rows_lines(ready.task, ready.base.processor, ready.train, rows)
+        emit_section("first training rows", shown)
     rates = learning_rates(args, ready.method, ready.layers, steps.total)
     plan = ready.method.plan(ready.layers, total_steps=steps.total, learning_rates=rates)
     emit_section("steps", step_lines(steps, plan))
     emit_section("memory", memory_lines(memory))
     emit_section("output", output_lines(loaded))
+    time = measure_step(ready, block)
+    emit_section("in short", short_lines(loaded, ready, steps, time, memory))
     return ready
 
 
@@ -212,6 +227,38 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
     )
     if not m.exact:
         yield "activations extrapolated from batches of one and two rows"
+
+
+def short_lines(
+    loaded: LoadedRecipe, ready: Prepared, steps: Steps, time: StepTime, memory: MemoryPrediction
+) -> Iterator[str]:
+    """Yield the values that decide most, each with its origin."""
+    block, seconds = loaded.recipe.training, time.seconds * steps.total
+    ranks = sorted({layer.rank for layer in ready.layers.values()})
+    if ranks:
+        key = rank_option(loaded, ranks[-1])
+        origin = loaded.origin("method", key) if key else "the method's own"
+        yield _line(
+            "rank at the start", " to ".join(map(str, ranks[:: max(len(ranks) - 1, 1)])), origin
+        )
+    rate = loaded.origin("training", "learning_rate")
+    yield _line("learning rate", f"{block.learning_rate:g}", rate)
+    key = "epochs" if block.max_steps is None else "max_steps"
+    origin = loaded.origin("training", key)
+    yield _line("steps", count(steps.total), f"training.{key}, {origin}")
+    measured = f"{time.rows} row{'' if time.rows == 1 else 's'}, {count(time.tokens)} tokens"
+    yield _line("time", f"about {duration(max(seconds, 1))}", f"of training alone; measured on {measured}")
+    yield _line("memory", size(memory.peak), "predicted")
+
+
+def rank_option(loaded: LoadedRecipe, rank: int) -> str | None:
+    """Return the method's option that gives every layer its rank; None if none does."""
+    values = loaded.method_config.model_dump()
+    return next((k for k, v in values.items() if "r" in k.split("_") and v == rank), None)
+
+
+def _line(name: str, value: str, origin: object) -> str:
+    return f"{name:<20} {value:<20} {origin}"
 
 
 def output_lines(loaded: LoadedRecipe) -> Iterator[str]:

@@ -10,6 +10,7 @@ from sora_cli.core.console import count, printable
 from sora_cli.core.words import listed
 from sora_cli.data.places import locating
 from sora_cli.run.class_counts import class_lines, count_classes
+from sora_cli.run.dry_run import ROWS
 from sora_cli.run.encoded_rows import length_of, row_lines
 from sora_cli.tasks.base import Encoded, Task
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared
     from sora_cli.run.propose.proposal import Proposal
 
-ROWS = 2
-"""Rows that a preview shows, unless another number is asked for."""
 _WIDTH = 98
 _KEY, _VALUE = 28, 24  # columns
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from sora_cli.core.console import printable, say
+from sora_cli.core.console import duration, printable, say
 from sora_cli.experiments.sweep.engine import last_output
 from sora_cli.experiments.sweep.record import OVER, RunRecord
 
@@ -143,13 +143,3 @@ def steps_of(log: Path) -> tuple[int, int]:
     """Return steps taken and in all, from the bar in a run's output; 0, 0 before it begins."""
     found = _BAR.findall(last_output(log, _TAIL))
     return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
-
-
-def duration(seconds: float) -> str:
-    """Return 3725 as '1 h 02 min'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

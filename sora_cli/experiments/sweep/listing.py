@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.core.console import emit, emit_table, printable, say
+from sora_cli.core.console import duration, emit, emit_table, printable, say
 from sora_cli.experiments.sweep.cost import Costs, measure, missing_kinds
-from sora_cli.experiments.sweep.display import duration
 from sora_cli.experiments.sweep.engines import divide
 from sora_cli.experiments.sweep.plan import PlannedRun, SweepPlan, search_base
 from sora_cli.experiments.sweep.source import PlanSource

@@ -66,6 +66,7 @@ def test_a_table_becomes_a_recipe_that_trains(init: Init) -> None:
     assert report.data["rows"] == {"train": 32, "select": 8, "validation": 8}
 
 
+@pytest.mark.long
 def test_the_same_rows_are_held_out_in_every_run(init: Init) -> None:
     Path("reviews.csv").write_text(_csv())
     first = init("reviews.csv")
@@ -84,6 +85,7 @@ def test_what_is_given_is_kept(init: Init) -> None:
     assert "seed: 3 # given" in Path("a.yaml").read_text()
 
 
+@pytest.mark.long
 def test_files_beside_and_directories_of_splits(tmp_path: Path, init: Init) -> None:
     folder = tmp_path / "pairs"
     folder.mkdir()

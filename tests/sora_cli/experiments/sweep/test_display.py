@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sora_cli.core.console import duration
 from sora_cli.experiments.sweep import engines
-from sora_cli.experiments.sweep.display import Display, duration, steps_of
+from sora_cli.experiments.sweep.display import Display, steps_of
 from sora_cli.experiments.sweep.record import RunRecord
 
 BAR = "\rtraining:  50%|=====     | {}/60 [00:06<00:06,  9.60it/s, loss=0.6, components=49]"

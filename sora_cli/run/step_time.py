@@ -1,0 +1,81 @@
+"""The time that an optimiser step takes here, measured on a few training rows."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sora_cli.model.gradient_checkpointing import checkpointed
+from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.run.prepare import Prepared
+
+_TOKENS, _ROWS = 256, 16  # that are measured at most, or one row
+_LONG = 3.0  # seconds of a first pass, after which it is not done again
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What was measured.
+
+    Attributes:
+        seconds: of a whole step of the mean row length: forward and backward passes; the
+            optimiser's own part, which is small for adapters, is not in it.
+        rows: that were measured.
+        tokens: of all of them together, padding included.
+    """
+
+    seconds: float
+    rows: int
+    tokens: int
+
+
+def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
+    """Measure a forward and a backward pass over rows of the middle length, and scale it up.
+
+    The model, its gradients and torch's random numbers are afterwards as they were before.
+    """
+    lengths = ready.train.lengths
+    order = np.argsort(lengths, kind="stable")
+    middle = int(lengths[order[len(order) // 2]])
+    number = min(max(_TOKENS // middle, 1), _ROWS, block.batch_size, len(order))
+    start = max(len(order) // 2 - number // 2, 0)
+    chosen = order[start : start + number]
+    tokens = int(lengths[chosen].max()) * len(chosen)
+    collate = ready.task.collator(ready.base.processor)
+    rows = [ready.train.dataset[int(row)] for row in chosen]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        seconds = _timed(ready, block, collate(rows))
+        if seconds < _LONG:  # the first pass also warms up
+            seconds = _timed(ready, block, collate(rows))
+    whole = float(lengths.mean()) * min(block.batch_size, len(lengths))
+    return StepTime(seconds * whole / tokens, len(chosen), tokens)
+
+
+def _timed(ready: Prepared, block: TrainingBlock, batch: dict[str, torch.Tensor]) -> float:
+    """Return the seconds of a forward and a backward pass, which leave no gradients."""
+    model = ready.base.model
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        model.to(device)
+    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    before = model.training
+    model.train()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(block.precision)
+    autocast = torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext()
+    try:
+        began = time.perf_counter()
+        with checkpointed(model, on=block.gradient_checkpointing):
+            with autocast:
+                loss = model(**inputs)["loss"]
+            loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(before)
