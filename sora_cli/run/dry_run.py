@@ -247,7 +247,8 @@ def short_lines(
     origin = loaded.origin("training", key)
     yield _line("steps", count(steps.total), f"training.{key}, {origin}")
     measured = f"{time.rows} row{'' if time.rows == 1 else 's'}, {count(time.tokens)} tokens"
-    yield _line("time", f"about {duration(max(seconds, 1))}", f"of training alone; measured on {measured}")
+    about = f"of training alone; measured on {measured}"
+    yield _line("time", f"about {duration(max(seconds, 1))}", about)
     yield _line("memory", size(memory.peak), "predicted")
 
 

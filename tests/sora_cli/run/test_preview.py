@@ -141,8 +141,8 @@ class _Scaled(torch.nn.Module):
 
 
 def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 rows of 100 tokens on average; two of the middle are measured, 2 x 101 tokens in 2 s."""
-    clock = iter([0.0, 5.0, 5.0, 5.0])
+    """Of 16 rows of 100 tokens on average two of the middle are measured, 200 tokens."""
+    clock = iter([0.0, 40.0])
     lengths = np.array([*range(50, 150), 100])
     model = _Scaled().eval()
     task = SimpleNamespace(collator=lambda _: lambda rows: {"x": torch.ones(len(rows))})
@@ -154,11 +154,14 @@ def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sora_cli.run.step_time.time.perf_counter", lambda: next(clock))
     before = torch.get_rng_state()
     found = measure_step(ready, block)
-    assert model.passes == 1  # the first pass was long
+    assert model.passes == 1  # the first pass was very long
     assert (found.rows, found.tokens) == (2, 200)
-    assert found.seconds == pytest.approx(5.0 * lengths.mean() * 16 / 200)
+    assert found.seconds == pytest.approx(40 * lengths.mean() * 16 / 200)
     assert model.weight.grad is None
     assert not model.training
     assert torch.equal(torch.get_rng_state(), before)
-    clock = iter([0.0, 1.0, 1.0, 1.5])
-    assert measure_step(ready, block).seconds == pytest.approx(0.5 * lengths.mean() * 16 / 200)
+    clock = iter([0, 4, 0, 2])
+    assert measure_step(ready, block).seconds == pytest.approx(2 * lengths.mean() * 16 / 200)
+    clock = iter([0, 1, 0, 0.25, 0, 0.5, 0, 0.5])
+    assert measure_step(ready, block).seconds == pytest.approx(0.25 * lengths.mean() * 16 / 200)
+    assert model.passes == 1 + 2 + 4
