@@ -246,7 +246,8 @@ def short_lines(
     key = "epochs" if block.max_steps is None else "max_steps"
     origin = loaded.origin("training", key)
     yield _line("steps", count(steps.total), f"training.{key}, {origin}")
-    measured = f"{time.rows} row{'' if time.rows == 1 else 's'}, {count(time.tokens)} tokens"
+    tokens = "" if time.tokens == time.rows else f", {count(time.tokens)} tokens"
+    measured = f"{time.rows} row{'' if time.rows == 1 else 's'}{tokens}"
     about = f"of training alone; measured on {measured}"
     yield _line("time", f"about {duration(max(seconds, 1))}", about)
     yield _line("memory", size(memory.peak), "predicted")

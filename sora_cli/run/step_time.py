@@ -19,7 +19,7 @@ _PASSES, _LONG, _VERY_LONG = 4, 5.0, 30.0  # at most; seconds of all, and of the
 
 @dataclass(frozen=True)
 class StepTime:
-    """What was measured.
+    """A measured time.
 
     Attributes:
         seconds: of a whole step of the mean row length: forward and backward passes; the
