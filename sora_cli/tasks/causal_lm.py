@@ -87,7 +87,8 @@ class CausalLm(Writing):
                 key="data.max_length",
             )
         lost = "left out" if training else "not scored"
-        shorter = sum(a < b for a, b in zip(after, before, strict=True))
+        answers = "text" not in self._columns  # of plain text, a cut row says all of it
+        shorter = answers * sum(a < b for a, b in zip(after, before, strict=True))
         told = {
             f"lose the end of their answers at data.max_length={limit}": shorter,
             f"have no answer within data.max_length={limit}: {lost}": len(made) - len(learned),

@@ -114,6 +114,9 @@ def test_all_of_a_plain_text_is_learned_but_its_first_token() -> None:
     encoded = _encoded(_task(rows), rows)
     assert _learned(encoded.dataset[0]) == ["cat sees a dog <|im_end|>"]
     assert encoded.lengths.tolist() == [6]
+    cut = _encoded(_task(rows, data={"max_length": 3}, metrics=["loss"]), rows)
+    assert cut.truncated == 1
+    assert not any(cut.told.values()), "there are no answers"
 
 
 @pytest.mark.parametrize(
