@@ -152,6 +152,14 @@ def pick(
             "--min-metric", help="Choose the smallest whose metric is at least this good."
         ),
     ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            "--max-drop",
+            help="Choose the smallest whose metric is at most this much worse than the first "
+            "stage's: 0.01 in its own unit, or 1pt for the same of a metric that ends at 1.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Copy the adapter to this directory.")
     ] = None,
@@ -166,6 +174,7 @@ def pick(
         keep=keep,
         max_params=max_params,
         min_metric=min_metric,
+        max_drop=max_drop,
         output=output,
         as_json=as_json,
         force=force,

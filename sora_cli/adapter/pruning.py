@@ -28,7 +28,7 @@ RULES: Mapping[str, str] = {
     "squared norm",
     "rank": "each layer by itself: its largest singular values",
     "max_drop": "pooled squared singular values per number stored, over all layers together; how "
-    "many by bisection",
+    "many by tests in a fixed order",
 }
 """The way in which each rule chooses, for people."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from sora_cli.commands._options import Adapter, Force, Json, NoVerify, Output, Overrides
 from sora_cli.core.checks import check_needed
-from sora_cli.core.exit_codes import OK
+from sora_cli.recipe.tolerance import CONFIDENCE
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -67,11 +68,20 @@ def prune(
         ),
     ] = None,
     max_drop: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--max-drop",
-            help="Keep the fewest components found by bisection whose validation metric falls by "
-            "at most this.",
+            help="Keep the fewest components tried that are shown to lose at most this of the "
+            "main metric: 0.01 in its own unit, or 1pt for the same of a metric that ends at 1. "
+            "The exit code is 3 if no size is shown to.",
+        ),
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            "--confidence",
+            help="With --max-drop: how sure it is to be; default: 0.95.",
+            show_default=False,
         ),
     ] = None,
     recipe: Annotated[
@@ -102,16 +112,34 @@ def prune(
     from sora_cli.commands.prune import Rule, prune
 
     rule, given = Rule(energy, rank, max_params, mean_rank, max_drop), overrides or []
+    if max_drop is None:
+        check_needed("--max-drop", {"--confidence": confidence is not None})
+    sure = CONFIDENCE if confidence is None else confidence
     if heal is None:
         check_needed("--heal", {"--resume": resume, "--no-verify": no_verify})
-        prune(directory, output, rule, recipe=recipe, overrides=given, force=force)
-        return OK
+        return prune(
+            directory, output, rule, recipe=recipe, overrides=given, confidence=sure, force=force
+        )
     from sora_cli.commands._heal import healing_recipe
+    from sora_cli.commands._heal_sizes import heal_sizes
     from sora_cli.commands.train import train_loaded
 
-    loaded, words = healing_recipe(directory, output, rule.given(), heal, recipe, given)
-    return train_loaded(
-        loaded, words, force=force, resume=resume, verify=not no_verify, began=context.obj
+    train = partial(
+        train_loaded, force=force, resume=resume, verify=not no_verify, began=context.obj
+    )
+    if max_drop is None:
+        return train(*healing_recipe(directory, output, rule.numbers(), heal, recipe, given))
+    return heal_sizes(
+        directory,
+        output,
+        rule.given(),
+        heal,
+        recipe,
+        given,
+        confidence=sure,
+        force=force,
+        resume=resume,
+        train=train,
     )
 
 

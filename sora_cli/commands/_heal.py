@@ -49,8 +49,6 @@ def healing_recipe(
         SoraError: there is no recipe, or it does not fit; a rule that cannot be used so.
     """
     check_rules(rule)
-    if "max_drop" in rule:
-        raise SoraError("--heal does not go with --max-drop", hint="--mean-rank 2 --heal 100")
     place = locate_adapter(directory, missing="there are no ranks to prune")
     loaded = _original(directory, place, recipe)
     words = [*_method_words(loaded, place), *_run_words(directory, output, rule, steps), *overrides]

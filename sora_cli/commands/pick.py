@@ -11,10 +11,11 @@ from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.checks import check_apart
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
-from sora_cli.experiments.path.pick import at_least, within_parameters, within_share
+from sora_cli.experiments.path.pick import at_least, within_drop, within_parameters, within_share
 from sora_cli.experiments.path.record import FILE_NAME, STAGES, PathReport, Stage, read_path
 from sora_cli.experiments.path.table import stage_table
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES
+from sora_cli.recipe.tolerance import parse_drop
 
 
 def pick(
@@ -23,6 +24,7 @@ def pick(
     keep: float | None,
     max_params: int | None,
     min_metric: float | None,
+    max_drop: str | None = None,
     output: Path | None,
     as_json: bool,
     force: bool,
@@ -36,7 +38,9 @@ def pick(
     if output is not None:
         check_apart(output, directory / STAGES)
         check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES)
-    stage = choose(report, keep=keep, max_params=max_params, min_metric=min_metric)
+    stage = choose(
+        report, keep=keep, max_params=max_params, min_metric=min_metric, max_drop=max_drop
+    )
     adapter = directory / stage.directory / "adapter"
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise SoraError(f"the chosen adapter is gone: {adapter}")
@@ -62,17 +66,20 @@ def choose(
     keep: float | None = None,
     max_params: int | None = None,
     min_metric: float | None = None,
+    max_drop: str | None = None,
 ) -> Stage:
     """Return the stage that satisfies the one wish given.
 
     Raises:
         SoraError: none or several wishes, or no stage that satisfies it.
     """
-    if (keep is not None) + (max_params is not None) + (min_metric is not None) != 1:
+    if sum(wish is not None for wish in (keep, max_params, min_metric, max_drop)) != 1:
         raise SoraError(
             "give exactly one condition",
-            hint="--keep 0.99, --max-params 100000 or --min-metric 0.85",
+            hint="--keep 0.99, --max-drop 1pt, --max-params 100000 or --min-metric 0.85",
         )
+    if max_drop is not None:
+        return within_drop(report, parse_drop(max_drop, report.main_metric))
     if keep is not None:
         return within_share(report, keep)
     if max_params is not None:

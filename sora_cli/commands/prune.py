@@ -12,19 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter, with_base
+from sora_cli.commands._certify import (
+    certified_facts,
+    check_confidence,
+    metric_of,
+    say_unseen_rows,
+    show_search,
+)
 from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import check_apart, check_rules, option
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.timing import importing
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES
+from sora_cli.recipe.tolerance import CONFIDENCE, check_drop, parse_drop
 
 if TYPE_CHECKING:
     from sora_cli.adapter.directory import Adapter
     from sora_cli.adapter.pruning import Layers, Loss
     from sora_cli.adapter.reading import AdapterFile
     from sora_cli.recipe.load import LoadedRecipe
-    from sora_cli.run.search import Search
+    from sora_cli.run.certify.choice import Search
+    from sora_cli.run.search import Ranks
 
 
 @dataclass(frozen=True)
@@ -36,18 +46,23 @@ class Rule:
         rank: largest rank of a module.
         max_params: numbers in all factors together, chosen over all modules; head not counted.
         mean_rank: components per module, the strongest over all modules.
-        max_drop: how far the validation metric of `recipe` may fall, found by bisection.
+        max_drop: how far the main metric of `recipe` may fall on the rows that choose, as people
+            write it (`recipe.tolerance`).
     """
 
     energy: float | None = None
     rank: int | None = None
     max_params: int | None = None
     mean_rank: float | None = None
-    max_drop: float | None = None
+    max_drop: float | str | None = None
 
-    def given(self) -> dict[str, float]:
+    def given(self) -> dict[str, float | str]:
         """Return the name and value of the one that is set."""
         return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+
+    def numbers(self) -> dict[str, float]:
+        """Return the same without a drop, of which a text says how far."""
+        return {name: v for name, v in self.given().items() if not isinstance(v, str)}
 
 
 def prune(
@@ -57,20 +72,25 @@ def prune(
     *,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
+    confidence: float = CONFIDENCE,
     force: bool = False,
-) -> None:
+) -> int:
     """Write a pruned copy of an adapter; without a rule, only exact zeros are left out.
 
     Args:
         directory: an adapter directory, ours or any PEFT LoRA's, or a run directory.
         output: directory to write.
         recipe: what `rule.max_drop` is measured with, with its overrides.
+        confidence: with which `rule.max_drop` is to be kept.
         force: replace an adapter that is at `output`.
+
+    Returns:
+        Exit code: 3 if nothing shows that `rule.max_drop` is kept.
 
     Raises:
         SoraError: bad input, two rules at once, or an output that exists.
     """
-    loaded = _recipe_of(rule, recipe, overrides)
+    loaded, rule = _measured(rule, recipe, overrides, confidence)
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
@@ -80,13 +100,13 @@ def prune(
 
     with open_adapter(directory) as file:
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
-        search = None if loaded is None else _search(adapter, loaded, rule)
+        search = None if loaded is None else _search(adapter, loaded, rule, confidence)
         layers, losses = _pruned(file, adapter, rule, search)
         total = reduce(lambda a, b: a + b, losses.values())
         kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
         entry = _entry(rule, total, file.parameters, kept)
         if search is not None:
-            entry |= {"metric": search.metric, "split": search.split, "recipe": recipe}
+            entry |= {"recipe": recipe, **certified_facts(search)}
         update = {
             "lineage": (*file.meta.lineage, entry),
             "ranks_start": {**file.ranks, **file.meta.ranks_start},
@@ -99,8 +119,10 @@ def prune(
         _show(losses, total, file, kept)
         emit(_described(rule))
     if search is not None:
-        _show_search(search)
+        show_search(search)
+        say_unseen_rows(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
+    return OK if search is None or search.certified else NO_VERDICT
 
 
 def _dtype(file: AdapterFile, *, lossy: bool) -> str:
@@ -114,40 +136,45 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
     return file.dtype if lossy or exact else "float32"
 
 
-def _recipe_of(rule: Rule, recipe: str | None, overrides: Sequence[str]) -> LoadedRecipe | None:
-    """Return the recipe, if the rule needs one."""
+def _measured(
+    rule: Rule, recipe: str | None, overrides: Sequence[str], confidence: float
+) -> tuple[LoadedRecipe | None, Rule]:
+    """Return the recipe, if the rule needs one, and the rule with its drop in the metric's unit."""
     check_rules(rule.given())
     if rule.max_drop is None:
         if recipe or overrides:
             raise SoraError(
                 "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
             )
-        return None
+        return None, rule
+    check_drop(rule.max_drop)
+    check_confidence(confidence)
     if recipe is None:
         raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
     from sora_cli.recipe.load import load_recipe
     from sora_cli.run.preflight import check_recipe
 
     loaded = load_recipe(recipe, overrides)
+    drop = parse_drop(rule.max_drop, metric_of(loaded.recipe))
     check_recipe(loaded.recipe, model=False)  # the adapter's own base model is loaded
-    return loaded
+    return loaded, dataclasses.replace(rule, max_drop=drop)
 
 
-def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule) -> Search:
+def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule, confidence: float) -> Search[Ranks]:
     with importing():
-        from sora_cli.run.search import smallest_within
+        from sora_cli.run.search import smallest_certified
 
-    assert rule.max_drop is not None
-    return smallest_within(adapter, loaded.recipe, rule.max_drop)
+    assert isinstance(rule.max_drop, float)
+    return smallest_certified(adapter, loaded.recipe, rule.max_drop, confidence)
 
 
 def _pruned(
-    file: AdapterFile, adapter: Adapter, rule: Rule, search: Search | None
+    file: AdapterFile, adapter: Adapter, rule: Rule, search: Search[Ranks] | None
 ) -> tuple[Layers, dict[str, Loss]]:
     from sora_cli.adapter.pruning import prune_layers, survey, truncate_layers
 
     if search is not None:
-        return truncate_layers(adapter.layers, survey(adapter.layers), search.ranks)
+        return truncate_layers(adapter.layers, survey(adapter.layers), search.key)
     layers, losses = prune_layers(
         adapter.layers,
         energy=rule.energy,
@@ -161,10 +188,14 @@ def _pruned(
     if nothing and something:
         name, value = next(iter(rule.given().items()))
         raise SoraError(
-            f"not one component fits into {option(name)} {value:g}",
+            f"not one component fits into {option(name)} {_shown(value)}",
             hint=f"the smallest takes {min(sum(s) for s in file.shapes.values())} parameters",
         )
     return layers, losses
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _entry(rule: Rule, total: Loss, before: int, after: int) -> dict[str, Any]:
@@ -197,27 +228,9 @@ def _described(rule: Rule) -> str:
     """Return the line that says by which rule was pruned."""
     from sora_cli.adapter.pruning import RULES
 
-    named = (f"{option(name)} {value:g}: {RULES[name]}" for name, value in rule.given().items())
+    named = (f"{option(name)} {_shown(value)}: {RULES[name]}"
+             for name, value in rule.given().items())  # fmt: skip
     return f"rule: {next(named, 'what is exactly zero goes')}"
-
-
-def _show_search(search: Search) -> None:
-    """Print the points tried, largest first, with those that are good enough marked."""
-    points = sorted(search.points, key=lambda point: -point.components)
-    emit_table(
-        f"tried on {search.split}",
-        ["components", "parameters", search.metric, "drop", ""],
-        [
-            [count(p.components), count(p.parameters), f"{p.score:.4f}", f"{p.drop:+.4f}",
-             "ok" if p.good else "too far"]
-            for p in points
-        ],
-    )  # fmt: skip
-    found = count(sum(search.ranks.values()))
-    emit(
-        f"smallest found in {len(points)} evaluations, by bisection: {found} components; "
-        "a score need not fall steadily, so a smaller one may do, too"
-    )
 
 
 def _row(name: str, loss: Loss) -> list[str]:

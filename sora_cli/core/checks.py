@@ -115,11 +115,16 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_rules(rules: Mapping[str, float | None]) -> None:
-    """Raise `SoraError` for pruning rules that exclude each other or have an impossible value."""
+def check_rules(rules: Mapping[str, float | str | None]) -> None:
+    """Raise `SoraError` for pruning rules that exclude each other or have an impossible value.
+
+    A text is a drop as people write it, which `recipe.tolerance` checks.
+    """
     given = {option(name): v for name, v in rules.items() if v is not None}
     check_one(list(given))
     for name, value in given.items():
+        if isinstance(value, str):
+            continue
         if name == "--energy" and not 0 < value <= 1:
             raise SoraError(f"--energy is a share above 0 and up to 1, not {value:g}")
         if name == "--mean-rank" and not 0 < value < math.inf:

@@ -13,6 +13,8 @@ import re
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import is_share
 
+CONFIDENCE = 0.95
+"""The confidence with which a tolerated drop is kept, where none is given."""
 _POINTS = re.compile(r"(.+?)\s*(?:pt|pts|points?)")
 _ASKED_BACK = 0.1  # of a metric that ends at 1: ten points, which is more than anybody means
 

@@ -1,14 +1,15 @@
-"""A small pruned adapter that still scores well, found by bisection over its size.
+"""A small pruned adapter that is shown to score nearly as well as the whole, on choosing rows.
 
-All candidates lie on one line: the components with the largest squared singular value per number
-stored are kept, over all layers together, so each candidate contains the smaller ones.
+All sizes lie on one line: the components with the largest squared singular value per number stored
+are kept, over all layers together, so each size contains the smaller ones. Which sizes are tested
+follows from the number of components alone, before a row is scored; they are tested the largest
+first, each at the whole confidence, until one fails (`run.certify`).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,39 +20,31 @@ from methods.budgets import strongest
 from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.pruning import survey, truncate_layers
+from sora_cli.core.console import say
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.run.certify.carry import carry_words
+from sora_cli.run.certify.choice import Candidate, Search, choose
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import check_rows, load_task
 from sora_cli.run.stored import load_adapted
+from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_trainer
 
+SIZES = 12
+"""Sizes that are tested at most."""
+_STEP = 0.75  # each size's share of the one before
 
-@dataclass(frozen=True)
-class Point:
-    """A size that was tried."""
-
-    components: int
-    parameters: int
-    score: float
-    drop: float
-    """The loss against the whole adapter, in the metric's own unit; negative: better."""
-    good: bool
-
-
-@dataclass(frozen=True)
-class Search:
-    """The sizes that a search tried, and what it found."""
-
-    metric: str
-    split: str
-    points: tuple[Point, ...]
-    """In the order they were tried; the first is the whole adapter."""
-    ranks: Mapping[str, int]
-    """The ranks of the smallest that was tried and is good enough."""
+Layers = Mapping[str, LowRankFactors]
+Ranks = Mapping[str, int]
 
 
 class Scores:
-    """The metric of an adapter at any ranks, on the rows that a recipe chooses checkpoints on."""
+    """The metric of an adapter, row by row, on the rows that a recipe chooses checkpoints on.
+
+    Attributes:
+        split: what these rows are called.
+    """
 
     def __init__(self, adapter: Adapter, recipe: Recipe, scratch: Path) -> None:
         self.task, rows = load_task(recipe)
@@ -64,66 +57,92 @@ class Scores:
             self.rows = encode(self.task, base, rows.select, rows.origin(rows.select))
         self.trainer = build_trainer(recipe, self.task, base, scratch)
 
-    def of(self, factors: Mapping[str, LowRankFactors]) -> float:
-        """Return the recipe's main metric with those factors in the model."""
+    def own(self) -> RowScores:
+        """Return the recipe's main metric of the adapter as it is."""
+        return self.task.row_scores(self.trainer.predictions_of(self.rows, [self.task.best]))
+
+    def of(self, factors: Layers) -> RowScores:
+        """Return the same with these factors in the model."""
         for path, layer in self.layers.items():
             _put(layer, factors[path])
-        best = self.task.best
-        return float(self.task.scores(self.trainer.predictions_of(self.rows, [best]))[best])
+        return self.own()
 
 
-def smallest_within(adapter: Adapter, recipe: Recipe, max_drop: float) -> Search:
-    """Find by bisection few components whose metric falls by at most `max_drop`.
-
-    Bisection takes the metric to fall as components go; where it does not, what is found is good
-    enough, but something smaller might be, too. It is not looked for: the more sizes are tried on
-    the same rows, the more often one is good enough by chance.
+def scores_of(adapter: Adapter, recipe: Recipe) -> tuple[RowScores, str]:
+    """Return an adapter's main metric on the rows that a recipe chooses on, and their name.
 
     Raises:
-        SoraError: whatever is wrong with the recipe's references.
+        SoraError: whatever is wrong with the recipe's references; a metric without rows' scores.
     """
     with tempfile.TemporaryDirectory() as scratch:
         scores = Scores(adapter, recipe, Path(scratch))
-        better = recipe.task.options.greater_is_better
-        about = scores.task.best, scores.split
-        return bisect(adapter.layers, scores.of, max_drop, better, about)
+        return scores.own(), scores.split
 
 
-def bisect(
-    layers: Mapping[str, LowRankFactors],
-    score: Callable[[Mapping[str, LowRankFactors]], float],
-    max_drop: float,
-    greater_is_better: bool,
-    about: tuple[str, str],
-) -> Search:
-    """Search with any score of factors; `about` is its metric and split."""
+def smallest_certified(
+    adapter: Adapter, recipe: Recipe, promise: float, confidence: float = CONFIDENCE
+) -> Search[Ranks]:
+    """Choose the smallest size whose metric is shown to fall by at most `promise`.
+
+    Raises:
+        SoraError: whatever is wrong with the recipe's references; a metric without rows' scores.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        scores = Scores(adapter, recipe, Path(scratch))
+        return choose_size(adapter.layers, scores.of, promise, confidence, scores.split)
+
+
+def choose_size(
+    layers: Layers,
+    scores: Callable[[Layers], RowScores],
+    promise: float,
+    confidence: float,
+    split: str,
+) -> Search[Ranks]:
+    """Choose a size with any scores of factors; its key is the ranks.
+
+    Args:
+        scores: of the same rows in the same order, for any factors.
+        promise: the largest drop allowed, in the metric's own unit.
+        confidence: with which it is to be kept.
+        split: what the rows are called.
+    """
     known = survey(layers)
     values = {path: module.values for path, module in known.items()}
     cost = {path: module.cost for path, module in known.items()}
-    points: list[Point] = []
 
-    def attempt(ranks: Mapping[str, int]) -> bool:
-        pruned, losses = truncate_layers(layers, known, ranks)
-        value = score(pruned)
-        whole = points[0].score if points else value
-        drop = whole - value if greater_is_better else value - whole
-        size = sum(loss.after * cost[path] for path, loss in losses.items())
-        count = sum(loss.after for loss in losses.values())
-        points.append(Point(count, size, value, drop, drop <= max_drop))
-        return points[-1].good
+    def at(ranks: Ranks) -> Candidate[Ranks]:
+        factors, losses = truncate_layers(layers, known, ranks)
+        numbers = sum(loss.after * cost[path] for path, loss in losses.items())
+        components = sum(loss.after for loss in losses.values())
+        return Candidate(ranks, components, numbers, scores(factors))
 
-    everything = {path: module.live for path, module in known.items()}
-    attempt(everything)
-    high, found = sum(everything.values()), everything
-    low = -1  # the largest count known to be too small
-    while high - low > 1:
-        middle = max((low + high) // 2, 0)
-        ranks = strongest(values, middle, cost)
-        if attempt(ranks):
-            high, found = middle, ranks
-        else:
-            low = middle
-    return Search(*about, points=tuple(points), ranks=found)
+    whole = at({path: module.live for path, module in known.items()})
+    say_carried(whole.scores, split, confidence)
+    return choose(
+        whole,
+        sizes_to_test(whole.components),
+        lambda count: at(strongest(values, count, cost)),
+        promise,
+        confidence,
+        split,
+    )
+
+
+def say_carried(scores: RowScores, split: str, confidence: float) -> None:
+    """Say what these rows can certify, where that is known before anything is compared."""
+    if scores.is_right_or_wrong:
+        say(f"{len(scores):,} rows of {split} {carry_words(len(scores), confidence)}")
+
+
+def sizes_to_test(total: int) -> list[int]:
+    """Return numbers of components below `total`, the largest first, each 3/4 of the one before."""
+    sizes: list[int] = []
+    last = total
+    while last > 0 and len(sizes) < SIZES:
+        last = min(int(last * _STEP), last - 1)
+        sizes.append(last)
+    return sizes
 
 
 @torch.no_grad()

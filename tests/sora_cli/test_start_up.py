@@ -68,7 +68,7 @@ ERRORS = [
     (["prune", "a", "-o", "b", "--rank", "x"], "Invalid value"),
     (["prune", "a", "-o", "b", "--rank", "1", "--energy", "0.5"], "exclude each other"),
     (["prune", "a", "-o", "b", "--rank", "0"], "at least 1"),
-    (["prune", "a", "-o", "b", "--max-drop", "0.1"], "needs a recipe"),
+    (["prune", "a", "-o", "b", "--max-drop", "0.01"], "needs a recipe"),
     (["export", "a", "-o", "b", "--layout", "exakt"], "no layout 'exakt'"),
     (["export", "a", "-o", "b", "--dtype", "int8"], "no dtype 'int8'"),
     (["verify", "a", "--dtype", "int8"], "--dtype must be one of"),
@@ -101,7 +101,7 @@ ERRORS = [
     ([*TRAIN, "--dry-run", "data.path=./nowhere"], "no data directory"),
     (["path", "path/rte", "data.path=./nowhere"], "no data directory"),
     (["eval", "a", "-r", "quickstart", "data.path=./nowhere"], "no data directory"),
-    (["prune", "a", "-o", "b", "--max-drop", "0.1", "-r", "quickstart", "data.path=./nowhere"],
+    (["prune", "a", "-o", "b", "--max-drop", "0.01", "-r", "quickstart", "data.path=./nowhere"],
      "no data directory"),
     # the model, the adapter, the output
     ([*TRAIN, "model.path=./nowhere"], "there is no model at"),

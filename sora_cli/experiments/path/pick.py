@@ -30,6 +30,15 @@ def within_share(report: PathReport, keep: float) -> Stage:
     return at_least(report, first * keep if report.greater_is_better else first / keep)
 
 
+def within_drop(report: PathReport, drop: float) -> Stage:
+    """Return the smallest stage whose metric is at most `drop` worse than stage 0's.
+
+    On the rows that choose; nothing is shown of others.
+    """
+    first = report.score(report.stages[0], report.choice)
+    return at_least(report, first - drop if report.greater_is_better else first + drop)
+
+
 def at_least(report: PathReport, metric: float) -> Stage:
     """Return the smallest stage whose metric is at least as good as that.
 

@@ -37,6 +37,7 @@ REASONS: dict[Refusal, str] = {
 RESAMPLES = 5000
 FEWEST_ROWS = 50
 FEWEST_DIFFERING = 20
+"""With fewer, a simulation gave up to 17 % false certificates at a level of 5 %."""
 _CELLS = 2**22  # weights made at a time: 32 MiB
 
 

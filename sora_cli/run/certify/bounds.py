@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.run.certify.bca import (
     BootstrapRefusedError,
     Refusal,
@@ -18,8 +19,6 @@ from sora_cli.run.certify.paired import exact_bound
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)

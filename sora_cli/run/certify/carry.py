@@ -13,8 +13,8 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import binom
 
+from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.run.certify.bca import influences
-from sora_cli.run.certify.bounds import CONFIDENCE
 from sora_cli.run.certify.paired import exact_bound, score_limit
 
 if TYPE_CHECKING:
@@ -68,6 +68,16 @@ def certifiable_from(
         return certifiable_drop(rows, differing=differing, confidence=confidence, power=power)
     spread = float(influences(full, small).std(ddof=1))
     return float(ndtri(confidence) + ndtri(power)) * spread / math.sqrt(rows)
+
+
+def carry_words(rows: int, confidence: float = CONFIDENCE) -> str:
+    """Return in words what rows of right or wrong can certify, before anything is known of them."""
+    usual = certifiable_drop(rows, confidence=confidence)
+    best = certifiable_drop(rows, differing=0, confidence=confidence)
+    return (
+        f"can certify a drop of {usual:.4f} ({POWER:.0%} of the time, if {DIFFERING:.1%} of them "
+        f"differ and nothing is lost), at best {best:.4f}"
+    )
 
 
 def rows_needed(

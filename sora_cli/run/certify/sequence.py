@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from sora_cli.run.certify.bounds import CONFIDENCE, Bound, drop_bound
+from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.run.certify.bounds import Bound, drop_bound
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores

@@ -59,7 +59,7 @@ WORDS: dict[str, Case] = {
     "a share that is no number": bad("--energy is a share above 0 and up to 1", "prune",
         "models/adapter", "-o", "new", "--energy", "nan"),
     "a drop without a recipe": bad("--max-drop needs a recipe", "prune", "models/adapter", "-o",
-        "new", "--max-drop", "0.1", then="add --recipe R"),
+        "new", "--max-drop", "0.01", then="add --recipe R"),
     "a recipe without a drop": bad("--recipe goes with --max-drop and --heal only", "prune",
         "models/adapter", "-o", "new", "-r", "r.yaml", then="--max-drop 0.01"),
     "no such layout": bad("no layout 'exakt'", "export", "models/adapter", "-o", "new", "--layout",

@@ -111,7 +111,8 @@ def test_an_adapter_alone_needs_a_recipe(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--heal", "2", "--max-drop", "0.1"], "--heal does not go with --max-drop"),
+        (["--heal", "2", "--max-drop", "1pt", "--rank", "1"], "exclude each other"),
+        (["--heal", "2", "--max-drop", "0.3"], "is that 0.3 of a point, or 30 points?"),
         (["--heal", "2", "--rank", "1", "--energy", "0.5"], "exclude each other"),
         (["--resume"], "--resume goes with --heal only"),
         (["--no-verify"], "--no-verify goes with --heal only"),

@@ -20,9 +20,8 @@ from sora_cli.adapter.reading import open_adapter
 from sora_cli.app import run
 from sora_cli.commands.prune import Rule, prune
 from sora_cli.core.errors import SoraError
-from sora_cli.run.search import bisect
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import train, write_recipe
+from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
 
 
 def _layer(rank: int, n_in: int, n_out: int, scale: float, seed: int) -> LowRankFactors:
@@ -166,8 +165,8 @@ def test_the_input_stays_as_it_is(directory: Path) -> None:
         ({"max_params": 17}, "not one component"),
         ({"mean_rank": 0.2}, "not one component"),
         ({"mean_rank": 0.0}, "--mean-rank"),
-        ({"max_drop": 0.1}, "needs a recipe"),
-        ({"max_drop": 0.1, "rank": 1}, "exclude each other"),
+        ({"max_drop": 0.01}, "needs a recipe"),
+        ({"max_drop": "1pt", "rank": 1}, "exclude each other"),
     ],
 )
 def test_impossible_rules(
@@ -199,50 +198,72 @@ def test_strongest_never_keeps_zeros() -> None:
     assert strongest(values, 1, {"a": 100, "b": 1, "c": 1}) == {"a": 0, "b": 1, "c": 0}
 
 
-def test_bisection_finds_the_smallest_where_the_score_falls_steadily(
-    layers: dict[str, LowRankFactors],
-) -> None:
-    def score(factors: dict[str, LowRankFactors]) -> float:
-        return float(min(sum(f.rank for f in factors.values()), 9))
-
-    for drop, expected in ((0, 9), (2, 7), (8.5, 1), (9, 0)):
-        search = bisect(layers, score, drop, True, ("score", "validation"))
-        assert sum(search.ranks.values()) == expected
-        assert search.points[0].components == 15
-        assert len(search.points) <= 6
-        assert all(p.good == (p.drop <= drop) for p in search.points)
-    fewer_is_better = bisect(layers, lambda f: -score(f), 2, False, ("loss", "validation"))
-    assert sum(fewer_is_better.ranks.values()) == 7
-
-    def uneven(factors: dict[str, LowRankFactors]) -> float:
-        return float(sum(f.rank for f in factors.values()) in {15, 14, 13, 12, 11, 4})
-
-    found = bisect(layers, uneven, 0, True, ("score", "validation"))
-    assert sum(found.ranks.values()) == 11  # good enough; nobody says that it is the smallest
-
-
-@pytest.mark.parametrize("kind", ["classification", "regression"])
-def test_max_drop_with_a_real_recipe(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
-    task = {"name": f"sequence-{kind}"}
-    model = tiny_bert(num_labels=2 if kind == "classification" else 1)
-    recipe = write_recipe(tmp_path, model, task=task, method={"threshold": 0.0})
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of two classes with 60 rows to choose on, trained for an epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = write_recipe(folder, tiny_bert(num_labels=2), method={"threshold": 0.0})
+    write_rows(folder / "validation.jsonl", pair_rows(60, seed=1))
     train(recipe)
-    words = ["prune", str(tmp_path / "out"), "-o", str(tmp_path / "p"), "--recipe", str(recipe)]
-    capsys.readouterr()
-    assert run([*words, "--max-drop", "0.02"]) == 0
-    out = capsys.readouterr().out
-    assert "tried on validation" in out
+    return recipe
+
+
+def _prune(recipe: Path, out: Path, *words: str) -> int:
+    given = ["prune", str(recipe.parent / "out"), "-o", str(out), "--recipe", str(recipe)]
+    return run([*given, *words])
+
+
+def test_max_drop_writes_the_smallest_size_that_is_certified(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _prune(trained, tmp_path / "p", "--max-drop", "30pt") == 0
+    said = capsys.readouterr()
     (entry,) = read_adapter(tmp_path / "p").meta.lineage
-    assert f"by bisection: {entry['components'][1]} components; a score need not" in out
-    metric = entry["metric"]
+    assert (entry["max_drop"], entry["certified"], entry["confidence"]) == (0.3, True, 0.95)
+    assert entry["drop"] <= entry["bound"] <= 0.3
+    assert (entry["rows"], entry["bound_kind"]) == (60, "exact")
+    kept = entry["components"][1]
+    assert kept < entry["components"][0]
+    assert f"certified: {kept} components lose at most {entry['bound']:.4f} of accur" in said.out
+    assert "60 rows of validation can certify a drop of" in said.err
     scores = []
-    for target in ("out", "p"):
-        assert run(["eval", str(tmp_path / target), "--recipe", str(recipe), "--json"]) == 0
-        scores.append(json.loads(capsys.readouterr().out)["validation"][metric])
-    assert scores[0] - scores[1] <= 0.02 + 1e-6
-    assert entry["components"][1] < entry["components"][0]
+    for target in (trained.parent / "out", tmp_path / "p"):
+        assert run(["eval", str(target), "--recipe", str(trained), "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["validation"]["accuracy"])
+    assert scores[0] - scores[1] == pytest.approx(entry["drop"], abs=1e-9)
+
+
+def test_rows_that_cannot_carry_the_promise_give_no_verdict(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _prune(trained, tmp_path / "p", "--max-drop", "0.04", "--confidence", "0.99") == 3
+    out = capsys.readouterr().out
+    (entry,) = read_adapter(tmp_path / "p").meta.lineage
+    assert (entry["certified"], entry["confidence"]) == (False, 0.99)
+    kept = entry["components"][1]
+    assert f"NOT certified: {kept} components" in out
+    assert "the 60 rows can certify a drop of 0." in out
+    assert entry["drop"] <= 0.04 < 1 - 0.01 ** (1 / 60)  # not even with no differing row
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-drop", "0.5"], "is that 0.5 of a point, or 50 points?"),
+        (["--max-drop", "1pt", "task.metrics=[loss]"], "loss is not known to"),
+        (["--max-drop", "much"], "--max-drop must be a number"),
+        (["--max-drop", "-1"], "--max-drop must be 0 or more"),
+        (["--max-drop", "1pt", "--confidence", "95"], "--confidence is a share from 0.5"),
+        (["--rank", "1", "--confidence", "0.9"], "--confidence goes with --max-drop only"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_drops_that_say_nothing(
+    trained: Path, tmp_path: Path, words: list[str], message: str, capsys: Any
+) -> None:
+    assert _prune(trained, tmp_path / "p", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
 
 
 def test_a_recipe_without_max_drop_is_a_mistake(directory: Path, tmp_path: Path) -> None:

@@ -26,6 +26,11 @@ def test_the_smallest_that_is_good_enough(metric: float, index: int) -> None:
     assert choose(made_report(SCORES, SIZES), min_metric=metric).index == index
 
 
+@pytest.mark.parametrize(("drop", "index"), [("0.006", 2), ("0.004", 1), ("0", 1), ("0.2", 3)])
+def test_the_smallest_that_is_little_worse(drop: str, index: int) -> None:
+    assert choose(made_report(SCORES, SIZES), max_drop=drop).index == index
+
+
 def test_of_equal_sizes_the_better_one() -> None:
     assert choose(made_report([0.8, 0.8, 0.81], [9, 5, 5]), keep=0.9).index == 2
     assert choose(made_report([0.8, 0.8, 0.8], [9, 5, 7]), max_params=9).index == 1
@@ -36,6 +41,8 @@ def test_a_metric_that_is_better_when_smaller() -> None:
     assert choose(report, keep=0.95).index == 2  # 1 / 0.95 = 1.0526
     assert choose(report, keep=1.0).index == 1
     assert choose(report, min_metric=1.2).index == 2
+    assert choose(report, max_drop="0.06").index == 2
+    assert choose(report, max_drop="0.04").index == 1
     assert choose(report, max_params=100).index == 1
 
 
@@ -54,10 +61,12 @@ def test_the_choice_is_on_its_own_split() -> None:
         ({"keep": 0.0}, "share above 0"),
         ({"keep": 1.5}, "share above 0"),
         ({"min_metric": 0.9}, "the best is stage 1: 0.8200"),
+        ({"max_drop": "0.01", "keep": 0.9}, "exactly one condition"),
+        ({"max_drop": "1pt"}, "score is not known to"),
         ({"max_params": 4}, "the smallest is stage 3: 5"),
     ],
 )
-def test_wishes_that_can_not_come_true(wish: dict[str, float], says: str) -> None:
+def test_wishes_that_can_not_come_true(wish: dict[str, float | str], says: str) -> None:
     with pytest.raises(SoraError) as caught:
         choose(made_report(SCORES, SIZES), **wish)  # type: ignore[arg-type]
     assert says in "\n".join(caught.value.lines())

@@ -1,0 +1,108 @@
+"""Which sizes are tested, and which is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from methods.factors import LowRankFactors
+from sora_cli.run.certify.choice import Search
+from sora_cli.run.search import choose_size, sizes_to_test
+from sora_cli.tasks.row_scores import RowScores, row_scores
+
+ROWS = 300
+Wrong = Callable[[int], int]
+"""Components -> rows that are wrong with so many."""
+
+
+@pytest.fixture
+def layers() -> dict[str, LowRankFactors]:
+    g = torch.Generator().manual_seed(0)
+    return {
+        f"l.{i}": LowRankFactors(torch.randn(8, 10, generator=g), torch.randn(6, 8, generator=g))
+        for i in range(2)
+    }  # rank 6 each: 8 directions of 6 outputs
+
+
+def _search(
+    layers: dict[str, LowRankFactors], wrong: Wrong, promise: float, **options: Any
+) -> tuple[Search[Mapping[str, int]], list[int]]:
+    asked: list[int] = []
+
+    def scores(factors: Mapping[str, LowRankFactors]) -> RowScores:
+        asked.append(sum(f.rank for f in factors.values()))
+        right = np.arange(ROWS) >= wrong(asked[-1])
+        return row_scores("accuracy", "right", right, **options)
+
+    return choose_size(layers, scores, promise, 0.95, "validation"), asked
+
+
+def test_sizes_follow_from_the_number_of_components_alone() -> None:
+    assert sizes_to_test(144) == [108, 81, 60, 45, 33, 24, 18, 13, 9, 6, 4, 3]
+    assert sizes_to_test(5) == [3, 2, 1, 0]
+    assert sizes_to_test(1) == [0]
+    assert sizes_to_test(0) == []
+
+
+def test_the_smallest_that_passed_is_kept_and_nothing_is_tested_after_a_failure(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    search, asked = _search(layers, lambda n: 0 if n >= 6 else 30, 0.02)
+    assert asked == [16, 12, 9, 6, 4]
+    assert (search.certified, search.chosen.components) == (True, 6)
+    assert sum(search.key.values()) == 6
+    assert [p.passed for p in search.points] == [True] * 4 + [False]
+    assert search.points[0].bound is None
+    assert search.points[-1].drop == pytest.approx(0.1)
+    assert search.chosen.parameters == 6 * 16
+    assert (search.rows, search.metric, search.split) == (ROWS, "accuracy", "validation")
+
+
+def test_where_no_size_passes_the_one_that_looks_good_is_not_certified(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    """300 rows carry 0.01 at best: a promise of 0.005 is never shown, a drop of 0.0033 is seen."""
+    search, asked = _search(layers, lambda n: 0 if n == 16 else 1 if n >= 9 else 2, 0.005)
+    assert asked == [16, 12, 9, 6]
+    assert not search.certified
+    assert search.chosen.components == 9
+    assert search.chosen.bound is None  # it was not tested
+    assert [p.bound is None for p in search.points] == [True, False, True, True]
+    assert search.carried is not None
+    assert search.carried > 0.01
+
+
+def test_where_even_the_largest_size_looks_bad_everything_is_kept(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    search, asked = _search(layers, lambda n: 0 if n == 16 else 60, 0.02)
+    assert asked == [16, 12]
+    assert (search.certified, search.chosen.components) == (True, 16)
+    assert search.chosen is search.points[0]
+
+
+def test_a_smaller_loss_is_better(layers: dict[str, LowRankFactors]) -> None:
+    search, _ = _search(layers, lambda n: 100 if n == 16 else 60, 0.02, greater_is_better=False)
+    assert search.chosen.components == 16  # all others have a larger loss
+    search, _ = _search(layers, lambda n: 60 if n == 16 else 100, 0.02, greater_is_better=False)
+    assert search.chosen.components == 0
+    assert search.chosen.drop < 0
+
+
+def test_where_the_bound_is_refused_nothing_is_certified(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    def scores(factors: Mapping[str, LowRankFactors]) -> RowScores:
+        values = np.ones(ROWS)
+        values[: 16 - sum(f.rank for f in factors.values())] = 0.9
+        return row_scores("rougeL", "mean", values)
+
+    search = choose_size(layers, scores, 0.0042, 0.95, "validation")
+    first = search.points[1].bound
+    assert first is not None
+    assert (first.upper, first.refused) == (None, "few rows differ")
+    assert (search.certified, search.carried, search.chosen.components) == (False, None, 4)
