@@ -12,8 +12,9 @@ import pytest
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.modules import Module
 from sora_cli.adapter.ranks import rank_map
+from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.report.curves import Curves
-from sora_cli.experiments.report.facts import duration
+from sora_cli.experiments.report.facts import duration, headline, phases
 from sora_cli.experiments.report.ranks import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_rows, pooled
 from sora_cli.report import PAGE_MARK, is_page
@@ -249,6 +250,26 @@ def test_curves_take_what_can_be_drawn() -> None:
 )  # fmt: skip
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_bars_are_shares_of_the_longest_phase() -> None:
+    shown = [(p.name, p.seconds, p.share) for p in phases({"import": 3.0, "train": 12.0})]
+    assert shown == [("import", "3.0 s", 25), ("train", "12.0 s", 100)]
+    assert [p.share for p in phases({"import": 0.0})] == [0]
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    """3 of 6 components of each module; a thousandth of the base model beside its head."""
+    sizes = {"base": 2_000_000, "head": 1_000_000, "adapter_start": 2_000, "adapter_end": 1_000}
+    report = report_of(start=6, ranks=3, layers=2, more={"parameters": sizes})
+    facts = {fact.name: fact for fact in headline(Run.of(tmp_path, report))}
+    assert facts["kept"].value == "50%"
+    assert facts["kept"].about == "36 components of 72, in 12 layers"
+    assert facts["adapter parameters"].value == "1,000"
+    assert facts["adapter parameters"].about == (
+        "of 2,000 at this run's start (50%); 0.10% of the base model's 1,000,000; "
+        "and 1,000,000 in the head"
+    )
 
 
 def test_pages_are_known_by_their_mark(full: Page, tmp_path: Path) -> None:
