@@ -18,6 +18,8 @@ from sora_cli.experiments.report.curves import SIZE
 
 _FLOOR = 1e-6
 """Smallest singular value that is drawn, relative to the largest."""
+_FEW = 1000
+"""Points up to which each has a marker."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def draw_modules(modules: Mapping[str, Module]) -> Any | None:
         return None
     from matplotlib.ticker import MaxNLocator
 
+    few = sum(len(values) for group in kinds.values() for values in group) <= _FEW
     largest = max(values[0] for group in kinds.values() for values in group)
     figure = new_figure(SIZE[0], SIZE[1] + 0.5, solved=False)
     axes = figure.subplots()
@@ -67,8 +70,8 @@ def draw_modules(modules: Mapping[str, Module]) -> Any | None:
             shown = [value if value > _FLOOR * largest else math.nan for value in values]
             axes.plot(range(1, len(shown) + 1), shown, color=colour(i), linewidth=0.9, alpha=0.8,
                       linestyle=("-", (0, (4, 1.5)), (0, (1, 1)))[i // len(COLOURS) % 3],
-                      marker="o", markersize=2, label=None if n else plain(names[kind], 30),
-                      )  # fmt: skip
+                      marker="o" if few else "", markersize=2,
+                      label=None if n else plain(names[kind], 30))  # fmt: skip
     _set_log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     figure.legend(*axes.get_legend_handles_labels(), loc="lower left", ncols=2, fontsize=7,

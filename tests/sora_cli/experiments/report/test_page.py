@@ -183,7 +183,7 @@ def test_a_certificate(tmp_path: Path) -> None:
     (run / "certificate.json").write_text(text)
     page = page_of(run)
     said = page.section("certificate")
-    assert "Certified. kept" in said
+    assert "Certified: kept" in said
     assert "40 44% 4" in said
     assert "0.8000 (drop +0.0000) +0.0040 0.8000 kept, written" in said
     assert "0.7000 (drop +0.1000) +0.1500 0.7100 failed" in said
@@ -193,7 +193,7 @@ def test_a_certificate(tmp_path: Path) -> None:
     (run / "certificate.json").write_text(text.replace(str(digest), "sha256:b").replace(
         '"certified"', '"not certified"'))  # fmt: skip
     page = page_of(run)
-    assert "Not certified." in page.section("certificate")
+    assert "Not certified:" in page.section("certificate")
     assert "not the adapter that the certificate is for" in page.text
 
 
