@@ -9,6 +9,7 @@ recipes are checked and methods are listed before it is loaded. Third-party meth
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -34,6 +35,8 @@ class MethodOptions(BaseModel):
     """Options that `set_option` may change between the stages of a path."""
     turns_basis: ClassVar[bool] = False
     """True if training changes the basis of the factors, so that component i may become another."""
+    finds_size: ClassVar[bool] = False
+    """True for the one method by which `sora auto` makes adapters of a size: see `of_size`."""
 
 
 class MethodConfig(MethodOptions):
@@ -54,6 +57,25 @@ class MethodConfig(MethodOptions):
         0.0, ge=0, lt=1, description="dropout probability on the adapter's input"
     )
 
+    def start(self) -> tuple[int, float] | None:
+        """Return each layer's rank at the start, and alpha, such that alpha / rank is the scaling.
+
+        None: that is not known.
+        """
+        return None
+
+    @classmethod
+    def of_size(cls, rank: int, max_params: int, after: int | float) -> dict[str, Any]:
+        """Return the options with which a run ends with an adapter of a size, if `finds_size`.
+
+        Args:
+            rank: of each layer at the start. Until the cut the method must do exactly what
+                `registry.plain_method` does at that rank.
+            max_params: numbers that the factors hold together at the end.
+            after: steps before the cut; below 1: a share of the run's steps.
+        """
+        raise NotImplementedError(f"{cls.__name__} finds no size")
+
 
 class LoraConfig(MethodConfig):
     """Options of LoRA."""
@@ -64,6 +86,10 @@ class LoraConfig(MethodConfig):
     use_rslora: bool = Field(
         False, description="scale by alpha/sqrt(r) instead of alpha/r (Kalajdzievski 2023)"
     )
+
+    def start(self) -> tuple[int, float]:
+        """Return rank and alpha at the start."""
+        return self.r, self.alpha * math.sqrt(self.r) if self.use_rslora else self.alpha
 
 
 class AdaLoraConfig(MethodConfig):
@@ -89,6 +115,10 @@ class AdaLoraConfig(MethodConfig):
     beta1: float = Field(0.85, ge=0, lt=1, description="smoothing of the importance (eq. 5)")
     beta2: float = Field(0.85, ge=0, lt=1, description="smoothing of the uncertainty (eq. 6)")
     orth_weight: float = Field(0.5, ge=0, description="gamma, weight of the orthogonality penalty")
+
+    def start(self) -> tuple[int, float]:
+        """Return rank and alpha at the start."""
+        return self.init_r, self.alpha
 
     @model_validator(mode="after")
     def _target_below_start(self) -> AdaLoraConfig:
@@ -154,6 +184,10 @@ class SoraConfig(MethodConfig):
         None, description="betas of the gates' AdamW; unset: the optimiser's"
     )
 
+    def start(self) -> tuple[int, float]:
+        """Return rank and alpha at the start."""
+        return self.r_max, self.alpha
+
     @model_validator(mode="before")
     @classmethod
     def _budget_for_threshold(cls, values: Any) -> Any:
@@ -192,6 +226,7 @@ class CutConfig(MethodConfig):
     paper = "Hu et al. 2021, arXiv 2106.09685, cut as in PARA, arXiv 2604.27796, then trained on"
     adapts_rank = True
     turns_basis = True
+    finds_size = True
     variable_options = ("target_r",)
 
     r_max: int = Field(8, ge=1, le=65536, description="rank of every layer until the cut")
@@ -229,6 +264,15 @@ class CutConfig(MethodConfig):
         description="the optimiser's moments at a cut: turned with the factors, begun anew, or "
         "kept entry by entry",
     )
+
+    def start(self) -> tuple[int, float]:
+        """Return rank and alpha at the start."""
+        return self.r_max, self.alpha
+
+    @classmethod
+    def of_size(cls, rank: int, max_params: int, after: int | float) -> dict[str, Any]:
+        """Return the options of one cut to that budget."""
+        return {"r_max": rank, "max_params": max_params, "cut_at": after}
 
     @model_validator(mode="after")
     def _one_budget(self) -> CutConfig:

@@ -115,6 +115,19 @@ def proposed_method(rank: int) -> dict[str, Any]:
     return {"name": "cut", "r_max": rank}
 
 
+def sized_method(rank: int, max_params: int, after: int | float) -> dict[str, Any]:
+    """Return name and options of the method that ends with an adapter of a size.
+
+    Args:
+        rank: of a layer at its start; until the cut it is `plain_method` at that rank.
+        max_params: numbers that the factors hold together at the end.
+        after: steps before the cut; below 1: a share of the run's steps.
+    """
+    name = next(name for name, (_, options) in _BUILTINS.items() if options.finds_size)
+    options: Any = config_class(name)
+    return {"name": name, **options.of_size(rank, max_params, after)}
+
+
 def create(name: str, **options: Any) -> AdapterMethod:
     """Make a method from its name and options."""
     return method_class(name)(config_class(name)(**options))

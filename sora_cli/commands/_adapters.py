@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands._options import Adapter, Force, Json, NoVerify, Output, Overrides
-from sora_cli.core.checks import check_needed
+from sora_cli.core.checks import check_apart_from, check_needed
 from sora_cli.recipe.tolerance import CONFIDENCE
 
 
@@ -256,12 +256,24 @@ def verify(
     dtype: Annotated[
         str, typer.Option("--dtype", help="Compute in float32, float64, bfloat16 or float16.")
     ] = "float32",
+    certificate: Annotated[
+        bool,
+        typer.Option(
+            "--certificate",
+            help="A is a run of sora auto: score its sizes again, and compare them with its "
+            "certificate.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> int:
-    """Compare the outputs of two adapters or models.
+    """Compare the outputs of two adapters or models, or a certificate with what its files give.
 
     The exit code is 1 if they differ, and 3 if that cannot be told.
     """
-    from sora_cli.commands.verify import verify
+    from sora_cli.commands.verify import verify, verify_certificate
 
+    if certificate:
+        others = {"B": b, "--base": base, "--tolerance": tolerance}
+        check_apart_from("--certificate", [name for name, given in others.items() if given])
+        return verify_certificate(a, as_json=as_json)
     return verify(a, b, base=base, dtype=dtype, tolerance=tolerance, as_json=as_json)

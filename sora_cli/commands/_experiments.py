@@ -8,13 +8,94 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands._options import Code, NoVerify, Overrides, load_plugins
+from sora_cli.core.checks import check_needed
+from sora_cli.core.errors import SoraError
 
 
 def add_commands(app: typer.Typer) -> None:
     """Register them, in the order of the help page."""
+    app.command()(auto)
     app.command()(sweep)
     app.command()(compare)
     app.command()(report)
+
+
+def auto(
+    context: typer.Context,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe file, or the name of one that comes with the tool; or give --data."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="Data without a recipe, as of sora init: the recipe is written and used.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --data: the base model; unset: a small one.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="With --data: the task family; unset: told by the columns."),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            "--max-drop",
+            help="How much worse than at full rank the metric may be: 0.5pt, or 0.005 in its own "
+            "unit.",
+        ),
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option("--confidence", help="1 - the probability that it is worse; default: 0.95."),
+    ] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            "--serve",
+            help="vllm or llama.cpp: choose by what they pay for; default: by parameters.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and train nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete an existing run first.")] = False,
+    no_verify: NoVerify = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the certificate instead of tables.")
+    ] = False,
+    code: Code = None,
+) -> int:
+    """Find the smallest adapter within a tolerated loss, and certify it."""
+    from sora_cli.commands.auto import auto, recipe_for
+
+    load_plugins(code)
+    words = overrides or []
+    if data is not None:
+        words = [*([] if recipe is None else [recipe]), *words]
+        recipe = recipe_for(data, words, model=model, task=task, dry_run=dry_run)
+    else:
+        check_needed("--data", {"--model": model is not None, "--task": task is not None})
+    if recipe is None:
+        raise SoraError("which recipe?", hint="sora auto RECIPE, or sora auto --data FILE")
+    return auto(
+        recipe,
+        words,
+        max_drop=max_drop,
+        confidence=confidence,
+        serve=serve,
+        dry_run=dry_run,
+        force=force,
+        verify=not no_verify,
+        as_json=as_json,
+        began=context.obj,
+    )
 
 
 def sweep(

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.console import emit, say, say_notes
+from sora_cli.commands._proposal import recipe_name, write_proposal
+from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError
-from sora_cli.core.timing import importing
 
 
 def init(
@@ -34,15 +33,18 @@ def init(
     Raises:
         SoraError: see `propose`; a file that is there, without `force`.
     """
-    file = output or Path(f"{_stem(source)}.yaml")
+    file = output or recipe_name(source)
     _check_new(file, force=force)
-    with importing():
-        from sora_cli.run.preview import proposal_lines
-        from sora_cli.run.propose.proposal import propose
-    proposal = propose(source, file, model=model, task=task, overrides=overrides, command=_typed())
-    emit("\n".join(proposal_lines(proposal, rows=preview)))
-    write_text_atomic(file, proposal.text)
-    say_notes(proposal.rows.notes)
+    write_proposal(
+        source,
+        file,
+        emit,
+        model=model,
+        task=task,
+        overrides=overrides,
+        preview=preview,
+        command=_typed(),
+    )
     say(f"\nwritten: {file}")
     say("next:")
     say(f"  sora train {shlex.quote(str(file))} --dry-run")
@@ -58,11 +60,6 @@ def _check_new(file: Path, *, force: bool) -> None:
         )
     if file.suffix.lower() not in (".yaml", ".yml"):
         raise SoraError(f"a recipe's name ends in .yaml, unlike '{file}'", hint=f"-o {file}.yaml")
-
-
-def _stem(source: str) -> str:
-    """Return what data are called: "reviews" for data/reviews.csv and for owner/reviews."""
-    return Path(source.rpartition("://")[2]).resolve().stem or "recipe"
 
 
 def _typed() -> str | None:

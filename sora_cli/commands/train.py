@@ -57,6 +57,8 @@ def train(
     loaded = load_recipe(recipe, overrides)
     if loaded.recipe.path is not None:
         say(f"note: this trains one run; the recipe's path of stages: sora path {quote(recipe)}")
+    if loaded.recipe.auto is not None:
+        say(f"note: this trains one run; to find the smallest size: sora auto {quote(recipe)}")
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     if dry_run:

@@ -10,7 +10,9 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
 from sora_cli.core.checks import check_comparison
 from sora_cli.core.console import count, emit, emit_table, printable, say_notes
+from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
+from sora_cli.run.certificate import TEST, read_certificate
 
 if TYPE_CHECKING:
     from sora_cli.verify.difference import Difference
@@ -52,6 +54,36 @@ def verify(
     else:
         _show(done)
     return done.judgement.exit_code
+
+
+def verify_certificate(run: str, *, as_json: bool) -> int:
+    """Score the sizes of a run of `sora auto` again; return the exit code.
+
+    Raises:
+        SoraError: no certificate, or something it is of that is not there.
+    """
+    place = Path(run).expanduser()
+    if read_certificate(place) is None:
+        raise SoraError(
+            f"{place} holds no certificate", hint="sora auto RECIPE --max-drop 0.5pt writes one"
+        )
+    with importing():
+        from sora_cli.verify.certificate import recheck
+    found, done = recheck(place)
+    if as_json:
+        facts = json.loads(done.model_dump_json())  # NaN is null
+        emit(json.dumps({**facts, "verdict": done.verdict.value}, indent=2))
+        return done.exit_code
+    emit_table(
+        f"{printable(place)}: {found.status}",
+        ["figure", "certificate", "here", "tolerance"],
+        [[c.name, f"{c.stored:.6g}", f"{c.here:.6g}", f"{c.apart:.2g}"] for c in done.compared],
+    )
+    emit(f"tolerance:  {count(done.rows)} of {count(found.rows[TEST].rows)} rows may differ")
+    for what in (*done.differs, *done.unclear):
+        emit(f"reason:     {what}")
+    emit(f"verdict:    {done.verdict.value}")
+    return done.exit_code
 
 
 def _show(done: Verification) -> None:

@@ -43,6 +43,12 @@ def check_needed(needed: str, given: Mapping[str, bool]) -> None:
             raise SoraError(f"{name} goes with {needed} only")
 
 
+def check_apart_from(option: str, others: Sequence[str]) -> None:
+    """Raise `SoraError` where options are given that do not go with another one, which is."""
+    if others:
+        raise SoraError(f"{others[0]} does not go with {option}")
+
+
 def check_new_file(option: str, file: Path | None) -> None:
     """Raise `SoraError` where a file that an option names cannot be written.
 

@@ -23,8 +23,8 @@ MEANINGS = {
     "it is right, because the adapter changes the outputs by less than the rounding error of the "
     "comparison itself, or the rounding of the stored weights changes them about as much. Of "
     "`sora verify`, `sora export` and `sora merge`; `sora train` says `not verified` and ends with "
-    "0. A run of `sora sweep` that ends so is finished. Also of `sora prune --max-drop`: the "
-    "adapter is written, but the rows do not show that it keeps the promise.",
+    "0. A run of `sora sweep` that ends so is finished. Also of `sora auto` and of `sora prune "
+    "--max-drop`: the adapter is written, but the rows do not show that it keeps the promise.",
     INTERRUPTED: "Interrupted (SIGINT, Ctrl-C). `sora train` finishes its step, writes a "
     "checkpoint and says how to resume; a second signal stops it at once.",
     TERMINATED: "Told to end (SIGTERM, as schedulers of clusters do). As with SIGINT.",

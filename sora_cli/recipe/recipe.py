@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from methods.configs import Betas, MethodOptions
 from methods.registry import builtin_names, config_class
 from methods.schedules import steps_of
+from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.families import TaskOptions, options_class, task_names
 from sora_cli.recipe.origins import Placed
 from sora_cli.recipe.schedule import PathBlock
@@ -300,6 +301,7 @@ class Recipe(Placed, Block):
     training: TrainingBlock = TrainingBlock.model_validate({})
     start: StartBlock | None = None
     path: PathBlock | None = None
+    auto: AutoBlock | None = None
     paper: PaperBlock | None = None
     resources: ResourcesBlock = ResourcesBlock.model_validate({})
     output: OutputBlock = OutputBlock.model_validate({})

@@ -69,6 +69,7 @@ class Tested(Measured):
     upper: Score = Field(description="upper bound of the drop at the promise's confidence")
     kept: bool = Field(description="whether the bound is within the promise")
     differing: int | None = Field(None, description="rows whose score is not the full rank's")
+    refused: str | None = Field(None, description="why there is no bound; null: there is one")
 
 
 class Size(BaseModel):
@@ -87,6 +88,7 @@ class Screened(Size):
     """An unhealed cut of the checkpoint that the candidates begin with."""
 
     share: float = Field(description="of the full rank's parameters, as the ladder of sizes says")
+    max_params: int = Field(description="the budget that gives this size")
     screening: Measured = Field(description="on the screening rows, beside the uncut checkpoint")
     named: bool = Field(description="whether it was named as a candidate")
 
@@ -101,7 +103,9 @@ class Candidate(Size):
     test: Tested | None = Field(
         description="null: not tested, since a larger one had failed or nothing could pass"
     )
-    reported: dict[str, Measured] = Field(description="by reported split; no decision saw these")
+    reported: dict[str, Measured] = Field(
+        description="by reported split, which no decision saw; of the written adapter only"
+    )
 
 
 class Full(Size):

@@ -21,8 +21,8 @@ HEAVY = {
     "torch", "transformers", "datasets", "numpy", "matplotlib", "accelerate", "sklearn", "scipy",
     "evaluate", "pandas", "pyarrow", "safetensors", "huggingface_hub",
 }  # fmt: skip
-COMMANDS = ["train", "path", "pick", "eval", "inspect", "prune", "export", "merge", "verify",
-            "sweep", "compare", "report", "recipes", "schema", "methods"]  # fmt: skip
+COMMANDS = ["train", "path", "auto", "pick", "eval", "inspect", "prune", "export", "merge",
+            "verify", "sweep", "compare", "report", "recipes", "schema", "methods"]  # fmt: skip
 _PROGRAM = """
 import json, sys
 from sora_cli.app import run

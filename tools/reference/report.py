@@ -1,4 +1,4 @@
-"""docs/reference/report.md, from the models that report.json and path.json are written by."""
+"""docs/reference/report.md, from the models that the files of a run are written by."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Container, Iterator
 
 from pydantic import BaseModel
 
+from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.path.record import PathReport
 from sora_cli.report import History, RunReport
+from sora_cli.run.certificate import Certificate
 from tools.reference.fields import nested, value_table
 from tools.reference.markdown import page as make_page
 
@@ -22,6 +24,13 @@ RUN = """\
 or is interrupted. Keys that grow with the steps or the components stand in `history.json` beside \
 it."""
 PATH = "`sora path` writes it into the path's directory; each stage has a `report.json` of its own."
+
+CERTIFICATE = """\
+`sora auto` writes it into the run's directory when it has chosen a size; `report.json` beside it \
+is the written adapter's. `sora verify RUN --certificate` computes its figures again."""
+AUTO = """\
+`sora auto` writes it into the run's directory after each part of its work, so that the same \
+command continues there. Its `screened`, `candidates` and `full` become the certificate's."""
 
 
 def page() -> str:
@@ -39,6 +48,12 @@ def page() -> str:
         "## path.json",
         PATH,
         *_tables(PathReport),
+        "## certificate.json",
+        CERTIFICATE,
+        *_tables(Certificate),
+        "## auto.json",
+        AUTO,
+        value_table(AutoRecord),
     )
 
 

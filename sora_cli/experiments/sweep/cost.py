@@ -77,6 +77,11 @@ class Cost:
         stages = [plan.recipe.training for plan in plan_stages(loaded)]
         return self.fixed + sum(self._training(block) + 2 * self.evaluation for block in stages)
 
+    def of_auto(self, loaded: LoadedRecipe) -> float:
+        """Return the seconds for a search of a size: the run, and the share it may take more."""
+        block = loaded.recipe.auto
+        return self.of_run(loaded.recipe) * (1 + (0.0 if block is None else block.cost))
+
     def _training(self, block: TrainingBlock, steps: int | None = None) -> float:
         """Return the seconds of so many steps; None: of all."""
         steps = block.total_steps(self.rows) if steps is None else steps

@@ -47,7 +47,9 @@ class SweepFile(Block):
     recipe: str = Field(
         "", description="base recipe: a file, relative to this one, or a packaged recipe's name"
     )
-    kind: Literal["train", "path"] = Field("train", description="what each run is: sora ...")
+    kind: Literal["train", "path", "auto"] = Field(
+        "train", description="what each run is: sora ..."
+    )
     set: dict[str, Any] = Field({}, description="recipe keys and their values, for all runs")
     grid: dict[str, Values] = Field({}, description="every combination of these values")
     paired: dict[str, Values] = Field({}, description="lists walked together: first, second, ...")
@@ -62,7 +64,7 @@ class SweepFile(Block):
     def _consistent(self) -> SweepFile:
         if self.search and (self.grid or self.paired or self.cases):
             raise ValueError("search does not go with grid, paired or cases")
-        if self.search and self.kind == "path":
+        if self.search and self.kind != "train":
             raise ValueError("search is for kind: train")
         lengths = {key: len(values) for key, values in self.paired.items()}
         if len(set(lengths.values())) > 1:

@@ -71,7 +71,9 @@ def _seconds(plan: SweepPlan, run: PlannedRun, costs: Costs) -> float | None:
     cost = costs.find(run.loaded.resolved())
     if cost is None:
         return None
-    return cost.of_path(run.loaded) if plan.kind == "path" else cost.of_run(run.loaded.recipe)
+    if plan.kind == "path":
+        return cost.of_path(run.loaded)
+    return cost.of_auto(run.loaded) if plan.kind == "auto" else cost.of_run(run.loaded.recipe)
 
 
 def _emit_total(left: dict[str, float | None], slots: int, plan: SweepPlan) -> None:

@@ -26,7 +26,7 @@ class Settings:
     """The way in which runs are carried out.
 
     Attributes:
-        kind: train or path.
+        kind: train, path or auto.
         threads: of a run whose recipe asks for no number.
         retries: times a run is started again that was killed or lost.
         code: plug-in files for each run.
@@ -110,7 +110,9 @@ class Loop:
     def _arguments(self, ready: Ready) -> tuple[str, ...]:
         options = code_options(self.settings.code)
         if self.settings.kind == "train":
-            options += ["--resume"] if self.settings.verify else ["--resume", "--no-verify"]
+            options += ["--resume"]
+        if self.settings.kind != "path" and not self.settings.verify:
+            options += ["--no-verify"]
         return (self.settings.kind, ready.recipe, *ready.words, *options)
 
     def _end(self, name: str, code: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_value
+from sora_cli.experiments.auto.record import FILE_NAME as AUTO_FILE
+from sora_cli.experiments.auto.record import read_auto
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.path.record import FILE_NAME as PATH_FILE
 from sora_cli.experiments.path.record import read_path
@@ -16,11 +19,17 @@ from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import FILE_NAME, Report, read_report
 
 _TAIL = 20_000
+_KINDS: dict[str, tuple[str, Callable[[Path], Report | None]]] = {
+    "train": (FILE_NAME, read_report),
+    "path": (PATH_FILE, read_path),
+    "auto": (AUTO_FILE, read_auto),
+}
+"""By kind of run: the file that says how it stands, and the function that reads it."""
 
 
 def report_of(kind: str, directory: Path) -> Report | None:
-    """Return the run's report, of either kind; None if none can be read."""
-    return read_path(directory) if kind == "path" else read_report(directory)
+    """Return the run's report, of any kind; None if none can be read."""
+    return _KINDS[kind][1](directory)
 
 
 def is_finished(kind: str, loaded: LoadedRecipe) -> bool:
@@ -34,7 +43,7 @@ def is_finished(kind: str, loaded: LoadedRecipe) -> bool:
     if report is None:
         return False
     for key, old, new in changes(report.recipe, loaded.resolved()):
-        name = PATH_FILE if kind == "path" else FILE_NAME
+        name = _KINDS[kind][0]
         raise SoraError(
             f"'{directory}' holds another run: there {key} is {shown_value(old)}, here "
             f"{shown_value(new)}",

@@ -88,7 +88,7 @@ class SweepPlan:
 
     @property
     def kind(self) -> str:
-        """The command that carries out each run: "train" or "path"."""
+        """The command that carries out each run: "train", "path" or "auto"."""
         return self.sweep.sweep.kind
 
 

@@ -36,6 +36,15 @@ def certificate() -> Certificate:
     )
     test = Tested(score=0.8, drop=0.0, upper=0.004, kept=True, differing=3)
     screening = Measured(score=math.nan, drop=0.01)
+    unhealed = Screened(
+        **size,
+        parameters=40,
+        served=40,
+        share=0.5,
+        max_params=45,
+        screening=screening,
+        named=True,
+    )
     candidate = Candidate(
         **size,
         parameters=40,
@@ -67,9 +76,7 @@ def certificate() -> Certificate:
         promise=promise,
         bound=Bound(method="exact", exact=True, smallest_drop=0.003),
         full=full,
-        screened=[
-            Screened(**size, parameters=40, served=40, share=0.5, screening=screening, named=True)
-        ],
+        screened=[unhealed],
         candidates=[candidate],
         chosen=0,
         next_smaller=None,

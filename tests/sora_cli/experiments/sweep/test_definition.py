@@ -21,7 +21,7 @@ RANGE = {"low": 1e-4, "high": 1e-2, "log": True}
         ({"training.epochs": 3}, "unknown key 'training.epochs'", ":2"),
         ({"grid": {"training.seed": 3}}, "grid.training.seed: Input should be a valid list", ":3"),
         ({"grid": {"training.seed": []}}, "grid.training.seed", ":3"),
-        ({"kind": "walk"}, "kind: Input should be 'train' or 'path'", ":2"),
+        ({"kind": "walk"}, "kind: Input should be 'train', 'path' or 'auto'", ":2"),
         (
             {"paired": {"data.name": ["rte", "cola"], "training.epochs": [1]}},
             "lists in paired must be of one length: data.name has 2, training.epochs has 1",

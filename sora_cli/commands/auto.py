@@ -1,0 +1,312 @@
+"""`sora auto`: a tolerated loss in, the smallest adapter that keeps the promise out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from sora_cli.commands._proposal import recipe_name, write_proposal
+from sora_cli.core.atomic import tidy, write_text_atomic
+from sora_cli.core.console import emit, emit_table, say, say_notes
+from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import NO_VERDICT, OK
+from sora_cli.core.json_text import readable_json
+from sora_cli.core.lock import holds_only, locked
+from sora_cli.core.processes import is_main, world_size
+from sora_cli.core.timing import importing
+from sora_cli.experiments.auto.budget import plan_rows
+from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan, plan_auto, unused
+from sora_cli.experiments.auto.record import FILE_NAME as RECORD
+from sora_cli.experiments.auto.record import AutoRecord, read_auto
+from sora_cli.experiments.auto.tables import carry_lines, cost_lines, size_table
+from sora_cli.recipe.changes import changes
+from sora_cli.recipe.load import LoadedRecipe, load_recipe
+from sora_cli.run.certificate import FILE_NAME, PICTURE, Certificate
+from sora_cli.run.output import check_base_apart, check_own, clear_run
+from sora_cli.run.preflight import check_recipe
+from sora_cli.run.summary import result_lines
+
+if TYPE_CHECKING:
+    from sora_cli.experiments.auto.search import Search
+    from sora_cli.report import RunReport
+    from sora_cli.run.prepare import Prepared
+    from sora_cli.train.log import ReportLog, RunLog
+
+
+def recipe_for(
+    data: str, overrides: list[str], *, model: str | None, task: str | None, dry_run: bool
+) -> str:
+    """Return the recipe of data that have none: it is written, unless it is there.
+
+    Raises:
+        SoraError: the data are not understood; several processes would write it; or there is no
+            recipe yet, and a dry run writes none.
+    """
+    file = recipe_name(data)
+    if file.is_file():
+        say(f"{file} is there: it is the recipe; sora init writes it anew")
+        return str(file)
+    command = f"sora init {quote(data)}"
+    if dry_run or world_size() > 1:
+        what = "a dry run writes no recipe" if dry_run else "several processes write no recipe"
+        raise SoraError(f"{what}, and there is no {file}", hint=command)
+    write_proposal(
+        data, file, say, model=model, task=task, overrides=overrides, preview=2, command=command
+    )
+    say(f"written: {file}\n")
+    return str(file)
+
+
+def auto(
+    recipe: str,
+    overrides: list[str],
+    *,
+    max_drop: str | None,
+    confidence: float | None,
+    serve: str | None,
+    dry_run: bool,
+    force: bool,
+    verify: bool,
+    as_json: bool,
+    began: float | None = None,
+) -> int:
+    """Find and write the smallest adapter within a tolerated loss, or go on with it.
+
+    Args:
+        max_drop, confidence, serve: values of the recipe's `auto` block; None: as it has them.
+        verify: compare the written files with the trained model.
+        as_json: print the certificate instead of tables.
+        began: when the command began, by `time.perf_counter`; None: now.
+
+    Returns:
+        Exit code: 3 where the promise is not certified, 1 if the files do not give the model.
+    """
+    began = time.perf_counter() if began is None else began
+    given = {"max_drop": max_drop, "confidence": confidence, "serve": serve}
+    words = [f"auto.{key}={value}" for key, value in given.items() if value is not None]
+    loaded = load_recipe(recipe, [*overrides, *words])
+    plan = plan_auto(loaded)
+    check_recipe(loaded.recipe)
+    say_notes([*loaded.notes, *unused(plan)])
+    if dry_run:
+        _show_plan(plan)
+        return OK
+    check_base_apart(plan.output, loaded.recipe)
+    with locked(plan.output):
+        record = open_record(plan, force=force)
+        found, ready, log = run(plan, record, began=began)
+        code = OK if found.certified else NO_VERDICT
+        if verify and is_main():
+            from sora_cli.verify.run_check import check_run
+
+            with log.epilogue("verify"):
+                code = check_run(_placed(loaded, plan), ready, log.report) or code
+    conclude(found, log.report, plan.output, as_json=as_json)
+    return code
+
+
+def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
+    """Return the record to fill: a new one, or that of a search that was not finished.
+
+    Raises:
+        SoraError: the directory holds a finished search, one of another recipe, or something else.
+    """
+    output, loaded = plan.output, plan.loaded
+    found = read_auto(output)
+    if found is None and not holds_only(output, FOLDER):  # of a start cut short
+        raise SoraError(
+            f"'{output}' is not empty and holds no run of sora auto", hint="output.dir=DIR"
+        )
+    check_own(output)
+    for name in (FULL, *(str(i + 1) for i in range(plan.block.sizes))):
+        check_own(output / FOLDER / name, resume=found is not None)
+    if found is None or force:
+        if found is not None and is_main():
+            clear(output)
+        return _new_record(plan)
+    for key, old, new in changes(found.recipe, loaded.resolved()):
+        raise SoraError(
+            f"'{output}' holds a run of another recipe: there {key} is {old}, here {new}",
+            hint="train elsewhere: output.dir=DIR; or delete that run: --force",
+        )
+    if found.status == "completed":
+        raise SoraError(
+            f"'{output}' holds a finished run",
+            hint=f"sora inspect {quote(str(output))}; or train again with --force",
+        )
+    say(f"continuing in {output}: {_done(found)}")
+    return found
+
+
+def clear(output: Path) -> None:
+    """Delete a search's own files, and nothing else."""
+    for folder in sorted((output / FOLDER).glob("*")):
+        if folder.name == FULL or folder.name.isdecimal():
+            clear_run(folder)
+    with suppress(OSError):
+        (output / FOLDER).rmdir()
+    for name in (PICTURE, FILE_NAME):
+        (output / name).unlink(missing_ok=True)
+    clear_run(output)
+    (output / RECORD).unlink(missing_ok=True)  # the last: it says whose the others are
+
+
+def run(
+    plan: AutoPlan, record: AutoRecord, *, began: float
+) -> tuple[Certificate, Prepared, RunLog]:
+    """Carry out the whole search, or what is left of it, one step a line."""
+    with importing():
+        from sora_cli.experiments.auto.conclusion import certificate_of, choose
+        from sora_cli.experiments.auto.plot import plot_curve
+        from sora_cli.experiments.auto.search import Search
+        from sora_cli.run.choosing import count_rows
+        from sora_cli.run.class_counts import class_counts, class_lines
+        from sora_cli.run.layers import describe_layers
+        from sora_cli.run.prepare import prepare
+        from sora_cli.train.log import ReportLog
+        from sora_cli.train.machine import set_deterministic
+    recipe = plan.loaded.recipe
+    log = ReportLog(plan.output / RECORD, record)
+    log.note_import(began)
+    set_deterministic(recipe.training.deterministic)
+    rows = plan_rows(plan, total=count_rows(recipe.data))
+    full = plan.full(rows)
+    ready = prepare(full.recipe, log.phase)
+    if is_main():
+        tidy(plan.output)
+    with log.phase("set up"):
+        search = Search(plan, rows, ready, log)
+        choosing = search.choosing()
+    say_notes(search.stages.setup.events)
+    for line in class_lines(class_counts(ready)):
+        say(line)
+    say(describe_layers(full.recipe, ready, search.stages.setup.parameters))
+    for line in [*cost_lines(plan, rows), *carry_lines(plan, rows, choosing.carrying.bound)]:
+        say(line)
+    with _resumable(record), log.running():
+        search.run(choosing)
+        chosen = choose(record.candidates)
+        with log.phase("conclude"):
+            trained, final = _write_run(search, chosen, log)
+            found = certificate_of(
+                plan, record, choosing.carrying.bound, choosing.sets, final.report
+            )
+            if is_main():
+                text = found.model_dump_json()
+                write_text_atomic(plan.output / FILE_NAME, readable_json(json.loads(text)))
+                plot_curve(found, plan.output / PICTURE)
+    for number in range(len(record.candidates)):
+        search.stages.forget(search.candidate(number))
+    search.stages.forget(full)
+    return found, trained, final
+
+
+def _write_run(
+    search: Search, chosen: int, record: ReportLog[AutoRecord]
+) -> tuple[Prepared, RunLog]:
+    """Score the chosen size on the reported rows, and write it as a run of its own."""
+    from sora_cli.report import read_report
+    from sora_cli.run.evaluate import evaluate_run
+    from sora_cli.run.results import save_results
+    from sora_cli.train.log import RunLog
+
+    plan = search.plan
+    ready = search.restored(chosen)
+    stage = search.candidate(chosen)
+    loaded = _placed(stage, plan)
+    log = RunLog(plan.output, name=loaded.name, recipe=loaded.resolved())
+    trained = read_report(stage.output_dir)
+    assert trained is not None
+    own = {"name", "command", "recipe", "started", "finished", "environment", "status", "error"}
+    for key in trained.model_fields_set - own - {"seconds", "digests", "resumed"}:
+        setattr(log.report, key, getattr(trained, key))
+    log.report.started, log.report.seconds = record.report.started, dict(record.report.seconds)
+    log.report.recipe_notes = list(plan.loaded.notes)
+    with log.running():
+        with log.phase("evaluate"):
+            evaluate_run(log.report, search.stages.scorer(), ready)
+        with log.phase("save"):
+            save_results(log.report, ready, loaded, plan.output)
+    return ready, log
+
+
+def _placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:
+    """Return a recipe with the search's own directory as its output."""
+    block = loaded.recipe.output.model_copy(update={"dir": str(plan.output)})
+    recipe = loaded.recipe.model_copy(update={"output": block})
+    return dataclasses.replace(loaded, recipe=recipe)
+
+
+@contextmanager
+def _resumable(record: AutoRecord) -> Iterator[None]:
+    """Say, whatever stops a search, that the same command continues it."""
+    try:
+        yield
+    except BaseException:
+        say(f"\n{_done(record)}; the same command continues from there")
+        raise
+
+
+def _done(record: AutoRecord) -> str:
+    if record.full is None:
+        return "the run at full rank is not finished"
+    return f"the run at full rank and {len(record.candidates)} sizes are finished"
+
+
+def _new_record(plan: AutoPlan) -> AutoRecord:
+    from sora_cli.train.log import provenance
+
+    loaded = plan.loaded
+    return AutoRecord(
+        name=loaded.name,
+        recipe=loaded.resolved(),
+        recipe_notes=list(loaded.notes),
+        **provenance(),
+    )
+
+
+def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bool) -> None:
+    """Print the result to stdout, and what to do with it to stderr."""
+    from sora_cli.experiments.auto.conclusion import full_layers
+
+    if as_json:
+        emit(json.dumps(json.loads(found.model_dump_json()), indent=2))
+    else:
+        emit_table(*size_table(found))
+        emit("\n".join(result_lines(report)))
+        for split, measured in found.written.reported.items():
+            emit(
+                f"{split}: drop {measured.drop:+.4f} against full rank; no decision saw these rows"
+            )
+        emit(f"kept: {found.saved}")
+        emit(f"{found.status}: {found.statement}")
+    full = full_layers(report)
+    say_notes([*report.events, *([full] if full else [])])
+    if not found.certified:
+        say(f"the adapter at full rank: {output / found.full.directory / 'adapter'}")
+    say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {FOLDER}/")
+    say("next:")
+    say(f"  sora inspect {quote(str(output))}")
+    say(f"  sora merge {quote(str(output))} -o {quote(f'{output}/merged')}")
+
+
+def _show_plan(plan: AutoPlan) -> None:
+    """Show the full run as an ordinary one, then what finding the size takes."""
+    from sora_cli.run.dry_run import dry_run, emit_section
+
+    with importing():
+        from sora_cli.experiments.auto.carrying import carrying
+        from sora_cli.run.choosing import count_rows
+    rows = plan_rows(plan, total=count_rows(plan.loaded.recipe.data))
+    full = plan.full(rows)
+    found = carrying(full.recipe, dry_run(full), rows.test, plan.block.confidence)
+    emit_section(
+        f"sizes of {plan.loaded.name}; the above is the run at full rank",
+        [*cost_lines(plan, rows), *carry_lines(plan, rows, found.bound)],
+    )

@@ -1,0 +1,88 @@
+"""The number of rows that choose a size, by what scoring them costs. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.auto import AutoBlock
+from sora_cli.recipe.recipe import TrainingBlock
+
+if TYPE_CHECKING:
+    from sora_cli.experiments.auto.plan import AutoPlan
+
+LADDER = (0.7, 0.5, 0.3, 0.22, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028, 0.02)
+"""Shares of the full rank's parameters that are screened: each about 1.4 times the next."""
+_SCREENING = 1 / 4
+"""Share of the rows that screen: they only name sizes, where the others must prove one."""
+_FIFTH = 5  # of the training split, at most, is taken away from the training
+_THIRD = 3  # of the split, where a fifth is not enough rows for anything
+_BACKWARD = 3  # forward passes that a row's step takes: one forward, and twice that backward
+_FEWEST = 16  # rows of a part; with fewer nothing can be said
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """The numbers of rows that choose, and the cost of scoring them.
+
+    Attributes:
+        trained: rows that are left to train on.
+        scoring: what scoring them takes, as a share of the full run's work.
+    """
+
+    screening: int
+    test: int
+    trained: int
+    scoring: float
+
+    @property
+    def held_out(self) -> int:
+        """Rows of both parts."""
+        return self.screening + self.test
+
+
+def plan_rows(plan: AutoPlan, *, total: int) -> RowPlan:
+    """Return how many rows of the training split are held out.
+
+    Args:
+        total: rows of the training split.
+
+    Raises:
+        SoraError: the split has too few rows.
+    """
+    recipe = plan.loaded.recipe
+    with recipe.placing("auto.rows"):
+        return _plan_rows(
+            plan.block,
+            recipe.training,
+            wanted=min(recipe.data.max_train_rows or total, total),
+            total=total,
+            healing=plan.heal * plan.block.sizes,
+        )
+
+
+def _plan_rows(
+    block: AutoBlock, training: TrainingBlock, *, wanted: int, total: int, healing: float
+) -> RowPlan:
+    work = _BACKWARD * training.total_steps(wanted) * training.batch_size  # forward passes of rows
+    screens, tests = len(LADDER) + 1, block.sizes + 1  # passes over the rows of each part
+    if block.rows is not None:
+        screening = int(block.rows * _SCREENING)
+        test = block.rows - screening
+    else:
+        most = max(total - wanted, total // _FIFTH)
+        budget = max(block.cost - healing, 0) * work
+        screening = min(int(most * _SCREENING), int(budget / 3 / screens))
+        screening = max(screening, _FEWEST)
+        test = max(min(most - screening, int((budget - screening * screens) / tests)), _FEWEST)
+    held = screening + test
+    most = total - 1 if block.rows is not None else max(total - wanted, total // _THIRD)
+    if screening < 1 or held > most:
+        raise SoraError(
+            f"the training split has {total} rows: {held} that choose the size leave too few",
+            hint=f"auto.rows={max(total // _FIFTH, 4)}",
+            key="auto.rows",
+        )
+    spent = (screening * screens + test * tests) / work if work else 0.0
+    return RowPlan(screening, test, min(wanted, total - held), spent)

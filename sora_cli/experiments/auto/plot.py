@@ -1,0 +1,106 @@
+"""`curve.png`: size against score, with the bounds of what was tested and the choice marked."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from sora_cli.core.figures import INK, new_figure, save_figure
+from sora_cli.run.certificate import Candidate, Certificate
+
+_WIDTH, _HEIGHT = 7.2, 4.6  # inches
+_SCREENED, _TESTED, _FAILED, _PROMISE = "#8a8580", "#1f5a8a", "#b5541c", "#4f8f5b"
+_TICKS = (100, 50, 20, 10, 5, 2, 1)
+
+
+def plot_curve(found: Certificate, path: Path) -> None:
+    """Save the picture: drops against the full rank, by size, on a logarithmic axis.
+
+    Grey: unhealed cuts on the screening rows. Colour: what was trained, on the test rows, each with
+    a line up to its bound, which must be below the green line. Hollow squares: the written adapter
+    on the reported rows.
+    """
+    figure = new_figure(_WIDTH, _HEIGHT)
+    axes = figure.subplots()
+    whole = found.full.parameters
+    shares = [100 * size.parameters / whole for size in found.screened]
+    axes.plot(
+        shares, [size.screening.drop for size in found.screened], color=_SCREENED, marker=".",
+        linewidth=1.0, label=f"cut, not healed ({_rows(found, 'screening')} screening rows)",
+    )  # fmt: skip
+    for index, size in enumerate(found.candidates):
+        _draw_candidate(axes, found, index, size)
+    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.axhline(
+        found.promise.max_drop, color=_PROMISE, linewidth=1.4, linestyle=(0, (5, 2)),
+        label=f"tolerated: {found.promise.given}",
+    )  # fmt: skip
+    axes.set_ylim(*_heights(found))
+    axes.set_xscale("log")
+    axes.set_xlim(110, min(shares, default=2.0) * 0.85)
+    ticks = [tick for tick in _TICKS if tick >= min(shares, default=2.0) * 0.85]
+    axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
+    axes.set_ylabel(f"drop of {found.promise.metric} against full rank", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="y", linewidth=0.4, color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*_unique(axes), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    title = f"{found.status}: {found.saved}"
+    figure.suptitle(
+        "\n".join(textwrap.wrap(title, int(_WIDTH * 12))), x=0.01, ha="left", fontsize=10
+    )
+    save_figure(figure, path)
+
+
+def _heights(found: Certificate) -> tuple[float, float]:
+    """Return the drops at the lower and the upper edge: far larger ones run out of the picture."""
+    tests = [size.test for size in found.candidates if size.test is not None]
+    seen = [m.drop for size in found.candidates for m in size.reported.values()]
+    seen += [value for test in tests for value in (test.drop, test.upper)]
+    known = [value for value in seen if math.isfinite(value)]
+    reach = max([found.promise.max_drop, *known, 1e-6])
+    low = min([0.0, *known, *(size.screening.drop for size in found.screened)])
+    return max(low, -2 * reach) - 0.2 * reach, 2.2 * reach
+
+
+def _draw_candidate(axes: Any, found: Certificate, index: int, size: Candidate) -> None:
+    x = 100 * size.parameters / found.full.parameters
+    test, chosen = size.test, index == found.chosen
+    if test is not None:
+        colour = _TESTED if test.kept else _FAILED
+        verdict = "passed" if test.kept else "failed"
+        if math.isfinite(test.upper):
+            axes.plot([x, x], [test.drop, test.upper], color=colour, linewidth=2.2)
+            axes.plot([x], [test.upper], color=colour, marker="_", markersize=11, markeredgewidth=2)
+        axes.plot(
+            [x], [test.drop], color=colour, marker="o", markersize=6, linestyle="none",
+            label=f"trained, {verdict}, with its {found.promise.confidence:.0%} bound "
+            f"({_rows(found, 'test')} test rows)",
+        )  # fmt: skip
+    if not chosen:
+        return
+    for split, measured in size.reported.items():
+        axes.plot(
+            [x], [measured.drop], color=INK, marker="s", markersize=7, fillstyle="none",
+            linestyle="none", label=f"written, on {split} ({_rows(found, split)} rows)",
+        )  # fmt: skip
+    axes.axvline(x, color=_TESTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.annotate(
+        "written", (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
+        textcoords="offset points", fontsize=8, color=_TESTED,
+    )  # fmt: skip
+
+
+def _rows(found: Certificate, part: str) -> str:
+    return f"{found.rows[part].rows:,}"
+
+
+def _unique(axes: Any) -> tuple[list[Any], list[str]]:
+    handles, labels = axes.get_legend_handles_labels()
+    by_label = dict(zip(labels, handles, strict=True))
+    return list(by_label.values()), list(by_label)

@@ -1,0 +1,88 @@
+"""Screening: the checkpoint at the cut, cut to each size of the ladder and scored unhealed.
+
+It is what every candidate begins with, so the ranks are those that a candidate's cut gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from methods.base import Layers
+from methods.factors import LowRankFactors
+from methods.sharding import like
+from sora_cli.adapter.pruning import at_ranks
+from sora_cli.experiments.auto.plan import AutoPlan
+from sora_cli.experiments.auto.sizes import name_sizes, rungs, size_of
+from sora_cli.experiments.auto.stages import Stages
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.run.certificate import Measured, Screened
+from sora_cli.tasks.base import Encoded
+from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
+from sora_cli.train.checkpoint.fork import locate_fork
+
+
+def screen(
+    stages: Stages, plan: AutoPlan, candidate: LoadedRecipe, rows: Encoded, most: int
+) -> list[Screened]:
+    """Return all sizes that were scored, the largest first, with those named that are to be tried.
+
+    Args:
+        candidate: a run that begins with the checkpoint.
+        rows: the screening rows.
+        most: sizes named, at most.
+    """
+    layers, method = stages.ready.layers, stages.ready.method
+    start = candidate.recipe.start
+    assert start is not None
+    load_parameters(stages.ready.base.model, read_checkpoint(locate_fork(start)).tensors)
+    factors = {path: method.factors(layer) for path, layer in layers.items()}
+    values = {path: f.singular_values().cpu() for path, f in factors.items()}
+    cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
+    full = size_of({path: layer.rank for path, layer in layers.items()}, cost, plan.block.serve)
+    whole = stages.scores(rows)
+    found: list[Screened] = []
+    for rung in rungs(values, cost, full.parameters):
+        with holding(layers, at_ranks(factors, rung.ranks)):
+            small = stages.scores(rows)
+        drop = whole.value - small.value if whole.greater_is_better else small.value - whole.value
+        found.append(
+            Screened(
+                **size_of(rung.ranks, cost, plan.block.serve).model_dump(),
+                share=rung.share,
+                max_params=rung.max_params,
+                screening=Measured(score=small.value, drop=drop),
+                named=False,
+            )
+        )
+    for number in name_sizes(found, full, plan.max_drop, most, plan.block.serve):
+        found[number].named = True
+    return found
+
+
+@contextmanager
+def holding(layers: Layers, factors: Mapping[str, LowRankFactors]) -> Iterator[None]:
+    """Give the layers other factors of at most their rank for a while, padded with zeros.
+
+    Afterwards they have the very tensors they had before, to the bit. Not for training, and not for
+    layers with gates.
+    """
+    kept = {path: (layer.A.data, layer.B.data) for path, layer in layers.items()}
+    try:
+        for path, layer in layers.items():
+            small = factors[path]
+            layer.A.data = like(_padded(small.A, layer.A.shape), layer.A)
+            layer.B.data = like(_padded(small.B / layer.scaling, layer.B.shape), layer.B)
+        yield
+    finally:
+        for path, layer in layers.items():
+            layer.A.data, layer.B.data = kept[path]
+
+
+def _padded(tensor: Tensor, shape: torch.Size) -> Tensor:
+    whole = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+    whole[: tensor.shape[0], : tensor.shape[1]] = tensor
+    return whole

@@ -1,0 +1,134 @@
+"""The sizes that are screened, what each costs where it is served, and which ones are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from methods.budgets import within_parameters
+from sora_cli.experiments.auto.budget import LADDER
+from sora_cli.recipe.auto import Serve
+from sora_cli.run.certificate import Screened, Size
+
+if TYPE_CHECKING:
+    from methods.budgets import Values
+
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM's max_lora_rank takes, whatever the ranks of the layers."""
+_AROUND = {1: (0,), 2: (-1, 1), 3: (-2, 0, 2)}
+"""Rungs of the ladder that are trained, counted from the one that screening names."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A size before it is scored.
+
+    Attributes:
+        share: of the full rank's parameters.
+        max_params: the budget that gives it.
+        ranks: of each layer.
+    """
+
+    share: float
+    max_params: int
+    ranks: Mapping[str, int]
+
+
+def rungs(values: Values, cost: Mapping[str, int], full: int) -> list[Rung]:
+    """Return the ladder's sizes, without those that are empty or as large as the one before.
+
+    Args:
+        values: singular values of each layer's update.
+        cost: numbers that a component of each layer takes.
+        full: parameters at full rank.
+    """
+    found: list[Rung] = []
+    for share in LADDER:
+        budget = int(share * full)
+        ranks = within_parameters(values, cost, budget)
+        if any(ranks.values()) and not (found and found[-1].ranks == ranks):
+            found.append(Rung(share, budget, ranks))
+    return found
+
+
+def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: Serve | None) -> Size:
+    """Return an adapter's size from the ranks of its layers."""
+    parameters = sum(rank * cost[path] for path, rank in ranks.items())
+    largest = max(ranks.values(), default=0)
+    if serve is None:
+        served = parameters
+    else:
+        slots = _vllm_rank(largest) if serve == "vllm" else largest
+        served = slots * sum(cost[path] for path, rank in ranks.items() if rank)
+    return Size(
+        parameters=parameters,
+        components=sum(ranks.values()),
+        largest_rank=largest,
+        served=served,
+    )
+
+
+def _vllm_rank(largest: int) -> int:
+    """Return the smallest max_lora_rank that a rank fits."""
+    return next((rank for rank in _VLLM_RANKS if rank >= largest), largest)
+
+
+def name_sizes(
+    screened: Sequence[Screened], full: Size, max_drop: float, most: int, serve: Serve | None
+) -> list[int]:
+    """Return which of the screened sizes are to be trained, the largest first.
+
+    Screening points at one: the smallest that is, like all larger ones, within the tolerated loss
+    before any healing. Two rungs above it stands a safe one, for tests come largest first and the
+    first failure ends them: what it must show is that its loss, with all its uncertainty, is below
+    the tolerated one, and a larger adapter differs from the full rank on fewer rows. Two rungs
+    below it stands a bold one, for the steps after the cut win back about that much (at 15 and 8 %
+    of the components, docs/results/arena.md). With two sizes it is one rung each way.
+
+    Where the adapter is served, sizes that cost the same there are one size: the one with the most
+    parameters is the one to train, and one that costs what the full rank does saves nothing.
+
+    Args:
+        screened: the largest first.
+        full: the full rank.
+        most: how many are trained.
+        serve: what serves the adapter.
+    """
+    able = _distinct(screened, full, serve)
+    good = 0
+    for place, number in enumerate(able):
+        if not screened[number].screening.drop <= max_drop:  # NaN is not within it
+            break
+        good = place
+    places = [min(max(good + step, 0), len(able) - 1) for step in _AROUND[most]]
+    return [able[place] for place in sorted(set(places))]
+
+
+def _distinct(screened: Sequence[Screened], full: Size, serve: Serve | None) -> list[int]:
+    everything = list(range(len(screened)))
+    if serve is None:
+        return everything
+    largest: dict[int, int] = {}
+    for number in everything:
+        largest.setdefault(screened[number].served, number)
+    cheaper = [n for cost, n in largest.items() if cost < full.served]
+    return sorted(cheaper) or everything
+
+
+def saving(size: Size, full: Size, serve: Serve | None) -> str:
+    """Say what a size saves against the full rank."""
+    kept = f"{size.components:,} of {full.components:,} components"
+    share = size.parameters / full.parameters if full.parameters else 1.0
+    text = f"{kept}, {size.parameters:,} of {full.parameters:,} parameters ({share:.1%})"
+    if serve is None:
+        return text
+    if size.served >= full.served:
+        return f"{text}; nothing is saved where {serve} serves it: it pays for the largest rank"
+    if serve == "vllm":
+        ranks = (
+            f"max_lora_rank {_vllm_rank(size.largest_rank)}, not {_vllm_rank(full.largest_rank)}"
+        )
+    else:
+        ranks = f"padded to rank {size.largest_rank}, not {full.largest_rank}"
+    return f"{text}; served by {serve}: {ranks}, {size.served / full.served:.0%} of the numbers"

@@ -1,0 +1,80 @@
+"""The tables and lines of `sora auto`: what it will cost, what the rows carry, what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sora_cli.core.console import count
+from sora_cli.experiments.auto.budget import LADDER, RowPlan
+from sora_cli.experiments.auto.plan import AutoPlan
+from sora_cli.run.certificate import Bound, Certificate, Size
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, columns, rows."""
+
+
+def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
+    """Yield what finding the size takes, beside the run at full rank."""
+    block = plan.block
+    healing = plan.heal * block.sizes
+    yield (
+        f"up to {block.sizes} of {len(LADDER)} sizes leave the run after {plan.cut_at:.1%} of its "
+        f"steps and heal for the {plan.heal:.1%} that are left"
+    )
+    yield (
+        f"rows held out of the training split: {count(rows.screening)} screen the sizes, "
+        f"{count(rows.test)} test them; {count(rows.trained)} are trained on"
+    )
+    yield (
+        f"at most {healing + rows.scoring:.0%} of the full run's work: healing {healing:.0%}, "
+        f"scoring {rows.scoring:.0%}"
+    )
+
+
+def carry_lines(plan: AutoPlan, rows: RowPlan, bound: Bound) -> Iterator[str]:
+    """Yield what the test rows can certify, before anything is trained."""
+    block = plan.block
+    asked = f"promise: at most {plan.max_drop:g} worse ({block.max_drop}), {block.confidence:.0%}"
+    smallest = bound.smallest_drop
+    if smallest is None:
+        yield f"{asked}; the bound is {bound.method}: what the rows can certify is not known yet"
+        return
+    yield f"{asked}; the smallest that {count(rows.test)} test rows can certify: {smallest:.4f}"
+    if smallest > plan.max_drop:
+        yield (
+            "WARNING: these rows cannot carry the promise, unless the two models hardly differ: "
+            "the adapter may be written without a certificate (exit code 3); more rows: auto.rows=N"
+        )
+
+
+def size_table(found: Certificate) -> Table:
+    """Return a table with a row per size, the largest first."""
+    metric = found.promise.metric
+    columns = ["size", "components", "parameters", "largest rank", "screening drop", metric]
+    columns += ["drop", "bound", ""]
+    full = [*_size("full rank", found.full), "", f"{found.full.test:.4f}", "", "", ""]
+    rows = [full]
+    trained = {size.max_params: (i, size) for i, size in enumerate(found.candidates)}
+    for size in found.screened:
+        number, candidate = trained.get(size.max_params, (None, None))
+        shown: Size = candidate or size
+        row = [*_size(f"{size.share:.1%}", shown), f"{size.screening.drop:+.4f}"]
+        test = candidate.test if candidate is not None else None
+        if test is None:
+            row += ["", "", "", _word(number, found, None)]
+        else:
+            row += [f"{test.score:.4f}", f"{test.drop:+.4f}", f"{test.upper:.4f}"]
+            row += [_word(number, found, test.kept)]
+        rows.append(row)
+    return f"{metric} on the test rows, by size", columns, rows
+
+
+def _size(name: str, size: Size) -> list[str]:
+    return [name, count(size.components), count(size.parameters), str(size.largest_rank)]
+
+
+def _word(number: int | None, found: Certificate, kept: bool | None) -> str:
+    if number is None:
+        return ""
+    verdict = {True: "passed", False: "failed", None: "not tested"}[kept]
+    return f"{verdict}, written" if number == found.chosen else verdict

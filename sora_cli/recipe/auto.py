@@ -1,0 +1,56 @@
+"""The recipe's `auto` block: the loss that is tolerated, and what a run may spend on finding it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sora_cli.recipe.types import Block, Count, Seed
+
+Serve = Literal["vllm", "llama.cpp"]
+
+
+class AutoBlock(Block):
+    """The smallest adapter within a tolerated loss, found in one run (`sora auto`).
+
+    The run trains at full rank. Some sizes leave it by a cut before its end and are trained on for
+    the steps that are left; tests on rows that are not trained on choose one of them.
+    """
+
+    max_drop: float | str = Field(
+        description="how much worse than at full rank the main metric may be: in its own unit "
+        "(0.005), or in points of a hundred (0.5pt)"
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="1 - the probability that the loss is larger, at most"
+    )
+    serve: Serve | None = Field(
+        None,
+        description="what serves the adapter: vllm pays for the largest rank in steps of 8, 16, "
+        "32 ..., llama.cpp for every layer at the largest rank; unset: parameters count",
+    )
+    r_max: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="full rank, that of every layer until the cut; unset: the rank that the "
+        "recipe's method begins with",
+    )
+    sizes: int = Field(3, ge=1, le=3, description="sizes that are trained, at most")
+    cost: float = Field(
+        0.3,
+        gt=0,
+        le=2,
+        description="share of the full run's work that finding the size may take: two thirds for "
+        "the steps after the cuts, one for scoring, which limits the rows",
+    )
+    rows: Count | None = Field(
+        None,
+        description="rows of the training split that choose the size and are not trained on; "
+        "unset: as many as the cost allows of those that data.max_train_rows leaves unused, or of "
+        "a fifth of the split",
+    )
+    seed: Seed = Field(
+        42, description="seed that takes these rows out, and parts them into screening and test"
+    )

@@ -1,0 +1,70 @@
+"""Two gloo processes find the size that one finds: one decides, the other is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sora_cli.app import run
+from sora_cli.run.certificate import Certificate, read_certificate
+from tests.helpers_runs import files_of
+from tests.shared_files import ROOT
+from tests.sora_cli.experiments.auto.support import auto_recipe
+
+pytestmark = pytest.mark.long
+
+MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+STOPPED_AT = 16  # in the healing of the first size, too: the full run has its checkpoint by then
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process's search, two processes', and one of two processes stopped and continued."""
+    folder = tmp_path_factory.mktemp("auto")
+    recipe = auto_recipe(folder, training={"model_dropout": 0})
+
+    def words(name: str) -> list[str]:
+        return ["auto", str(recipe), "--no-verify", f"output.dir={folder}/{name}"]
+
+    assert run(words("one")) == 0
+    commands = [
+        {"words": words("two"), "stop": None},
+        {"words": words("stopped"), "stop": STOPPED_AT},
+        {"words": words("stopped"), "stop": None},
+    ]
+    (folder / "commands.json").write_text(json.dumps(commands))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, *MODULE, "-m", "tests.launched", str(folder / "commands.json")]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def _certificate(run: Path) -> Certificate:
+    found = read_certificate(run)
+    assert found is not None
+    return found
+
+
+def test_two_processes_find_what_one_finds(folder: Path) -> None:
+    one, two = _certificate(folder / "one"), _certificate(folder / "two")
+    assert one.rows == two.rows
+    for mine, theirs in zip(one.screened, two.screened, strict=True):
+        assert mine.max_params == theirs.max_params
+    assert [s.max_params for s in one.candidates] == [s.max_params for s in two.candidates]
+    assert one.chosen == two.chosen
+    assert abs(one.full.test - two.full.test) < 0.05
+
+
+def test_both_processes_stop_and_continue_to_the_same_bytes(folder: Path) -> None:
+    codes = [json.loads((folder / f"commands.{rank}.json").read_text()) for rank in (0, 1)]
+    assert codes[0][1]["code"] == codes[1][1]["code"] == 143
+    for name in ("adapter", "sizes/full/adapter", "sizes/1/adapter"):
+        assert files_of(folder / "stopped" / name) == files_of(folder / "two" / name)
+    whole = (folder / "two" / "certificate.json").read_bytes()
+    assert (folder / "stopped" / "certificate.json").read_bytes() == whole

@@ -1,0 +1,271 @@
+"""`sora auto` and `sora verify --certificate`, end to end on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sora_cli.adapter.digest import result_digest
+from sora_cli.app import run
+from sora_cli.core.exit_codes import FAILED, NO_VERDICT
+from sora_cli.data.content import data_fingerprint
+from sora_cli.data.rows import load_rows
+from sora_cli.experiments.auto import search
+from sora_cli.experiments.auto.record import read_auto
+from sora_cli.recipe.load import load_stored
+from sora_cli.report import read_report
+from sora_cli.run.certificate import Certificate, read_certificate
+from tests.helpers_runs import files_of, signal_at, train
+from tests.sora_cli.experiments.auto.support import auto_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return auto_recipe(tmp_path_factory.mktemp("auto"))
+
+
+@pytest.fixture(scope="module")
+def done(recipe: Path) -> Path:
+    """A finished search."""
+    out = recipe.parent / "out"
+    assert run(["auto", str(recipe), "--no-verify"]) == 0
+    return out
+
+
+@pytest.fixture
+def found(done: Path) -> Certificate:
+    certificate = read_certificate(done)
+    assert certificate is not None
+    return certificate
+
+
+def same_result(one: Path, other: Path) -> None:
+    """All adapters of two searches are the same to the byte, and what is promised of them."""
+    for name in ("adapter", "sizes/full/adapter", "sizes/1/adapter", "sizes/2/adapter"):
+        assert files_of(one / name) == files_of(other / name), name
+    assert (one / "certificate.json").read_bytes() == (other / "certificate.json").read_bytes()
+    first, second = read_report(one), read_report(other)
+    assert first is not None
+    assert second is not None
+    assert first.metrics == second.metrics
+    assert first.ranks == second.ranks
+
+
+def error(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """The lines of the error that a command line ends in."""
+    assert run(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    assert len(lines) - first <= 3
+    return lines[first:]
+
+
+def test_the_certificate_is_of_what_was_written(done: Path, found: Certificate) -> None:
+    report = read_report(done)
+    assert report is not None
+    assert found.certified
+    assert found.adapter == result_digest(done / "adapter") == report.digests["adapter"]
+    assert found.written.digest == found.adapter
+    assert found.full.digest == result_digest(done / "sizes/full/adapter")
+    assert report.parameters.adapter_end == found.written.parameters
+    assert sum(rank.end for rank in report.ranks.values()) == found.written.components
+    assert found.written.parameters <= found.written.max_params < found.full.parameters
+    drop = found.full.reported["validation"] - report.metrics["validation"]["accuracy"]
+    assert found.written.reported["validation"].drop == pytest.approx(drop)
+
+
+def test_tests_come_largest_first_and_end_with_the_first_failure(found: Certificate) -> None:
+    sizes = [size.parameters for size in found.candidates]
+    assert sizes == sorted(sizes, reverse=True)
+    named = [size.max_params for size in found.screened if size.named]
+    assert [size.max_params for size in found.candidates] == named[: len(found.candidates)]
+    kept = [size.test is not None and size.test.kept for size in found.candidates]
+    assert all(kept[:-1])
+    assert found.chosen == (len(kept) - 1 if kept[-1] else len(kept) - 2)
+    for size in found.candidates:
+        assert size.test is not None
+        assert size.test.kept == (size.test.upper <= 0.5)
+        assert size.test.drop == pytest.approx(found.full.test - size.test.score)
+        assert size.heal_steps == found.full.steps - found.full.cut_at
+
+
+def test_no_row_plays_two_parts(done: Path, found: Certificate) -> None:
+    report = read_report(done)
+    assert report is not None
+    data = load_stored(report.recipe, done / "report.json", "x").recipe.data
+    rows = load_rows(data)
+    assert [found.rows[name].rows for name in ("train", "screening", "test")] == [64, 15, 45]
+    assert len(rows.select) == 60
+    assert data_fingerprint(rows.train) == found.rows["train"].digest
+    texts = [set(part["sentence1"]) for part in (rows.train, rows.select)]
+    held = [row for row in rows.select["sentence1"] if row in texts[0]]
+    assert len(held) < 5  # a few short sentences occur twice in the data
+
+
+def test_the_full_run_is_plain_training(recipe: Path, done: Path) -> None:
+    words = ["training.evaluate=no", "training.keep_best=false"]
+    words += ["data.selection=train-rows", "data.selection_rows=60", "data.selection_seed=42"]
+    plain = recipe.parent / "plain"
+    train(recipe, *words, f"output.dir={plain}")
+    full = files_of(done / "sizes/full/adapter")
+    assert files_of(plain / "adapter") == full
+
+
+@pytest.mark.long
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
+    recipe: Path, done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = recipe.parent / "stopped"
+    words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "drop_bound", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        assert run(words) != 0
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert "1 sizes are finished" not in capsys.readouterr().err
+    record = read_auto(out)
+    assert record is not None
+    assert record.full is not None
+    assert record.candidates == []
+    assert run(words) == 0
+    assert "continuing in" in capsys.readouterr().err
+    same_result(done, out)
+
+
+def test_the_certificate_holds_when_it_is_scored_again(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(done, tmp_path / "elsewhere")
+    assert run(["verify", str(moved), "--certificate", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["verdict"] == "same"
+    assert all(one["stored"] == one["here"] for one in facts["compared"])
+    shutil.copytree(done / "sizes/1/adapter", moved / "adapter", dirs_exist_ok=True)
+    found = read_certificate(moved)
+    assert found is not None
+    if found.chosen != 0:
+        assert run(["verify", str(moved), "--certificate"]) == FAILED
+        assert "is not the adapter of the certificate" in capsys.readouterr().out
+
+
+def test_a_finished_search_is_not_repeated(
+    recipe: Path, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "holds a finished run" in error(capsys, "auto", str(recipe))[0]
+    words = ["auto", str(recipe), f"output.dir={done}", "training.seed=1"]
+    assert "there training.seed is 0, here 1" in error(capsys, *words)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-drop", "0.5"], "ends at 1"),
+        (["--confidence", "1.5"], "auto.confidence"),
+        (["--serve", "ollama"], "auto.serve"),
+        (["auto.rows=200"], "leave too few"),
+    ],
+)
+def test_mistakes(
+    recipe: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = error(capsys, "auto", str(recipe), f"output.dir={tmp_path}/out", *words)
+    assert said in "\n".join(lines)
+
+
+def test_verify_needs_a_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no certificate" in error(capsys, "verify", str(tmp_path), "--certificate")[0]
+    words = ["verify", str(tmp_path), "there", "--certificate"]
+    assert "B does not go with --certificate" in error(capsys, *words)[0]
+
+
+@pytest.mark.long
+def test_rows_that_cannot_carry_the_promise(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["auto", str(recipe), "--max-drop", "0.5pt", "--no-verify", f"output.dir={out}"]
+    assert run([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "these rows cannot carry the promise" in shown
+    assert not out.exists()
+    assert run([*words, "--json"]) == NO_VERDICT
+    told = capsys.readouterr()
+    found = Certificate.model_validate_json(told.out)
+    assert not found.certified
+    assert len(found.candidates) == 1  # what screening likes, and no test
+    assert found.candidates[0].test is None
+    assert (out / "adapter").is_dir()
+    assert "these rows cannot carry the promise" in told.err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", [3, 15, 16])
+def test_a_signal_in_training_and_in_healing(
+    recipe: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    out = tmp_path / "out"
+    words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
+    with monkeypatch.context() as patched:
+        signal_at(patched, step)
+        assert run(words) == 128 + signal.SIGTERM
+    assert run(words) == 0
+    same_result(done, out)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("sizes/full/checkpoints", 2),
+        ("sizes/full/.adapter", 1),
+        ("sizes/full/.state", 1),
+        ("auto.json", 2),  # after the full run
+        ("auto.json", 3),  # after the screening
+        ("sizes/1/checkpoints", 1),
+        ("sizes/1/adapter:rename", 1),
+        ("sizes/2/.report", 2),
+        ("out/.adapter", 1),
+        ("certificate.json", 1),
+        ("curve.png", 1),
+    ],
+)
+def test_killed_at_any_moment(
+    recipe: Path, done: Path, tmp_path: Path, kind: str, number: int
+) -> None:
+    out = tmp_path / "out"
+    words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
+    killed: Any = subprocess.run(
+        [sys.executable, "-m", "tests.killed", kind, str(number), *words],
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert run(words) == 0
+    same_result(done, out)
+
+
+@pytest.mark.long
+def test_data_without_a_recipe(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, base = recipe.parent / "train.jsonl", recipe.parent / "base"
+    words = ["auto", "--data", str(data), "--model", str(base), "--max-drop", "50pt"]
+    assert run([*words, "auto.rows=40", "training.max_steps=16", "--no-verify"]) == 0
+    assert (tmp_path / "train.yaml").is_file()
+    assert read_certificate(tmp_path / "runs" / "train-auto-s0") is not None
+
+
+def test_data_and_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "which recipe" in error(capsys, "auto")[0]
+    words = ["auto", "quickstart", "--task", "sequence-classification"]
+    assert "--task goes with --data only" in error(capsys, *words)[0]
+    words = ["auto", "--data", str(tmp_path / "nothing.csv"), "--dry-run"]
+    assert "a dry run writes no recipe" in error(capsys, *words)[0]

@@ -1,0 +1,59 @@
+"""Searches that train in seconds, and certificates that were never trained for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sora_cli.run.certificate import Full, Measured, Screened
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import write_recipe
+
+
+def auto_recipe(folder: Path, **blocks: Any) -> Path:
+    """A recipe of 16 steps whose rows can carry a promise of half of everything."""
+    blocks["auto"] = {"max_drop": "50pt", "rows": 60, **blocks.get("auto", {})}
+    blocks["method"] = {"name": "lora", "r": 4, "threshold": None, **blocks.get("method", {})}
+    training = {"epochs": 2, "batch_size": 8, "checkpoint": 5, "learning_rate": 0.02}
+    blocks["training"] = {**training, **blocks.get("training", {})}
+    path = write_recipe(folder, tiny_bert(num_labels=2), rows=124, **blocks)
+    text = path.read_text(encoding="utf-8").replace("  threshold: null\n", "")
+    path.write_text(text.replace("  r_max: 4\n", ""), encoding="utf-8")
+    return path
+
+
+def full(*, parameters: int = 1000, largest_rank: int = 8, served: int | None = None) -> Full:
+    """The full rank of a search that was never made."""
+    return Full(
+        parameters=parameters,
+        components=100,
+        largest_rank=largest_rank,
+        served=parameters if served is None else served,
+        r_max=largest_rank,
+        directory="sizes/full",
+        digest="sha256:a",
+        steps=100,
+        cut_at=93,
+        test=0.8,
+        reported={"validation": 0.8},
+    )
+
+
+def screened(drops: list[float], *, served: list[int] | None = None) -> list[Screened]:
+    """Sizes with those drops, the largest first, each half as large as the one before."""
+    found = []
+    for number, drop in enumerate(drops):
+        parameters = 512 >> number
+        found.append(
+            Screened(
+                parameters=parameters,
+                components=10,
+                largest_rank=8,
+                served=parameters if served is None else served[number],
+                share=parameters / 1000,
+                max_params=parameters,
+                screening=Measured(score=0.8 - drop, drop=drop),
+                named=False,
+            )
+        )
+    return found

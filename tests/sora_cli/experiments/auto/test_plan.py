@@ -1,0 +1,137 @@
+"""The recipes of a search's runs, the rows they hold out, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sora_cli.core.errors import SoraError
+from sora_cli.experiments.auto.budget import LADDER, plan_rows
+from sora_cli.experiments.auto.plan import AutoPlan, plan_auto, unused
+from sora_cli.recipe.load import load_recipe
+from sora_cli.train.checkpoint.fork import check_recipe
+
+RTE = "rte"
+
+
+def plan(*words: str) -> AutoPlan:
+    return plan_auto(load_recipe(RTE, ["auto.max_drop=0.5pt", "training.max_steps=null", *words]))
+
+
+def test_until_the_cut_all_runs_are_one() -> None:
+    found = plan("method.name=sora", "method.r_max=4", "method.alpha=12", "method.dropout=0.1")
+    rows = plan_rows(found, total=2490)
+    full, small = found.full(rows), found.candidate(2, 1234, rows)
+    check_recipe(full.recipe.resolved(), small.recipe.resolved(), "full")  # a fork may begin there
+    assert full.method_config.start() == small.method_config.start() == (4, 12)  # type: ignore[union-attr]
+    assert full.recipe.training.keep_checkpoints == [found.cut_at]
+    assert small.recipe.start is not None
+    assert small.recipe.start.step == found.cut_at
+    assert small.recipe.method.model_dump()["max_params"] == 1234
+    assert small.recipe.method.model_dump()["cut_at"] == found.cut_at
+    for loaded in (full, small):
+        training, data = loaded.recipe.training, loaded.recipe.data
+        assert (training.evaluate, training.keep_best) == ("no", False)
+        assert (data.selection, data.selection_rows) == ("train-rows", rows.held_out)
+        assert loaded.method_config.dropout == 0.1  # type: ignore[attr-defined]
+    assert small.output_dir.name == "2"
+
+
+def test_rslora_keeps_its_scaling() -> None:
+    found = plan("method.name=lora", "method.r=4", "method.alpha=8", "method.use_rslora=true")
+    assert (found.rank, found.alpha) == (4, 16)  # 8 / sqrt(4) is 16 / 4
+
+
+def test_another_full_rank_keeps_alpha() -> None:
+    found = plan("method.name=lora", "method.r=4", "method.alpha=8", "auto.r_max=16")
+    assert (found.rank, found.alpha) == (16, 8)
+
+
+def test_healing_and_scoring_stay_within_the_cost() -> None:
+    for sizes in (1, 2, 3):
+        found = plan(f"auto.sizes={sizes}", "training.epochs=10")
+        rows = plan_rows(found, total=2490)
+        assert found.heal * sizes == pytest.approx(0.2)
+        assert found.heal * sizes + rows.scoring <= 0.3
+        assert rows.held_out + rows.trained == 2490
+        assert rows.screening == pytest.approx(rows.held_out / 4, abs=1)
+        work = 3 * found.loaded.recipe.training.total_steps(2490) * 32
+        passes = rows.screening * (len(LADDER) + 1) + rows.test * (sizes + 1)
+        batch = found.loaded.recipe.training.batch_size
+        assert rows.scoring == pytest.approx(passes / (work / 32 * batch))
+
+
+def test_a_short_run_scores_few_rows() -> None:
+    long = plan_rows(plan("training.max_steps=2000"), total=60_000)
+    short = plan_rows(plan("training.max_steps=200"), total=60_000)
+    assert short.held_out < long.held_out / 5
+    assert short.scoring <= 0.1
+
+
+def test_rows_that_are_not_trained_on_are_used_first() -> None:
+    words = ("data.max_train_rows=800", "training.max_steps=5000")
+    found = plan_rows(plan(*words), total=2490)
+    assert found.held_out == 2490 - 800
+    assert found.trained == 800
+    found = plan_rows(plan("training.max_steps=5000"), total=2490)
+    assert found.held_out == 2490 // 5
+
+
+def test_rows_may_be_given() -> None:
+    found = plan_rows(plan("auto.rows=1000"), total=2490)
+    assert (found.screening, found.test, found.trained) == (250, 750, 1490)
+
+
+@pytest.mark.parametrize(
+    ("words", "total", "said"),
+    [
+        ((), 40, "that choose the size leave too few"),
+        (("auto.rows=100",), 100, "100 that choose the size leave too few"),
+        (("auto.rows=3",), 100, "leave too few"),
+    ],
+)
+def test_too_few_rows(words: tuple[str, ...], total: int, said: str) -> None:
+    with pytest.raises(SoraError, match=said):
+        plan_rows(plan(*words), total=total)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["auto.max_drop=0.5"], "ends at 1"),
+        (["auto.max_drop=half"], "must be a number"),
+        (["method.name=head"], "has no ranks to choose from"),
+        (["start.adapter=somewhere"], "start does not go with auto"),
+        (["training.compact_every=5"], "compact_every does not go with auto"),
+    ],
+)
+def test_what_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(SoraError, match=said):
+        plan(*words)
+
+
+def test_without_a_loss_there_is_nothing_to_find() -> None:
+    with pytest.raises(SoraError, match="does not say how much worse") as caught:
+        plan_auto(load_recipe(RTE))
+    assert caught.value.hint == "--max-drop 0.5pt"
+
+
+def test_a_path_is_not_walked() -> None:
+    found = plan("path={vary: method.threshold, schedule: {start: 0, stop: 1, num: 2}}")
+    assert found.full(plan_rows(found, total=2490)).recipe.path is None
+
+
+def test_values_without_effect_are_said() -> None:
+    notes = unused(plan("training.keep_best=true", "data.selection=half-validation"))
+    assert [note.split()[0] for note in notes if "command line" in note] == [
+        "training.keep_best",
+        "data.selection",
+    ]
+
+
+def test_the_directory(tmp_path: Path) -> None:
+    assert plan("training.seed=3").output == Path("runs/rte-auto-s3")
+    given: Any = plan(f"output.dir={tmp_path}")
+    assert given.output == tmp_path

@@ -1,0 +1,88 @@
+"""Which sizes are screened, which are trained, and what they cost where they are served."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sora_cli.experiments.auto.budget import LADDER
+from sora_cli.experiments.auto.sizes import name_sizes, rungs, saving, size_of
+from tests.sora_cli.experiments.auto.support import full, screened
+
+COST = {"a": 10, "b": 20}
+
+
+def test_rungs_fit_their_share() -> None:
+    values = {path: torch.linspace(2, 1, 8, dtype=torch.float64) for path in COST}
+    found = rungs(values, COST, 240)
+    assert tuple(rung.share for rung in found) == LADDER[:7]  # then: one component
+    for rung in found:
+        used = sum(rank * COST[path] for path, rank in rung.ranks.items())
+        assert rung.share * 240 - 20 < used <= rung.max_params <= rung.share * 240
+
+
+def test_rungs_of_one_size_are_one() -> None:
+    found = rungs({"a": torch.tensor([1.0], dtype=torch.float64)}, {"a": 10}, 80)
+    assert [rung.share for rung in found] == [LADDER[0]]  # the others have one component as well
+    assert found[0].ranks == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("serve", "served"),
+    [(None, 9 * 10 + 1 * 20), ("vllm", 16 * 30), ("llama.cpp", 9 * 30)],
+)
+def test_what_a_size_costs(serve: str | None, served: int) -> None:
+    size = size_of({"a": 9, "b": 1}, COST, serve)  # type: ignore[arg-type]
+    assert (size.parameters, size.components, size.largest_rank) == (110, 10, 9)
+    assert size.served == served
+
+
+def test_layers_without_components_are_not_padded() -> None:
+    assert size_of({"a": 3, "b": 0}, COST, "llama.cpp").served == 30
+
+
+@pytest.mark.parametrize(
+    ("drops", "most", "named"),
+    [
+        ([0, 0, 0, 0, 0, 0.1, 0.2], 3, [2, 4, 6]),  # two rungs each way of the last that is good
+        ([0, 0, 0, 0, 0, 0.1, 0.2], 2, [3, 5]),
+        ([0, 0, 0, 0, 0, 0.1, 0.2], 1, [4]),
+        ([0, 0.1, 0, 0, 0, 0, 0], 3, [0, 2]),  # a size below one that fails is luck
+        ([0.1, 0.2, 0.3], 3, [0, 2]),  # none is good: the largest is where it begins
+        ([0, 0, 0], 3, [0, 2]),
+        ([0.01, 0.01], 1, [1]),  # just within the loss
+        ([0.0, math.nan, 0.0], 1, [0]),
+    ],
+)
+def test_sizes_to_train(drops: list[float], most: int, named: list[int]) -> None:
+    assert name_sizes(screened(drops), full(), 0.01, most, None) == named
+
+
+def test_of_sizes_that_cost_the_same_the_largest_is_trained() -> None:
+    sizes = screened([0, 0, 0, 0, 0], served=[160, 160, 80, 80, 80])
+    whole = full(served=160)
+    assert name_sizes(sizes, whole, 0.01, 3, "vllm") == [2]  # the first two cost what all does
+    assert name_sizes(sizes, full(served=320), 0.01, 3, "vllm") == [0, 2]
+
+
+def test_where_nothing_is_saved_parameters_decide() -> None:
+    sizes = screened([0, 0, 0], served=[80, 80, 80])
+    assert name_sizes(sizes, full(served=80), 0.01, 3, "vllm") == [0, 2]
+
+
+def test_what_is_saved_is_said() -> None:
+    whole = size_of({"a": 16, "b": 16}, COST, "vllm")
+    small = size_of({"a": 8, "b": 1}, COST, "vllm")
+    assert saving(small, whole, "vllm") == (
+        "9 of 32 components, 100 of 480 parameters (20.8%); served by vllm: max_lora_rank 8, not "
+        "16, 50% of the numbers"
+    )
+    large = size_of({"a": 16, "b": 1}, COST, "vllm")
+    assert "nothing is saved where vllm serves it" in saving(large, whole, "vllm")
+    padded = size_of({"a": 4, "b": 1}, COST, "llama.cpp")
+    whole = size_of({"a": 16, "b": 16}, COST, "llama.cpp")
+    assert saving(padded, whole, "llama.cpp").endswith(
+        "padded to rank 4, not 16, 25% of the numbers"
+    )
