@@ -13,7 +13,7 @@ from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.modules import Module
 from sora_cli.adapter.ranks import rank_map
 from sora_cli.experiments.compare.runs import Run
-from sora_cli.experiments.report.curves import Curves
+from sora_cli.experiments.report.curves import Curves, draw_alive, draw_loss, draw_metric
 from sora_cli.experiments.report.facts import duration, headline, phases
 from sora_cli.experiments.report.ranks import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_rows, pooled
@@ -188,6 +188,8 @@ def test_a_certificate(tmp_path: Path) -> None:
     assert "0.8000 (drop +0.0000) +0.0040 0.8000 kept, written" in said
     assert "0.7000 (drop +0.1000) +0.1500 0.7100 failed" in said
     assert "10 11% 4 0.7100 not tested" in said
+    assert "the smallest loss these test rows can certify: 0.003" in said
+    assert "rows: test 900 (of train)" in said
     assert "accuracy at most 0.5pt below the full rank, 95% confidence" in said
     assert "not the adapter that the certificate is for" not in page.text
     (run / "certificate.json").write_text(text.replace(str(digest), "sha256:b").replace(
@@ -241,6 +243,20 @@ def test_curves_take_what_can_be_drawn() -> None:
     assert curves.metric == [(4, 0.5)]
     assert curves.selection_loss == [(4, 1.0)]
     assert curves.alive == [], "a level line shows nothing"
+
+
+def test_curves_are_drawn_where_something_changes() -> None:
+    history = [{"step": 2, "eval_accuracy": 0.5}, {"step": 4, "eval_accuracy": 0.75}]
+    report = report_of(more={"history": history, "live_components": [3, 3, 2, 2, 2]})
+    curves = Curves.of(report)
+    (alive,) = draw_alive(curves).axes[0].lines
+    assert [list(values) for values in alive.get_data()] == [[1, 3, 5], [3, 2, 2]]
+    assert draw_loss(curves) is None
+    line, chosen = draw_metric(curves, "accuracy", 4).axes[0].lines
+    assert [list(values) for values in line.get_data()] == [[2, 4], [0.5, 0.75]]
+    assert [list(values) for values in chosen.get_data()] == [[4], [0.75]]
+    assert len(draw_metric(curves, "accuracy", None).axes[0].lines) == 1
+    assert len(draw_metric(curves, "accuracy", 3).axes[0].lines) == 1
 
 
 @pytest.mark.parametrize(
