@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +16,9 @@ from sora_cli.core.console import say, size
 from sora_cli.core.errors import SoraError, first_mistake, reason
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
+from sora_cli.experiments.auto.plan import FOLDER as SIZES
+from sora_cli.experiments.auto.record import FILE_NAME as AUTO_FILE
+from sora_cli.experiments.auto.record import read_auto
 from sora_cli.experiments.compare.finding import report_files
 from sora_cli.experiments.path.record import FILE_NAME as PATH_FILE
 from sora_cli.experiments.path.record import STAGES, PathReport, read_path
@@ -93,6 +96,10 @@ def _no_run(run: Path) -> SoraError:
         return SoraError(what, hint=f"sora report {quote(str(run.parent))}")
     if adapter_folder(run) is not None:
         return SoraError(what, hint=f"to see the adapter alone: sora inspect {quote(str(run))}")
+    search = read_auto(run)
+    if search is not None:
+        what = f"{run} holds a run of sora auto that has not finished"
+        return SoraError(what, hint=f"to continue it: {join(search.command)}")
     below = [str(file.parent) for file in report_files(run)]
     if below:
         where = f"there are runs in {first_few(below)}"
@@ -103,8 +110,8 @@ def _no_run(run: Path) -> SoraError:
 def _check_page(page: Path, run: Path, predictions: Path | None, *, force: bool) -> None:
     """Check that the page may be written: nothing that is read, and nothing of somebody else's."""
     check_new_file("--output", page)
-    names = (FILE_NAME, HISTORY_FILE, PATH_FILE, CERTIFICATE_FILE, PREDICTIONS_FILE, ADAPTER, DELTA,
-             MODEL, FOLDER, STAGES)  # fmt: skip
+    names = (FILE_NAME, HISTORY_FILE, PATH_FILE, AUTO_FILE, CERTIFICATE_FILE, PREDICTIONS_FILE,
+             ADAPTER, DELTA, MODEL, FOLDER, STAGES, SIZES)  # fmt: skip
     read = [run / name for name in names]
     hint = "name another file: -o FILE.html"
     check_apart(page, *read, *filter(None, [predictions]), hint=hint)

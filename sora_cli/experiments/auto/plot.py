@@ -7,27 +7,38 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from sora_cli.core.figures import INK, new_figure, save_figure
+from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
 from sora_cli.run.certificate import Candidate, Certificate
 
 _WIDTH, _HEIGHT = 7.2, 4.6  # inches
-_SCREENED, _TESTED, _FAILED, _PROMISE = "#8a8580", "#1f5a8a", "#b5541c", "#4f8f5b"
+_TESTED, _FAILED, _PROMISE = COLOURS[:3]
 _TICKS = (100, 50, 20, 10, 5, 2, 1)
 
 
 def plot_curve(found: Certificate, path: Path) -> None:
-    """Save the picture: drops against the full rank, by size, on a logarithmic axis.
+    """Save the picture of `draw_curve` with a title and a legend."""
+    figure = new_figure(_WIDTH, _HEIGHT)
+    axes = figure.subplots()
+    draw_curve(axes, found)
+    figure.legend(*legend_of(axes), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    title = f"{found.status}: {found.saved}"
+    figure.suptitle(
+        "\n".join(textwrap.wrap(title, int(_WIDTH * 12))), x=0.01, ha="left", fontsize=10
+    )
+    save_figure(figure, path)
+
+
+def draw_curve(axes: Any, found: Certificate) -> None:
+    """Draw drops against the full rank, by size, on a logarithmic axis.
 
     Grey: unhealed cuts on the screening rows. Colour: what was trained, on the test rows, each with
     a line up to its bound, which must be below the green line. Hollow squares: the written adapter
     on the reported rows.
     """
-    figure = new_figure(_WIDTH, _HEIGHT)
-    axes = figure.subplots()
     whole = found.full.parameters
     shares = [100 * size.parameters / whole for size in found.screened]
     axes.plot(
-        shares, [size.screening.drop for size in found.screened], color=_SCREENED, marker=".",
+        shares, [size.screening.drop for size in found.screened], color=QUIET, marker=".",
         linewidth=1.0, label=f"cut, not healed ({_rows(found, 'screening')} screening rows)",
     )  # fmt: skip
     for index, size in enumerate(found.candidates):
@@ -46,15 +57,9 @@ def plot_curve(found: Certificate, path: Path) -> None:
     axes.set_xlabel(f"adapter parameters, % of the {whole:,} at full rank", fontsize=9)
     axes.set_ylabel(f"drop of {found.promise.metric} against full rank", fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.grid(axis="y", linewidth=0.4, color="#dddddd")
+    axes.grid(axis="y", linewidth=0.4, color=FAINT)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*_unique(axes), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
-    title = f"{found.status}: {found.saved}"
-    figure.suptitle(
-        "\n".join(textwrap.wrap(title, int(_WIDTH * 12))), x=0.01, ha="left", fontsize=10
-    )
-    save_figure(figure, path)
 
 
 def _heights(found: Certificate) -> tuple[float, float]:
@@ -97,10 +102,12 @@ def _draw_candidate(axes: Any, found: Certificate, index: int, size: Candidate) 
 
 
 def _rows(found: Certificate, part: str) -> str:
-    return f"{found.rows[part].rows:,}"
+    rows = found.rows.get(part)
+    return "?" if rows is None else f"{rows.rows:,}"
 
 
-def _unique(axes: Any) -> tuple[list[Any], list[str]]:
+def legend_of(axes: Any) -> tuple[list[Any], list[str]]:
+    """Return handles and labels for a legend, each label once."""
     handles, labels = axes.get_legend_handles_labels()
     by_label = dict(zip(labels, handles, strict=True))
     return list(by_label.values()), list(by_label)

@@ -16,7 +16,7 @@ from sora_cli.experiments.compare.html import picture, render, resource
 from sora_cli.experiments.compare.page_parts import recipe_lines
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.path.record import PathReport
-from sora_cli.experiments.report.certificate import certificate_part, draw_curve
+from sora_cli.experiments.report.certificate import certificate_part, draw_sizes
 from sora_cli.experiments.report.examples import Record
 from sora_cli.experiments.report.facts import headline, memory_fact, phases, title
 from sora_cli.experiments.report.parts import (
@@ -76,8 +76,8 @@ def run_page(
         facts=headline(run),
         warnings=[*_ending(report), *_changes(report, directory, certificate)],
         notes=_notes(report),
-        next=_next(report, directory),
-        curve=None if certificate is None else picture(draw_curve(certificate), "curve"),
+        next=_next(report, directory, certificate),
+        curve=None if certificate is None else picture(draw_sizes(certificate), "curve"),
         sections=sections,
     )
 
@@ -180,10 +180,12 @@ def _notes(report: RunReport) -> list[str]:
     ]
 
 
-def _next(report: RunReport, run: Path) -> list[str]:
+def _next(report: RunReport, run: Path, certificate: Certificate | None) -> list[str]:
     """Return the commands that a run can be used, or gone on, with."""
     if report.status != "completed":
         words = [word for word in report.command if word not in ("--resume", "--force")]
         return [shlex.join([*words, "--resume"])] if words else []
     words = [word for word in report.command[2:] if not word.startswith("-")]
-    return next_commands(report, run, words or ["RECIPE"])
+    verify = shlex.join(["sora", "verify", str(run), "--certificate"])
+    commands = next_commands(report, run, words or ["RECIPE"])
+    return commands if certificate is None else [verify, *commands]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.app import run
+from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.report.examples import choose
 from tests.helpers_models import tiny_bert
 from tests.helpers_reports import write_report, write_study
@@ -107,6 +108,14 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "is no run's report: name" in _error(capsys, str(directory))[0]
     (directory / "report.json").write_text("{")
     assert "is no run's report" in _error(capsys, str(directory))[0]
+
+
+def test_a_search_that_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search = AutoRecord(name="r", recipe={}, command=["sora", "auto", "my recipe.yaml"])
+    (tmp_path / "auto.json").write_text(search.model_dump_json())
+    said = _error(capsys, str(tmp_path))
+    assert said[0] == f"error: {tmp_path} holds a run of sora auto that has not finished"
+    assert said[1] == "to continue it: sora auto 'my recipe.yaml'"
 
 
 def test_a_damaged_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,10 +168,11 @@ def test_a_certificate(tmp_path: Path) -> None:
     run = full_run(tmp_path / "run")
     known = certificate()
     failed = known.candidates[0].model_copy(update={
-        "parameters": 20, "reported": {"validation": schema.Measured(score=0.71, drop=0.1)},
+        "parameters": 20, "max_params": 20,
+        "reported": {"validation": schema.Measured(score=0.71, drop=0.1)},
         "test": schema.Tested(score=0.7, drop=0.1, upper=0.15, kept=False),
     })  # fmt: skip
-    untested = failed.model_copy(update={"parameters": 10, "test": None})
+    untested = failed.model_copy(update={"parameters": 10, "max_params": 10, "test": None})
     digest = result_digest(run / "adapter")
     text = known.model_copy(
         update={
@@ -190,7 +191,8 @@ def test_a_certificate(tmp_path: Path) -> None:
     assert "10 11% 4 0.7100 not tested" in said
     assert "the smallest loss these test rows can certify: 0.003" in said
     assert "rows: test 900 (of train)" in said
-    assert "accuracy at most 0.5pt below the full rank, 95% confidence" in said
+    assert f"sora verify {run} --certificate" in page.section("next")
+    assert "accuracy at most 0.5pt worse than at full rank, 95% confidence" in said
     assert "not the adapter that the certificate is for" not in page.text
     (run / "certificate.json").write_text(text.replace(str(digest), "sha256:b").replace(
         '"certified"', '"not certified"'))  # fmt: skip
