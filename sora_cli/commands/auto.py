@@ -21,7 +21,7 @@ from sora_cli.core.lock import holds_only, locked
 from sora_cli.core.processes import is_main, world_size
 from sora_cli.core.timing import importing
 from sora_cli.experiments.auto.budget import plan_rows
-from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan, plan_auto, unused
+from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan, plan_auto, size_keys, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import carry_lines, cost_lines, size_table
@@ -237,8 +237,9 @@ def _write_run(
 
 
 def _placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:
-    """Return a recipe with the search's own directory as its output."""
-    block = loaded.recipe.output.model_copy(update={"dir": str(plan.output)})
+    """Return a recipe with the search's own directory as its output, and its size as found."""
+    update = {"dir": str(plan.output), "derived": [*loaded.recipe.output.derived, *size_keys()]}
+    block = loaded.recipe.output.model_copy(update=update)
     recipe = loaded.recipe.model_copy(update={"output": block})
     return dataclasses.replace(loaded, recipe=recipe)
 
@@ -292,7 +293,8 @@ def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bo
         say(f"the adapter at full rank: {output / found.full.directory / 'adapter'}")
     say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {FOLDER}/")
     say("next:")
-    say(f"  sora inspect {quote(str(output))}")
+    say(f"  sora report {quote(str(output))}")
+    say(f"  sora verify {quote(str(output))} --certificate")
     say(f"  sora merge {quote(str(output))} -o {quote(f'{output}/merged')}")
 
 

@@ -19,7 +19,7 @@ from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.families import main_metric
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.recipe.recipe import MethodBlock, OutputBlock, Recipe
+from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
 from sora_cli.recipe.tolerance import parse_drop
 
@@ -179,6 +179,7 @@ def unused(plan: AutoPlan) -> list[str]:
     ]
 
 
-def output_of(plan: AutoPlan) -> OutputBlock:
-    """Return the output block of the finished run."""
-    return plan.loaded.recipe.output.model_copy(update={"dir": str(plan.output)})
+def size_keys() -> list[str]:
+    """Return the recipe's keys that say which size a run ends with: tests decide their values."""
+    one, other = (sized_method(1, max_params, 0.5) for max_params in (1, 2))
+    return [f"method.{key}" for key, value in one.items() if value != other[key]]

@@ -1,0 +1,99 @@
+"""Which size is written, and the picture of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from methods.base import LowRankLinear
+from methods.factors import LowRankFactors
+from sora_cli.experiments.auto.conclusion import choose, failed, full_layers
+from sora_cli.experiments.auto.plan import size_keys
+from sora_cli.experiments.auto.plot import plot_curve
+from sora_cli.experiments.auto.screening import holding
+from sora_cli.experiments.auto.tables import size_table
+from sora_cli.report import Ranks, RunReport
+from sora_cli.run.certificate import Candidate, RowSet, Tested
+from tests.sora_cli.experiments.auto.support import full, screened
+from tests.sora_cli.run.test_certificate import certificate
+
+
+def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Candidate:
+    test = Tested(score=0.8, drop=0.001, upper=upper, kept=bool(kept))
+    return Candidate(
+        parameters=512 >> number,
+        components=10,
+        largest_rank=2,
+        served=512 >> number,
+        max_params=512 >> number,
+        directory=f"sizes/{number + 1}",
+        digest="sha256:b",
+        heal_steps=5,
+        test=None if kept is None else test,
+        reported={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept", "chosen", "ended"),
+    [
+        ([True, True, True], 2, None),
+        ([True, True, False], 1, 2),
+        ([True, False], 0, 1),
+        ([False], 0, 0),  # nothing is certified: the largest is written
+        ([None], 0, None),  # the rows could not carry a test
+    ],
+)
+def test_what_is_written(kept: list[bool | None], chosen: int, ended: int | None) -> None:
+    candidates = [candidate(i, value) for i, value in enumerate(kept)]
+    assert choose(candidates) == chosen
+    assert failed(candidates) == ended
+
+
+def test_layers_that_keep_all_are_named() -> None:
+    report = RunReport(name="r", recipe={})
+    report.ranks = {"a": Ranks(start=8, end=8), "b": Ranks(start=8, end=7)}
+    said = full_layers(report)
+    assert said is not None
+    assert "1 layer keeps all 8 components (a)" in said
+    assert said.endswith("auto.r_max=16")
+    report.ranks["a"].end = 3
+    assert full_layers(report) is None
+
+
+def test_keys_that_say_the_size() -> None:
+    assert size_keys() == ["method.max_params"]
+
+
+@pytest.mark.parametrize("upper", [0.004, math.nan])
+def test_the_curve_and_the_table(tmp_path: Path, upper: float) -> None:
+    found = certificate()
+    found.full = full()
+    found.screened = screened([0.0, 0.002, 0.3])
+    found.candidates = [candidate(0, True), candidate(1, False, upper=upper)]
+    found.rows = {
+        name: RowSet(split=name, rows=90, digest="d")
+        for name in ("screening", "test", "validation")
+    }
+    plot_curve(found, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+    rows = size_table(found)[2]
+    assert [row[-1] for row in rows] == ["", "passed, written", "failed", ""]
+    assert [row[0] for row in rows] == ["full rank", "51.2%", "25.6%", "12.8%"]
+
+
+def test_other_factors_are_held_for_a_while() -> None:
+    base = torch.nn.Linear(6, 5)
+    a, b = torch.randn(4, 6), torch.randn(5, 4)
+    layer = LowRankLinear(base, a, b, scaling=0.5)
+    small = LowRankFactors(a[:2], 0.5 * b[:, :2])
+    x = torch.randn(3, 6)
+    before = layer(x)
+    with holding({"l": layer}, {"l": small}):
+        expected = base(x) + x @ small.dense().float().T
+        torch.testing.assert_close(layer(x), expected)
+        assert layer.A.shape == (4, 6)
+    assert torch.equal(layer(x), before)
