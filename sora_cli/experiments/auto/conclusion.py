@@ -72,7 +72,7 @@ def certificate_of(
         rows=rows,
         seeds={"training": plan.loaded.recipe.training.seed, "rows": plan.block.seed},
         base=report.base,
-        adapter=report.digests["adapter"],
+        adapter=candidates[chosen].digest,
     )
 
 

@@ -108,7 +108,7 @@ class Search:
             with self.log.phase("score"):
                 metrics = evaluate_all(stages.scorer(), self.ready.task, self.ready.report)
                 self._reference = stages.scores(choosing.test)
-            record.full = self._full_size(report, metrics, self._reference)
+            record.full = decided(self._full_size(report, metrics, self._reference))
             self.log.save()
 
     def _full_size(
@@ -121,7 +121,7 @@ class Search:
             **self._size(ranks).model_dump(),
             r_max=self.plan.rank,
             directory=f"{FOLDER}/{FULL}",
-            digest=report.digests["adapter"],
+            digest=report.digests.get("adapter", ""),  # the first process has written it
             steps=report.steps or 0,
             cut_at=cut_at,
             test=test.value,
