@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import offline_error
-from sora_cli.core.words import first_few, shown_path
+from sora_cli.core.words import first_few, listed, shown_path
 from sora_cli.data.builtin import BUILTINS
 from sora_cli.data.faults import check_header, find_fault
 from sora_cli.data.places import Origin, holds_rows, separator_in
@@ -24,6 +25,8 @@ from sora_cli.recipe.recipe import DataBlock
 
 _CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 """pandas would take texts such as NA, None and null for missing; only an empty cell is."""
+_CONFIGURATIONS = re.compile(r"pick one among the available configs: \[(.*?)\]")
+"""What `datasets` says where a data set has several, and none was named."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,13 @@ def _unloadable(
         files: of its splits, in one of which a line may be broken.
     """
     reason, files = first_line(error), files or {}
+    if several := _CONFIGURATIONS.search(str(error)):
+        names = re.findall(r"'([^']+)'", several[1])
+        return SoraError(
+            f"data '{data.path}' has several configurations: {listed(names)}",
+            hint=f"name one: data.name={names[0]}" if names else None,
+            key="data.path",
+        )
     for split, paths in files.items():
         if not holds_rows(paths):
             return SoraError(f"split '{split}' holds no rows", where=first_few(paths))

@@ -43,6 +43,8 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
         texts: one column of texts, or two for pairs, in that order; no other columns.
         max_length: tokens at which rows are cut.
     """
+    # a column may be called as one of the results is, such as "tokens"
+    texts = texts.rename_columns({name: f"_{i}" for i, name in enumerate(texts.column_names)})
 
     def made(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         columns = [[str(text) for text in batch[name]] for name in texts.column_names]

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count, printable
 from sora_cli.core.words import listed
+from sora_cli.data.overlap import find_overlaps
 from sora_cli.data.places import locating
-from sora_cli.run.class_counts import class_lines, count_classes
+from sora_cli.run.class_counts import absent_remarks, class_lines, count_classes
 from sora_cli.run.dry_run import ROWS
 from sora_cli.run.encoded_rows import length_of, row_lines
+from sora_cli.run.remarks import overlap_remark
 from sora_cli.tasks.base import Encoded, Task
 
 if TYPE_CHECKING:
@@ -101,7 +103,13 @@ def proposal_lines(proposal: Proposal, *, rows: int = ROWS) -> Iterator[str]:
     numbers = {"train": proposal.rows.train, **proposal.rows.report}
     sizes = ", ".join(f"{name} {count(len(part))}" for name, part in numbers.items())
     yield from _indented([f"{'rows':<11} {sizes}"])
-    for line in class_lines(count_classes(task, parts)):
+    counts, texts = count_classes(task, parts), task.input_columns
+    found_twice = find_overlaps(
+        proposal.rows.train, proposal.rows.report, texts=texts, label=task.label_column
+    )
+    twice = (overlap_remark(name, o, len(numbers[name])) for name, o in found_twice.items())
+    remarks = [*absent_remarks(counts), *filter(None, twice)]
+    for line in (*class_lines(counts), *(f"note: {remark}" for remark in remarks)):
         yield from _indented(_wrapped("", line, indent=0))
     yield ""
     yield from _values(proposal)

@@ -323,3 +323,10 @@ def test_rows_cut_before_their_own_text(
 ) -> None:
     found = unread_rows([2, 3, 9], tiny_tokenizer(), max_length=limit, **given)
     assert found.tolist() == unread
+
+
+def test_columns_may_be_called_as_the_results_are() -> None:
+    texts = Dataset.from_dict({"tokens": ["the cat", "a"], "input_ids": ["dog", "red"]})
+    made = tokenise(texts, tiny_tokenizer(), max_length=8)
+    assert made["tokens"][:] == [6, 5]
+    assert [len(ids) for ids in made["input_ids"]] == [6, 5]
