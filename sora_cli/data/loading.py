@@ -26,7 +26,7 @@ from sora_cli.recipe.recipe import DataBlock
 _CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 """pandas would take texts such as NA, None and null for missing; only an empty cell is."""
 _CONFIGURATIONS = re.compile(r"pick one among the available configs: \[(.*?)\]")
-"""What `datasets` says where a data set has several, and none was named."""
+"""Part of the error of `datasets` where a data set has several, and none was named."""
 
 
 @dataclass(frozen=True)
