@@ -140,8 +140,8 @@ class _Region:
         """Return the region's probability at a drop, with the p_won for which it is largest."""
         low = max(self.shares[0], -drop, 0.0)
         high = min(self.shares[1], (1 - drop) / 2)
-        if high <= low:
-            return float(self._probability(np.array([max(min(low, (1 - drop) / 2), 0.0)]), drop)[0])
+        if high < low:  # no p_won of the interval goes with so small, or so large, a drop
+            return 0.0
         grid = np.linspace(np.sqrt(low), np.sqrt(high), _GRID)  # even steps of a deviation's size
         found = self._probability(grid**2, drop)
         best = int(found.argmax())
