@@ -90,3 +90,14 @@ def test_screening_rows_say_what_others_can_carry() -> None:
     spread = (first - second).std(ddof=1)
     expected = (1.64485 + 0.84162) * spread / np.sqrt(1000)
     assert certifiable_from(*means, 1000) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_error_of_the_whole_sequence_is_that_of_one_test() -> None:
+    """The largest size keeps the promise, the two smaller ones break it just so."""
+    rng, promise, broken, draws = np.random.default_rng(2), 0.03, 0, 400
+    full = row_scores("accuracy", "right", np.ones(200))
+    for _ in range(draws):
+        sizes = [row_scores("accuracy", "right", rng.random(200) >= p) for p in (0.0, 0.03, 0.03)]
+        outcome = in_fixed_order(full, [0, 1, 2], sizes.__getitem__, promise)
+        broken += outcome.chosen is not None and outcome.chosen.size > 0
+    assert 0 < broken / draws <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / draws)
