@@ -56,8 +56,9 @@ def recipe_for(
     if dry_run or world_size() > 1:
         what = "a dry run writes no recipe" if dry_run else "several processes write no recipe"
         raise SoraError(f"{what}, and there is no {file}", hint=command)
+    words = [word for word in overrides if not word.startswith("auto.")]  # of this command alone
     write_proposal(
-        data, file, say, model=model, task=task, overrides=overrides, preview=2, command=command
+        data, file, say, model=model, task=task, overrides=words, preview=2, command=command
     )
     say(f"written: {file}\n")
     return str(file)

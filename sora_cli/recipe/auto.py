@@ -37,7 +37,9 @@ class AutoBlock(Block):
         description="full rank, that of every layer until the cut; unset: the rank that the "
         "recipe's method begins with",
     )
-    sizes: int = Field(3, ge=1, le=3, description="sizes that are trained, at most")
+    sizes: int = Field(
+        2, ge=1, le=3, description="sizes that are trained, at most; the fewer, the longer each"
+    )
     cost: float = Field(
         0.3,
         gt=0,

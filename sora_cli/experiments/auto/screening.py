@@ -26,7 +26,13 @@ from sora_cli.train.checkpoint.fork import locate_fork
 
 
 def screen(
-    stages: Stages, plan: AutoPlan, candidate: LoadedRecipe, rows: Encoded, most: int
+    stages: Stages,
+    plan: AutoPlan,
+    candidate: LoadedRecipe,
+    rows: Encoded,
+    most: int,
+    *,
+    cautious: bool,
 ) -> list[Screened]:
     """Return all sizes that were scored, the largest first, with those named that are to be tried.
 
@@ -34,6 +40,7 @@ def screen(
         candidate: a run that begins with the checkpoint.
         rows: the screening rows.
         most: sizes named, at most.
+        cautious: see `name_sizes`.
     """
     layers, method = stages.ready.layers, stages.ready.method
     start = candidate.recipe.start
@@ -58,7 +65,8 @@ def screen(
                 named=False,
             )
         )
-    for number in name_sizes(found, full, plan.max_drop, most, plan.block.serve):
+    serve = plan.block.serve
+    for number in name_sizes(found, full, plan.max_drop, most, serve, cautious=cautious):
         found[number].named = True
     return found
 

@@ -133,7 +133,10 @@ class Search:
         most = plan.block.sizes if choosing.carrying.can_carry(plan.max_drop) else 1
         say(f"\nscreening: unhealed cuts on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
-        found = screen(self.stages, plan, first, choosing.screening, most)
+        smallest = choosing.carrying.bound.smallest_drop
+        cautious = smallest is not None and smallest > plan.max_drop
+        rows = choosing.screening
+        found = screen(self.stages, plan, first, rows, most, cautious=cautious)
         self.record.screened = decided(found)
         named = ", ".join(f"{size.share:.3g}" for size in self.record.named())
         say(f"to be trained, as shares of the parameters: {named}")

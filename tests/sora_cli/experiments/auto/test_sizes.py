@@ -47,7 +47,7 @@ def test_layers_without_components_are_not_padded() -> None:
     ("drops", "most", "named"),
     [
         ([0, 0, 0, 0, 0, 0.1, 0.2], 3, [2, 4, 6]),  # two rungs each way of the last that is good
-        ([0, 0, 0, 0, 0, 0.1, 0.2], 2, [3, 5]),
+        ([0, 0, 0, 0, 0, 0.1, 0.2], 2, [4, 6]),
         ([0, 0, 0, 0, 0, 0.1, 0.2], 1, [4]),
         ([0, 0.1, 0, 0, 0, 0, 0], 3, [0, 2]),  # a size below one that fails is luck
         ([0.1, 0.2, 0.3], 3, [0, 2]),  # none is good: the largest is where it begins
@@ -58,6 +58,11 @@ def test_layers_without_components_are_not_padded() -> None:
 )
 def test_sizes_to_train(drops: list[float], most: int, named: list[int]) -> None:
     assert name_sizes(screened(drops), full(), 0.01, most, None) == named
+
+
+def test_where_rows_hardly_carry_the_promise_the_safe_one_is_trained() -> None:
+    sizes = screened([0, 0, 0, 0, 0, 0.1, 0.2])
+    assert name_sizes(sizes, full(), 0.01, 2, None, cautious=True) == [2, 4]
 
 
 def test_of_sizes_that_cost_the_same_the_largest_is_trained() -> None:
