@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sora_cli.core.errors import SoraError, reason
@@ -70,7 +71,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     Raises:
         SoraError: it is not there, cannot be read, or is something else.
     """
-    hint = f"sora eval RUN --recipe RECIPE --predictions {file}"
+    hint = f"sora eval RUN --recipe RECIPE --predictions {quote(str(file))}"
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines if line.strip()]
