@@ -151,10 +151,9 @@ def examples_part(
         most: examples of each kind.
     """
     if not records:
-        place = quote(str(run))
         line = (
             f"No predictions are stored ({FILE_NAME} in the run's directory). To score the rows "
-            f"anew and show some: sora report {place} --examples 10"
+            f"anew and show some: sora report {quote(str(run))} --examples 10"
         )
         return ExamplesPart((), (line,))
     by_split: dict[str, list[Record]] = {}

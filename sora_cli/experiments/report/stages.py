@@ -88,6 +88,5 @@ def draw_stages(report: PathReport) -> Any:
 
 def path_next(report: PathReport, run: Path) -> list[str]:
     """Return the commands that a finished path can be used with."""
-    place = quote(str(run))
     last = [f"sora report {quote(str(run / report.stages[-1].directory))}"] if report.stages else []
-    return [f"sora pick {place} --keep 0.99", *last]
+    return [f"sora pick {quote(str(run))} --keep 0.99", *last]
