@@ -167,9 +167,9 @@ def run(
         from sora_cli.experiments.auto.plot import plot_curve
         from sora_cli.experiments.auto.search import Search
         from sora_cli.run.choosing import count_rows
-        from sora_cli.run.class_counts import class_counts, class_lines
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
+        from sora_cli.run.preview import start_lines
         from sora_cli.train.log import ReportLog
         from sora_cli.train.machine import set_deterministic
     recipe = plan.loaded.recipe
@@ -185,7 +185,7 @@ def run(
         search = Search(plan, rows, ready, log)
         choosing = search.choosing()
     say_notes(search.stages.setup.events)
-    for line in class_lines(class_counts(ready)):
+    for line in start_lines(ready):
         say(line)
     say(describe_layers(full.recipe, ready, search.stages.setup.parameters))
     for line in [*cost_lines(plan, rows), *carry_lines(plan, rows, choosing.carrying.bound)]:

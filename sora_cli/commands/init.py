@@ -49,6 +49,7 @@ def init(
     say("next:")
     say(f"  sora train {shlex.quote(str(file))} --dry-run")
     say(f"  sora train {shlex.quote(str(file))}")
+    say(f"  sora auto {shlex.quote(str(file))} --max-drop 0.01")
 
 
 def _check_new(file: Path, *, force: bool) -> None:

@@ -115,9 +115,9 @@ def run(
         from sora_cli.experiments.path.controls import run_controls
         from sora_cli.experiments.path.plot import plot_path
         from sora_cli.experiments.path.stages import Stages
-        from sora_cli.run.class_counts import class_counts, class_lines
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
+        from sora_cli.run.preview import start_lines
         from sora_cli.train.log import ReportLog
         from sora_cli.train.machine import set_deterministic
     log = ReportLog(output / FILE_NAME, report)
@@ -130,7 +130,7 @@ def run(
         stages = Stages(ready, plans, report, output)
         stages.check()
     say_notes(stages.remarks)
-    for line in class_lines(class_counts(ready)):
+    for line in start_lines(ready):
         say(line)
     say(describe_layers(loaded.recipe, stages.ready, stages.parameters))
     with log.running(), _resumable(report):

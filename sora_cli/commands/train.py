@@ -115,11 +115,10 @@ def run(
         words: the recipe as it was given, and its overrides.
     """
     with importing():
-        from sora_cli.run.class_counts import class_lines
         from sora_cli.run.evaluate import evaluate_run
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
-        from sora_cli.run.preview import first_row_line, task_line
+        from sora_cli.run.preview import start_lines
         from sora_cli.run.results import record_result, record_setup, save_results
         from sora_cli.train.fit import fit
         from sora_cli.train.log import RunLog
@@ -151,10 +150,8 @@ def run(
     if report.start is not None:
         say(report.start.sentence())
     say_notes(report.events)
-    say(task_line(ready.task, ready.rows.train.column_names))
-    for line in class_lines(report.data["classes"]):
+    for line in start_lines(ready):
         say(line)
-    say(first_row_line(ready))
     say(describe_layers(recipe, ready, report.parameters))
     if resumed is not None:
         log.note_resumption(resumed.step)

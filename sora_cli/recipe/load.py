@@ -110,16 +110,18 @@ def load_stored(
     return _loaded([stored, override_layer(overrides)], file, name)
 
 
-def load_text(text: str, path: Path) -> LoadedRecipe:
+def load_text(text: str, path: Path, *, draft: bool = False) -> LoadedRecipe:
     """Check a recipe that is about to be written.
 
     Args:
         path: the file it is for.
+        draft: it will not be written as it is; errors say so.
 
     Raises:
         SoraError: see `load_recipe`.
     """
-    return _loaded([parse_file(text.encode(), shown_path(path))], path, _name(path))
+    file = f"{shown_path(path)}{' (not written)' * draft}"
+    return _loaded([parse_file(text.encode(), file)], path, _name(path))
 
 
 def _loaded(layers: Sequence[Tree], path: Path, name: str) -> LoadedRecipe:

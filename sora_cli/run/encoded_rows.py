@@ -25,7 +25,7 @@ def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterato
     row = rows.dataset[number]
     ids = row.get("input_ids")
     if ids is None:
-        yield from (f"{name}: {_short(shown_value(value))}" for name, value in _plain(row))
+        yield from (f"{name}: {_short(value)}" for name, value in _plain(row, task))
         return
     tokenizer = getattr(processor, "tokenizer", processor)
     if ids and isinstance(ids[0], list):
@@ -86,9 +86,16 @@ def _label(label: Any, names: Sequence[str] | None) -> str:
     return f"{label:g}" if names is None else f"'{printable(names[label])}'"
 
 
-def _plain(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _plain(row: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
+    """Yield the columns of a row that is made into inputs only batch by batch."""
+    names = task.label_names
     for name, value in row.items():
-        yield name, "an image" if isinstance(value, dict | bytes) else value
+        if isinstance(value, dict | bytes):
+            yield name, "an image"
+        elif names is not None and name == task.label_column and isinstance(value, int):
+            yield name, _label(value, names)
+        else:
+            yield name, shown_value(value)
 
 
 def _short(text: str) -> str:

@@ -10,7 +10,7 @@ from sora_cli.core.console import count, printable
 from sora_cli.core.words import listed
 from sora_cli.data.overlap import find_overlaps
 from sora_cli.data.places import locating
-from sora_cli.run.class_counts import absent_remarks, class_lines, count_classes
+from sora_cli.run.class_counts import absent_remarks, class_counts, class_lines, count_classes
 from sora_cli.run.dry_run import ROWS
 from sora_cli.run.encoded_rows import length_of, row_lines
 from sora_cli.run.remarks import overlap_remark
@@ -37,6 +37,13 @@ def task_line(task: Task, columns: list[str]) -> str:
     if task.label_column:
         text += f", learns {listed([task.label_column])}"
     return printable(text + (f"; columns not taken: {listed(left)}" if left else ""))
+
+
+def start_lines(ready: Prepared) -> Iterator[str]:
+    """Yield what a run says of its data as it starts: columns, classes, and the first row."""
+    yield task_line(ready.task, ready.rows.train.column_names)
+    yield from class_lines(class_counts(ready))
+    yield first_row_line(ready)
 
 
 def column_lines(ready: Prepared) -> Iterator[str]:

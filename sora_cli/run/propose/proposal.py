@@ -8,7 +8,8 @@ proposal.loaded   # the same, as a recipe that was read from that file
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,11 @@ def propose(
     draft = _Draft(given)
     found, columns = _look(source, draft)
     header = _header(source, output, found, columns, command)
-    loaded = load_text(recipe_text(header, draft.with_(_uncut(draft))), output)
+    loaded = load_text(recipe_text(header, draft.with_(_uncut(draft))), output, draft=True)
     check_recipe(loaded.recipe)
     bound, rows = load_task(loaded.recipe)
     check_rows(bound, rows, (rows.train, rows.select, *rows.report.values()))
-    with loaded.recipe.placing():
+    with loaded.recipe.placing(), _hinting("a model on this disk: --model DIR"):
         config, processor = load_inputs(loaded.recipe.model, bound)
         _lengths(draft, bound, rows, config, processor)
     _training(draft, len(rows.train), config)
@@ -172,7 +173,8 @@ def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
         block = DataBlock(**{key: p.value for key, p in place.items()}, **named)
     except ValidationError as error:
         raise SoraError(f"data: {first_mistake(error)}") from error
-    splits = load_splits(block)
+    with _hinting("data on this disk: sora init FILE_OR_DIRECTORY"):
+        splits = load_splits(block)
     train = train_split(splits, given)
     if train not in splits or len(splits[train].rows) == 0:
         raise SoraError(f"there are no rows in split '{train}'", where=f"splits: {listed(splits)}")
@@ -191,6 +193,17 @@ def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
     for key, value in found.data.items():
         draft.put("data", key, Proposed(value, ""))
     return found, columns
+
+
+@contextmanager
+def _hinting(hint: str) -> Iterator[None]:
+    """Put a hint that fits in the place of the one for recipes, where the Hub is out of reach."""
+    try:
+        yield
+    except SoraError as error:
+        if isinstance(error.__cause__, OSError):
+            error.hint = hint
+        raise
 
 
 def _splits(draft: _Draft, splits: Mapping[str, Part], train: str, label: str | None) -> None:

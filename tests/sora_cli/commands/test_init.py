@@ -172,6 +172,23 @@ def test_bad_input(name: str, tmp_path: Path, init: Init) -> None:
 
 
 @pytest.mark.usefixtures("init")
+@pytest.mark.parametrize(
+    ("source", "model", "hint"),
+    [("reviews.csv", "nobody/none", "a model on this disk: --model DIR"),
+     ("nobody/none", "nobody/none", "data on this disk: sora init FILE_OR_DIRECTORY")],
+)  # fmt: skip
+def test_what_the_hub_does_not_give(
+    source: str, model: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("reviews.csv").write_text(_csv())
+    assert run(["init", source, "--model", model, "-o", "r.yaml"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert "nobody/none" in error[-3]
+    assert error[-1].strip() == hint
+    assert not Path("r.yaml").exists()
+
+
+@pytest.mark.usefixtures("init")
 def test_train_points_from_data_to_init(capsys: pytest.CaptureFixture[str]) -> None:
     Path("reviews.csv").write_text(_csv())
     Path("rows").mkdir()

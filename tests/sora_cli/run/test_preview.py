@@ -25,7 +25,9 @@ CAT, DOG, RED = (TOKENIZER.convert_tokens_to_ids(word) for word in ("cat", "dog"
 
 
 def _lines(names: list[str] | None = None, **row: Any) -> list[str]:
-    task: Any = SimpleNamespace(label_names=names, data=SimpleNamespace(max_length=3))
+    task: Any = SimpleNamespace(
+        label_names=names, label_column="labels", data=SimpleNamespace(max_length=3)
+    )
     encoded = Encoded(Dataset.from_list([row]), np.array([3]), truncated=1)
     shown = list(row_lines(task, TOKENIZER, encoded, 0))
     return [length_of(task, encoded, 0), *shown]
@@ -48,9 +50,10 @@ def test_what_carries_the_loss_in_each_kind_of_row() -> None:
     span = _lines(input_ids=ids, start_positions=1, end_positions=2)
     assert span[1:] == ["tokens   cat dog red", "answer   dog red"]
     assert _lines(input_ids=[[CAT], [DOG]], labels=1)[1:] == ["choice   cat", "right    dog"]
-    assert _lines(pixel_values={"bytes": b""}, labels=1) == [
-        "", 'pixel_values: \'an image\'', "labels: 1",
+    assert _lines(pixel_values={"bytes": b""}, labels=1, text="a") == [
+        "", "pixel_values: an image", "labels: 1", "text: 'a'",
     ]  # fmt: skip
+    assert _lines(["a", "b"], image={"bytes": b""}, labels=1)[-1] == "labels: 'b'"
 
 
 def test_long_rows_lose_their_middle_and_nothing_breaks_a_line() -> None:
