@@ -43,8 +43,8 @@ class Bound(BaseModel):
     method: str = Field(description="the method, with its source")
     exact: bool = Field(description="whether its level holds at any number of rows")
     smallest_drop: float | None = Field(
-        description="the smallest loss that the test rows can certify, computed before training; "
-        "null: not known"
+        description="the smallest loss that the test rows can be expected to certify: computed "
+        "before training, or for an approximate bound after screening; null: not known"
     )
 
 
@@ -91,6 +91,11 @@ class Screened(Size):
     max_params: int = Field(description="the budget that gives this size")
     screening: Measured = Field(description="on the screening rows, beside the uncut checkpoint")
     named: bool = Field(description="whether it was named as a candidate")
+    certifiable: float | None = Field(
+        None,
+        description="of a named size, where the bound is approximate: the smallest loss that the "
+        "test rows can be expected to certify, by how far its screening scores are spread",
+    )
 
 
 class Candidate(Size):

@@ -53,6 +53,8 @@ def certificate_of(
     candidates[chosen] = candidates[chosen].model_copy(
         update={"reported": reported(report, record.full.reported, promise)}
     )
+    if bound.smallest_drop is None and record.named():
+        bound = bound.model_copy(update={"smallest_drop": record.named()[0].certifiable})
     test = candidates[chosen].test
     kept = test is not None and test.kept
     return Certificate(

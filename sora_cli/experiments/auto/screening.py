@@ -5,6 +5,7 @@ It is what every candidate begins with, so the ranks are those that a candidate'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -20,7 +21,10 @@ from sora_cli.experiments.auto.sizes import name_sizes, rungs, size_of
 from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.certificate import Measured, Screened
+from sora_cli.run.certify.bca import BootstrapRefusedError
+from sora_cli.run.certify.carry import certifiable_from
 from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
 from sora_cli.train.checkpoint.fork import locate_fork
 
@@ -32,6 +36,7 @@ def screen(
     rows: Encoded,
     most: int,
     *,
+    test_rows: int,
     cautious: bool,
 ) -> list[Screened]:
     """Return all sizes that were scored, the largest first, with those named that are to be tried.
@@ -40,6 +45,7 @@ def screen(
         candidate: a run that begins with the checkpoint.
         rows: the screening rows.
         most: sizes named, at most.
+        test_rows: how many will test them.
         cautious: see `name_sizes`.
     """
     layers, method = stages.ready.layers, stages.ready.method
@@ -52,9 +58,11 @@ def screen(
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, plan.block.serve)
     whole = stages.scores(rows)
     found: list[Screened] = []
+    scores: list[RowScores] = []
     for rung in rungs(values, cost, full.parameters):
         with holding(layers, at_ranks(factors, rung.ranks)):
             small = stages.scores(rows)
+        scores.append(small)
         drop = whole.value - small.value if whole.greater_is_better else small.value - whole.value
         found.append(
             Screened(
@@ -68,7 +76,18 @@ def screen(
     serve = plan.block.serve
     for number in name_sizes(found, full, plan.max_drop, most, serve, cautious=cautious):
         found[number].named = True
+        if not whole.is_right_or_wrong:
+            found[number].certifiable = _certifiable(whole, scores[number], plan, test_rows)
     return found
+
+
+def _certifiable(whole: RowScores, small: RowScores, plan: AutoPlan, rows: int) -> float | None:
+    """Return the loss that so many test rows can be expected to certify; None: not known."""
+    try:
+        found = certifiable_from(whole, small, rows, confidence=plan.block.confidence)
+    except BootstrapRefusedError:
+        return None
+    return found if math.isfinite(found) and found > 0 else None
 
 
 @contextmanager

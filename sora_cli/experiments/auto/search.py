@@ -135,11 +135,24 @@ class Search:
         first = plan.candidate(1, 1, self.rows)
         smallest = choosing.carrying.bound.smallest_drop
         cautious = smallest is not None and smallest > plan.max_drop
-        rows = choosing.screening
-        found = screen(self.stages, plan, first, rows, most, cautious=cautious)
+        found = screen(
+            self.stages,
+            plan,
+            first,
+            choosing.screening,
+            most,
+            test_rows=self.rows.test,
+            cautious=cautious,
+        )
         self.record.screened = decided(found)
         named = ", ".join(f"{size.share:.3g}" for size in self.record.named())
         say(f"to be trained, as shares of the parameters: {named}")
+        for size in self.record.named():
+            if size.certifiable is not None:
+                say(
+                    f"{size.share:.1%}: {self.rows.test:,} test rows can be expected to certify "
+                    f"{size.certifiable:.4f}"
+                )
 
     def _try(self, size: Screened, choosing: Choosing) -> None:
         """Train a size and test it, if a test could pass."""

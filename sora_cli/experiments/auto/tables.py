@@ -37,7 +37,8 @@ def carry_lines(plan: AutoPlan, rows: RowPlan, bound: Bound) -> Iterator[str]:
     asked = f"promise: at most {plan.max_drop:g} worse ({block.max_drop}), {block.confidence:.0%}"
     smallest = bound.smallest_drop
     if smallest is None:
-        yield f"{asked}; the bound is {bound.method}: what the rows can certify is not known yet"
+        yield f"{asked}; the bound is {bound.method}"
+        yield "what the rows can certify is computed after screening"
         return
     yield f"{asked}; the smallest that {count(rows.test)} test rows can certify: {smallest:.4f}"
     if smallest > plan.max_drop:

@@ -252,6 +252,26 @@ def test_killed_at_any_moment(
 
 
 @pytest.mark.long
+def test_a_metric_that_is_not_right_or_wrong_by_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {"name": "sequence-regression"}
+    path = auto_recipe(tmp_path, task=task, auto={"max_drop": "30pt", "serve": "llama.cpp"})
+    assert run(["auto", str(path), "--no-verify"]) in (0, NO_VERDICT)
+    assert "test rows can be expected to certify" in capsys.readouterr().err
+    found = read_certificate(tmp_path / "out")
+    assert found is not None
+    assert not found.bound.exact
+    assert found.bound.method.startswith("approximate")
+    first = next(size for size in found.screened if size.named)
+    assert found.bound.smallest_drop == first.certifiable
+    assert first.certifiable is not None
+    written = found.candidates[0]
+    assert written.parameters <= written.served <= found.full.served
+    assert written.served % written.largest_rank == 0
+
+
+@pytest.mark.long
 def test_data_without_a_recipe(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
