@@ -27,7 +27,9 @@ FOLDER = "sizes"
 """Folder of the directories of all runs, in the output directory."""
 FULL = "full"
 _HEALING = 2 / 3
-"""Share of what may be spent that goes to the steps after the cuts; the rest is for scoring."""
+"""Share of what may be spent that goes to the steps after the cuts; the rest is for scoring. They
+matter: on the quickstart (seed 0; at full rank 1.000) 8 % of the components score 0.993 after 20 %
+of the steps, 0.923 after 10 % and 0.868 after 6.7 %; 15 % of them score 1.000 after each."""
 _MOST_HEALING = 0.5  # of the steps: before the cut there must be something to cut
 _LAST_STEP = {"evaluate": "no", "keep_best": False, "early_stopping": None}
 """No run chooses a checkpoint: what is compared is the last step of each."""
