@@ -206,5 +206,8 @@ def test_files_take_the_place_of_a_recipes_path(capsys: pytest.CaptureFixture[st
     assert loaded.notes == ("data.files (command line): dropped data.path",)
     both: list[Any] = ["data.files.train=a.csv", "data.path=b"]
     assert load_recipe("quickstart", both).recipe.data.path == "b"
+    back = load_recipe("offline/own-instructions", ["data.path=b"])
+    assert (back.recipe.data.path, back.recipe.data.files) == ("b", None)
+    assert back.notes == ("data.path (command line): dropped data.files",)
     assert run(["train", "quickstart", "data.files.train=a.csv"]) == 2
     assert "data.held_out_rows=8 takes them from the training rows" in capsys.readouterr().err

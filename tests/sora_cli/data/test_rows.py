@@ -276,3 +276,33 @@ def test_corrupt_file_in_a_directory(tmp_path: Path) -> None:
     broken.write_bytes(b"PAR1 nothing of the kind")
     lines = _refused("split 'train' cannot be read", path=str(folder), name="rte")
     assert lines[1] == str(broken)
+
+
+def test_a_validation_split_is_held_out_of_training_rows(tmp_path: Path) -> None:
+    file = tmp_path / "all.csv"
+    file.write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(20)))
+    block: dict[str, Any] = {"files": {"train": str(file)}, "held_out_rows": 5}
+    rows = load_rows(DataBlock(**block))
+    held, train = rows.report["validation"], rows.train
+    assert (len(held), len(train)) == (5, 15)
+    assert sorted([*held["text"][:], *train["text"][:]]) == sorted(f"row {i}" for i in range(20))
+    again = load_rows(DataBlock(**block)).select["text"][:]
+    assert held["text"][:] == again
+    assert load_rows(DataBlock(**block, held_out_seed=1)).select["text"][:] != again
+    for part in (held, train):  # an error names the line in the file: the header is the first
+        line = int(part["text"][0].split()[1]) + 2
+        assert rows.origin(part).place(0).split(",")[0].endswith(f"all.csv:{line}")
+    rows = load_rows(DataBlock(**block, selection="train-rows", selection_rows=3))
+    assert (len(rows.train), len(rows.select), len(rows.report["validation"])) == (12, 3, 5)
+    line = int(rows.select["text"][0].split()[1]) + 2
+    assert rows.origin(rows.select).place(0).split(",")[0].endswith(f"all.csv:{line}")
+
+
+def test_what_cannot_be_held_out(tmp_path: Path) -> None:
+    files = _files(tmp_path)
+    lines = _refused("and the data has one", files=files, held_out_rows=2)
+    assert "data.held_out_rows=null" in lines[-1]
+    total = len(load_rows(DataBlock(files=files)).train)
+    _refused("leaves none of", files={"train": files["train"]}, held_out_rows=total)
+    lines = _refused("no split 'validation'", files={"train": files["train"]})
+    assert "takes them from the training rows" in lines[-1]
