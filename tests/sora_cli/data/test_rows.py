@@ -217,7 +217,8 @@ def test_unknown_configuration(tmp_path: Path) -> None:
     folder = write_glue(tmp_path / "glue", rows=4, tasks=("rte", "cola"))
     lines = _refused("cannot be loaded", path=str(folder), name="rta")
     assert "rte" in " ".join(lines)
-    lines = _refused("cannot be loaded", path=str(folder))
+    lines = _refused("has several configurations: rte, cola", path=str(folder))
+    assert lines[-1] == "name one: data.name=rte"
     assert "data.name" in " ".join(lines)
 
 
