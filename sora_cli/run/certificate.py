@@ -63,7 +63,7 @@ class Measured(BaseModel):
     drop: Score = Field(description="how much worse than the full rank; negative: better")
 
 
-class Tested(Measured):
+class SizeTest(Measured):
     """A finished candidate on the test rows."""
 
     upper: Score = Field(description="upper bound of the drop at the promise's confidence")
@@ -105,7 +105,7 @@ class Candidate(Size):
     directory: str = Field(description="of its run, in this one")
     digest: str = Field(description="of its adapter: SHA-256, as in report.json")
     heal_steps: int = Field(description="optimiser steps after the cut")
-    test: Tested | None = Field(
+    test: SizeTest | None = Field(
         description="null: not tested, since a larger one had failed or nothing could pass"
     )
     reported: dict[str, Measured] = Field(

@@ -27,7 +27,7 @@ from sora_cli.run.certificate import (
     RowSet,
     Screened,
     Size,
-    Tested,
+    SizeTest,
 )
 from sora_cli.run.certify.bounds import drop_bound
 from sora_cli.run.choosing import choosing_rows, row_sets
@@ -191,11 +191,11 @@ class Search:
             self._reference = self.stages.scores(choosing.test)
         return self._reference
 
-    def _test(self, reference: RowScores, rows: Encoded) -> Tested:
+    def _test(self, reference: RowScores, rows: Encoded) -> SizeTest:
         block = self.plan.block
         small = self.stages.scores(rows)
         found = drop_bound(reference, small, block.confidence, seed=block.seed)
-        return Tested(
+        return SizeTest(
             score=small.value,
             drop=found.drop,
             upper=math.nan if found.upper is None else found.upper,

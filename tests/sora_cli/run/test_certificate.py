@@ -18,7 +18,7 @@ from sora_cli.run.certificate import (
     Promise,
     RowSet,
     Screened,
-    Tested,
+    SizeTest,
     read_certificate,
 )
 
@@ -34,7 +34,7 @@ def certificate() -> Certificate:
         greater_is_better=True,
         serve=None,
     )
-    test = Tested(score=0.8, drop=0.0, upper=0.004, kept=True, differing=3)
+    test = SizeTest(score=0.8, drop=0.0, upper=0.004, kept=True, differing=3)
     screening = Measured(score=math.nan, drop=0.01)
     unhealed = Screened(
         **size,

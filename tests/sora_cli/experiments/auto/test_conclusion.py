@@ -16,13 +16,13 @@ from sora_cli.experiments.auto.plot import plot_curve
 from sora_cli.experiments.auto.screening import holding
 from sora_cli.experiments.auto.tables import size_table
 from sora_cli.report import Ranks, RunReport
-from sora_cli.run.certificate import Candidate, RowSet, Tested
+from sora_cli.run.certificate import Candidate, RowSet, SizeTest
 from tests.sora_cli.experiments.auto.support import full, screened
 from tests.sora_cli.run.test_certificate import certificate
 
 
 def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Candidate:
-    test = Tested(score=0.8, drop=0.001, upper=upper, kept=bool(kept))
+    test = SizeTest(score=0.8, drop=0.001, upper=upper, kept=bool(kept))
     return Candidate(
         parameters=512 >> number,
         components=10,

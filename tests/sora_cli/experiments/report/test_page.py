@@ -170,7 +170,7 @@ def test_a_certificate(tmp_path: Path) -> None:
     failed = known.candidates[0].model_copy(update={
         "parameters": 20, "max_params": 20,
         "reported": {"validation": schema.Measured(score=0.71, drop=0.1)},
-        "test": schema.Tested(score=0.7, drop=0.1, upper=0.15, kept=False),
+        "test": schema.SizeTest(score=0.7, drop=0.1, upper=0.15, kept=False),
     })  # fmt: skip
     untested = failed.model_copy(update={"parameters": 10, "max_params": 10, "test": None})
     digest = result_digest(run / "adapter")
