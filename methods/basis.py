@@ -8,15 +8,14 @@ last ones (Eckart-Young).
 An optimiser's moments belong to the entries of the old factors. From `A' = T A`, `B' = B T^-1`
 follow the gradients `G_A' = T^-T G_A` and `G_B' = G_B T^T`. First moments, being linear in the
 gradients, turn in the same way, exactly; second moments turn with the squared entries of the
-matrices, which is what they would be if the gradients' entries were uncorrelated. Where a singular
-value is shrunk, by c^2 say, both factors are by c, and so are the gradients of both.
+matrices, which is what they would be if the gradients' entries were uncorrelated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,6 @@ from methods.errors import MethodError
 from methods.layer import LowRankLinear
 from methods.sharding import agreed, like, local, whole
 
-Moments = Literal["turn", "restart", "keep"]
 _POWERS = {"exp_avg": 1, "momentum_buffer": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 
 
@@ -45,15 +43,11 @@ class SingularBasis:
     turn_a: Tensor
     turn_b: Tensor
 
-    def turned(self, kind: str, entries: Tensor, shrunk: Tensor, power: int) -> Tensor:
-        """Return gradients of a factor ("A", "B"), or with power 2 their squares, in this basis.
-
-        Args:
-            shrunk: (r,) what each component of both factors is multiplied by beside that.
-        """
+    def turned(self, kind: str, entries: Tensor, power: int) -> Tensor:
+        """Return gradients of a factor ("A", "B"), or with power 2 their squares, in this basis."""
         if kind == "A":
-            return (self.turn_a**power @ entries) * shrunk[:, None] ** power
-        return (entries @ self.turn_b**power) * shrunk**power
+            return self.turn_a**power @ entries
+        return entries @ self.turn_b**power
 
 
 @torch.no_grad()
@@ -86,44 +80,31 @@ def singular_basis(layer: LowRankLinear) -> SingularBasis:
 
 @torch.no_grad()
 def turn(
-    layer: LowRankLinear,
-    basis: SingularBasis,
-    strength: Tensor,
-    state: Mapping[Tensor, dict[str, Any]],
-    moments: Moments,
+    layer: LowRankLinear, basis: SingularBasis, rank: int, state: Mapping[Tensor, dict[str, Any]]
 ) -> None:
-    """Give a layer its factors in the singular basis, with every singular value set anew.
+    """Give a layer its first `rank` components in the singular basis; the others become zero.
 
-    Components of strength zero get exactly zero factors and moments: they have no gradient any
-    more, and stay zero.
+    Those have exactly zero factors and moments, therefore no gradient any more, and stay zero.
 
     Args:
-        strength: (r,) singular values that the factors are to have.
-        state: the optimiser's.
-        moments: turn: turned and shrunk as the gradients are. restart: zero, and their bias
-            correction begins again. keep: those of the old basis stay, entry by entry.
+        state: the optimiser's; its moments turn as the gradients do, and what is not known as a
+            moment becomes zero.
 
     Raises:
         MethodError: the optimiser keeps its moments in a code of its own, as those of 8 bits do.
     """
-    shrunk = torch.where(basis.S > 0, strength / basis.S.clamp(min=1e-300), 0.0).sqrt()  # (r,)
-    _write(layer.A, basis.A * shrunk[:, None])
-    _write(layer.B, basis.B * shrunk)
+    dead = torch.arange(len(basis.S), device=basis.S.device) >= rank
     for kind, p in (("A", layer.A), ("B", layer.B)):
-        dead = shrunk == 0
-        dead = dead[:, None] if kind == "A" else dead
+        gone = dead[:, None] if kind == "A" else dead
+        _write(p, (basis.A if kind == "A" else basis.B).masked_fill(gone, 0))
         for name, value in state.get(p, {}).items():
             if isinstance(value, Tensor) and value.shape == p.shape:
                 if not value.is_floating_point():
                     raise MethodError(f"the optimiser's '{name}' is coded, and cannot be turned")
-                new = whole(value).double()
-                if moments == "turn" and name in _POWERS:
-                    new = basis.turned(kind, new, shrunk, _POWERS[name])
-                elif moments != "keep":
-                    new = torch.zeros_like(new)
-                _write(value, new.masked_fill(dead, 0))
-            elif name == "step" and moments == "restart":
-                state[p][name] = torch.zeros_like(value) if isinstance(value, Tensor) else 0
+                power = _POWERS.get(name)
+                old = whole(value).double()
+                new = torch.zeros_like(old) if power is None else basis.turned(kind, old, power)
+                _write(value, new.masked_fill(gone, 0))
 
 
 def _write(target: Tensor, value: Tensor) -> None:

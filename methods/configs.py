@@ -246,23 +246,7 @@ class CutConfig(MethodConfig):
         description="budget: share of all squared singular values that the cut keeps",
     )
     cut_at: int | float = Field(
-        0.8, gt=0, description="steps before the last cut; below 1: a share of the run's steps"
-    )
-    cuts: int = Field(
-        1, ge=1, description="cuts, each to the same share of what the one before has left"
-    )
-    first_cut: int | float = Field(
-        0.4, gt=0, description="where there are several cuts: steps before the first, as cut_at"
-    )
-    shrink: Literal["hard", "soft"] = Field(
-        "hard",
-        description="what a cut does to the singular values it keeps: hard leaves them, soft takes "
-        "from each as much as brings the largest of the others to zero (nuclear norm)",
-    )
-    moments: Literal["turn", "restart", "keep"] = Field(
-        "turn",
-        description="the optimiser's moments at a cut: turned with the factors, begun anew, or "
-        "kept entry by entry",
+        0.8, gt=0, description="steps before the cut; below 1: a share of the run's steps"
     )
 
     def start(self) -> tuple[int, float]:

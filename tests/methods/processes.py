@@ -42,7 +42,7 @@ CASES = {
     "adalora": Case("adalora", {"init_r": 5, **ADALORA}),
     "adalora, rank 1": Case("adalora", {"init_r": 1, **ADALORA, "target_r": 0.5, "delta_t": 3}),
     "cut": Case("cut", {"r_max": 5, "target_r": 1.5, "cut_at": 8}),
-    "cut, soft": Case("cut", {"r_max": 3, "energy": 0.9, "cuts": 3, "shrink": "soft"}),
+    "cut, energy": Case("cut", {"r_max": 3, "energy": 0.9}),
     "sora": Case("sora", {"r_max": 3, **SORA}),
     "sora, official": Case("sora", {"r_max": 5, **SORA, "prox": "official", "threshold": 0.0325}),
     "sora, rank 1": Case("sora", {"r_max": 1, **SORA}),

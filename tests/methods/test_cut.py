@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 from pydantic import ValidationError
@@ -40,9 +38,9 @@ def pooled(updates: dict[str, Tensor]) -> Tensor:
     return values.sort(descending=True).values
 
 
-def truncated(w: Tensor, above: float, shrink: float = 0.0) -> Tensor:
+def truncated(w: Tensor, above: float) -> Tensor:
     u, s, vt = torch.linalg.svd(w, full_matrices=False)
-    return (u * torch.where(s > above, s - shrink, 0.0)) @ vt
+    return (u * torch.where(s > above, s, 0.0)) @ vt
 
 
 def alive(run: Run) -> list[int]:
@@ -59,7 +57,7 @@ def test_until_the_cut_it_is_lora() -> None:
     assert run.method.summary(run.layers).events == ()
 
 
-def test_a_hard_cut_is_the_best_approximation_of_all_updates_together() -> None:
+def test_a_cut_is_the_best_approximation_of_all_updates_together() -> None:
     run = cut()
     before, after = at_the_cut(run)
     values = pooled(before)
@@ -69,23 +67,13 @@ def test_a_hard_cut_is_the_best_approximation_of_all_updates_together() -> None:
     lost = sum(float((before[p] - after[p]).square().sum()) for p in before)
     assert lost == pytest.approx(float(values[3:].square().sum()), rel=1e-10)
     assert sum(alive(run)) == 3
-    (made,) = run.method.details(run.layers)["cuts"]
+    made = run.method.details(run.layers)["cut"]
     kept = float(values[:3].square().sum() / values.square().sum())
     assert made == {"after_steps": 16, "components": 3, "energy": pytest.approx(kept, abs=1e-8)}
     assert run.method.deliverable(run.layers)
     said = f"cut after 16 steps to 3 components, which hold {kept:.2%} of the update's squared norm"
     assert run.method.summary(run.layers).events == (said,)
     assert run.method.summary(run.layers).live == 3
-
-
-def test_a_soft_cut_is_the_proximal_step_of_the_nuclear_norm() -> None:
-    """With the layers' scaling in it: what is shrunk is the update."""
-    run = cut(shrink="soft", alpha=5)
-    before, after = at_the_cut(run)
-    xi = float(pooled(before)[3])  # the largest of those not kept
-    for path, w in before.items():
-        torch.testing.assert_close(after[path], truncated(w, xi, xi), rtol=0, atol=1e-12)
-    assert sum(alive(run)) == 3
 
 
 def test_what_is_dead_stays_exactly_zero() -> None:
@@ -125,87 +113,32 @@ def test_the_default_budget_is_15_percent() -> None:
     assert sum(alive(run)) == 3
 
 
-def test_several_cuts_fall_by_the_same_factor() -> None:
-    run = cut(r_max=8, target_r=0.5, cuts=4, first_cut=5, cut_at=17)
-    plan = run.method.plan(run.layers, total_steps=20, learning_rates={})
-    assert [steps for _, steps in plan.phases] == [5, 12, 3]
-    left = []
-    for step in range(20):
-        run.train([step])
-        left.append(run.method.summary(run.layers).live)
-        assert left[-1] == 16 or sum(alive(run)) == left[-1]
-        assert run.method.deliverable(run.layers) == (left[-1] == 1)
-    assert left == [16] * 4 + [8] * 4 + [4] * 4 + [2] * 4 + [1] * 4
-    cuts = run.method.details(run.layers)["cuts"]
-    assert [(c["after_steps"], c["components"]) for c in cuts] == [(5, 8), (9, 4), (13, 2), (17, 1)]
-
-
-def test_several_cuts_to_an_energy_keep_that_of_all_together() -> None:
-    run = cut(target_r=None, energy=0.9, cuts=2, first_cut=8)
-    before, _ = at_the_cut(run, 8)
-    run.train(range(8, 20))
-    kept = [c["energy"] for c in run.method.details(run.layers)["cuts"]]
-    assert all(one >= 0.9**0.5 for one in kept)
-    values = pooled(before).square()
-    fewest = int((values.cumsum(0) < 0.9**0.5 * values.sum()).sum()) + 1
-    assert run.method.details(run.layers)["cuts"][0]["components"] == fewest
-
-
-def test_several_cuts_to_parameters_fall_from_those_of_the_start() -> None:
-    run = cut(r_max=8, target_r=None, max_params=40, cuts=2, first_cut=8)
-    ranks = {}
-    for step in range(20):
-        run.train([step])
-        ranks[step + 1] = alive(run)
-    middle = 320 * (40 / 320) ** 0.5  # 8 x 22 + 8 x 18 at the start
-    for step, limit in ((8, middle), (16, 40)):
-        first, second = ranks[step]
-        assert limit - 22 < 22 * first + 18 * second <= round(limit)
-
-
 def test_moments_turn_as_the_gradients_do() -> None:
-    """The moments after the cut are those of all the run's gradients of the update."""
+    """The first moments after the cut are those of all the run's gradients in the new basis."""
     run = cut(target_r=4)  # all are kept: nothing but the basis changes
-    old: dict[str, tuple[Tensor, Tensor]] = {}
+    old: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def remember() -> None:
         for path, m in run.layers.items():
-            old[path] = (m.A.detach().clone(), m.B.detach().clone())
+            moment = run.optimizer.state[m.A]["exp_avg"]
+            old[path] = (m.A.detach().clone(), m.B.detach().clone(), moment.clone())
 
     run.train(range(AT - 1))
     run.train([AT - 1], before_hook=remember)
     for path, layer in run.layers.items():
-        t = torch.linalg.lstsq(old[path][0].T, layer.A.detach().T).solution.T  # A' = T A
+        a, b, moment = old[path]
+        t = torch.linalg.lstsq(a.T, layer.A.detach().T).solution.T  # A' = T A
         assert torch.dist(t, torch.eye(4)) > 0.1
-        assert torch.dist(layer.B.detach() @ t, old[path][1]) < 1e-9
-    before = {p: {n: v.clone() for n, v in s.items()} for p, s in run.optimizer.state.items()}
-    other = cut(target_r=4, moments="keep")
-    other.train(range(AT))
-    for path, layer in run.layers.items():
-        t = torch.linalg.lstsq(old[path][0].T, layer.A.detach().T).solution.T
-        kept = other.optimizer.state[other.layers[path].A]["exp_avg"]
-        now = before[layer.A]["exp_avg"]
-        torch.testing.assert_close(now, torch.linalg.inv(t).T @ kept, rtol=1e-8, atol=1e-12)
-
-
-def test_moments_may_start_anew() -> None:
-    run = cut(moments="restart")
-    at_the_cut(run)
-    for state in run.optimizer.state.values():
-        assert state["step"] == 0
-        assert not state["exp_avg"].any()
-        assert not state["exp_avg_sq"].any()
+        assert torch.dist(layer.B.detach() @ t, b) < 1e-9
+        now = run.optimizer.state[layer.A]["exp_avg"]
+        torch.testing.assert_close(now, torch.linalg.inv(t).T @ moment, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("halted", [AT - 1, AT, AT + 2])
-@pytest.mark.parametrize("options", [{}, {"cuts": 3, "first_cut": 4, "shrink": "soft"}], ids=str)
-def test_a_run_resumes_bit_equal_before_and_after_the_cut(
-    halted: int, options: dict[str, object]
-) -> None:
-    whole, run = cut(**options), cut(**options)
+def test_a_run_resumes_bit_equal_before_and_after_the_cut(halted: int) -> None:
+    whole, run, other = cut(), cut(), cut()
     losses = whole.train(range(20))
     first = run.train(range(halted))
-    other = cut(**options)
     other.net.load_state_dict(run.net.state_dict())
     other.optimizer.load_state_dict(run.optimizer.state_dict())
     other.method.load_state_dict(run.method.state_dict())
@@ -229,12 +162,12 @@ def test_the_state_of_plain_lora_is_that_before_any_cut() -> None:
 
 
 def test_a_later_stage_goes_on_from_what_is_left() -> None:
-    run = cut(r_max=8, target_r=4, cuts=2, first_cut=8)
+    run = cut(r_max=8, target_r=4)
     run.train(range(20))
     assert run.method.summary(run.layers).live == 8
     state = run.method.state_dict()
     # a new process gives the state back before the stage begins
-    run.method = create("cut", r_max=8, target_r=4, cuts=2, first_cut=8)
+    run.method = create("cut", r_max=8, target_r=4)
     run.method.load_state_dict(state)
     run.method.set_option("target_r", 1)
     run.method.begin(run.layers, total_steps=20)
@@ -244,12 +177,12 @@ def test_a_later_stage_goes_on_from_what_is_left() -> None:
         run.train([step])
         left.append(run.method.summary(run.layers).live)
         assert sum(alive(run)) == left[-1]
-        if step == 4:  # and the stage is resumed in another
+        if step in {4, 17}:  # and the stage is resumed in another
             state = run.method.state_dict()
-            run.method = create("cut", r_max=8, target_r=1, cuts=2, first_cut=8)
+            run.method = create("cut", r_max=8, target_r=1)
             run.method.begin(run.layers, total_steps=20)
             run.method.load_state_dict(state)
-    assert left == [8] * 7 + [4] * 8 + [2] * 5  # from 8, not from 16
+    assert left == [8] * 15 + [2] * 5
     run.method.set_option("target_r", 3)  # no way up
     run.method.begin(run.layers, total_steps=20)
     run.train(range(20))
@@ -267,8 +200,6 @@ def test_a_share_leaves_a_step_to_heal_in_the_shortest_run() -> None:
     [
         ({"cut_at": 20}, 20, "after 20 of 20 steps leaves none"),
         ({"cut_at": 0.01}, 20, "after 0 of 20 steps leaves none"),
-        ({"cuts": 3, "first_cut": 15, "cut_at": 16}, 20, "3 cuts do not fit between steps 15 and"),
-        ({"cuts": 2, "first_cut": 0.01}, 20, "2 cuts do not fit between steps 0 and 16 of 20"),
         ({}, 1, "leaves none"),
     ],
 )
@@ -278,18 +209,6 @@ def test_a_schedule_that_does_not_fit(options: dict[str, object], steps: int, me
         run.method.begin(run.layers, total_steps=steps)
     with pytest.raises(MethodError, match=message):
         run.method.plan(run.layers, total_steps=steps, learning_rates={})
-
-
-def test_cuts_are_at_different_steps() -> None:
-    for cuts in range(2, 9):
-        run = cut(cuts=cuts, first_cut=5, cut_at=12)
-        steps = run.method._schedule(20).steps
-        assert (steps[0], steps[-1], len(steps)) == (5, 12, cuts)
-        if cuts == 4:
-            assert steps == (5, 7, 10, 12)
-        gaps = [b - a for a, b in pairwise(steps)]
-        assert min(gaps) >= 1
-        assert max(gaps) - min(gaps) <= 1
 
 
 @pytest.mark.parametrize(
@@ -317,11 +236,8 @@ def test_what_a_caller_owes() -> None:
         run.method.after_step(run.layers, info)
 
 
-@pytest.mark.parametrize("cuts", [{}, {"cuts": 3, "first_cut": 12}])
-def test_a_cut_whose_step_mixed_precision_skips_is_made_after_the_next(
-    cuts: dict[str, int],
-) -> None:
-    run = cut(**cuts)
+def test_a_cut_whose_step_mixed_precision_skips_is_made_after_the_next() -> None:
+    run = cut()
     run.train(range(AT - 1))
     run.method.after_step = lambda *_: None  # type: ignore[method-assign]
     run.train([AT - 1])
@@ -332,5 +248,5 @@ def test_a_cut_whose_step_mixed_precision_skips_is_made_after_the_next(
     assert run.method.deliverable(run.layers)
     before = dense(run)
     run.train([AT + 1])
-    assert [m["after_steps"] for m in run.method.details(run.layers)["cuts"]][-1] == AT + 1
+    assert run.method.details(run.layers)["cut"]["after_steps"] == AT + 1
     assert any(not torch.equal(before[path], w) for path, w in dense(run).items())

@@ -40,7 +40,7 @@ RUNS = [
     ("adalora", "not freed"),  # parameters stay whole between the forward and the backward pass
     ("adalora, rank 1", ""),
     ("cut", "resumed"),
-    ("cut, soft", ""),
+    ("cut, energy", ""),
     ("sora", "resumed"),
     ("sora", "not freed"),
     ("sora, official", "checkpointing"),  # activations are computed again
