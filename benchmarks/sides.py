@@ -98,8 +98,12 @@ def method(name: str, *, rank: int, dropout: float = 0.0) -> AdapterMethod:
     return create(name.lower(), alpha=ALPHA, dropout=dropout, **options)
 
 
-def ours(where: Setting, method: AdapterMethod) -> Side:
-    """Return a step of any of our methods, with every hook that training calls."""
+def ours(where: Setting, method: AdapterMethod, *, steps: int = STEPS) -> Side:
+    """Return a step of any of our methods, with every hook that training calls.
+
+    Args:
+        steps: of the whole run, as the method's schedule knows it.
+    """
     model = load(where)
     layers = inject(
         model,
@@ -108,16 +112,14 @@ def ours(where: Setting, method: AdapterMethod) -> Side:
         trainable=head(where),
         generator=torch.Generator().manual_seed(0),
     )
-    method.begin(layers, total_steps=STEPS)
+    method.begin(layers, total_steps=steps)
     groups = method.param_groups(layers, lr=1e-4, weight_decay=0.0)
     rates = {group["name"]: 1e-4 for group in groups}
-    return Side(
-        where,
-        model.train(),
-        groups=groups,
-        penalty=lambda: method.penalty(layers),
-        after=lambda step: method.after_step(layers, StepInfo(step, STEPS, rates)),
-    )
+    side = Side(where, model.train(), groups=groups, penalty=lambda: method.penalty(layers))
+    assert side.optimizer is not None
+    state = side.optimizer.state
+    side.after = lambda step: method.after_step(layers, StepInfo(step, steps, rates, state))
+    return side
 
 
 def _floor(where: Setting) -> Side:

@@ -45,6 +45,13 @@ def test_ranks() -> None:
 
 
 @pytest.mark.long
+def test_budgets() -> None:
+    shown = printed("budgets", "--model", "encoder")
+    for side in ("LoRA", "LoRA, cut at 80 %", "SoRA with a budget"):
+        assert f"\n| {side} | " in shown
+
+
+@pytest.mark.long
 def test_runs() -> None:
     glue = glue_folder()
     shown = printed("run", "--data", str(glue), "--methods", "sora", "--no-verify")
