@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -127,25 +128,32 @@ def test_all_runs_are_there_and_no_machine_is_told_of() -> None:
     assert not re.findall(r"/(?:tmp|work|home|root)/", text)
 
 
-def test_the_arena_prints_its_runs() -> None:
+@pytest.mark.parametrize(
+    ("heading", "sweep"), [("## Short runs", "cpu-arena"), ("## Long runs", "cpu-arena-long")]
+)
+def test_the_arena_prints_its_runs(heading: str, sweep: str) -> None:
     """Each row: the share, the mean of the tasks, its difference to the baseline, the tasks."""
     tasks = ("stsb", "sst2", "cola")
-    scores: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, dict[str, float]]] = {}  # label -> task -> seed
     sizes: dict[str, list[int]] = {}
     for line in (RESULTS / "arena.jsonl").read_text(encoding="utf-8").splitlines():
         run_ = json.loads(line)
-        task, _, label = Path(run_["directory"]).name.removesuffix("-s0").partition("-")
+        if Path(run_["directory"]).parent.name != sweep:
+            continue
+        name, _, seed = Path(run_["directory"]).name.rpartition("-")
+        task, _, label = name.partition("-")
         score = run_["metrics"]["validation"][run_["main_metric"]]
-        scores.setdefault(label, {})[task] = 100 * score
+        scores.setdefault(label, {}).setdefault(task, {})[seed] = 100 * score
         sizes.setdefault(label, []).append(run_["parameters"]["adapter_end"])
-    means = {label: sum(of.values()) / len(tasks) for label, of in scores.items()}
-    text = (RESULTS / "arena.md").read_text(encoding="utf-8")
-    table = re.findall(r"^\| [\d.]+ % \| `.*$", text, flags=re.MULTILINE)
-    assert len(table) > 20
-    for row in table:
+    base, shown = scores["lora-r8"], []
+    text = (RESULTS / "arena.md").read_text(encoding="utf-8").split(heading)[1].split("\n## ")[0]
+    for row in re.findall(r"^\| [\d.]+ % \| `.*$", text, flags=re.MULTILINE):
         share, name, mean, difference, *each = (cell.strip() for cell in row.strip("|").split("|"))
-        label = name.strip("`")
-        assert share == f"{100 * sum(sizes[label]) / sum(sizes['lora-r8']):.1f} %"
-        assert mean == f"{means[label]:.2f}"
-        assert difference in ("", f"{means[label] - means['lora-r8']:+.2f}")
-        assert each == [f"{scores[label][task]:.2f}" for task in tasks]
+        of = scores[label := name.strip("`")]
+        shown.append(label)
+        assert share == f"{100 * fmean(sizes[label]) / fmean(sizes['lora-r8']):.1f} %"
+        assert each == [f"{fmean(of[task].values()):.2f}" for task in tasks]
+        assert mean == f"{fmean(fmean(of[task].values()) for task in tasks):.2f}"
+        apart = [fmean(v - base[task][s] for s, v in of[task].items()) for task in tasks]
+        assert difference == ("" if label == "lora-r8" else f"{fmean(apart):+.2f}")
+    assert sorted(shown) == sorted(scores)
