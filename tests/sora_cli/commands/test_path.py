@@ -168,7 +168,7 @@ def test_a_method_that_turns_the_basis(tmp_path: Path) -> None:
         assert sum(adapter.ranks().values()) == stage.live
         own = read_report(tmp_path / "out" / stage.directory)
         assert own is not None
-        assert [c["components"] for c in own.method_details["cuts"]] == [stage.live]
+        assert own.method_details["cut"]["components"] == stage.live
     assert report.controls is not None
     assert list(report.controls.rules) == ["smallest norm", "chance"]
     assert [p.removed for p in report.controls.points] == [24, 30]
