@@ -13,7 +13,7 @@ from tests.fuzz.outcome import cases
 from tests.fuzz.strategies import overrides
 from tests.fuzz.test_recipes import TEXTS
 
-LONG, SHORT = 2000, 100
+LONG, SHORT = 1000, 100
 VALUES = {key: value for key, value, _ in load_recipe("quickstart").values()}
 
 
