@@ -61,12 +61,8 @@ def load_base(
 
     quiet_hub()
     check_quantise(block)
-    resolved = resolve_model_path(block.path)
-    check_source(block.path, resolved)
-    source, gguf = split_gguf(resolved)
-    common: dict[str, Any] = {"trust_remote_code": block.trust_remote_code, **gguf}
-    if block.revision is not None:
-        common["revision"] = block.revision
+    resolved, source, gguf = _located(block)
+    common = _common(block, gguf)
     with loading(block.path, resolved, purpose=f" for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(source, **common)
         if not gguf:
@@ -113,15 +109,24 @@ def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
     import transformers
 
     quiet_hub()
-    resolved = resolve_model_path(block.path)
-    check_source(block.path, resolved)
-    source, gguf = split_gguf(resolved)
-    common: dict[str, Any] = {"trust_remote_code": block.trust_remote_code, **gguf}
-    if block.revision is not None:
-        common["revision"] = block.revision
+    resolved, source, gguf = _located(block)
+    common = _common(block, gguf)
     with loading(block.path, resolved, purpose=f" for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(source, **common)
         return config, load_processor(task.processor_class, source, common)
+
+
+def _located(block: ModelBlock) -> tuple[str, str, dict[str, Any]]:
+    """Return where a model is, what transformers loads there, and its argument for a GGUF file."""
+    resolved = resolve_model_path(block.path)
+    check_source(block.path, resolved)
+    return (resolved, *split_gguf(resolved))
+
+
+def _common(block: ModelBlock, gguf: dict[str, Any]) -> dict[str, Any]:
+    """Return what configuration, weights and processor are all loaded with."""
+    revision = {} if block.revision is None else {"revision": block.revision}
+    return {"trust_remote_code": block.trust_remote_code, **gguf, **revision}
 
 
 def head_modules(

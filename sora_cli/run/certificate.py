@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sora_cli.core.errors import SoraError
-from sora_cli.report import Score
+from sora_cli.report import Score, read_record
 
 FILE_NAME = "certificate.json"
 PICTURE = "curve.png"
@@ -175,13 +174,4 @@ def read_certificate(run: Path) -> Certificate | None:
     Raises:
         SoraError: there is one that cannot be read.
     """
-    file = run / FILE_NAME
-    if not file.is_file():
-        return None
-    try:
-        return Certificate.model_validate_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SoraError(
-            f"{file} is damaged or of another version: {type(error).__name__}",
-            hint="sora auto RECIPE writes one",
-        ) from error
+    return read_record(run / FILE_NAME, Certificate, hint="sora auto RECIPE writes one")

@@ -59,7 +59,7 @@ class Scores:
 
     def own(self) -> RowScores:
         """Return the recipe's main metric of the adapter as it is."""
-        return self.task.row_scores(self.trainer.predictions_of(self.rows, [self.task.best]))
+        return self.trainer.row_scores(self.rows)
 
     def of(self, factors: Layers) -> RowScores:
         """Return the same with these factors in the model."""

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import ProgressCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sora_cli.core.errors import SoraError
@@ -24,6 +24,7 @@ from sora_cli.model.base import Base
 from sora_cli.model.gradient_checkpointing import checkpointing_arguments
 from sora_cli.recipe.recipe import Cadence, Recipe
 from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
 from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare_inputs
 from sora_cli.train.machine import check_machine, keep_freed_memory
@@ -136,6 +137,10 @@ class AdapterTrainer(ResumingTrainer):
         out = self.predict(SortedByLength(rows))
         return self._completed(rows, out.predictions, metrics)
 
+    def row_scores(self, rows: Encoded) -> RowScores:
+        """Return the task's main metric on a split, row by row; on all processes the same."""
+        return self.task.row_scores(self.predictions_of(rows, [self.task.best]))
+
     def write(self, examples: Dataset) -> list[str] | None:
         """Return the text the model writes for each example; each process works on its share."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
@@ -186,6 +191,13 @@ def build_trainer(
         data_collator=task.collator(base.processor),
         processor=base.processor,
     )
+
+
+def build_scorer(recipe: Recipe, task: Task, base: Base, output: Path) -> AdapterTrainer:
+    """Build a trainer that only scores, without a bar for each of its passes."""
+    trainer = build_trainer(recipe, task, base, output)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
 
 
 def training_arguments(

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
-from transformers import ProgressCallback
 
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import read_adapter
@@ -30,7 +29,7 @@ from sora_cli.run.prepare import load_task
 from sora_cli.run.stored import load_adapted
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
-from sora_cli.train.trainer import build_trainer
+from sora_cli.train.trainer import build_scorer
 from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
@@ -155,9 +154,7 @@ def _scores(directory: Path, recipe: Recipe, task: Task, rows: Part) -> RowScore
     base, _ = load_adapted(read_adapter(directory / ADAPTER), recipe, task)
     encoded = rows.encoded(task, base)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = build_trainer(recipe, task, base, Path(scratch))
-        trainer.remove_callback(ProgressCallback)
-        return task.row_scores(trainer.predictions_of(encoded, [task.best]))
+        return build_scorer(recipe, task, base, Path(scratch)).row_scores(encoded)
 
 
 def _compare(

@@ -6,14 +6,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import ProgressCallback
-
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.certificate import Bound
 from sora_cli.run.certify.carry import certifiable_drop
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared
-from sora_cli.train.trainer import build_trainer
+from sora_cli.train.trainer import build_scorer
 
 _EXACT = (
     "exact for right-or-wrong rows: Buehler's bound of the paired difference, in the order of "
@@ -53,10 +51,8 @@ def carrying(recipe: Recipe, ready: Prepared, rows: int, confidence: float) -> C
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
-        trainer = build_trainer(recipe, ready.task, ready.base, Path(scratch))
-        trainer.remove_callback(ProgressCallback)
-        predictions = trainer.predictions_of(encoded, [ready.task.best])
-    if not ready.task.row_scores(predictions).is_right_or_wrong:
+        scores = build_scorer(recipe, ready.task, ready.base, Path(scratch)).row_scores(encoded)
+    if not scores.is_right_or_wrong:
         return Carrying(Bound(method=_APPROXIMATE, exact=False, smallest_drop=None), None)
     smallest = certifiable_drop(rows, confidence=confidence)
     best = certifiable_drop(rows, differing=0, confidence=confidence)

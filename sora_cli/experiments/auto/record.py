@@ -9,8 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from sora_cli.core.errors import SoraError
-from sora_cli.report import Report
+from sora_cli.report import MOVE_AWAY, Report, read_record
 from sora_cli.run.certificate import Candidate, Full, Screened
 
 FILE_NAME = "auto.json"
@@ -43,13 +42,4 @@ def read_auto(directory: Path) -> AutoRecord | None:
     Raises:
         SoraError: there is one that cannot be read.
     """
-    file = directory / FILE_NAME
-    if not file.is_file():
-        return None
-    try:
-        return AutoRecord.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SoraError(
-            f"{file} is damaged or of another version: {type(error).__name__}",
-            hint="move it away, or train elsewhere: output.dir=DIR",
-        ) from error
+    return read_record(directory / FILE_NAME, AutoRecord, hint=MOVE_AWAY)

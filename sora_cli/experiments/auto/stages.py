@@ -11,9 +11,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
-from transformers import ProgressCallback
 
 from methods.registry import method_class
 from sora_cli.core.atomic import write_bytes_atomic
@@ -34,7 +32,7 @@ from sora_cli.train.checkpoint.resume import find_checkpoint, identity_of
 from sora_cli.train.fit import fit
 from sora_cli.train.log import RunLog
 from sora_cli.train.progress import following
-from sora_cli.train.trainer import AdapterTrainer, build_trainer
+from sora_cli.train.trainer import AdapterTrainer, build_scorer, build_trainer
 
 
 class Stages:
@@ -124,17 +122,13 @@ class Stages:
 
     def scores(self, rows: Encoded) -> RowScores:
         """Return the main metric of the model as it is, row by row; on all processes the same."""
-        task = self.ready.task
-        with torch.no_grad():
-            predictions = self.scorer().predictions_of(rows, [task.best])
-        return task.row_scores(predictions)
+        return self.scorer().row_scores(rows)
 
     def scorer(self) -> AdapterTrainer:
         """Return a trainer that only scores."""
         if self._trainer is None:
             base, recipe = self.ready.base, self._full.recipe
-            self._trainer = build_trainer(recipe, self.ready.task, base, self.output)
-            self._trainer.remove_callback(ProgressCallback)  # a bar for each pass would be many
+            self._trainer = build_scorer(recipe, self.ready.task, base, self.output)
         return self._trainer
 
     def forget(self, loaded: LoadedRecipe) -> None:

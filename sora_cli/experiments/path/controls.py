@@ -12,11 +12,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from transformers import ProgressCallback
 
 from sora_cli.experiments.path.record import ControlPoint, Controls, PathReport, Stage
 from sora_cli.experiments.path.stages import Stages
-from sora_cli.train.trainer import AdapterTrainer, build_trainer
+from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
 DRAWS = 5
 FALL = 0.9
@@ -41,8 +40,7 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     seed = int(stages.plans[0].recipe.training.seed)
     draws = [_shuffled(everything, seed * DRAWS + draw) for draw in range(DRAWS)]
     ready = stages.ready
-    trainer = build_trainer(stages.plans[0].recipe, ready.task, ready.base, stages.output)
-    trainer.remove_callback(ProgressCallback)  # scores of many short passes: no bar for each
+    trainer = build_scorer(stages.plans[0].recipe, ready.task, ready.base, stages.output)
 
     def without(components: Sequence[Component]) -> float:
         return _score_without(stages, trainer, components)

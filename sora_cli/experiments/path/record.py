@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from sora_cli.core.errors import SoraError
-from sora_cli.report import Report, Score
+from sora_cli.report import MOVE_AWAY, Report, Score, read_record
 
 FILE_NAME = "path.json"
 PICTURE = "path.png"
@@ -115,13 +114,4 @@ def read_path(directory: Path) -> PathReport | None:
     Raises:
         SoraError: there is one that cannot be read.
     """
-    file = directory / FILE_NAME
-    if not file.is_file():
-        return None
-    try:
-        return PathReport.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SoraError(
-            f"{file} is damaged or of another version: {type(error).__name__}",
-            hint="move it away, or train elsewhere: output.dir=DIR",
-        ) from error
+    return read_record(directory / FILE_NAME, PathReport, hint=MOVE_AWAY)
