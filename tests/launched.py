@@ -9,7 +9,9 @@ alone gets SIGTERM. What each process's commands gave is written beside it.
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,25 @@ import torch
 from sora_cli.app import run
 from sora_cli.core.processes import rank
 from sora_cli.train.callback import MethodCallback
+from tests.shared_files import ROOT
+
+MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def launch(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Call torchrun with two processes, on its own free port."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *MODULE, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def launch_commands(folder: Path, commands: list[dict[str, Any]], *, timeout: float = 300) -> str:
+    """Carry out commands of this module in two processes; return what they printed."""
+    file = folder / "commands.json"
+    file.write_text(json.dumps(commands))
+    done = launch("-m", "tests.launched", str(file), timeout=timeout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def main(file: Path) -> None:

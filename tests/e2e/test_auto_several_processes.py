@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +10,11 @@ import pytest
 from sora_cli.app import run
 from sora_cli.run.certificate import Certificate, read_certificate
 from tests.helpers_runs import files_of
-from tests.shared_files import ROOT
+from tests.launched import launch_commands
 from tests.sora_cli.experiments.auto.support import auto_recipe
 
 pytestmark = pytest.mark.long
 
-MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STOPPED_AT = 16  # in the healing of the first size, too: the full run has its checkpoint by then
 
 
@@ -37,11 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"words": words("stopped"), "stop": STOPPED_AT},
         {"words": words("stopped"), "stop": None},
     ]
-    (folder / "commands.json").write_text(json.dumps(commands))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    program = [sys.executable, *MODULE, "-m", "tests.launched", str(folder / "commands.json")]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_commands(folder, commands, timeout=500)
     return folder
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, write_recipe
-from tests.shared_files import ROOT
+from tests.launched import launch, launch_commands
 
 STEPS, STOPPED_AT = 30, 17
 TOLERANCE = 1e-4  # AdamW enlarges what is rounded otherwise where gradients are tiny
@@ -28,14 +25,6 @@ OPTIONS: dict[str, list[str]] = {
     "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"],
     "cut": ["method.cut_at=12"],
 }
-MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def _launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """torchrun, on its own free port."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *MODULE, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(
@@ -69,10 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, method: str) -> Path:
         {"words": [*words, stopped], "stop": STOPPED_AT},
         {"words": [*words, stopped, "--resume"], "stop": None},
     ]
-    (folder / "commands.json").write_text(json.dumps(commands))
-    done = _launch("-m", "tests.launched", str(folder / "commands.json"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "said").write_text(done.stdout)
+    (folder / "said").write_text(launch_commands(folder, commands))
     return folder
 
 
@@ -136,7 +122,7 @@ def test_one_of_them_writes_and_talks(folder: Path) -> None:
 
 
 def test_an_error_is_told_once_in_full(folder: Path) -> None:
-    done = _launch("-m", "sora_cli", "train", str(folder / "tiny.yaml"), "training.epoch=3")
+    done = launch("-m", "sora_cli", "train", str(folder / "tiny.yaml"), "training.epoch=3")
     assert done.returncode != 0
     ours = [
         line for line in done.stderr.splitlines() if "'epoch'" in line or "training.epochs" in line

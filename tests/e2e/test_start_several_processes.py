@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +13,11 @@ from sora_cli.app import run
 from sora_cli.report import RunReport, read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, train, write_recipe
-from tests.shared_files import ROOT
+from tests.launched import launch_commands
 
 pytestmark = pytest.mark.long
 
 TOLERANCE = 1e-4
-MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STEPS, STOPPED_AT = 12, 5
 
 
@@ -62,11 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"words": fork("fork-two"), "stop": None},
         {"words": cut("cut-two"), "stop": None},
     ]
-    (folder / "commands.json").write_text(json.dumps(commands))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, *MODULE, "-m", "tests.launched", str(folder / "commands.json")]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_commands(folder, commands)
     return folder
 
 
