@@ -26,10 +26,14 @@ from sora_cli.commands._options import (
     load_plugins,
 )
 from sora_cli.core.boundary import guarded, told_losses
-from sora_cli.core.checks import check_working_directory
+from sora_cli.core.checks import check_one, check_working_directory
 from sora_cli.core.interruption import end_on_signals, raise_on_signals
 from sora_cli.core.streams import open_streams
 from sora_cli.core.timing import leave_with, process_start
+from sora_cli.core.verbosity import Verbosity, choose
+
+ANYWHERE = frozenset({"--debug", "--quiet", "--verbose"})
+"""Options of every command, which may stand anywhere before a `--`."""
 
 # Plain help: rich would take longer to import than everything else here.
 app = typer.Typer(
@@ -47,7 +51,14 @@ _recipes.add_commands(app)
 def options(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[  # noqa: ARG001 (read before parsing, so that it works in any place)
+    # read before parsing, so that they work in any place
+    quiet: Annotated[  # noqa: ARG001
+        bool, typer.Option("--quiet", help="Show results and errors only; may stand anywhere.")
+    ] = False,
+    verbose: Annotated[  # noqa: ARG001
+        bool, typer.Option("--verbose", help="Show what libraries log, too; may stand anywhere.")
+    ] = False,
+    debug: Annotated[  # noqa: ARG001
         bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
     ] = False,
 ) -> None:
@@ -233,13 +244,28 @@ def run(arguments: Sequence[str], *, began: float | None = None) -> int:
         began: when the process was started, on the clock of `time.perf_counter`; None: it was there
             before. Commands find it in Typer's context.
     """
-    words = list(arguments)
-    end = words.index("--") if "--" in words else len(words)
-    debug = "--debug" in words[:end] or bool(os.environ.get("SORA_DEBUG"))
-    words = [word for i, word in enumerate(words) if word != "--debug" or i >= end]
-    return guarded(
-        lambda: app(words, prog_name="sora", standalone_mode=False, obj=began), debug=debug
-    )
+    words, anywhere = _taken_out(arguments)
+    debug = "--debug" in anywhere or bool(os.environ.get("SORA_DEBUG"))
+
+    def call() -> object:
+        choose(_verbosity(anywhere))
+        return app(words, prog_name="sora", standalone_mode=False, obj=began)
+
+    return guarded(call, debug=debug)
+
+
+def _taken_out(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return a command line without the options that may stand anywhere, and those."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    anywhere = {word for word in arguments[:end] if word in ANYWHERE}
+    return [w for i, w in enumerate(arguments) if w not in ANYWHERE or i >= end], anywhere
+
+
+def _verbosity(anywhere: set[str]) -> Verbosity:
+    check_one(sorted(anywhere - {"--debug"}))
+    if "--quiet" in anywhere:
+        return Verbosity.QUIET
+    return Verbosity.VERBOSE if "--verbose" in anywhere else Verbosity.NORMAL
 
 
 def main() -> None:

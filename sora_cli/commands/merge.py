@@ -104,12 +104,10 @@ def _announce(plan: Merge) -> None:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Progress]:
-    """Show a progress bar by bytes, but only on a terminal."""
+    """Show a progress bar by bytes."""
     from tqdm import tqdm
 
-    with tqdm(
-        total=total, desc="merging", unit="B", unit_scale=True, dynamic_ncols=True, disable=None
-    ) as bar:
+    with tqdm(total=total, desc="merging", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
         yield lambda written: bar.update(written) and None
 
 

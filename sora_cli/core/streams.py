@@ -14,6 +14,8 @@ import os
 import sys
 from typing import Any, TextIO
 
+from sora_cli.core.progress import Lines, on_terminal, plain_bars
+
 _PLAIN = {"\N{PLUS-MINUS SIGN}": "+-", "\N{SUPERSCRIPT TWO}": "^2", "\N{EN DASH}": "-"}
 _UNPRINTED = "sora_cli.unprinted"
 
@@ -40,7 +42,8 @@ class _Lenient(io.FileIO):
 def open_streams() -> None:
     """Replace `sys.stdout` and `sys.stderr`; a closed descriptor gets a place to write to.
 
-    Else the next file that is opened would get its number, and what C code prints.
+    Else the next file that is opened would get its number, and what C code prints. Where stderr is
+    no terminal, bars become lines (`core.progress`).
     """
     for number in range(3):
         try:
@@ -48,7 +51,11 @@ def open_streams() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
     codecs.register_error(_UNPRINTED, _replaced)
-    sys.stdout, sys.stderr = _opened(1, sys.stdout), _opened(2, sys.stderr)
+    watched = sys.stderr is not None and on_terminal(sys.stderr)
+    sys.stdout = _opened(1, sys.stdout, io.TextIOWrapper)
+    sys.stderr = _opened(2, sys.stderr, io.TextIOWrapper if watched else Lines)
+    if not watched:
+        plain_bars()
 
 
 def lost_output() -> str | None:
@@ -59,9 +66,9 @@ def lost_output() -> str | None:
     return None if lost is None or lost.errno == errno.EPIPE else lost.strerror
 
 
-def _opened(number: int, before: TextIO | None) -> TextIO:
+def _opened(number: int, before: TextIO | None, kind: type[io.TextIOWrapper]) -> TextIO:
     raw = _Lenient(number, "w", closefd=False)
-    return io.TextIOWrapper(
+    return kind(
         io.BufferedWriter(raw),
         encoding="utf-8" if before is None else before.encoding,
         errors=_UNPRINTED,

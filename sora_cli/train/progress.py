@@ -1,4 +1,4 @@
-"""One progress bar for training, one line per evaluation; all of it on stderr."""
+"""One progress bar for training, one line per evaluation; all of it on stderr (core.progress)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
+from sora_cli.core.verbosity import quiet
 from sora_cli.train.callback import MethodCallback
 from sora_cli.train.log import RunLog
 
@@ -25,9 +26,9 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("training")
+        self.current_step = 0
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, desc="training", dynamic_ncols=True)
 
     def close(self) -> None:
         """Close the bars; the terminal is then at the start of a line."""
@@ -49,7 +50,8 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
         if score is not None:
             live = f", {self.hooks.live[-1]} components alive" if self.hooks.live else ""
             line = f"epoch {state.epoch:.1f}: {self.metric} {score:.4f}{live}"
-            tqdm.write(line, file=sys.stderr)  # the bar has no file where TQDM_DISABLE is set
+            if not quiet():
+                tqdm.write(line, file=sys.stderr)  # the bar has no file where it is turned off
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any

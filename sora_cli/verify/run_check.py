@@ -111,7 +111,8 @@ def _check_baseline(output: Path, recipe: Recipe, ready: Prepared, report: RunRe
         or not torch.equal(trained[name].cpu(), loaded[name].cpu())
     ]
     if different:
-        say(f"DIFFERENT: {folder} does not give the trained model: {first_few(different, 1)}")
+        text = f"DIFFERENT: {folder} does not give the trained model: {first_few(different, 1)}"
+        say(text, always=True)
         return FAILED
     say(f"verified: {folder} gives all {len(trained)} tensors of the trained model, to the bit")
     return OK

@@ -86,11 +86,12 @@ def self_check(
     if judged.verdict is Verdict.SAME:
         say(f"verified: {done.summary()}")
     elif judged.verdict is Verdict.DIFFERENT:
-        say(f"DIFFERENT: {done.b} does not give the outputs of {names[0]}: {done.summary()}")
-        say(f"  {judged.reason}; to see more: {command}")
+        text = f"DIFFERENT: {done.b} does not give the outputs of {names[0]}: {done.summary()}"
+        say(text, always=True)
+        say(f"  {judged.reason}; to see more: {command}", always=True)
     else:
-        say(f"not verified: it cannot be told: {judged.reason}")
-        say(f"  {done.summary()}; to see more: {command}")
+        say(f"not verified: it cannot be told: {judged.reason}", always=True)
+        say(f"  {done.summary()}; to see more: {command}", always=True)
     return judged.exit_code
 
 

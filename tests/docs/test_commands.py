@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from sora_cli.app import ANYWHERE
 from tests.docs.pages import PAGES, blocks, code_spans, name_of
 from tools.reference.commands import commands, option_names
 
-OPTIONS = {name: option_names(command) | {"--debug"} for name, command in commands()}
+OPTIONS = {name: option_names(command) | ANYWHERE for name, command in commands()}
 _COMMAND = re.compile(r"(?:^|[;&|(] *|\$ |: )(?:[A-Z_]+=\S+ +)*sora ([^;&|>)\n]*)", re.MULTILINE)
 _OPTION = re.compile(r"(?<!\S)--?[a-zA-Z][\w-]*")
 

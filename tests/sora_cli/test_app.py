@@ -17,6 +17,7 @@ from methods.errors import MethodError
 from sora_cli.app import run
 from sora_cli.core import boundary
 from sora_cli.core.errors import SoraError
+from sora_cli.core.verbosity import Verbosity
 
 ROOT = Path(sora_cli.__file__).resolve().parent.parent
 COMMANDS = ["init", "train", "eval", "inspect", "prune", "merge", "recipes", "schema", "methods"]
@@ -91,6 +92,19 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys):
         shown = capsys.readouterr().err
         assert "Traceback" in shown
         assert "error: no recipe 'xyz'" in shown
+
+
+def test_quiet_and_verbose_stand_anywhere_and_exclude_each_other(capsys, monkeypatch):
+    chosen = []
+    monkeypatch.setattr("sora_cli.app.choose", chosen.append)
+    for arguments in (["--quiet", "methods"], ["methods", "--verbose"], ["methods"]):
+        assert run(arguments) == 0
+    assert chosen == [Verbosity.QUIET, Verbosity.VERBOSE, Verbosity.NORMAL]
+    capsys.readouterr()
+    assert run(["methods", "--quiet", "--verbose"]) == 2
+    assert "--quiet and --verbose exclude each other" in capsys.readouterr().err
+    assert run(["train", "--", "--quiet"]) == 2  # a recipe's name
+    assert "no recipe '--quiet'" in capsys.readouterr().err
 
 
 def raising(error):

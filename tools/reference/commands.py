@@ -18,7 +18,12 @@ Every command, argument and option. `sora COMMAND --help` prints the same.
 Words after a recipe are overrides: `training.epochs=3` sets that key of the [recipe](recipe.md), \
 and a value is read as YAML. Data go to stdout, everything said to a person to stderr; what a \
 command tells the shell is in [exit codes](exit-codes.md). `SORA_DEBUG=1` in the environment does \
-what `--debug` does."""
+what `--debug` does.
+
+Where stderr is no terminal (a pipe, a file, a job's log), progress is a line every five seconds \
+without carriage returns and escape codes, also that of other libraries. With `--quiet` there are \
+results, errors and what is needed to go on after an interruption; with `--verbose` also what \
+transformers, datasets and the Hub's client log."""
 
 
 def page() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from sora_cli.core.console import duration, printable, say
+from sora_cli.core.progress import on_terminal
+from sora_cli.core.verbosity import quiet
 from sora_cli.experiments.sweep.engine import last_output
 from sora_cli.experiments.sweep.record import OVER, RunRecord
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-_BAR = re.compile(r"training: +\d+%[^\r\n]*?(\d+)/(\d+) ")
+_BAR = re.compile(r"training: +\d+%[^\r\n]*?(\d+)/(\d+) ")  # drawn, or in a line
 _REFRESH = 1.0
 _TAIL = 2000
 _LINES = 12
@@ -83,7 +84,7 @@ class Display:
             self._live.update(self._table(), refresh=True)
 
     def _context(self) -> AbstractContextManager[Any]:
-        if not sys.stderr.isatty():
+        if quiet() or not on_terminal():
             return nullcontext()
         from rich.console import Console
         from rich.live import Live

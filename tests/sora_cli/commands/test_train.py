@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -370,12 +369,27 @@ def test_files_that_differ_from_the_model_fail_the_run(
     assert "DIFFERENT" in told
 
 
-def test_a_run_without_progress_bars(tmp_path: Path) -> None:
-    """tqdm's own variable turns them off; it is read when tqdm is imported."""
-    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
-    command = [sys.executable, "-m", "sora_cli", "train", str(recipe), "--no-verify"]
-    environment = {**os.environ, "TQDM_DISABLE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+def _piped(folder: Path, *words: str) -> tuple[str, bytes]:
+    """Stdout and stderr of a training run through pipes."""
+    recipe = write_recipe(folder, tiny_bert(num_labels=2))
+    command = [sys.executable, "-m", "sora_cli", "train", str(recipe), "--no-verify", *words]
+    done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "epoch 1.0: accuracy" in done.stderr
-    assert "it/s" not in done.stderr
+    return done.stdout.decode(), done.stderr
+
+
+def test_a_run_through_a_pipe_draws_no_bars(tmp_path: Path) -> None:
+    _, said = _piped(tmp_path)
+    assert not set(b"\r\x1b") & set(said)
+    assert len(said) < 5000
+    lines = said.decode().splitlines()
+    assert any(line.startswith("training: 100%| ") and "loss=" in line for line in lines)
+    assert any(line.startswith("epoch 1.0: accuracy") for line in lines)
+
+
+@pytest.mark.long
+def test_a_quiet_run_gives_its_results_only(tmp_path: Path) -> None:
+    shown, said = _piped(tmp_path, "--quiet")
+    assert said == b""
+    assert "accuracy" in shown
+    assert "adapter parameters" in shown

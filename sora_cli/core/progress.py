@@ -1,0 +1,90 @@
+"""Progress where nobody watches: a line every few seconds, instead of bars drawn over and over.
+
+Every library draws its bars in the same way: a carriage return, and the line once more. So bars are
+recognised on their way to stderr, whichever library draws them and however it was imported.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+INTERVAL = 5.0
+"""Seconds between two lines of a bar."""
+
+_FORMAT = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # ECMA-48: a control sequence
+_PIECE = re.compile(r"[\r\n]|[^\r\n]+")
+
+
+def on_terminal(stream: TextIO | None = None) -> bool:
+    """Return whether a stream (unset: stderr) is a terminal that can draw a line again."""
+    stream = sys.stderr if stream is None else stream
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def plain_bars() -> None:
+    """Have bars of tqdm leave out what is drawn, and say how much time is left."""
+    # read when tqdm is imported
+    os.environ.setdefault("TQDM_BAR_FORMAT", _FORMAT)
+    os.environ.setdefault("TQDM_POSITION", "0")  # else a bar within a bar moves the cursor
+
+
+class Lines(io.TextIOWrapper):
+    """A text stream without carriage returns and escape codes.
+
+    A line that is drawn over itself is shown when `INTERVAL` seconds have passed since it was shown
+    last, and once more as it was left, if it was left standing. All other text passes unchanged.
+    """
+
+    def __init__(
+        self, buffer: Any, *, clock: Callable[[], float] = time.monotonic, **options: Any
+    ) -> None:
+        super().__init__(buffer, **options)
+        self._clock = clock
+        self._drawing = False  # since the last line's end there was a carriage return
+        self._drawn = self._shown = ""  # the line as it stands, and as it was shown last
+        self._shown_at = -INTERVAL
+        self._inside = False  # the line written last has not ended
+
+    def write(self, text: str, /) -> int:
+        """Write text; return its length."""
+        out = [self._piece(piece) for piece in _PIECE.findall(_ESCAPE.sub("", text))]
+        super().write("".join(out))
+        return len(text)
+
+    def _piece(self, piece: str) -> str:
+        if piece == "\r":
+            return self._begin_drawing()
+        if piece == "\n":
+            return self._end_line()
+        if self._drawing and not self._drawn:
+            self._drawn = piece.rstrip()
+            return self._take(late=self._clock() - self._shown_at >= INTERVAL)
+        self._drawing, self._inside = False, True
+        return piece
+
+    def _begin_drawing(self) -> str:
+        ended = "\n" if self._inside else ""
+        self._drawing, self._drawn, self._inside = True, "", False
+        return ended
+
+    def _end_line(self) -> str:
+        if not self._drawing:
+            self._inside = False
+            return "\n"
+        left = self._take(late=True)
+        self._drawing, self._drawn, self._shown = False, "", ""
+        return left
+
+    def _take(self, *, late: bool) -> str:
+        """Return the line as it stands, if it is time and it was not shown yet."""
+        if not late or self._drawn in ("", self._shown):
+            return ""
+        self._shown, self._shown_at = self._drawn, self._clock()
+        return f"{self._drawn}\n"
