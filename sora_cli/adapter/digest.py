@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DELTA_FILE
 from sora_cli.model.fingerprint import fingerprint
-from sora_cli.report import read_report
+from sora_cli.report import RunReport, read_report
 
 _NOT_THE_ADAPTER = ("base_model_name_or_path", "revision")
 """Keys of PEFT's configuration that say where the base model is."""
@@ -49,6 +50,32 @@ def changed_results(run: Path, digests: Mapping[str, str]) -> Iterator[str]:
     """
     for name, digest in digests.items():
         yield from _remark(run / name, name, digest)
+
+
+def has_changed(run: Path, report: RunReport) -> bool | None:
+    """Tell whether a finished run's result is another than its report's; None: not known.
+
+    Files that were last touched before the report was finished are not read: by their content, or,
+    where they were copied since, by their place on the disk.
+    """
+    changed = None
+    for name, digest in report.digests.items():
+        folder = run / name
+        if report.finished is None or not folder.is_dir():
+            continue
+        found = result_digest(folder) if _touched(folder, report.finished) else digest
+        if found is not None:
+            changed = bool(changed) or found != digest
+    return changed
+
+
+def _touched(folder: Path, finished: str) -> bool:
+    """Tell whether any file in a folder was written or copied there after a time."""
+    try:
+        times = [max(s.st_mtime, s.st_ctime) for s in (f.stat() for f in folder.iterdir())]
+        return max(times, default=0.0) > datetime.fromisoformat(finished).timestamp()
+    except (OSError, ValueError):
+        return True
 
 
 def result_remarks(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands._options import Code, NoVerify, Overrides, load_plugins
+from sora_cli.commands._options import Code, Json, NoVerify, Overrides, load_plugins
 from sora_cli.core.checks import check_needed
 from sora_cli.core.errors import SoraError
 
@@ -16,6 +16,7 @@ def add_commands(app: typer.Typer) -> None:
     """Register them, in the order of the help page."""
     app.command()(auto)
     app.command()(sweep)
+    app.command(name="list")(list_runs)
     app.command()(compare)
     app.command()(report)
 
@@ -155,6 +156,37 @@ def sweep(
         verify=not no_verify,
         code=code or [],
     )
+
+
+def list_runs(
+    directory: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="A directory with runs somewhere in it.")
+    ] = Path("runs"),
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort", help="name, started, score (the best first), parameters, time or status."
+        ),
+    ] = "name",
+    status: Annotated[
+        str | None,
+        typer.Option(
+            "--status",
+            help="Only those: finished, running, interrupted, failed, pruned, blocked or damaged.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Only runs of this method.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="Only runs on this data set or file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List runs: status, method, score, size kept, time, and which can be resumed."""
+    from sora_cli.commands.list import list_runs
+
+    list_runs(directory, sort=sort, status=status, method=method, task=task, as_json=as_json)
 
 
 def compare(

@@ -6,6 +6,7 @@ it, however that ends; the file says who that is.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -55,6 +56,18 @@ def locked(directory: Path) -> Iterator[None]:
         with naming(file):
             file.write_text(json.dumps(_myself()), encoding="utf-8")
         yield
+
+
+def is_locked(directory: Path) -> bool:
+    """Return whether a run is at work in a directory; it is not disturbed."""
+    try:
+        with (directory / FILE_NAME).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def check_directory(path: Path) -> None:

@@ -22,7 +22,8 @@ HEAVY = {
     "evaluate", "pandas", "pyarrow", "safetensors", "huggingface_hub",
 }  # fmt: skip
 COMMANDS = ["train", "path", "auto", "pick", "eval", "inspect", "prune", "export", "merge",
-            "verify", "sweep", "compare", "report", "recipes", "schema", "methods"]  # fmt: skip
+            "verify", "sweep", "list", "compare", "report", "recipes", "schema",
+            "methods"]  # fmt: skip
 _PROGRAM = """
 import json, sys
 from sora_cli.app import run
@@ -128,6 +129,10 @@ ERRORS = [
     (["compare", "nowhere"], "there is no file or directory nowhere"),
     (["compare", ".", "--format", "yaml"], "no format 'yaml'"),
     (["compare", "."], "no finished run to compare"),
+    (["list"], "there is no directory runs"),
+    (["list", "broken.yaml"], "is a file"),
+    (["list", ".", "--sort", "size"], "there is no order 'size'"),
+    (["list", ".", "--status", "done"], "there is no status 'done'"),
     (["report"], "Missing argument"),
     (["report", "nowhere"], "there is no directory nowhere"),
     (["report", "."], "is no run's directory"),

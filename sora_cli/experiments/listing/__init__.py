@@ -1,0 +1,1 @@
+"""`sora list`: the runs below a directory, from their records alone."""

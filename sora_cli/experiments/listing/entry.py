@@ -1,0 +1,204 @@
+"""One line of `sora list`: what the record in a directory says. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, Field
+
+from sora_cli.adapter.digest import has_changed
+from sora_cli.core.errors import SoraError
+from sora_cli.core.lock import is_locked
+from sora_cli.experiments.auto.record import FILE_NAME as AUTO
+from sora_cli.experiments.auto.record import read_auto
+from sora_cli.experiments.compare.runs import Run
+from sora_cli.experiments.path.record import FILE_NAME as PATH
+from sora_cli.experiments.path.record import read_path
+from sora_cli.experiments.sweep.record import FILE_NAME as SWEEP
+from sora_cli.experiments.sweep.record import OVER, RunRecord, SweepRecord
+from sora_cli.report import FILE_NAME, Report, RunReport, Score, read_record
+from sora_cli.run.certificate import read_certificate
+from sora_cli.train.checkpoint.places import FOLDER, MARK_FILE, checkpoint_paths
+
+State = Literal["finished", "running", "interrupted", "failed", "pruned", "blocked", "damaged"]
+STATES: tuple[str, ...] = get_args(State)
+_DAMAGED = "move it away"
+
+
+class Entry(BaseModel):
+    """One run as far as it is known; or a sweep, a path or a search of runs."""
+
+    directory: str = Field(description="as a command can be given it")
+    kind: Literal["run", "sweep", "path", "auto"] = "run"
+    parent: str | None = Field(None, description="directory of what it is a part of")
+    status: State = "damaged"
+    name: str | None = Field(None, description="of the recipe, or of the sweep's file")
+    method: str | None = None
+    task: str | None = Field(None, description="the data set, or the file of training rows")
+    model: str | None = None
+    seed: int | None = None
+    metric: str | None = None
+    split: str | None = Field(None, description="of the score")
+    score: Score | None = None
+    components: int | None = Field(None, description="rank-one terms that are left")
+    components_start: int | None = None
+    parameters: int | None = Field(None, description="numbers in the factors that are left")
+    parameters_start: int | None = None
+    started: str | None = Field(None, description="date and time, UTC")
+    finished: str | None = Field(None, description="date and time, UTC")
+    seconds: float | None = Field(None, description="wall time; of a resumed run, since then")
+    resumable: bool = Field(False, description="whether training can go on from what is there")
+    step: int | None = Field(None, description="of a resumable run's newest checkpoint")
+    changed: bool | None = Field(
+        None, description="whether its adapter is another than its report's; null: not known"
+    )
+    certified: bool | None = Field(None, description="of a search: whether the promise is")
+    notes: list[str] = Field(default_factory=list, description="what else a person should know")
+
+
+def read_entry(directory: Path, files: Collection[str], *, at_work: bool = False) -> Entry | None:
+    """Read what a directory holds; None if that is no run or anything made of runs.
+
+    Args:
+        files: names of the files there.
+        at_work: a process works on what the directory is a part of.
+    """
+    for name, read in ((SWEEP, _sweep), (PATH, _path), (AUTO, _auto), (FILE_NAME, _run)):
+        if name in files:
+            try:
+                return read(directory, at_work)
+            except SoraError as error:
+                return Entry(directory=str(directory), notes=[error.what])
+    return None
+
+
+def planned_entry(directory: Path, record: RunRecord) -> Entry | None:
+    """Return what a sweep knows of a run that wrote no report; None: it has not come to it."""
+    if record.state not in STATES:
+        return None
+    notes = [record.error] if record.error else []
+    state: Any = record.state
+    return Entry(
+        directory=str(directory), name=record.name, status=state, seconds=record.seconds,
+        notes=notes,
+    )  # fmt: skip
+
+
+def read_sweep(directory: Path) -> SweepRecord | None:
+    """Read a sweep's record.
+
+    Raises:
+        SoraError: there is one that cannot be read.
+    """
+    return read_record(directory / SWEEP, SweepRecord, hint=_DAMAGED)
+
+
+def _run(directory: Path, at_work: bool) -> Entry:
+    report = read_record(directory / FILE_NAME, RunReport, hint=_DAMAGED)
+    assert report is not None
+    entry = _of_report(directory, report, at_work)
+    if entry.status == "finished":
+        return _with_result(entry, directory, report)
+    step = None if entry.status == "running" else _newest_checkpoint(directory)
+    entry.resumable, entry.step = step is not None, step
+    return entry
+
+
+def _sweep(directory: Path, at_work: bool) -> Entry:
+    record = read_sweep(directory)
+    assert record is not None
+    counts = record.counts()
+    state: State = "failed" if counts.keys() & {"failed", "blocked"} else "finished"
+    if record.finished is None or not counts.keys() <= set(OVER):
+        state = "running" if at_work or is_locked(directory) else "interrupted"
+    return Entry(
+        directory=str(directory),
+        kind="sweep",
+        status=state,
+        name=Path(record.file).stem,
+        started=record.started,
+        finished=record.finished,
+        resumable=state == "interrupted",
+        notes=[f"{counts.get('finished', 0)} of {len(record.runs)} runs finished"],
+    )
+
+
+def _path(directory: Path, at_work: bool) -> Entry:
+    record = read_path(directory)
+    assert record is not None
+    entry = _of_report(directory, record, at_work)
+    entry.kind, entry.method, entry.metric = "path", record.method, record.main_metric or None
+    entry.resumable = entry.status in ("interrupted", "failed")
+    entry.notes.insert(0, f"{len(record.stages)} of {record.stage_count} stages finished")
+    return entry
+
+
+def _auto(directory: Path, at_work: bool) -> Entry:
+    record = read_auto(directory)
+    assert record is not None
+    entry = _of_report(directory, record, at_work)
+    entry.resumable = entry.status in ("interrupted", "failed")
+    if entry.status == "finished":
+        report = read_record(directory / FILE_NAME, RunReport, hint=_DAMAGED)
+        if report is not None:  # of the adapter that was written
+            entry = _with_result(entry, directory, report)
+        certificate = read_certificate(directory)
+        if certificate is not None:
+            entry.certified = certificate.certified
+            entry.notes.append(certificate.status)
+    else:
+        tested = sum(size.test is not None for size in record.candidates)
+        entry.notes.insert(0, f"{len(record.named())} sizes named, {tested} tested")
+    entry.kind = "auto"
+    return entry
+
+
+def _of_report(directory: Path, report: Report, at_work: bool) -> Entry:
+    """Return what every kind of report says; a process that is gone has not finished it."""
+    run = Run.of(directory, RunReport(name=report.name, recipe=report.recipe))
+    setting = run.settings.get
+    notes = [] if report.error is None else [report.error]
+    state: Any = "finished" if report.status == "completed" else report.status
+    if state != "finished" and is_locked(directory):
+        state, notes = "running", []
+    elif state == "running" and not at_work:
+        state, notes = "interrupted", ["its process is gone"]
+    return Entry(
+        directory=str(directory),
+        status=state,
+        name=report.name,
+        method=setting("method.name"),
+        task=run.task,
+        model=setting("model.path"),
+        seed=setting("training.seed"),
+        started=report.started or None,
+        finished=report.finished,
+        seconds=sum(report.seconds.values()),
+        notes=notes,
+    )
+
+
+def _with_result(entry: Entry, directory: Path, report: RunReport) -> Entry:
+    """Add the score and the size of a finished run, and whether its result is still the same."""
+    run = Run.of(directory, report)
+    if report.main_metric and report.metrics and report.main_metric in run.scores:
+        entry.metric, entry.split, entry.score = report.main_metric, run.split, run.metric
+    entry.method = run.settings.get("method.name")
+    if report.ranks:
+        entry.components, entry.components_start = run.components.live, run.components.start
+    entry.parameters = report.parameters.adapter_end
+    entry.parameters_start = report.parameters.adapter_start
+    entry.changed = has_changed(directory, report)
+    if entry.changed:
+        entry.notes.append("its adapter has changed since its report")
+    gone = (name for name in report.digests if not (directory / name).is_dir())
+    entry.notes += [f"{name}/ is gone" for name in gone]
+    return entry
+
+
+def _newest_checkpoint(directory: Path) -> int | None:
+    """Return the step of the newest complete checkpoint."""
+    complete = [p for p in checkpoint_paths(directory / FOLDER) if (p / MARK_FILE).is_file()]
+    return int(complete[-1].name.partition("-")[2]) if complete else None

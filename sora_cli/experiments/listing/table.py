@@ -1,0 +1,106 @@
+"""The order, the choice and the table of what `sora list` has found. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from sora_cli.core.console import count, duration
+from sora_cli.experiments.listing.entry import Entry
+from sora_cli.experiments.listing.walk import Node
+from sora_cli.recipe.families import SMALLER_IS_BETTER
+
+COLUMNS = ("run", "status", "method", "task", "seed", "score", "components", "parameters", "time",
+           "started", "resume", "")  # fmt: skip
+_INDENT = "  "
+_LONGEST_NOTE = 100  # characters; all of it is in the JSON
+
+Key = Callable[[Entry], Any]
+_LAST = float("inf")
+
+
+def _score(entry: Entry) -> float:
+    if entry.score is None or entry.score != entry.score:
+        return _LAST
+    return entry.score if entry.metric in SMALLER_IS_BETTER else -entry.score
+
+
+SORTS: Mapping[str, Key | None] = {
+    "name": None,
+    "started": lambda entry: entry.started or "",
+    "score": _score,
+    "parameters": lambda entry: _LAST if entry.parameters is None else entry.parameters,
+    "time": lambda entry: _LAST if entry.seconds is None else entry.seconds,
+    "status": lambda entry: entry.status,
+}
+"""The orders: the smallest first; of scores the best; names as they were found."""
+
+
+def ordered(nodes: Sequence[Node], key: str) -> list[Node]:
+    """Return the entries in an order, and in each what is below it."""
+    by = SORTS[key]
+    parts = [Node(node.entry, ordered(node.parts, key)) for node in nodes]
+    return parts if by is None else sorted(parts, key=lambda node: by(node.entry))
+
+
+def chosen(nodes: Sequence[Node], wanted: Mapping[str, str]) -> list[Node]:
+    """Return the entries with these values, and those that they are below.
+
+    Args:
+        wanted: field of an entry -> value, such as {"status": "failed"}.
+    """
+    found = []
+    for node in nodes:
+        parts = chosen(node.parts, wanted)
+        if parts or all(getattr(node.entry, name) == value for name, value in wanted.items()):
+            found.append(Node(node.entry, parts))
+    return found
+
+
+def entries(nodes: Sequence[Node]) -> Iterator[Entry]:
+    """Yield all entries, each before what is below it."""
+    for node in nodes:
+        yield node.entry
+        yield from entries(node.parts)
+
+
+def rows(nodes: Sequence[Node], place: Path, depth: int = 0) -> Iterator[list[str]]:
+    """Yield a line for each entry, named below the directory, or below what it is a part of."""
+    for node in nodes:
+        yield _row(node.entry, place, depth)
+        yield from rows(node.parts, Path(node.entry.directory), depth + 1)
+
+
+def _row(entry: Entry, place: Path, depth: int) -> list[str]:
+    directory = Path(entry.directory)
+    name = entry.directory if directory == place else str(directory.relative_to(place))
+    score = "" if entry.score is None else f"{entry.metric} {entry.score:.4f}"
+    return [
+        _INDENT * depth + name,
+        entry.status,
+        entry.method or "",
+        entry.task or "",
+        "" if entry.seed is None else str(entry.seed),
+        score,
+        _of(entry.components, entry.components_start),
+        "" if entry.parameters is None else count(entry.parameters),
+        "" if entry.seconds is None else duration(entry.seconds),
+        (entry.started or "")[:16].replace("T", " "),
+        _resume(entry),
+        shorten("; ".join(entry.notes), _LONGEST_NOTE, placeholder=" ..."),
+    ]
+
+
+def _of(left: int | None, start: int | None) -> str:
+    """Return "43/288", or just "288" if nothing was taken out."""
+    if left is None:
+        return ""
+    return str(left) if left == start else f"{left}/{start}"
+
+
+def _resume(entry: Entry) -> str:
+    if not entry.resumable:
+        return ""
+    return "yes" if entry.step is None else f"step {entry.step}"
