@@ -117,11 +117,13 @@ def run(
     with importing():
         from sora_cli.run.evaluate import evaluate_run
         from sora_cli.run.layers import describe_layers
+        from sora_cli.run.output import RANKS_PLOT
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
         from sora_cli.run.results import record_result, record_setup, save_results
         from sora_cli.train.fit import fit
         from sora_cli.train.log import RunLog
+        from sora_cli.train.loggers import send_result
         from sora_cli.train.machine import set_deterministic
         from sora_cli.train.progress import following
         from sora_cli.train.trainer import build_trainer
@@ -171,5 +173,6 @@ def run(
         with log.phase("save"):
             record_result(report, ready, result)
             save_results(report, ready, loaded, output)
+    send_result(trainer, report.metrics, output / RANKS_PLOT)
     conclude(report, output, words)
     return ready, log

@@ -1,4 +1,4 @@
-"""`--code my_method.py`: adapter methods from a user's own file."""
+"""`--code FILE.py`: adapter methods and loggers from a user's own file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from methods.errors import MethodError
 from methods.registry import register
@@ -16,12 +17,15 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import near_files
 
+LOGGERS: dict[str, type[Any]] = {}
+"""Classes of users' own callbacks of a Trainer, by the name that `training.loggers` gives."""
+
 
 def load_code(path: Path) -> ModuleType:
-    """Import a file and register the adapter methods it defines; a second call does nothing.
+    """Import a file and register the methods and loggers it defines; a second call does nothing.
 
     Raises:
-        SoraError: no such file, it fails on import, it defines no method, or a name is taken.
+        SoraError: no such file, it fails on import, it defines neither, or a name is taken.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -71,23 +75,32 @@ def _line(error: BaseException, full: Path, path: Path) -> str:
 def _register_all(module: ModuleType, path: Path) -> None:
     from methods.base import AdapterMethod
 
-    found = [
-        item
-        for item in vars(module).values()
-        if inspect.isclass(item)
-        and issubclass(item, AdapterMethod)
-        and item.__module__ == module.__name__
-        and not inspect.isabstract(item)
-    ]
-    if not found:
+    methods = [m for m in _defined(module, AdapterMethod) if not inspect.isabstract(m)]
+    transformers = sys.modules.get("transformers")  # a file with a callback has imported it
+    callbacks = [] if transformers is None else _defined(module, transformers.TrainerCallback)
+    loggers = [callback for callback in callbacks if _name(callback) is not None]
+    if not methods and not loggers:
         raise SoraError(
-            f"'{path}' defines no adapter method",
-            hint="a method is a class that extends methods.base.AdapterMethod and has wrap()",
+            f"'{path}' defines no adapter method and no logger",
+            hint="a method extends methods.base.AdapterMethod and has wrap(); a logger extends "
+            'transformers.TrainerCallback and has name = "..."',
         )
-    for method in found:
-        if not isinstance(getattr(method, "name", None), str):
+    for method in methods:
+        if _name(method) is None:
             raise SoraError(f"{method.__name__} has no name", where=str(path), hint='name = "..."')
         try:
             register(method)
         except MethodError as error:
             raise SoraError(str(error), where=str(path)) from error
+    LOGGERS.update({logger.name: logger for logger in loggers})
+
+
+def _defined(module: ModuleType, kind: type[Any]) -> list[type[Any]]:
+    """Return the classes of a kind that a module itself defines."""
+    classes = [item for item in vars(module).values() if inspect.isclass(item)]
+    return [c for c in classes if issubclass(c, kind) and c.__module__ == module.__name__]
+
+
+def _name(item: type[Any]) -> str | None:
+    name = getattr(item, "name", None)
+    return name if isinstance(name, str) else None

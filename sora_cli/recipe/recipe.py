@@ -213,7 +213,12 @@ class TrainingBlock(Block):
         False, description="only count what compact_every would remove, and what of it comes back"
     )
     logging_steps: Count = Field(10, description="steps between two entries of the loss history")
-    loggers: Names = Field([], description="tensorboard, wandb, ...: transformers' integrations")
+    loggers: Names = Field(
+        [],
+        description="tensorboard, trackio, wandb, mlflow (each an extra: "
+        "pip install 'sora-cli[trackio]'), another of transformers' integrations, or the name of a "
+        "callback from a file of --code",
+    )
     workers: int = Field(0, ge=0, le=1024, description="processes that prepare batches")
 
     def steps_per_epoch(self, rows: int) -> int:

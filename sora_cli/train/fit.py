@@ -20,6 +20,7 @@ from sora_cli.train.checkpoint.places import FOLDER
 from sora_cli.train.checkpoint.trainer_internals import mean_loss
 from sora_cli.train.checkpoint.writer import Checkpoints
 from sora_cli.train.compaction import Compactor
+from sora_cli.train.loggers import logged
 from sora_cli.train.non_finite import guard_steps
 from sora_cli.train.progress import RunProgress
 from sora_cli.train.trainer import AdapterTrainer
@@ -81,7 +82,7 @@ def fit(
         trainer.add_callback(checkpoints)
         trainer.checkpoints, trainer.resumed = checkpoints, resumed
         trainer.forked = hooks.forked = forked
-        with _progress(trainer, hooks):
+        with _progress(trainer, hooks), logged(trainer, hooks):
             _run(trainer, method, layers, hooks)
     best = checkpoints.restore_best()
     return Fit(

@@ -7,9 +7,9 @@ import os
 
 import torch
 
-from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.train.loggers import check_loggers
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's numbers, from malloc.h
 _LARGEST = 2**31 - 1
@@ -28,7 +28,7 @@ def check_machine(block: TrainingBlock) -> None:
             hint="training.precision=bf16",
             key="training.precision",
         )
-    _check_loggers(block.loggers)
+    check_loggers(block.loggers)
     _check_launcher()
 
 
@@ -48,23 +48,6 @@ def _check_launcher() -> None:
 
 def _asked_for(name: str) -> bool:
     return os.environ.get(name, "").lower() == "true"
-
-
-def _check_loggers(names: list[str]) -> None:
-    if not names:
-        return
-    from transformers.integrations import get_available_reporting_integrations
-
-    known = get_available_reporting_integrations()
-    for name in names:
-        if name not in known:
-            raise SoraError(
-                f"logger '{name}' is unknown or not installed",
-                hint=did_you_mean(name, known)
-                if known
-                else "none is installed: pip install tensorboard",
-                key="training.loggers",
-            )
 
 
 def keep_freed_memory() -> bool:

@@ -27,6 +27,7 @@ from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
 from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare_inputs
+from sora_cli.train.loggers import split_loggers
 from sora_cli.train.machine import check_machine, keep_freed_memory
 from sora_cli.train.workers import worker_context
 
@@ -189,6 +190,7 @@ def build_trainer(
         args=training_arguments(recipe, output, task.best, evaluates=select is not None),
         eval_dataset=None if select is None else SortedByLength(select),
         data_collator=task.collator(base.processor),
+        callbacks=split_loggers(recipe.training.loggers)[1],
         processor=base.processor,
     )
 
@@ -239,7 +241,9 @@ def training_arguments(
         metric_for_best_model=metric,
         greater_is_better=recipe.task.options.greater_is_better,
         logging_steps=block.logging_steps,
-        report_to=block.loggers or "none",
+        report_to=split_loggers(block.loggers)[0] or "none",
+        project="sora",
+        run_name=output.name,
         dataloader_num_workers=block.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,

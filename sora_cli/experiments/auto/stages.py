@@ -20,6 +20,7 @@ from sora_cli.core.processes import is_main
 from sora_cli.model.tensors import load_tensors
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import Ranks, RunReport
+from sora_cli.run.output import RANKS_PLOT
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.results import record_result, record_setup, save_results
 from sora_cli.tasks.base import Encoded
@@ -31,6 +32,7 @@ from sora_cli.train.checkpoint.places import STATE_FILE, checkpoint_paths
 from sora_cli.train.checkpoint.resume import find_checkpoint, identity_of
 from sora_cli.train.fit import fit
 from sora_cli.train.log import RunLog
+from sora_cli.train.loggers import send_result
 from sora_cli.train.progress import following
 from sora_cli.train.trainer import AdapterTrainer, build_scorer, build_trainer
 
@@ -93,6 +95,7 @@ class Stages:
                 tensors = trained_tensors(ready.base.model, ready.method)
                 if is_main():
                     write_bytes_atomic(directory / STATE_FILE, save(tensors))
+        send_result(trainer, report.metrics, directory / RANKS_PLOT)
         return report
 
     def _ready(self, loaded: LoadedRecipe) -> Prepared:

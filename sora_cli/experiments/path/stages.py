@@ -28,7 +28,7 @@ from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET, PathReport
 from sora_cli.model.tensors import load_tensors
 from sora_cli.report import Ranks, RunReport
 from sora_cli.run.evaluate import evaluate_all
-from sora_cli.run.output import clear_run
+from sora_cli.run.output import RANKS_PLOT, clear_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.results import record_result, record_setup, save_results
 from sora_cli.tasks.base import Encoded
@@ -36,6 +36,7 @@ from sora_cli.train.checkpoint.files import load_trained, trained_tensors
 from sora_cli.train.checkpoint.places import STATE_FILE
 from sora_cli.train.fit import fit
 from sora_cli.train.log import RunLog
+from sora_cli.train.loggers import send_result
 from sora_cli.train.progress import following
 from sora_cli.train.trainer import build_trainer
 
@@ -110,6 +111,7 @@ class Stages:
             with log.phase("save"):
                 save_results(log.report, ready, plan.loaded, directory)
                 self._save_state(directory)
+        send_result(trainer, log.report.metrics, directory / RANKS_PLOT)
         stage = self._measure(plan, log.report, before)
         return stage.model_copy(update={"seconds": round(time.perf_counter() - start, 1)})
 

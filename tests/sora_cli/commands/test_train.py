@@ -292,17 +292,6 @@ def test_everything_dead_still_ends_well(tmp_path: Path) -> None:
     assert sum(read_adapter(tmp_path / "out").ranks().values()) == 0
 
 
-def test_logger_writes_inside_the_run_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("tensorboard")
-    monkeypatch.chdir(tmp_path)
-    train(_recipe(tmp_path), "training.loggers=[tensorboard]", "training.logging_steps=2")
-    events = list(tmp_path.rglob("events.out.tfevents.*"))
-    assert events
-    assert all(path.is_relative_to(tmp_path / "out") for path in events)
-
-
 def test_talk_is_on_stderr_and_results_on_stdout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

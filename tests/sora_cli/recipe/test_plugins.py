@@ -4,6 +4,7 @@ import pytest
 
 from methods import registry
 from sora_cli.core.errors import SoraError
+from sora_cli.recipe import plugins
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.plugins import load_code
 
@@ -25,8 +26,25 @@ class Mine(Lora):
 """
 
 
+LOGGER = """\
+from transformers import TrainerCallback
+
+
+class Lines(TrainerCallback):
+    name = "lines"
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        print(sorted(logs))
+
+
+class Nameless(TrainerCallback):
+    pass
+"""
+
+
 @pytest.fixture(autouse=True)
 def _clean_registry(monkeypatch):
+    monkeypatch.setattr(plugins, "LOGGERS", {})
     monkeypatch.setattr(registry, "_REGISTERED", {})
 
 
@@ -97,6 +115,11 @@ def test_an_older_file_says_where_a_paper_belongs_now(file):
 def test_a_file_without_methods(file):
     with pytest.raises(SoraError, match="defines no adapter method"):
         load_code(file("from methods.lora import Lora\n"))
+
+
+def test_a_file_with_a_logger(file):
+    module = load_code(file(LOGGER))
+    assert {"lines": module.Lines} == plugins.LOGGERS
 
 
 def test_a_taken_or_missing_name(file):

@@ -1,0 +1,91 @@
+"""What loggers are sent, and the errors where one is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from transformers import TrainerCallback
+
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe import plugins
+from sora_cli.train import loggers
+from sora_cli.train.loggers import EXTRAS, check_loggers
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import train, write_recipe
+
+SORA = {"name": "sora", "r_max": 4, "threshold": 1e-4}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    training = {"max_steps": 4, "logging_steps": 2, "evaluate": 2}
+    return write_recipe(tmp_path, tiny_bert(num_labels=2), method=SORA, training=training)
+
+
+class Kept(TrainerCallback):
+    """A logger of a user's own."""
+
+    name = "kept"
+    entries: ClassVar[list[dict[str, Any]]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.entries.append(dict(logs))
+
+
+def test_tensorboard_and_a_logger_of_ones_own(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(plugins.LOGGERS, "kept", Kept)
+    monkeypatch.setattr(Kept, "entries", [])
+    report = train(recipe, "training.loggers=[tensorboard,kept]")
+    assert all(path.is_relative_to(tmp_path / "out") for path in tmp_path.rglob("events.out.*"))
+    folders = {path.parent for path in (tmp_path / "out").rglob("events.out.tfevents.*")}
+    assert len(folders) == 1
+    events = EventAccumulator(str(folders.pop()), size_guidance={"images": 0})
+    events.Reload()
+    steps = {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for tag in ("loss", "components", "learning_rate/factors", "learning_rate/gates",
+                "learning_rate/head"):  # fmt: skip
+        assert steps[f"train/{tag}"] == [2, 4]
+    assert steps["eval/accuracy"] == [2, 4]
+    assert steps["result/validation/accuracy"] == [4]
+    assert 0 < events.Scalars("train/components")[-1].value <= 48
+    (image,) = events.Images("ranks")
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    assert (image.step, image.width > 300, image.height > 200) == (4, True, True)
+    own = [entry for entry in Kept.entries if "loss" in entry]
+    assert [entry["components"] for entry in own] == report.live_components[1::2]
+    assert all("learning_rate/gates" in entry for entry in own)
+    assert not any("components" in entry for entry in report.history)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_one_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "get_available_reporting_integrations", list)
+    with pytest.raises(SoraError) as caught:
+        check_loggers([name])
+    assert caught.value.what == f"logger '{name}' is not installed"
+    assert caught.value.hint == f"pip install 'sora-cli[{name}]'"
+
+
+def test_one_of_transformers_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "get_available_reporting_integrations", list)
+    with pytest.raises(SoraError) as caught:
+        check_loggers(["clearml"])
+    assert caught.value.hint == "pip install the package of clearml"
+
+
+def test_one_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plugins.LOGGERS, "kept", Kept)
+    known = "there are: tensorboard, trackio, wandb, mlflow, kept, "
+    for given, hint in (("tensorbord", "did you mean 'tensorboard'?"), ("xyz", known)):
+        with pytest.raises(SoraError) as caught:
+            check_loggers([given])
+        assert caught.value.what == f"there is no logger '{given}'"
+        assert (caught.value.hint or "").startswith(hint)
