@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from sora_cli import __version__
-from sora_cli.commands import _adapters, _experiments, _recipes
+from sora_cli.commands import _adapters, _completion, _experiments, _recipes
 from sora_cli.commands._options import (
     Code,
     Force,
@@ -146,7 +146,9 @@ def path(
 
 @app.command()
 def pick(
-    directory: Annotated[Path, typer.Argument(help="A path's directory.")],
+    directory: Annotated[
+        Path, typer.Argument(help="A path's directory.", autocompletion=_completion.runs)
+    ],
     keep: Annotated[
         float | None,
         typer.Option(
@@ -195,7 +197,11 @@ def pick(
 @app.command(name="eval")
 def evaluate(
     target: Annotated[
-        str, typer.Argument(help="An adapter, run or model directory, or a model's Hub id.")
+        str,
+        typer.Argument(
+            help="An adapter, run or model directory, or a model's Hub id.",
+            autocompletion=_completion.runs,
+        ),
     ],
     recipe: RecipeOption,
     overrides: Overrides = None,

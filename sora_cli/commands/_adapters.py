@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sora_cli.commands import _completion
 from sora_cli.commands._options import Adapter, Force, Json, NoVerify, Output, Overrides
 from sora_cli.core.checks import check_apart_from, check_needed
 from sora_cli.recipe.tolerance import CONFIDENCE
@@ -26,6 +27,7 @@ def inspect(
             metavar="DIR...",
             help="An adapter directory (ours or any PEFT LoRA) or a run's directory. Two are "
             "compared; more get a line each.",
+            autocompletion=_completion.runs,
         ),
     ],
     as_json: Json = False,
@@ -91,6 +93,7 @@ def prune(
             "-r",
             help="The recipe that --max-drop is measured with, or --heal trains with; for --heal "
             "the default is the run's own.",
+            autocompletion=_completion.recipes,
         ),
     ] = None,
     overrides: Overrides = None,
@@ -231,13 +234,17 @@ def verify(
     a: Annotated[
         str,
         typer.Argument(
-            metavar="A", help="An adapter, run or model directory, or a model's Hub id."
+            metavar="A",
+            help="An adapter, run or model directory, or a model's Hub id.",
+            autocompletion=_completion.runs,
         ),
     ],
     b: Annotated[
         str | None,
         typer.Argument(
-            metavar="B", help="Another one; without it, A is loaded again in a fresh process."
+            metavar="B",
+            help="Another one; without it, A is loaded again in a fresh process.",
+            autocompletion=_completion.runs,
         ),
     ] = None,
     base: Annotated[

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from sora_cli.commands import _completion
 from sora_cli.commands._options import Code, Json, NoVerify, Overrides, load_plugins
-from sora_cli.core.checks import check_needed
+from sora_cli.core.checks import check_needed, check_one
 from sora_cli.core.errors import SoraError
 
 
@@ -26,7 +27,8 @@ def auto(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe file, or the name of one that comes with the tool; or give --data."
+            help="A recipe file, or the name of one that comes with the tool; or give --data.",
+            autocompletion=_completion.recipes,
         ),
     ] = None,
     overrides: Overrides = None,
@@ -101,7 +103,11 @@ def auto(
 
 def sweep(
     file: Annotated[
-        Path, typer.Argument(help="A sweep file, or the name of one that comes with the tool.")
+        Path,
+        typer.Argument(
+            help="A sweep file, or the name of one that comes with the tool.",
+            autocompletion=_completion.sweeps,
+        ),
     ],
     overrides: Overrides = None,
     dry_run: Annotated[
@@ -196,6 +202,7 @@ def compare(
             metavar="RUNS...",
             help="Run directories, directories with runs somewhere in them, report files, or "
             "files of runs (.jsonl), of which FILE/NAME selects some.",
+            autocompletion=_completion.runs,
         ),
     ],
     baseline: Annotated[
@@ -247,6 +254,9 @@ def compare(
             "the suffix of --output, else table.",
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: the same as --format json.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the table, or the runs (.jsonl), to this file."),
@@ -267,6 +277,9 @@ def compare(
     """Compare finished runs: mean and spread over seeds, size, time."""
     from sora_cli.commands.compare import compare
 
+    if as_json:
+        check_one(["--json", *([] if form is None else ["--format"])])
+        form = "json"
     compare(
         runs,
         baseline=baseline,
@@ -284,7 +297,12 @@ def compare(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The directory of a run, or of a path.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The directory of a run, or of a path.", autocompletion=_completion.runs
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(

@@ -8,18 +8,37 @@ from typing import Annotated
 
 import typer
 
+from sora_cli.commands import _completion
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Values to change, such as training.epochs=3 or method.name=lora."),
+    typer.Argument(
+        help="Values to change, such as training.epochs=3 or method.name=lora.",
+        autocompletion=_completion.overrides,
+    ),
 ]
 RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe file, or the name of one that comes with the tool.")
+    str,
+    typer.Argument(
+        help="A recipe file, or the name of one that comes with the tool.",
+        autocompletion=_completion.recipes,
+    ),
 ]
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="The recipe whose task and data are used.")
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="The recipe whose task and data are used.",
+        autocompletion=_completion.recipes,
+    ),
 ]
 Adapter = Annotated[
-    Path, typer.Argument(help="An adapter directory, ours or any PEFT LoRA; or a run's directory.")
+    Path,
+    typer.Argument(
+        help="An adapter directory, ours or any PEFT LoRA; or a run's directory.",
+        autocompletion=_completion.runs,
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands._options import Force, Overrides, Preview
+from sora_cli.commands import _completion
+from sora_cli.commands._options import Force, Json, Overrides, Preview
 
 recipes_app = typer.Typer(
     help="List, show and copy the recipes that come with the tool.",
@@ -65,16 +66,21 @@ def recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command(name="list")
-def recipes_list() -> None:
+def recipes_list(as_json: Json = False) -> None:
     """List the recipes: name and what it is."""
     from sora_cli.commands.recipes import list_recipes
 
-    list_recipes()
+    list_recipes(as_json=as_json)
 
 
 @recipes_app.command(name="show")
 def recipes_show(
-    name: Annotated[str, typer.Argument(help="A recipe's name, such as official/rte.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's name, such as official/rte.", autocompletion=_completion.recipes
+        ),
+    ],
 ) -> None:
     """Print a recipe."""
     from sora_cli.commands.recipes import show_recipe
@@ -87,7 +93,10 @@ def recipes_copy(
     to: Annotated[Path, typer.Option("--to", help="Directory to copy into.")],
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Recipes to copy, with what they extend; without: all."),
+        typer.Argument(
+            help="Recipes to copy, with what they extend; without: all.",
+            autocompletion=_completion.recipes,
+        ),
     ] = None,
     force: Force = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
@@ -23,9 +24,13 @@ from sora_cli.recipe.library import (
 )
 
 
-def list_recipes() -> None:
+def list_recipes(*, as_json: bool = False) -> None:
     """Print each recipe's name and the first line of its header."""
     names = recipe_names()
+    if as_json:
+        titles = {name: recipe_title(recipes_dir() / f"{name}.yaml") for name in names}
+        emit(json.dumps({"recipes": titles, "sweeps": sweep_names()}, indent=2))
+        return
     width = max(len(name) for name in names)
     for name in names:
         emit(f"{name:{width}}  {recipe_title(recipes_dir() / f'{name}.yaml')}")

@@ -87,7 +87,7 @@ def logged(trainer: Any, hooks: MethodCallback) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a logger is sent at the end.
+    """All that a logger is sent at the end.
 
     Attributes:
         callback: transformers' own for this logger.
