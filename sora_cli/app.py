@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from sora_cli import __version__
-from sora_cli.commands import _adapters, _completion, _experiments, _recipes
+from sora_cli.commands import _adapters, _completion, _experiments, _recipes, _use
 from sora_cli.commands._options import (
     Code,
     Force,
@@ -221,6 +221,7 @@ def evaluate(
     )
 
 
+_use.add_commands(app)
 _adapters.add_commands(app)
 _experiments.add_commands(app)
 

@@ -43,7 +43,7 @@ LAYERS = (
     {"model"},
     {"adapter", "train"},
     {"merge", "run"},
-    {"verify", "experiments"},
+    {"verify", "experiments", "use"},
     {"commands"},
     {"app"},
     {"__main__"},

@@ -62,6 +62,8 @@ class AdapterMeta(BaseModel):
     num_labels: int | None = None
     problem_type: str | None = None
     max_length: int | None = None
+    input_columns: tuple[str, ...] = ()
+    """Columns of the training rows that the model's input was made of."""
     quantise: str | None = None
     """The form of the base's frozen weights in training, if packed: "4bit" or "8bit"."""
     ranks_start: dict[str, _Rank] = Field(default_factory=dict)

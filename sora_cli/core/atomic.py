@@ -59,6 +59,23 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 
 
 @contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write, which replaces `path` when the block ends without an error.
+
+    If the block raises, nothing is left behind, and what was at `path` is untouched.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        real = path.resolve()
+        temporary = _beside(real)
+        with tidied(partial(temporary.unlink, missing_ok=True)):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(real)
+            _sync(real.parent)
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Make the system's errors name what is written as the user did.
 

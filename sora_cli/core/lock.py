@@ -31,10 +31,15 @@ _ATTEMPTS = 20
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(
+    directory: Path, *, elsewhere: str = "wait for it, stop it, or train elsewhere: output.dir=DIR"
+) -> Iterator[None]:
     """Keep other runs out of a directory; it is made if need be, and removed if it stays empty.
 
     Of several processes that train together only the main one holds it.
+
+    Args:
+        elsewhere: what to do where another run is at work.
 
     Raises:
         SoraError: another run is at work there; it is named. Or a file of another program has the
@@ -44,7 +49,7 @@ def locked(directory: Path) -> Iterator[None]:
         yield
         return
     check_directory(directory)
-    made, lock = _acquired(directory)
+    made, lock = _acquired(directory, elsewhere)
     file = directory / FILE_NAME
 
     def leave() -> None:
@@ -87,16 +92,16 @@ def holds_only(directory: Path, *names: str) -> bool:
     return all(path.name in known or is_leftover(path) for path in there)
 
 
-def _acquired(directory: Path) -> tuple[list[Path], FileLock]:
+def _acquired(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
     """Take the lock; return the directories made for it, and the lock."""
     for _ in range(_ATTEMPTS):
         # a run that ends takes its empty directory away, perhaps at this very moment
         with suppress(FileNotFoundError, FileExistsError):
-            return _acquire(directory)
-    return _acquire(directory)
+            return _acquire(directory, elsewhere)
+    return _acquire(directory, elsewhere)
 
 
-def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
+def _acquire(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
     from filelock import FileLock, Timeout  # 80 ms, which mistakes in the recipe need not wait for
 
     file = directory / FILE_NAME
@@ -113,7 +118,7 @@ def _acquire(directory: Path) -> tuple[list[Path], FileLock]:
     except Timeout as error:
         raise SoraError(
             f"another run is at work in '{directory}': {_owner(file)}",
-            hint="wait for it, stop it, or train elsewhere: output.dir=DIR",
+            hint=elsewhere,
         ) from error
     return made, lock
 

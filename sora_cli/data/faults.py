@@ -95,7 +95,7 @@ def check_header(path: Path, split: str) -> list[str]:
     if len(records) > 1 and len(records[1][1]) > len(header):
         raise SoraError(
             f"{len(records[1][1])} fields, where the header has {len(header)}",
-            where=f"{shown_path(path)}:{records[1][0]}, split '{split}'",
+            where=f"{shown_path(path)}:{records[1][0]}" + (f", split '{split}'" if split else ""),
             hint=_too_many_hint(header, records[1][1]),
         )
     places: dict[str, list[int]] = {}

@@ -63,13 +63,34 @@ def _parts(splits: Mapping[Any, Dataset], folder: Path | None = None) -> Mapping
 
 
 def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
+    return _read_files(split, kind, paths, key=f"data.files.{split}")
+
+
+def load_file(path: Path, cache: Path) -> Part:
+    """Load a file of rows that is no part of a recipe, in the way those are loaded.
+
+    The rows are not in memory: they are written to the disk in another form, and read from there.
+
+    Args:
+        cache: directory for that.
+
+    Raises:
+        SoraError: it holds no rows, or cannot be read.
+    """
+    datasets.disable_progress_bars()
+    return _read_files("", file_kind(path), [path], cache=cache)
+
+
+def _read_files(
+    split: str, kind: str, paths: list[Path], *, key: str | None = None, cache: Path | None = None
+) -> Part:
     notes = _check_headers(split, paths)
-    key = f"data.files.{split}"
     options = {**_CSV_OPTIONS, "sep": _separator(paths)} if kind == "csv" else {}
+    place = {} if cache is None else {"cache_dir": str(cache)}
     try:
         with _quiet():
             rows = datasets.load_dataset(
-                kind, split="train", data_files=[str(path) for path in paths], **options
+                kind, split="train", data_files=[str(path) for path in paths], **place, **options
             )
         rows.data.validate(full=True)  # the reader of JSON takes any bytes for text
     except Exception as error:  # the readers of four formats raise many kinds
@@ -99,15 +120,20 @@ def _check_headers(split: str, paths: Iterable[Path]) -> tuple[str, ...]:
     return tuple(note for path in files for note in check_header(path, split))
 
 
-def _unreadable(key: str, paths: Sequence[Path], error: Exception) -> SoraError:
-    """Make the error for files that cannot be read; it names the first broken line, if there is."""
+def _unreadable(key: str | None, paths: Sequence[Path], error: Exception) -> SoraError:
+    """Make the error for files that cannot be read; it names the first broken line, if there is.
+
+    Args:
+        key: of the recipe, where it names them.
+    """
+    name, where = key or shown_path(paths[0]), key and first_few(paths)
     if not holds_rows(paths):
-        return SoraError(f"{key} holds no rows", where=first_few(paths), key=key)
+        return SoraError(f"{name} holds no rows", where=where, key=key)
     reason = first_line(error.__cause__ or error)
     fault = find_fault(paths, reason)
     if fault is None:
-        return SoraError(f"{key} cannot be read: {reason}", where=first_few(paths), key=key)
-    what = f"{key} cannot be read: {fault.what}"
+        return SoraError(f"{name} cannot be read: {reason}", where=where, key=key)
+    what = f"{name} cannot be read: {fault.what}"
     return SoraError(what, where=fault.place, key=None if fault.line else key)
 
 

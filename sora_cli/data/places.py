@@ -68,7 +68,7 @@ class Origin:
     """The split, the files and the numbers of the rows of a part of a run.
 
     Attributes:
-        split: the name of their split.
+        split: the name of their split; empty: they are of none, and the files tell all.
         files: that hold the whole split, in order; none: they are not known.
         total: rows of the split.
         numbers: (rows,) the place of each row in its split; None: they are the split's first rows.
@@ -92,17 +92,16 @@ class Origin:
 
     def place(self, row: int | None) -> str:
         """Return where a row stands: "train.csv:8, split 'train'"; None: where all of them do."""
-        split = f"split '{self.split}'"
+        places = [f"split '{self.split}'"] if self.split else []
         if row is None:
             headers = (f"{shown_path(p)}{':1' * (file_kind(p) == 'csv')}" for p in self.files)
-            file = f"{first_few(headers)}, " if self.files else ""
-            return f"{file}{split}"
+            return ", ".join([*([first_few(headers)] if self.files else []), *places])
         number = row if self.numbers is None else int(self.numbers[row])
         line = self._line(number)
         if line is None:
             file = f"{shown_path(self.files[0])}, " if len(self.files) == 1 else ""
             line = f"{file}row {number} {COUNTED}"
-        return f"{line}, {split}"
+        return ", ".join([line, *places])
 
     def _line(self, number: int) -> str | None:
         """Return file and line of a row of the split; None where they cannot be told."""

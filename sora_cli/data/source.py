@@ -90,6 +90,25 @@ def file_kind(path: Path) -> str:
     return _FILE_KINDS.get(path.suffix.lower(), "")
 
 
+def check_file(path: Path) -> str:
+    """Check a file of rows that is no part of a recipe; return what reads it.
+
+    Raises:
+        SoraError: it is not there, or of another kind.
+    """
+    if path.is_dir():
+        raise SoraError(f"'{path}' is a directory, not a file of rows")
+    if not path.is_file():
+        raise SoraError(
+            f"there is no file '{path}'",
+            hint=near_files(path, wanted=lambda p: p.is_file() and file_kind(p)),
+        )
+    kind = file_kind(path)
+    if not kind:
+        raise SoraError(f"'{path}' is no file of rows", where=f"known: {', '.join(_FILE_KINDS)}")
+    return kind
+
+
 def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
     """Check a split's files; return their kind, and the files."""
     key = f"data.files.{split}"

@@ -17,7 +17,9 @@ import hashlib
 import json
 import mmap
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,19 @@ TRUNCATED = "truncated"
 """Column that says whether a row was cut."""
 TOKENS = "tokens"
 """Column of the tokens a row has before it is cut."""
+
+
+_KEEPING: ContextVar[bool] = ContextVar("keeping", default=True)
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Let `tokenise` keep nothing: for rows that are read once, and may be very many."""
+    before = _KEEPING.set(False)
+    try:
+        yield
+    finally:
+        _KEEPING.reset(before)
 
 
 def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
@@ -56,7 +71,8 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
         return out
 
     options = {"batched": True, "remove_columns": texts.column_names, "desc": "tokenising"}
-    key, folder = _key(texts, tokenizer, max_length), _folder()
+    keeping = _KEEPING.get()
+    key, folder = (_key(texts, tokenizer, max_length), _folder()) if keeping else (None, None)
     if key is None or folder is None:
         return texts.map(made, **options)
     file = folder / f"{key}.arrow"

@@ -100,6 +100,20 @@ def load_base(
     )
 
 
+def load_config(block: ModelBlock) -> Any:
+    """Load a model's configuration alone.
+
+    Raises:
+        SoraError: see `load_base`.
+    """
+    import transformers
+
+    quiet_hub()
+    resolved, source, gguf = _located(block)
+    with loading(block.path, resolved):
+        return transformers.AutoConfig.from_pretrained(source, **_common(block, gguf))
+
+
 def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
     """Load a model's configuration and what makes its inputs, without its weights.
 

@@ -13,13 +13,20 @@ from sora_cli.tasks.base import Encoded, Task
 
 
 def encode(
-    task: Task, base: Base, rows: Dataset, origin: Origin, *, training: bool = False
+    task: Task,
+    base: Base,
+    rows: Dataset,
+    origin: Origin,
+    *,
+    training: bool = False,
+    may_lack: bool = False,
 ) -> Encoded:
     """Tokenise rows that were checked, and check the result against the model.
 
     Args:
         origin: where the rows come from.
         training: they are trained on, and not scored.
+        may_lack: all of them may lack what could be learned or scored.
 
     Raises:
         SoraError: rows too long, with nothing in them, or of tokens the model has not.
@@ -30,24 +37,24 @@ def encode(
         except RowError:
             raise
         except SoraError as error:
-            split = f"split '{origin.split}'"
-            error.where = f"{split}; {error.where}" if error.where else split
+            place = f"split '{origin.split}'" if origin.split else origin.place(None)
+            error.where = f"{place}; {error.where}" if error.where else place
             raise
-        _check_not_empty(encoded, len(rows))
+        _check_not_empty(encoded, len(rows), may_lack=may_lack)
     if "input_ids" in encoded.dataset.column_names:
         _check_positions(base.model, int(encoded.lengths.max()), task.data.max_length)
         _check_tokens(base, encoded, pooled=task.peft_type == "SEQ_CLS")
     return encoded
 
 
-def _check_not_empty(encoded: Encoded, total: int) -> None:
+def _check_not_empty(encoded: Encoded, total: int, *, may_lack: bool) -> None:
     """Refuse rows that all lack something, and a row without tokens: it has nothing to answer.
 
     Args:
         total: of raw rows.
     """
     lacking = {what: rows for what, rows in encoded.lacking.items() if rows}
-    if sum(lacking.values()) == total:
+    if sum(lacking.values()) == total and not may_lack:
         raise RowError(
             f"there is nothing to learn: {total:,} of {total:,} rows {' or '.join(lacking)}",
             hint=f"data.max_length={encoded.longest}" if encoded.truncated else None,

@@ -156,6 +156,7 @@ def run_meta(ready: Prepared, method_options: Mapping[str, Any]) -> AdapterMeta:
         num_labels=options.get("num_labels"),
         problem_type=options.get("problem_type"),
         max_length=task.data.max_length,
+        input_columns=task.input_columns,
         quantise=quantised_as(ready.base.model),
     )
 

@@ -61,12 +61,19 @@ def score_target(target: str, recipe: Recipe, *, records: bool) -> Iterator[Scor
             )
 
 
-def load_target(target: str, recipe: Recipe, task: Task) -> Base:
-    """Load the model to score: a base model with an adapter or a delta in it, or a model."""
+def load_target(target: str, recipe: Recipe, task: Task, *, on: str | None = None) -> Base:
+    """Load the model to score: a base model with an adapter or a delta in it, or a model.
+
+    Args:
+        on: the base model; None: the one that the adapter or the delta names.
+
+    Raises:
+        SoraError: it cannot be loaded, or has a head that was not trained.
+    """
     place = Path(target).expanduser()
     folder, baseline = adapter_folder(place), baseline_folder(place)
     if folder is None and baseline is not None and (baseline / DELTA_FILE).is_file():
-        return load_delta(baseline, recipe, task)
+        return load_delta(baseline, recipe, task, on=on)
     if folder is None:
         source = target if baseline is None else str(baseline)
         block = recipe.model.model_copy(update={"path": source, "revision": None})
@@ -78,7 +85,17 @@ def load_target(target: str, recipe: Recipe, task: Task) -> Base:
             )
         check_classes("model", base.classes, task)
         return base
-    return load_adapted(read_adapter(folder), recipe, task)[0]
+    adapter = read_adapter(folder)
+    base = load_adapted(adapter, recipe, task, on=on)[0]
+    random = [name for name in base.missing if name not in adapter.head]
+    if random:
+        raise SoraError(
+            f"neither '{target}' nor its base model holds a trained head: {first_few(random)} are "
+            "missing",
+            where=f"the base model is {base.resolved}",
+            hint="is it the right one? --base MODEL; a head that was not stored is lost",
+        )
+    return base
 
 
 def _records(task: Task, split: str, rows: Dataset, found: Predictions) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ from sora_cli.model.files import DELTA_FILE, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.references import local_checkpoint
 from sora_cli.model.tensors import load_tensors
-from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.recipe import ModelBlock, Recipe
 from sora_cli.tasks.base import Task
 from sora_cli.train.checkpoint.files import plain
 
@@ -82,8 +82,11 @@ def load_baseline(folder: Path, recipe: Recipe, task: Task) -> Base:
 
 
 @torch.no_grad()
-def load_delta(folder: Path, recipe: Recipe, task: Task) -> Base:
+def load_delta(folder: Path, recipe: Recipe, task: Task, *, on: str | None = None) -> Base:
     """Load the base model with a delta's tensors in it.
+
+    Args:
+        on: the base model; None: the one that the delta names.
 
     Raises:
         SoraError: damaged, for other classes, or of another base model.
@@ -92,9 +95,7 @@ def load_delta(folder: Path, recipe: Recipe, task: Task) -> Base:
     if reference is None:
         raise SoraError(f"{folder / SORA_FILE} does not say which base model the delta is of")
     check_classes("delta", meta.labels, task)
-    update = {"path": reference.path, "revision": reference.revision}
-    model = recipe.model.model_copy(update=update)
-    base = load_base(model, task, precision=recipe.training.precision)
+    base = load_base(_base_block(recipe, reference, on), task, precision=recipe.training.precision)
     check_base(base, reference, folder)
     try:
         tensors = load_tensors(folder / DELTA_FILE)
@@ -144,18 +145,27 @@ def check_base(base: Base, reference: BaseReference | None, folder: Path) -> Non
 
 
 def load_adapted(
-    adapter: Adapter, recipe: Recipe, task: Task
+    adapter: Adapter, recipe: Recipe, task: Task, *, on: str | None = None
 ) -> tuple[Base, dict[str, LowRankLinear]]:
     """Load the base an adapter was trained on, with the adapter in it; and the adapted layers.
+
+    Args:
+        on: the base model; None: the one that the adapter names.
 
     Raises:
         SoraError: the adapter is for other classes, or does not fit its base.
     """
     check_classes("adapter", adapter.meta.labels, task)
-    update = {"path": adapter.base.path, "revision": adapter.base.revision}
-    model = recipe.model.model_copy(update=update)
-    base = load_base(model, task, precision=recipe.training.precision)
+    block = _base_block(recipe, adapter.base, on)
+    base = load_base(block, task, precision=recipe.training.precision)
     return base, apply_adapter(base.model, adapter)
+
+
+def _base_block(recipe: Recipe, reference: BaseReference, on: str | None) -> ModelBlock:
+    """Return the recipe's model block for the base model of a result."""
+    named = {"path": reference.path, "revision": reference.revision}
+    update = named if on is None else {"path": on, "revision": None}
+    return recipe.model.model_copy(update=update)
 
 
 def check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:

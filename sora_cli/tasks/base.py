@@ -93,6 +93,12 @@ class Task(ABC):
     """Names in a batch that the model is not given when it is scored."""
     one_label: ClassVar[bool] = True
     """True if each encoded row has a single label."""
+    answered_by: ClassVar[tuple[str, ...]] = ("prediction",)
+    """Names of the columns that say what a model answers to a row."""
+    writes_answers: ClassVar[bool] = False
+    """True if an answer is a text that the model writes, for which no outputs are needed."""
+    answered_together: ClassVar[int] = 4096
+    """Rows that are in memory together where each row is to be answered."""
     trains_head: ClassVar[bool] = True
     """True if the model's output head is new and trained in full."""
     input_columns: tuple[str, ...]
@@ -106,6 +112,12 @@ class Task(ABC):
         self.options: TaskOptions = task.options
         self.metric_names: list[str] = list(self.options.metrics)
         self.best = main_metric(self.metric_names, self.options.best_metric)
+
+    @classmethod
+    def is_for(cls, config: Any) -> bool:
+        """Tell whether a model of the family's class may be of the family, by its configuration."""
+        del config
+        return True
 
     @abstractmethod
     def bind(self, train: Dataset) -> None:
@@ -125,6 +137,18 @@ class Task(ABC):
 
         Args:
             training: the rows are trained on, and not scored.
+        """
+
+    @abstractmethod
+    def stand_in(self, rows: Dataset) -> Dataset:
+        """Return raw rows with something in the place of what is to be predicted.
+
+        They can then be bound, checked and encoded as rows that are scored; what a model is given
+        to answer them does not depend on it. What stands in that place already is replaced.
+        Classes have names by then: `data.label_names`.
+
+        Raises:
+            RowError: the columns of the inputs are not there.
         """
 
     def template(self, processor: Any) -> str | None:
@@ -218,6 +242,18 @@ class Task(ABC):
         """Return each row's class number, or number, (rows,), from the outputs; None: neither."""
         return None
 
+    @abstractmethod
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        """Return what a model answers: a column for each of `answered_by`, (rows,) each.
+
+        Raises:
+            RowError: a row whose outputs are not finite.
+        """
+
+    def probabilities(self, predictions: Predictions) -> np.ndarray | None:
+        """Return the probability of each class, (rows, classes); None if there are no classes."""
+        return None
+
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
         """Return further remarks on the encoded rows, for a person to read.
 
@@ -228,7 +264,7 @@ class Task(ABC):
 
     @abstractmethod
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        """Return one record per raw row, for `sora eval --predictions`."""
+        """Return one record per raw row that is scored, for `sora eval --predictions`."""
 
     @property
     def label_names(self) -> list[str] | None:
@@ -254,6 +290,11 @@ class Task(ABC):
             if column is not None:
                 found[part] = column
         return found
+
+    def part_column(self, columns: Sequence[str], part: str) -> str:
+        """Return the column that plays a part, or would play it if it were there."""
+        usual = self.options.COLUMNS[part]
+        return self.data.columns.get(part) or next((n for n in usual if n in columns), usual[0])
 
     def require_columns(self, columns: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
         """Return the same as `find_columns`, where each part must have a column.

@@ -24,12 +24,15 @@ from sora_cli.tasks.language import IGNORED, Writing, generate_texts, token_sums
 from sora_cli.tasks.prompts import (
     Dialogue,
     answered,
+    asked,
     chat_dialogue,
     messages_of,
     plain_dialogue,
 )
+from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import columns_in, require_column, texts_of
 
+_INPUTS = ("messages", "instruction", "text")
 _FORMS = (("messages",), ("instruction", "input", "output"), ("text",))
 
 
@@ -40,6 +43,8 @@ class CausalLm(Writing):
     model_class = "AutoModelForCausalLM"
     unscored_inputs = ("labels",)
     options: CausalLmOptions
+    _continues = False
+    """True if rows of plain text are to be gone on with."""
 
     def bind(self, train: Dataset) -> None:
         self._columns = self._find_form(train.column_names)
@@ -57,6 +62,17 @@ class CausalLm(Writing):
                 hint="task.metrics=[loss, perplexity]",
                 key="task.metrics",
             )
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        columns, named = rows.column_names, self.data.columns
+        found = self.find_columns(columns, [p for p in _INPUTS if not named or p in named])
+        if "messages" in found:
+            chats = [asked(value, TEXT) for value in rows[found["messages"]][:]]
+            return with_column(rows, found["messages"], chats)
+        self._continues = "instruction" not in found
+        if self._continues:
+            return rows
+        return with_column(rows, self.part_column(columns, "output"), [TEXT] * len(rows))
 
     def check(self, rows: Dataset) -> None:
         columns = self._columns
@@ -172,7 +188,10 @@ class CausalLm(Writing):
     def _dialogue(self, row: Mapping[str, Any], tokenizer: Any) -> Dialogue:
         columns, prompt, system = self._columns, self.options.prompt, self.options.system
         if "text" in columns:
-            return Dialogue(((row[columns["text"]], True),), "")
+            text = row[columns["text"]]
+            if self._continues:
+                return Dialogue(((text, False), (TEXT, True)), "")
+            return Dialogue(((text, True),), "")
         if self._chats(tokenizer):
             return chat_dialogue(messages_of(row, columns, system), tokenizer)
         own = None if prompt in ("auto", "plain") else prompt
@@ -180,7 +199,7 @@ class CausalLm(Writing):
         return plain_dialogue(row, columns, own, start=start)
 
     def _examples(self, dialogues: Sequence[Dialogue], tokenizer: Any) -> Dataset:
-        if "text" in self._columns:
+        if "text" in self._columns and not self._continues:
             texts = [dialogue.pieces[0][0] for dialogue in dialogues]
             return Dataset.from_dict({"source": texts, "reference": [""] * len(texts)})
         return Dataset.from_dict(

@@ -12,6 +12,7 @@ from datasets import Dataset
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.labels import Labels, encode_classes, find_class_names
 from sora_cli.tasks.metrics import Scored, Scorer, number_parts
+from sora_cli.tasks.stand_ins import check_finite, first_class, softmax, with_column
 
 
 def class_options(names: Sequence[str]) -> dict[str, Any]:
@@ -56,10 +57,14 @@ def chosen_classes(predictions: Predictions) -> np.ndarray:
 class OneClass(Scored):
     """A family whose rows have one class each, whatever it is that they hold."""
 
+    answered_by = ("prediction", "probability")
     _names: list[str]
     """Names of the classes in label order; known once bound."""
     _trained: Labels
     """The first label of the training rows; known once bound."""
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        return with_column(rows, self.data.label_column, [first_class(self.data)] * len(rows))
 
     def _bind_labels(self, train: Dataset, column: str) -> None:
         """Find the classes in the training rows."""
@@ -88,6 +93,17 @@ class OneClass(Scored):
 
     def answers(self, predictions: Predictions) -> np.ndarray:
         return chosen_classes(predictions)
+
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        chosen, shares = chosen_classes(predictions), self.probabilities(predictions)
+        return [
+            [self._names[number] for number in chosen],
+            [float(row[number]) for row, number in zip(shares, chosen, strict=True)],
+        ]
+
+    def probabilities(self, predictions: Predictions) -> np.ndarray:
+        check_finite(predictions.outputs)
+        return softmax(predictions.outputs)
 
     def model_options(self) -> dict[str, Any]:
         return {**class_options(self._names), "problem_type": "single_label_classification"}

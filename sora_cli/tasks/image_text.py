@@ -33,6 +33,7 @@ from sora_cli.tasks.pixels import (
     model_pixels,
     stored_images,
 )
+from sora_cli.tasks.stand_ins import check_finite
 from sora_cli.tasks.texts import require_column, row_error
 
 
@@ -72,6 +73,8 @@ class ImageText(Task):
     processor_class = "AutoProcessor"
     trains_head = False
     unscored_inputs = ("return_loss",)
+    answered_by = ("similarity",)
+    answered_together = 256  # their files are in memory
     one_label = False
     options: ImageTextOptions
 
@@ -79,6 +82,13 @@ class ImageText(Task):
         found = self.require_columns(train.column_names, ["image", "text"])
         self._image, self._text = found["image"], found["text"]
         self.input_columns, self.label_column = (self._image, self._text), None
+
+    @classmethod
+    def is_for(cls, config: Any) -> bool:
+        return hasattr(config, "text_config") and hasattr(config, "projection_dim")
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        return rows  # whether a row's image and text belong together is asked of it as it is
 
     def check(self, rows: Dataset) -> None:
         for column in (self._image, self._text):
@@ -158,10 +168,14 @@ class ImageText(Task):
             return "right", np.full(len(predictions.outputs), np.nan)
         return "right", self._right(predictions, self.best)
 
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        check_finite(predictions.outputs)
+        return [_cosines(predictions)]
+
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         vectors, images, _ = _split_kept(predictions)
         texts, chosen = self._texts(predictions), nearest(images, vectors)
-        cosines = (vectors * images).sum(dim=1).tolist()
+        cosines = _cosines(predictions)
         names = image_names(predictions.encoded.dataset, self._image)
         return [
             {
@@ -200,6 +214,13 @@ def _check_texts(texts: Sequence[Any], column: str) -> None:
         if not isinstance(text, str) or not text:
             holds = f"holds {shown_value(text)}, which is no text" if text else "has no text"
             raise row_error(f"column '{column}' {holds}", row, key="data.columns.text")
+
+
+def _cosines(predictions: Predictions) -> list[float]:
+    """Return the cosine of each row's image and text."""
+    texts, images, _ = _split_kept(predictions)
+    cosines: list[float] = (texts * images).sum(dim=1).tolist()
+    return cosines
 
 
 def _split_kept(predictions: Predictions) -> tuple[Tensor, Tensor, float]:

@@ -50,6 +50,7 @@ class ImageClassification(OneClass):
     model_class = "AutoModelForImageClassification"
     processor_class = "AutoImageProcessor"
     unscored_inputs = ("labels",)
+    answered_together = 256  # their files are in memory
     options: ImageClassificationOptions
     _form = ImageFormat("RGB", torch.float32)  # until the model is known
 

@@ -32,6 +32,12 @@ class Writing(Task):
 
     trains_head = False
     one_label = False
+    writes_answers = True
+    answered_together = 256  # a text takes long: what is written is kept often
+
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        assert predictions.texts is not None
+        return [predictions.texts]
 
     def loss(self, predictions: Predictions) -> float:
         return mean_loss(predictions.outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.choices import Choices, find_form, read_choices, right_places
 from sora_cli.tasks.classes import chosen_classes, class_loss, class_parts, class_scores
 from sora_cli.tasks.metrics import Scored
+from sora_cli.tasks.stand_ins import check_finite, softmax, with_column
 from sora_cli.tasks.texts import require_column
 
 _LABELS = ("answerKey", "answer")
@@ -25,6 +27,7 @@ class MultipleChoice(Scored):
 
     peft_type = None
     model_class = "AutoModelForMultipleChoice"
+    answered_by = ("prediction", "choice", "probability")
     one_label = False  # models do not see places, so the place of the right choice is no class
 
     def bind(self, train: Dataset) -> None:
@@ -33,6 +36,9 @@ class MultipleChoice(Scored):
         self._form = find_form(columns, found, self.data.text_columns)
         self.input_columns = self._form.columns(columns)
         self._label = self.label_column = self._find_label(columns)
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        return with_column(rows, self.data.label_column, [0] * len(rows))
 
     def check(self, rows: Dataset) -> None:
         self._read(rows)
@@ -68,6 +74,16 @@ class MultipleChoice(Scored):
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
         return class_parts(self.best, _labelled(predictions))
+
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        check_finite(predictions.outputs)
+        chosen, shares = chosen_classes(predictions), softmax(predictions.outputs)
+        rows = list(zip(predictions.encoded.raw["choices"][:], chosen, shares, strict=True))
+        return [
+            [texts[place] for texts, place, _ in rows],
+            [int(place) for place in chosen],
+            [float(own[place]) for _, place, own in rows],
+        ]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         texts = predictions.encoded.raw["choices"][:]

@@ -67,6 +67,20 @@ def messages_of(
     ]
 
 
+def asked(value: Any, answer: str) -> Any:
+    """Return a chat that ends with this answer, in place of its own last one if it has that.
+
+    What is no chat is returned as it is.
+    """
+    last = value[-1] if isinstance(value, list) and value else None
+    if not isinstance(last, dict):
+        return value
+    role, content = (next((n for n in names if n in last), names[0]) for names in _KEYS.values())
+    speaker = last.get(role)
+    before = value[:-1] if _ROLES.get(str(speaker), speaker) == _ASSISTANT else value
+    return [*before, {**dict.fromkeys(last), role: _ASSISTANT, content: answer}]
+
+
 def answered(messages: Sequence[Message]) -> bool:
     """Return whether the assistant says anything."""
     return any(m["content"].strip() for m in messages if m["role"] == _ASSISTANT)

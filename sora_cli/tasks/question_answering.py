@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,21 @@ from sora_cli.data.processor import pad_inputs
 from sora_cli.recipe.families import QuestionAnsweringOptions
 from sora_cli.tasks.answers import Answers, read_answers, read_texts
 from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.windows import best_span, make_windows, window_losses
 
+
+@dataclass(frozen=True)
+class Span:
+    """An answer: its text, its place in the context (none: -1), and its sum of logits."""
+
+    text: str = ""
+    start: int = -1
+    end: int = -1
+    score: float = -math.inf
+
+
+_SPAN = ("text", "start", "end", "score")
 _POSITIONS = ("start_positions", "end_positions")
 
 
@@ -27,6 +41,7 @@ class QuestionAnswering(Task):
     peft_type = "QUESTION_ANS"
     model_class = "AutoModelForQuestionAnswering"
     unscored_inputs = _POSITIONS
+    answered_by = ("prediction", "start", "end", "score")
     one_label = False
     options: QuestionAnsweringOptions
 
@@ -36,6 +51,12 @@ class QuestionAnswering(Task):
         self._id = self.find_columns(columns, ("id",)).get("id")
         self.input_columns = (self._columns["question"], self._columns["context"])
         self.label_column = self._columns["answers"]
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        columns = rows.column_names
+        contexts = rows[self.require_columns(columns, ["question", "context"])["context"]][:]
+        firsts = [(str(context).split() or [TEXT])[:1] for context in contexts]
+        return with_column(rows, self.part_column(columns, "answers"), firsts)
 
     def check(self, rows: Dataset) -> None:
         _, _, answers = self._read(rows)
@@ -111,7 +132,7 @@ class QuestionAnswering(Task):
         if not _finite(predictions):
             return dict.fromkeys(self.metric_names, math.nan)
         wanted = predictions.encoded.raw["answers"][:]
-        given = [text for text, _ in self._answers(predictions)]
+        given = [answer.text for answer in self._answers(predictions)]
         scores = _squad(given, wanted)
         return {name: scores[name] for name in self.metric_names}
 
@@ -121,7 +142,7 @@ class QuestionAnswering(Task):
         if not _finite(predictions):
             return kind, np.full(len(wanted), math.nan)
         pairs = zip(self._answers(predictions), wanted, strict=True)
-        return kind, np.array([_squad([text], [own])[self.best] for (text, _), own in pairs])
+        return kind, np.array([_squad([span.text], [own])[self.best] for span, own in pairs])
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
         """Count rows none of whose answers stands in their context: no span is right."""
@@ -137,12 +158,20 @@ class QuestionAnswering(Task):
                 )
         return remarks
 
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        broken = ~(np.isfinite(predictions.outputs) | ~_real(predictions)[..., None])
+        rows = np.asarray(predictions.encoded.dataset["example"][:])[broken.any(axis=(1, 2))]
+        if len(rows):
+            raise RowError("the model's outputs are not finite", int(rows.min()))
+        answers = self._answers(predictions)
+        return [[getattr(answer, name) for answer in answers] for name in _SPAN]
+
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         answers = self._answers(predictions)
         return [
             {**({"id": row["id"]} if "id" in row else {}), "question": row["question"],
-             "prediction": text, "label": row["answers"], "score": score}
-            for row, (text, score) in zip(predictions.encoded.raw, answers, strict=True)
+             "prediction": span.text, "label": row["answers"], "score": span.score}
+            for row, span in zip(predictions.encoded.raw, answers, strict=True)
         ]  # fmt: skip
 
     def _read(self, rows: Dataset) -> tuple[list[str], list[str], list[Answers]]:
@@ -158,8 +187,8 @@ class QuestionAnswering(Task):
         there = self._id is not None and self._id in rows.column_names
         return {"id": rows[self._id][:]} if there else {}
 
-    def _answers(self, predictions: Predictions) -> list[tuple[str, float]]:
-        """Return each row's best answer over its windows, and its sum of logits.
+    def _answers(self, predictions: Predictions) -> list[Span]:
+        """Return each row's best answer over its windows.
 
         If rows may have none, SQuAD 2.0's rule decides (Devlin et al. 2019, section 4.3), with a
         threshold of 0: the answer is empty if the null place scores more than the best span even in
@@ -167,7 +196,7 @@ class QuestionAnswering(Task):
         """
         rows = predictions.encoded
         contexts = rows.raw["context"][:]
-        texts, scores = [""] * len(contexts), np.full(len(contexts), -np.inf)
+        spans = [Span()] * len(contexts)
         nulls = np.full(len(contexts), np.inf)
         for window, logits in zip(rows.dataset, predictions.outputs, strict=True):
             row, first, size = window["example"], window["first"], len(window["starts"])
@@ -176,14 +205,22 @@ class QuestionAnswering(Task):
                 inside[:, 0], inside[:, 1], self.options.max_answer_length
             )
             nulls[row] = min(nulls[row], float(logits[window["null"]].sum()))
-            if score > scores[row]:
-                place = slice(window["starts"][start], window["ends"][end])
-                texts[row], scores[row] = contexts[row][place].strip(), score
+            if score > spans[row].score:
+                place = window["starts"][start], window["ends"][end]
+                spans[row] = _span(contexts[row], *place, score)
         if not self.options.unanswerable:
             nulls[:] = -np.inf
-        best = zip(texts, scores, nulls, strict=True)
-        return [("", float(null)) if null > score else (text, float(score))
-                for text, score, null in best]  # fmt: skip
+        return [
+            Span(score=float(null)) if null > span.score else span
+            for span, null in zip(spans, nulls, strict=True)
+        ]
+
+
+def _span(context: str, start: int, end: int, score: float) -> Span:
+    """Return what stands at a place of a context, without the white space around it."""
+    text = context[start:end].strip()
+    start += len(context[start:end]) - len(context[start:end].lstrip())
+    return Span(text, start, start + len(text), float(score))
 
 
 def _squad(given: Sequence[str], wanted: Sequence[list[str]]) -> dict[str, float]:

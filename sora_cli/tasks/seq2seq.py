@@ -20,6 +20,7 @@ from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unre
 from sora_cli.recipe.families import Seq2SeqOptions
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.language import IGNORED, Writing, generate_texts, token_sums
+from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import columns_in, require_column, texts_of
 
 _BATCH = 1000  # targets tokenised at a time
@@ -105,6 +106,10 @@ class Seq2Seq(Writing):
         self.input_columns = columns_in(self._source, columns)
         for column in self.input_columns:
             require_column(column, columns, key="data.text_columns")
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        target = self.part_column(rows.column_names, "target")
+        return with_column(rows, target, [TEXT] * len(rows))
 
     def check(self, rows: Dataset) -> None:
         texts_of(rows, self._source, key="data.columns.source")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.classes import OneClass
 from sora_cli.tasks.labels import encode_classes
 from sora_cli.tasks.metrics import Scored, number_parts
+from sora_cli.tasks.stand_ins import check_finite, with_column
 from sora_cli.tasks.texts import check_text, columns_in, made_texts, require_column, row_error
 
 USUAL_COLUMNS = (
@@ -110,6 +112,10 @@ class _Sequence(Scored):
 class SequenceClassification(OneClass, _Sequence):
     """One class per text or pair; cross-entropy."""
 
+    @classmethod
+    def is_for(cls, config: Any) -> bool:
+        return not SequenceRegression.is_for(config)
+
     def bind(self, train: Dataset) -> None:
         super().bind(train)
         self._bind_labels(train, self.data.label_column)
@@ -123,6 +129,13 @@ class SequenceClassification(OneClass, _Sequence):
 
 class SequenceRegression(_Sequence):
     """One number per text or pair; squared error."""
+
+    @classmethod
+    def is_for(cls, config: Any) -> bool:
+        return bool(config.problem_type == "regression" or config.num_labels == 1)
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        return with_column(rows, self.data.label_column, [0.0] * len(rows))
 
     def model_options(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
@@ -159,6 +172,10 @@ class SequenceRegression(_Sequence):
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
         return number_parts(self.best, self.answers(predictions), predictions.true_labels)
+
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        check_finite(predictions.outputs)
+        return [[float(number) for number in self.answers(predictions)]]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         return [

@@ -19,6 +19,7 @@ from sora_cli.recipe.families import TokenClassificationOptions
 from sora_cli.tasks.base import Encoded, Predictions, Task
 from sora_cli.tasks.classes import class_options
 from sora_cli.tasks.language import IGNORED
+from sora_cli.tasks.stand_ins import check_finite, first_class, with_column
 from sora_cli.tasks.tags import (
     align,
     find_tag_names,
@@ -50,6 +51,12 @@ class TokenClassification(Task):
         self._names = find_tag_names(tags, self.data)
         self._trained = replace(tags, values=tags.values[:1], rows=tags.rows[:1])
         self._check_entities()
+
+    def stand_in(self, rows: Dataset) -> Dataset:
+        words = rows[self.require_columns(rows.column_names, ["tokens"])["tokens"]][:]
+        name = first_class(self.data)
+        tags = [[name] * (len(own) if isinstance(own, list) else 0) for own in words]
+        return with_column(rows, self.part_column(rows.column_names, "tags"), tags)
 
     def check(self, rows: Dataset) -> None:
         named = self.require_columns(rows.column_names, tuple(self._columns))
@@ -159,6 +166,15 @@ class TokenClassification(Task):
                 lost = f"{words - read:,} of {words:,} words of {name} count as missed"
                 remarks.append(f"{lost}: they have no token, as those beyond data.max_length")
         return remarks
+
+    def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
+        check_finite(predictions.outputs)
+        return [
+            [
+                [None if tag == _UNREAD else self._names[tag] for tag in tags]
+                for tags in self._tags(predictions)
+            ]
+        ]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
         rows = zip(predictions.encoded.raw, self._tags(predictions), strict=True)

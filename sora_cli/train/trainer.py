@@ -138,6 +138,12 @@ class AdapterTrainer(ResumingTrainer):
         out = self.predict(SortedByLength(rows))
         return self._completed(rows, out.predictions, metrics)
 
+    def answers_of(self, rows: Encoded) -> Predictions:
+        """Return what answers are read off: the model's outputs, or the texts it writes."""
+        if self.task.writes_answers:
+            return Predictions(np.empty((len(rows.raw), 0)), None, rows, self.write(rows.raw))
+        return Predictions(self.predict(SortedByLength(rows)).predictions, None, rows)
+
     def row_scores(self, rows: Encoded) -> RowScores:
         """Return the task's main metric on a split, row by row; on all processes the same."""
         return self.task.row_scores(self.predictions_of(rows, [self.task.best]))

@@ -20,7 +20,18 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.verbosity import Verbosity
 
 ROOT = Path(sora_cli.__file__).resolve().parent.parent
-COMMANDS = ["init", "train", "eval", "inspect", "prune", "merge", "recipes", "schema", "methods"]
+COMMANDS = [
+    "init",
+    "train",
+    "eval",
+    "predict",
+    "inspect",
+    "prune",
+    "merge",
+    "recipes",
+    "schema",
+    "methods",
+]
 
 
 def sora(*arguments, cwd=None, code=None):

@@ -1,0 +1,120 @@
+"""`sora predict`: the answers of a trained model to the rows of a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.places import check_target, with_base
+from sora_cli.core.checks import check_apart, check_apart_from, check_choice, check_new_file
+from sora_cli.core.console import count, duration, emit, say, say_notes
+from sora_cli.core.errors import SoraError
+from sora_cli.core.timing import importing
+from sora_cli.data.source import check_file, file_kind
+
+if TYPE_CHECKING:
+    from sora_cli.use.predict import Summary
+
+STREAM = "-"
+_STREAMED = {"jsonl": "json", "csv": "csv"}
+_WRITTEN = (".csv", ".tsv", ".jsonl", ".parquet")
+_READING = ("data.text_columns", "data.columns", "task.prompt")
+"""Overrides by which the user chooses the columns."""
+
+
+def predict(
+    target: str,
+    file: str,
+    output: str,
+    *,
+    overrides: Sequence[str],
+    base: str | None = None,
+    task: str | None = None,
+    batch_size: int | None = None,
+    probabilities: bool = False,
+    prefix: str = "",
+    stream: str | None = None,
+    as_json: bool = False,
+    force: bool = False,
+) -> None:
+    """Write the rows of a file with a model's answers.
+
+    Args:
+        file: "-": stdin.
+        output: "-": stdout.
+        stream: the form of stdin and stdout: "jsonl" or "csv".
+    """
+    check_choice("--format", stream or "jsonl", _STREAMED)
+    if stream is not None and STREAM not in (file, output):
+        raise SoraError("--format is of stdin and stdout; files say theirs by their endings")
+    kind = _check_output(output, stream, as_json=as_json, force=force)
+    if file != STREAM:
+        check_file(Path(file).expanduser())
+    place = check_target(target, f"sora predict {{}} {quote(file)} -o {quote(output)}")
+    if output != STREAM:
+        read = [*with_base(place), *([] if file == STREAM else [Path(file).expanduser()])]
+        check_apart(Path(output).expanduser(), *read)
+    say_notes(result_remarks(place))
+    with importing():
+        from sora_cli.use.described import described
+        from sora_cli.use.predict import predict_file, predict_stream
+        from sora_cli.use.predictor import Asked
+    recipe, meta = described(place, overrides, on=base, task=task, batch=batch_size)
+    chosen = any(word.startswith(_READING) for word in overrides)
+    asked = Asked(target, place, recipe, meta, base, probabilities, prefix, chosen)
+    with _rows(file, stream) as path:
+        if output == STREAM:
+            predict_stream(asked, path, kind, sys.stdout.write)
+            return
+        to = Path(output).expanduser()
+        separator = "\t" if to.suffix.lower() == ".tsv" else None
+        summary = predict_file(asked, path, to, kind, separator=separator, force=force)
+    _show(summary, output, as_json=as_json)
+
+
+def _check_output(output: str, stream: str | None, *, as_json: bool, force: bool) -> str:
+    """Check where the rows go; return the form they get there."""
+    if output == STREAM:
+        others = {"--json": as_json, "--force": force}
+        check_apart_from("-o -", [name for name, given in others.items() if given])
+        return _STREAMED[stream or "jsonl"]
+    path = Path(output).expanduser()
+    check_new_file("-o", path)
+    if path.suffix.lower() not in _WRITTEN:
+        raise SoraError(
+            f"-o {output}: by its ending it is none of {', '.join(_WRITTEN)}",
+            hint=f"-o {path.with_suffix('.jsonl')}",
+        )
+    if path.exists() and not force:
+        raise SoraError(f"{output} exists already", hint="choose another name, or add --force")
+    return file_kind(path)
+
+
+@contextmanager
+def _rows(file: str, stream: str | None) -> Iterator[Path]:
+    """Give the file of rows; stdin is read to its end first, and put into one."""
+    if file != STREAM:
+        yield Path(file).expanduser()
+        return
+    with tempfile.TemporaryDirectory(prefix="sora-stdin-") as folder:
+        path = Path(folder) / f"stdin.{stream or 'jsonl'}"
+        with path.open("wb") as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+        yield path
+
+
+def _show(summary: Summary, output: str, *, as_json: bool) -> None:
+    cut = f", {count(summary.truncated)} of them cut" if summary.truncated else ""
+    took = duration(summary.seconds)
+    say(f"{count(summary.rows)} rows{cut} with predictions in {output}, in {took}")
+    if as_json:
+        emit(json.dumps({"output": output, **asdict(summary)}, indent=2))

@@ -1,0 +1,65 @@
+"""Something in the place of what is to be predicted, for rows that come without it; and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from sora_cli.core.errors import SoraError
+from sora_cli.data.places import RowError
+from sora_cli.recipe.recipe import DataBlock
+
+TEXT = "-"
+"""Stands for a text that is to be written."""
+
+
+def with_column(rows: Dataset, column: str, values: Sequence[Any]) -> Dataset:
+    """Return rows with a column of these values, in place of one of that name if there is one."""
+    if rows.column_names == [column]:  # without columns it would have no rows
+        return Dataset.from_dict({column: list(values)})
+    if column in rows.column_names:
+        rows = rows.remove_columns(column)
+    return rows.add_column(column, list(values))
+
+
+def first_class(data: DataBlock) -> str:
+    """Return the name of the first class.
+
+    Raises:
+        SoraError: the classes have no names.
+    """
+    if not data.label_names:
+        raise SoraError(
+            "the model's files do not name its classes",
+            hint="name them in the model's order: 'data.label_names=[...]'",
+            key="data.label_names",
+        )
+    return data.label_names[0]
+
+
+def check_finite(outputs: np.ndarray) -> None:
+    """Check that a model's outputs are numbers: nothing can be predicted from others.
+
+    Args:
+        outputs: (rows, ...).
+
+    Raises:
+        RowError: the first row whose outputs are not.
+    """
+    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    if not finite.all():
+        raise RowError(
+            "the model's outputs are not finite",
+            int(finite.argmin()),
+            hint="was it trained without overflow? model.dtype=float32 computes in 32 bits",
+        )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities (rows, classes) that logits of that shape stand for."""
+    from scipy.special import softmax as of_rows
+
+    return np.asarray(of_rows(logits.astype(np.float64), axis=-1))

@@ -1,0 +1,148 @@
+"""The recipe that new rows are read with: of the model's run, or as far as its files tell.
+
+A run's report holds the whole recipe, `sora.json` the task, the classes and the length. Of anybody
+else's adapter or model the two configurations tell: `task_type` and the base's architecture the
+family, the number of labels and their names the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from methods.registry import builtin_names
+from sora_cli.adapter.classes import auto_class_for, auto_class_of, number_of_labels
+from sora_cli.adapter.directory import Adapter, read_adapter
+from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
+from sora_cli.core.errors import SoraError
+from sora_cli.model.base import load_config
+from sora_cli.model.files import ADAPTER_CONFIG, SORA_FILE
+from sora_cli.recipe.families import implementation, options_class, task_names
+from sora_cli.recipe.load import LoadedRecipe, load_stored
+from sora_cli.recipe.recipe import ModelBlock
+from sora_cli.report import FILE_NAME, read_report
+
+_OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
+_OF_MODEL = ("path", "revision", "dtype", "quantise")
+_OF_SCORES = ("metrics", "best_metric", "greater_is_better")
+_PLAIN_SCORE = "accuracy"
+_WRITTEN_TOGETHER = "generation_batch_size"
+_MULTI_LABEL = "multi_label_classification"
+
+
+def described(
+    place: Path,
+    overrides: Sequence[str] = (),
+    *,
+    on: str | None = None,
+    task: str | None = None,
+    batch: int | None = None,
+) -> tuple[LoadedRecipe, AdapterMeta]:
+    """Return the recipe to read rows with, and what `sora.json` knows.
+
+    Code that comes with a model is run only if an override allows it, whatever a report says.
+
+    Args:
+        place: of an adapter, a delta or a model.
+        on: the base model; None: the one that is recorded.
+        task: the family; None: the one that the files tell.
+        batch: rows that the model gets at a time; None: the recipe's own number.
+
+    Raises:
+        SoraError: the files do not tell the family, or the overrides do not fit it.
+    """
+    meta = read_sora_file(place / SORA_FILE)[0]
+    stored = _of_run(place)
+    file = place.parent / FILE_NAME if stored else place
+    values = stored or (_of_metadata(meta) if meta.task else _of_files(place, on, task))
+    if meta.labels and len(meta.labels) > 1:
+        values["data"]["label_names"] = list(meta.labels)
+    if on is not None:
+        values["model"] |= {"path": on, "revision": None}
+    values["method"] = {"name": builtin_names()[0]}  # any will do: nothing is trained
+    named = [] if task is None else [f"task.name={task}"]
+    loaded = load_stored(values, file, place.name, [*named, *overrides])
+    return _for_answers(loaded, batch), meta
+
+
+def _of_run(place: Path) -> dict[str, Any] | None:
+    """Return what of a run's recipe counts for the result in its directory; None: of no run."""
+    report = read_report(place.parent) if place.name in (ADAPTER, DELTA, MODEL) else None
+    if report is None or not report.recipe:
+        return None
+    recipe = report.recipe
+    scores, training = recipe["task"], recipe.get("training", {})
+    return {
+        "model": {key: recipe["model"][key] for key in _OF_MODEL if key in recipe["model"]},
+        "task": {key: value for key, value in scores.items() if key not in _OF_SCORES},
+        "data": {key: recipe["data"][key] for key in _OF_ROWS if key in recipe["data"]},
+        "training": {key: training[key] for key in ("precision",) if key in training},
+    }
+
+
+def _of_metadata(meta: AdapterMeta) -> dict[str, Any]:
+    length = {} if meta.max_length is None else {"max_length": meta.max_length}
+    return {"model": {"path": "unknown"}, "task": {"name": meta.task}, "data": length}
+
+
+def _of_files(place: Path, on: str | None, task: str | None) -> dict[str, Any]:
+    """Find family and classes by the configurations of adapter and model."""
+    adapter = read_adapter(place) if (place / ADAPTER_CONFIG).is_file() else None
+    source = on or (adapter.base.name() if adapter else str(place))
+    revision = adapter.base.revision if adapter and on is None else None
+    config = load_config(ModelBlock(path=source, revision=revision))
+    number = number_of_labels(adapter) if adapter else None
+    if number is not None:
+        config.num_labels = number
+    auto = auto_class_for(adapter, config) if adapter else auto_class_of(config)
+    data = {} if not auto.endswith("Classification") else _classes(config, adapter)
+    return {
+        "model": {"path": source, "revision": revision},
+        "task": {"name": task or _family(auto, config, place)},
+        "data": data,
+    }
+
+
+def _family(auto: str, config: Any, place: Path) -> str:
+    if getattr(config, "problem_type", None) == _MULTI_LABEL:
+        raise SoraError(f"{place} gives several labels to a row: no task family here does")
+    for name in task_names():
+        family = resolve_name(implementation(name))
+        if family.model_class == auto and family.is_for(config):
+            return name
+    raise SoraError(
+        f"{place} does not say which task it is for",
+        where=f"as its files are, it is loaded with {auto}",
+        hint=f"add --task TASK: {', '.join(task_names())}",
+    )
+
+
+def _classes(config: Any, adapter: Adapter | None) -> dict[str, Any]:
+    """Return the names of the classes, as far as the files tell; else their numbers."""
+    names = [str(config.id2label[number]) for number in sorted(config.id2label)]
+    if adapter is not None and adapter.meta.labels:
+        names = list(adapter.meta.labels)
+    if names == [f"LABEL_{number}" for number in range(len(names))]:  # transformers' own
+        names = [str(number) for number in range(len(names))]
+    return {"label_names": names} if len(names) > 1 else {}
+
+
+def _for_answers(loaded: LoadedRecipe, batch: int | None) -> LoadedRecipe:
+    """Replace the metrics by a plain one: nothing is scored, and the Hub's may need a network."""
+    block, training = loaded.recipe.task, loaded.recipe.training
+    options = options_class(block.name)
+    changed: dict[str, Any] = {}
+    if _PLAIN_SCORE in options.METRICS:
+        changed["metrics"] = [_PLAIN_SCORE]
+    if batch is not None:
+        training = training.model_copy(update={"eval_batch_size": batch})
+        if _WRITTEN_TOGETHER in options.model_fields:
+            changed[_WRITTEN_TOGETHER] = batch
+    kept = {k: v for k, v in (block.model_extra or {}).items() if k not in _OF_SCORES}
+    task = type(block)(name=block.name, **{**kept, **changed})
+    recipe = loaded.recipe.model_copy(update={"task": task, "training": training})
+    return replace(loaded, recipe=recipe)

@@ -1,0 +1,113 @@
+"""Rows with their answers, as csv, jsonl or parquet: written in parts, and put together."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from datasets import Dataset
+
+from sora_cli.core.errors import SoraError
+from sora_cli.use.source import plain_rows
+
+Answers = Mapping[str, Sequence[Any]]
+"""New columns by name."""
+
+
+class Format:
+    """A way to write rows: their own columns first, then the answers.
+
+    Attributes:
+        kind: "csv", "json" or "parquet".
+    """
+
+    def __init__(self, kind: str, header: Sequence[str], *, separator: str = ",") -> None:
+        self.kind, self.header, self.separator = kind, list(header), separator
+
+    def start(self, answers: Sequence[str]) -> str:
+        """Return what stands before the rows of a text file."""
+        return self._lines([[*self.header, *answers]]) if self.kind == "csv" else ""
+
+    def part(self, rows: Dataset, answers: Answers, as_is: Iterator[Any] | None) -> bytes:
+        """Return rows as a part of the file.
+
+        Args:
+            as_is: from which the same rows are taken, as their own file has them; None: they are
+                to be converted.
+
+        Raises:
+            SoraError: a value that files of this kind cannot hold.
+        """
+        if self.kind == "parquet":
+            return _parquet(rows, answers)
+        own = plain_rows(rows) if as_is is None else list(islice(as_is, len(rows)))
+        added = zip(*answers.values(), strict=True)
+        if self.kind == "csv":
+            fields = (list(row.values()) if isinstance(row, dict) else row for row in own)
+            lines = ([*row, *new] for row, new in zip(fields, added, strict=True))
+            return self._lines(lines).encode()
+        named = (dict(zip(answers, new, strict=True)) for new in added)
+        return "".join(_line({**row, **new}) for row, new in zip(own, named, strict=True)).encode()
+
+    def join(self, parts: Sequence[Path], file: Path, answers: Sequence[str]) -> None:
+        """Put parts together into one file."""
+        if self.kind == "parquet":
+            _join_parquet(parts, file)
+            return
+        with file.open("wb") as out:
+            out.write(self.start(answers).encode())
+            for part in parts:
+                with part.open("rb") as content:
+                    shutil.copyfileobj(content, out)
+
+    def _lines(self, rows: Iterable[Sequence[Any]]) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, delimiter=self.separator, lineterminator="\n")
+        writer.writerows([_cell(value) for value in row] for row in rows)
+        return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a cell: lists and mappings as JSON."""
+    return _json(value) if isinstance(value, list | dict) else value
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return f"{_json(row)}\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        raise SoraError("the rows hold bytes, which text cannot hold", hint="-o FILE.parquet")
+    return str(value)
+
+
+def _parquet(rows: Dataset, answers: Answers) -> bytes:
+    table = rows.with_format("arrow")[:]
+    for name, values in answers.items():
+        table = table.append_column(name, pa.array(list(values)))
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out)
+    content: bytes = out.getvalue().to_pybytes()
+    return content
+
+
+def _join_parquet(parts: Sequence[Path], file: Path) -> None:
+    # a column may hold nothing in one part and texts in another
+    schemas = [pq.read_schema(part) for part in parts]
+    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    with pq.ParquetWriter(file, schema) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part).cast(schema))

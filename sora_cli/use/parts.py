@@ -1,0 +1,143 @@
+"""The finished parts of an unfinished file, kept beside it until all of them are there.
+
+rows.csv.unfinished/   record.json   what the parts were made with, and of which rows
+                       0, 1, ...     the parts, in the file's own format
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sora_cli.core.atomic import tidy, write_bytes_atomic, write_text_atomic
+from sora_cli.core.errors import SoraError
+from sora_cli.core.lock import locked
+from sora_cli.core.words import shown_path, shown_value
+from sora_cli.report import read_record
+
+ENDING = ".unfinished"
+_RECORD = "record.json"
+_ELSEWHERE = "wait for it, stop it, or name another file: -o OUT"
+
+
+class Part(BaseModel):
+    """A finished part: its rows, and the digest of what they were."""
+
+    rows: int
+    digest: str
+
+
+class Record(BaseModel):
+    """The content of `record.json`."""
+
+    made_with: dict[str, Any]
+    parts: list[Part] = []
+
+
+class Parts:
+    """The parts of one file."""
+
+    def __init__(self, folder: Path, record: Record) -> None:
+        self.folder, self.record = folder, record
+
+    @property
+    def rows(self) -> int:
+        """The rows that are done."""
+        return sum(part.rows for part in self.record.parts)
+
+    @property
+    def files(self) -> list[Path]:
+        """The parts, in order."""
+        return [self.folder / str(number) for number in range(len(self.record.parts))]
+
+    def add(self, content: bytes, rows: int, digest: str) -> None:
+        """Keep one more part."""
+        write_bytes_atomic(self.folder / str(len(self.record.parts)), content)
+        self.record.parts.append(Part(rows=rows, digest=digest))
+        self._save()
+
+    def check(self, digest_of: Callable[[int, int], str | None]) -> None:
+        """Check that the rows of the finished parts are still what they were.
+
+        Args:
+            digest_of: gives the digest of the rows from one number to another; None: there are
+                not that many.
+
+        Raises:
+            SoraError: they are not.
+        """
+        first = 0
+        for part in self.record.parts:
+            if digest_of(first, first + part.rows) != part.digest:
+                raise SoraError(
+                    f"rows {first} to {first + part.rows - 1} (counted from 0) have changed since "
+                    "they were answered",
+                    where=shown_path(self.folder),
+                    hint="put them back as they were, or add --force, which begins anew",
+                )
+            first += part.rows
+
+    def delete(self) -> None:
+        """Delete them all."""
+        for file in (*self.files, self.folder / _RECORD):
+            file.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        write_text_atomic(self.folder / _RECORD, self.record.model_dump_json(indent=1) + "\n")
+
+
+@contextmanager
+def opened(output: Path, made_with: dict[str, Any], *, force: bool) -> Iterator[Parts]:
+    """Open the parts of a file that is to be written, and let no other process have them.
+
+    Args:
+        made_with: all that the parts depend on, beside the rows.
+        force: leave out those that are there.
+
+    Raises:
+        SoraError: those that are there were made with something else, or are damaged.
+    """
+    folder = unfinished(output)
+    with locked(folder, elsewhere=_ELSEWHERE):
+        tidy(folder)
+        if force:
+            _clear(folder)
+        begun = _read(folder, made_with)
+        parts = Parts(folder, begun or Record(made_with=made_with))
+        yield parts
+    with suppress(OSError):  # something is left in it
+        folder.rmdir()
+
+
+def unfinished(output: Path) -> Path:
+    """Return the directory of a file's parts."""
+    return output.with_name(f"{output.name}{ENDING}")
+
+
+def _clear(folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.name == _RECORD or file.name.isdecimal():
+            file.unlink()
+
+
+def _read(folder: Path, made_with: dict[str, Any]) -> Record | None:
+    hint = "add --force, which begins anew"
+    record = read_record(folder / _RECORD, Record, hint=hint)
+    if record is None:
+        return None
+    before = record.made_with
+    for key in dict.fromkeys([*made_with, *before]):
+        if before.get(key) != made_with.get(key):
+            raise SoraError(
+                f"{shown_path(folder)} was begun with another {key}",
+                where=f"{shown_value(before.get(key))}, and now {shown_value(made_with.get(key))}",
+                hint=hint,
+            )
+    missing = [part for part in Parts(folder, record).files if not part.is_file()]
+    if missing:
+        raise SoraError(f"{shown_path(missing[0])} is gone", hint=hint)
+    return record

@@ -1,0 +1,175 @@
+"""A file of rows with a trained model's answers, written part by part; or a stream of them."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sora_cli.core.atomic import new_file
+from sora_cli.core.console import say
+from sora_cli.core.errors import SoraError
+from sora_cli.core.interruption import Interrupted
+from sora_cli.core.words import first_few, shown_path
+from sora_cli.data.places import separator_in
+from sora_cli.use.formats import Format
+from sora_cli.use.parts import Parts, opened
+from sora_cli.use.predictor import Asked, Predictor
+from sora_cli.use.source import Source
+
+
+@dataclass
+class Summary:
+    """What was done."""
+
+    rows: int
+    task: str
+    reads: list[str]
+    adds: list[str]
+    truncated: int = 0
+    before: int = 0
+    """Rows that an earlier call had answered."""
+    seconds: float = 0.0
+
+
+def predict_file(
+    asked: Asked, file: Path, output: Path, kind: str, *, separator: str | None, force: bool
+) -> Summary:
+    """Write the rows of a file with a model's answers to another file.
+
+    What is finished is kept beside the output until all of it is; the next call goes on there.
+
+    Args:
+        kind: of the output: "csv", "json" or "parquet".
+        separator: of a csv file; None: as in the input.
+        force: begin anew, and replace the output.
+
+    Raises:
+        SoraError: whatever is wrong with rows or model.
+        Interrupted: by a signal; it says what is kept.
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=_above(output), prefix=".sora-rows-") as scratch:
+        source = Source(file, Path(scratch))
+        predictor = Predictor(asked, source)
+        form = _format(kind, source, separator)
+        with opened(output, {**predictor.made_with(), "format": kind}, force=force) as parts:
+            parts.check(predictor.digest)
+            before = parts.rows
+            _fill(parts, predictor, form)
+            with new_file(output) as temporary:
+                form.join(parts.files, temporary, predictor.adds)
+            parts.delete()
+    return _summary(predictor, before, began)
+
+
+def predict_stream(asked: Asked, file: Path, kind: str, write: Callable[[str], object]) -> Summary:
+    """Write the rows of a file with a model's answers somewhere else, part by part.
+
+    Args:
+        kind: of the output: "csv" or "json".
+        write: takes text.
+
+    Raises:
+        SoraError: whatever is wrong with rows or model.
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="sora-rows-") as scratch:
+        source = Source(file, Path(scratch))
+        predictor = Predictor(asked, source)
+        form = _format(kind, source, None)
+        _told(predictor)
+        _checked(predictor, 0)
+        as_is, started = source.as_they_stand(kind, 0), False
+        with _bar("predicting", len(source), 0) as bar:
+            for rows, answers in predictor.answered(0):
+                part = form.part(rows, answers, as_is).decode()
+                write(part if started else form.start(list(answers)) + part)
+                started = True
+                bar.update(len(rows))
+    return _summary(predictor, 0, began)
+
+
+def _fill(parts: Parts, predictor: Predictor, form: Format) -> None:
+    """Make the parts that are missing."""
+    source, first = predictor.source, parts.rows
+    if first:
+        say(f"{first:,} of {len(source):,} rows are done: going on from there")
+    if first == len(source):
+        return
+    _told(predictor)
+    as_is = source.as_they_stand(form.kind, first)
+    try:
+        _checked(predictor, first)
+        with _bar("predicting", len(source), first) as bar:
+            for rows, answers in predictor.answered(first):
+                at = parts.rows
+                digest = predictor.digest(at, at + len(rows))
+                assert digest is not None
+                parts.add(form.part(rows, answers, as_is), len(rows), digest)
+                bar.update(len(rows))
+    except Interrupted as end:
+        raise end.with_words(*_kept(parts)) from None
+    except SoraError:
+        for line in _kept(parts):
+            say(line)
+        raise
+
+
+def _kept(parts: Parts) -> list[str]:
+    if not parts.rows:
+        return []
+    return [
+        f"{parts.rows:,} rows are done, in {shown_path(parts.folder)}: the same command goes on "
+        "from there"
+    ]
+
+
+def _told(predictor: Predictor) -> None:
+    reads = first_few((f"'{name}'" for name in predictor.task.input_columns), 6)
+    say(f"{predictor.task.name}: reads {reads}, adds {first_few(predictor.adds, 6)}")
+    if not predictor.asked.meta.max_length and not predictor.asked.chosen:
+        limit = predictor.recipe.data.max_length
+        if predictor.task.processor_class != "AutoImageProcessor":
+            say(f"rows are cut at {limit} tokens (data.max_length)")
+
+
+def _checked(predictor: Predictor, first: int) -> None:
+    with _bar("checking", len(predictor.source), first) as bar:
+        predictor.check(first, bar)
+
+
+def _bar(what: str, total: int, first: int) -> Any:
+    return tqdm(
+        desc=what, total=total, initial=first, unit="row", leave=False, dynamic_ncols=True,
+        disable=None,
+    )  # fmt: skip
+
+
+def _format(kind: str, source: Source, separator: str | None) -> Format:
+    own = separator_in(source.path) if source.kind == "csv" else ","
+    header = source.header if kind == source.kind else source.columns
+    return Format(kind, header, separator=own if separator is None else separator)
+
+
+def _above(output: Path) -> Path:
+    """Return the directory that an output goes to; the rows are put there for a while, too."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output.parent
+
+
+def _summary(predictor: Predictor, before: int, began: float) -> Summary:
+    return Summary(
+        rows=len(predictor.source),
+        task=predictor.task.name,
+        reads=list(predictor.task.input_columns),
+        adds=predictor.adds,
+        truncated=predictor.truncated,
+        before=before,
+        seconds=time.perf_counter() - began,
+    )

@@ -1,0 +1,181 @@
+"""A trained model's answers to rows: the columns are found, rows checked, and answered in parts.
+
+Rows are given a stand-in for what they lack, and from there on are what `sora eval` scores: they
+are checked, encoded and put through the model in the same way, sorted by length within a part.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.metadata import AdapterMeta
+from sora_cli.core.console import say
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import listed
+from sora_cli.data.content import data_fingerprint
+from sora_cli.data.places import locating
+from sora_cli.data.tokens import nothing_kept
+from sora_cli.model.base import Base
+from sora_cli.recipe.families import check_columns
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.run.encode import encode
+from sora_cli.run.scoring import load_target
+from sora_cli.tasks import create_task
+from sora_cli.tasks.base import Task
+from sora_cli.train.trainer import AdapterTrainer, build_scorer
+from sora_cli.use.source import Source
+
+_PROBABILITY = "probability"
+_DECIDING = ("columns", "label_names", "max_length", "text_columns")
+"""Keys of the data block that decide what a model is given."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for.
+
+    Attributes:
+        target: the adapter, run or model, as the user named it.
+        place: where that lies.
+        recipe: what rows are read with.
+        meta: what `sora.json` knows.
+        on: the base model; None: the one that is recorded.
+        probabilities: also a column for each class.
+        prefix: of the new columns' names.
+        chosen: whether the user named the columns to read.
+        together: rows of a part; None: the family's own number.
+    """
+
+    target: str
+    place: Path
+    recipe: LoadedRecipe
+    meta: AdapterMeta
+    on: str | None = None
+    probabilities: bool = False
+    prefix: str = ""
+    chosen: bool = False
+    together: int | None = None
+
+
+class Predictor:
+    """A model's answers to the rows of a source."""
+
+    def __init__(self, asked: Asked, source: Source) -> None:
+        """Bind the task to the rows.
+
+        Raises:
+            SoraError: columns that are not there, or that the answers' names collide with.
+        """
+        self.asked, self.source = asked, source
+        self.recipe = asked.recipe.recipe
+        with self.recipe.placing():
+            check_columns(self.recipe.task.name, self.recipe.data.columns)
+            self.task: Task = create_task(self.recipe.task, self.recipe.data)
+            self.size = asked.together or self.task.answered_together
+            first = min(self.size, len(source))
+            with locating(source.origin_of(0, first)):
+                self.task.bind(self._completed(0, first))
+        self.adds = [f"{asked.prefix}{name}" for name in self._names()]
+        self._check_names()
+        self.truncated = 0
+
+    def made_with(self) -> dict[str, Any]:
+        """Return what the answers depend on, beside the rows."""
+        recipe = self.recipe.resolved()
+        return {
+            "model": result_digest(self.asked.place) or str(self.asked.place),
+            "base model": self.asked.on,
+            "task": recipe["task"],
+            "data": {key: recipe["data"][key] for key in _DECIDING},
+            "precision": recipe["training"]["precision"],
+            "dtype": recipe["model"]["dtype"],
+            "reading of columns": list(self.task.input_columns),
+            "set of new columns": self.adds,
+        }
+
+    def check(self, first: int, bar: Any) -> None:
+        """Check all rows from one on, as far as that needs no model.
+
+        Raises:
+            SoraError: a row that does not fit, with its file and line.
+        """
+        for start, end in self._spans(first):
+            with self.recipe.placing(), locating(self.source.origin_of(start, end)):
+                self.task.check(self._completed(start, end))
+            bar.update(end - start)
+
+    def answered(self, first: int) -> Iterator[tuple[Dataset, dict[str, Sequence[Any]]]]:
+        """Yield rows from one on in parts, each with its answers by column.
+
+        Raises:
+            SoraError: the model cannot be loaded, or a row cannot be encoded.
+        """
+        say("load model ...")
+        base = self._base()
+        with tempfile.TemporaryDirectory() as scratch, nothing_kept():
+            with self.recipe.placing():
+                trainer = build_scorer(self.recipe, self.task, base, Path(scratch))
+            for start, end in self._spans(first):
+                yield self.source.rows(start, end), self._answers(trainer, base, start, end)
+
+    def digest(self, first: int, last: int) -> str | None:
+        """Return the digest of rows; None if there are not that many."""
+        if last > len(self.source):
+            return None
+        return data_fingerprint(self.source.rows(first, last))
+
+    def _base(self) -> Base:
+        with self.recipe.placing():
+            base = load_target(self.asked.target, self.recipe, self.task, on=self.asked.on)
+        base.model.eval()
+        return base
+
+    def _answers(
+        self, trainer: AdapterTrainer, base: Base, start: int, end: int
+    ) -> dict[str, Sequence[Any]]:
+        origin = self.source.origin_of(start, end)
+        with self.recipe.placing():
+            encoded = encode(self.task, base, self._completed(start, end), origin, may_lack=True)
+        self.truncated += encoded.truncated
+        found = trainer.answers_of(encoded)
+        with locating(origin):
+            columns = self.task.answer_columns(found)
+            shares = self.task.probabilities(found) if self.asked.probabilities else None
+        if shares is not None:
+            columns += [share.tolist() for share in shares.T]
+        return dict(zip(self.adds, columns, strict=True))
+
+    def _names(self) -> list[str]:
+        classes = self.task.label_names if self.asked.probabilities else []
+        if classes is None:
+            raise SoraError(f"rows of task {self.task.name} have no classes: no --probabilities")
+        return [*self.task.answered_by, *(f"{_PROBABILITY}_{name}" for name in classes)]
+
+    def _check_names(self) -> None:
+        for name in self.adds:
+            if name in (*self.source.columns, *self.source.header):
+                raise SoraError(
+                    f"the rows have a column '{name}' already",
+                    where=f"new columns: {listed(self.adds)}",
+                    hint="give the new ones other names: --prefix model_",
+                )
+
+    def _completed(self, start: int, end: int) -> Dataset:
+        """Return rows with a stand-in for what is to be predicted, as the task reads them."""
+        rows = self.source.rows(start, end)
+        known = list(self.asked.meta.input_columns)
+        if known and not self.asked.chosen and set(known) <= set(rows.column_names):
+            rows = rows.select_columns(known)  # those it was trained on, whatever else is there
+        return self.task.stand_in(rows)
+
+    def _spans(self, first: int) -> Iterator[tuple[int, int]]:
+        total = len(self.source)
+        for start in range(first, total, self.size):
+            yield start, min(start + self.size, total)

@@ -1,0 +1,118 @@
+"""The rows to answer, some of them in memory at a time, and what they look like in their file.
+
+A model is given the rows as a recipe's files are read. What is written again is taken from the file
+as it stands there, where both files are of one kind: 007 stays 007, and 1.50 stays 1.50.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from datasets.table import InMemoryTable
+
+from sora_cli.data.loading import load_file
+from sora_cli.data.places import Origin, csv_records
+from sora_cli.data.source import file_kind
+
+
+class Source:
+    """A file of rows.
+
+    Attributes:
+        path: the file.
+        kind: "csv", "json" or "parquet".
+        origin: names the places of rows in errors.
+        header: the columns, as the file names them.
+    """
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        """Read the file; the rows stay on the disk.
+
+        Args:
+            scratch: directory for them.
+
+        Raises:
+            SoraError: it holds no rows, or cannot be read.
+        """
+        part = load_file(path, scratch)
+        self.path, self.kind, self.origin = path, file_kind(path), part.origin
+        self._rows = part.rows
+        self._as_is = _same(path, self.kind, len(part.rows))
+        names: list[str] = part.rows.column_names
+        self.header = names if self._as_is is None else self._as_is
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns, as the rows name them: of two with one name the second has another."""
+        names: list[str] = self._rows.column_names
+        return names
+
+    def rows(self, first: int, last: int) -> Dataset:
+        """Return rows in memory."""
+        table = self._rows.with_format("arrow")[first:last]
+        return Dataset(InMemoryTable(table.combine_chunks()), info=self._rows.info)
+
+    def origin_of(self, first: int, last: int) -> Origin:
+        """Return the origin of these rows."""
+        return self.origin.of(range(first, last))
+
+    def as_they_stand(self, kind: str, first: int) -> Iterator[Any] | None:
+        """Return the rows from one on as the file has them; None if they must be converted.
+
+        Args:
+            kind: of the file that is written.
+        """
+        if kind != self.kind or self._as_is is None:
+            return None
+        return islice(_RECORDS[self.kind](self.path), first, None)
+
+
+def _same(path: Path, kind: str, rows: int) -> list[str] | None:
+    """Return the header of a file whose records are its rows one by one; None: they are not."""
+    if kind not in _RECORDS:
+        return None
+    header: dict[str, None] = {}
+    number = 0
+    try:
+        for record in _RECORDS[kind](path):
+            number += 1
+            if kind == "json":
+                header.update(dict.fromkeys(record))
+    except (ValueError, AttributeError):  # one document, not a line for each row
+        return None
+    names = next(csv_records(path))[1] if kind == "csv" else list(header)
+    return names if number == rows else None
+
+
+def _csv(path: Path) -> Iterator[list[str]]:
+    records = csv_records(path)
+    width = len(next(records)[1])
+    for _, fields in records:
+        yield [*fields, *[""] * (width - len(fields))]
+
+
+def _json(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for line in file:
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("a line is no row")
+                yield row
+
+
+_RECORDS = {"csv": _csv, "json": _json}
+
+
+def plain_rows(rows: Dataset) -> Sequence[dict[str, Any]]:
+    """Return rows as plain values; images as they are stored, not decoded."""
+    values: list[dict[str, Any]] = rows.with_format("arrow")[:].to_pylist()
+    return values

@@ -1,0 +1,265 @@
+"""`sora predict`: rows in, the same rows out with the model's answers beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import accuracy_score
+from transformers import AutoModelForSequenceClassification
+
+from sora_cli.app import run
+from sora_cli.use import predictor
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
+from tests.shared_files import ROOT
+
+
+class Trained:
+    """A finished run, and rows for it without labels."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        outputs = 1 if kind == "regression" else 2
+        name = f"sequence-{kind}"
+        self.recipe = write_recipe(folder, tiny_bert(num_labels=outputs), task={"name": name})
+        self.report = train(self.recipe)
+        self.run = folder / "out"
+        self.rows = pair_rows(24, seed=1, regression=kind == "regression")
+        self.asked = [{k: v for k, v in row.items() if k != "label"} for row in self.rows]
+        self.file = Path(write_rows(folder / "asked.jsonl", self.asked))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("classifier"), "classification")
+
+
+def predict(target: Path, file: Path, out: Path, *words: str) -> list[dict[str, Any]]:
+    """`sora predict` in this process, which must end well; the rows it writes."""
+    assert run(["predict", str(target), str(file), "-o", str(out), *words]) == 0
+    return read(out)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    if file.suffix == ".parquet":
+        return list(pq.read_table(file).to_pylist())
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines()]
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_the_score_is_that_of_the_run(classifier: Trained, tmp_path: Path) -> None:
+    """In parts of any size, in the order of the rows; labels that are there do not matter."""
+    labelled = [{**row, "label": 1 - row["label"]} for row in classifier.rows]
+    files = [classifier.file, Path(write_rows(tmp_path / "labelled.jsonl", labelled))]
+    expected = classifier.report.metrics["validation"]["accuracy"]
+    made = []
+    for file in files:
+        rows = predict(classifier.run, file, tmp_path / f"{file.stem}.out.jsonl")
+        own = [{k: v for k, v in r.items() if k not in ("prediction", "probability")} for r in rows]
+        assert own == [json.loads(line) for line in file.read_text().splitlines()]
+        made.append([(row["prediction"], row["probability"]) for row in rows])
+        given = [int(row["prediction"]) for row in rows]
+        assert accuracy_score([r["label"] for r in classifier.rows], given) == expected
+    assert made[0] == made[1]
+
+
+def test_probabilities_are_those_of_the_model(classifier: Trained, tmp_path: Path) -> None:
+    merged = tmp_path / "merged"
+    assert run(["merge", str(classifier.run), "-o", str(merged), "--no-verify"]) == 0
+    made = [
+        predict(target, classifier.file, tmp_path / f"{i}.parquet", "--probabilities")
+        for i, target in enumerate((classifier.run, classifier.run / "adapter", merged))
+    ]
+    model = AutoModelForSequenceClassification.from_pretrained(merged).eval()
+    from tests.helpers_runs import tiny_tokenizer
+
+    for rows in zip(classifier.asked, *made, strict=True):
+        pair = tiny_tokenizer()(*rows[0].values(), return_tensors="pt")
+        shares = model(**pair).logits[0].softmax(dim=-1).tolist()
+        for row in rows[1:]:
+            assert [row["probability_0"], row["probability_1"]] == pytest.approx(shares, abs=1e-5)
+            assert row["probability"] == max(row["probability_0"], row["probability_1"])
+            assert row[f"probability_{row['prediction']}"] == row["probability"]
+
+
+def test_what_a_file_holds_stays_as_it_is(classifier: Trained, tmp_path: Path) -> None:
+    """Cells and values that a reader would change: 007, 1.50, NA, quotes, keys of one row only."""
+    table = tmp_path / "a.csv"
+    text = 'id;sentence1;price;sentence2;note\n007;"cat ""sees"" dog";1.50;old;NA\n\n08;a;2;b;\n'
+    table.write_text(text, encoding="utf-8-sig")
+    out = tmp_path / "b.csv"
+    rows = predict(classifier.run, table, out)
+    header, *lines = out.read_text().splitlines()
+    assert header == "id;sentence1;price;sentence2;note;prediction;probability"
+    assert [line.rsplit(";", 2)[0] for line in lines] == [
+        '007;"cat ""sees"" dog";1.50;old;NA', "08;a;2;b;"
+    ]  # fmt: skip
+    assert len(rows) == 2
+    values = [
+        {"sentence1": "cat", "sentence2": "dog", "of": {"deep": [1, None]}},
+        {"sentence1": "bird", "sentence2": "a", "more": 2**60 + 1},
+    ]
+    file = Path(write_rows(tmp_path / "c.jsonl", values))
+    for row, own in zip(predict(classifier.run, file, tmp_path / "d.jsonl"), values, strict=True):
+        assert list(row) == [*own, "prediction", "probability"]
+        assert {name: row[name] for name in own} == own
+
+
+@pytest.mark.parametrize("kinds", [("jsonl", "csv"), ("csv", "tsv"), ("csv", "parquet"),
+                                   ("parquet", "jsonl"), ("parquet", "parquet")])  # fmt: skip
+def test_every_kind_of_file(classifier: Trained, tmp_path: Path, kinds: tuple[str, str]) -> None:
+    first = tmp_path / f"first.{kinds[0]}"
+    known = predict(classifier.run, classifier.file, first)
+    out = tmp_path / f"second.{kinds[1]}"
+    assert run(["predict", str(classifier.run), str(first), "-o", str(out), "--prefix", "my_"]) == 0
+    text = out.read_text().replace("\t", ",") if kinds[1] == "tsv" else ""
+    rows = list(csv.DictReader(io.StringIO(text))) if text else read(out)
+    assert len(rows) == len(known) == 24
+    for row, before in zip(rows, known, strict=True):
+        assert str(row["my_prediction"]) == before["prediction"] == str(row["prediction"])
+        assert float(row["my_probability"]) == pytest.approx(float(before["probability"]), abs=1e-6)
+        assert row["sentence1"] == before["sentence1"]
+
+
+@pytest.mark.long
+def test_a_stream(classifier: Trained, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "sora_cli", "predict", str(classifier.run), "-", "-o", "-"],
+        input=classifier.file.read_bytes(), capture_output=True, check=True, cwd=tmp_path,
+        env=environment,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert rows == predict(classifier.run, classifier.file, tmp_path / "same.jsonl")
+
+
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are answered five at a time."""
+    inner = predictor.Predictor.__init__
+
+    def made(self: Any, asked: Any, source: Any) -> None:
+        inner(self, asked, source)
+        self.size = 5
+
+    monkeypatch.setattr(predictor.Predictor, "__init__", made)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, part: int, stop: Callable[[], object]) -> list[int]:
+    """Something happens before that part is answered; the parts' first rows are noted."""
+    inner, begun = predictor.Predictor._answers, list[int]()
+
+    def answers(self: Any, trainer: Any, base: Any, start: int, end: int) -> Any:
+        begun.append(start)
+        if len(begun) == part:
+            stop()
+        return inner(self, trainer, base, start, end)
+
+    monkeypatch.setattr(predictor.Predictor, "_answers", answers)
+    return begun
+
+
+@pytest.mark.parametrize("kind", ["csv", pytest.param("parquet", marks=pytest.mark.long)])
+def test_an_interrupted_call_goes_on(
+    classifier: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    small_parts(monkeypatch)
+    whole = tmp_path / f"whole.{kind}"
+    predict(classifier.run, classifier.file, whole)
+    out = tmp_path / f"out.{kind}"
+    words = ["predict", str(classifier.run), str(classifier.file), "-o", str(out)]
+    with monkeypatch.context() as patched:
+        stop_at(patched, 3, lambda: signal.raise_signal(signal.SIGINT))
+        assert run(words) == 130
+    assert not out.exists()
+    assert sorted(p.name for p in Path(f"{out}.unfinished").iterdir()) == ["0", "1", "record.json"]
+    with monkeypatch.context() as patched:
+        begun = stop_at(patched, 99, lambda: None)
+        capsys.readouterr()
+        assert run(words) == 0
+    assert begun == [10, 15, 20]
+    assert "10 of 24 rows are done: going on from there" in capsys.readouterr().err
+    assert out.read_bytes() == whole.read_bytes()
+    assert not Path(f"{out}.unfinished").exists()
+
+
+@pytest.mark.long
+def test_what_changed_is_not_gone_on_with(
+    classifier: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    small_parts(monkeypatch)
+    model, file = tmp_path / "model", tmp_path / "asked.jsonl"
+    shutil.copytree(classifier.run / "adapter", model)
+    lines = classifier.file.read_text().splitlines(keepends=True)
+    words = ["predict", str(model), str(file), "-o", str(tmp_path / "out.jsonl")]
+
+    def refused(text: str, *more: str) -> None:
+        capsys.readouterr()
+        assert run([*words, *more]) == 2
+        assert text in capsys.readouterr().err
+
+    file.write_text("".join([*lines[:12], '{"sentence1": "cat"}\n', *lines[13:]]))
+    refused("asked.jsonl:13")  # it is found before anything is answered
+    assert not (tmp_path / "out.jsonl.unfinished").exists()
+    file.write_text("".join(lines))
+    with monkeypatch.context() as patched:
+        stop_at(patched, 3, lambda: signal.raise_signal(signal.SIGINT))
+        assert run(words) == 130
+    refused("was begun with another precision", "training.precision=bf16")
+    refused("was begun with another set of new columns", "--prefix", "x_")
+    file.write_text("".join(['{"sentence1": "red", "sentence2": "red"}\n', *lines[1:]]))
+    refused("rows 0 to 4 (counted from 0) have changed")
+    file.write_text("".join([*lines[:15], '{"sentence1": "red", "sentence2": "red"}\n']))
+    config = json.loads((model / "adapter_config.json").read_text())
+    (model / "adapter_config.json").write_text(json.dumps({**config, "lora_dropout": 0.5}))
+    refused("was begun with another model")
+    (model / "adapter_config.json").write_text(json.dumps(config))
+    assert run(words) == 0  # rows after those that are done may change
+    assert len(read(tmp_path / "out.jsonl")) == 16
+    assert run([*words]) == 2  # it is there
+    assert run([*words, "--force"]) == 0
+
+
+def test_columns_are_those_it_was_trained_on(classifier: Trained, tmp_path: Path) -> None:
+    """Other columns with names that are looked for first play no part."""
+    rows = [{**row, "label": "?", "premise": "x", "text": 3} for row in classifier.asked]
+    file = Path(write_rows(tmp_path / "more.jsonl", rows))
+    given = predict(classifier.run, file, tmp_path / "out.jsonl")
+    plain = predict(classifier.run, classifier.file, tmp_path / "plain.jsonl")
+    assert [r["prediction"] for r in given] == [r["prediction"] for r in plain]
+    asked = [{"a": row["sentence1"], "b": row["sentence2"]} for row in classifier.asked]
+    renamed = Path(write_rows(tmp_path / "renamed.jsonl", asked))
+    given = predict(
+        classifier.run, renamed, tmp_path / "other.jsonl", "data.text_columns=[a, b]"
+    )  # fmt: skip
+    assert [r["prediction"] for r in given] == [r["prediction"] for r in plain]
+
+
+@pytest.mark.long
+def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = Trained(tmp_path, "regression")
+    capsys.readouterr()
+    rows = predict(trained.run, trained.file, tmp_path / "out.jsonl", "--json")
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["rows"] == 24
+    assert (summary["task"], summary["adds"]) == ("sequence-regression", ["prediction"])
+    errors = [
+        (row["prediction"] - own["label"]) ** 2 for row, own in zip(rows, trained.rows, strict=True)
+    ]
+    loss = trained.report.metrics["validation"]["loss"]
+    assert sum(errors) / len(errors) == pytest.approx(loss, rel=1e-5)
