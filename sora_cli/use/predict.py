@@ -25,7 +25,7 @@ from sora_cli.use.source import Source
 
 @dataclass
 class Summary:
-    """What was done."""
+    """The outcome of a call."""
 
     rows: int
     task: str
@@ -145,10 +145,7 @@ def _checked(predictor: Predictor, first: int) -> None:
 
 
 def _bar(what: str, total: int, first: int) -> Any:
-    return tqdm(
-        desc=what, total=total, initial=first, unit="row", leave=False, dynamic_ncols=True,
-        disable=None,
-    )  # fmt: skip
+    return tqdm(desc=what, total=total, initial=first, unit="row", leave=False, dynamic_ncols=True)
 
 
 def _format(kind: str, source: Source, separator: str | None) -> Format:

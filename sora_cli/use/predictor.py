@@ -39,7 +39,7 @@ _DECIDING = ("columns", "label_names", "max_length", "text_columns")
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for.
+    """The model and the way in which its answers are asked for.
 
     Attributes:
         target: the adapter, run or model, as the user named it.
