@@ -98,6 +98,16 @@ class Compaction(BaseModel):
         )
 
 
+class MicroBatch(BaseModel):
+    """The micro-batches that `training.micro_batch: auto` chose; bytes are of the main process."""
+
+    rows: int = Field(description="of a forward pass and process")
+    parts: int = Field(description="micro-batches to a step and process: gradient_accumulation")
+    predicted: float | None = Field(None, description="bytes at the peak of a step")
+    available: float | None = Field(None, description="bytes that the run might take in all")
+    failed: list[int] = Field(default_factory=list, description="rows that memory ran out with")
+
+
 class Start(BaseModel):
     """The place where a run's weights began, if not at the method's own start."""
 
@@ -180,6 +190,9 @@ class RunReport(Report):
     )
     start: Start | None = Field(
         None, description="the adapter or the checkpoint that the run began with; null: none"
+    )
+    micro_batch: MicroBatch | None = Field(
+        None, description="null where training.micro_batch is unset"
     )
     resumed: list[Resumption] = Field(
         default_factory=list,

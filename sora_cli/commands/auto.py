@@ -29,7 +29,7 @@ from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.run.certificate import FILE_NAME, PICTURE, Certificate
 from sora_cli.run.output import check_base_apart, check_own, clear_run
-from sora_cli.run.preflight import check_recipe
+from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def auto(
     words = [f"auto.{key}={value}" for key, value in given.items() if value is not None]
     loaded = load_recipe(recipe, [*overrides, *words])
     plan = plan_auto(loaded)
+    check_settled(loaded.recipe, "sora auto")
     check_recipe(loaded.recipe)
     say_notes([*loaded.notes, *unused(plan)])
     if dry_run:

@@ -23,7 +23,7 @@ from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.recipe import OutputBlock
 from sora_cli.run.output import check_base_apart, check_own, clear_page, clear_run
-from sora_cli.run.preflight import check_recipe
+from sora_cli.run.preflight import check_recipe, check_settled
 
 if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared
@@ -46,6 +46,7 @@ def path(
     began = time.perf_counter() if began is None else began
     loaded = load_recipe(recipe, overrides)
     if loaded.recipe.path is not None:
+        check_settled(loaded.recipe, "sora path")
         check_recipe(loaded.recipe)
     plans = plan_stages(loaded)
     say_notes([*loaded.notes, *overruled(loaded)])

@@ -117,6 +117,7 @@ def run(
     with importing():
         from sora_cli.run.evaluate import evaluate_run
         from sora_cli.run.layers import describe_layers
+        from sora_cli.run.micro_batch import settle
         from sora_cli.run.output import RANKS_PLOT
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
@@ -137,13 +138,17 @@ def run(
     with log.phase("set up"):
         record_setup(report, ready, recipe.training)
         inputs, report.start = identity_of(report)["inputs"], report.start or forked
-        identity = identity_of(report)
         resumed = (
-            find_checkpoint(output, identity, report.recipe_notes, force=force) if resume else None
+            find_checkpoint(output, identity_of(report), report.recipe_notes, force=force)
+            if resume
+            else None
         )
         begin = resumed
         if resumed is None and forked is not None:
             begin = read_fork(recipe, forked, inputs, ready.base.model, ready.layers)
+        stored = None if resumed is None else resumed.run.get("micro_batch")
+        recipe, report.micro_batch = settle(recipe, ready, stored=stored)
+        identity = identity_of(report)
         trainer = build_trainer(
             recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
         )

@@ -148,6 +148,11 @@ class TrainingBlock(Block):
     gradient_accumulation: Count = Field(
         1, description="micro-batches that the rows of a step are split into"
     )
+    micro_batch: Literal["auto"] | None = Field(
+        None,
+        description="auto: the largest micro-batches that fit into memory, predicted and then "
+        "tried once; gradient_accumulation follows, and the gradients are the same up to rounding",
+    )
     eval_batch_size: Count = Field(64, description="rows per evaluation batch and process")
     learning_rate: float = Field(8e-4, gt=0, description="peak learning rate of factors and head")
     head_learning_rate: float | None = Field(
@@ -250,6 +255,10 @@ class TrainingBlock(Block):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of gradient_accumulation "
                 f"{self.gradient_accumulation}; the next is {self._next_batch_size()}"
+            )
+        if self.micro_batch is not None and self.gradient_accumulation > 1:
+            raise ValueError(
+                "micro_batch auto chooses gradient_accumulation: leave one of them out"
             )
         if self.early_stopping and self.evaluate == "no":
             raise ValueError("early_stopping needs evaluations; evaluate is 'no'")

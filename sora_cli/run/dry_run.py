@@ -48,6 +48,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int = ROWS) -> Prepared:
     with importing():
         from sora_cli.run.layers import other_weights
         from sora_cli.run.memory import predict_memory
+        from sora_cli.run.micro_batch import PREDICTION_ONLY, settle
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import column_lines, rows_lines
         from sora_cli.run.step_time import measure_step
@@ -70,10 +71,11 @@ def dry_run(loaded: LoadedRecipe, *, rows: int = ROWS) -> Prepared:
             emit_section("other weights without adapter", _table(others))
     emit_section("parameters", parameter_lines(ready, block.train_head))
     metric = ready.task.best
-    args = training_arguments(loaded.recipe, loaded.output_dir, metric, evaluates=True)
+    recipe, _ = settle(loaded.recipe, ready, probe=PREDICTION_ONLY)
+    args = training_arguments(recipe, loaded.output_dir, metric, evaluates=True)
     steps = count_steps(args, block, len(ready.train.lengths))
     # before anything is made of the rows: it builds on the memory that the process has now
-    memory = predict_memory(ready, loaded.recipe, micro_batch=steps.micro_batch)
+    memory = predict_memory(ready, recipe, micro_batch=steps.micro_batch)
     emit_section("columns", column_lines(ready))
     emit_section("data", data_lines(ready, block))
     if rows:

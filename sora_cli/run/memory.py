@@ -116,10 +116,10 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
     resident = resident_memory() - ready.trial_memory if device == "cpu" else weights
     loading = float(peak_memory() or 0) if device == "cpu" else 0.0
     collate = ready.task.collator(ready.base.processor)
-    training = _longest(ready.train, micro_batch)
+    training = longest_rows(ready.train, micro_batch)
     evaluation = max(
         (
-            _longest(part, recipe.training.eval_batch_size)
+            longest_rows(part, recipe.training.eval_batch_size)
             for part in (ready.select, *ready.report.values())
         ),
         key=lambda rows: _cells(rows),
@@ -149,7 +149,7 @@ def resident_memory() -> float:
     return float(process_memory("VmRSS") or peak_memory() or 0)
 
 
-def _longest(rows: Encoded, n: int) -> Encoded:
+def longest_rows(rows: Encoded, n: int) -> Encoded:
     """Return the n longest rows, longest first: one batch of them is the most a run can meet."""
     order = np.argsort(-rows.lengths, kind="stable")[:n]
     return Encoded(rows.dataset.select(order), rows.lengths[order], 0)

@@ -49,6 +49,17 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
     say_notes(code_notes(recipe))
 
 
+def check_settled(recipe: Recipe, command: str) -> None:
+    """Raise `SoraError` where a recipe leaves a choice to the run, and the command makes many."""
+    if recipe.training.micro_batch is not None:
+        raise SoraError(
+            f"training.micro_batch: auto is chosen by sora train, not by {command}",
+            hint="sora train RECIPE --dry-run tells it: training.micro_batch=null "
+            "training.gradient_accumulation=N",
+            key="training.micro_batch",
+        )
+
+
 def _check_compaction(recipe: Recipe) -> None:
     name = recipe.method.name
     if recipe.training.compact_every is not None and not config_class(name).adapts_rank:

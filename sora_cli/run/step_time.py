@@ -49,18 +49,20 @@ def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
     rows = [ready.train.dataset[int(row)] for row in chosen]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        passes = [_timed(ready, block, collate(rows))]  # the first one also warms up
+        passes = [run_passes(ready, block, collate(rows))]  # the first one also warms up
         while passes[0] < _VERY_LONG and len(passes) < _PASSES:
             if len(passes) > 1 and sum(passes) > _LONG:
                 break
-            passes.append(_timed(ready, block, collate(rows)))
+            passes.append(run_passes(ready, block, collate(rows)))
     seconds = min(passes)  # whatever else the machine does makes a pass longer, never shorter
     whole = float(lengths.mean()) * min(block.batch_size, len(lengths))
     return StepTime(seconds * whole / tokens, len(chosen), tokens)
 
 
-def _timed(ready: Prepared, block: TrainingBlock, batch: dict[str, torch.Tensor]) -> float:
-    """Return the seconds of a forward and a backward pass, which leave no gradients."""
+def run_passes(
+    ready: Prepared, block: TrainingBlock, batch: dict[str, torch.Tensor], passes: int = 1
+) -> float:
+    """Return the seconds of forward and backward passes, whose gradients are summed and removed."""
     model = ready.base.model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
@@ -73,9 +75,10 @@ def _timed(ready: Prepared, block: TrainingBlock, batch: dict[str, torch.Tensor]
     try:
         began = time.perf_counter()
         with checkpointed(model, on=block.gradient_checkpointing):
-            with autocast:
-                loss = model(**inputs)["loss"]
-            loss.backward()
+            for _ in range(passes):
+                with autocast:
+                    loss = model(**inputs)["loss"]
+                loss.backward()
         if device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began

@@ -91,6 +91,8 @@ class Task(ABC):
     """transformers' Auto class of what makes the model's inputs from raw rows."""
     unscored_inputs: ClassVar[tuple[str, ...]] = ()
     """Names in a batch that the model is not given when it is scored."""
+    rows_apart: ClassVar[bool] = True
+    """False if a row's loss depends on the other rows of its micro-batch."""
     one_label: ClassVar[bool] = True
     """True if each encoded row has a single label."""
     answered_by: ClassVar[tuple[str, ...]] = ("prediction",)

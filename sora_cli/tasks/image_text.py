@@ -76,6 +76,7 @@ class ImageText(Task):
     answered_by = ("similarity",)
     answered_together = 256  # their files are in memory
     one_label = False
+    rows_apart = False
     options: ImageTextOptions
 
     def bind(self, train: Dataset) -> None:

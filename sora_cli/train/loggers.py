@@ -62,6 +62,12 @@ class _MoreFacts(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, hooks: MethodCallback) -> None:
         self.hooks = hooks
+        self.rates: dict[str, float] = {}
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the rates of the step, before they change for the next one."""
+        groups = plain_optimizer(self.hooks.trainer).param_groups
+        self.rates = {g["name"]: float(g["lr"]) for g in groups if "name" in g}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Add to the entry of a step; the run's history has its own copy."""
@@ -69,20 +75,28 @@ class _MoreFacts(TrainerCallback):  # type: ignore[misc]
             return
         if self.hooks.live:
             logs["components"] = self.hooks.live[-1]
-        for group in plain_optimizer(self.hooks.trainer).param_groups:
-            if "name" in group:
-                logs[f"learning_rate/{group['name']}"] = float(group["lr"])
+        logs.update({f"learning_rate/{name}": rate for name, rate in self.rates.items()})
 
 
 @contextmanager
 def logged(trainer: Any, hooks: MethodCallback) -> Iterator[None]:
-    """Send the loggers more than Trainer does; what they print goes to stderr."""
+    """Send the loggers more than Trainer does; what they print goes to stderr.
+
+    Afterwards they are no callbacks of the trainer any more: scoring would open some of them again.
+    """
     if not trainer.recipe.training.loggers:
         yield
         return
-    trainer.callback_handler.callbacks.insert(0, _MoreFacts(hooks))  # before those that send
-    with redirect_stdout(sys.stderr):
-        yield
+    callbacks = trainer.callback_handler.callbacks
+    callbacks.insert(0, _MoreFacts(hooks))  # before those that send
+    kinds = (*INTEGRATION_TO_CALLBACK.values(), *LOGGERS.values())
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        trainer.loggers = [callback for callback in callbacks if type(callback) in kinds]
+        for callback in trainer.loggers:
+            trainer.remove_callback(callback)
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ def send_result(
     image = picture if picture.is_file() else None
     senders = {INTEGRATION_TO_CALLBACK[name]: send for name, send in _SENDERS.items()}
     with redirect_stdout(sys.stderr):
-        for callback in trainer.callback_handler.callbacks:
+        for callback in trainer.loggers:
             send = senders.get(type(callback))
             if send is not None:
                 send(_Result(callback, trainer.args, trainer.state.global_step, scores, image))

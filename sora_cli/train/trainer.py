@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sora_cli.core.errors import SoraError
@@ -48,6 +48,7 @@ class AdapterTrainer(ResumingTrainer):
         self.task, self.recipe, self.train_rows, self.processor = task, recipe, train, processor
         self.model_accepts_loss_kwargs = False  # then its loss is a plain mean, divided later
         self.sampler: GroupedBatchSampler | None = None
+        self.loggers: list[TrainerCallback] = []  # those of a training that has ended
         self._counts: deque[int] = deque()  # loss items of the step's micro-batches to come
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:

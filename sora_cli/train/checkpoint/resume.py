@@ -99,7 +99,9 @@ def identity_of(report: RunReport) -> dict[str, Any]:
     data = {f"the data ({part})": d for part, d in report.data["fingerprints"].items()}
     start = {} if report.start is None else {"what it starts from": report.start.digest}
     inputs = {"the base model": report.base["fingerprint"], **data, **start}
-    return {"recipe": report.recipe, "inputs": inputs}
+    chosen = report.micro_batch
+    rows = {} if chosen is None else {"micro_batch": chosen.rows}
+    return {"recipe": report.recipe, "inputs": inputs, **rows}
 
 
 def _describe_changes(found: list[Change]) -> str:

@@ -219,6 +219,14 @@ CONTRADICTIONS: dict[str, Case] = {
         at=("r.yaml", "batch_size"),
         then="the next is 9",
     ),
+    "micro-batches chosen and told": bad(
+        "micro_batch auto chooses gradient_accumulation",
+        r=recipe("training", "micro_batch: auto", "gradient_accumulation: 2"),
+        then="leave one of them out",
+    ),
+    "a number of rows a micro-batch": bad(
+        "training.micro_batch", r=recipe("training", "micro_batch: 4"), then="auto"
+    ),
     "counting nothing": bad(
         "compact_only_count needs compact_every",
         r=recipe("training", "compact_only_count: true"),

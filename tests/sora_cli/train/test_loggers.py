@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,7 +63,35 @@ def test_tensorboard_and_a_logger_of_ones_own(
     own = [entry for entry in Kept.entries if "loss" in entry]
     assert [entry["components"] for entry in own] == report.live_components[1::2]
     assert all("learning_rate/gates" in entry for entry in own)
+    rates = {e.step: e.value for e in events.Scalars("train/learning_rate")}
+    assert {e.step: e.value for e in events.Scalars("train/learning_rate/factors")} == rates
     assert not any("components" in entry for entry in report.history)
+
+
+def test_trackio_is_sent_all_of_a_run(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if find_spec("trackio") is None:
+        pytest.skip("trackio is not installed (it wants pillow<13): sora-cli[trackio]")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    train(recipe, "training.loggers=[trackio]")
+    assert capsys.readouterr().out.startswith("validation: accuracy")  # it prints, too
+    from trackio.sqlite_storage import SQLiteStorage
+
+    entries = SQLiteStorage.get_logs("sora", "out")
+    steps = [entry for entry in entries if "train/loss" in entry]
+    assert len(steps) == 2
+    for entry in steps:
+        assert entry["train/learning_rate/factors"] == entry["train/learning_rate"]
+        assert 0 < entry["train/components"] <= 48
+    assert sum("eval/accuracy" in entry for entry in entries) == 2
+    (result,) = [entry for entry in entries if "ranks" in entry]
+    assert 0 <= result["result/validation/accuracy"] <= 1
+    picture = tmp_path / "trackio" / "media" / result["ranks"]["file_path"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", EXTRAS)
