@@ -10,18 +10,11 @@ import torch
 from torch import nn
 
 from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.peft.layout import AUTO_CLASSES
 
 BARE = "AutoModel"
 """The class without a head, whose output is the last hidden state."""
 
-_BY_TASK = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "FEATURE_EXTRACTION": BARE,
-}
 WITHOUT_A_TASK = ("AutoModelForImageClassification", "AutoModelForMultipleChoice")
 """Classes PEFT has no task type for; tried last, for adapters that name none."""
 
@@ -37,7 +30,7 @@ _TABLES = {
 }
 """transformers' tables of class names; what is in several belongs to the first."""
 
-_TASKS = {auto: task for task, auto in _BY_TASK.items() if auto != BARE}
+_TASKS = {auto: task for task, auto in AUTO_CLASSES.items() if auto != BARE}
 _OUTPUT_LAYERS = ("classifier.weight", "score.weight", "out_proj.weight")
 
 
@@ -63,8 +56,8 @@ def auto_class_for(adapter: Adapter, config: Any, others: Iterable[str] = ()) ->
         config: the base model's configuration.
         others: classes to try first, such as that of the model to compare with.
     """
-    if adapter.task_type in _BY_TASK:
-        return _BY_TASK[adapter.task_type]
+    if adapter.task_type in AUTO_CLASSES:
+        return AUTO_CLASSES[adapter.task_type]
     candidates = dict.fromkeys((*others, auto_class_of(config), BARE, *WITHOUT_A_TASK))
     for shapes in (True, False):  # else a class that fits by name: a clearer error follows
         for auto in candidates:

@@ -98,13 +98,23 @@ def consumers(
     return _peft(config, lost), _transformers(config, lost), _vllm(given), _llama_cpp(given)
 
 
-def consumers_of(file: AdapterFile) -> tuple[Consumer, ...]:
-    """Tell which other tools can load an adapter directory that is open."""
+def consumers_of(
+    file: AdapterFile, *, name: str | None = None, base: str | None = None
+) -> tuple[Consumer, ...]:
+    """Tell which other tools can load an adapter directory that is open.
+
+    Args:
+        name: to call it by in what is to be typed; None: its directory.
+        base: to call its base model by; None: as its configuration does.
+    """
+    config = file.config
+    if base is not None:
+        config = config.model_copy(update={"base_model_name_or_path": base})
     return consumers(
-        file.config,
+        config,
         file.ranks,
         head=file.head_modules,
-        directory=str(file.directory),
+        directory=str(file.directory) if name is None else name,
         base_config=base_configuration(file.base),
     )
 
@@ -177,12 +187,12 @@ def _vllm(given: _Given) -> Consumer:
         newest = f"the newest take it with {option}"
         return Consumer("vLLM", False, f"older versions refuse a classifier's head ({newest}): "
                                        "sora merge first")  # fmt: skip
-    return Consumer("vLLM", True, f"vllm serve {given.base} --enable-lora {option} "
+    return Consumer("vLLM", True, f"vllm serve {quote(given.base)} --enable-lora {option} "
                                   f"--lora-modules adapter={quote(given.directory)}")  # fmt: skip
 
 
 def _llama_cpp(given: _Given) -> Consumer:
-    config, base = given.config, given.base
+    config, base = given.config, quote(given.base)
     refused = f"refuses {', '.join(given.head)}, stored in full" if given.head else None
     refused = refused or _missing_in_llama_cpp(given)
     if refused is not None:
@@ -193,7 +203,7 @@ def _llama_cpp(given: _Given) -> Consumer:
         if rank and not _same(config.scaling(path), config.lora_alpha / rank):
             reason = "applies alpha / rank of each tensor"
             return _export("llama.cpp", given.directory, reason, padded=True)
-    if base.lower().endswith(".gguf"):
+    if given.base.lower().endswith(".gguf"):
         base = "DIR, with the config.json of the model the GGUF file was made from"
     return Consumer(
         "llama.cpp", True, f"convert_lora_to_gguf.py {quote(given.directory)} --base {base}"

@@ -7,20 +7,21 @@ with all scaling in B; see `reading` for files on demand, `peft/layout` for keys
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.card import adapter_card, stored
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, write_sora_file
 from sora_cli.adapter.peft.layout import written_config
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.atomic import new_directory
 from sora_cli.core.errors import SoraError, reason
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES, ADAPTER_WEIGHTS, SORA_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES, ADAPTER_WEIGHTS, CARD, SORA_FILE
 from sora_cli.model.tensors import write_tensors
 
 
@@ -100,8 +101,9 @@ def write_adapter(
     layout: str = "exact",
     dtype: str = "float32",
     force: bool = False,
+    beside: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write an adapter, atomically: complete and read back, or not at all.
+    """Write an adapter and its card, atomically: complete and read back, or not at all.
 
     Terms that are exactly zero are left out, and so are modules left with none. If that is all of
     them, one module stays as a zero pair of rank 1, so that every tool can load the directory. Each
@@ -111,6 +113,7 @@ def write_adapter(
         layout: "exact", each module at its own rank, or "padded", all zero-padded to the largest.
         dtype: of the factors; they are folded in float32 and cast last. The head stays as it is.
         force: replace an adapter directory that is there.
+        beside: writes more of `ADAPTER_FILES` into the directory, such as the tokenizer's.
 
     Raises:
         SoraError: the directory exists, or the adapter cannot be written or read back.
@@ -120,7 +123,7 @@ def write_adapter(
     config = written_config(
         plan.stored,
         layout=layout,
-        base=adapter.base.resolved,
+        base=adapter.base.hub_id or adapter.base.resolved,
         revision=adapter.base.revision,
         task_type=adapter.task_type,
         head_modules=adapter.head_modules,
@@ -136,8 +139,11 @@ def write_adapter(
             write_tensors(temporary / ADAPTER_WEIGHTS, plan.tensors(str(directory)))
             write_json(temporary / ADAPTER_CONFIG, config)
             write_sora_file(temporary / SORA_FILE, meta, adapter.base)
+            if beside is not None:
+                beside(temporary)
             with open_adapter(temporary) as back:
                 plan.check(back.layers, back.head)
+                (temporary / CARD).write_bytes(stored(adapter_card(back)))
     except OSError as error:
         raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.directory import lazy_adapter, write_adapter
 from sora_cli.adapter.places import locate_adapter
@@ -71,7 +73,8 @@ def export_adapter(
         adapter = lazy_adapter(file)
         meta = adapter.meta.model_copy(update={"lineage": (*adapter.meta.lineage, entry)})
         adapter = dataclasses.replace(adapter, meta=meta)
-        write_adapter(output, adapter, layout=layout, dtype=dtype, force=force)
+        beside = partial(copy_processor, file.directory)
+        write_adapter(output, adapter, layout=layout, dtype=dtype, force=force, beside=beside)
     with open_adapter(output) as written:
         return Exported(
             kind=kind,

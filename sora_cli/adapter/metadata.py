@@ -11,9 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sora_cli import __version__
 from sora_cli.core.errors import SoraError, first_mistake
+from sora_cli.core.hub import looks_local
 from sora_cli.model.files import is_there
+from sora_cli.model.references import is_hub_id
 
 FORMAT_VERSION = 1
+BASES = "SORA_BASES"
+"""The environment's name for directories that hold base models, which may have moved there."""
 LARGEST_JSON = 50_000_000  # bytes; anybody may have written it, and parsed it takes many times that
 
 _Rank = Annotated[int, Field(ge=0, le=2**20)]
@@ -30,6 +34,13 @@ class BaseReference:
     revision: str | None = None
     fingerprint: str | None = None
     """See `sora_cli.model.fingerprint`."""
+    hub_id: str | None = None
+    """Its id on the Hub, where that is known."""
+
+    def __post_init__(self) -> None:
+        """Forget an id that can be none: anybody may have written it."""
+        if self.hub_id is not None and not is_hub_id(self.hub_id):
+            object.__setattr__(self, "hub_id", None)
 
     @property
     def here(self) -> str | None:
@@ -40,12 +51,52 @@ class BaseReference:
         """Return the reference to load the base model by.
 
         Raises:
-            SoraError: none is recorded.
+            SoraError: none is recorded, or it was a place on a disk and is not there.
         """
-        known = self.here or self.path or self.resolved
+        if self.here is not None:
+            return self.here
+        if "://" in self.path or (self.path and is_there(self.path)):
+            return self.path
+        known = self.hub_id or self.path or self.resolved
         if not known:
             raise SoraError("no adapter says which base model it is for", hint="add --base MODEL")
+        if looks_local(known):
+            raise SoraError(
+                f"there is no model at {known}, where the base model was",
+                hint=f"{BASES}=DIR in the environment finds it below DIR by its weights; or say "
+                "where it is, to verify or merge: --base MODEL",
+            )
         return known
+
+
+class Training(BaseModel):
+    """The run that an adapter comes from, as its card tells it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    """Of the recipe."""
+    data: tuple[str, ...] = ()
+    """A data set's Hub id or name, or the names of files."""
+    hub_data: bool = False
+    """Whether that is a data set of the Hub."""
+    configuration: str | None = None
+    """Of the data set."""
+    data_revision: str | None = None
+    rows: dict[str, int] = Field(default_factory=dict)
+    """By split."""
+    seed: int | None = None
+    steps: int | None = None
+    """Optimiser steps."""
+    metric: str | None = None
+    """The main one."""
+    metrics: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """By split; null for a score that is not a number."""
+    selection: str = ""
+    """The rows that chose the checkpoint."""
+    base_parameters: int | None = None
+    license: str | None = None
+    """Of the adapter, as the Hub calls it."""
 
 
 class AdapterMeta(BaseModel):
@@ -70,6 +121,7 @@ class AdapterMeta(BaseModel):
     """Module path -> components training started with."""
     ranks: dict[str, _Rank] = Field(default_factory=dict)
     """Module path -> components alive, 0 for dead modules; filled in by `write_adapter`."""
+    training: Training | None = None
     lineage: tuple[dict[str, Any], ...] = ()
     """The changes made to the adapter after training, in order."""
 

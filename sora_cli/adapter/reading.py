@@ -17,6 +17,7 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, read_sora_file
+from sora_cli.adapter.moved import located
 from sora_cli.adapter.peft import adalora
 from sora_cli.adapter.peft.config import LARGEST_RANK, PeftConfig, parse_config
 from sora_cli.adapter.peft.layout import Pair, SplitKeys, check_name, check_tensor, split_keys
@@ -25,6 +26,7 @@ from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 from sora_cli.model.fingerprint import StoredTensor
+from sora_cli.model.references import hub_name
 from sora_cli.model.tensors import TensorFile, dtype_name, open_tensors
 
 T = TypeVar("T")
@@ -190,12 +192,13 @@ def open_adapter(directory: Path) -> Iterator[AdapterFile]:
     for path in (*meta.ranks, *meta.ranks_start):
         check_name(path, str(directory / SORA_FILE))
     with open_tensors(_weights(directory)) as tensors:
-        yield _describe(directory, config, meta, base or _base(config), tensors)
+        yield _describe(directory, config, meta, located(base or _base(config)), tensors)
 
 
 def _base(config: PeftConfig) -> BaseReference:
     name = config.base_model_name_or_path or ""
-    return BaseReference(path=name, resolved=name, revision=config.revision)
+    hub_id = (hub_name(name) or (None,))[0]
+    return BaseReference(path=name, resolved=name, revision=config.revision, hub_id=hub_id)
 
 
 def _weights(directory: Path) -> Path:

@@ -15,7 +15,7 @@ from sora_cli.adapter.classes import names_classes, task_type_of
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.model.fingerprint import fingerprint
-from sora_cli.model.references import local_checkpoint
+from sora_cli.model.references import hub_name, local_checkpoint
 
 
 def save_adapter(
@@ -88,7 +88,9 @@ def build_adapter(
 def base_reference(path: str, resolved: str, revision: str | None) -> BaseReference:
     """Return the base model's names and, where its files are on this disk, their fingerprint."""
     files = local_checkpoint(resolved, revision)
-    return BaseReference(path, resolved, revision, None if files is None else fingerprint(files))
+    digest = None if files is None else fingerprint(files)
+    hub_id, commit = hub_name(resolved) or (None, None)
+    return BaseReference(path, resolved, revision or commit, digest, hub_id)
 
 
 def trained_modules(model: nn.Module, layers: Mapping[str, LowRankLinear]) -> list[str]:

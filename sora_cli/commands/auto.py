@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands._proposal import recipe_name, write_proposal
 from sora_cli.core.atomic import tidy, write_text_atomic
 from sora_cli.core.console import emit, emit_table, say, say_notes
@@ -164,6 +165,7 @@ def run(
 ) -> tuple[Certificate, Prepared, RunLog]:
     """Carry out the whole search, or what is left of it, one step a line."""
     with importing():
+        from sora_cli.adapter.card import rewrite_card
         from sora_cli.experiments.auto.conclusion import certificate_of, choose
         from sora_cli.experiments.auto.plot import plot_curve
         from sora_cli.experiments.auto.search import Search
@@ -203,6 +205,7 @@ def run(
                 text = found.model_dump_json()
                 write_text_atomic(plan.output / FILE_NAME, readable_json(json.loads(text)))
                 plot_curve(found, plan.output / PICTURE)
+                rewrite_card(plan.output / ADAPTER, found.lines())
     for number in range(len(record.candidates)):
         search.stages.forget(search.candidate(number))
     search.stages.forget(full)

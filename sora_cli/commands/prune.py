@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,7 @@ def prune(
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES)
+    from sora_cli.adapter.companions import copy_processor
     from sora_cli.adapter.directory import lazy_adapter, write_adapter
     from sora_cli.adapter.reading import open_adapter
 
@@ -114,7 +115,8 @@ def prune(
         meta = file.meta.model_copy(update=update)
         small = dataclasses.replace(adapter, layers=layers, meta=meta)
         dtype = _dtype(file, lossy=total.dropped > 0)
-        write_adapter(output, small, dtype=dtype, force=force)
+        beside = partial(copy_processor, file.directory)
+        write_adapter(output, small, dtype=dtype, force=force, beside=beside)
         say_notes(file.notes)
         _show(losses, total, file, kept)
         emit(_described(rule))

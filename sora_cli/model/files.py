@@ -24,7 +24,20 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 SORA_FILE = "sora.json"
 """Facts about an adapter that PEFT's configuration has no key for."""
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE)
+CARD = "README.md"
+"""The model card."""
+PROCESSOR_FILES = (
+    "additional_chat_templates", "added_tokens.json", "bpe.codes", "byte_maps.json",
+    "chat_template.jinja", "chat_template.json", "dict.txt", "emoji.json", "entity_vocab.json",
+    "merges.txt", "normalizer.json", "preprocessor_config.json", "processor_config.json",
+    "prophetnet.tokenizer", "sentencepiece.bpe.model", "sentencepiece.model", "source.spm",
+    "special_tokens_map.json", "spiece.model", "spm.model", "spm_char.model", "target.spm",
+    "target_vocab.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "video_preprocessor_config.json", "vocab-src.json", "vocab-tgt.json", "vocab.json", "vocab.txt",
+    "word_pronunciation.json", "word_shape.json",
+)  # fmt: skip
+"""All that tokenizers and processors of transformers write: `vocab_files_names` of its classes."""
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE, CARD, *PROCESSOR_FILES)
 """All files of an adapter that this program writes."""
 DELTA_FILE = "delta.safetensors"
 """The difference that a baseline made to its base model."""

@@ -15,6 +15,8 @@ from sora_cli.model.files import MODEL_CONFIG, is_there
 PACKAGE_SCHEME = "package://"
 BUILTIN_SCHEME = "builtin://"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_model_path(path: str) -> str:
@@ -42,6 +44,23 @@ def resolve_model_path(path: str) -> str:
             "or a Hub id",
         )
     return path
+
+
+def hub_name(resolved: str) -> tuple[str, str | None] | None:
+    """Return the Hub id of a resolved reference, with the commit where its place tells it.
+
+    None for a directory that is not in the Hub's cache: what its configuration calls
+    `_name_or_path` is what it was made from, which may be another model.
+    """
+    cached = _CACHED.search(resolved)
+    if cached is not None:
+        return f"{cached[1]}/{cached[2]}", cached[3]
+    return None if is_there(resolved) or not is_hub_id(resolved) else (resolved, None)
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell whether this can be a model's id on the Hub: NAME or OWNER/NAME."""
+    return _HUB_ID.fullmatch(name) is not None and not looks_local(name)
 
 
 def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:

@@ -281,6 +281,14 @@ class OutputBlock(Block):
         description="keys whose values follow from other runs (a budget taken from another run of "
         "the same seed): sora compare groups runs whatever these are",
     )
+    base_id: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = Field(
+        None,
+        description="Hub id of the base model where model.path is a copy on this disk; the adapter "
+        "and its card name the base so. unset: told by the place in the Hub's cache",
+    )
+    license: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")] | None = Field(
+        None, description="licence of the adapter in its card, as the Hub calls it: apache-2.0"
+    )
 
 
 class PaperBlock(Block):

@@ -162,6 +162,11 @@ class Certificate(BaseModel):
         """True if the promise was certified."""
         return self.status == "certified"
 
+    def lines(self) -> list[str]:
+        """Return what is promised, of what, and by how much it is smaller, for the model card."""
+        said = f"{self.status.capitalize()}: {self.statement}."
+        return [said, "", f"That is about {self.scope}. Saved: {self.saved}."]
+
     @property
     def written(self) -> Candidate:
         """The candidate whose adapter was written."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sora_cli.adapter.companions import save_processor
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import Adapter, write_adapter
-from sora_cli.adapter.metadata import AdapterMeta, BaseReference
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.adapter.plot import plot_ranks
 from sora_cli.adapter.saving import base_reference, build_adapter
+from sora_cli.core.hub import looks_local
 from sora_cli.core.processes import is_main
 from sora_cli.data.content import data_fingerprint
+from sora_cli.model.files import is_there
 from sora_cli.model.quantisation import numbers, quantised_as
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.report import Parameters, Ranks, RunReport
 from sora_cli.run.class_counts import class_counts
 from sora_cli.run.layers import left_out_lines
@@ -111,15 +115,56 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
             _note_digest(report, written)
             (output / RANKS_PLOT).unlink(missing_ok=True)
         return
-    adapter = run_adapter(ready, options, known)
+    adapter = run_adapter(ready, options, named_base(known, loaded.recipe))
     if not is_main():
         return
-    write_adapter(output / ADAPTER, adapter, force=True)
+    meta = adapter.meta.model_copy(update={"training": training_of(report, loaded.recipe)})
+
+    def beside(folder: Path) -> None:
+        why = save_processor(ready.base.processor, ready.task.processor_class, folder)
+        report.events += [] if why is None else [why]
+
+    write_adapter(output / ADAPTER, replace(adapter, meta=meta), force=True, beside=beside)
     clear_results(output, kept=ADAPTER)
     _note_digest(report, output / ADAPTER)
     start = {path: m.start for path, m in report.ranks.items()}
     end = {path: m.end for path, m in report.ranks.items()}
     plot_ranks(end, start, output / RANKS_PLOT, f"{report.name}: {ready.method.name}")
+
+
+def named_base(base: BaseReference, recipe: Recipe) -> BaseReference:
+    """Return the base model with the Hub id that the recipe gives it."""
+    return replace(base, hub_id=recipe.output.base_id or base.hub_id)
+
+
+def training_of(report: RunReport, recipe: Recipe) -> Training:
+    """Return what an adapter's card tells of the run."""
+    data = recipe.data
+    files = [Path(file).name for given in (data.files or {}).values() for file in given]
+    on_hub = bool(data.path) and not ("://" in data.path or _is_local(data.path))
+    named = data.path if "://" in data.path or on_hub else Path(data.path).name
+    return Training(
+        name=report.name,
+        data=(named,) if named else tuple(dict.fromkeys(files)),
+        hub_data=on_hub,
+        configuration=data.name,
+        data_revision=report.data["revision"],
+        rows={split: report.data["rows"][split] for split in ("train", *report.metrics)},
+        seed=recipe.training.seed,
+        steps=report.steps,
+        metric=report.main_metric,
+        metrics={
+            split: {name: None if math.isnan(value) else value for name, value in scores.items()}
+            for split, scores in report.metrics.items()
+        },
+        selection=report.data["selection"],
+        base_parameters=report.parameters.base,
+        license=recipe.output.license,
+    )
+
+
+def _is_local(path: str) -> bool:
+    return looks_local(path) or is_there(path)
 
 
 def _note_digest(report: RunReport, written: Path) -> None:

@@ -25,6 +25,7 @@ from methods.sharding import is_sharded, whole
 from sora_cli.adapter.apply import apply_adapter, load_head
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
+from sora_cli.adapter.moved import located
 from sora_cli.adapter.peft.layout import check_tensor
 from sora_cli.adapter.places import DELTA, MODEL
 from sora_cli.adapter.saving import head_tensors
@@ -162,10 +163,12 @@ def load_adapted(
 
 
 def _base_block(recipe: Recipe, reference: BaseReference, on: str | None) -> ModelBlock:
-    """Return the recipe's model block for the base model of a result."""
-    named = {"path": reference.path, "revision": reference.revision}
-    update = named if on is None else {"path": on, "revision": None}
-    return recipe.model.model_copy(update=update)
+    """Return the recipe's model block for the base model of a result, wherever that is now."""
+    if on is not None:
+        return recipe.model.model_copy(update={"path": on, "revision": None})
+    known = located(reference)
+    name = known.path if "://" in known.path else known.name()
+    return recipe.model.model_copy(update={"path": name, "revision": known.revision})
 
 
 def check_classes(what: str, known: Sequence[str] | None, task: Task) -> None:

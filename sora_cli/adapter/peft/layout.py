@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "base_model.model."
+AUTO_CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+"""PEFT's task type -> transformers' Auto class."""
 
 _A, _B, _E, _RANKNUM = "A", "B", "E", "ranknum"
 _LORA = {".lora_A.weight": _A, ".lora_B.weight": _B}

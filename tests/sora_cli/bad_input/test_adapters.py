@@ -119,7 +119,7 @@ CASES: dict[str, Case] = {
     "merge-a head that climbs": bad("classifier", "merge", "a", *OUT, a=adapter(edit(ADAPTER_CONFIG,
         modules_to_save=["../../x"], task_type=None))),
     "merge-a base that climbs": bad("there is no model at ../../../../etc", "merge", "a", *OUT,
-        then="a model is a directory", a=adapter(edit(SORA_FILE,
+        then="--base MODEL", a=adapter(edit(SORA_FILE,
         base={**NO_BASE, "path": "../../../../etc/x", "resolved": "../../../../etc/x"}))),
     "merge-a base that is gone": bad("gone/far", "merge", "a", *OUT, then="--base",
         a=adapter(edit(SORA_FILE, base=NO_BASE))),

@@ -1,0 +1,285 @@
+"""README.md of an adapter: the model card, as the Hub reads it, from the adapter's own files.
+
+It holds no date, no time and no path of this machine, so that equal runs have equal cards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sora_cli import __version__
+from sora_cli.adapter.consumers import consumers_of
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
+from sora_cli.adapter.peft.layout import AUTO_CLASSES
+from sora_cli.adapter.ranks import rank_map
+from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.core.atomic import write_bytes_atomic
+from sora_cli.model.files import CARD
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+THIS, BASE = "THIS ADAPTER", "THE BASE MODEL"
+"""In the place of names in commands: the adapter's until it is on the Hub, and that of a base
+model that has no id there."""
+TAG = "sora"
+
+_BY_FAMILY = {
+    "sequence-classification": ("AutoModelForSequenceClassification", "text-classification"),
+    "sequence-regression": ("AutoModelForSequenceClassification", "text-classification"),
+    "causal-lm": ("AutoModelForCausalLM", "text-generation"),
+    "seq2seq": ("AutoModelForSeq2SeqLM", "text2text-generation"),
+    "question-answering": ("AutoModelForQuestionAnswering", "question-answering"),
+    "token-classification": ("AutoModelForTokenClassification", "token-classification"),
+    "multiple-choice": ("AutoModelForMultipleChoice", "multiple-choice"),
+    "image-classification": ("AutoModelForImageClassification", "image-classification"),
+    "image-text": ("AutoModel", "zero-shot-image-classification"),
+}
+"""Task family -> the Auto class that its models are loaded with, and the Hub's name of the task."""
+_OF_IMAGES = {"image-classification": "AutoImageProcessor", "image-text": "AutoProcessor"}
+_DIGITS = 6
+
+
+def adapter_card(file: AdapterFile, *, certificate: Sequence[str] = ()) -> str:
+    """Return the card of an open adapter directory.
+
+    Args:
+        certificate: what is promised of the adapter, line by line.
+    """
+    meta, parts = (
+        file.meta,
+        [_front_matter(file), f"# {_cell(_title(file))}\n", _introduction(file)],
+    )
+    sections: dict[str, Sequence[str]] = {
+        "Scores": _scores(meta),
+        "Certificate": certificate,
+        "Ranks": _ranks(file),
+        "How to load it": _loading(file),
+        "Licence": [_licence(meta.training)],
+    }
+    parts += [f"## {title}\n\n{_joined(lines)}" for title, lines in sections.items() if lines]
+    return "\n".join(parts)
+
+
+def rewrite_card(directory: Path, certificate: Sequence[str]) -> None:
+    """Write an adapter's card again, with what is promised of it."""
+    with open_adapter(directory) as file:
+        text = adapter_card(file, certificate=certificate)
+    write_bytes_atomic(directory / CARD, stored(text))
+
+
+def stored(text: str) -> bytes:
+    """Return the bytes of a card; what others named may hold what UTF-8 cannot."""
+    return text.encode(errors="replace")
+
+
+def base_name(base: BaseReference) -> str:
+    """Return the base model's name without a path of this machine."""
+    name = base.hub_id or base.path or base.resolved
+    return name if base.hub_id or "://" in name else Path(name).name
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+def _title(file: AdapterFile) -> str:
+    training = file.meta.training
+    return training.name if training else f"{file.kind} adapter of {base_name(file.base)}"
+
+
+def _front_matter(file: AdapterFile) -> str:
+    from huggingface_hub import ModelCardData
+
+    meta, base = file.meta, file.base.hub_id
+    training = meta.training or Training(name="")
+    results = list(_results(meta))
+    data = ModelCardData(
+        base_model=base,
+        library_name="peft",
+        license=training.license,
+        pipeline_tag=_family(file)[1],
+        tags=[*([f"base_model:adapter:{base}"] if base else []), "lora", TAG],
+        datasets=list(training.data) if training.hub_data else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        eval_results=results or None,
+        model_name=training.name if results else None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _family(file: AdapterFile) -> tuple[str | None, str | None]:
+    """Return the Auto class and the Hub's task, as far as they are known."""
+    known = _BY_FAMILY.get(file.meta.task or "")
+    if known is not None:
+        return known
+    auto = AUTO_CLASSES.get(file.config.task_type or "")
+    return auto, dict(_BY_FAMILY.values()).get(auto or "")
+
+
+def _results(meta: AdapterMeta) -> Iterator[EvalResult]:
+    """Yield the scores, where they are of this very adapter."""
+    from huggingface_hub import EvalResult
+
+    run = meta.training
+    if run is None or meta.lineage:
+        return
+    for split, metric, value in _values(run):
+        yield EvalResult(
+            task_type=_BY_FAMILY.get(meta.task or "", ("", meta.task or "other"))[1],
+            dataset_type=run.data[0] if run.data else "data",
+            dataset_name=", ".join(run.data) or "data",
+            dataset_config=run.configuration,
+            dataset_split=split,
+            dataset_revision=run.data_revision,
+            metric_type=metric,
+            metric_value=value,
+            metric_args={"seed": run.seed, "rows": run.rows.get(split)},
+        )
+
+
+def _values(run: Training) -> Iterator[tuple[str, str, float]]:
+    for split, scores in run.metrics.items():
+        for metric, value in scores.items():
+            if value is not None and metric != "loss":
+                yield split, metric, round(value, _DIGITS)
+
+
+def _introduction(file: AdapterFile) -> str:
+    meta, run = file.meta, file.meta.training
+    base = f"`{base_name(file.base)}`"
+    if file.base.hub_id:
+        base = f"[{file.base.hub_id}](https://huggingface.co/{file.base.hub_id})"
+    rows = [("Base model", base + (f" @ `{file.base.revision}`" if file.base.revision else ""))]
+    if file.base.fingerprint:
+        rows.append(("Its weights", f"`{file.base.fingerprint}`"))
+    if run is not None:
+        configured = f", `{run.configuration}`" if run.configuration else ""
+        counts = ", ".join(f"{n:,} {split}" for split, n in run.rows.items())
+        rows.append(("Data", ", ".join(f"`{d}`" for d in run.data) + configured))
+        rows.append(("Rows", counts))
+    if meta.task:
+        rows.append(("Task", meta.task))
+    if meta.labels:
+        rows.append(("Labels", ", ".join(meta.labels)))
+    rows.append(("Method", meta.method or f"{file.kind}, trained by another tool"))
+    if meta.method_config:
+        options = (f"{key} {value}" for key, value in meta.method_config.items() if value)
+        rows.append(("Its options", ", ".join(options)))
+    if run is not None and run.steps is not None:
+        rows.append(("Training", f"{run.steps:,} optimiser steps, seed {run.seed}"))
+    rows.append(("Parameters", _parameters(file)))
+    rows += [("Then", _step(entry)) for entry in meta.lineage]
+    lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
+    text = f"A low-rank adapter in PEFT's format, written by sora {__version__}."
+    return _joined([text, "", "| | |", "| --- | --- |", *lines])
+
+
+def _parameters(file: AdapterFile) -> str:
+    run = file.meta.training
+    of = f" of {run.base_parameters:,} in the base model" if run and run.base_parameters else ""
+    head = f", and a head of {file.head_parameters:,} ({', '.join(file.head_modules)})"
+    return f"{file.parameters:,} in the factors{head if file.head_modules else ''}{of}"
+
+
+def _step(entry: Mapping[str, Any]) -> str:
+    """Return one entry of the lineage: the command, then its values."""
+    values = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {without_folder(value)}"
+        for name, value in entry.items()
+        if name != "command" and value is not None
+    ]
+    return f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": ")
+
+
+def without_folder(value: Any) -> Any:
+    """Return a value with absolute paths in it cut to their last part."""
+    if isinstance(value, dict):
+        return {key: without_folder(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folder(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _scores(meta: AdapterMeta) -> list[str]:
+    run = meta.training
+    values = [] if run is None else list(_values(run))
+    if run is None or not values:
+        return []
+    lines = [f"| {s} | {m} | {v:.4f} | {run.rows.get(s, '')} | {run.seed} |" for s, m, v in values]
+    chosen = f"Selection: {run.selection}." if run.selection else ""
+    before = "Before what was done to the adapter after its training; not scored since."
+    return [
+        *([before, ""] if meta.lineage else []),
+        "| split | metric | score | rows | seed |",
+        "| --- | --- | ---: | ---: | ---: |",
+        *lines,
+        *(["", chosen] if chosen else []),
+    ]
+
+
+def _ranks(file: AdapterFile) -> list[str]:
+    """Return the table of layers by kinds of modules, and the sum."""
+    known = {**dict.fromkeys(file.meta.ranks, 0), **file.ranks, **file.meta.ranks}
+    start = {path: file.meta.ranks_start.get(path, rank) for path, rank in known.items()}
+    table = rank_map(known, start)
+    total = table.total
+    labels = table.column_labels()
+    lines = [
+        f"{total.live:,} of {total.start:,} components are left, in "
+        f"{sum(rank > 0 for rank in known.values())} of {len(known)} modules; the largest rank is "
+        f"{file.config.r}.",
+        "",
+        f"| layer | {' | '.join(labels)} | all |",
+        f"| --- |{' ---: |' * (len(labels) + 1)}",
+    ]
+    for label, row in zip(table.row_labels(), table.rows, strict=True):
+        cells = (table.cells.get((row, column)) for column in table.columns)
+        shown = ["" if cell is None else str(cell.live) for cell in cells]
+        lines.append(f"| {label} | {' | '.join(shown)} | {table.row_total(row).live} |")
+    return lines
+
+
+def _loading(file: AdapterFile) -> list[str]:
+    meta, auto = file.meta, _family(file)[0]
+    base = file.base.hub_id or BASE
+    lines = []
+    if auto is not None:
+        options = _class_options(meta)
+        processor = _OF_IMAGES.get(meta.task or "", "AutoTokenizer")
+        lines += [
+            "```python",
+            "from peft import PeftModel",
+            f"from transformers import {', '.join(sorted({auto, processor}))}",
+            "",
+            f'model = {auto}.from_pretrained("{base}"{options})',
+            f'model = PeftModel.from_pretrained(model, "{THIS}")',
+            f"{'tokenizer' if processor == 'AutoTokenizer' else 'processor'} = "
+            f'{processor}.from_pretrained("{THIS}")',
+            "```",
+            "",
+        ]
+    lines += ["| program | |", "| --- | --- |"]
+    for verdict in consumers_of(file, name=THIS, base=base):
+        shown = verdict.advice if verdict.loads else f"no: {verdict.advice}"
+        lines.append(f"| {verdict.name} | {_cell(shown)} |")
+    return lines
+
+
+def _class_options(meta: AdapterMeta) -> str:
+    """Return what a model with a head of classes is loaded with."""
+    if meta.labels:
+        return f", id2label={dict(enumerate(meta.labels))!r}"
+    return f", num_labels={meta.num_labels}" if meta.num_labels else ""
+
+
+def _licence(run: Training | None) -> str:
+    if run is not None and run.license:
+        return f"The adapter: {run.license}. The base model has a licence of its own."
+    return "None is stated for the adapter. The base model has a licence of its own."

@@ -1,0 +1,99 @@
+"""The tokenizer or processor beside an adapter, so that whoever has the adapter has its inputs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sora_cli.core.errors import first_line
+from sora_cli.core.hub import quiet_loading
+from sora_cli.data.processor import load_processor
+from sora_cli.model.files import PROCESSOR_FILES
+
+_PROBES = (
+    "The cat sees the old dog, and 12 birds.",
+    " Größe\tπ ≈ 3.14159; 漢字 🙂\n\nnext line ",
+    "a " * 600,
+)
+"""Texts that are encoded alike: words, other scripts and spaces, and more than most models take."""
+
+
+def save_processor(processor: Any, auto: str, folder: Path) -> str | None:
+    """Write a tokenizer, an image processor or both into a directory, and try them.
+
+    What the last batch was padded and cut to is not kept.
+
+    Args:
+        auto: transformers' Auto class, as for `load_processor`.
+
+    Returns:
+        None; or, where it is not there in the end, why not.
+    """
+    _forget_lengths(processor)
+    try:
+        with quiet_loading():
+            processor.save_pretrained(folder)
+            back = load_processor(auto, str(folder), {})
+        why = None if gives_the_same(processor, back) else "it reads back differently"
+    except Exception as error:  # any kind of tokenizer may have its own reason
+        why = first_line(error)
+    if why is None:
+        return None
+    for name in PROCESSOR_FILES:
+        _remove(folder / name)
+    return f"the tokenizer or processor cannot be saved beside the adapter: {why}"
+
+
+def copy_processor(source: Path, folder: Path) -> None:
+    """Copy the tokenizer or processor that lies beside an adapter, if one does."""
+    for name in PROCESSOR_FILES:
+        place = source / name
+        if place.is_file():
+            shutil.copyfile(place, folder / name)
+        elif place.is_dir():
+            shutil.copytree(place, folder / name)
+
+
+def gives_the_same(processor: Any, other: Any) -> bool:
+    """Tell whether two processors make the same inputs of the same texts and images."""
+    images = [_settings(getattr(p, "image_processor", p)) for p in (processor, other)]
+    if images[0] != images[1]:
+        return False
+    tokenizers = [getattr(p, "tokenizer", p) for p in (processor, other)]
+    if not all(hasattr(tokenizer, "encode") for tokenizer in tokenizers):
+        return True
+    first, second = ([_encoded(t, text) for text in _PROBES] for t in tokenizers)
+    templates = {getattr(tokenizer, "chat_template", None) for tokenizer in tokenizers}
+    return first == second and len(templates) == 1
+
+
+def _encoded(tokenizer: Any, text: str) -> dict[str, Any]:
+    """Return the inputs of a text, cut as a whole and as pairs are."""
+    return {
+        **tokenizer(text, truncation=True, max_length=64),
+        "pair": tokenizer(text, text, truncation=True, max_length=16)["input_ids"],
+        "specials": sorted(tokenizer.all_special_ids),
+    }
+
+
+def _settings(images: Any) -> Any:
+    """Return what an image processor does; nothing of a tokenizer."""
+    if hasattr(images, "encode"):
+        return None
+    return {key: str(v) for key, v in images.to_dict().items() if not key.startswith("_")}
+
+
+def _forget_lengths(processor: Any) -> None:
+    """Let a fast tokenizer neither pad nor cut, as it does from one call to the next."""
+    backend = getattr(getattr(processor, "tokenizer", processor), "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""The model card beside an adapter: what the Hub reads of it, and what a person does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from methods.factors import LowRankFactors
+from sora_cli.adapter.card import rewrite_card
+from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
+from sora_cli.app import run
+
+QUERY, KEY = "enc.layer.0.query", "enc.layer.1.key"
+COMMIT = "a" * 40
+TRAINING = Training(
+    name="rte", data=("nyu-mll/glue",), hub_data=True, configuration="rte", rows={
+        "train": 2000, "validation": 277}, seed=7, steps=40, metric="accuracy",
+    metrics={"validation": {"accuracy": 0.71234567, "f1": None, "loss": 0.5}},
+    selection="checkpoint chosen on validation", base_parameters=1000, license="apache-2.0",
+)  # fmt: skip
+
+
+def _adapter(**changes: Any) -> Adapter:
+    layers = {QUERY: LowRankFactors(torch.rand(2, 6), torch.rand(5, 2)),
+              KEY: LowRankFactors(torch.zeros(3, 6), torch.zeros(5, 3))}  # fmt: skip
+    meta = AdapterMeta(method="sora", task="sequence-classification", labels=("no", "yes"),
+                       training=TRAINING, method_config={"r_max": 3, "l1": 0.0})  # fmt: skip
+    base = BaseReference("/home/me/secret/bert", "/home/me/secret/bert", COMMIT, "x:1", "goo/bert")
+    values = {"layers": layers, "head": {}, "head_modules": (), "task_type": "SEQ_CLS"}
+    return Adapter(**{**values, "base": base, "meta": meta, **changes})
+
+
+def _card(folder: Path, **changes: Any) -> ModelCard:
+    write_adapter(folder, _adapter(**changes))
+    return ModelCard.load(folder / "README.md")
+
+
+def test_what_the_hub_reads(tmp_path: Path) -> None:
+    data = _card(tmp_path / "a").data
+    assert data.to_dict() == {
+        "base_model": "goo/bert", "library_name": "peft", "license": "apache-2.0",
+        "datasets": ["nyu-mll/glue"], "metrics": ["accuracy"],
+        "pipeline_tag": "text-classification",
+        "tags": ["base_model:adapter:goo/bert", "lora", "sora"],
+        "model-index": data.to_dict()["model-index"],
+    }  # fmt: skip
+    (result,) = data.eval_results
+    assert (result.dataset_config, result.dataset_split) == ("rte", "validation")
+    assert (result.metric_value, result.metric_args) == (0.712346, {"seed": 7, "rows": 277})
+
+
+def test_what_a_person_reads(tmp_path: Path) -> None:
+    text = str(_card(tmp_path / "a"))
+    for line in (
+        f"| Base model | [goo/bert](https://huggingface.co/goo/bert) @ `{COMMIT}` |",
+        "| Data | `nyu-mll/glue`, `rte` |", "| Rows | 2,000 train, 277 validation |",
+        "| Labels | no, yes |", "| Its options | r_max 3 |",
+        "| Training | 40 optimiser steps, seed 7 |",
+        "| Parameters | 22 in the factors of 1,000 in the base model |",
+        "| validation | accuracy | 0.7123 | 277 | 7 |",
+        "2 of 5 components are left, in 1 of 2 modules; the largest rank is 2.",
+        "| 0 | 2 |  | 2 |", "| 1 |  | 0 | 0 |",
+        "The adapter: apache-2.0. The base model has a licence of its own.",
+        'model = AutoModelForSequenceClassification.from_pretrained("goo/bert", '
+        "id2label={0: 'no', 1: 'yes'})",
+        'model = PeftModel.from_pretrained(model, "THIS ADAPTER")',
+    ):  # fmt: skip
+        assert line in text
+    assert "/home" not in text
+    assert "Certificate" not in text
+
+
+def test_vllm_is_told_the_rank(tmp_path: Path) -> None:
+    text = str(_card(tmp_path / "a", task_type="CAUSAL_LM"))
+    assert "vllm serve goo/bert --enable-lora --max-lora-rank 8 --lora-modules" in text
+
+
+def test_without_a_hub_id_no_path_is_told(tmp_path: Path) -> None:
+    base = BaseReference("/home/me/secret/bert", "/home/me/secret/bert")
+    card = _card(tmp_path / "a", base=base)
+    assert "base_model" not in card.data.to_dict()
+    assert "| Base model | `bert` |" in str(card)
+    assert '.from_pretrained("THE BASE MODEL"' in str(card)
+    assert "/home" not in str(card)
+
+
+def test_scores_of_an_adapter_that_was_cut_are_not_its_own(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", _adapter())
+    assert run(["prune", str(tmp_path / "a"), "-o", str(tmp_path / "b"), "--rank", "1"]) == 0
+    card = ModelCard.load(tmp_path / "b" / "README.md")
+    assert "model-index" not in card.data.to_dict()
+    assert "not scored since" in str(card)
+    assert "| Then | prune: rank 1" in str(card)
+
+
+def test_of_another_tools_adapter(tmp_path: Path) -> None:
+    meta = AdapterMeta()
+    text = str(_card(tmp_path / "a", meta=meta, task_type=None, base=BaseReference("", "")))
+    assert "trained by another tool" in text
+    assert "from_pretrained(model, directory)" in text
+    assert "```python" not in text
+
+
+def test_what_others_named_does_no_harm(tmp_path: Path) -> None:
+    training = TRAINING.model_copy(update={"name": "a\n# b", "data": ("x|y\n\ud800",)})
+    meta = _adapter().meta.model_copy(update={"training": training, "labels": ("a\n---\n", "|")})
+    base = BaseReference("p", "p", hub_id="no id\n```")
+    assert base.hub_id is None
+    text = str(_card(tmp_path / "a", meta=meta, base=base))
+    assert "# a # b\n" in text
+    assert "| Labels | a --- , \\| |" in text
+
+
+def test_equal_adapters_have_equal_cards(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    adapter = _adapter()
+    for name in "ab":
+        write_adapter(tmp_path / name, dataclasses.replace(adapter))
+    first, second = ((tmp_path / name / "README.md").read_bytes() for name in "ab")
+    assert first == second
+    rewrite_card(tmp_path / "a", [])
+    assert (tmp_path / "a" / "README.md").read_bytes() == first
+    rewrite_card(tmp_path / "a", ["Certified: kept."])
+    assert b"## Certificate\n\nCertified: kept.\n" in (tmp_path / "a" / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["prune", "export"])
+def test_facts_go_along(command: str, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", _adapter())
+    assert run([command, str(tmp_path / "a"), "-o", str(tmp_path / "b")]) in (0, 3)
+    assert read_adapter(tmp_path / "b").meta.training == TRAINING
