@@ -95,13 +95,13 @@ def _front_matter(file: AdapterFile) -> str:
 
     meta, base = file.meta, file.base.hub_id
     training = meta.training or Training(name="")
-    results = list(_results(meta))
+    results, kind = list(_results(meta)), file.config.peft_type.lower()
     data = ModelCardData(
         base_model=base,
         library_name="peft",
         license=training.license,
         pipeline_tag=_family(file)[1],
-        tags=[*([f"base_model:adapter:{base}"] if base else []), "lora", TAG],
+        tags=[*([f"base_model:adapter:{base}"] if base else []), kind, TAG],
         datasets=list(training.data) if training.hub_data else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
