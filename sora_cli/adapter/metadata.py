@@ -75,13 +75,13 @@ class Training(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     name: str
-    """Of the recipe."""
+    """The recipe's name."""
     data: tuple[str, ...] = ()
     """A data set's Hub id or name, or the names of files."""
     hub_data: bool = False
-    """Whether that is a data set of the Hub."""
+    """True for a data set of the Hub."""
     configuration: str | None = None
-    """Of the data set."""
+    """The data set's configuration."""
     data_revision: str | None = None
     rows: dict[str, int] = Field(default_factory=dict)
     """By split."""
@@ -96,7 +96,7 @@ class Training(BaseModel):
     """The rows that chose the checkpoint."""
     base_parameters: int | None = None
     license: str | None = None
-    """Of the adapter, as the Hub calls it."""
+    """The adapter's licence, as the Hub calls it."""
 
 
 class AdapterMeta(BaseModel):
