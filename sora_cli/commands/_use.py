@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sora_cli.commands import _completion
 from sora_cli.commands._options import Json, Overrides
 
 Target = Annotated[
@@ -20,10 +21,62 @@ BaseModel = Annotated[
     typer.Option("--base", help="The base model, if it is not the one that the adapter names."),
 ]
 
+System = Annotated[
+    str | None,
+    typer.Option("--system", help="The system message; default: that of the training, if any."),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", help="Above 0; default: 0.7.", show_default=False),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        help="Draw among the likeliest tokens that make up this share; default: 0.95.",
+        show_default=False,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        min=0,
+        help="Draw among so many of the likeliest tokens, 0: all; default: 50.",
+        show_default=False,
+    ),
+]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Tokens that an answer has at most.")
+]
+Penalty = Annotated[
+    float | None,
+    typer.Option("--repetition-penalty", help="Above 1: what was said becomes less likely."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        min=0,
+        max=2**31,
+        help="The same seed gives the same answers; default: another one each time.",
+        show_default=False,
+    ),
+]
+Greedy = Annotated[
+    bool, typer.Option("--greedy", help="Take the likeliest token each time; nothing is drawn.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="Compute in float32, bfloat16 or float16; default: as in training."
+    ),
+]
+
 
 def add_commands(app: typer.Typer) -> None:
     """Register them, in the order of the help page."""
-    for command in (predict,):
+    for command in (predict, generate, chat):
         app.command()(command)
 
 
@@ -91,3 +144,71 @@ def predict(
         as_json=as_json,
         force=force,
     )
+
+
+def generate(
+    target: Target,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="What to answer; - is stdin, to its end.")
+    ],
+    system: System = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Go on with the prompt as it is: no template, no headings."),
+    ] = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_new_tokens: NewTokens = 256,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    greedy: Greedy = False,
+    base: BaseModel = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a trained model writes to a prompt, as it comes."""
+    from sora_cli.commands._sampling import Given
+    from sora_cli.commands.generate import generate
+
+    given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
+    generate(
+        target,
+        prompt=prompt,
+        system=system,
+        raw=raw,
+        given=given,
+        base=base,
+        dtype=dtype,
+        as_json=as_json,
+    )
+
+
+def chat(
+    target: Target,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="B",
+            help="Another one, which answers the same side by side.",
+            autocompletion=_completion.runs,
+        ),
+    ] = None,
+    system: System = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_new_tokens: NewTokens = 256,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    greedy: Greedy = False,
+    base: BaseModel = None,
+    dtype: Dtype = None,
+) -> None:
+    """Talk with a trained model, or with two; /base switches the adapter off."""
+    from sora_cli.commands._sampling import Given
+    from sora_cli.commands.chat import chat
+
+    given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
+    targets = [target] if other is None else [target, other]
+    chat(targets, system=system, given=given, base=base, dtype=dtype)

@@ -150,6 +150,9 @@ def _tell(message: str) -> None:
             os.write(2, f"{message}\n".encode())
 
 
+_A_STEP = "finishing this step, then a checkpoint; a second signal stops at once"
+
+
 class Deferral:
     """A signal that is kept until somebody asks for it; a second signal raises `Interrupted`.
 
@@ -157,8 +160,9 @@ class Deferral:
         received: the signal, if one came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: str) -> None:
         self.received: int | None = None
+        self._told = told
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; raise at the second."""
@@ -166,16 +170,19 @@ class Deferral:
             raise Interrupted(number)
         self.received = number
         name = signal.Signals(number).name
-        _tell(f"\n{name}: finishing this step, then a checkpoint; a second signal stops at once")
+        _tell(f"\n{name}: {self._told}")
 
 
 @contextmanager
-def deferred() -> Iterator[Deferral]:
+def deferred(told: str = _A_STEP) -> Iterator[Deferral]:
     """Note signals while the block runs, for whoever looks at the `Deferral`.
 
     In a thread that is not the main one, where Python handles no signals, nothing changes.
+
+    Args:
+        told: what a person is told at the first signal.
     """
-    deferral = Deferral()
+    deferral = Deferral(told)
     if threading.current_thread() is not threading.main_thread():
         yield deferral
         return

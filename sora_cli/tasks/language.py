@@ -163,11 +163,11 @@ def generate_texts(
         rows = order[start : start + batch]
         ids = _padded([prompts[i] for i in rows], tokenizer.pad_token_id, left=decoder)
         mask = _padded([[1] * len(prompts[i]) for i in rows], 0, left=decoder)
-        room = _room(model, ids.shape[1], new) if decoder else new
+        room = room_after(model, ids.shape[1], new) if decoder else new
         out = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            generation_config=_greedy(model, tokenizer, room),
+            generation_config=decoding(model, tokenizer, room),
         )
         answers = out[:, ids.shape[1] :] if decoder else out
         decoded = tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -185,8 +185,12 @@ def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
     )
 
 
-def _room(model: Any, prompt: int, new: int) -> int:
-    """Return how many tokens can be written after a prompt of so many."""
+def room_after(model: Any, prompt: int, new: int) -> int:
+    """Return how many tokens, of `new`, can be written after a prompt of so many.
+
+    Raises:
+        SoraError: none.
+    """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = new if positions is None else min(new, positions - prompt)
     if room < 1:
@@ -199,17 +203,20 @@ def _room(model: Any, prompt: int, new: int) -> int:
     return room
 
 
-def _greedy(model: Any, tokenizer: Any, new: int) -> Any:
-    """Return the model's own generation settings (its first and last tokens), without sampling."""
+def decoding(model: Any, tokenizer: Any, new: int, **sampling: Any) -> Any:
+    """Return the model's own generation settings (its first and last tokens), without sampling.
+
+    Args:
+        new: tokens written at most.
+        sampling: settings of transformers that are to be otherwise.
+    """
     # the configuration that comes with a model may sample, and scores must not depend on chance
     config = copy.deepcopy(model.generation_config)
     ends = {tokenizer.eos_token_id, *np.atleast_1d(config.eos_token_id or []).astype(int).tolist()}
+    greedy: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     config.update(
-        do_sample=False,
+        **{**greedy, **sampling},
         num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
         max_new_tokens=new,
         max_length=None,
         min_length=0,

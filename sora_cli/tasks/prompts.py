@@ -92,7 +92,7 @@ def chat_dialogue(messages: Sequence[Message], tokenizer: Any) -> Dialogue:
     Some templates show an earlier turn otherwise than the last one (they leave out reasoning);
     then only the last answer is learned.
     """
-    whole = _rendered(messages, tokenizer, prompt=False)
+    whole = rendered(messages, tokenizer, prompt=False)
     answers = [i for i, message in enumerate(messages) if message["role"] == _ASSISTANT]
     pieces = _learned_pieces(whole, messages, answers, tokenizer)
     if pieces is None:
@@ -133,8 +133,8 @@ def _learned_pieces(
     """Cut the text before and after each answer; None if the template changes earlier turns."""
     pieces, at = [], 0
     for i in answers:
-        before = _rendered(messages[:i], tokenizer, prompt=True)
-        after = _rendered(messages[: i + 1], tokenizer, prompt=False)
+        before = rendered(messages[:i], tokenizer, prompt=True)
+        after = rendered(messages[: i + 1], tokenizer, prompt=False)
         if not (whole.startswith(before) and whole.startswith(after) and len(before) > at):
             return None
         answer = after[len(before) :]
@@ -145,7 +145,15 @@ def _learned_pieces(
     return [*pieces, (whole[at:], False)] if at < len(whole) and whole[at:].strip() else pieces
 
 
-def _rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> str:
+def rendered(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> str:
+    """Put messages into the tokenizer's chat template.
+
+    Args:
+        prompt: end where the assistant's answer begins.
+
+    Raises:
+        RowError: the template refuses them.
+    """
     from jinja2 import TemplateError
 
     try:

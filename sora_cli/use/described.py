@@ -14,7 +14,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from methods.registry import builtin_names
-from sora_cli.adapter.classes import auto_class_for, auto_class_of, number_of_labels
+from sora_cli.adapter.classes import BARE, auto_class_for, auto_class_of, number_of_labels
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
@@ -31,6 +31,7 @@ _OF_MODEL = ("path", "revision", "dtype", "quantise")
 _OF_SCORES = ("metrics", "best_metric", "greater_is_better")
 _PLAIN_SCORE = "accuracy"
 _WRITTEN_TOGETHER = "generation_batch_size"
+_OF_GGUF = "AutoModelForCausalLM"
 _MULTI_LABEL = "multi_label_classification"
 
 
@@ -99,6 +100,8 @@ def _of_files(place: Path, on: str | None, task: str | None) -> dict[str, Any]:
     if number is not None:
         config.num_labels = number
     auto = auto_class_for(adapter, config) if adapter else auto_class_of(config)
+    if auto == BARE and source.lower().endswith(".gguf"):  # they hold the names of no classes
+        auto = _OF_GGUF
     data = {} if not auto.endswith("Classification") else _classes(config, adapter)
     return {
         "model": {"path": source, "revision": revision},

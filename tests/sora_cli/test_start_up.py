@@ -21,7 +21,8 @@ HEAVY = {
     "torch", "transformers", "datasets", "numpy", "matplotlib", "accelerate", "sklearn", "scipy",
     "evaluate", "pandas", "pyarrow", "safetensors", "huggingface_hub",
 }  # fmt: skip
-COMMANDS = ["train", "path", "auto", "pick", "eval", "predict", "inspect", "prune", "export",
+COMMANDS = ["train", "path", "auto", "pick", "eval", "predict", "chat", "generate", "inspect",
+            "prune", "export",
             "merge", "verify", "sweep", "list", "compare", "report", "recipes", "schema",
             "methods"]  # fmt: skip
 _PROGRAM = """

@@ -1,0 +1,42 @@
+"""`sora chat`: a conversation with a trained model, or with two of them side by side."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.places import check_target
+from sora_cli.commands._sampling import Given, check_given
+from sora_cli.core.console import say, say_notes
+from sora_cli.core.timing import importing
+
+
+def chat(
+    targets: list[str], *, system: str | None, given: Given, base: str | None, dtype: str | None
+) -> None:
+    """Answer what is typed, or the lines of stdin, until they end."""
+    check_given(given, dtype)
+    places = [check_target(target, "sora chat {}") for target in targets]
+    for place in places:
+        say_notes(result_remarks(place))
+    with importing():
+        from sora_cli.commands._sampling import sampling_of
+        from sora_cli.use.chat import Chat, shown, typed_lines
+        from sora_cli.use.speaker import load_speaker, say_form
+    speakers = []
+    for target, place in zip(targets, places, strict=True):
+        speaker, trained_with = load_speaker(target, place, on=base, dtype=dtype)
+        system = trained_with if system is None else system
+        speakers.append(speaker)
+        say_form(speaker)
+    terminal = sys.stdout.isatty()
+
+    def write(piece: str) -> None:
+        sys.stdout.write(shown(piece) if terminal else piece)
+        sys.stdout.flush()
+
+    width = shutil.get_terminal_size().columns if terminal else None
+    if terminal and sys.stdin.isatty():
+        say("/help shows what can be typed; Ctrl-D leaves")
+    Chat(speakers, sampling_of(given), system, write, width).run(typed_lines())

@@ -1,0 +1,64 @@
+"""`sora generate`: what a trained model writes after one prompt."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.places import check_target
+from sora_cli.commands._sampling import Given, check_given
+from sora_cli.core.console import emit, say_notes
+from sora_cli.core.errors import SoraError
+from sora_cli.core.timing import importing
+
+STDIN = "-"
+
+
+def generate(
+    target: str,
+    *,
+    prompt: str,
+    system: str | None,
+    raw: bool,
+    given: Given,
+    base: str | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Write a model's answer to a prompt to stdout, as it comes.
+
+    Args:
+        prompt: "-": stdin, to its end.
+        raw: go on with the prompt as it is.
+    """
+    check_given(given, dtype)
+    if raw and system is not None:
+        raise SoraError("--system does not go with --raw: nothing is put around the prompt")
+    place = check_target(target, "sora generate {} --prompt TEXT")
+    say_notes(result_remarks(place))
+    text = sys.stdin.read() if prompt == STDIN else prompt
+    if not text.strip():
+        raise SoraError("the prompt is empty")
+    with importing():
+        from sora_cli.commands._sampling import sampling_of
+        from sora_cli.use.chat import shown
+        from sora_cli.use.speaker import load_speaker
+    speaker, trained_with = load_speaker(target, place, on=base, dtype=dtype, raw=raw)
+    system = trained_with if system is None and not raw else system
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text if raw else text.strip()})
+    sampling, began = sampling_of(given), time.perf_counter()
+
+    def write(piece: str) -> None:
+        sys.stdout.write(shown(piece) if sys.stdout.isatty() else piece)
+        sys.stdout.flush()
+
+    answer = speaker.answer(messages, sampling, (lambda _: None) if as_json else write)
+    if not as_json:
+        emit("")
+        return
+    facts = {"model": target, "prompt": text, "system": system, "text": answer,
+             "seed": sampling.seed, "seconds": time.perf_counter() - began}  # fmt: skip
+    emit(json.dumps(facts, indent=2, ensure_ascii=False))

@@ -1,0 +1,169 @@
+"""A conversation with one model, or with two side by side: lines in, answers out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+from sora_cli.core.console import printable, say
+from sora_cli.tasks.prompts import Message
+from sora_cli.use.speaker import Sampling, Speaker
+
+HELP = """\
+/base         switch the adapter off, and on again: off, the base model answers
+/reset        forget what was said
+/system TEXT  begin anew with this system message; without TEXT, with none
+/help         show these lines
+/quit         leave, as Ctrl-D does; Ctrl-C stops an answer, and at the prompt leaves"""
+_COLUMN = 48
+"""Characters that a column has at least, where two answers stand side by side."""
+_GAP = 3
+
+
+@dataclass
+class Chat:
+    """The turns of a conversation, and those who answer.
+
+    Attributes:
+        write: takes the pieces of answers.
+        width: of the terminal, in characters; None: none, answers stand one under the other.
+    """
+
+    speakers: list[Speaker]
+    sampling: Sampling
+    system: str | None
+    write: Callable[[str], object]
+    width: int | None = None
+    turn: int = 0
+    said: dict[int, list[Message]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin with nothing but the system message."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        first = [] if self.system is None else [{"role": "system", "content": self.system}]
+        self.said = {number: list(first) for number in range(len(self.speakers))}
+        self.turn = 0
+
+    def run(self, lines: Iterable[str]) -> None:
+        """Answer lines until they end, or one says so.
+
+        Raises:
+            SoraError: a line that leaves no room for an answer.
+            Interrupted: told to end.
+        """
+        for line in lines:
+            text = line.strip()
+            if text == "/quit":
+                return
+            if text.startswith("/"):
+                self._obey(*text.partition(" ")[::2])
+            elif text:
+                self._answer(text)
+
+    def _obey(self, word: str, rest: str) -> None:
+        match word:
+            case "/base":
+                self._switch()
+            case "/reset":
+                self.reset()
+                say("what was said is forgotten")
+            case "/system":
+                self.system = rest.strip() or None
+                self.reset()
+                say("begun anew with this system message" if self.system else "no system message")
+            case "/help":
+                for line in HELP.splitlines():
+                    say(line)
+            case _:
+                say(f"there is no '{word}': /help shows what there is")
+
+    def _switch(self) -> None:
+        for speaker in self.speakers:
+            if not speaker.layers:
+                say(f"{speaker.name} has no adapter that could be switched off")
+                continue
+            speaker.muted = not speaker.muted
+            state = "off: the base model answers" if speaker.muted else "on"
+            say(f"adapter of {speaker.name}: {state}")
+
+    def _answer(self, text: str) -> None:
+        for number in self.said:
+            self.said[number].append({"role": "user", "content": text})
+        if len(self.speakers) == 1:
+            self._say(0, self.write)
+            self.write("\n")
+        elif self.width is not None and self.width >= 2 * _COLUMN + _GAP:
+            self._side_by_side(self.width)
+        else:
+            for number, speaker in enumerate(self.speakers):
+                self.write(f"--- {_title(speaker)}\n")
+                self._say(number, self.write)
+                self.write("\n")
+        self.turn += 1
+
+    def _side_by_side(self, width: int) -> None:
+        answers = [self._say(number, lambda _: None) for number in self.said]
+        titles = [_title(speaker) for speaker in self.speakers]
+        for line in columns(titles, answers, width):
+            self.write(f"{line}\n")
+
+    def _say(self, number: int, write: Callable[[str], object]) -> str:
+        speaker, said = self.speakers[number], self.said[number]
+        self._shorten(speaker, said)
+        answer = speaker.answer(said, self.sampling, write, turn=self.turn)
+        said.append({"role": "assistant", "content": answer.strip()})
+        return answer
+
+    def _shorten(self, speaker: Speaker, said: list[Message]) -> None:
+        """Forget the oldest turns, as far as the model has no room for them."""
+        first, lost = int(said[0]["role"] == "system"), 0
+        while len(said) > first + 1 and not speaker.fits(said, self.sampling.new):
+            del said[first : first + 2]  # a question and its answer
+            lost += 1
+        if lost:
+            turns = "turn" if lost == 1 else "turns"
+            say(f"note: {speaker.name} has no room for all of it: {lost} {turns} forgotten")
+
+
+def columns(titles: list[str], texts: list[str], width: int) -> Iterator[str]:
+    """Yield the lines of two texts side by side, under their titles."""
+    from textwrap import wrap
+
+    size = (width - _GAP) // 2
+    sides = []
+    for title, text in zip(titles, texts, strict=True):
+        lines = [title[:size], "-" * min(len(title), size)]
+        for line in shown(text).strip().splitlines():
+            lines += wrap(line, size, drop_whitespace=True) or [""]
+        sides.append(lines)
+    for left, right in zip_longest(*sides, fillvalue=""):
+        yield f"{left:<{size}}{' ' * _GAP}{right}".rstrip()
+
+
+def shown(text: str) -> str:
+    """Return a model's text as a terminal can show it: without control characters, lines kept."""
+    return "".join(c if c == "\n" else printable(c) for c in text.expandtabs())
+
+
+def _title(speaker: Speaker) -> str:
+    return f"{speaker.name}{' (adapter off)' if speaker.muted else ''}"
+
+
+def typed_lines() -> Iterator[str]:
+    """Yield what is typed, after a prompt; without a terminal the lines of stdin, without one."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield from sys.stdin
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401 (gives `input` a history and keys that edit)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
