@@ -38,6 +38,17 @@ class Carrying:
         """Tell whether a test could pass at all."""
         return self.best_case is None or self.best_case <= max_drop
 
+    def tries(self, max_drop: float, sizes: int) -> tuple[int, bool]:
+        """Return how many sizes are trained at most, and whether a safe one is (`name_sizes`).
+
+        Args:
+            sizes: as many as the recipe allows.
+        """
+        smallest = self.bound.smallest_drop
+        return sizes if self.can_carry(
+            max_drop
+        ) else 1, smallest is not None and smallest > max_drop
+
 
 def carrying(recipe: Recipe, ready: Prepared, rows: int, confidence: float) -> Carrying:
     """Return what so many test rows can carry.
@@ -52,7 +63,12 @@ def carrying(recipe: Recipe, ready: Prepared, rows: int, confidence: float) -> C
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
     with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
         scores = build_scorer(recipe, ready.task, ready.base, Path(scratch)).row_scores(encoded)
-    if not scores.is_right_or_wrong:
+    return carried(rows, confidence, right_or_wrong=scores.is_right_or_wrong)
+
+
+def carried(rows: int, confidence: float, *, right_or_wrong: bool) -> Carrying:
+    """Return the same where it is known whether a row is right or wrong."""
+    if not right_or_wrong:
         return Carrying(Bound(method=_APPROXIMATE, exact=False, smallest_drop=None), None)
     smallest = certifiable_drop(rows, confidence=confidence)
     best = certifiable_drop(rows, differing=0, confidence=confidence)

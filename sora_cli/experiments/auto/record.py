@@ -35,6 +35,11 @@ class AutoRecord(Report):
         """Return the sizes that are still to be trained."""
         return [] if self.stopped else self.named()[len(self.candidates) :]
 
+    def add(self, candidate: Candidate) -> None:
+        """Note a size that was trained; a failed test is the last one."""
+        self.candidates = [*self.candidates, candidate]
+        self.stopped = candidate.test is not None and not candidate.test.kept
+
 
 def read_auto(directory: Path) -> AutoRecord | None:
     """Read the record in a directory; None if there is none.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from methods.factors import LowRankFactors
 from methods.sharding import like
 from sora_cli.adapter.pruning import at_ranks
 from sora_cli.experiments.auto.plan import AutoPlan
-from sora_cli.experiments.auto.sizes import name_sizes, rungs, size_of
+from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs, size_of
 from sora_cli.experiments.auto.stages import Stages
+from sora_cli.recipe.auto import Serve
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.run.certificate import Measured, Screened
+from sora_cli.run.certificate import Screened, Size
 from sora_cli.run.certify.bca import BootstrapRefusedError
 from sora_cli.run.certify.carry import certifiable_from
 from sora_cli.tasks.base import Encoded
@@ -29,24 +31,30 @@ from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
 from sora_cli.train.checkpoint.fork import locate_fork
 
 
-def screen(
-    stages: Stages,
-    plan: AutoPlan,
-    candidate: LoadedRecipe,
-    rows: Encoded,
-    most: int,
-    *,
-    test_rows: int,
-    cautious: bool,
-) -> list[Screened]:
-    """Return all sizes that were scored, the largest first, with those named that are to be tried.
+@dataclass(frozen=True)
+class Cuts:
+    """The checkpoint at the cut and its sizes, unhealed, scored on the same rows.
+
+    Attributes:
+        full: size of the uncut one.
+        whole: its scores.
+        rungs: the sizes, the largest first.
+        sizes, scores: of each.
+    """
+
+    full: Size
+    whole: RowScores
+    rungs: list[Rung]
+    sizes: list[Size]
+    scores: list[RowScores]
+
+
+def score_cuts(stages: Stages, candidate: LoadedRecipe, rows: Encoded, serve: Serve | None) -> Cuts:
+    """Cut the checkpoint that a candidate begins with to each size, and score it as it is.
 
     Args:
         candidate: a run that begins with the checkpoint.
-        rows: the screening rows.
-        most: sizes named, at most.
-        test_rows: how many will test them.
-        cautious: see `name_sizes`.
+        serve: what serves the adapter.
     """
     layers, method = stages.ready.layers, stages.ready.method
     start = candidate.recipe.start
@@ -55,29 +63,32 @@ def screen(
     factors = {path: method.factors(layer) for path, layer in layers.items()}
     values = {path: f.singular_values().cpu() for path, f in factors.items()}
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
-    full = size_of({path: layer.rank for path, layer in layers.items()}, cost, plan.block.serve)
-    whole = stages.scores(rows)
-    found: list[Screened] = []
-    scores: list[RowScores] = []
-    for rung in rungs(values, cost, full.parameters):
+    full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
+    found = Cuts(full, stages.scores(rows), rungs(values, cost, full.parameters), [], [])
+    for rung in found.rungs:
         with holding(layers, at_ranks(factors, rung.ranks)):
-            small = stages.scores(rows)
-        scores.append(small)
-        drop = whole.value - small.value if whole.greater_is_better else small.value - whole.value
-        found.append(
-            Screened(
-                **size_of(rung.ranks, cost, plan.block.serve).model_dump(),
-                share=rung.share,
-                max_params=rung.max_params,
-                screening=Measured(score=small.value, drop=drop),
-                named=False,
-            )
-        )
-    serve = plan.block.serve
-    for number in name_sizes(found, full, plan.max_drop, most, serve, cautious=cautious):
+            found.scores.append(stages.scores(rows))
+        found.sizes.append(size_of(rung.ranks, cost, serve))
+    return found
+
+
+def screen(
+    cuts: Cuts, plan: AutoPlan, most: int, *, test_rows: int, cautious: bool
+) -> list[Screened]:
+    """Return all sizes that were scored, the largest first, with those named that are to be tried.
+
+    Args:
+        most: sizes named, at most.
+        test_rows: how many will test them.
+        cautious: see `name_sizes`.
+    """
+    whole, serve = cuts.whole, plan.block.serve
+    parts = zip(cuts.rungs, cuts.sizes, cuts.scores, strict=True)
+    found = [measured(rung, size, whole, small) for rung, size, small in parts]
+    for number in name_sizes(found, cuts.full, plan.max_drop, most, serve, cautious=cautious):
         found[number].named = True
         if not whole.is_right_or_wrong:
-            found[number].certifiable = _certifiable(whole, scores[number], plan, test_rows)
+            found[number].certifiable = _certifiable(whole, cuts.scores[number], plan, test_rows)
     return found
 
 

@@ -14,7 +14,7 @@ from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.carrying import Carrying, carrying
 from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan
 from sora_cli.experiments.auto.record import AutoRecord
-from sora_cli.experiments.auto.screening import screen
+from sora_cli.experiments.auto.screening import score_cuts, screen
 from sora_cli.experiments.auto.sizes import size_of
 from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.load import LoadedRecipe
@@ -130,20 +130,11 @@ class Search:
 
     def _screen(self, choosing: Choosing) -> None:
         plan = self.plan
-        most = plan.block.sizes if choosing.carrying.can_carry(plan.max_drop) else 1
+        most, cautious = choosing.carrying.tries(plan.max_drop, plan.block.sizes)
         say(f"\nscreening: unhealed cuts on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
-        smallest = choosing.carrying.bound.smallest_drop
-        cautious = smallest is not None and smallest > plan.max_drop
-        found = screen(
-            self.stages,
-            plan,
-            first,
-            choosing.screening,
-            most,
-            test_rows=self.rows.test,
-            cautious=cautious,
-        )
+        cuts = score_cuts(self.stages, first, choosing.screening, plan.block.serve)
+        found = screen(cuts, plan, most, test_rows=self.rows.test, cautious=cautious)
         self.record.screened = decided(found)
         named = ", ".join(f"{size.share:.3g}" for size in self.record.named())
         say(f"to be trained, as shares of the parameters: {named}")
@@ -178,9 +169,8 @@ class Search:
             test=test,
             reported={},
         )
-        record.candidates = [*record.candidates, decided(candidate)]
+        record.add(decided(candidate))
         done = record.candidates[-1].test
-        record.stopped = done is not None and not done.kept
         if done is not None:
             verdict = "passed" if done.kept else "failed: no smaller size is tested"
             say(f"drop {done.drop:+.4f}, bound {done.upper:.4f}, of {plan.max_drop:g}: {verdict}")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from methods.budgets import within_parameters
 from sora_cli.experiments.auto.budget import LADDER
 from sora_cli.recipe.auto import Serve
-from sora_cli.run.certificate import Screened, Size
+from sora_cli.run.certificate import Measured, Screened, Size
 
 if TYPE_CHECKING:
     from methods.budgets import Values
+    from sora_cli.tasks.row_scores import RowScores
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's max_lora_rank takes, whatever the ranks of the layers."""
@@ -52,6 +53,22 @@ def rungs(values: Values, cost: Mapping[str, int], full: int) -> list[Rung]:
         if any(ranks.values()) and not (found and found[-1].ranks == ranks):
             found.append(Rung(share, budget, ranks))
     return found
+
+
+def measured(rung: Rung, size: Size, whole: RowScores, small: RowScores) -> Screened:
+    """Return a size as screening found it, not named yet.
+
+    Args:
+        whole, small: scores of the uncut checkpoint and of the cut one on the same rows.
+    """
+    drop = whole.value - small.value if whole.greater_is_better else small.value - whole.value
+    return Screened(
+        **size.model_dump(),
+        share=rung.share,
+        max_params=rung.max_params,
+        screening=Measured(score=small.value, drop=drop),
+        named=False,
+    )
 
 
 def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: Serve | None) -> Size:

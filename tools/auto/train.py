@@ -1,0 +1,157 @@
+"""Train every size that `sora auto` could choose, and store its scores row by row.
+
+    python -m tools.auto.train [--tasks stsb sst2] [--seeds 0 1] [--rows 5000] data.path=DIR
+
+The runs are those of recipes/sweeps/cpu/auto.yaml, each once for all promises. Beside the run at
+full rank and its sizes, plain low-rank training at ranks 1, 2 and 4 is trained. Rows that are not
+trained on are scored by all of them. What is in the file already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sora_cli.core.console import say
+from sora_cli.experiments.auto.budget import RowPlan, plan_rows
+from sora_cli.experiments.auto.plan import AutoPlan, plan_auto
+from sora_cli.experiments.auto.screening import score_cuts
+from sora_cli.experiments.auto.sizes import size_of
+from sora_cli.experiments.auto.stages import Stages
+from sora_cli.experiments.sweep.plan import plan_sweep
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.report import RunReport
+from sora_cli.run.certificate import SCREENING, TEST, Size
+from sora_cli.run.choosing import choosing_rows, count_rows
+from sora_cli.run.prepare import Prepared, prepare
+from sora_cli.tasks.row_scores import RowScores
+from sora_cli.train.machine import keep_freed_memory
+from tools.auto.stored import FULL, UNCUT, Stored, StoredSize, read_all, write_all
+
+SWEEP = Path("recipes/sweeps/cpu/auto.yaml")
+FILE = Path("docs/results/auto.jsonl")
+RANKS = (1, 2, 4)
+"""Ranks that are trained beside the full one."""
+_SCREENING = 1000  # rows that are scored with the unhealed cuts, too
+
+
+def main() -> None:
+    """Train and store what is asked for and not there yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sweep", type=Path, default=SWEEP)
+    parser.add_argument("--tasks", nargs="+", help="recipes' names; unset: all")
+    parser.add_argument("--seeds", nargs="+", type=int, help="unset: all")
+    parser.add_argument("--rows", type=int, default=5000, help="of the pool, at most")
+    parser.add_argument("-o", "--output", type=Path, default=FILE)
+    options, words = parser.parse_known_args()
+    keep_freed_memory()
+    stored = list(read_all(options.output))
+    done = {(one.task, one.seed) for one in stored}
+    for loaded in _runs(options.sweep, words):
+        key = (loaded.name, loaded.recipe.training.seed)
+        wanted = options.tasks is None or key[0] in options.tasks
+        wanted &= options.seeds is None or key[1] in options.seeds
+        if key in done or not wanted:
+            continue
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="sora-auto-") as scratch:
+            stored.append(store(loaded, options.rows, Path(scratch)))
+        done.add(key)
+        write_all(options.output, stored)
+        say(f"{key[0]}, seed {key[1]}: {time.perf_counter() - began:.0f} s")
+
+
+def _runs(sweep: Path, words: list[str]) -> Iterator[LoadedRecipe]:
+    yield from (run.loaded for run in plan_sweep(sweep, words).runs)
+
+
+def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
+    """Train all sizes of a run and score them.
+
+    Args:
+        most: rows of the pool.
+        scratch: a directory for everything.
+    """
+    plan = dataclasses.replace(plan_auto(loaded), output=scratch)
+    total = count_rows(loaded.recipe.data)
+    planned = plan_rows(plan, total=total)
+    pool = min(most, total - planned.trained)
+    rows = RowPlan(min(_SCREENING, pool // 4), 0, planned.trained, 0.0)
+    rows = dataclasses.replace(rows, test=pool - rows.screening)
+    job = _Job(plan, rows)
+    report = job.train(FULL, plan.full(rows))
+    assert report.steps is not None
+    cuts = score_cuts(job.stages, plan.candidate(1, 1, rows), job.screening, None)
+    sizes = []
+    for number, (rung, size) in enumerate(zip(cuts.rungs, cuts.sizes, strict=True)):
+        candidate = plan.candidate(number + 1, rung.max_params, rows)
+        found = job.train(f"healed-{number}", candidate)
+        ranks = {path: rank.end for path, rank in found.ranks.items()}
+        healed = size_of(ranks, job.cost, None)
+        sizes.append(StoredSize(rung.share, rung.max_params, _three(size), _three(healed)))
+    names = [UNCUT, *(f"cut-{number}" for number in range(len(sizes)))]
+    unhealed = dict(zip(names, [cuts.whole, *cuts.scores], strict=True))
+    lora = {}
+    for rank in RANKS:
+        output = scratch / f"rank-{rank}"
+        other = _Job(dataclasses.replace(plan, rank=rank, output=output), rows)
+        name = f"lora-{rank}"
+        other.train(name, other.plan.full(rows))
+        lora[name] = rank * sum(other.cost.values())
+        job.scores |= other.scores
+        job.reported |= other.reported
+    return Stored(
+        task=loaded.name,
+        seed=loaded.recipe.training.seed,
+        rows=pool,
+        screening=rows.screening,
+        planned=(planned.screening, planned.test),
+        trained=planned.trained,
+        full=_three(cuts.full),
+        sizes=tuple(sizes),
+        lora=lora,
+        scores=job.scores,
+        unhealed=unhealed,
+        reported=job.reported,
+    )
+
+
+def _three(size: Size) -> tuple[int, int, int]:
+    return size.parameters, size.components, size.largest_rank
+
+
+class _Job:
+    """The runs of one rank, with what they scored."""
+
+    def __init__(self, plan: AutoPlan, rows: RowPlan) -> None:
+        full = plan.full(rows)
+        self.plan = plan
+        self.ready: Prepared = prepare(full.recipe, lambda _: contextlib.nullcontext())
+        self.stages = Stages(self.ready, full, plan.output)
+        self.cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in self.ready.layers.items()}
+        held = choosing_rows(self.ready.task, rows.screening, plan.block.seed)
+        parts = {n: part.encoded(self.ready.task, self.ready.base) for n, part in held.items()}
+        self.screening, self.test = parts[SCREENING], parts[TEST]
+        self.scores: dict[str, RowScores] = {}
+        self.reported: dict[str, float] = {}
+
+    def train(self, name: str, loaded: LoadedRecipe) -> RunReport:
+        """Train a run, and score the pool and the validation split with what it ends with."""
+        report = self.stages.run(loaded, name)
+        parts = [self.stages.scores(rows) for rows in (self.screening, self.test)]
+        everything = np.concatenate([part.parts for part in parts])
+        self.scores[name] = dataclasses.replace(parts[0], parts=everything)
+        validation = next(iter(self.ready.report.values()))
+        self.reported[name] = round(self.stages.scores(validation).value, 6)
+        return report
+
+
+if __name__ == "__main__":
+    main()
