@@ -86,8 +86,14 @@ class Stored:
             "steps": steps,
         }
         packed = {
-            "scores": {n: _packed(s, first, steps) for n, s in self.scores.items()},
-            "unhealed": {n: _packed(s, of_cuts, steps) for n, s in self.unhealed.items()},
+            "scores": {
+                name: _packed(scores.parts, 0 if name == FULL else first.parts, steps)
+                for name, scores in self.scores.items()
+            },
+            "unhealed": {
+                name: _packed(scores.parts, of_cuts.parts, steps)
+                for name, scores in self.unhealed.items()
+            },
         }
         return json.dumps({**plain, **scale, **packed}, separators=(",", ":"))
 
@@ -143,11 +149,9 @@ def _step(column: np.ndarray) -> float:
     return float(2.0 ** math.floor(math.log2(float(column.std()) / _LEVELS)))
 
 
-def _packed(scores: RowScores, first: RowScores, steps: list[float]) -> str:
-    """Return the parts, rounded, as differences to the first model's, compressed."""
-    whole = np.round(scores.parts / steps)
-    if scores is not first:
-        whole -= np.round(first.parts / steps)
+def _packed(parts: np.ndarray, first: np.ndarray | float, steps: list[float]) -> str:
+    """Return parts, rounded, as differences to the first model's, compressed."""
+    whole = np.round(parts / steps) - np.round(np.asarray(first) / steps)
     apart = whole.astype("<i2").T.copy().view(np.uint8)  # (k, 2 x rows)
     even = np.concatenate([apart[:, 0::2], apart[:, 1::2]])  # low bytes, then high ones
     return base64.b64encode(zlib.compress(even.tobytes(), 9)).decode("ascii")

@@ -9,6 +9,7 @@ import numpy as np
 
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.run.certify.bca import (
+    RESAMPLES,
     BootstrapRefusedError,
     Refusal,
     bca_bound,
@@ -49,7 +50,12 @@ class Bound:
 
 
 def drop_bound(
-    full: RowScores, small: RowScores, confidence: float = CONFIDENCE, *, seed: int = 0
+    full: RowScores,
+    small: RowScores,
+    confidence: float = CONFIDENCE,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Bound:
     """Return the drop from one model to another, and its upper confidence bound.
 
@@ -57,7 +63,7 @@ def drop_bound(
         full: the scores that are promised to be kept.
         small: the other model's, of the same metric, on the same rows in the same order.
         confidence: of the bound, one-sided, from a half to below 1.
-        seed: of the resamples, for metrics that are not right or wrong by row.
+        seed, resamples: for metrics that are not right or wrong by row.
     """
     if (full.metric, full.formula, len(full)) != (small.metric, small.formula, len(small)):
         raise ValueError("scores of different metrics or rows are compared")
@@ -69,7 +75,7 @@ def drop_bound(
         lost, won = int((apart > 0).sum()), int((apart < 0).sum())
         return Bound(here, exact_bound(lost, won, rows, confidence), "exact", rows, differing)
     try:
-        upper = bca_bound(full, small, confidence, seed=seed)
+        upper = bca_bound(full, small, confidence, seed=seed, resamples=resamples)
     except BootstrapRefusedError as error:
         return Bound(here, None, "approximate", rows, differing, error.reason, str(error))
     return Bound(here, upper, "approximate", rows, differing)

@@ -33,7 +33,7 @@ _CLOSE = 1e-8  # how closely a bound is found
 _HALVINGS = 40
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**16)
 def exact_bound(lost: int, won: int, rows: int, confidence: float) -> float:
     """Return the upper bound of the drop, one-sided, in -1..1.
 

@@ -1,0 +1,168 @@
+"""The decisions of `sora auto`, taken by its own functions on stored scores.
+
+Nothing is trained: the candidates are there, and a split says which rows screen and which test.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sora_cli.experiments.auto.carrying import carried
+from sora_cli.experiments.auto.conclusion import choose
+from sora_cli.experiments.auto.record import AutoRecord
+from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes
+from sora_cli.run.certificate import Candidate, Screened, Size, SizeTest
+from sora_cli.run.certify.bounds import Bound, drop_bound
+from sora_cli.tasks.row_scores import RowScores
+from tools.auto.stored import FULL, UNCUT, Stored
+
+SIZES = 2
+"""Sizes that are trained at most: what a recipe has without a word on it."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How rows are drawn, and how many.
+
+    Attributes:
+        screening, test: rows of each.
+        with_replacement: each row is drawn from the whole pool by itself, so that the pool's drop
+            is the drop that the certificate is about; else the parts of a split share no row.
+        resamples: of approximate bounds.
+    """
+
+    screening: int
+    test: int
+    with_replacement: bool = True
+    resamples: int = 1000
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The end of one run.
+
+    Attributes:
+        certified: whether the written size passed its test.
+        size: its number on the ladder.
+        tested: how many were.
+    """
+
+    certified: bool
+    size: int
+    tested: int
+
+
+@dataclass
+class Split:
+    """One parting of the pool, and what has been computed on it so far.
+
+    Attributes:
+        screening, test: numbers of rows.
+        number: the split's; it seeds the resamples.
+    """
+
+    screening: np.ndarray
+    test: np.ndarray
+    number: int
+    screened: list[Screened] = field(default_factory=list)
+    bounds: dict[int, Bound] = field(default_factory=dict)
+
+
+class Pool:
+    """Stored scores of one training run, to decide on.
+
+    Args:
+        stored: the scores.
+        setting: of all splits.
+    """
+
+    def __init__(self, stored: Stored, setting: Setting) -> None:
+        self.stored, self.setting = stored, setting
+        self._full = _size(stored.full)
+        self._rungs = [Rung(s.share, s.max_params, {}) for s in stored.sizes]
+        self._cuts = [_size(s.cut) for s in stored.sizes]
+        self._healed = [_size(s.healed) for s in stored.sizes]
+        full = stored.scores[FULL]
+        self.carrying = carried(setting.test, CONFIDENCE, right_or_wrong=full.is_right_or_wrong)
+        self.drops = [self.drop(f"healed-{number}") for number in range(len(stored.sizes))]
+
+    def drop(self, model: str, rows: np.ndarray | None = None) -> float:
+        """Return how much worse a model is than the full rank, on some rows or on all."""
+        full, small = self.stored.scores[FULL], self.stored.scores[model]
+        if rows is not None:
+            full, small = full.take(rows), small.take(rows)
+        apart = full.value - small.value
+        return apart if full.greater_is_better else -apart
+
+    def split(self, number: int) -> Split:
+        """Return the rows of a split, by its number."""
+        setting, stored = self.setting, self.stored
+        rng = np.random.default_rng((stored.seed, number))
+        if setting.with_replacement:
+            screening = rng.integers(stored.screening, size=setting.screening)
+            return Split(screening, rng.integers(stored.rows, size=setting.test), number)
+        screening = rng.permutation(stored.screening)[: setting.screening]
+        others = np.setdiff1d(np.arange(stored.rows), screening, assume_unique=True)
+        return Split(screening, rng.permutation(others)[: setting.test], number)
+
+    def decide(self, split: Split, promise: float) -> Decision:
+        """Return what a run with these rows and this promise would have written."""
+        if not split.screened:
+            split.screened = self._screened(split.screening)
+        most, cautious = self.carrying.tries(promise, SIZES)
+        named = name_sizes(split.screened, self._full, promise, most, None, cautious=cautious)
+        for number, size in enumerate(split.screened):
+            size.named = number in named
+        record = AutoRecord(name=self.stored.task, recipe={})
+        record.screened = split.screened
+        while record.waiting():
+            number = named[len(record.candidates)]
+            record.add(self._candidate(number, split, promise))
+        chosen = choose(record.candidates)
+        test = record.candidates[chosen].test
+        return Decision(test is not None and test.kept, named[chosen], len(record.candidates))
+
+    def _screened(self, rows: np.ndarray) -> list[Screened]:
+        unhealed = self.stored.unhealed
+        whole = unhealed[UNCUT].take(rows)
+        small = [unhealed[f"cut-{number}"].take(rows) for number in range(len(self._rungs))]
+        sizes = zip(self._rungs, self._cuts, small, strict=True)
+        return [measured(rung, size, whole, scores) for rung, size, scores in sizes]
+
+    def _candidate(self, number: int, split: Split, promise: float) -> Candidate:
+        test = None
+        if self.carrying.can_carry(promise):
+            bound = self.bound(number, split)
+            upper = math.nan if bound.upper is None else bound.upper
+            kept = bound.keeps(promise)
+            test = SizeTest(score=None, drop=bound.drop, upper=upper, kept=kept)
+        size = self._healed[number].model_dump()
+        return Candidate(
+            **size, max_params=0, directory="", digest="", heal_steps=0, test=test, reported={}
+        )
+
+    def bound(self, number: int, split: Split) -> Bound:
+        """Return the bound of a size's drop on a split's test rows; it is computed once."""
+        found = split.bounds.get(number)
+        if found is None:
+            full, small = (self._on(split, model) for model in (FULL, f"healed-{number}"))
+            setting = self.setting
+            found = drop_bound(
+                full, small, CONFIDENCE, seed=split.number, resamples=setting.resamples
+            )
+            split.bounds[number] = found
+        return found
+
+    def _on(self, split: Split, model: str) -> RowScores:
+        return self.stored.scores[model].take(split.test)
+
+
+def _size(three: tuple[int, int, int]) -> Size:
+    parameters, components, largest = three
+    return Size(
+        parameters=parameters, components=components, largest_rank=largest, served=parameters
+    )

@@ -1,0 +1,176 @@
+"""Let `sora auto` decide over thousands of splits of stored scores: are its promises kept?
+
+    python -m tools.auto.replay [docs/results/auto.jsonl] [--splits 2000] [--rows 0 1000]
+
+Rows are parted at random into those that screen, those that test, and the rest; the drop on the
+whole pool is the truth. `--rows 0` takes as many as the run itself would, another number is that of
+`auto.rows`. Two kinds of promises are replayed: two that so many rows can carry, and the least
+favourable ones, each equal to the true drop of one size. Metrics that are not right or wrong by row
+or counts of classes have bounds that take long: `--slow-splits` of them are replayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sora_cli.core.console import emit, say
+from sora_cli.run.certify.carry import certifiable_from
+from sora_cli.run.certify.sequence import part_rows
+from tools.auto.decide import CONFIDENCE, Pool, Setting, Split
+from tools.auto.stored import FULL, Stored, read_all
+from tools.auto.train import FILE, RANKS
+
+_FAST = {"right", "matthews_correlation", "f1"}
+_HALF = 0.005  # promises are rounded up to half a point
+_SMALLEST = 1e-9
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of all splits with one promise.
+
+    Attributes:
+        splits: how many.
+        certified: share of runs that certified a size.
+        broken: share of runs that certified a size whose true drop is above the promise, or equal
+            to it where `least_favourable`.
+        share: median of the parameters of what was certified, as a share of the full rank's.
+        to_lora: geometric mean of its parameters over those of the smallest plain rank that keeps
+            the promise on the same test rows.
+    """
+
+    task: str
+    seed: int
+    rows: int
+    promise: float
+    least_favourable: bool
+    splits: int
+    certified: float
+    broken: float
+    share: float
+    to_lora: float
+
+    @property
+    def error(self) -> float:
+        """The Monte-Carlo error of a level of 5 %."""
+        level = 1 - CONFIDENCE
+        return math.sqrt(level * (1 - level) / self.splits)
+
+
+def main() -> None:
+    """Replay, and print tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("file", nargs="?", type=Path, default=FILE)
+    parser.add_argument("--splits", type=int, default=2000)
+    parser.add_argument("--slow-splits", type=int, default=300)
+    parser.add_argument("--rows", nargs="+", type=int, default=[0, 1000])
+    parser.add_argument("--parted", action="store_true", help="splits whose parts share no row")
+    options = parser.parse_args()
+    found = []
+    for stored in read_all(options.file):
+        fast = stored.scores[FULL].formula in _FAST
+        splits = options.splits if fast else options.slow_splits
+        for rows in options.rows:
+            setting = setting_of(stored, rows, with_replacement=not options.parted)
+            say(f"{stored.task}, seed {stored.seed}, {rows or 'planned'} rows, {splits} splits ...")
+            found += replay(stored, setting, splits)
+    show(found)
+
+
+def setting_of(stored: Stored, rows: int, *, with_replacement: bool) -> Setting:
+    """Return how many rows screen and test; 0: as many as the run itself would take."""
+    screening, test = stored.planned
+    if rows:
+        screening, test = (len(part) for part in part_rows(rows, 0, screening=0.25))
+    return Setting(screening, test, with_replacement)
+
+
+def replay(stored: Stored, setting: Setting, splits: int) -> list[Outcome]:
+    """Return the outcomes of all promises on the same splits."""
+    pool = Pool(stored, setting)
+    drawn = [pool.split(number) for number in range(splits)]
+    usual = _promises(pool, drawn[0])
+    least = sorted({d for d in pool.drops if d > _SMALLEST and pool.carrying.can_carry(d)})
+    found = [_outcome(pool, drawn, promise, least_favourable=False) for promise in usual]
+    return found + [_outcome(pool, drawn, promise, least_favourable=True) for promise in least]
+
+
+def _promises(pool: Pool, split: Split) -> list[float]:
+    """Return the smallest promise that so many rows can be expected to carry, and twice that."""
+    smallest = pool.carrying.bound.smallest_drop
+    if smallest is None:
+        scores = pool.stored.scores
+        smallest = certifiable_from(scores[FULL], scores["healed-0"], len(split.test))
+    first = math.ceil(smallest / _HALF) * _HALF
+    return [first, 2 * first]
+
+
+def _outcome(
+    pool: Pool, drawn: Sequence[Split], promise: float, *, least_favourable: bool
+) -> Outcome:
+    certified = broken = 0
+    shares, ratios = [], []
+    full, sizes = pool.stored.full[0], pool.stored.sizes
+    for split in drawn:
+        decision = pool.decide(split, promise)
+        if not decision.certified:
+            continue
+        certified += 1
+        drop = pool.drops[decision.size]
+        broken += drop >= promise if least_favourable else drop > promise
+        parameters = sizes[decision.size].healed[0]
+        shares.append(parameters / full)
+        if not least_favourable:
+            ratios.append(parameters / _smallest_plain(pool, split, promise))
+    return Outcome(
+        task=pool.stored.task,
+        seed=pool.stored.seed,
+        rows=pool.setting.screening + pool.setting.test,
+        promise=promise,
+        least_favourable=least_favourable,
+        splits=len(drawn),
+        certified=certified / len(drawn),
+        broken=broken / len(drawn),
+        share=float(np.median(shares)) if shares else math.nan,
+        to_lora=float(np.exp(np.mean(np.log(ratios)))) if ratios else math.nan,
+    )
+
+
+def _smallest_plain(pool: Pool, split: Split, promise: float) -> int:
+    """Return the parameters of the smallest plain rank within the promise on the test rows."""
+    for rank in RANKS:
+        if pool.drop(f"lora-{rank}", split.test) <= promise:
+            return pool.stored.lora[f"lora-{rank}"]
+    return pool.stored.full[0]
+
+
+def show(found: Sequence[Outcome]) -> None:
+    """Print a row for every task, seed and promise, and one for all least favourable promises."""
+    emit("| task | seed | rows | promise | certified | broken | share of r 8 | / LoRA |")
+    emit("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for one in (one for one in found if not one.least_favourable):
+        emit(
+            f"| {one.task} | {one.seed} | {one.rows:,} | {100 * one.promise:.1f} | "
+            f"{one.certified:.1%} | {one.broken:.1%} | {one.share:.1%} | {one.to_lora:.2f} |"
+        )
+    emit("\n| task | rows | least favourable promises | broken, mean | largest | limit |")
+    emit("| --- | ---: | ---: | ---: | ---: | ---: |")
+    least = [one for one in found if one.least_favourable]
+    for task, rows in dict.fromkeys((one.task, one.rows) for one in least):
+        group = [one for one in least if (one.task, one.rows) == (task, rows)]
+        broken = [one.broken for one in group]
+        limit = 1 - CONFIDENCE + 2 * group[0].error
+        emit(
+            f"| {task} | {rows:,} | {len(group)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
+            f"{limit:.1%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Pools made so that promises are just broken: how often does `sora auto` certify one?
+
+    python -m tools.auto.synthetic [--splits 2000] [--slow-splits 300]
+
+Every size of a pool has a known drop. Promises equal to one of these drops are the least favourable
+ones: a size with exactly that drop may pass in 5 % of runs at most. Rows are drawn from the pool
+one by one, so the pool's drop is the true one. Of right-or-wrong rows few differ, and some of those
+are won; classes are judged by Matthews' correlation, numbers by Pearson's and Spearman's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sora_cli.core.console import emit, say
+from sora_cli.tasks.row_scores import RowScores, row_scores
+from tools.auto.decide import Setting
+from tools.auto.replay import Outcome, replay
+from tools.auto.stored import FULL, UNCUT, Stored, StoredSize
+
+Worse = Callable[[float], RowScores]
+"""Scores of a model that is worse by a share."""
+_POOL = 40_000  # rows: shares of differing rows are met closely
+_SIZES = 6
+_ROWS = ((30, 120), (70, 207), (250, 750), (1000, 3000))
+"""Rows that screen and rows that test."""
+
+
+def main() -> None:
+    """Make the pools, replay, and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--splits", type=int, default=2000)
+    parser.add_argument("--slow-splits", type=int, default=300)
+    options = parser.parse_args()
+    emit("| pool | rows | promises | certified wrongly, mean | largest | limit |")
+    emit("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, stored in pools():
+        splits = options.slow_splits if name.startswith("numbers") else options.splits
+        for screening, test in _ROWS:
+            if name.startswith("numbers") and test > 1000:
+                continue  # hours
+            say(f"{name}, {test} test rows, {splits} splits ...")
+            found = replay(stored, Setting(screening, test), splits)
+            least = [one for one in found if one.least_favourable]
+            if least:  # the rows can carry the drop of a size at all
+                emit(_line(name, screening + test, least))
+
+
+def _line(name: str, rows: int, found: list[Outcome]) -> str:
+    broken = [one.broken for one in found]
+    limit = 0.05 + 2 * found[0].error
+    return (
+        f"| {name} | {rows:,} | {len(found)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
+        f"{limit:.1%} |"
+    )
+
+
+def pools() -> Iterator[tuple[str, Stored]]:
+    """Yield pools with their names."""
+    for differing in (0.01, 0.04):
+        for won in (0.0, 0.2, 0.4):
+            name = f"right or wrong, up to {differing:.0%} differ, {won:.0%} of them won"
+            yield name, right_or_wrong(differing, won)
+    for positive in (0.5, 0.1):
+        yield f"classes, {positive:.0%} positive, up to 8% differ", classes(positive, 0.08)
+    for noise in (0.1, 0.4):
+        yield f"numbers, noise of up to {noise:g} deviations", numbers(noise)
+
+
+def right_or_wrong(differing: float, won: float, *, rows: int = _POOL) -> Stored:
+    """Return a pool of accuracies: each size differs on more rows, all by an exact number.
+
+    Args:
+        differing: share of rows on which the smallest size differs.
+        won: share of these that it gets right alone.
+    """
+    rng = np.random.default_rng(0)
+    full = (np.arange(rows) < 0.8 * rows).astype(float)
+    right, wrong = np.flatnonzero(full == 1), np.flatnonzero(full == 0)
+
+    def worse(share: float) -> RowScores:
+        number = round(share * rows)
+        small = full.copy()
+        small[rng.permutation(wrong)[: round(won * number)]] = 1
+        small[rng.permutation(right)[: number - round(won * number)]] = 0
+        return row_scores("accuracy", "right", small)
+
+    return _stored(row_scores("accuracy", "right", full), worse, differing)
+
+
+def classes(positive: float, differing: float, *, rows: int = _POOL) -> Stored:
+    """Return a pool of two classes: each size gives other classes on more rows."""
+    rng = np.random.default_rng(1)
+    wanted = (rng.random(rows) < positive).astype(int)
+    given = np.where(rng.random(rows) < 0.1, 1 - wanted, wanted)
+
+    def worse(share: float) -> RowScores:
+        other = np.where(rng.random(rows) < share, 1 - given, given)
+        return row_scores("matthews_correlation", "matthews_correlation", other, wanted)
+
+    return _stored(
+        row_scores("matthews_correlation", "matthews_correlation", given, wanted), worse, differing
+    )
+
+
+def numbers(noise: float, *, rows: int = _POOL // 8) -> Stored:
+    """Return a pool of numbers: each size adds more noise, which is larger for larger numbers."""
+    rng = np.random.default_rng(2)
+    wanted = np.clip(rng.normal(2.5, 1.4, size=rows), 0, 5)  # as people give similarities
+    given = wanted + 0.7 * rng.normal(size=rows)
+
+    def worse(share: float) -> RowScores:
+        other = given + share * (0.5 + wanted / 5) * rng.standard_t(5, size=rows)
+        return row_scores("pearson_spearman", "pearson_spearman", other, wanted)
+
+    return _stored(row_scores("pearson_spearman", "pearson_spearman", given, wanted), worse, noise)
+
+
+def _stored(full: RowScores, worse: Worse, most: float) -> Stored:
+    """Return a pool whose sizes are worse the smaller they are.
+
+    Screening sees less than that: it lets sizes be tested that break the promise.
+    """
+    shares = [most * (number + 1) / _SIZES for number in range(_SIZES)]
+    healed = {f"healed-{number}": worse(share) for number, share in enumerate(shares)}
+    unhealed = {f"cut-{number}": worse(0.8 * share) for number, share in enumerate(shares)}
+    rows = len(full)
+    sizes = [(1000 >> number, 100 >> number, 8) for number in range(1, _SIZES + 1)]
+    return Stored(
+        task="synthetic",
+        seed=0,
+        rows=rows,
+        screening=rows,
+        planned=(0, 0),
+        trained=0,
+        full=(1000, 100, 8),
+        sizes=tuple(StoredSize(size[0] / 1000, size[0], size, size) for size in sizes),
+        lora={f"lora-{rank}": 125 * rank for rank in (1, 2, 4)},
+        scores={FULL: full, **healed, **{f"lora-{rank}": full for rank in (1, 2, 4)}},
+        unhealed={UNCUT: full, **unhealed},
+        reported={},
+    )
+
+
+if __name__ == "__main__":
+    main()
