@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import statistics
+import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from scipy.stats import quantile_test
 
 INTERVAL = 0.9
 """Confidence of the intervals of medians."""
+_ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -24,6 +27,20 @@ def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
         for name in order:
             figures[name].append(work[name]())
     return figures
+
+
+def timed(command: Sequence[str], *, codes: Sequence[int] = (0,)) -> float:
+    """Return the seconds of a command, from the start of its process to its end.
+
+    Args:
+        codes: exit codes that are no failure.
+    """
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, env=_ENVIRONMENT)
+    seconds = time.perf_counter() - start
+    if done.returncode not in codes:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return seconds
 
 
 def ratios(one: Sequence[float], other: Sequence[float]) -> list[float]:

@@ -16,19 +16,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import in_turns, machine, markdown, median, quartiles, ratios, shown_ratio
+from benchmarks.measure import (
+    in_turns,
+    machine,
+    markdown,
+    median,
+    quartiles,
+    ratios,
+    shown_ratio,
+    timed,
+)
 from sora_cli.core.console import emit, say
-
-_ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def main() -> None:
@@ -72,21 +77,12 @@ def _ours(method: str, output: Path, options: argparse.Namespace) -> Callable[[]
         *(["training.max_steps=2"] if options.quick else []),
         *(["--no-verify"] if options.no_verify else []),
     ]
-    return lambda: _timed(command)
+    return lambda: timed(command)
 
 
 def _peer(output: Path, data: Path) -> Callable[[], float]:
     command = [sys.executable, "-m", "benchmarks.run_peer", str(data), str(output / "peft")]
-    return lambda: _timed(command)
-
-
-def _timed(command: list[str]) -> float:
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=_ENVIRONMENT)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    return seconds
+    return lambda: timed(command)
 
 
 def _rows(times: dict[str, list[float]]) -> list[list[str]]:

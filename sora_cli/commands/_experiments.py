@@ -65,9 +65,23 @@ def auto(
             help="vllm or llama.cpp: choose by what they pay for; default: by parameters.",
         ),
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Try three learning rates for a few steps, and take the best."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and train nothing.")
     ] = False,
+    preview: Annotated[
+        int | None,
+        typer.Option(
+            "--preview",
+            min=0,
+            help="With --dry-run or --data: rows to show as the model gets them (2).",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Delete an existing run first.")] = False,
     no_verify: NoVerify = False,
     as_json: Annotated[
@@ -82,7 +96,8 @@ def auto(
     words = overrides or []
     if data is not None:
         words = [*([] if recipe is None else [recipe]), *words]
-        recipe = recipe_for(data, words, model=model, task=task, dry_run=dry_run)
+        recipe = recipe_for(data, words, model=model, task=task, dry_run=dry_run, preview=preview)
+        preview = preview if dry_run else None  # it has been shown
     else:
         check_needed("--data", {"--model": model is not None, "--task": task is not None})
     if recipe is None:
@@ -93,6 +108,8 @@ def auto(
         max_drop=max_drop,
         confidence=confidence,
         serve=serve,
+        probe=probe,
+        preview=preview,
         dry_run=dry_run,
         force=force,
         verify=not no_verify,

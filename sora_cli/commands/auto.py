@@ -21,14 +21,15 @@ from sora_cli.core.json_text import readable_json
 from sora_cli.core.lock import holds_only, locked
 from sora_cli.core.processes import is_main, world_size
 from sora_cli.core.timing import importing
-from sora_cli.experiments.auto.budget import plan_rows
-from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan, plan_auto, size_keys, unused
+from sora_cli.experiments.auto.budget import RowPlan, plan_rows
+from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan, found_keys, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
-from sora_cli.experiments.auto.tables import carry_lines, cost_lines, size_table
+from sora_cli.experiments.auto.tables import carry_lines, cost_lines, size_table, whole_lines
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.run.certificate import FILE_NAME, PICTURE, Certificate
+from sora_cli.run.dry_run import ROWS
 from sora_cli.run.output import check_base_apart, check_own, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
@@ -41,7 +42,13 @@ if TYPE_CHECKING:
 
 
 def recipe_for(
-    data: str, overrides: list[str], *, model: str | None, task: str | None, dry_run: bool
+    data: str,
+    overrides: list[str],
+    *,
+    model: str | None,
+    task: str | None,
+    dry_run: bool,
+    preview: int | None = None,
 ) -> str:
     """Return the recipe of data that have none: it is written, unless it is there.
 
@@ -59,7 +66,14 @@ def recipe_for(
         raise SoraError(f"{what}, and there is no {file}", hint=command)
     words = [word for word in overrides if not word.startswith("auto.")]  # of this command alone
     write_proposal(
-        data, file, say, model=model, task=task, overrides=words, preview=2, command=command
+        data,
+        file,
+        say,
+        model=model,
+        task=task,
+        overrides=words,
+        preview=ROWS if preview is None else preview,
+        command=command,
     )
     say(f"written: {file}\n")
     return str(file)
@@ -72,6 +86,8 @@ def auto(
     max_drop: str | None,
     confidence: float | None,
     serve: str | None,
+    probe: bool,
+    preview: int | None,
     dry_run: bool,
     force: bool,
     verify: bool,
@@ -82,6 +98,8 @@ def auto(
 
     Args:
         max_drop, confidence, serve: values of the recipe's `auto` block; None: as it has them.
+        probe: set the value of that block.
+        preview: rows that a dry run shows; None: two.
         verify: compare the written files with the trained model.
         as_json: print the certificate instead of tables.
         began: when the command began, by `time.perf_counter`; None: now.
@@ -91,14 +109,17 @@ def auto(
     """
     began = time.perf_counter() if began is None else began
     given = {"max_drop": max_drop, "confidence": confidence, "serve": serve}
+    given |= {"probe": "true"} if probe else {}
     words = [f"auto.{key}={value}" for key, value in given.items() if value is not None]
+    if preview is not None and not dry_run:
+        raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     loaded = load_recipe(recipe, [*overrides, *words])
     plan = plan_auto(loaded)
     check_settled(loaded.recipe, "sora auto")
     check_recipe(loaded.recipe)
     say_notes([*loaded.notes, *unused(plan)])
     if dry_run:
-        _show_plan(plan)
+        _show_plan(plan, ROWS if preview is None else preview)
         return OK
     check_base_apart(plan.output, loaded.recipe)
     with locked(plan.output):
@@ -184,12 +205,14 @@ def run(
     ready = prepare(full.recipe, log.phase)
     if is_main():
         tidy(plan.output)
+    for line in start_lines(ready):
+        say(line)
+    if plan.block.probe:
+        plan, full = _at_probed_rate(plan, full, ready, rows, log)
     with log.phase("set up"):
         search = Search(plan, rows, ready, log)
         choosing = search.choosing()
     say_notes(search.stages.setup.events)
-    for line in start_lines(ready):
-        say(line)
     say(describe_layers(full.recipe, ready, search.stages.setup.parameters))
     for line in [*cost_lines(plan, rows), *carry_lines(plan, rows, choosing.carrying.bound)]:
         say(line)
@@ -212,6 +235,27 @@ def run(
     return found, trained, final
 
 
+def _at_probed_rate(
+    plan: AutoPlan,
+    full: LoadedRecipe,
+    ready: Prepared,
+    rows: RowPlan,
+    log: ReportLog[AutoRecord],
+) -> tuple[AutoPlan, LoadedRecipe]:
+    """Return the plan and the full run at the rate that trials found; it is found once."""
+    from sora_cli.experiments.auto.probe import probe_rates
+    from sora_cli.experiments.auto.search import decided
+
+    record = log.report
+    if record.probe is None:
+        with _resumable(record), log.phase("probe"):
+            record.probe = decided(probe_rates(plan, full, ready))
+        log.save()
+    say(record.probe.note)
+    plan = dataclasses.replace(plan, learning_rate=record.probe.chosen)
+    return plan, plan.full(rows)
+
+
 def _write_run(
     search: Search, chosen: int, record: ReportLog[AutoRecord]
 ) -> tuple[Prepared, RunLog]:
@@ -232,7 +276,8 @@ def _write_run(
     for key in trained.model_fields_set - own - {"seconds", "digests", "resumed"}:
         setattr(log.report, key, getattr(trained, key))
     log.report.started, log.report.seconds = record.report.started, dict(record.report.seconds)
-    log.report.recipe_notes = list(plan.loaded.notes)
+    probed = record.report.probe
+    log.report.recipe_notes = [*plan.loaded.notes, *([probed.note] if probed else [])]
     with log.running():
         with log.phase("evaluate"):
             evaluate_run(log.report, search.stages.scorer(), ready)
@@ -243,7 +288,10 @@ def _write_run(
 
 def _placed(loaded: LoadedRecipe, plan: AutoPlan) -> LoadedRecipe:
     """Return a recipe with the search's own directory as its output, and its size as found."""
-    update = {"dir": str(plan.output), "derived": [*loaded.recipe.output.derived, *size_keys()]}
+    update = {
+        "dir": str(plan.output),
+        "derived": [*loaded.recipe.output.derived, *found_keys(plan)],
+    }
     block = loaded.recipe.output.model_copy(update=update)
     recipe = loaded.recipe.model_copy(update={"output": block})
     return dataclasses.replace(loaded, recipe=recipe)
@@ -303,7 +351,7 @@ def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bo
     say(f"  sora merge {quote(str(output))} -o {quote(f'{output}/merged')}")
 
 
-def _show_plan(plan: AutoPlan) -> None:
+def _show_plan(plan: AutoPlan, preview: int) -> None:
     """Show the full run as an ordinary one, then what finding the size takes."""
     from sora_cli.run.dry_run import dry_run, emit_section
 
@@ -312,8 +360,13 @@ def _show_plan(plan: AutoPlan) -> None:
         from sora_cli.run.choosing import count_rows
     rows = plan_rows(plan, total=count_rows(plan.loaded.recipe.data))
     full = plan.full(rows)
-    found = carrying(full.recipe, dry_run(full), rows.test, plan.block.confidence)
+    shown = dry_run(full, rows=preview)
+    found = carrying(full.recipe, shown.ready, rows.test, plan.block.confidence)
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
-        [*cost_lines(plan, rows), *carry_lines(plan, rows, found.bound)],
+        [
+            *cost_lines(plan, rows),
+            *carry_lines(plan, rows, found.bound),
+            *whole_lines(plan, rows, shown),
+        ],
     )

@@ -220,7 +220,7 @@ def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> No
     placed = first.recipe.model_copy(
         update={"output": OutputBlock(dir=str(output / plans[0].directory))}
     )
-    ready = dry_run(dataclasses.replace(first, recipe=placed))
+    ready = dry_run(dataclasses.replace(first, recipe=placed)).ready
     emit_section(f"stages of {loaded.name}; the above is stage 0", _stage_lines(ready, plans))
 
 

@@ -47,6 +47,11 @@ class AutoBlock(Block):
         description="share of the full run's work that finding the size may take: two thirds for "
         "the steps after the cuts, one for scoring, which limits the rows",
     )
+    probe: bool = Field(
+        False,
+        description="try a third of the learning rate, the rate and three times it, 5 % of the "
+        "steps each, on training rows alone, and take the one with the smallest loss",
+    )
     rows: Count | None = Field(
         None,
         description="rows of the training split that choose the size and are not trained on; "

@@ -6,6 +6,7 @@ import contextlib
 import json
 import textwrap
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +32,26 @@ ROWS = 2
 """Training rows that are shown, unless another number is asked for."""
 
 
-def dry_run(loaded: LoadedRecipe, *, rows: int = ROWS) -> Prepared:
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run loaded and measured.
+
+    Attributes:
+        ready: data, model and adapters.
+        seconds: of all steps, of training alone.
+        memory: predicted peak, in bytes.
+    """
+
+    ready: Prepared
+    seconds: float
+    memory: float
+
+
+def dry_run(loaded: LoadedRecipe, *, rows: int = ROWS) -> DryRun:
     """Resolve a recipe and show on stdout what training it would do.
 
     Args:
         rows: training rows that are shown as the model gets them.
-
-    Returns:
-        What was loaded for it.
 
     Raises:
         SoraError, MethodError: what would stop the run before its first step.
@@ -88,7 +101,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int = ROWS) -> Prepared:
     emit_section("output", output_lines(loaded))
     time = measure_step(ready, block)
     emit_section("in short", short_lines(loaded, ready, steps, time, memory))
-    return ready
+    return DryRun(ready, time.seconds * steps.total, memory.peak)
 
 
 def emit_section(title: str, lines: Iterable[str]) -> None:

@@ -34,10 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--splits", type=int, default=2000)
     parser.add_argument("--slow-splits", type=int, default=300)
+    parser.add_argument("--pools", default="", help="those whose name begins so")
     options = parser.parse_args()
     emit("| pool | rows | promises | certified wrongly, mean | largest | limit |")
     emit("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, stored in pools():
+        if not name.startswith(options.pools):
+            continue
         splits = options.slow_splits if name.startswith("numbers") else options.splits
         for screening, test in _ROWS:
             if name.startswith("numbers") and test > 1000:

@@ -21,6 +21,20 @@ _THIRD = 3  # of the split, where a fifth is not enough rows for anything
 _BACKWARD = 3  # forward passes that a row's step takes: one forward, and twice that backward
 _FEWEST = 16  # rows of a part; with fewer nothing can be said
 
+FACTORS = (1 / 3, 1.0, 3.0)
+"""The learning rates that a probe tries, as multiples of the recipe's."""
+_PROBED = 0.05  # of the full run's steps, for each rate
+_FEWEST_STEPS, _MOST_STEPS = 10, 100
+
+
+def probe_steps(total: int) -> int:
+    """Return how many steps each learning rate is tried for.
+
+    Args:
+        total: the full run's.
+    """
+    return min(max(round(_PROBED * total), _FEWEST_STEPS), _MOST_STEPS, total)
+
 
 @dataclass(frozen=True)
 class RowPlan:

@@ -45,6 +45,7 @@ class AutoPlan:
         rank: of every layer in the full run.
         alpha: its scaling is alpha / rank.
         max_drop: the tolerated loss in the metric's own unit.
+        learning_rate: of all runs, where it is not the recipe's.
     """
 
     loaded: LoadedRecipe
@@ -52,6 +53,7 @@ class AutoPlan:
     rank: int
     alpha: float
     max_drop: float
+    learning_rate: float | None = None
 
     @property
     def block(self) -> AutoBlock:
@@ -80,6 +82,9 @@ class AutoPlan:
         start = StartBlock(checkpoint=str(self.output / FOLDER / FULL), step=self.cut_at)
         return self._stage(str(number), method, start, rows, {"keep_checkpoints": []})
 
+    def _rate(self) -> dict[str, float]:
+        return {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
+
     def _shared(self) -> dict[str, Any]:
         config = self.loaded.method_config
         assert isinstance(config, MethodConfig)
@@ -104,7 +109,9 @@ class AutoPlan:
             "start": start,
             "path": None,
             "data": recipe.data.model_copy(update=held),
-            "training": recipe.training.model_copy(update={**_LAST_STEP, **training}),
+            "training": recipe.training.model_copy(
+                update={**_LAST_STEP, **self._rate(), **training}
+            ),
             "output": recipe.output.model_copy(update={"dir": str(self.output / FOLDER / name)}),
         }
         return dataclasses.replace(self.loaded, recipe=recipe.model_copy(update=update))
@@ -181,7 +188,8 @@ def unused(plan: AutoPlan) -> list[str]:
     ]
 
 
-def size_keys() -> list[str]:
-    """Return the recipe's keys that say which size a run ends with: tests decide their values."""
+def found_keys(plan: AutoPlan) -> list[str]:
+    """Return the recipe's keys whose values a run has found: its size, and a probed rate."""
     one, other = (sized_method(1, max_params, 0.5) for max_params in (1, 2))
-    return [f"method.{key}" for key, value in one.items() if value != other[key]]
+    rate = [] if plan.learning_rate is None else ["training.learning_rate"]
+    return [*(f"method.{key}" for key, value in one.items() if value != other[key]), *rate]

@@ -7,17 +7,47 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from sora_cli.report import MOVE_AWAY, Report, read_record
+from sora_cli.report import MOVE_AWAY, Report, Score, read_record
 from sora_cli.run.certificate import Candidate, Full, Screened
 
 FILE_NAME = "auto.json"
 
 
+class Tried(BaseModel):
+    """A learning rate that was tried."""
+
+    learning_rate: float = Field(description="peak rate")
+    loss: Score | None = Field(description="on the rows held out; null: it was not finite")
+
+
+class Probe(BaseModel):
+    """The trial of learning rates before the run at full rank."""
+
+    tried: list[Tried] = Field(description="the rates, the smallest first")
+    chosen: float = Field(description="the one with the smallest loss, which all runs take")
+    steps: int = Field(description="optimiser steps of each trial")
+    trained: int = Field(description="training rows that were trained on")
+    held_out: int = Field(description="training rows that the loss is of")
+
+    @property
+    def note(self) -> str:
+        """The result, and what it rests on, as a sentence."""
+        shown = ", ".join(
+            f"{one.learning_rate:g}: {'not finite' if one.loss is None else f'{one.loss:.4f}'}"
+            for one in self.tried
+        )
+        return (
+            f"training.learning_rate {self.chosen:g}, by auto.probe: the smallest loss after "
+            f"{self.steps} steps on {self.held_out} training rows held out ({shown})"
+        )
+
+
 class AutoRecord(Report):
     """The content of `auto.json`."""
 
+    probe: Probe | None = Field(None, description="learning rates that were tried; null: none")
     full: Full | None = Field(None, description="the run at full rank, once it is finished")
     screened: list[Screened] = Field(
         default_factory=list, description="sizes scored unhealed, the largest first"

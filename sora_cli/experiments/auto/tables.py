@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sora_cli.core.console import count
-from sora_cli.experiments.auto.budget import LADDER, RowPlan
+from sora_cli.core.console import count, duration
+from sora_cli.core.console import size as readable
+from sora_cli.experiments.auto.budget import FACTORS, LADDER, RowPlan, probe_steps
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.run.certificate import Bound, Certificate, Size
+from sora_cli.run.dry_run import DryRun
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows."""
@@ -25,10 +27,38 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
         f"rows held out of the training split: {count(rows.screening)} screen the sizes, "
         f"{count(rows.test)} test them; {count(rows.trained)} are trained on"
     )
+    probing = _probing(plan, rows)
+    trials = f", trials of learning rates {probing:.0%}" if probing else ""
     yield (
-        f"at most {healing + rows.scoring:.0%} of the full run's work: healing {healing:.0%}, "
-        f"scoring {rows.scoring:.0%}"
+        f"at most {_extra(plan, rows):.0%} of the full run's work: healing {healing:.0%}, "
+        f"scoring {rows.scoring:.0%}{trials}"
     )
+
+
+def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
+    """Yield the time and the memory of everything.
+
+    Args:
+        full: of the run at full rank, as a dry run measured it.
+    """
+    seconds = full.seconds * (1 + _extra(plan, rows))
+    about = (
+        "training at full rank, the trials of rates, healing"
+        if plan.block.probe
+        else ("training at full rank, healing")
+    )
+    yield f"{'time':<20} {f'about {duration(max(seconds, 1))}':<20} {about} and scoring"
+    yield f"{'memory':<20} {readable(full.memory):<20} predicted; the smaller sizes need no more"
+
+
+def _extra(plan: AutoPlan, rows: RowPlan) -> float:
+    """Return what is done beside the full run, at most, as a share of its work."""
+    return plan.heal * plan.block.sizes + rows.scoring + _probing(plan, rows)
+
+
+def _probing(plan: AutoPlan, rows: RowPlan) -> float:
+    total = plan.loaded.recipe.training.total_steps(rows.trained)
+    return len(FACTORS) * probe_steps(total) / total if plan.block.probe and total else 0.0
 
 
 def carry_lines(plan: AutoPlan, rows: RowPlan, bound: Bound) -> Iterator[str]:

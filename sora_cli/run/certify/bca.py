@@ -5,12 +5,12 @@ computed on each draw; BCa (bias-corrected and accelerated) takes the quantile o
 is right to second order. It is an approximation for many rows: where few of them differ it is much
 too small, so such rows are refused.
 
-scipy.stats.bootstrap computes the same, and a test compares the two; but it gathers every row of
+scipy.stats.bootstrap computes the same but for Student's t, and a test compares the two; but it gathers every row of
 every draw, and of every jackknife sample, where these metrics are sums over rows, for which a
 product of counts and parts is enough.
 
 Source: Efron 1987, JASA 82, 171-185; Efron and Tibshirani 1993, chapter 14 (equations 14.9, 14.10,
-14.14 and 14.15).
+14.14 and 14.15); Hesterberg 2015, The American Statistician 69, 371-386, for few rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
@@ -77,7 +77,8 @@ def bca_bound(
         raise BootstrapRefusedError("not finite")
     if rows < FEWEST_ROWS:
         raise BootstrapRefusedError("few rows")
-    if differing_rows(full, small) < FEWEST_DIFFERING:
+    differing = differing_rows(full, small)
+    if differing < FEWEST_DIFFERING:
         raise BootstrapRefusedError("few rows differ")
     kinds = _Kinds.of(full, small)
     drawn = np.concatenate([kinds.drops(w) for w in kinds.draws(resamples, seed)])
@@ -90,11 +91,22 @@ def bca_bound(
     below = (np.count_nonzero(drawn < here) + np.count_nonzero(drawn <= here)) / (2 * resamples)
     bias = float(ndtri(below))
     acceleration = float((influence**3).sum() / (6 * (influence**2).sum() ** 1.5))
-    apart = bias + float(ndtri(confidence))
+    apart = bias + _expanded(confidence, differing)
     scale = 1 - acceleration * apart
     if not np.isfinite(bias) or scale <= 0:
         raise BootstrapRefusedError("extreme")
     return float(np.quantile(drawn, ndtr(bias + apart / scale)))
+
+
+def _expanded(confidence: float, differing: int) -> float:
+    """Return the normal quantile, widened for few differing rows.
+
+    Resamples spread less than the truth does, by sqrt((m - 1) / m) of m rows, and know their own
+    spread only from these: Student's t instead of the normal quantile (Hesterberg 2015, The
+    American Statistician 69, 371-386, section 4.3). Rows that do not differ tell nothing of it.
+    """
+    degrees = differing - 1
+    return float(np.sqrt(differing / degrees) * stdtrit(degrees, confidence))
 
 
 def drops(full: RowScores, small: RowScores, weights: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import torch
 
 from methods.base import LowRankLinear
 from methods.factors import LowRankFactors
+from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.conclusion import choose, failed, full_layers
-from sora_cli.experiments.auto.plan import size_keys
+from sora_cli.experiments.auto.plan import found_keys, plan_auto
 from sora_cli.experiments.auto.plot import plot_curve
 from sora_cli.experiments.auto.screening import holding
 from sora_cli.experiments.auto.tables import size_table
+from sora_cli.recipe.load import load_recipe
 from sora_cli.report import Ranks, RunReport
 from sora_cli.run.certificate import Candidate, RowSet, SizeTest
-from tests.sora_cli.experiments.auto.support import full, screened
+from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
 from tests.sora_cli.run.test_certificate import certificate
 
 
@@ -64,8 +67,15 @@ def test_layers_that_keep_all_are_named() -> None:
     assert full_layers(report) is None
 
 
-def test_keys_that_say_the_size() -> None:
-    assert size_keys() == ["method.max_params"]
+def test_keys_that_are_found(tmp_path: Path) -> None:
+    plan = plan_auto(load_recipe(str(auto_recipe(tmp_path)), []))
+    assert found_keys(plan) == ["method.max_params"]
+    probed = dataclasses.replace(plan, learning_rate=0.1)
+    assert found_keys(probed) == ["method.max_params", "training.learning_rate"]
+    rows = RowPlan(15, 45, 64, 0.0)
+    for recipe in (probed.full(rows), probed.candidate(1, 100, rows)):
+        assert recipe.recipe.training.learning_rate == 0.1
+    assert plan.full(rows).recipe.training.learning_rate == 0.02
 
 
 @pytest.mark.parametrize("upper", [0.004, math.nan])
