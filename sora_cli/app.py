@@ -21,6 +21,7 @@ from sora_cli.commands._options import (
     Json,
     NoVerify,
     Overrides,
+    PreviewInDryRun,
     RecipeArgument,
     RecipeOption,
     load_plugins,
@@ -86,12 +87,7 @@ def train(
         bool,
         typer.Option("--force", help="Replace a run; with --resume, accept safe changes."),
     ] = False,
-    preview: Annotated[
-        int | None,
-        typer.Option(
-            "--preview", min=0, help="With --dry-run: rows to show as the model gets them (2)."
-        ),
-    ] = None,
+    preview: PreviewInDryRun = None,
     no_verify: NoVerify = False,
     code: Code = None,
 ) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -49,6 +50,14 @@ def test_budgets() -> None:
     shown = printed("budgets", "--model", "encoder")
     for side in ("LoRA", "LoRA, cut at 80 %", "SoRA with a budget"):
         assert f"\n| {side} | " in shown
+
+
+@pytest.mark.long
+def test_whole_searches() -> None:
+    shown = printed("auto")
+    assert "\n| sora auto | " in shown
+    assert "\n| LoRA | " in shown
+    assert re.search(r"sora auto: [12] sizes of \d steps each, \d+ rows screen and \d+ test", shown)
 
 
 @pytest.mark.long

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import _completion
-from sora_cli.commands._options import Code, Json, NoVerify, Overrides, load_plugins
+from sora_cli.commands._options import (
+    Code,
+    Json,
+    NoVerify,
+    Overrides,
+    PreviewInDryRun,
+    load_plugins,
+)
 from sora_cli.core.checks import check_needed, check_one
 from sora_cli.core.errors import SoraError
 
@@ -33,11 +40,7 @@ def auto(
     ] = None,
     overrides: Overrides = None,
     data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="Data without a recipe, as of sora init: the recipe is written and used.",
-        ),
+        str | None, typer.Option("--data", help="Data without a recipe: it is written and used.")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="With --data: the base model; unset: a small one.")
@@ -59,29 +62,16 @@ def auto(
         typer.Option("--confidence", help="1 - the probability that it is worse; default: 0.95."),
     ] = None,
     serve: Annotated[
-        str | None,
-        typer.Option(
-            "--serve",
-            help="vllm or llama.cpp: choose by what they pay for; default: by parameters.",
-        ),
+        str | None, typer.Option("--serve", help="Choose by what it pays for: vllm, llama.cpp.")
     ] = None,
     probe: Annotated[
         bool,
-        typer.Option(
-            "--probe", help="Try three learning rates for a few steps, and take the best."
-        ),
+        typer.Option("--probe", help="Try three learning rates for a few steps; take the best."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and train nothing.")
     ] = False,
-    preview: Annotated[
-        int | None,
-        typer.Option(
-            "--preview",
-            min=0,
-            help="With --dry-run or --data: rows to show as the model gets them (2).",
-        ),
-    ] = None,
+    preview: PreviewInDryRun = None,
     force: Annotated[bool, typer.Option("--force", help="Delete an existing run first.")] = False,
     no_verify: NoVerify = False,
     as_json: Annotated[
@@ -90,7 +80,8 @@ def auto(
     code: Code = None,
 ) -> int:
     """Find the smallest adapter within a tolerated loss, and certify it."""
-    from sora_cli.commands.auto import auto, recipe_for
+    from sora_cli.commands._proposal import recipe_for
+    from sora_cli.commands.auto import auto
 
     load_plugins(code)
     words = overrides or []

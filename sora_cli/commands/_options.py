@@ -47,6 +47,12 @@ Code = Annotated[
     list[Path] | None,
     typer.Option("--code", help="A Python file with adapter methods of your own; repeatable."),
 ]
+PreviewInDryRun = Annotated[
+    int | None,
+    typer.Option(
+        "--preview", min=0, help="With --dry-run: rows to show as the model gets them (2)."
+    ),
+]
 Preview = Annotated[
     int,
     typer.Option("--preview", min=0, help="Rows to show as the model gets them."),

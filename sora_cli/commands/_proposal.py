@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.console import say_notes
+from sora_cli.core.console import say, say_notes
+from sora_cli.core.errors import SoraError
+from sora_cli.core.processes import world_size
 from sora_cli.core.timing import importing
+from sora_cli.run.dry_run import ROWS
 
 
 def recipe_name(source: str) -> Path:
@@ -42,3 +46,41 @@ def write_proposal(
     tell("\n".join(proposal_lines(proposal, rows=preview)))
     write_text_atomic(file, proposal.text)
     say_notes(proposal.rows.notes)
+
+
+def recipe_for(
+    data: str,
+    overrides: list[str],
+    *,
+    model: str | None,
+    task: str | None,
+    dry_run: bool,
+    preview: int | None = None,
+) -> str:
+    """Return the recipe of data that have none: it is written, unless it is there.
+
+    Raises:
+        SoraError: the data are not understood; several processes would write it; or there is no
+            recipe yet, and a dry run writes none.
+    """
+    file = recipe_name(data)
+    if file.is_file():
+        say(f"{file} is there: it is the recipe; sora init writes it anew")
+        return str(file)
+    command = f"sora init {quote(data)}"
+    if dry_run or world_size() > 1:
+        what = "a dry run writes no recipe" if dry_run else "several processes write no recipe"
+        raise SoraError(f"{what}, and there is no {file}", hint=command)
+    words = [word for word in overrides if not word.startswith("auto.")]  # of this command alone
+    write_proposal(
+        data,
+        file,
+        say,
+        model=model,
+        task=task,
+        overrides=words,
+        preview=ROWS if preview is None else preview,
+        command=command,
+    )
+    say(f"written: {file}\n")
+    return str(file)

@@ -12,14 +12,13 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from sora_cli.adapter.places import ADAPTER
-from sora_cli.commands._proposal import recipe_name, write_proposal
 from sora_cli.core.atomic import tidy, write_text_atomic
 from sora_cli.core.console import emit, emit_table, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.lock import holds_only, locked
-from sora_cli.core.processes import is_main, world_size
+from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.experiments.auto.budget import RowPlan, plan_rows
 from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan, found_keys, plan_auto, unused
@@ -39,44 +38,6 @@ if TYPE_CHECKING:
     from sora_cli.report import RunReport
     from sora_cli.run.prepare import Prepared
     from sora_cli.train.log import ReportLog, RunLog
-
-
-def recipe_for(
-    data: str,
-    overrides: list[str],
-    *,
-    model: str | None,
-    task: str | None,
-    dry_run: bool,
-    preview: int | None = None,
-) -> str:
-    """Return the recipe of data that have none: it is written, unless it is there.
-
-    Raises:
-        SoraError: the data are not understood; several processes would write it; or there is no
-            recipe yet, and a dry run writes none.
-    """
-    file = recipe_name(data)
-    if file.is_file():
-        say(f"{file} is there: it is the recipe; sora init writes it anew")
-        return str(file)
-    command = f"sora init {quote(data)}"
-    if dry_run or world_size() > 1:
-        what = "a dry run writes no recipe" if dry_run else "several processes write no recipe"
-        raise SoraError(f"{what}, and there is no {file}", hint=command)
-    words = [word for word in overrides if not word.startswith("auto.")]  # of this command alone
-    write_proposal(
-        data,
-        file,
-        say,
-        model=model,
-        task=task,
-        overrides=words,
-        preview=ROWS if preview is None else preview,
-        command=command,
-    )
-    say(f"written: {file}\n")
-    return str(file)
 
 
 def auto(

@@ -34,7 +34,7 @@ ROWS = 2
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry run loaded and measured.
+    """The things that a dry run loaded and measured.
 
     Attributes:
         ready: data, model and adapters.

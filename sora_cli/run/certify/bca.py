@@ -5,9 +5,9 @@ computed on each draw; BCa (bias-corrected and accelerated) takes the quantile o
 is right to second order. It is an approximation for many rows: where few of them differ it is much
 too small, so such rows are refused.
 
-scipy.stats.bootstrap computes the same but for Student's t, and a test compares the two; but it gathers every row of
-every draw, and of every jackknife sample, where these metrics are sums over rows, for which a
-product of counts and parts is enough.
+scipy.stats.bootstrap computes the same but for Student's t, and a test compares the two; but it
+gathers every row of every draw, and of every jackknife sample, where these metrics are sums over
+rows, for which a product of counts and parts is enough.
 
 Source: Efron 1987, JASA 82, 171-185; Efron and Tibshirani 1993, chapter 14 (equations 14.9, 14.10,
 14.14 and 14.15); Hesterberg 2015, The American Statistician 69, 371-386, for few rows.
