@@ -10,6 +10,7 @@ import torch
 
 from sora_cli.adapter.consumers import consumers_of
 from sora_cli.adapter.modules import Cut, cuts
+from sora_cli.adapter.serving import servers
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_WEIGHTS
@@ -33,6 +34,13 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     ranks = ranks_of(file, spectra)
     modules = {path: spectrum.module for path, spectrum in spectra.items()}
     total = totals(spectra)
+    verdicts = consumers_of(file)
+    serve = servers(
+        verdicts,
+        task_type=file.config.task_type,
+        directory=str(file.directory),
+        base=file.config.base_model_name_or_path,
+    )
     return {
         **_origin(file),
         "components": {
@@ -57,7 +65,8 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "cuts": [_cut(cut, len(ranks)) for cut in cuts(modules)],
         "head_modules": list(file.head_modules),
         "fan_in_fan_out": file.config.fan_in_fan_out,
-        "consumers": [asdict(verdict) for verdict in consumers_of(file)],
+        "consumers": [asdict(verdict) for verdict in verdicts],
+        "servers": [asdict(server) for server in serve],
         "notes": [*file.notes, *_damaged_heads(file)],
         "lineage": list(file.meta.lineage),
         "sora_version": file.meta.sora_version,

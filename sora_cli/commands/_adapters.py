@@ -16,7 +16,7 @@ from sora_cli.recipe.tolerance import CONFIDENCE
 
 def add_commands(app: typer.Typer) -> None:
     """Register them, in the order of the help page."""
-    for command in (inspect, prune, export, merge, verify):
+    for command in (inspect, prune, export, merge, verify, push):
         app.command()(command)
 
 
@@ -284,3 +284,55 @@ def verify(
         check_apart_from("--certificate", [name for name, given in others.items() if given])
         return verify_certificate(a, as_json=as_json)
     return verify(a, b, base=base, dtype=dtype, tolerance=tolerance, as_json=as_json)
+
+
+def push(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's or an adapter's directory; or see --merged."),
+    ],
+    repository: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[REPO]", help="NAME or OWNER/NAME on the Hub; without: the run's name."
+        ),
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="RUN is a model that sora merge has written.")
+    ] = False,
+    base_id: Annotated[
+        str | None,
+        typer.Option("--base-id", help="The base model's Hub id, if the adapter does not know it."),
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", help="For the card, as the Hub calls it, such as apache-2.0."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see a new repository.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch to commit to; default: main.")
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List what would leave, and the card's header; send none."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload an adapter, or a merged model, to the Hub; private unless --public."""
+    from sora_cli.commands.push import push
+
+    push(
+        run,
+        repository,
+        merged=merged,
+        base_id=base_id,
+        license_=license_,
+        public=public,
+        revision=revision,
+        message=message,
+        dry_run=dry_run,
+        as_json=as_json,
+    )

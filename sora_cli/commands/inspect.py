@@ -150,6 +150,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         labels = f" ({', '.join(facts['labels'])})" if facts["labels"] else ""
         lines.append(("task", f"{task}{labels}"))
     lines += [(c["name"], ("" if c["loads"] else "no: ") + c["advice"]) for c in facts["consumers"]]
+    lines += [("serve", f"{s['name']}: {'; '.join(s['commands'])}") for s in facts["servers"]]
     lines += [("note", note) for note in facts["notes"]]
     lines += [("then", _step(entry)) for entry in facts["lineage"]]
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sora_cli import __version__
@@ -119,7 +120,8 @@ def model_card(
         f"A low-rank adapter folded into its base model by sora {__version__}: `W + B A` for each "
         "adapted layer, added in float32 and cast once. No adapter is needed beside it.",
         "",
-        f"- base model: `{base}`" + (f" @ `{_revision(outline)}`" if _revision(outline) else ""),
+        f"- base model: `{_shown(base)}`"
+        + (f" @ `{_revision(outline)}`" if _revision(outline) else ""),
         f"- class: `{class_name}`, {dtype}",
         f"- {shown_survival(survival, dtype)}",
         f"- method: {method}",
@@ -136,6 +138,11 @@ def model_card(
     if plan.left_out:
         lines.append(f"- left out: {len(plan.left_out)} tensors of the base that it does not use")
     return "\n".join([*lines, "", "```python", *_code(class_name), "```", ""])
+
+
+def _shown(base: str) -> str:
+    """Return a model's name without a path of this machine."""
+    return base if "://" in base or _HUB_ID.fullmatch(base) else Path(base).name
 
 
 def _front_matter(base: str) -> list[str]:

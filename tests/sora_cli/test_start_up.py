@@ -118,6 +118,7 @@ ERRORS = [
     (["prune", "nowhere", "-o", "b"], "there is no directory nowhere"),
     (["export", "nowhere", "-o", "b"], "there is no directory nowhere"),
     (["merge", "nowhere", "-o", "b"], "there is no directory nowhere"),
+    (["push", "nowhere"], "there is no directory nowhere"),
     ([*TRAIN, "output.dir=broken.yaml"], "is a file"),
     ([*TRAIN, "output.dir=."], "holds no run of this tool"),
     (["pick", "nowhere"], "is no directory"),

@@ -1,0 +1,65 @@
+"""The command lines that serve a language model with an adapter, by other people's servers.
+
+`transformers serve` reads `config.json` in the directory that it is given (transformers 5,
+`cli/serving/model_manager.py`), which an adapter has not: it takes the merged model. llama.cpp's
+server takes adapters that were converted, beside a base model as GGUF (`--lora`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from shlex import quote
+
+from sora_cli.adapter.consumers import Consumer
+
+_OPEN_ENDED = "CAUSAL_LM"
+"""PEFT's task type of what these servers serve."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server and the commands, in their order, that make it serve the adapter."""
+
+    name: str
+    commands: tuple[str, ...]
+
+
+def servers(
+    verdicts: Sequence[Consumer], *, task_type: str | None, directory: str, base: str | None
+) -> tuple[Server, ...]:
+    """Return the servers that can serve an adapter's model, as it is or after another command.
+
+    Args:
+        verdicts: of `consumers`, on this directory.
+        task_type: PEFT's; servers of other tasks are not known.
+        directory: how to name the adapter.
+        base: how to name its base model.
+    """
+    if task_type != _OPEN_ENDED:
+        return ()
+    by_name = {verdict.name: verdict for verdict in verdicts}
+    merge = f"sora merge {quote(directory)} -o merged"
+    found = [Server("transformers serve", (merge, "transformers serve merged"))]
+    vllm = by_name.get("vLLM")
+    if vllm is not None and vllm.loads:
+        found.insert(0, Server("vLLM", (vllm.advice,)))
+    else:
+        found.insert(0, Server("vLLM", (merge, "vllm serve merged")))
+    return (*found, Server("llama.cpp", _llama_cpp(by_name.get("llama.cpp"), directory, base)))
+
+
+def _llama_cpp(verdict: Consumer | None, directory: str, base: str | None) -> tuple[str, ...]:
+    start = "llama-server -m BASE.gguf --lora adapter.gguf"
+    if verdict is not None and verdict.loads:
+        return (f"{verdict.advice} --outfile adapter.gguf", start)
+    if verdict is not None and "--layout padded" in verdict.advice:
+        export = f"sora export {quote(directory)} -o padded --layout padded"
+        name = "BASE" if not base or base.lower().endswith(".gguf") else quote(base)
+        convert = f"convert_lora_to_gguf.py padded --base {name} --outfile adapter.gguf"
+        return (export, convert, start)
+    return (
+        f"sora merge {quote(directory)} -o merged",
+        "convert_hf_to_gguf.py merged --outfile merged.gguf",
+        "llama-server -m merged.gguf",
+    )

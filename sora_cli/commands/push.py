@@ -1,0 +1,180 @@
+"""`sora push`: an adapter or a merged model to the Hub, and nothing else of this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.places import locate_adapter
+from sora_cli.core.console import emit, emit_table, printable, say, say_notes, size
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.hub import quiet_hub
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+
+    from sora_cli.adapter.shared import Shared
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+
+
+def push(
+    run: Path,
+    repository: str | None,
+    *,
+    merged: bool = False,
+    base_id: str | None = None,
+    license_: str | None = None,
+    public: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Upload an adapter directory, or that of a merged model, in one commit.
+
+    Args:
+        run: an adapter directory, or a run's; with `merged`, a model's.
+        repository: NAME or OWNER/NAME; None: the run's name.
+        base_id: Hub id of the base model.
+        license_: for the card.
+        public: whether a new repository can be seen by all.
+        revision: branch to commit to; it is made if need be.
+        dry_run: list the files and show the card's header; nothing is sent.
+        as_json: print JSON.
+
+    Raises:
+        SoraError: nothing that could be pushed, a name that is none, no token, or the Hub refuses.
+    """
+    directory = run if merged else locate_adapter(run, missing="there is no adapter to push")
+    name = _name(run, directory, repository)
+    say_notes(result_remarks(directory))
+    from sora_cli.adapter.shared import shared_adapter, shared_model
+
+    collect = shared_model if merged else shared_adapter
+    shared = collect(directory, base_id=base_id, license_=license_)
+    say_notes(f"{left} stays: it is no part of what is pushed" for left in shared.left)
+    if "\nlicense:" not in shared.card.partition("\n---")[0]:
+        say("note: the card states no licence: --license apache-2.0, or another one of the Hub's")
+    if dry_run:
+        _show(shared.called(name), name, public=public, as_json=as_json)
+        return
+    api = _api(run, name)
+    with _refusals(name):
+        full, commit = _push(
+            api, shared, name, public=public, revision=revision, message=message or "Upload by sora"
+        )
+    if as_json:
+        facts = _facts(shared.called(full), full, public=public)
+        emit(json.dumps({**facts, "url": commit.commit_url, "commit": commit.oid}, indent=2))
+    else:
+        emit(f"pushed {len(shared.files)} files: {commit.commit_url}")
+        say(f"next:\n  sora verify {quote(full)}" if merged else f"the repository: {full}")
+
+
+def _name(run: Path, directory: Path, given: str | None) -> str:
+    """Return the repository's name.
+
+    Raises:
+        SoraError: it can be none.
+    """
+    place = directory.resolve()
+    own = place.parent.name if place != run.resolve() else place.name
+    name = own if given is None else given
+    if _REPOSITORY.fullmatch(name) is None or ".." in name or "--" in name:
+        raise SoraError(
+            f"{name!r} cannot be a repository's name",
+            where="letters, digits, '-', '_' and '.'; no '--' and no '..'",
+            hint=f"sora push {quote(str(run))} OWNER/NAME",
+        )
+    return name
+
+
+def _show(shared: Shared, name: str, *, public: bool, as_json: bool) -> None:
+    """Print what would leave."""
+    if as_json:
+        emit(json.dumps(_facts(shared, name, public=public), indent=2))
+        return
+    rows = [[file, size(shared.size(file))] for file in shared.files]
+    total = sum(shared.size(file) for file in shared.files)
+    kind = "public" if public else "private"
+    emit_table(f"to {name} ({kind})", ["file", "size"], rows, footer=["all", size(total)])
+    emit("\n".join(printable(line) for line in _header(shared).split("\n")))
+    say("nothing was sent: a dry run")
+
+
+def _facts(shared: Shared, name: str, *, public: bool) -> dict[str, Any]:
+    return {
+        "repository": name,
+        "private": not public,
+        "files": {file: shared.size(file) for file in shared.files},
+        "left": list(shared.left),
+        "header": _header(shared),
+    }
+
+
+def _header(shared: Shared) -> str:
+    """Return the card's YAML block."""
+    return shared.card.partition("\n---\n")[0] + "\n---"
+
+
+def _api(run: Path, name: str) -> HfApi:
+    """Return the Hub's client.
+
+    Raises:
+        SoraError: there is no token.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+
+    quiet_hub()
+    if constants.is_offline_mode():
+        raise SoraError("HF_HUB_OFFLINE is set: nothing can be pushed",
+                        hint="unset it, or look at what would leave: --dry-run")  # fmt: skip
+    if get_token() is None:
+        raise SoraError(
+            "there is no token for the Hub",
+            where="neither in HF_TOKEN nor where `hf auth login` keeps it",
+            hint=f"hf auth login; then: sora push {quote(str(run))} {quote(name)}",
+        )
+    return HfApi()
+
+
+def _push(
+    api: HfApi, shared: Shared, name: str, *, public: bool, revision: str | None, message: str
+) -> tuple[str, CommitInfo]:
+    """Make the repository if need be, and commit; return its full name and the commit."""
+    from huggingface_hub import CommitOperationAdd
+
+    full = api.create_repo(name, private=not public, exist_ok=True).repo_id
+    if not public and not api.repo_info(full).private:
+        raise SoraError(f"{full} is there, and everybody can see it",
+                        hint="--public; or another name")  # fmt: skip
+    if revision is not None:
+        api.create_branch(full, branch=revision, exist_ok=True)
+    operations = [
+        CommitOperationAdd(path_in_repo=file, path_or_fileobj=content)
+        for file, content in shared.called(full).files.items()
+    ]
+    commit = api.create_commit(
+        full, operations, commit_message=message, revision=revision, repo_type="model"
+    )
+    return full, commit
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Say in one line why the Hub does not take it."""
+    try:
+        yield
+    except SoraError:
+        raise
+    except Exception as error:  # the client's HTTP library is its own affair
+        why = first_line(error, 160)
+        hint = "is the token one that may write? hf auth whoami"
+        raise SoraError(f"the Hub does not take {name}", where=why, hint=hint) from error
