@@ -79,6 +79,8 @@ def test_the_certificate_is_of_what_was_written(done: Path, found: Certificate) 
     assert found.written.parameters <= found.written.max_params < found.full.parameters
     drop = found.full.reported["validation"] - report.metrics["validation"]["accuracy"]
     assert found.written.reported["validation"].drop == pytest.approx(drop)
+    card = (done / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert f"## Certificate\n\n{found.status.capitalize()}: {found.statement}." in card
 
 
 def test_tests_come_largest_first_and_end_with_the_first_failure(found: Certificate) -> None:
