@@ -55,6 +55,13 @@ def copy_processor(source: Path, folder: Path) -> None:
             shutil.copytree(place, folder / name)
 
 
+def auto_of(processor: Any) -> str:
+    """Return the Auto class that loads a processor."""
+    if hasattr(processor, "image_processor"):
+        return "AutoProcessor"
+    return "AutoTokenizer" if hasattr(processor, "encode") else "AutoImageProcessor"
+
+
 def gives_the_same(processor: Any, other: Any) -> bool:
     """Tell whether two processors make the same inputs of the same texts and images."""
     images = [_settings(getattr(p, "image_processor", p)) for p in (processor, other)]

@@ -12,8 +12,10 @@ from methods.base import AdapterMethod, LowRankLinear
 from methods.inject import adapted_layers
 from methods.sharding import whole
 from sora_cli.adapter.classes import names_classes, task_type_of
+from sora_cli.adapter.companions import auto_of, save_processor
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
+from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.references import hub_name, local_checkpoint
 
@@ -25,6 +27,7 @@ def save_adapter(
     *,
     head: Sequence[str] | None = None,
     base_model: str | None = None,
+    processor: Any = None,
     force: bool = False,
 ) -> Adapter:
     """Write a trained transformers model's adapters as a PEFT LoRA directory.
@@ -32,6 +35,7 @@ def save_adapter(
     Args:
         head: paths of modules stored in full; None: every trained module outside the adapters.
         base_model: path or Hub id of the base; None: what the model was loaded from.
+        processor: the tokenizer or image processor, to lie beside the adapter.
         force: replace an adapter that is there.
 
     Raises:
@@ -58,7 +62,13 @@ def save_adapter(
             problem_type=getattr(config, "problem_type", None),
         ),
     )
-    write_adapter(Path(directory), adapter, force=force)
+
+    def beside(folder: Path) -> None:
+        why = None if processor is None else save_processor(processor, auto_of(processor), folder)
+        if why is not None:
+            raise SoraError(why)
+
+    write_adapter(Path(directory), adapter, force=force, beside=beside)
     return adapter
 
 

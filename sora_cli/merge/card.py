@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from sora_cli.adapter.directory import Adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.plan import Plan
 from sora_cli.merge.rounding import Storing, Survival, shown_survival
-from sora_cli.model.files import MODEL_CONFIG
+from sora_cli.model.files import MODEL_CONFIG, is_there
+from sora_cli.model.references import is_hub_id
 
 MERGED_KEY = "sora_merged"
 """Key in config.json: {"adapter": digest, "method": name or null, "share": of the update that the
 stored weights hold, "noise": relative to it} of each, in the order of merging.
 """
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SUBCONFIGS = ("text_config", "decoder")
 
 
@@ -142,11 +141,16 @@ def model_card(
 
 def _shown(base: str) -> str:
     """Return a model's name without a path of this machine."""
-    return base if "://" in base or _HUB_ID.fullmatch(base) else Path(base).name
+    return base if "://" in base or _on_hub(base) else Path(base).name
+
+
+def _on_hub(base: str) -> bool:
+    """Tell whether this is OWNER/NAME on the Hub, and no directory that is called so."""
+    return "/" in base and is_hub_id(base) and not is_there(base)
 
 
 def _front_matter(base: str) -> list[str]:
-    known = [f"base_model: {base}"] if _HUB_ID.fullmatch(base) else []
+    known = [f"base_model: {base}"] if _on_hub(base) else []
     return ["---", "library_name: transformers", *known, "---", ""]
 
 

@@ -223,7 +223,8 @@ def prepare_merge(
     if disk > free:
         raise SoraError(f"{output} needs {size(disk)} of disk, and {size(free)} are free",
                         hint="write to another disk with -o, or make room")  # fmt: skip
-    reference = base or new.outline.base.path or folder.source
+    own = new.outline.base
+    reference = base or own.hub_id or own.path or folder.source
     memory = _memory(new, plan, storing)
     return Merge(
         new, output, reference, folder, config, plan, merged, storing, force, disk, free, memory

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessor
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.companions import copy_processor, gives_the_same, save_processor
+from sora_cli.adapter.companions import auto_of, copy_processor, gives_the_same, save_processor
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.app import run
@@ -23,6 +23,7 @@ AUTO = "AutoTokenizer"
 def test_it_is_there_whatever_the_last_batch_was(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert auto_of(tokenizer) == AUTO
     tokenizer(["the cat", "a dog sees"], padding=True, truncation=True, max_length=3)
     for name, length in (("a", 3), ("b", 5)):
         tokenizer(["the cat"], padding="max_length", truncation=True, max_length=length)
@@ -57,6 +58,7 @@ def test_images(tmp_path: Path) -> None:
     assert save_processor(processor, "AutoImageProcessor", tmp_path) is None
     back = load_processor("AutoImageProcessor", str(tmp_path), {})
     assert gives_the_same(processor, back)
+    assert auto_of(processor) == "AutoImageProcessor"
     assert not gives_the_same(processor, CLIPImageProcessor(size={"shortest_edge": 9}))
 
 

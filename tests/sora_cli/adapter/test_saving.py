@@ -9,7 +9,7 @@ from transformers import PvtConfig, PvtForImageClassification
 
 from methods import inject, registry
 from sora_cli.adapter.saving import save_adapter
-from tests.helpers_runs import save_base
+from tests.helpers_runs import save_base, tiny_tokenizer
 
 
 def test_a_model_whose_classes_have_no_names(tmp_path: Path) -> None:
@@ -22,5 +22,10 @@ def test_a_model_whose_classes_have_no_names(tmp_path: Path) -> None:
     base = save_base(model, tmp_path / "base")
     method = registry.create("lora", r=2)
     inject.inject(model, method, generator=torch.Generator())
-    meta = save_adapter(model, method, tmp_path / "adapter", base_model=str(base)).meta
+    tokenizer = tiny_tokenizer()
+    meta = save_adapter(
+        model, method, tmp_path / "adapter", base_model=str(base), processor=tokenizer
+    ).meta
+    assert (tmp_path / "adapter" / "tokenizer.json").is_file()
+    assert (tmp_path / "adapter" / "README.md").is_file()
     assert (meta.labels, meta.num_labels) == (None, config.num_labels)

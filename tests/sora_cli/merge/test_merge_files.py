@@ -84,7 +84,9 @@ def test_model_card(tmp_path: Path, made: Made) -> None:
         merge_adapter(file, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# The base" not in card
-    for part in (str(base), "BertForSequenceClassification", "method: sora", "rank 1 to 4",
+    assert str(base) not in card, "a place on this machine"
+    assert "\nbase_model:" not in card, "it has no id on the Hub"
+    for part in (f"`{base.name}`", "BertForSequenceClassification", "method: sora", "rank 1 to 4",
                  "`classifier`", *LABELS, "from_pretrained"):  # fmt: skip
         assert part in card, part
 
