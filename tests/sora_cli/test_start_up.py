@@ -23,7 +23,7 @@ HEAVY = {
 }  # fmt: skip
 COMMANDS = ["train", "path", "auto", "pick", "eval", "predict", "chat", "generate", "inspect",
             "prune", "export",
-            "merge", "verify", "sweep", "list", "compare", "report", "recipes", "schema",
+            "merge", "verify", "push", "sweep", "list", "compare", "report", "recipes", "schema",
             "methods"]  # fmt: skip
 _PROGRAM = """
 import json, sys
