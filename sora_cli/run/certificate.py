@@ -92,8 +92,8 @@ class Screened(Size):
     named: bool = Field(description="whether it was named as a candidate")
     certifiable: float | None = Field(
         None,
-        description="of a named size, where the bound is approximate: the smallest loss that the "
-        "test rows can be expected to certify, by how far its screening scores are spread",
+        description="where the bound is approximate: the smallest loss that the test rows can be "
+        "expected to certify of this size, by how far its screening scores are spread",
     )
 
 

@@ -131,7 +131,11 @@ class Pool:
         whole = unhealed[UNCUT].take(rows)
         small = [unhealed[f"cut-{number}"].take(rows) for number in range(len(self._rungs))]
         sizes = zip(self._rungs, self._cuts, small, strict=True)
-        return [measured(rung, size, whole, scores) for rung, size, scores in sizes]
+        test = self.setting.test
+        return [
+            measured(rung, size, whole, scores, test_rows=test, confidence=CONFIDENCE)
+            for rung, size, scores in sizes
+        ]
 
     def _candidate(self, number: int, split: Split, promise: float) -> Candidate:
         test = None

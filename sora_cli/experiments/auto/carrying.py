@@ -45,9 +45,7 @@ class Carrying:
             sizes: as many as the recipe allows.
         """
         smallest = self.bound.smallest_drop
-        return sizes if self.can_carry(
-            max_drop
-        ) else 1, smallest is not None and smallest > max_drop
+        return sizes if self.can_carry(max_drop) else 1, smallest is None or smallest > max_drop
 
 
 def carrying(recipe: Recipe, ready: Prepared, rows: int, confidence: float) -> Carrying:

@@ -5,7 +5,6 @@ It is what every candidate begins with, so the ranks are those that a candidate'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.auto import Serve
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.certificate import Screened, Size
-from sora_cli.run.certify.bca import BootstrapRefusedError
-from sora_cli.run.certify.carry import certifiable_from
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
@@ -84,21 +81,14 @@ def screen(
     """
     whole, serve = cuts.whole, plan.block.serve
     parts = zip(cuts.rungs, cuts.sizes, cuts.scores, strict=True)
-    found = [measured(rung, size, whole, small) for rung, size, small in parts]
+    confidence = plan.block.confidence
+    found = [
+        measured(rung, size, whole, small, test_rows=test_rows, confidence=confidence)
+        for rung, size, small in parts
+    ]
     for number in name_sizes(found, cuts.full, plan.max_drop, most, serve, cautious=cautious):
         found[number].named = True
-        if not whole.is_right_or_wrong:
-            found[number].certifiable = _certifiable(whole, cuts.scores[number], plan, test_rows)
     return found
-
-
-def _certifiable(whole: RowScores, small: RowScores, plan: AutoPlan, rows: int) -> float | None:
-    """Return the loss that so many test rows can be expected to certify; None: not known."""
-    try:
-        found = certifiable_from(whole, small, rows, confidence=plan.block.confidence)
-    except BootstrapRefusedError:
-        return None
-    return found if math.isfinite(found) and found > 0 else None
 
 
 @contextmanager

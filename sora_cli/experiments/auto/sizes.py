@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from methods.budgets import within_parameters
 from sora_cli.experiments.auto.budget import LADDER
 from sora_cli.recipe.auto import Serve
 from sora_cli.run.certificate import Measured, Screened, Size
+from sora_cli.run.certify.bca import BootstrapRefusedError
+from sora_cli.run.certify.carry import certifiable_from
 
 if TYPE_CHECKING:
     from methods.budgets import Values
@@ -55,11 +58,21 @@ def rungs(values: Values, cost: Mapping[str, int], full: int) -> list[Rung]:
     return found
 
 
-def measured(rung: Rung, size: Size, whole: RowScores, small: RowScores) -> Screened:
+def measured(
+    rung: Rung,
+    size: Size,
+    whole: RowScores,
+    small: RowScores,
+    *,
+    test_rows: int,
+    confidence: float,
+) -> Screened:
     """Return a size as screening found it, not named yet.
 
     Args:
         whole, small: scores of the uncut checkpoint and of the cut one on the same rows.
+        test_rows: how many rows will test it.
+        confidence: of that test.
     """
     drop = whole.value - small.value if whole.greater_is_better else small.value - whole.value
     return Screened(
@@ -68,7 +81,22 @@ def measured(rung: Rung, size: Size, whole: RowScores, small: RowScores) -> Scre
         max_params=rung.max_params,
         screening=Measured(score=small.value, drop=drop),
         named=False,
+        certifiable=_certifiable(whole, small, test_rows, confidence),
     )
+
+
+def _certifiable(whole: RowScores, small: RowScores, rows: int, confidence: float) -> float | None:
+    """Return the loss that rows can be expected to certify; None: not by screening, or not known.
+
+    Rows of right or wrong say it before anything is trained.
+    """
+    if whole.is_right_or_wrong:
+        return None
+    try:
+        found = certifiable_from(whole, small, rows, confidence=confidence)
+    except BootstrapRefusedError:
+        return None
+    return found if math.isfinite(found) and found > 0 else None
 
 
 def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: Serve | None) -> Size:
@@ -112,6 +140,10 @@ def name_sizes(
     each must show that its loss, with all its uncertainty, is below the tolerated one, and a larger
     adapter differs from the full rank on fewer rows.
 
+    Where the bound is approximate, screening tells how far a size's drops are spread, and so what
+    the test rows can certify of it: that is added to its drop. In short runs on STS-B (the replay
+    of docs/results/auto.md) the drop alone named sizes of which few passed.
+
     Where the adapter is served, sizes that cost the same there are one size: the one with the most
     parameters is the one to train, and one that costs what the full rank does saves nothing.
 
@@ -125,7 +157,8 @@ def name_sizes(
     able = _distinct(screened, full, serve)
     good = 0
     for place, number in enumerate(able):
-        if not screened[number].screening.drop <= max_drop:  # NaN is not within it
+        size = screened[number]
+        if not size.screening.drop + (size.certifiable or 0.0) <= max_drop:  # NaN is not within it
             break
         good = place
     steps = (_CAUTIOUS if cautious else _AROUND)[most]

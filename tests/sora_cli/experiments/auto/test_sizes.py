@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from sora_cli.experiments.auto.budget import LADDER
-from sora_cli.experiments.auto.sizes import name_sizes, rungs, saving, size_of
+from sora_cli.experiments.auto.carrying import carried
+from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs, saving, size_of
+from sora_cli.run.certificate import Size
+from sora_cli.tasks.row_scores import row_scores
 from tests.sora_cli.experiments.auto.support import full, screened
 
 COST = {"a": 10, "b": 20}
@@ -63,6 +67,44 @@ def test_sizes_to_train(drops: list[float], most: int, named: list[int]) -> None
 def test_where_rows_hardly_carry_the_promise_the_safe_one_is_trained() -> None:
     sizes = screened([0, 0, 0, 0, 0, 0.1, 0.2])
     assert name_sizes(sizes, full(), 0.01, 2, None, cautious=True) == [2, 4]
+
+
+def test_what_test_rows_can_certify_of_a_size_is_added_to_its_drop() -> None:
+    sizes = screened([0, 0, 0, 0.004, 0.004, 0.1])
+    for size, certifiable in zip(sizes, (0.001, 0.002, 0.004, 0.006, 0.007, 0.1), strict=True):
+        size.certifiable = certifiable
+    assert name_sizes(sizes, full(), 0.01, 1, None) == [3]
+    assert name_sizes(sizes, full(), 0.0099, 1, None) == [2]
+    assert name_sizes(sizes, full(), 0.01, 2, None, cautious=True) == [1, 3]
+
+
+def test_screening_says_what_test_rows_can_certify_where_nothing_else_does() -> None:
+    rng = np.random.default_rng(0)
+    whole = row_scores("m", "mean", rng.random(400))
+    small = row_scores("m", "mean", whole.parts[:, 0] + 0.1 * rng.normal(size=400))
+    size = Size(parameters=9, components=1, largest_rank=1, served=9)
+    rung = Rung(0.5, 9, {"a": 1})
+    test = {"test_rows": 100, "confidence": 0.95}
+    found = measured(rung, size, whole, small, **test)  # type: ignore[arg-type]
+    assert found.certifiable == pytest.approx(2.486 * 0.1 / 10, rel=0.1)
+    assert found.screening.drop == pytest.approx(whole.value - small.value)
+    right = row_scores("accuracy", "right", np.ones(400))
+    assert measured(rung, size, right, right, **test).certifiable is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("right_or_wrong", "max_drop", "tries"),
+    [
+        (True, 0.1, (2, False)),
+        (True, 0.02, (2, True)),  # they can carry it, but 2.5 % differing rows are too many
+        (True, 0.001, (1, True)),
+        (False, 0.1, (2, True)),  # not known before screening
+    ],
+)
+def test_how_many_sizes_and_whether_a_safe_one(
+    right_or_wrong: bool, max_drop: float, tries: tuple[int, bool]
+) -> None:
+    assert carried(300, 0.95, right_or_wrong=right_or_wrong).tries(max_drop, 2) == tries
 
 
 def test_of_sizes_that_cost_the_same_the_largest_is_trained() -> None:
