@@ -10,6 +10,7 @@ import pytest
 
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.certify.bounds import Bound
+from tests.shared_files import ROOT
 from tests.sora_cli.experiments.auto.support import auto_recipe
 from tools.auto.decide import Pool, Setting
 from tools.auto.replay import replay, show
@@ -86,6 +87,16 @@ def test_sizes_are_compared_with_the_smallest_plain_rank_that_keeps_the_promise(
     smallest = stored.sizes[5].healed[0]
     assert first.share == smallest / stored.full[0]
     assert first.to_lora == pytest.approx(smallest / stored.lora["lora-2"])
+
+
+def test_the_stored_scores_can_be_read() -> None:
+    file = ROOT / "docs/results/auto.jsonl"
+    assert file.stat().st_size < 2**20
+    for stored in read_all(file):
+        drops = Pool(stored, Setting(*stored.planned)).drops
+        assert len(drops) == len(stored.sizes) == 11
+        assert drops[0] < 0.005 < drops[-1]
+        assert set(stored.reported) == set(stored.scores)
 
 
 @pytest.mark.long
