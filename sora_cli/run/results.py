@@ -139,7 +139,7 @@ def named_base(base: BaseReference, recipe: Recipe) -> BaseReference:
 
 def training_of(report: RunReport, recipe: Recipe) -> Training:
     """Return what an adapter's card tells of the run."""
-    data = recipe.data
+    data, counted = recipe.data, report.data["rows"]  # a path scores parts of splits, too
     files = [Path(file).name for given in (data.files or {}).values() for file in given]
     on_hub = bool(data.path) and not ("://" in data.path or _is_local(data.path))
     named = data.path if "://" in data.path or on_hub else Path(data.path).name
@@ -149,7 +149,7 @@ def training_of(report: RunReport, recipe: Recipe) -> Training:
         hub_data=on_hub,
         configuration=data.name,
         data_revision=report.data["revision"],
-        rows={split: report.data["rows"][split] for split in ("train", *report.metrics)},
+        rows={split: counted[split] for split in ("train", *report.metrics) if split in counted},
         seed=recipe.training.seed,
         steps=report.steps,
         metric=report.main_metric,
