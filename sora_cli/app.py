@@ -89,6 +89,9 @@ def train(
     ] = False,
     preview: PreviewInDryRun = None,
     no_verify: NoVerify = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the run's report instead of a summary.")
+    ] = False,
     code: Code = None,
 ) -> int:
     """Train a recipe."""
@@ -104,6 +107,7 @@ def train(
         verify=not no_verify,
         began=context.obj,
         preview=preview,
+        as_json=as_json,
     )
 
 
@@ -124,6 +128,9 @@ def path(
         bool, typer.Option("--dry-run", help="Show all stages, and train nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Delete an existing path first.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the path's report instead of tables.")
+    ] = False,
     code: Code = None,
 ) -> None:
     """Train a path of adapters from dense to sparse."""
@@ -137,6 +144,7 @@ def path(
         dry_run=dry_run,
         force=force,
         began=context.obj,
+        as_json=as_json,
     )
 
 

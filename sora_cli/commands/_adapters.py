@@ -161,13 +161,22 @@ def export(
         str | None,
         typer.Option("--dtype", help="float32, bfloat16 or float16; default: as stored."),
     ] = None,
+    as_json: Json = False,
     force: Force = False,
     no_verify: NoVerify = False,
 ) -> int:
     """Write any adapter as a plain LoRA, and say who can load it."""
     from sora_cli.commands.export import export
 
-    return export(directory, output, layout=layout, dtype=dtype, force=force, verify=not no_verify)
+    return export(
+        directory,
+        output,
+        layout=layout,
+        dtype=dtype,
+        force=force,
+        verify=not no_verify,
+        as_json=as_json,
+    )
 
 
 def merge(

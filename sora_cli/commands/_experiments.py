@@ -150,6 +150,9 @@ def sweep(
         typer.Option("--retries", min=0, help="How often a run that was killed is started again."),
     ] = 2,
     no_verify: NoVerify = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the sweep's record instead of a summary.")
+    ] = False,
     code: Code = None,
 ) -> int:
     """Carry out the runs of a sweep file."""
@@ -169,6 +172,7 @@ def sweep(
         retries=retries,
         verify=not no_verify,
         code=code or [],
+        as_json=as_json,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 from sora_cli.adapter.digest import result_remarks
@@ -21,6 +23,7 @@ def export(
     dtype: str | None,
     force: bool,
     verify: bool = True,
+    as_json: bool = False,
 ) -> int:
     """Write an adapter as a plain LoRA, and say who can load it.
 
@@ -31,6 +34,7 @@ def export(
         dtype: of the factors; None: as they are stored.
         force: replace an adapter that is at `output`.
         verify: compare the outputs of both, where memory allows and the base is here.
+        as_json: print what was written, and who can load it, as JSON.
 
     Returns:
         Exit code: 1 if they differ, 3 if that cannot be told.
@@ -49,13 +53,17 @@ def export(
     done = export_adapter(directory, output, layout=layout, dtype=dtype, force=force)
     say_notes(done.notes)
     head = f" and the head ({', '.join(done.head_modules)})" if done.head_modules else ""
-    emit(
-        f"{done.kind} of {done.modules} modules{head}, rank {done.rank} at most: "
-        f"{layout} layout, {done.dtype}"
-    )
-    for consumer in done.consumers:
-        loads = "yes" if consumer.loads else "no "
-        emit(f"  {consumer.name + ':':<13} {loads}  {printable(consumer.advice)}")
+    if as_json:
+        facts = {**dataclasses.asdict(done), "layout": layout}
+        emit(json.dumps(facts, indent=2, default=str))
+    else:
+        emit(
+            f"{done.kind} of {done.modules} modules{head}, rank {done.rank} at most: "
+            f"{layout} layout, {done.dtype}"
+        )
+        for consumer in done.consumers:
+            loads = "yes" if consumer.loads else "no "
+            emit(f"  {consumer.name + ':':<13} {loads}  {printable(consumer.advice)}")
     say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}")
     if not verify:
         return OK

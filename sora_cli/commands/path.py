@@ -11,6 +11,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import tidy
+from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import emit, emit_table, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import holds_only, locked
@@ -37,11 +38,13 @@ def path(
     dry_run: bool,
     force: bool,
     began: float | None = None,
+    as_json: bool = False,
 ) -> None:
     """Train the stages of a recipe's path, or those that are missing.
 
     Args:
         began: when the command began, by `time.perf_counter`; None: now.
+        as_json: print the path's report instead of tables.
     """
     began = time.perf_counter() if began is None else began
     loaded = load_recipe(recipe, overrides)
@@ -52,12 +55,13 @@ def path(
     say_notes([*loaded.notes, *overruled(loaded)])
     output = path_directory(loaded)
     if dry_run:
+        check_apart_from("--dry-run", ["--json"] if as_json else [])
         _show_plan(loaded, plans, output)
         return
     check_base_apart(output, loaded.recipe)
     with locked(output):
         report = open_report(loaded, plans, output, controls=controls, force=force)
-        run(loaded, plans, report, output, controls=controls, began=began)
+        run(loaded, plans, report, output, controls=controls, began=began, as_json=as_json)
 
 
 def open_report(
@@ -110,6 +114,7 @@ def run(
     *,
     controls: bool,
     began: float,
+    as_json: bool = False,
 ) -> None:
     """Carry out the whole path, one step a line."""
     with importing():
@@ -148,7 +153,7 @@ def run(
                 report.controls = run_controls(stages, say)
         with log.phase("draw"):
             plot_path(report, output / PICTURE)
-    _conclude(report, output)
+    _conclude(report, output, as_json=as_json)
 
 
 @contextmanager
@@ -199,17 +204,25 @@ def _stage_line(report: PathReport) -> str:
     )
 
 
-def _conclude(report: PathReport, output: Path) -> None:
+def _conclude(report: PathReport, output: Path, *, as_json: bool) -> None:
+    if as_json:
+        if is_main():
+            emit((output / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
+    else:
+        _show_stages(report)
+    say(f"\nfiles in {output}/: {FILE_NAME}  {PICTURE}  stages/NN/adapter")
+    say("next:")
+    say(f"  sora pick {quote(str(output))} --keep 0.99")
+    say(f"  sora inspect {quote(f'{output}/{report.stages[-1].directory}')}")
+
+
+def _show_stages(report: PathReport) -> None:
     emit_table(*stage_table(report))
     if report.controls is not None:
         emit_table(*control_table(report))
         emit(report.controls.verdict)
         floor = f"{report.main_metric} {report.controls.floor:.4f}"
         emit(f"stage 0 with every component taken out: {floor} on {report.generalisation}")
-    say(f"\nfiles in {output}/: {FILE_NAME}  {PICTURE}  stages/NN/adapter")
-    say("next:")
-    say(f"  sora pick {quote(str(output))} --keep 0.99")
-    say(f"  sora inspect {quote(f'{output}/{report.stages[-1].directory}')}")
 
 
 def _show_plan(loaded: LoadedRecipe, plans: list[StagePlan], output: Path) -> None:

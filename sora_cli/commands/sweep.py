@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.core.checks import check_apart
+from sora_cli.core.checks import check_apart, check_apart_from
 from sora_cli.core.console import duration, emit, emit_table, say
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
@@ -17,7 +17,7 @@ from sora_cli.experiments.sweep.engine import Engine
 from sora_cli.experiments.sweep.engines import choose_engine
 from sora_cli.experiments.sweep.loop import Loop, Settings
 from sora_cli.experiments.sweep.plan import MAX_RUNS, SweepPlan, plan_sweep
-from sora_cli.experiments.sweep.record import SweepRecord, check_record
+from sora_cli.experiments.sweep.record import FILE_NAME, SweepRecord, check_record
 from sora_cli.experiments.sweep.source import PlanSource, Source
 from sora_cli.report import now
 
@@ -36,6 +36,7 @@ def sweep(
     retries: int = 2,
     verify: bool = True,
     code: Sequence[Path] = (),
+    as_json: bool = False,
 ) -> int:
     """Carry out a sweep file's runs; finished ones are left alone.
 
@@ -50,12 +51,14 @@ def sweep(
         retries: times a run that was killed is started again.
         verify: whether each run checks its files.
         code: plug-in files, which are loaded here already; each run is handed them, too.
+        as_json: print the sweep's record instead of a summary.
 
     Returns:
         Exit code: 1 if a run failed.
     """
     plan = plan_sweep(file, overrides, most=MAX_RUNS if most is None else most)
     if dry_run or measure:
+        check_apart_from("--dry-run", ["--json"] if as_json else [])
         from sora_cli.experiments.sweep.listing import list_runs
 
         list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=code)
@@ -70,7 +73,7 @@ def sweep(
         )
         settings = Settings(plan.kind, each, retries, tuple(code), verify)
         _carry_out(plan, source, chosen, settings, name=engine)
-        return _conclude(plan, source)
+        return _conclude(plan, source, as_json=as_json)
 
 
 def _source(plan: SweepPlan) -> Source:
@@ -107,17 +110,20 @@ def _carry_out(
         raise end.with_words("runs keep their checkpoints", f"to resume: {again}") from end
 
 
-def _conclude(plan: SweepPlan, source: Source) -> int:
+def _conclude(plan: SweepPlan, source: Source, *, as_json: bool) -> int:
     """Say how the runs ended and what to type next; return the exit code."""
     records = list(source.records.values())
     bad = [record for record in records if record.state in ("failed", "blocked")]
     good = sum(record.state == "finished" for record in records)
     spent = sum(record.seconds or 0 for record in records)
     say()
-    emit(f"{good} of {len(records)} runs finished, {len(bad)} not; {duration(spent)} of runs")
-    if bad:
-        emit_table(None, ["not finished", "", "why"], [[r.name, r.state, r.error] for r in bad])
-    source.conclude()
+    if as_json:
+        emit((plan.directory / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
+    else:
+        emit(f"{good} of {len(records)} runs finished, {len(bad)} not; {duration(spent)} of runs")
+        if bad:
+            emit_table(None, ["not finished", "", "why"], [[r.name, r.state, r.error] for r in bad])
+        source.conclude()
     if good:
         say("next:")
         say(f"  sora compare {shlex.quote(str(plan.directory))}")

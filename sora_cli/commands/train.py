@@ -8,6 +8,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import tidy
+from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
@@ -16,6 +17,7 @@ from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
+from sora_cli.report import FILE_NAME
 from sora_cli.run.output import check_output
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.summary import conclude, how_to_resume, time_line
@@ -37,6 +39,7 @@ def train(
     verify: bool = True,
     began: float | None = None,
     preview: int | None = None,
+    as_json: bool = False,
 ) -> int:
     """Train a recipe, or with `dry_run` only show what would be trained.
 
@@ -49,6 +52,7 @@ def train(
         verify: compare the trained model with what its files give, where memory allows.
         began: when the command began, by `time.perf_counter`; None: now.
         preview: rows that a dry run shows; None: two.
+        as_json: print the report instead of a summary.
 
     Returns:
         Exit code: 1 if the files do not give the trained model's outputs.
@@ -62,6 +66,7 @@ def train(
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     if dry_run:
+        check_apart_from("--dry-run", ["--json"] if as_json else [])
         from sora_cli.run.dry_run import ROWS
         from sora_cli.run.dry_run import dry_run as show
 
@@ -69,7 +74,15 @@ def train(
         show(loaded, rows=ROWS if preview is None else preview)
         return OK
     words = [recipe, *overrides]
-    return train_loaded(loaded, words, force=force, resume=resume, verify=verify, began=began)
+    return train_loaded(
+        loaded,
+        words,
+        force=force,
+        resume=resume,
+        verify=verify,
+        began=began,
+        as_json=as_json,
+    )
 
 
 def train_loaded(
@@ -80,6 +93,7 @@ def train_loaded(
     resume: bool,
     verify: bool,
     began: float,
+    as_json: bool = False,
 ) -> int:
     """Train a recipe that has been read; otherwise as `train`.
 
@@ -92,9 +106,13 @@ def train_loaded(
     with locked(output):
         if is_main() and check_output(loaded, force=force, resume=resume):
             say(f"'{output}' holds this run, finished")
+            if as_json:
+                emit((output / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
             return OK
         try:
-            ready, log = run(loaded, words, began=began, resume=resume, force=force)
+            ready, log = run(
+                loaded, words, began=began, resume=resume, force=force, summary=not as_json
+            )
         except Interrupted as end:
             raise end.with_words(*how_to_resume(output, words)) from end
         if verify and is_main():
@@ -102,17 +120,27 @@ def train_loaded(
 
             with log.epilogue("verify"):
                 code = check_run(loaded, ready, log.report)
-        emit(time_line(log.report))
+        if as_json and is_main():
+            emit(log.path.read_text(encoding="utf-8").rstrip("\n"))
+        else:
+            emit(time_line(log.report))
     return code
 
 
 def run(
-    loaded: LoadedRecipe, words: Sequence[str], *, began: float, resume: bool, force: bool
+    loaded: LoadedRecipe,
+    words: Sequence[str],
+    *,
+    began: float,
+    resume: bool,
+    force: bool,
+    summary: bool = True,
 ) -> tuple[Prepared, RunLog]:
     """Carry out the whole run, one step a line; the model ends as it was saved.
 
     Args:
         words: the recipe as it was given, and its overrides.
+        summary: print the result.
     """
     with importing():
         from sora_cli.run.evaluate import evaluate_run
@@ -179,5 +207,5 @@ def run(
             record_result(report, ready, result)
             save_results(report, ready, loaded, output)
     send_result(trainer, report.metrics, output / RANKS_PLOT)
-    conclude(report, output, words)
+    conclude(report, output, words, summary=summary)
     return ready, log

@@ -26,7 +26,9 @@ MEANINGS = {
     "0. A run of `sora sweep` that ends so is finished. Also of `sora auto` and of `sora prune "
     "--max-drop`: the adapter is written, but the rows do not show that it keeps the promise.",
     INTERRUPTED: "Interrupted (SIGINT, Ctrl-C). `sora train` finishes its step, writes a "
-    "checkpoint and says how to resume; a second signal stops it at once.",
+    "checkpoint and says how to resume; a second signal stops it at once. `sora path`, "
+    "`sora auto`, `sora sweep` and `sora predict` keep what is finished, and the same command "
+    "continues. All other commands leave nothing half written.",
     TERMINATED: "Told to end (SIGTERM, as schedulers of clusters do). As with SIGINT.",
 }
 """The meaning of each, for docs/reference/exit-codes.md."""

@@ -16,13 +16,17 @@ from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
 _PHASES = 5  # shown of the time
 
 
-def conclude(report: RunReport, output: Path, words: Sequence[str]) -> None:
+def conclude(
+    report: RunReport, output: Path, words: Sequence[str], *, summary: bool = True
+) -> None:
     """Print a finished run's result to stdout and what to do with it to stderr.
 
     Args:
         words: the recipe as it was given, and its overrides.
+        summary: print the result; else only what to do with it.
     """
-    emit("\n".join(result_lines(report)))
+    if summary:
+        emit("\n".join(result_lines(report)))
     say_notes(report.events)
     folder = baseline_folder(output) if not report.ranks else None
     result = "adapter/" if folder is None else f"{folder.name}/"

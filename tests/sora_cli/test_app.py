@@ -119,7 +119,7 @@ def test_quiet_and_verbose_stand_anywhere_and_exclude_each_other(capsys, monkeyp
 
 
 def raising(error):
-    def command():
+    def command(**_):
         raise error
 
     return command

@@ -69,7 +69,7 @@ def test_data_goes_to_stdout_and_talk_to_stderr(
     write_report(tmp_path / "twice", method="sora", settings={"method.threshold": 1e-3})
     other = {"data": {"fingerprints": {"train": "other"}}}
     write_report(tmp_path / "other", method="adalora", more=other)
-    assert run(["compare", str(study), str(tmp_path), "--format", "json"]) == 0
+    assert run(["compare", str(study), str(tmp_path), "--json"]) == 0
     out, err = capsys.readouterr()
     assert len(json.loads(out)["rows"]) == 13
     assert f"left out: {tmp_path}/cut: not finished: interrupted" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,10 @@ def test_the_input_stays_as_it_is(tmp_path: Path) -> None:
         options = ["--layout", "padded", "--force"]
         assert run(["export", str(source), "-o", str(tmp_path / output), *options]) == 2
     assert (source / ADAPTER_CONFIG).read_bytes() == before
+
+
+def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _export(_write(tmp_path / "a", [1, 3]), "--no-verify", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["layout"], facts["modules"], facts["rank"]) == ("exact", 2, 3)
+    assert {"name", "loads", "advice"} == set(facts["consumers"][0])

@@ -249,8 +249,11 @@ def test_an_interrupted_path_goes_on_bit_equal(
     assert len(halted.stages) == 2
 
     monkeypatch.setattr(Stages, "run", train_stage)
-    resumed = train_path(recipe, out=out)
-    assert "continuing in" in capsys.readouterr().err
+    capsys.readouterr()
+    resumed = train_path(recipe, "--json", out=out)
+    printed = capsys.readouterr()
+    assert "continuing in" in printed.err
+    assert json.loads(printed.out) == json.loads((out / "path.json").read_text())
     assert resumed.status == "completed"
     assert [s.live for s in resumed.stages] == [s.live for s in report.stages]
     assert [s.metrics for s in resumed.stages] == [s.metrics for s in report.stages]

@@ -1,11 +1,12 @@
 """`sora recipes`: list, show, copy."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from sora_cli.app import run
-from sora_cli.recipe.library import recipe_names, recipes_dir
+from sora_cli.recipe.library import recipe_names, recipes_dir, sweep_names
 from sora_cli.recipe.load import load_recipe
 
 
@@ -25,6 +26,14 @@ def test_each_recipe_is_listed_with_its_title(arguments, capsys):
     assert [line.split()[0] for line in lines] == recipe_names()
     assert lines[0].startswith("quickstart")
     assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_the_list_as_json(capsys):
+    assert run(["recipes", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert list(listed["recipes"]) == recipe_names()
+    assert listed["sweeps"] == sweep_names()
+    assert all(listed["recipes"].values())
 
 
 def test_show_prints_the_file(capsys):

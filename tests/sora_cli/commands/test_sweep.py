@@ -89,8 +89,10 @@ def test_a_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 of 3 runs finished, 1 not" in printed.out
     assert "there is no model at /nowhere" in printed.out
     assert "[2/3]" in printed.err
-    assert sweep(path, directory) == 1
-    assert "2 of 3 runs are finished already" in capsys.readouterr().err
+    assert sweep(path, directory, "--json") == 1
+    printed = capsys.readouterr()
+    assert "2 of 3 runs are finished already" in printed.err
+    assert json.loads(printed.out) == json.loads((directory / "sweep.json").read_text())
 
 
 def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

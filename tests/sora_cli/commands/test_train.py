@@ -368,7 +368,8 @@ def _piped(folder: Path, *words: str) -> tuple[str, bytes]:
 
 
 def test_a_run_through_a_pipe_draws_no_bars(tmp_path: Path) -> None:
-    _, said = _piped(tmp_path)
+    shown, said = _piped(tmp_path, "--json")
+    assert shown == (tmp_path / "out" / "report.json").read_text()
     assert not set(b"\r\x1b") & set(said)
     assert len(said) < 5000
     lines = said.decode().splitlines()
