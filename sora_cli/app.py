@@ -14,7 +14,14 @@ from typing import Annotated
 import typer
 
 from sora_cli import __version__
-from sora_cli.commands import _adapters, _completion, _experiments, _recipes, _use
+from sora_cli.commands import (
+    _adapters,
+    _completion,
+    _evaluation,
+    _experiments,
+    _recipes,
+    _use,
+)
 from sora_cli.commands._options import (
     Code,
     Force,
@@ -23,11 +30,13 @@ from sora_cli.commands._options import (
     Overrides,
     PreviewInDryRun,
     RecipeArgument,
-    RecipeOption,
     load_plugins,
 )
 from sora_cli.core.boundary import guarded, told_losses
-from sora_cli.core.checks import check_one, check_working_directory
+from sora_cli.core.checks import (
+    check_one,
+    check_working_directory,
+)
 from sora_cli.core.interruption import end_on_signals, raise_on_signals
 from sora_cli.core.streams import open_streams
 from sora_cli.core.timing import leave_with, process_start
@@ -198,33 +207,7 @@ def pick(
     )
 
 
-@app.command(name="eval")
-def evaluate(
-    target: Annotated[
-        str,
-        typer.Argument(
-            help="An adapter, run or model directory, or a model's Hub id.",
-            autocompletion=_completion.runs,
-        ),
-    ],
-    recipe: RecipeOption,
-    overrides: Overrides = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option("--predictions", help="Write each row's prediction to this .jsonl file."),
-    ] = None,
-    as_json: Json = False,
-    code: Code = None,
-) -> None:
-    """Score an adapter or a model on a recipe's validation data."""
-    from sora_cli.commands.evaluate import evaluate
-
-    load_plugins(code)
-    evaluate(
-        target, recipe=recipe, overrides=overrides or [], predictions=predictions, as_json=as_json
-    )
-
-
+_evaluation.add_commands(app)
 _use.add_commands(app)
 _adapters.add_commands(app)
 _experiments.add_commands(app)

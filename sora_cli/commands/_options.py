@@ -24,15 +24,6 @@ RecipeArgument = Annotated[
         autocompletion=_completion.recipes,
     ),
 ]
-RecipeOption = Annotated[
-    str,
-    typer.Option(
-        "--recipe",
-        "-r",
-        help="The recipe whose task and data are used.",
-        autocompletion=_completion.recipes,
-    ),
-]
 Adapter = Annotated[
     Path,
     typer.Argument(

@@ -27,7 +27,8 @@ from sora_cli.train.checkpoint.places import (
 from sora_cli.train.checkpoint.resume import check_same
 
 RANKS_PLOT = "ranks.png"
-_FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, STATE_FILE)
+BENCHMARKS = "benchmarks.json"
+_FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, BENCHMARKS, STATE_FILE)
 """Files of a run, besides its result and checkpoints; the last one only in a path's stage."""
 RESULTS = {ADAPTER: ADAPTER_FILES, DELTA: (DELTA_FILE, SORA_FILE), MODEL: None}
 """Directories of a run's result: what is in them; None: what transformers writes."""

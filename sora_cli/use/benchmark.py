@@ -1,0 +1,178 @@
+"""Benchmarks of lm-evaluation-harness, of an adapter, a run's result or a model.
+
+The harness is given the model as `sora eval` loads it, with the adapter's layers in it, so that an
+adapter of any layout is scored, whether PEFT could load it or not.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from pydantic import BaseModel, Field
+
+from methods.words import closest
+from sora_cli.core.console import say
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.verbosity import verbose
+from sora_cli.recipe.families import implementation
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.scoring import load_target
+from sora_cli.tasks import create_task
+
+_MODEL_CLASS = "AutoModelForCausalLM"
+_PLAIN = "none"  # the harness's name of a score without a filter
+_ERROR = "_stderr"
+
+
+class TaskScores(BaseModel):
+    """The scores of one benchmark."""
+
+    scores: dict[str, float] = Field(description="by metric, with its filter if it has one")
+    errors: dict[str, float] = Field(description="standard errors, of those that have one")
+    rows: int | None = Field(None, description="that were scored")
+    few_shot: int | None = Field(None, description="examples in each prompt")
+    version: str | None = Field(None, description="of the benchmark's definition")
+
+
+class BenchmarkReport(BaseModel):
+    """The content of `benchmarks.json`."""
+
+    target: str = Field(description="what was scored, as it was named")
+    digest: str | None = Field(None, description="of the adapter or the run's result")
+    harness: str = Field(description="version of lm-evaluation-harness")
+    limit: int | None = Field(None, description="rows of each benchmark at most")
+    results: dict[str, TaskScores] = Field(description="by benchmark")
+
+
+def find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
+    """Return the harness's index of benchmarks, once all of these are in it.
+
+    Args:
+        names: of benchmarks, groups or tags.
+        folder: with definitions of the user's own.
+
+    Raises:
+        SoraError: one is in no definition; the message names the nearest.
+    """
+    _quiet()
+    if folder is not None:  # the harness's own thousands take many seconds to find
+        index = TaskManager(include_path=str(folder), include_defaults=False)
+        if set(names) <= set(index.all_subtasks):
+            return index
+    index = TaskManager(include_path=None if folder is None else str(folder))
+    known = set(index.all_tasks)
+    for name in names:
+        if name not in known:
+            near = closest(name, sorted(known))
+            listed = "lm-eval ls tasks lists all of them"
+            raise SoraError(
+                f"there is no benchmark '{name}'",
+                hint=f"did you mean '{near}'?" if near else listed,
+            )
+    return index
+
+
+def check_family(recipe: Recipe, target: str) -> None:
+    """Raise `SoraError` where what is to be scored is no causal language model."""
+    if resolve_name(implementation(recipe.task.name)).model_class != _MODEL_CLASS:
+        raise SoraError(
+            f"benchmarks score causal language models, and '{target}' is for {recipe.task.name}",
+            hint=f"its own metrics: sora eval {target} --recipe RECIPE",
+        )
+
+
+def score_benchmarks(
+    target: str,
+    recipe: Recipe,
+    names: Sequence[str],
+    index: TaskManager,
+    *,
+    batch: int,
+    limit: int | None = None,
+    few_shot: int | None = None,
+) -> dict[str, TaskScores]:
+    """Score a causal language model, an adapter in its base, or a run's result.
+
+    Args:
+        batch: rows that the model gets at a time.
+        limit: rows of each benchmark at most; None: all.
+        few_shot: examples in each prompt; None: as each benchmark has it.
+
+    Raises:
+        SoraError: the model cannot be loaded, or the rows of a benchmark cannot.
+    """
+    base = load_target(target, recipe, create_task(recipe.task, recipe.data))
+    model = base.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    language_model = HFLM(
+        pretrained=model, tokenizer=base.processor, backend="causal", batch_size=batch
+    )
+    say(f"{', '.join(names)} ...")
+    with redirect_stdout(sys.stderr):
+        tasks = _loaded(index, names)
+        found = simple_evaluate(
+            model=language_model,
+            tasks=tasks,
+            task_manager=index,
+            limit=limit,
+            num_fewshot=few_shot,
+            log_samples=False,
+        )
+    assert found is not None  # this is the main process
+    return {name: _scores(found, name) for name in found["results"]}
+
+
+def harness_version() -> str:
+    """Return the version of the harness."""
+    return version("lm_eval")
+
+
+def _loaded(index: TaskManager, names: Sequence[str]) -> list[Any]:
+    """Return the benchmarks with their rows; the harness fetches them when it makes a task."""
+    made: list[Any] = []
+    for name in names:
+        try:
+            tasks = index.load([name])
+        except Exception as error:  # of datasets, of the Hub's client, of the definition itself
+            raise SoraError(
+                f"benchmark '{name}' cannot be loaded",
+                where=f"{type(error).__name__}: {first_line(error, 160)}",
+                hint="are its data in the cache, or the Hub within reach?",
+            ) from error
+        made += [*(tasks["groups"].values() or tasks["tasks"].values())]
+    return made
+
+
+def _scores(found: Any, name: str) -> TaskScores:
+    values: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for key, value in found["results"][name].items():
+        metric, comma, rule = key.partition(",")
+        if not comma or not isinstance(value, int | float):
+            continue
+        plain = metric.removesuffix(_ERROR)
+        shown = plain if rule == _PLAIN else f"{plain} ({rule})"
+        (errors if metric.endswith(_ERROR) else values)[shown] = float(value)
+    rows, made = found.get("n-samples", {}).get(name), found.get("versions", {}).get(name)
+    return TaskScores(
+        scores=values,
+        errors=errors,
+        rows=None if rows is None else rows["effective"],
+        few_shot=found.get("n-shot", {}).get(name),
+        version=None if made is None else str(made),
+    )
+
+
+def _quiet() -> None:
+    if not verbose():
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
