@@ -150,9 +150,7 @@ def sweep(
         typer.Option("--retries", min=0, help="How often a run that was killed is started again."),
     ] = 2,
     no_verify: NoVerify = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the sweep's record instead of a summary.")
-    ] = False,
+    as_json: Json = False,
     code: Code = None,
 ) -> int:
     """Carry out the runs of a sweep file."""
