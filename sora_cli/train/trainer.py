@@ -96,11 +96,7 @@ class AdapterTrainer(ResumingTrainer):
             processes=self.args.world_size,
         )
         loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
-        whole = {"num_processes": 1, "process_index": 0}  # the sampler has dealt the rows out
-        dealt: DataLoader[Any] = prepare_data_loader(
-            loader, self.args.device, put_on_device=True, **whole
-        )
-        return dealt
+        return _alone(loader, self.args.device)  # the sampler has dealt the rows out
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return batches from the longest to the shortest row."""
@@ -110,6 +106,8 @@ class AdapterTrainer(ResumingTrainer):
         """Return batches from the longest to the shortest row."""
         assert isinstance(test_dataset, SortedByLength)
         loader = self._loader(test_dataset, batch_size=self.args.eval_batch_size)
+        if self.args.world_size == 1:  # the accelerator would keep it, and its rows, for good
+            return _alone(loader, self.args.device)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
@@ -175,6 +173,13 @@ class AdapterTrainer(ResumingTrainer):
             multiprocessing_context=worker_context(self.args.dataloader_num_workers),
             **options,
         )
+
+
+def _alone(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:
+    """Prepare batches that this process has for itself."""
+    one = {"num_processes": 1, "process_index": 0}
+    prepared: DataLoader[Any] = prepare_data_loader(loader, device, put_on_device=True, **one)
+    return prepared
 
 
 def build_trainer(

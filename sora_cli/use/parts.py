@@ -57,8 +57,10 @@ class Parts:
     def add(self, content: bytes, rows: int, digest: str) -> None:
         """Keep one more part."""
         write_bytes_atomic(self.folder / str(len(self.record.parts)), content)
-        self.record.parts.append(Part(rows=rows, digest=digest))
-        self._save()
+        parts = [*self.record.parts, Part(rows=rows, digest=digest)]
+        record = self.record.model_copy(update={"parts": parts})
+        write_text_atomic(self.folder / _RECORD, record.model_dump_json(indent=1) + "\n")
+        self.record = record  # not before it is written: a signal may come at any moment
 
     def check(self, digest_of: Callable[[int, int], str | None]) -> None:
         """Check that the rows of the finished parts are still what they were.
@@ -85,9 +87,6 @@ class Parts:
         """Delete them all."""
         for file in (*self.files, self.folder / _RECORD):
             file.unlink(missing_ok=True)
-
-    def _save(self) -> None:
-        write_text_atomic(self.folder / _RECORD, self.record.model_dump_json(indent=1) + "\n")
 
 
 @contextmanager

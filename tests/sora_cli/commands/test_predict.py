@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from sklearn.metrics import accuracy_score
 from transformers import AutoModelForSequenceClassification
 
 from sora_cli.app import run
+from sora_cli.train.trainer import AdapterTrainer
 from sora_cli.use import predictor
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
@@ -263,3 +266,22 @@ def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     loss = trained.report.metrics["validation"]["loss"]
     assert sum(errors) / len(errors) == pytest.approx(loss, rel=1e-5)
+
+
+def test_rows_that_are_answered_are_let_go(
+    classifier: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else memory would grow with the file: the trainer's accelerator keeps what it prepares."""
+    small_parts(monkeypatch)
+    rows, inner, left = list[weakref.ref[Any]](), AdapterTrainer.answers_of, list[int]()
+
+    def answers_of(self: Any, encoded: Any) -> Any:
+        gc.collect()
+        left.append(sum(known() is not None for known in rows))
+        rows.append(weakref.ref(encoded.dataset))
+        return inner(self, encoded)
+
+    monkeypatch.setattr(AdapterTrainer, "answers_of", answers_of)
+    predict(classifier.run, classifier.file, tmp_path / "out.jsonl")
+    assert len(left) == 5
+    assert max(left) <= 1
