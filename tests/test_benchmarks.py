@@ -84,3 +84,10 @@ def test_help(program: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "--quick" in done.stdout
+
+
+@pytest.mark.long
+def test_predict_memory() -> None:
+    shown = printed("predict_memory")
+    assert "\n| 2,000 | " in shown
+    assert "\n| 8,000 | " in shown
