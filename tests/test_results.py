@@ -128,14 +128,21 @@ def test_all_runs_are_there_and_no_machine_is_told_of() -> None:
     assert not re.findall(r"/(?:tmp|work|home|root)/", text)
 
 
-def test_the_arena_prints_its_runs() -> None:
+@pytest.mark.parametrize(
+    ("section", "sweeps"),
+    [
+        ("Short runs", ("cpu-arena", "cpu-arena-nested")),
+        ("Long runs", ("cpu-arena-long",)),
+    ],
+)
+def test_the_arena_prints_its_runs(section: str, sweeps: tuple[str, ...]) -> None:
     """Each row: the share, the mean of the tasks, its difference to the baseline, the tasks."""
     tasks = ("stsb", "sst2", "cola")
     scores: dict[str, dict[str, dict[str, float]]] = {}  # label -> task -> seed
     sizes: dict[str, list[int]] = {}
     for line in (RESULTS / "arena.jsonl").read_text(encoding="utf-8").splitlines():
         run_ = json.loads(line)
-        if Path(run_["directory"]).parent.name == "cpu-arena-long-tune":
+        if Path(run_["directory"]).parent.name not in sweeps:
             continue
         name, _, seed = Path(run_["directory"]).name.rpartition("-")
         task, _, label = name.partition("-")
@@ -143,7 +150,8 @@ def test_the_arena_prints_its_runs() -> None:
         scores.setdefault(label, {}).setdefault(task, {})[seed] = 100 * score
         sizes.setdefault(label, []).append(run_["parameters"]["adapter_end"])
     base, shown = scores["lora-r8"], []
-    text = (RESULTS / "arena.md").read_text(encoding="utf-8")
+    page = (RESULTS / "arena.md").read_text(encoding="utf-8")
+    text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     for row in re.findall(r"^\| [\d.]+ % \| `.*$", text, flags=re.MULTILINE):
         share, name, mean, difference, *each = (cell.strip() for cell in row.strip("|").split("|"))
         of = scores[label := name.strip("`")]
