@@ -21,7 +21,7 @@ from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.atomic import new_directory
 from sora_cli.core.errors import SoraError, reason
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES, ADAPTER_WEIGHTS, CARD, SORA_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FILE, adapter_files
 from sora_cli.model.tensors import write_tensors
 
 
@@ -134,7 +134,7 @@ def write_adapter(
     meta = adapter.meta.model_copy(update={"ranks": ranks, "ranks_start": start})
     try:
         with new_directory(
-            directory, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES
+            directory, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(directory)
         ) as temporary:
             write_tensors(temporary / ADAPTER_WEIGHTS, plan.tensors(str(directory)))
             write_json(temporary / ADAPTER_CONFIG, config)

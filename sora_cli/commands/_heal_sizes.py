@@ -33,7 +33,7 @@ from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import holds_only, locked
 from sora_cli.core.processes import world_size
 from sora_cli.core.timing import importing
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES
+from sora_cli.model.files import ADAPTER_CONFIG, adapter_files
 from sora_cli.recipe.tolerance import check_drop, parse_drop
 from sora_cli.report import FILE_NAME, HISTORY_FILE
 from sora_cli.run.output import RANKS_PLOT
@@ -182,7 +182,9 @@ def _check_output(output: Path, *, force: bool, resume: bool) -> None:
 def _publish(output: Path, chosen: Path, whole: Path) -> None:
     """Copy what was chosen, a size's run or the adapter that was given, into the output."""
     target = output / ADAPTER
-    with new_directory(target, force=True, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES) as new:
+    with new_directory(
+        target, force=True, markers=(ADAPTER_CONFIG,), names=adapter_files(target)
+    ) as new:
         shutil.copytree(locate_adapter(chosen), new, dirs_exist_ok=True)
     for name in (FILE_NAME, HISTORY_FILE, RANKS_PLOT):
         (output / name).unlink(missing_ok=True)

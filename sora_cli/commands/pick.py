@@ -14,7 +14,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.pick import at_least, within_drop, within_parameters, within_share
 from sora_cli.experiments.path.record import FILE_NAME, STAGES, PathReport, Stage, read_path
 from sora_cli.experiments.path.table import stage_table
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES
+from sora_cli.model.files import ADAPTER_CONFIG, adapter_files
 from sora_cli.recipe.tolerance import parse_drop
 
 
@@ -37,7 +37,9 @@ def pick(
     report = _finished_stages(directory)
     if output is not None:
         check_apart(output, directory / STAGES)
-        check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES)
+        check_replaceable(
+            output, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(output)
+        )
     stage = choose(
         report, keep=keep, max_params=max_params, min_metric=min_metric, max_drop=max_drop
     )
@@ -120,5 +122,5 @@ def _facts(report: PathReport, stage: Stage, adapter: Path) -> dict[str, object]
 
 def _copy(adapter: Path, output: Path, *, force: bool) -> None:
     mark = (ADAPTER_CONFIG,)
-    with new_directory(output, force=force, markers=mark, names=ADAPTER_FILES) as temporary:
+    with new_directory(output, force=force, markers=mark, names=adapter_files(output)) as temporary:
         shutil.copytree(adapter, temporary, dirs_exist_ok=True)

@@ -25,7 +25,7 @@ from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.timing import importing
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_FILES
+from sora_cli.model.files import ADAPTER_CONFIG, adapter_files
 from sora_cli.recipe.tolerance import CONFIDENCE, check_drop, parse_drop
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def prune(
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
-    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=ADAPTER_FILES)
+    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(output))
     from sora_cli.adapter.companions import copy_processor
     from sora_cli.adapter.directory import lazy_adapter, write_adapter
     from sora_cli.adapter.reading import open_adapter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from shlex import quote
@@ -41,6 +42,24 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE, CARD, *PROCESSOR_FI
 """All files of an adapter that this program writes."""
 DELTA_FILE = "delta.safetensors"
 """The difference that a baseline made to its base model."""
+
+
+_CARD_STARTS = re.compile(r"---\n(?:(?!---\n).*\n)*?library_name: peft\n")
+
+
+def adapter_files(directory: Path) -> tuple[str, ...]:
+    """Return the names of files that an adapter may have, in a directory that is to be replaced.
+
+    A README.md is one of them if it is a model card of PEFT's or this program's, and not a text of
+    somebody's own.
+    """
+    try:
+        text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ADAPTER_FILES
+    if _CARD_STARTS.match(text):
+        return ADAPTER_FILES
+    return tuple(name for name in ADAPTER_FILES if name != CARD)
 
 
 def is_there(path: str | Path) -> bool:

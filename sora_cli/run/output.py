@@ -11,7 +11,7 @@ from sora_cli.core.atomic import check_replaceable, remove_directory, tidy
 from sora_cli.core.checks import check_apart, check_writable
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import check_directory, holds_only
-from sora_cli.model.files import ADAPTER_FILES, DELTA_FILE, SORA_FILE
+from sora_cli.model.files import DELTA_FILE, SORA_FILE, adapter_files
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
@@ -30,8 +30,8 @@ RANKS_PLOT = "ranks.png"
 BENCHMARKS = "benchmarks.json"
 _FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, BENCHMARKS, STATE_FILE)
 """Files of a run, besides its result and checkpoints; the last one only in a path's stage."""
-RESULTS = {ADAPTER: ADAPTER_FILES, DELTA: (DELTA_FILE, SORA_FILE), MODEL: None}
-"""Directories of a run's result: what is in them; None: what transformers writes."""
+RESULTS = (ADAPTER, DELTA, MODEL)
+"""Directories of a run's result."""
 _ELSEWHERE = "train elsewhere: output.dir=DIR"
 
 
@@ -109,10 +109,16 @@ def check_own(output: Path, *, resume: bool = False) -> None:
             f"'{place}' is not of a run of this tool: it stays",
             hint=f"move it away, or {_ELSEWHERE}",
         )
-    for name, known in RESULTS.items():
+    for place in (output / name for name in RESULTS):
         check_replaceable(
-            output / name, force=True, markers=(SORA_FILE,), names=known, hint=_ELSEWHERE
+            place, force=True, markers=(SORA_FILE,), names=_result_files(place), hint=_ELSEWHERE
         )
+
+
+def _result_files(place: Path) -> tuple[str, ...] | None:
+    """Return what may be in a result's directory; None: what transformers writes."""
+    known = {ADAPTER: adapter_files(place), DELTA: (DELTA_FILE, SORA_FILE), MODEL: None}
+    return known[place.name]
 
 
 def clear_run(output: Path) -> None:
@@ -141,8 +147,8 @@ def clear_results(output: Path, *, kept: str | None = None) -> None:
     Its page goes, too.
     """
     clear_page(output)
-    for name, known in RESULTS.items():
-        place = output / name
+    for name in RESULTS:
+        place, known = output / name, _result_files(output / name)
         if name == kept or not place.is_dir() or place.is_symlink():
             continue
         names = {entry.name for entry in place.iterdir()}
