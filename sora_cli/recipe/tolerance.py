@@ -11,7 +11,6 @@ import math
 import re
 
 from sora_cli.core.errors import SoraError
-from sora_cli.recipe.families import is_share
 
 CONFIDENCE = 0.95
 """The confidence with which a tolerated drop is kept, where none is given."""
@@ -33,6 +32,8 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
     """
     shown = check_drop(value, name=name)
     points = _POINTS.fullmatch(shown)
+    from sora_cli.recipe.families import is_share  # not for --help, which needs CONFIDENCE
+
     if points is None:
         drop = float(shown)
         if is_share(metric) and drop >= _ASKED_BACK:
