@@ -18,5 +18,14 @@ def create_task(task: TaskBlock, data: DataBlock) -> Task:
     Raises:
         SoraError: no such family, or no such metric.
     """
-    family: type[Task] = resolve_name(implementation(task.name))
-    return family(task, data)
+    return task_class(task.name)(task, data)
+
+
+def task_class(name: str) -> type[Task]:
+    """Return a family's class.
+
+    Raises:
+        SoraError: no such family.
+    """
+    family: type[Task] = resolve_name(implementation(name))
+    return family

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from pkgutil import resolve_name
+from shlex import quote
 from typing import Any
 
 import torch
@@ -25,10 +25,9 @@ from methods.words import closest
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.verbosity import verbose
-from sora_cli.recipe.families import implementation
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
-from sora_cli.tasks import create_task
+from sora_cli.tasks import create_task, task_class
 
 _MODEL_CLASS = "AutoModelForCausalLM"
 _PLAIN = "none"  # the harness's name of a score without a filter
@@ -85,10 +84,10 @@ def find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
 
 def check_family(recipe: Recipe, target: str) -> None:
     """Raise `SoraError` where what is to be scored is no causal language model."""
-    if resolve_name(implementation(recipe.task.name)).model_class != _MODEL_CLASS:
+    if task_class(recipe.task.name).model_class != _MODEL_CLASS:
         raise SoraError(
             f"benchmarks score causal language models, and '{target}' is for {recipe.task.name}",
-            hint=f"its own metrics: sora eval {target} --recipe RECIPE",
+            hint=f"its own metrics: sora eval {quote(target)} --recipe RECIPE",
         )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from methods.registry import builtin_names
@@ -21,10 +20,11 @@ from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
 from sora_cli.core.errors import SoraError
 from sora_cli.model.base import load_config
 from sora_cli.model.files import ADAPTER_CONFIG, SORA_FILE
-from sora_cli.recipe.families import implementation, options_class, task_names
+from sora_cli.recipe.families import options_class, task_names
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.recipe import ModelBlock
 from sora_cli.report import FILE_NAME, read_report
+from sora_cli.tasks import task_class
 
 _OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
 _OF_MODEL = ("path", "revision", "dtype", "quantise")
@@ -114,7 +114,7 @@ def _family(auto: str, config: Any, place: Path) -> str:
     if getattr(config, "problem_type", None) == _MULTI_LABEL:
         raise SoraError(f"{place} gives several labels to a row: no task family here does")
     for name in task_names():
-        family = resolve_name(implementation(name))
+        family = task_class(name)
         if family.model_class == auto and family.is_for(config):
             return name
     raise SoraError(

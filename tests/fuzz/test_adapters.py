@@ -18,7 +18,7 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
 from sora_cli.adapter.directory import write_adapter
 from sora_cli.app import run
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FILE
 from tests.fuzz.damage import Damaged, damaged
 from tests.fuzz.outcome import Outcome, cases, outcome
 from tests.fuzz.peft_reference import (
@@ -176,7 +176,7 @@ def _check(world: World, case: Damaged, command: str) -> Outcome:
         return result
 
 
-_WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE)
+_WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FILE)
 
 
 def _compare(world: World, base: Any, directory: Path, command: str, result: Outcome) -> None:

@@ -47,7 +47,7 @@ def _assert_weights_of(folder: Path, step: int) -> None:
 def test_a_run_directory_holds_no_pickle(tmp_path: Path) -> None:
     train(_recipe(tmp_path, checkpoint=4, evaluate=3))
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".png"}
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".png", ".md"}
     for path in files:
         start = path.read_bytes()[:4]
         assert not start.startswith((b"\x80", b"PK")), path  # pickle, zip as torch.save writes
