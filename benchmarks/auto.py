@@ -23,11 +23,9 @@ from benchmarks.measure import (
     in_turns,
     machine,
     markdown,
-    median,
-    quartiles,
-    ratios,
-    shown_ratio,
+    spent,
     timed,
+    timing_rows,
 )
 from sora_cli.core.console import emit, say
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -66,24 +64,19 @@ def main() -> None:
         say("measuring ...")
         times = in_turns(work, rounds)
         emit(f"\n{options.recipe}, {steps} steps, r {options.rank}\n")
-        emit(markdown(("command", "s, median (quartiles)", f"/ {_PLAIN}"), _rows(times)))
+        emit(
+            markdown(
+                ("command", "s, median (quartiles)", f"/ {_PLAIN}"), timing_rows(times, _PLAIN)
+            )
+        )
         emit(f"\ntarget: {_TARGET} where a run is longer than ten of its evaluations")
-        emit(f"{_AUTO}: {_sizes(output / 'auto')}; {_seconds(output / 'auto' / 'auto.json')}")
-        emit(f"{_PLAIN}: {_seconds(output / 'lora' / 'report.json')}")
+        emit(f"{_AUTO}: {_sizes(output / 'auto')}; {spent(output / 'auto' / 'auto.json')}")
+        emit(f"{_PLAIN}: {spent(output / 'lora' / 'report.json')}")
 
 
 def _command(name: str, words: list[str]) -> Callable[[], float]:
     command = [sys.executable, "-m", "sora_cli", name, *words, "--force"]
     return lambda: timed(command, codes=(OK, NO_VERDICT))
-
-
-def _rows(times: dict[str, list[float]]) -> list[list[str]]:
-    rows = []
-    for name, figures in times.items():
-        low, high = quartiles(figures)
-        shown = f"{median(figures):.1f} ({low:.1f} to {high:.1f})"
-        rows.append([name, shown, shown_ratio(ratios(figures, times[_PLAIN]))])
-    return rows
 
 
 def _sizes(run: Path) -> str:
@@ -94,16 +87,6 @@ def _sizes(run: Path) -> str:
         f"{len(sizes)} sizes of {sizes[0]['heal_steps']} steps each, {rows['screening']['rows']} "
         f"rows screen and {rows['test']['rows']} test, {found['status']}"
     )
-
-
-def _seconds(record: Path) -> str:
-    """Return where the last run's seconds went, from its record."""
-    spent = json.loads(record.read_text(encoding="utf-8"))["seconds"].items()
-    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(spent, key=_longest))
-
-
-def _longest(item: tuple[str, float]) -> float:
-    return -item[1]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import statistics
@@ -27,6 +28,28 @@ def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
         for name in order:
             figures[name].append(work[name]())
     return figures
+
+
+def timing_rows(times: Mapping[str, Sequence[float]], baseline: str) -> list[list[str]]:
+    """Return a row for each side: its name, seconds, and their ratio to the baseline's.
+
+    Args:
+        baseline: name of a side; if it was not measured, there are no ratios.
+    """
+    rows = []
+    for name, figures in times.items():
+        low, high = quartiles(figures)
+        other = times.get(baseline)
+        ratio = shown_ratio(ratios(figures, other)) if other else ""
+        rows.append([name, f"{median(figures):.1f} ({low:.1f} to {high:.1f})", ratio])
+    return rows
+
+
+def spent(record: Path) -> str:
+    """Return where a run's seconds went, from its report or record, the longest first."""
+    seconds = json.loads(record.read_text(encoding="utf-8"))["seconds"]
+    longest = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {taken:.1f} s" for name, taken in longest)
 
 
 def timed(command: Sequence[str], *, codes: Sequence[int] = (0,)) -> float:

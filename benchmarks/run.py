@@ -14,7 +14,6 @@ the Hub's nyu-mll/glue. `--quick` takes one round of two steps, without the peer
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -27,13 +26,13 @@ from benchmarks.measure import (
     in_turns,
     machine,
     markdown,
-    median,
-    quartiles,
-    ratios,
-    shown_ratio,
+    spent,
     timed,
+    timing_rows,
 )
 from sora_cli.core.console import emit, say
+
+_PEER = "PEFT + Trainer"
 
 
 def main() -> None:
@@ -56,15 +55,16 @@ def main() -> None:
         output = Path(temporary)
         work = {name: _ours(name, output, options) for name in options.methods}
         if not options.quick:
-            work["PEFT + Trainer"] = _peer(output, options.data)
+            work[_PEER] = _peer(output, options.data)
         say("filling caches ...")
         for run in work.values():
             run()
         say("measuring ...")
         times = in_turns(work, rounds)
-        emit(f"\n{markdown(('run', 's, median (quartiles)', '/ PEFT + Trainer'), _rows(times))}")
+        columns = ("run", "s, median (quartiles)", f"/ {_PEER}")
+        emit(f"\n{markdown(columns, timing_rows(times, _PEER))}")
         for name in options.methods:
-            emit(f"\n{name}: {_seconds(output / name)}")
+            emit(f"\n{name}: {spent(output / name / 'report.json')}")
 
 
 def _ours(method: str, output: Path, options: argparse.Namespace) -> Callable[[], float]:
@@ -83,23 +83,6 @@ def _ours(method: str, output: Path, options: argparse.Namespace) -> Callable[[]
 def _peer(output: Path, data: Path) -> Callable[[], float]:
     command = [sys.executable, "-m", "benchmarks.run_peer", str(data), str(output / "peft")]
     return lambda: timed(command)
-
-
-def _rows(times: dict[str, list[float]]) -> list[list[str]]:
-    rows = []
-    for name, figures in times.items():
-        low, high = quartiles(figures)
-        peer = times.get("PEFT + Trainer")
-        ratio = shown_ratio(ratios(figures, peer)) if peer else ""
-        rows.append([name, f"{median(figures):.1f} ({low:.1f} to {high:.1f})", ratio])
-    return rows
-
-
-def _seconds(output: Path) -> str:
-    """Return where the last run's seconds went, from its report."""
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    spent = sorted(report["seconds"].items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.card import adapter_card, stored
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, write_sora_file
 from sora_cli.adapter.peft.layout import written_config
+from sora_cli.adapter.places import new_adapter_place
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.writing import Plan
-from sora_cli.core.atomic import new_directory
 from sora_cli.core.errors import SoraError, reason
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FILE, adapter_files
+from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FILE
 from sora_cli.model.tensors import write_tensors
 
 
@@ -133,9 +133,7 @@ def write_adapter(
     start = adapter.meta.ranks_start or plan.start
     meta = adapter.meta.model_copy(update={"ranks": ranks, "ranks_start": start})
     try:
-        with new_directory(
-            directory, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(directory)
-        ) as temporary:
+        with new_adapter_place(directory, force=force) as temporary:
             write_tensors(temporary / ADAPTER_WEIGHTS, plan.tensors(str(directory)))
             write_json(temporary / ADAPTER_CONFIG, config)
             write_sora_file(temporary / SORA_FILE, meta, adapter.base)

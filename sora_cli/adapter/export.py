@@ -10,11 +10,10 @@ from pathlib import Path
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.directory import lazy_adapter, write_adapter
-from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.places import check_adapter_place, locate_adapter
 from sora_cli.adapter.reading import open_adapter
-from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import check_apart
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files
+from sora_cli.model.files import ADAPTER_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def export_adapter(
         SoraError: bad input, an output that exists, or numbers too large for the dtype.
     """
     check_apart(output, locate_adapter(directory))
-    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(output))
+    check_adapter_place(output, force=force)
     with open_adapter(directory) as file:
         kind, notes, source = file.kind, file.notes, file.directory / ADAPTER_WEIGHTS
         dtype = dtype or ("float32" if file.dtype == "float64" else file.dtype)

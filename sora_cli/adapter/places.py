@@ -5,15 +5,24 @@ Nothing heavy is imported here, so that a mistyped path is reported at once.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from shlex import quote
 
 from methods.words import closest
 from sora_cli.adapter.metadata import read_sora_file
+from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.core.hub import looks_local, offline_error
 from sora_cli.core.words import first_few
-from sora_cli.model.files import ADAPTER_CONFIG, DELTA_FILE, MODEL_CONFIG, SORA_FILE, is_there
+from sora_cli.model.files import (
+    ADAPTER_CONFIG,
+    DELTA_FILE,
+    MODEL_CONFIG,
+    SORA_FILE,
+    adapter_files,
+    is_there,
+)
 from sora_cli.model.references import ask_hub, resolve_model_path
 
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
@@ -33,6 +42,20 @@ def baseline_folder(directory: Path) -> Path | None:
     """
     candidates = (directory, directory / DELTA, directory / MODEL)
     return next((folder for folder in candidates if _is_baseline(folder)), None)
+
+
+def check_adapter_place(path: Path, *, force: bool) -> None:
+    """Raise `SoraError` unless an adapter could be written there: a check before long work."""
+    check_replaceable(path, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(path))
+
+
+def new_adapter_place(path: Path, *, force: bool) -> AbstractContextManager[Path]:
+    """Give an empty directory for an adapter, which replaces `path` in the end; see `core.atomic`.
+
+    Raises:
+        SoraError: something else is there, or without `force` anything.
+    """
+    return new_directory(path, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(path))
 
 
 def locate_adapter(directory: Path, *, missing: str = "there is no adapter to read") -> Path:

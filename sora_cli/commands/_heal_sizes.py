@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import ADAPTER, locate_adapter, with_base
+from sora_cli.adapter.places import ADAPTER, locate_adapter, new_adapter_place, with_base
 from sora_cli.commands._certify import (
     certified_facts,
     check_confidence,
@@ -25,7 +25,7 @@ from sora_cli.commands._certify import (
     show_search,
 )
 from sora_cli.commands._heal import healing_recipe
-from sora_cli.core.atomic import new_directory, write_text_atomic
+from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_apart, check_rules
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
@@ -33,7 +33,6 @@ from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import holds_only, locked
 from sora_cli.core.processes import world_size
 from sora_cli.core.timing import importing
-from sora_cli.model.files import ADAPTER_CONFIG, adapter_files
 from sora_cli.recipe.tolerance import check_drop, parse_drop
 from sora_cli.report import FILE_NAME, HISTORY_FILE
 from sora_cli.run.output import RANKS_PLOT
@@ -182,9 +181,7 @@ def _check_output(output: Path, *, force: bool, resume: bool) -> None:
 def _publish(output: Path, chosen: Path, whole: Path) -> None:
     """Copy what was chosen, a size's run or the adapter that was given, into the output."""
     target = output / ADAPTER
-    with new_directory(
-        target, force=True, markers=(ADAPTER_CONFIG,), names=adapter_files(target)
-    ) as new:
+    with new_adapter_place(target, force=True) as new:
         shutil.copytree(locate_adapter(chosen), new, dirs_exist_ok=True)
     for name in (FILE_NAME, HISTORY_FILE, RANKS_PLOT):
         (output / name).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ def chat(
         say_notes(result_remarks(place))
     with importing():
         from sora_cli.commands._sampling import sampling_of
-        from sora_cli.use.chat import Chat, shown, typed_lines
+        from sora_cli.use.chat import Chat, to_stdout, typed_lines
         from sora_cli.use.speaker import load_speaker, say_form
     speakers = []
     for target, place in zip(targets, places, strict=True):
@@ -31,12 +31,7 @@ def chat(
         speakers.append(speaker)
         say_form(speaker)
     terminal = sys.stdout.isatty()
-
-    def write(piece: str) -> None:
-        sys.stdout.write(shown(piece) if terminal else piece)
-        sys.stdout.flush()
-
     width = shutil.get_terminal_size().columns if terminal else None
     if terminal and sys.stdin.isatty():
         say("/help shows what can be typed; Ctrl-D leaves")
-    Chat(speakers, sampling_of(given), system, write, width).run(typed_lines())
+    Chat(speakers, sampling_of(given), system, to_stdout, width).run(typed_lines())

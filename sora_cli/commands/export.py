@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import locate_adapter, with_base
-from sora_cli.core.atomic import check_replaceable
+from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.core.checks import LAYOUTS, STORED, check_apart, check_choice
 from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
-from sora_cli.model.files import ADAPTER_CONFIG, adapter_files
 
 
 def export(
@@ -47,7 +45,7 @@ def export(
     read = locate_adapter(directory, missing="there is no adapter to export")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
-    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(output))
+    check_adapter_place(output, force=force)
     from sora_cli.adapter.export import export_adapter
 
     done = export_adapter(directory, output, layout=layout, dtype=dtype, force=force)

@@ -43,19 +43,14 @@ def generate(
         raise SoraError("the prompt is empty")
     with importing():
         from sora_cli.commands._sampling import sampling_of
-        from sora_cli.use.chat import shown
+        from sora_cli.use.chat import to_stdout
         from sora_cli.use.speaker import load_speaker
     speaker, trained_with = load_speaker(target, place, on=base, dtype=dtype, raw=raw)
     system = trained_with if system is None and not raw else system
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text if raw else text.strip()})
     sampling, began = sampling_of(given), time.perf_counter()
-
-    def write(piece: str) -> None:
-        sys.stdout.write(shown(piece) if sys.stdout.isatty() else piece)
-        sys.stdout.flush()
-
-    answer = speaker.answer(messages, sampling, (lambda _: None) if as_json else write)
+    answer = speaker.answer(messages, sampling, (lambda _: None) if as_json else to_stdout)
     if not as_json:
         emit("")
         return

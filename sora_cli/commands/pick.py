@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.core.atomic import check_replaceable, new_directory
+from sora_cli.adapter.places import check_adapter_place, new_adapter_place
 from sora_cli.core.checks import check_apart
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.pick import at_least, within_drop, within_parameters, within_share
 from sora_cli.experiments.path.record import FILE_NAME, STAGES, PathReport, Stage, read_path
 from sora_cli.experiments.path.table import stage_table
-from sora_cli.model.files import ADAPTER_CONFIG, adapter_files
+from sora_cli.model.files import ADAPTER_CONFIG
 from sora_cli.recipe.tolerance import parse_drop
 
 
@@ -37,9 +37,7 @@ def pick(
     report = _finished_stages(directory)
     if output is not None:
         check_apart(output, directory / STAGES)
-        check_replaceable(
-            output, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(output)
-        )
+        check_adapter_place(output, force=force)
     stage = choose(
         report, keep=keep, max_params=max_params, min_metric=min_metric, max_drop=max_drop
     )
@@ -121,6 +119,5 @@ def _facts(report: PathReport, stage: Stage, adapter: Path) -> dict[str, object]
 
 
 def _copy(adapter: Path, output: Path, *, force: bool) -> None:
-    mark = (ADAPTER_CONFIG,)
-    with new_directory(output, force=force, markers=mark, names=adapter_files(output)) as temporary:
+    with new_adapter_place(output, force=force) as temporary:
         shutil.copytree(adapter, temporary, dirs_exist_ok=True)

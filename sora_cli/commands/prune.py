@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import locate_adapter, with_base
+from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands._certify import (
     certified_facts,
     check_confidence,
@@ -19,13 +19,11 @@ from sora_cli.commands._certify import (
     say_unseen_rows,
     show_search,
 )
-from sora_cli.core.atomic import check_replaceable
 from sora_cli.core.checks import check_apart, check_rules, option
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.timing import importing
-from sora_cli.model.files import ADAPTER_CONFIG, adapter_files
 from sora_cli.recipe.tolerance import CONFIDENCE, check_drop, parse_drop
 
 if TYPE_CHECKING:
@@ -94,7 +92,7 @@ def prune(
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
-    check_replaceable(output, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(output))
+    check_adapter_place(output, force=force)
     from sora_cli.adapter.companions import copy_processor
     from sora_cli.adapter.directory import lazy_adapter, write_adapter
     from sora_cli.adapter.reading import open_adapter

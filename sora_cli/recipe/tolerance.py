@@ -30,10 +30,10 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
         SoraError: no such number; points of a metric that does not end at 1; a bare number that
             could mean two things.
     """
+    from sora_cli.recipe.families import is_share  # pydantic, which --help can do without
+
     shown = check_drop(value, name=name)
     points = _POINTS.fullmatch(shown)
-    from sora_cli.recipe.families import is_share  # not for --help, which needs CONFIDENCE
-
     if points is None:
         drop = float(shown)
         if is_share(metric) and drop >= _ASKED_BACK:

@@ -117,8 +117,9 @@ def check_own(output: Path, *, resume: bool = False) -> None:
 
 def _result_files(place: Path) -> tuple[str, ...] | None:
     """Return what may be in a result's directory; None: what transformers writes."""
-    known = {ADAPTER: adapter_files(place), DELTA: (DELTA_FILE, SORA_FILE), MODEL: None}
-    return known[place.name]
+    if place.name == ADAPTER:
+        return adapter_files(place)
+    return (DELTA_FILE, SORA_FILE) if place.name == DELTA else None
 
 
 def clear_run(output: Path) -> None:

@@ -151,6 +151,12 @@ def shown(text: str) -> str:
     return "".join(c if c == "\n" else printable(c) for c in text.expandtabs())
 
 
+def to_stdout(piece: str) -> None:
+    """Write a piece of an answer to stdout at once, as a terminal can show it if it is one."""
+    sys.stdout.write(shown(piece) if sys.stdout.isatty() else piece)
+    sys.stdout.flush()
+
+
 def _title(speaker: Speaker) -> str:
     return f"{speaker.name}{' (adapter off)' if speaker.muted else ''}"
 

@@ -16,6 +16,7 @@ from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import first_few, shown_path
+from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import separator_in
 from sora_cli.use.formats import Format
 from sora_cli.use.parts import Parts, opened
@@ -108,10 +109,7 @@ def _fill(parts: Parts, predictor: Predictor, form: Format) -> None:
         _checked(predictor, first)
         with _bar("predicting", len(source), first) as bar:
             for rows, answers in predictor.answered(first):
-                at = parts.rows
-                digest = predictor.digest(at, at + len(rows))
-                assert digest is not None
-                parts.add(form.part(rows, answers, as_is), len(rows), digest)
+                parts.add(form.part(rows, answers, as_is), len(rows), data_fingerprint(rows))
                 bar.update(len(rows))
     except Interrupted as end:
         raise end.with_words(*_kept(parts)) from None

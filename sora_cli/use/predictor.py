@@ -81,7 +81,7 @@ class Predictor:
             self.size = asked.together or self.task.answered_together
             first = min(self.size, len(source))
             with locating(source.origin_of(0, first)):
-                self.task.bind(self._completed(0, first))
+                self.task.bind(self._completed(source.rows(0, first)))
         self.adds = [f"{asked.prefix}{name}" for name in self._names()]
         self._check_names()
         self.truncated = 0
@@ -108,7 +108,7 @@ class Predictor:
         """
         for start, end in self._spans(first):
             with self.recipe.placing(), locating(self.source.origin_of(start, end)):
-                self.task.check(self._completed(start, end))
+                self.task.check(self._completed(self.source.rows(start, end)))
             bar.update(end - start)
 
     def answered(self, first: int) -> Iterator[tuple[Dataset, dict[str, Sequence[Any]]]]:
@@ -123,7 +123,7 @@ class Predictor:
             with self.recipe.placing():
                 trainer = build_scorer(self.recipe, self.task, base, Path(scratch))
             for start, end in self._spans(first):
-                yield self.source.rows(start, end), self._answers(trainer, base, start, end)
+                yield self._answers(trainer, base, start, end)
 
     def digest(self, first: int, last: int) -> str | None:
         """Return the digest of rows; None if there are not that many."""
@@ -139,10 +139,10 @@ class Predictor:
 
     def _answers(
         self, trainer: AdapterTrainer, base: Base, start: int, end: int
-    ) -> dict[str, Sequence[Any]]:
-        origin = self.source.origin_of(start, end)
+    ) -> tuple[Dataset, dict[str, Sequence[Any]]]:
+        rows, origin = self.source.rows(start, end), self.source.origin_of(start, end)
         with self.recipe.placing():
-            encoded = encode(self.task, base, self._completed(start, end), origin, may_lack=True)
+            encoded = encode(self.task, base, self._completed(rows), origin, may_lack=True)
         self.truncated += encoded.truncated
         found = trainer.answers_of(encoded)
         with locating(origin):
@@ -150,7 +150,7 @@ class Predictor:
             shares = self.task.probabilities(found) if self.asked.probabilities else None
         if shares is not None:
             columns += [share.tolist() for share in shares.T]
-        return dict(zip(self.adds, columns, strict=True))
+        return rows, dict(zip(self.adds, columns, strict=True))
 
     def _names(self) -> list[str]:
         classes = self.task.label_names if self.asked.probabilities else []
@@ -167,9 +167,8 @@ class Predictor:
                     hint="give the new ones other names: --prefix model_",
                 )
 
-    def _completed(self, start: int, end: int) -> Dataset:
+    def _completed(self, rows: Dataset) -> Dataset:
         """Return rows with a stand-in for what is to be predicted, as the task reads them."""
-        rows = self.source.rows(start, end)
         known = list(self.asked.meta.input_columns)
         if known and not self.asked.chosen and set(known) <= set(rows.column_names):
             rows = rows.select_columns(known)  # those it was trained on, whatever else is there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,18 @@ from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base
+from tests.sora_cli.bad_input.runner import Case, check
+
+
+@pytest.fixture
+def checked(
+    tmp_path: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[[Case], object]:
+    """Checks a case in a directory of its own."""
+    return lambda case: check(case, tmp_path, models, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")

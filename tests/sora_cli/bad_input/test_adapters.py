@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base
-from tests.sora_cli.bad_input.runner import Case, bad, check
+from tests.sora_cli.bad_input.runner import Case, bad
 
 Damage = Callable[[Path], object]
 P = "base_model.model."
@@ -154,11 +154,5 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_bad_adapter(
-    case: Case,
-    tmp_path: Path,
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    check(case, tmp_path, models, monkeypatch, capfd)
+def test_bad_adapter(case: Case, checked: Callable[[Case], object]) -> None:
+    checked(case)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.helpers_chat import write_chat_base
-from tests.sora_cli.bad_input.runner import Case, bad, check
+from tests.sora_cli.bad_input.runner import Case, bad
 
 CHAT, GENERATE = ("chat", "models/adapter"), ("generate", "models/adapter", "-p", "cat")
 
@@ -44,11 +45,5 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_bad_words(
-    case: Case,
-    tmp_path: Path,
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    check(case, tmp_path, models, monkeypatch, capfd)
+def test_bad_words(case: Case, checked: Callable[[Case], object]) -> None:
+    checked(case)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sora_cli.app import run
 from sora_cli.report import FILE_NAME, RunReport
-from tests.sora_cli.bad_input.runner import TRAIN, Case, bad, check, check_process, lay_out, recipe
+from tests.sora_cli.bad_input.runner import TRAIN, Case, bad, check_process, lay_out, recipe
 
 FINISHED = RunReport(name="r", recipe={}, status="completed").model_dump_json()
 PATH = recipe().replace(
@@ -195,14 +196,8 @@ PROCESSES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_bad_words(
-    case: Case,
-    tmp_path: Path,
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    check(case, tmp_path, models, monkeypatch, capfd)
+def test_bad_words(case: Case, checked: Callable[[Case], object]) -> None:
+    checked(case)
 
 
 @pytest.mark.parametrize("case", PROCESSES.values(), ids=PROCESSES)

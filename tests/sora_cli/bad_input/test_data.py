@@ -11,7 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from tests.helpers_runs import pair_rows
-from tests.sora_cli.bad_input.runner import HERE, Case, bad, check, recipe
+from tests.sora_cli.bad_input.runner import HERE, Case, bad, recipe
 
 WORD = "BROKEN"
 """Marks the line of a file of rows that an error is to name."""
@@ -201,11 +201,5 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_bad_data(
-    case: Case,
-    tmp_path: Path,
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    check(case, tmp_path, models, monkeypatch, capfd)
+def test_bad_data(case: Case, checked: Callable[[Case], object]) -> None:
+    checked(case)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers_models import tiny_bert, tiny_t5, tiny_vit
 from tests.helpers_runs import tiny_tokenizer
-from tests.sora_cli.bad_input.runner import HERE, Case, bad, check, recipe
+from tests.sora_cli.bad_input.runner import HERE, Case, bad, recipe
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 OTHER = recipe("model", "path: m")
@@ -226,11 +226,5 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_bad_model(
-    case: Case,
-    tmp_path: Path,
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    check(case, tmp_path, models, monkeypatch, capfd)
+def test_bad_model(case: Case, checked: Callable[[Case], object]) -> None:
+    checked(case)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows
-from tests.sora_cli.bad_input.runner import Case, bad, check
+from tests.sora_cli.bad_input.runner import Case, bad
 from tests.sora_cli.bad_input.test_data import lines
 
 WORD = "BROKEN"
@@ -88,11 +89,5 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_bad_rows(
-    case: Case,
-    tmp_path: Path,
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    check(case, tmp_path, models, monkeypatch, capfd)
+def test_bad_rows(case: Case, checked: Callable[[Case], object]) -> None:
+    checked(case)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from tests.sora_cli.bad_input.runner import HERE, RECIPE, Case, bad, check, recipe
+from tests.sora_cli.bad_input.runner import HERE, RECIPE, Case, bad, recipe
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(8)
@@ -278,11 +278,5 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_bad_recipe(
-    case: Case,
-    tmp_path: Path,
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    check(case, tmp_path, models, monkeypatch, capfd)
+def test_bad_recipe(case: Case, checked: Callable[[Case], object]) -> None:
+    checked(case)
