@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytest
@@ -128,37 +127,89 @@ def test_all_runs_are_there_and_no_machine_is_told_of() -> None:
     assert not re.findall(r"/(?:tmp|work|home|root)/", text)
 
 
+ARENA = "docs/results/arena.jsonl"
+GLUE = ("stsb", "sst2", "cola")
+
+
+def section(page: str, title: str) -> str:
+    """The text of a page from one heading of the second level to the next."""
+    text = (RESULTS / page).read_text(encoding="utf-8")
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def points(row: dict[str, Any]) -> str:
+    """A difference to the baseline, of several runs of a task with its interval."""
+    if row["difference_low"] is None:
+        return f"{100 * row['difference']:+.2f}"
+    low, high = (f"{100 * row[f'difference_{end}']:+.2f}" for end in ("low", "high"))
+    return f"{100 * row['difference']:+.2f} [{low}, {high}]"
+
+
 @pytest.mark.parametrize(
-    ("section", "sweeps"),
+    ("title", "sweeps", "tasks"),
     [
-        ("Short runs", ("cpu-arena", "cpu-arena-nested")),
-        ("Long runs", ("cpu-arena-long",)),
+        ("Short runs", ["cpu-arena", "cpu-arena-seeds"], GLUE),
+        ("Long runs", ["cpu-arena-long"], GLUE),
+        ("MRPC and RTE", ["cpu-arena-rows/mrpc-*"], ["mrpc"]),
     ],
 )
-def test_the_arena_prints_its_runs(section: str, sweeps: tuple[str, ...]) -> None:
-    """Each row: the share, the mean of the tasks, its difference to the baseline, the tasks."""
-    tasks = ("stsb", "sst2", "cola")
-    scores: dict[str, dict[str, dict[str, float]]] = {}  # label -> task -> seed
-    sizes: dict[str, list[int]] = {}
-    for line in (RESULTS / "arena.jsonl").read_text(encoding="utf-8").splitlines():
-        run_ = json.loads(line)
-        if Path(run_["directory"]).parent.name not in sweeps:
-            continue
-        name, _, seed = Path(run_["directory"]).name.rpartition("-")
-        task, _, label = name.partition("-")
-        score = run_["metrics"]["validation"][run_["main_metric"]]
-        scores.setdefault(label, {}).setdefault(task, {})[seed] = 100 * score
-        sizes.setdefault(label, []).append(run_["parameters"]["adapter_end"])
-    base, shown = scores["lora-r8"], []
-    page = (RESULTS / "arena.md").read_text(encoding="utf-8")
-    text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    for row in re.findall(r"^\| [\d.]+ % \| `.*$", text, flags=re.MULTILINE):
-        share, name, mean, difference, *each = (cell.strip() for cell in row.strip("|").split("|"))
-        of = scores[label := name.strip("`")]
+def test_the_arena_prints_its_runs(
+    title: str, sweeps: list[str], tasks: Sequence[str], capsys: Output
+) -> None:
+    """Each row: share, label, runs, mean difference to LoRA r 8, and that of each task."""
+    files = [f"{ARENA}/{name}" for name in sweeps]
+    text = printed(["compare", *files, "--baseline", "lora-r8", "--format", "json"], capsys)
+    found: dict[str, dict[str | None, dict[str, Any]]] = {}
+    for row in json.loads(text)["rows"]:
+        found.setdefault(row["label"], {})[row["task"]] = row
+    for of in found.values():
+        of.setdefault(None, of[tasks[0]])  # of one task there is no mean
+    whole, shown = found.pop("lora-r8"), []
+    for line in re.findall(r"^\| [\d.]+ % \| `.*$", section("arena.md", title), flags=re.MULTILINE):
+        share, name, runs, apart, *each = (cell.strip() for cell in line.strip("|").split("|"))
+        of = found[label := name.strip("`")]
         shown.append(label)
-        assert share == f"{100 * fmean(sizes[label]) / fmean(sizes['lora-r8']):.1f} %"
-        assert each == [f"{fmean(of[task].values()):.2f}" for task in tasks]
-        assert mean == f"{fmean(fmean(of[task].values()) for task in tasks):.2f}"
-        apart = [fmean(v - base[task][s] for s, v in of[task].items()) for task in tasks]
-        assert difference == ("" if label == "lora-r8" else f"{fmean(apart):+.2f}")
-    assert sorted(shown) == sorted(scores)
+        assert share == f"{100 * of[None]['parameters'] / whole[None]['parameters']:.1f} %"
+        assert (runs, apart) == (str(of[None]["n"]), points(of[None]))
+        assert each == [f"{100 * of[task]['difference']:+.2f}" for task in tasks]
+    assert sorted(shown) == sorted(found)
+
+
+def test_the_arenas_other_tasks_are_what_its_command_prints(capsys: Output) -> None:
+    """Each row: smallest and largest share, label, mean difference to LoRA r 8, and each task's."""
+    tasks = ("passages", "entities", "endings", "numbers", "digits", "captions")
+    words = ["compare", f"{ARENA}/cpu-arena-families", "--baseline", "lora-r8", "--format", "json"]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in json.loads(printed(words, capsys))["rows"]:
+        found.setdefault(row["label"], {})[str(row["task"]).rpartition("/")[2]] = row
+    whole, shown = found.pop("lora-r8"), {}
+    text = section("arena.md", "Other kinds of tasks")
+    for line in re.findall(r"^\| \d+ to \d+ % \| `.*$", text, flags=re.MULTILINE):
+        share, name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        shown[name.strip("`")] = (share, cells)
+    assert shown.keys() == found.keys()
+    for label, (share, cells) in shown.items():
+        of = found[label]
+        shares = [100 * of[task]["parameters"] / whole[task]["parameters"] for task in tasks]
+        assert share == f"{min(shares):.0f} to {max(shares):.0f} %"
+        apart = [100 * of[task]["difference"] for task in tasks]
+        assert cells == [f"{value:+.1f}" for value in (sum(apart) / len(apart), *apart)]
+
+
+def test_the_arenas_goals_are_what_its_commands_print(capsys: Output) -> None:
+    budgets = [words for words in commands("arena.md") if "--budgets" in words]
+    told = "".join(printed([*words, "--format", "markdown"], capsys) for words in budgets)
+    numbers = re.findall(r"[+-]\d+\.\d\d \[[^]]+\]", section("arena.md", "Goals"))
+    assert len(numbers) >= 3
+    assert not [number for number in numbers if number not in told]
+
+
+def test_the_language_models_table_is_what_its_command_prints(capsys: Output) -> None:
+    text = section("arena.md", "A language model")
+    words = next(words for words in commands("arena.md") if "cpu-arena-instruct" in words[1])
+    told = printed([*words, "--format", "markdown"], capsys)
+    rows = re.findall(r"^\| ([\d.]+ %) \| `(.*)` \| ([\d.]+) \| (.*) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 5
+    for share, label, loss, apart in rows:
+        (line,) = {line for line in told.splitlines() if line.startswith(f"| {label} |")}
+        assert all(cell in line for cell in (share.replace(" ", ""), loss, apart)), line
