@@ -1,4 +1,4 @@
-"""`adapter_config.json`: reads it, and refuses adapters that are no plain LoRA, with the reason."""
+"""`adapter_config.json`: reads it, and refuses adapters that cannot be read, with the reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, Strict, StrictBool, StrictInt, ValidationError
 
-from sora_cli.adapter.peft import adalora
+from sora_cli.adapter.peft import adalora, lycoris
 from sora_cli.adapter.peft.patterns import match_patterns
 from sora_cli.adapter.peft.targets import Targets
 from sora_cli.core.errors import SoraError, first_mistake
@@ -16,7 +16,8 @@ from sora_cli.core.words import first_few
 
 LARGEST_RANK = 2**20
 _MOST_MODULES = 10_000  # of modules_to_save
-_KNOWN = ("LORA", adalora.ADALORA)
+_KNOWN = ("LORA", adalora.ADALORA, lycoris.LOHA, lycoris.LOKR)
+_BIASES = ("none", "all", "lora_only")
 _SAFE_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 # Whatever else an init does, these alone leave the base weights as they are.
 _HEADS_PEFT_ADDS = {
@@ -25,13 +26,11 @@ _HEADS_PEFT_ADDS = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 _VARIANTS = {
-    "use_dora": "DoRA also rescales every column of the base weight",
     "use_qalora": "QA-LoRA pools its inputs",
     "use_bdlora": "its factors are block-diagonal",
     "lora_bias": "it also adds a bias",
     "layer_replication": "it also repeats layers of the base model",
     "target_parameters": "it adapts single parameters, not linear layers",
-    "trainable_token_indices": "it also trains rows of the embedding",
     "alora_invocation_tokens": "it is switched on by tokens in the input",
     "arrow_config": "it chooses among several adapters",
     "kasa_config": "it also cuts the base weight",
@@ -40,8 +39,6 @@ _VARIANTS = {
 }
 # Options that make an adapter more, or other, than a sum of rank-one terms.
 _KINDS = {
-    "LOHA": "its updates are elementwise products of low-rank matrices",
-    "LOKR": "its updates are Kronecker products",
     "IA3": "it rescales activations",
     "VERA": "all its layers share their matrices",
     "VBLORA": "all its layers share their vectors",
@@ -59,7 +56,7 @@ _KINDS = {
      "ADAPTION_PROMPT"),
     "it trains virtual tokens, not weights",
 )  # fmt: skip
-_TO_LORA = ("LOHA", "LOKR", "VBLORA", "VERA", "RANDLORA", "OFT", "BOFT", "HRA", "FOURIERFT")
+_TO_LORA = ("VBLORA", "VERA", "RANDLORA", "OFT", "BOFT", "HRA", "FOURIERFT")
 _Number = Annotated[float, Strict()]
 MERGE_HINT = (
     "PEFT itself can fold it into its base model: merge_and_unload(); where it adapts embeddings "
@@ -77,6 +74,7 @@ class PeftConfig(Targets):
     r: StrictInt = 8
     lora_alpha: _Number = 8
     use_rslora: StrictBool = False
+    use_dora: StrictBool = False
     rank_pattern: dict[str, StrictInt] | None = None
     alpha_pattern: dict[str, _Number] | None = None
     module_ranks: dict[str, int] = Field(default_factory=dict)
@@ -84,6 +82,8 @@ class PeftConfig(Targets):
     fan_in_fan_out: StrictBool = False
     bias: str = "none"
     init_lora_weights: bool | str | None = True
+    ensure_weight_tying: bool = False
+    trainable_token_indices: list[StrictInt] | dict[str, list[StrictInt]] | None = None
 
     _ranks: dict[str, int] = PrivateAttr(default_factory=dict)
     _alphas: dict[str, float] = PrivateAttr(default_factory=dict)
@@ -92,6 +92,19 @@ class PeftConfig(Targets):
     def is_adalora(self) -> bool:
         """Tell whether it is one of PEFT's AdaLoRA directories."""
         return self.peft_type == adalora.ADALORA
+
+    @property
+    def kind(self) -> str:
+        """PEFT's name for its kind, such as "LoRA", "rsLoRA" or "DoRA"."""
+        named = {adalora.ADALORA: "AdaLoRA", lycoris.LOHA: "LoHa", lycoris.LOKR: "LoKr"}
+        if self.peft_type in named:
+            return named[self.peft_type]
+        return "DoRA" if self.use_dora else "rsLoRA" if self.use_rslora else "LoRA"
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether it is PEFT's LoRA with pairs alone: no magnitudes, no other products."""
+        return self.peft_type == "LORA" and not self.use_dora
 
     def prepare(self, paths: Sequence[str], where: str) -> tuple[str, ...]:
         """Find the rank and alpha of each of these modules; return what is odd about the patterns.
@@ -134,6 +147,13 @@ class PeftConfig(Targets):
             return adalora.scaling(alpha, self.r)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
+    def token_indices(self, path: str) -> list[int]:
+        """Return which rows of an embedding are trained: by the first entry its path ends with."""
+        found = self.trainable_token_indices or {}
+        if isinstance(found, list):
+            return found
+        return next((rows for name, rows in found.items() if path.endswith(name)), [])
+
     def head_module(self, name: str) -> str | None:
         """Return the module saved in full that a parameter belongs to, or None.
 
@@ -159,6 +179,8 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
     plain = {key: value for key, value in raw.items() if key != "module_ranks"}
     if plain["peft_type"] == adalora.ADALORA:
         plain = adalora.plain_terms(plain, where)
+    elif plain["peft_type"] in lycoris.PARTS:
+        plain = lycoris.plain_terms(plain)
     try:
         config = PeftConfig.model_validate(plain)
     except ValidationError as error:
@@ -202,7 +224,7 @@ def _refuse_kind(kind: str, where: str) -> None:
     reason = _KINDS.get(kind, "its updates are not plain sums of rank-one terms B A")
     hint = "PEFT's save_as_lora() turns it into a LoRA" if kind in _TO_LORA else None
     raise SoraError(
-        f"this is a {_shown(kind, 40)} adapter: {reason}; only LORA and ADALORA can be read",
+        f"this is a {_shown(kind, 40)} adapter: {reason}; only {', '.join(_KNOWN)} can be read",
         where=where,
         hint=hint,
     )
@@ -213,12 +235,9 @@ def _refuse_variants(config: PeftConfig, raw: Mapping[str, Any], where: str) -> 
         if raw.get(name) not in (None, False, []):  # an empty mapping sets it
             raise SoraError(f"{name} is set: {reason}, which is more than a plain LoRA",
                             where=where, hint=MERGE_HINT)  # fmt: skip
-    if config.bias != "none":
+    if config.bias not in _BIASES:
         raise SoraError(
-            f"bias: {_shown(config.bias, 40)} also trains biases of the base model, which is more "
-            "than a plain LoRA",
-            where=where,
-            hint=MERGE_HINT,
+            f"bias: {_shown(config.bias, 40)} is not one of {', '.join(_BIASES)}", where=where
         )
     if config.init_lora_weights not in _SAFE_INITS:
         init = _shown(str(config.init_lora_weights), 40)

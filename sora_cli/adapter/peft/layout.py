@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.adapter.peft import lycoris
 from sora_cli.adapter.peft.config import MERGE_HINT, PeftConfig
 from sora_cli.adapter.peft.patterns import anchored
 from sora_cli.core.errors import SoraError
@@ -28,28 +29,40 @@ AUTO_CLASSES = {
 }
 """PEFT's task type -> transformers' Auto class."""
 
-_A, _B, _E, _RANKNUM = "A", "B", "E", "ranknum"
+_A, _B, _E, _RANKNUM, _MAGNITUDE = "A", "B", "E", "ranknum", "magnitude"
 _LORA = {".lora_A.weight": _A, ".lora_B.weight": _B}
+_EMBEDDING = {".lora_embedding_A": "embedding A", ".lora_embedding_B": "embedding B"}
+_DORA = {".lora_magnitude_vector": _MAGNITUDE}
 _ADALORA = {".lora_A": _A, ".lora_B": _B, ".lora_E": _E, ".ranknum": _RANKNUM}
 _COPY = ".base_layer."
+_BIAS = ".bias"
+_TOKENS = ".token_adapter.trainable_tokens_delta"
+_UNUSED = (".original_module.", ".modules_to_save.")
+"""In the names of biases that `bias: all` adds of modules stored in full, which have their own."""
 _LONGEST_NAME = 500  # characters
 _FOREIGN = {
-    ".lora_embedding_": "an adapter on the embedding '{}', not on a linear layer; none such can be "
-    "read",
-    ".lora_magnitude_vector": "DoRA's magnitudes of '{}', which is more than a plain LoRA",
+    ".lora_magnitude_vector": "DoRA's magnitudes of '{}', but use_dora is not set",
     ".lora_B.bias": "a bias added by the adapter of '{}', which is more than a plain LoRA",
-    ".token_adapter.": "trained rows of the embedding '{}', which is more than a plain LoRA",
+    ".token_adapter.": "of trained rows of the embedding '{}', but trainable_token_indices is not "
+    "set",
 }
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The keys of one module's factors; E and the scaling's divisor are AdaLoRA's."""
+    """The keys of one module's factors; E and the scaling's divisor are AdaLoRA's.
+
+    Attributes:
+        magnitude: DoRA's.
+        embedding: they are named as those of an embedding.
+    """
 
     a: str
     b: str
     e: str | None = None
     ranknum: str | None = None
+    magnitude: str | None = None
+    embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,14 @@ class SplitKeys:
 
     pairs: dict[str, Pair]
     """The pairs by module path."""
+    products: dict[str, dict[str, str]]
+    """Module path -> {part: key}, in LoHa and LoKr directories."""
     head: dict[str, str]
-    """Parameter name in the base model -> key."""
+    """Parameter name in the base model -> key; trained biases among them."""
+    tokens: dict[str, str]
+    """Path of an embedding -> key of its trained rows."""
+    biases: tuple[str, ...]
+    """Those of `head` that are biases of the base model, and belong to no module stored in full."""
     copies: tuple[str, ...]
     """Modules whose base weight is in the file, too, as PEFT does for a targeted lm_head."""
 
@@ -70,9 +89,12 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
     Raises:
         SoraError: a key that is neither, half a pair, or a name that no module has.
     """
-    endings = _ADALORA if config.is_adalora else _LORA
+    endings = _endings(config)
     parts: dict[str, dict[str, str]] = {}
-    head, copies = {}, []
+    head: dict[str, str] = {}
+    tokens: dict[str, str] = {}
+    copies: list[str] = []
+    biases: list[str] = []
     for key in keys:
         name = key.removeprefix(PREFIX)
         if name == key:
@@ -81,19 +103,46 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
         ending = next((ending for ending in endings if name.endswith(ending)), None)
         if ending is not None:
             parts.setdefault(name.removesuffix(ending), {})[endings[ending]] = key
+        elif config.trainable_token_indices is not None and name.endswith(_TOKENS):
+            tokens[name.removesuffix(_TOKENS)] = key
+        elif config.bias != "none" and name.endswith(_BIAS) and not config.head_module(name):
+            biases.append(name.replace(_COPY, "."))
+            head[biases[-1]] = key
         elif _COPY in name:
             copies.append(name.partition(_COPY)[0])
         elif config.head_module(name) is not None:
-            head[name] = key
+            if not any(part in name for part in _UNUSED):
+                head[name] = key
         else:
             raise _neither(name, where)
-    pairs = {path: _pair(path, found, config, where) for path, found in parts.items()}
     for path in copies:
-        if path not in pairs:
+        if path not in parts:
             raise SoraError(f"'{path}' is stored in full but has no adapter", where=where)
-    if not pairs:
+    if not parts:
         raise SoraError("the file holds no LoRA pair", where=where)
-    return SplitKeys(pairs, head, tuple(dict.fromkeys(copies)))
+    lone = tuple(dict.fromkeys(copies))
+    if config.peft_type in lycoris.PARTS:
+        for path, found in parts.items():
+            wrong = lycoris.lacking(config.peft_type, found)
+            if wrong:
+                raise SoraError(f"'{path}' has {', '.join(sorted(found))}, which is not all, or "
+                                f"too much: {', '.join(wrong)}", where=where)  # fmt: skip
+        return SplitKeys({}, parts, head, tokens, tuple(biases), lone)
+    pairs = {path: _pair(path, found, config, where) for path, found in parts.items()}
+    for path, pair in pairs.items():
+        if config.ensure_weight_tying and (pair.embedding or path.endswith("lm_head")):
+            raise SoraError(f"'{path}': ensure_weight_tying puts its factors onto what is tied to "
+                            "it, too, which cannot be read", where=where,
+                            hint="PEFT itself can use it, unmerged")  # fmt: skip
+    return SplitKeys(pairs, {}, head, tokens, tuple(biases), lone)
+
+
+def _endings(config: PeftConfig) -> Mapping[str, str]:
+    if config.peft_type in lycoris.PARTS:
+        return lycoris.PARTS[config.peft_type]
+    if config.is_adalora:
+        return _ADALORA
+    return {**_LORA, **_EMBEDDING, **(_DORA if config.use_dora else {})}
 
 
 def check_name(name: str, where: str) -> None:
@@ -111,9 +160,17 @@ def check_tensor(key: str, tensor: Tensor, where: str) -> None:
             raise SoraError(f"'{key}' holds NaN or infinity", where=where)
 
 
-def pair_keys(path: str) -> tuple[str, str]:
+def pair_keys(path: str, *, embedding: bool = False) -> tuple[str, str]:
     """Return the keys of a module's A and B, as we write them."""
+    if embedding:
+        return f"{PREFIX}{path}.lora_embedding_A", f"{PREFIX}{path}.lora_embedding_B"
     return f"{PREFIX}{path}.lora_A.weight", f"{PREFIX}{path}.lora_B.weight"
+
+
+def bias_key(name: str, adapted: Iterable[str]) -> str:
+    """Return the key of a trained bias: PEFT keeps an adapted module's below `base_layer`."""
+    path = name.removesuffix(_BIAS)
+    return f"{PREFIX}{path}{_COPY}bias" if path in adapted else f"{PREFIX}{name}"
 
 
 def written_config(
@@ -125,12 +182,14 @@ def written_config(
     task_type: str | None,
     head_modules: Iterable[str],
     fan_in_fan_out: bool,
+    biases: bool = False,
 ) -> dict[str, Any]:
     """Return the configuration of what we write: the scaling is in B, so alpha = r everywhere.
 
     Args:
         ranks: module path -> rank, at least 1 each.
         layout: one of `core.checks.LAYOUTS`.
+        biases: the file holds trained biases of the base model.
     """
     largest = max(ranks.values())
     exact = layout == "exact"
@@ -144,7 +203,7 @@ def written_config(
         "r": largest,
         "lora_alpha": largest,
         "lora_dropout": 0.0,
-        "bias": "none",
+        "bias": "all" if biases else "none",
         "target_modules": sorted(ranks),
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
@@ -157,12 +216,20 @@ def written_config(
 
 
 def _pair(path: str, found: Mapping[str, str], config: PeftConfig, where: str) -> Pair:
-    needed = (_A, _B, _E) if config.is_adalora else (_A, _B)
+    needed: tuple[str, ...] = (_A, _B, _E) if config.is_adalora else (_A, _B)
+    embedding = any(part in found for part in _EMBEDDING.values())
+    if embedding:
+        needed = tuple(_EMBEDDING.values())
+    if config.use_dora:
+        needed = (*needed, _MAGNITUDE)
     missing = [part for part in needed if part not in found]
     if missing:
-        there = " and ".join(f"a{'n' if p in 'AE' else ''} {p}" for p in needed if p in found)
+        there = " and ".join(f"a{'n' if p[0] in 'AEe' else ''} {p}" for p in needed if p in found)
         raise SoraError(f"'{path}' has {there or 'a ranknum'} but no {missing[0]}", where=where)
-    return Pair(found[_A], found[_B], found.get(_E), found.get(_RANKNUM))
+    if embedding and _A in found:
+        raise SoraError(f"'{path}' has two pairs: a layer's and an embedding's", where=where)
+    a, b = (found[part] for part in needed[:2])
+    return Pair(a, b, found.get(_E), found.get(_RANKNUM), found.get(_MAGNITUDE), embedding)
 
 
 def _neither(name: str, where: str) -> SoraError:

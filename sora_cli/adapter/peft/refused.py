@@ -103,7 +103,9 @@ def _lost(model_type: str, names: list[str]) -> list[str]:
     from torch import nn
 
     model = nn.Module()
-    model.config = SimpleNamespace(model_type=model_type)  # type: ignore[assignment]
+    config = SimpleNamespace(model_type=model_type)
+    config.to_dict = lambda: {"model_type": model_type}  # PEFT 0.18 asks for it
+    model.config = config  # type: ignore[assignment]
     model.layer = nn.Module()
     targets = [*names, "of no rule"]  # PEFT fails where it is left without a target
     for name in targets:

@@ -1,0 +1,87 @@
+"""mlx-lm's adapters: `adapters.safetensors`, and an `adapter_config.json` of its own.
+
+dW = scale (lora_a lora_b)^T with lora_a (in, r) and lora_b (r, out): transposed to PEFT's
+(mlx_lm/tuner/lora.py: `LoRALinear.fuse`). `scale` in `lora_parameters` is the whole factor. Early
+versions also had an `alpha` there, and multiplied by scale * alpha / rank; today's load such files
+with `scale` alone, so where the two differ, the file does not tell which it was trained with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from sora_cli.adapter.foreign.contents import Contents, ForeignPair, Source, halves
+from sora_cli.core.errors import SoraError
+
+NAME = "MLX"
+
+_MORE = {"it is an adapter of experts, one for each": ".switch_mlp."}
+_PARAMETERS = "lora_parameters"
+_PLAIN = "LoRA".lower()  # its fine_tune_type, not the method
+
+
+def read(source: Source) -> Contents | None:
+    """Read mlx-lm's files.
+
+    Raises:
+        SoraError: it is one, but more than a plain LoRA, or its scale cannot be told.
+    """
+    if not any(key.endswith((".lora_a", ".lora_b")) for key in source.keys):
+        return None
+    _check_kind(source)
+    found = halves(source, _split, _MORE)
+    base, scale = source.config.get("model"), _scale(source)
+    pairs = []
+    for module, keys in found.items():
+        for key in (keys["a"], keys["b"]):
+            if len(source.tensors.shape(key)) != 2:
+                raise SoraError(
+                    f"'{key}' is not a matrix but {source.tensors.shape(key)}: an adapter of "
+                    "experts, one for each",
+                    where=source.where,
+                )
+        pairs.append(ForeignPair(module, "", keys["a"], keys["b"], scale, transposed=True))
+    return Contents(
+        NAME,
+        tuple(pairs),
+        base=base if isinstance(base, str) else "",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _split(key: str) -> tuple[str, str] | None:
+    module, _, half = key.rpartition(".")
+    kinds = {"lora_a": "a", "lora_b": "b"}
+    return (module, kinds[half]) if module and half in kinds else None
+
+
+def _check_kind(source: Source) -> None:
+    kind = source.config.get("fine_tune_type", _PLAIN)
+    if kind == "dora" or any(key.endswith(".m") for key in source.keys):
+        raise SoraError(
+            "it is a DoRA, which also rescales every column of the base weight", where=source.where
+        )
+    if kind != _PLAIN:
+        raise SoraError(f"fine_tune_type is {kind!r}, not '{_PLAIN}'", where=source.where)
+
+
+def _scale(source: Source) -> float:
+    given = source.config.get(_PARAMETERS)
+    if not isinstance(given, Mapping):
+        raise SoraError(
+            f"there is no adapter_config.json with {_PARAMETERS} beside it, which says its scale",
+            where=source.where,
+        )
+    scale, alpha, rank = (given.get(name) for name in ("scale", "alpha", "rank"))
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise SoraError(f"{_PARAMETERS} holds no scale, or none that is a number",
+                        where=source.where)  # fmt: skip
+    if alpha is not None and alpha != rank:
+        raise SoraError(
+            f"{_PARAMETERS} holds alpha {alpha} and scale {scale}: early versions multiplied by "
+            "scale * alpha / rank, today's by scale",
+            where=source.where,
+            hint="write the factor it was trained with as scale, and take alpha out",
+        )
+    return float(scale)

@@ -1,0 +1,48 @@
+"""PEFT's LoHa and LoKr directories, in the terms of plain LoRA ones as far as they go.
+
+They hold `hada_*` or `lokr_*` without `.weight`; the configuration calls `lora_alpha` `alpha`. The
+scaling is `alpha / r` (peft/tuners/lycoris_utils); parts that are there decide how a product is
+made, as peft/tuners/loha/layer.py and lokr/layer.py do in `get_delta_weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LOHA, LOKR = "LOHA", "LOKR"
+
+_HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+_KRON = (
+    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+)  # fmt: skip
+PARTS: Mapping[str, Mapping[str, str]] = {
+    LOHA: {f".{part}": part for part in _HADA},
+    LOKR: {f".{part}": part for part in _KRON},
+}
+"""Kind -> {ending of a key: the part it is}."""
+_WHOLE: Mapping[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
+    LOHA: ((_HADA[:4], _HADA),),
+    LOKR: (
+        (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")),
+        (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"), ("lokr_w2_a", "lokr_w2_b", "lokr_t2")),
+    ),
+}
+"""Kind -> for each of its matrices the sets of parts that make one."""
+
+
+def plain_terms(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration with `lora_alpha` for `alpha`, and without keys that are not its."""
+    left = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none"}
+    return {**raw, **left, "lora_alpha": raw.get("alpha", 8), "init_lora_weights": True}
+
+
+def lacking(kind: str, parts: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the parts that are missing or too many of one module; empty: they fit together."""
+    left = set(parts)
+    for choices in _WHOLE[kind]:
+        found = [set(choice) for choice in choices if set(choice) <= set(parts)]
+        if not found:
+            return choices[0]
+        left -= max(found, key=len)
+    return tuple(sorted(left))

@@ -1,0 +1,159 @@
+"""The rules by which inference servers take an adapter directory: one table, one judge.
+
+vLLM's and llama.cpp's are in `consumers`. The others' were read in November 2026 from the source
+that each entry names. None of them has a word to say about a directory that it applies wrongly.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from shlex import quote
+
+from sora_cli.adapter.peft.config import PeftConfig
+from sora_cli.core.words import first_few
+
+_DECODER = frozenset(
+    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+)  # layers of Llama and its kin
+
+
+@dataclass(frozen=True)
+class Rules:
+    """One server's.
+
+    Attributes:
+        source: where they were read: a version or commit, and files.
+        per_tensor: the strength is `alpha / rank of the tensor`; else one `alpha / r` for all.
+        rslora: it divides by the square root where the configuration says so.
+        uneven: modules may have different ranks.
+        every_layer: if a kind of layer is adapted anywhere it has to be in all layers of the model;
+            if not, that kind is passed over without a word.
+        modules: last parts of the paths that may be adapted; None: any.
+        command: starts it; with BASE, DIR and RANK.
+    """
+
+    name: str
+    source: str
+    per_tensor: bool
+    rslora: bool
+    uneven: bool
+    every_layer: bool
+    modules: frozenset[str] | None
+    command: str
+
+
+SERVERS = (
+    Rules(
+        name="SGLang",
+        source="sglang 0.5.23: srt/lora/lora.py, mem_pool.py, utils.py",
+        per_tensor=False,
+        rslora=False,
+        uneven=False,  # load_lora_weight_tensor asserts the shape that r gives
+        every_layer=False,
+        modules=_DECODER | {"qkv_proj", "gate_up_proj"},
+        command="python -m sglang.launch_server --model-path BASE --enable-lora "
+        "--max-lora-rank RANK --lora-paths adapter=DIR",
+    ),
+    Rules(
+        name="TensorRT-LLM",
+        source="TensorRT-LLM 007e181b: tensorrt_llm/lora_manager.py (load_from_hf)",
+        per_tensor=True,
+        rslora=True,
+        uneven=True,
+        every_layer=False,
+        modules=_DECODER | {"gate_up_proj"},
+        command="LoRARequest('adapter', 0, 'DIR') and LoraConfig(lora_dir=['DIR'], "
+        "max_lora_rank=RANK) in its Python API",
+    ),
+    Rules(
+        name="LoRAX",
+        source="lorax a7394ba3: server/lorax_server/adapters/lora.py (LoraWeights.load)",
+        per_tensor=False,
+        rslora=True,
+        uneven=False,  # torch.stack over the layers
+        every_layer=True,
+        modules=_DECODER,
+        command="lorax-launcher --model-id BASE --adapter-source local --adapter-id DIR",
+    ),
+    Rules(
+        name="TGI",
+        source="text-generation-inference db931fcf: adapters/lora.py (prepare_weights)",
+        per_tensor=False,
+        rslora=True,
+        uneven=False,
+        every_layer=True,
+        modules=_DECODER,
+        command="LORA_ADAPTERS=adapter=DIR text-generation-launcher --model-id BASE",
+    ),
+)
+"""Servers of language models that take a directory as PEFT writes it."""
+
+
+def judged(
+    rules: Rules,
+    config: PeftConfig,
+    ranks: Mapping[str, int],
+    *,
+    head: tuple[str, ...],
+    directory: str,
+    base: str,
+    layers: int | None,
+    more: str | None = None,
+) -> tuple[bool, str]:
+    """Return whether a server takes a directory as it is, and how or what to do first.
+
+    Args:
+        ranks: module path -> stored rank.
+        head: modules stored in full.
+        directory: how to name it in what is to be typed.
+        layers: of the base model, where that is known.
+        more: what is in it beside factors of linear layers, if anything is.
+    """
+    merge = "sora merge first"
+    if head:
+        return False, f"takes no {first_few(head)}, stored in full: {merge}"
+    if more is not None:
+        return False, f"refuses {more}: {merge}"
+    odd = sorted({path.rpartition(".")[2] for path in ranks} - (rules.modules or frozenset()))
+    if odd and rules.modules is not None:
+        return False, f"has no place for {first_few(odd)}: {merge}"
+    if rules.every_layer and (hole := _hole(ranks, layers)) is not None:
+        return False, f"passes over all {hole[0]}, since layer {hole[1]} has none: {merge}"
+    if not config.is_plain:
+        return False, f"sora export {quote(directory)} -o OUT --layout padded first"
+    why = _wrong(rules, config, ranks)
+    if why is not None:
+        return False, f"{why}: sora export {quote(directory)} -o OUT --layout padded first"
+    words = {"BASE": quote(base), "DIR": quote(directory), "RANK": str(max(ranks.values()))}
+    return True, re.sub("BASE|DIR|RANK", lambda found: words[found[0]], rules.command)
+
+
+def _wrong(rules: Rules, config: PeftConfig, ranks: Mapping[str, int]) -> str | None:
+    """Return what is wrong with the strength or the ranks of a directory for a server."""
+    if not rules.uneven and any(rank != config.r for rank in ranks.values()):
+        return "needs the rank r of its configuration in all modules"
+    for path, rank in ranks.items():
+        r = max(rank, 1) if rules.per_tensor else config.r
+        divisor = math.sqrt(r) if config.use_rslora and rules.rslora else r
+        if not math.isclose(config.scaling(path), config.lora_alpha / divisor, rel_tol=1e-6):
+            by = "the rank of each tensor" if rules.per_tensor else "r for all modules"
+            return f"applies alpha / {by}"
+    return None
+
+
+def _hole(ranks: Mapping[str, int], layers: int | None) -> tuple[str, int] | None:
+    """Return a kind of layer that is adapted in some layers only, and one without."""
+    found: dict[str, set[int]] = {}
+    for path in ranks:
+        match = re.fullmatch(r"(.*?\.)(\d+)(\..+)", path)
+        if match is not None:
+            found.setdefault(match[3].removeprefix("."), set()).add(int(match[2]))
+    count = layers or 1 + max((max(numbers) for numbers in found.values()), default=-1)
+    for kind, numbers in found.items():
+        missing = set(range(count)) - numbers
+        if missing:
+            return kind, min(missing)
+    return None

@@ -1,0 +1,334 @@
+"""One module's update in an adapter file: what it is made of there, and how it is read.
+
+Three kinds, with one face: a pair of factors (LoRA, AdaLoRA, with DoRA's magnitudes or without), a
+LoHa and a LoKr product. Each gives its low-rank factors, and the update as merging computes it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.factors import LowRankFactors
+from methods.updates import Hadamard, Kronecker, Product, Rescaled, Update
+from sora_cli.adapter.peft import adalora, lycoris
+from sora_cli.adapter.peft.config import LARGEST_RANK, PeftConfig
+from sora_cli.adapter.peft.layout import Pair, SplitKeys, check_tensor
+from sora_cli.core.errors import SoraError
+from sora_cli.model.tensors import TensorFile, dtype_name
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LARGEST_SIDE = 2**24  # inputs or outputs of a layer; the largest vocabularies are below 2**20
+
+
+@dataclass(frozen=True)
+class Form:
+    """The kind of layer that an update belongs to, where that is no linear one.
+
+    Attributes:
+        embedding: an embedding, of which `in` counts the tokens.
+        kernel: a convolution's, such as (3, 3); `in` has the channels and it in one dimension.
+    """
+
+    embedding: bool = False
+    kernel: tuple[int, ...] = ()
+
+
+LINEAR = Form()
+
+
+@dataclass(frozen=True)
+class StoredModule(ABC):
+    """One module's tensors in a file that is open.
+
+    Attributes:
+        shape: (out, in) of the update as a matrix.
+        rank: rank-one terms of the factors; 0 where all are pruned.
+        form: of the layer.
+    """
+
+    path: str
+    shape: tuple[int, int]
+    rank: int
+    form: Form
+    tensors: TensorFile
+
+    @property
+    @abstractmethod
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all its tensors."""
+
+    @abstractmethod
+    def factors(self) -> LowRankFactors:
+        """Read low-rank factors, float32, with all scaling in B; magnitudes are not in them.
+
+        Raises:
+            SoraError: NaN or infinity, or the file got shorter meanwhile.
+        """
+
+    @abstractmethod
+    def update(self) -> Update:
+        """Read the update, in the terms in which PEFT computes it; raises as `factors`."""
+
+    @property
+    def parameters(self) -> int:
+        """Numbers it is stored as."""
+        return sum(torch.Size(self.tensors.shape(key)).numel() for key in self.keys)
+
+    def read(self, key: str) -> Tensor:
+        """Read one tensor, in float32."""
+        tensor = self.tensors.read(key).float()
+        check_tensor(key, tensor, str(self.tensors.file))
+        return tensor
+
+
+@dataclass(frozen=True)
+class StoredPair(StoredModule):
+    """A pair of factors; E and its scaling are AdaLoRA's, the magnitude is DoRA's."""
+
+    pair: Pair
+    config: PeftConfig
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """A, B, and what else there is."""
+        return tuple(k for k in (self.pair.a, self.pair.b, self.pair.e, self.pair.magnitude) if k)
+
+    def factors(self) -> LowRankFactors:
+        """Read both factors, with E and all scaling in B."""
+        if self._is_dead:
+            return self._zero()
+        a, b = self._matrix(self.pair.a), self._matrix(self.pair.b)
+        if self.pair.e is not None:
+            b = adalora.fold(b, self.read(self.pair.e))
+        scaled = b * self._scaling()
+        check_tensor(f"{self.pair.b}, scaled,", scaled, str(self.tensors.file))
+        return LowRankFactors(a, scaled)
+
+    def update(self) -> Update:
+        """Read both, with the scaling beside them and E in A: where PEFT has them, too."""
+        if self._is_dead:
+            zero = self._zero()
+            return Product(zero.A, zero.B)
+        a, b = self._matrix(self.pair.a), self._matrix(self.pair.b)
+        if self.pair.e is not None:
+            a = a * self.read(self.pair.e)  # (r, in), (r, 1)
+        product = Product(a, b, self._scaling())
+        magnitude = self.magnitude()
+        return product if magnitude is None else Rescaled(product, magnitude)
+
+    def magnitude(self) -> Tensor | None:
+        """Read DoRA's magnitudes, (out,); None where there are none."""
+        key = self.pair.magnitude
+        return None if key is None else self.read(key).reshape(-1)
+
+    @property
+    def _is_dead(self) -> bool:
+        return not self.tensors.shape(self.pair.a)[0]
+
+    def _zero(self) -> LowRankFactors:
+        n_out, n_in = self.shape
+        return LowRankFactors(torch.zeros(1, n_in), torch.zeros(n_out, 1))
+
+    def _matrix(self, key: str) -> Tensor:
+        tensor = self.read(key)
+        return tensor.reshape(len(tensor), -1)
+
+    def _scaling(self) -> float:
+        if self.pair.ranknum is None:
+            return self.config.scaling(self.path)
+        number = float(self.read(self.pair.ranknum).reshape(()))
+        if number <= 0:
+            raise SoraError(f"'{self.pair.ranknum}' must be above 0, not {number:g}",
+                            where=str(self.tensors.file))  # fmt: skip
+        return adalora.scaling(self.config.lora_alpha, number)
+
+
+@dataclass(frozen=True)
+class StoredProduct(StoredModule):
+    """A product of two matrices that is not their matrix product, each of them whole or a pair.
+
+    Attributes:
+        parts: name, such as "hada_w1_a" -> key.
+    """
+
+    parts: Mapping[str, str]
+    scaling: float
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(self.parts.values())
+
+    @abstractmethod
+    def update(self) -> Hadamard | Kronecker:
+        """Read both matrices."""
+
+    def factors(self) -> LowRankFactors:
+        """Read it as the sum of terms that it is: those of the two matrices, each with each."""
+        return self.update().factors()
+
+    def pair(self, first: str, second: str, core: str) -> tuple[Tensor, Tensor]:
+        """Return L (out, r) and R (r, in) of a pair; with a core, as Tucker's decomposition."""
+        a, b = self.read(self.parts[first]), self.read(self.parts[second])
+        if core not in self.parts:
+            return a, b
+        t = self.read(self.parts[core])  # (r, r, kernel...); a (r, out), b (r, in)
+        right = torch.einsum("ijkl,jn->inkl", t, b)
+        return a.T.contiguous(), right.reshape(len(right), -1)
+
+
+class StoredHadamard(StoredProduct):
+    """LoHa's two pairs; those of a convolution may have a core each (`hada_t*`)."""
+
+    def update(self) -> Hadamard:
+        """Read both pairs."""
+        (b1, a1), (b2, a2) = (
+            self.pair(f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2)
+        )
+        return Hadamard(a1, b1, a2, b2, self.scaling)
+
+
+class StoredKronecker(StoredProduct):
+    """LoKr's two matrices, each whole or as a product."""
+
+    def update(self) -> Kronecker:
+        """Read both matrices."""
+        return Kronecker(*self._matrix("1"), *self._matrix("2"), self.scaling)
+
+    def _matrix(self, number: str) -> tuple[Tensor, Tensor | None]:
+        whole = self.parts.get(f"lokr_w{number}")
+        if whole is None:
+            return self.pair(f"lokr_w{number}_a", f"lokr_w{number}_b", f"lokr_t{number}")
+        tensor = self.read(whole)
+        return tensor.reshape(len(tensor), -1), None
+
+
+def stored_modules(
+    keys: SplitKeys, config: PeftConfig, tensors: TensorFile
+) -> dict[str, StoredModule]:
+    """Check that each module's tensors fit together; nothing is read.
+
+    Raises:
+        SoraError: they do not, or are no floating-point numbers.
+    """
+    found: dict[str, StoredModule] = {}
+    for path, pair in keys.pairs.items():
+        found[path] = _checked_pair(path, pair, config, tensors)
+    for path, parts in keys.products.items():
+        found[path] = _checked_product(path, parts, config, tensors)
+    for module in found.values():
+        _check_numbers(module)
+    return found
+
+
+def checked_tokens(
+    keys: SplitKeys, config: PeftConfig, tensors: TensorFile
+) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return {path of an embedding: which rows are trained, numbers in each}.
+
+    Raises:
+        SoraError: they are not as many as the configuration names, or named twice.
+    """
+    found = {}
+    for path, key in keys.tokens.items():
+        indices, shape = config.token_indices(path), tensors.shape(key)
+        right = len(shape) == 2 and len(indices) == len(set(indices)) == shape[0]
+        if not right or min(indices, default=0) < 0 or tensors.dtype(key) not in _FLOATS:
+            raise SoraError(f"'{path}': trainable_token_indices names {len(indices)} rows, each "
+                            f"once; the file holds {shape}", where=str(tensors.file))  # fmt: skip
+        found[path] = tuple(indices), shape[1]
+    return found
+
+
+def _checked_pair(path: str, pair: Pair, config: PeftConfig, tensors: TensorFile) -> StoredPair:
+    where, rank = str(tensors.file), config.rank(path)
+    a, b = tensors.shape(pair.a), tensors.shape(pair.b)
+    lowest = 0 if config.is_adalora else 1
+    is_convolution = len(a) == len(b) > 2 and set(b[2:]) == {1} and not pair.embedding
+    if not (len(a) == len(b) == 2 or is_convolution) or not a[0] == b[1] == rank or rank < lowest:
+        raise SoraError(f"'{path}': A {a} and B {b} are not a pair of rank {rank}", where=where)
+    if pair.e is not None and tensors.shape(pair.e) != (rank, 1):
+        raise SoraError(f"'{path}': E {tensors.shape(pair.e)} is not of rank {rank}", where=where)
+    if pair.ranknum is not None and torch.Size(tensors.shape(pair.ranknum)).numel() != 1:
+        raise SoraError(f"'{pair.ranknum}' is not a single number", where=where)
+    if pair.magnitude is not None:
+        numbers = tensors.shape(pair.magnitude)
+        if torch.Size(numbers).numel() != b[0]:
+            raise SoraError(f"'{path}': its magnitudes {numbers} are not one of each of its "
+                            f"{b[0]} outputs", where=where)  # fmt: skip
+    form = Form(pair.embedding, tuple(a[2:]))
+    return StoredPair(path, (b[0], math.prod(a[1:])), rank, form, tensors, pair, config)
+
+
+def _checked_product(
+    path: str, parts: Mapping[str, str], config: PeftConfig, tensors: TensorFile
+) -> StoredModule:
+    shapes = {part: tensors.shape(key) for part, key in parts.items()}
+    kind: type[StoredProduct] = StoredKronecker
+    if config.peft_type == lycoris.LOHA:
+        kind, (shape, rank, kernel) = StoredHadamard, _hadamard(shapes)
+    else:
+        shape, rank, kernel = _kronecker(shapes)
+    if rank < 1 or min(shape) < 1:
+        listed = ", ".join(f"{part} {shape}" for part, shape in shapes.items())
+        raise SoraError(f"'{path}': {listed} do not fit together", where=str(tensors.file))
+    scaling = config.scaling(path)
+    return kind(path, shape, rank, Form(kernel=kernel), tensors, parts, scaling)
+
+
+_Found = tuple[tuple[int, int], int, tuple[int, ...]]
+"""Shape (out, in), rank-one terms, kernel (where it shows); a rank of 0: it does not fit."""
+_WRONG: _Found = ((0, 0), 0, ())
+
+
+def _hadamard(shapes: Mapping[str, tuple[int, ...]]) -> _Found:
+    pairs = [_product_shape(shapes, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2)]
+    (first, r1, kernel), (second, r2, other) = pairs
+    return (first, r1 * r2, kernel) if first == second and kernel == other else _WRONG
+
+
+def _kronecker(shapes: Mapping[str, tuple[int, ...]]) -> _Found:
+    sides = []
+    for i in "12":
+        whole = shapes.get(f"lokr_w{i}")
+        if whole is None:
+            sides.append(_product_shape(shapes, f"lokr_w{i}_a", f"lokr_w{i}_b", f"lokr_t{i}"))
+        elif len(whole) not in (2, 4):  # of Conv1d PEFT makes another product of three dimensions
+            return _WRONG
+        else:
+            matrix = whole[0], math.prod(whole[1:])
+            sides.append((matrix, min(matrix), tuple(whole[2:])))
+    (first, r1, _), (second, r2, kernel) = sides
+    return (first[0] * second[0], first[1] * second[1]), r1 * r2, kernel
+
+
+def _product_shape(
+    shapes: Mapping[str, tuple[int, ...]], first: str, second: str, core: str
+) -> _Found:
+    a, b, t = shapes[first], shapes[second], shapes.get(core)
+    if len(a) != 2 or len(b) != 2:
+        return _WRONG
+    if t is None:
+        return ((a[0], b[1]), a[1], ()) if a[1] == b[0] else _WRONG
+    if len(t) != 4 or t[:2] != (a[0], b[0]):
+        return _WRONG
+    return (a[1], b[1] * t[2] * t[3]), a[0], tuple(t[2:])
+
+
+def _check_numbers(module: StoredModule) -> None:
+    where, (n_out, n_in) = str(module.tensors.file), module.shape
+    if not (0 < n_in <= _LARGEST_SIDE and 0 < n_out <= _LARGEST_SIDE
+            and module.rank <= LARGEST_RANK):  # fmt: skip
+        raise SoraError(f"'{module.path}': a layer with {n_in} inputs and {n_out} outputs is not "
+                        "possible", where=where)  # fmt: skip
+    for key in module.keys:
+        if module.tensors.dtype(key) not in _FLOATS:
+            dtype = dtype_name(module.tensors.dtype(key))
+            raise SoraError(f"'{key}' is stored as {dtype}; only floating-point factors of 16 bits "
+                            "or more can be read", where=where)  # fmt: skip
