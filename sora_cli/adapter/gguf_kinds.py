@@ -1,0 +1,170 @@
+"""The kinds of models whose layers llama.cpp stores as they are, or with rows in another order.
+
+Read from its converter (ggml-org/llama.cpp, `conversion/*.py`, one file per family, November 2026):
+what a class there does to a weight, besides giving it a name from the tables of the package `gguf`.
+Kinds are not here whose weights it splits, joins or stacks (experts, latent attention, state space
+models), or whose order of rows does not follow from the configuration alone (Falcon).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model as llama.cpp stores it.
+
+    Attributes:
+        architecture: its name there.
+        order: of rows: "" as they are; "turns", the halves of each query and key head take turns
+            (`LlamaModel.permute`); "joint", all queries, then all keys, then all values
+            (`BloomModel`, `GPTNeoXModel`).
+    """
+
+    architecture: str
+    order: str = ""
+
+
+KINDS: Mapping[str, Kind] = {
+    **{name: Kind("llama", "turns") for name in ("llama", "mistral", "mixtral")},
+    "arcee": Kind("arcee", "turns"),
+    "granite": Kind("granite", "turns"),
+    "olmo": Kind("olmo", "turns"),
+    "smollm3": Kind("smollm3", "turns"),
+    "bloom": Kind("bloom", "joint"),
+    "gpt_neox": Kind("gptneox", "joint"),
+    **{name: Kind(name) for name in (
+        "apertus", "exaone4", "gemma", "gemma2", "glm4", "gpt2", "mpt", "nemotron", "olmo2", "phi3",
+        "qwen2", "qwen3", "stablelm", "starcoder2", "t5",
+    )},
+    **{name: Kind("bert") for name in (
+        "bert", "camembert", "distilbert", "roberta", "xlm-roberta",
+    )},
+    "cohere": Kind("command-r"),
+    "cohere2": Kind("cohere2"),
+    "ernie4_5": Kind("ernie4_5"),
+    "gemma3_text": Kind("gemma3"),
+    "gpt_bigcode": Kind("starcoder"),
+    "hunyuan_v1_dense": Kind("hunyuan-dense"),
+    "mt5": Kind("t5"),
+    "olmo3": Kind("olmo2"),
+    "phi": Kind("phi2"),
+    "qwen2_moe": Kind("qwen2moe"),
+    "qwen3_moe": Kind("qwen3moe"),
+    "seed_oss": Kind("seed_oss"),
+    "umt5": Kind("t5"),
+}  # fmt: skip
+"""transformers' model type -> how llama.cpp stores it."""
+
+_TIED = frozenset((
+    "bloom", "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gpt2",
+    "gpt_bigcode", "mpt", "mt5", "smollm3", "starcoder2", "t5", "umt5",
+))  # fmt: skip
+"""Model types whose output layer is the embedding, unless their configuration says otherwise."""
+
+_WITHOUT_FACTORS = ("cls", "cls.output")
+"""Weights that llama.cpp multiplies without a look at factors (`build_pooling`)."""
+
+_OTHER_NAMES = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "phi": "phi2",
+    "cohere": "command-r",
+    "gemma3text": "gemma3",
+    "gemma4text": "gemma4",
+    "mt5": "t5",
+    "umt5": "t5",
+    "roberta": "bert",
+    "xlmroberta": "bert",
+    "camembert": "bert",
+    "distilbert": "bert",
+    "gptbigcode": "starcoder",
+    "hunyuanv1dense": "hunyuandense",
+    "olmo3": "olmo2",
+}
+"""transformers' model type -> llama.cpp's architecture, where they are not the same but for dashes.
+"""
+
+
+def kind_of_architecture(architecture: str) -> Kind | None:
+    """Return how a GGUF file of this architecture stores layers; None where it is not known."""
+    return next((kind for kind in KINDS.values() if kind.architecture == architecture), None)
+
+
+def exact_in_gguf(model_type: object) -> bool:
+    """Return whether `sora export --format gguf` takes a kind of model; None: it is not known."""
+    return model_type is None or model_type in KINDS
+
+
+def has_tied_output(config: Mapping[str, Any]) -> bool:
+    """Return whether a model's output layer is its embedding, by its config.json."""
+    given = config.get("tie_word_embeddings")
+    return config.get("model_type") in _TIED if given is None else bool(given)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of a model's attention: how many, and how many numbers each has."""
+
+    count: int
+    size: int
+
+
+def configured_heads(config: Mapping[str, Any]) -> Heads:
+    """Return the heads of a model by its config.json.
+
+    Raises:
+        LookupError: it does not tell.
+    """
+    count, hidden = (
+        next((config[name] for name in names if isinstance(config.get(name), int)), None)
+        for names in (("num_attention_heads", "n_head", "num_heads", "n_heads"),
+                      ("hidden_size", "n_embd", "d_model"))
+    )  # fmt: skip
+    size = config.get("head_dim") or (hidden and count and hidden // count)
+    if not isinstance(count, int) or not isinstance(size, int):
+        raise LookupError("the number of attention heads")
+    return Heads(count, size)
+
+
+def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] | None:
+    """Return {module path: its weight's name in a GGUF file, without ending; None for no place}.
+
+    Args:
+        model_type: of the base model's configuration, or an architecture of llama.cpp.
+
+    Returns:
+        None where nothing can be told: the package `gguf` is not installed.
+
+    Raises:
+        LookupError: llama.cpp knows no such kind of model.
+    """
+    try:
+        import gguf
+    except ImportError:
+        return None
+    paths = tuple(paths)
+    plain = _plain(model_type)
+    wanted = _plain(_OTHER_NAMES.get(plain, plain))
+    known = {_plain(name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    if wanted not in known:
+        raise LookupError(model_type)
+    numbers = (int(part) for path in paths for part in path.split(".") if part.isdecimal())
+    names = gguf.get_tensor_name_map(known[wanted], max(numbers, default=0) + 1)
+    found = {
+        path: names.get_name(path) or names.get_name(_without_backbone(path)) for path in paths
+    }
+    return {path: None if name in _WITHOUT_FACTORS else name for path, name in found.items()}
+
+
+def _without_backbone(path: str) -> str:
+    """Return a path without the backbone's own name, which converters of encoders take away."""
+    return path.partition(".")[2]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_]", "", name.lower())

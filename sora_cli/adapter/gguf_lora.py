@@ -1,0 +1,167 @@
+"""An adapter as a GGUF file for llama.cpp: one pair of factors beside each weight of the base.
+
+llama.cpp adds `alpha / r * lora_b @ lora_a` to a weight, r the rank of that pair (llama-adapter.h,
+`get_scale`), so modules of different ranks fit into one file. Here alpha is the largest rank R, and
+the factors of a module of rank r, whose scaling is in B, are stored with B r / R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from methods.factors import LowRankFactors
+from sora_cli.adapter.directory import check_low_rank
+from sora_cli.adapter.gguf_places import Place, places_of
+from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
+from sora_cli.adapter.writing import Plan
+from sora_cli.core.atomic import new_file
+from sora_cli.core.checks import GGUF_TYPES, check_choice
+from sora_cli.core.errors import SoraError, reason
+from sora_cli.model.files import ADAPTER_WEIGHTS
+
+_DTYPES = dict(zip(GGUF_TYPES, ("float32", "float16"), strict=True))
+_ADAPTER_TYPE = "LORA".lower()  # the kind of file, not the method
+
+
+@dataclass(frozen=True)
+class GgufLora:
+    """A GGUF file that was written.
+
+    Attributes:
+        kind: of the source: "LoRA", "rsLoRA" or "AdaLoRA".
+        architecture: of the base model, as llama.cpp calls it.
+        alpha: the largest rank.
+        ranks: module path -> rank.
+        permuted: modules whose rows are in another order there.
+        sizes: bytes of the adapter's weights, and of the file.
+        notes: what is odd about the source, but harmless.
+    """
+
+    kind: str
+    architecture: str
+    type: str
+    alpha: int
+    ranks: Mapping[str, int]
+    permuted: int
+    sizes: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+def export_gguf(
+    directory: Path, output: Path, *, type: str = "f32", base: str | None = None
+) -> GgufLora:
+    """Write an adapter as a GGUF file, one module in memory at a time, and read it back.
+
+    Args:
+        directory: an adapter directory, ours or PEFT's LoRA, rsLoRA or AdaLoRA, or a run directory.
+        output: the file; one that is there is replaced.
+        type: of the factors, "f32" or "f16".
+        base: the base model, a GGUF file or a checkpoint; None: the one that the adapter names.
+
+    Raises:
+        SoraError: bad input, a part of the adapter that llama.cpp has no place for, or numbers too
+            large for the type.
+    """
+    check_choice("type", type, GGUF_TYPES)
+    with open_adapter(directory) as file:
+        check_low_rank(file)
+        name = base or file.base.name()
+        architecture, places = places_of(file, name)
+        ranks = Plan(file.layers, {}, layout="exact", dtype="float32").stored
+        alpha = max(ranks.values())
+        layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
+        plan = Plan(layers, {}, layout="exact", dtype=_DTYPES[type])
+        made = _Made(plan, places, architecture, float(alpha), name)
+        try:
+            with new_file(output) as temporary:
+                made.write(temporary)
+                made.check(temporary)
+        except OSError as error:
+            raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
+        return GgufLora(
+            kind=file.kind,
+            architecture=architecture,
+            type=type,
+            alpha=alpha,
+            ranks=dict(plan.stored),
+            permuted=sum(places[path].rows is not None for path in plan.stored),
+            sizes=((file.directory / ADAPTER_WEIGHTS).stat().st_size, output.stat().st_size),
+            notes=file.notes,
+        )
+
+
+def _scaled(file: AdapterFile, path: str, factor: float) -> LowRankFactors:
+    factors = file.factors(path)
+    return LowRankFactors(factors.A, factors.B * factor)
+
+
+class _Made:
+    """The content of a file: metadata and tensors."""
+
+    def __init__(
+        self, plan: Plan, places: Mapping[str, Place], architecture: str, alpha: float, base: str
+    ) -> None:
+        self._plan, self._places = plan, places
+        self._architecture, self._alpha, self._base = architecture, alpha, base
+        self._factors = lru_cache(maxsize=1)(self._in_order)
+
+    def write(self, file: Path) -> None:
+        """Write the file."""
+        import gguf
+
+        writer = gguf.GGUFWriter(file, self._architecture)
+        try:
+            writer.add_type(gguf.GGUFType.ADAPTER)
+            writer.add_string(gguf.Keys.Adapter.TYPE, _ADAPTER_TYPE)
+            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, self._alpha)
+            writer.add_base_model_count(1)
+            writer.add_base_model_name(0, Path(self._base).name)
+            for path in self._plan.stored:
+                for half in ("a", "b"):
+                    data = self._numbers(path, half)
+                    writer.add_tensor_info(
+                        self._key(path, half), data.shape, data.dtype, data.nbytes
+                    )
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for path in self._plan.stored:
+                for half in ("a", "b"):
+                    writer.write_tensor_data(self._numbers(path, half))
+        finally:
+            writer.close()
+
+    def check(self, file: Path) -> None:
+        """Compare what was written with what was meant, tensor by tensor.
+
+        Raises:
+            SoraError: it reads back differently.
+        """
+        import gguf
+
+        reader = gguf.GGUFReader(file)
+        there = {tensor.name: tensor.data for tensor in reader.tensors}
+        keys = {self._key(path, half): (path, half) for path in self._plan.stored for half in "ab"}
+        alpha = reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents()
+        same = there.keys() == keys.keys() and alpha == self._alpha
+        for key, (path, half) in keys.items() if same else ():
+            meant = self._numbers(path, half)
+            same = same and there[key].shape == meant.shape and there[key].dtype == meant.dtype
+            same = same and bool((there[key] == meant).all())
+        if not same:
+            raise SoraError("what was written reads back differently: is the disk all right?")
+
+    def _key(self, path: str, half: str) -> str:
+        return f"{self._places[path].name}.weight.lora_{half}"
+
+    def _numbers(self, path: str, half: str) -> Any:
+        factors = self._factors(path)
+        return (factors.A if half == "a" else factors.B).contiguous().numpy()
+
+    def _in_order(self, path: str) -> LowRankFactors:
+        factors, rows = self._plan.factors(path), self._places[path].rows
+        return factors if rows is None else LowRankFactors(factors.A, factors.B[rows])

@@ -1,0 +1,184 @@
+"""The places of an adapter's modules in llama.cpp: names of weights, and the order of their rows.
+
+For a base model as a checkpoint they follow from its configuration, for one in a GGUF file from
+that file, which has to hold each weight in the right shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sora_cli.adapter.gguf_kinds import (
+    KINDS,
+    Heads,
+    Kind,
+    configured_heads,
+    gguf_names,
+    has_tied_output,
+    kind_of_architecture,
+)
+from sora_cli.adapter.metadata import read_json
+from sora_cli.adapter.reading import AdapterFile
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.words import first_few
+from sora_cli.model.files import MODEL_CONFIG
+from sora_cli.model.references import local_checkpoint, resolve_model_path
+
+_EMBEDDINGS = ("token_embd", "position_embd", "token_types")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module in llama.cpp: its weight's name there, and its rows' places in the model."""
+
+    name: str
+    rows: Tensor | None  # (out,) int64
+
+
+def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
+    """Return llama.cpp's name of the architecture, and where it has each module.
+
+    Raises:
+        SoraError: it has no place for a part, or none that is known to be exact.
+    """
+    check_package()
+    _check_parts(file)
+    source = local_checkpoint(resolve_model_path(base), file.base.revision)
+    if source is not None and source.is_file():
+        return places_in_file(file, source)
+    if source is None or not (source / MODEL_CONFIG).is_file():
+        raise SoraError(
+            f"the base model {base} is not here: its config.json says how llama.cpp stores it",
+            hint="name a GGUF file or a directory: --base MODEL",
+        )
+    config = read_json(source / MODEL_CONFIG)
+    model_type = str(config.get("model_type"))
+    kind = KINDS.get(model_type)
+    if kind is None:
+        raise _refused(f"how llama.cpp stores the layers of {model_type} models is not known to be "
+                       "exact for factors")  # fmt: skip
+    names = gguf_names(model_type, file.paths) or {}
+    tied = [path for path in file.paths if names.get(path) == "output"]
+    if tied and has_tied_output(config):
+        raise _refused(f"llama.cpp has no {tied[0]} where it is tied to the embedding")
+    heads = configured_heads(config) if kind.order else Heads(1, 1)
+    return kind.architecture, _checked(file, kind, names, heads)
+
+
+def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Place]]:
+    """Return it for a base model in a GGUF file: each weight is there, and has the right shape.
+
+    Raises:
+        SoraError: a part of the adapter has no place there, or the file cannot be read.
+    """
+    check_package()
+    _check_parts(file)
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(source)
+        _check_whole(reader, source)
+        architecture = str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
+        kind = kind_of_architecture(architecture)
+        if kind is None:
+            raise _refused(f"how llama.cpp stores the layers of {architecture} models is not known "
+                           "to be exact for factors")  # fmt: skip
+        heads = _heads_in_file(reader, architecture) if kind.order else Heads(1, 1)
+        shapes = {t.name: tuple(int(n) for n in t.shape) for t in reader.tensors}  # (in, out)
+    except SoraError:
+        raise
+    except Exception as error:  # it parses the file without checks of its own
+        raise SoraError(f"the GGUF file {source} cannot be read: {first_line(error)}") from error
+    names = gguf_names(architecture, file.paths) or {}
+    found = _checked(file, kind, names, heads)
+    for path, place in found.items():
+        shape = shapes.get(f"{place.name}.weight")
+        if shape is None:
+            raise _refused(f"{source.name} has no {place.name}.weight, for '{path}'")
+        if shape != file.shapes[path][::-1]:
+            raise _refused(
+                f"'{path}' is (in, out) = {file.shapes[path][::-1]}, but {place.name}.weight in "
+                f"{source.name} is {shape}"
+            )
+    return architecture, found
+
+
+def _check_whole(reader: Any, source: Path) -> None:
+    field = reader.fields.get("split.count")
+    count = 1 if field is None else int(field.contents())
+    if count > 1:
+        raise SoraError(f"{source} is one of the {count} files of a model",
+                        hint="llama.cpp's llama-gguf-split --merge makes one of them")  # fmt: skip
+
+
+def _check_parts(file: AdapterFile) -> None:
+    if file.head_names:
+        shown = first_few(file.head_modules or file.head_names)
+        raise _refused(f"llama.cpp takes no weights stored in full with an adapter: {shown}")
+    if file.forms:
+        raise _refused(f"llama.cpp's factors of what is no linear layer are not known to be exact: "
+                       f"{first_few(file.forms)}")  # fmt: skip
+
+
+def _heads_in_file(reader: Any, architecture: str) -> Heads:
+    def number(name: str) -> int | None:
+        field = reader.fields.get(f"{architecture}.{name}")
+        return None if field is None else int(field.contents())
+
+    count = number("attention.head_count") or 1
+    size = number("attention.key_length") or (number("embedding_length") or 0) // count
+    return Heads(count, size)
+
+
+def _checked(
+    file: AdapterFile, kind: Kind, names: Mapping[str, str | None], heads: Heads
+) -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    for path in file.paths:
+        name = names.get(path)
+        if name is None:
+            raise _refused(f"llama.cpp has no place for '{path}' of a {kind.architecture} model")
+        if name in _EMBEDDINGS:
+            raise _refused(f"'{path}' is an embedding, whose factors llama.cpp looks up instead of "
+                           "multiplying")  # fmt: skip
+        if any(place.name == name for place in found.values()):
+            raise _refused(f"'{path}' and another module are one weight in llama.cpp, {name}")
+        found[path] = Place(name, _rows(kind, path, file.shapes[path][0], heads))
+    return found
+
+
+def _rows(kind: Kind, path: str, n_out: int, heads: Heads) -> Tensor | None:
+    """Return the places in the model of the rows of a weight as llama.cpp stores it: (out,) int64.
+
+    Returns:
+        None: in the model's own order.
+    """
+    part, places = path.rpartition(".")[2], torch.arange(n_out)
+    if kind.order == "turns" and part in ("q_proj", "k_proj"):
+        if n_out % heads.size or heads.size % 2:
+            raise _refused(f"'{path}' has {n_out} outputs, not those of heads of {heads.size}")
+        return places.view(-1, 2, heads.size // 2).swapaxes(1, 2).reshape(-1)
+    if kind.order == "joint" and part == "query_key_value":
+        if n_out != 3 * heads.count * heads.size:
+            raise _refused(f"'{path}' has {n_out} outputs, not those of {heads.count} heads")
+        return places.view(heads.count, 3, heads.size).swapaxes(0, 1).reshape(-1)
+    return None
+
+
+def _refused(why: str) -> SoraError:
+    return SoraError(why, hint="sora merge first, and convert the merged model")
+
+
+def check_package() -> None:
+    """Raise `SoraError` where the package gguf is not installed."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise SoraError("to write GGUF files the package gguf is needed",
+                        hint="pip install gguf") from error  # fmt: skip

@@ -1,0 +1,249 @@
+"""An adapter folded into a base model in a GGUF file: the file anew, with other numbers in it.
+
+Everything that the adapter does not change is copied to the byte, metadata and quantised tensors;
+the changed weights are dequantised, added to in float32, and stored by the package's quantiser.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from methods.factors import LowRankFactors
+from sora_cli.adapter.directory import check_low_rank
+from sora_cli.adapter.gguf_places import Place, places_in_file
+from sora_cli.adapter.reading import AdapterFile
+from sora_cli.core.atomic import new_file
+from sora_cli.core.checks import MERGED_GGUF, check_choice
+from sora_cli.core.errors import SoraError, reason
+from sora_cli.merge.rounding import (
+    LEAST,
+    Kept,
+    Survival,
+    inner,
+    shown_survival,
+)
+from sora_cli.model.fingerprint import fingerprint
+
+_FILE_TYPE = "general.file_type"
+
+
+@dataclass(frozen=True)
+class GgufMerged:
+    """A merged GGUF file.
+
+    Attributes:
+        modules: weights that were changed.
+        copied: tensors that were copied as they are.
+        base_checked: the base is known to be the one that the adapter was trained on.
+        survival: the part of the update that is left in the stored weights.
+    """
+
+    modules: int
+    copied: int
+    base_checked: bool
+    survival: Survival
+
+
+def merge_to_gguf(
+    adapter: AdapterFile,
+    source: Path,
+    output: Path,
+    *,
+    type: str = MERGED_GGUF[0],
+    accept_loss: bool = False,
+    force: bool = False,
+) -> GgufMerged:
+    """Write a GGUF file with an adapter in it, one tensor in memory at a time, and read it back.
+
+    Args:
+        source: the base model's GGUF file.
+        output: the file; one that is there is replaced.
+        type: of the changed weights, one of `core.checks.MERGED_GGUF`.
+        accept_loss: write it, however little of the update is left.
+        force: take a base with other weights than the one trained on.
+
+    Raises:
+        SoraError: a part of the adapter has no place there, a base that does not fit, numbers that
+            are not finite, too little left of the update, or a file that cannot be written.
+    """
+    check_choice("type", type, MERGED_GGUF)
+    check_low_rank(adapter)
+    _, places = places_in_file(adapter, source)
+    checked = _check_fingerprint(adapter, source, force=force)
+    made = _Made(adapter, source, places, type)
+    try:
+        with new_file(output) as temporary:
+            made.write(temporary)
+            survival = Survival(made.kept, {})
+            if survival.share < LEAST and not accept_loss:
+                raise SoraError(
+                    f"{shown_survival(survival, type)}: nothing was written",
+                    hint="--type f32 keeps all of it; --accept-loss writes it all the same",
+                )
+            made.check(temporary)
+    except OSError as error:
+        raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
+    return GgufMerged(len(places), made.copied, checked, survival)
+
+
+def _check_fingerprint(adapter: AdapterFile, source: Path, *, force: bool) -> bool:
+    """Return whether the base is known to be right; raise if it is known not to be."""
+    if adapter.base.fingerprint is None:
+        return False
+    if fingerprint(source) == adapter.base.fingerprint:
+        return True
+    if force:
+        return False
+    raise SoraError(
+        f"{source} holds other weights than the base the adapter was trained on",
+        where=f"that was: {adapter.base.path}",
+        hint="give the right one with --base, or merge all the same with --force",
+    )
+
+
+class _Made:
+    """The content of a merged file."""
+
+    def __init__(
+        self, adapter: AdapterFile, source: Path, places: dict[str, Place], type: str
+    ) -> None:
+        import gguf
+
+        self._adapter, self._reader = adapter, gguf.GGUFReader(source)
+        if self._reader.byte_order != "I":
+            raise SoraError(f"the numbers in {source} are in the other byte order",
+                            hint="name a file for this kind of machine")  # fmt: skip
+        self._type = gguf.GGMLQuantizationType[type.upper()]
+        self._file_type = {
+            "f32": gguf.LlamaFileType.ALL_F32,
+            "f16": gguf.LlamaFileType.MOSTLY_F16,
+            "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+        }[type]
+        self._changed = {f"{place.name}.weight": (path, place) for path, place in places.items()}
+        self._exact = type == "f32"  # but for the last bit of a sum
+        self._head = self._metadata() + self._directory()
+        self._digests: dict[str, bytes] = {}
+        self.kept: dict[str, Kept] = {}
+        self.copied = len(self._reader.tensors) - len(self._changed)
+
+    def write(self, file: Path) -> None:
+        """Write the file.
+
+        Raises:
+            SoraError: a result is not finite, or a type that the package cannot read.
+        """
+        with file.open("wb") as out:
+            out.write(self._head + self._padding(len(self._head)))
+            for tensor in self._reader.tensors:
+                data = self._data(tensor)
+                self._digests[tensor.name] = hashlib.sha256(data).digest()
+                out.write(data)
+                out.write(self._padding(data.nbytes))
+
+    def check(self, file: Path) -> None:
+        """Compare what was written with what was meant.
+
+        Raises:
+            SoraError: it reads back differently.
+        """
+        import gguf
+
+        back = gguf.GGUFReader(file)
+        same = back.data[: len(self._head)].tobytes() == self._head
+        for tensor in back.tensors if same else ():
+            same = same and hashlib.sha256(tensor.data).digest() == self._digests[tensor.name]
+        if not same:
+            raise SoraError("what was written reads back differently: is the disk all right?")
+
+    def _metadata(self) -> bytes:
+        """Return the base's file up to its list of tensors, with the new kind of file in it."""
+        content = bytearray(self._reader.data[: self._reader.tensors[0].field.offset])
+        field = self._reader.fields.get(_FILE_TYPE)
+        if field is not None:
+            *before, number = field.parts
+            start = field.offset + sum(part.nbytes for part in before)
+            content[start : start + number.nbytes] = int(self._file_type).to_bytes(
+                number.nbytes, "little"
+            )
+        return bytes(content)
+
+    def _directory(self) -> bytes:
+        """Return the list of tensors: the base's, with other types and places in the file."""
+        content, place = b"", 0
+        for tensor in self._reader.tensors:
+            kind, size = self._stored_as(tensor)
+            name_and_sides = tensor.field.parts[:4]
+            content += b"".join(part.tobytes() for part in name_and_sides)
+            content += struct.pack("<IQ", kind, place)
+            place += size + len(self._padding(size))
+        return content
+
+    def _stored_as(self, tensor: Any) -> tuple[int, int]:
+        """Return a tensor's type in the new file, and its bytes there.
+
+        Raises:
+            SoraError: its rows do not fit into blocks of the type.
+        """
+        import gguf
+
+        if tensor.name not in self._changed:
+            return tensor.tensor_type, int(tensor.n_bytes)
+        block, size = gguf.GGML_QUANT_SIZES[self._type]
+        columns = int(tensor.shape[0])
+        if columns % block:
+            raise SoraError(
+                f"{tensor.name} has rows of {columns} numbers, and {self._type.name} blocks of "
+                f"{block}",
+                hint="--type f16",
+            )
+        return self._type, int(tensor.n_elements) // block * size
+
+    def _padding(self, size: int) -> bytes:
+        return bytes(-size % int(self._reader.alignment))
+
+    def _data(self, tensor: Any) -> Any:
+        """Return a tensor as it is stored in the new file."""
+        import gguf
+
+        if tensor.name not in self._changed:
+            return np.ascontiguousarray(tensor.data)
+        path, place = self._changed[tensor.name]
+        factors = self._adapter.factors(path)
+        if place.rows is not None:
+            factors = LowRankFactors(factors.A, factors.B[place.rows])
+        base = torch.from_numpy(_numbers(tensor))
+        update = factors.B @ factors.A  # (out, in)
+        data = gguf.quantize((base + update).numpy(), self._type)
+        stored = torch.from_numpy(np.array(gguf.dequantize(data, self._type), np.float32))
+        if not bool(stored.isfinite().all()):
+            raise SoraError(f"'{path}': {tensor.name} is not finite once it is merged",
+                            hint="--type f32, or check the adapter with sora inspect")  # fmt: skip
+        change = stored.sub_(base)
+        noise = 0.0 if self._exact else inner(change, change)
+        self.kept[path] = Kept(inner(update, update), inner(change, update), noise)
+        return np.ascontiguousarray(data)
+
+
+def _numbers(tensor: Any) -> Any:
+    """Return a weight of the base in float32.
+
+    Raises:
+        SoraError: it has a type that the package gguf cannot read.
+    """
+    import gguf
+
+    try:
+        return np.array(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
+    except NotImplementedError as error:
+        raise SoraError(
+            f"{tensor.name} is stored as {tensor.tensor_type.name}, which the package gguf cannot "
+            "turn into numbers",
+            hint="llama.cpp's llama-quantize --allow-requantize writes another type",
+        ) from error

