@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import _completion
-from sora_cli.commands._options import Adapter, Force, Json, NoVerify, Output, Overrides
+from sora_cli.commands._export import export
+from sora_cli.commands._merge import merge
+from sora_cli.commands._options import (
+    Adapter,
+    Confidence,
+    Energy,
+    Force,
+    Json,
+    MaxParams,
+    MeanRank,
+    NoVerify,
+    Output,
+    Overrides,
+    Rank,
+)
 from sora_cli.core.checks import check_apart_from, check_needed
 from sora_cli.recipe.tolerance import CONFIDENCE
 
@@ -49,26 +63,10 @@ def prune(
     context: typer.Context,
     directory: Adapter,
     output: Output,
-    energy: Annotated[
-        float | None,
-        typer.Option("--energy", help="Keep this share of each layer's squared singular values."),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option("--rank", help="Keep at most this rank in each layer."),
-    ] = None,
-    max_params: Annotated[
-        int | None,
-        typer.Option(
-            "--max-params", help="Keep the strongest components within this many parameters."
-        ),
-    ] = None,
-    mean_rank: Annotated[
-        float | None,
-        typer.Option(
-            "--mean-rank", help="Keep the strongest components, this many per layer on average."
-        ),
-    ] = None,
+    energy: Energy = None,
+    rank: Rank = None,
+    max_params: MaxParams = None,
+    mean_rank: MeanRank = None,
     max_drop: Annotated[
         str | None,
         typer.Option(
@@ -78,14 +76,7 @@ def prune(
             "The exit code is 3 if no size is shown to.",
         ),
     ] = None,
-    confidence: Annotated[
-        float | None,
-        typer.Option(
-            "--confidence",
-            help="With --max-drop: how sure it is to be; default: 0.95.",
-            show_default=False,
-        ),
-    ] = None,
+    confidence: Confidence = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -146,99 +137,6 @@ def prune(
     )
 
 
-def export(
-    directory: Adapter,
-    output: Output,
-    layout: Annotated[
-        str,
-        typer.Option(
-            "--layout",
-            help="exact: each module at its own rank. padded: all at the largest, for programs "
-            "that ignore patterns (llama.cpp).",
-        ),
-    ] = "exact",
-    dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help="float32, bfloat16 or float16; default: as stored."),
-    ] = None,
-    as_json: Json = False,
-    force: Force = False,
-    no_verify: NoVerify = False,
-) -> int:
-    """Write any adapter as a plain LoRA, and say who can load it."""
-    from sora_cli.commands.export import export
-
-    return export(
-        directory,
-        output,
-        layout=layout,
-        dtype=dtype,
-        force=force,
-        verify=not no_verify,
-        as_json=as_json,
-    )
-
-
-def merge(
-    directory: Adapter,
-    output: Output,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", help="The base model, if it is not the one that the adapter names."),
-    ] = None,
-    untie: Annotated[
-        bool,
-        typer.Option(
-            "--untie", help="Merge into a weight that is tied to another: write both, untied."
-        ),
-    ] = False,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            help="Store all weights as float32, float16 or bfloat16; base: each as in the base. "
-            "An update much smaller than its weight is lost in 16 bits.",
-        ),
-    ] = "base",
-    rounding: Annotated[
-        str,
-        typer.Option(
-            "--round",
-            help="nearest, or stochastic: in 16 bits, keeps a small update on average and adds "
-            "noise.",
-        ),
-    ] = "nearest",
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", help="Of --round stochastic; default: 0.", show_default=False),
-    ] = None,
-    accept_loss: Annotated[
-        bool,
-        typer.Option(
-            "--accept-loss",
-            help="Merge also where less than 75 % of the update survives the rounding.",
-        ),
-    ] = False,
-    force: Force = False,
-    no_verify: NoVerify = False,
-) -> int:
-    """Fold an adapter into its base model, tensor by tensor."""
-    from sora_cli.commands.merge import merge
-
-    return merge(
-        directory,
-        output,
-        base=base,
-        force=force,
-        untie=untie,
-        dtype=dtype,
-        rounding=rounding,
-        seed=seed,
-        accept_loss=accept_loss,
-        verify=not no_verify,
-    )
-
-
 def verify(
     a: Annotated[
         str,
@@ -256,6 +154,7 @@ def verify(
             autocompletion=_completion.runs,
         ),
     ] = None,
+    overrides: Overrides = None,
     base: Annotated[
         str | None,
         typer.Option("--base", help="The base model, if it is not the one that the adapter names."),
@@ -277,7 +176,7 @@ def verify(
         typer.Option(
             "--certificate",
             help="A is a run of sora auto: score its sizes again, and compare them with its "
-            "certificate.",
+            "certificate. KEY=VALUE says where its data or model are by now: data.path=DIR.",
         ),
     ] = False,
     as_json: Json = False,
@@ -288,11 +187,12 @@ def verify(
     """
     from sora_cli.commands.verify import verify, verify_certificate
 
+    others = [*([] if b is None else [b]), *(overrides or [])]
     if certificate:
-        others = {"B": b, "--base": base, "--tolerance": tolerance}
-        check_apart_from("--certificate", [name for name, given in others.items() if given])
-        return verify_certificate(a, as_json=as_json)
-    return verify(a, b, base=base, dtype=dtype, tolerance=tolerance, as_json=as_json)
+        options = {"--base": base, "--tolerance": tolerance}
+        check_apart_from("--certificate", [name for name, given in options.items() if given])
+        return verify_certificate(a, others, as_json=as_json)
+    return verify(a, others, base=base, dtype=dtype, tolerance=tolerance, as_json=as_json)
 
 
 def push(

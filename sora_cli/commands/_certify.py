@@ -1,4 +1,4 @@
-"""Checks and words of `sora prune --max-drop`: the promise, the sizes tried, the verdict."""
+"""Checks and words of `--max-drop`: the promise, the sizes tried, the verdict."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sora_cli.core.console import count, emit, emit_table, say
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.families import main_metric
+from sora_cli.recipe.tolerance import check_drop, parse_drop
 
 if TYPE_CHECKING:
+    from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
     from sora_cli.run.certify.choice import Point, Search
 
@@ -17,6 +19,27 @@ if TYPE_CHECKING:
 def metric_of(recipe: Recipe) -> str:
     """Return the metric that chooses, of which a drop is allowed."""
     return main_metric(recipe.task.options.metrics, recipe.task.options.best_metric)
+
+
+def measured(
+    max_drop: float | str, recipe: str | None, overrides: Sequence[str], confidence: float
+) -> tuple[LoadedRecipe, float]:
+    """Return the recipe that a drop is measured with, and the drop in its metric's unit.
+
+    Raises:
+        SoraError: no such drop, confidence or recipe.
+    """
+    check_drop(max_drop)
+    check_confidence(confidence)
+    if recipe is None:
+        raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
+    from sora_cli.recipe.load import load_recipe
+    from sora_cli.run.preflight import check_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    drop = parse_drop(max_drop, metric_of(loaded.recipe))
+    check_recipe(loaded.recipe, model=False)  # the adapter's own base model is loaded
+    return loaded, drop
 
 
 def check_confidence(confidence: float) -> None:
@@ -48,7 +71,10 @@ def show_search(search: Search[Any]) -> None:
     emit_table(
         f"tried on {search.split}",
         ["components", "parameters", search.metric, "drop", "at most", ""],
-        [_row(point, whole=place == 0) for place, point in enumerate(search.points)],
+        [
+            _model_row(point) if search.outside and not place else _row(point, whole=not place)
+            for place, point in enumerate(search.points)
+        ],
     )
     for line in verdict_lines(search):
         emit(line)
@@ -71,9 +97,10 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
             f"certified: {chosen} lose at most {bound.upper:.4f} of {search.metric}, within "
             f"{promise}, with confidence {confidence}, on rows like these{about}"
         ]
+    but = "but" if search.chosen.drop <= search.promise else "and"
     return [
         f"NOT certified: {chosen} lose {search.chosen.drop:.4f} of {search.metric} on these rows, "
-        f"but the rows do not show that it is at most {promise}, with confidence {confidence}",
+        f"{but} the rows do not show that it is at most {promise}, with confidence {confidence}",
         *_carried(search),
     ]
 
@@ -107,6 +134,10 @@ def _row(point: Point, *, whole: bool) -> list[str]:
         upper,
         "whole" if whole else _mark(point),
     ]
+
+
+def _model_row(point: Point) -> list[str]:
+    return ["", "", f"{point.score:.4f}", "", "", "the model"]
 
 
 def _mark(point: Point) -> str:

@@ -3,7 +3,8 @@
 The sizes follow from the adapter's own: a half, a quarter and an eighth of its parameters. Each is
 a run of its own in OUT/sizes/, cut from the adapter that is given; no row that tests it chooses its
 checkpoint. They are tested the largest first; the first that fails ends it, and smaller ones are
-not trained. The run that is chosen is copied to OUT, which is then a run as any other.
+not trained. The run that is chosen is copied to OUT, which is then a run as any other. Of several
+processes that train together the first one's scores decide, and it writes the files.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import holds_only, locked
-from sora_cli.core.processes import world_size
+from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.recipe.tolerance import check_drop, parse_drop
 from sora_cli.report import FILE_NAME, HISTORY_FILE
@@ -78,7 +79,7 @@ def heal_sizes(
         not give its outputs.
 
     Raises:
-        SoraError: bad input, an output that is something else, several processes.
+        SoraError: bad input, an output that is something else.
     """
     check_rules(rules)
     check_drop(rules["max_drop"])
@@ -86,9 +87,6 @@ def heal_sizes(
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
-    if world_size() > 1:
-        raise SoraError("--max-drop with --heal trains in one process", hint="start it without "
-                        "torchrun; or choose a size: --mean-rank 2 --heal 100")  # fmt: skip
     runs = _recipes(directory, output, steps, recipe, overrides)
     promise = parse_drop(rules["max_drop"], metric_of(runs[0][0].recipe))
     with locked(output):
@@ -97,10 +95,11 @@ def heal_sizes(
             search = _tested(directory, runs, train, promise, confidence)
         except _NotVerifiedError as error:
             return error.code
-        _publish(output, search.key, directory)
-        record = certified_facts(search) | {"max_drop": promise}
-        record["sizes"] = [asdict(point) for point in search.points]
-        write_text_atomic(output / RECORD, json.dumps(record, indent=2) + "\n")
+        if is_main():
+            _publish(output, search.key, directory)
+            record = certified_facts(search) | {"max_drop": promise}
+            record["sizes"] = [asdict(point) for point in search.points]
+            write_text_atomic(output / RECORD, json.dumps(record, indent=2) + "\n")
     show_search(search)
     say_unseen_rows(search)
     say(f"wrote {output}")
@@ -111,9 +110,11 @@ def _recipes(
     directory: Path, output: Path, steps: int, recipe: str | None, overrides: Sequence[str]
 ) -> list[tuple[LoadedRecipe, list[str]]]:
     """Return the recipe of each size, the largest first, with the words that stand for it."""
+    from sora_cli.adapter.directory import check_low_rank
     from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory) as file:
+        check_low_rank(file)
         whole, least = file.parameters, min((sum(s) for s in file.shapes.values()), default=0)
     budgets = [whole // share for share in _SHARES if whole // share >= max(least, 1)]
     if not budgets:
@@ -144,19 +145,21 @@ def _tested(
     with importing():
         from sora_cli.adapter.directory import read_adapter
         from sora_cli.adapter.reading import open_adapter
+        from sora_cli.experiments.auto.search import decided
         from sora_cli.run.certify.choice import Candidate, choose
         from sora_cli.run.search import say_carried, scores_of
 
     recipe = runs[0][0].recipe
 
     def scored(place: Path) -> tuple[Candidate[Path], str]:
+        """Score an adapter on all processes; the first one's scores are everybody's."""
         with open_adapter(place) as file:
             components, parameters = sum(file.ranks[path] for path in file.paths), file.parameters
         scores, split = scores_of(read_adapter(place), recipe)
-        return Candidate(place, components, parameters, scores), split
+        return decided((Candidate(place, components, parameters, scores), split))
 
     def healed(run: tuple[LoadedRecipe, list[str]]) -> Candidate[Path]:
-        code = train(*run)
+        code = decided(train(*run))  # others wait here until the first one has written its files
         if code != OK:
             raise _NotVerifiedError(code)
         return scored(run[0].output_dir)[0]

@@ -48,17 +48,17 @@ def inspect(directories: Sequence[Path], *, as_json: bool) -> None:
 
 def _facts(directory: Path) -> dict[str, Any]:
     from sora_cli.adapter.facts import facts_of
-    from sora_cli.adapter.reading import open_adapter
+    from sora_cli.adapter.foreign.opening import open_any
 
-    with open_adapter(directory) as file:
+    with open_any(directory, for_show=True) as file:
         return facts_of(file)
 
 
 def _compare(first: Path, second: Path) -> Comparison:
     from sora_cli.adapter.comparing import compare
-    from sora_cli.adapter.reading import open_adapter
+    from sora_cli.adapter.foreign.opening import open_any
 
-    with open_adapter(first) as a, open_adapter(second) as b:
+    with open_any(first, for_show=True) as a, open_any(second, for_show=True) as b:
         return compare(a, b)
 
 

@@ -34,6 +34,29 @@ Adapter = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Energy = Annotated[
+    float | None,
+    typer.Option("--energy", help="Keep this share of each layer's squared singular values."),
+]
+Rank = Annotated[int | None, typer.Option("--rank", help="Keep at most this rank in each layer.")]
+MaxParams = Annotated[
+    int | None,
+    typer.Option("--max-params", help="Keep the strongest components within this many parameters."),
+]
+MeanRank = Annotated[
+    float | None,
+    typer.Option(
+        "--mean-rank", help="Keep the strongest components, this many per layer on average."
+    ),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(
+        "--confidence",
+        help="With --max-drop: how sure it is to be; default: 0.95.",
+        show_default=False,
+    ),
+]
 Code = Annotated[
     list[Path] | None,
     typer.Option("--code", help="A Python file with adapter methods of your own; repeatable."),

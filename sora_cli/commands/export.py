@@ -1,35 +1,65 @@
-"""`sora export`: any adapter as a plain LoRA, in the layout that another program needs."""
+"""`sora export`: any adapter as a plain LoRA, in the form that another program needs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from functools import reduce
+from operator import add
 from pathlib import Path
+from shlex import quote
 
 from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
+from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
-from sora_cli.core.checks import LAYOUTS, STORED, check_apart, check_choice
+from sora_cli.commands._gguf import check_gguf_place
+from sora_cli.commands._losses import emit_losses, module_facts
+from sora_cli.core.checks import (
+    FORMATS,
+    GGUF_TYPES,
+    LAYOUTS,
+    STORED,
+    check_apart,
+    check_apart_from,
+    check_choice,
+    check_needed,
+    check_rules,
+)
 from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
+from sora_cli.model.files import SORA_FILE
 
 
 def export(
     directory: Path,
     output: Path,
     *,
-    layout: str,
-    dtype: str | None,
-    force: bool,
+    layout: str | None = None,
+    dtype: str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    form: str = FORMATS[0],
+    type: str | None = None,
+    base: str | None = None,
+    force: bool = False,
     verify: bool = True,
     as_json: bool = False,
 ) -> int:
     """Write an adapter as a plain LoRA, and say who can load it.
 
     Args:
-        directory: an adapter directory, ours or PEFT's LoRA, rsLoRA or AdaLoRA, or a run directory.
-        output: directory to write.
-        layout: "exact" or "padded"; see `sora_cli.adapter.export`.
+        directory: an adapter directory, ours or one of PEFT's, or a run directory; or another
+            program's file or directory.
+        output: directory to write, or the GGUF file.
+        layout: "exact" (None) or "padded"; see `sora_cli.adapter.export`.
         dtype: of the factors; None: as they are stored.
+        rank: cut each module to this rank at most; None: nothing is lost.
+        energy: cut each module to this share of its squared singular values.
+        form: "peft", or "gguf": one file for llama.cpp, without a layout or a dtype.
+        type: of the factors in a GGUF file, "f32" (None) or "f16".
+        base: for a GGUF file: the base model, if it is not where the adapter says; for another
+            program's file: the model whose layers its names are.
         force: replace an adapter that is at `output`.
         verify: compare the outputs of both, where memory allows and the base is here.
         as_json: print what was written, and who can load it, as JSON.
@@ -40,31 +70,113 @@ def export(
     Raises:
         SoraError: bad input, or an output that exists.
     """
+    check_choice("format", form, FORMATS)
+    if form == "gguf":
+        given = {"--layout": layout, "--dtype": dtype, "--rank": rank, "--energy": energy}
+        given |= {"--no-verify": None if verify else "given"}
+        check_apart_from(
+            "--format gguf", [name for name, value in given.items() if value is not None]
+        )
+        return _export_gguf(directory, output, type=type, base=base, force=force, as_json=as_json)
+    check_needed("--format gguf", {"--type": type is not None})
+    layout = layout or LAYOUTS[0]
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
+    check_rules({"rank": rank, "energy": energy})
     read = locate_adapter(directory, missing="there is no adapter to export")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     check_adapter_place(output, force=force)
     from sora_cli.adapter.export import export_adapter
 
-    done = export_adapter(directory, output, layout=layout, dtype=dtype, force=force)
+    done = export_adapter(
+        directory,
+        output,
+        layout=layout,
+        dtype=dtype,
+        rank=rank,
+        energy=energy,
+        force=force,
+        base=base,
+    )
     say_notes(done.notes)
     head = f" and the head ({', '.join(done.head_modules)})" if done.head_modules else ""
+    head += f" and {done.biases} biases" if done.biases else ""
     if as_json:
-        facts = {**dataclasses.asdict(done), "layout": layout}
+        facts = {**dataclasses.asdict(done), "layout": layout, "losses": module_facts(done.losses)}
         emit(json.dumps(facts, indent=2, default=str))
     else:
+        if done.losses:
+            emit_losses(done.losses, reduce(add, done.losses.values()), before="rank")
+        program = "" if done.format is None else f" ({done.format})"
         emit(
-            f"{done.kind} of {done.modules} modules{head}, rank {done.rank} at most: "
+            f"{done.kind}{program} of {done.modules} modules{head}, rank {done.rank} at most: "
             f"{layout} layout, {done.dtype}"
         )
         for consumer in done.consumers:
             loads = "yes" if consumer.loads else "no "
             emit(f"  {consumer.name + ':':<13} {loads}  {printable(consumer.advice)}")
     say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}")
+    if any(loss.dropped for loss in done.losses.values()):
+        say(f"not verified: what was cut is lost; to see how much of the effect is left: "
+            f"sora verify {quote(str(directory))} {quote(str(output))}")  # fmt: skip
+        return OK
     if not verify:
         return OK
+    if done.format is not None:
+        return _check_written(output)
     from sora_cli.verify.self_check import self_check
 
     return self_check(directory, output)
+
+
+def _export_gguf(
+    directory: Path,
+    output: Path,
+    *,
+    type: str | None,
+    base: str | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    check_choice("type", type or GGUF_TYPES[0], GGUF_TYPES)
+    read = locate_adapter(directory, missing="there is no adapter to export")
+    say_notes(result_remarks(read))
+    check_apart(output, *with_base(read), *([Path(base)] if base else []))
+    check_gguf_place(output, force=force)
+    from sora_cli.adapter.gguf_lora import export_gguf
+
+    done = export_gguf(directory, output, type=type or GGUF_TYPES[0], base=base)
+    say_notes(done.notes)
+    command = f"llama-server -m BASE.gguf --lora {quote(str(output))}"
+    if as_json:
+        facts = {**dataclasses.asdict(done), "format": "gguf", "command": command}
+        emit(json.dumps(facts, indent=2, default=str))
+    else:
+        ranks = done.ranks.values()
+        shown = f"rank {max(ranks)}" if len(set(ranks)) == 1 else f"ranks {min(ranks)}-{max(ranks)}"
+        order = f", rows of {done.permuted} in llama.cpp's order" if done.permuted else ""
+        emit(f"{done.kind} of {len(ranks)} modules of a {done.architecture} model, {shown}: "
+             f"{done.type}, alpha {done.alpha}{order}")  # fmt: skip
+        emit(f"  {printable(command)}")
+    say(f"wrote {output}: {size(done.sizes[1])}, was {size(done.sizes[0])}; read back and compared")
+    return OK
+
+
+def _check_written(output: Path) -> int:
+    """Load what was made of another program's file, whose outputs cannot be compared with.
+
+    Its numbers were: whatever is written is read back.
+    """
+    from sora_cli.adapter.consumers import base_configuration
+
+    base = read_sora_file(output / SORA_FILE)[1]
+    if base is None or not base.path:
+        say("not loaded: no base model is known; add --base MODEL")
+        return OK
+    if DIFFUSERS_CLASS in (base_configuration(base) or {}):
+        say(f"not loaded: {base.path} is a model of diffusers, which this program cannot run")
+        return OK
+    from sora_cli.verify.self_check import self_check
+
+    return self_check(output)

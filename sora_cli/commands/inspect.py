@@ -14,6 +14,7 @@ from sora_cli.adapter.ranks import Rank, RankMap, rank_map
 from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
 
 
 def inspect(
@@ -57,9 +58,9 @@ def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool) -> 
 
 def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
     from sora_cli.adapter.facts import facts_of
-    from sora_cli.adapter.reading import open_adapter
+    from sora_cli.adapter.foreign.opening import open_any
 
-    with open_adapter(directory) as file:
+    with open_any(directory, for_show=True) as file:
         facts = facts_of(file)
     ranks = {path: rank["live"] for path, rank in facts["ranks"].items()}
     start = {path: rank["start"] for path, rank in facts["ranks"].items()}
@@ -126,7 +127,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the name and value of each line below the table."""
     modules, effective, base = facts["modules"], facts["effective_rank"], facts["base"]
     lines = [
-        ("method", facts["method"] or f"{facts['kind']}, written by another tool"),
+        ("method", facts["method"] or f"{facts['kind']}, {_writer(facts)}"),
         ("base", (base["path"] or "not recorded") + _revision(base)),
         ("components", _share(**facts["components"])),
         ("modules", f"{modules['all'] - modules['dead']} of {modules['all']} alive"),
@@ -140,17 +141,33 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
                   f"{_saving(facts, 'energy_99')} with --energy 0.99"),
         *_cut_lines(facts),
     ]  # fmt: skip
+    if facts["rescaled"] or facts["tokens"]:
+        lines = [line for line in lines if line[0] != "prune"]
     if facts["head_modules"]:
         head = (
             f"{', '.join(facts['head_modules'])}: {count(facts['parameters']['head'])} parameters"
         )
         lines.append(("head", head))
+    if facts["biases"]:
+        trained = facts["biases"]
+        lines.append(("biases", f"{count(len(trained))} of the base model, such as {trained[0]}"))
+    if facts["rescaled"]:
+        lines.append(("rescaled", f"{count(facts['rescaled'])} modules, output by output (DoRA): "
+                                  "the numbers above are of their low-rank part"))  # fmt: skip
+    for path, rows in facts["tokens"].items():
+        lines.append(("tokens", f"{count(rows)} rows of {path}, trained in full"))
+    for form in dict.fromkeys(facts["forms"].values()):
+        paths = [path for path, other in facts["forms"].items() if other == form]
+        lines.append((form.partition(" ")[0], f"{first_few(paths)}{form.partition(' ')[2]}"))
     task = facts["task"] or facts["task_type"]
     if task:
         labels = f" ({', '.join(facts['labels'])})" if facts["labels"] else ""
         lines.append(("task", f"{task}{labels}"))
     lines += [(c["name"], ("" if c["loads"] else "no: ") + c["advice"]) for c in facts["consumers"]]
     lines += [("serve", f"{s['name']}: {'; '.join(s['commands'])}") for s in facts["servers"]]
+    if facts["format"]:
+        export = f"sora export {quote(facts['directory'])} -o DIR --base MODEL"
+        lines.append(("PEFT", f"no: {export} makes an adapter of it"))
     lines += [("note", note) for note in facts["notes"]]
     lines += [("then", _step(entry)) for entry in facts["lineage"]]
     return lines
@@ -161,10 +178,20 @@ def _cut_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"cut to {cut['share']:.0%}",
          f"mean rank {cut['mean_rank']:.2f}, at most {max(cut['ranks'].values())}, "
-         f"{cut['energy']:.1%} of ||dW||²: sora prune {quote(facts['directory'])} -o OUT "
-         f"--max-params {cut['max_params']}")
+         f"{cut['energy']:.1%} of ||dW||²{_prune(facts, cut)}")
         for cut in facts["cuts"]
     ]  # fmt: skip
+
+
+def _prune(facts: dict[str, Any], cut: dict[str, Any]) -> str:
+    """Return how to have a cut; other programs' files become a PEFT adapter first."""
+    if facts["format"]:
+        return ""
+    return f": sora prune {quote(facts['directory'])} -o OUT --max-params {cut['max_params']}"
+
+
+def _writer(facts: dict[str, Any]) -> str:
+    return f"a file of {facts['format']}" if facts["format"] else "written by another tool"
 
 
 def _share(live: int, start: int) -> str:

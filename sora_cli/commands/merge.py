@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.core.checks import MERGED, ROUNDINGS, check_apart, check_choice
+from sora_cli.commands._gguf import merge_gguf
+from sora_cli.core.checks import (
+    MERGED,
+    MODEL_FORMATS,
+    ROUNDINGS,
+    check_apart,
+    check_apart_from,
+    check_choice,
+    check_needed,
+)
 from sora_cli.core.console import count, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
@@ -27,6 +36,8 @@ def merge(
     *,
     base: str | None,
     force: bool,
+    form: str = MODEL_FORMATS[0],
+    type: str | None = None,
     untie: bool = False,
     dtype: str = MERGED[0],
     rounding: str = ROUNDINGS[0],
@@ -41,6 +52,8 @@ def merge(
         output: directory to write.
         base: the base model, where it is not the one the adapter names.
         force: replace a model at `output`, and take a base that is not the one trained on.
+        form: "checkpoint", or "gguf": the base model's GGUF file with the adapter in it.
+        type: of changed weights in a GGUF file.
         untie: change a weight that is tied to another, and untie them.
         dtype: of all floating-point tensors that are written; "base": of each as it is there.
         rounding: "nearest" or "stochastic".
@@ -56,6 +69,15 @@ def merge(
         SoraError: bad input, a base that does not fit, an output that exists, or an update of which
             rounding would leave too little.
     """
+    check_choice("format", form, MODEL_FORMATS)
+    if form == "gguf":
+        given = {"--untie": untie, "--dtype": dtype != MERGED[0], "--seed": seed is not None,
+                 "--round": rounding != ROUNDINGS[0], "--no-verify": not verify}  # fmt: skip
+        check_apart_from("--format gguf", [name for name, is_given in given.items() if is_given])
+        return merge_gguf(
+            directory, output, base=base, type=type, force=force, accept_loss=accept_loss
+        )
+    check_needed("--format gguf", {"--type": type is not None})
     check_choice("dtype", dtype, MERGED)
     check_choice("rounding", rounding, ROUNDINGS)
     if seed is not None and rounding != "stochastic":
@@ -81,8 +103,10 @@ def merge(
         with _bar(plan.weights) as progress:
             merged = plan.write(progress)
         _notes(merged)
-        modules = adapter.head_modules
+        modules, biases = adapter.head_modules, adapter.biases
     head = f" and the head ({', '.join(modules)})" if modules else ""
+    head += f" and {count(len(biases))} biases" if biases else ""
+    head += "".join(f" and {count(len(r))} rows of {p}" for p, (r, _) in adapter.tokens.items())
     say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
     lossy = _tell_what_is_left(merged, storing)
     say(f"wrote {output}")

@@ -22,7 +22,7 @@ from sora_cli.experiments.path.record import FILE_NAME, PICTURE, STAGES, PathRep
 from sora_cli.experiments.path.table import control_table, stage_table
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
-from sora_cli.recipe.recipe import OutputBlock
+from sora_cli.recipe.output import OutputBlock
 from sora_cli.run.output import check_base_apart, check_own, clear_page, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 

@@ -14,8 +14,7 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands._certify import (
     certified_facts,
-    check_confidence,
-    metric_of,
+    measured,
     say_unseen_rows,
     show_search,
 )
@@ -24,7 +23,7 @@ from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.timing import importing
-from sora_cli.recipe.tolerance import CONFIDENCE, check_drop, parse_drop
+from sora_cli.recipe.tolerance import CONFIDENCE
 
 if TYPE_CHECKING:
     from sora_cli.adapter.directory import Adapter
@@ -94,10 +93,11 @@ def prune(
     check_apart(output, *with_base(read))
     check_adapter_place(output, force=force)
     from sora_cli.adapter.companions import copy_processor
-    from sora_cli.adapter.directory import lazy_adapter, write_adapter
+    from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
     from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory) as file:
+        check_low_rank(file)
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
         search = None if loaded is None else _search(adapter, loaded, rule, confidence)
         layers, losses = _pruned(file, adapter, rule, search)
@@ -129,7 +129,7 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
     """Return the dtype as stored, unless a lossless copy would round the folded scaling in it."""
     if file.dtype in {"float32", "float64"}:
         return "float32"
-    exact = not file.config.is_adalora and all(
+    exact = file.config.is_plain and all(
         math.frexp(file.config.scaling(path))[0] == 0.5  # a power of two
         for path in file.paths
     )
@@ -147,16 +147,7 @@ def _measured(
                 "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
             )
         return None, rule
-    check_drop(rule.max_drop)
-    check_confidence(confidence)
-    if recipe is None:
-        raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
-    from sora_cli.recipe.load import load_recipe
-    from sora_cli.run.preflight import check_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    drop = parse_drop(rule.max_drop, metric_of(loaded.recipe))
-    check_recipe(loaded.recipe, model=False)  # the adapter's own base model is loaded
+    loaded, drop = measured(rule.max_drop, recipe, overrides, confidence)
     return loaded, dataclasses.replace(rule, max_drop=drop)
 
 

@@ -19,6 +19,7 @@ from sora_cli.recipe.library import (
     recipe_names,
     recipe_title,
     recipes_dir,
+    sweep_code,
     sweep_files,
     sweep_names,
 )
@@ -43,14 +44,14 @@ def show_recipe(name: str) -> None:
 
 
 def copy_recipes(names: Sequence[str], to: Path, *, force: bool) -> None:
-    """Copy recipes with what they extend and the schema; without names all, and the sweeps.
+    """Copy recipes with what they extend and the schema; without names all, and all of the sweeps.
 
     Raises:
         SoraError: an unknown name, or a file with other content is in the way.
     """
     root = recipes_dir().resolve()
     recipes = [_packaged(name) for name in names or recipe_names()]
-    sweeps = [] if names else sweep_files()
+    sweeps = [] if names else [*sweep_files(), *sweep_code()]
     sources = [*_with_bases(recipes), *sweeps, root / SCHEMA_FILE]
     pairs = [(source, to / source.resolve().relative_to(root)) for source in sources]
     if not force:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
-from sora_cli.core.checks import check_comparison
+from sora_cli.core.checks import check_apart_from, check_comparison
 from sora_cli.core.console import count, emit, emit_table, printable, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def verify(
     a: str,
-    b: str | None,
+    others: list[str],
     *,
     base: str | None,
     dtype: str,
@@ -31,7 +31,8 @@ def verify(
     """Compare the outputs of two adapters or models on fixed inputs; return the exit code.
 
     Args:
-        a, b: adapter, run or model directories, or Hub ids; `b` None: `a` in a fresh process.
+        a: an adapter, run or model directory, or a Hub id.
+        others: another one; none: `a` in a fresh process.
         base: the base model, where it is not the one the adapter names.
         dtype: number format to compute in.
         tolerance: largest relative difference that counts as the same.
@@ -41,6 +42,9 @@ def verify(
         SoraError: something that is not there, cannot be loaded, or cannot be compared.
     """
     check_comparison(dtype, tolerance)
+    b = others[0] if others else None
+    if len(others) > 1:
+        raise SoraError(f"'{others[1]}' goes with --certificate only", hint="sora verify A B")
     for reference in filter(None, (a, b)):
         say_notes(result_remarks(check_target(reference, "sora verify {}")))
         place = Path(reference).expanduser()
@@ -56,12 +60,16 @@ def verify(
     return done.judgement.exit_code
 
 
-def verify_certificate(run: str, *, as_json: bool) -> int:
+def verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int:
     """Score the sizes of a run of `sora auto` again; return the exit code.
+
+    Args:
+        overrides: of its recipe: where its data or model are by now.
 
     Raises:
         SoraError: no certificate, or something it is of that is not there.
     """
+    check_apart_from("--certificate", ["B" for word in overrides if "=" not in word][:1])
     place = Path(run).expanduser()
     if read_certificate(place) is None:
         raise SoraError(
@@ -69,7 +77,7 @@ def verify_certificate(run: str, *, as_json: bool) -> int:
         )
     with importing():
         from sora_cli.verify.certificate import recheck
-    found, done = recheck(place)
+    found, done = recheck(place, overrides)
     if as_json:
         facts = json.loads(done.model_dump_json())  # NaN is null
         emit(json.dumps({**facts, "verdict": done.verdict.value}, indent=2))

@@ -1,4 +1,4 @@
-"""The sum W + B A, computed in blocks of a tensor's rows that are read, changed and written.
+"""The sum W + dW, computed in blocks of a tensor's rows that are read, changed and written.
 
 What the rounding of the sum leaves of the update is measured block by block, too.
 
@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods.updates import Rescaled, Update
 from sora_cli.core.errors import SoraError
-from sora_cli.merge.incoming import Content, Update
+from sora_cli.merge.incoming import Content
 from sora_cli.merge.plan import NARROW, Item
 from sora_cli.merge.rounding import Kept, Storing, inner, round_stochastically
 from sora_cli.model.tensors import dtype_name, torch_dtype
@@ -59,40 +60,58 @@ class Blocks:
             count = torch.Size(item.shape).numel()
             blocks = -(-count // _BLOCK)
         else:
-            count = item.shape[0]
+            count = item.rows
             blocks = -(-count // _most_rows(item))
         # none is much smaller than the others; an empty tensor has none
         edges = [k * count // max(blocks, 1) for k in range(blocks + 1)]
         return list(pairwise(edges))
 
-    def add(self, item: Item, update: Update, rows: Range, source: int) -> Made:
+    def add(
+        self, item: Item, update: Update, rows: Range, source: int, *, measured: bool = False
+    ) -> Made:
         """Read rows of a weight, add the update's in float32 (float64 if W is), cast them once.
 
         The product comes first, then the scaling, then the sum: as PEFT does it.
 
         Args:
             source: descriptor of the base's file.
+            measured: the update's own square is known: see `Update.squared`.
 
         Returns:
             The bytes to write, whose place this thread's next block takes, and what is left of the
-            update in them, without the update's own square; see `rounding.squared_norm`.
+            update in them, without the update's own square where that is known.
 
         Raises:
             SoraError: the result is not finite, or the file got shorter meanwhile.
         """
-        (start, stop), columns = rows, item.shape[1]
+        (start, stop), columns = rows, item.columns
         shape = (stop - start, columns)
         base = self._base(item, start * columns, shape, source)
-        delta = self._product(update, rows, transposed=item.transposed)
         raw, total = self._buffers.view("total", base.dtype, shape)
-        torch.add(base, delta, out=total)
+        memory = self._buffers.view("delta", torch.float32, shape)[1]
+        delta = update.add(base, rows, memory, total, transposed=item.transposed)
         if total.dtype != _dtype(item):
             raw = self._store(item, total, start * columns)
         change = torch.sub(total, base, out=base)
         along = inner(change.float(), delta)
         if not math.isfinite(along):
             _check(total, _dtype(item), item)
-        return raw, Kept(0.0, along, self._square(item, change))
+        own = 0.0 if measured else inner(delta, delta)
+        return raw, Kept(own, along, self._square(item, change))
+
+    def whole(self, item: Item, update: Update, source: int) -> Update:
+        """Return an update that has seen all of a weight, where it must before a row is changed."""
+        if not isinstance(update, Rescaled) or not update.unknown(transposed=item.transposed):
+            return update
+        squares = torch.zeros(item.columns, dtype=torch.float64)
+        for rows in self.ranges(item):
+            (start, stop), columns = rows, item.columns
+            shape = (stop - start, columns)
+            base = self._base(item, start * columns, shape, source)
+            memory = self._buffers.view("delta", torch.float32, shape)[1]
+            delta = update.delta(rows, memory, transposed=item.transposed)
+            squares += (base + delta).double().square().sum(0)
+        return update.with_norms(squares)
 
     def replace(
         self, item: Item, content: Content, numbers: Range, source: int | None, base: int | None
@@ -174,19 +193,6 @@ class Blocks:
         noisy = item.dtype in NARROW and (other or self._storing.rounding == "stochastic")
         return inner(change, change) if noisy else 0.0
 
-    def _product(self, update: Update, rows: Range, *, transposed: bool) -> Tensor:
-        """Return rows of `(B A) * scaling`, or of its transpose."""
-        a, b = update.A, update.B
-        if transposed:
-            a = a[:, slice(*rows)]
-        else:
-            b = b[slice(*rows)]
-        out = self._buffers.view("delta", torch.float32, (b.shape[0], a.shape[1]))[1]
-        delta = torch.mm(b, a, out=out)
-        if update.scaling != 1:
-            delta.mul_(update.scaling)
-        return delta.T if transposed else delta
-
     @property
     def _buffers(self) -> _Buffers:
         """Return this thread's buffers."""
@@ -232,14 +238,14 @@ def _sizes(items: list[Item]) -> dict[str, int]:
 
 def _most_rows(item: Item) -> int:
     """Return the most rows of a weight that are in a block."""
-    columns = item.shape[1]
+    columns = item.columns
     return max(_BLOCK // columns, min(_ROWS, _LARGEST_BLOCK // columns), 1)
 
 
 def _numbers(item: Item) -> int:
     """Return how many numbers the largest block of a tensor has."""
     numbers = torch.Size(item.shape).numel()
-    most = _BLOCK if item.update is None else _most_rows(item) * item.shape[1]
+    most = _BLOCK if item.update is None else _most_rows(item) * item.columns
     return min(most, numbers)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors
+from methods.updates import Product, Rescaled, Update
 from sora_cli.adapter.directory import Adapter, lazy_adapter
 from sora_cli.adapter.reading import AdapterFile
 from sora_cli.core.errors import SoraError
@@ -26,17 +27,6 @@ _CHUNK = 2**22  # bytes
 
 
 @dataclass(frozen=True)
-class Update:
-    """One layer's update `(B A) * scaling`, to be multiplied in this order."""
-
-    A: Tensor
-    """(r, in), float32."""
-    B: Tensor
-    """(out, r), float32."""
-    scaling: float
-
-
-@dataclass(frozen=True)
 class Incoming:
     """An adapter, in memory or in its file.
 
@@ -44,13 +34,15 @@ class Incoming:
         outline: the adapter with its tensors on torch's meta device: shapes without numbers.
         update: reads the update of a module.
         head: finds a parameter that is stored in full.
-        factors: reads a module's factors with the scaling in B.
+        factors: reads a module's factors with the scaling in B; only of a `Product`.
+        numbers: of all that is in memory of the largest update.
     """
 
     outline: Adapter
     update: Callable[[str], Update]
     head: Callable[[str], Content]
     factors: Callable[[str], LowRankFactors]
+    numbers: int
 
     def digest(self) -> str:
         """Return the SHA-256 of what merging adds: nonzero factors in float32, and the head.
@@ -67,16 +59,23 @@ class Incoming:
         halves = {f"{path}.{half}": (path, half) for path in self.outline.layers for half in "AB"}
 
         @lru_cache(maxsize=1)  # the two halves of a pair follow each other
-        def live(path: str) -> LowRankFactors:
-            return self.factors(path).drop_zeros()
+        def live(path: str) -> tuple[Tensor, ...]:
+            update = self.update(path)
+            if not isinstance(update, Product):
+                return update.tensors()
+            factors = self.factors(path).drop_zeros()
+            return (factors.A, factors.B) if factors.rank else ()
 
+        for path in sorted(self.outline.token_rows):
+            for tensor in self.update(path).tensors():
+                add(f"{path}.tokens", tensor, tensor)
         for name in sorted({**self.outline.head, **halves}):
             if name not in halves:
                 add(name, self.outline.head[name], self.head(name))
                 continue
             path, half = halves[name]
-            if live(path).rank:
-                tensor = live(path).A if half == "A" else live(path).B
+            tensors = live(path)
+            for tensor in tensors[:1] if half == "A" else tensors[1:]:
                 add(name, tensor, tensor)
         return digest.hexdigest()
 
@@ -98,13 +97,19 @@ def _from_memory(adapter: Adapter) -> Incoming:
         return LowRankFactors(_plain(f.A), _plain(f.B))
 
     def update(path: str) -> Update:
-        f = factors(path)
-        return Update(f.A, f.B, 1.0)
+        if path in adapter.token_rows:
+            return adapter.token_rows[path]
+        f, magnitude = factors(path), adapter.magnitudes.get(path)
+        product = Product(f.A, f.B)
+        return product if magnitude is None else Rescaled(product, _plain(magnitude))
 
     layers = {p: _outline(f.B.shape[0], f.rank, f.A.shape[1]) for p, f in adapter.layers.items()}
     head = {name: torch.empty_like(t, device="meta") for name, t in adapter.head.items()}
     outline = dataclasses.replace(adapter, layers=layers, head=head)
-    return Incoming(outline, update, lambda name: adapter.head[name].detach().cpu(), factors)
+    numbers = max(f.parameters for f in adapter.layers.values())
+    return Incoming(
+        outline, update, lambda name: adapter.head[name].detach().cpu(), factors, numbers
+    )
 
 
 def _from_file(file: AdapterFile) -> Incoming:
@@ -121,7 +126,11 @@ def _from_file(file: AdapterFile) -> Incoming:
                             where=str(entry.file))  # fmt: skip
         head[name] = torch.empty(entry.shape, dtype=dtype, device="meta")
     outline = dataclasses.replace(lazy_adapter(file), layers=layers, head=head)
-    return Incoming(outline, lambda path: Update(*file.raw(path)), file.head_entry, file.factors)
+
+    def update(path: str) -> Update:
+        return file.token_rows[path] if path in file.tokens else file.update(path)
+
+    return Incoming(outline, update, file.head_entry, file.factors, file.largest)
 
 
 def _outline(n_out: int, rank: int, n_in: int) -> LowRankFactors:

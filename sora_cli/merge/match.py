@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sora_cli.adapter.apply import linear_of
+from sora_cli.adapter.apply import layer_of, token_weight
 from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.stored import LINEAR
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.incoming import Content, same_content
 from sora_cli.merge.names import Arrival, Runtime, head_names, layer_paths
@@ -26,6 +27,7 @@ class Match:
         places: parameter -> name in the checkpoint, for tensors that arrive as they are.
         layers: parameter -> the adapter's module.
         heads: parameter -> the adapter's name for it.
+        tokens: those of `layers` of which some rows are replaced.
     """
 
     runtime: Runtime
@@ -34,6 +36,7 @@ class Match:
     places: Mapping[str, str]
     layers: Mapping[str, str]
     heads: Mapping[str, str]
+    tokens: frozenset[str] = frozenset()
 
     @property
     def supplied(self) -> set[str]:
@@ -76,10 +79,12 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
             raise SoraError(f"the base model holds '{target}' twice, as '{places[target]}' and "
                             f"'{name}': which one is meant?")  # fmt: skip
         places[target] = name
+    layers |= _tied_rows(outline, runtime, layers, places)
     both = layers.keys() & heads.keys()
     if both:
         raise SoraError(f"the adapter holds '{min(both)}' in full, and an update of it as well")
-    found = Match(runtime, stored, arrivals, places, layers, heads)
+    tokens = frozenset(target for target, path in layers.items() if path in outline.token_rows)
+    found = Match(runtime, stored, arrivals, places, layers, heads, tokens)
     _check_whole(found)
     return found
 
@@ -96,7 +101,7 @@ def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
     hint = "--untie writes them apart; or use the adapter unmerged"
     for target, path in found.layers.items():
         partners = _partners(found, target)
-        if partners:
+        if partners and target not in found.tokens:
             return SoraError(f"'{path}' shares its weight with '{partners[0]}': merging would "
                              "change both", hint=hint)  # fmt: skip
     for target, name in found.heads.items():
@@ -130,13 +135,39 @@ def _layers(outline: Adapter, runtime: Runtime) -> dict[str, str]:
     paths = layer_paths(runtime, outline)
     layers: dict[str, str] = {}
     for path, today in paths.items():
-        linear_of(runtime.model, today or path, outline.layers[path])
+        if path in outline.token_rows:
+            token_weight(runtime.model, today or path, outline.token_rows[path])
+        else:
+            form = outline.forms.get(path, LINEAR)
+            layer_of(runtime.model, today or path, outline.layers[path], form)
         target = f"{today}{_WEIGHT}"
         if target in layers:
             raise SoraError(f"'{path}' and '{layers[target]}' of the adapter are the same module "
                             f"of the base model, '{today}'")  # fmt: skip
         layers[target] = path
     return layers
+
+
+def _tied_rows(
+    outline: Adapter, runtime: Runtime, layers: Mapping[str, str], places: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the stored weights that are tied to one with trained rows: PEFT changes theirs, too.
+
+    Raises:
+        SoraError: such a weight has factors besides.
+    """
+    more: dict[str, str] = {}
+    for target, path in layers.items():
+        for other in runtime.shared(target) if path in outline.token_rows else ():
+            if layers.get(other, path) not in outline.token_rows:
+                raise SoraError(
+                    f"'{layers[other]}' of the adapter has factors, and the trained rows of "
+                    f"'{path}', which it is tied to: a merge with both is not known",
+                    hint="use the adapter unmerged",
+                )
+            if other in places and other not in layers:
+                more[other] = path
+    return more
 
 
 def _heads(outline: Adapter, runtime: Runtime) -> dict[str, str]:

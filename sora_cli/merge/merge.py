@@ -343,5 +343,4 @@ def _memory(new: Incoming, plan: Plan, storing: Storing) -> int | None:
         return None
     made = [item for item in plan.items if not item.copied]
     buffers = Blocks.memory(made, threads(), storing)
-    factors = max(f.parameters for f in new.outline.layers.values())
-    return now + buffers + 3 * 4 * factors + _RUNTIME_MEMORY
+    return now + buffers + 3 * 4 * new.numbers + _RUNTIME_MEMORY

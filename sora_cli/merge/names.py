@@ -145,13 +145,32 @@ def build_runtime(outline: Adapter, config: Any, source: str) -> Runtime:
     return first
 
 
+def checkpoint_runtime(config: Any, source: str) -> Runtime:
+    """Build the model that a checkpoint's configuration names, without numbers.
+
+    Where it names none that transformers has, the one without a head.
+
+    Raises:
+        SoraError: transformers cannot build it.
+    """
+    import transformers
+
+    kind: Any = getattr(transformers, (config.architectures or [""])[0], None)
+    own = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    with loading(source, local_copy=LOCAL_COPY), torch.device("meta"):
+        if own:
+            return Runtime(kind(copy.deepcopy(config)), bare=False)
+        return Runtime(transformers.AutoModel.from_config(copy.deepcopy(config)), bare=True)
+
+
 def layer_paths(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
     """Return {the adapter's module path: the model's; None where it has no such module}."""
     modules = {path for path, _ in runtime.model.named_modules()}
-    absent = [f"{path}.weight" for path in outline.layers if path not in modules]
+    paths = [*outline.layers, *outline.token_rows]
+    absent = [f"{path}.weight" for path in paths if path not in modules]
     renamed = runtime.renamed(absent)
     found: dict[str, str | None] = {}
-    for path in outline.layers:
+    for path in paths:
         today = renamed.get(f"{path}.weight", f"{path}.weight").removesuffix(".weight")
         found[path] = today if today in modules else None
     return found

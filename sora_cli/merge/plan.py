@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from sora_cli.adapter.apply import is_transposed
 from sora_cli.adapter.directory import Adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.match import Match
@@ -28,7 +30,7 @@ class Item:
         length: bytes.
         source: where the base has it; None for what only the adapter has.
         update: the adapter's module whose update is added to it.
-        transposed: it is stored (in, out), as GPT-2's Conv1D is.
+        transposed: it is stored (in, out), as GPT-2's Conv1D and embeddings are.
         head: the adapter's parameter that takes its place.
     """
 
@@ -40,6 +42,16 @@ class Item:
     update: str | None = None
     transposed: bool = False
     head: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Its rows, as a matrix."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """The numbers in a row: a convolution's channels and kernel are in one dimension."""
+        return math.prod(self.shape[1:])
 
     @property
     def copied(self) -> bool:
@@ -230,8 +242,7 @@ def _updated(item: Item, target: str, found: Match) -> Item:
     if dtype.itemsize * torch.Size(item.shape).numel() != item.length:
         raise SoraError(f"'{item.name}' of the base model is truncated or corrupt")
     module = found.runtime.model.get_submodule(target.removesuffix(".weight"))
-    transposed = not isinstance(module, torch.nn.Linear)  # GPT-2's Conv1D stores (in, out)
-    return replace(item, update=path, transposed=transposed)
+    return replace(item, update=path, transposed=is_transposed(module))
 
 
 def _head(

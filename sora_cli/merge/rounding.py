@@ -139,12 +139,6 @@ def inner(x: Tensor, y: Tensor) -> float:
     return float(torch.dot(x.double(), y.double()))
 
 
-def squared_norm(a: Tensor, b: Tensor) -> float:
-    """Return ||B A||^2 of factors (r, in) and (out, r) without their product."""
-    a, b = a.double(), b.double()
-    return float(((b.T @ b) * (a @ a.T)).sum())
-
-
 def round_stochastically(
     numbers: Tensor, dtype: torch.dtype, *, seed: int, name: str, start: int
 ) -> None:

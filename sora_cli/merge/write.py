@@ -25,7 +25,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.merge.blocks import Blocks, Made, Range
 from sora_cli.merge.incoming import Incoming
 from sora_cli.merge.plan import Item, Plan, PlannedFile
-from sora_cli.merge.rounding import Kept, Storing, Survival, squared_norm, total
+from sora_cli.merge.rounding import Kept, Storing, Survival, total
 from sora_cli.model.files import WEIGHTS_INDEX
 from sora_cli.model.fingerprint import StoredTensor, read_header
 from sora_cli.model.tensors import header_bytes
@@ -145,10 +145,11 @@ class _Job:
         before = None if item.source is None else sources.descriptor(item.source.file)
         if item.update is not None:
             assert before is not None
-            update = incoming.update(item.update)
-            squared = update.scaling**2 * squared_norm(update.A, update.B)
-            self._kept[item.name] = {-1: Kept(squared)}
-            make = partial(blocks.add, item, update, source=before)
+            update = blocks.whole(item, incoming.update(item.update), before)
+            squared = update.squared()
+            self._kept[item.name] = {} if squared is None else {-1: Kept(squared)}
+            known = squared is not None
+            make = partial(blocks.add, item, update, source=before, measured=known)
         else:
             content = item.source if item.head is None else incoming.head(item.head)
             assert content is not None

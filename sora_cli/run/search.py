@@ -21,12 +21,14 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.pruning import survey, truncate_layers
 from sora_cli.core.console import say
+from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.run.certify.carry import carry_words
 from sora_cli.run.certify.choice import Candidate, Search, choose
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import check_rows, load_task
+from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_trainer
@@ -34,9 +36,35 @@ from sora_cli.train.trainer import build_trainer
 SIZES = 12
 """Sizes that are tested at most."""
 _STEP = 0.75  # each size's share of the one before
+_LONG_STEP = 0.5  # the same where the largest size is nearly a model's whole difference
 
 Layers = Mapping[str, LowRankFactors]
 Ranks = Mapping[str, int]
+
+
+class _ChoosingRows:
+    """The rows that a recipe chooses checkpoints on.
+
+    Attributes:
+        split: what these rows are called.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.task, self._rows = load_task(recipe)
+        with recipe.placing():
+            check_rows(self.task, self._rows, [self._rows.select])
+        rows = self._rows
+        reported = [name for name, part in rows.report.items() if part is rows.select]
+        self.split = reported[0] if reported else "selection"
+
+    def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
+        """Return what scores a model, as it then is, on these rows by the recipe's main metric."""
+        chosen = self._rows.select
+        with self._recipe.placing():
+            rows = encode(self.task, base, chosen, self._rows.origin(chosen))
+        trainer = build_trainer(self._recipe, self.task, base, scratch)
+        return lambda: trainer.row_scores(rows)
 
 
 class Scores:
@@ -44,25 +72,17 @@ class Scores:
 
     Attributes:
         split: what these rows are called.
+        own: scores the adapter as it is.
     """
 
     def __init__(self, adapter: Adapter, recipe: Recipe, scratch: Path) -> None:
-        self.task, rows = load_task(recipe)
-        with recipe.placing():
-            check_rows(self.task, rows, [rows.select])
-        base, self.layers = load_adapted(adapter, recipe, self.task)
-        reported = [name for name, part in rows.report.items() if part is rows.select]
-        self.split = reported[0] if reported else "selection"
-        with recipe.placing():
-            self.rows = encode(self.task, base, rows.select, rows.origin(rows.select))
-        self.trainer = build_trainer(recipe, self.task, base, scratch)
-
-    def own(self) -> RowScores:
-        """Return the recipe's main metric of the adapter as it is."""
-        return self.trainer.row_scores(self.rows)
+        rows = _ChoosingRows(recipe)
+        self.split = rows.split
+        base, self.layers = load_adapted(adapter, recipe, rows.task)
+        self.own = rows.scored_by(base, scratch)
 
     def of(self, factors: Layers) -> RowScores:
-        """Return the same with these factors in the model."""
+        """Return the scores with these factors in the model."""
         for path, layer in self.layers.items():
             _put(layer, factors[path])
         return self.own()
@@ -80,16 +100,32 @@ def scores_of(adapter: Adapter, recipe: Recipe) -> tuple[RowScores, str]:
 
 
 def smallest_certified(
-    adapter: Adapter, recipe: Recipe, promise: float, confidence: float = CONFIDENCE
+    adapter: Adapter,
+    recipe: Recipe,
+    promise: float,
+    confidence: float = CONFIDENCE,
+    *,
+    against: str | None = None,
 ) -> Search[Ranks]:
     """Choose the smallest size whose metric is shown to fall by at most `promise`.
+
+    Args:
+        against: reference of the model that nothing is lost against; None: the adapter as it is.
 
     Raises:
         SoraError: whatever is wrong with the recipe's references; a metric without rows' scores.
     """
     with tempfile.TemporaryDirectory() as scratch:
+        reference = None if against is None else _model_scores(against, recipe, Path(scratch))
         scores = Scores(adapter, recipe, Path(scratch))
-        return choose_size(adapter.layers, scores.of, promise, confidence, scores.split)
+        return choose_size(
+            adapter.layers, scores.of, promise, confidence, scores.split, reference=reference
+        )
+
+
+def _model_scores(target: str, recipe: Recipe, scratch: Path) -> RowScores:
+    rows = _ChoosingRows(recipe)
+    return rows.scored_by(load_target(target, recipe, rows.task), scratch)()
 
 
 def choose_size(
@@ -98,6 +134,8 @@ def choose_size(
     promise: float,
     confidence: float,
     split: str,
+    *,
+    reference: RowScores | None = None,
 ) -> Search[Ranks]:
     """Choose a size with any scores of factors; its key is the ranks.
 
@@ -106,10 +144,14 @@ def choose_size(
         promise: the largest drop allowed, in the metric's own unit.
         confidence: with which it is to be kept.
         split: what the rows are called.
+        reference: scores that nothing is lost against; then all factors are a size to be tested.
+            None: those of all factors.
     """
     known = survey(layers)
     values = {path: module.values for path, module in known.items()}
     cost = {path: module.cost for path, module in known.items()}
+    everything: Ranks = {path: module.live for path, module in known.items()}
+    total = sum(everything.values())
 
     def at(ranks: Ranks) -> Candidate[Ranks]:
         factors, losses = truncate_layers(layers, known, ranks)
@@ -117,15 +159,17 @@ def choose_size(
         components = sum(loss.after for loss in losses.values())
         return Candidate(ranks, components, numbers, scores(factors))
 
-    whole = at({path: module.live for path, module in known.items()})
+    outside = reference is not None
+    whole = at(everything) if reference is None else Candidate(everything, total, 0, reference)
     say_carried(whole.scores, split, confidence)
     return choose(
         whole,
-        sizes_to_test(whole.components),
+        [total, *sizes_to_test(total, _LONG_STEP)][:SIZES] if outside else sizes_to_test(total),
         lambda count: at(strongest(values, count, cost)),
         promise,
         confidence,
         split,
+        outside=outside,
     )
 
 
@@ -135,12 +179,16 @@ def say_carried(scores: RowScores, split: str, confidence: float) -> None:
         say(f"{len(scores):,} rows of {split} {carry_words(len(scores), confidence)}")
 
 
-def sizes_to_test(total: int) -> list[int]:
-    """Return numbers of components below `total`, the largest first, each 3/4 of the one before."""
+def sizes_to_test(total: int, step: float = _STEP) -> list[int]:
+    """Return numbers of components below `total`, the largest first.
+
+    Args:
+        step: each size's share of the one before.
+    """
     sizes: list[int] = []
     last = total
     while last > 0 and len(sizes) < SIZES:
-        last = min(int(last * _STEP), last - 1)
+        last = min(int(last * step), last - 1)
         sizes.append(last)
     return sizes
 

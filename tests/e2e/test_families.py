@@ -35,6 +35,7 @@ def _close(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found[split] == pytest.approx(scores, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("family", FAMILIES)
 def test_files_give_the_score_again_and_so_does_the_merged_model(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -65,6 +66,7 @@ def test_a_base_without_a_new_head_is_scored_before_training(
     assert report.metrics["validation"]["loss"] < before["validation"]["loss"]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_resumed_run_equals_one_that_was_not_stopped(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

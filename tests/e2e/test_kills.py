@@ -1,8 +1,11 @@
-"""Real processes killed with SIGKILL, at any time and inside each kind of write, and resumed."""
+"""Real processes killed with SIGKILL, at any time and inside each kind of write, and resumed.
+
+What nobody disturbs is a new process of Python, and all others are forks of `tests.warm`: their
+hash seeds differ, and their imports take no time in which a kill could hit nothing of ours.
+"""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +17,7 @@ import pytest
 
 from methods.registry import low_rank_names
 from sora_cli.report import read_report
+from tests import warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, write_recipe
 from tests.shared_files import ROOT
@@ -47,12 +51,14 @@ class Whole:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**warm.ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def _start(*arguments: str, module: str = "sora_cli") -> subprocess.Popen[str]:
+def _start(
+    *arguments: str, module: str = "sora_cli", python: str | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [python or warm.python(), "-m", module, *arguments],
         env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -60,9 +66,14 @@ def _start(*arguments: str, module: str = "sora_cli") -> subprocess.Popen[str]:
     )
 
 
-def _train(whole: tuple[Path, list[str]], place: Path, *words: str) -> subprocess.Popen[str]:
-    recipe, options = whole
-    return _start("train", str(recipe), *options, "--no-verify", f"output.dir={place}", *words)
+def _end(process: subprocess.Popen[str]) -> None:
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+
+
+def _train(whole: Whole, place: Path, *words: str) -> subprocess.Popen[str]:
+    options = [*whole.words, "--no-verify", f"output.dir={place}", *words]
+    return _start("train", str(whole.recipe), *options)
 
 
 @pytest.fixture(scope="module", params=sorted(low_rank_names()))
@@ -72,10 +83,10 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     training = {"epochs": 3, "model_dropout": 0.1, "evaluate": 10, "checkpoint": 7}
     recipe = write_recipe(folder, model, rows=123, training=training, method={"dropout": 0.1})
     words = [f"method.name={request.param}", *OPTIONS.get(request.param, [])]
+    train = ["train", str(recipe), *words, "--no-verify"]
+    _end(_start(*train, f"output.dir={folder / 'out'}", python=sys.executable))
     began = time.monotonic()
-    process = _train((recipe, words), folder / "out")
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    _end(_start(*train, f"output.dir={folder / 'warm'}"))
     seconds = time.monotonic() - began
     report = read_report(folder / "out")
     assert report is not None
@@ -83,9 +94,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def _assert_resumed(whole: Whole, place: Path) -> None:
-    process = _train((whole.recipe, whole.words), place, "--resume")
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    _end(_train(whole, place, "--resume"))
     assert files_of(place / "adapter") == whole.adapter
     report = read_report(place)
     assert report is not None
@@ -96,7 +105,7 @@ def _assert_resumed(whole: Whole, place: Path) -> None:
 
 def _assert_survives_kill_at(whole: Whole, place: Path, share: float) -> int:
     """The exit code of the killed process; 0 if it was faster."""
-    process = _train((whole.recipe, whole.words), place)
+    process = _train(whole, place)
     try:
         process.wait(timeout=share * whole.seconds)
     except subprocess.TimeoutExpired:
@@ -160,9 +169,7 @@ def whole_path(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
         method={"dropout": 0.1},
         path={"vary": "method.threshold", "schedule": schedule},
     )
-    process = _start(*_path(recipe, folder / "out"))
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    _end(_start(*_path(recipe, folder / "out"), python=sys.executable))
     return recipe, _adapters(folder / "out")
 
 
@@ -180,9 +187,7 @@ def test_path_killed_inside_a_write(
     process = _start(kind, str(number), *words, module="tests.killed")
     output = process.communicate()[0]
     assert process.returncode == KILLED, output
-    process = _start(*words)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    _end(_start(*words))
     assert len(expected) == 3 * 6  # configuration, weights, facts, card, two of the tokenizer
     assert _adapters(tmp_path / "cut") == expected
     assert not [name for name in files_of(tmp_path / "cut") if "partial" in name]

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -225,6 +227,11 @@ def test_adapter_on_lm_head(tmp_path: Path, tied: bool) -> None:
     assert_same(_peft_logits(lambda: tiny_llama(tied=tied), tmp_path / "out"), expected)
 
 
+@pytest.mark.versions
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.6"),
+    reason="load_adapter of transformers 5.4 and 5.5 leaves PEFT's prefix in a tensor's name",
+)
 def test_transformers_loads_what_is_exported(tmp_path: Path) -> None:
     directory, expected = _by_peft(tmp_path, "gpt2", "rslora-patterns")
     export_adapter(directory, tmp_path / "out")
@@ -264,13 +271,8 @@ def test_order_of_overlapping_patterns_is_pefts(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "DoRA": ({"use_dora": True}, "DoRA"),
-    "biases": ({"bias": "all"}, "bias: all"),
-    "biases of targets": ({"bias": "lora_only"}, "bias: lora_only"),
-    "embedding": ({"target_modules": ["embed_tokens", "q_proj"]}, "model.embed_tokens"),
     "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     "bias of B": ({"lora_bias": True}, "lora_bias"),
-    "tokens": ({"trainable_token_indices": [1, 2]}, "rows of the embedding"),
     "replication": ({"layer_replication": [[0, 2], [0, 2]]}, "repeats layers"),
 }
 
@@ -290,8 +292,6 @@ def _others() -> dict[str, Any]:
 
     targets = {"target_modules": ["q_proj"]}
     return {
-        "LOHA": peft.LoHaConfig(r=2, **targets),
-        "LOKR": peft.LoKrConfig(r=2, **targets),
         "IA3": peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
         "VERA": peft.VeraConfig(r=2, **targets),
         "OFT": peft.OFTConfig(r=2, oft_block_size=0, **targets),

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from methods import inject, registry
 from methods.factors import LowRankFactors
-from sora_cli.adapter.consumers import gguf_names
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
+from sora_cli.adapter.gguf_kinds import gguf_names
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.peft.layout import PREFIX
 from sora_cli.adapter.saving import save_adapter
@@ -85,6 +85,7 @@ def made(folder: Path, *, layout: str) -> tuple[Path, dict[str, LowRankFactors]]
     return out, dict(read_adapter(adapter).layers)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("layout", ["padded", "exact"])
 def test_what_llama_cpp_adds(tmp_path: Path, layout: str) -> None:
     """The padded layout is right, and the exact one is not: ranks are mixed."""

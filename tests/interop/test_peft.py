@@ -70,6 +70,7 @@ def test_classifiers_give_the_trained_models_logits(tmp_path: Path, name: str, r
     _check_everywhere(tmp_path, base, adapter, expected)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("ranks", ["full", "mixed", "dead"])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_causal_models_give_the_trained_models_logits(
@@ -138,6 +139,7 @@ def _peft_adapter(
     return tmp / "peft", logits(tuned)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("kind", PEFT_OPTIONS)
 def test_adapters_written_by_peft(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]

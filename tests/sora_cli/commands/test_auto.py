@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sora_cli.experiments.auto.record import read_auto
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.run.certificate import Certificate, read_certificate
+from tests import warm
 from tests.helpers_runs import files_of, signal_at, train
 from tests.sora_cli.experiments.auto.support import auto_recipe
 
@@ -67,6 +67,7 @@ def error(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     return lines[first:]
 
 
+@pytest.mark.versions
 def test_the_certificate_is_of_what_was_written(done: Path, found: Certificate) -> None:
     report = read_report(done)
     assert report is not None
@@ -158,6 +159,24 @@ def test_the_certificate_holds_when_it_is_scored_again(
         assert "is not the adapter of the certificate" in capsys.readouterr().out
 
 
+def test_the_certificate_is_scored_again_where_the_data_have_moved(
+    recipe: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved, data = shutil.copytree(done, tmp_path / "elsewhere"), recipe.parent
+    report = moved / "report.json"
+    text = report.read_text(encoding="utf-8")
+    report.write_text(text.replace(f"{data}/train.jsonl", "/gone/train.jsonl"), encoding="utf-8")
+    words = ["verify", str(moved), "--certificate"]
+    said = error(capsys, *words)
+    assert "/gone/train.jsonl" in said[0]
+    assert "where it is by now: data.files.train=FILE" in said[-1]
+    assert run([*words, f"data.files.train={data}/train.jsonl"]) == 0
+    other = f"data.files.train={data}/validation.jsonl"  # rows that are not the certificate's
+    assert run([*words, other, "data.selection_rows=20"]) == FAILED
+    assert "rows are not those of the certificate" in capsys.readouterr().out
+    assert "goes with --certificate only" in error(capsys, "verify", "a", "b", "data.path=c")[0]
+
+
 def test_a_finished_search_is_not_repeated(
     recipe: Path, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,7 +264,8 @@ def test_killed_at_any_moment(
     out = tmp_path / "out"
     words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
     killed: Any = subprocess.run(
-        [sys.executable, "-m", "tests.killed", kind, str(number), *words],
+        [warm.python(), "-m", "tests.killed", kind, str(number), *words],
+        env=warm.ENVIRONMENT,
         capture_output=True,
         check=False,
     )

@@ -52,7 +52,7 @@ def test_copies_bring_what_they_extend_and_load(capsys):
 
 def test_without_names_everything_is_copied():
     assert run(["recipes", "copy", "--to", "out"]) == 0
-    every = [p for p in recipes_dir().rglob("*") if p.suffix in {".yaml", ".json"}]
+    every = [p for p in recipes_dir().rglob("*") if p.suffix in {".yaml", ".json", ".py"}]
     assert len(copied()) == len(every)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from sora_cli.app import run
 from sora_cli.core.lock import FILE_NAME as LOCK
 from sora_cli.experiments.sweep.record import FILE_NAME
 from sora_cli.report import read_report
+from tests import warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import timeless, train, write_recipe
 from tests.sora_cli.recipe.test_plugins import METHOD
@@ -70,6 +70,7 @@ def process_of(directory: Path) -> int | None:
         return None
 
 
+@pytest.mark.versions
 def test_a_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         "gated": {"method.name": "sora"},
@@ -117,9 +118,9 @@ def test_lost_and_interrupted(folder: Path) -> None:
     """A run's process is killed: it is resumed. The sweep is: the same command continues it."""
     steps = {"training.max_steps": 400, "training.checkpoint": 4, "training.evaluate": "no"}
     path, directory = write(folder, grid={"training.seed": [3]}, set=steps)
-    command = [sys.executable, "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}"]
+    command = [warm.python(), "-m", "sora_cli", "sweep", str(path), f"output.dir={directory}"]
     command.append("--no-verify")
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, env=warm.ENVIRONMENT) as process:
         first = wait_for(lambda: process_of(directory / "s3"))
         os.kill(first, signal.SIGKILL)
         wait_for(lambda: (report := read_report(directory / "s3")) and report.resumed)
@@ -130,7 +131,7 @@ def test_lost_and_interrupted(folder: Path) -> None:
     assert states(directory) == {"s3": "interrupted"}
     with pytest.raises(ProcessLookupError):
         os.kill(second or 0, 0)
-    assert subprocess.run(command, check=False).returncode == 0
+    assert subprocess.run(command, check=False, env=warm.ENVIRONMENT).returncode == 0
     assert states(directory) == {"s3": "finished"}
     report = read_report(directory / "s3")
     assert report is not None
@@ -140,6 +141,7 @@ def test_lost_and_interrupted(folder: Path) -> None:
     assert timeless(report) == timeless(straight)
 
 
+@pytest.mark.versions
 @pytest.mark.long
 def test_on_ray(folder: Path) -> None:
     path, directory = write(folder, grid={"training.seed": [0, 1]}, set={"training.max_steps": 3})

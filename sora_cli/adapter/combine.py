@@ -1,0 +1,332 @@
+"""Several adapters of one base model made into one adapter.
+
+Linear: the weighted sum of the updates, exactly, for the terms of all stand side by side; then, if
+there is a budget, one cut over all layers together, as `pruning` makes it. TIES and DARE
+(`methods.combining`) work on the dense updates, a layer at a time; what they give is of full rank
+and is cut by `dense`. What was written is read back and compared before the directory is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.combining import dare, ties
+from methods.factors import LowRankFactors
+from sora_cli.adapter.companions import copy_processor
+from sora_cli.adapter.dense import Budget, Told, check_some, cut_dense, measure
+from sora_cli.adapter.directory import Adapter, check_low_rank, lazy_adapter, write_adapter
+from sora_cli.adapter.kernels import forms_in
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
+from sora_cli.adapter.pruning import Layers, Loss, prune_layers
+from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
+from sora_cli.core.checks import COMBINATIONS, check_choice
+from sora_cli.core.errors import SoraError
+from sora_cli.model.files import SORA_FILE
+from sora_cli.model.fingerprint import fingerprint
+
+LINEAR, TIES, DARE = COMBINATIONS
+DENSITIES = {TIES: 0.2, DARE: 0.5}
+"""The share of numbers kept, where none is given: TIES' is its paper's; DARE's tries 0.1 to 0.9."""
+_SHARED = ("task", "labels", "num_labels", "problem_type", "max_length", "input_columns",
+           "quantise")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """The way in which updates are made into one.
+
+    Attributes:
+        weights: one for each adapter.
+        method: one of `core.checks.COMBINATIONS`.
+        density: the share of numbers that TIES and DARE keep of each update.
+        seed: of what DARE drops.
+    """
+
+    weights: tuple[float, ...]
+    method: str = LINEAR
+    density: float = 1.0
+    seed: int = 0
+
+    def check(self, adapters: int, budget: Budget | None) -> None:
+        """Raise `SoraError` for values that cannot be."""
+        check_choice("method", self.method, COMBINATIONS)
+        if len(self.weights) != adapters:
+            raise SoraError(f"--weights has {len(self.weights)} numbers for {adapters} adapters")
+        if not all(math.isfinite(weight) and weight for weight in self.weights):
+            raise SoraError("--weights must be numbers other than 0")
+        if self.method == TIES and min(self.weights) < 0:
+            raise SoraError("--method ties takes weights above 0 only")
+        if not 0 < self.density <= 1:
+            raise SoraError(f"--density is a share above 0 and up to 1, not {self.density:g}")
+        if self.method != LINEAR and budget is None:
+            raise SoraError(
+                f"--method {self.method} gives updates of full rank: say how many of their "
+                "components to keep",
+                hint="--rank, --mean-rank, --max-params or --energy; --energy 1 keeps all",
+            )
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The result.
+
+    Attributes:
+        losses: module path -> what the stored factors miss of the combined update.
+        exact: no component was cut: each module was found to be the weighted sum, to rounding.
+        parameters: numbers in the factors.
+        head: modules stored in full, the same in all.
+        notes: what a person should know.
+    """
+
+    losses: dict[str, Loss]
+    exact: bool
+    parameters: int
+    head: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> Loss:
+        """The loss of all layers together."""
+        return reduce(add, self.losses.values())
+
+
+class Combination:
+    """Open adapters that fit together.
+
+    Raises:
+        SoraError: of different base models, tasks or shapes, or with different heads.
+    """
+
+    def __init__(self, files: Sequence[AdapterFile], mixing: Mixing) -> None:
+        for file in files:
+            check_low_rank(file)
+        self._files, self._mixing = list(files), mixing
+        self.notes = _check_bases(files)
+        self._shapes = _shapes(files)
+        self._task_type = _one("task type", files, [f.config.task_type for f in files])
+        _check_heads(files)
+
+    def write(
+        self, output: Path, budget: Budget | None, *, dtype: str, force: bool, told: Told
+    ) -> Combined:
+        """Write the adapter, atomically, after comparing it with what it should be.
+
+        Raises:
+            SoraError: a module is not the weighted sum, a budget that nothing fits into, or it
+                cannot be written or read back.
+        """
+        found: dict[str, Any] = {}
+        exact = budget is None
+
+        def beside(folder: Path) -> None:
+            with open_adapter(folder) as back:
+                found["losses"] = self._losses(back.layers, dtype if exact else None)
+                live = {path: rank for path, rank in back.meta.ranks.items() if rank}
+                found["parameters"] = sum(r * sum(self._shapes[path]) for path, r in live.items())
+            total = reduce(add, found["losses"].values())
+            _record(folder, self._entry(budget, total.relative_error))
+            copy_processor(self._files[0].directory, folder)
+
+        def finish(layers: Layers) -> None:
+            adapter = dataclasses.replace(self._outline(), layers=layers)
+            write_adapter(output, adapter, dtype=dtype, force=force, beside=beside)
+
+        paths = list(self._shapes)
+        if self._mixing.method == LINEAR:
+            layers: Layers = OnDemand(paths, self.stacked)
+            if budget is not None:
+                layers = self._cut(layers, budget)
+            finish(layers)
+        else:
+            assert budget is not None
+            with cut_dense(paths, self.dense, budget, output, told) as layers:
+                finish(layers)
+        head = self._files[0].head_modules
+        return Combined(**found, exact=exact, head=head, notes=self.notes)
+
+    def _cut(self, layers: Layers, budget: Budget) -> Layers:
+        cut, losses = prune_layers(layers, **budget.given(), modules=len(layers))  # type: ignore[arg-type]
+        found = losses.values()
+        ranks, squared = (loss.after for loss in found), (loss.squared for loss in found)
+        check_some(budget, ranks, squared, self._shapes.values())
+        return cut
+
+    def stacked(self, path: str) -> LowRankFactors:
+        """Return the weighted sum of a module's updates: their terms side by side, float32."""
+        parts = [
+            (file.factors(path), weight)
+            for file, weight in zip(self._files, self._mixing.weights, strict=True)
+            if path in file.shapes
+        ]
+        a = torch.cat([factors.A for factors, _ in parts])
+        b = torch.cat([factors.B * weight for factors, weight in parts], dim=1)
+        return LowRankFactors(a, b)
+
+    def dense(self, path: str) -> Tensor:
+        """Return a module's combined update by TIES or DARE, (out, in), float32."""
+        mixing = self._mixing
+        updates = [self._dense(file, path) for file in self._files]
+        if mixing.method == TIES:
+            return ties(updates, mixing.weights, mixing.density)
+        total = torch.zeros_like(updates[0])
+        for i, (update, weight) in enumerate(zip(updates, mixing.weights, strict=True)):
+            total.add_(dare(update, mixing.density, self._generator(i, path)), alpha=weight)
+        return total
+
+    def _dense(self, file: AdapterFile, path: str) -> Tensor:
+        if path not in file.shapes:
+            return torch.zeros(self._shapes[path])
+        factors = file.factors(path)
+        return factors.B @ factors.A
+
+    def _generator(self, adapter: int, path: str) -> torch.Generator:
+        """Return the source of what is dropped: the same each time a module is asked for."""
+        name = f"{self._mixing.seed} {adapter} {path}".encode()
+        seed = int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
+        return torch.Generator().manual_seed(seed)
+
+    def _losses(self, layers: Mapping[str, LowRankFactors], exact: str | None) -> dict[str, Loss]:
+        """Return what the stored factors miss.
+
+        Args:
+            exact: the dtype they are stored in, where nothing but its rounding may be missing.
+
+        Raises:
+            SoraError: more is.
+        """
+        if self._mixing.method != LINEAR:
+            return measure(layers, list(self._shapes), self.dense)
+        losses = {}
+        for path in self._shapes:
+            meant = self._sum(path)
+            kept = layers[path].drop_zeros() if path in layers else None
+            missing = meant if kept is None else meant.minus(kept)
+            loss = Loss(
+                meant.rank, kept.rank if kept else 0, missing.norm() ** 2, meant.norm() ** 2
+            )
+            if exact is not None:
+                _check_sum(path, math.sqrt(loss.dropped), meant, exact)
+            losses[path] = loss
+        return losses
+
+    def _sum(self, path: str) -> LowRankFactors:
+        """Return the weighted sum in float64, made from each adapter's factors by themselves."""
+        n_out, n_in = self._shapes[path]
+        total = LowRankFactors(torch.zeros(0, n_in), torch.zeros(n_out, 0))
+        for file, weight in zip(self._files, self._mixing.weights, strict=True):
+            if path in file.shapes:
+                part = file.factors(path)
+                total = total.minus(LowRankFactors(part.A.double(), part.B.double() * -weight))
+        return total.drop_zeros()
+
+    def _outline(self) -> Adapter:
+        """Return the adapter without its layers."""
+        metas = [file.meta for file in self._files]
+        shared = {
+            name: getattr(metas[0], name)
+            for name in _SHARED
+            if all(getattr(meta, name) == getattr(metas[0], name) for meta in metas)
+        }
+        return dataclasses.replace(
+            lazy_adapter(self._files[0]),
+            layers={},
+            forms={path: form for file in self._files for path, form in forms_in(file).items()},
+            task_type=self._task_type,
+            fan_in_fan_out=any(file.config.fan_in_fan_out for file in self._files),
+            meta=AdapterMeta(**shared),
+        )
+
+    def _entry(self, budget: Budget | None, error: float) -> dict[str, Any]:
+        mixing = self._mixing
+        entry: dict[str, Any] = {
+            "command": "combine",
+            "from": [str(file.directory) for file in self._files],
+            "weights": list(mixing.weights),
+            "way": mixing.method,
+        }
+        if mixing.method != LINEAR:
+            entry["density"] = mixing.density
+        if mixing.method == DARE:
+            entry["seed"] = mixing.seed
+        return entry | ({} if budget is None else budget.given()) | {"relative_error": error}
+
+
+def _record(folder: Path, entry: Mapping[str, Any]) -> None:
+    meta, base = read_sora_file(folder / SORA_FILE)
+    assert base is not None  # it has just been written
+    write_sora_file(folder / SORA_FILE, meta.model_copy(update={"lineage": (entry,)}), base)
+
+
+def _check_sum(path: str, distance: float, meant: LowRankFactors, dtype: str) -> None:
+    """Raise `SoraError` where factors differ from a sum by more than their rounding can make."""
+    # (1 + u)^2 for the two halves of each term, u = eps / 2, and a few roundings in float32
+    rounding = 1.5 * torch.finfo(getattr(torch, dtype)).eps + 4 * torch.finfo(torch.float32).eps
+    if distance > rounding * float(meant.term_norms().sum()):
+        raise SoraError(f"'{path}' is not the weighted sum of the updates: off by {distance:.2g} "
+                        f"of {meant.norm():.2g}")  # fmt: skip
+
+
+def _shapes(files: Sequence[AdapterFile]) -> dict[str, tuple[int, int]]:
+    shapes: dict[str, tuple[int, int]] = {}
+    for file in files:
+        for path in file.paths:
+            known = shapes.setdefault(path, file.shapes[path])
+            if known != file.shapes[path]:
+                raise SoraError(f"'{path}' is {known} in one and {file.shapes[path]} in another: "
+                                "adapters of different models",
+                                where=str(file.directory))  # fmt: skip
+    return shapes
+
+
+def _one(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
+    """Return the one value that all have that have any."""
+    known = {value: file for value, file in zip(values, files, strict=True) if value is not None}
+    if len(known) > 1:
+        (one, first), (other, second) = list(known.items())[:2]
+        raise SoraError(f"adapters of another {what}: {one} and {other}",
+                        where=f"{first.directory}, {second.directory}")  # fmt: skip
+    return next(iter(known), None)
+
+
+def _check_bases(files: Sequence[AdapterFile]) -> tuple[str, ...]:
+    """Refuse adapters of different base models; return what cannot be told."""
+    _one("base model", files, [_identity(file.base) for file in files])
+    if all(_identity(file.base) for file in files):
+        return ()
+    _one("base model", files, [file.base.hub_id for file in files])
+    return ("nothing says whether all adapters are of the same base model: their shapes fit",)
+
+
+def _identity(base: BaseReference) -> str | None:
+    """Return the fingerprint of an adapter's base, as recorded or of what is there."""
+    if base.fingerprint is not None or base.here is None:
+        return base.fingerprint
+    return fingerprint(Path(base.here))
+
+
+def _check_heads(files: Sequence[AdapterFile]) -> None:
+    first = files[0]
+    for file in files[1:]:
+        same = set(file.head_names) == set(first.head_names) and all(
+            torch.equal(file.head_tensor(name), first.head_tensor(name))
+            for name in first.head_names
+        )
+        if not same or file.meta.labels != first.meta.labels:
+            modules = sorted({*first.head_modules, *file.head_modules}) or ["labels"]
+            raise SoraError(
+                f"what is stored in full is not the same in all: {', '.join(modules[:3])}",
+                where=f"{first.directory}, {file.directory}",
+                hint="heads cannot be added: train with one head (training.train_head=false), or "
+                "combine adapters without",
+            )

@@ -1,0 +1,221 @@
+"""Dense updates cut to low rank, all layers together, with one of them in memory at a time.
+
+The updates are made one after the other; of each, the leading singular triples lie on the disk
+until it is known how many are kept. Which are kept is what `pruning` would keep of all of them: a
+layer of which all triples found would be kept is decomposed again, for more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from methods.budgets import strongest
+from methods.decomposition import leading_svd
+from methods.factors import LowRankFactors
+from sora_cli.adapter.modules import Module, ranks_for_parameters
+from sora_cli.adapter.pruning import Layers, Loss
+from sora_cli.adapter.reading import OnDemand
+from sora_cli.core.errors import SoraError
+from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors
+
+Dense = Callable[[str], Tensor]
+"""Makes the update of a module: (out, in), float32."""
+Told = Callable[[str], None]
+"""Is told of each module that has been decomposed."""
+
+_FIRST = 32  # triples of each layer that are looked for at first, at least
+_MORE = 4  # times as many the next time
+_ROWS = 1024  # of an update that are compared at once
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The rule of what is kept, as in `pruning.prune_layers`; exactly one field is given."""
+
+    energy: float | None = None
+    rank: int | None = None
+    max_params: int | None = None
+    mean_rank: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """Return the name and value of the one that is set."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The part of a layer's spectrum that is known.
+
+    Attributes:
+        values: leading singular values, float64.
+        squared: squared norm of the whole update.
+        sides: (out, in).
+        whole: there are no further values.
+    """
+
+    values: Tensor
+    squared: float
+    sides: tuple[int, int]
+    whole: bool
+
+    @property
+    def module(self) -> Module:
+        """The same, for the rules that count parameters."""
+        k = self.values.numel()
+        return Module(k, k, self.values, sum(self.sides))
+
+
+@contextmanager
+def cut_dense(
+    paths: Sequence[str], dense: Dense, budget: Budget, beside: Path, told: Told
+) -> Iterator[Layers]:
+    """Give each update's best approximation at the rank that a budget leaves it.
+
+    Args:
+        paths: the modules.
+        beside: the directory to be written; until the block ends, a hidden one beside it holds the
+            factors.
+
+    Raises:
+        SoraError: an update is not finite, or not one component fits into the budget.
+    """
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as folder:
+        store = _Store(Path(folder), paths)
+        found: dict[str, _Found] = {}
+        asked = dict.fromkeys(paths, _first(budget))
+        todo = list(paths)
+        while todo:
+            for path in todo:
+                found[path] = store.decompose(path, dense(path), asked[path])
+                told(path)
+            ranks = _ranks(found, budget)
+            todo = [p for p in paths if ranks[p] >= found[p].values.numel() and not found[p].whole]
+            todo = [] if budget.rank is not None else todo
+            asked |= {path: _MORE * asked[path] for path in todo}
+        check_some(
+            budget,
+            ranks.values(),
+            (known.squared for known in found.values()),
+            (known.sides for known in found.values()),
+        )
+        yield OnDemand(paths, lambda path: store.read(path, ranks[path]))
+
+
+def measure(
+    layers: Mapping[str, LowRankFactors], paths: Sequence[str], dense: Dense
+) -> dict[str, Loss]:
+    """Compare factors with the updates they stand for, number by number; one layer at a time.
+
+    Args:
+        layers: the factors, as they are stored; a module that is not among them is zero.
+        paths: the modules to compare.
+    """
+    losses = {}
+    for path in paths:
+        update, factors = dense(path), layers.get(path)
+        live = None if factors is None else factors.drop_zeros()
+        squared = dropped = 0.0
+        for start in range(0, update.shape[0], _ROWS):
+            rows = update[start : start + _ROWS]
+            left = rows if live is None else rows - live.B[start : start + _ROWS] @ live.A
+            squared += _squared(rows)
+            dropped += _squared(left)
+        rank = 0 if live is None else live.rank
+        losses[path] = Loss(min(update.shape), rank, dropped, squared)
+    return losses
+
+
+def check_some(
+    budget: Budget,
+    ranks: Iterable[int],
+    squared: Iterable[float],
+    sides: Iterable[tuple[int, int]],
+) -> None:
+    """Raise `SoraError` where a budget leaves nothing of updates that are something.
+
+    Args:
+        ranks: what each is left.
+        squared: their squared norms.
+        sides: (out, in) of each.
+    """
+    if any(ranks) or not any(squared):
+        return
+    name, value = next(iter(budget.given().items()))
+    raise SoraError(
+        f"not one component fits into --{name.replace('_', '-')} {value:g}",
+        hint=f"the smallest takes {min(sum(pair) for pair in sides)} parameters",
+    )
+
+
+def _first(budget: Budget) -> int:
+    if budget.rank is not None:
+        return budget.rank
+    return max(_FIRST, math.ceil(_MORE * min(budget.mean_rank or 0, 2**20)))
+
+
+def _ranks(found: Mapping[str, _Found], budget: Budget) -> dict[str, int]:
+    """Return what a budget leaves each layer of the triples that are known."""
+    if budget.energy is not None:
+        return {path: _holding(known, budget.energy) for path, known in found.items()}
+    if budget.max_params is not None:
+        modules = {path: known.module for path, known in found.items()}
+        return ranks_for_parameters(modules, budget.max_params)
+    if budget.mean_rank is not None:
+        values = {path: known.values for path, known in found.items()}
+        return strongest(values, int(budget.mean_rank * len(found)))
+    return {path: min(budget.rank or 0, f.values.numel()) for path, f in found.items()}
+
+
+def _holding(known: _Found, energy: float) -> int:
+    """Return the smallest rank with that share of the squared norm; all that is known if none."""
+    kept = torch.cumsum(known.values**2, 0)
+    if energy == 1:
+        return kept.numel()
+    return min(int((kept < energy * known.squared).sum()) + 1, kept.numel())
+
+
+class _Store:
+    """Factors on the disk, a file for each module, in the basis of singular vectors."""
+
+    def __init__(self, folder: Path, paths: Sequence[str]) -> None:
+        self._files = {path: folder / f"{i}.safetensors" for i, path in enumerate(paths)}
+
+    def decompose(self, path: str, update: Tensor, rank: int) -> _Found:
+        """Find and store the leading triples, singular values shared evenly by A and B."""
+        squared = _squared(update)
+        if not math.isfinite(squared):
+            raise SoraError(f"the update of '{path}' holds NaN or infinity")
+        u, s, vt = leading_svd(update, rank)
+        root = s.sqrt()
+        factors = {"A": root[:, None] * vt, "B": u * root}
+        file = self._files[path]
+        file.unlink(missing_ok=True)
+        write_tensors(
+            file,
+            {
+                name: NewTensor(torch.float32, tuple(t.shape), lambda t=t: t)  # type: ignore[misc]
+                for name, t in factors.items()
+            },
+        )
+        whole = s.numel() < rank or rank >= min(update.shape)
+        return _Found(s.double(), squared, (update.shape[0], update.shape[1]), whole)
+
+    def read(self, path: str, rank: int) -> LowRankFactors:
+        """Return the factors of the largest singular values."""
+        with open_tensors(self._files[path]) as tensors:
+            a, b = tensors.read("A"), tensors.read("B")
+        return LowRankFactors(a[:rank].contiguous(), b[:, :rank].contiguous())
+
+
+def _squared(tensor: Tensor) -> float:
+    """Return the squared Frobenius norm, added up in float64."""
+    return math.fsum(float(row.double().square().sum()) for row in torch.split(tensor, _ROWS))

@@ -1,0 +1,129 @@
+"""`sora combine`: several adapters of one base model made into one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
+from sora_cli.commands._losses import (
+    budget_of,
+    checked_budget,
+    emit_losses,
+    module_facts,
+    shown_error,
+    told_modules,
+)
+from sora_cli.core.checks import COMBINATIONS, STORED, check_apart, check_choice, check_needed
+from sora_cli.core.console import count, emit, say, say_notes, size
+from sora_cli.core.errors import SoraError
+from sora_cli.model.files import ADAPTER_WEIGHTS
+
+if TYPE_CHECKING:
+    from sora_cli.adapter.combine import Combined
+
+
+def combine(
+    adapters: Sequence[Path],
+    output: Path,
+    budget: Mapping[str, Any],
+    *,
+    weights: str | None = None,
+    method: str = COMBINATIONS[0],
+    density: float | None = None,
+    seed: int | None = None,
+    dtype: str = STORED[0],
+    as_json: bool = False,
+    force: bool = False,
+) -> None:
+    """Write one adapter whose update is made of those of several.
+
+    Args:
+        adapters: adapter directories, ours or any PEFT LoRA's, or run directories.
+        output: directory to write.
+        budget: rule -> value, at most one of them not None; see `adapter.pruning.RULES`.
+        weights: numbers with commas between; None: one over the number of adapters each.
+        method: one of `core.checks.COMBINATIONS`.
+        density: share of numbers that TIES and DARE keep; None: the default of each.
+        seed: of DARE; None: 0.
+        dtype: of the factors.
+        as_json: print JSON.
+        force: replace an adapter that is at `output`.
+
+    Raises:
+        SoraError: bad input, or adapters that do not belong together.
+    """
+    rule = checked_budget(budget)
+    check_choice("method", method, COMBINATIONS)
+    check_choice("dtype", dtype, STORED)
+    linear, _, dare = COMBINATIONS
+    if method == linear:
+        check_needed("--method ties or dare", {"--density": density is not None})
+    if method != dare:
+        check_needed("--method dare", {"--seed": seed is not None})
+    if len(adapters) < 2:
+        raise SoraError("one adapter is nothing to combine", hint="name two or more")
+    numbers = _numbers(weights, len(adapters))
+    places = [locate_adapter(place, missing="there is no adapter in it") for place in adapters]
+    for place in places:
+        say_notes(result_remarks(place))
+        check_apart(output, *with_base(place))
+    check_adapter_place(output, force=force)
+    from sora_cli.adapter.combine import DENSITIES, Combination, Mixing
+    from sora_cli.adapter.reading import open_adapter
+
+    share = DENSITIES.get(method, 1.0) if density is None else density
+    mixing, kept = Mixing(numbers, method, share, seed or 0), budget_of(rule)
+    mixing.check(len(adapters), kept)
+    with ExitStack() as opened:
+        files = [opened.enter_context(open_adapter(place)) for place in places]
+        combination = Combination(files, mixing)
+        shown = nullcontext(_untold) if method == linear else told_modules("decomposing")
+        with shown as told:
+            done = combination.write(output, kept, dtype=dtype, force=force, told=told)
+    say_notes(done.notes)
+    emit(json.dumps(_facts(done, mixing.weights, rule), indent=2)) if as_json else _show(done)
+    say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}")
+
+
+def _untold(path: str) -> None:
+    """Say nothing of a module: a sum of factors takes no time."""
+
+
+def _numbers(weights: str | None, adapters: int) -> tuple[float, ...]:
+    if weights is None:
+        return (1 / adapters,) * adapters
+    try:
+        return tuple(float(word) for word in weights.split(","))
+    except ValueError as error:
+        raise SoraError(f"--weights {weights} is no list of numbers", hint="such as 0.7,0.3") from (
+            error
+        )
+
+
+def _show(done: Combined) -> None:
+    emit_losses(done.losses, done.total, before="rank")
+    head = f", and a head as it was ({', '.join(done.head)})" if done.head else ""
+    emit(f"parameters: {count(done.parameters)}{head}")
+    if done.exact:
+        worst = max(loss.relative_error for loss in done.losses.values())
+        emit(f"verified: each module's update is the weighted sum, to {shown_error(worst)} at most")
+    else:
+        emit(f"error of the combined update: {shown_error(done.total.relative_error)}, measured on "
+             "what was written")  # fmt: skip
+
+
+def _facts(done: Combined, weights: Sequence[float], rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "rule": dict(rule),
+        "weights": list(weights),
+        "verified": done.exact,
+        "relative_error": done.total.relative_error,
+        "parameters": done.parameters,
+        "modules": module_facts(done.losses),
+        "notes": list(done.notes),
+    }

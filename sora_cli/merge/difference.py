@@ -1,0 +1,331 @@
+"""The difference of a fine-tuned model and its base, by the parts of the model.
+
+Each parameter is looked at once, whatever names it has: tied weights are one. Which of a
+checkpoint's tensors it is, is asked of transformers (`names`). Only headers are kept; where bytes
+are compared, a few megabytes are in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.init import linear_shape
+from sora_cli.adapter.peft.config import PeftConfig
+from sora_cli.adapter.peft.refused import refused_today
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
+from sora_cli.merge.incoming import same_content
+from sora_cli.merge.names import Arrival, Runtime
+from sora_cli.model.fingerprint import StoredTensor
+from sora_cli.model.tensors import read_tensor
+
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A parameter's tensors in the two checkpoints; `base` is None where only the model has it."""
+
+    model: StoredTensor
+    base: StoredTensor | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """All that a fine-tuned model has other than its base.
+
+    Attributes:
+        layers: module path -> the weight of a linear layer, which low-rank factors can stand for.
+        transposed: the layers whose weight is stored (in, out), as GPT-2's Conv1D has it.
+        full: paths of modules to be stored in full, because something else in them has changed.
+        head: parameter name -> its tensor, of all that is in those modules.
+        biases: parameter name -> a bias that has changed, of a linear layer that is not stored in
+            full.
+        notes: what a person should know.
+        left: what is left out on purpose.
+    """
+
+    layers: dict[str, Change]
+    transposed: frozenset[str]
+    full: tuple[str, ...]
+    head: dict[str, Change]
+    biases: dict[str, Change]
+    notes: tuple[str, ...]
+    left: dict[str, Change] = field(default_factory=dict)
+
+    def without_biases(self) -> Difference:
+        """Return the same with the biases left out."""
+        return replace(self, biases={}, left=self.biases)
+
+
+def find_difference(
+    runtime: Runtime,
+    model: Mapping[str, StoredTensor],
+    base: Mapping[str, StoredTensor],
+    task_type: str | None,
+) -> Difference:
+    """Compare two checkpoints of one kind of model.
+
+    Args:
+        runtime: the fine-tuned model's class.
+        model: its tensors by their names in the checkpoint.
+        base: likewise.
+        task_type: PEFT's; it decides what PEFT stores in full whatever it is told.
+
+    Raises:
+        SoraError: other shapes, other layers, or a change that cannot be told apart.
+    """
+    sides = _Side("the model", runtime, model), _Side("the base", runtime, base)
+    _check_alike(*sides)
+    _check_converted(*sides)
+    sorted_out = _Sorting(runtime, PeftConfig(peft_type="LORA", task_type=task_type))
+    for names in _groups(runtime):
+        change = _changed(names, *sides, runtime)
+        if change is not None:
+            sorted_out.take(names, change)
+    return sorted_out.result(sides[0], sides[1], _notes(*sides))
+
+
+@dataclass
+class _Side:
+    """One checkpoint, its tensors by the parameter that they become."""
+
+    called: str
+    runtime: Runtime
+    stored: Mapping[str, StoredTensor]
+    arrivals: Mapping[str, Arrival] = field(init=False)
+    places: dict[str, StoredTensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.arrivals = self.runtime.arrivals(self.stored)
+        for name, tensor in self.stored.items():
+            arrival = self.arrivals[name]
+            if not (arrival.plain and arrival.known):
+                continue
+            target = arrival.names[0]
+            if target in self.places:
+                raise SoraError(f"{self.called} holds '{target}' twice, as '{name}' and "
+                                f"'{self.places[target].name}': which one is meant?")  # fmt: skip
+            self.places[target] = tensor
+
+    def find(self, names: Iterable[str]) -> StoredTensor | None:
+        """Return the tensor of a parameter with these names.
+
+        Raises:
+            SoraError: several of them are stored, with different numbers: they are not tied.
+        """
+        found = {name: self.places[name] for name in names if name in self.places}
+        first = next(iter(found.values()), None)
+        for name, other in found.items():
+            if first is not None and not same_content(first, other):
+                raise SoraError(
+                    f"{self.called} holds '{name}' apart from the weight that its configuration "
+                    "ties it to",
+                    hint="set tie_word_embeddings to false in config.json, if that is meant",
+                )
+        return first
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of tensors that the model's class has no use for."""
+        return [name for name, arrival in self.arrivals.items() if not arrival.known]
+
+
+def _groups(runtime: Runtime) -> list[tuple[str, ...]]:
+    """Return the names of all parameters and buffers, tied ones together."""
+    groups: dict[str, tuple[str, ...]] = {}
+    seen: set[str] = set()
+    for name in runtime.state:
+        if name not in seen:
+            groups[name] = (name, *runtime.shared(name))
+            seen.update(groups[name])
+    return list(groups.values())
+
+
+def _changed(names: tuple[str, ...], model: _Side, base: _Side, runtime: Runtime) -> Change | None:
+    """Return what differs; None: nothing, or it is not stored and need not be."""
+    new, old = model.find(names), base.find(names)
+    if new is None:
+        missing = not any(runtime.may_be_missing(name) for name in names)
+        if missing and not _is_converted(names, model) and _is_parameter(names[0], runtime):
+            raise SoraError(f"the model's files hold no '{names[0]}': is it complete?")
+        return None
+    if old is None:
+        return Change(new, None)
+    if new.shape != old.shape:
+        raise SoraError(
+            f"'{names[0]}' is {new.shape} in the model and {old.shape} in the base",
+            hint="an adapter changes no shapes: resize the base's embeddings first, for one"
+            if "emb" in names[0] or len(names) > 1
+            else "is it the right base?",
+        )
+    return None if _same(new, old) else Change(new, old)
+
+
+def _same(new: StoredTensor, old: StoredTensor) -> bool:
+    """Return whether two tensors hold the same numbers, whatever they are stored as."""
+    if new.dtype == old.dtype:
+        return same_content(new, old)
+    return torch.equal(read_tensor(new).double(), read_tensor(old).double())
+
+
+def _is_converted(names: tuple[str, ...], side: _Side) -> bool:
+    converted = (a.names for a in side.arrivals.values() if not a.plain)
+    return any(name in targets for targets in converted for name in names)
+
+
+def _is_parameter(name: str, runtime: Runtime) -> bool:
+    return any(name == known for known, _ in runtime.model.named_parameters(remove_duplicate=False))
+
+
+def _check_alike(model: _Side, base: _Side) -> None:
+    """Refuse a base with more layers or fewer: their names differ by a number only."""
+    if not model.places.keys() & base.places.keys():
+        raise SoraError("the model and the base have no parameter in common",
+                        hint="is it the right base?")  # fmt: skip
+    for one, other in ((model, base), (base, model)):
+        known = {_NUMBER.sub("*", name) for name in other.places}
+        for name, arrival in one.arrivals.items():
+            target = arrival.names[0]
+            if target not in other.places and _NUMBER.search(target):
+                pattern = _NUMBER.sub("*", target)
+                repeated = pattern in known and arrival.plain and not other.runtime.shared(target)
+                if repeated:
+                    raise SoraError(f"{one.called} has a '{name}', and {other.called} has none: "
+                                    "another number of layers",
+                                    hint="is it the right base?")  # fmt: skip
+
+
+def _check_converted(model: _Side, base: _Side) -> None:
+    """Refuse changes of what transformers cuts up or puts together when it loads a model."""
+    for name, arrival in model.arrivals.items():
+        if arrival.plain:
+            continue
+        other = base.stored.get(name)
+        if other is None or not same_content(model.stored[name], other):
+            raise SoraError(
+                f"'{name}' has changed, and transformers stores it in another form than the model "
+                "has it in, as it does with fused experts",
+                hint="such changes cannot be written as an adapter's",
+            )
+
+
+def _notes(model: _Side, base: _Side) -> tuple[str, ...]:
+    notes = []
+    if model.unknown:
+        notes.append(f"the model's class has no use for {first_few(model.unknown)} of its files")
+    only = [name for name in base.unknown if name not in model.unknown]
+    if only:
+        notes.append(f"the base also holds {first_few(only)}, which the model has not")
+    dtypes = [{t.dtype for t in side.places.values()} for side in (model, base)]
+    if dtypes[0] != dtypes[1]:
+        notes.append(
+            f"the model is stored in {', '.join(sorted(dtypes[0]))}, the base in "
+            f"{', '.join(sorted(dtypes[1]))}: the rounding is a part of the difference"
+        )
+    return tuple(notes)
+
+
+class _Sorting:
+    """Decides of each change whether factors can stand for it, or its module is stored in full."""
+
+    def __init__(self, runtime: Runtime, config: PeftConfig) -> None:
+        self._runtime, self._config = runtime, config
+        self._modules: dict[str, nn.Module] = dict(runtime.model.named_modules())
+        self._layers: dict[str, Change] = {}
+        self._biases: dict[str, Change] = {}
+        self._full: set[str] = set()
+
+    def take(self, names: tuple[str, ...], change: Change) -> None:
+        """Note one parameter's change, under all its names."""
+        owner, _, last = names[0].rpartition(".")
+        linear = len(names) == 1 and owner in self._modules and change.base is not None
+        if linear and linear_shape(self._modules[owner]) is not None and not self._added(names[0]):
+            (self._layers if last == "weight" else self._biases)[owner] = change
+            return
+        self._full.update(name.rpartition(".")[0] for name in names)
+
+    def _added(self, name: str) -> bool:
+        """Return whether PEFT stores this in full whatever it is told, for this kind of task."""
+        return self._config.head_module(name) is not None
+
+    def result(self, model: _Side, base: _Side, notes: tuple[str, ...]) -> Difference:
+        """Return the difference, with nothing in two places."""
+        kind = str(getattr(self._runtime.model.config, "model_type", ""))
+        refused = refused_today(kind, self._layers)
+        self._full |= refused.keys()
+        self._close()
+        if "" in self._full:
+            raise SoraError("parameters of the model itself, of none of its modules, have changed",
+                            hint="PEFT can store modules only")  # fmt: skip
+        layers = {p: c for p, c in self._layers.items() if not _below(p, self._full)}
+        biases = {p: c for p, c in self._biases.items() if not _below(p, self._full)}
+        return Difference(
+            layers=layers,
+            transposed=frozenset(p for p in layers if _is_transposed(self._modules[p])),
+            full=tuple(path for path in self._modules if path in self._full),
+            head=self._head(model, base),
+            biases={f"{path}.bias": change for path, change in biases.items()},
+            notes=(
+                *notes,
+                *(f"'{path}' is {why}: stored in full" for path, why in refused.items()),
+            ),
+        )
+
+    def _close(self) -> None:
+        """Add what PEFT would store with it: modules of like names, and weights that are tied."""
+        before: set[str] = set()
+        while before != self._full:
+            before = set(self._full)
+            entries = tuple(self._full)
+            self._full |= {
+                path
+                for path, module in self._modules.items()
+                if path and path.endswith(entries) and module.state_dict()
+            }
+            for name in self._runtime.state:
+                if _below(name, self._full):
+                    partners = self._runtime.shared(name)
+                    self._full |= {p.rpartition(".")[0] for p in partners}
+            self._full = {path for path in self._full if not _below(path, self._full - {path})}
+
+    def _head(self, model: _Side, base: _Side) -> dict[str, Change]:
+        head = {}
+        for name in self._runtime.state:
+            if _below(name, self._full):
+                names = (name, *self._runtime.shared(name))
+                stored = model.find(names)
+                if stored is None:
+                    raise SoraError(f"'{name}' is to be stored in full, and the model's files do "
+                                    "not hold it as it is")  # fmt: skip
+                head[name] = Change(stored, base.find(names))
+        return head
+
+
+def _below(path: str, modules: set[str]) -> bool:
+    """Return whether a module or parameter is one of these modules or inside one."""
+    parts = path.split(".")
+    return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
+
+
+def _is_transposed(module: Any) -> bool:
+    return not isinstance(module, nn.Linear)
+
+
+def squared_norm(change: Change) -> float:
+    """Return the squared Frobenius norm of a change; 0 where the base has nothing."""
+    if change.base is None:
+        return 0.0
+    pairs = zip(_rows(read_tensor(change.model)), _rows(read_tensor(change.base)), strict=True)
+    return math.fsum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+
+
+def _rows(tensor: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(tensor.reshape(-1), 2**22)

@@ -1,0 +1,310 @@
+"""Takes a full fine-tuning's difference to its base out again, as a plain LoRA adapter.
+
+The reverse of a merge, from file to file: of each model one tensor is in memory at a time. Linear
+layers that changed get factors (`adapter.dense`), the most of them where the difference is; what
+else changed is stored in full. The error is measured on what was written, read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sora_cli.adapter.classes import names_classes, task_type_of
+from sora_cli.adapter.companions import copy_processor
+from sora_cli.adapter.dense import Budget, Told, cut_dense, measure
+from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
+from sora_cli.adapter.pruning import Layers, Loss
+from sora_cli.adapter.reading import OnDemand, open_adapter
+from sora_cli.adapter.saving import base_reference
+from sora_cli.core.checks import check_apart
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import first_few
+from sora_cli.merge.base import BaseFolder, open_base
+from sora_cli.merge.difference import Difference, find_difference, squared_norm
+from sora_cli.merge.match import read_stored
+from sora_cli.merge.names import checkpoint_runtime
+from sora_cli.model.files import MODEL_CONFIG, SORA_FILE
+from sora_cli.model.loading import LOCAL_COPY, loading
+from sora_cli.model.references import resolve_model_path
+from sora_cli.model.tensors import read_tensor
+
+_NOT_OF_THE_MODEL = {
+    "_name_or_path", "architectures", "auto_map", "dtype", "finetuning_task", "id2label",
+    "label2id", "num_labels", "problem_type", "sora_merged", "torch_dtype", "transformers_version",
+    "use_cache",
+}  # fmt: skip
+"""Keys of config.json that change nothing an adapter could not carry."""
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The result.
+
+    Attributes:
+        losses: module path -> what the factors miss of the layer's difference.
+        error: relative Frobenius error of the whole difference, what is stored in full and what
+            was left out counted, too.
+        parameters: numbers in the factors.
+        full: modules that are stored in full.
+        full_parameters: numbers in them.
+        biases: names of those of linear layers that are stored as they are.
+        left: names of those that were left out.
+        notes: what a person should know.
+    """
+
+    losses: dict[str, Loss]
+    error: float
+    parameters: int
+    full: tuple[str, ...]
+    full_parameters: int
+    biases: tuple[str, ...]
+    left: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> Loss:
+        """The loss of all layers together."""
+        return reduce(add, self.losses.values())
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A difference that can be written: names and shapes are checked, no factors are made."""
+
+    model: BaseFolder
+    difference: Difference
+    outline: Adapter
+    reference: str
+
+    def cut(self, output: Path, budget: Budget, told: Told) -> AbstractContextManager[Layers]:
+        """Give the factors that a budget leaves, beside the output until the block ends.
+
+        Args:
+            told: is told of each module that has been decomposed.
+
+        Raises:
+            SoraError: numbers that are not finite, or a budget that nothing fits into.
+        """
+        return cut_dense(list(self.difference.layers), self._update, budget, output, told)
+
+    def adapter(self, layers: Layers) -> Adapter:
+        """Return the adapter with these factors."""
+        return dataclasses.replace(self.outline, layers=layers)
+
+    def write(
+        self, output: Path, layers: Layers, entry: Mapping[str, Any], *, dtype: str, force: bool
+    ) -> Extracted:
+        """Write the adapter, atomically, and measure it.
+
+        Args:
+            entry: what the lineage says of how its size was chosen.
+
+        Raises:
+            SoraError: it cannot be written or read back.
+        """
+        paths = list(self.difference.layers)
+        measured: dict[str, Any] = {}
+        rest = self._rest()
+
+        def beside(folder: Path) -> None:
+            with open_adapter(folder) as back:
+                losses = measure(back.layers, paths, self._update)
+                live = {path: rank for path, rank in back.meta.ranks.items() if rank}
+                measured["parameters"] = sum(r * sum(back.shapes[p]) for p, r in live.items())
+            measured["losses"], measured["error"] = losses, _error(losses, *rest)
+            self._record(folder, entry, measured)
+            copy_processor(self.model.folder, folder)
+
+        write_adapter(output, self.adapter(layers), dtype=dtype, force=force, beside=beside)
+        return Extracted(
+            **measured,
+            full=self.difference.full,
+            full_parameters=sum(math.prod(c.model.shape) for c in self.difference.head.values()),
+            biases=tuple(self.difference.biases),
+            left=tuple(self.difference.left),
+            notes=self.difference.notes,
+        )
+
+    def _update(self, path: str) -> Tensor:
+        """Return a layer's difference, (out, in), float32."""
+        change = self.difference.layers[path]
+        assert change.base is not None
+        new, old = read_tensor(change.model), read_tensor(change.base)
+        if torch.float64 in (new.dtype, old.dtype):
+            update = (new.double() - old.double()).float()
+        else:
+            update = new.float().sub_(old.float())
+        return update.T.contiguous() if path in self.difference.transposed else update
+
+    def _rest(self) -> tuple[float, float]:
+        """Return the squared norms of what is stored in full, and of what is left out."""
+        found: list[float] = []
+        seen: set[str] = set()
+        kept = {**self.difference.head, **self.difference.biases}
+        for changes in (kept, self.difference.left):
+            new = [c for c in changes.values() if c.model.name not in seen]  # tied ones count once
+            seen.update(change.model.name for change in new)
+            found.append(math.fsum(squared_norm(change) for change in new))
+        return found[0], found[1]
+
+    def _record(self, folder: Path, how: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+        """Write into the metadata what was done, and how well."""
+        meta, base = read_sora_file(folder / SORA_FILE)
+        assert base is not None  # it has just been written
+        entry: dict[str, Any] = {
+            "command": "extract",
+            "from": self.reference,
+            **how,
+            "relative_error": measured["error"],
+        }
+        if self.difference.left:
+            entry["left_out"] = len(self.difference.left)
+        lineage = (*meta.lineage, entry)
+        write_sora_file(folder / SORA_FILE, meta.model_copy(update={"lineage": lineage}), base)
+
+
+def prepare_extract(model: str, base: str, output: Path, *, biases: bool = True) -> Extraction:
+    """Compare a fine-tuned model with its base. Writes nothing.
+
+    Args:
+        model: reference of the fine-tuned model.
+        base: reference of its base.
+        output: the adapter's directory to be.
+        biases: store those of linear layers that changed; else they are left out.
+
+    Raises:
+        SoraError: another kind of model, other shapes, no difference, or one with such a part.
+    """
+    sources = [resolve_model_path(reference) for reference in (model, base)]
+    check_apart(output, *(Path(source) for source in sources))
+    folders = [_opened(source) for source in sources]
+    configs = [_config(folder) for folder in folders]
+    _check_kinds(configs, sources)
+    runtime = checkpoint_runtime(configs[0], sources[0])
+    new, old = (read_stored(folder.weights) for folder in folders)
+    task_type = task_type_of(runtime.class_name)
+    found = find_difference(runtime, new, old, task_type)
+    _check_difference(found, sources)
+    found = found if biases else found.without_biases()
+    notes = (*found.notes, *_config_notes(*(folder.raw for folder in folders)))
+    reference = base_reference(base, sources[1], None)
+    outline = _outline(found, folders[0], configs[0], runtime.class_name, task_type, reference)
+    return Extraction(folders[0], dataclasses.replace(found, notes=notes), outline, model)
+
+
+def _opened(source: str) -> BaseFolder:
+    folder = Path(source)
+    if (folder / MODEL_CONFIG).is_file() and "quantization_config" in (
+        folder / MODEL_CONFIG
+    ).read_text(encoding="utf-8", errors="replace"):
+        raise SoraError(f"{source} is quantised: a difference is taken of plain weights",
+                        hint="name the unquantised model")  # fmt: skip
+    return open_base(source, None)
+
+
+def _config(folder: BaseFolder) -> Any:
+    import transformers
+
+    with loading(folder.source, local_copy=LOCAL_COPY):
+        return transformers.AutoConfig.from_pretrained(folder.folder, trust_remote_code=False)
+
+
+def _check_kinds(configs: list[Any], sources: list[str]) -> None:
+    kinds = [config.model_type for config in configs]
+    if kinds[0] != kinds[1]:
+        raise SoraError(f"{sources[0]} is a {kinds[0]} model, and {sources[1]} a {kinds[1]} model",
+                        hint="is it the right base?")  # fmt: skip
+    tied = [getattr(config, "tie_word_embeddings", None) for config in configs]
+    if tied[0] != tied[1]:
+        raise SoraError(
+            "tie_word_embeddings is not the same in the model and the base: weights that are one "
+            "in the one are two in the other",
+            hint="an adapter cannot change that",
+        )
+
+
+def _check_difference(found: Difference, sources: list[str]) -> None:
+    if not (found.layers or found.head or found.biases):
+        raise SoraError(f"{sources[0]} holds the same numbers as {sources[1]}: there is no "
+                        "difference to extract")  # fmt: skip
+    if not found.layers:
+        raise SoraError(
+            f"no linear layer's weight differs, only {first_few([*found.full, *found.biases])}",
+            hint="that is no low-rank difference: use the fine-tuned model as it is",
+        )
+
+
+def _config_notes(model: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """Name the settings that differ: they are not weights, so no adapter carries them."""
+    keys = (model.keys() & base.keys()) - _NOT_OF_THE_MODEL
+    other = sorted(key for key in keys if model[key] != base[key])
+    return [f"config.json differs in {first_few(other)}, which an adapter does not carry"] * bool(
+        other
+    )
+
+
+def _outline(
+    found: Difference,
+    folder: BaseFolder,
+    config: Any,
+    class_name: str,
+    task_type: str | None,
+    base: BaseReference,
+) -> Adapter:
+    """Return the adapter, still without layers; what is stored in full is read when asked for."""
+    stored = {**found.head, **found.biases}
+
+    def head(name: str) -> Tensor:
+        return read_tensor(stored[name].model)
+
+    return Adapter(
+        layers={},
+        head=OnDemand(list(stored), head),
+        biases=tuple(found.biases),
+        head_modules=found.full,
+        task_type=task_type,
+        base=base,
+        fan_in_fan_out=bool(found.transposed),
+        meta=_meta(folder, config, class_name),
+    )
+
+
+def _meta(folder: BaseFolder, config: Any, class_name: str) -> AdapterMeta:
+    """Return what the model's own run says of it, else what its configuration says."""
+    known = read_sora_file(folder.folder / SORA_FILE)[0]
+    if known.task is not None:
+        kept = ("task", "labels", "num_labels", "problem_type", "max_length", "input_columns")
+        return AdapterMeta(**{name: getattr(known, name) for name in kept})
+    if not names_classes(class_name):
+        return AdapterMeta()
+    names = getattr(config, "id2label", None)
+    classes = int(config.num_labels)
+    return AdapterMeta(
+        labels=tuple(names.values()) if names and classes > 1 else None,
+        num_labels=classes,
+        problem_type=getattr(config, "problem_type", None),
+    )
+
+
+def _error(losses: Mapping[str, Loss], full: float, left: float) -> float:
+    """Return the relative error of the whole difference.
+
+    Args:
+        full: squared norm of what is stored as it is.
+        left: of what is left out.
+    """
+    dropped = math.fsum(loss.dropped for loss in losses.values()) + left
+    squared = math.fsum(loss.squared for loss in losses.values()) + full + left
+    return math.sqrt(dropped / squared) if squared else 0.0
