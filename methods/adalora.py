@@ -150,7 +150,7 @@ class AdaLora(AdapterMethod):
 
     def deliverable(self, layers: Layers) -> bool:
         """Tell whether the budget is met: earlier states hold more triplets than were asked for."""
-        return super().summary(layers).live == self._begun().target
+        return int(self.alive(layers)) == self._begun().target
 
     def _begun(self) -> BudgetSchedule:
         if self._schedule is None:

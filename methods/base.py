@@ -220,10 +220,13 @@ class AdapterMethod(ABC):
     def summary(self, layers: Layers) -> Summary:
         """Count the live components and all components, and report events to a person."""
         total = sum(layer.rank for layer in layers.values())
+        return Summary(live=int(self.alive(layers)), total=total)
+
+    def alive(self, layers: Layers) -> Tensor:
+        """Return the number of live components (), where the layers are: nobody waits for it."""
         gates = [layer.d.detach() for layer in layers.values() if layer.d is not None]
         ungated = sum(layer.rank for layer in layers.values() if layer.d is None)
-        live = ungated + (int(joined(gates).count_nonzero()) if gates else 0)
-        return Summary(live=live, total=total)
+        return ungated + joined(gates).count_nonzero() if gates else torch.tensor(ungated)
 
     def details(self, layers: Layers) -> dict[str, Any]:
         """Return what else belongs into a run's report, as plain data that JSON can hold."""

@@ -57,7 +57,7 @@ def _alive(layer: LowRankLinear) -> Tensor:
 
 
 def remove_components(
-    layers: Layers, gone: Tensor, optimizer: torch.optim.Optimizer
+    layers: Layers, gone: Tensor, state: Mapping[Tensor, dict[str, Any]]
 ) -> dict[str, Tensor]:
     """Remove components from the layers, in place, and their moments from the optimiser.
 
@@ -65,6 +65,7 @@ def remove_components(
 
     Args:
         gone: (all components,) bool, layer by layer.
+        state: the optimiser's, `optimizer.state`: moments by parameter.
 
     Returns:
         By layer path, (rank before,) bool: which components are left.
@@ -82,7 +83,7 @@ def remove_components(
     keep = dict(zip(layers, torch.split(~gone, ranks), strict=True))
     for path, layer in layers.items():
         if not bool(keep[path].all()):
-            _cut(layer, keep[path], optimizer.state)
+            _cut(layer, keep[path], state)
     return keep
 
 

@@ -178,7 +178,12 @@ class Cut(AdapterMethod):
                 f"{m.energy:.2%} of the update's squared norm",
             )
         )
-        return Summary(sum(self._left) if self._left else total, total, said)
+        return Summary(int(self.alive(layers)), total, said)
+
+    def alive(self, layers: Layers) -> Tensor:
+        """Return the number of components that are left ()."""
+        whole = (layer.rank for layer in layers.values())
+        return torch.tensor(sum(self._left or whole))
 
     def details(self, layers: Layers) -> dict[str, Any]:
         """Return what the cut has done."""

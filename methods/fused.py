@@ -1,4 +1,4 @@
-"""An adapted linear layer as one differentiable operation: `y = x W^T + b + dropout(x) A^T F^T`.
+"""Adapted linear layers of one input as an operation: each `y = x W^T + b + dropout(x) A^T F^T`.
 
 F (out, r) is B with gates and scaling folded in, so that nothing of the size of x or y is ever
 scaled. Against plain autograd, which gives the same numbers:
@@ -8,119 +8,218 @@ scaled. Against plain autograd, which gives the same numbers:
   multiplications become r in out, and no pass over x and y is needed beside the frozen layer's own;
 - with few rows, or in 16 bits, where small updates would be lost in the weight's rounding, the
   branch is added in place;
-- thin products have their long side in the order that matrix libraries are fast in.
+- layers of one input (query, key and value, say) read it once, forward and backward, and their
+  input gradients are added up inside the products;
+- thin products have the rank first, `A x^T` (r, rows) and `F^T gy^T`: with r below 16, the width of
+  a vector register, matrix libraries are up to four times slower in the other order.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from methods.kept import in_blocks, keep, keep_dropped
+from methods.kept import Kept, in_blocks, keep, keep_dropped
 
 
-def adapted_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    d: Tensor | None,
-    *,
-    scaling: float,
-    dropped: Tensor | None = None,
-) -> Tensor:
-    """Return the output (..., out) of a frozen linear layer with a low-rank update.
+class Branch(NamedTuple):
+    """One layer of those that read the same input.
 
-    Under autocast all products are in its dtype. Otherwise the branch is in the factors' dtype and
+    Attributes:
+        weight: (out, in), frozen. bias: (out,), frozen, or None.
+        A: (r, in). B: (out, r). d: (r,) or None.
+        scaling: of the update, dropout's scale included.
+        dropped: entries of x that the update is not given, bool in x's shape.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    A: Tensor
+    B: Tensor
+    d: Tensor | None
+    scaling: float
+    dropped: Tensor | None = None
+
+
+_TENSORS = 5  # of a branch, those that autograd is shown
+_KEPT = 7  # of a branch, what its backward pass is given: `_State`
+
+
+def adapted_linear(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
+    """Return the outputs (..., out) of frozen linear layers with low-rank updates, of one input.
+
+    Under autocast all products are in its dtype. Otherwise an update is in the factors' dtype and
     the output in the weight's.
 
     Args:
         x: (..., in).
-        weight: (out, in), frozen. bias: (out,), frozen, or None.
-        A: (r, in). B: (out, r). d: (r,) or None.
-        scaling: of the branch, dropout's scale included.
-        dropped: entries of x that the branch is not given, bool in x's shape.
+        branches: one layer, or several of equal dtypes on one device; all with dropped entries or
+            none.
     """
     device = x.device.type
-    inner = A.dtype
+    inner = branches[0].A.dtype
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         inner = torch.get_autocast_dtype(device)
-        weight, bias = weight.to(inner), None if bias is None else bias.to(inner)
+        branches = [_cast(branch, inner) for branch in branches]
     with no_autocast(device):
         if torch.is_grad_enabled():
-            kept = keep(x) if dropped is None else keep_dropped(x, dropped)
-            y: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
-                x, weight, bias, A, B, d, scaling, inner, dropped, kept
-            )
+            flat = [tensor for branch in branches for tensor in branch[:_TENSORS]]
+            rest = [branch[_TENSORS:] for branch in branches]
+            kept = _kept(x, [branch.dropped for branch in branches])
+            ys = _AdaptedLinear.apply(x, inner, rest, kept, *flat)  # type: ignore[no-untyped-call]
         else:
-            F = (B * (scaling if d is None else scaling * d)).to(inner)
-            y = _outputs(x, weight, bias, A.to(inner), F, dropped)
+            ys = [_output(x, branch, _folded(branch, inner)) for branch in branches]
     # a view made inside the operation could not be changed in place, as Longformer does
-    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
+    return [y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
+
+
+def _cast(branch: Branch, dtype: torch.dtype) -> Branch:
+    weight, bias, A, B, d, scaling, dropped = branch
+    cast = None if bias is None else bias.to(dtype)
+    return Branch(weight.to(dtype), cast, A, B, d, scaling, dropped)
+
+
+def _kept(x: Tensor, dropped: Sequence[Tensor | None]) -> list[Kept]:
+    """Return what is kept of x: for all branches at once, or for each with what it is given."""
+    masks = [mask for mask in dropped if mask is not None]
+    return [keep_dropped(x, mask) for mask in masks] or [keep(x)]
+
+
+class _Folded(NamedTuple):
+    """A branch's factors in the dtype of its products: A and F^T (r, out), d and scaling in it."""
+
+    A: Tensor
+    Ft: Tensor
+    strength: Tensor | None
+
+
+def _folded(branch: Branch, dtype: torch.dtype) -> _Folded:
+    d, scaling = branch.d, branch.scaling
+    strength = None if d is None else scaling * d  # a copy: d may change before backward
+    Ft = (branch.B.t() * (scaling if strength is None else strength[:, None])).to(dtype)
+    return _Folded(branch.A.to(dtype), Ft.contiguous(), strength)
 
 
 class _AdaptedLinear(torch.autograd.Function):
     """The operation, with outputs (rows, out).
 
-    Its backward pass is given h = x A^T (rows, r), the factors, and `Kept`.
+    Its backward pass is given h = A x^T (r, rows), the factors, and `Kept`.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        d: Tensor | None,
-        scaling: float,
         inner: torch.dtype,
-        dropped: Tensor | None,
-        kept: Any,
-    ) -> Tensor:
-        strength = None if d is None else scaling * d  # a copy: d may change before backward
-        a, F = A.to(inner), (B * (scaling if strength is None else strength)).to(inner)
-        h = _down(x, a, dropped)
-        ctx.project, tensors = kept
-        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
-        ctx.save_for_backward(
-            weight, a, B, None if d is None else strength, F, h, dropped, *tensors
+        rest: Sequence[tuple[float, Tensor | None]],
+        kept: Sequence[Kept],
+        *flat: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        branches = [
+            Branch(*flat[i * _TENSORS : (i + 1) * _TENSORS], *more)  # type: ignore[arg-type,call-arg]
+            for i, more in enumerate(rest)
+        ]
+        folded = [_folded(branch, inner) for branch in branches]
+        hs = _down(x, folded, [branch.dropped for branch in branches])
+        ctx.set_materialize_grads(False)
+        ctx.scalings, ctx.shape, ctx.dtype = [b.scaling for b in branches], x.shape, x.dtype
+        ctx.projections = [(project, len(tensors)) for project, tensors in kept]
+        states = (
+            (b.weight, f.A, b.B, f.strength, f.Ft, h, b.dropped)
+            for b, f, h in zip(branches, folded, hs, strict=True)
         )
-        return _outputs(x, weight, bias, a, F, dropped, h)
+        ctx.save_for_backward(
+            *(tensor for state in states for tensor in state),
+            *(tensor for _, tensors in kept for tensor in tensors),
+        )
+        return tuple(_output(x, *each) for each in zip(branches, folded, hs, strict=True))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        with no_autocast(gy.device.type):
-            return _gradients(ctx, gy)
+    def backward(ctx: Any, *gys: Tensor | None) -> tuple[Tensor | None, ...]:
+        devices = [gy.device.type for gy in gys if gy is not None]
+        if not devices:
+            return (None,) * len(ctx.needs_input_grad)
+        with no_autocast(devices[0]):
+            return _gradients(ctx, gys)
 
 
-def _gradients(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the operation's arguments, of its output's gy (rows, out)."""
-    weight, a, B, strength, F, h, dropped, *tensors = ctx.saved_tensors
-    needed = ctx.needs_input_grad
-    thin = gy.to(F.dtype)
-    v = thin @ F  # (rows, r)
-    gx = gA = gB = gd = None
+class _State(NamedTuple):
+    """A branch as the backward pass knows it: see `Branch` and `_Folded`; h is (r, rows)."""
+
+    weight: Tensor
+    A: Tensor
+    B: Tensor
+    strength: Tensor | None
+    Ft: Tensor
+    h: Tensor
+    dropped: Tensor | None
+
+
+def _gradients(ctx: Any, gys: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the operation's arguments, of its outputs' gy (rows, out)."""
+    saved, size, needed = ctx.saved_tensors, _KEPT, ctx.needs_input_grad
+    used = {  # an output that nobody used has no gradient, and gives none
+        i: (_State(*saved[i * size : (i + 1) * size]), gy)
+        for i, gy in enumerate(gys)
+        if gy is not None
+    }
+    thin = {i: gy.to(state.Ft.dtype) for i, (state, gy) in used.items()}
+    vs = {i: used[i][0].Ft @ gy.t() for i, gy in thin.items()}  # (r, rows)
+    gx = None
     if needed[0]:
-        gx = _input_gradient(gy, weight, v, a, F, dropped).view(ctx.shape).to(ctx.dtype)
-    if needed[3]:
-        gA = ctx.project(v, *tensors).to(B.dtype)
-    if needed[4] or needed[5]:
-        g = (h.t() @ thin).to(B.dtype)  # (r, out); h.t() @ thin is faster than thin.t() @ h
-        if strength is None:
-            gB = (g * ctx.scaling).t()
-        else:
-            gd = (B.t() * g).sum(dim=1) * ctx.scaling
-            gB = (g * strength[:, None]).t()
-    return gx, None, None, gA, gB, gd, None, None, None, None
+        gx = _input_gradient([*used.values()], [*vs.values()]).view(ctx.shape).to(ctx.dtype)
+    gAs = _gradients_for_down(ctx.projections, vs, saved[len(gys) * size :])
+    flat: list[Tensor | None] = []
+    for i in range(len(gys)):
+        wanted = needed[_TENSORS * (i - len(gys)) :]
+        gA = gB = gd = None
+        if i in used and wanted[2]:
+            gA = gAs[i].to(used[i][0].B.dtype)
+        if i in used and (wanted[3] or wanted[4]):
+            gB, gd = _gradients_for_up(used[i][0], thin[i], ctx.scalings[i])
+        flat += [None, None, gA, gB, gd]
+    return gx, None, None, None, *flat
+
+
+def _gradients_for_down(
+    projections: Sequence[tuple[Any, int]],
+    vs: Mapping[int, Tensor],
+    tensors: Sequence[Tensor | None],
+) -> dict[int, Tensor]:
+    """Return v x by branch: in one product if all are given the same x."""
+    if len(projections) == 1:
+        whole: Tensor = projections[0][0](_joined([*vs.values()]).t(), *tensors)
+        return dict(zip(vs, _parts(whole, [*vs.values()]), strict=True))
+    found, begin = {}, 0
+    for i, (project, count) in enumerate(projections):
+        if i in vs:
+            found[i] = project(vs[i].t(), *tensors[begin : begin + count])
+        begin += count
+    return found
+
+
+def _joined(matrices: Sequence[Tensor]) -> Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat([*matrices])
+
+
+def _parts(whole: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Split rows as those of other matrices were joined."""
+    return torch.split(whole, [len(part) for part in like])
+
+
+def _gradients_for_up(state: _State, gy: Tensor, scaling: float) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of B and of d."""
+    g = (state.h @ gy).to(state.B.dtype)  # (r, out)
+    if state.strength is None:
+        return (g * scaling).t(), None
+    return (g * state.strength[:, None]).t(), (state.B.t() * g).sum(dim=1) * scaling
 
 
 def no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
@@ -129,52 +228,68 @@ def no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if enabled else contextlib.nullcontext()
 
 
-def _down(x: Tensor, A: Tensor, dropped: Tensor | None) -> Tensor:
-    """Return h = dropout(x) A^T (rows, r), without dropout's scale."""
-    if dropped is None:
-        return x.reshape(-1, x.shape[-1]).to(A.dtype) @ A.t()
+def _down(
+    x: Tensor, folded: Sequence[_Folded], dropped: Sequence[Tensor | None]
+) -> Sequence[Tensor]:
+    """Return h = A dropout(x)^T (r, rows) of every branch, without dropout's scale."""
+    As, masks = [factors.A for factors in folded], [mask for mask in dropped if mask is not None]
+    if masks:
+        return [_down_dropped(x, A, mask) for A, mask in zip(As, masks, strict=True)]
+    h = _joined(As) @ x.reshape(-1, x.shape[-1]).to(As[0].dtype).t()
+    return _parts(h, As)
+
+
+def _down_dropped(x: Tensor, A: Tensor, dropped: Tensor) -> Tensor:
     blocks = in_blocks(x.shape[-1], x, dropped)
-    return torch.cat([part.masked_fill(mask, 0).to(A.dtype) @ A.t() for part, mask in blocks])
+    parts = [A @ part.masked_fill(mask, 0).to(A.dtype).t() for part, mask in blocks]
+    return torch.cat(parts, dim=1)
 
 
-def _merges(rows: int, weight: Tensor, F: Tensor, dropped: Tensor | None) -> bool:
+def _merges(rows: int, weight: Tensor, Ft: Tensor, dropped: Tensor | None) -> bool:
     """Tell whether the update goes into the weight first.
 
     This takes two passes over the weight; the branch takes two over the output and, in the
     backward pass, the input. The weight must also hold the update as precisely as the branch does.
     """
-    precise = weight.dtype == F.dtype and weight.dtype in (torch.float32, torch.float64)
+    precise = weight.dtype == Ft.dtype and weight.dtype in (torch.float32, torch.float64)
     n_out, n_in = weight.shape
     return precise and dropped is None and rows * (n_in + n_out) > 2 * n_in * n_out
 
 
-def _outputs(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    A: Tensor,
-    F: Tensor,
-    dropped: Tensor | None,
-    h: Tensor | None = None,
-) -> Tensor:
+def _output(x: Tensor, branch: Branch, folded: _Folded, h: Tensor | None = None) -> Tensor:
     """Return y (rows, out), no view of anything."""
     rows = x.reshape(-1, x.shape[-1])
-    if _merges(len(rows), weight, F, dropped):
-        return linear(rows, torch.addmm(weight, F, A), bias)
-    y = linear(rows.to(weight.dtype), weight, bias)
-    h = _down(x, A, dropped) if h is None else h
-    if y.dtype == F.dtype:
-        return y.addmm_(h, F.t())
-    return y.add_(h @ F.t())
+    weight, Ft = branch.weight, folded.Ft
+    if _merges(len(rows), weight, Ft, branch.dropped):
+        return linear(rows, torch.addmm(weight, Ft.t(), folded.A), branch.bias)
+    y = linear(rows.to(weight.dtype), weight, branch.bias)
+    h = _down(x, [folded], [branch.dropped])[0] if h is None else h
+    if y.dtype == Ft.dtype:
+        return y.addmm_(h.t(), Ft)
+    return y.add_(h.t() @ Ft)
 
 
-def _input_gradient(
-    gy: Tensor, weight: Tensor, v: Tensor, A: Tensor, F: Tensor, dropped: Tensor | None
-) -> Tensor:
-    """Return gy W + v A (rows, in), the second without the dropped entries."""
-    if _merges(len(gy), weight, F, dropped):
-        return gy @ torch.addmm(weight, F, A)
-    gx = v @ A
-    if dropped is not None:
-        gx.masked_fill_(dropped.view(gx.shape), 0)
-    return gx.to(weight.dtype).addmm_(gy.to(weight.dtype), weight)
+def _input_gradient(used: Sequence[tuple[_State, Tensor]], vs: Sequence[Tensor]) -> Tensor:
+    """Return the sum of gy W + v^T A (rows, in) over the branches, without dropped entries."""
+    merged = [_merges(len(gy), s.weight, s.Ft, s.dropped) for s, gy in used]
+    gx = _update_gradient(
+        [(s, v) for (s, _), v, merges in zip(used, vs, merged, strict=True) if not merges]
+    )
+    for (s, gy), merges in zip(used, merged, strict=True):
+        weight = torch.addmm(s.weight, s.Ft.t(), s.A) if merges else s.weight
+        thick = gy.to(weight.dtype)
+        gx = thick @ weight if gx is None else gx.to(weight.dtype).addmm_(thick, weight)
+    assert gx is not None
+    return gx
+
+
+def _update_gradient(added: Sequence[tuple[_State, Tensor]]) -> Tensor | None:
+    """Return the sum of v^T A (rows, in), each without its dropped entries; None of none."""
+    free = [(v, s.A) for s, v in added if s.dropped is None]
+    gx = _joined([v for v, _ in free]).t() @ _joined([A for _, A in free]) if free else None
+    for s, v in added:
+        if s.dropped is not None:
+            part = v.t() @ s.A
+            part.masked_fill_(s.dropped.view(part.shape), 0)
+            gx = part if gx is None else gx.add_(part)
+    return gx

@@ -12,8 +12,9 @@ from torch.nn.functional import linear
 from methods.dropout import Dropout
 from methods.errors import MethodError
 from methods.factors import LowRankFactors
-from methods.fused import adapted_linear
+from methods.fused import Branch, adapted_linear
 from methods.sharding import whole
+from methods.siblings import Siblings
 from methods.torch_internals import has_hooks
 
 
@@ -27,6 +28,7 @@ class LowRankLinear(nn.Module):
         base: the wrapped layer, frozen: (..., in) -> (..., out).
         A: (r, in). B: (out, r). d: (r,), or None where the method has no gates.
         scaling: fixed for life, also when components are removed.
+        siblings: the layers that read the same input, this one among them; None: not known.
     """
 
     d: nn.Parameter | None
@@ -48,6 +50,7 @@ class LowRankLinear(nn.Module):
         self.d = None if d is None else nn.Parameter(d)
         self.scaling = scaling
         self.dropout = Dropout(dropout)
+        self.siblings: Siblings | None = None
 
     @property
     def rank(self) -> int:
@@ -79,16 +82,21 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute y (..., out) of x (..., in)."""
-        if not self._base_is_plain():
+        if self.siblings is not None and (y := self.siblings.output(self, x)) is not None:
+            return y
+        if not self.base_is_plain():
             return self._composed(x)
+        return adapted_linear(x, [self.branch(x)])[0]
+
+    def branch(self, x: Tensor) -> Branch:
+        """Return what the layer computes of x (..., in); draws what dropout leaves out."""
         weight = self.weight if isinstance(self.base, nn.Linear) else self.weight.t()
         scaling, dropped = self.scaling, None
         if self.dropout.active:
             scaling, dropped = scaling * self.dropout.scale(x.device), self.dropout.draw(x)
-        A, B, d = self.A, self.B, self.d
-        return adapted_linear(x, weight, self.bias, A, B, d, scaling=scaling, dropped=dropped)
+        return Branch(weight, self.bias, self.A, self.B, self.d, scaling, dropped)
 
-    def _base_is_plain(self) -> bool:
+    def base_is_plain(self) -> bool:
         """Tell whether the base is nothing but x W^T + b (or Conv1D's x W + b), frozen."""
         base = self.base
         if type(base) is not nn.Linear and type(base).__name__ != "Conv1D":

@@ -38,7 +38,7 @@ def budget_threshold(gates: Tensor, allowed: Tensor) -> Tensor:
     """
     sizes = gates.abs().sort(descending=True).values
     sizes = torch.cat([sizes, sizes.new_zeros(1)])  # if no more than allowed are there, xi is 0
-    return sizes[allowed.clamp(0, gates.numel())]
+    return sizes.take(allowed.clamp(0, gates.numel()))  # an index in brackets would be waited for
 
 
 def soft_threshold_(gates: list[Tensor], xi: float | Tensor) -> None:

@@ -156,7 +156,7 @@ class Sora(AdapterMethod):
         assert c.target_r is not None
         try:
             return BudgetSchedule.of(
-                start=super().summary(layers).live,
+                start=int(self.alive(layers)),
                 target=int(c.target_r * len(layers)),
                 t_init=c.t_init,
                 t_final=c.t_final,
@@ -288,7 +288,7 @@ class Sora(AdapterMethod):
         if self.config.target_r is None:
             return True
         schedule = self._schedule
-        return schedule is not None and super().summary(layers).live <= schedule.target
+        return schedule is not None and int(self.alive(layers)) <= schedule.target
 
     def details(self, layers: Layers) -> dict[str, Any]:
         """Return how often gates came back, and the 0-based step at which each component last died.

@@ -25,6 +25,7 @@ __all__ = [
     "saved",
     "storage_key",
     "tree_leaves",
+    "version",
 ]
 
 # torch's optimisers use these, too; on a GPU a loop over the tensors is a kernel for each of them
@@ -58,3 +59,11 @@ def has_saved_tensor_hooks() -> bool:
 def storage_key(tensor: Tensor) -> int:
     """Return a number that tells a tensor's storage from all others that are alive."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/autograd.html#in-place-correctness-checks
+    """
+    return tensor._version

@@ -243,6 +243,8 @@ def summary_counts_components(make: MethodFactory) -> None:
     assert summary.total == total, f"summary counts {summary.total} components, not {total}"
     live = sum(run.method.factors(layer).drop_zeros().rank for layer in run.layers.values())
     assert summary.live == live, f"summary counts {summary.live} live components, not {live}"
+    alive = int(run.method.alive(run.layers))
+    assert alive == live, f"alive counts {alive} live components, not {live}"
     adapts = run.method.config.adapts_rank
     assert live == total or adapts, "components died, but adapts_rank is False"
     json.dumps(run.method.details(run.layers))  # raises TypeError on what is not plain data

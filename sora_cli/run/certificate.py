@@ -90,10 +90,16 @@ class Screened(Size):
     max_params: int = Field(description="the budget that gives this size")
     screening: Measured = Field(description="on the screening rows, beside the uncut checkpoint")
     named: bool = Field(description="whether it was named as a candidate")
+    expected: float | None = Field(
+        None,
+        description="where rows are right or wrong: the drop that is expected of it, unhealed: "
+        "that on the screening rows, averaged with what is expected of its size beforehand, which "
+        "counts as much as 20 rows",
+    )
     certifiable: float | None = Field(
         None,
-        description="where the bound is approximate: the smallest loss that the test rows can be "
-        "expected to certify of this size, by how far its screening scores are spread",
+        description="the smallest loss that the test rows can be expected to certify of this "
+        "size, by how many of its screening rows differ, or how far their scores are spread",
     )
 
 

@@ -7,13 +7,16 @@ On a CPU the peak is the largest resident set of the process (`environment.peak_
 
 `loading` is the peak until model, adapters and data are there (a GGUF file is unpacked by then),
 `resident` what the process has then; `runtime` what the first steps take once (thread pools,
-kernels' work space, late imports); `moments` AdamW's two averages of every trained parameter.
+kernels' work space, late imports); `moments` AdamW's two averages of every trained parameter, in
+the parameters' precision or, with `training.optimizer`, in 8 bits.
 `traced` is the largest sum of tensors alive at any moment: of a forward and backward pass over the
 longest training rows (activations, gradients, temporaries), or of an evaluation batch (see
 `memory_trace`). Texts written in an evaluation are not followed: they take logits of one token.
 
 On a GPU the peak is the allocator's: base parameters and buffers instead of `resident`, cuBLAS's
 workspace instead of `runtime`, and no heap slack.
+
+Attention that runs on a GPU only (`model.attention`) is counted as torch's own.
 
 Not followed: temporaries inside a kernel, and what a method keeps between steps.
 """
@@ -27,10 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from sora_cli.core.environment import peak_memory, process_memory
+from sora_cli.model.attention import ON_GPUS, usual_attention
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.memory_trace import Passes, Trace
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded
+from sora_cli.train.optimizers import moment_bytes
 
 CPU_RUNTIME = 75_000_000  # bytes, measured on a run of two-row batches
 CUDA_RUNTIME = 33_000_000  # bytes of cuBLAS workspace
@@ -127,14 +132,15 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
     passes = 2 if recipe.training.gradient_accumulation > 1 else 1  # the second finds gradients
     block = recipe.training
     work = Passes(model, collate, device, block.precision, ready.task, block.gradient_checkpointing)
-    step, exact = work.trace(training, passes)
-    scoring, exact_too = work.trace(evaluation, 0)
+    with usual_attention(model, instead_of=ON_GPUS):  # their kernels take tensors with data only
+        step, exact = work.trace(training, passes)
+        scoring, exact_too = work.trace(evaluation, 0)
     return MemoryPrediction(
         device=device,
         resident=resident,
         runtime=CPU_RUNTIME if device == "cpu" else CUDA_RUNTIME,
         gradients=trained,
-        moments=2 * trained,  # AdamW's two averages, in the parameters' precision
+        moments=moment_bytes(block.optimizer, model, device),
         training=step,
         training_shape=_shape(training),
         evaluation=scoring,

@@ -24,6 +24,7 @@ from sora_cli.report import MicroBatch
 from sora_cli.run.memory import longest_rows, predict_memory, resident_memory
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.step_time import run_passes
+from sora_cli.train.optimizers import moment_bytes
 
 _SHARE = 0.9
 """The part of the memory that a prediction may fill: predictions are some per cent off."""
@@ -53,12 +54,12 @@ def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
     part = longest_rows(ready.train, rows)
     batch = ready.task.collator(ready.base.processor)(list(part.dataset))
     model: nn.Module = ready.base.model
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     passes = 2 if block.gradient_accumulation > 1 else 1  # the second finds gradients
     try:
         with _left_as_it_was(model):
-            moments = torch.empty(2 * trained, dtype=torch.uint8, device=device)
+            taken = moment_bytes(block.optimizer, model, device)
+            moments = torch.empty(taken, dtype=torch.uint8, device=device)
             run_passes(ready, block, batch, passes)
             del moments
     except (torch.OutOfMemoryError, MemoryError):

@@ -14,6 +14,7 @@ from sora_cli.adapter.places import locate_adapter
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.data.source import find_source
+from sora_cli.model.attention import check_attention
 from sora_cli.model.files import check_source
 from sora_cli.model.quantisation import check_quantise
 from sora_cli.model.references import resolve_model_path
@@ -21,6 +22,7 @@ from sora_cli.recipe.families import check_columns, main_metric
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train.checkpoint.fork import describe_fork
+from sora_cli.train.optimizers import check_optimizer
 
 
 def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
@@ -46,6 +48,8 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
             check_source(recipe.model.path, resolve_model_path(recipe.model.path))
         with recipe.placing():
             check_quantise(recipe.model)
+            check_attention(recipe.model)
+            check_optimizer(recipe)
     say_notes(code_notes(recipe))
 
 

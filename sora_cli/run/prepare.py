@@ -16,12 +16,14 @@ from methods.configs import MethodConfig, MethodOptions
 from methods.dropout import replace_dropouts
 from methods.inject import ALL_LINEAR, inject, matches
 from methods.registry import method_class
+from methods.siblings import share_inputs
 from sora_cli.core.console import say
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows, load_rows
+from sora_cli.model.attention import check_dropout
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.gradient_checkpointing import check_checkpointing
 from sora_cli.model.quantisation import check_selected
@@ -29,10 +31,11 @@ from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.report import Start
 from sora_cli.run.encode import encode
 from sora_cli.run.start import start_from_adapter
-from sora_cli.run.unfit import unfit_layers
+from sora_cli.run.trial import Trial, try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.train.machine import check_machine
+from sora_cli.train.optimizers import check_device
 
 Phase = Callable[[str], AbstractContextManager[None]]
 
@@ -90,6 +93,7 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
 
 def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_machine(recipe.training)
+    check_device(recipe)
     with phase("load data"):
         transformers.set_seed(recipe.training.seed)  # before a new head is drawn
         task, rows = load_task(recipe)
@@ -97,6 +101,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     with phase("load model"):
         block = recipe.training
         base = load_base(recipe.model, task, dropout=block.model_dropout, precision=block.precision)
+        check_dropout(recipe.model, base.model.config)
         if block.gradient_checkpointing:
             check_checkpointing(base.model)
         if not torch.cuda.is_available():
@@ -111,14 +116,15 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     with phase("inject"):
         collate = task.collator(base.processor)
         before = process_memory("VmRSS") or 0
-        unfit = unfit_layers(base, collate, train) if recipe.method.config.low_rank else {}
+        trial = try_base(base, collate, train) if recipe.method.config.low_rank else Trial()
         grown = max((process_memory("VmRSS") or 0) - before, 0)
-        method, layers = add_adapters(recipe, base, unfit)
+        method, layers = add_adapters(recipe, base, trial.unfit)
+        share_inputs(layers, trial.siblings)
         start = start_from_adapter(recipe, base, task, method, layers)
         steps = recipe.training.total_steps(len(train.lengths))
         _note_unreached(recipe.training, steps)
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
-    left_out = {path: why for path, why in unfit.items() if _means(method.config, path)}
+    left_out = {path: why for path, why in trial.unfit.items() if _means(method.config, path)}
     return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown, start)
 
 

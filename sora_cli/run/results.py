@@ -20,6 +20,7 @@ from sora_cli.core.processes import is_main
 from sora_cli.data.content import data_fingerprint
 from sora_cli.model.files import is_there
 from sora_cli.model.quantisation import numbers, quantised_as
+from sora_cli.model.transformers_internals import attention_of
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.report import Parameters, Ranks, RunReport
@@ -38,6 +39,7 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
     reference = base_reference(base.reference, base.resolved, base.revision)
     report.base = {
         **asdict(reference),
+        "attention": attention_of(base.model.config),
         "missing": list(base.missing),
         "head": list(base.head),
     }
@@ -121,7 +123,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
     meta = adapter.meta.model_copy(update={"training": training_of(report, loaded.recipe)})
 
     def beside(folder: Path) -> None:
-        why = save_processor(ready.base.processor, ready.task.processor_class, folder)
+        why = save_processor(ready.base.processor, ready.task.options.PROCESSOR_CLASS, folder)
         report.events += [] if why is None else [why]
 
     write_adapter(output / ADAPTER, replace(adapter, meta=meta), force=True, beside=beside)

@@ -13,6 +13,7 @@ from methods.factors import LowRankFactors
 from methods.sharding import agreed
 from sora_cli.adapter.apply import load_head
 from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.pruning import Loss, prune_layers
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.core.errors import SoraError
@@ -47,6 +48,7 @@ def start_from_adapter(
         with open_adapter(Path(block.adapter).expanduser()) as file:
             check_base(base, file.base, file.directory)
             check_classes("adapter", file.meta.labels, task)
+            check_low_rank(file)
             _check_layers(file, layers)
             head = _head(file, base)
             updates = _updates(file, layers, block)

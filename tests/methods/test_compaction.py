@@ -25,7 +25,7 @@ def sora_run() -> Run:
 
 def compact(run: Run, gone: torch.Tensor) -> dict[str, torch.Tensor]:
     run.optimizer.zero_grad()
-    keep = remove_components(run.layers, gone, run.optimizer)
+    keep = remove_components(run.layers, gone, run.optimizer.state)
     run.method.removed(keep)
     return keep
 
@@ -118,7 +118,7 @@ def test_spells() -> None:
     assert spells.at_least(4).nonzero().flatten().tolist() == [0, 1]
     assert spells.at_least(1).nonzero().flatten().tolist() == [0, 1, 2]
     gone = spells.at_least(4)
-    remove_components(run.layers, gone, run.optimizer)
+    remove_components(run.layers, gone, run.optimizer.state)
     spells.drop(gone)
     assert spells.at_least(1).nonzero().flatten().tolist() == [0]
     spells.step()

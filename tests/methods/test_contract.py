@@ -305,6 +305,15 @@ class Miscounts(Lora):
         return Summary(live=1, total=super().summary(layers).total)
 
 
+class MiscountsAlive(Lora):
+    def alive(self, layers: Layers) -> Tensor:
+        return torch.tensor(1)
+
+    def summary(self, layers: Layers) -> Summary:
+        total = sum(layer.rank for layer in layers.values())
+        return Summary(live=total, total=total)
+
+
 class PlansOneStep(Lora):
     def plan(self, layers: Layers, **options: Any) -> Plan:
         return Plan(phases=(("training", 1),))
@@ -359,7 +368,8 @@ BROKEN: list[tuple[Check, type[AdapterMethod], str]] = [
     (contract.a_run_resumes_bit_equal, SavesOneTensorTwice, "does not fit a safetensors"),
     (contract.beginning_again_changes_nothing, CountsItsBeginnings, "a second begin changed"),
     (contract.beginning_again_changes_nothing, MovesInBegin, "begin changed '0.A'"),
-    (contract.summary_counts_components, Miscounts, "1 live components"),
+    (contract.summary_counts_components, Miscounts, "summary counts 1 live components"),
+    (contract.summary_counts_components, MiscountsAlive, "alive counts 1 live components"),
     (contract.a_plan_covers_the_run_and_changes_nothing, PlansOneStep, "add up to 1 steps"),
     (contract.a_plan_covers_the_run_and_changes_nothing, PlansByTraining, "plan changed"),
     (contract.only_variable_options_vary, SetsAnything, "but was changed"),

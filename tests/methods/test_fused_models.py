@@ -69,7 +69,7 @@ def plainly(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         if isinstance(module, LowRankLinear):
             module.base.register_forward_hook(lambda _module, _args, output: output)
-            assert not module._base_is_plain()
+            assert not module.base_is_plain()
     return copied
 
 

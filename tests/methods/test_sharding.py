@@ -104,7 +104,7 @@ def test_components_of_sharded_layers_stay() -> None:
     gone = spells.at_least(1)
     assert gone.tolist() == [False, True, False] * 2
     with pytest.raises(MethodError, match=r"'0' is sharded: .* after training only; .*drop_zeros"):
-        remove_components(run.layers, gone, run.optimizer)
+        remove_components(run.layers, gone, run.optimizer.state)
     factors = {path: run.method.factors(layer) for path, layer in run.layers.items()}
     assert all(type(f.A) is type(f.B) is Tensor for f in factors.values())
     assert run.method.summary(run.layers).live == 4

@@ -70,6 +70,7 @@ class Search(Generic[Key]):
             drop on these rows is above the promise: nothing shows that it keeps the promise.
         key: the chosen candidate's.
         certified: whether the chosen one is shown to keep the promise; the whole does.
+        outside: the whole is another model, and no size that could be chosen.
         carried: the smallest drop that these rows can certify, four times in five, if the sizes
             differ from the whole as the first one does; None: not known.
     """
@@ -83,6 +84,7 @@ class Search(Generic[Key]):
     chosen: Point
     key: Key
     certified: bool
+    outside: bool
     carried: float | None
 
 
@@ -95,6 +97,7 @@ def choose(
     split: str,
     *,
     further: bool = True,
+    outside: bool = False,
 ) -> Search[Key]:
     """Choose the smallest size that is shown to keep a promise.
 
@@ -107,6 +110,8 @@ def choose(
         split: what the rows are called.
         further: if no size passes, score smaller ones all the same, without a test, for a size that
             only looks good.
+        outside: the whole is another model, and no size that could be chosen: if nothing passes and
+            nothing looks good either, the largest size is.
     """
     made = [whole]
 
@@ -126,7 +131,7 @@ def choose(
                 break
     place = max((i for i, p in enumerate(points) if p.bound and p.passed), default=None)
     if place is None:
-        place = _looks_good(points, promise)
+        place = max(_looks_good(points, promise), int(outside))
     return Search(
         metric=whole.scores.metric,
         split=split,
@@ -137,6 +142,7 @@ def choose(
         chosen=points[place],
         key=made[place].key,
         certified=passes or place == 0,
+        outside=outside,
         carried=_carried(made, bounds, confidence),
     )
 

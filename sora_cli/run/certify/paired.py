@@ -156,5 +156,7 @@ class _Region:
         ways = gammaln(rows + 1) - gammaln(won + 1) - gammaln(rows - won + 1)
         weights = np.exp(ways + xlogy(won, p) + xlog1py(rows - won, -p))
         # the binomial's distribution function: of rows - won, `most` or fewer are lost
-        inside = betainc(rows - won - self.most, self.most + 1.0, 1 - rest)
+        beyond = rows - won - self.most  # none: surely inside, which `betainc` does not say
+        inside = betainc(np.maximum(beyond, 1), self.most + 1.0, 1 - rest)
+        inside = np.where(beyond > 0, inside, 1.0)
         return np.asarray(np.where(self.most < 0, 0.0, weights * inside).sum(axis=1))

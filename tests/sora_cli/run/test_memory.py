@@ -28,6 +28,8 @@ from sora_cli.run.memory import MemoryPrediction
 from sora_cli.run.memory_trace import Passes, StorageTracker, Trace
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.dialogues import Padding
+from sora_cli.tasks.learned import score_learned_only
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
 from tests.helpers_runs import WORDS, tiny_tokenizer, write_rows
 from tests.methods.support import generator
@@ -102,25 +104,26 @@ def _of_words(*, checkpointing: bool = False) -> tuple[Passes, Encoded]:
     task = create_task(TaskBlock(name="causal-lm"), DataBlock(path="unused"))
     model = tiny_llama()
     model.resize_token_embeddings(4096, mean_resizing=False)
-    work = replace(_work(model), task=task, checkpointing=checkpointing)
+    assert score_learned_only(model)
+    made = {"task": task, "collate": Padding(0), "checkpointing": checkpointing}
+    work = replace(_work(model), **made)
     row = {"input_ids": [3] * 24, "labels": [-100] * 12 + [3] * 12}
     return work, Encoded(Dataset.from_list([row] * 8), np.full(8, 24), 0)
 
 
 @pytest.mark.parametrize("passes", [0, 1])
 def test_a_decoders_logits(passes: int) -> None:
-    """Of an evaluation what scores are computed from is left, and no loss of the model's own."""
+    """They are those of the learned places alone."""
     work, rows = _of_words()
     traced, exact = work.trace(rows, passes)
     real = work._run(work._batch(rows, 8), passes, lambda t: t.detach())
-    logits = 8 * 24 * 4096 * 4
+    logits = 8 * 12 * 4096 * 4
     assert exact
+    assert traced.peak == pytest.approx(real.peak, rel=0.06)
     if passes:
-        assert traced.peak == pytest.approx(real.peak, rel=0.06)
-        assert 2.9 * logits < traced.peak < 3.6 * logits
-    else:  # half of each row's logits are picked, not all
-        assert real.peak <= traced.peak < 1.15 * real.peak
-        assert logits < traced.peak < 1.6 * logits
+        assert 2.9 * logits < traced.peak < 3.7 * logits
+    else:
+        assert logits < traced.peak < 2.1 * logits
 
 
 def test_checkpointing_keeps_less() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from sora_cli.app import run
+from sora_cli.recipe.load import load_recipe
+from sora_cli.run.prepare import prepare
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe, write_rows
 
@@ -36,3 +39,12 @@ def test_row_without_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run(["train", str(recipe)]) == 2
     assert "'sentence1' has no text" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_of_one_input_are_computed_together(tmp_path: Path) -> None:
+    recipe = load_recipe(str(write_recipe(tmp_path, tiny_bert(num_labels=2)))).recipe
+    layers = prepare(recipe, lambda _: nullcontext()).layers
+    groups = {siblings for layer in layers.values() if (siblings := layer.siblings) is not None}
+    together = {tuple(p for p, m in layers.items() if m in group.layers) for group in groups}
+    attention = [f"bert.encoder.layer.{i}.attention.self" for i in (0, 1)]
+    assert together == {tuple(f"{a}.{n}" for n in ("query", "key", "value")) for a in attention}

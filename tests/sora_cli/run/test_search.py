@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
+from sora_cli.commands._certify import verdict_lines
 from sora_cli.run.certify.choice import Search
 from sora_cli.run.search import choose_size, sizes_to_test
 from sora_cli.tasks.row_scores import RowScores, row_scores
@@ -29,7 +30,11 @@ def layers() -> dict[str, LowRankFactors]:
 
 
 def _search(
-    layers: dict[str, LowRankFactors], wrong: Wrong, promise: float, **options: Any
+    layers: dict[str, LowRankFactors],
+    wrong: Wrong,
+    promise: float,
+    reference: RowScores | None = None,
+    **options: Any,
 ) -> tuple[Search[Mapping[str, int]], list[int]]:
     asked: list[int] = []
 
@@ -38,7 +43,7 @@ def _search(
         right = np.arange(ROWS) >= wrong(asked[-1])
         return row_scores("accuracy", "right", right, **options)
 
-    return choose_size(layers, scores, promise, 0.95, "validation"), asked
+    return choose_size(layers, scores, promise, 0.95, "validation", reference=reference), asked
 
 
 def test_sizes_follow_from_the_number_of_components_alone() -> None:
@@ -83,6 +88,31 @@ def test_where_even_the_largest_size_looks_bad_everything_is_kept(
     assert asked == [16, 12]
     assert (search.certified, search.chosen.components) == (True, 16)
     assert search.chosen is search.points[0]
+
+
+ALL_RIGHT = row_scores("accuracy", "right", np.ones(ROWS, dtype=bool))
+
+
+def test_against_another_model_the_largest_size_is_tested_too(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    search, asked = _search(layers, lambda n: 1 if n >= 4 else 60, 0.02, ALL_RIGHT)
+    assert asked == [12, 8, 4, 2]  # 4 of 16 are zeros
+    assert (search.certified, search.chosen.components, search.outside) == (True, 4, True)
+    assert search.chosen.drop == pytest.approx(1 / ROWS)
+    assert (search.points[0].score, search.points[1].components) == (1.0, 12)
+
+
+def test_against_another_model_not_even_everything_may_be_enough(
+    layers: dict[str, LowRankFactors],
+) -> None:
+    search, asked = _search(layers, lambda _: 60, 0.02, ALL_RIGHT)
+    assert asked == [12]
+    assert (search.certified, search.chosen.components) == (False, 12)
+    assert search.chosen.drop == pytest.approx(0.2)
+    assert sum(search.key.values()) == 12
+    told = "NOT certified: 12 components lose 0.2000 of accuracy on these rows, and the rows"
+    assert verdict_lines(search)[0].startswith(told)
 
 
 def test_a_smaller_loss_is_better(layers: dict[str, LowRankFactors]) -> None:

@@ -51,6 +51,19 @@ def test_the_level_is_held_for_every_outcome_that_can_be(
     assert _misses(n, p_lost, p_won, 0.95) <= 0.05
 
 
+@pytest.mark.parametrize(("lost", "won", "n"), [(1, 4, 16), (8, 0, 16), (3, 2, 16), (2, 4, 24)])
+def test_shares_that_leave_no_row_the_same_are_thought_of(lost: int, won: int, n: int) -> None:
+    """With them outcomes that speak for as small a drop are likeliest, and still not too likely."""
+    pairs = np.array([(a, b) for a in range(n + 1) for b in range(n + 1 - a)])
+    limits = score_limit(pairs[:, 0], pairs[:, 1], n, 0.95)
+    seen = limits[(pairs == (lost, won)).all(axis=1)]
+    small = pairs[limits <= seen + 1e-9]
+    drop = exact_bound(lost, won, n, 0.95) + 1e-6
+    p_won = (1 - drop) / 2
+    outcomes = np.c_[small, n - small.sum(axis=1)]
+    assert multinomial.pmf(outcomes, n, [1 - p_won, p_won, 0]).sum() <= 0.05
+
+
 def test_the_score_limit_alone_does_not_hold_it() -> None:
     n, p = 277, 0.01
     lost = np.arange(12)

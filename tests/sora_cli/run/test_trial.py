@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from methods.inject import linear_paths
 from sora_cli.app import run
-from sora_cli.run.unfit import _KERNELS, try_layers
+from sora_cli.run.trial import _KERNELS, try_layers
 from tests.architectures import CAUSAL, options_of, tiny
 from tests.helpers_chat import write_chat_recipe
 

@@ -1,27 +1,31 @@
-"""Linear layers of a base model on which an adapter would be useless, each with the reason.
+"""A trial of a base model: layers on which an adapter would be useless, and layers of one input.
 
 An adapter acts where its layer is run. A model that takes a layer's weight and multiplies by itself
 passes the adapter by, and some models have layers that a task does not need, such as Longformer's
 global attention where no token is global. Which layers those are is seen in a trial, a forward and
 a backward pass over the shortest row. Kernels for state-space models take weights on a GPU only, so
 these are listed. What PEFT cannot load is listed, too (`adapter/peft/refused.py`): an adapter
-directory is a PEFT adapter.
+directory is a PEFT adapter. The same trial shows which layers read the same input, so that their
+adapters can be computed together (`methods.siblings`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.inject import linear_paths
+from methods.siblings import same_inputs
 from sora_cli.adapter.peft.refused import refused
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import first_line
+from sora_cli.model.attention import ON_GPUS, usual_attention
 from sora_cli.model.base import Base
 from sora_cli.tasks.base import Encoded
 
@@ -40,10 +44,21 @@ _KERNELS = {
 `mamba2_split_conv1d_scan_combined` in transformers' models (`cuda_kernels_forward`)."""
 
 
-def unfit_layers(
-    base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows: Encoded
-) -> dict[str, str]:
-    """Return {module path: what an adapter's layer there is}, to follow "it is".
+@dataclass(frozen=True)
+class Trial:
+    """The result of a trial of the base model.
+
+    Attributes:
+        unfit: module path -> what an adapter's layer there is, to follow "it is".
+        siblings: groups of module paths that read the same input.
+    """
+
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    siblings: Sequence[Sequence[str]] = ()
+
+
+def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows: Encoded) -> Trial:
+    """Run the base model once or twice, and leave it as it was.
 
     Args:
         collate: makes a batch of encoded rows.
@@ -56,11 +71,13 @@ def unfit_layers(
     found |= refused(kind, paths)
     order = rows.lengths.argsort(kind="stable")
     batches = (collate([rows.dataset[int(row)]]) for row in (order[0], order[-1]))
+    siblings: Sequence[Sequence[str]] = ()
     try:
-        found |= try_layers(model, paths, batches)
+        with usual_attention(model, instead_of=ON_GPUS), same_inputs(model, paths) as siblings:
+            found |= try_layers(model, paths, batches)
     except Exception as error:  # a model for another device than this, say; training shows it, too
         say_notes([f"no trial of which layers the loss depends on: {first_line(error)}"])
-    return found
+    return Trial(found, siblings)
 
 
 def try_layers(

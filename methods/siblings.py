@@ -1,0 +1,116 @@
+"""Adapted layers that read the same input, such as query, key and value, computed together.
+
+Which they are is seen in the data of one forward pass (`same_inputs`): layers of one parent module
+that are given the same tensors. In training, the first of them to be called computes the outputs of
+all as one operation (`methods.fused`), and the others hand theirs out. Where that does not hold
+this time (a layer is skipped, given something else, watched by hooks, sharded by itself), each
+computes its own, as in evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.fused import adapted_linear
+from methods.sharding import is_sharded
+from methods.torch_internals import has_hooks, version
+
+if TYPE_CHECKING:
+    from methods.layer import LowRankLinear
+
+
+class Siblings:
+    """Layers of one input, in the order in which they are called."""
+
+    def __init__(self, layers: Sequence[LowRankLinear]) -> None:
+        self.layers = tuple(layers)
+        self._read: tuple[Tensor, int] | None = None  # the input, and its version
+        self._outputs: dict[int, Tensor] = {}  # those not yet handed out, by place
+
+    def __getstate__(self) -> Any:
+        return self.layers  # a copied model computes its own outputs
+
+    def __setstate__(self, layers: Any) -> None:
+        self.__init__(layers)  # type: ignore[misc]
+
+    def output(self, layer: LowRankLinear, x: Tensor) -> Tensor | None:
+        """Return a layer's output (..., out) of x (..., in); None: it must compute its own."""
+        if layer is self.layers[0]:
+            self._compute(x)
+        if self._read is None or self._read[0] is not x or self._read[1] != version(x):
+            return None
+        y = self._outputs.pop(next(i for i, m in enumerate(self.layers) if m is layer), None)
+        if not self._outputs:
+            self._read = None
+        return y
+
+    def _compute(self, x: Tensor) -> None:
+        self._read, self._outputs = None, {}
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._fit():
+            return
+        outputs = adapted_linear(x, [layer.branch(x) for layer in self.layers])
+        self._read, self._outputs = (x, version(x)), dict(enumerate(outputs))
+
+    def _fit(self) -> bool:
+        """Tell whether all layers are here, are what they seem to be, and of one kind."""
+        first = self.layers[0]
+        return all(
+            layer.base_is_plain()
+            and not has_hooks(layer)
+            and "forward" not in layer.__dict__
+            and not is_sharded(layer.A)
+            and layer.A.dtype == first.A.dtype
+            and layer.weight.dtype == first.weight.dtype
+            and layer.A.device == first.A.device
+            and layer.dropout.active == first.dropout.active
+            for layer in self.layers
+        )
+
+
+@contextmanager
+def same_inputs(model: nn.Module, paths: Iterable[str]) -> Iterator[list[list[str]]]:
+    """Watch which layers of one parent module are given the same inputs, by module path.
+
+    The list is filled when the block ends, of the forward passes in it; adapters may be put into
+    the model before or after.
+    """
+    seen: dict[str, list[tuple[Tensor, int]]] = {}
+
+    def watching(path: str) -> Callable[..., None]:
+        def note(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and not inputs[0].is_inference():
+                seen.setdefault(path, []).append((inputs[0], version(inputs[0])))
+
+        return note
+
+    hooks = [model.get_submodule(p).register_forward_pre_hook(watching(p)) for p in paths]
+    found: list[list[str]] = []
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+    groups: dict[Any, list[str]] = {}
+    for path, inputs in seen.items():  # tensors are kept up to here, so no id is another's
+        key = (path.rpartition(".")[0], *((id(x), changes) for x, changes in inputs))
+        groups.setdefault(key, []).append(path)
+    found += [group for group in groups.values() if len(group) > 1]
+
+
+def share_inputs(layers: Mapping[str, LowRankLinear], groups: Iterable[Sequence[str]]) -> None:
+    """Let adapted layers be computed together, as `same_inputs` found them.
+
+    Args:
+        groups: module paths; those that have no adapter are passed over.
+    """
+    for group in groups:
+        known = [layers[path] for path in group if path in layers]
+        if len(known) > 1:
+            siblings = Siblings(known)
+            for layer in known:
+                layer.siblings = siblings
