@@ -86,7 +86,7 @@ def _without(side: Side, share: float) -> Side:
     gone = torch.rand(total, generator=torch.Generator().manual_seed(0)) < share
     if share:
         assert side.optimizer is not None
-        remove_components(layers, gone, side.optimizer)
+        remove_components(layers, gone, side.optimizer.state)
         side.after = lambda _: None  # its hook knows of the old ranks; it takes no time to speak of
     return side
 

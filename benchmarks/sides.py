@@ -25,6 +25,7 @@ from benchmarks.models import DECODER, Setting, batch, head, load
 from methods.base import AdapterMethod, LowRankLinear, StepInfo
 from methods.inject import inject, replace
 from methods.registry import create
+from methods.siblings import same_inputs, share_inputs
 
 ALPHA = 16.0
 THRESHOLD = 1e-5  # SoRA's; so small that no gate dies while it is measured
@@ -112,6 +113,9 @@ def ours(where: Setting, method: AdapterMethod, *, steps: int = STEPS) -> Side:
         trainable=head(where),
         generator=torch.Generator().manual_seed(0),
     )
+    with torch.no_grad(), same_inputs(model, layers) as siblings:
+        model(**{name: tensor[:1] for name, tensor in batch(where).items()})
+    share_inputs(layers, siblings)
     method.begin(layers, total_steps=steps)
     groups = method.param_groups(layers, lr=1e-4, weight_decay=0.0)
     rates = {group["name"]: 1e-4 for group in groups}

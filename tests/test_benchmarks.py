@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 
 import pytest
 
+from tests import warm
 from tests.shared_files import ROOT, glue_folder
 
 
 def printed(program: str, *words: str) -> str:
-    command = [sys.executable, "-m", f"benchmarks.{program}", "--quick", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    python = sys.executable if "memory" in program else warm.python()
+    command = [python, "-m", f"benchmarks.{program}", "--quick", *words]
+    environment = {**warm.ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -72,7 +73,10 @@ def test_runs() -> None:
     "program",
     [
         "rank",
-        *(pytest.param(p, marks=pytest.mark.long) for p in ("step", "memory", "run", "startup")),
+        *(
+            pytest.param(p, marks=pytest.mark.long)
+            for p in ("step", "instructions", "memory", "run", "startup")
+        ),
     ],
 )
 def test_help(program: str) -> None:

@@ -13,6 +13,12 @@ from methods.inject import output_embedding
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub
 from sora_cli.data.processor import load_processor
+from sora_cli.model.attention import (
+    asking_for,
+    attention_options,
+    check_config,
+    check_device,
+)
 from sora_cli.model.files import check_complete, check_quantised, check_source
 from sora_cli.model.loading import loading, split_gguf, weights_options
 from sora_cli.model.quantisation import check_quantise, prepare_quantised, quantised_options
@@ -61,6 +67,7 @@ def load_base(
 
     quiet_hub()
     check_quantise(block)
+    check_device(block, precision)
     resolved, source, gguf = _located(block)
     common = _common(block, gguf)
     with loading(block.path, resolved, purpose=f" for {task.name}"):
@@ -71,23 +78,27 @@ def load_base(
         options = {**task.model_options(), **_dropouts(config, dropout)}
         for key, value in options.items():
             setattr(config, key, value)
-        model, info = getattr(transformers, task.model_class).from_pretrained(
-            source,
-            config=config,
-            dtype=_dtype(block.dtype),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with names
-            **common,
-            **weights_options(gguf),
-            **_packing(block, task, config, precision),
-        )
+        auto = getattr(transformers, task.options.MODEL_CLASS)
+        check_config(block, config, auto)
+        with asking_for(block):
+            model, info = auto.from_pretrained(
+                source,
+                config=config,
+                dtype=_dtype(block.dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with names
+                **common,
+                **attention_options(block),
+                **weights_options(gguf),
+                **_packing(block, task, config, precision),
+            )
         _check_shapes(block.path, info["mismatched_keys"])
         check_complete(block.path, info["missing_keys"], len(model.state_dict()))
-        processor = load_processor(task.processor_class, source, common)
-    task.check_model(model, processor)
+        processor = load_processor(task.options.PROCESSOR_CLASS, source, common)
     missing = tuple(sorted(info["missing_keys"]))
     head = head_modules(model, missing, new_head=task.trains_head)
     prepare_quantised(model, block.path, head)
+    task.check_model(model, processor)  # it may run the model
     return Base(
         model=model,
         processor=processor,
@@ -127,7 +138,7 @@ def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
     common = _common(block, gguf)
     with loading(block.path, resolved, purpose=f" for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(source, **common)
-        return config, load_processor(task.processor_class, source, common)
+        return config, load_processor(task.options.PROCESSOR_CLASS, source, common)
 
 
 def _located(block: ModelBlock) -> tuple[str, str, dict[str, Any]]:
@@ -182,7 +193,7 @@ def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict
         return {}
     code = {"trust_remote_code": block.trust_remote_code}
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        shape = getattr(transformers, task.model_class).from_config(config, **code)
+        shape = getattr(transformers, task.options.MODEL_CLASS).from_config(config, **code)
     output = output_embedding(shape)
     plain = head_modules(shape, (), new_head=task.trains_head)
     plain += tuple(path for path, module in shape.named_modules() if module is output)

@@ -8,7 +8,6 @@ Source: Dettmers et al. 2023, arXiv 2305.14314, section 3 (4 bits: NF4, double q
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -46,17 +45,30 @@ def check_quantise(block: ModelBlock) -> None:
             hint=_PLAIN,
             key=KEY,
         )
+    check_bitsandbytes(KEY, block.quantise, plain=_PLAIN, unsharded="packed weights")
+
+
+def check_bitsandbytes(key: str, value: str, *, plain: str, unsharded: str) -> None:
+    """Check that a value of the recipe that is done by bitsandbytes can be had.
+
+    Args:
+        plain: the words with which it is not needed.
+        unsharded: what FSDP cannot shard.
+
+    Raises:
+        SoraError: the package is not installed, or this is a run under FSDP.
+    """
     if find_spec("bitsandbytes") is None:
         raise SoraError(
-            f"{KEY}={block.quantise} needs the package bitsandbytes, which is not installed",
-            hint=f"pip install 'sora-cli[quant]', or {_PLAIN}",
-            key=KEY,
+            f"{key}={value} needs the package bitsandbytes, which is not installed",
+            hint=f"pip install 'sora-cli[quant]', or {plain}",
+            key=key,
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise SoraError(
-            f"{KEY}={block.quantise} under FSDP is not supported: packed weights are not sharded",
-            hint=f"torchrun without FSDP, or {_PLAIN}",
-            key=KEY,
+            f"{key}={value} under FSDP is not supported: {unsharded} are not sharded",
+            hint=f"torchrun without FSDP, or {plain}",
+            key=key,
         )
 
 
@@ -75,7 +87,6 @@ def quantised_options(
     from accelerate import PartialState
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # casts it makes at every step
     wanted: dict[str, Any] = {"llm_int8_skip_modules": list(plain)}
     if block.quantise == "8bit":
         wanted["load_in_8bit"] = True

@@ -64,12 +64,26 @@ class TensorFile:
         file: where it is.
         entries: name -> what its header says of it.
         stream: the file, open for reading.
+        transposed: names of matrices that are stored as columns by rows of their entries.
     """
 
-    def __init__(self, file: Path, entries: Mapping[str, StoredTensor], stream: BinaryIO) -> None:
+    def __init__(
+        self,
+        file: Path,
+        entries: Mapping[str, StoredTensor],
+        stream: BinaryIO,
+        transposed: Iterable[str] = (),
+    ) -> None:
         self.file = file
         self._entries = entries
         self._stream = stream
+        self._transposed = frozenset(transposed)
+
+    def seen_as(
+        self, entries: Mapping[str, StoredTensor], *, transposed: Iterable[str] = ()
+    ) -> TensorFile:
+        """Return the same open file with other names and shapes for its tensors."""
+        return TensorFile(self.file, entries, self._stream, transposed)
 
     @property
     def keys(self) -> list[str]:
@@ -109,7 +123,20 @@ class TensorFile:
             raise SoraError(f"{self.file} is truncated or corrupt: '{key}' ends too early")
         if not content:
             return torch.empty(entry.shape, dtype=dtype)
-        return torch.frombuffer(content, dtype=dtype).reshape(entry.shape)
+        flat = torch.frombuffer(content, dtype=dtype)
+        if key in self._transposed:
+            return flat.reshape(entry.shape[::-1]).T.contiguous()
+        return flat.reshape(entry.shape)
+
+
+def read_tensor(entry: StoredTensor) -> Tensor:
+    """Read one tensor of a file whose header has been read, as it is stored.
+
+    Raises:
+        SoraError: the file got shorter meanwhile, or a dtype that torch has no name for.
+    """
+    with entry.file.open("rb") as stream:
+        return TensorFile(entry.file, {entry.name: entry}, stream).read(entry.name)
 
 
 @contextmanager

@@ -28,6 +28,23 @@ def optional_weights(model: Any) -> tuple[str, ...]:
     return tuple(model._keys_to_ignore_on_load_missing or ())
 
 
+def attention_of(config: Any) -> str | None:
+    """Return the implementation of attention that a configuration names, such as "sdpa"."""
+    found: str | None = getattr(config, "_attn_implementation", None)
+    return found
+
+
+def flash_kernels(auto: Any, config: Any) -> tuple[str, ...]:
+    """Return the only flash kernels that a model's class runs with; none where any will do.
+
+    Args:
+        auto: the class of transformers by which a model is loaded, such as `AutoModel`.
+    """
+    kinds = auto._model_mapping
+    kind = kinds.get(type(config), None)
+    return tuple(getattr(kind, "_compatible_flash_implementations", None) or ())
+
+
 class RenamingRules:
     """The renamings of one pass over a checkpoint; some of them remember what they have seen."""
 

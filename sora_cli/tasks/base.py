@@ -85,10 +85,6 @@ class Task(ABC):
 
     peft_type: ClassVar[str | None]
     """PEFT's task_type, written into adapters; None where PEFT has none."""
-    model_class: ClassVar[str]
-    """transformers' Auto class of the model."""
-    processor_class: ClassVar[str] = "AutoTokenizer"
-    """transformers' Auto class of what makes the model's inputs from raw rows."""
     unscored_inputs: ClassVar[tuple[str, ...]] = ()
     """Names in a batch that the model is not given when it is scored."""
     rows_apart: ClassVar[bool] = True
@@ -167,7 +163,7 @@ class Task(ABC):
         Raises:
             SoraError: they cannot.
         """
-        if self.processor_class == "AutoTokenizer":
+        if self.options.PROCESSOR_CLASS == "AutoTokenizer":
             set_padding(model, processor)
 
     @abstractmethod

@@ -20,7 +20,13 @@ from sora_cli.data.places import RowError
 from sora_cli.recipe.families import CausalLmOptions
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.dialogues import Padding, cut, learned_tokens, packed, prompts_of, rows_of
-from sora_cli.tasks.language import IGNORED, Writing, generate_texts, token_sums
+from sora_cli.tasks.language import Writing, generate_texts, token_sums
+from sora_cli.tasks.learned import (
+    LEARNED,
+    learned_labels,
+    learned_logits,
+    score_learned_only,
+)
 from sora_cli.tasks.prompts import (
     Dialogue,
     answered,
@@ -40,7 +46,6 @@ class CausalLm(Writing):
     """Prediction of the next token; of instructions and chats only the answers are learned."""
 
     peft_type = "CAUSAL_LM"
-    model_class = "AutoModelForCausalLM"
     unscored_inputs = ("labels",)
     options: CausalLmOptions
     _continues = False
@@ -134,15 +139,18 @@ class CausalLm(Writing):
         check_causal(model, str(model.config.name_or_path))  # type: ignore[union-attr]
         if self.options.packing:
             check_packing(model)
+        score_learned_only(model)
 
     def collator(self, processor: Any) -> Any:
         return Padding(processor.pad_token_id)
 
     def loss_items(self, batch: Mapping[str, Any]) -> int:
-        return int((batch["labels"][:, 1:] != IGNORED).sum())
+        return len(batch[LEARNED])
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        return token_sums(outputs["logits"][:, :-1], batch["labels"][:, 1:])
+        labels, places = batch["labels"], batch[LEARNED]
+        logits = learned_logits(outputs["logits"], labels, places)
+        return token_sums(logits, learned_labels(labels, places), places, labels.shape)
 
     def needs_texts(self, metrics: Sequence[str]) -> bool:
         return "text" not in self._columns and super().needs_texts(metrics)

@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from sora_cli.tasks.language import IGNORED
+from sora_cli.tasks.learned import LEARNED, learned_places
 from sora_cli.tasks.prompts import Dialogue
 
 
@@ -78,7 +79,7 @@ class Padding:
         if "position_ids" not in batch:
             masks = [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows]
             batch["attention_mask"] = pad_sequence(masks, True)
-        return {**batch, "use_cache": False}
+        return {**batch, LEARNED: learned_places(batch["labels"]), "use_cache": False}
 
 
 def _row(dialogue: Dialogue, ids: Iterator[list[int]], tokenizer: Any) -> Row:

@@ -69,8 +69,6 @@ class ImageText(Task):
     """
 
     peft_type = None
-    model_class = "AutoModel"
-    processor_class = "AutoProcessor"
     trains_head = False
     unscored_inputs = ("return_loss",)
     answered_by = ("similarity",)

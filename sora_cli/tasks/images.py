@@ -47,8 +47,6 @@ class ImageClassification(OneClass):
     """One class per image; cross-entropy. Images are decoded batch by batch (see `pixels`)."""
 
     peft_type = None
-    model_class = "AutoModelForImageClassification"
-    processor_class = "AutoImageProcessor"
     unscored_inputs = ("labels",)
     answered_together = 256  # their files are in memory
     options: ImageClassificationOptions

@@ -24,6 +24,7 @@ from sora_cli.tasks.base import Predictions, Task
 
 IGNORED = -100
 """A label that no loss is taken of."""
+_TOGETHER = 256  # tokens whose logits are scored at a time
 _LARGEST = 700.0  # nats a token: e to a larger power is no float
 
 
@@ -75,22 +76,27 @@ class Writing(Task):
         return records
 
 
-def token_sums(logits: Tensor, labels: Tensor) -> Tensor:
+def token_sums(logits: Tensor, labels: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     """Return (rows, 3): of each row its tokens' summed loss, their number, and how many are right.
 
     Args:
-        logits: (rows, tokens, words), each at the place of the token it is to predict.
-        labels: (rows, tokens); IGNORED where nothing is to be predicted.
+        logits: (n, words) of the tokens that are predicted.
+        labels: (n,); IGNORED where nothing is to be predicted.
+        places: (n,) of the tokens, counted through all rows.
+        shape: (rows, tokens) of the batch.
     """
-    # row by row, so that only one row's logits are copied to float32 at a time
-    sums = torch.zeros(len(labels), 3, dtype=torch.float64, device=logits.device)
-    for row, (scores, wanted) in enumerate(zip(logits, labels, strict=True)):
-        counted = wanted != IGNORED
-        kept, right = scores[counted].float(), wanted[counted]  # (n, words), (n,)
-        sums[row, 0] = cross_entropy(kept, right, reduction="none").double().sum()
-        sums[row, 1] = len(right)
-        sums[row, 2] = (kept.argmax(dim=-1) == right).sum()
-    return sums
+    # some at a time, so that few logits are copied to float32
+    pairs = zip(torch.split(logits, _TOGETHER), torch.split(labels, _TOGETHER), strict=True)
+    each = torch.cat([_sums(scores.float(), right) for scores, right in pairs])
+    sums = torch.zeros(shape[0], 3, dtype=torch.float64, device=logits.device)
+    return sums.index_add_(0, (places // shape[1]).to(sums.device), each)
+
+
+def _sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return (n, 3) of single tokens."""
+    loss = cross_entropy(logits, labels, reduction="none")  # 0 where it is ignored
+    parts = (loss, labels != IGNORED, logits.argmax(dim=-1) == labels)
+    return torch.stack([part.double() for part in parts], dim=1)
 
 
 def mean_loss(sums: np.ndarray) -> float:

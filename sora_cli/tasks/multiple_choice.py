@@ -26,7 +26,6 @@ class MultipleChoice(Scored):
     """Each choice is read after the context and gets a number; cross-entropy over a row."""
 
     peft_type = None
-    model_class = "AutoModelForMultipleChoice"
     answered_by = ("prediction", "choice", "probability")
     one_label = False  # models do not see places, so the place of the right choice is no class
 

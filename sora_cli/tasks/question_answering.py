@@ -39,7 +39,6 @@ class QuestionAnswering(Task):
     """Each token is scored as the answer's first and as its last; cross-entropy over a window."""
 
     peft_type = "QUESTION_ANS"
-    model_class = "AutoModelForQuestionAnswering"
     unscored_inputs = _POSITIONS
     answered_by = ("prediction", "start", "end", "score")
     one_label = False

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
 
@@ -85,7 +86,6 @@ class Seq2Seq(Writing):
     """The encoder reads the source; the decoder learns the target, token by token."""
 
     peft_type = "SEQ_2_SEQ_LM"
-    model_class = "AutoModelForSeq2SeqLM"
     options: Seq2SeqOptions
     _model: nn.Module | None = None
     _room = Room()
@@ -171,7 +171,9 @@ class Seq2Seq(Writing):
         return {name: value for name, value in batch.items() if name != "labels"}
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        return token_sums(outputs["logits"], batch["labels"])
+        labels = batch["labels"]
+        places = torch.arange(labels.numel(), device=labels.device)
+        return token_sums(outputs["logits"].flatten(0, 1), labels.flatten(), places, labels.shape)
 
     def write(self, model: Any, processor: Any, examples: Dataset) -> list[str]:
         new = self.options.max_new_tokens

@@ -35,7 +35,6 @@ class _Sequence(Scored):
     """The common part: text columns, tokenising, padding, one label a row."""
 
     peft_type = "SEQ_CLS"
-    model_class = "AutoModelForSequenceClassification"
 
     def bind(self, train: Dataset) -> None:
         columns = train.column_names

@@ -8,6 +8,7 @@ certain settings.)
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,6 +132,7 @@ def align(
         encode_batch,
         batched=True,
         remove_columns=["words", "tags"],
+        new_fingerprint=secrets.token_hex(8),  # to compute one takes time
         load_from_cache_file=False,
         desc="tokenising",
     )

@@ -38,7 +38,6 @@ class TokenClassification(Task):
     """Each word gets the tag of its first token; cross-entropy."""
 
     peft_type = "TOKEN_CLS"
-    model_class = "AutoModelForTokenClassification"
     unscored_inputs = ("labels",)
     one_label = False
     options: TokenClassificationOptions

@@ -6,6 +6,7 @@ first token where it puts in none (Devlin et al. 2019, sections 4.2 and 4.3).
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int)
         encode_batch,
         batched=True,
         remove_columns=rows.column_names,
+        new_fingerprint=secrets.token_hex(8),  # to compute one takes time
         load_from_cache_file=False,
         desc="tokenising",
     )

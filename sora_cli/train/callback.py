@@ -27,6 +27,7 @@ from methods.base import AdapterMethod, Layers, LowRankLinear, StepInfo
 from methods.inject import adapted_layers
 from sora_cli.train.checkpoint.resumable import Resumable
 from sora_cli.train.checkpoint.trainer_internals import call_on_resume, plain_optimizer
+from sora_cli.train.optimizers import keep_embeddings
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,6 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
     """The callback that calls a method's hooks, and raises an error if it cannot.
 
     Attributes:
-        live: live components after each optimiser step; none for a baseline.
         skipped: optimiser steps that mixed precision skipped, or that `skip_step` left out.
         resumed_from: the checkpoint the trainer was resumed from, once it has been read.
         forked: what is resumed is another run's checkpoint.
@@ -75,7 +75,8 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
 
     def __init__(self, trainer: Trainer, method: AdapterMethod, layers: Layers) -> None:
         self.trainer, self.method, self.layers = trainer, method, layers
-        self.live: list[int] = []
+        self._live: list[int] = []
+        self._counted: list[tuple[int, torch.Tensor]] = []  # steps, and what was alive then
         self.skipped = 0
         self._last_live = 0
         self._seen = 0  # steps this callback was called for, skipped ones included
@@ -88,11 +89,33 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self.forked = False
         self.method_state: Mapping[str, torch.Tensor] | None = None
 
+    @property
+    def live(self) -> list[int]:
+        """Live components after each optimiser step; none for a baseline.
+
+        They stay on their device until somebody asks, so that no step waits for the last one.
+        """
+        self._read_counts()
+        return self._live
+
+    def _read_counts(self) -> None:
+        counted, self._counted = self._counted, []
+        alive = torch.stack([n for _, n in counted]).tolist() if counted else []
+        for (step, _), now in zip(counted, alive, strict=True):
+            if now == 0 and self._last_live:
+                _log.warning(
+                    "step %d: the last component of %s died; the adapter now does nothing",
+                    step,
+                    self.method.name,
+                )
+            self._live.append(now)
+            self._last_live = now
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the method's schedule, and give it its state if the run is resumed."""
         self.method.begin(self.layers, total_steps=state.max_steps)
         self._seen = state.global_step
-        self._last_live = self.method.summary(self.layers).live
+        self._last_live = int(self.method.alive(self.layers))
         if state.global_step:
             known = self.method_state
             if known is None:
@@ -133,17 +156,8 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
             )
         info = self._step_info(state.global_step, state.max_steps)
         self.method.after_step(self.layers, info)
-        if not self.method.config.low_rank:
-            return
-        live = self.method.summary(self.layers).live
-        if live == 0 and self._last_live:
-            _log.warning(
-                "step %d: the last component of %s died; the adapter now does nothing",
-                state.global_step,
-                self.method.name,
-            )
-        self.live.append(live)
-        self._last_live = live
+        if self.method.config.low_rank:
+            self._counted.append((state.global_step, self.method.alive(self.layers)))
 
     def _step_info(self, step: int, total_steps: int) -> StepInfo:
         optimizer = plain_optimizer(self.trainer)
@@ -166,8 +180,9 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
             save_file(method_state, folder / STATE_FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop counting the optimiser's steps."""
+        """Stop counting the optimiser's steps, and read what was counted."""
         self._handle.remove()
+        self._read_counts()
 
     def progress(self) -> dict[str, Any]:
         """Return what is counted: live components and skipped steps."""
@@ -175,10 +190,10 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
 
     def restore(self, progress: dict[str, Any]) -> None:
         """Continue to count from there."""
-        self.live, self.skipped = list(progress["live"]), progress["skipped"]
-        self._last_live = progress["last_live"]
-        if self.forked and self.live:  # the method that takes over may have changed it
-            self.live[-1] = self._last_live = self.method.summary(self.layers).live
+        self._live, self._counted = list(progress["live"]), []
+        self.skipped, self._last_live = progress["skipped"], progress["last_live"]
+        if self.forked and self._live:  # the method that takes over may have changed it
+            self._live[-1] = self._last_live = int(self.method.alive(self.layers))
 
     def note_resume(self, checkpoint: Path) -> None:
         """Remember which checkpoint is resumed: it may lie outside this trainer's directory."""
@@ -249,6 +264,8 @@ def _wrap_optimizer(
             groups = _all_groups(trainer, model, method, layers, head_lr)
             cls, options = Trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
             trainer.optimizer = cls(groups, **options)
+            if options.get("optim_bits") == 8:
+                keep_embeddings(trainer.optimizer, model)
         return trainer.optimizer
 
     trainer.create_optimizer = create_optimizer

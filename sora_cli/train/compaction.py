@@ -13,6 +13,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.report import Compaction, Removal
 from sora_cli.train.checkpoint.resumable import Resumable
 from sora_cli.train.checkpoint.trainer_internals import plain_optimizer
+from sora_cli.train.moments import plain_moments
 
 
 class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
@@ -60,8 +61,8 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         if not bool(gone.any()):
             return
         if not self.record.only_count:
-            optimizer = plain_optimizer(self.trainer)
-            self.method.removed(remove_components(self.layers, gone, optimizer))
+            with plain_moments(plain_optimizer(self.trainer)) as moments:
+                self.method.removed(remove_components(self.layers, gone, moments))
             self._spells.drop(gone)
         left = sum(layer.rank for layer in self.layers.values())
         removal = Removal(step=state.global_step, removed=int(gone.sum()), left=left)

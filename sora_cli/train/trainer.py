@@ -29,6 +29,7 @@ from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
 from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare_inputs
 from sora_cli.train.loggers import split_loggers
 from sora_cli.train.machine import check_machine, keep_freed_memory
+from sora_cli.train.optimizers import TRAINER_NAMES
 from sora_cli.train.workers import worker_context
 
 
@@ -240,6 +241,7 @@ def training_arguments(
         lr_scheduler_type=block.schedule,
         warmup_steps=block.warmup,
         weight_decay=block.weight_decay,
+        optim=TRAINER_NAMES[block.optimizer],
         adam_beta1=block.adam_betas[0],
         adam_beta2=block.adam_betas[1],
         adam_epsilon=block.adam_epsilon,

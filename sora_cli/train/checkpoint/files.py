@@ -164,7 +164,8 @@ def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> No
             if parameter.shape == tensor.shape:
                 parameter.copy_(like(tensor, parameter))
             else:
-                parameter.data = tensor.to(parameter)
+                # a copy: how products round depends on where memory begins, a file's anywhere
+                parameter.data = tensor.to(parameter, copy=True)
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Every private name of Trainer that this project uses stands here: a new version 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,17 @@ def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
     return {
         f"optimizer.{index}.{name}": plain(torch.as_tensor(value))
         for index, entry in trainer.optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
+        for name, value in _flat(entry)
     }
+
+
+def _flat(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what an optimiser keeps of a parameter; bitsandbytes wraps a part of it once more."""
+    for name, value in entry.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield name, value
 
 
 def run_state(trainer: Trainer) -> dict[str, Any]:
@@ -165,8 +174,8 @@ def running_loss(trainer: Trainer) -> Tensor:
 
 
 def first_step(trainer: Trainer) -> int:
-    """Return the step that this call of `train` began at."""
-    return int(trainer._initial_global_step)
+    """Return the step from which Trainer counts the steps of its mean loss."""
+    return int(getattr(trainer, "_initial_global_step", 0))  # older: from the first
 
 
 def prepare_inputs(trainer: Trainer, inputs: Any) -> Any:
@@ -193,10 +202,11 @@ def mean_loss(trainer: Trainer) -> float:
 
 def _optimizer_state(groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the state as `Optimizer.state_dict` had it; JSON made lists of its tuples."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
+        counts = tensor.dim() == 0 and not tensor.is_floating_point()  # bitsandbytes' steps
+        state.setdefault(int(index), {})[key] = tensor.item() if counts else tensor
     restored = [
         {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
         for group in groups

@@ -52,6 +52,7 @@ output: {{dir: {tmp_path / "out"}}}
     assert "the GGUF file are written out in full" in said
 
 
+@pytest.mark.versions
 def test_a_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the configuration and the tokenizer, whoever asks; afterwards the reader is as it was."""
     gguf, source = pytest.importorskip("gguf"), "base.gguf"

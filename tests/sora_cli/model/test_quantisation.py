@@ -23,6 +23,8 @@ from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.quantisation import check_quantise, check_selected, numbers, quantised_as
 from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
 from sora_cli.tasks import create_task
+from sora_cli.tasks.causal_lm import CausalLm
+from tests.helpers_chat import write_chat_base
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama, token_ids
 from tests.helpers_runs import glue_rows, save_base, train, write_recipe
 from tests.methods.support import generator
@@ -32,7 +34,7 @@ KINDS = ["4bit", "8bit"]
 
 @pytest.fixture
 def bnb() -> Any:
-    return pytest.importorskip("bitsandbytes", minversion="0.49")
+    return pytest.importorskip("bitsandbytes")
 
 
 def _load(path: Path, quantise: str | None, **options: Any) -> Base:
@@ -99,7 +101,7 @@ def test_outputs_and_gradients(kind: str, tmp_path: Path) -> None:
     x = torch.randn(4, 5, packed.in_features, generator=generator()).requires_grad_()
     grad = torch.randn(4, 5, packed.out_features, generator=generator(1))
     layer, plain = _layer(packed), _layer(same)
-    assert not layer._base_is_plain()
+    assert not layer.base_is_plain()
     exact = kind == "4bit"  # 8 bits round what comes in, too
     outputs = (layer(x), plain(x))
     torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5 if exact else 0.05)
@@ -122,6 +124,28 @@ def test_an_evaluation_leaves_the_gradients_as_they_were(kind: str, tmp_path: Pa
         assert torch.equal(found, same)
 
 
+def test_a_decoder_is_tried_without_being_packed_for_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bnb: Any
+) -> None:
+    """On a CPU with bf16 instructions that form lets no gradient through."""
+    monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
+    seen, check = [], CausalLm.check_model
+
+    def noted(task: CausalLm, model: nn.Module, processor: Any) -> None:
+        seen.extend(getattr(m, "support_avx512bf16_for_cpu", False) for m in model.modules())
+        check(task, model, processor)
+
+    monkeypatch.setattr(CausalLm, "check_model", noted)
+    task = create_task(TaskBlock(name="causal-lm"), DataBlock(path="unused"))
+    block = ModelBlock(path=str(write_chat_base(tmp_path / "base")), quantise="4bit")
+    model = load_base(block, task).model
+    assert seen
+    assert not any(seen)
+    states = [m.quant_state for m in model.modules() if hasattr(m, "quant_state")]
+    assert len(states) == 14
+    assert not any(getattr(state, "packing_format_for_cpu", False) for state in states)
+
+
 @pytest.mark.usefixtures("bnb")
 @pytest.mark.parametrize(
     ("precision", "dtype", "expected"),
@@ -134,6 +158,7 @@ def test_dtype_of_products(precision: str, dtype: str, expected: str, tmp_path: 
     assert model.model.layers[1].self_attn.q_proj.compute_dtype == getattr(torch, expected)
 
 
+@pytest.mark.versions
 @pytest.mark.usefixtures("bnb")
 @pytest.mark.parametrize(
     "words", [["model.quantise=4bit", "training.gradient_checkpointing=true"],

@@ -248,6 +248,7 @@ def test_the_state_is_that_of_the_checkpoint_resumed(tmp_path: Path) -> None:
         run(tmp_path / "c", resume=tmp_path / "a" / "checkpoint-4")
 
 
+@pytest.mark.versions
 def test_trl_sft_trainer(tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     from tests.helpers_models import tiny_gpt2

@@ -1,0 +1,180 @@
+"""All figures of a GPU: steps against PEFT and the floor, tokens/s, memory, launches, gradients.
+
+    python -m benchmarks.gpu [--minutes 9] [--models 135M 1.2B 8B] [--rows TITLE ...] [--tiny]
+
+Needs this checkout with PEFT, and bitsandbytes for the rows with a 4-bit base; no hub. The models
+have random weights, in the shapes of SmolLM2-135M, Llama-3.2-1B and Llama-3-8B, and a row is what
+`sora train` makes of one recipe with the words in the row's title. Who the sides are:
+`benchmarks/gpu/sides.py`; what the check of gradients is: `benchmarks/gpu/check.py`. In every round
+each side takes one step, in random order; ratios are taken round by round. Printed are medians with
+90 % intervals of the ratios. What does not fit into the minutes, or into memory, is named. Without
+a GPU, or with `--tiny`, the same runs on a model of two small layers.
+
+Exit code 1: gradients that are wrong, or a row that failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+if __name__ == "__main__":  # a program that only imports this keeps its own
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+import torch
+
+from benchmarks.gpu.check import FAR
+from benchmarks.gpu.measured import Measured, measure, release
+from benchmarks.gpu.rows import ROWS, Row, rows_for
+from benchmarks.gpu.shapes import SHAPES, TINY, Shape, write
+from benchmarks.gpu.tables import launch_table, step_table
+from benchmarks.measure import machine
+from sora_cli.core.console import emit, say
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.train.machine import keep_freed_memory
+
+_PACKAGES = ("transformers", "peft", "bitsandbytes")
+_STARTING = 30.0  # seconds before `main`: imports
+
+
+@dataclass
+class Budget:
+    """The seconds that are left.
+
+    Attributes:
+        dropped: rows that were not reached. skipped: rows that cannot run here, and why.
+        failed: rows that should have run.
+    """
+
+    minutes: float
+    began: float = field(default_factory=time.perf_counter)
+    dropped: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def left(self, share: float) -> float:
+        """Return the seconds until a share of all minutes is over."""
+        return share * (60 * self.minutes - _STARTING) - (time.perf_counter() - self.began)
+
+
+def main() -> int:
+    """Measure and print."""
+    options = _options()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tiny = options.tiny or device == "cpu"
+    shapes = [TINY] if tiny else [shape for shape in SHAPES if shape.name in options.models]
+    budget = Budget(options.minutes)
+    if device == "cpu":
+        keep_freed_memory()
+    _introduce(device, tiny)
+    wrong = False
+    with tempfile.TemporaryDirectory(prefix="sora-gpu-") as folder:
+        for shape in shapes:
+            rows = rows_for(shape, options.rows)
+            found = _model(shape, rows, Path(folder), device, options.rounds, budget)
+            wrong |= any(row.verdict is not None and not row.verdict.right for row in found)
+    for what, lines in (
+        ("Not reached within the minutes", budget.dropped),
+        ("Skipped", budget.skipped),
+        ("Failed", budget.failed),
+    ):
+        emit("".join([f"\n{what}:", *(f"\n- {line}" for line in lines or ["nothing"])]))
+    return int(wrong or bool(budget.failed))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=9.0, help="rows not reached are dropped")
+    names = [shape.name for shape in SHAPES]
+    parser.add_argument("--models", nargs="+", choices=names, default=names)
+    titles = [row.title for row in ROWS]
+    parser.add_argument("--rows", nargs="+", choices=titles, default=[], help="default: all")
+    parser.add_argument("--rounds", type=int, default=20, help="of each row, at most")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model (always without a GPU)")
+    return parser.parse_args()
+
+
+def _introduce(device: str, tiny: bool) -> None:
+    known = [f"{name} {_version(name)}" for name in _PACKAGES]
+    if device == "cuda":
+        room = torch.cuda.get_device_properties(0).total_memory / 1e9
+        known = [f"{room:.0f} GB", f"CUDA {torch.version.cuda}", *known]
+    emit(f"{machine(device)}, {', '.join(known)}")
+    if tiny:
+        emit("A tiny model: the figures say that the program runs, and nothing else.")
+    emit(
+        "Ratios are medians with 90 % intervals. Gradients: the cosine of all of the adapters' "
+        "with the plain path's in float32 (in brackets the plain path's own in the row's "
+        f"precision); right where |difference| is at most {FAR:.3f} of the norm (cosine 0.9999), "
+        "or in bf16 twice the plain path's."
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _model(
+    shape: Shape, rows: list[Row], folder: Path, device: str, rounds: int, budget: Budget
+) -> list[Measured]:
+    """Measure and print the rows of a model, as far as there is time."""
+    found, longest = [], 10 * shape.billions
+    if budget.left(shape.share) < longest:
+        budget.dropped += [_named(shape, row) for row in rows]
+        return []
+    say(f"{shape.name}: writing it ...")
+    try:
+        recipe = write(shape, folder / shape.name, device)
+    except (SoraError, torch.OutOfMemoryError) as error:
+        budget.skipped.append(f"{shape.name}: {first_line(error)}")
+        return []
+    finally:
+        release()
+    for row in rows:
+        if budget.left(shape.share) < longest:
+            budget.dropped.append(_named(shape, row))
+            continue
+        began = time.perf_counter()
+        say(f"{_named(shape, row)} ...")
+        measured = _row(shape, row, recipe, device, rounds, budget)
+        found += [measured] if measured else []
+        longest = max(longest, time.perf_counter() - began)
+    emit(f"\n## {shape.name}, {shape.rows} x {shape.length} tokens, r = 16 on all linears\n")
+    emit(step_table(found))
+    emit(f"\n{launch_table(found)}")
+    return found
+
+
+def _row(
+    shape: Shape, row: Row, recipe: Path, device: str, rounds: int, budget: Budget
+) -> Measured | None:
+    """Measure a row; where that cannot be done, note why."""
+    limit = 8.0 if device == "cuda" else 2.0
+    try:
+        return measure(row, recipe, device, rounds=rounds, limit=limit)
+    except (SoraError, torch.OutOfMemoryError) as error:
+        budget.skipped.append(f"{_named(shape, row)}: {first_line(error)}")
+    except Exception as error:  # the rows after it are to be measured all the same
+        what = f"{type(error).__name__}: {first_line(error)}"
+        budget.failed.append(f"{_named(shape, row)}: {what}")
+    return None
+
+
+def _named(shape: Shape, row: Row) -> str:
+    words = f" ({' '.join(row.words)})" if row.words else ""
+    return f"{shape.name}, {row.title}{words}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""One row, measured: its recipe is checked and prepared as `sora train` does it, its sides step."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.check import Verdict, check
+from benchmarks.gpu.launches import Launches, launches_of
+from benchmarks.gpu.rows import Row
+from benchmarks.gpu.sides import OURS, Side, sides_of
+from benchmarks.measure import in_turns
+from sora_cli.recipe.load import load_recipe
+from sora_cli.run.preflight import check_recipe
+from sora_cli.run.prepare import prepare
+
+_WARM_UP = 3  # the first steps compile kernels, draw moments and fill the allocator's pools
+_FEWEST = 5  # rounds: fewer have no interval of 90 %
+
+
+@dataclass
+class Measured:
+    """The figures of a row, by side.
+
+    Attributes:
+        tokens: of the batch, padding not counted.
+        lost: sides that ran out of memory.
+        verdict: of the gradients; None: there was no memory for the check.
+    """
+
+    row: Row
+    tokens: int
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+    launches: dict[str, Launches] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    verdict: Verdict | None = None
+
+
+def measure(row: Row, recipe_file: Path, device: str, *, rounds: int, limit: float) -> Measured:
+    """Measure a row.
+
+    Args:
+        rounds: at most; fewer where they take more than `limit` seconds, down to 5.
+
+    Raises:
+        SoraError: the recipe cannot be trained here; whatever else happens is raised, too.
+    """
+    words = list(row.words)
+    if row.short:
+        words.append(f"data.files.train={recipe_file.parent / 'short.jsonl'}")
+    recipe = load_recipe(recipe_file, words).recipe
+    check_recipe(recipe)
+    try:
+        ready = prepare(recipe, lambda _: contextlib.nullcontext())
+        with sides_of(recipe, ready, device) as sides:
+            del ready
+            return _measured(row, sides, rounds, limit)
+    finally:
+        release()
+
+
+def release() -> None:
+    """Give back the memory of what is not used any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _measured(row: Row, sides: dict[str, Side], rounds: int, limit: float) -> Measured:
+    batch = next(iter(sides.values())).batch
+    masked = batch.get("attention_mask")
+    tokens = batch["input_ids"].numel() if masked is None else int(masked.sum())
+    found = Measured(row, tokens)
+    found.lost = [name for name in [*sides] if not _warm(sides[name])]
+    for name in found.lost:
+        del sides[name]
+    release()
+    round_seconds = sum(side.step() for side in sides.values())
+    number = min(rounds, max(_FEWEST, int(limit / round_seconds)))
+    found.seconds = in_turns({name: side.step for name, side in sides.items()}, number)
+    found.peaks = {name: side.peak_bytes() for name, side in sides.items()}
+    profiled = {name: launches_of(side) for name, side in sides.items()}
+    found.launches = {name: one for name, one in profiled.items() if one is not None}
+    ours = sides.get(OURS)
+    sides.clear()  # the check needs the room
+    release()
+    if ours is not None:
+        with _memory_may_end():
+            found.verdict = check(ours)
+    return found
+
+
+def _warm(side: Side) -> bool:
+    """Take the first steps; return False if memory does not suffice."""
+    done = False
+    with _memory_may_end():
+        for _ in range(_WARM_UP):
+            side.step()
+        done = True
+    if not done:
+        side.model.zero_grad(set_to_none=True)
+        release()
+    return done
+
+
+@contextlib.contextmanager
+def _memory_may_end() -> Iterator[None]:
+    """End the block quietly where a GPU is out of memory; its tensors go with the traceback."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        yield

@@ -1,0 +1,206 @@
+"""The sides of a row: LoRA (or SoRA) as `sora train` sets it up, PEFT LoRA, and the floor.
+
+Ours is what `prepare` makes of the recipe, with the optimiser that its trainer makes and all the
+method's hooks. The others are copies of that model without the adapters, which share its frozen
+weights: PEFT puts LoRA of the same rank on the same layers and takes the same optimiser; the floor
+has frozen weights only, and its embedding's output requires a gradient, so that the backward pass
+goes through every layer. All get the same batch; the head runs at the learned places alone on our
+side only, as in `sora train`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from methods.base import StepInfo
+from methods.inject import adapted_layers, remove
+from sora_cli.model.gradient_checkpointing import checkpointed
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.memory_trace import StorageTracker
+from sora_cli.run.prepare import Prepared
+from sora_cli.tasks.learned import LEARNED
+from sora_cli.train.callback import attach
+from sora_cli.train.trainer import AdapterTrainer, build_trainer
+
+FLOOR, PEFT, OURS = "floor", "PEFT LoRA", "ours"
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class Side:
+    """One model that takes optimiser steps on one batch.
+
+    Attributes:
+        after: called after the optimiser, with the 0-based number of the step.
+    """
+
+    model: nn.Module
+    batch: Batch
+    precision: str
+    optimizer: torch.optim.Optimizer | None = None
+    penalty: Callable[[], Tensor | None] = lambda: None
+    after: Callable[[int], None] = lambda _: None
+    taken: int = field(default=0, init=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batch is."""
+        ids: Tensor = self.batch["input_ids"]
+        return ids.device
+
+    def step(self) -> float:
+        """Take a step; return its seconds."""
+        self.wait()
+        start = time.perf_counter()
+        with autocast(self.device, self.precision):
+            loss = self.model(**self.batch)["loss"]
+            penalty = self.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.after(self.taken)
+            self.optimizer.zero_grad()
+        self.taken += 1
+        self.wait()
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Let the device finish."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_bytes(self) -> float:
+        """Return the most that one more step holds: weights, moments, and what it makes itself.
+
+        On a GPU the last is the allocator's figure, on a CPU the sum of tensors alive.
+        """
+        kept = {t.untyped_storage().data_ptr(): t for t in self._kept()}
+        held = sum(t.untyped_storage().nbytes() for t in kept.values())
+        if self.device.type == "cuda":
+            self.wait()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step()
+            return float(held + torch.cuda.max_memory_allocated() - before)
+        with StorageTracker([*kept.values()]) as tracker:
+            self.step()
+        return float(held + tracker.peak)
+
+    def _kept(self) -> Iterator[Tensor]:
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        yield from (t for t in self.batch.values() if isinstance(t, Tensor))
+        states = self.optimizer.state.values() if self.optimizer else ()
+        for values in [*states, *(state.as_dict() for state in _packings(self.model))]:
+            yield from (t for t in values.values() if isinstance(t, Tensor))
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Cast as `training.precision` says."""
+    if precision == "fp32":
+        yield
+        return
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        yield
+
+
+@contextlib.contextmanager
+def sides_of(recipe: Recipe, ready: Prepared, device: str) -> Iterator[dict[str, Side]]:
+    """Give the sides of a recipe, in the order floor, PEFT, ours; nothing of them is kept."""
+    model = ready.base.model
+    if model.device.type != device:  # packed weights are there already
+        model.to(device)
+    batch = batch_of(ready, device)
+    plain = {name: value for name, value in batch.items() if name != LEARNED}
+    precision, checkpointing = recipe.training.precision, recipe.training.gradient_checkpointing
+    floor, peft = (without_adapters(model) for _ in range(2))
+    trainer = build_trainer(
+        recipe, ready.task, ready.base, Path(recipe.output.dir or "run"), train=ready.train
+    )
+    with ExitStack() as stack:
+        made = {
+            FLOOR: Side(_floored(floor), plain, precision),
+            PEFT: _peft(peft, trainer, ready, plain, precision),
+            OURS: _ours(trainer, ready, batch, precision),
+        }
+        for inner in (floor, peft, model):
+            stack.enter_context(checkpointed(inner.train(), on=checkpointing))
+        yield made
+        made.clear()
+
+
+def batch_of(ready: Prepared, device: str) -> Batch:
+    """Return a batch of all training rows but the last: a short one, for the trial of layers."""
+    rows = [ready.train.dataset[row] for row in range(len(ready.train.lengths) - 1)]
+    collated = ready.task.collator(ready.base.processor)(rows)
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collated.items()}
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that shares its frozen weights and its buffers."""
+    shared: list[Any] = [p for p in model.parameters() if not p.requires_grad]
+    shared += [*model.buffers(), *_packings(model)]
+    return copy.deepcopy(model, {id(each): each for each in shared})
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
+    """Return a copy that shares the frozen weights, with the base layers in place of adapters."""
+    plain = sharing_copy(model)
+    remove(plain, adapted_layers(plain))
+    return plain
+
+
+def _packings(model: nn.Module) -> list[Any]:
+    """Return what bitsandbytes keeps beside packed weights."""
+    states = (getattr(module, "quant_state", None) for module in model.modules())
+    return [state for state in states if state is not None]
+
+
+def _floored(model: Any) -> nn.Module:
+    embedding: nn.Module = model.get_input_embeddings()
+    embedding.register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+    frozen: nn.Module = model
+    return frozen
+
+
+def _peft(
+    model: Any, trainer: AdapterTrainer, ready: Prepared, batch: Batch, precision: str
+) -> Side:
+    import peft
+
+    layer = next(iter(ready.layers.values()))
+    config = peft.LoraConfig(
+        r=layer.rank, lora_alpha=layer.rank * layer.scaling, target_modules=[*ready.layers]
+    )
+    adapted: Any = peft.get_peft_model(model, config)
+    cls, options = Trainer.get_optimizer_cls_and_kwargs(trainer.args, adapted)
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    return Side(adapted, batch, precision, cls(trained, **options))
+
+
+def _ours(trainer: AdapterTrainer, ready: Prepared, batch: Batch, precision: str) -> Side:
+    method, layers = ready.method, ready.layers
+    attach(trainer, method, layers)
+    optimizer: Any = trainer.create_optimizer()
+    steps = trainer.args.max_steps
+
+    def after(step: int) -> None:
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        method.after_step(layers, StepInfo(step, steps, rates, optimizer.state))
+        method.alive(layers)  # counted in every step of a run
+
+    penalty = lambda: method.penalty(layers)  # noqa: E731
+    return Side(ready.base.model, batch, precision, optimizer, penalty, after)

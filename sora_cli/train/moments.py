@@ -1,0 +1,94 @@
+"""An optimiser's moments as plain numbers, also where bitsandbytes keeps them as codes of 8 bits.
+
+Components that are removed take their moments along. With bitsandbytes' optimisers this happens on
+decoded moments, which are then coded again, by the rounding that each of its steps does. The names
+of the parts of its state stand in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sora_cli.train.optimizers import BLOCK
+
+_NUMBERS = {"exp_avg": 1, "exp_avg_sq": 2}
+"""torch's names of the moments, and the numbers that bitsandbytes gives them."""
+
+
+@contextmanager
+def plain_moments(
+    optimizer: torch.optim.Optimizer,
+) -> Iterator[Mapping[Tensor, dict[str, Any]]]:
+    """Give the moments by parameter, under torch's names; what is changed inside is kept."""
+    if not _is_bitsandbytes(optimizer):
+        yield optimizer.state
+        return
+    moments = _Decoded(optimizer.state)
+    yield moments
+    moments.write_back()
+
+
+def _is_bitsandbytes(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer).__module__.partition(".")[0] == "bitsandbytes"
+
+
+class _Decoded(Mapping[Tensor, dict[str, Any]]):
+    """The state of an optimiser of bitsandbytes; only what somebody asks for is decoded."""
+
+    def __init__(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        self._state = state
+        self._read: dict[Tensor, dict[str, Any]] = {}
+
+    def __getitem__(self, parameter: Tensor) -> dict[str, Any]:
+        if parameter not in self._state:  # it would make an entry
+            raise KeyError(parameter)
+        if parameter not in self._read:
+            stored = self._state[parameter]
+            self._read[parameter] = {name: _decoded(stored, n) for name, n in _NUMBERS.items()}
+        return self._read[parameter]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def write_back(self) -> None:
+        """Store everything that was read, as it is now."""
+        for parameter, moments in self._read.items():
+            for name, number in _NUMBERS.items():
+                _store(self._state[parameter], number, moments[name])
+
+
+def _decoded(stored: Mapping[str, Any], number: int) -> Tensor:
+    moment: Tensor = stored[f"state{number}"]
+    if moment.dtype != torch.uint8:  # a small tensor's, of 32 bits
+        return moment
+    from bitsandbytes.functional import dequantize_blockwise
+
+    scales, code = stored[f"absmax{number}"], stored[f"qmap{number}"]
+    codes = moment.to(scales.device)  # paged ones count as the CPU's
+    decoded: Tensor = dequantize_blockwise(codes, absmax=scales, code=code, blocksize=BLOCK)
+    return decoded
+
+
+def _store(stored: dict[str, Any], number: int, moment: Tensor) -> None:
+    before: Tensor = stored[f"state{number}"]
+    if before.dtype != torch.uint8:
+        stored[f"state{number}"] = moment
+        return
+    from bitsandbytes.functional import quantize_blockwise
+
+    codes, state = quantize_blockwise(
+        moment.contiguous(), code=stored[f"qmap{number}"], blocksize=BLOCK
+    )
+    if codes.shape == before.shape:
+        before.copy_(codes)  # paged memory stays paged
+    else:
+        stored[f"state{number}"] = codes
+    stored[f"absmax{number}"] = state.absmax

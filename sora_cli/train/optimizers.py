@@ -1,0 +1,132 @@
+"""The optimisers of `training.optimizer`: what each needs, and the memory of its moments.
+
+The optimisers of 8 bits are those of bitsandbytes (Dettmers et al. 2022, arXiv 2110.02861): both
+moments of a tensor are kept as codes of one byte, with a scale for every block of 256 of them.
+Small tensors, such as gates and many factors, and embeddings keep 32 bits. `moments` cuts them
+down where components are removed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.model.quantisation import check_bitsandbytes
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.recipe.types import Optimizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+KEY = "training.optimizer"
+TRAINER_NAMES: dict[Optimizer, str] = {
+    "adamw": "adamw_torch_fused",
+    "adamw_unfused": "adamw_torch",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+"""Their names in transformers, as in `TrainingArguments(optim=...)`."""
+BLOCK = 256
+"""Codes that have a scale in common (`Optimizer2State.init_state` in bitsandbytes)."""
+_SMALLEST = 4096  # numbers from which a tensor's moments are coded (`min_8bit_size`)
+_PAGED = 100_000  # numbers from which they are paged (`get_state_buffer`)
+
+
+def check_optimizer(recipe: Recipe) -> None:
+    """Check what can be known of an optimiser before anything heavy loads.
+
+    Raises:
+        SoraError: its package is not installed, or it cannot keep the moments that are needed.
+    """
+    name = recipe.training.optimizer
+    if not in_8_bits(name):
+        return
+    if recipe.method.config.turns_basis:
+        raise SoraError(
+            f"{KEY}={name} does not go with method {recipe.method.name}, which turns the moments",
+            where="codes of 8 bits round zeros, too, so that what was cut would come back",
+            hint=f"{KEY}=adamw",
+            key=KEY,
+        )
+    check_bitsandbytes(KEY, name, plain=f"{KEY}=adamw", unsharded="blocks of codes")
+
+
+def check_device(recipe: Recipe) -> None:
+    """Check that an optimiser takes steps on this machine's device; loads torch.
+
+    Raises:
+        SoraError: it needs a GPU, or its package cannot take a step on this CPU.
+    """
+    check_optimizer(recipe)
+    name = recipe.training.optimizer
+    if not in_8_bits(name):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if name == "paged_adamw_8bit":
+        raise SoraError(
+            f"{KEY}={name} needs a GPU, from whose memory pages can move away",
+            hint=f"{KEY}=adamw_8bit",
+            key=KEY,
+        )
+    try:
+        _take_step()
+    except Exception as error:  # what is missing in a build shows as whatever the call raises
+        raise SoraError(
+            f"this version of bitsandbytes takes no step of 8 bits on a CPU: {first_line(error)}",
+            hint=f"pip install --upgrade bitsandbytes, or {KEY}=adamw",
+            key=KEY,
+        ) from error
+
+
+def _take_step() -> None:
+    """Take a step of 8 bits on a CPU: versions differ in which operations they have there."""
+    import torch
+    from bitsandbytes.optim import AdamW8bit
+
+    parameter = torch.nn.Parameter(torch.zeros(_SMALLEST))
+    parameter.grad = torch.ones(_SMALLEST)
+    AdamW8bit([parameter]).step()
+
+
+def in_8_bits(name: Optimizer) -> bool:
+    """Tell whether an optimiser keeps coded moments."""
+    return name.endswith("_8bit")
+
+
+def keep_embeddings(optimizer: Any, model: nn.Module) -> None:
+    """Let trained embeddings keep moments of 32 bits, as transformers' Trainer does.
+
+    Their gradients are zero but for the tokens of a batch, which a common scale serves badly.
+    """
+    for module in _trained_embeddings(model):
+        optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
+
+
+def moment_bytes(name: Optimizer, model: nn.Module, device: str) -> int:
+    """Return the bytes of both moments of all trained parameters, as far as they stay on a device.
+
+    Args:
+        device: "cpu" or "cuda"; what is paged can leave a GPU and is not counted there.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not in_8_bits(name):
+        return sum(2 * p.numel() * p.element_size() for p in trained)
+    plain = {id(module.weight) for module in _trained_embeddings(model)}
+    paged = name == "paged_adamw_8bit" and device == "cuda"
+    total = 0
+    for p in trained:
+        n = p.numel()
+        coded = n >= _SMALLEST and id(p) not in plain
+        scales = 2 * 4 * -(-n // BLOCK) if coded else 0
+        moments = 0 if paged and n >= _PAGED else 2 * n * (1 if coded else 4)
+        total += moments + scales
+    return total
+
+
+def _trained_embeddings(model: nn.Module) -> list[nn.Embedding]:
+    from torch import nn
+
+    return [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight.requires_grad]

@@ -1,0 +1,303 @@
+"""`training.optimizer`: each against plain AdamW, resumed, cut down, refused, and its memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from methods.compaction import remove_components
+from methods.layer import LowRankLinear
+from sora_cli.adapter.directory import read_adapter
+from sora_cli.app import run
+from sora_cli.core.errors import SoraError
+from sora_cli.model import quantisation
+from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.preflight import check_recipe
+from sora_cli.train import optimizers
+from sora_cli.train.checkpoint.files import newest_checkpoint, part
+from sora_cli.train.moments import plain_moments
+from sora_cli.train.optimizers import check_device, check_optimizer, keep_embeddings, moment_bytes
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
+
+KEY = "training.optimizer"
+CODED = 128
+"""A rank at which the tiny model's factors, (128, 32) and more, are large enough for 8 bits."""
+
+
+@pytest.fixture
+def bnb() -> Any:
+    return pytest.importorskip("bitsandbytes")
+
+
+def _recipe(folder: Path, optimizer: str, *, method: dict[str, Any], **training: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    block = {"max_steps": 12, "evaluate": "no", "optimizer": optimizer, **training}
+    recipe = write_recipe(folder, tiny_bert(num_labels=2), training=block, method=method)
+    text = recipe.read_text(encoding="utf-8")
+    if method["name"] != "sora":
+        text = text.replace("  r_max: 4\n", "").replace("  threshold: 0.01\n", "")
+    recipe.write_text(text, encoding="utf-8")
+    return recipe
+
+
+def _updates(folder: Path) -> Tensor:
+    layers = read_adapter(folder / "out").layers
+    return torch.cat([(f.B @ f.A).flatten() for f in layers.values()])
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
+
+
+def _groups(folder: Path) -> list[dict[str, Any]]:
+    newest = sorted((folder / "out" / "checkpoints").glob("step-*"))[-1]
+    run_file = json.loads((newest / "run.json").read_text(encoding="utf-8"))
+    return list(run_file["optimizer"])
+
+
+GATES = {"name": "sora", "r_max": 4, "threshold": 0.01, "betas": [0.5, 0.9], "gate_eps": 1e-6}
+
+
+def test_fused_and_unfused_give_one_result(tmp_path: Path) -> None:
+    fused = train(_recipe(tmp_path / "a", "adamw", method=GATES))
+    unfused = train(_recipe(tmp_path / "b", "adamw_unfused", method=GATES))
+    assert all(group["fused"] for group in _groups(tmp_path / "a"))
+    assert not any(group["fused"] for group in _groups(tmp_path / "b"))
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        gates = next(group for group in _groups(folder) if group["name"] == "gates")
+        assert (gates["betas"], gates["eps"]) == ([0.5, 0.9], 1e-6)
+    losses = [[e["loss"] for e in r.history if "loss" in e] for r in (fused, unfused)]
+    assert losses[0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert _cosine(_updates(tmp_path / "a"), _updates(tmp_path / "b")) > 0.99999
+    assert unfused.recipe["training"]["optimizer"] == "adamw_unfused"
+
+
+@pytest.mark.usefixtures("bnb")
+def test_8_bits_come_close_and_gates_keep_their_own_betas(tmp_path: Path) -> None:
+    method = {**GATES, "r_max": CODED}
+    train(_recipe(tmp_path / "a", "adamw", method=method))
+    train(_recipe(tmp_path / "b", "adamw_8bit", method=method))
+    gates = next(group for group in _groups(tmp_path / "b") if group["name"] == "gates")
+    assert (gates["betas"], gates["eps"]) == ([0.5, 0.9], 1e-6)
+    assert 0.98 < _cosine(_updates(tmp_path / "a"), _updates(tmp_path / "b")) < 1 - 1e-7
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"name": "lora", "r": CODED},
+    "sora": {"name": "sora", "r_max": CODED, "threshold": 0.08, "gate_lr": 1e-4},
+    "adalora": {"name": "adalora", "init_r": 8, "target_r": 4, "t_init": 2, "t_final": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "method"),
+    [
+        ("adamw_unfused", "lora"),
+        ("adamw_8bit", "lora"),
+        *(pytest.param("adamw_8bit", name, marks=pytest.mark.long) for name in ("sora", "adalora")),
+    ],
+)
+def test_a_resumed_run_is_byte_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, method: str
+) -> None:
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    recipe = _recipe(tmp_path / "a", optimizer, method=METHODS[method])
+    resumes_as_if_whole(recipe, tmp_path, monkeypatch)
+    states = [newest_checkpoint(tmp_path / name / "checkpoints")[0] for name in ("whole", "cut")]
+    assert states[0] is not None
+    assert states[1] is not None
+    whole, cut = (part(state.tensors, "optimizer.") for state in states if state is not None)
+    assert sorted(whole) == sorted(cut)
+    assert all(_same(whole[name], cut[name]) for name in whole)
+
+
+def test_a_resume_with_another_optimiser_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = _recipe(tmp_path / "a", "adamw", method={"name": "lora", "r": 4}, max_steps=2)
+    train(recipe)
+    capsys.readouterr()
+    assert run(["train", str(recipe), "--resume", "--force", f"{KEY}=adamw_unfused"]) == 2
+    said = capsys.readouterr().err
+    assert f"{KEY} was 'adamw', is now 'adamw_unfused'" in said
+
+
+@pytest.mark.usefixtures("bnb")
+def test_dead_components_are_removed_with_their_coded_moments(tmp_path: Path) -> None:
+    training = {"compact_every": 3, "epochs": 4, "max_steps": None, "max_grad_norm": 0.0}
+    runs = [
+        train(_recipe(tmp_path / name, name, method=METHODS["sora"], **training))
+        for name in ("adamw", "adamw_8bit")
+    ]
+    for report in runs:
+        assert report.compaction is not None
+        assert report.compaction.removed > 0
+    updates = [_updates(tmp_path / name) for name in ("adamw", "adamw_8bit")]
+    assert _cosine(*updates) > 0.98
+
+
+def _layer(A: Tensor, B: Tensor) -> LowRankLinear:
+    return LowRankLinear(nn.Linear(A.shape[1], B.shape[0]), A.clone(), B.clone(), scaling=1.0)
+
+
+def test_coded_moments_are_cut_down_as_plain_ones(bnb: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(shape, generator=generator) for shape in ((8, 768), (640, 8)))
+    ours, theirs = _layer(A, B), _layer(A, B)
+    coded = bnb.optim.AdamW8bit([ours.A, ours.B], lr=1e-3)
+    plain = torch.optim.AdamW([theirs.A, theirs.B], lr=1e-3)
+
+    def step() -> None:
+        for one, other in ((ours.A, theirs.A), (ours.B, theirs.B)):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        coded.step()
+        plain.step()
+
+    def assert_close() -> None:
+        with plain_moments(coded) as moments:
+            for here, there in ((ours.A, theirs.A), (ours.B, theirs.B)):
+                assert coded.state[here]["state1"].dtype == torch.uint8
+                for name in ("exp_avg", "exp_avg_sq"):
+                    assert moments[here][name].shape == there.shape
+                    decoded, kept = moments[here][name].flatten(), plain.state[there][name]
+                    assert _cosine(decoded, kept.flatten()) > 0.999
+
+    for _ in range(20):
+        step()
+    assert_close()
+    gone = torch.tensor([False, True, False, False, True, False, False, True])
+    with plain_moments(coded) as moments:
+        assert len(moments) == 2
+        assert moments.get(theirs.A) is None
+        remove_components({"layer": ours}, gone, moments)
+    with plain_moments(plain) as moments:
+        assert moments is plain.state
+        remove_components({"layer": theirs}, gone, moments)
+    assert ours.rank == theirs.rank == 5
+    assert_close()
+    step()
+    assert_close()
+    moved = [layer.A.detach() - A[~gone] for layer in (ours, theirs)]
+    assert _cosine(moved[0].flatten(), moved[1].flatten()) > 0.99
+
+
+class _Some(nn.Module):
+    """A trained and a frozen embedding, layers above and below the sizes that matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(100, 64)
+        self.frozen = nn.Embedding(100, 64).requires_grad_(requires_grad=False)
+        self.large = nn.Linear(100, 50)
+        self.half = nn.Linear(64, 70, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_the_memory_is_that_of_the_state(name: Any) -> None:
+    model = _Some()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer: Any
+    if name == "adamw":
+        optimizer = torch.optim.AdamW(trained, fused=True)
+    else:
+        optimizer = pytest.importorskip("bitsandbytes").optim.AdamW8bit(trained)
+        keep_embeddings(optimizer, model)
+    for p in trained:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    moments = [
+        value
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if key not in ("step", "qmap1", "qmap2")  # a number, and two tables that all share
+    ]
+    assert moment_bytes(name, model, "cpu") == sum(t.numel() * t.element_size() for t in moments)
+
+
+def test_what_is_paged_does_not_count_on_a_gpu() -> None:
+    model = nn.Linear(1000, 100, bias=False)
+    scales = 2 * 4 * 391  # 100,000 / 256 blocks
+    assert moment_bytes("paged_adamw_8bit", model, "cuda") == scales
+    assert moment_bytes("adamw_8bit", model, "cuda") == scales + 200_000
+    assert moment_bytes("adamw_unfused", model, "cuda") == 800_000
+
+
+@pytest.mark.usefixtures("bnb")
+def test_a_dry_run_predicts_less(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = _recipe(tmp_path, "adamw_8bit", method={"name": "lora", "r": CODED})
+    assert run(["train", str(recipe), "--dry-run"]) == 0
+    less = capsys.readouterr().out
+    assert run(["train", str(recipe), "--dry-run", f"{KEY}=adamw"]) == 0
+    more = capsys.readouterr().out
+    shown = [next(line for line in out.splitlines() if "AdamW moments" in line)
+             for out in (less, more)]  # fmt: skip
+    assert shown[0] != shown[1]
+
+
+def _asking(optimizer: str, method: str = "lora") -> Recipe:
+    return Recipe(
+        model={"path": "unused"},
+        task={"name": "sequence-classification"},
+        data={"path": "unused"},
+        method={"name": method},
+        training={"optimizer": optimizer},
+    )
+
+
+def _refusal(check: Any, optimizer: str, method: str = "lora") -> str:
+    with pytest.raises(SoraError) as error:
+        check(_asking(optimizer, method))
+    assert error.value.key == KEY
+    assert len(error.value.lines()) <= 3
+    return " ".join(error.value.lines())
+
+
+def test_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantisation, "find_spec", lambda _: None)
+    check_optimizer(_asking("adamw"))
+    said = _refusal(check_optimizer, "adamw_8bit")
+    assert "needs the package bitsandbytes" in said
+    assert "pip install 'sora-cli[quant]'" in said
+    monkeypatch.setattr(quantisation, "find_spec", lambda name: name)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    said = _refusal(check_optimizer, "adamw_8bit", "cut")
+    assert "does not go with method cut" in said
+    check_optimizer(_asking("adamw", "cut"))
+    assert "under FSDP" in _refusal(check_optimizer, "paged_adamw_8bit")
+
+
+def test_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise NotImplementedError("no kernel")
+
+    monkeypatch.setattr(quantisation, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(optimizers, "_take_step", none)
+    assert "takes no step of 8 bits on a CPU: no kernel" in _refusal(check_device, "adamw_8bit")
+    assert "paged_adamw_8bit needs a GPU" in _refusal(check_device, "paged_adamw_8bit")
+    check_device(_asking("adamw"))
+
+
+def test_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(tmp_path, "adamw_8bit", method={"name": "lora", "r": 4})
+    monkeypatch.setattr(quantisation, "find_spec", lambda _: None)
+    assert run(["train", str(recipe)]) == 2
+    assert "bitsandbytes, which is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    check_recipe(load_recipe(recipe).recipe, model=False)  # what only scores needs no optimiser
