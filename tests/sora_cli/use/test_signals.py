@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.helpers_chat import write_chat_base
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, tiny_tokenizer, write_rows
 from tests.shared_files import ROOT
 
+ROWS = 60_000
+"""Rows to be answered in 15 parts: seconds pass between the second part and the end."""
+
 
 def started(*words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**warm.ENVIRONMENT, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "sora_cli", *words],
+        [warm.python(), "-m", "sora_cli", *words],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment,
     )  # fmt: skip
@@ -30,7 +32,7 @@ def started(*words: str) -> subprocess.Popen[str]:
 def test_predict_keeps_what_is_done(tmp_path: Path) -> None:
     tiny_bert(num_labels=2).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    rows = [{k: v for k, v in row.items() if k != "label"} for row in pair_rows(20_000)]
+    rows = [{k: v for k, v in row.items() if k != "label"} for row in pair_rows(ROWS)]
     out = tmp_path / "out.csv"
     words = ["predict", str(tmp_path / "model"), write_rows(tmp_path / "a.jsonl", rows)]
     process = started(*words, "-o", str(out))
@@ -47,7 +49,7 @@ def test_predict_keeps_what_is_done(tmp_path: Path) -> None:
     told = process.communicate(timeout=600)[1]
     assert process.returncode == 0, told
     assert "going on from there" in told
-    assert len(out.read_text().splitlines()) == 20_001
+    assert len(out.read_text().splitlines()) == ROWS + 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "model", "out.csv"]
 
 
@@ -62,6 +64,7 @@ def test_chat_leaves_at_the_prompt(tmp_path: Path, number: int) -> None:
     process.stdin.flush()
     assert process.stdout.readline().strip()  # answered, as the line came
     process.send_signal(number)
-    told = process.communicate(timeout=300)[1]
+    process.wait(timeout=300)  # before its input ends, which would let it leave with 0
+    told = process.communicate()[1]
     assert process.returncode == 128 + number, told
     assert "Traceback" not in told

@@ -1,0 +1,69 @@
+"""Python processes that need not import torch and transformers: forked from one that has.
+
+`python()` is called in place of `sys.executable`. Each call of it is a process of its own, forked
+from a server (`server.py`) in which other people's packages are imported and nothing of this
+project is: ours are imported anew, in the order of the command. Between caller and process stands
+`client.py`: it sends signals on, and ends as the process does, by a signal, too.
+
+Where a fork could differ from a new process (other variables that packages read when they are
+imported, options of Python, a terminal, a GPU), a new process is started instead. But what decides
+how much packages show (`--quiet`) comes too late for them. Tests of that, of the start itself, of
+memory and of imports need `sys.executable`, and so does one of several processes that must agree
+whatever their hash seeds are.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_HERE = Path(__file__).parent
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""The variables as this process found them, before packages and commands set some of their own."""
+
+_CLIENT = """\
+#!{python} -IS
+import sys
+sys.path.insert(0, {here!r})
+from client import main
+main(*{facts}, *sys.argv[1:])
+"""
+
+
+class Sys:
+    """`sys`, where `sys.executable` is `python()`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return python() if name == "executable" else getattr(sys, name)
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="sora-warm-")  # removed when the process ends
+
+
+@cache
+def python() -> str:
+    """The path of a program that takes what Python takes; the first call waits for the server."""
+    program, address = Path(_folder().name, "python"), Path(_folder().name, "socket")
+    facts = [str(each) for each in (address, sys.executable, program)]
+    program.write_text(_CLIENT.format(python=sys.executable, here=str(_HERE), facts=facts))
+    program.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(address))
+        listening.listen(64)
+        subprocess.Popen(
+            [sys.executable, str(_HERE / "server.py"), str(listening.fileno())],
+            stdin=subprocess.PIPE,  # closed when this process ends, and that ends the server
+            env=ENVIRONMENT,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,
+        )
+    subprocess.run([program, "-c", ""], check=True, capture_output=True)
+    return str(program)
