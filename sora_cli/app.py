@@ -19,6 +19,7 @@ from sora_cli.commands import (
     _completion,
     _evaluation,
     _experiments,
+    _making,
     _recipes,
     _use,
 )
@@ -210,6 +211,7 @@ def pick(
 _evaluation.add_commands(app)
 _use.add_commands(app)
 _adapters.add_commands(app)
+_making.add_commands(app)
 _experiments.add_commands(app)
 
 

@@ -178,8 +178,9 @@ class RunReport(Report):
 
     base: dict[str, Any] = Field(
         default_factory=dict,
-        description="the base model: path, resolved, revision, fingerprint of its weights; missing "
-        "(parameters that it did not supply), head (modules trained beside the adapters)",
+        description="the base model: path, resolved, revision, fingerprint of its weights; "
+        "attention (the implementation that it ran with), missing (parameters that it did not "
+        "supply), head (modules trained beside the adapters)",
     )
     data: dict[str, Any] = Field(
         default_factory=dict,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -12,6 +13,21 @@ _CACHE = tempfile.TemporaryDirectory(prefix="sora-tests-")  # removed when the p
 os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_DATASETS_CACHE"] = f"{_CACHE.name}/datasets"
 
+import pytest  # noqa: E402
 import torch  # noqa: E402 (reads the variables above)
 
+from tests import warm  # noqa: E402
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked() -> Iterator[None]:
+    """Fork the processes that commands start, where a test calls the command in its own process."""
+    from sora_cli.experiments.sweep import engine
+    from sora_cli.verify import reload
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (engine, reload):
+            patch.setattr(module, "sys", warm.Sys())
+        yield

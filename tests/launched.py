@@ -9,7 +9,6 @@ alone gets SIGTERM. What each process's commands gave is written beside it.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 from sora_cli.app import run
 from sora_cli.core.processes import rank
 from sora_cli.train.callback import MethodCallback
+from tests import warm
 from tests.shared_files import ROOT
 
 MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -28,8 +28,8 @@ MODULE = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
 
 def launch(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Call torchrun with two processes, on its own free port."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *MODULE, *arguments]
+    environment = {**warm.ENVIRONMENT, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [warm.python(), *MODULE, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
 

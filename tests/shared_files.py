@@ -31,9 +31,14 @@ def golden_file(name: str) -> Path:
 
 
 def glue_folder() -> Path:
-    """The local copy of GLUE: `glue` in SORA_DATA, else in `../shared/data`; skips without it."""
+    """The local copy of GLUE, as `data_folder` finds it."""
+    return data_folder("glue")
+
+
+def data_folder(name: str) -> Path:
+    """A folder in SORA_DATA, else in `../shared/data`; skips without it."""
     named = os.environ.get("SORA_DATA")
-    folder = (Path(named) if named else ROOT.parent / "shared" / "data") / "glue"
+    folder = (Path(named) if named else ROOT.parent / "shared" / "data") / name
     if not folder.is_dir():
-        pytest.skip(f"no GLUE data in {folder}; set SORA_DATA to the folder that holds glue/")
+        pytest.skip(f"no data in {folder}; set SORA_DATA to the folder that holds {name}/")
     return folder.resolve()

@@ -11,26 +11,94 @@ from methods.base import LowRankLinear
 from methods.factors import LowRankFactors
 from methods.init import factor_options, linear_shape
 from methods.inject import replace
+from methods.updates import Product, Replaced, Rescaled, Update
 from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.stored import LINEAR, Form
 from sora_cli.core.errors import SoraError
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @torch.no_grad()
-def apply_adapter(model: nn.Module, adapter: Adapter) -> dict[str, LowRankLinear]:
+def apply_adapter(
+    model: nn.Module, adapter: Adapter, *, fold: bool = False
+) -> dict[str, LowRankLinear]:
     """Wrap the adapter's layers in the model and load its head, in place.
 
+    Args:
+        fold: change the weights of what is no linear layer, or is rescaled; such a layer is then
+            not among those returned, and no longer tied to others.
+
     Raises:
-        SoraError: the model lacks a module or parameter of the adapter, or its shape differs.
+        SoraError: the model lacks a module or parameter of the adapter, or its shape differs; or
+            a layer would have to be folded.
     """
+    load_head(model, adapter.head)  # first: wrapped layers have their biases elsewhere
     layers = {}
     for path, factors in adapter.layers.items():
-        linear = linear_of(model, path, factors)
-        options = factor_options(linear)
+        form, magnitude = adapter.forms.get(path, LINEAR), adapter.magnitudes.get(path)
+        module = layer_of(model, path, factors, form)
+        options = factor_options(module)
         A, B = factors.A.to(**options), factors.B.to(**options)
-        layers[path] = LowRankLinear(linear, A, B, scaling=1.0)
-        replace(model, path, layers[path])
-    load_head(model, adapter.head)
+        if linear_shape(module) is not None and magnitude is None:
+            layers[path] = LowRankLinear(module, A, B, scaling=1.0)
+            replace(model, path, layers[path])
+        elif fold:
+            product = Product(A.float(), B.float())
+            fold_in(module, product if magnitude is None else
+                    Rescaled(product, magnitude.float().to(A.device)))  # fmt: skip
+        else:
+            what = "is rescaled" if magnitude is not None else "is no linear layer"
+            raise SoraError(
+                f"'{path}' of the adapter {what}: it is not used beside its base model",
+                hint="sora merge folds it in; use the merged model",
+            )
+    for path, rows in adapter.token_rows.items():
+        weight = token_weight(model, path, rows)
+        if not fold:
+            raise SoraError(
+                f"rows of '{path}' are trained in full: they are not used beside the base model",
+                hint="sora merge folds them in; use the merged model",
+            )
+        weight[rows.indices] = rows.values.to(weight)  # in place: what is tied to it has them, too
     return layers
+
+
+def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:
+    """Return the weight that rows belong to.
+
+    Raises:
+        SoraError: no such embedding (or output layer), or one of other rows.
+    """
+    try:
+        weight = model.get_submodule(path).weight
+    except AttributeError:
+        weight = None
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise SoraError(f"the base model has no embedding '{path}'")
+    if weight.shape[1] != rows.values.shape[1] or len(weight) <= int(rows.indices.max()):
+        raise SoraError(f"'{path}' of the base model is {tuple(weight.shape)}: it has no row "
+                        f"{int(rows.indices.max())} of {rows.values.shape[1]} numbers")  # fmt: skip
+    return weight
+
+
+def fold_in(module: nn.Module, update: Update) -> None:
+    """Replace a layer's weight by a new parameter with the update in it."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    transposed = is_transposed(module)
+    base = weight.detach().reshape(len(weight), -1).float()
+    total, memory, rows = torch.empty_like(base), torch.empty_like(base), (0, len(base))
+    if isinstance(update, Rescaled) and update.unknown(transposed=transposed):
+        delta = update.delta(rows, memory, transposed=transposed)
+        update = update.with_norms((base + delta).double().square().sum(0))
+    update.add(base, rows, memory, total, transposed=transposed)
+    module.weight = nn.Parameter(total.reshape(weight.shape).to(weight), requires_grad=False)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Tell whether a layer stores its weight (in, out): GPT-2's Conv1D and embeddings do."""
+    return not isinstance(module, (nn.Linear, *_CONVOLUTIONS))
 
 
 def load_head(model: nn.Module, head: Mapping[str, Tensor], *, what: str = "adapter") -> None:
@@ -58,10 +126,19 @@ def load_head(model: nn.Module, head: Mapping[str, Tensor], *, what: str = "adap
 
 
 def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module:
-    """Return the layer an update belongs to.
+    """Return the linear layer an update belongs to.
 
     Raises:
         SoraError: no such layer, no linear one, quantised, or of another shape.
+    """
+    return layer_of(model, path, factors, LINEAR)
+
+
+def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -> nn.Module:
+    """Return the layer an update belongs to.
+
+    Raises:
+        SoraError: no such layer, one of another kind, quantised, or of another shape.
     """
     try:
         module = model.get_submodule(path)
@@ -70,16 +147,34 @@ def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module
             f"the base model has no layer '{path}'",
             hint="is it the right base, and the right kind of model for the adapter's task?",
         ) from error
-    shape = linear_shape(module)
+    shape = _shape_of(module, form)
     if shape is None:
+        wanted = "an embedding" if form.embedding else "a linear layer"
+        kind = type(module).__name__
+        if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
+            kind += f" of {module.groups} groups, whose weight is no product of the factors"
         raise SoraError(
-            f"'{path}' of the base model is not a linear layer but {type(module).__name__}"
+            f"'{path}' of the base model is not "
+            f"{'a plain convolution' if form.kernel else wanted} but {kind}"
         )
-    wanted = (factors.A.shape[1], factors.B.shape[0])
-    if shape != wanted:
+    wanted_shape = (factors.A.shape[1], factors.B.shape[0])
+    if shape != wanted_shape:
         raise SoraError(f"'{path}' maps {shape[0]} to {shape[1]}, the adapter's "
-                        f"factors map {wanted[0]} to {wanted[1]}")  # fmt: skip
+                        f"factors map {wanted_shape[0]} to {wanted_shape[1]}")  # fmt: skip
     return module
+
+
+def _shape_of(module: nn.Module, form: Form) -> tuple[int, int] | None:
+    """Return (in, out) of a layer that an update of this form can change; None for all others."""
+    if form.embedding:
+        if not isinstance(module, nn.Embedding):
+            return None
+        return module.num_embeddings, module.embedding_dim
+    if isinstance(module, _CONVOLUTIONS) and module.groups == 1:
+        if form.kernel not in ((), tuple(module.kernel_size)):  # LoHa's may not show theirs
+            return None
+        return module.weight[0].numel(), module.out_channels
+    return None if form.kernel else linear_shape(module)
 
 
 def names_by_parameter(model: nn.Module) -> dict[int, list[str]]:

@@ -17,6 +17,7 @@ from sora_cli.adapter.ranks import rank_map
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.model.files import CARD
+from sora_cli.recipe.families import FAMILIES, TaskOptions
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -26,19 +27,6 @@ THIS, BASE = "THIS ADAPTER", "THE BASE MODEL"
 model that has no id there."""
 TAG = "sora"
 
-_BY_FAMILY = {
-    "sequence-classification": ("AutoModelForSequenceClassification", "text-classification"),
-    "sequence-regression": ("AutoModelForSequenceClassification", "text-classification"),
-    "causal-lm": ("AutoModelForCausalLM", "text-generation"),
-    "seq2seq": ("AutoModelForSeq2SeqLM", "text2text-generation"),
-    "question-answering": ("AutoModelForQuestionAnswering", "question-answering"),
-    "token-classification": ("AutoModelForTokenClassification", "token-classification"),
-    "multiple-choice": ("AutoModelForMultipleChoice", "multiple-choice"),
-    "image-classification": ("AutoModelForImageClassification", "image-classification"),
-    "image-text": ("AutoModel", "zero-shot-image-classification"),
-}
-"""Task family -> the Auto class that its models are loaded with, and the Hub's name of the task."""
-_OF_IMAGES = {"image-classification": "AutoImageProcessor", "image-text": "AutoProcessor"}
 _DIGITS = 6
 
 
@@ -112,23 +100,29 @@ def _front_matter(file: AdapterFile) -> str:
 
 def _family(file: AdapterFile) -> tuple[str | None, str | None]:
     """Return the Auto class and the Hub's task, as far as they are known."""
-    known = _BY_FAMILY.get(file.meta.task or "")
+    known = _options(file.meta)
     if known is not None:
-        return known
+        return known.MODEL_CLASS, known.HUB_TASK
     auto = AUTO_CLASSES.get(file.config.task_type or "")
-    return auto, dict(_BY_FAMILY.values()).get(auto or "")
+    tasks = {options.MODEL_CLASS: options.HUB_TASK for _, options in FAMILIES.values()}
+    return auto, tasks.get(auto or "")
+
+
+def _options(meta: AdapterMeta) -> type[TaskOptions] | None:
+    """Return the options class of the adapter's family; None: trained by another tool."""
+    return FAMILIES[meta.task][1] if meta.task in FAMILIES else None
 
 
 def _results(meta: AdapterMeta) -> Iterator[EvalResult]:
     """Yield the scores, where they are of this very adapter."""
     from huggingface_hub import EvalResult
 
-    run = meta.training
+    run, family = meta.training, _options(meta)
     if run is None or meta.lineage:
         return
     for split, metric, value in _values(run):
         yield EvalResult(
-            task_type=_BY_FAMILY.get(meta.task or "", ("", meta.task or "other"))[1],
+            task_type=family.HUB_TASK if family else meta.task or "other",
             dataset_type=run.data[0] if run.data else "data",
             dataset_name=", ".join(run.data) or "data",
             dataset_config=run.configuration,
@@ -252,7 +246,7 @@ def _loading(file: AdapterFile) -> list[str]:
     lines = []
     if auto is not None:
         options = _class_options(meta)
-        processor = _OF_IMAGES.get(meta.task or "", "AutoTokenizer")
+        processor = (_options(meta) or TaskOptions).PROCESSOR_CLASS
         lines += [
             "```python",
             "from peft import PeftModel",

@@ -6,8 +6,9 @@ load a directory without a word and apply it wrongly:
 
 - PEFT and transformers: `alpha / r` per module, patterns and rsLoRA as written; no adapters on some
   layers of some kinds of model (`adapter/peft/refused.py`).
-- vLLM: one `alpha / r` (rsLoRA: `alpha / sqrt(r)`) for all modules, both patterns ignored; smaller
-  ranks fit; `r` may not exceed `--max-lora-rank`; nothing stored in full but, in its newest
+- vLLM: before 0.33 (or a little earlier) one `alpha / r` (rsLoRA: `alpha / sqrt(r)`) for all
+  modules, both patterns ignored; 0.33.0 follows them as PEFT does. Smaller ranks fit; neither `r`
+  nor a rank in the pattern may exceed `--max-lora-rank`; nothing stored in full but, in its newest
   versions, the head of a sequence classifier (vllm/lora/peft_helper.py, vllm/config/lora.py); no
   text-to-text model, such as T5 (pull request 24907); no adapters for the kinds of model whose
   column LoRA is empty in its docs/models/supported_models.md (January 2026).
@@ -15,19 +16,23 @@ load a directory without a word and apply it wrongly:
   tensor that is not half of a LoRA pair, or whose layer has no name in the tables of the package
   `gguf`, and transposes factors of GPT-2's Conv1D, which PEFT stores as those of any other layer
   (convert_lora_to_gguf.py). A layer that is tied to the embedding is not there when it runs.
+- SGLang, TensorRT-LLM, LoRAX, TGI: a table in `server_rules`. Ollama: llama.cpp's.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
+from sora_cli.adapter.gguf_kinds import exact_in_gguf, gguf_names, has_tied_output
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.peft.refused import refused_today
+from sora_cli.adapter.server_rules import SERVERS, judged
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 from sora_cli.model.files import MODEL_CONFIG
@@ -73,6 +78,7 @@ class _Given:
     directory: str
     base: str
     base_config: Mapping[str, Any]
+    more: str | None
 
 
 def consumers(
@@ -82,6 +88,7 @@ def consumers(
     head: tuple[str, ...],
     directory: str,
     base_config: Mapping[str, Any] | None = None,
+    more: str | None = None,
 ) -> tuple[Consumer, ...]:
     """Tell which other tools can load an adapter directory.
 
@@ -91,11 +98,20 @@ def consumers(
         head: modules stored in full.
         directory: how to name it in what is to be typed.
         base_config: the base model's config.json; None: it is not at hand.
+        more: what is in it beside factors of linear layers, if anything is.
     """
     base = config.base_model_name_or_path or "BASE"
-    given = _Given(config, ranks, head, directory, base, base_config or {})
+    given = _Given(config, ranks, head, directory, base, base_config or {}, more)
     lost = _lost_in_peft(given)
-    return _peft(config, lost), _transformers(config, lost), _vllm(given), _llama_cpp(given)
+    if DIFFUSERS_CLASS in given.base_config:
+        others = ("transformers", "vLLM", "llama.cpp")
+        no = (Consumer(name, False, "its base is a model of diffusers") for name in others)
+        return _peft(config, lost), *no
+    llama_cpp = _llama_cpp(given)
+    own = (_peft(config, lost), _transformers(config, lost), _vllm(given), llama_cpp)
+    if config.task_type != "CAUSAL_LM":
+        return own
+    return (*own, *_servers(given), _ollama(given, llama_cpp))
 
 
 def consumers_of(
@@ -116,7 +132,23 @@ def consumers_of(
         head=file.head_modules,
         directory=str(file.directory) if name is None else name,
         base_config=base_configuration(file.base),
+        more=_more(file),
     )
+
+
+def _more(file: AdapterFile) -> str | None:
+    """Return what servers refuse in an adapter beside factors of linear layers."""
+    if file.magnitudes:
+        return "DoRA's magnitudes"
+    if file.tokens:
+        return "trained rows of an embedding"
+    if file.biases:
+        return "trained biases"
+    first = next(iter(file.forms.items()), None)
+    if first is None:
+        return None
+    path, form = first
+    return f"factors of the {'embedding' if form.embedding else 'convolution'} {path}"
 
 
 def base_configuration(base: BaseReference) -> dict[str, Any] | None:
@@ -157,9 +189,23 @@ def _peft(config: PeftConfig, lost: str | None) -> Consumer:
 def _transformers(config: PeftConfig, lost: str | None) -> Consumer:
     if lost is not None:
         return Consumer("transformers", False, lost)
-    if not config.is_adalora:
-        return Consumer("transformers", True, "model.load_adapter(directory), with PEFT installed")
-    return Consumer("transformers", False, "load it with PEFT's PeftModel, or sora export first")
+    if config.peft_type != "LORA":
+        return Consumer(
+            "transformers", False, "load it with PEFT's PeftModel, or sora export first"
+        )
+    if _without_prefix():
+        advice = "load_adapter of 5.4 and 5.5 misreads the tensors' names: PeftModel, or 5.6"
+        return Consumer("transformers", False, advice)
+    advice = "model.load_adapter(directory), with PEFT installed, from transformers 5.6 on"
+    return Consumer("transformers", True, advice)
+
+
+def _without_prefix() -> bool:
+    """Return whether the transformers that is installed is one that loads no plain LoRA."""
+    try:
+        return version("transformers").startswith(("5.4.", "5.5."))
+    except PackageNotFoundError:
+        return False
 
 
 def _vllm(given: _Given) -> Consumer:
@@ -173,10 +219,12 @@ def _vllm(given: _Given) -> Consumer:
         return Consumer(
             "vLLM", False, f"refuses {', '.join(head)}, stored in full: sora merge first"
         )
-    if config.is_adalora:
+    if given.more is not None:
+        return Consumer("vLLM", False, f"refuses {given.more}: sora merge first")
+    if not config.is_plain:
         return _export("vLLM", given.directory)
     if any(not _same(config.scaling(path), _global_scaling(config)) for path in ranks):
-        return _export("vLLM", given.directory, "applies one alpha / r to all modules")
+        return _export("vLLM", given.directory, "before 0.33 applies one alpha / r to all modules")
     needed = max(config.r, *ranks.values())
     fits = next((rank for rank in VLLM_RANKS if rank >= needed), None)
     if fits is None:
@@ -194,43 +242,81 @@ def _vllm(given: _Given) -> Consumer:
 def _llama_cpp(given: _Given) -> Consumer:
     config, base = given.config, quote(given.base)
     refused = f"refuses {', '.join(given.head)}, stored in full" if given.head else None
-    refused = refused or _missing_in_llama_cpp(given)
+    refused = refused or (given.more and f"refuses {given.more}") or _missing_in_llama_cpp(given)
     if refused is not None:
         return Consumer("llama.cpp", False, f"{refused}: sora merge first")
-    if config.is_adalora:
-        return _export("llama.cpp", given.directory, padded=True)
+    form = "gguf" if exact_in_gguf(given.base_config.get("model_type")) else "padded"
+    if not config.is_plain:
+        return _export("llama.cpp", given.directory, form=form)
+    if config.fan_in_fan_out:
+        reason = "its converter transposes the factors of Conv1D layers once too often"
+        return _export("llama.cpp", given.directory, reason, form=form)
     for path, rank in given.ranks.items():
         if rank and not _same(config.scaling(path), config.lora_alpha / rank):
             reason = "applies alpha / rank of each tensor"
-            return _export("llama.cpp", given.directory, reason, padded=True)
+            return _export("llama.cpp", given.directory, reason, form=form)
     if given.base.lower().endswith(".gguf"):
         base = "DIR, with the config.json of the model the GGUF file was made from"
-    return Consumer(
-        "llama.cpp", True, f"convert_lora_to_gguf.py {quote(given.directory)} --base {base}"
-    )
+    convert = f"convert_lora_to_gguf.py {quote(given.directory)} --base {base}"
+    if form == "gguf":
+        own = f"sora export {quote(given.directory)} -o adapter.gguf --format gguf"
+        return Consumer("llama.cpp", True, f"{own}, or {convert}")
+    return Consumer("llama.cpp", True, convert)
+
+
+def _servers(given: _Given) -> Iterator[Consumer]:
+    layers = given.base_config.get("num_hidden_layers")
+    for rules in SERVERS:
+        loads, advice = judged(
+            rules,
+            given.config,
+            given.ranks,
+            head=given.head,
+            directory=given.directory,
+            base=given.base,
+            layers=layers if isinstance(layers, int) else None,
+            more=given.more,
+        )
+        yield Consumer(rules.name, loads, advice)
+
+
+def _ollama(given: _Given, llama_cpp: Consumer) -> Consumer:
+    """Return the verdict on Ollama, which starts llama.cpp's server with `--lora`.
+
+    Its own conversion of directories (convert/convert_llama_adapter.go) has other names and another
+    order of rows than llama.cpp's: it is given a GGUF file.
+    """
+    if not llama_cpp.loads and "sora export" not in llama_cpp.advice:
+        return Consumer("Ollama", False, llama_cpp.advice)
+    export = f"sora export {quote(given.directory)} -o adapter.gguf --format gguf first"
+    return Consumer("Ollama", False, f"{export}, then FROM BASE.gguf and ADAPTER ./adapter.gguf in "
+                                     "a Modelfile, and ollama create")  # fmt: skip
 
 
 def _missing_in_llama_cpp(given: _Given) -> str | None:
     """Return a part of the model that llama.cpp cannot put factors beside; None: none known."""
-    if given.config.fan_in_fan_out:
+    kind = given.base_config.get("model_type")
+    if given.config.fan_in_fan_out and not exact_in_gguf(kind):
         return "transposes the factors of Conv1D layers once too often"
     tied = [path for path in given.ranks if path.split(".")[-1] == "lm_head"]
-    if tied and given.base_config.get("tie_word_embeddings"):
+    if tied and has_tied_output(given.base_config):
         return f"has no {tied[0]} where it is tied to the embedding"
-    model_type = given.base_config.get("model_type")
-    if not isinstance(model_type, str):
+    if not isinstance(kind, str):
         return None
     try:
-        names = gguf_names(model_type, given.ranks)
+        names = gguf_names(kind, given.ranks)
     except LookupError:
-        return f"knows no {model_type} models"
+        return f"knows no {kind} models"
     lost = [path for path, name in (names or {}).items() if name is None]
-    return f"has no place for {lost[0]} of a {model_type} model" if lost else None
+    return f"has no place for {lost[0]} of a {kind} model" if lost else None
 
 
-def _export(name: str, directory: str, reason: str = "", *, padded: bool = False) -> Consumer:
-    layout = " --layout padded" if padded else ""
-    command = f"sora export {quote(directory)} -o OUT{layout} first"
+def _export(name: str, directory: str, reason: str = "", *, form: str = "") -> Consumer:
+    commands = {
+        "gguf": f"sora export {quote(directory)} -o adapter.gguf --format gguf first",
+        "padded": f"sora export {quote(directory)} -o OUT --layout padded first",
+    }
+    command = commands.get(form, f"sora export {quote(directory)} -o OUT first")
     return Consumer(name, False, f"{reason}: {command}" if reason else command)
 
 
@@ -240,55 +326,3 @@ def _global_scaling(config: PeftConfig) -> float:
 
 def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)
-
-
-_OTHER_NAMES = {
-    "mistral": "llama",
-    "mixtral": "llama",
-    "phi": "phi2",
-    "cohere": "command-r",
-    "gemma3text": "gemma3",
-    "gemma4text": "gemma4",
-    "umt5": "t5",
-    "roberta": "bert",
-    "xlmroberta": "bert",
-    "gptbigcode": "starcoder",
-}
-"""transformers' model type -> llama.cpp's architecture, where they are not the same but for dashes.
-"""
-
-
-def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] | None:
-    """Return {module path: its weight's name in a GGUF file, without ending; None for no place}.
-
-    Args:
-        model_type: of the base model's configuration.
-
-    Returns:
-        None where nothing can be told: the package `gguf` is not installed.
-
-    Raises:
-        LookupError: llama.cpp knows no such kind of model.
-    """
-    try:
-        import gguf
-    except ImportError:
-        return None
-    paths = tuple(paths)
-    plain = _plain(model_type)
-    wanted = _plain(_OTHER_NAMES.get(plain, plain))
-    known = {_plain(name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    if wanted not in known:
-        raise LookupError(model_type)
-    numbers = (int(part) for path in paths for part in path.split(".") if part.isdecimal())
-    names = gguf.get_tensor_name_map(known[wanted], max(numbers, default=0) + 1)
-    return {path: names.get_name(path) or names.get_name(_without_backbone(path)) for path in paths}
-
-
-def _without_backbone(path: str) -> str:
-    """Return a path without the backbone's own name, which converters of encoders take away."""
-    return path.partition(".")[2]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_]", "", name.lower())

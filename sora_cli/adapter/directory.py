@@ -1,28 +1,33 @@
 """The adapter directory: a plain PEFT LoRA adapter, plus `sora.json` with what PEFT has no key for.
 
-Reads ours or any tool's PEFT LoRA, writes ours. Either way an adapter in memory is plain factors
-with all scaling in B; see `reading` for files on demand, `peft/layout` for keys.
+Reads ours or any tool's of PEFT's kinds, writes ours. Either way an adapter in memory is plain
+factors with all scaling in B; see `reading` for files on demand, `peft/layout` for keys.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from methods.factors import LowRankFactors
+from methods.updates import Replaced
 from sora_cli.adapter.card import adapter_card, stored
+from sora_cli.adapter.kernels import forms_in
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, write_sora_file
 from sora_cli.adapter.peft.layout import written_config
 from sora_cli.adapter.places import new_adapter_place
 from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.adapter.stored import Form
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FILE
 from sora_cli.model.tensors import write_tensors
+
+_MERGE = "sora merge folds all of it into the base model"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,12 @@ class Adapter:
         task_type: PEFT's, such as "SEQ_CLS" or "CAUSAL_LM". For "SEQ_CLS" PEFT expects a
             `classifier` or `score` to be stored, also where it was not trained.
         fan_in_fan_out: some target is a Conv1D.
+        forms: module path -> the kind of layer, where that is no linear one.
+        magnitudes: module path -> DoRA's (out,): the weight with the update in it is rescaled to
+            them. What has some cannot be written; it can be merged.
+        biases: the names in `head` that are biases of modules not stored in full.
+        token_rows: path of an embedding -> rows of it that are trained in full. What has some
+            cannot be written, either.
     """
 
     layers: Mapping[str, LowRankFactors]
@@ -45,6 +56,10 @@ class Adapter:
     base: BaseReference
     fan_in_fan_out: bool = False
     meta: AdapterMeta = dataclasses.field(default_factory=AdapterMeta)
+    forms: Mapping[str, Form] = dataclasses.field(default_factory=dict)
+    magnitudes: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    biases: tuple[str, ...] = ()
+    token_rows: Mapping[str, Replaced] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -68,7 +83,7 @@ class Adapter:
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """Read our adapter or any PEFT LoRA: rsLoRA, AdaLoRA, patterns, heads stored in full.
+    """Read our adapter or one of PEFT's: its factors, patterns, heads stored in full.
 
     Args:
         directory: the adapter directory, or a run directory that holds one.
@@ -78,7 +93,13 @@ def read_adapter(directory: Path) -> Adapter:
     """
     with open_adapter(directory) as file:
         lazy = lazy_adapter(file)
-        return dataclasses.replace(lazy, layers=dict(lazy.layers), head=dict(lazy.head))
+        return dataclasses.replace(
+            lazy,
+            layers=dict(lazy.layers),
+            head=dict(lazy.head),
+            magnitudes=dict(lazy.magnitudes),
+            token_rows=dict(lazy.token_rows),
+        )
 
 
 def lazy_adapter(file: AdapterFile) -> Adapter:
@@ -91,7 +112,31 @@ def lazy_adapter(file: AdapterFile) -> Adapter:
         base=file.base,
         fan_in_fan_out=file.config.fan_in_fan_out,
         meta=file.meta,
+        forms=forms_in(file),
+        magnitudes=file.magnitudes,
+        biases=file.biases,
+        token_rows=file.token_rows,
     )
+
+
+def check_low_rank(adapter: Adapter | AdapterFile) -> None:
+    """Raise `SoraError` if the adapter is more than low-rank factors, which cannot be left out."""
+    rescaled = next(iter(adapter.magnitudes), None)
+    if rescaled is not None:
+        raise SoraError(
+            f"this is a DoRA: the weight of '{rescaled}' is also rescaled, output by output, "
+            "which is no update of low rank",
+            where="its low-rank part alone is another adapter, with other outputs",
+            hint=_MERGE,
+        )
+    embedding = next(iter(adapter.token_rows), None)
+    if embedding is not None:
+        raise SoraError(
+            f"this adapter also holds rows of '{embedding}' that were trained in full "
+            "(trainable_token_indices), which is no update of low rank",
+            where="without them it is another adapter, with other outputs",
+            hint=_MERGE,
+        )
 
 
 def write_adapter(
@@ -118,8 +163,16 @@ def write_adapter(
     Raises:
         SoraError: the directory exists, or the adapter cannot be written or read back.
     """
-    plan = Plan(adapter.layers, adapter.head, layout=layout, dtype=dtype)
-    _check_head(adapter.head, adapter.head_modules)
+    check_low_rank(adapter)
+    plan = Plan(
+        adapter.layers,
+        adapter.head,
+        layout=layout,
+        dtype=dtype,
+        forms=adapter.forms,
+        biases=adapter.biases,
+    )
+    _check_head(set(adapter.head) - set(adapter.biases), adapter.head_modules)
     config = written_config(
         plan.stored,
         layout=layout,
@@ -128,6 +181,7 @@ def write_adapter(
         task_type=adapter.task_type,
         head_modules=adapter.head_modules,
         fan_in_fan_out=adapter.fan_in_fan_out,
+        biases=bool(adapter.biases),
     )
     ranks = {path: plan.live.get(path, 0) for path in [*adapter.meta.ranks, *plan.live]}
     start = adapter.meta.ranks_start or plan.start
@@ -146,7 +200,8 @@ def write_adapter(
         raise SoraError(f"{directory} cannot be written: {reason(error, directory)}") from error
 
 
-def _check_head(head: Mapping[str, Tensor], modules: tuple[str, ...]) -> None:
+def _check_head(head: Iterable[str], modules: tuple[str, ...]) -> None:
+    head = tuple(head)
     for name in head:
         if not any(name.startswith(f"{module}.") for module in modules):
             raise SoraError(f"'{name}' is stored in full but belongs to none of {modules}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.consumers import Consumer, consumers_of
-from sora_cli.adapter.directory import lazy_adapter, write_adapter
+from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
+from sora_cli.adapter.foreign.opening import open_any
 from sora_cli.adapter.places import check_adapter_place, locate_adapter
+from sora_cli.adapter.pruning import Loss, prune_layers
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.checks import check_apart
 from sora_cli.model.files import ADAPTER_WEIGHTS
@@ -21,14 +25,17 @@ class Exported:
     """The result of an export.
 
     Attributes:
-        kind: of the source: "LoRA", "rsLoRA" or "AdaLoRA".
+        kind: of the source: "LoRA", "rsLoRA", "AdaLoRA", "LoHa" or "LoKr".
         dtype: of the factors written.
         modules: adapted modules written.
         rank: the largest, which is also the configuration's.
         sizes: bytes of the weights, of the source and as written.
         head_modules: modules stored in full.
+        biases: trained biases of the base model.
         notes: what is odd about the source, but harmless.
         consumers: who can load it.
+        format: the program whose file the source is, where that is not PEFT's.
+        losses: module path -> what a cut has lost; empty where all is kept.
     """
 
     kind: str
@@ -37,8 +44,11 @@ class Exported:
     rank: int
     sizes: tuple[int, int]
     head_modules: tuple[str, ...]
+    biases: int
     notes: tuple[str, ...]
     consumers: tuple[Consumer, ...]
+    losses: Mapping[str, Loss]
+    format: str | None = None
 
 
 def export_adapter(
@@ -47,29 +57,41 @@ def export_adapter(
     *,
     layout: str = "exact",
     dtype: str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
     force: bool = False,
+    base: str | None = None,
 ) -> Exported:
     """Write an adapter as a plain LoRA, one module in memory at a time.
 
     Args:
-        directory: an adapter directory, ours or PEFT's LoRA, rsLoRA or AdaLoRA, or a run directory.
+        directory: an adapter directory, ours or one of PEFT's, or a run directory.
         layout: "exact": each module at its own rank, by patterns. "padded": all zero-padded to the
             largest, without patterns.
         dtype: of the factors: "float32", "bfloat16" or "float16". None: as they are stored, and
             float32 where that is mixed.
+        rank: cut each module to this rank at most; None: all of it is written.
+        energy: cut each module to this share of its squared singular values.
         force: replace an adapter that is at `output`.
+        base: the model whose layers the names in another program's file are.
 
     Raises:
         SoraError: bad input, an output that exists, or numbers too large for the dtype.
     """
     check_apart(output, locate_adapter(directory))
     check_adapter_place(output, force=force)
-    with open_adapter(directory) as file:
-        kind, notes, source = file.kind, file.notes, file.directory / ADAPTER_WEIGHTS
+    with open_any(directory, base=base) as file:
+        check_low_rank(file)
+        kind, notes, size, program = file.kind, file.notes, file.file_bytes, file.format
         dtype = dtype or ("float32" if file.dtype == "float64" else file.dtype)
-        size = source.stat().st_size
-        entry = {"command": "export", "from": kind, "layout": layout, "dtype": dtype}
+        entry: dict[str, Any] = {"command": "export", "from": program or kind}
+        entry |= {"layout": layout, "dtype": dtype}
         adapter = lazy_adapter(file)
+        losses: Mapping[str, Loss] = {}
+        if rank is not None or energy is not None:
+            layers, losses = prune_layers(adapter.layers, rank=rank, energy=energy)
+            adapter = dataclasses.replace(adapter, layers=layers)
+            entry |= {"rank": rank, "energy": energy, "relative_error": lost(losses)}
         meta = adapter.meta.model_copy(update={"lineage": (*adapter.meta.lineage, entry)})
         adapter = dataclasses.replace(adapter, meta=meta)
         beside = partial(copy_processor, file.directory)
@@ -82,6 +104,14 @@ def export_adapter(
             rank=written.config.r,
             sizes=(size, (output / ADAPTER_WEIGHTS).stat().st_size),
             head_modules=written.head_modules,
+            biases=len(written.biases),
             notes=notes,
             consumers=consumers_of(written),
+            losses=losses,
+            format=program,
         )
+
+
+def lost(losses: Mapping[str, Loss]) -> float:
+    """Return ||dW - cut dW|| / ||dW|| of all modules together."""
+    return reduce(lambda a, b: a + b, losses.values()).relative_error

@@ -13,10 +13,10 @@ from sora_cli.adapter.modules import Cut, cuts
 from sora_cli.adapter.serving import servers
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from sora_cli.adapter.reading import AdapterFile
+    from sora_cli.adapter.stored import Form
 
 
 def facts_of(file: AdapterFile) -> dict[str, Any]:
@@ -32,12 +32,13 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     """
     spectra = read_spectra(file)
     ranks = ranks_of(file, spectra)
-    modules = {path: spectrum.module for path, spectrum in spectra.items()}
+    low_rank = not file.magnitudes and not file.tokens  # else it cannot be cut
+    modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
-    verdicts = consumers_of(file)
+    verdicts = () if file.format else consumers_of(file)  # nobody else's files are PEFT's
     serve = servers(
         verdicts,
-        task_type=file.config.task_type,
+        task_type=None if file.format else file.config.task_type,
         directory=str(file.directory),
         base=file.config.base_model_name_or_path,
     )
@@ -59,11 +60,15 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         },
         "norm": total.norm,
         "parameters": {"adapter": file.parameters, "head": file.head_parameters},
-        "bytes": (file.directory / ADAPTER_WEIGHTS).stat().st_size,
+        "bytes": file.file_bytes,
         "dtype": file.dtype,
         "prune_saves": _savings(total, file.dtype),
         "cuts": [_cut(cut, len(ranks)) for cut in cuts(modules)],
         "head_modules": list(file.head_modules),
+        "biases": list(file.biases),
+        "rescaled": len(file.magnitudes),
+        "tokens": {path: len(rows) for path, (rows, _) in file.tokens.items()},
+        "forms": {path: _form(form) for path, form in file.forms.items()},
         "fan_in_fan_out": file.config.fan_in_fan_out,
         "consumers": [asdict(verdict) for verdict in verdicts],
         "servers": [asdict(server) for server in serve],
@@ -73,6 +78,10 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "ranks": ranks,
         "spectra": {path: _spectrum(spectrum) for path, spectrum in spectra.items()},
     }
+
+
+def _form(form: Form) -> str:
+    return "embedding" if form.embedding else f"convolution {'x'.join(map(str, form.kernel))}"
 
 
 def ranks_of(file: AdapterFile, spectra: Mapping[str, Spectrum]) -> dict[str, dict[str, int]]:
@@ -94,6 +103,7 @@ def _origin(file: AdapterFile) -> dict[str, Any]:
         "method": meta.method,
         "method_config": meta.method_config,
         "kind": file.kind,
+        "format": file.format,
         "task_type": file.config.task_type,
         "task": meta.task,
         "labels": list(meta.labels) if meta.labels else None,

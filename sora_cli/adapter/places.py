@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 
 from methods.words import closest
+from sora_cli.adapter.foreign.places import foreign_file
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.errors import SoraError, reason
@@ -61,6 +62,8 @@ def new_adapter_place(path: Path, *, force: bool) -> AbstractContextManager[Path
 def locate_adapter(directory: Path, *, missing: str = "there is no adapter to read") -> Path:
     """Return the adapter directory itself, or the one inside a run directory.
 
+    Another program's file, or directory with one, is returned as it is: see `adapter/foreign`.
+
     Args:
         missing: what to say of a baseline's run or result, which has none.
 
@@ -71,6 +74,8 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
         found = adapter_folder(directory)
         if found is not None:
             return found
+        if foreign_file(directory) is not None:
+            return directory
         refuse_baseline(directory, missing)
         if not directory.exists():
             raise SoraError(f"there is no directory {directory}")

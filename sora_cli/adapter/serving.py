@@ -2,7 +2,7 @@
 
 `transformers serve` reads `config.json` in the directory that it is given (transformers 5,
 `cli/serving/model_manager.py`), which an adapter has not: it takes the merged model. llama.cpp's
-server takes adapters that were converted, beside a base model as GGUF (`--lora`).
+server takes adapters as GGUF files, beside a base model that is one (`--lora`).
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def servers(
 
 def _llama_cpp(verdict: Consumer | None, directory: str, base: str | None) -> tuple[str, ...]:
     start = "llama-server -m BASE.gguf --lora adapter.gguf"
+    if verdict is not None and "--format gguf" in verdict.advice:
+        return (f"sora export {quote(directory)} -o adapter.gguf --format gguf", start)
     if verdict is not None and verdict.loads:
         return (f"{verdict.advice} --outfile adapter.gguf", start)
     if verdict is not None and "--layout padded" in verdict.advice:

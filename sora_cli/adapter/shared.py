@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sora_cli.adapter.card import BASE, THIS, adapter_card, stored, without_folder
@@ -203,7 +202,7 @@ def _nameless(directory: Path, base: BaseReference) -> SoraError:
         f"nobody else can find the base model of {directory}: its Hub id is not known",
         where=f"its configuration names {made_from}, which may have other weights"
         if named else None,
-        hint=f"sora push {quote(str(directory))} --base-id OWNER/NAME; for later runs: "
+        hint="the same command with --base-id OWNER/NAME; for later runs: "
         "output.base_id=OWNER/NAME",
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache, partial
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.peft.layout import PREFIX, check_tensor, pair_keys
+from sora_cli.adapter.peft.layout import PREFIX, bias_key, check_tensor, pair_keys
+from sora_cli.adapter.stored import LINEAR, Form
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
 from sora_cli.model.tensors import NewTensor, dtype_name
@@ -27,6 +29,8 @@ class Plan:
         head: parameter name -> tensor stored in full, as it is.
         layout: one of `core.checks.LAYOUTS`.
         dtype: of the factors, one of `core.checks.STORED`.
+        forms: module path -> the kind of layer, where that is no linear one.
+        biases: the names in `head` that are biases of modules not stored in full.
 
     Attributes:
         start: module path -> terms given.
@@ -45,12 +49,15 @@ class Plan:
         *,
         layout: str,
         dtype: str,
+        forms: Mapping[str, Form] | None = None,
+        biases: tuple[str, ...] = (),
     ) -> None:
         check_choice("layout", layout, LAYOUTS)
         check_choice("dtype", dtype, STORED)
         if not layers:
             raise SoraError("there is no adapted layer to write")
         self._layers, self._head = layers, head
+        self._forms, self._biases = forms or {}, frozenset(biases)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
@@ -89,20 +96,23 @@ class Plan:
         new = {}
         factors = lru_cache(maxsize=1)(self.factors)  # the two halves of a pair follow each other
 
-        def half(path: str, name: str) -> Tensor:
-            return factors(path).A if name == "A" else factors(path).B
+        def half(path: str, name: str, shape: tuple[int, ...]) -> Tensor:
+            return (factors(path).A if name == "A" else factors(path).B).reshape(shape)
 
         for path in self.stored:
             n_out, n_in = self._sides[path]
-            rank = self._padded_to or self.stored[path]
-            key_a, key_b = pair_keys(path)
-            new[key_a] = NewTensor(self._dtype, (rank, n_in), partial(half, path, "A"))
-            new[key_b] = NewTensor(self._dtype, (n_out, rank), partial(half, path, "B"))
+            rank, form = self._padded_to or self.stored[path], self._forms.get(path, LINEAR)
+            size, ones = math.prod(form.kernel), (1,) * len(form.kernel)
+            shapes = (rank, n_in // size, *form.kernel), (n_out, rank, *ones)
+            keys = pair_keys(path, embedding=form.embedding)
+            for key, name, shape in zip(keys, "AB", shapes, strict=True):
+                new[key] = NewTensor(self._dtype, shape, partial(half, path, name, shape))
         for name in self._head:
             tensor = self._head[name]
             check_tensor(name, tensor, f"for {where}")
             make = partial(self._head.__getitem__, name)
-            new[f"{PREFIX}{name}"] = NewTensor(tensor.dtype, tuple(tensor.shape), make)
+            key = bias_key(name, self.stored) if name in self._biases else f"{PREFIX}{name}"
+            new[key] = NewTensor(tensor.dtype, tuple(tensor.shape), make)
         return new
 
     def check(self, layers: Mapping[str, LowRankFactors], head: Mapping[str, Tensor]) -> None:

@@ -85,6 +85,11 @@ def _told(error: Exception, *, debug: bool) -> int:
 
     if isinstance(error, ValidationError):
         return _user_error([first_mistake(error)], debug=debug)
+    from sora_cli.core.versions import blamed
+
+    version = blamed(error)
+    if version is not None:
+        return _user_error(version.lines(), debug=debug)
     return _internal_error(error, debug=debug)
 
 

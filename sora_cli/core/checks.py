@@ -16,10 +16,20 @@ LAYOUTS = ("exact", "padded")
 """Each module at its own rank, by patterns; or all zero-padded to the largest, without patterns."""
 STORED = ("float32", "bfloat16", "float16")
 """Number formats that factors are written in."""
+GGUF_TYPES = ("f32", "f16")
+"""Number formats of factors in a GGUF file."""
+MERGED_GGUF = ("f16", "q8_0", "f32")
+"""Number formats of changed weights in a merged GGUF file."""
+FORMATS = ("peft", "gguf")
+"""Forms of an exported adapter: a directory that PEFT loads, or one file for llama.cpp."""
+MODEL_FORMATS = ("checkpoint", "gguf")
+"""Forms of a merged model: a directory that transformers loads, or one file for llama.cpp."""
 MERGED = ("base", *STORED)
 """Number formats that merged weights are written in; "base": each in the one it has in the base."""
 ROUNDINGS = ("nearest", "stochastic")
 """Ways in which merged weights are rounded."""
+COMBINATIONS = ("linear", "ties", "dare")
+"""Ways in which adapters are made into one."""
 COMPUTE = ("float32", "float64", "bfloat16", "float16")
 """Number formats that outputs are compared in."""
 

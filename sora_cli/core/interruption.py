@@ -17,6 +17,8 @@ from typing import Any
 from sora_cli.core.processes import is_main
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SWALLOWING = ("datasets/fingerprint.py", "dill/_dill.py")
+"""Files of other people whose `except:` would take `Interrupted` for a failure and go on."""
 _raised: list[int] = []
 """Signals that have raised `Interrupted`, in a process that `raise_on_signals` was called in."""
 _last_steps: list[Callable[[], None]] = []
@@ -59,7 +61,7 @@ def raise_on_signals() -> None:
     """Let SIGINT and SIGTERM raise `Interrupted`, so that files are tidied up as after an error.
 
     While a module is being imported they end the process at once: libraries written in C++ abort
-    if an exception arises there.
+    if an exception arises there. Where `Interrupted` would be swallowed it is raised later.
     """
     sys.unraisablehook = _raise_later
     for number in _SIGNALS:
@@ -123,25 +125,32 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (Python 
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    if _is_importing(frame):
+    files = list(_files(frame))
+    if any(file.startswith("<frozen importlib") for file in files):
         _end(number, frame)
+    if any(file.endswith(_SWALLOWING) for file in files):
+        _send_again(number)
+        return
     _raised.append(number)
     raise Interrupted(number)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+def _files(frame: FrameType | None) -> Iterator[str]:
+    while frame is not None:
+        yield frame.f_code.co_filename
         frame = frame.f_back
-    return frame is not None
 
 
 def _raise_later(unraisable: sys.UnraisableHookArgs) -> None:
     """Send a signal again whose `Interrupted` arose where Python can only print it."""
     if isinstance(unraisable.exc_value, Interrupted):
-        number = unraisable.exc_value.signal
-        threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
+        _send_again(unraisable.exc_value.signal)
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def _send_again(number: int) -> None:
+    threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
 
 
 def _tell(message: str) -> None:

@@ -38,7 +38,13 @@ def importing() -> Iterator[None]:
 
     The garbage collector waits meanwhile: a million objects are made and none of them is garbage,
     so that its looking for some takes a seventh of the time (benchmarks/startup.py).
+
+    Raises:
+        SoraError: a package is older than the lower bound of its version.
     """
+    from sora_cli.core.versions import check_versions
+
+    check_versions()
     say("loading torch and transformers ...")
     enabled = gc.isenabled()
     gc.disable()

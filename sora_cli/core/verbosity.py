@@ -5,6 +5,7 @@ Nothing heavy is imported: libraries read their variables when they are imported
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -35,6 +36,8 @@ _VARIABLES = {
         "HF_HUB_VERBOSITY": "info",
     },
 }
+_NOISY = "bitsandbytes"
+"""It tells every importing program which kernel it lacks, and of casts at every step."""
 _state = {"chosen": Verbosity.NORMAL}
 
 
@@ -44,9 +47,9 @@ def choose(verbosity: Verbosity) -> None:
     os.environ.update(_VARIABLES[verbosity])
     if verbosity is Verbosity.QUIET:
         warnings.simplefilter("ignore")
-    if verbosity is Verbosity.VERBOSE:
-        import logging
-
+    told = verbosity is Verbosity.VERBOSE
+    logging.getLogger(_NOISY).setLevel(logging.NOTSET if told else logging.ERROR)
+    if told:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
 
 

@@ -45,15 +45,22 @@ def load_processor(auto: str, source: str, options: Mapping[str, Any]) -> Any:
     Raises:
         SoraError: a local directory holds none; transformers would make up an empty one.
     """
-    import transformers
-
     if "gguf_file" not in options:
         for patterns, what, hint in _NEEDS[auto]:
             if _lacks(Path(source), patterns):
                 raise SoraError(
                     f"the model directory {source} holds no {what}", hint=hint, key="model.path"
                 )
-    return getattr(transformers, auto).from_pretrained(source, **options)
+    return _auto_class(auto).from_pretrained(source, **options)
+
+
+def _auto_class(name: str) -> Any:
+    import transformers
+    from transformers.models.auto import image_processing_auto
+
+    if name == "AutoImageProcessor":  # at the top, 5.4 to 5.17 have it beside torchvision alone
+        return image_processing_auto.AutoImageProcessor
+    return getattr(transformers, name)
 
 
 def lacks_tokenizer(folder: Path) -> bool:

@@ -26,6 +26,10 @@ _FILE_KINDS = {
 }
 
 
+class MissingDataError(SoraError):
+    """A file or directory of rows that a recipe names is not there."""
+
+
 @dataclass(frozen=True)
 class Files:
     """Files of rows: split -> reader ("csv", "json" or "parquet"), and the files."""
@@ -77,7 +81,7 @@ def find_source(data: DataBlock) -> Source:
     if folder.is_dir():
         return Folder(folder)
     if looks_local(data.path):
-        raise SoraError(
+        raise MissingDataError(
             f"no data directory '{data.path}'",
             hint=near_files(folder, wanted=Path.is_dir),
             key="data.path",
@@ -121,7 +125,7 @@ def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
                 key=key,
             )
         if not path.is_file():
-            raise SoraError(
+            raise MissingDataError(
                 f"no data file '{path}' (split {split})",
                 hint=near_files(path, wanted=lambda p: p.is_file() and file_kind(p)),
                 key=key,

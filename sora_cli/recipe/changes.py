@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from methods.errors import MethodError
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.yaml_lines import Path_
 
@@ -25,16 +26,20 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """
     old, new = (
         {".".join(path): value for path, value in flat(values)}
-        for values in (_completed(before), now)
+        for values in (completed(before), now)
     )
     keys = [key for key in sorted({*old, *new}) if key.split(".")[0] not in NOT_THE_RUN]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
-def _completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
+def completed(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a resolved recipe with the keys that an earlier version of the program did not have.
+
+    One that today's program would refuse is returned as it is.
+    """
     try:
         return Recipe.model_validate(resolved).resolved()
-    except ValidationError:
+    except (ValidationError, MethodError):  # the second: of a method that is not registered here
         return resolved
 
 

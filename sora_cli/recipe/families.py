@@ -53,6 +53,11 @@ class TaskOptions(Block):
     FROM_THE_HUB: ClassVar[bool] = False
     """True if other names are metrics of the Hub's own collection, whose code is then run."""
     COLUMNS: ClassVar[Columns] = {}
+    MODEL_CLASS: ClassVar[str]
+    """The Auto class of transformers that its models are loaded with."""
+    PROCESSOR_CLASS: ClassVar[str] = "AutoTokenizer"
+    HUB_TASK: ClassVar[str]
+    """The Hub's name of the task."""
 
     metrics: SomeNames = _metrics("accuracy")
     best_metric: str | None = Field(
@@ -77,6 +82,8 @@ class SequenceClassificationOptions(TaskOptions):
     """One class per text or pair of texts."""
 
     METRICS = ONE_NUMBER
+    MODEL_CLASS = "AutoModelForSequenceClassification"
+    HUB_TASK = "text-classification"
     FROM_THE_HUB = True
 
     metrics: SomeNames = _metrics("accuracy", known=f"{', '.join(_CLASSES)}{_OR_THE_HUBS}")
@@ -86,6 +93,8 @@ class SequenceRegressionOptions(TaskOptions):
     """One number per text or pair of texts."""
 
     METRICS = ONE_NUMBER
+    MODEL_CLASS = "AutoModelForSequenceClassification"
+    HUB_TASK = "text-classification"
     FROM_THE_HUB = True
 
     metrics: SomeNames = _metrics(
@@ -107,6 +116,8 @@ class CausalLmOptions(_Writing):
     """Text that is continued: instructions and answers, chats, or plain text."""
 
     METRICS = (*_TOKENS, *WRITTEN)
+    MODEL_CLASS = "AutoModelForCausalLM"
+    HUB_TASK = "text-generation"
     TEXT_METRICS = WRITTEN
     COLUMNS: ClassVar[Columns] = {
         "messages": ("messages", "conversation", "conversations"),
@@ -137,6 +148,8 @@ class Seq2SeqOptions(_Writing):
     """A text from a text, by an encoder and a decoder."""
 
     METRICS = (*_TOKENS, *WRITTEN)
+    MODEL_CLASS = "AutoModelForSeq2SeqLM"
+    HUB_TASK = "text2text-generation"
     TEXT_METRICS = WRITTEN
     COLUMNS: ClassVar[Columns] = {
         "source": ("source", "input", "document", "article", "dialogue", "question", "text"),
@@ -157,6 +170,8 @@ class QuestionAnsweringOptions(TaskOptions):
     """An answer is a span of a context (SQuAD)."""
 
     METRICS = ("f1", "exact_match")
+    MODEL_CLASS = "AutoModelForQuestionAnswering"
+    HUB_TASK = "question-answering"
     COLUMNS: ClassVar[Columns] = {
         "id": ("id",),
         "question": ("question", "query"),
@@ -178,6 +193,8 @@ class TokenClassificationOptions(TaskOptions):
     """One tag per word; entities are spans of words."""
 
     METRICS = ("f1", "precision", "recall", "accuracy")
+    MODEL_CLASS = "AutoModelForTokenClassification"
+    HUB_TASK = "token-classification"
     COLUMNS: ClassVar[Columns] = {
         "tokens": ("tokens", "words"),
         "tags": ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels"),
@@ -195,6 +212,8 @@ class MultipleChoiceOptions(TaskOptions):
     """One of several texts, the one that fits."""
 
     METRICS = _CLASSES
+    MODEL_CLASS = "AutoModelForMultipleChoice"
+    HUB_TASK = "multiple-choice"
     COLUMNS: ClassVar[Columns] = {
         "context": ("context", "premise", "sent1", "startphrase", "ctx", "article"),
         "question": ("question", "sent2", "question_stem", "goal"),
@@ -208,6 +227,9 @@ class ImageClassificationOptions(TaskOptions):
     """One class per image."""
 
     METRICS = _CLASSES
+    MODEL_CLASS = "AutoModelForImageClassification"
+    PROCESSOR_CLASS = "AutoImageProcessor"
+    HUB_TASK = "image-classification"
     COLUMNS: ClassVar[Columns] = {"image": ("image", "img", "pixel_values")}
 
     metrics: SomeNames = _metrics("accuracy")
@@ -217,6 +239,9 @@ class ImageTextOptions(TaskOptions):
     """Images and the texts that belong to them, told apart from all others."""
 
     METRICS = ("recall_at_1", "text_recall_at_1", "loss")
+    MODEL_CLASS = "AutoModel"
+    PROCESSOR_CLASS = "AutoProcessor"
+    HUB_TASK = "zero-shot-image-classification"
     COLUMNS: ClassVar[Columns] = {"image": ("image", "img"), "text": ("text", "caption")}
 
     metrics: SomeNames = _metrics("recall_at_1", "text_recall_at_1")

@@ -36,6 +36,11 @@ def sweep_files() -> list[Path]:
     return sorted((recipes_dir() / _SWEEPS).rglob("*.yaml"))
 
 
+def sweep_code() -> list[Path]:
+    """Return the Python files that packaged sweeps name for `--code`."""
+    return sorted((recipes_dir() / _SWEEPS).rglob("*.py"))
+
+
 def sweep_names() -> list[str]:
     """Return names such as 'glue' and 'cpu/glue'."""
     root = recipes_dir() / _SWEEPS

@@ -17,9 +17,20 @@ from methods.schedules import steps_of
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.families import TaskOptions, options_class, task_names
 from sora_cli.recipe.origins import Placed
+from sora_cli.recipe.output import OutputBlock
 from sora_cli.recipe.schedule import PathBlock
 from sora_cli.recipe.start import StartBlock
-from sora_cli.recipe.types import Block, Count, Moment, Names, Seed, SomeNames, Text
+from sora_cli.recipe.types import (
+    Attention,
+    Block,
+    Count,
+    Moment,
+    Names,
+    Optimizer,
+    Seed,
+    SomeNames,
+    Text,
+)
 
 Cadence = Literal["epoch", "no"] | Count
 """Each epoch, never, or every so many optimiser steps."""
@@ -37,6 +48,12 @@ class ModelBlock(Block):
         "float32", description="dtype the frozen weights are loaded in; auto: the checkpoint's own"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    attention: Attention | None = Field(
+        None,
+        description="implementation of attention, by transformers' names; flash_attention_2 needs "
+        "a GPU, 16 bits and the package flash-attn, flex_attention a GPU; unset: transformers' "
+        "own choice, sdpa where the model has it",
+    )
     quantise: Literal["4bit", "8bit"] | None = Field(
         None,
         description="pack the frozen weights of linear layers into so many bits as they are read: "
@@ -165,6 +182,12 @@ class TrainingBlock(Block):
         0.06, ge=0, description="warm-up: a share of all steps if below 1, else steps"
     )
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay (gates: none)")
+    optimizer: Optimizer = Field(
+        "adamw",
+        description="adamw: torch's fused kernel; adamw_unfused: one tensor operation after "
+        "another; adamw_8bit: moments in 8 bits; paged_adamw_8bit: these move to the machine's "
+        "memory where a GPU's is full; the last two need the extra [quant]",
+    )
     adam_betas: Betas = Field((0.9, 0.999), description="AdamW betas")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
     max_grad_norm: float = Field(
@@ -265,30 +288,6 @@ class TrainingBlock(Block):
         if self.compact_only_count and self.compact_every is None:
             raise ValueError("compact_only_count needs compact_every")
         return self
-
-
-class OutputBlock(Block):
-    """The place where results go."""
-
-    dir: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="output directory; unset: runs/<recipe>-<method>-s<seed>"
-    )
-    label: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="what sora compare calls the run; unset: the options that tell it apart"
-    )
-    derived: list[str] = Field(
-        [],
-        description="keys whose values follow from other runs (a budget taken from another run of "
-        "the same seed): sora compare groups runs whatever these are",
-    )
-    base_id: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")] | None = Field(
-        None,
-        description="Hub id of the base model where model.path is a copy on this disk; the adapter "
-        "and its card name the base so. unset: told by the place in the Hub's cache",
-    )
-    license: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")] | None = Field(
-        None, description="licence of the adapter in its card, as the Hub calls it: apache-2.0"
-    )
 
 
 class PaperBlock(Block):

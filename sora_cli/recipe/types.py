@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -38,6 +38,23 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """Seed of every generator; NumPy's takes 32 bits, and stages of a path add to it."""
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """Rows or steps."""
+
+
+def _no_hub_code(value: Any) -> Any:
+    if isinstance(value, str) and "/" in value:
+        raise ValueError(
+            f"'{value}' is not supported: it is compiled code, which would be fetched from the Hub "
+            "and run unpinned"
+        )
+    return value
+
+
+Attention = Annotated[
+    Literal["sdpa", "eager", "flash_attention_2", "flex_attention"], BeforeValidator(_no_hub_code)
+]
+"""transformers' names of implementations of attention."""
+Optimizer = Literal["adamw", "adamw_unfused", "adamw_8bit", "paged_adamw_8bit"]
+"""Names of the optimisers in `sora_cli/train/optimizers.py`."""
 
 
 def _whole_from_one(value: float) -> float:

@@ -25,11 +25,11 @@ from methods.words import closest
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.verbosity import verbose
+from sora_cli.recipe.families import CausalLmOptions, options_class
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
-from sora_cli.tasks import create_task, task_class
+from sora_cli.tasks import create_task
 
-_MODEL_CLASS = "AutoModelForCausalLM"
 _PLAIN = "none"  # the harness's name of a score without a filter
 _ERROR = "_stderr"
 
@@ -84,7 +84,7 @@ def find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
 
 def check_family(recipe: Recipe, target: str) -> None:
     """Raise `SoraError` where what is to be scored is no causal language model."""
-    if task_class(recipe.task.name).model_class != _MODEL_CLASS:
+    if options_class(recipe.task.name).MODEL_CLASS != CausalLmOptions.MODEL_CLASS:
         raise SoraError(
             f"benchmarks score causal language models, and '{target}' is for {recipe.task.name}",
             hint=f"its own metrics: sora eval {quote(target)} --recipe RECIPE",

@@ -27,7 +27,7 @@ from sora_cli.report import FILE_NAME, read_report
 from sora_cli.tasks import task_class
 
 _OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
-_OF_MODEL = ("path", "revision", "dtype", "quantise")
+_OF_MODEL = ("path", "revision", "dtype", "attention", "quantise")
 _OF_SCORES = ("metrics", "best_metric", "greater_is_better")
 _PLAIN_SCORE = "accuracy"
 _WRITTEN_TOGETHER = "generation_batch_size"
@@ -114,8 +114,7 @@ def _family(auto: str, config: Any, place: Path) -> str:
     if getattr(config, "problem_type", None) == _MULTI_LABEL:
         raise SoraError(f"{place} gives several labels to a row: no task family here does")
     for name in task_names():
-        family = task_class(name)
-        if family.model_class == auto and family.is_for(config):
+        if auto == options_class(name).MODEL_CLASS and task_class(name).is_for(config):
             return name
     raise SoraError(
         f"{place} does not say which task it is for",

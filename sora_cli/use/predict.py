@@ -133,7 +133,7 @@ def _told(predictor: Predictor) -> None:
     say(f"{predictor.task.name}: reads {reads}, adds {first_few(predictor.adds, 6)}")
     if not predictor.asked.meta.max_length and not predictor.asked.chosen:
         limit = predictor.recipe.data.max_length
-        if predictor.task.processor_class != "AutoImageProcessor":
+        if predictor.task.options.PROCESSOR_CLASS != "AutoImageProcessor":
             say(f"rows are cut at {limit} tokens (data.max_length)")
 
 

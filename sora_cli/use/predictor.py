@@ -96,6 +96,7 @@ class Predictor:
             "data": {key: recipe["data"][key] for key in _DECIDING},
             "precision": recipe["training"]["precision"],
             "dtype": recipe["model"]["dtype"],
+            "attention": recipe["model"]["attention"],
             "reading of columns": list(self.task.input_columns),
             "set of new columns": self.adds,
         }

@@ -8,7 +8,7 @@ that cannot be told.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -18,6 +18,8 @@ from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
+from sora_cli.data.rows import Rows
+from sora_cli.data.source import MissingDataError
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
@@ -84,15 +86,19 @@ class Rechecked(BaseModel):
         return {Verdict.SAME: OK, Verdict.UNKNOWN: NO_VERDICT}.get(self.verdict, FAILED)
 
 
-def recheck(run: Path) -> tuple[Certificate, Rechecked]:
+def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rechecked]:
     """Score the adapters of a run's certificate again, on the rows it names.
+
+    Args:
+        overrides: of its recipe: where its data or model are by now. Rows and adapters must be
+            those of the certificate all the same.
 
     Raises:
         SoraError: no certificate, no recipe, or data, model or an adapter that are not there.
     """
-    found, loaded = _read(run)
+    found, loaded = _read(run, overrides)
     recipe = loaded.recipe
-    task, rows = load_task(recipe)
+    task, rows = _load(recipe)
     held = choosing_rows(task, found.rows["screening"].rows, found.seeds["rows"])
     changed = list(_changed_rows(found.rows, row_sets(rows, held)))
     changed += _changed_adapters(run, found)
@@ -116,7 +122,7 @@ def recheck(run: Path) -> tuple[Certificate, Rechecked]:
     return found, done
 
 
-def _read(run: Path) -> tuple[Certificate, LoadedRecipe]:
+def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
     found, report = read_certificate(run), read_report(run)
     if found is None:
         raise SoraError(
@@ -125,7 +131,16 @@ def _read(run: Path) -> tuple[Certificate, LoadedRecipe]:
     if report is None:
         raise SoraError(f"{run / REPORT} is gone: it says which data and model were used")
     values = {**report.recipe, "start": None}  # what it started from may be elsewhere by now
-    return found, load_stored(values, run / REPORT, report.name)
+    return found, load_stored(values, run / REPORT, report.name, overrides)
+
+
+def _load(recipe: Recipe) -> tuple[Task, Rows]:
+    """Load the rows; where they are not found, say how to tell where they are by now."""
+    try:
+        return load_task(recipe)
+    except MissingDataError as error:
+        error.hint = "say where it is by now: data.files.train=FILE, or data.path=DIR"
+        raise
 
 
 def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> Iterator[str]:

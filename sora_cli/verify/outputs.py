@@ -60,7 +60,7 @@ def compute_outputs(
     if subject.adapter is None:
         return Outputs(run_model(model, probe, subject.reference), {})
     without = run_model(model, probe, subject.reference) if alone else {}
-    apply_adapter(model, subject.adapter)
+    apply_adapter(model, subject.adapter, fold=True)
     return Outputs(run_model(model, probe, subject.reference), without)
 
 

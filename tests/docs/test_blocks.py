@@ -3,7 +3,8 @@
 A page is one session: its blocks run in order in one directory, with `sora` and `python` on the
 path, the checkout's recipes in `recipes/` and its runs in `docs/results/*.jsonl`. Before a block
 may stand `<!-- not run: REASON -->`; `<!-- file: NAME -->`: then it is written to that file; or
-`<!-- fails: 2 -->`: then it must end with that exit code.
+`<!-- fails: 2 -->`: then it must end with that exit code. Each command is a process; those of the
+tutorial that people start with are new ones of Python, all others are forks of `tests.warm`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, Block, blocks, name_of
+from tests import warm
+from tests.docs.pages import DOCS, PAGES, Block, blocks, name_of
 from tests.shared_files import ROOT
 
 RUNS = ("docs/results/runs.jsonl", "docs/results/arena.jsonl")
+COLD = DOCS / "tutorials" / "first-run.md"
 LANGUAGES = {"sh", "python", "text", "yaml", "json", "csv", "toml"}
 """What fences may name: a block in another language would be neither run nor excused."""
 
@@ -41,7 +44,8 @@ def test_session(page: Path, tmp_path: Path) -> None:
     (tmp_path / "docs" / "results").mkdir(parents=True)
     for runs in RUNS:
         shutil.copy(ROOT / runs, tmp_path / runs)
-    environment = _environment(tmp_path / ".bin")
+    python = sys.executable if page == COLD else warm.python()
+    environment = _environment(tmp_path / ".bin", python)
     for block in blocks(page):
         if block.mark == "file":
             file = tmp_path / block.note
@@ -51,15 +55,15 @@ def test_session(page: Path, tmp_path: Path) -> None:
             _run(block, tmp_path, environment)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, python: str) -> dict[str, str]:
     """Return the variables of a session; `folder` gets the commands that are this checkout's."""
     folder.mkdir()
     for name, words in (("python", ""), ("sora", " -m sora_cli")):
         command = folder / name
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n', encoding="utf-8")
+        command.write_text(f'#!/bin/sh\nexec "{python}"{words} "$@"\n', encoding="utf-8")
         command.chmod(0o755)
     return {
-        **os.environ,
+        **warm.ENVIRONMENT,
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
@@ -69,7 +73,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def _run(block: Block, directory: Path, environment: dict[str, str]) -> None:
     script = directory / ".block"
     script.write_text(block.text, encoding="utf-8")
-    runner = ["bash", "-eu"] if block.language == "sh" else [sys.executable]
+    runner = ["bash", "-eu"] if block.language == "sh" else [f"{directory}/.bin/python"]
     done = subprocess.run(
         [*runner, str(script)],
         cwd=directory,

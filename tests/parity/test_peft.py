@@ -50,6 +50,7 @@ def data() -> tuple[Tensor, Tensor]:
     return x, torch.randn(32, 6, generator=g, dtype=torch.float64)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_lora(
     net: Net,
@@ -67,6 +68,7 @@ def test_lora(
     record_property("parity", (case, STEPS, assert_same_factors(theirs, layers)))
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("delta_t", [1, 4])
 def test_adalora(
     net: Net,

@@ -28,6 +28,8 @@ COMMANDS = [
     "inspect",
     "prune",
     "merge",
+    "extract",
+    "combine",
     "recipes",
     "schema",
     "methods",

@@ -22,7 +22,7 @@ HEAVY = {
     "evaluate", "pandas", "pyarrow", "safetensors", "huggingface_hub",
 }  # fmt: skip
 COMMANDS = ["train", "path", "auto", "pick", "eval", "predict", "chat", "generate", "inspect",
-            "prune", "export",
+            "prune", "export", "extract", "combine",
             "merge", "verify", "push", "sweep", "list", "compare", "report", "recipes", "schema",
             "methods"]  # fmt: skip
 _PROGRAM = """
@@ -119,6 +119,10 @@ ERRORS = [
     (["export", "nowhere", "-o", "b"], "there is no directory nowhere"),
     (["merge", "nowhere", "-o", "b"], "there is no directory nowhere"),
     (["push", "nowhere"], "there is no directory nowhere"),
+    (["combine", "nowhere", "there", "-o", "b"], "there is no directory nowhere"),
+    (["combine", "a", "-o", "b"], "nothing to combine"),
+    (["extract", "./nowhere", "--base", "b", "-o", "c", "--rank", "4"], "there is no model at"),
+    (["extract", "a", "--base", "b", "-o", "c"], "how much of the difference"),
     ([*TRAIN, "output.dir=broken.yaml"], "is a file"),
     ([*TRAIN, "output.dir=."], "holds no run of this tool"),
     (["pick", "nowhere"], "is no directory"),

@@ -113,8 +113,8 @@ class Pool:
         """Return what a run with these rows and this promise would have written."""
         if not split.screened:
             split.screened = self._screened(split.screening)
-        most, cautious = self.carrying.tries(promise, SIZES)
-        named = name_sizes(split.screened, self._full, promise, most, None, cautious=cautious)
+        tested = self.carrying.can_carry(promise)
+        named = name_sizes(split.screened, self._full, promise, SIZES, None, tested=tested)
         for number, size in enumerate(split.screened):
             size.named = number in named
         record = AutoRecord(name=self.stored.task, recipe={})

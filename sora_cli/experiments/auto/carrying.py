@@ -38,15 +38,6 @@ class Carrying:
         """Tell whether a test could pass at all."""
         return self.best_case is None or self.best_case <= max_drop
 
-    def tries(self, max_drop: float, sizes: int) -> tuple[int, bool]:
-        """Return how many sizes are trained at most, and whether a safe one is (`name_sizes`).
-
-        Args:
-            sizes: as many as the recipe allows.
-        """
-        smallest = self.bound.smallest_drop
-        return sizes if self.can_carry(max_drop) else 1, smallest is None or smallest > max_drop
-
 
 def carrying(recipe: Recipe, ready: Prepared, rows: int, confidence: float) -> Carrying:
     """Return what so many test rows can carry.

@@ -69,24 +69,22 @@ def score_cuts(stages: Stages, candidate: LoadedRecipe, rows: Encoded, serve: Se
     return found
 
 
-def screen(
-    cuts: Cuts, plan: AutoPlan, most: int, *, test_rows: int, cautious: bool
-) -> list[Screened]:
+def screen(cuts: Cuts, plan: AutoPlan, *, test_rows: int, tested: bool) -> list[Screened]:
     """Return all sizes that were scored, the largest first, with those named that are to be tried.
 
     Args:
-        most: sizes named, at most.
         test_rows: how many will test them.
-        cautious: see `name_sizes`.
+        tested: whether a test could pass.
     """
-    whole, serve = cuts.whole, plan.block.serve
+    whole, block = cuts.whole, plan.block
     parts = zip(cuts.rungs, cuts.sizes, cuts.scores, strict=True)
-    confidence = plan.block.confidence
+    confidence = block.confidence
     found = [
         measured(rung, size, whole, small, test_rows=test_rows, confidence=confidence)
         for rung, size, small in parts
     ]
-    for number in name_sizes(found, cuts.full, plan.max_drop, most, serve, cautious=cautious):
+    named = name_sizes(found, cuts.full, plan.max_drop, block.sizes, block.serve, tested=tested)
+    for number in named:
         found[number].named = True
     return found
 

@@ -15,7 +15,7 @@ from sora_cli.experiments.auto.carrying import Carrying, carrying
 from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.screening import score_cuts, screen
-from sora_cli.experiments.auto.sizes import size_of
+from sora_cli.experiments.auto.sizes import expected_drop, size_of
 from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import RunReport
@@ -130,18 +130,19 @@ class Search:
 
     def _screen(self, choosing: Choosing) -> None:
         plan = self.plan
-        most, cautious = choosing.carrying.tries(plan.max_drop, plan.block.sizes)
+        tested = choosing.carrying.can_carry(plan.max_drop)
         say(f"\nscreening: unhealed cuts on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
         cuts = score_cuts(self.stages, first, choosing.screening, plan.block.serve)
-        found = screen(cuts, plan, most, test_rows=self.rows.test, cautious=cautious)
+        found = screen(cuts, plan, test_rows=self.rows.test, tested=tested)
         self.record.screened = decided(found)
         named = ", ".join(f"{size.share:.3g}" for size in self.record.named())
         say(f"to be trained, as shares of the parameters: {named}")
         for size in self.record.named():
             if size.certifiable is not None:
                 say(
-                    f"{size.share:.1%}: {self.rows.test:,} test rows can be expected to certify "
+                    f"{size.share:.1%}: a drop of {expected_drop(size):+.4f} is expected before "
+                    f"healing; {self.rows.test:,} test rows can be expected to certify "
                     f"{size.certifiable:.4f}"
                 )
 

@@ -11,8 +11,8 @@ from methods.budgets import within_parameters
 from sora_cli.experiments.auto.budget import LADDER
 from sora_cli.recipe.auto import Serve
 from sora_cli.run.certificate import Measured, Screened, Size
-from sora_cli.run.certify.bca import BootstrapRefusedError
-from sora_cli.run.certify.carry import certifiable_from
+from sora_cli.run.certify.bca import BootstrapRefusedError, differing_rows
+from sora_cli.run.certify.carry import DIFFERING, certifiable_drop, certifiable_from
 
 if TYPE_CHECKING:
     from methods.budgets import Values
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's max_lora_rank takes, whatever the ranks of the layers."""
-_AROUND = {1: (0,), 2: (0, 2), 3: (-2, 0, 2)}
-"""Rungs of the ladder that are trained, counted from the one that screening names."""
-_CAUTIOUS = {1: (0,), 2: (-2, 0), 3: (-2, 0, 2)}
-"""The same where the rows hardly carry the promise."""
+_AROUND = {1: (0,), 2: (-2, 0), 3: (-2, 0, 2)}
+"""Rungs of the ladder that are trained, counted from the one that screening names, where the bound
+is approximate: a safe size, the one named, a bold one."""
+_BOLD = 2  # rungs below the size that screening likes
+_BEFOREHAND = 20
+"""Rows of right or wrong that speak for what is expected of a size before any row is scored."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +77,45 @@ def measured(
         confidence: of that test.
     """
     drop = whole.value - small.value if whole.greater_is_better else small.value - whole.value
-    return Screened(
+    found = Screened(
         **size.model_dump(),
         share=rung.share,
         max_params=rung.max_params,
         screening=Measured(score=small.value, drop=drop),
         named=False,
-        certifiable=_certifiable(whole, small, test_rows, confidence),
     )
+    if whole.is_right_or_wrong:
+        found.expected, differing = _expected(rung.share, drop, whole, small)
+        found.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
+    else:
+        found.certifiable = _certifiable(whole, small, test_rows, confidence)
+    return found
+
+
+def _expected(share: float, drop: float, whole: RowScores, small: RowScores) -> tuple[float, float]:
+    """Return the drop that is expected of a size, and the share of rows that differ.
+
+    What screening saw is averaged with what is expected beforehand, which counts as much as
+    `_BEFOREHAND` rows: few rows of which none differs show little, many show all. Beforehand the
+    largest size differs on `DIFFERING` of the rows, others on more in inverse proportion to their
+    size, and half of these rows are lost on balance. That is what unhealed cuts of the quickstart
+    lose (seed 0: 1.25, 2.5, 3.75 and 6.25 points at 70, 30, 22 and 15 % of the parameters; by this
+    rule 1.25, 2.9, 4.0 and 5.8).
+
+    Args:
+        share: of the full rank's parameters.
+        drop: on the screening rows.
+    """
+    rows = len(whole)
+    differing = min(DIFFERING * LADDER[0] / share, 1.0)
+    weight = _BEFOREHAND / (rows + _BEFOREHAND)
+    seen = differing_rows(whole, small) / rows
+    found = weight * differing + (1 - weight) * seen
+    return weight * differing / 2 + (1 - weight) * drop, max(round(found, 3), DIFFERING)
 
 
 def _certifiable(whole: RowScores, small: RowScores, rows: int, confidence: float) -> float | None:
-    """Return the loss that rows can be expected to certify; None: not by screening, or not known.
-
-    Rows of right or wrong say it before anything is trained.
-    """
-    if whole.is_right_or_wrong:
-        return None
+    """Return the loss that rows can be expected to certify; None: screening does not say."""
     try:
         found = certifiable_from(whole, small, rows, confidence=confidence)
     except BootstrapRefusedError:
@@ -128,21 +152,22 @@ def name_sizes(
     most: int,
     serve: Serve | None,
     *,
-    cautious: bool = False,
+    tested: bool = True,
 ) -> list[int]:
     """Return which of the screened sizes are to be trained, the largest first.
 
-    Screening points at one: the smallest that is, like all larger ones, within the tolerated loss
-    before any healing, which makes it better than it was then. Two rungs below it stands a bold
-    one, for the steps after the cut win back about that much: on the quickstart (seed 0, the last
-    10 % of the steps) 15 % of the components score as all do, 8 % lose 8 points. With three sizes a
-    safe one stands two rungs above, for tests come largest first and the first failure ends them:
-    each must show that its loss, with all its uncertainty, is below the tolerated one, and a larger
-    adapter differs from the full rank on fewer rows.
+    Tests come largest first and the first failure ends them: each must show that its loss, with all
+    its uncertainty, is below the tolerated one, and a larger adapter differs from the full rank on
+    fewer rows. So the first is a *safe* one: the smallest that is, like all larger ones, within the
+    tolerated loss together with what the test rows can be expected to certify of it; the largest
+    where none is. Then comes the one that screening *likes*: the smallest that is within the loss
+    by itself. *Bold* ones stand two rungs below each other, for the steps after the cut win back
+    about that much: on the quickstart (seed 0, the last 10 % of the steps) 15 % of the components
+    score as all do, 8 % lose 8 points.
 
-    Where the bound is approximate, screening tells how far a size's drops are spread, and so what
-    the test rows can certify of it: that is added to its drop. In short runs on STS-B (the replay
-    of docs/results/auto.md) the drop alone named sizes of which few passed.
+    Where the bound is approximate the size that is named is the safe one, with another two rungs
+    above it, and with three sizes a bold one: in short runs on STS-B (the replay of
+    docs/results/auto.md) few passed that were named by the drop alone.
 
     Where the adapter is served, sizes that cost the same there are one size: the one with the most
     parameters is the one to train, and one that costs what the full rank does saves nothing.
@@ -152,18 +177,32 @@ def name_sizes(
         full: the full rank.
         most: how many are trained.
         serve: what serves the adapter.
-        cautious: the rows hardly carry the promise: of two sizes, the safe one instead of the bold.
+        tested: False: no test could pass, and the size that screening likes is trained alone.
     """
     able = _distinct(screened, full, serve)
-    good = 0
-    for place, number in enumerate(able):
-        size = screened[number]
-        if not size.screening.drop + (size.certifiable or 0.0) <= max_drop:  # NaN is not within it
-            break
-        good = place
-    steps = (_CAUTIOUS if cautious else _AROUND)[most]
-    places = [min(max(good + step, 0), len(able) - 1) for step in steps]
+    sizes = [screened[number] for number in able]
+    likes = _last([expected_drop(size) for size in sizes], max_drop)
+    safe = _last([expected_drop(size) + (size.certifiable or 0) for size in sizes], max_drop)
+    if not tested:
+        places = [likes]
+    elif any(size.expected is None for size in sizes):
+        places = [safe + step for step in _AROUND[most]]
+    else:
+        bold = [likes + _BOLD * step for step in range(1, most)]
+        places = sorted({safe, likes, *bold})[:most]
+    places = [min(max(place, 0), len(able) - 1) for place in places]
     return [able[place] for place in sorted(set(places))]
+
+
+def expected_drop(size: Screened) -> float:
+    """Return the loss that is expected of a size, unhealed."""
+    return size.screening.drop if size.expected is None else size.expected
+
+
+def _last(drops: Sequence[float], max_drop: float) -> int:
+    """Return the place of the last drop that is, like all before it, within a loss; else 0."""
+    bad = (place for place, drop in enumerate(drops) if not drop <= max_drop)  # NaN is not within
+    return max(next(bad, len(drops)) - 1, 0)
 
 
 def _distinct(screened: Sequence[Screened], full: Size, serve: Serve | None) -> list[int]:

@@ -13,6 +13,8 @@ from sora_cli.experiments.compare.runs import SEED, Group, Run
 _MISSING = "\0"
 """In the place of a setting that a group does not have; no JSON text is that."""
 _FIRST_CHOICE = "method."
+_STAYS = "training.keep_checkpoints"
+"""Checkpoints that stay beside the result say nothing about it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def group_runs(runs: Sequence[Run]) -> Grouped:
 
 def _common(run: Run) -> dict[str, Any]:
     """Return the settings that make a run's group."""
-    left_out = (SEED, *run.derived)
+    left_out = (SEED, _STAYS, *run.derived)
     return {
         key: value
         for key, value in run.settings.items()

@@ -15,7 +15,7 @@ from methods.words import did_you_mean
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET
-from sora_cli.recipe.changes import NOT_THE_RUN, flat
+from sora_cli.recipe.changes import NOT_THE_RUN, completed, flat
 from sora_cli.recipe.families import SMALLER_IS_BETTER, is_share
 from sora_cli.report import RunReport
 
@@ -33,7 +33,8 @@ class Run:
     Attributes:
         directory: where its report lies.
         report: what it says.
-        settings: dotted key -> value of the resolved recipe, without what `NOT_THE_RUN` holds.
+        settings: dotted key -> value of the resolved recipe, completed by today's defaults, without
+            what `NOT_THE_RUN` holds.
         chosen: a metric to compare instead of the main one.
     """
 
@@ -49,7 +50,7 @@ class Run:
         Args:
             seed: instead of the run's own, which for a stage of a path only orders its rows.
         """
-        kept = {k: v for k, v in report.recipe.items() if k not in NOT_THE_RUN}
+        kept = {k: v for k, v in completed(report.recipe).items() if k not in NOT_THE_RUN}
         settings = {".".join(path): value for path, value in flat(kept)}
         return cls(directory, report, settings if seed is None else {**settings, SEED: seed})
 

@@ -15,6 +15,7 @@ from sora_cli.run.certificate import Certificate
 
 _SIZE = 5.0, 4.2
 """Width and height of the curve, inches."""
+_NO_TITLE = -0.25  # inches of the margin above that a title would take
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _row(c: Certificate, i: int, reported: Sequence[str]) -> SizeRow:
 
 def _verdict(c: Certificate, i: int) -> str:
     test = c.candidates[i].test
-    said = "not tested" if test is None else "kept" if test.kept else "failed"
+    said = "not tested" if test is None else "passed" if test.kept else "failed"
     if test is not None and test.refused is not None:
         said = f"no bound: {test.refused}"
     return f"{said}, written" if i == c.chosen else said
@@ -121,5 +122,5 @@ def draw_sizes(certificate: Certificate) -> Any:
     handles, labels = legend_of(axes)
     figure.legend(handles, [plain(label) for label in labels], loc="lower left", fontsize=7.5,
                   frameon=False, labelcolor=INK)  # fmt: skip
-    arrange(figure, 1, 1, below=0.17 * len(labels) + 0.1)
+    arrange(figure, 1, 1, below=0.17 * len(labels) + 0.1, above=_NO_TITLE)
     return figure

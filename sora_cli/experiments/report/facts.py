@@ -125,7 +125,9 @@ def _base(report: RunReport) -> Fact:
     path = str(report.base.get("path") or model.get("path") or "not known")
     revision = report.base.get("revision") or model.get("revision")
     trained = ", ".join(map(str, report.base.get("head", [])))
-    about = [f"revision {revision}" if revision else "", f"head: {trained}" if trained else ""]
+    attention = f"attention: {model['attention']}" if model.get("attention") else ""
+    about = [f"revision {revision}" if revision else "", attention]
+    about += [f"head: {trained}" if trained else ""]
     return Fact("base model", path, "; ".join(filter(None, about)))
 
 
@@ -143,11 +145,16 @@ def _data(report: RunReport) -> Fact:
 
 def _cost(report: RunReport) -> list[Fact]:
     training = report.seconds.get("train", 0.0)
-    steps = "" if report.steps is None else f"{count(report.steps)} steps"
+    steps = "" if report.steps is None else f"{count(report.steps)} steps{_taken_by(report)}"
     last = "of the last process only: the run was resumed" if report.resumed else ""
     lines = [f"training {duration(training)}" if training else "", steps, last]
     facts = [Fact("time", duration(sum(report.seconds.values())), "; ".join(filter(None, lines)))]
     return facts + memory_fact(report)
+
+
+def _taken_by(report: RunReport) -> str:
+    name = report.recipe.get("training", {}).get("optimizer", "adamw")
+    return "" if name == "adamw" else f" of {name}"
 
 
 def memory_fact(report: Report) -> list[Fact]:

@@ -113,8 +113,10 @@ def draw_pooled(modules: Mapping[str, Module]) -> Any | None:
     axes.plot([100 * share for share in sizes], shown, color=colour(0), linewidth=1.6)
     _set_log_scale(axes)
     axes.set_xlim(0, 102)
+    middle = math.prod(axes.get_ylim()) ** 0.5
     for cut in cuts(modules):
-        _mark(axes, cut)
+        reached = next((v for size, v in zip(sizes, values, strict=True) if size >= cut.share), 0)
+        _mark(axes, cut, below=reached > middle)
     arrange(figure, 1, 1, below=0.0)
     return figure
 
@@ -131,9 +133,11 @@ def _set_log_scale(axes: Any) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _mark(axes: Any, cut: Cut) -> None:
-    """Draw where a cut falls, with the share of ||dW||^2 that it keeps."""
+def _mark(axes: Any, cut: Cut, *, below: bool) -> None:
+    """Draw where a cut falls, with the share of ||dW||^2 that it keeps, away from the curve."""
     axes.axvline(100 * cut.share, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.annotate(f"{cut.share:.0%}: keeps {cut.energy:.1%}", (100 * cut.share, 0.98),
+    axes.annotate(f"{cut.share:.0%}: keeps {cut.energy:.1%}",
+                  (100 * cut.share, 0.02 if below else 0.98),
                   xycoords=("data", "axes fraction"), xytext=(2, 0), textcoords="offset points",
-                  rotation=90, va="top", ha="left", fontsize=7, color=QUIET)  # fmt: skip
+                  rotation=90, va="bottom" if below else "top", ha="left", fontsize=7,
+                  color=QUIET)  # fmt: skip

@@ -95,7 +95,9 @@ class RayEngine(Engine):
     def stop(self, name: str) -> None:
         """Ask a task to stop its process."""
         if name in self._tasks:
-            _stop_file(self._logs[name]).touch()
+            file = _stop_file(self._logs[name])
+            file.parent.mkdir(parents=True, exist_ok=True)  # a task that starts makes it, too
+            file.touch()
 
     def close(self) -> None:
         """Stop all tasks, and leave the cluster."""

@@ -11,13 +11,10 @@ import torch
 from huggingface_hub import ModelCard
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter import card
 from sora_cli.adapter.card import rewrite_card
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
 from sora_cli.app import run
-from sora_cli.recipe.families import task_names
-from sora_cli.tasks import task_class
 
 QUERY, KEY = "enc.layer.0.query", "enc.layer.1.key"
 COMMIT = "a" * 40
@@ -138,12 +135,3 @@ def test_facts_go_along(command: str, tmp_path: Path) -> None:
     write_adapter(tmp_path / "a", _adapter())
     assert run([command, str(tmp_path / "a"), "-o", str(tmp_path / "b")]) in (0, 3)
     assert read_adapter(tmp_path / "b").meta.training == TRAINING
-
-
-def test_the_card_loads_each_family_as_training_does() -> None:
-    """The card's table is read where no family may be imported; here they are."""
-    assert set(card._BY_FAMILY) == set(task_names())
-    for name, (auto, _) in card._BY_FAMILY.items():
-        family = task_class(name)
-        assert auto == family.model_class
-        assert card._OF_IMAGES.get(name, "AutoTokenizer") == family.processor_class

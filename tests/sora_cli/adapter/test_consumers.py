@@ -15,6 +15,7 @@ from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.peft.config import parse_config
 from sora_cli.adapter.reading import open_adapter
 
+NAMES = "SGLang", "TensorRT-LLM", "LoRAX", "TGI", "Ollama"
 PATHS = "layers.0.q", "layers.0.v", "layers.1.q"
 
 
@@ -31,7 +32,10 @@ def verdicts(
     if ranks is None:
         ranks = {path: parsed.rank(path) for path in PATHS}
     found = consumers(parsed, ranks, head=head, directory="out", base_config=base_config)
-    assert [c.name for c in found] == ["PEFT", "transformers", "vLLM", "llama.cpp"]
+    assert [c.name for c in found] == [
+        *("PEFT", "transformers", "vLLM", "llama.cpp"),
+        *(NAMES if parsed.task_type == "CAUSAL_LM" else ()),
+    ]
     return {c.name: c for c in found}
 
 
@@ -44,7 +48,10 @@ def test_a_plain_lora_loads_everywhere() -> None:
     assert loading(found) == {"PEFT", "transformers", "vLLM", "llama.cpp"}
     assert "vllm serve org/base" in found["vLLM"].advice
     assert "--max-lora-rank 16 " in found["vLLM"].advice
-    assert found["llama.cpp"].advice == "convert_lora_to_gguf.py out --base org/base"
+    assert found["llama.cpp"].advice == (
+        "sora export out -o adapter.gguf --format gguf, or "
+        "convert_lora_to_gguf.py out --base org/base"
+    )
     assert "0.15" not in found["PEFT"].advice
 
 
@@ -86,7 +93,7 @@ def test_our_exact_layout_with_mixed_ranks(tmp_path: Path) -> None:
     found = ours(tmp_path / "a", {"layers.0.q": 12, "layers.0.v": 3, "layers.1.q": 1})
     assert loading(found) == {"PEFT", "transformers", "vLLM"}
     assert "--max-lora-rank 16 " in found["vLLM"].advice
-    assert "sora export out -o OUT --layout padded" in found["llama.cpp"].advice
+    assert "sora export out -o adapter.gguf --format gguf" in found["llama.cpp"].advice
     assert "from PEFT 0.15 on" in found["PEFT"].advice  # older ones match no anchored pattern
 
 
@@ -106,7 +113,7 @@ def test_patterns_that_vllm_and_llama_cpp_ignore(patterns: dict[str, object]) ->
     found = verdicts(**patterns)
     assert loading(found) == {"PEFT", "transformers"}
     assert "sora export out -o OUT first" in found["vLLM"].advice
-    assert "sora export out -o OUT --layout padded first" in found["llama.cpp"].advice
+    assert "sora export out -o adapter.gguf --format gguf first" in found["llama.cpp"].advice
 
 
 def test_rank_pattern_alone() -> None:
@@ -232,3 +239,14 @@ def test_vllm_serves_some_models_without_adapters(model_type: str) -> None:
     assert found["vLLM"].advice == f"takes no adapters for {model_type} models: sora merge first"
     assert not found["vLLM"].loads
     assert verdicts(LLAMA, base_config={"model_type": "llama"})["vLLM"].loads
+
+
+@pytest.mark.parametrize(("installed", "loads"), [("5.5.2", False), ("5.6.0", True)])
+def test_transformers_that_lose_the_prefix(
+    installed: str, loads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of 5.4 and 5.5 fail on every plain LoRA: tests/interop/test_export.py."""
+    monkeypatch.setattr("sora_cli.adapter.consumers.version", lambda _: installed)
+    found = verdicts()["transformers"]
+    assert found.loads == loads
+    assert "5.6" in found.advice

@@ -195,8 +195,8 @@ def test_truncated_file(written: Path, keep: int) -> None:
 
 
 CONFIG_DAMAGE: list[tuple[dict[str, Any], str]] = [
-    ({"peft_type": "LOHA"}, "LOHA"),
-    ({"use_dora": True}, "use_dora"),
+    ({"peft_type": "VERA"}, "VERA"),
+    ({"use_dora": True}, "no magnitude"),
     ({"init_lora_weights": "olora"}, "init_lora_weights"),
     ({"r": 3}, "not a pair of rank 3"),
     ({"r": 0}, "at least 1"),

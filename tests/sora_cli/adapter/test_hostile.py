@@ -222,7 +222,7 @@ NAMES: dict[str, tuple[Damage, str]] = {
         (f"{P}..lora_A.weight", A, "cannot be the name"),
         (f"{P}lora_A.weight", A, "neither half"),
         (f"{P}enc.0.query.lora_A.default.weight", A, "neither half"),
-        (f"{P}enc.0.query.lora_embedding_A", A, "adapter on the embedding 'enc.0.query'"),
+        (f"{P}enc.0.query.lora_embedding_A", A, "no embedding B"),
         (f"{P}enc.0.query.lora_magnitude_vector", A, "DoRA"),
         (f"{P}enc.0.query.base_layer.weight", A, "a B but no A"),
         (f"{P}enc.9.query.base_layer.weight", HEAD, "has no adapter"),

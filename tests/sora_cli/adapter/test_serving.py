@@ -44,6 +44,11 @@ def test_what_comes_before() -> None:
         "convert_lora_to_gguf.py padded --base b --outfile adapter.gguf",
     )
     assert "--base BASE " in _commands(padded, base="x.GGUF")["llama.cpp"][1]
+    uneven = Consumer("llama.cpp", False, "sora export my/a -o adapter.gguf --format gguf first")
+    assert _commands(uneven)["llama.cpp"] == (
+        "sora export my/a -o adapter.gguf --format gguf",
+        "llama-server -m BASE.gguf --lora adapter.gguf",
+    )
     merged = _commands(Consumer("llama.cpp", False, "refuses lm_head: sora merge first"))
     assert merged["llama.cpp"][-1] == "llama-server -m merged.gguf"
     assert servers(YES, task_type="SEQ_CLS", directory="a", base="b") == ()

@@ -104,8 +104,8 @@ CASES: dict[str, Case] = {
         "models/adapter", "--plot", "r.yaml/x.png"),
     "prune-a pickle": bad("is a pickle, which can run any code", "prune", "a", *OUT,
         then="save_pretrained()", a=adapter(pickled)),
-    "prune-not an adapter of low rank": bad("this is a LOKR adapter", "prune", "a", *OUT,
-        then="save_as_lora()", a=adapter(edit(ADAPTER_CONFIG, peft_type="LOKR"))),
+    "prune-not an adapter of low rank": bad("this is a OFT adapter", "prune", "a", *OUT,
+        then="save_as_lora()", a=adapter(edit(ADAPTER_CONFIG, peft_type="OFT"))),
     "prune-too little room": bad("not one component fits into --max-params 3", "prune",
         "models/adapter", *OUT, "--max-params", "3", then="the smallest takes 64"),
     "prune-names that climb": bad("cannot be the name", "prune", "a", *OUT,
@@ -148,8 +148,9 @@ CASES: dict[str, Case] = {
         then="the recipe's: 0, 1", a=adapter(edit(SORA_FILE, labels=["yes", "no"]))),
     "eval-a base that is gone": bad("the model 'gone/far' is neither", "eval", "a", "-r", "r.yaml",
         a=adapter(edit(SORA_FILE, base=NO_BASE))),
-    "eval-a base of another size": bad("maps 48 to 48", "eval", "a", "-r", "r.yaml",
-        a=adapter(edit(SORA_FILE, base={**NO_BASE, "path": "m", "resolved": "m"})), m=wide),
+    "eval-a base of another size": bad("does not fit the base: (2, 48)", "eval", "a",
+        "-r", "r.yaml", m=wide,
+        a=adapter(edit(SORA_FILE, base={**NO_BASE, "path": "m", "resolved": "m"}))),
 }  # fmt: skip
 
 

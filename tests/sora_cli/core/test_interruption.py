@@ -214,6 +214,42 @@ def test_where_python_can_only_print_it() -> None:
     assert (done.returncode, done.stderr) == (130, "interrupted by SIGINT\n")
 
 
+HASHED = """
+import signal, sys, time
+from datasets import Dataset
+from sora_cli.core.boundary import guarded
+from sora_cli.core.interruption import raise_on_signals
+
+class Sending:
+    def __reduce__(self):
+        signal.raise_signal(signal.SIGINT)
+        return str, ("pickled",)
+
+def work():
+    sending = Sending()
+    Dataset.from_dict({"a": [1]}).map(lambda row: {"b": repr(sending)})
+    time.sleep(20)
+
+raise_on_signals()
+sys.exit(guarded(work))
+"""
+
+
+def test_while_datasets_makes_a_hash() -> None:
+    """There any exception is taken for an object that cannot be pickled."""
+    done = subprocess.run(
+        [sys.executable, "-c", HASHED],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 130, done.stderr
+    assert "hashed" not in done.stderr
+    assert "interrupted by SIGINT" in done.stderr
+
+
 @pytest.mark.parametrize("error", [RuntimeError("Error calling __set_name__"), SoraError("x")])
 def test_an_error_after_a_signal_is_its_consequence(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -44,7 +44,7 @@ def test_what_is_stored_comes_back(tmp_path: Path, stored: Stored, exact: bool) 
 
 
 def test_a_promise_that_all_keep_is_certified_and_one_that_rows_cannot_carry_is_not() -> None:
-    pool = Pool(right_or_wrong(0.01, 0.5, rows=2000), Setting(100, 400))
+    pool = Pool(right_or_wrong(0.01, 0.5, rows=2000), Setting(500, 400))
     split = pool.split(0)
     found = pool.decide(split, 0.05)
     assert found.certified
@@ -82,11 +82,11 @@ def test_sizes_are_compared_with_the_smallest_plain_rank_that_keeps_the_promise(
     worst = stored.scores["healed-5"]
     worst = dataclasses.replace(worst, parts=np.zeros_like(worst.parts))
     scores = {**stored.scores, "lora-1": worst}
-    (first, _, *_) = replay(dataclasses.replace(stored, scores=scores), Setting(100, 400), 20)
-    assert first.certified == 1
+    (_, twice, *_) = replay(dataclasses.replace(stored, scores=scores), Setting(500, 400), 20)
+    assert twice.certified == 1
     smallest = stored.sizes[5].healed[0]
-    assert first.share == smallest / stored.full[0]
-    assert first.to_lora == pytest.approx(smallest / stored.lora["lora-2"])
+    assert twice.share == smallest / stored.full[0]
+    assert twice.to_lora == pytest.approx(smallest / stored.lora["lora-2"])
 
 
 def test_the_stored_scores_can_be_read() -> None:

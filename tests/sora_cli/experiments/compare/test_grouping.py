@@ -42,6 +42,25 @@ def test_the_output_and_the_paper_do_not_count() -> None:
     assert len(found.groups) == 1
 
 
+def test_checkpoints_that_stay_do_not_count() -> None:
+    kept = {"training.keep_checkpoints": [0.8]}
+    assert len(grouped({"seed": 0, "settings": kept}, {"seed": 1}).groups) == 1
+
+
+def test_reports_of_an_earlier_version_count_with_todays_defaults() -> None:
+    report = report_of(seed=1)
+    blocks = {**report.recipe, "training": dict(report.recipe["training"])}
+    del blocks["training"]["micro_batch"]
+    old = Run.of(Path("runs/1"), report.model_copy(update={"recipe": blocks}))
+    assert len(group_runs([*runs({"seed": 0}), old]).groups) == 1
+
+
+def test_of_a_method_that_is_not_registered_here() -> None:
+    report = report_of()
+    recipe = {**report.recipe, "method": {"name": "gone", "r": 4}}
+    assert Run.of(Path("runs/0"), report.model_copy(update={"recipe": recipe})).method == "gone"
+
+
 def test_derived_values_do_not_count() -> None:
     about = [
         {"method": "adalora", "seed": seed,

@@ -186,7 +186,7 @@ def test_a_certificate(tmp_path: Path) -> None:
     said = page.section("certificate")
     assert "Certified: kept" in said
     assert "40 44% 4" in said
-    assert "0.8000 (drop +0.0000) +0.0040 0.8000 kept, written" in said
+    assert "0.8000 (drop +0.0000) +0.0040 0.8000 passed, written" in said
     assert "0.7000 (drop +0.1000) +0.1500 0.7100 failed" in said
     assert "10 11% 4 0.7100 not tested" in said
     assert "the smallest loss these test rows can certify: 0.003" in said

@@ -40,6 +40,7 @@ def scored(job: Job) -> int:
     return 0
 
 
+@pytest.mark.versions
 def test_it_finds_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = source_of(tmp_path, trials=25)
     engine = carry_out(source, scored, tmp_path / "out")
