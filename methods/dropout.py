@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,40 @@ from torch import Tensor, nn
 from methods.torch_internals import FakeTensor
 
 _LEVELS = 1 << 16  # of the 16 random bits that decide on an entry
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by an entry's bytes
+
+
+def zeroed(x: Tensor, dropped: Tensor) -> Tensor:
+    """Return a copy of x whose dropped entries are zero; autograd does not see it.
+
+    This is `masked_fill`, which on a CPU takes six times longer: it branches at every entry, and
+    no processor predicts random masks. An `and` of bits has no branches.
+
+    Args:
+        dropped: bool, in x's shape.
+    """
+    if x.device.type != "cpu":
+        return x.masked_fill(dropped, 0)
+    y = torch.empty_like(x)
+    _bits(y).copy_(_kept(dropped)).bitwise_and_(_bits(x))
+    return y
+
+
+def zero_(x: Tensor, dropped: Tensor) -> Tensor:
+    """Do the same in place, and return x."""
+    if x.device.type != "cpu":
+        return x.masked_fill_(dropped, 0)
+    _bits(x).bitwise_and_(_kept(dropped).to(_bits(x).dtype))
+    return x
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.view(_INTEGERS[x.element_size()])
+
+
+def _kept(dropped: Tensor) -> Tensor:
+    """Return no bits (int8 0) for dropped entries, and all bits (-1) for the others."""
+    return dropped.view(torch.int8) - 1
 
 
 class Dropout(nn.Module):
@@ -43,17 +79,33 @@ class Dropout(nn.Module):
         seed = int(torch.empty((), dtype=torch.int64).random_())
         words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))  # 64 bits each
         bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
-        return bits < round(self.p * _LEVELS) - _LEVELS // 2  # int16 starts at -2^15
+        # int16 starts at -2^15; a comparison in place is vectorised, one that gives bool is not
+        return bits.lt_(round(self.p * _LEVELS) - _LEVELS // 2).to(torch.int8).view(torch.bool)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop entries of a tensor of any shape; in evaluation return it as it is."""
         if not self.active:
             return x
-        return x.masked_fill(self.draw(x), 0).mul_(self.scale(x.device))
+        y: Tensor = _Dropped.apply(x, self.draw(x), self.scale(x.device))  # type: ignore[no-untyped-call]
+        return y
 
     def extra_repr(self) -> str:
         """Show p where a model is printed."""
         return f"p={self.p}"
+
+
+class _Dropped(torch.autograd.Function):
+    """x without its dropped entries, times the scale; gradients likewise, to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(dropped)
+        ctx.scale = scale
+        return zeroed(x, dropped).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
+        return _Dropped.apply(gy, *ctx.saved_tensors, ctx.scale), None, None  # type: ignore[no-untyped-call]
 
 
 def replace_dropouts(model: nn.Module) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from methods.dropout import zero_, zeroed
 from methods.kept import Kept, in_blocks, keep, keep_dropped
 
 
@@ -241,7 +242,7 @@ def _down(
 
 def _down_dropped(x: Tensor, A: Tensor, dropped: Tensor) -> Tensor:
     blocks = in_blocks(x.shape[-1], x, dropped)
-    parts = [A @ part.masked_fill(mask, 0).to(A.dtype).t() for part, mask in blocks]
+    parts = [A @ zeroed(part, mask).to(A.dtype).t() for part, mask in blocks]
     return torch.cat(parts, dim=1)
 
 
@@ -285,11 +286,16 @@ def _input_gradient(used: Sequence[tuple[_State, Tensor]], vs: Sequence[Tensor])
 
 def _update_gradient(added: Sequence[tuple[_State, Tensor]]) -> Tensor | None:
     """Return the sum of v^T A (rows, in), each without its dropped entries; None of none."""
-    free = [(v, s.A) for s, v in added if s.dropped is None]
-    gx = _joined([v for v, _ in free]).t() @ _joined([A for _, A in free]) if free else None
-    for s, v in added:
-        if s.dropped is not None:
-            part = v.t() @ s.A
-            part.masked_fill_(s.dropped.view(part.shape), 0)
-            gx = part if gx is None else gx.add_(part)
+    masks = [s.dropped for s, _ in added if s.dropped is not None]
+    As, vs = [s.A for s, _ in added], [v for _, v in added]
+    if not masks:
+        return _joined(vs).t() @ _joined(As) if added else None
+    gx = vs[0].new_empty(vs[0].shape[1], As[0].shape[1])
+    for into, *parts in in_blocks(gx.shape[1], gx, *masks, *(v.t() for v in vs)):
+        terms = zip(As, parts[: len(As)], parts[len(As) :], strict=True)
+        for i, (A, mask, v) in enumerate(terms):
+            if i == 0:
+                zero_(torch.mm(v, A, out=into), mask)
+            else:
+                into.add_(zero_(v @ A, mask))
     return gx

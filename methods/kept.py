@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from methods.dropout import zeroed
 from methods.torch_internals import has_saved_tensor_hooks, saved
 
 _BLOCK = 1 << 19
@@ -107,7 +108,7 @@ def _of_gelu(approximate: str, v: Tensor, u: Tensor) -> Tensor:
 
 
 def _of_dropped(v: Tensor, x: Tensor, dropped: Tensor) -> Tensor:
-    return _blockwise(lambda part, mask: part.masked_fill(mask, 0), v, x, dropped)
+    return _blockwise(zeroed, v, x, dropped)
 
 
 def _of_product(v: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from methods.dropout import Dropout, replace_dropouts
+from methods.dropout import Dropout, replace_dropouts, zero_, zeroed
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
@@ -68,6 +69,59 @@ def test_gradients_are_those_of_torchs_dropout() -> None:
     y.sum().backward()
     assert torch.equal(x.grad, (y != 0) * 2.0)
     assert isinstance(Dropout(0.5), nn.Module)
+
+
+def test_gradients_by_finite_differences_to_second_order() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    dropout = Dropout(0.4)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(7)  # the same mask each time
+        y: torch.Tensor = dropout(x.square())
+        return y
+
+    assert 0 < (run(x) == 0).sum() < x.numel()
+    assert torch.autograd.gradcheck(run, (x,))
+    assert torch.autograd.gradgradcheck(run, (x,))
+
+
+def test_the_output_may_be_changed_in_place() -> None:
+    """Longformer does that."""
+    x = torch.ones(50, requires_grad=True)
+    y = Dropout(0.5)(x)
+    kept = y.detach() != 0
+    y += 1
+    y.sum().backward()
+    assert torch.equal(x.grad, kept * 2.0)
+
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dropped_entries_are_zero_and_no_other_bit_changes(dtype: torch.dtype) -> None:
+    x = torch.randn(40, 30).to(dtype).t()  # not contiguous
+    x[::3, 0], x[1::3, 0], x[2::3, 0] = torch.inf, torch.nan, -0.0
+    dropped = Dropout(0.5).draw(x)
+    before, expected = x.clone(), x.masked_fill(dropped, 0)
+    found = zeroed(x, dropped)
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    assert torch.equal(found.view(whole), expected.view(whole))
+    assert torch.equal(x.view(whole), before.view(whole))
+    assert zero_(x, dropped) is x
+    assert torch.equal(x.view(whole), expected.view(whole))
+
+
+def test_a_mask_compares_the_generators_bits() -> None:
+    """A resumed run and a later version draw what the earlier one drew."""
+    x, dropout = torch.empty(5, 7), Dropout(0.3)
+    torch.manual_seed(3)
+    dropped = dropout.draw(x)
+    torch.manual_seed(3)
+    words = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_())).random_raw(9)
+    bits = words.view(np.int16)[:35].reshape(5, 7).astype(int) + 2**15
+    assert dropped.dtype == torch.bool
+    assert torch.equal(dropped, torch.from_numpy(bits < round(0.3 * 2**16)))
 
 
 def test_a_models_own_dropouts_are_replaced() -> None:
