@@ -7,13 +7,17 @@ ratios are taken round by round. Printed are medians, with quartiles of the time
 intervals of the ratios' medians. `--dropout` is that of the adapters; the models' own is 0.
 All have the setting of the allocator that `sora train` makes (`sora_cli/train/machine.py`); it
 serves every side alike, and `--system-allocator` leaves it out. `--precision bf16` takes the steps
-under autocast. `--quick` shows that the program runs.
+under autocast; `--precision fp32 bf16` takes each side's both ways, in turns, and adds their ratio.
+`--processor-time` counts the seconds that processors worked for the step, not those that went by:
+for a machine that does other work too, with OMP_NUM_THREADS=1 (threads that wait for each other
+count as well). `--quick` shows that the program runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import time
 from collections.abc import Callable
 
 import torch
@@ -25,7 +29,8 @@ from sora_cli.core.console import emit, say
 from sora_cli.train.machine import keep_freed_memory
 
 _WARM_UP = 3
-_HEADER = ("side", "ms, median (quartiles)", "/ floor", "/ peer")
+_HEADER = ("side", "ms, median (quartiles)", "/ floor", "/ peer", "/ fp32")
+_PRECISIONS = ("fp32", "bf16")
 
 
 def main() -> None:
@@ -38,9 +43,12 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--sides", nargs="+", choices=ALL, default=list(ALL))
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", nargs="+", choices=_PRECISIONS, default=["fp32"])
     parser.add_argument(
         "--system-allocator", action="store_true", help="freed memory goes back to the system"
+    )
+    parser.add_argument(
+        "--processor-time", action="store_true", help="seconds of work, not of the clock"
     )
     parser.add_argument("--quick", action="store_true", help="small batches, two rounds")
     options = parser.parse_args()
@@ -58,38 +66,48 @@ def main() -> None:
                 for name in options.sides
             }
             times = in_turns(
-                {name: _step(side, options.precision) for name, side in sides.items()},
+                {
+                    f"{name}, {precision}": _step(side, precision, processor=options.processor_time)
+                    for name, side in sides.items()
+                    for precision in options.precision
+                },
                 rounds + _WARM_UP,
             )
-            title = f"{where.title}, r = {options.rank}, dropout {dropout:g}, {options.precision}"
-            emit(f"\n{title}\n")
+            precisions = " and ".join(options.precision)
+            emit(f"\n{where.title}, r = {options.rank}, dropout {dropout:g}, {precisions}\n")
             emit(markdown(_HEADER, _rows({n: t[_WARM_UP:] for n, t in times.items()})))
 
 
-def _step(side: Side, precision: str) -> Callable[[], float]:
+def _step(side: Side, precision: str, *, processor: bool) -> Callable[[], float]:
     def step() -> float:
         context = (
             torch.autocast(side.where.device, dtype=torch.bfloat16)
             if precision == "bf16"
             else contextlib.nullcontext()
         )
+        start = time.process_time()
         with context:
-            return side.step()
+            seconds = side.step()
+        return time.process_time() - start if processor else seconds
 
     return step
 
 
 def _rows(times: dict[str, list[float]]) -> list[list[str]]:
     rows = []
-    for name, figures in times.items():
+    several = len({side.partition(", ")[2] for side in times}) > 1
+    for side, figures in times.items():
+        name, _, precision = side.partition(", ")
         low, high = quartiles(figures)
-        peer = PEER.get(name)
+        floor, full = times.get(f"floor, {precision}"), times.get(f"{name}, fp32")
+        peer = times.get(f"{PEER.get(name)}, {precision}")
         rows.append(
             [
-                name,
+                side if several else name,
                 f"{1e3 * median(figures):.0f} ({1e3 * low:.0f} to {1e3 * high:.0f})",
-                shown_ratio(ratios(figures, times["floor"])) if "floor" in times else "",
-                f"{peer}: {shown_ratio(ratios(figures, times[peer]))}" if peer in times else "",
+                shown_ratio(ratios(figures, floor)) if floor else "",
+                f"{PEER[name]}: {shown_ratio(ratios(figures, peer))}" if peer else "",
+                shown_ratio(ratios(figures, full)) if full and several else "",
             ]
         )
     return rows

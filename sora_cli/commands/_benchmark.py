@@ -20,6 +20,7 @@ from sora_cli.core.words import near_files
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import FILE_NAME
 from sora_cli.run.output import BENCHMARKS
+from sora_cli.run.precision import settle_precision
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,14 @@ def score(
         )
         from sora_cli.use.described import described
     try:
-        used = loaded.recipe if loaded is not None else described(place, overrides)[0].recipe
+        read = loaded if loaded is not None else described(place, overrides)[0]
     except SoraError as error:
         if "--task" not in (error.hint or ""):
             raise
         raise SoraError(
             error.what, where=error.where, hint="add --recipe RECIPE, of the task it is for"
         ) from error
+    used = settle_precision(read).recipe
     check_family(used, target)
     index = find_benchmarks(names, folder)
     results = score_benchmarks(

@@ -34,12 +34,13 @@ def measured(
     if recipe is None:
         raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
     from sora_cli.recipe.load import load_recipe
+    from sora_cli.run.precision import settle_precision
     from sora_cli.run.preflight import check_recipe
 
     loaded = load_recipe(recipe, overrides)
     drop = parse_drop(max_drop, metric_of(loaded.recipe))
     check_recipe(loaded.recipe, model=False)  # the adapter's own base model is loaded
-    return loaded, drop
+    return settle_precision(loaded), drop
 
 
 def check_confidence(confidence: float) -> None:

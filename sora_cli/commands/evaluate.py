@@ -14,6 +14,7 @@ from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import FILE_NAME, HISTORY_FILE
+from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def evaluate(
         from sora_cli.run.scoring import score_target
     scores: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
-    for scored in score_target(target, loaded.recipe, records=predictions is not None):
+    used = settle_precision(loaded).recipe
+    for scored in score_target(target, used, records=predictions is not None):
         scores[scored.split] = scored.scores
         records += scored.records
     if predictions is not None:

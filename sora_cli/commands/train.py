@@ -19,6 +19,7 @@ from sora_cli.core.timing import importing
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.report import FILE_NAME
 from sora_cli.run.output import check_output
+from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.summary import conclude, how_to_resume, time_line
 from sora_cli.train.checkpoint.fork import describe_fork, read_fork
@@ -71,7 +72,7 @@ def train(
         from sora_cli.run.dry_run import dry_run as show
 
         say_notes(loaded.notes)
-        show(loaded, rows=ROWS if preview is None else preview)
+        show(settle_precision(loaded), rows=ROWS if preview is None else preview)
         return OK
     words = [recipe, *overrides]
     return train_loaded(
@@ -104,11 +105,14 @@ def train_loaded(
     check_recipe(loaded.recipe)
     output, code = loaded.output_dir, OK
     with locked(output):
+        if resume:
+            loaded = settle_precision(loaded, resume=True)
         if is_main() and check_output(loaded, force=force, resume=resume):
             say(f"'{output}' holds this run, finished")
             if as_json:
                 emit((output / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
             return OK
+        loaded = settle_precision(loaded)
         try:
             ready, log = run(
                 loaded, words, began=began, resume=resume, force=force, summary=not as_json

@@ -198,7 +198,11 @@ class TrainingBlock(Block):
         description="at a loss or gradient that is NaN or infinite: stop the run and say where it "
         "arose, or skip: leave that step out and count it (10 in a row stop the run)",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast precision")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "fp32",
+        description="autocast precision; auto: bf16 where the device has instructions for it, "
+        "else fp32, settled as the run starts and kept when it is resumed",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="keep only the inputs of the model's blocks, and compute the rest again "

@@ -53,8 +53,19 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
     say_notes(code_notes(recipe))
 
 
+def check_precision(recipe: Recipe, command: str) -> None:
+    """Raise `SoraError` where a recipe leaves the precision to the device, of many runs."""
+    if recipe.training.precision == "auto":
+        raise SoraError(
+            f"training.precision: auto is settled by sora train, not by {command}",
+            hint="training.precision=bf16 or fp32; sora train RECIPE --dry-run tells which",
+            key="training.precision",
+        )
+
+
 def check_settled(recipe: Recipe, command: str) -> None:
     """Raise `SoraError` where a recipe leaves a choice to the run, and the command makes many."""
+    check_precision(recipe, command)
     if recipe.training.micro_batch is not None:
         raise SoraError(
             f"training.micro_batch: auto is chosen by sora train, not by {command}",

@@ -24,6 +24,7 @@ from sora_cli.recipe.families import options_class, task_names
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.recipe import ModelBlock
 from sora_cli.report import FILE_NAME, read_report
+from sora_cli.run.precision import settle_precision
 from sora_cli.tasks import task_class
 
 _OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
@@ -147,4 +148,4 @@ def _for_answers(loaded: LoadedRecipe, batch: int | None) -> LoadedRecipe:
     kept = {k: v for k, v in (block.model_extra or {}).items() if k not in _OF_SCORES}
     task = type(block)(name=block.name, **{**kept, **changed})
     recipe = loaded.recipe.model_copy(update={"task": task, "training": training})
-    return replace(loaded, recipe=recipe)
+    return settle_precision(replace(loaded, recipe=recipe))

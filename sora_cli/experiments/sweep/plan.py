@@ -32,6 +32,7 @@ from sora_cli.experiments.sweep.needs import (
 from sora_cli.recipe.layers import override_layer
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.yaml_lines import parse_value
+from sora_cli.run.preflight import check_precision
 
 MAX_RUNS = 10_000
 _MANY = 300  # runs whose planning takes long enough to be announced
@@ -296,7 +297,10 @@ def load_checked(
         where: asked only after an error for the place of each word, and of the base recipe.
     """
     try:
-        return load_recipe(base, words)
+        loaded = load_recipe(base, words)
+        with loaded.recipe.placing():
+            check_precision(loaded.recipe, "sora sweep")
+        return loaded
     except SoraError as error:
         places = where()
         typed = (error.where or "").removeprefix("command line: ")

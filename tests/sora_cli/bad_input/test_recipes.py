@@ -183,7 +183,7 @@ VALUES: dict[str, Case] = {
         ("training", "seed: null", "must be a whole number at least 0", "seed of factors"),
         ("training", "max_steps: 99999999999999999999", "at most", "optimiser steps"),
         ("training", "gradient_accumulation: 99999999999999999999", "at most", "micro-batches"),
-        ("training", "precision: fp8", "must be fp32, bf16 or fp16", "there are: fp32"),
+        ("training", "precision: fp8", "must be fp32, bf16, fp16 or auto", "there are: fp32"),
         ("training", "adam_betas: [0.9]", "a list of 2 values", "betas"),
         ("training", "adam_betas: [0.9, 2]", "training.adam_betas", "below 1"),
         ("training", "model_dropout: 1", "below 1", "dropout"),

@@ -239,7 +239,12 @@ def test_a_typo_is_not_dropped_with_the_old_method():
         ("  epochs: 0", "training.epochs must be a number above 0, not 0", 15, "passes over"),
         ("  epochs: true", "training.epochs must be a number, not true", 15, None),
         ("  batch_size: 8.5", "must be a whole number at least 1, not 8.5", 15, "rows per"),
-        ("  precision: bf61", "must be fp32, bf16 or fp16, not 'bf61'", 15, "did you mean 'bf16'?"),
+        (
+            "  precision: bf61",
+            "must be fp32, bf16, fp16 or auto, not 'bf61'",
+            15,
+            "did you mean 'bf16'?",
+        ),
         ("  checkpoint: 0", "must be epoch, no or a whole number at least 1, not 0", 15, "steps"),
         ("  loggers: [a,\n  3]", 'a list of texts, not ["a", 3]', 16, "integrations"),
         ("  adam_betas: [0.9]", "a list of 2 values, each a number at least 0", 15, "betas"),

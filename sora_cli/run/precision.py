@@ -1,0 +1,79 @@
+"""`training.precision: auto`: bf16 where the device has instructions for it, fp32 elsewhere.
+
+A run settles it once, before anything is computed. Its report and its checkpoints hold what it was
+settled to, never `auto`, and a resumed run goes on with that, whatever its machine offers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sora_cli.core.console import say_notes
+from sora_cli.core.processes import world_size
+from sora_cli.core.timing import importing
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.recipe.yaml_lines import Origin
+from sora_cli.report import read_report
+
+_KEY = ("training", "precision")
+_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
+"""By torch's names: those that its products in bf16 are made of on x86 processors."""
+
+
+def settle_precision(loaded: LoadedRecipe, *, resume: bool = False) -> LoadedRecipe:
+    """Return a recipe with a precision in the place of `auto`, and say which and why.
+
+    Args:
+        resume: take the precision that the run in the output directory was started with.
+    """
+    if loaded.recipe.training.precision != "auto":
+        return loaded
+    stored = _stored(loaded) if resume else None
+    precision, why = _agreed(*device_precision()) if stored is None else stored
+    note = f"training.precision: auto is {precision}: {why}"
+    say_notes([note])
+    training = loaded.recipe.training.model_copy(update={"precision": precision})
+    return replace(
+        loaded,
+        recipe=loaded.recipe.model_copy(update={"training": training}),
+        origins=loaded.origins | {_KEY: Origin(f"auto, {loaded.origin(*_KEY)}")},
+        notes=(*loaded.notes, note),
+    )
+
+
+def device_precision() -> tuple[str, str]:
+    """Return bf16 or fp32, and why the device that a run would train on gets it."""
+    with importing():
+        import torch
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU has instructions for it"
+        return "fp32", "the GPU has no instructions for bf16"
+    # older versions of torch do not tell
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    found = [name for name in _INSTRUCTIONS if capabilities.get(name)]
+    if found:
+        return "bf16", f"the processor has instructions for it ({', '.join(found)})"
+    return "fp32", "torch knows of no instructions for bf16 on this processor"
+
+
+def _stored(loaded: LoadedRecipe) -> tuple[str, str] | None:
+    """Return the precision of the run in the output directory; None if there is no run."""
+    report = read_report(loaded.output_dir)
+    stored = None if report is None else report.recipe.get("training", {}).get("precision")
+    return None if stored is None else (stored, "the run was started with it")
+
+
+def _agreed(precision: str, why: str) -> tuple[str, str]:
+    """Return what all processes of a run take: bf16 only where each of their devices has it."""
+    if world_size() == 1:
+        return precision, why
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    PartialState(cpu=not torch.cuda.is_available())
+    found = gather_object([(precision, why)])
+    return next((other for other in found if other[0] == "fp32"), (precision, why))
