@@ -120,15 +120,13 @@ def proposal_lines(proposal: Proposal, *, rows: int = ROWS) -> Iterator[str]:
         yield from _indented(_wrapped("", line, indent=0))
     yield ""
     yield from _values(proposal)
-    if "train" in parts and rows:
+    if rows:
         yield ""
         yield from rows_lines(task, proposal.processor, parts["train"], rows)
 
 
 def _encoded(task: Task, rows: Rows, processor: Any) -> dict[str, Encoded]:
-    """Return the rows as a model takes them; {} where that depends on the model's weights."""
-    if task.name == "image-text":
-        return {}
+    """Return the rows as a model takes them."""
     made = {}
     for name, part in {"train": rows.train, **rows.report}.items():
         with locating(rows.origin(part), rows.origin(rows.train)):

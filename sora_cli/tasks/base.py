@@ -52,6 +52,21 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Tokens of rows, before anything is cut.
+
+    Attributes:
+        tokens: (rows,) that the model reads.
+        targets: (rows,) that it is to write, where these are cut on their own.
+        window: tokens that rows need not be longer than, since the rest is read in another window.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True)
 class Predictions:
     """A model's outputs on encoded rows.
 
@@ -133,9 +148,19 @@ class Task(ABC):
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         """Turn checked rows into the model's inputs, and their labels into what its loss takes.
 
+        `sora init` calls it without a model: `check_model` has then not been called.
+
         Args:
             training: the rows are trained on, and not scored.
         """
+
+    def token_lengths(self, rows: Dataset, processor: Any) -> Lengths | None:
+        """Count the tokens of checked rows; None for rows without any.
+
+        The task has limits that no row reaches.
+        """
+        encoded = self.encode(rows, processor, training=True)
+        return Lengths(encoded.lengths) if "input_ids" in encoded.dataset.column_names else None
 
     @abstractmethod
     def stand_in(self, rows: Dataset) -> Dataset:

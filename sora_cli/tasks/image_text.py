@@ -24,7 +24,7 @@ from sora_cli.core.words import shown_value
 from sora_cli.data.processor import set_padding
 from sora_cli.data.tokens import unread_rows
 from sora_cli.recipe.families import ImageTextOptions
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Encoded, Lengths, Predictions, Task
 from sora_cli.tasks.pixels import (
     ImageFormat,
     check_images,
@@ -76,6 +76,7 @@ class ImageText(Task):
     one_label = False
     rows_apart = False
     options: ImageTextOptions
+    _positions: int | None = None  # until the model is known
 
     def bind(self, train: Dataset) -> None:
         found = self.require_columns(train.column_names, ["image", "text"])
@@ -96,8 +97,7 @@ class ImageText(Task):
         check_images(stored_images(rows.select_columns([self._image]), self._image), self._image)
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
-        texts = rows[self._text][:]
-        tokens = [len(ids) for ids in processor.tokenizer(texts, verbose=False)["input_ids"]]
+        tokens = self._tokens(rows, processor)
         limit = self.data.max_length
         self._check_positions(min(max(tokens, default=0), limit))
         kept = stored_images(rows.select_columns([self._image, self._text]), self._image)
@@ -112,6 +112,9 @@ class ImageText(Task):
             longest=max(tokens, default=0),
             lacking={"have no text within data.max_length": int(unread.sum())},
         )
+
+    def token_lengths(self, rows: Dataset, processor: Any) -> Lengths:
+        return Lengths(np.array(self._tokens(rows, processor)))
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
         config: Any = model.config
@@ -194,7 +197,7 @@ class ImageText(Task):
         return np.asarray(own[nearest(*pair)] == own)
 
     def _check_positions(self, longest: int) -> None:
-        if longest > self._positions:
+        if self._positions is not None and longest > self._positions:
             raise SoraError(
                 f"texts of {longest} tokens do not fit the model, which has {self._positions} "
                 "positions for them",
@@ -202,6 +205,10 @@ class ImageText(Task):
                 hint=f"data.max_length={self._positions}",
                 key="data.max_length",
             )
+
+    def _tokens(self, rows: Dataset, processor: Any) -> list[int]:
+        texts = rows[self._text][:]
+        return [len(ids) for ids in processor.tokenizer(texts, verbose=False)["input_ids"]]
 
     def _texts(self, predictions: Predictions) -> list[str]:
         texts: list[str] = predictions.encoded.dataset[self._text][:]

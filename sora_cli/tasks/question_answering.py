@@ -16,7 +16,7 @@ from sora_cli.data.places import RowError
 from sora_cli.data.processor import pad_inputs
 from sora_cli.recipe.families import QuestionAnsweringOptions
 from sora_cli.tasks.answers import Answers, read_answers, read_texts
-from sora_cli.tasks.base import Encoded, Predictions, Task
+from sora_cli.tasks.base import Encoded, Lengths, Predictions, Task
 from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.windows import best_span, make_windows, window_losses
 
@@ -31,6 +31,7 @@ class Span:
     score: float = -math.inf
 
 
+_WINDOW = 384  # tokens of a window of a long context, as in BERT's and most others' SQuAD
 _SPAN = ("text", "start", "end", "score")
 _POSITIONS = ("start_positions", "end_positions")
 
@@ -93,6 +94,10 @@ class QuestionAnswering(Task):
         if not training:
             about |= {"question": questions, "context": contexts, **self._ids(rows)}
         return Encoded(windows, lengths, truncated=0, examples=Dataset.from_dict(about))
+
+    def token_lengths(self, rows: Dataset, processor: Any) -> Lengths:
+        encoded = self.encode(rows, processor, training=True)
+        return Lengths(encoded.lengths, window=_WINDOW)
 
     def model_options(self) -> dict[str, Any]:
         return {"num_labels": 2}  # a first token and a last one

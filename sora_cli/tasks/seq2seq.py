@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sora_cli.core.errors import SoraError
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
 from sora_cli.recipe.families import Seq2SeqOptions
-from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.base import Encoded, Lengths
 from sora_cli.tasks.language import IGNORED, Writing, generate_texts, token_sums
 from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import columns_in, require_column, texts_of
@@ -144,6 +144,10 @@ class Seq2Seq(Writing):
             examples=examples if training else concatenate_datasets([examples, prompts], axis=1),
             lacking={"have no text within data.max_length": int(unread.sum())},
         )
+
+    def token_lengths(self, rows: Dataset, processor: Any) -> Lengths:
+        encoded = self.encode(rows, processor, training=True)
+        return Lengths(encoded.lengths, targets=np.asarray(encoded.raw[_TARGET_TOKENS][:]))
 
     def template(self, processor: Any) -> str | None:
         made = [] if self._source in self.input_columns else [repr(self._source)]

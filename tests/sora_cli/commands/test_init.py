@@ -11,7 +11,8 @@ import yaml
 
 from sora_cli.app import run
 from sora_cli.recipe.load import load_recipe
-from tests.helpers_models import tiny_bert
+from tests.helpers_images import corner_rows, pair_processor
+from tests.helpers_models import tiny_bert, tiny_clip
 from tests.helpers_runs import pair_rows, save_base, train, write_rows
 
 Init = Callable[..., str]
@@ -29,9 +30,9 @@ def init(
     """Run `sora init` on a tiny model; what it prints, or its error."""
     monkeypatch.chdir(tmp_path)
 
-    def run_it(*words: str, code: int = 0) -> str:
+    def run_it(*words: str, model: Path = base, code: int = 0) -> str:
         capsys.readouterr()
-        assert run(["init", *words, "--model", str(base)]) == code
+        assert run(["init", *words, "--model", str(model)]) == code
         shown = capsys.readouterr()
         return shown.out if code == 0 else shown.err
 
@@ -211,3 +212,13 @@ def test_files_take_the_place_of_a_recipes_path(capsys: pytest.CaptureFixture[st
     assert back.notes == ("data.path (command line): dropped data.files",)
     assert run(["train", "quickstart", "data.files.train=a.csv"]) == 2
     assert "data.held_out_rows=8 takes them from the training rows" in capsys.readouterr().err
+
+
+def test_images_with_texts_are_shown_without_their_model(tmp_path: Path, init: Init) -> None:
+    tiny_clip().save_pretrained(tmp_path / "clip")
+    pair_processor().save_pretrained(tmp_path / "clip")
+    corner_rows(40).remove_columns("label").to_parquet("corners.parquet")
+    shown = init("corners.parquet", "--preview", "1", model=tmp_path / "clip")
+    assert "image-text: images with texts" in shown
+    assert "row 0\n  image: an image\n  text: 'the north west'" in shown
+    assert load_recipe("corners.yaml").recipe.data.max_length == 8
