@@ -22,8 +22,8 @@ from sora_cli.run.output import check_output
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.summary import conclude, how_to_resume, time_line
-from sora_cli.train.checkpoint.fork import describe_fork, read_fork
-from sora_cli.train.checkpoint.resume import find_checkpoint, identity_of
+from sora_cli.train.checkpoint.beginning import find_beginning
+from sora_cli.train.checkpoint.resume import identity_of
 
 if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared
@@ -164,20 +164,14 @@ def run(
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     report = log.report
     report.recipe_notes = list(loaded.notes)
-    forked = describe_fork(recipe)
     set_deterministic(recipe.training.deterministic)
     ready = prepare(recipe, log.phase)
     with log.phase("set up"):
         record_setup(report, ready, recipe.training)
-        inputs, report.start = identity_of(report)["inputs"], report.start or forked
-        resumed = (
-            find_checkpoint(output, identity_of(report), report.recipe_notes, force=force)
-            if resume
-            else None
+        begin = find_beginning(
+            recipe, report, output, ready.base.model, ready.layers, resume=resume, force=force
         )
-        begin = resumed
-        if resumed is None and forked is not None:
-            begin = read_fork(recipe, forked, inputs, ready.base.model, ready.layers)
+        resumed = begin.resumed
         stored = None if resumed is None else resumed.run.get("micro_batch")
         recipe, report.micro_batch = settle(recipe, ready, stored=stored)
         identity = identity_of(report)
@@ -202,8 +196,8 @@ def run(
                 ready.layers,
                 output,
                 identity=identity,
-                resumed=begin,
-                forked=begin is not resumed,
+                resumed=begin.checkpoint,
+                forked=begin.forked,
             )
         with log.phase("evaluate"):
             evaluate_run(report, trainer, ready)

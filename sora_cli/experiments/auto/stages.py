@@ -25,11 +25,11 @@ from sora_cli.run.prepare import Prepared
 from sora_cli.run.results import record_result, record_setup, save_results
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
+from sora_cli.train.checkpoint.beginning import find_beginning
 from sora_cli.train.checkpoint.files import load_trained, trained_tensors
-from sora_cli.train.checkpoint.fork import describe_fork, read_fork
 from sora_cli.train.checkpoint.places import FOLDER as CHECKPOINTS
 from sora_cli.train.checkpoint.places import STATE_FILE, checkpoint_paths
-from sora_cli.train.checkpoint.resume import find_checkpoint, identity_of
+from sora_cli.train.checkpoint.resume import identity_of
 from sora_cli.train.fit import fit
 from sora_cli.train.log import RunLog
 from sora_cli.train.loggers import send_result
@@ -66,18 +66,17 @@ class Stages:
             setattr(report, key, value)
         ready = self._ready(loaded)
         report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
-        forked = describe_fork(loaded.recipe)
-        inputs, report.start = identity_of(report)["inputs"], forked
-        identity = identity_of(report)
-        resumed = None
-        if checkpoint_paths(directory / CHECKPOINTS):  # of a start that was cut short
-            resumed = find_checkpoint(directory, identity, report.recipe_notes, force=False)
-        begin = resumed
-        if resumed is None and forked is not None:
-            begin = read_fork(loaded.recipe, forked, inputs, ready.base.model, ready.layers)
+        begin = find_beginning(
+            loaded.recipe,
+            report,
+            directory,
+            ready.base.model,
+            ready.layers,
+            resume=bool(checkpoint_paths(directory / CHECKPOINTS)),  # of a start that was cut short
+        )
         trainer = build_trainer(loaded.recipe, ready.task, ready.base, directory, train=ready.train)
-        if resumed is not None:
-            log.note_resumption(resumed.step)
+        if begin.resumed is not None:
+            log.note_resumption(begin.resumed.step)
         with log.running():
             with log.phase("train"), following(log, trainer):
                 result = fit(
@@ -85,9 +84,9 @@ class Stages:
                     ready.method,
                     ready.layers,
                     directory,
-                    identity=identity,
-                    resumed=begin,
-                    forked=begin is not resumed,
+                    identity=identity_of(report),
+                    resumed=begin.checkpoint,
+                    forked=begin.forked,
                 )
             record_result(report, ready, result)
             with log.phase("save"):
