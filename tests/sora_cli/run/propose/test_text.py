@@ -12,7 +12,7 @@ from sora_cli.recipe.yaml_lines import parse_file
 from sora_cli.run.propose.rules import Proposed
 from sora_cli.run.propose.text import in_yaml, recipe_text
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 VALUES = st.one_of(
     TEXT, st.integers(), st.booleans(), st.none(), st.floats(allow_nan=False, allow_infinity=False),
     st.lists(TEXT, max_size=3), st.dictionaries(TEXT, TEXT, max_size=3),
