@@ -127,6 +127,32 @@ def test_all_runs_are_there_and_no_machine_is_told_of() -> None:
     assert not re.findall(r"/(?:tmp|work|home|root)/", text)
 
 
+def test_numbers_of_precision(capsys: Output) -> None:
+    """Each row: a task, both precisions, the mean difference, and that of each seed."""
+    scores: dict[str, dict[str, float]] = {}
+    for line in (RESULTS / "precision.jsonl").read_text(encoding="utf-8").splitlines():
+        report = json.loads(line)
+        task, _, precision, seed = Path(report["directory"]).name.split("-")
+        assert report["recipe"]["training"]["precision"] == precision
+        (found,) = report["metrics"].values()
+        scores.setdefault(f"{task} {precision}", {})[seed] = found[report["main_metric"]]
+    (words,) = commands("precision.md")
+    rows = json.loads(printed([*words, "--format", "json"], capsys))["rows"]
+    by = {(row["task"], row["label"]): row for row in rows}
+    tasks = ("stsb", "sst2", "mrpc")
+    for task in tasks:
+        full, half = (by[task, f"lora-{precision}"] for precision in ("fp32", "bf16"))
+        apart = [
+            100 * (scores[f"{task} bf16"][seed] - value)
+            for seed, value in sorted(scores[f"{task} fp32"].items())
+        ]
+        shown = [f"{100 * row['metric']:.2f} ± {100 * row['std']:.2f}" for row in (full, half)]
+        assert cells("precision.md", task)[1:] == [
+            *shown, points(half), ", ".join(f"{value:+.2f}" for value in apart)
+        ]  # fmt: skip
+    assert {task for task, _ in by} == {*tasks, None}
+
+
 ARENA = "docs/results/arena.jsonl"
 GLUE = ("stsb", "sst2", "cola")
 
