@@ -4,11 +4,12 @@
 
 Two measurements on a synthetic bf16 adapter (32 layers x 7 modules of Llama 2 7B's shapes, r = 64):
 
-1. Singular values of single modules, one per shape: from the factors (QR of both and an r x r SVD)
-   against `torch.linalg.svdvals` of the dense product, both float64, both from factors in memory,
-   in turns in one process. Medians over the rounds. For the whole adapter each side's median is
-   multiplied by the number of modules of that shape; neither side has read a file by then. Both
-   have one thread, since on cores in use more are slower; `--threads` gives the dense side more.
+1. Singular values of single modules, one per shape: from the factors (Cholesky of their Gram
+   matrices and an r x r SVD) against `torch.linalg.svdvals` of the dense product, both float64,
+   both from factors in memory, in turns in one process. Medians over the rounds. For the whole
+   adapter each side's median is multiplied by the number of modules of that shape; neither side
+   has read a file by then. Both have one thread, since on cores in use more are slower;
+   `--threads` gives the dense side more.
 2. The command in a process of its own, `python -m sora_cli inspect DIR --json`: wall and processor
    time with all imports, largest RssAnon (sampled; the process's own memory) and largest resident
    set (VmHWM, also file pages). Medians over the rounds.
@@ -36,38 +37,16 @@ from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.files import FULL, QUICK, Size, write_adapter  # noqa: E402
 from methods.factors import LowRankFactors  # noqa: E402
 from sora_cli.adapter.reading import open_adapter  # noqa: E402
 from sora_cli.adapter.spectra import one_thread  # noqa: E402
 from sora_cli.core.console import emit  # noqa: E402
 
-_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _SAMPLE = 0.005
 """Seconds between two looks at the memory."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """The shape of the synthetic model."""
-
-    layers: int
-    hidden: int
-    inner: int
-    rank: int
-
-    def modules(self) -> dict[str, tuple[int, int]]:
-        """Return module path -> (out, in)."""
-        inside = dict.fromkeys(_ATTENTION, (self.hidden, self.hidden))
-        inside |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (self.inner, self.hidden))
-        inside["mlp.down_proj"] = self.hidden, self.inner
-        return {f"model.layers.{i}.{n}": s for i in range(self.layers) for n, s in inside.items()}
-
-
-FULL = Size(layers=32, hidden=4096, inner=11008, rank=64)
-QUICK = Size(layers=2, hidden=192, inner=512, rank=8)
 
 
 @dataclass(frozen=True)
@@ -94,7 +73,7 @@ def main() -> None:
     size, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
     with tempfile.TemporaryDirectory(prefix="sora-benchmark-") as temporary:
         directory = Path(temporary) / "adapter"
-        write_adapter(directory, size)
+        write_adapter(directory, size, "bfloat16")
         megabytes = (directory / "adapter_model.safetensors").stat().st_size / 1e6
         emit(f"adapter: {len(size.modules())} modules, r = {size.rank}, bf16, {megabytes:.0f} MB")
         emit(
@@ -103,24 +82,6 @@ def main() -> None:
         )
         whole = compare(directory, size, rounds)
         report_command([run_command(directory) for _ in range(rounds)], whole)
-
-
-def write_adapter(directory: Path, size: Size) -> None:
-    """Write a PEFT LoRA directory with decaying random components."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for i, (path, (n_out, n_in)) in enumerate(size.modules().items()):
-        decay = torch.exp(-torch.arange(size.rank) / (4 + i % 40))
-        a = torch.randn(size.rank, n_in, generator=generator) / n_in**0.5
-        b = torch.randn(n_out, size.rank, generator=generator) * decay * 0.02
-        tensors[f"base_model.model.{path}.lora_A.weight"] = a.bfloat16()
-        tensors[f"base_model.model.{path}.lora_B.weight"] = b.bfloat16()
-    directory.mkdir()
-    save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": size.rank, "lora_alpha": 16,
-              "target_modules": sorted({path.rpartition(".")[2] for path in size.modules()}),
-              "init_lora_weights": True}  # fmt: skip
-    (directory / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def compare(directory: Path, size: Size, rounds: int) -> float:

@@ -1,7 +1,7 @@
 """Algebra on the low-rank factors of one layer's update `dW = B A`.
 
 Everything that happens to an adapter after training works on `LowRankFactors`, whatever method or
-tool made them. Nothing here ever forms the dense `dW`: singular values come from thin QR
+tool made them. Nothing here ever forms the dense `dW`: singular values come from thin orthogonal
 decompositions of the factors and one r x r SVD, in float64.
 """
 
@@ -11,6 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_DEPENDENT = 1e4
+"""Largest tr(G^-1), of r columns at length one with Gram matrix G, that Cholesky is used for.
+
+Relative errors of singular values are at most about that times float64's spacing: 1e-12. Columns at
+right angles have r; trained factors of rank 8 had up to 3e3.
+"""
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,22 @@ class LowRankFactors:
 
     def singular_values(self) -> Tensor:
         """Return the min(r, in, out) leading singular values of `dW`, descending, float64."""
-        r_b = torch.linalg.qr(self.B.detach().double(), mode="r")[1]  # (k1, r)
-        r_a = torch.linalg.qr(self.A.detach().double().T, mode="r")[1]  # (k2, r)
+        r_b, _ = _triangle(self.B.detach().double())  # (k1, r)
+        r_a, _ = _triangle(self.A.detach().double().T)  # (k2, r)
         values: Tensor = torch.linalg.svdvals(r_b @ r_a.T)  # of (k1, k2)
         return values
+
+    def decompose(self) -> Decomposition:
+        """Return the singular values, and what turns these factors into those of a lower rank."""
+        r_b, inverse_b = _triangle(self.B.detach().double())
+        r_a, inverse_a = _triangle(self.A.detach().double().T)
+        core = r_b @ r_a.T
+        if inverse_a is None or inverse_b is None:
+            return Decomposition(torch.linalg.svdvals(core))
+        u, s, vt = torch.linalg.svd(core, full_matrices=False)
+        root = s.sqrt()
+        turns = inverse_b @ (u * root), (root[:, None] * vt) @ inverse_a.T
+        return Decomposition(s, turns)
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return `dW` as U (out, k), S (k,), Vt (k, in), float64; k = min(r, in, out)."""
@@ -94,17 +113,44 @@ class LowRankFactors:
         The singular values are shared evenly: A and B both get their square root. Computed in
         float64, returned in the dtype of the factors.
         """
-        if rank < 0:
-            raise ValueError(f"rank must be at least 0, not {rank}")
-        u, s, vt = _thin_svd(self.A, self.B)
-        root = s[:rank].sqrt()
-        a = (root[:, None] * vt[:rank]).to(self.A.dtype)  # (rank, in)
-        b = (u[:, :rank] * root).to(self.B.dtype)  # (out, rank)
-        return LowRankFactors(a.contiguous(), b.contiguous())
+        return self.decompose().truncate(self, rank)
 
     def dense(self) -> Tensor:
         """Return `dW` itself (out, in), float64: for small layers and tests."""
         return self.B.double() @ self.A.double()
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """The singular value decomposition `dW = U diag(S) Vt` of one pair of factors, without U and V.
+
+    Attributes:
+        values: S (k,), descending, float64; k = min(r, in, out).
+        turns: T_B (r, k) and T_A (k, r), so that B T_B = U sqrt(S) and T_A A = sqrt(S) Vt; None
+            where columns of B or rows of A depend on each other too much for that.
+    """
+
+    values: Tensor
+    turns: tuple[Tensor, Tensor] | None = None
+
+    def truncate(self, factors: LowRankFactors, rank: int) -> LowRankFactors:
+        """Return the best approximation of a rank, as `LowRankFactors.truncate`, of those factors.
+
+        Args:
+            factors: those that were decomposed.
+        """
+        if rank < 0:
+            raise ValueError(f"rank must be at least 0, not {rank}")
+        if self.turns is None:
+            u, s, vt = _thin_svd(factors.A, factors.B)
+            root = s[:rank].sqrt()
+            a, b = root[:, None] * vt[:rank], u[:, :rank] * root  # (rank, in), (out, rank)
+        else:
+            turn_b, turn_a = self.turns
+            a = turn_a[:rank] @ factors.A.detach().double()
+            b = factors.B.detach().double() @ turn_b[:, :rank]
+        a, b = a.to(factors.A.dtype), b.to(factors.B.dtype)
+        return LowRankFactors(a.contiguous(), b.contiguous())
 
 
 def rank_for_energy(singular_values: Tensor, energy: float) -> int:
@@ -164,3 +210,22 @@ def _thin_svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q_a, r_a = torch.linalg.qr(A.detach().double().T)  # (in, k2), (k2, r)
     u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # of (k1, k2)
     return q_b @ u, s, vt @ q_a.T
+
+
+def _triangle(matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return R (k, r) with R^T R = M^T M, of M (n, r) in float64, and its inverse.
+
+    By Cholesky of the Gram matrix of M's columns at length one, in half of the time of a QR, where
+    they are independent enough; else by QR, without the inverse. Lengths far apart do no harm.
+    """
+    n, r = matrix.shape
+    if n >= r > 0:
+        lengths = torch.linalg.vector_norm(matrix, dim=0)  # (r,)
+        gram = matrix.T @ matrix / lengths / lengths[:, None]  # (r, r), NaN where a column is zero
+        upper, failed = torch.linalg.cholesky_ex(gram, upper=True)
+        eye = torch.eye(r, dtype=matrix.dtype, device=matrix.device)
+        inverse = torch.linalg.solve_triangular(upper, eye, upper=True)
+        if not int(failed) and float(inverse.square().sum()) <= _DEPENDENT:  # tr(G^-1)
+            return upper * lengths, inverse / lengths[:, None]
+    triangle: Tensor = torch.linalg.qr(matrix, mode="r")[1]
+    return triangle, None

@@ -47,6 +47,14 @@ def test_ranks() -> None:
 
 
 @pytest.mark.long
+def test_files() -> None:
+    shown = printed("files")
+    for command in ("inspect bfloat16", "prune bfloat16 --rank 16", "export bfloat16"):
+        assert f"\n| sora {command} | " in shown
+    assert "\nsora train quickstart --dry-run / import torch, transformers, peft: " in shown
+
+
+@pytest.mark.long
 def test_budgets() -> None:
     shown = printed("budgets", "--model", "encoder")
     for side in ("LoRA", "LoRA, cut at 80 %", "SoRA with a budget"):
@@ -75,7 +83,7 @@ def test_runs() -> None:
         "rank",
         *(
             pytest.param(p, marks=pytest.mark.long)
-            for p in ("step", "instructions", "memory", "run", "startup")
+            for p in ("step", "files", "instructions", "memory", "run", "startup")
         ),
     ],
 )

@@ -152,7 +152,7 @@ def write_adapter(
 
     Terms that are exactly zero are left out, and so are modules left with none. If that is all of
     them, one module stays as a zero pair of rank 1, so that every tool can load the directory. Each
-    tensor is asked for a few times, and held one at a time.
+    layer is asked for twice, and held one at a time; what is read back is compared by digests.
 
     Args:
         layout: "exact", each module at its own rank, or "padded", all zero-padded to the largest.

@@ -27,6 +27,8 @@ class Module:
     """Singular values of dW, descending, in float64: a tensor, or a sequence of numbers."""
     cost: int
     """Numbers one component takes: in + out."""
+    decomposition: Any = None
+    """`methods.factors.Decomposition` of its live terms, where it is to be cut."""
 
 
 def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict[str, int]:

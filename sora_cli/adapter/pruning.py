@@ -15,6 +15,7 @@ from methods.budgets import strongest
 from methods.factors import LowRankFactors, rank_for_energy
 from sora_cli.adapter.modules import Module, ranks_for_parameters
 from sora_cli.adapter.reading import OnDemand
+from sora_cli.adapter.spectra import of_each
 from sora_cli.core.checks import check_rules
 
 Layers = Mapping[str, LowRankFactors]
@@ -59,13 +60,23 @@ class Loss:
         )
 
 
-def at_ranks(layers: Layers, ranks: Mapping[str, int]) -> Layers:
-    """Return the layers at chosen ranks, each computed when it is asked for; the last is kept."""
+def at_ranks(
+    layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Module] | None = None
+) -> Layers:
+    """Return the layers at chosen ranks, each computed when it is asked for; the last is kept.
+
+    Args:
+        known: of `survey`, so that no layer is decomposed again.
+    """
 
     @lru_cache(maxsize=1)
     def cut(path: str) -> LowRankFactors:
         live = layers[path].drop_zeros()
-        return live.truncate(ranks[path]) if ranks[path] < live.rank else live
+        if ranks[path] >= live.rank:
+            return live
+        found = live.decompose() if known is None else known[path].decomposition
+        small: LowRankFactors = found.truncate(live, ranks[path])
+        return small
 
     return OnDemand(list(layers), cut)
 
@@ -81,7 +92,7 @@ def prune_layers(
 ) -> tuple[Layers, dict[str, Loss]]:
     """Shrink the layers by one rule; without any, leave out only terms that are exactly zero.
 
-    One layer is in memory at a time, here and in what is returned.
+    One layer for each core is in memory at a time, and one in what is returned.
 
     Args:
         energy: each layer keeps the smallest rank with that share of its squared Frobenius norm.
@@ -113,14 +124,15 @@ def prune_layers(
 
 
 def survey(layers: Layers) -> dict[str, Module]:
-    """Return ranks and singular values of each layer, with one in memory at a time."""
-    return {path: _module(factors) for path, factors in layers.items()}
+    """Return ranks and decomposition of each layer, with one for each core in memory at a time."""
+    return of_each(layers, _module)
 
 
 def _module(stored: LowRankFactors) -> Module:
     live = stored.drop_zeros()
     cost = stored.A.shape[1] + stored.B.shape[0]
-    return Module(stored.rank, live.rank, live.singular_values(), cost)
+    found = live.decompose()
+    return Module(stored.rank, live.rank, found.values, cost, found)
 
 
 def truncate_layers(
@@ -135,4 +147,4 @@ def truncate_layers(
         squared, kept = module.values**2, min(ranks[path], module.live)
         dropped = float(squared[kept:].sum()) if kept < module.live else 0.0
         losses[path] = Loss(module.stored, kept, dropped, float(squared.sum()))
-    return at_ranks(layers, ranks), losses
+    return at_ranks(layers, ranks, known), losses

@@ -1,17 +1,20 @@
 """The singular values of an adapter's updates, module by module, and what they add up to.
 
-One module is in memory at a time and no dense `dW` is ever formed, so a 7B-class adapter takes
-seconds and little memory.
+One module for each core is in memory at a time and no dense `dW` is ever formed, so a 7B-class
+adapter takes seconds and little memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +25,9 @@ from sora_cli.adapter.modules import Module
 if TYPE_CHECKING:
     from sora_cli.adapter.reading import AdapterFile
 
+T = TypeVar("T")
+
+_CORES = 8  # so that layers in memory stay few; reading them keeps no more at work
 LOW, HIGH = 0.90, 0.99
 """Shares of ||dW||_F^2 that effective ranks are given for."""
 
@@ -101,13 +107,35 @@ def spectrum(factors: LowRankFactors) -> Spectrum:
 
 
 def read_spectra(file: AdapterFile) -> dict[str, Spectrum]:
-    """Yield module path and spectrum of each module in the file, one after the other.
+    """Return the spectrum of each module in the file.
 
     Raises:
         SoraError: a damaged tensor.
     """
-    with one_thread():
-        return {path: spectrum(file.factors(path)) for path in file.paths}
+    return of_each(file.layers, spectrum)
+
+
+def of_each(
+    layers: Mapping[str, LowRankFactors], work: Callable[[LowRankFactors], T]
+) -> dict[str, T]:
+    """Return what the work makes of each layer; they are read here, and worked on by several cores.
+
+    Each core works on a layer of its own: two at one thin matrix are slower than one.
+    """
+    cores = min(os.cpu_count() or 1, _CORES)
+    made: dict[str, Future[T]] = {}
+    at_work: deque[Future[T]] = deque()
+    with one_thread(), ThreadPoolExecutor(cores, initializer=_alone) as pool:
+        for path, factors in layers.items():
+            if len(at_work) > cores:
+                at_work.popleft().result()
+            made[path] = pool.submit(work, factors)
+            at_work.append(made[path])
+        return {path: future.result() for path, future in made.items()}
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
 
 
 def totals(spectra: Mapping[str, Spectrum]) -> Totals:

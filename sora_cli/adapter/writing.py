@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from functools import lru_cache, partial
@@ -61,6 +62,7 @@ class Plan:
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
+        self._written: dict[tuple[str, str], bytes] = {}  # (path, "A" or "B") -> digest
         for path, factors in layers.items():
             plain = _plain(path, factors)
             self._keep[path] = plain.live_terms()
@@ -97,7 +99,9 @@ class Plan:
         factors = lru_cache(maxsize=1)(self.factors)  # the two halves of a pair follow each other
 
         def half(path: str, name: str, shape: tuple[int, ...]) -> Tensor:
-            return (factors(path).A if name == "A" else factors(path).B).reshape(shape)
+            made = factors(path).A if name == "A" else factors(path).B
+            self._written[path, name] = _digest(made)
+            return made.reshape(shape)
 
         for path in self.stored:
             n_out, n_in = self._sides[path]
@@ -116,20 +120,30 @@ class Plan:
         return new
 
     def check(self, layers: Mapping[str, LowRankFactors], head: Mapping[str, Tensor]) -> None:
-        """Compare with what was read back.
+        """Compare what was read back with what the last call of each of `tensors` made.
 
         Raises:
             SoraError: it is something else.
         """
         same = set(layers) == set(self.stored) and set(head) == set(self._head)
         for path in self.stored if same else ():
-            back, meant = layers[path], self.factors(path)
-            same = same and torch.equal(back.A, meant.A.float())
-            same = same and torch.equal(back.B, meant.B.float())
+            back = layers[path]
+            same = same and all(
+                torch.equal(cast.float(), tensor) and _digest(cast) == self._written[path, name]
+                for name, tensor in (("A", back.A), ("B", back.B))
+                for cast in [tensor.to(self._dtype)]
+            )
         for name in head if same else ():
             same = same and torch.equal(head[name], self._head[name].detach().cpu())
         if not same:
             raise SoraError("what was written reads back differently: is the disk all right?")
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Return the digest of a matrix: its shape and its bytes."""
+    digest = hashlib.sha256(repr(tuple(tensor.shape)).encode())
+    digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def _balanced(factors: LowRankFactors) -> LowRankFactors:

@@ -160,6 +160,29 @@ def test_svd(shape: tuple[int, int, int]) -> None:
     torch.testing.assert_close(s, factors.singular_values())
 
 
+@pytest.mark.parametrize("kind", ["graded", "dependent", "nearly dependent", "equal"])
+def test_columns_that_depend_on_each_other(kind: str) -> None:
+    """Cholesky squares their condition: beyond a limit the factors are decomposed by QR."""
+    factors = random_factors(6, 300, 200)
+    if kind == "graded":
+        factors.B.mul_(10.0 ** -torch.arange(0, 12, 2))
+    elif kind == "dependent":
+        factors.B[:, 3] = factors.B[:, 0] + 2 * factors.B[:, 1]
+    elif kind == "nearly dependent":
+        factors.A[2] = factors.A[1] + 1e-7 * factors.A[2]
+    else:
+        factors.A[:] = factors.A[:1].clone()
+    found = factors.decompose()
+    assert (found.turns is not None) == (kind == "graded")
+    torch.testing.assert_close(found.values, factors.singular_values(), rtol=1e-10, atol=1e-12)
+    dense = dense_singular_values(factors)
+    torch.testing.assert_close(found.values, dense[:6], rtol=1e-10, atol=1e-12 * float(dense[0]))
+    for rank in (0, 2, 4, 6):
+        lost = torch.linalg.norm(found.truncate(factors, rank).dense() - factors.dense())
+        expected = torch.linalg.norm(dense[rank:])
+        torch.testing.assert_close(lost, expected, rtol=1e-6, atol=1e-12 * float(dense[0]))
+
+
 def test_inner_product_and_difference() -> None:
     one, other = random_factors(4, 20, 15), random_factors(7, 20, 15)
     other = LowRankFactors(other.A.flip(0), other.B)

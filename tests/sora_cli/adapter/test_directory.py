@@ -17,6 +17,7 @@ from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.adapter.peft.layout import written_config
 from sora_cli.adapter.places import locate_adapter
+from sora_cli.adapter.reading import AdapterFile, OnDemand
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, CARD, SORA_FILE
 
@@ -78,6 +79,39 @@ def test_what_is_written_comes_back(written: Path) -> None:
     assert sorted(p.name for p in written.iterdir()) == sorted(
         [ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE, CARD]
     )
+
+
+def test_each_layer_is_asked_for_twice(tmp_path: Path) -> None:
+    """Once for its live terms, once to be written; what is read back is compared by digests."""
+    layers = {path: LowRankFactors(torch.ones(2, 4), torch.ones(3, 2)) for path in "ab"}
+    asked: list[str] = []
+
+    def make(path: str) -> LowRankFactors:
+        asked.append(path)
+        return layers[path]
+
+    base = BaseReference(path="", resolved="")
+    adapter = Adapter(OnDemand(list(layers), make), {}, (), None, base)
+    write_adapter(tmp_path / "out", adapter, dtype="bfloat16")
+    assert asked == ["a", "b", "a", "b"]
+
+
+def test_files_that_read_back_differently_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = {"a": LowRankFactors(torch.ones(2, 4), torch.ones(3, 2))}
+    adapter = Adapter(layers, {}, (), None, BaseReference(path="", resolved=""))
+    factors = AdapterFile.factors
+
+    def damaged(self: AdapterFile, path: str) -> LowRankFactors:
+        found = factors(self, path)
+        found.B[0, 0] = 1.5
+        return found
+
+    monkeypatch.setattr(AdapterFile, "factors", damaged)
+    with pytest.raises(SoraError, match="reads back differently"):
+        write_adapter(tmp_path / "out", adapter)
+    assert not (tmp_path / "out").exists()
 
 
 def test_zero_terms_and_dead_modules_are_left_out(tmp_path: Path) -> None:

@@ -72,6 +72,21 @@ def test_printed_errors_are_true(layers: dict[str, LowRankFactors], rule: dict[s
     assert whole.relative_error == pytest.approx(total, abs=1e-6)
 
 
+def test_each_layer_is_decomposed_once(
+    layers: dict[str, LowRankFactors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decomposed, decompose = [], LowRankFactors.decompose
+
+    def counted(self: LowRankFactors) -> Any:
+        decomposed.append(self)
+        return decompose(self)
+
+    monkeypatch.setattr(LowRankFactors, "decompose", counted)
+    pruned, _ = prune_layers(layers, rank=2)
+    assert [f.rank for _ in range(3) for f in pruned.values()] == 3 * [2, 2, 2, 0]
+    assert len(decomposed) == len(layers)
+
+
 def test_default_leaves_out_exact_zeros_only(layers: dict[str, LowRankFactors]) -> None:
     pruned, losses = prune_layers(layers)
     assert {p: f.rank for p, f in pruned.items()} == {
