@@ -15,15 +15,18 @@ from typing import Any
 
 from methods.errors import MethodError
 from sora_cli.core.errors import SoraError
-from sora_cli.core.words import near_files, shown_path
+from sora_cli.core.words import listed, near_files, shown_path
 from sora_cli.recipe.library import YAML_FILES
 from sora_cli.recipe.open_blocks import OPEN_BLOCKS
+from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.yaml_lines import DEEPEST, Origin, Path_, Tree, parse_file, parse_value
 
 EXTENDS = "extends"
 COMMAND_LINE = "command line"
 _PLACES = {"files": ("path", "name", "revision"), "path": ("files",)}
 """Keys that say where the data are -> keys of another place; the first of these names it."""
+_MAY_LACK = [block for block, field in Recipe.model_fields.items() if field.default is None]
+"""Blocks that a recipe may do without: null takes them away."""
 
 
 def file_layers(path: Path) -> list[Tree]:
@@ -40,13 +43,16 @@ def extended_files(path: Path) -> list[Path]:
     return [file for file, _ in _file_layers(path, None, ())]
 
 
-def override_layer(overrides: Sequence[str]) -> Tree:
-    """Make one layer of `block.key=value` words; of two for one key the last one wins.
+def override_layers(overrides: Sequence[str]) -> list[Tree]:
+    """Make layers of `block.key=value` words; of two for one key the last one wins.
+
+    A block that is taken away ends a layer: words after it fill the block anew.
 
     Raises:
-        SoraError: a word that is no override, or a value that cannot be read.
+        SoraError: a word that is no override, a value that cannot be read, or a block that cannot
+            be taken away.
     """
-    layer = Tree()
+    layers = [Tree()]
     for text in overrides:
         _check_text(text)
         key, equals, value = text.partition("=")
@@ -62,8 +68,21 @@ def override_layer(overrides: Sequence[str]) -> Tree:
         except SoraError as error:
             where = f"{COMMAND_LINE}: {text}"
             raise SoraError(error.what, where=where, hint="quote it if it is text") from error
-        merge(layer, _single(path, parsed, Origin(COMMAND_LINE, text=text)))
-    return layer
+        merge(layers[-1], _single(path, parsed, Origin(COMMAND_LINE, text=text)))
+        if len(path) == 1 and parsed is None:
+            _check_may_lack(path[0], text)
+            layers.append(Tree())
+    return layers
+
+
+def _check_may_lack(block: str, text: str) -> None:
+    """Refuse to take away what every recipe has; unknown blocks are reported later."""
+    if block in Recipe.model_fields and block not in _MAY_LACK:
+        raise SoraError(
+            f"only {listed(_MAY_LACK)} can be taken away: every run has {block}",
+            where=f"{COMMAND_LINE}: {text}",
+            hint=f"a key of it is changed by {block}.KEY=VALUE",
+        )
 
 
 def _check_text(text: str) -> None:
@@ -88,6 +107,7 @@ def merge(base: Tree, over: Tree) -> None:
     """Put `over` on `base`, in place; mappings merge, everything else replaces.
 
     An empty mapping inside a block replaces, too: `data.columns={}` takes back what others named.
+    So does null for a block that a recipe may do without; any other empty block adds nothing.
     """
     _merge_values(base, over, base.values, over.values, ())
     base.origins.update(over.origins)
@@ -102,7 +122,7 @@ def _merge_values(
         adds = isinstance(value, dict) and (value or not path)
         if isinstance(old, dict) and adds:
             _merge_values(base, over, old, value, here)
-        elif isinstance(old, dict) and value is None and not path:
+        elif isinstance(old, dict) and value is None and not path and key not in _MAY_LACK:
             continue  # an empty block adds nothing
         else:
             _forget(base, here)

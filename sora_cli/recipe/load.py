@@ -23,7 +23,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.words import shown_path
 from sora_cli.recipe.changes import flat
 from sora_cli.recipe.errors import place_of, recipe_error, unknown_name
-from sora_cli.recipe.layers import combine, file_layers, override_layer
+from sora_cli.recipe.layers import combine, file_layers, override_layers
 from sora_cli.recipe.library import find_recipe, recipes_dir
 from sora_cli.recipe.open_blocks import OPEN_BLOCKS
 from sora_cli.recipe.recipe import Recipe
@@ -89,7 +89,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> LoadedR
         SoraError: anything wrong with it, with file and line and the nearest valid thing.
     """
     path = find_recipe(reference)
-    return _loaded([*file_layers(path), override_layer(overrides)], path, _name(path))
+    return _loaded([*file_layers(path), *override_layers(overrides)], path, _name(path))
 
 
 def load_stored(
@@ -107,7 +107,7 @@ def load_stored(
     """
     origin = Origin(shown_path(file))
     stored = Tree(copy.deepcopy(dict(values)), {path: origin for path, _ in flat(values)})
-    return _loaded([stored, override_layer(overrides)], file, name)
+    return _loaded([stored, *override_layers(overrides)], file, name)
 
 
 def load_text(text: str, path: Path, *, draft: bool = False) -> LoadedRecipe:

@@ -17,14 +17,16 @@ from tools.reference.markdown import page as make_page
 INTRODUCTION = """\
 Every key of a recipe. A recipe is a YAML file with these blocks; an unknown key is an error. On \
 the command line a key is written with dots: `sora train rte training.epochs=3`. Where the \
-default says unset, the key may be left out or be `null`. `sora train RECIPE --dry-run` shows \
-every value of a recipe and where it was set; `sora schema` prints this page for editors, as a \
-JSON schema."""
+default says unset, the key may be left out or be `null`. `auto=null` \
+takes a whole block away; start, path and paper can go like that, too. `sora train RECIPE \
+--dry-run` shows every value of a recipe and where it was set; `sora schema` prints this page for \
+editors, as a JSON schema."""
 EXTENDS = """\
 ## extends
 
 The recipe that this one is built on, or a list of them; paths count from this file. Keys of this \
-file replace those of the others, block by block and key by key."""
+file replace those of the others, block by block and key by key; `path: null` takes their block \
+away."""
 
 
 def page() -> str:

@@ -29,7 +29,7 @@ from sora_cli.experiments.sweep.needs import (
     value_of,
     whole_cases,
 )
-from sora_cli.recipe.layers import override_layer
+from sora_cli.recipe.layers import override_layers
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.yaml_lines import parse_value
 from sora_cli.run.preflight import check_precision
@@ -108,7 +108,7 @@ def plan_sweep(
             more runs than `most`; two runs that compute the same.
     """
     sweep = load_sweep(Path(path))
-    override_layer(overrides)  # raises where a word is no override
+    override_layers(overrides)  # raises where a word is no override
     typed = {word.partition("=")[0].strip(): word for word in overrides}
     common = {key: word(key, value) for key, value in sweep.sweep.set.items()} | typed
     directory = parse_value(common.pop(_DIRECTORY, f"=runs/{sweep.name}").partition("=")[2])

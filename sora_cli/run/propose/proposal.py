@@ -27,7 +27,7 @@ from sora_cli.core.words import listed
 from sora_cli.data.loading import Part, load_splits
 from sora_cli.data.rows import Rows
 from sora_cli.model.base import load_inputs
-from sora_cli.recipe.layers import override_layer
+from sora_cli.recipe.layers import combine, override_layers
 from sora_cli.recipe.load import LoadedRecipe, load_text
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.run.preflight import check_recipe
@@ -91,7 +91,7 @@ def propose(
         SoraError: no data, columns that fit no task, or two ways as well (it names the key that
             decides), a row that does not fit, a model that cannot be loaded.
     """
-    given = override_layer(overrides).values
+    given = combine(override_layers(overrides))[0].values
     for block, key, value in (("model", "path", model), ("task", "name", task)):
         if value is not None:
             given.setdefault(block, {})[key] = value

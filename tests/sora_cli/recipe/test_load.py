@@ -105,6 +105,27 @@ def test_empty_blocks_are_allowed():
     assert load(BASE + "output:\n").recipe.output.dir is None
 
 
+def test_a_block_that_may_be_left_out_is_taken_away():
+    with_auto = BASE + "auto: {max_drop: 1pt, sizes: 3}\n"
+    write(base=with_auto)
+    assert load(with_auto).recipe.auto.sizes == 3
+    assert load(with_auto, "auto=null").recipe.auto is None
+    assert load(with_auto, "auto.sizes=1", "auto=").recipe.auto is None
+    assert load("extends: base.yaml\nauto: null\n").recipe.auto is None
+    anew = load(with_auto, "auto=null", "auto.max_drop=2pt")
+    assert (anew.recipe.auto.max_drop, anew.recipe.auto.sizes) == ("2pt", 2)
+    assert str(anew.origin("auto", "sizes")) == "default"
+
+
+def test_a_block_that_every_run_has_stays():
+    error = fails(BASE, "training=null")
+    assert error.what == "only start, path, auto, paper can be taken away: every run has training"
+    assert (error.where, error.hint) == (
+        "command line: training=null", "a key of it is changed by training.KEY=VALUE",
+    )  # fmt: skip
+    assert fails(BASE, "nothing=null").what == "unknown block 'nothing'"
+
+
 # --- extends
 
 
