@@ -21,6 +21,7 @@ from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, wr
 from sora_cli.adapter.peft.layout import written_config
 from sora_cli.adapter.places import new_adapter_place
 from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.adapter.spectra import one_thread
 from sora_cli.adapter.stored import Form
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.errors import SoraError, reason
@@ -139,6 +140,7 @@ def check_low_rank(adapter: Adapter | AdapterFile) -> None:
         )
 
 
+@one_thread()
 def write_adapter(
     directory: Path,
     adapter: Adapter,
@@ -153,6 +155,7 @@ def write_adapter(
     Terms that are exactly zero are left out, and so are modules left with none. If that is all of
     them, one module stays as a zero pair of rank 1, so that every tool can load the directory. Each
     layer is asked for twice, and held one at a time; what is read back is compared by digests.
+    Torch uses one thread meanwhile: several at thin factors are slower, by far on busy cores.
 
     Args:
         layout: "exact", each module at its own rank, or "padded", all zero-padded to the largest.
