@@ -13,7 +13,9 @@ import torch
 from sora_cli.adapter.apply import load_head
 from sora_cli.adapter.classes import BARE, number_of_labels
 from sora_cli.adapter.directory import Adapter, read_adapter
+from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.places import adapter_folder, model_source
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import quiet_hub, quiet_loading
 from sora_cli.core.words import first_few
@@ -53,9 +55,7 @@ def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Sub
         SoraError: nothing of either kind there, or no base known.
     """
     folders = [adapter_folder(Path(ref).expanduser()) for ref in references]
-    read = {folder: read_adapter(folder) for folder in folders if folder is not None}
-    adapters = [None if folder is None else read[folder] for folder in folders]
-    bases = [adapter.base for adapter in adapters if adapter]
+    bases = [_base(folder) for folder in folders if folder is not None]
     source, revision = "", None
     if bases:
         recorded = next((known for known in bases if known.path or known.resolved), bases[0])
@@ -63,12 +63,20 @@ def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Sub
         revision = recorded.revision if base is None else None
     elif base is not None:
         raise SoraError("--base is for adapters, and there is none: both are models")
+    read = {folder: read_adapter(folder) for folder in folders if folder is not None}
+    adapters = [None if folder is None else read[folder] for folder in folders]
     return tuple(
         Subject(reference, source, revision, adapter, folder)
         if adapter
         else Subject(reference, model_source(reference))
         for reference, folder, adapter in zip(references, folders, adapters, strict=True)
     )
+
+
+def _base(folder: Path) -> BaseReference:
+    """Return an adapter's base from its header: where none is known, no tensor is read."""
+    with open_adapter(folder) as file:
+        return file.base
 
 
 def load_config(subject: Subject) -> Any:

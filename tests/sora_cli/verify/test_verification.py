@@ -13,8 +13,11 @@ import pytest
 import torch
 import transformers
 
+from methods.factors import LowRankFactors
 from sora_cli.adapter.classes import auto_class_for, auto_class_of, number_of_labels
 from sora_cli.adapter.directory import Adapter, write_adapter
+from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.reading import AdapterFile
 from sora_cli.app import run
 from sora_cli.core import environment as memory
 from sora_cli.core.environment import free_memory
@@ -370,3 +373,15 @@ def test_fresh_process_tells_what_went_wrong(tmp_path: Path) -> None:
             alone=True,
         )
     assert len(caught.value.lines()) <= 3
+
+
+def test_an_adapter_without_a_base_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an export nothing can be compared then, and a large adapter takes seconds to read."""
+    layers = {"a": LowRankFactors(torch.ones(2, 4), torch.ones(3, 2))}
+    nowhere = BaseReference(path="", resolved="")
+    write_adapter(tmp_path / "out", Adapter(layers, {}, (), None, nowhere))
+    monkeypatch.setattr(AdapterFile, "factors", lambda *_: pytest.fail("a tensor was read"))
+    with pytest.raises(SoraError, match="which base model"):
+        find_subjects((str(tmp_path / "out"),), base=None)
