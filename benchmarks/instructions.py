@@ -1,28 +1,38 @@
 """Seconds of a step of instruction tuning, where prompts carry no loss: ours against PEFT.
 
-    python -m benchmarks.instructions [--learned 0.5] [--rounds 20] [--rank 8]
+    python -m benchmarks.instructions [--learned 0.5] [--length 256] [--rounds 20] [--rank 8]
+    python -m benchmarks.instructions --memory {peft,all,learned,chunked} [--length 1024] ...
 
 SmolLM2-135M (49,152 words), rows of which the first part is a prompt. PEFT's side and one of ours
-have the model's own loss, as transformers' Trainer takes it, with logits of all tokens; the other
-of ours runs the head at the places alone whose next token is learned, as `sora train` does. In
-every round each side takes one step, in random order. `--quick` shows that the program runs.
+have the model's own loss, as transformers' Trainer takes it, with logits of all tokens; the others
+of ours run the head at the places alone whose next token is learned, as `sora train` does, once
+with `training.loss=chunked`. In every round each side takes one step, in random order. `--memory`
+prints the peak of one side above the loaded model instead, as `benchmarks.memory` measures it.
+`--quick` shows that the program runs.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import torch
 
 from benchmarks.measure import in_turns, machine, markdown, timing_rows
+from benchmarks.memory import measure
 from benchmarks.models import DECODER, Setting, setting
 from benchmarks.sides import Side, make
 from sora_cli.core.console import emit
 from sora_cli.tasks.language import IGNORED
-from sora_cli.tasks.learned import LEARNED, learned_places, score_learned_only
+from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
 from sora_cli.train.machine import keep_freed_memory
 
-_PEER, _ALL, _OURS = "PEFT LoRA", "LoRA, logits of all tokens", "LoRA"
+_SIDES = {
+    "peft": "PEFT LoRA",
+    "all": "LoRA, logits of all tokens",
+    "learned": "LoRA",
+    "chunked": "LoRA, loss in chunks",
+}
 _WARM_UP = 2
 
 
@@ -30,6 +40,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--learned", type=float, default=0.5, help="share of each row's tokens")
+    parser.add_argument("--length", type=int, help="tokens of a row; unset: 256")
+    parser.add_argument("--memory", choices=_SIDES, help="of one side, instead of seconds")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="small batches, two rounds")
@@ -39,29 +51,33 @@ def main() -> None:
         keep_freed_memory()
     rounds = 2 if options.quick else options.rounds
     where = setting(DECODER, device, quick=options.quick)
+    where = replace(where, length=options.length or where.length)
+    about = f"{where.title}, {options.learned:.0%} of the tokens learned"
+    if options.memory:
+        found = measure(_side(options.memory, where, options.rank, options.learned))
+        figures = ", ".join(f"{kind} {size / 1e6:.0f} MB" for kind, size in found.items())
+        emit(f"{about}; {_SIDES[options.memory]}: {figures}")
+        return
     emit(f"{machine(device)}; medians of {rounds} rounds, ratios with 90 % intervals")
-    emit(f"{where.title}, {options.learned:.0%} of the tokens learned")
-    sides = _sides(where, options.rank, options.learned)
+    emit(about)
+    sides = {name: _side(key, where, options.rank, options.learned) for key, name in _SIDES.items()}
     in_turns({name: side.step for name, side in sides.items()}, _WARM_UP)
     seconds = in_turns({name: side.step for name, side in sides.items()}, rounds)
     times = {name: [1000 * one for one in figures] for name, figures in seconds.items()}
-    emit(markdown(("side", "ms, median (quartiles)", "/ PEFT"), timing_rows(times, _PEER)))
+    emit(markdown(("side", "ms, median (quartiles)", "/ PEFT"), timing_rows(times, _SIDES["peft"])))
 
 
-def _sides(where: Setting, rank: int, learned: float) -> dict[str, Side]:
-    sides = {
-        _PEER: make("PEFT LoRA", where, rank=rank, dropout=0.0),
-        _ALL: make("LoRA", where, rank=rank, dropout=0.0),
-        _OURS: make("LoRA", where, rank=rank, dropout=0.0),
-    }
-    for side in sides.values():
-        side.batch["labels"] = side.batch["labels"].clone()
-        side.batch["labels"][:, : round(where.length * (1 - learned))] = IGNORED
-    ours = sides[_OURS]
-    if not score_learned_only(ours.model):
-        raise SystemExit("the head does not run at single places")
-    ours.batch[LEARNED] = learned_places(ours.batch["labels"])
-    return sides
+def _side(key: str, where: Setting, rank: int, learned: float) -> Side:
+    side = make("PEFT LoRA" if key == "peft" else "LoRA", where, rank=rank, dropout=0.0)
+    side.batch["labels"] = side.batch["labels"].clone()
+    side.batch["labels"][:, : round(where.length * (1 - learned))] = IGNORED
+    if key in ("learned", "chunked"):
+        if not score_learned_only(side.model):
+            raise SystemExit("the head does not run at single places")
+        side.batch[LEARNED] = learned_places(side.batch["labels"])
+    if key == "chunked":
+        chunk_loss(side.model)
+    return side
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ class TaskOptions(Block):
     """Those metrics that need texts generated."""
     FROM_THE_HUB: ClassVar[bool] = False
     """True if other names are metrics of the Hub's own collection, whose code is then run."""
+    CHUNKS_LOSS: ClassVar[bool] = False
+    """True if the loss can be computed in chunks of logits (training.loss)."""
     COLUMNS: ClassVar[Columns] = {}
     MODEL_CLASS: ClassVar[str]
     """The Auto class of transformers that its models are loaded with."""
@@ -115,6 +117,7 @@ class _Writing(TaskOptions):
 class CausalLmOptions(_Writing):
     """Text that is continued: instructions and answers, chats, or plain text."""
 
+    CHUNKS_LOSS = True
     METRICS = (*_TOKENS, *WRITTEN)
     MODEL_CLASS = "AutoModelForCausalLM"
     HUB_TASK = "text-generation"

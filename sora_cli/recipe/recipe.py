@@ -24,6 +24,7 @@ from sora_cli.recipe.types import (
     Attention,
     Block,
     Count,
+    Loss,
     Moment,
     Names,
     Optimizer,
@@ -208,6 +209,7 @@ class TrainingBlock(Block):
         description="keep only the inputs of the model's blocks, and compute the rest again "
         "in the backward pass: less memory, about a third more time, the same gradients",
     )
+    loss: Loss = "logits"
     deterministic: bool = Field(
         False,
         description="on a GPU, the same bits each time: deterministic algorithms only, which are "

@@ -53,6 +53,15 @@ Attention = Annotated[
     Literal["sdpa", "eager", "flash_attention_2", "flex_attention"], BeforeValidator(_no_hub_code)
 ]
 """transformers' names of implementations of attention."""
+Loss = Annotated[
+    Literal["logits", "chunked"],
+    Field(
+        description="of a causal language model: logits of all learned tokens at once, or chunked: "
+        "some at a time, made again in the backward pass: less memory where there are many words "
+        "and many learned tokens, the same gradients up to rounding, somewhat more time"
+    ),
+]
+"""Names of the ways to compute the loss (`sora_cli/tasks/learned.py`)."""
 Optimizer = Literal["adamw", "adamw_unfused", "adamw_8bit", "paged_adamw_8bit"]
 """Names of the optimisers in `sora_cli/train/optimizers.py`."""
 

@@ -36,6 +36,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
     """
     with recipe.placing():
         _check_compaction(recipe)
+        _check_loss(recipe)
         options = recipe.task.options
         for name in options.metrics:
             check_metric(name, options.METRICS, from_hub=options.FROM_THE_HUB)
@@ -82,6 +83,16 @@ def _check_compaction(recipe: Recipe) -> None:
             f"training.compact_every removes dead components, and method {name} has none",
             hint="training.compact_every=null",
             key="training.compact_every",
+        )
+
+
+def _check_loss(recipe: Recipe) -> None:
+    name = recipe.task.name
+    if recipe.training.loss == "chunked" and not recipe.task.options.CHUNKS_LOSS:
+        raise SoraError(
+            f"training.loss=chunked is for causal language models, and task.name is {name}",
+            hint="training.loss=logits",
+            key="training.loss",
         )
 
 

@@ -34,6 +34,7 @@ from sora_cli.run.start import start_from_adapter
 from sora_cli.run.trial import Trial, try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.learned import chunk_loss
 from sora_cli.train.machine import check_machine
 from sora_cli.train.optimizers import check_device
 
@@ -120,6 +121,8 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         grown = max((process_memory("VmRSS") or 0) - before, 0)
         method, layers = add_adapters(recipe, base, trial.unfit)
         share_inputs(layers, trial.siblings)
+        if block.loss == "chunked":
+            chunk_loss(base.model)  # not before: the trial of layers takes the plain one
         start = start_from_adapter(recipe, base, task, method, layers)
         steps = recipe.training.total_steps(len(train.lengths))
         _note_unreached(recipe.training, steps)

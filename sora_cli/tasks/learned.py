@@ -3,11 +3,19 @@
 Prompts and padding need no logits, and logits are the largest tensors of a step: as many numbers a
 token as there are words. The body runs as ever; of its outputs, the head is given the places that a
 batch names as `learned`. The loss is the model's own: the mean over these places.
+
+With `training.loss=chunked` the logits of these places are made some at a time, summed up to a loss
+and dropped; the backward pass makes them again. So a step needs memory for one chunk of them, and
+the head a third product with its weight, where all logits at once need two.
+
+torch's own `linear_cross_entropy` (2.13) is not what runs: with numbers of 16 bits it adds the loss
+up in 16 bits (0.9 % off at 1024 tokens and 49,152 words), and it takes a weight, not an adapted or
+a quantised head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,11 +23,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
+from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
+from sora_cli.core.errors import SoraError
 from sora_cli.tasks.language import IGNORED
 
 LEARNED = "learned"
 """The name in a batch; a model is given it as any other input."""
+
+KEY = "training.loss"
+CHUNK = 2**24
+"""Logits of a chunk: 64 MiB in 32 bits, as the loss takes them."""
+_FEWEST = 64  # places of a chunk: with fewer, a product is little but reading the head's weight
 
 
 def learned_places(labels: Tensor) -> Tensor:
@@ -43,39 +59,82 @@ def learned_logits(logits: Tensor, labels: Tensor, places: Tensor) -> Tensor:
     return rows[places] if logits.shape[:2] == labels.shape else rows
 
 
+def loss_in_chunks(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of a head's logits, of which one chunk is there at a time.
+
+    Args:
+        head: (n, features) to (n, words).
+        hidden: (n, features).
+        labels: (n,), each a word.
+    """
+
+    def total(part: Tensor, wanted: Tensor) -> Tensor:
+        return cross_entropy(head(part).float(), wanted, reduction="sum")
+
+    words = head(hidden[:0]).shape[-1]
+    places = max(CHUNK // words, _FEWEST)
+    parts = zip(torch.split(hidden, places), torch.split(labels, places), strict=True)
+    sums = [checkpoint(total, part, wanted, use_reentrant=False) for part, wanted in parts]
+    return torch.stack(sums).sum() / len(labels)
+
+
 @dataclass
 class _LearnedOnly:
-    """The hooks of one model, and the places and labels of its forward pass.
+    """The hooks of one model, and what they know of its forward pass.
 
     Attributes:
         whole: the head is given all places nevertheless.
+        chunked: the head makes no logits where there are labels; the loss is `loss_in_chunks`.
+        head: what the hook on the head is on, and `handle` is that hook's.
+        places, labels, loss: of this pass.
     """
 
     whole: bool = False
+    chunked: bool = False
+    head: nn.Module | None = None
+    handle: RemovableHandle | None = None
     places: Tensor | None = None
     labels: Tensor | None = None
+    loss: Tensor | None = None
 
-    def begin(self, _model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Take from a model's inputs what is ours."""
         places = kwargs.pop(LEARNED, None)
         self.places = None if self.whole else places
         self.labels = None if self.places is None else kwargs.pop("labels", None)
+        self._follow(model.get_output_embeddings())
         return args, kwargs
 
-    def choose(self, _head: nn.Module, args: tuple[Tensor, ...]) -> Any:
-        """Give the head (1, n, features) of (rows, tokens, features)."""
+    def _follow(self, head: nn.Module) -> None:
+        """Be on the head as it is now: an adapter may have come around it."""
+        if head is not self.head:
+            if self.handle is not None:
+                self.handle.remove()
+            self.head, self.handle = head, head.register_forward_pre_hook(self.choose)
+
+    def choose(self, head: nn.Module, args: tuple[Tensor, ...]) -> Any:
+        """Give the head (1, n, features) of (rows, tokens, features), or none of them."""
         if self.places is None:
             return None
         hidden = args[0].flatten(0, 1)
-        return (hidden.index_select(0, self.places.to(hidden.device))[None], *args[1:])
+        hidden = hidden.index_select(0, self.places.to(hidden.device))
+        if self.chunked and self.labels is not None:
+            wanted = learned_labels(self.labels, self.places).to(hidden.device)
+            self.places = self.labels = None
+            self.loss = loss_in_chunks(head, hidden, wanted)  # here, where autocast is on
+            hidden = hidden[:0]
+        return (hidden[None], *args[1:])
 
     def end(self, _model: nn.Module, _args: Any, outputs: Any) -> None:
         """Add the loss to a model's outputs."""
-        places, labels, self.places, self.labels = self.places, self.labels, None, None
+        places, labels, loss = self.places, self.labels, self.loss
+        self.places = self.labels = self.loss = None
         if places is not None and labels is not None:
             logits = learned_logits(outputs["logits"], labels, places).float()
             wanted = learned_labels(labels, places).to(logits.device)
-            outputs["loss"] = cross_entropy(logits, wanted)
+            loss = cross_entropy(logits, wanted)
+        if loss is not None:
+            outputs["loss"] = loss
 
 
 _MODELS: WeakKeyDictionary[nn.Module, _LearnedOnly] = WeakKeyDictionary()
@@ -92,15 +151,67 @@ def score_learned_only(model: Any) -> bool:
     hooks = _MODELS[model] = _LearnedOnly()
     model.register_forward_pre_hook(hooks.begin, with_kwargs=True)
     model.register_forward_hook(hooks.end)
-    model.get_output_embeddings().register_forward_pre_hook(hooks.choose)
     hooks.whole = not _gives_the_same(model)
     return not hooks.whole
 
 
+def chunk_loss(model: Any) -> None:
+    """Let a model's loss be computed in chunks from now on, where a batch has `learned`.
+
+    Args:
+        model: one that `score_learned_only` has tried.
+
+    Raises:
+        SoraError: its loss is more than the cross-entropy of what its head makes.
+    """
+    hooks = _MODELS[model]
+    if hooks.whole:
+        why = "its loss is more than that of the words, or needs the logits of all tokens"
+    elif _changes_logits(model):
+        why = "it changes the logits that its head makes (scales or bends them), and then needs all"
+    else:
+        hooks.chunked = True
+        return
+    raise SoraError(
+        f"{KEY}=chunked is not possible with a {model.config.model_type} model: {why}",
+        hint=f"{KEY}=logits",
+        key=KEY,
+    )
+
+
+_LARGE = 100.0  # a logit, so that the tangent of a soft cap is far from straight
+
+
+@torch.no_grad()
+def _changes_logits(model: Any) -> bool:
+    """Return whether a model's logits are others than what its head makes."""
+    made: list[Tensor] = []
+
+    def enlarged(_head: nn.Module, _args: Any, out: Tensor) -> Tensor:
+        made.append(torch.linspace(-_LARGE, _LARGE, out.numel()).to(out).view_as(out))
+        return made[-1]
+
+    handle = model.get_output_embeddings().register_forward_hook(enlarged)
+    training = model.training
+    model.eval()
+    try:
+        given = model(input_ids=_trial_ids(model), use_cache=False).logits
+    finally:
+        model.train(training)
+        handle.remove()
+    return not torch.equal(given, made[-1].to(given.dtype))
+
+
+def _trial_ids(model: Any) -> Tensor:
+    """Return (2, 6) different tokens."""
+    words: int = model.get_input_embeddings().num_embeddings
+    steps: Tensor = torch.arange(1, 13, device=model.device)
+    return (steps * (words // 14)).view(2, 6)
+
+
 @torch.no_grad()
 def _gives_the_same(model: Any) -> bool:
-    words = model.get_input_embeddings().num_embeddings
-    ids = (torch.arange(1, 13, device=model.device) * (words // 14)).view(2, 6)
+    ids = _trial_ids(model)
     labels = ids.clone()
     labels[0, :3] = labels[1, 4:] = IGNORED
     batch: Mapping[str, Any] = {"input_ids": ids, "labels": labels, "use_cache": False}

@@ -147,7 +147,9 @@ def _cost(report: RunReport) -> list[Fact]:
     training = report.seconds.get("train", 0.0)
     steps = "" if report.steps is None else f"{count(report.steps)} steps{_taken_by(report)}"
     last = "of the last process only: the run was resumed" if report.resumed else ""
-    lines = [f"training {duration(training)}" if training else "", steps, last]
+    chunked = report.recipe.get("training", {}).get("loss") == "chunked"
+    loss = "loss in chunks of logits" if chunked else ""
+    lines = [f"training {duration(training)}" if training else "", steps, loss, last]
     facts = [Fact("time", duration(sum(report.seconds.values())), "; ".join(filter(None, lines)))]
     return facts + memory_fact(report)
 

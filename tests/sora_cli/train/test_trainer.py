@@ -16,7 +16,7 @@ from methods.inject import inject
 from methods.registry import create
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.tasks import create_task
+from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.sequence import SequenceClassification
 from sora_cli.train.callback import attach
@@ -86,6 +86,9 @@ def _setup(kind: str, method: str, tmp_path: Path, rows: int, **training: Any) -
     tokenizer = tiny_tokenizer()
     encoded: Encoded = task.encode(raw, tokenizer)
     base = Base(model.double(), tokenizer, "tiny", "tiny", None, (), ("classifier",))
+    if recipe.training.loss == "chunked":
+        assert learned.score_learned_only(model)
+        learned.chunk_loss(model)
     return build_trainer(recipe, task, base, tmp_path, train=encoded, select=encoded)
 
 
@@ -101,8 +104,11 @@ def _attach(trainer: AdapterTrainer, method: str) -> dict[str, Any]:
     return layers
 
 
-def _gradients(kind: str, method: str, tmp_path: Path, accumulation: int) -> list[Any]:
-    trainer = _setup(kind, method, tmp_path, rows=22, gradient_accumulation=accumulation)
+def _gradients(
+    kind: str, method: str, tmp_path: Path, accumulation: int, **training: Any
+) -> list[Any]:
+    options = {"gradient_accumulation": accumulation, **training}
+    trainer = _setup(kind, method, tmp_path, rows=22, **options)
     _attach(trainer, method)
     gradients = Gradients()
     trainer.add_callback(gradients)
@@ -125,6 +131,21 @@ def test_accumulated_gradient_is_the_whole_batch_gradient(
             scale = one[name].abs().max()
             assert scale > 0, name
             near = float(1e-6 * scale) + 1e-12
+            torch.testing.assert_close(four[name], one[name], rtol=0, atol=near)
+
+
+def test_chunks_of_the_loss_change_no_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In micro-batches of uneven numbers of tokens, each in chunks of three of them."""
+    whole = _gradients("causal-lm", "lora", tmp_path, 1)
+    monkeypatch.setattr(learned, "CHUNK", 1)
+    monkeypatch.setattr(learned, "_FEWEST", 3)
+    chunks = _gradients("causal-lm", "lora", tmp_path, 4, loss="chunked")
+    assert len(whole) == len(chunks) == 3
+    for one, four in zip(whole, chunks, strict=True):
+        for name in one:
+            near = float(1e-6 * one[name].abs().max()) + 1e-12
             torch.testing.assert_close(four[name], one[name], rtol=0, atol=near)
 
 
