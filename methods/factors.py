@@ -15,8 +15,9 @@ from torch import Tensor
 _DEPENDENT = 1e4
 """Largest tr(G^-1), of r columns at length one with Gram matrix G, that Cholesky is used for.
 
-Relative errors of singular values are at most about that times float64's spacing: 1e-12. Columns at
-right angles have r; trained factors of rank 8 had up to 3e3.
+Cholesky's share in the relative errors of singular values is about that times float64's spacing,
+1e-12; QR's own grow with s_1 / s_i. On trained adapters both were within 5e-15 of s_1, and 3e-11 of
+each value. Columns at right angles have r; trained factors of rank 8 had up to 3e3.
 """
 
 
