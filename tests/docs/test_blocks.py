@@ -21,7 +21,7 @@ from tests import warm
 from tests.docs.pages import DOCS, PAGES, Block, blocks, name_of
 from tests.shared_files import ROOT
 
-RUNS = ("docs/results/runs.jsonl", "docs/results/arena.jsonl")
+RUNS = tuple(f"docs/results/{name}.jsonl" for name in ("runs", "arena", "precision"))
 COLD = DOCS / "tutorials" / "first-run.md"
 LANGUAGES = {"sh", "python", "text", "yaml", "json", "csv", "toml"}
 """What fences may name: a block in another language would be neither run nor excused."""
