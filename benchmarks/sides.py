@@ -13,7 +13,6 @@ Every side has its own copy of the model and the same fused AdamW on what it tra
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from benchmarks.models import DECODER, Setting, batch, head, load
+from benchmarks.stepping import Stepping
 from methods.base import AdapterMethod, LowRankLinear, StepInfo
 from methods.inject import inject, replace
 from methods.registry import create
@@ -35,12 +35,8 @@ PEER = {"LoRA": "PEFT LoRA", "SoRA": "plain SoRA", "AdaLoRA": "PEFT AdaLoRA"}
 ALL = ("floor", *PEER.values(), *OURS)
 
 
-class Side:
-    """One model that takes optimiser steps on one batch.
-
-    Args:
-        penalty: added to the loss. after: called with the 0-based step, before gradients go.
-    """
+class Side(Stepping):
+    """One model of a setting that takes optimiser steps on its batch, with AdamW."""
 
     def __init__(
         self,
@@ -51,31 +47,12 @@ class Side:
         penalty: Callable[[], Tensor | None] = lambda: None,
         after: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.where, self.model, self.batch = where, model, batch(where)
-        self.penalty, self.after, self.taken = penalty, after, 0
         grouped = {id(p) for group in groups or [] for p in group["params"]}
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in grouped]
         groups = [*(groups or []), *([{"params": rest}] if rest else [])]
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if groups else None
-
-    def step(self) -> float:
-        """Take a step; return its seconds."""
-        self._wait()
-        start = time.perf_counter()
-        loss = self.model(**self.batch).loss
-        penalty = self.penalty()
-        (loss if penalty is None else loss + penalty).backward()
-        if self.optimizer is not None:
-            self.optimizer.step()
-            self.after(self.taken)
-            self.optimizer.zero_grad()
-        self.taken += 1
-        self._wait()
-        return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self.where.device == "cuda":
-            torch.cuda.synchronize()
+        optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if groups else None
+        super().__init__(model, batch(where), optimizer=optimizer, penalty=penalty, after=after)
+        self.where = where
 
 
 def make(name: str, where: Setting, *, rank: int, dropout: float) -> Side:

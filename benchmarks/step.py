@@ -6,8 +6,9 @@ Who the sides are: `benchmarks/sides.py`. In every round each side takes one ste
 ratios are taken round by round. Printed are medians, with quartiles of the times and 90 %
 intervals of the ratios' medians. `--dropout` is that of the adapters; the models' own is 0.
 All have the setting of the allocator that `sora train` makes (`sora_cli/train/machine.py`); it
-serves every side alike, and `--system-allocator` leaves it out. `--precision bf16` takes the steps
-under autocast; `--precision fp32 bf16` takes each side's both ways, in turns, and adds their ratio.
+serves every side alike, and `--system-allocator` leaves it out. `--precision bf16` takes the
+forward passes under autocast, as training does; `--precision fp32 bf16` takes each side's both
+ways, in turns, and adds their ratio.
 `--processor-time` counts the seconds that processors worked for the step, not those that went by:
 for a machine that does other work too, with OMP_NUM_THREADS=1 (threads that wait for each other
 count as well). `--quick` shows that the program runs.
@@ -16,7 +17,6 @@ count as well). `--quick` shows that the program runs.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import time
 from collections.abc import Callable
 
@@ -80,14 +80,9 @@ def main() -> None:
 
 def _step(side: Side, precision: str, *, processor: bool) -> Callable[[], float]:
     def step() -> float:
-        context = (
-            torch.autocast(side.where.device, dtype=torch.bfloat16)
-            if precision == "bf16"
-            else contextlib.nullcontext()
-        )
+        side.precision = precision
         start = time.process_time()
-        with context:
-            seconds = side.step()
+        seconds = side.step()
         return time.process_time() - start if processor else seconds
 
     return step

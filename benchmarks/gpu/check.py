@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from benchmarks.gpu.sides import Batch, Side, autocast, sharing_copy
+from benchmarks.gpu.sides import Side, sharing_copy
+from benchmarks.stepping import Batch, autocast
 from methods.inject import adapted_layers, replace
 from methods.layer import LowRankLinear
 from sora_cli.tasks.learned import LEARNED, learned_places

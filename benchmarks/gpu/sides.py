@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from benchmarks.stepping import Batch, Stepping
 from methods.base import StepInfo
 from methods.inject import adapted_layers, remove
 from sora_cli.model.gradient_checkpointing import checkpointed
@@ -35,51 +34,9 @@ from sora_cli.train.trainer import AdapterTrainer, build_trainer
 
 FLOOR, PEFT, OURS = "floor", "PEFT LoRA", "ours"
 
-Batch = dict[str, Any]
 
-
-@dataclass
-class Side:
-    """One model that takes optimiser steps on one batch.
-
-    Attributes:
-        after: called after the optimiser, with the 0-based number of the step.
-    """
-
-    model: nn.Module
-    batch: Batch
-    precision: str
-    optimizer: torch.optim.Optimizer | None = None
-    penalty: Callable[[], Tensor | None] = lambda: None
-    after: Callable[[int], None] = lambda _: None
-    taken: int = field(default=0, init=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batch is."""
-        ids: Tensor = self.batch["input_ids"]
-        return ids.device
-
-    def step(self) -> float:
-        """Take a step; return its seconds."""
-        self.wait()
-        start = time.perf_counter()
-        with autocast(self.device, self.precision):
-            loss = self.model(**self.batch)["loss"]
-            penalty = self.penalty()
-        (loss if penalty is None else loss + penalty).backward()
-        if self.optimizer is not None:
-            self.optimizer.step()
-            self.after(self.taken)
-            self.optimizer.zero_grad()
-        self.taken += 1
-        self.wait()
-        return time.perf_counter() - start
-
-    def wait(self) -> None:
-        """Let the device finish."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+class Side(Stepping):
+    """One model that takes optimiser steps on one batch, and what it holds meanwhile."""
 
     def peak_bytes(self) -> float:
         """Return the most that one more step holds: weights, moments, and what it makes itself.
@@ -105,16 +62,6 @@ class Side:
         states = self.optimizer.state.values() if self.optimizer else ()
         for values in [*states, *(state.as_dict() for state in _packings(self.model))]:
             yield from (t for t in values.values() if isinstance(t, Tensor))
-
-
-@contextlib.contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Cast as `training.precision` says."""
-    if precision == "fp32":
-        yield
-        return
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        yield
 
 
 @contextlib.contextmanager

@@ -1,0 +1,70 @@
+"""An optimiser step on one batch, as every program that measures steps takes it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class Stepping:
+    """One model that takes optimiser steps on one batch.
+
+    Attributes:
+        precision: of the forward pass, as `training.precision` says it.
+        penalty: added to the loss.
+        after: called after the optimiser, with the 0-based number of the step.
+    """
+
+    model: nn.Module
+    batch: Batch
+    precision: str = "fp32"
+    optimizer: torch.optim.Optimizer | None = None
+    penalty: Callable[[], Tensor | None] = lambda: None
+    after: Callable[[int], None] = lambda _: None
+    taken: int = field(default=0, init=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batch is."""
+        ids: Tensor = self.batch["input_ids"]
+        return ids.device
+
+    def step(self) -> float:
+        """Take a step; return its seconds."""
+        self.wait()
+        start = time.perf_counter()
+        with autocast(self.device, self.precision):
+            loss = self.model(**self.batch)["loss"]
+            penalty = self.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.after(self.taken)
+            self.optimizer.zero_grad()
+        self.taken += 1
+        self.wait()
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Let the device finish."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Cast as `training.precision` says."""
+    if precision == "fp32":
+        yield
+        return
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        yield
