@@ -17,6 +17,7 @@ from sora_cli.commands._options import (
     Energy,
     Force,
     Json,
+    MaxDrop,
     MaxParams,
     MeanRank,
     NoVerify,
@@ -67,15 +68,7 @@ def prune(
     rank: Rank = None,
     max_params: MaxParams = None,
     mean_rank: MeanRank = None,
-    max_drop: Annotated[
-        str | None,
-        typer.Option(
-            "--max-drop",
-            help="Keep the fewest components tried that are shown to lose at most this of the "
-            "main metric: 0.01 in its own unit, or 1pt for the same of a metric that ends at 1. "
-            "The exit code is 3 if no size is shown to.",
-        ),
-    ] = None,
+    max_drop: MaxDrop = None,
     confidence: Confidence = None,
     recipe: Annotated[
         str | None,

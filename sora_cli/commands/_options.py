@@ -49,6 +49,15 @@ MeanRank = Annotated[
         "--mean-rank", help="Keep the strongest components, this many per layer on average."
     ),
 ]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(
+        "--max-drop",
+        help="Keep the fewest components tried that are shown to lose at most this of the main "
+        "metric: 0.01 in its own unit, or 1pt for the same of a metric that ends at 1. The exit "
+        "code is 3 if no size is shown to.",
+    ),
+]
 Confidence = Annotated[
     float | None,
     typer.Option(
