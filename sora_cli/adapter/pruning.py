@@ -60,9 +60,7 @@ class Loss:
         )
 
 
-def at_ranks(
-    layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Module] | None = None
-) -> Layers:
+def at_ranks(layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Module]) -> Layers:
     """Return the layers at chosen ranks, each computed when it is asked for; the last is kept.
 
     Args:
@@ -74,8 +72,7 @@ def at_ranks(
         live = layers[path].drop_zeros()
         if ranks[path] >= live.rank:
             return live
-        found = live.decompose() if known is None else known[path].decomposition
-        small: LowRankFactors = found.truncate(live, ranks[path])
+        small: LowRankFactors = known[path].decomposition.truncate(live, ranks[path])
         return small
 
     return OnDemand(list(layers), cut)

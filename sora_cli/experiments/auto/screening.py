@@ -15,7 +15,7 @@ from torch import Tensor
 from methods.base import Layers
 from methods.factors import LowRankFactors
 from methods.sharding import like
-from sora_cli.adapter.pruning import at_ranks
+from sora_cli.adapter.pruning import at_ranks, survey
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs, size_of
 from sora_cli.experiments.auto.stages import Stages
@@ -61,9 +61,10 @@ def score_cuts(stages: Stages, candidate: LoadedRecipe, rows: Encoded, serve: Se
     values = {path: f.singular_values().cpu() for path, f in factors.items()}
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
+    known = survey(factors)  # once for all sizes
     found = Cuts(full, stages.scores(rows), rungs(values, cost, full.parameters), [], [])
     for rung in found.rungs:
-        with holding(layers, at_ranks(factors, rung.ranks)):
+        with holding(layers, at_ranks(factors, rung.ranks, known)):
             found.scores.append(stages.scores(rows))
         found.sizes.append(size_of(rung.ranks, cost, serve))
     return found
