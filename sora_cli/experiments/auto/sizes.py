@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's max_lora_rank takes, whatever the ranks of the layers."""
-_AROUND = {1: (0,), 2: (-2, 0), 3: (-2, 0, 2)}
-"""Rungs of the ladder that are trained, counted from the one that screening names, where the bound
-is approximate: a safe size, the one named, a bold one."""
-_BOLD = 2  # rungs below the size that screening likes
+_STEP = 2  # rungs of the ladder between a size and a bolder one
 _BEFOREHAND = 20
 """Rows of right or wrong that speak for what is expected of a size before any row is scored."""
 
@@ -165,8 +162,8 @@ def name_sizes(
     about that much: on the quickstart (seed 0, the last 10 % of the steps) 15 % of the components
     score as all do, 8 % lose 8 points.
 
-    Where the bound is approximate the size that is named is the safe one, with another two rungs
-    above it, and with three sizes a bold one: in short runs on STS-B (the replay of
+    Where the bound is approximate another size two rungs above the safe one comes first, if the
+    ladder has one, and bold ones stand below the safe one: in short runs on STS-B (the replay of
     docs/results/auto.md) few passed that were named by the drop alone.
 
     Where the adapter is served, sizes that cost the same there are one size: the one with the most
@@ -186,12 +183,12 @@ def name_sizes(
     if not tested:
         places = [likes]
     elif any(size.expected is None for size in sizes):
-        places = [safe + step for step in _AROUND[most]]
+        above = [max(safe - _STEP, 0)] if most > 1 else []
+        places = [*above, safe, *(safe + _STEP * step for step in range(1, most))]
     else:
-        bold = [likes + _BOLD * step for step in range(1, most)]
-        places = sorted({safe, likes, *bold})[:most]
-    places = [min(max(place, 0), len(able) - 1) for place in places]
-    return [able[place] for place in sorted(set(places))]
+        places = [safe, likes, *(likes + _STEP * step for step in range(1, most))]
+    within = sorted({min(place, len(able) - 1) for place in places})
+    return [able[place] for place in within[:most]]
 
 
 def expected_drop(size: Screened) -> float:

@@ -54,7 +54,7 @@ def test_layers_without_components_are_not_padded() -> None:
         ([0, 0, 0, 0, 0, 0.1, 0.2], 3, [2, 4, 6]),  # two rungs each way of the last that is good
         ([0, 0, 0, 0, 0, 0.1, 0.2], 2, [2, 4]),
         ([0, 0, 0, 0, 0, 0.1, 0.2], 1, [4]),
-        ([0, 0.1, 0, 0, 0, 0, 0], 3, [0, 2]),  # a size below one that fails is luck
+        ([0, 0.1, 0, 0, 0, 0, 0], 3, [0, 2, 4]),  # a size below one that fails is luck
         ([0.1, 0.2, 0.3], 3, [0, 2]),  # none is good: the largest is where it begins
         ([0, 0, 0], 3, [0, 2]),
         ([0.01, 0.01], 1, [1]),  # just within the loss
