@@ -101,6 +101,11 @@ class Screened(Size):
         description="the smallest loss that the test rows can be expected to certify of this "
         "size, by how many of its screening rows differ, or how far their scores are spread",
     )
+    differing: float | None = Field(
+        None,
+        description="where the bound is approximate: on how many test rows it can be expected to "
+        "differ from the full rank; sizes that differ on fewer than 20 have no bound",
+    )
 
 
 class Candidate(Size):

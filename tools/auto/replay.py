@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sora_cli.core.console import emit, say
+from sora_cli.run.certify.bca import FEWEST_DIFFERING, differing_rows
 from sora_cli.run.certify.carry import certifiable_from
 from sora_cli.run.certify.sequence import part_rows
 from tools.auto.decide import CONFIDENCE, Pool, Setting, Split
@@ -105,10 +106,19 @@ def _promises(pool: Pool, split: Split) -> list[float]:
     """Return the smallest promise that so many rows can be expected to carry, and twice that."""
     smallest = pool.carrying.bound.smallest_drop
     if smallest is None:
-        scores = pool.stored.scores
-        smallest = certifiable_from(scores[FULL], scores["healed-0"], len(split.test))
+        smallest = _smallest(pool.stored, len(split.test))
     first = math.ceil(smallest / _HALF) * _HALF
     return [first, 2 * first]
+
+
+def _smallest(stored: Stored, tests: int) -> float:
+    """Return what rows can be expected to certify of the largest size that has a bound on them."""
+    full = stored.scores[FULL]
+    for number in range(len(stored.sizes)):
+        small = stored.scores[f"healed-{number}"]
+        if tests * differing_rows(full, small) / len(full) >= FEWEST_DIFFERING:
+            break
+    return certifiable_from(full, small, tests)
 
 
 def _outcome(

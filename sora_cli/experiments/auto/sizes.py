@@ -11,7 +11,12 @@ from methods.budgets import within_parameters
 from sora_cli.experiments.auto.budget import LADDER
 from sora_cli.recipe.auto import Serve
 from sora_cli.run.certificate import Measured, Screened, Size
-from sora_cli.run.certify.bca import BootstrapRefusedError, differing_rows
+from sora_cli.run.certify.bca import (
+    FEWEST_DIFFERING,
+    BootstrapRefusedError,
+    differing_rows,
+    influences,
+)
 from sora_cli.run.certify.carry import DIFFERING, certifiable_drop, certifiable_from
 
 if TYPE_CHECKING:
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's max_lora_rank takes, whatever the ranks of the layers."""
 _STEP = 2  # rungs of the ladder between a size and a bolder one
+_TESTABLE = 1.5 * FEWEST_DIFFERING
+"""Differing rows that are expected of a size that is tested, where the bound is approximate."""
 _BEFOREHAND = 20
 """Rows of right or wrong that speak for what is expected of a size before any row is scored."""
 
@@ -81,15 +88,24 @@ def measured(
         screening=Measured(score=small.value, drop=drop),
         named=False,
     )
+    seen = differing_rows(whole, small) / len(whole)
     if whole.is_right_or_wrong:
-        found.expected, differing = _expected(rung.share, drop, whole, small)
+        found.expected, differing = _expected(rung.share, drop, seen, len(whole))
         found.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
-    else:
-        found.certifiable = _certifiable(whole, small, test_rows, confidence)
+        return found
+    found.differing = test_rows * seen
+    found.certifiable = _certifiable(whole, small, test_rows, confidence)
+    if whole.is_of_classes and found.certifiable is not None:
+        worth = float(influences(whole, small).std()) / math.sqrt(seen)
+        found.expected, differing = _expected(rung.share, drop, seen, len(whole), worth)
+        found.certifiable *= math.sqrt(differing / seen)
+        found.differing = test_rows * differing
     return found
 
 
-def _expected(share: float, drop: float, whole: RowScores, small: RowScores) -> tuple[float, float]:
+def _expected(
+    share: float, drop: float, seen: float, rows: int, worth: float = 1.0
+) -> tuple[float, float]:
     """Return the drop that is expected of a size, and the share of rows that differ.
 
     What screening saw is averaged with what is expected beforehand, which counts as much as
@@ -102,13 +118,14 @@ def _expected(share: float, drop: float, whole: RowScores, small: RowScores) -> 
     Args:
         share: of the full rank's parameters.
         drop: on the screening rows.
+        seen: share of these rows that differ.
+        worth: the drop of a metric if all rows were lost, as a multiple of accuracy's.
     """
-    rows = len(whole)
     differing = min(DIFFERING * LADDER[0] / share, 1.0)
     weight = _BEFOREHAND / (rows + _BEFOREHAND)
-    seen = differing_rows(whole, small) / rows
     found = weight * differing + (1 - weight) * seen
-    return weight * differing / 2 + (1 - weight) * drop, max(round(found, 3), DIFFERING)
+    expected = weight * worth * differing / 2 + (1 - weight) * drop
+    return expected, max(round(found, 3), DIFFERING)
 
 
 def _certifiable(whole: RowScores, small: RowScores, rows: int, confidence: float) -> float | None:
@@ -164,7 +181,9 @@ def name_sizes(
 
     Where the bound is approximate another size two rungs above the safe one comes first, if the
     ladder has one, and bold ones stand below the safe one: in short runs on STS-B (the replay of
-    docs/results/auto.md) few passed that were named by the drop alone.
+    docs/results/auto.md) few passed that were named by the drop alone. Sizes that too few test rows
+    can be expected to tell from the full rank have no bound there, and the tests end at them, so
+    they are not named.
 
     Where the adapter is served, sizes that cost the same there are one size: the one with the most
     parameters is the one to train, and one that costs what the full rank does saves nothing.
@@ -177,12 +196,14 @@ def name_sizes(
         tested: False: no test could pass, and the size that screening likes is trained alone.
     """
     able = _distinct(screened, full, serve)
+    if tested:
+        able = _testable(screened, able)
     sizes = [screened[number] for number in able]
     likes = _last([expected_drop(size) for size in sizes], max_drop)
     safe = _last([expected_drop(size) + (size.certifiable or 0) for size in sizes], max_drop)
     if not tested:
         places = [likes]
-    elif any(size.expected is None for size in sizes):
+    elif any(size.expected is None or size.differing is not None for size in sizes):
         above = [max(safe - _STEP, 0)] if most > 1 else []
         places = [*above, safe, *(safe + _STEP * step for step in range(1, most))]
     else:
@@ -194,6 +215,14 @@ def name_sizes(
 def expected_drop(size: Screened) -> float:
     """Return the loss that is expected of a size, unhealed."""
     return size.screening.drop if size.expected is None else size.expected
+
+
+def _testable(screened: Sequence[Screened], able: list[int]) -> list[int]:
+    """Return the sizes that differ on enough rows to have a bound; if none does, on most."""
+    differing = {n: screened[n].differing for n in able}
+    known = [rows for rows in differing.values() if rows is not None]
+    least = min(_TESTABLE, max(known, default=0.0))
+    return [n for n, rows in differing.items() if rows is None or rows >= least]
 
 
 def _last(drops: Sequence[float], max_drop: float) -> int:

@@ -88,6 +88,40 @@ def test_screening_says_what_test_rows_can_certify_where_nothing_else_does() -> 
     assert found.expected is None
 
 
+def test_sizes_that_hardly_differ_have_no_bound_and_are_not_named() -> None:
+    sizes = screened([0, 0, 0, 0, 0])
+    for size, differing in zip(sizes, (5, 29.9, 30, 60, 80), strict=True):
+        size.differing = differing
+    assert name_sizes(sizes, full(), 0.01, 1, None) == [4]
+    assert name_sizes(sizes, full(), 0.01, 3, None) == [2, 4]  # the ladder ends there
+    sizes[3].screening.drop = 0.1
+    assert name_sizes(sizes, full(), 0.01, 2, None) == [2, 4]
+    assert name_sizes(sizes[:2], full(), 0.01, 2, None) == [1]  # none will do: the likeliest
+
+
+def test_few_rows_of_classes_are_not_believed_too_much() -> None:
+    rng = np.random.default_rng(0)
+    wanted = rng.integers(2, size=40)
+    given = np.where(rng.random(40) < 0.2, 1 - wanted, wanted)
+    whole = row_scores("mcc", "matthews_correlation", given, wanted)
+    size, rung = Size(parameters=9, components=1, largest_rank=1, served=9), Rung(0.07, 9, {"a": 1})
+    test = {"test_rows": 320, "confidence": 0.95}
+
+    def seen(changed: list[int]) -> Screened:
+        other = given.copy()
+        other[changed] = 1 - other[changed]
+        small = row_scores("mcc", "matthews_correlation", other, wanted)
+        return measured(rung, size, whole, small, **test)  # type: ignore[arg-type]
+
+    nothing, some = seen([]), seen([0, 1])
+    assert (nothing.differing, nothing.certifiable, nothing.expected) == (0, None, None)
+    # beforehand a quarter of the rows differs, which counts as much as 20 of the 60 rows do
+    assert some.differing == pytest.approx(320 * (0.25 / 3 + 0.05 * 2 / 3), abs=0.2)
+    assert some.expected is not None
+    # a row is worth about twice what it is to accuracy: 0.25 / 2 of them lost
+    assert some.expected - 2 / 3 * some.screening.drop == pytest.approx(2 * 0.125 / 3, rel=0.25)
+
+
 def screened_rows(rows: int, lost: list[int], *, test_rows: int) -> list[Screened]:
     """Sizes of the ladder that get so many of some rows wrong which all had right."""
     whole, size = np.ones(rows), Size(parameters=9, components=1, largest_rank=1, served=9)
