@@ -69,7 +69,7 @@ class Split:
     test: np.ndarray
     number: int
     screened: list[Screened] = field(default_factory=list)
-    bounds: dict[int, Bound] = field(default_factory=dict)
+    bounds: dict[str, Bound] = field(default_factory=dict)
 
 
 class Pool:
@@ -140,7 +140,7 @@ class Pool:
     def _candidate(self, number: int, split: Split, promise: float) -> Candidate:
         test = None
         if self.carrying.can_carry(promise):
-            bound = self.bound(number, split)
+            bound = self.bound(f"healed-{number}", split)
             upper = math.nan if bound.upper is None else bound.upper
             kept = bound.keeps(promise)
             test = SizeTest(score=None, drop=bound.drop, upper=upper, kept=kept)
@@ -149,16 +149,16 @@ class Pool:
             **size, max_params=0, directory="", digest="", heal_steps=0, test=test, reported={}
         )
 
-    def bound(self, number: int, split: Split) -> Bound:
-        """Return the bound of a size's drop on a split's test rows; it is computed once."""
-        found = split.bounds.get(number)
+    def bound(self, model: str, split: Split) -> Bound:
+        """Return the bound of a model's drop on a split's test rows; it is computed once."""
+        found = split.bounds.get(model)
         if found is None:
-            full, small = (self._on(split, model) for model in (FULL, f"healed-{number}"))
+            full, small = (self._on(split, name) for name in (FULL, model))
             setting = self.setting
             found = drop_bound(
                 full, small, CONFIDENCE, seed=split.number, resamples=setting.resamples
             )
-            split.bounds[number] = found
+            split.bounds[model] = found
         return found
 
     def _on(self, split: Split, model: str) -> RowScores:
