@@ -37,10 +37,11 @@ class Outcome:
     """What came of all splits with one promise.
 
     Attributes:
+        multiple: of the smallest promise that rows can carry; 0: a least favourable promise.
         splits: how many.
         certified: share of runs that certified a size.
         broken: share of runs that certified a size whose true drop is above the promise, or equal
-            to it where `least_favourable`.
+            to it where that is least favourable.
         share: median of the parameters of what was certified, as a share of the full rank's.
         to_lora: geometric mean of its parameters over those of the smallest plain rank that keeps
             the promise on the same test rows.
@@ -52,7 +53,7 @@ class Outcome:
     seed: int
     rows: int
     promise: float
-    least_favourable: bool
+    multiple: int
     splits: int
     certified: float
     broken: float
@@ -101,8 +102,8 @@ def replay(stored: Stored, setting: Setting, splits: int) -> list[Outcome]:
     drawn = [pool.split(number) for number in range(splits)]
     usual = _promises(pool, drawn[0])
     least = sorted({d for d in pool.drops if d > _SMALLEST and pool.carrying.can_carry(d)})
-    found = [_outcome(pool, drawn, promise, least_favourable=False) for promise in usual]
-    return found + [_outcome(pool, drawn, promise, least_favourable=True) for promise in least]
+    found = [_outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
+    return found + [_outcome(pool, drawn, promise, 0) for promise in least]
 
 
 def _promises(pool: Pool, split: Split) -> list[float]:
@@ -124,9 +125,7 @@ def _smallest(stored: Stored, tests: int) -> float:
     return certifiable_from(full, small, tests)
 
 
-def _outcome(
-    pool: Pool, drawn: Sequence[Split], promise: float, *, least_favourable: bool
-) -> Outcome:
+def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) -> Outcome:
     certified = broken = 0
     shares: list[float] = []
     ratios: list[float] = []
@@ -138,10 +137,10 @@ def _outcome(
             continue
         certified += 1
         drop = pool.drops[decision.size]
-        broken += drop >= promise if least_favourable else drop > promise
+        broken += drop > promise if multiple else drop >= promise
         parameters = sizes[decision.size].healed[0]
         shares.append(parameters / full)
-        if not least_favourable:
+        if multiple:
             ratios.append(parameters / _smallest_plain(pool, split, promise))
             apart.append(parameters / _smallest_plain(pool, split, promise, certified=True))
     return Outcome(
@@ -149,7 +148,7 @@ def _outcome(
         seed=pool.stored.seed,
         rows=pool.setting.screening + pool.setting.test,
         promise=promise,
-        least_favourable=least_favourable,
+        multiple=multiple,
         splits=len(drawn),
         certified=certified / len(drawn),
         broken=broken / len(drawn),
@@ -181,19 +180,28 @@ def _smallest_plain(pool: Pool, split: Split, promise: float, *, certified: bool
 
 
 def show(found: Sequence[Outcome]) -> None:
-    """Print a row for every task, seed and promise, and one for all least favourable promises."""
-    head = "| task | seed | rows | promise | certified | broken | share of r 8 |"
-    emit(f"{head} / LoRA | / certified LoRA |")
-    emit("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for one in (one for one in found if not one.least_favourable):
+    """Print each task, seed and promise, the same over seeds, and the least favourable promises."""
+    usual = [one for one in found if one.multiple]
+    columns = "certified | broken | share of r 8 | / LoRA | / certified LoRA |"
+    emit(f"| task | seed | rows | promise | {columns}")
+    emit("| --- |" + " ---: |" * 8)
+    for one in usual:
         emit(
             f"| {one.task} | {one.seed} | {one.rows:,} | {100 * one.promise:.1f} | "
             f"{one.certified:.1%} | {one.broken:.1%} | {one.share:.1%} | {one.to_lora:.2f} | "
             f"{one.to_certified:.2f} |"
         )
+    emit(f"\n| task | seeds | rows | promises | {columns}")
+    emit("| --- |" + " ---: |" * 8)
+    for task, rows, multiple in dict.fromkeys((o.task, o.rows, o.multiple) for o in usual):
+        emit(
+            _over_seeds(
+                [o for o in usual if (o.task, o.rows, o.multiple) == (task, rows, multiple)]
+            )
+        )
     emit("\n| task | rows | least favourable promises | broken, mean | largest | limit |")
-    emit("| --- | ---: | ---: | ---: | ---: | ---: |")
-    least = [one for one in found if one.least_favourable]
+    emit("| --- |" + " ---: |" * 5)
+    least = [one for one in found if not one.multiple]
     for task, rows in dict.fromkeys((one.task, one.rows) for one in least):
         group = [one for one in least if (one.task, one.rows) == (task, rows)]
         broken = [one.broken for one in group]
@@ -202,6 +210,20 @@ def show(found: Sequence[Outcome]) -> None:
             f"| {task} | {rows:,} | {len(group)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
             f"{limit:.1%} |"
         )
+
+
+def _over_seeds(group: Sequence[Outcome]) -> str:
+    """Return a row of means over seeds; of broken promises the largest, of ratios geometric."""
+    some = [one for one in group if one.certified]
+    promises = sorted({round(100 * one.promise, 1) for one in group})
+    spread = f"{promises[0]:g}" + (f" to {promises[-1]:g}" if len(promises) > 1 else "")
+    return (
+        f"| {group[0].task} | {len(group)} | {group[0].rows:,} | {spread} | "
+        f"{np.mean([one.certified for one in group]):.1%} | {max(o.broken for o in group):.1%} | "
+        f"{np.median([o.share for o in some]) if some else math.nan:.1%} | "
+        f"{_mean([one.to_lora for one in some]):.2f} | "
+        f"{_mean([one.to_certified for one in some]):.2f} |"
+    )
 
 
 if __name__ == "__main__":

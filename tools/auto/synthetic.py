@@ -52,9 +52,9 @@ def main() -> None:
                 continue  # hours
             say(f"{name}, {test} test rows, {splits} splits ...")
             found = replay(stored, Setting(screening, test), splits)
-            least = [one for one in found if one.least_favourable]
+            least = [one for one in found if not one.multiple]
             if least:  # the rows can carry the drop of a size at all
-                carried = [one for one in found if not one.least_favourable]
+                carried = [one for one in found if one.multiple]
                 emit(_line(name, screening + test, least, carried))
 
 
