@@ -112,12 +112,15 @@ def say_unseen_rows(search: Search[Any]) -> None:
 
 
 def _carried(search: Search[Any]) -> list[str]:
-    first = next((p.bound for p in search.points if p.bound is not None), None)
-    if first is None:
+    bounds = [p.bound for p in search.points if p.bound is not None]
+    if not bounds:
         return []
+    first = next((bound for bound in bounds if bound.refused is None), bounds[0])
     if search.carried is None:
         return [f"the {first.rows:,} rows certify nothing here: {first.reason}"]
-    differ = f"{first.differing:,} of them differ between the whole and the first size tested"
+    differ = (
+        f"{first.differing:,} of them differ between the whole and the largest size with a bound"
+    )
     return [
         f"the {first.rows:,} rows can certify a drop of {search.carried:.4f} (80% of the time, if "
         f"nothing is lost; {differ})"
@@ -144,4 +147,6 @@ def _model_row(point: Point) -> list[str]:
 def _mark(point: Point) -> str:
     if point.bound is None:
         return "not tested"
+    if point.bound.passed_over:
+        return "passed over"
     return "certified" if point.passed else "not certified"

@@ -69,6 +69,21 @@ class SizeTest(Measured):
     kept: bool = Field(description="whether the bound is within the promise")
     differing: int | None = Field(None, description="rows whose score is not the full rank's")
     refused: str | None = Field(None, description="why there is no bound; null: there is one")
+    passed_over: bool = Field(
+        False,
+        description="whether there is none because too few rows differ from the full rank, which "
+        "is no failure and ends no testing",
+    )
+
+    @property
+    def verdict(self) -> str:
+        """The result in a word or two."""
+        return "passed" if self.kept else "failed" if self.failed else "passed over"
+
+    @property
+    def failed(self) -> bool:
+        """True if it ended the testing."""
+        return not self.kept and not self.passed_over
 
 
 class Size(BaseModel):

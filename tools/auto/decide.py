@@ -143,7 +143,13 @@ class Pool:
             bound = self.bound(f"healed-{number}", split)
             upper = math.nan if bound.upper is None else bound.upper
             kept = bound.keeps(promise)
-            test = SizeTest(score=None, drop=bound.drop, upper=upper, kept=kept)
+            test = SizeTest(
+                score=None,
+                drop=bound.drop,
+                upper=upper,
+                kept=kept,
+                passed_over=bound.passed_over,
+            )
         size = self._healed[number].model_dump()
         return Candidate(
             **size, max_params=0, directory="", digest="", heal_steps=0, test=test, reported={}

@@ -31,7 +31,7 @@ def choose(candidates: list[Candidate]) -> int:
 def failed(candidates: list[Candidate]) -> int | None:
     """Return the candidate whose test ended the testing; None: none failed."""
     tests = ((i, size.test) for i, size in enumerate(candidates))
-    return next((i for i, test in tests if test is not None and not test.kept), None)
+    return next((i for i, test in tests if test is not None and test.failed), None)
 
 
 def certificate_of(

@@ -78,13 +78,12 @@ def _draw_candidate(axes: Any, found: Certificate, index: int, size: Candidate) 
     test, chosen = size.test, index == found.chosen
     if test is not None:
         colour = _TESTED if test.kept else _FAILED
-        verdict = "passed" if test.kept else "failed"
         if math.isfinite(test.upper):
             axes.plot([x, x], [test.drop, test.upper], color=colour, linewidth=2.2)
             axes.plot([x], [test.upper], color=colour, marker="_", markersize=11, markeredgewidth=2)
         axes.plot(
             [x], [test.drop], color=colour, marker="o", markersize=6, linestyle="none",
-            label=f"trained, {verdict}, with its {found.promise.confidence:.0%} bound "
+            label=f"trained, {test.verdict}, with its {found.promise.confidence:.0%} bound "
             f"({_rows(found, 'test')} test rows)",
         )  # fmt: skip
     if not chosen:

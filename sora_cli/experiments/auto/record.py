@@ -68,7 +68,7 @@ class AutoRecord(Report):
     def add(self, candidate: Candidate) -> None:
         """Note a size that was trained; a failed test is the last one."""
         self.candidates = [*self.candidates, candidate]
-        self.stopped = candidate.test is not None and not candidate.test.kept
+        self.stopped = candidate.test is not None and candidate.test.failed
 
 
 def read_auto(directory: Path) -> AutoRecord | None:

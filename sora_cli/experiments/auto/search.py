@@ -173,8 +173,11 @@ class Search:
         record.add(decided(candidate))
         done = record.candidates[-1].test
         if done is not None:
-            verdict = "passed" if done.kept else "failed: no smaller size is tested"
-            say(f"drop {done.drop:+.4f}, bound {done.upper:.4f}, of {plan.max_drop:g}: {verdict}")
+            bound = (
+                f"bound {done.upper:.4f}" if done.refused is None else f"no bound: {done.refused}"
+            )
+            verdict = f"{done.verdict}{': no smaller size is tested' if done.failed else ''}"
+            say(f"drop {done.drop:+.4f}, {bound}, of {plan.max_drop:g}: {verdict}")
 
     def _scores_at_full_rank(self, choosing: Choosing) -> RowScores:
         if self._reference is None:
@@ -193,6 +196,7 @@ class Search:
             kept=found.keeps(self.plan.max_drop),
             differing=found.differing,
             refused=found.reason,
+            passed_over=found.passed_over,
         )
 
     def _size(self, ranks: dict[str, int]) -> Size:

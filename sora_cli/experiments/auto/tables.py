@@ -92,10 +92,10 @@ def size_table(found: Certificate) -> Table:
         row = [*_size(f"{size.share:.1%}", shown), f"{size.screening.drop:+.4f}"]
         test = candidate.test if candidate is not None else None
         if test is None:
-            row += ["", "", "", _word(number, found, None)]
+            row += ["", "", "", _word(number, found, "not tested")]
         else:
             row += [f"{test.score:.4f}", f"{test.drop:+.4f}", f"{test.upper:.4f}"]
-            row += [_word(number, found, test.kept)]
+            row += [_word(number, found, test.verdict)]
         rows.append(row)
     return f"{metric} on the test rows, by size", columns, rows
 
@@ -104,8 +104,7 @@ def _size(name: str, size: Size) -> list[str]:
     return [name, count(size.components), count(size.parameters), str(size.largest_rank)]
 
 
-def _word(number: int | None, found: Certificate, kept: bool | None) -> str:
+def _word(number: int | None, found: Certificate, verdict: str) -> str:
     if number is None:
         return ""
-    verdict = {True: "passed", False: "failed", None: "not tested"}[kept]
     return f"{verdict}, written" if number == found.chosen else verdict

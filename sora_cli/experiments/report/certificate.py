@@ -107,9 +107,9 @@ def _row(c: Certificate, i: int, reported: Sequence[str]) -> SizeRow:
 
 def _verdict(c: Certificate, i: int) -> str:
     test = c.candidates[i].test
-    said = "not tested" if test is None else "passed" if test.kept else "failed"
+    said = "not tested" if test is None else test.verdict
     if test is not None and test.refused is not None:
-        said = f"no bound: {test.refused}"
+        said = f"{said}: {test.refused}"
     return f"{said}, written" if i == c.chosen else said
 
 

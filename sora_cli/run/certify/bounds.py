@@ -44,6 +44,11 @@ class Bound:
     refused: Refusal | None = None
     reason: str | None = None
 
+    @property
+    def passed_over(self) -> bool:
+        """True if too few rows differ for a bound: that is no failure, and ends no testing."""
+        return self.refused == "few rows differ"
+
     def keeps(self, promise: float) -> bool:
         """Tell whether the drop is shown to be at most the promise."""
         return self.upper is not None and self.upper <= promise

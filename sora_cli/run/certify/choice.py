@@ -72,7 +72,7 @@ class Search(Generic[Key]):
         certified: whether the chosen one is shown to keep the promise; the whole does.
         outside: the whole is another model, and no size that could be chosen.
         carried: the smallest drop that these rows can certify, four times in five, if the sizes
-            differ from the whole as the first one does; None: not known.
+            differ from the whole as the first one with a bound does; None: not known.
     """
 
     metric: str
@@ -165,7 +165,8 @@ def _looks_good(points: Sequence[Point], promise: float) -> int:
 def _carried(
     made: Sequence[Candidate[Key]], bounds: Sequence[Bound | None], confidence: float
 ) -> float | None:
-    if len(made) < 2 or bounds[1] is None or bounds[1].refused is not None:
-        return None
-    full, small = made[0].scores, made[1].scores
-    return certifiable_from(full, small, len(full), confidence=confidence)
+    for size, bound in zip(made, bounds, strict=True):
+        if bound is not None and bound.refused is None:
+            full = made[0].scores
+            return certifiable_from(full, size.scores, len(full), confidence=confidence)
+    return None

@@ -4,7 +4,9 @@ The order is fixed before a test row is scored, and the first failure ends it. A
 the promise can be certified only if every larger one was, and the first in the order that breaks
 it had to pass its own test, which happens with at most 1 - confidence: no correction for the number
 of sizes is needed. Source: Maurer, Hothorn and Lehmacher 1995; Wiens 2003, Pharmaceutical
-Statistics 2, 211-215.
+Statistics 2, 211-215. A size that differs from the whole on too few rows for an approximate bound
+is passed over. Which sizes these are follows from how many rows differ, and not from what they
+lose: the first size that breaks the promise and is not passed over must still pass its own test.
 """
 
 from __future__ import annotations
@@ -38,13 +40,19 @@ class Trial(Generic[Size]):
     bound: Bound
     passed: bool
 
+    @property
+    def failed(self) -> bool:
+        """True if it ends the testing."""
+        return not self.passed and not self.bound.passed_over
+
 
 @dataclass(frozen=True)
 class Outcome(Generic[Size]):
     """The result of tests in a fixed order.
 
     Attributes:
-        tested: in order; all but the last passed, and the last as well if no size was left.
+        tested: in order; all but the last passed or were passed over, and the last as well if no
+            size was left.
         promise: the largest drop allowed.
         confidence: of each bound, and of all of them together.
     """
@@ -61,8 +69,8 @@ class Outcome(Generic[Size]):
 
     @property
     def failed(self) -> Trial[Size] | None:
-        """The size that ended the testing; None: all passed."""
-        return next((test for test in self.tested if not test.passed), None)
+        """The size that ended the testing; None: none failed."""
+        return next((test for test in self.tested if test.failed), None)
 
 
 def in_fixed_order(
@@ -87,7 +95,7 @@ def in_fixed_order(
     for size in sizes:
         bound = drop_bound(full, scores(size), confidence, seed=seed)
         tested.append(Trial(size, bound, bound.keeps(promise)))
-        if not tested[-1].passed:
+        if tested[-1].failed:
             break
     return Outcome(tuple(tested), promise, confidence)
 

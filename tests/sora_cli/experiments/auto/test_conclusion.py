@@ -15,6 +15,7 @@ from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.conclusion import choose, failed, full_layers
 from sora_cli.experiments.auto.plan import found_keys, plan_auto
 from sora_cli.experiments.auto.plot import plot_curve
+from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.screening import holding
 from sora_cli.experiments.auto.tables import size_table
 from sora_cli.recipe.load import load_recipe
@@ -54,6 +55,20 @@ def test_what_is_written(kept: list[bool | None], chosen: int, ended: int | None
     candidates = [candidate(i, value) for i, value in enumerate(kept)]
     assert choose(candidates) == chosen
     assert failed(candidates) == ended
+
+
+def test_a_size_that_hardly_differs_ends_nothing() -> None:
+    record = AutoRecord(name="r", recipe={})
+    record.screened = [size.model_copy(update={"named": True}) for size in screened([0, 0, 0])]
+    first, second = candidate(0, False), candidate(1, False)
+    assert first.test is not None
+    first.test.passed_over = True
+    record.add(first)
+    assert len(record.waiting()) == 2
+    record.add(second)
+    assert (record.waiting(), failed(record.candidates)) == ([], 1)
+    record.candidates = [first, candidate(1, True)]
+    assert (choose(record.candidates), failed(record.candidates)) == (1, None)
 
 
 def test_layers_that_keep_all_are_named() -> None:

@@ -44,6 +44,26 @@ def test_nothing_may_be_certified_and_everything() -> None:
     assert stricter.chosen is None
 
 
+def test_a_size_that_hardly_differs_is_passed_over() -> None:
+    wanted = np.arange(ROWS) % 2
+
+    def scores(turned: int) -> RowScores:
+        """Turn rows either way, so that nothing is lost on balance."""
+        given = np.where(np.arange(ROWS) % 5 == 0, 1 - wanted, wanted)
+        given[: turned * 5] = wanted[: turned * 5]
+        given[1 : 1 + turned * 5 : 5] = 1 - wanted[1 : 1 + turned * 5 : 5]
+        return row_scores("mcc", "matthews_correlation", given, wanted)
+
+    outcome = in_fixed_order(scores(0), [4, 15, 60], scores, 0.2)
+    assert [trial.bound.differing for trial in outcome.tested] == [8, 30, 120]
+    assert [trial.passed for trial in outcome.tested] == [False, True, True]
+    assert outcome.failed is None
+    assert outcome.chosen is outcome.tested[2]
+    outcome = in_fixed_order(scores(0), [4, 15, 60], scores, 0.01)
+    assert outcome.failed is outcome.tested[1]  # it ends there, as ever
+    assert outcome.chosen is None
+
+
 def test_rows_are_parted_by_the_seed_alone() -> None:
     screen, rest = part_rows(101, 7)
     assert sorted([*screen, *rest]) == list(range(101))
