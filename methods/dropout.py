@@ -23,7 +23,7 @@ def zeroed(x: Tensor, dropped: Tensor) -> Tensor:
     Args:
         dropped: bool, in x's shape.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.masked_fill(dropped, 0)
     y = torch.empty_like(x)
     _bits(y).copy_(_kept(dropped)).bitwise_and_(_bits(x))
@@ -32,7 +32,7 @@ def zeroed(x: Tensor, dropped: Tensor) -> Tensor:
 
 def zero_(x: Tensor, dropped: Tensor) -> Tensor:
     """Do the same in place, and return x."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.masked_fill_(dropped, 0)
     _bits(x).bitwise_and_(_kept(dropped).to(_bits(x).dtype))
     return x
@@ -69,13 +69,17 @@ class Dropout(nn.Module):
 
     def scale(self, device: torch.device) -> float:
         """Return the factor that kept entries are multiplied by."""
-        p = round(self.p * _LEVELS) / _LEVELS if device.type == "cpu" else self.p
-        return 1 / (1 - p)
+        return 1 / (1 - self._rounded(device))
+
+    def _rounded(self, device: torch.device) -> float:
+        return round(self.p * _LEVELS) / _LEVELS if device.type == "cpu" else self.p
 
     def draw(self, x: Tensor) -> Tensor:
         """Draw which entries are dropped, bool in x's shape, from the generator of x's device."""
-        if x.device.type != "cpu" or isinstance(x, FakeTensor):  # or without data, while tracing
-            return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(self.p)
+        # or while something traces: without data, or to compile torch's operations only
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(x, FakeTensor):
+            drawn = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+            return drawn.bernoulli_(self._rounded(x.device))
         seed = int(torch.empty((), dtype=torch.int64).random_())
         words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))  # 64 bits each
         bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
@@ -86,6 +90,8 @@ class Dropout(nn.Module):
         """Drop entries of a tensor of any shape; in evaluation return it as it is."""
         if not self.active:
             return x
+        if torch.compiler.is_compiling():
+            return x.masked_fill(self.draw(x), 0) * self.scale(x.device)
         y: Tensor = _Dropped.apply(x, self.draw(x), self.scale(x.device))  # type: ignore[no-untyped-call]
         return y
 

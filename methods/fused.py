@@ -128,7 +128,8 @@ class _AdaptedLinear(torch.autograd.Function):
         ]
         folded = [_folded(branch, inner) for branch in branches]
         hs = _down(x, folded, [branch.dropped for branch in branches])
-        ctx.set_materialize_grads(False)
+        if not torch.compiler.is_compiling():  # which cannot trace it, and finds zeros by itself
+            ctx.set_materialize_grads(False)
         ctx.scalings, ctx.shape, ctx.dtype = [b.scaling for b in branches], x.shape, x.dtype
         ctx.projections = [(project, len(tensors)) for project, tensors in kept]
         states = (

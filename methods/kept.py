@@ -42,9 +42,11 @@ def keep(x: Tensor) -> Kept:
     Args:
         x: (..., in).
     """
+    if torch.compiler.is_compiling():  # the compiler decides what is kept
+        return _of_itself, (x,)
     node = x.grad_fn
     # reading a kept tensor would call such a hook, which checkpointing allows once only
-    if node is None or has_saved_tensor_hooks() or torch.compiler.is_compiling():
+    if node is None or has_saved_tensor_hooks():
         return _of_itself, (x,)
     return _from_producer(node, x) or (_of_itself, (x,))
 
@@ -124,12 +126,16 @@ def _blockwise(make: Callable[..., Tensor], v: Tensor, *tensors: Tensor) -> Tens
 
 
 def in_blocks(width: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Split tensors (..., any) into matching blocks of rows; on a GPU one block holds all rows.
+    """Split tensors (..., any) into matching blocks of rows.
+
+    On a GPU, and where a compiler makes loops of its own, one block holds all rows.
 
     Args:
         width: of the widest.
     """
     flat = [_rows(t) for t in tensors]
+    if torch.compiler.is_compiling():
+        return [tuple(flat)]
     rows = max(_BLOCK // max(width, 1), 1) if flat[0].device.type == "cpu" else len(flat[0])
     return zip(*(torch.split(t, max(rows, 1)) for t in flat), strict=True)
 

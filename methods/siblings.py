@@ -39,7 +39,12 @@ class Siblings:
         self.__init__(layers)  # type: ignore[misc]
 
     def output(self, layer: LowRankLinear, x: Tensor) -> Tensor | None:
-        """Return a layer's output (..., out) of x (..., in); None: it must compute its own."""
+        """Return a layer's output (..., out) of x (..., in); None: it must compute its own.
+
+        While torch.compile traces, each does: a tensor has no version to compare then.
+        """
+        if torch.compiler.is_compiling():
+            return None
         if layer is self.layers[0]:
             self._compute(x)
         if self._read is None or self._read[0] is not x or self._read[1] != version(x):
@@ -51,7 +56,7 @@ class Siblings:
 
     def _compute(self, x: Tensor) -> None:
         self._read, self._outputs = None, {}
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._fit():
+        if not torch.is_grad_enabled() or not self._fit():
             return
         outputs = adapted_linear(x, [layer.branch(x) for layer in self.layers])
         self._read, self._outputs = (x, version(x)), dict(enumerate(outputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "TorchDispatchMode",
+    "compilations",
     "foreach_abs_",
     "foreach_copy_",
     "foreach_lerp_",
@@ -25,6 +27,7 @@ __all__ = [
     "saved",
     "storage_key",
     "tree_leaves",
+    "uncompile",
     "version",
 ]
 
@@ -59,6 +62,20 @@ def has_saved_tensor_hooks() -> bool:
 def storage_key(tensor: Tensor) -> int:
     """Return a number that tells a tensor's storage from all others that are alive."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def compilations(limit: int) -> AbstractContextManager[None]:
+    """Let torch.compile compile one piece of code so often; past that it runs it as it is."""
+    from torch._dynamo import config  # takes a second
+
+    limits = {"recompile_limit": limit, "accumulated_recompile_limit": limit}
+    patched: AbstractContextManager[None] = config.patch(limits)
+    return patched
+
+
+def uncompile(module: nn.Module) -> None:
+    """Undo `module.compile()`."""
+    module._compiled_call_impl = None
 
 
 def version(tensor: Tensor) -> int:

@@ -23,11 +23,13 @@ from sora_cli.recipe.start import StartBlock
 from sora_cli.recipe.types import (
     Attention,
     Block,
+    Compile,
     Count,
     Loss,
     Moment,
     Names,
     Optimizer,
+    Precision,
     Seed,
     SomeNames,
     Text,
@@ -199,17 +201,14 @@ class TrainingBlock(Block):
         description="at a loss or gradient that is NaN or infinite: stop the run and say where it "
         "arose, or skip: leave that step out and count it (10 in a row stop the run)",
     )
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
-        "fp32",
-        description="autocast precision; auto: bf16 where the device has instructions for it, "
-        "else fp32, settled as the run starts and kept when it is resumed",
-    )
+    precision: Precision = "fp32"
     gradient_checkpointing: bool = Field(
         False,
         description="keep only the inputs of the model's blocks, and compute the rest again "
         "in the backward pass: less memory, about a third more time, the same gradients",
     )
     loss: Loss = "logits"
+    compile: Compile = False
     deterministic: bool = Field(
         False,
         description="on a GPU, the same bits each time: deterministic algorithms only, which are "

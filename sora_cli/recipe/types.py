@@ -53,6 +53,15 @@ Attention = Annotated[
     Literal["sdpa", "eager", "flash_attention_2", "flex_attention"], BeforeValidator(_no_hub_code)
 ]
 """transformers' names of implementations of attention."""
+Compile = Annotated[
+    bool,
+    Field(
+        description="run the model's repeated blocks compiled by torch.compile in training steps: "
+        "for long runs on a GPU, since the compiler takes minutes first; needs a C++ compiler "
+        "(a GPU: triton)"
+    ),
+]
+"""The switch of `sora_cli/train/compiled.py`."""
 Loss = Annotated[
     Literal["logits", "chunked"],
     Field(
@@ -64,6 +73,14 @@ Loss = Annotated[
 """Names of the ways to compute the loss (`sora_cli/tasks/learned.py`)."""
 Optimizer = Literal["adamw", "adamw_unfused", "adamw_8bit", "paged_adamw_8bit"]
 """Names of the optimisers in `sora_cli/train/optimizers.py`."""
+Precision = Annotated[
+    Literal["fp32", "bf16", "fp16", "auto"],
+    Field(
+        description="autocast precision; auto: bf16 where the device has instructions for it, "
+        "else fp32, settled as the run starts and kept when it is resumed"
+    ),
+]
+"""Names of precisions, as `sora_cli/run/precision.py` settles them."""
 
 
 def _whole_from_one(value: float) -> float:

@@ -264,6 +264,7 @@ def short_lines(
     tokens = "" if time.tokens == time.rows else f", {count(time.tokens)} tokens"
     measured = f"{time.rows} row{'' if time.rows == 1 else 's'}{tokens}"
     about = f"of training alone; measured on {measured}"
+    about += ", not compiled" if block.compile else ""
     yield _line("time", f"about {duration(max(seconds, 1))}", about)
     yield _line("memory", size(memory.peak), "predicted")
 

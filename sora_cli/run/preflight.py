@@ -22,6 +22,7 @@ from sora_cli.recipe.families import check_columns, main_metric
 from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train.checkpoint.fork import describe_fork
+from sora_cli.train.compiled import check_compile
 from sora_cli.train.optimizers import check_optimizer
 
 
@@ -51,6 +52,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
             check_quantise(recipe.model)
             check_attention(recipe.model)
             check_optimizer(recipe)
+            check_compile(recipe)
     say_notes(code_notes(recipe))
 
 

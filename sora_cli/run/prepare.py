@@ -35,6 +35,7 @@ from sora_cli.run.trial import Trial, try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.learned import chunk_loss
+from sora_cli.train.compiled import check_compiler, repeated_blocks
 from sora_cli.train.machine import check_machine
 from sora_cli.train.optimizers import check_device
 
@@ -95,6 +96,7 @@ def prepare(recipe: Recipe, phase: Phase) -> Prepared:
 def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_machine(recipe.training)
     check_device(recipe)
+    check_compiler(recipe)
     with phase("load data"):
         transformers.set_seed(recipe.training.seed)  # before a new head is drawn
         task, rows = load_task(recipe)
@@ -105,6 +107,8 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         check_dropout(recipe.model, base.model.config)
         if block.gradient_checkpointing:
             check_checkpointing(base.model)
+        if block.compile:
+            repeated_blocks(base.model)
         if not torch.cuda.is_available():
             replace_dropouts(base.model)  # torch's own take longer than the layers around them
     with phase("tokenise"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
     Args:
         every: optimiser steps.
         only_count: remove nothing; follow what would have been removed, and whether it comes back.
+        after_removal: called where components were removed.
 
     Attributes:
         record: what was done, for the report.
@@ -35,6 +37,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         *,
         every: int,
         only_count: bool,
+        after_removal: Callable[[], None] = lambda: None,
     ) -> None:
         if trainer.args.world_size > 1:
             raise SoraError(
@@ -43,6 +46,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
             )
         self.trainer, self.method, self.layers = trainer, method, layers
         self.record = Compaction(every=every, only_count=only_count)
+        self.after_removal = after_removal
         self._spells = DeadSpells(layers)
         self._chosen = torch.zeros_like(self._spells.alive())  # only counted: would be gone
         self._returned = torch.zeros_like(self._chosen)  # and came back
@@ -64,6 +68,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
             with plain_moments(plain_optimizer(self.trainer)) as moments:
                 self.method.removed(remove_components(self.layers, gone, moments))
             self._spells.drop(gone)
+            self.after_removal()
         left = sum(layer.rank for layer in self.layers.values())
         removal = Removal(step=state.global_step, removed=int(gone.sum()), left=left)
         self.record.removals.append(removal)

@@ -20,6 +20,7 @@ from sora_cli.train.checkpoint.places import FOLDER
 from sora_cli.train.checkpoint.trainer_internals import mean_loss
 from sora_cli.train.checkpoint.writer import Checkpoints
 from sora_cli.train.compaction import Compactor
+from sora_cli.train.compiled import compiled, forget
 from sora_cli.train.loggers import logged
 from sora_cli.train.non_finite import guard_steps
 from sora_cli.train.progress import RunProgress
@@ -82,7 +83,8 @@ def fit(
         trainer.add_callback(checkpoints)
         trainer.checkpoints, trainer.resumed = checkpoints, resumed
         trainer.forked = hooks.forked = forked
-        with _progress(trainer, hooks), logged(trainer, hooks):
+        compiling = compiled(trainer, on=block.compile)
+        with _progress(trainer, hooks), logged(trainer, hooks), compiling:
             _run(trainer, method, layers, hooks)
     best = checkpoints.restore_best()
     return Fit(
@@ -130,7 +132,14 @@ def _add_compactor(
     if block.compact_every is None:
         return None
     only_count = block.compact_only_count
-    compactor = Compactor(trainer, method, layers, every=block.compact_every, only_count=only_count)
+    compactor = Compactor(
+        trainer,
+        method,
+        layers,
+        every=block.compact_every,
+        only_count=only_count,
+        after_removal=forget if block.compile else lambda: None,
+    )
     trainer.add_callback(compactor)
     return compactor
 

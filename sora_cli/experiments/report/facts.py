@@ -144,12 +144,12 @@ def _data(report: RunReport) -> Fact:
 
 
 def _cost(report: RunReport) -> list[Fact]:
-    training = report.seconds.get("train", 0.0)
+    training, block = report.seconds.get("train", 0.0), report.recipe.get("training", {})
     steps = "" if report.steps is None else f"{count(report.steps)} steps{_taken_by(report)}"
     last = "of the last process only: the run was resumed" if report.resumed else ""
-    chunked = report.recipe.get("training", {}).get("loss") == "chunked"
-    loss = "loss in chunks of logits" if chunked else ""
-    lines = [f"training {duration(training)}" if training else "", steps, loss, last]
+    loss = "loss in chunks of logits" if block.get("loss") == "chunked" else ""
+    blocks = "blocks compiled" if block.get("compile") else ""
+    lines = [f"training {duration(training)}" if training else "", steps, loss, blocks, last]
     facts = [Fact("time", duration(sum(report.seconds.values())), "; ".join(filter(None, lines)))]
     return facts + memory_fact(report)
 

@@ -290,12 +290,13 @@ def test_what_is_kept(tmp_path: Path) -> None:
     )
 
 
-def test_a_loss_in_chunks_is_told(tmp_path: Path) -> None:
-    for loss, told in (("logits", False), ("chunked", True)):
+def test_how_steps_were_computed_is_told(tmp_path: Path) -> None:
+    for loss, compiled in (("logits", False), ("chunked", True)):
         report = report_of(start=6, ranks=3, layers=2)
-        report.recipe["training"] = {"loss": loss}
+        report.recipe["training"] = {"loss": loss, "compile": compiled}
         facts = {fact.name: fact for fact in headline(Run.of(tmp_path, report))}
-        assert ("loss in chunks of logits" in facts["time"].about) is told
+        assert ("loss in chunks of logits" in facts["time"].about) is (loss == "chunked")
+        assert ("blocks compiled" in facts["time"].about) is compiled
 
 
 def test_pages_are_known_by_their_mark(full: Page, tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+"""`training.compile`: the model's repeated blocks run compiled by torch.compile while it trains.
+
+Each block is compiled in place, so that names of modules and parameters stay. Only the passes of
+training steps run compiled: evaluation, generation and the search for a number that is not finite
+run as without. The operation of adapted layers (`methods.fused`) is traced into each block's graph,
+layer by layer: siblings are not computed together there. Gates are tensors, so a gate that dies
+changes no graph. Where components are removed, shapes change, and blocks are compiled anew, once.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING, Any
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.processes import world_size
+from sora_cli.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Trainer
+
+KEY = "training.compile"
+BACKEND = "inductor"
+"""The backend of torch.compile."""
+_OFF = f"{KEY}=false"
+_PER_BLOCK = 8  # compilations that a block may take: with or without padding, few rows or many, ...
+
+
+def check_compile(recipe: Recipe) -> None:
+    """Check what can be known of compilation before anything heavy loads.
+
+    Raises:
+        SoraError: it does not go with another key, or there are several processes.
+    """
+    if not recipe.training.compile:
+        return
+    model, training = recipe.model, recipe.training
+    if model.quantise is not None:
+        raise _conflict(
+            f"model.quantise={model.quantise}",
+            "the compiler cannot look into products with packed weights",
+            "model.quantise=null",
+        )
+    if model.attention == "flex_attention":
+        raise _conflict(
+            "model.attention=flex_attention",
+            "that compiles itself, in evaluation too",
+            "model.attention=sdpa",
+        )
+    if training.gradient_checkpointing:
+        raise _conflict(
+            "training.gradient_checkpointing",
+            "the compiler decides itself what a block keeps",
+            "training.gradient_checkpointing=false",
+        )
+    if world_size() > 1:
+        raise SoraError(
+            f"{KEY} works on one process only: with several it was never tried",
+            where=f"there are {world_size()}",
+            hint=_OFF,
+            key=KEY,
+        )
+
+
+def _conflict(other: str, why: str, hint: str) -> SoraError:
+    return SoraError(f"{KEY} does not go with {other}: {why}", hint=f"{_OFF}, or {hint}", key=KEY)
+
+
+def check_compiler(recipe: Recipe) -> None:
+    """Check that this machine has what torch.compile calls; loads torch.
+
+    Raises:
+        SoraError: there is no C++ compiler, or no Triton for a GPU; or the system is Windows.
+    """
+    check_compile(recipe)
+    if not recipe.training.compile:
+        return
+    import torch
+
+    if sys.platform == "win32":
+        raise SoraError(f"{KEY} was never tried on Windows", hint=_OFF, key=KEY)
+    if torch.cuda.is_available():
+        if find_spec("triton") is None:
+            raise _missing("the package triton", f"pip install triton, or {_OFF}")
+        return
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if which(compiler) is None:
+        raise _missing(f"the C++ compiler {compiler}", f"install it, or name another: CXX; {_OFF}")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        raise _missing(f"Python's C headers: {header}", f"install python3-dev, or {_OFF}")
+
+
+def _missing(what: str, hint: str) -> SoraError:
+    return SoraError(f"{KEY} needs {what}, which is not there", hint=hint, key=KEY)
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the model's repeated blocks: the outermost lists of modules of one class.
+
+    A list of single layers (of heads, say) is none.
+
+    Raises:
+        SoraError: the model has none.
+    """
+    found = list(_blocks_in(model))
+    if not found:
+        raise SoraError(
+            f"{KEY} compiles repeated blocks, and {type(model).__name__} has none",
+            hint=_OFF,
+            key=KEY,
+        )
+    return found
+
+
+def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
+    from torch import nn
+
+    for child in module.children():
+        blocks = list(child) if isinstance(child, nn.ModuleList) else []
+        same = len(blocks) > 1 and len({type(block) for block in blocks}) == 1
+        if same and all(any(block.children()) for block in blocks):
+            yield from blocks
+        else:
+            yield from _blocks_in(child)
+
+
+@contextmanager
+def compiled(trainer: Trainer, *, on: bool) -> Iterator[None]:
+    """Let a trainer's steps run with compiled blocks; the model is afterwards as it was.
+
+    Raises:
+        SoraError: the model has no repeated blocks.
+    """
+    if not on:
+        yield
+        return
+    import torch
+
+    from methods.torch_internals import compilations, uncompile
+
+    blocks = repeated_blocks(trainer.model)
+    step = trainer.training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        with torch.compiler.set_stance("default"):
+            return step(*args, **kwargs)
+
+    trainer.training_step = training_step
+    try:
+        with compilations(_PER_BLOCK * len(blocks)), torch.compiler.set_stance("force_eager"):
+            for block in blocks:
+                block.compile(backend=BACKEND, dynamic=True)
+            yield
+    finally:
+        trainer.training_step = step
+        for block in blocks:
+            uncompile(block)
+        forget()
+
+
+def forget() -> None:
+    """Drop all compiled code: what runs next is compiled anew, and counts from zero.
+
+    The compiler leaves cycles of references to the inputs that it traced with. Their graph for the
+    backward pass would keep the shapes that parameters had then, so they are collected here.
+    """
+    import torch
+
+    torch.compiler.reset()
+    gc.collect()

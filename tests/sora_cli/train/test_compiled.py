@@ -1,0 +1,307 @@
+"""`training.compile`: compiled blocks against plain ones, traced in one piece, and refused."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import sysconfig
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from shutil import which
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.nn.functional import cosine_similarity
+
+from methods.base import Layers
+from methods.baselines import Baseline, choose
+from methods.compaction import DeadSpells, remove_components
+from methods.inject import adapted_layers, inject
+from methods.registry import builtin_names, create
+from methods.siblings import same_inputs, share_inputs
+from sora_cli.adapter.directory import read_adapter
+from sora_cli.app import run
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.load import load_recipe
+from sora_cli.report import RunReport
+from sora_cli.run.preflight import check_recipe
+from sora_cli.train import compiled as compilation
+from sora_cli.train.compiled import check_compiler, compiled, forget, repeated_blocks
+from tests.helpers_models import model_inputs, tiny_bert, tiny_llama, tiny_t5
+from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
+from tests.methods.support import generator
+
+KEY = "training.compile"
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace forward and backward passes into graphs, and run these without a compiler behind."""
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    counters.clear()
+
+
+class Block(nn.Module):
+    """Two layers of one input, whose product is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.norm(x)
+        y: Tensor = x + self.left(u) * self.right(u)
+        return y
+
+
+class Net(nn.Module):
+    """A layer, three blocks and a head, of a batch of vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.head = nn.Linear(8, 8), nn.Linear(8, 1)
+            self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return [self.head(x)]
+
+
+def net_inputs(_model: Any = None) -> dict[str, Tensor]:
+    return {"x": torch.randn(9, 8, generator=generator(2))}
+
+
+def adapted(make: Callable[..., Any], name: str, **options: Any) -> Any:
+    """A model in training, with an update in every layer that is not zero."""
+    model, method = make().train(), create(name, **options)
+    inputs = net_inputs if make is Net else model_inputs
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if isinstance(method, Baseline):
+        head = [name for name in ("classifier", "score") if name in dict(model.named_children())]
+        choose(model, method, head=head, train_head=True)
+        return model
+    layers = inject(model, method, exclude=["head"], generator=generator())
+    for layer in layers.values():
+        for _, p in layer.named_factors():
+            nn.init.normal_(p, std=0.1, generator=generator(1))
+    with torch.no_grad(), same_inputs(model, layers) as siblings:
+        model(**inputs(model))
+    share_inputs(layers, siblings)
+    return model
+
+
+class Stub(SimpleNamespace):
+    """What `compiled` needs of a trainer: a model, and a step that gives loss and gradients."""
+
+    def __init__(self, model: Any, precision: str = "fp32") -> None:
+        super().__init__(model=model, precision=precision, training_step=self.step)
+
+    def step(self, rows: int = 4) -> dict[str, Tensor]:
+        self.model.zero_grad()
+        make = net_inputs if isinstance(self.model, Net) else model_inputs
+        batch: dict[str, Any] = {n: t[:rows] for n, t in make(self.model).items()}
+        if not isinstance(self.model, Net) and self.model.config.model_type == "llama":
+            batch["use_cache"] = False  # as tasks that train decoders have it
+        with torch.autocast("cpu", enabled=self.precision == "bf16"):
+            loss = self.model(**batch)[0].float().square().mean()
+        loss.backward()
+        found = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        return {"": loss.detach(), **found}
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Loss and gradient: all together, since a key's bias has none but for rounding."""
+    assert found.keys() == expected.keys()
+    a, b = (torch.cat([t[n].flatten() for n in expected if n]) for t in (found, expected))
+    assert cosine_similarity(a.double(), b.double(), dim=0) > 0.9999
+    assert float(a.norm()) == pytest.approx(float(b.norm()), rel=1e-3)
+    assert float(found[""]) == pytest.approx(float(expected[""]), rel=1e-4)
+
+
+def test_what_is_compiled_and_when() -> None:
+    model = adapted(Net, "sora", r_max=4)
+    layers, names = adapted_layers(model), list(model.state_dict())
+    stub = Stub(model)
+    with compiled(stub, on=True):  # type: ignore[arg-type]
+        assert list(model.state_dict()) == names
+        stub.step()
+        assert graphs() == 0  # no step of training
+        assert_same(stub.training_step(), Stub(copy.deepcopy(model)).step())
+        assert graphs() == 1  # of all blocks
+        kill(layers)
+        assert_same(stub.training_step(rows=5), Stub(copy.deepcopy(model)).step(rows=5))
+        assert graphs() == 1
+        model.zero_grad()
+        remove_components(layers, ~DeadSpells(layers).alive(), {})
+        forget()
+        assert_same(stub.training_step(), Stub(copy.deepcopy(model)).step())
+        stub.training_step(rows=5)
+        assert graphs() == 2
+    assert not counters["graph_break"]
+    stub.training_step()
+    assert graphs() == 2  # after the run nothing is compiled
+
+
+def kill(layers: Layers) -> None:
+    with torch.no_grad():
+        for layer in layers.values():
+            assert layer.d is not None
+            layer.d[1] = 0
+
+
+@pytest.mark.long
+def test_dropout_of_adapters_is_traced() -> None:
+    stub = Stub(adapted(Net, "lora", dropout=0.5))
+    with compiled(stub, on=True):  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        one = stub.training_step()
+        torch.manual_seed(0)
+        assert_same(stub.training_step(), one)
+        assert not torch.equal(stub.training_step()[""], one[""])
+    assert not counters["graph_break"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "fp32") for name in builtin_names()), ("sora", "bf16")]
+)
+@pytest.mark.parametrize("make", [tiny_bert, tiny_llama], ids=lambda make: make.__name__)
+def test_each_method_gets_the_same_gradients_from_whole_graphs(
+    make: Callable[..., Any], name: str, precision: str
+) -> None:
+    if name == "bitfit" and make is tiny_llama:
+        pytest.skip("it has no biases")
+    model = adapted(partial(make, num_labels=3), name)
+    expected, stub = Stub(copy.deepcopy(model), precision).step(), Stub(model, precision)
+    with compiled(stub, on=True):  # type: ignore[arg-type]
+        assert_same(stub.training_step(), expected)
+    assert graphs() > 0
+    assert not counters["graph_break"]
+
+
+def test_a_run_with_a_compaction_ends_as_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+
+    def last_part(model: Any) -> list[nn.Module]:  # soon compiled
+        return [model.bert.encoder.layer[1].output]
+
+    forgotten: list[None] = []
+    monkeypatch.setattr(compilation, "repeated_blocks", last_part)
+    monkeypatch.setattr("sora_cli.train.fit.forget", lambda: forgotten.append(forget()))
+    model = tiny_bert(num_labels=2)
+    method = {"threshold": 0.08, "gate_lr": 1e-4}  # gates die and stay dead
+    training = {"max_steps": 4, "compact_every": 3, "evaluate": 2, "model_dropout": 0.0}
+    recipe = write_recipe(tmp_path, model, method=method, training=training)
+    plain = train(recipe, f"output.dir={tmp_path}/plain")
+    report = train(recipe, f"output.dir={tmp_path}/on", f"{KEY}=true")
+    assert graphs() > 0
+    assert report.compaction is not None
+    assert len(forgotten) == len(report.compaction.removals) > 0
+    assert_same_run(tmp_path / "on", report, tmp_path / "plain", plain)
+
+
+def assert_same_run(one: Path, report: RunReport, other: Path, plain: RunReport) -> None:
+    assert losses(report) == pytest.approx(losses(plain), rel=1e-4)
+    found, expected = (read_adapter(folder / "adapter").layers for folder in (one, other))
+    assert found.keys() == expected.keys()
+    for path, factors in found.items():
+        a, b = (f.B @ f.A for f in (factors, expected[path]))
+        assert cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9999
+
+
+def losses(report: RunReport) -> list[float]:
+    return [entry[key] for entry in report.history for key in ("loss", "eval_loss") if key in entry]
+
+
+@pytest.mark.long
+def test_a_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = {"max_steps": 6, "checkpoint": 2, "evaluate": 2, "compile": True}
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training=training)
+    assert resumes_as_if_whole(recipe, tmp_path, monkeypatch).recipe["training"]["compile"]
+    assert graphs() > 0
+
+
+def test_which_blocks_there_are() -> None:
+    assert [type(block).__name__ for block in repeated_blocks(tiny_t5())] == ["T5Block"] * 4
+    heads = nn.Module()
+    heads.heads = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    with pytest.raises(SoraError, match="repeated blocks, and Module has none"):
+        repeated_blocks(heads)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.quantise=4bit"], "model.quantise=4bit"),
+        (["training.gradient_checkpointing=true"], "training.gradient_checkpointing"),
+        (["model.attention=flex_attention"], "model.attention=flex_attention"),
+    ],
+)
+def test_what_it_does_not_go_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"compile": True})
+    assert run(["train", str(recipe), *words]) == 2
+    error = capsys.readouterr().err
+    assert f"{KEY} does not go with {said}" in error
+    assert f"{KEY}=false" in error
+
+
+def test_the_dry_run_says_what_it_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"compile": True})
+    assert run(["train", str(recipe), "--dry-run"]) == 0
+    assert ", not compiled" in capsys.readouterr().out
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"compile": True})
+    with pytest.raises(SoraError, match="one process only"):
+        check_recipe(load_recipe(recipe, []).recipe)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs another compiler")
+def test_what_the_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"{KEY}=true"]
+    recipe = load_recipe(write_recipe(tmp_path, tiny_bert(num_labels=2)), words).recipe
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "platform", "win32")
+        with pytest.raises(SoraError, match="never tried on Windows"):
+            check_compiler(recipe)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SoraError, match=r"the C\+\+ compiler no-such-compiler"):
+        check_compiler(recipe)
+    monkeypatch.setenv("CXX", "true")  # a program that is there
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(SoraError, match=r"C headers: .*Python\.h"):
+        check_compiler(recipe)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(which("g++") is None, reason="no C++ compiler")
+def test_the_real_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "inductor")
+    model = adapted(tiny_bert, "sora")
+    expected, stub = Stub(copy.deepcopy(model)).step(), Stub(model)
+    with compiled(stub, on=True):  # type: ignore[arg-type]
+        assert_same(stub.training_step(), expected)
