@@ -197,7 +197,7 @@ def name_sizes(
     """
     able = _distinct(screened, full, serve)
     if tested:
-        able = _testable(screened, able)
+        able = _testable(screened, able, max_drop)
     sizes = [screened[number] for number in able]
     likes = _last([expected_drop(size) for size in sizes], max_drop)
     safe = _last([expected_drop(size) + (size.certifiable or 0) for size in sizes], max_drop)
@@ -217,12 +217,17 @@ def expected_drop(size: Screened) -> float:
     return size.screening.drop if size.expected is None else size.expected
 
 
-def _testable(screened: Sequence[Screened], able: list[int]) -> list[int]:
-    """Return the sizes that differ on enough rows to have a bound; if none does, on most."""
+def _testable(screened: Sequence[Screened], able: list[int], max_drop: float) -> list[int]:
+    """Return the sizes that differ on enough rows to have a bound; if none does, on most.
+
+    If none of them is within the tolerated loss, all are returned: nothing will be certified, and
+    a size that hardly differs is better than a bad one.
+    """
     differing = {n: screened[n].differing for n in able}
     known = [rows for rows in differing.values() if rows is not None]
     least = min(_TESTABLE, max(known, default=0.0))
-    return [n for n, rows in differing.items() if rows is None or rows >= least]
+    found = [n for n, rows in differing.items() if rows is None or rows >= least]
+    return found if any(expected_drop(screened[n]) <= max_drop for n in found) else able
 
 
 def _last(drops: Sequence[float], max_drop: float) -> int:

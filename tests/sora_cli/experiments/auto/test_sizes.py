@@ -97,6 +97,9 @@ def test_sizes_that_hardly_differ_have_no_bound_and_are_not_named() -> None:
     sizes[3].screening.drop = 0.1
     assert name_sizes(sizes, full(), 0.01, 2, None) == [2, 4]
     assert name_sizes(sizes[:2], full(), 0.01, 2, None) == [1]  # none will do: the likeliest
+    for size in sizes[2:]:
+        size.screening.drop = 0.1
+    assert name_sizes(sizes, full(), 0.01, 1, None) == [1]  # no bound there, but a good size
 
 
 def test_few_rows_of_classes_are_not_believed_too_much() -> None:
