@@ -182,8 +182,7 @@ def name_sizes(
     Where the bound is approximate another size two rungs above the safe one comes first, if the
     ladder has one, and bold ones stand below the safe one: in short runs on STS-B (the replay of
     docs/results/auto.md) few passed that were named by the drop alone. Sizes that too few test rows
-    can be expected to tell from the full rank have no bound there, and the tests end at them, so
-    they are not named.
+    can be expected to tell from the full rank have no bound there, and are not named.
 
     Where the adapter is served, sizes that cost the same there are one size: the one with the most
     parameters is the one to train, and one that costs what the full rank does saves nothing.
