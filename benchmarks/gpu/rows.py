@@ -39,6 +39,7 @@ ROWS = (
     Row("4-bit base, checkpointing", (_QUANTISED, _CHECKPOINTING)),
     Row("4-bit base", (_QUANTISED,), (_SMALL, _MIDDLE)),
     Row("SoRA", ("method.name=sora", "method.r_max=16", "method.threshold=1e-5")),
+    Row("compiled blocks", ("training.compile=true",)),
     Row("bf16 autocast of an fp32 model", ("model.dtype=float32",), (_SMALL, _MIDDLE)),
     Row("short rows, padded", (), (_SMALL, _MIDDLE), short=True),
     Row("short rows, packed", (_PACKED,), (_SMALL, _MIDDLE), short=True),

@@ -30,6 +30,7 @@ from sora_cli.run.memory_trace import StorageTracker
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.learned import LEARNED
 from sora_cli.train.callback import attach
+from sora_cli.train.compiled import compiled_blocks
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
 
 FLOOR, PEFT, OURS = "floor", "PEFT LoRA", "ours"
@@ -85,6 +86,8 @@ def sides_of(recipe: Recipe, ready: Prepared, device: str) -> Iterator[dict[str,
         }
         for inner in (floor, peft, model):
             stack.enter_context(checkpointed(inner.train(), on=checkpointing))
+        if recipe.training.compile:
+            stack.enter_context(compiled_blocks(model))
         yield made
         made.clear()
 

@@ -146,9 +146,6 @@ def compiled(trainer: Trainer, *, on: bool) -> Iterator[None]:
         return
     import torch
 
-    from methods.torch_internals import compilations, uncompile
-
-    blocks = repeated_blocks(trainer.model)
     step = trainer.training_step
 
     def training_step(*args: Any, **kwargs: Any) -> Any:
@@ -157,12 +154,28 @@ def compiled(trainer: Trainer, *, on: bool) -> Iterator[None]:
 
     trainer.training_step = training_step
     try:
-        with compilations(_PER_BLOCK * len(blocks)), torch.compiler.set_stance("force_eager"):
+        with compiled_blocks(trainer.model), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        trainer.training_step = step
+
+
+@contextmanager
+def compiled_blocks(model: nn.Module) -> Iterator[None]:
+    """Let a model's repeated blocks run compiled; the model is afterwards as it was.
+
+    Raises:
+        SoraError: the model has none.
+    """
+    from methods.torch_internals import compilations, uncompile
+
+    blocks = repeated_blocks(model)
+    try:
+        with compilations(_PER_BLOCK * len(blocks)):
             for block in blocks:
                 block.compile(backend=BACKEND, dynamic=True)
             yield
     finally:
-        trainer.training_step = step
         for block in blocks:
             uncompile(block)
         forget()
