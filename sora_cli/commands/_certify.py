@@ -115,7 +115,11 @@ def _carried(search: Search[Any]) -> list[str]:
     bounds = [p.bound for p in search.points if p.bound is not None]
     if not bounds:
         return []
-    first = next((bound for bound in bounds if bound.refused is None), bounds[0])
+    usual = (bound for bound in bounds if bound.refused is None and bound.least is None)
+    first = next(usual, bounds[0])
+    if first.least is not None:
+        few = f"only {first.differing:,} differ between the whole and the largest size"
+        return [f"the {first.rows:,} rows can certify a drop of {first.least:.4f} at best: {few}"]
     if search.carried is None:
         return [f"the {first.rows:,} rows certify nothing here: {first.reason}"]
     differ = (
@@ -147,6 +151,6 @@ def _model_row(point: Point) -> list[str]:
 def _mark(point: Point) -> str:
     if point.bound is None:
         return "not tested"
-    if point.bound.passed_over:
+    if point.passed_over:
         return "passed over"
     return "certified" if point.passed else "not certified"

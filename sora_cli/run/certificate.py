@@ -71,8 +71,8 @@ class SizeTest(Measured):
     refused: str | None = Field(None, description="why there is no bound; null: there is one")
     passed_over: bool = Field(
         False,
-        description="whether there is none because too few rows differ from the full rank, which "
-        "is no failure and ends no testing",
+        description="whether so few rows differ from the full rank that no such adapter could "
+        "pass, which is no failure and ends no testing",
     )
 
     @property
@@ -107,7 +107,7 @@ class Screened(Size):
     named: bool = Field(description="whether it was named as a candidate")
     expected: float | None = Field(
         None,
-        description="where rows are right or wrong: the drop that is expected of it, unhealed: "
+        description="of accuracy, F1 and the like: the drop that is expected of it, unhealed: "
         "that on the screening rows, averaged with what is expected of its size beforehand, which "
         "counts as much as 20 rows",
     )
@@ -119,7 +119,7 @@ class Screened(Size):
     differing: float | None = Field(
         None,
         description="where the bound is approximate: on how many test rows it can be expected to "
-        "differ from the full rank; sizes that differ on fewer than 20 have no bound",
+        "differ from the full rank; sizes that differ on fewer than 20 have a coarse bound",
     )
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Parts (rows, k) and weights (sets, rows) -> the metric with each set of weights, (sets,)."""
-_OF_CLASSES = ("f1", "matthews_correlation")
 _ROUNDING = 1e-12  # of a sum of squares
 _LARGEST = 700.0  # nats a token: e to a larger power is no float
 
@@ -47,11 +46,6 @@ class RowScores:
     def is_right_or_wrong(self) -> bool:
         """True if each row is 0 or 1 by the metric's definition, and the metric is their mean."""
         return self.formula == "right"
-
-    @property
-    def is_of_classes(self) -> bool:
-        """True if the parts of each row are the class given and the class wanted."""
-        return self.formula in _OF_CLASSES
 
     @property
     def value(self) -> float:

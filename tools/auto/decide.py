@@ -148,7 +148,7 @@ class Pool:
                 drop=bound.drop,
                 upper=upper,
                 kept=kept,
-                passed_over=bound.passed_over,
+                passed_over=bound.passes_over(promise),
             )
         size = self._healed[number].model_dump()
         return Candidate(

@@ -196,7 +196,7 @@ class Search:
             kept=found.keeps(self.plan.max_drop),
             differing=found.differing,
             refused=found.reason,
-            passed_over=found.passed_over,
+            passed_over=found.passes_over(self.plan.max_drop),
         )
 
     def _size(self, ranks: dict[str, int]) -> Size:

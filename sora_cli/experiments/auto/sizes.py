@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scipy.stats import binom
+
 from methods.budgets import within_parameters
 from sora_cli.experiments.auto.budget import LADDER
 from sora_cli.recipe.auto import Serve
@@ -17,7 +19,8 @@ from sora_cli.run.certify.bca import (
     differing_rows,
     influences,
 )
-from sora_cli.run.certify.carry import DIFFERING, certifiable_drop, certifiable_from
+from sora_cli.run.certify.carry import DIFFERING, POWER, certifiable_drop, certifiable_from
+from sora_cli.run.certify.few import few_rows_bound, has_worst
 
 if TYPE_CHECKING:
     from methods.budgets import Values
@@ -93,13 +96,17 @@ def measured(
         found.expected, differing = _expected(rung.share, drop, seen, len(whole))
         found.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
         return found
-    found.differing = test_rows * seen
     found.certifiable = _certifiable(whole, small, test_rows, confidence)
-    if whole.is_of_classes and found.certifiable is not None:
-        worth = float(influences(whole, small).std()) / math.sqrt(seen)
+    differing = seen
+    if has_worst(whole):
+        worth = float(influences(whole, small).std()) / math.sqrt(seen) if seen else 0.0
         found.expected, differing = _expected(rung.share, drop, seen, len(whole), worth)
+    if test_rows * differing < _TESTABLE or not seen:
+        most = int(binom.ppf(POWER, test_rows, differing))
+        found.certifiable = few_rows_bound(whole, most, confidence, rows=test_rows)
+    elif found.certifiable is not None:
         found.certifiable *= math.sqrt(differing / seen)
-        found.differing = test_rows * differing
+    found.differing = test_rows * differing
     return found
 
 
@@ -217,16 +224,19 @@ def expected_drop(size: Screened) -> float:
 
 
 def _testable(screened: Sequence[Screened], able: list[int], max_drop: float) -> list[int]:
-    """Return the sizes that differ on enough rows to have a bound; if none does, on most.
+    """Return the sizes that test rows could certify: they differ on many, or the bound is small.
 
-    If none of them is within the tolerated loss, all are returned: nothing will be certified, and
-    a size that hardly differs is better than a bad one.
+    If none of them is within the tolerated loss, all are returned: a size that hardly differs is
+    better than a bad one, and may differ on fewer rows than expected.
     """
-    differing = {n: screened[n].differing for n in able}
-    known = [rows for rows in differing.values() if rows is not None]
-    least = min(_TESTABLE, max(known, default=0.0))
-    found = [n for n, rows in differing.items() if rows is None or rows >= least]
+    found = [n for n in able if _is_testable(screened[n], max_drop)]
     return found if any(expected_drop(screened[n]) <= max_drop for n in found) else able
+
+
+def _is_testable(size: Screened, max_drop: float) -> bool:
+    if size.differing is None or size.differing >= _TESTABLE:
+        return True
+    return size.certifiable is not None and size.certifiable <= max_drop
 
 
 def _last(drops: Sequence[float], max_drop: float) -> int:

@@ -16,6 +16,7 @@ from sora_cli.run.certify.bca import (
     differing_rows,
     drops,
 )
+from sora_cli.run.certify.few import few_rows_bound
 from sora_cli.run.certify.paired import exact_bound
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Bound:
         differing: those on which the models' scores differ.
         refused: why there is no bound, or None.
         reason: the same in words.
+        least: the smallest bound that any model could have that differs on few rows; None: the
+            models differ on more, or there is none.
     """
 
     drop: float
@@ -43,11 +46,16 @@ class Bound:
     differing: int
     refused: Refusal | None = None
     reason: str | None = None
+    least: float | None = None
 
-    @property
-    def passed_over(self) -> bool:
-        """True if too few rows differ for a bound: that is no failure, and ends no testing."""
-        return self.refused == "few rows differ"
+    def passes_over(self, promise: float) -> bool:
+        """Tell whether few rows differ, and no model that differs on few could pass.
+
+        That is no failure, and ends no testing: it does not depend on what the rows that differ
+        have lost.
+        """
+        hopeless = self.least is not None and self.least > promise
+        return hopeless or self.refused == "few rows differ"
 
     def keeps(self, promise: float) -> bool:
         """Tell whether the drop is shown to be at most the promise."""
@@ -82,5 +90,10 @@ def drop_bound(
     try:
         upper = bca_bound(full, small, confidence, seed=seed, resamples=resamples)
     except BootstrapRefusedError as error:
-        return Bound(here, None, "approximate", rows, differing, error.reason, str(error))
+        few = error.reason == "few rows differ"
+        worst = few_rows_bound(full, differing, confidence) if few else None
+        if worst is None:
+            return Bound(here, None, "approximate", rows, differing, error.reason, str(error))
+        least = few_rows_bound(full, 0, confidence)
+        return Bound(here, worst, "approximate", rows, differing, least=least)
     return Bound(here, upper, "approximate", rows, differing)

@@ -45,6 +45,7 @@ class Point:
         drop: the loss against the whole, in the metric's own unit; negative: better.
         bound: its test; None: it is the whole, or was scored after the testing had ended.
         passed: whether the bound is within the promise; without a bound: whether the drop is.
+        passed_over: whether so few rows differ that it could not be.
     """
 
     components: int
@@ -53,6 +54,7 @@ class Point:
     drop: float
     bound: Bound | None
     passed: bool
+    passed_over: bool
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def _point(
     value = one.scores.value
     drop = (whole.scores.value - value) * (1 if one.scores.greater_is_better else -1)
     passed = drop <= promise if bound is None else bound.keeps(promise)
-    return Point(one.components, one.parameters, value, drop, bound, passed)
+    over = bound is not None and bound.passes_over(promise)
+    return Point(one.components, one.parameters, value, drop, bound, passed, over)
 
 
 def _looks_good(points: Sequence[Point], promise: float) -> int:
@@ -166,7 +169,7 @@ def _carried(
     made: Sequence[Candidate[Key]], bounds: Sequence[Bound | None], confidence: float
 ) -> float | None:
     for size, bound in zip(made, bounds, strict=True):
-        if bound is not None and bound.refused is None:
+        if bound is not None and bound.refused is None and bound.least is None:
             full = made[0].scores
             return certifiable_from(full, size.scores, len(full), confidence=confidence)
     return None

@@ -4,8 +4,8 @@ The order is fixed before a test row is scored, and the first failure ends it. A
 the promise can be certified only if every larger one was, and the first in the order that breaks
 it had to pass its own test, which happens with at most 1 - confidence: no correction for the number
 of sizes is needed. Source: Maurer, Hothorn and Lehmacher 1995; Wiens 2003, Pharmaceutical
-Statistics 2, 211-215. A size that differs from the whole on too few rows for an approximate bound
-is passed over. Which sizes these are follows from how many rows differ, and not from what they
+Statistics 2, 211-215. A size that differs from the whole on few rows is passed over where no such
+size could pass. Which sizes these are follows from how many rows differ, and not from what they
 lose: the first size that breaks the promise and is not passed over must still pass its own test.
 """
 
@@ -34,16 +34,18 @@ class Trial(Generic[Size]):
         size: what the caller calls it.
         bound: its drop against the whole.
         passed: whether the bound is within the promise.
+        passed_over: whether so few rows differ that it could not be.
     """
 
     size: Size
     bound: Bound
     passed: bool
+    passed_over: bool
 
     @property
     def failed(self) -> bool:
         """True if it ends the testing."""
-        return not self.passed and not self.bound.passed_over
+        return not self.passed and not self.passed_over
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def in_fixed_order(
     tested: list[Trial[Size]] = []
     for size in sizes:
         bound = drop_bound(full, scores(size), confidence, seed=seed)
-        tested.append(Trial(size, bound, bound.keeps(promise)))
+        tested.append(Trial(size, bound, bound.keeps(promise), bound.passes_over(promise)))
         if tested[-1].failed:
             break
     return Outcome(tuple(tested), promise, confidence)

@@ -13,6 +13,7 @@ from sora_cli.experiments.auto.carrying import carried
 from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs, saving, size_of
 from sora_cli.run.certificate import Screened, Size
 from sora_cli.run.certify.carry import certifiable_drop
+from sora_cli.run.certify.few import few_rows_bound
 from sora_cli.tasks.row_scores import row_scores
 from tests.sora_cli.experiments.auto.support import full, screened
 
@@ -85,7 +86,7 @@ def test_screening_says_what_test_rows_can_certify_where_nothing_else_does() -> 
     found = measured(rung, size, whole, small, **test)  # type: ignore[arg-type]
     assert found.certifiable == pytest.approx(2.486 * 0.1 / 10, rel=0.1)
     assert found.screening.drop == pytest.approx(whole.value - small.value)
-    assert found.expected is None
+    assert found.expected == pytest.approx(found.screening.drop * 20 / 21, abs=2e-4)
 
 
 def test_sizes_that_hardly_differ_have_no_bound_and_are_not_named() -> None:
@@ -96,10 +97,12 @@ def test_sizes_that_hardly_differ_have_no_bound_and_are_not_named() -> None:
     assert name_sizes(sizes, full(), 0.01, 3, None) == [2, 4]  # the ladder ends there
     sizes[3].screening.drop = 0.1
     assert name_sizes(sizes, full(), 0.01, 2, None) == [2, 4]
-    assert name_sizes(sizes[:2], full(), 0.01, 2, None) == [1]  # none will do: the likeliest
+    assert name_sizes(sizes[:2], full(), 0.01, 2, None) == [0, 1]  # they may differ on fewer
     for size in sizes[2:]:
         size.screening.drop = 0.1
-    assert name_sizes(sizes, full(), 0.01, 1, None) == [1]  # no bound there, but a good size
+    assert name_sizes(sizes, full(), 0.01, 1, None) == [1]  # good, whatever can be shown of it
+    sizes[0].certifiable, sizes[1].certifiable = 0.005, 0.02
+    assert name_sizes(sizes, full(), 0.01, 1, None) == [0]
 
 
 def test_few_rows_of_classes_are_not_believed_too_much() -> None:
@@ -117,8 +120,10 @@ def test_few_rows_of_classes_are_not_believed_too_much() -> None:
         return measured(rung, size, whole, small, **test)  # type: ignore[arg-type]
 
     nothing, some = seen([]), seen([0, 1])
-    assert (nothing.differing, nothing.certifiable, nothing.expected) == (0, None, None)
     # beforehand a quarter of the rows differs, which counts as much as 20 of the 60 rows do
+    assert nothing.differing == pytest.approx(320 * 0.25 / 3, abs=0.2)
+    assert nothing.certifiable == few_rows_bound(whole, 31, 0.95, rows=320)  # 4 times in 5
+    assert nothing.expected == 0
     assert some.differing == pytest.approx(320 * (0.25 / 3 + 0.05 * 2 / 3), abs=0.2)
     assert some.expected is not None
     # a row is worth about twice what it is to accuracy: 0.25 / 2 of them lost
