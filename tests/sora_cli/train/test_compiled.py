@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from shutil import which
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -40,10 +42,16 @@ KEY = "training.compile"
 
 
 @pytest.fixture(autouse=True)
-def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trace forward and backward passes into graphs, and run these without a compiler behind."""
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Trace forward and backward passes into graphs, and run these without a compiler behind.
+
+    Inductor, where a test takes it, leaves variables in the environment that processes of
+    `tests.warm` would be told apart by.
+    """
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     counters.clear()
+    with mock.patch.dict(os.environ):
+        yield
 
 
 class Block(nn.Module):
