@@ -115,8 +115,7 @@ def _carried(search: Search[Any]) -> list[str]:
     bounds = [p.bound for p in search.points if p.bound is not None]
     if not bounds:
         return []
-    usual = (bound for bound in bounds if bound.refused is None and bound.least is None)
-    first = next(usual, bounds[0])
+    first = next((bound for bound in bounds if bound.is_of_many), bounds[0])
     if first.least is not None:
         few = f"only {first.differing:,} differ between the whole and the largest size"
         return [f"the {first.rows:,} rows can certify a drop of {first.least:.4f} at best: {few}"]

@@ -13,12 +13,7 @@ from methods.budgets import within_parameters
 from sora_cli.experiments.auto.budget import LADDER
 from sora_cli.recipe.auto import Serve
 from sora_cli.run.certificate import Measured, Screened, Size
-from sora_cli.run.certify.bca import (
-    FEWEST_DIFFERING,
-    BootstrapRefusedError,
-    differing_rows,
-    influences,
-)
+from sora_cli.run.certify.bca import FEWEST_DIFFERING, differing_rows, influences
 from sora_cli.run.certify.carry import DIFFERING, POWER, certifiable_drop, certifiable_from
 from sora_cli.run.certify.few import few_rows_bound, has_worst
 
@@ -137,10 +132,7 @@ def _expected(
 
 def _certifiable(whole: RowScores, small: RowScores, rows: int, confidence: float) -> float | None:
     """Return the loss that rows can be expected to certify; None: screening does not say."""
-    try:
-        found = certifiable_from(whole, small, rows, confidence=confidence)
-    except BootstrapRefusedError:
-        return None
+    found = certifiable_from(whole, small, rows, confidence=confidence)
     return found if math.isfinite(found) and found > 0 else None
 
 

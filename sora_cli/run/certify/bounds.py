@@ -48,6 +48,11 @@ class Bound:
     reason: str | None = None
     least: float | None = None
 
+    @property
+    def is_of_many(self) -> bool:
+        """True if there is a bound, and enough rows differ for the usual one."""
+        return self.refused is None and self.least is None
+
     def passes_over(self, promise: float) -> bool:
         """Tell whether few rows differ, and no model that differs on few could pass.
 

@@ -169,7 +169,7 @@ def _carried(
     made: Sequence[Candidate[Key]], bounds: Sequence[Bound | None], confidence: float
 ) -> float | None:
     for size, bound in zip(made, bounds, strict=True):
-        if bound is not None and bound.refused is None and bound.least is None:
+        if bound is not None and bound.is_of_many:
             full = made[0].scores
             return certifiable_from(full, size.scores, len(full), confidence=confidence)
     return None
