@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import beta
 
+from sora_cli.recipe.families import is_share
+
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
 
@@ -89,14 +91,14 @@ def _harm(scores: RowScores, whole: np.ndarray, kinds: int) -> np.ndarray:
 def _lost(full: RowScores) -> Iterator[np.ndarray]:
     """Yield the parts that all rows would have if they were lost, for each way to lose them."""
     ways = _WAYS.get(full.formula)
-    if ways is not None and full.greater_is_better:
+    has_end = full.formula != "mean" or is_share(full.metric)  # a mean may be of anything
+    if ways is not None and has_end and full.greater_is_better:
         yield from ways(full.parts)
 
 
 def _no_share(parts: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield zeros, where rows have shares of a whole."""
-    if ((parts >= 0) & (parts <= 1)).all():
-        yield np.zeros_like(parts)
+    """Yield zeros, of rows that have shares of a whole."""
+    yield np.zeros_like(parts)
 
 
 def _nothing_found(parts: np.ndarray) -> Iterator[np.ndarray]:

@@ -51,7 +51,7 @@ def test_the_rows_that_matter_most_are_lost_first() -> None:
 
 @pytest.mark.parametrize(
     ("formula", "parts"),
-    [("ratio", [3.0, 2.0]), ("pearson", [0.4, 0.2]), ("mean", [1.2])],
+    [("ratio", [3.0, 2.0]), ("pearson", [0.4, 0.2]), ("mean", [0.5])],
 )
 def test_where_no_worst_is_known_there_is_no_bound(formula: str, parts: list[float]) -> None:
     full = row_scores("m", formula, *(np.full(ROWS, part) for part in parts))
