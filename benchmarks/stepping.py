@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sora_cli.model.activation_offload import offloaded
+
 Batch = dict[str, Any]
 
 
@@ -20,6 +22,7 @@ class Stepping:
 
     Attributes:
         precision: of the forward pass, as `training.precision` says it.
+        offload: what it keeps is moved, as `training.activation_offload` has it.
         penalty: added to the loss.
         after: called after the optimiser, with the 0-based number of the step.
     """
@@ -30,6 +33,7 @@ class Stepping:
     optimizer: torch.optim.Optimizer | None = None
     penalty: Callable[[], Tensor | None] = lambda: None
     after: Callable[[int], None] = lambda _: None
+    offload: bool = False
     taken: int = field(default=0, init=False)
 
     @property
@@ -42,7 +46,7 @@ class Stepping:
         """Take a step; return its seconds."""
         self.wait()
         start = time.perf_counter()
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.precision), self.moving():
             loss = self.model(**self.batch)["loss"]
             penalty = self.penalty()
         (loss if penalty is None else loss + penalty).backward()
@@ -53,6 +57,11 @@ class Stepping:
         self.taken += 1
         self.wait()
         return time.perf_counter() - start
+
+    def moving(self) -> contextlib.AbstractContextManager[None]:
+        """Move what a forward pass keeps, if that is asked."""
+        stays = (*self.model.parameters(), *self.model.buffers()) if self.offload else ()
+        return offloaded(stays, device=self.device.type, on=self.offload)
 
     def wait(self) -> None:
         """Let the device finish."""

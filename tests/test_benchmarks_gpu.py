@@ -20,7 +20,14 @@ from tests.shared_files import ROOT
 
 TINY = ("--tiny", "--rounds", "1")
 FEW = ("bf16, checkpointing", "short rows, packed", "4-bit base")
-ON_GPUS = {"flash attention", "flash attention, packed", "flex attention", "paged 8-bit AdamW"}
+ON_GPUS = {
+    "flash attention",
+    "flash attention, packed",
+    "flex attention",
+    "paged 8-bit AdamW",
+    "activations offloaded",
+    "activations offloaded, checkpointing",
+}
 COMPILED = "compiled blocks"  # where there is a compiler
 
 

@@ -78,7 +78,8 @@ def check(side: Side) -> Verdict:
     """Check our side's gradients; B is another one afterwards."""
     batch, layers = _part(side.batch), adapted_layers(side.model)
     _spread(layers)
-    ours_loss, ours = _gradients(side.model, layers, batch, side.precision)
+    with side.moving():
+        ours_loss, ours = _gradients(side.model, layers, batch, side.precision)
     plain_model, branches = _plain(side.model)
     plain_batch = {name: value for name, value in batch.items() if name != LEARNED}
     _, plain = _gradients(plain_model, branches, plain_batch, side.precision)

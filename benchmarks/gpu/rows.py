@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.gpu.shapes import TINY, Shape
 
 _CHECKPOINTING = "training.gradient_checkpointing=true"
+_OFFLOAD = "training.activation_offload=true"
 _FULL = ("model.dtype=float32", "training.precision=fp32")
 _QUANTISED = "model.quantise=4bit"
 _PACKED = "task.packing=true"
@@ -40,6 +41,8 @@ ROWS = (
     Row("4-bit base", (_QUANTISED,), (_SMALL, _MIDDLE)),
     Row("SoRA", ("method.name=sora", "method.r_max=16", "method.threshold=1e-5")),
     Row("compiled blocks", ("training.compile=true",)),
+    Row("activations offloaded", (_OFFLOAD,), (_SMALL, _MIDDLE)),
+    Row("activations offloaded, checkpointing", (_OFFLOAD, _CHECKPOINTING), (_MIDDLE, _LARGE)),
     Row("bf16 autocast of an fp32 model", ("model.dtype=float32",), (_SMALL, _MIDDLE)),
     Row("short rows, padded", (), (_SMALL, _MIDDLE), short=True),
     Row("short rows, packed", (_PACKED,), (_SMALL, _MIDDLE), short=True),

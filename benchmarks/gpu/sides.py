@@ -84,6 +84,8 @@ def sides_of(recipe: Recipe, ready: Prepared, device: str) -> Iterator[dict[str,
             PEFT: _peft(peft, trainer, ready, plain, precision),
             OURS: _ours(trainer, ready, batch, precision),
         }
+        for side in made.values():
+            side.offload = recipe.training.activation_offload
         for inner in (floor, peft, model):
             stack.enter_context(checkpointed(inner.train(), on=checkpointing))
         if recipe.training.compile:

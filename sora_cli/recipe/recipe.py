@@ -23,11 +23,13 @@ from sora_cli.recipe.start import StartBlock
 from sora_cli.recipe.types import (
     Attention,
     Block,
+    Checkpointing,
     Compile,
     Count,
     Loss,
     Moment,
     Names,
+    Offload,
     Optimizer,
     Precision,
     Seed,
@@ -202,11 +204,8 @@ class TrainingBlock(Block):
         "arose, or skip: leave that step out and count it (10 in a row stop the run)",
     )
     precision: Precision = "fp32"
-    gradient_checkpointing: bool = Field(
-        False,
-        description="keep only the inputs of the model's blocks, and compute the rest again "
-        "in the backward pass: less memory, about a third more time, the same gradients",
-    )
+    gradient_checkpointing: Checkpointing = False
+    activation_offload: Offload = False
     loss: Loss = "logits"
     compile: Compile = False
     deterministic: bool = Field(

@@ -53,6 +53,14 @@ Attention = Annotated[
     Literal["sdpa", "eager", "flash_attention_2", "flex_attention"], BeforeValidator(_no_hub_code)
 ]
 """transformers' names of implementations of attention."""
+Checkpointing = Annotated[
+    bool,
+    Field(
+        description="keep only the inputs of the model's blocks, and compute the rest again "
+        "in the backward pass: less memory, about a third more time, the same gradients"
+    ),
+]
+"""The switch of `sora_cli/model/gradient_checkpointing.py`."""
 Compile = Annotated[
     bool,
     Field(
@@ -71,6 +79,14 @@ Loss = Annotated[
     ),
 ]
 """Names of the ways to compute the loss (`sora_cli/tasks/learned.py`)."""
+Offload = Annotated[
+    bool,
+    Field(
+        description="on a GPU, keep what the backward pass needs in the machine's memory "
+        "meanwhile: less of the GPU's, more time for the copies, the same gradients up to rounding"
+    ),
+]
+"""The switch of `sora_cli/model/activation_offload.py`."""
 Optimizer = Literal["adamw", "adamw_unfused", "adamw_8bit", "paged_adamw_8bit"]
 """Names of the optimisers in `sora_cli/train/optimizers.py`."""
 Precision = Annotated[

@@ -236,6 +236,8 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
         ("holes in the heap", m.slack(m.training)),
     ):
         yield f"  {part:<44} {size(n_bytes):>10}"
+    if m.training.moved:
+        yield f"activations that wait in the machine's memory {size(m.training.moved)}"
     yield (
         f"peak while training {size(m.training_peak)}, while evaluating "
         f"{size(m.evaluation_peak)} ({_batch(m.evaluation_shape)})"

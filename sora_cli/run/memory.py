@@ -131,7 +131,15 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
     )
     passes = 2 if recipe.training.gradient_accumulation > 1 else 1  # the second finds gradients
     block = recipe.training
-    work = Passes(model, collate, device, block.precision, ready.task, block.gradient_checkpointing)
+    work = Passes(
+        model,
+        collate,
+        device,
+        block.precision,
+        ready.task,
+        checkpointing=block.gradient_checkpointing,
+        offload=block.activation_offload,
+    )
     with usual_attention(model, instead_of=ON_GPUS):  # their kernels take tensors with data only
         step, exact = work.trace(training, passes)
         scoring, exact_too = work.trace(evaluation, 0)

@@ -25,6 +25,7 @@ from methods.torch_internals import (
     storage_key,
     tree_leaves,
 )
+from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.tasks.base import Encoded, Task
 
@@ -40,11 +41,13 @@ class Trace:
     Attributes:
         peak: at the worst moment; `small` of it in blocks the heap holds.
         kept: after the forward pass: what the backward pass needs.
+        moved: the most that waits in another memory (`training.activation_offload`).
     """
 
     peak: float
     small: float
     kept: float
+    moved: float = 0.0
 
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -59,6 +62,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.limit = small
         self.live, self.small, self.peak, self.small_at_peak = 0, 0, 0, 0
+        self.moved, self.moved_peak, self._moving = 0, 0, False
         self._sizes: dict[int, int] = {storage_key(t): 0 for t in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -69,9 +73,22 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._born(leaf)
         return out
 
+    def move(self, tensor: Tensor) -> Tensor:
+        """Return a copy that counts as being in another memory."""
+        self._moving = True
+        try:
+            return torch.empty_like(tensor).copy_(tensor)
+        finally:
+            self._moving = False
+
     def _born(self, tensor: Tensor) -> None:
         key, storage = storage_key(tensor), tensor.untyped_storage()
         if key in self._sizes:
+            return
+        if self._moving:
+            self._sizes[key] = 0
+            self._move(storage.nbytes())
+            weakref.finalize(storage, self._back, key, storage.nbytes())
             return
         self._sizes[key] = storage.nbytes()
         self._add(storage.nbytes(), 1)
@@ -81,6 +98,14 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _gone(self, key: int) -> None:
         self._add(self._sizes.pop(key), -1)
+
+    def _move(self, size: int) -> None:
+        self.moved += size
+        self.moved_peak = max(self.moved_peak, self.moved)
+
+    def _back(self, key: int, size: int) -> None:
+        self._sizes.pop(key)
+        self._move(-size)
 
     def _add(self, size: int, sign: int) -> None:
         self.live += sign * size
@@ -108,7 +133,8 @@ class Passes:
 
     Attributes:
         task: says what a model is given and what is kept of its outputs when it is scored.
-        checkpointing: of the activations, as `training.gradient_checkpointing` has it.
+        checkpointing, offload: of the activations, as `training.gradient_checkpointing` and
+            `training.activation_offload` have it.
     """
 
     model: nn.Module
@@ -117,6 +143,7 @@ class Passes:
     precision: str
     task: Task | None = None
     checkpointing: bool = False
+    offload: bool = False
 
     def trace(self, rows: Encoded, passes: int) -> tuple[Trace, bool]:
         """Trace a batch of rows, and return also whether the result is exact (not extrapolated).
@@ -150,7 +177,8 @@ class Passes:
         def line(a: float, b: float) -> float:
             return a + (b - a) * (n - 1)
 
-        return Trace(line(one.peak, two.peak), line(one.small, two.small), line(one.kept, two.kept))
+        names = ("peak", "small", "kept", "moved")
+        return Trace(**{name: line(getattr(one, name), getattr(two, name)) for name in names})
 
     def _run(
         self,
@@ -178,11 +206,19 @@ class Passes:
                 self._score(state, inputs)
             for _ in range(passes):
                 before = tracker.live
-                loss = torch.func.functional_call(self.model, state, (), kwargs=inputs)["loss"]
+                with self._offloaded(known, tracker):
+                    loss = torch.func.functional_call(self.model, state, (), kwargs=inputs)["loss"]
                 kept = tracker.live - before
                 loss.backward()
                 del loss
-        return Trace(tracker.peak, tracker.small_at_peak, kept)
+        return Trace(tracker.peak, tracker.small_at_peak, kept, tracker.moved_peak)
+
+    def _offloaded(
+        self, stays: list[Tensor], tracker: StorageTracker
+    ) -> contextlib.AbstractContextManager[None]:
+        # of a GPU's run extrapolated on the CPU, all tensors are there
+        device = stays[0].device.type
+        return offloaded(stays, device=device, on=self.offload, move=tracker.move)
 
     @torch.no_grad()
     def _score(self, state: dict[str, Tensor], inputs: dict[str, Any]) -> None:

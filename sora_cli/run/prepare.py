@@ -23,6 +23,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows, load_rows
+from sora_cli.model.activation_offload import check_offload
 from sora_cli.model.attention import check_dropout
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.gradient_checkpointing import check_checkpointing
@@ -97,6 +98,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_machine(recipe.training)
     check_device(recipe)
     check_compiler(recipe)
+    check_offload(recipe.training)
     with phase("load data"):
         transformers.set_seed(recipe.training.seed)  # before a new head is drawn
         task, rows = load_task(recipe)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.run.prepare import Prepared
@@ -75,8 +76,9 @@ def run_passes(
     try:
         began = time.perf_counter()
         with checkpointed(model, on=block.gradient_checkpointing):
+            stays = (*model.parameters(), *model.buffers())
             for _ in range(passes):
-                with autocast:
+                with autocast, offloaded(stays, device=device, on=block.activation_offload):
                     loss = model(**inputs)["loss"]
                 loss.backward()
         if device == "cuda":

@@ -62,6 +62,12 @@ def check_compile(recipe: Recipe) -> None:
             "the compiler decides itself what a block keeps",
             "training.gradient_checkpointing=false",
         )
+    if training.activation_offload:
+        raise _conflict(
+            "training.activation_offload",
+            "the compiler decides itself what a block keeps",
+            "training.activation_offload=false",
+        )
     if world_size() > 1:
         raise SoraError(
             f"{KEY} works on one process only: with several it was never tried",

@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import leave_signals_to_parent
+from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.base import Base
 from sora_cli.model.gradient_checkpointing import checkpointing_arguments
 from sora_cli.recipe.recipe import Cadence, Recipe
@@ -75,7 +76,10 @@ class AdapterTrainer(ResumingTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return a micro-batch's mean loss; in training weighted, so that a step has the mean."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        on = self.recipe.training.activation_offload and model.training
+        stays = (*model.parameters(), *model.buffers()) if on else ()
+        with offloaded(stays, device=self.args.device.type, on=on):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training and num_items_in_batch is not None:
             # Trainer divides by the number of micro-batches, and gradients are averaged over the
             # processes: both are undone, so that each item of the step weighs the same

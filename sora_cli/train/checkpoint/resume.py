@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 MAY_CHANGE = (
+    "training.activation_offload",
     "training.checkpoint",
     "training.early_stopping",
     "training.eval_batch_size",

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from methods.inject import inject
 from methods.registry import create
+from sora_cli.model import activation_offload
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.report import read_report
 from sora_cli.run import memory
@@ -155,6 +156,23 @@ def test_checkpointing_keeps_less() -> None:
     assert traced.peak == pytest.approx(real.peak, rel=0.06)
     block = 8 * 24 * 32 * 4  # what goes into it: rows x tokens x hidden
     assert kept - traced.kept > 2 * 10 * block  # two blocks keep at least so many such tensors
+
+
+def test_what_is_moved_elsewhere_counts_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activation_offload, "SMALLEST", 1024)
+    work, rows = _of_words()
+    stays, _ = work.trace(rows, 1)
+    moved = replace(work, offload=True)
+    traced, exact = moved.trace(rows, 1)
+    real = moved._run(moved._batch(rows, 8), 1, lambda t: t.detach())
+    assert exact
+    assert stays.moved == 0
+    assert traced.peak == pytest.approx(real.peak, rel=0.06)
+    assert traced.moved == pytest.approx(real.moved, rel=0.06)
+    logits = 8 * 12 * 4096 * 4  # kept last, so they stay
+    assert logits < traced.kept < 1.2 * logits
+    assert traced.kept + traced.moved > 0.9 * stays.kept
+    assert stays.peak - traced.peak > 0.9 * (stays.kept - traced.kept)
 
 
 class _Mixture(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from sora_cli.app import run
+from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.run.encoded_rows import length_of, row_lines
 from sora_cli.run.step_time import measure_step
 from sora_cli.tasks.base import Encoded
@@ -153,7 +154,7 @@ def test_a_step_is_scaled_from_what_is_measured(monkeypatch: pytest.MonkeyPatch)
     ready: Any = SimpleNamespace(
         train=train_rows, task=task, base=SimpleNamespace(model=model, processor=None)
     )
-    block: Any = SimpleNamespace(batch_size=16, precision="fp32", gradient_checkpointing=False)
+    block = TrainingBlock(batch_size=16)
     monkeypatch.setattr("sora_cli.run.step_time.time.perf_counter", lambda: next(clock))
     before = torch.get_rng_state()
     found = measure_step(ready, block)

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from methods.inject import inject
 from methods.registry import create
+from sora_cli.model import activation_offload
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.tasks import create_task, learned
@@ -147,6 +148,25 @@ def test_chunks_of_the_loss_change_no_gradient(
         for name in one:
             near = float(1e-6 * one[name].abs().max()) + 1e-12
             torch.testing.assert_close(four[name], one[name], rtol=0, atol=near)
+
+
+def test_offloaded_activations_change_no_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[torch.Tensor] = []
+    pack = activation_offload._Parcel.move
+    monkeypatch.setattr(activation_offload, "SMALLEST", 64)
+    monkeypatch.setattr(
+        activation_offload._Parcel, "move", lambda self, to: (moved.append(self), pack(self, to))
+    )
+    plain = _gradients("causal-lm", "sora", tmp_path, 4)
+    assert not moved
+    found = _gradients("causal-lm", "sora", tmp_path, 4, activation_offload=True)
+    assert len(moved) > 3 * 3 * 20  # of each micro-batch
+    for one, other in zip(plain, found, strict=True):
+        for name in one:
+            near = float(1e-6 * one[name].abs().max()) + 1e-12
+            torch.testing.assert_close(other[name], one[name], rtol=0, atol=near)
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
