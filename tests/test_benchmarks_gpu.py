@@ -77,6 +77,7 @@ def test_all_rows() -> None:
     check_rows(shown, [row.title for row in ROWS if row.title not in skipped])
 
 
+@pytest.mark.long
 def test_a_wrong_gradient_is_noticed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ from tests.helpers_families import choice_rows, question_rows, tagged_rows, text
 from tests.helpers_images import corner_rows, pair_processor, tiny_image_processor
 from tests.helpers_models import tiny_bert_for, tiny_clip, tiny_llama, tiny_t5, tiny_vit
 from tests.helpers_runs import WORDS, save_base, train
+from tests.matrix import rest_is_long
 
 SMALL = ("training.max_steps=2", "training.checkpoint=no", "training.batch_size=8")
 SMALL += ("training.workers=0", "data.selection_rows=8")
@@ -165,7 +166,7 @@ def test_there_is_a_stand_in_for_each() -> None:
     assert sorted(STAND_INS) == RECIPES
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", rest_is_long(RECIPES, 3))
 def test_family_recipe(tmp_path: Path, name: str) -> None:
     stand_in, recipe = STAND_INS[name], load_recipe(name).recipe
     stand_in.base(tmp_path / "base")

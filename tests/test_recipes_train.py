@@ -14,6 +14,7 @@ from sora_cli.recipe.library import recipe_names
 from sora_cli.recipe.load import load_recipe
 from tests.helpers_models import tiny_bert, tiny_deberta
 from tests.helpers_runs import GLUE, save_base, train, write_glue
+from tests.matrix import rest_is_long
 
 SMALL = ["training.max_steps=2", "training.checkpoint=no", "data.max_validation_rows=16"]
 
@@ -42,7 +43,7 @@ def test_which_recipes_there_are() -> None:
     assert [*tasks, *[f"official/{task}" for task in tasks]] == GLUE_RECIPES
 
 
-@pytest.mark.parametrize("name", GLUE_RECIPES)
+@pytest.mark.parametrize("name", rest_is_long(GLUE_RECIPES, 4))
 def test_glue_recipe(tmp_path: Path, deberta: Path, glue: Path, name: str) -> None:
     out, task = tmp_path / "out", name.rpartition("/")[2]
     words = [f"model.path={deberta}", f"data.path={glue}", f"output.dir={out}", *SMALL]
@@ -96,7 +97,7 @@ def test_the_file_itself_runs_from_anywhere(
     assert (tmp_path / "runs" / "rte-sora-s0" / "adapter" / "adapter_config.json").is_file()
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", rest_is_long(PATHS))
 def test_path_recipe(tmp_path: Path, deberta: Path, glue: Path, name: str) -> None:
     words = [f"model.path={deberta}", f"data.path={glue}", f"output.dir={tmp_path / 'out'}"]
     words += [*SMALL, "path.epochs=0.5", "path.schedule.num=2"]

@@ -15,6 +15,7 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.report import read_report
 from tests.helpers_families import FAMILIES
 from tests.helpers_runs import resumes_as_if_whole, train
+from tests.matrix import rest_is_long
 
 OPTIONS = {
     "adalora": ["method.target_r=2", "method.init_r=4"],
@@ -67,7 +68,7 @@ def test_a_base_without_a_new_head_is_scored_before_training(
 
 
 @pytest.mark.versions
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rest_is_long(FAMILIES, 2))
 def test_a_resumed_run_equals_one_that_was_not_stopped(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +77,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
 
 
 @pytest.mark.parametrize("method", [n for n in low_rank_names() if n != "sora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rest_is_long(FAMILIES))
 def test_every_method_trains_it(family: str, method: str, tmp_path: Path) -> None:
     recipe = FAMILIES[family](tmp_path)
     words = [f"method.name={method}", *OPTIONS[method], "training.max_steps=3"]

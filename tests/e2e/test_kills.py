@@ -22,7 +22,7 @@ from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, write_recipe
 from tests.shared_files import ROOT
 
-MOMENTS = 10
+MOMENTS = 6
 KILLED = -9
 OPTIONS: dict[str, list[str]] = {
     "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"]
@@ -131,13 +131,13 @@ def test_killed_at_any_time(whole: Whole, tmp_path: Path, moment: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("whole", ["sora"], indirect=True)
 @pytest.mark.parametrize(("kind", "number"), WRITES)
 def test_killed_inside_a_write(whole: Whole, tmp_path: Path, kind: str, number: int) -> None:
     _assert_survives_kill_in(whole, tmp_path / "cut", kind, number)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("whole", ["sora"], indirect=True)
 def test_killed_inside_a_checkpoint(whole: Whole, tmp_path: Path) -> None:
     _assert_survives_kill_in(whole, tmp_path / "cut", "state.safetensors", 3)
 

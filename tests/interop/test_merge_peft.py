@@ -137,6 +137,7 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.long
 def test_real_weights_as_peft_merges_them(tmp_path: Path, smollm: Path) -> None:
     """Weights large enough to be added to in several blocks."""
     load = transformers.AutoModelForCausalLM.from_pretrained

@@ -162,6 +162,7 @@ def check_fsdp1_is_refused() -> None:
             method.summary(layers)
 
 
+@pytest.mark.long
 def test_two_processes_train_what_one_does_unsharded(tmp_path: Path) -> None:
     """Losses, norms, which gates are alive after each step, and everything at the end."""
     assert {name for name, _ in RUNS} == set(CASES)

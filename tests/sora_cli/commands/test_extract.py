@@ -14,6 +14,7 @@ from sora_cli.app import run
 from tests.helpers_adapters import assert_same, logits
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.helpers_tuned import change, loaded, save_pair
+from tests.matrix import rest_is_long
 
 WEIGHTS = r"(proj|c_attn|c_fc|dense|query|key|value)\.weight$"
 NORMS = r"(proj|c_attn|c_fc)\.weight$|norm|ln_"
@@ -34,7 +35,7 @@ def _error(capsys: Any, *words: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2"])
+@pytest.mark.parametrize("kind", rest_is_long(["llama-tied", "llama", "gpt2"]))
 def test_full_rank_merged_back_is_the_model(tmp_path: Path, capsys: Any, kind: str) -> None:
     base = {"llama": tiny_llama, "gpt2": tiny_gpt2, "llama-tied": lambda: tiny_llama(tied=True)}
     model = base[kind]()

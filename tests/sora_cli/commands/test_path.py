@@ -19,6 +19,7 @@ from sora_cli.app import run
 from sora_cli.experiments.path.record import PathReport, read_path
 from sora_cli.experiments.path.stages import Stages
 from sora_cli.report import read_report
+from tests.matrix import rest_is_long
 from tests.sora_cli.experiments.path.support import THRESHOLDS, path_recipe, train_path
 
 
@@ -221,7 +222,7 @@ class _StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, _StopError])
+@pytest.mark.parametrize("signal", rest_is_long([KeyboardInterrupt, _StopError]))
 def test_an_interrupted_path_goes_on_bit_equal(
     report: PathReport,
     recipe: Path,

@@ -28,6 +28,7 @@ from sora_cli.tasks import create_task
 from tests.helpers_adapters import assert_same, logits
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import glue_rows, script_scores, train, write_recipe
+from tests.matrix import rest_is_long
 
 OPTIONS = {
     "lora": {"r": 3},
@@ -127,7 +128,7 @@ def _task(kind: str) -> Any:
     return task
 
 
-@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("method", rest_is_long(OPTIONS))
 def test_one_seed_gives_one_adapter(tmp_path: Path, method: str) -> None:
     """Whatever was drawn from the global generators before; another seed gives another."""
     recipe = _recipe(tmp_path)
@@ -242,7 +243,7 @@ def test_max_steps_wins_over_epochs(tmp_path: Path) -> None:
     assert [e["step"] for e in report.history if "eval_accuracy" in e][:2] == [3, 6]
 
 
-@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("method", rest_is_long(OPTIONS))
 def test_accumulated_run_is_the_same_run(tmp_path: Path, method: str) -> None:
     """4 micro-batches of 2 rows, or one of 8: the same batches, gradients, and so the same end."""
     recipe = _recipe(tmp_path)
@@ -313,7 +314,7 @@ def _train_in_full(
     return code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", low_rank_names())
+@pytest.mark.parametrize("method", rest_is_long(low_rank_names()))
 def test_a_run_ends_with_a_comparison_of_model_and_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:

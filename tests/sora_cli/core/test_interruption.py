@@ -18,6 +18,7 @@ from sora_cli.core.interruption import Deferral, Interrupted, deferred
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
+from tests.matrix import rest_is_long
 from tests.shared_files import ROOT
 from tests.sora_cli.adapter.test_spectra import SHAPES, write_peft
 
@@ -43,7 +44,7 @@ def _read_until(process: subprocess.Popen[str], words: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", rest_is_long([signal.SIGINT, signal.SIGTERM]))
 def test_while_training(tmp_path: Path, number: signal.Signals) -> None:
     """A checkpoint of the step at hand, a report, the command to go on, the shell's exit code."""
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"max_steps": 100_000})

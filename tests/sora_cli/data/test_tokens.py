@@ -22,6 +22,7 @@ from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded
 from tests.helpers_runs import glue_rows, pair_rows, tiny_tokenizer, write_glue, write_rows
+from tests.matrix import rest_is_long
 from tests.shared_files import ROOT, glue_folder
 
 
@@ -285,7 +286,7 @@ def _process(cache: Path, data: dict[str, Any], tokenizer: Path) -> Any:
 
 @pytest.mark.parametrize(
     "kind",
-    ["rte", *(pytest.param(k, marks=pytest.mark.long) for k in ("builtin", "files", "directory"))],
+    rest_is_long(["files", "rte", "builtin", "directory"]),
 )
 def test_another_process_finds_them(tmp_path: Path, kind: str) -> None:
     if kind == "builtin":

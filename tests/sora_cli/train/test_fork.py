@@ -12,6 +12,7 @@ from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, signal_at, timeless, train, write_recipe
+from tests.matrix import rest_is_long
 
 STEP, TOTAL = 6, 10  # an epoch has 6 steps
 
@@ -53,9 +54,7 @@ def _assert_equal(first: Path, second: Path) -> None:
     assert files_of(first / "adapter") == files_of(second / "adapter")
 
 
-@pytest.mark.parametrize(
-    ("step", "cut_at"), [(4, 7), (6, 0.6), pytest.param(4, 4, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("step", "cut_at"), rest_is_long([(4, 7), (6, 0.6), (4, 4)]))
 def test_a_fork_is_what_the_whole_run_would_be(
     trunk: Path, tmp_path: Path, step: int, cut_at: float
 ) -> None:

@@ -29,6 +29,7 @@ from sora_cli.train.non_finite import IN_A_ROW, FiniteGuard, guard_steps
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, tiny_tokenizer, write_recipe
+from tests.matrix import rest_is_long
 
 OPTIONS = {
     "lora": {"r": 3},
@@ -142,7 +143,7 @@ def test_every_method_has_options_here() -> None:
     assert list(OPTIONS) == low_rank_names()
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", rest_is_long([4, 1]))
 @pytest.mark.parametrize("method", OPTIONS)
 def test_a_poisoned_factor_stops_the_run_before_its_step(
     tmp_path: Path, method: str, accumulation: int
@@ -229,7 +230,7 @@ def test_gradients_with_a_finite_loss(
     assert re.match(said, made.error()[0])
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", rest_is_long([4, 1]))
 @pytest.mark.parametrize("method", OPTIONS)
 def test_a_skipped_step_changes_nothing(tmp_path: Path, method: str, accumulation: int) -> None:
     made = Made(
@@ -278,8 +279,8 @@ def test_logged_losses_are_means_over_the_steps_taken(tmp_path: Path) -> None:
     made.trainer.train()
     logged = [e["loss"] for e in made.trainer.state.log_history if "loss" in e]
     expected = []
-    for first in range(1, 16, 3):
-        taken = [made.losses[s - 1] for s in range(first, first + 3) if s not in bad]
+    for begin in range(1, 16, 3):
+        taken = [made.losses[s - 1] for s in range(begin, begin + 3) if s not in bad]
         expected.append(sum(taken) / len(taken) if taken else math.nan)
     assert logged == pytest.approx(expected, rel=1e-5, nan_ok=True)
     good = [made.losses[s - 1] for s in range(1, 16) if s not in bad]

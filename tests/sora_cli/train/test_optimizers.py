@@ -25,6 +25,7 @@ from sora_cli.train.moments import plain_moments
 from sora_cli.train.optimizers import check_device, check_optimizer, keep_embeddings, moment_bytes
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
+from tests.matrix import rest_is_long
 
 KEY = "training.optimizer"
 CODED = 128
@@ -103,11 +104,14 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("optimizer", "method"),
-    [
-        ("adamw_unfused", "lora"),
-        ("adamw_8bit", "lora"),
-        *(pytest.param("adamw_8bit", name, marks=pytest.mark.long) for name in ("sora", "adalora")),
-    ],
+    rest_is_long(
+        [
+            ("adamw_8bit", "lora"),
+            ("adamw_unfused", "lora"),
+            ("adamw_8bit", "sora"),
+            ("adamw_8bit", "adalora"),
+        ]
+    ),
 )
 def test_a_resumed_run_is_byte_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, method: str

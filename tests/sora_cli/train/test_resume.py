@@ -26,6 +26,7 @@ from tests.helpers_runs import (
     write_recipe,
     write_rows,
 )
+from tests.matrix import rest_is_long
 
 STEPS = 6  # an epoch of 48 rows in steps of 8, or of 43
 METHODS: dict[str, list[str]] = {
@@ -88,7 +89,9 @@ def _assert_equal_end(
     assert timeless(report) == timeless(expected)
 
 
-@pytest.mark.parametrize("method", sorted({*low_rank_names(), *METHODS}))
+@pytest.mark.parametrize(
+    "method", rest_is_long(sorted({*low_rank_names(), *METHODS}, reverse=True))
+)
 def test_every_method_in_the_middle_of_a_later_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -96,32 +99,29 @@ def test_every_method_in_the_middle_of_a_later_epoch(
 
 
 @pytest.mark.parametrize(
-    "steps",
-    [
-        (1,),
-        (STEPS - 1, STEPS + 1),
-        *(pytest.param((n,), marks=pytest.mark.long) for n in (STEPS, 3 * STEPS - 1, 3 * STEPS)),
-    ],
+    "steps", rest_is_long([[STEPS - 1, STEPS + 1], [1], [STEPS], [3 * STEPS - 1], [3 * STEPS]])
 )
 def test_first_last_and_several_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
 ) -> None:
     _assert_equal_end(monkeypatch, _recipe(tmp_path), *steps)
 
 
 @pytest.mark.parametrize(
     ("options", "step"),
-    [
-        ({"evaluate": 4, "checkpoint": 3}, 8),  # an evaluation is due in that step, too
-        ({"evaluate": 3, "checkpoint": 2}, STEPS),  # at an epoch's last step
-        ({"evaluate": "no", "length_grouping": False}, 8),
-        ({"max_steps": 10}, 7),
-        ({"max_steps": 10, "evaluate": 5}, 10),
-        ({"keep_best": False, "warmup": 3, "schedule": "cosine"}, 8),
-        ({"gradient_accumulation": 1, "workers": 1}, 8),
-        ({"compact_every": 2}, 9),
-        ({"compact_every": 2, "compact_only_count": True}, 9),
-    ],
+    rest_is_long(
+        [
+            ({"evaluate": 4, "checkpoint": 3}, 8),  # an evaluation is due in that step, too
+            ({"evaluate": 3, "checkpoint": 2}, STEPS),  # at an epoch's last step
+            ({"evaluate": "no", "length_grouping": False}, 8),
+            ({"max_steps": 10}, 7),
+            ({"max_steps": 10, "evaluate": 5}, 10),
+            ({"keep_best": False, "warmup": 3, "schedule": "cosine"}, 8),
+            ({"gradient_accumulation": 1, "workers": 1}, 8),
+            ({"compact_every": 2}, 9),
+            ({"compact_every": 2, "compact_only_count": True}, 9),
+        ]
+    ),
     ids=str,
 )
 def test_cadences_and_options(
@@ -240,7 +240,7 @@ def test_an_unfinished_run_is_not_overwritten(
 
 @pytest.mark.parametrize(
     "damage",
-    ["no mark", "changed", *(pytest.param(d, marks=pytest.mark.long) for d in ("short", "empty"))],
+    rest_is_long(["changed", "no mark", "short", "empty"]),
 )
 def test_a_checkpoint_that_is_not_complete_is_skipped_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str

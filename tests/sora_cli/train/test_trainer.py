@@ -24,6 +24,7 @@ from sora_cli.train.callback import attach
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
 from tests.helpers_models import tiny_bert, tiny_gpt2
 from tests.helpers_runs import pair_rows, tiny_tokenizer
+from tests.matrix import rest_is_long
 
 METHODS = {
     "lora": {"r": 3},
@@ -118,7 +119,7 @@ def _gradients(
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["classification", "regression", "causal-lm"])
+@pytest.mark.parametrize("kind", rest_is_long(["causal-lm", "classification", "regression"]))
 def test_accumulated_gradient_is_the_whole_batch_gradient(
     kind: str, method: str, tmp_path: Path
 ) -> None:

@@ -78,8 +78,8 @@ def test_what_test_rows_can_certify_of_a_size_is_added_to_its_drop() -> None:
 
 def test_screening_says_what_test_rows_can_certify_where_nothing_else_does() -> None:
     rng = np.random.default_rng(0)
-    whole = row_scores("m", "mean", rng.random(400))
-    small = row_scores("m", "mean", whole.parts[:, 0] + 0.1 * rng.normal(size=400))
+    whole = row_scores("f1", "mean", rng.random(400))
+    small = row_scores("f1", "mean", whole.parts[:, 0] + 0.1 * rng.normal(size=400))
     size = Size(parameters=9, components=1, largest_rank=1, served=9)
     rung = Rung(0.5, 9, {"a": 1})
     test = {"test_rows": 100, "confidence": 0.95}
