@@ -191,7 +191,7 @@ def write_base(directory: Path, shape: Shape, dtype: torch.dtype, shard: float) 
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     numbers = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
     parts = list(_parts(shape.tensors(), dtype, shard))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, part in enumerate(parts):
         one = len(parts) == 1
         name = "model.safetensors" if one else f"model-{i + 1:05}-of-{len(parts):05}.safetensors"

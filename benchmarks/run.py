@@ -85,9 +85,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two steps, one round")
     options = parser.parse_args()
     task = _TASKS[options.task]
-    place = options.data or (
-        os.environ.get("SORA_DATA") and Path(os.environ["SORA_DATA"], task.data)
-    )
+    place: Path | None = options.data
+    if place is None and "SORA_DATA" in os.environ:
+        place = Path(os.environ["SORA_DATA"]) / task.data
     if place is None:
         parser.error("where are the rows? give --data DIR or set SORA_DATA")
     rounds = 1 if options.quick else options.rounds

@@ -68,12 +68,12 @@ def make(name: str, where: Setting, *, rank: int, dropout: float) -> Side:
 
 def method(name: str, *, rank: int, dropout: float = 0.0) -> AdapterMethod:
     """Return one of our methods; AdaLoRA goes from `rank` to half of it."""
-    options: dict[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         "LoRA": {"r": rank},
         "SoRA": {"r_max": rank, "threshold": THRESHOLD},
         "AdaLoRA": {"init_r": rank, "target_r": rank / 2, "t_init": 0, "t_final": 1},
-    }[name]
-    return create(name.lower(), alpha=ALPHA, dropout=dropout, **options)
+    }
+    return create(name.lower(), alpha=ALPHA, dropout=dropout, **options[name])
 
 
 def ours(where: Setting, method: AdapterMethod, *, steps: int = STEPS) -> Side:
@@ -146,6 +146,7 @@ class PlainLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
+        assert self.d is not None
         h = linear(self.dropout(x), self.A) * self.d
         out: Tensor = self.base(x) + linear(h, self.B) * self.scaling
         return out

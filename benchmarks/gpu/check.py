@@ -60,6 +60,10 @@ class Verdict:
 class PlainBranch(nn.Module):
     """W x + b + s B (d * (A x)), with factors of its own."""
 
+    A: Tensor
+    B: Tensor
+    d: Tensor
+
     def __init__(self, layer: LowRankLinear) -> None:
         super().__init__()
         self.base, self.scaling = layer.base, layer.scaling

@@ -134,9 +134,8 @@ def _peft(
     import peft
 
     layer = next(iter(ready.layers.values()))
-    config = peft.LoraConfig(
-        r=layer.rank, lora_alpha=layer.rank * layer.scaling, target_modules=[*ready.layers]
-    )
+    alpha: Any = layer.rank * layer.scaling  # PEFT takes fractions, whatever it says
+    config = peft.LoraConfig(r=layer.rank, lora_alpha=alpha, target_modules=[*ready.layers])
     adapted: Any = peft.get_peft_model(model, config)
     cls, options = Trainer.get_optimizer_cls_and_kwargs(trainer.args, adapted)
     trained = [p for p in adapted.parameters() if p.requires_grad]
