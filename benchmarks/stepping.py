@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sora_cli.model.activation_offload import offloaded
+from sora_cli.train.kernels import Kernels
 
 Batch = dict[str, Any]
 
@@ -23,6 +24,7 @@ class Stepping:
     Attributes:
         precision: of the forward pass, as `training.precision` says it.
         offload: what it keeps is moved, as `training.activation_offload` has it.
+        kernels: what `training.kernels` changes of the model, in its own steps.
         penalty: added to the loss.
         after: called after the optimiser, with the 0-based number of the step.
     """
@@ -34,6 +36,7 @@ class Stepping:
     penalty: Callable[[], Tensor | None] = lambda: None
     after: Callable[[int], None] = lambda _: None
     offload: bool = False
+    kernels: Kernels | None = None
     taken: int = field(default=0, init=False)
 
     @property
@@ -46,10 +49,11 @@ class Stepping:
         """Take a step; return its seconds."""
         self.wait()
         start = time.perf_counter()
-        with autocast(self.device, self.precision), self.moving():
-            loss = self.model(**self.batch)["loss"]
-            penalty = self.penalty()
-        (loss if penalty is None else loss + penalty).backward()
+        with self.running():
+            with autocast(self.device, self.precision), self.moving():
+                loss = self.model(**self.batch)["loss"]
+                penalty = self.penalty()
+            (loss if penalty is None else loss + penalty).backward()
         if self.optimizer is not None:
             self.optimizer.step()
             self.after(self.taken)
@@ -62,6 +66,10 @@ class Stepping:
         """Move what a forward pass keeps, if that is asked."""
         stays = (*self.model.parameters(), *self.model.buffers()) if self.offload else ()
         return offloaded(stays, device=self.device.type, on=self.offload)
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        """Let the model's layers run with their kernels, if it has any."""
+        return contextlib.nullcontext() if self.kernels is None else self.kernels.running()
 
     def wait(self) -> None:
         """Let the device finish."""

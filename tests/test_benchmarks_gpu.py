@@ -25,6 +25,7 @@ ON_GPUS = {
     "flash attention, packed",
     "flex attention",
     "paged 8-bit AdamW",
+    "Liger",
     "activations offloaded",
     "activations offloaded, checkpointing",
 }

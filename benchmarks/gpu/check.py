@@ -82,7 +82,7 @@ def check(side: Side) -> Verdict:
     """Check our side's gradients; B is another one afterwards."""
     batch, layers = _part(side.batch), adapted_layers(side.model)
     _spread(layers)
-    with side.moving():
+    with side.running(), side.moving():
         ours_loss, ours = _gradients(side.model, layers, batch, side.precision)
     plain_model, branches = _plain(side.model)
     plain_batch = {name: value for name, value in batch.items() if name != LEARNED}

@@ -41,6 +41,7 @@ ROWS = (
     Row("4-bit base", (_QUANTISED,), (_SMALL, _MIDDLE)),
     Row("SoRA", ("method.name=sora", "method.r_max=16", "method.threshold=1e-5")),
     Row("compiled blocks", ("training.compile=true",)),
+    Row("Liger", ("training.kernels=liger",)),
     Row("activations offloaded", (_OFFLOAD,), (_SMALL, _MIDDLE)),
     Row("activations offloaded, checkpointing", (_OFFLOAD, _CHECKPOINTING), (_MIDDLE, _LARGE)),
     Row("bf16 autocast of an fp32 model", ("model.dtype=float32",), (_SMALL, _MIDDLE)),

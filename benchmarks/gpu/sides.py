@@ -31,6 +31,7 @@ from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.learned import LEARNED
 from sora_cli.train.callback import attach
 from sora_cli.train.compiled import compiled_blocks
+from sora_cli.train.kernels import Kernels
 from sora_cli.train.trainer import AdapterTrainer, build_trainer
 
 FLOOR, PEFT, OURS = "floor", "PEFT LoRA", "ours"
@@ -86,6 +87,8 @@ def sides_of(recipe: Recipe, ready: Prepared, device: str) -> Iterator[dict[str,
         }
         for side in made.values():
             side.offload = recipe.training.activation_offload
+        if recipe.training.kernels is not None:
+            made[OURS].kernels = Kernels(model)
         for inner in (floor, peft, model):
             stack.enter_context(checkpointed(inner.train(), on=checkpointing))
         if recipe.training.compile:

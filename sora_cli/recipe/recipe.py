@@ -26,6 +26,7 @@ from sora_cli.recipe.types import (
     Checkpointing,
     Compile,
     Count,
+    Kernels,
     Loss,
     Moment,
     Names,
@@ -208,6 +209,7 @@ class TrainingBlock(Block):
     activation_offload: Offload = False
     loss: Loss = "logits"
     compile: Compile = False
+    kernels: Kernels = None
     deterministic: bool = Field(
         False,
         description="on a GPU, the same bits each time: deterministic algorithms only, which are "

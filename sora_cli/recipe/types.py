@@ -70,6 +70,15 @@ Compile = Annotated[
     ),
 ]
 """The switch of `sora_cli/train/compiled.py`."""
+Kernels = Annotated[
+    Literal["liger"] | None,
+    Field(
+        description="liger: the model's norms, rotary embeddings and gated activations run by "
+        "Liger's Triton kernels in training steps, on a GPU, for the model families that it knows "
+        "(an extra: pip install 'sora-cli[liger]')"
+    ),
+]
+"""The switch of `sora_cli/train/kernels.py`."""
 Loss = Annotated[
     Literal["logits", "chunked"],
     Field(

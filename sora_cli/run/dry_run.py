@@ -268,7 +268,8 @@ def short_lines(
     about = f"of training alone; measured on {measured}"
     about += ", not compiled" if block.compile else ""
     yield _line("time", f"about {duration(max(seconds, 1))}", about)
-    yield _line("memory", size(memory.peak), "predicted")
+    predicted = "predicted" if block.kernels is None else "predicted for the model's own layers"
+    yield _line("memory", size(memory.peak), predicted)
 
 
 def rank_option(loaded: LoadedRecipe, rank: int) -> str | None:

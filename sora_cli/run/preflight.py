@@ -23,6 +23,7 @@ from sora_cli.recipe.metric_names import check_metric, from_the_hub
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train.checkpoint.fork import describe_fork
 from sora_cli.train.compiled import check_compile
+from sora_cli.train.kernels import check_kernels
 from sora_cli.train.optimizers import check_optimizer
 
 
@@ -53,6 +54,7 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
             check_attention(recipe.model)
             check_optimizer(recipe)
             check_compile(recipe)
+            check_kernels(recipe)
     say_notes(code_notes(recipe))
 
 

@@ -37,6 +37,7 @@ from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.learned import chunk_loss
 from sora_cli.train.compiled import check_compiler, repeated_blocks
+from sora_cli.train.kernels import check_family, check_gpu
 from sora_cli.train.machine import check_machine
 from sora_cli.train.optimizers import check_device
 
@@ -99,6 +100,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_device(recipe)
     check_compiler(recipe)
     check_offload(recipe.training)
+    check_gpu(recipe)
     with phase("load data"):
         transformers.set_seed(recipe.training.seed)  # before a new head is drawn
         task, rows = load_task(recipe)
@@ -111,6 +113,8 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
             check_checkpointing(base.model)
         if block.compile:
             repeated_blocks(base.model)
+        if block.kernels is not None:
+            check_family(base.model)
         if not torch.cuda.is_available():
             replace_dropouts(base.model)  # torch's own take longer than the layers around them
     with phase("tokenise"):

@@ -13,6 +13,7 @@ from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.run.prepare import Prepared
+from sora_cli.train.kernels import running
 
 _TOKENS, _ROWS = 256, 16  # that are measured at most, or one row
 _PASSES, _LONG, _VERY_LONG = 4, 5.0, 30.0  # at most; seconds of all, and of the first one alone
@@ -75,7 +76,7 @@ def run_passes(
     autocast = torch.autocast(device, dtype=dtype) if dtype else contextlib.nullcontext()
     try:
         began = time.perf_counter()
-        with checkpointed(model, on=block.gradient_checkpointing):
+        with checkpointed(model, on=block.gradient_checkpointing), running(model, block):
             stays = (*model.parameters(), *model.buffers())
             for _ in range(passes):
                 with autocast, offloaded(stays, device=device, on=block.activation_offload):

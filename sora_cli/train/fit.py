@@ -21,6 +21,7 @@ from sora_cli.train.checkpoint.trainer_internals import mean_loss
 from sora_cli.train.checkpoint.writer import Checkpoints
 from sora_cli.train.compaction import Compactor
 from sora_cli.train.compiled import compiled, forget
+from sora_cli.train.kernels import steps_with_kernels
 from sora_cli.train.loggers import logged
 from sora_cli.train.non_finite import guard_steps
 from sora_cli.train.progress import RunProgress
@@ -84,7 +85,8 @@ def fit(
         trainer.checkpoints, trainer.resumed = checkpoints, resumed
         trainer.forked = hooks.forked = forked
         compiling = compiled(trainer, on=block.compile)
-        with _progress(trainer, hooks), logged(trainer, hooks), compiling:
+        running = steps_with_kernels(trainer)
+        with _progress(trainer, hooks), logged(trainer, hooks), compiling, running:
             _run(trainer, method, layers, hooks)
     best = checkpoints.restore_best()
     return Fit(

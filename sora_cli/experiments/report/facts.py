@@ -149,8 +149,10 @@ def _cost(report: RunReport) -> list[Fact]:
     last = "of the last process only: the run was resumed" if report.resumed else ""
     loss = "loss in chunks of logits" if block.get("loss") == "chunked" else ""
     blocks = "blocks compiled" if block.get("compile") else ""
+    kernels = f"kernels of {block['kernels']}" if block.get("kernels") else ""
     moved = "activations offloaded" if block.get("activation_offload") else ""
-    lines = [f"training {duration(training)}" if training else "", steps, loss, blocks, moved, last]
+    how = [loss, blocks, kernels, moved]
+    lines = [f"training {duration(training)}" if training else "", steps, *how, last]
     facts = [Fact("time", duration(sum(report.seconds.values())), "; ".join(filter(None, lines)))]
     return facts + memory_fact(report)
 

@@ -291,12 +291,15 @@ def test_what_is_kept(tmp_path: Path) -> None:
 
 
 def test_how_steps_were_computed_is_told(tmp_path: Path) -> None:
-    for loss, compiled in (("logits", False), ("chunked", True)):
+    for loss, on in (("logits", False), ("chunked", True)):
         report = report_of(start=6, ranks=3, layers=2)
-        report.recipe["training"] = {"loss": loss, "compile": compiled}
+        kernels = "liger" if on else None
+        switches = {"compile": on, "kernels": kernels, "activation_offload": on}
+        report.recipe["training"] = {"loss": loss, **switches}
         facts = {fact.name: fact for fact in headline(Run.of(tmp_path, report))}
         assert ("loss in chunks of logits" in facts["time"].about) is (loss == "chunked")
-        assert ("blocks compiled" in facts["time"].about) is compiled
+        for said in ("blocks compiled", "kernels of liger", "activations offloaded"):
+            assert (said in facts["time"].about) is on
 
 
 def test_pages_are_known_by_their_mark(full: Page, tmp_path: Path) -> None:

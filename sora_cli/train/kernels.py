@@ -1,0 +1,258 @@
+"""`training.kernels: liger`: a model's own layers run by Liger's Triton kernels in training steps.
+
+Liger (https://github.com/linkedin/Liger-Kernel) replaces norms, rotary embeddings and gated
+activations of the model families that it knows, by way of transformers' `apply_liger_kernel`. Its
+losses are not used: the head runs at learned places alone here, and may be adapted.
+
+It changes a model and its module of transformers for good, and for some families a class of torch;
+some of its functions take no notice of the model's activation. So what it changes is written down
+here, and holds in training steps alone; and before the first step, loss and gradient of a few rows
+are computed both ways and compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from methods.words import closest
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.processes import world_size
+from sora_cli.core.words import listed
+from sora_cli.recipe.recipe import Recipe, TrainingBlock
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sora_cli.train.trainer import AdapterTrainer
+
+KEY = "training.kernels"
+_OFF = f"{KEY}=null"
+_PACKAGES = {"liger_kernel": "liger-kernel", "triton": "triton"}
+_LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+_ROWS = 2  # that are computed both ways
+_SCALE = 1024.0  # of their loss, so that no gradient is lost in 16 bits
+_FAR = {True: 0.2, False: 0.01}  # |g - g'| / |g'| in 16 bits and in 32: cosines 0.98 and 0.9999
+
+
+def check_kernels(recipe: Recipe) -> None:
+    """Check what can be known of the kernels before anything heavy loads.
+
+    Raises:
+        SoraError: a package is missing, another key does not go with it, several processes.
+    """
+    if recipe.training.kernels is None:
+        return
+    for module, package in _PACKAGES.items():
+        if find_spec(module) is None:
+            raise SoraError(
+                f"{KEY}=liger needs the package {package}, which is not installed",
+                hint=f"pip install 'sora-cli[liger]', or {_OFF}",
+                key=KEY,
+            )
+    if recipe.training.compile:
+        raise SoraError(
+            f"{KEY} does not go with training.compile: the compiler makes kernels of its own",
+            hint=f"{_OFF}, or training.compile=false",
+            key=KEY,
+        )
+    if world_size() > 1:
+        raise SoraError(
+            f"{KEY} works on one process only: with several it was never tried",
+            where=f"there are {world_size()}",
+            hint=_OFF,
+            key=KEY,
+        )
+
+
+def check_gpu(recipe: Recipe) -> None:
+    """Check that there is a GPU to run the kernels on; loads torch.
+
+    Raises:
+        SoraError: there is none, or `check_kernels` says so.
+    """
+    check_kernels(recipe)
+    if recipe.training.kernels is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SoraError(
+            f"{KEY}=liger needs a GPU: a CPU runs no Triton kernels", hint=_OFF, key=KEY
+        )
+
+
+def check_family(model: Any) -> None:
+    """Raise `SoraError` where Liger has no kernels for a model's family."""
+    families, family = _families(), model.config.model_type
+    if family not in families:
+        near = closest(family, families)
+        raise SoraError(
+            f"{KEY}=liger: Liger has no kernels for {family} models",
+            where=f"the nearest is {near}" if near else f"there are {listed(sorted(families))}",
+            hint=_OFF,
+            key=KEY,
+        )
+
+
+def _families() -> Mapping[str, Callable[..., None]]:
+    """Return Liger's functions by the model type that each of them changes."""
+    from liger_kernel.transformers import monkey_patch
+
+    families: Mapping[str, Callable[..., None]] = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN
+    return families
+
+
+class Kernels:
+    """The changes that Liger makes to a model, in place while `running` and taken back after it.
+
+    Raises:
+        SoraError: Liger cannot do it, or it has no kernels for the model's family.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        from transformers.integrations.liger import apply_liger_kernel
+
+        check_family(model)
+        with _told(model):
+            spaces = _namespaces(model)
+        before = [dict(space) for space in spaces]
+        try:
+            with _told(model):
+                apply_liger_kernel(model, dict(_LOSSES))
+        finally:
+            self._changed = [
+                (space, name, old.get(name, _ABSENT), value)
+                for space, old in zip(spaces, before, strict=True)
+                for name, value in space.items()
+                if old.get(name, _ABSENT) is not value
+            ]
+            self._put(on=False)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the model's layers run with the kernels; afterwards they are as they were."""
+        self._put(on=True)
+        try:
+            yield
+        finally:
+            self._put(on=False)
+
+    def _put(self, *, on: bool) -> None:
+        for space, name, old, new in self._changed:
+            value = new if on else old
+            if value is _ABSENT:
+                space.pop(name, None)
+            else:
+                space[name] = value
+
+
+_ABSENT = object()
+
+
+@contextmanager
+def _told(model: nn.Module) -> Iterator[None]:
+    """Say clearly what Liger raises where it does not know a class, or a version's names."""
+    try:
+        yield
+    except (ImportError, TypeError, ValueError, NotImplementedError) as error:
+        raise SoraError(
+            f"{KEY}=liger cannot be applied to {type(model).__name__}: {first_line(error)}",
+            hint=_OFF,
+            key=KEY,
+        ) from error
+
+
+def _namespaces(model: Any) -> list[dict[str, Any]]:
+    """Return what Liger may change: modules of the model, of transformers, and torch's layers."""
+    from torch import nn
+
+    apply = _families()[model.config.model_type]
+    switches = inspect.signature(apply).parameters.values()
+    apply(**{p.name: False for p in switches if isinstance(p.default, bool)})  # imports, no more
+    code = [m for name, m in sys.modules.items() if name.startswith("transformers.models.")]
+    return [vars(each) for each in (*model.modules(), *code, nn)]
+
+
+def running(model: nn.Module, block: TrainingBlock) -> AbstractContextManager[None]:
+    """Return what lets a model run as the recipe's training steps have it."""
+    return contextlib.nullcontext() if block.kernels is None else Kernels(model).running()
+
+
+@contextmanager
+def steps_with_kernels(trainer: AdapterTrainer) -> Iterator[None]:
+    """Let a trainer's steps run with the kernels that its recipe names, once they are checked.
+
+    Raises:
+        SoraError: they cannot be applied, or give another loss or gradient.
+    """
+    if trainer.recipe.training.kernels is None:
+        yield
+        return
+    kernels = Kernels(trainer.model)
+    check_same(trainer, kernels)
+    step = trainer.training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        with kernels.running():
+            return step(*args, **kwargs)
+
+    trainer.training_step = training_step
+    try:
+        yield
+    finally:
+        trainer.training_step = step
+
+
+def check_same(trainer: AdapterTrainer, kernels: Kernels) -> None:
+    """Compare loss and gradient of the shortest training rows with those of the plain layers.
+
+    Raises:
+        SoraError: they differ by more than rounding.
+    """
+    import torch
+    from torch import linalg
+
+    plain_loss, plain = _gradient(trainer)
+    with kernels.running():
+        loss, found = _gradient(trainer)
+    low = trainer.recipe.training.precision != "fp32"
+    far = _FAR[low or torch.finfo(trainer.model.dtype).bits < 32]
+    apart, norm = (float(linalg.vector_norm(vector)) for vector in (found - plain, plain))
+    if abs(loss - plain_loss) <= far * abs(plain_loss) and apart <= far * norm:
+        return
+    raise SoraError(
+        f"{KEY}=liger gives another loss or gradient than {type(trainer.model).__name__} has",
+        where=f"loss {loss:.6g}, not {plain_loss:.6g}; the gradient is {apart:.3g} off, of "
+        f"{norm:.3g}",
+        hint=_OFF,
+        key=KEY,
+    )
+
+
+def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
+    """Return the loss of the shortest rows, and its gradient of all that is trained."""
+    import torch
+
+    model, rows, block = trainer.model, trainer.train_rows, trainer.recipe.training
+    assert rows is not None
+    shortest = rows.lengths.argsort(kind="stable")[:_ROWS]
+    batch = trainer.data_collator([rows.dataset[int(row)] for row in shortest])
+    device = trainer.args.device
+    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(block.precision)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = model.training
+    model.eval()  # no dropout
+    try:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            loss = model(**inputs)["loss"]
+        found = torch.autograd.grad(loss * _SCALE, trained, allow_unused=True)
+    finally:
+        model.train(before)
+    return float(loss.detach()), torch.cat([g.float().flatten() for g in found if g is not None])

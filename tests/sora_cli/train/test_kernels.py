@@ -1,0 +1,65 @@
+"""`training.kernels: liger`: where it is refused; its numbers are `interpreted_kernels`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from sora_cli.app import run
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.load import load_recipe
+from sora_cli.train import kernels
+from sora_cli.train.kernels import KEY, check_gpu, check_kernels
+from tests.helpers_models import tiny_llama
+from tests.helpers_runs import write_recipe
+from tests.shared_files import ROOT
+
+INTERPRETED = ROOT / "tests/sora_cli/train/interpreted_kernels.py"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path, tiny_llama(num_labels=2), training={"kernels": "liger"})
+
+
+@pytest.mark.parametrize("package", ["liger-kernel", "triton"])
+def test_a_package_that_is_missing(
+    recipe: Path, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = package.replace("-", "_")
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None if name == there else object())
+    assert run(["train", str(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert f"{KEY}=liger needs the package {package}, which is not installed" in error
+    assert f"pip install 'sora-cli[liger]', or {KEY}=null" in error
+
+
+def test_where_it_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "find_spec", lambda _: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    loaded = load_recipe(recipe, []).recipe
+    check_kernels(loaded)
+    with pytest.raises(SoraError, match="needs a GPU: a CPU runs no Triton kernels"):
+        check_gpu(loaded)
+    with pytest.raises(SoraError, match=r"does not go with training\.compile"):
+        check_kernels(load_recipe(recipe, ["training.compile=true"]).recipe)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SoraError, match="one process only"):
+        check_kernels(loaded)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    find_spec("liger_kernel") is None or find_spec("triton") is None, reason="not installed"
+)
+def test_the_kernels_in_tritons_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", str(INTERPRETED)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
