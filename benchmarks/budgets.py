@@ -17,8 +17,8 @@ from benchmarks.measure import in_turns, machine, markdown, median, ratios, show
 from benchmarks.models import DECODER, ENCODER, Setting, setting
 from benchmarks.sides import ALPHA, Side, ours
 from methods.registry import create
+from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit, say
-from sora_cli.train.machine import keep_freed_memory
 
 _PLAIN = "LoRA"
 _BUDGET = 0.15  # of the components

@@ -42,8 +42,8 @@ from torch import Tensor  # noqa: E402
 from benchmarks.files import FULL, QUICK, Size, write_adapter  # noqa: E402
 from methods.factors import LowRankFactors  # noqa: E402
 from sora_cli.adapter.reading import open_adapter  # noqa: E402
-from sora_cli.adapter.spectra import one_thread  # noqa: E402
 from sora_cli.core.console import emit  # noqa: E402
+from sora_cli.model.threads import one_thread  # noqa: E402
 
 _SAMPLE = 0.005
 """Seconds between two looks at the memory."""

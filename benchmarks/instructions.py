@@ -22,10 +22,10 @@ from benchmarks.measure import in_turns, machine, markdown, timing_rows
 from benchmarks.memory import measure
 from benchmarks.models import DECODER, Setting, setting
 from benchmarks.sides import Side, make
+from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit
 from sora_cli.tasks.language import IGNORED
 from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
-from sora_cli.train.machine import keep_freed_memory
 
 _SIDES = {
     "peft": "PEFT LoRA",

@@ -5,7 +5,7 @@
 Who the sides are: `benchmarks/sides.py`. In every round each side takes one step, in random order;
 ratios are taken round by round. Printed are medians, with quartiles of the times and 90 %
 intervals of the ratios' medians. `--dropout` is that of the adapters; the models' own is 0.
-All have the setting of the allocator that `sora train` makes (`sora_cli/train/machine.py`); it
+All have the setting of the allocator that `sora train` makes (`sora_cli/core/allocator.py`); it
 serves every side alike, and `--system-allocator` leaves it out. `--precision bf16` takes the
 forward passes under autocast, as training does; `--precision fp32 bf16` takes each side's both
 ways, in turns, and adds their ratio.
@@ -25,8 +25,8 @@ import torch
 from benchmarks.measure import in_turns, machine, markdown, median, quartiles, ratios, shown_ratio
 from benchmarks.models import DECODER, ENCODER, setting
 from benchmarks.sides import ALL, PEER, Side, make
+from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit, say
-from sora_cli.train.machine import keep_freed_memory
 
 _WARM_UP = 3
 _HEADER = ("side", "ms, median (quartiles)", "/ floor", "/ peer", "/ fp32")

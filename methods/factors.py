@@ -60,7 +60,9 @@ class LowRankFactors:
         return self.A.abs().amax(dim=1).ne(0) & self.B.abs().amax(dim=0).ne(0)
 
     def select(self, keep: Tensor) -> LowRankFactors:
-        """Return the terms that a mask (r,) keeps, in their order."""
+        """Return the terms that a mask (r,) keeps, in their order; itself where that is all."""
+        if bool(keep.all()):
+            return self  # a copy of a tall B takes as long as a product with it
         return LowRankFactors(self.A[keep].contiguous(), self.B[:, keep].contiguous())
 
     def term_norms(self) -> Tensor:
@@ -149,7 +151,8 @@ class Decomposition:
         else:
             turn_b, turn_a = self.turns
             a = turn_a[:rank] @ factors.A.detach().double()
-            b = factors.B.detach().double() @ turn_b[:, :rank]
+            # B's rows as columns: for MKL such a product is twice as fast as B T_B
+            b = (turn_b[:, :rank].T @ factors.B.detach().double().T).T
         a, b = a.to(factors.A.dtype), b.to(factors.B.dtype)
         return LowRankFactors(a.contiguous(), b.contiguous())
 
@@ -221,8 +224,9 @@ def _triangle(matrix: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     n, r = matrix.shape
     if n >= r > 0:
-        lengths = torch.linalg.vector_norm(matrix, dim=0)  # (r,)
-        gram = matrix.T @ matrix / lengths / lengths[:, None]  # (r, r), NaN where a column is zero
+        gram = matrix.T @ matrix  # (r, r)
+        lengths = gram.diagonal().sqrt()  # (r,)
+        gram = gram / lengths / lengths[:, None]  # NaN where a column is zero
         upper, failed = torch.linalg.cholesky_ex(gram, upper=True)
         eye = torch.eye(r, dtype=matrix.dtype, device=matrix.device)
         inverse = torch.linalg.solve_triangular(upper, eye, upper=True)

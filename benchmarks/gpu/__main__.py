@@ -37,9 +37,9 @@ from benchmarks.gpu.rows import ROWS, Row, rows_for
 from benchmarks.gpu.shapes import SHAPES, TINY, Shape, write
 from benchmarks.gpu.tables import launch_table, step_table
 from benchmarks.measure import machine
+from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.train.machine import keep_freed_memory
 
 _PACKAGES = ("transformers", "peft", "bitsandbytes")
 _STARTING = 30.0  # seconds before `main`: imports

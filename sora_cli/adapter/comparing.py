@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from methods.factors import LowRankFactors, numerical_rank, subspace_overlap
-from sora_cli.adapter.spectra import one_thread
 from sora_cli.core.errors import SoraError
+from sora_cli.model.threads import one_thread
 
 if TYPE_CHECKING:
     from sora_cli.adapter.reading import AdapterFile

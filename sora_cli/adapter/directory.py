@@ -21,12 +21,12 @@ from sora_cli.adapter.metadata import AdapterMeta, BaseReference, write_json, wr
 from sora_cli.adapter.peft.layout import written_config
 from sora_cli.adapter.places import new_adapter_place
 from sora_cli.adapter.reading import AdapterFile, open_adapter
-from sora_cli.adapter.spectra import one_thread
 from sora_cli.adapter.stored import Form
 from sora_cli.adapter.writing import Plan
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FILE
 from sora_cli.model.tensors import write_tensors
+from sora_cli.model.threads import one_thread
 
 _MERGE = "sora merge folds all of it into the base model"
 
@@ -154,8 +154,8 @@ def write_adapter(
 
     Terms that are exactly zero are left out, and so are modules left with none. If that is all of
     them, one module stays as a zero pair of rank 1, so that every tool can load the directory. Each
-    layer is asked for twice, and held one at a time; what is read back is compared by digests.
-    Torch uses one thread meanwhile: several at thin factors are slower, by far on busy cores.
+    layer is asked for twice, by several threads, and held by one core; what is read back is
+    compared by digests.
 
     Args:
         layout: "exact", each module at its own rank, or "padded", all zero-padded to the largest.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from methods.budgets import strongest
 from methods.factors import LowRankFactors, rank_for_energy
@@ -32,6 +31,8 @@ RULES: Mapping[str, str] = {
     "many by tests in a fixed order",
 }
 """The way in which each rule chooses, for people."""
+_KEPT = 2**26
+"""Numbers that `prune_layers` keeps: 256 MiB in float32, rank 26 of the linear layers of a 7B."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,12 @@ class Loss:
 
 
 def at_ranks(layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Module]) -> Layers:
-    """Return the layers at chosen ranks, each computed when it is asked for; the last is kept.
+    """Return the layers at chosen ranks, each computed when it is asked for.
 
     Args:
         known: of `survey`, so that no layer is decomposed again.
     """
 
-    @lru_cache(maxsize=1)
     def cut(path: str) -> LowRankFactors:
         live = layers[path].drop_zeros()
         if ranks[path] >= live.rank:
@@ -76,6 +76,22 @@ def at_ranks(layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Modul
         return small
 
     return OnDemand(list(layers), cut)
+
+
+def _kept(layers: Layers) -> Layers:
+    """Return layers that are on demand, and of which the first that fit are kept in memory."""
+    kept: dict[str, LowRankFactors] = {}
+    left = _KEPT
+
+    def get(path: str) -> LowRankFactors:
+        nonlocal left
+        factors = kept.get(path) or layers[path]
+        if path not in kept and factors.parameters <= left:
+            kept[path] = factors
+            left -= factors.parameters
+        return factors
+
+    return OnDemand(list(layers), get)
 
 
 def prune_layers(
@@ -89,7 +105,8 @@ def prune_layers(
 ) -> tuple[Layers, dict[str, Loss]]:
     """Shrink the layers by one rule; without any, leave out only terms that are exactly zero.
 
-    One layer for each core is in memory at a time, and one in what is returned.
+    One layer for each core is in memory at a time; of what is returned, what fits into 256 MiB is
+    kept once it is made, for a writer asks for it twice.
 
     Args:
         energy: each layer keeps the smallest rank with that share of its squared Frobenius norm.
@@ -117,7 +134,8 @@ def prune_layers(
     elif mean_rank is not None:
         count = int(mean_rank * (len(known) if modules is None else modules))
         keep = strongest({path: m.values for path, m in known.items()}, count)
-    return truncate_layers(layers, known, keep)
+    small, losses = truncate_layers(layers, known, keep)
+    return _kept(small), losses
 
 
 def survey(layers: Layers) -> dict[str, Module]:

@@ -7,11 +7,7 @@ adapter takes seconds and little memory.
 from __future__ import annotations
 
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -21,13 +17,13 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors, entropy_rank, rank_for_energy
 from sora_cli.adapter.modules import Module
+from sora_cli.model.threads import by_cores
 
 if TYPE_CHECKING:
     from sora_cli.adapter.reading import AdapterFile
 
 T = TypeVar("T")
 
-_CORES = 8  # so that layers in memory stay few; reading them keeps no more at work
 LOW, HIGH = 0.90, 0.99
 """Shares of ||dW||_F^2 that effective ranks are given for."""
 
@@ -100,8 +96,7 @@ class Totals:
 
 def spectrum(factors: LowRankFactors) -> Spectrum:
     """Compute the spectrum of one update; terms that are exactly zero are only counted."""
-    live = factors.live_terms()
-    kept = factors if bool(live.all()) else factors.select(live)  # no copy where nothing is dead
+    kept = factors.drop_zeros()
     shape = factors.B.shape[0], factors.A.shape[1]
     return Spectrum(shape, factors.rank, kept.rank, kept.singular_values())
 
@@ -118,24 +113,8 @@ def read_spectra(file: AdapterFile) -> dict[str, Spectrum]:
 def of_each(
     layers: Mapping[str, LowRankFactors], work: Callable[[LowRankFactors], T]
 ) -> dict[str, T]:
-    """Return what the work makes of each layer; they are read here, and worked on by several cores.
-
-    Each core works on a layer of its own: two at one thin matrix are slower than one.
-    """
-    cores = min(os.cpu_count() or 1, _CORES)
-    made: dict[str, Future[T]] = {}
-    at_work: deque[Future[T]] = deque()
-    with one_thread(), ThreadPoolExecutor(cores, initializer=_alone) as pool:
-        for path, factors in layers.items():
-            if len(at_work) > cores:
-                at_work.popleft().result()
-            made[path] = pool.submit(work, factors)
-            at_work.append(made[path])
-        return {path: future.result() for path, future in made.items()}
-
-
-def _alone() -> None:
-    torch.set_num_threads(1)
+    """Return what the work makes of each layer; each core reads one of its own."""
+    return by_cores(layers, lambda path: work(layers[path]))
 
 
 def totals(spectra: Mapping[str, Spectrum]) -> Totals:
@@ -150,14 +129,3 @@ def totals(spectra: Mapping[str, Spectrum]) -> Totals:
         lossless=sum(m.parameters(m.stored - m.live) for m in modules),
         pruned=sum(m.parameters(m.stored - m.rank_high) for m in modules),
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: more are slower for thin matrices, by far on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

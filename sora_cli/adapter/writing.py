@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sora_cli.adapter.stored import LINEAR, Form
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
 from sora_cli.model.tensors import NewTensor, dtype_name
+from sora_cli.model.threads import by_cores
 
 _SMALL = 2.0**-12
 """Terms whose largest number is below it lose bits in float16, whose spacing ends at 2^-24."""
@@ -24,6 +25,8 @@ _SMALL = 2.0**-12
 
 class Plan:
     """The names and shapes of a file's tensors; it looks at each tensor once and keeps none.
+
+    Here and when they are written and compared, each core has a layer of its own in memory.
 
     Args:
         layers: module path -> factors, any dtype, any device. May make them on demand.
@@ -63,16 +66,18 @@ class Plan:
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
         self._written: dict[tuple[str, str], bytes] = {}  # (path, "A" or "B") -> digest
-        for path, factors in layers.items():
-            plain = _plain(path, factors)
-            self._keep[path] = plain.live_terms()
-            self._sides[path] = plain.B.shape[0], plain.A.shape[1]
+        for path, (keep, sides) in by_cores(layers, self._seen).items():
+            self._keep[path], self._sides[path] = keep, sides
         self.start = {path: keep.numel() for path, keep in self._keep.items()}
         self.live = {path: int(keep.sum()) for path, keep in self._keep.items()}
         self.stored = {path: rank for path, rank in self.live.items() if rank}
         if not self.stored:
             self.stored = {next(iter(layers)): 1}
         self._padded_to = max(self.stored.values()) if layout == "padded" else None
+
+    def _seen(self, path: str) -> tuple[Tensor, tuple[int, int]]:
+        plain = _plain(path, self._layers[path])
+        return plain.live_terms(), (plain.B.shape[0], plain.A.shape[1])
 
     def factors(self, path: str) -> LowRankFactors:
         """Return one module's factors as they are stored, zero-padded where the layout says so.
@@ -84,8 +89,9 @@ class Plan:
         if self._dtype == torch.float16:
             live = _balanced(live)
         more = (self._padded_to or self.stored[path]) - live.rank
-        a, b = pad(live.A, (0, 0, 0, more)), pad(live.B, (0, more))
-        cast = LowRankFactors(a.to(self._dtype), b.to(self._dtype))
+        if more:
+            live = LowRankFactors(pad(live.A, (0, 0, 0, more)), pad(live.B, (0, more)))
+        cast = LowRankFactors(live.A.to(self._dtype), live.B.to(self._dtype))
         for tensor in (cast.A, cast.B) if self._dtype != torch.float32 else ():
             if not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
                 name = dtype_name(self._dtype)
@@ -96,12 +102,15 @@ class Plan:
     def tensors(self, where: str) -> dict[str, NewTensor]:
         """Return {key: tensor to write}; `where` is for errors about the head."""
         new = {}
-        factors = lru_cache(maxsize=1)(self.factors)  # the two halves of a pair follow each other
+        made: dict[tuple[str, str], Tensor] = {}  # the other halves of pairs
 
         def half(path: str, name: str, shape: tuple[int, ...]) -> Tensor:
-            made = factors(path).A if name == "A" else factors(path).B
-            self._written[path, name] = _digest(made)
-            return made.reshape(shape)
+            if (path, name) not in made:
+                pair = self.factors(path)
+                made.update({(path, "A"): pair.A, (path, "B"): pair.B})
+            tensor = made.pop((path, name))
+            self._written[path, name] = _digest(tensor)
+            return tensor.reshape(shape)
 
         for path in self.stored:
             n_out, n_in = self._sides[path]
@@ -110,13 +119,14 @@ class Plan:
             shapes = (rank, n_in // size, *form.kernel), (n_out, rank, *ones)
             keys = pair_keys(path, embedding=form.embedding)
             for key, name, shape in zip(keys, "AB", shapes, strict=True):
-                new[key] = NewTensor(self._dtype, shape, partial(half, path, name, shape))
+                make = partial(half, path, name, shape)
+                new[key] = NewTensor(self._dtype, shape, make, group=path)
         for name in self._head:
             tensor = self._head[name]
             check_tensor(name, tensor, f"for {where}")
-            make = partial(self._head.__getitem__, name)
+            get = partial(self._head.__getitem__, name)
             key = bias_key(name, self.stored) if name in self._biases else f"{PREFIX}{name}"
-            new[key] = NewTensor(tensor.dtype, tuple(tensor.shape), make)
+            new[key] = NewTensor(tensor.dtype, tuple(tensor.shape), get)
         return new
 
     def check(self, layers: Mapping[str, LowRankFactors], head: Mapping[str, Tensor]) -> None:
@@ -125,14 +135,17 @@ class Plan:
         Raises:
             SoraError: it is something else.
         """
-        same = set(layers) == set(self.stored) and set(head) == set(self._head)
-        for path in self.stored if same else ():
+
+        def same_pair(path: str) -> bool:
             back = layers[path]
-            same = same and all(
+            return all(
                 torch.equal(cast.float(), tensor) and _digest(cast) == self._written[path, name]
                 for name, tensor in (("A", back.A), ("B", back.B))
                 for cast in [tensor.to(self._dtype)]
             )
+
+        same = set(layers) == set(self.stored) and set(head) == set(self._head)
+        same = same and all(by_cores(self.stored, same_pair).values())
         for name in head if same else ():
             same = same and torch.equal(head[name], self._head[name].detach().cpu())
         if not same:
@@ -142,7 +155,7 @@ class Plan:
 def _digest(tensor: Tensor) -> bytes:
     """Return the digest of a matrix: its shape and its bytes."""
     digest = hashlib.sha256(repr(tuple(tensor.shape)).encode())
-    digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -15,6 +15,7 @@ from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands._gguf import check_gguf_place
 from sora_cli.commands._losses import emit_losses, module_facts
+from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.checks import (
     FORMATS,
     GGUF_TYPES,
@@ -28,6 +29,7 @@ from sora_cli.core.checks import (
 )
 from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
+from sora_cli.core.timing import uncollected
 from sora_cli.model.files import SORA_FILE
 
 
@@ -87,8 +89,10 @@ def export(
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     check_adapter_place(output, force=force)
-    from sora_cli.adapter.export import export_adapter
+    with uncollected():
+        from sora_cli.adapter.export import export_adapter
 
+    keep_freed_memory()
     done = export_adapter(
         directory,
         output,
@@ -144,8 +148,10 @@ def _export_gguf(
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read), *([Path(base)] if base else []))
     check_gguf_place(output, force=force)
-    from sora_cli.adapter.gguf_lora import export_gguf
+    with uncollected():
+        from sora_cli.adapter.gguf_lora import export_gguf
 
+    keep_freed_memory()
     done = export_gguf(directory, output, type=type or GGUF_TYPES[0], base=base)
     say_notes(done.notes)
     command = f"llama-server -m BASE.gguf --lora {quote(str(output))}"

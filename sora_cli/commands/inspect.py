@@ -11,9 +11,11 @@ from typing import Any
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
+from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
+from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
 
 
@@ -57,9 +59,11 @@ def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool) -> 
 
 
 def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:
-    from sora_cli.adapter.facts import facts_of
-    from sora_cli.adapter.foreign.opening import open_any
+    with uncollected():
+        from sora_cli.adapter.facts import facts_of
+        from sora_cli.adapter.foreign.opening import open_any
 
+    keep_freed_memory()
     with open_any(directory, for_show=True) as file:
         facts = facts_of(file)
     ranks = {path: rank["live"] for path, rank in facts["ranks"].items()}

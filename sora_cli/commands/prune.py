@@ -18,11 +18,12 @@ from sora_cli.commands._certify import (
     say_unseen_rows,
     show_search,
 )
+from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.checks import check_apart, check_rules, option
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
-from sora_cli.core.timing import importing
+from sora_cli.core.timing import importing, uncollected
 from sora_cli.recipe.tolerance import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -92,10 +93,12 @@ def prune(
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
     check_adapter_place(output, force=force)
-    from sora_cli.adapter.companions import copy_processor
-    from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
-    from sora_cli.adapter.reading import open_adapter
+    with uncollected():
+        from sora_cli.adapter.companions import copy_processor
+        from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
+        from sora_cli.adapter.reading import open_adapter
 
+    keep_freed_memory()
     with open_adapter(directory) as file:
         check_low_rank(file)
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)

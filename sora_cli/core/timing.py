@@ -36,9 +36,6 @@ def process_start() -> float:
 def importing() -> Iterator[None]:
     """Say that torch and transformers are being imported, and make the imports of the block faster.
 
-    The garbage collector waits meanwhile: a million objects are made and none of them is garbage,
-    so that its looking for some takes a seventh of the time (benchmarks/startup.py).
-
     Raises:
         SoraError: a package is older than the lower bound of its version.
     """
@@ -46,6 +43,17 @@ def importing() -> Iterator[None]:
 
     check_versions()
     say("loading torch and transformers ...")
+    with uncollected():
+        yield
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let the garbage collector wait while the block imports large packages.
+
+    Torch and transformers make a million objects and none of them is garbage, so that looking for
+    some takes a seventh of the time (benchmarks/startup.py).
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

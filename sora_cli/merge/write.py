@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from sora_cli.adapter.metadata import write_json
-from sora_cli.adapter.spectra import one_thread
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.blocks import Blocks, Made, Range
 from sora_cli.merge.incoming import Incoming
@@ -28,7 +27,8 @@ from sora_cli.merge.plan import Item, Plan, PlannedFile
 from sora_cli.merge.rounding import Kept, Storing, Survival, total
 from sora_cli.model.files import WEIGHTS_INDEX
 from sora_cli.model.fingerprint import StoredTensor, read_header
-from sora_cli.model.tensors import header_bytes
+from sora_cli.model.tensors import header_bytes, write_at
+from sora_cli.model.threads import one_thread
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were written since the last call."""
@@ -116,7 +116,7 @@ class _Job:
         with ExitStack() as stack:
             sources = _Sources(stack)
             stack.callback(self._abandon)
-            self._submit(_write_all, self._out, header, 0)
+            self._submit(write_at, self._out, header, 0)
             at = len(header)
             for run in _runs(self._file.items):
                 length = sum(item.length for item in run)
@@ -181,7 +181,7 @@ class _Job:
             self._ends[name][0] = bytes(content[:_SAMPLE])
         if last:
             self._ends[name][1] = bytes(content[-_SAMPLE:])
-        return _write_all(self._out, content, offset)
+        return write_at(self._out, content, offset)
 
     def _copy(self, source: int, start: int, at: int, length: int) -> None:
         for done in range(0, length, _STEP):
@@ -240,14 +240,6 @@ def _follows(tensor: StoredTensor | None, other: StoredTensor | None) -> bool:
     if tensor is None or other is None or tensor.file != other.file:
         return False
     return tensor.start == other.start + other.length
-
-
-def _write_all(out: int, content: Any, offset: int) -> int:
-    view = memoryview(content).cast("B")
-    done = 0
-    while done < len(view):
-        done += os.pwrite(out, view[done:], offset + done)
-    return len(view)
 
 
 def _copy_range(source: int, out: int, start: int, offset: int, length: int) -> int:

@@ -7,10 +7,13 @@ wider dtypes first, then by name (https://github.com/huggingface/safetensors, fo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.fingerprint import StoredTensor, read_header
+from sora_cli.model.threads import by_cores
 
 _DTYPES = {
     "F64": torch.float64,
@@ -63,8 +67,9 @@ class TensorFile:
     Args:
         file: where it is.
         entries: name -> what its header says of it.
-        stream: the file, open for reading.
+        stream: the file, open for reading; several threads may `read`.
         transposed: names of matrices that are stored as columns by rows of their entries.
+        lock: held by a thread that reads, where others share the stream.
     """
 
     def __init__(
@@ -73,17 +78,19 @@ class TensorFile:
         entries: Mapping[str, StoredTensor],
         stream: BinaryIO,
         transposed: Iterable[str] = (),
+        lock: Lock | None = None,
     ) -> None:
         self.file = file
         self._entries = entries
         self._stream = stream
         self._transposed = frozenset(transposed)
+        self._lock = lock or Lock()
 
     def seen_as(
         self, entries: Mapping[str, StoredTensor], *, transposed: Iterable[str] = ()
     ) -> TensorFile:
         """Return the same open file with other names and shapes for its tensors."""
-        return TensorFile(self.file, entries, self._stream, transposed)
+        return TensorFile(self.file, entries, self._stream, transposed, self._lock)
 
     @property
     def keys(self) -> list[str]:
@@ -118,8 +125,10 @@ class TensorFile:
         """
         entry, dtype = self._entries[key], self.dtype(key)
         content = bytearray(entry.length)
-        self._stream.seek(entry.start)
-        if self._stream.readinto(content) != entry.length:  # type: ignore[attr-defined]
+        with self._lock:
+            self._stream.seek(entry.start)
+            done = self._stream.readinto(content)  # type: ignore[attr-defined]
+        if done != entry.length:
             raise SoraError(f"{self.file} is truncated or corrupt: '{key}' ends too early")
         if not content:
             return torch.empty(entry.shape, dtype=dtype)
@@ -184,12 +193,14 @@ class NewTensor:
 
     Attributes:
         dtype, shape: what `make` will return.
-        make: makes it, when its turn comes.
+        make: makes it, when its turn comes; others are made by other threads meanwhile.
+        group: tensors of one group are made one after the other, by one thread; None: it is alone.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     make: Callable[[], Tensor]
+    group: str | None = None
 
     @property
     def length(self) -> int:
@@ -198,7 +209,7 @@ class NewTensor:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
-    """Write a safetensors file, one tensor in memory at a time.
+    """Write a safetensors file, with one tensor for each core in memory at a time.
 
     Raises:
         OSError: the disk is full, or the like.
@@ -206,10 +217,32 @@ def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
     order = sorted(tensors, key=lambda name: (-_rank(tensors[name].dtype), name))
     entries = ((name, _NAMES[tensors[name].dtype], tensors[name].shape, tensors[name].length)
                for name in order)  # fmt: skip
-    with file.open("xb") as stream:
-        stream.write(header_bytes(entries, {"format": "pt"}))
-        for name in order:
-            stream.write(_content(name, tensors[name]))
+    header = header_bytes(entries, {"format": "pt"})
+    ends = accumulate((tensors[name].length for name in order), initial=len(header))
+    places = dict(zip(order, ends, strict=False))
+    groups: dict[str, list[str]] = {}
+    for name in order:
+        groups.setdefault(tensors[name].group or name, []).append(name)
+
+    with file.open("xb", buffering=0) as stream:
+        out = stream.fileno()
+
+        def write(group: str) -> None:
+            for name in groups[group]:
+                write_at(out, _content(name, tensors[name]), places[name])
+
+        write_at(out, header, 0)
+        by_cores(groups, write)
+
+
+def write_at(out: int, content: Any, offset: int) -> int:
+    """Write all bytes at their place in a file, given by its descriptor; return how many."""
+    view = memoryview(content)
+    view = view.cast("B") if view.nbytes else view
+    done = 0
+    while done < len(view):
+        done += os.pwrite(out, view[done:], offset + done)
+    return len(view)
 
 
 def header_bytes(

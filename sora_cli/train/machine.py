@@ -1,8 +1,7 @@
-"""The machine a run trains on: what it must offer, its memory allocator, repeatable results."""
+"""The machine a run trains on: what it must offer, and repeatable results."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 import torch
@@ -11,8 +10,6 @@ from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.train.loggers import check_loggers
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's numbers, from malloc.h
-_LARGEST = 2**31 - 1
 _WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB: cuBLAS repeats itself with this or :16:8 only
 
 
@@ -48,19 +45,6 @@ def _check_launcher() -> None:
 
 def _asked_for(name: str) -> bool:
     return os.environ.get(name, "").lower() == "true"
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory; return False where the C library is another one.
-
-    glibc gives large blocks back to the system as soon as they are freed, and the next step takes
-    zeroed ones again, page by page. On a CPU that costs a step of MiniLM a sixth of its time
-    (`benchmarks/step.py --system-allocator`), with any layers.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return all([mallopt(_MMAP_THRESHOLD, 1 << 30), mallopt(_TRIM_THRESHOLD, _LARGEST)])
 
 
 def set_deterministic(on: bool) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import leave_signals_to_parent
 from sora_cli.model.activation_offload import offloaded
@@ -29,7 +30,7 @@ from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.batches import GroupedBatchSampler, SortedByLength
 from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare_inputs
 from sora_cli.train.loggers import split_loggers
-from sora_cli.train.machine import check_machine, keep_freed_memory
+from sora_cli.train.machine import check_machine
 from sora_cli.train.optimizers import TRAINER_NAMES
 from sora_cli.train.workers import worker_context
 

@@ -87,6 +87,12 @@ def test_drop_zeros_is_lossless() -> None:
     assert kept.parameters == 4 * (20 + 15)
 
 
+def test_where_nothing_is_zero_nothing_is_copied() -> None:
+    factors = random_factors(6, 20, 15)
+    assert factors.drop_zeros() is factors
+    assert factors.select(torch.ones(6, dtype=torch.bool)) is factors
+
+
 def test_rank_zero() -> None:
     factors = random_factors(0, 7, 5)
     assert factors.singular_values().shape == (0,)

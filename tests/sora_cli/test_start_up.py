@@ -26,8 +26,13 @@ COMMANDS = ["train", "path", "auto", "pick", "eval", "predict", "chat", "generat
             "merge", "verify", "push", "sweep", "list", "compare", "report", "recipes", "schema",
             "methods"]  # fmt: skip
 _PROGRAM = """
-import json, sys
+import gc, json, sys
 from sora_cli.app import run
+def collected(phase, info):
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.__spec__._initializing:
+        sys.stderr.write("garbage was looked for while torch was imported\\n")
+gc.callbacks.append(collected)
 code = max(run(words) for words in json.loads(sys.argv[1]))
 print("\\n" + json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
@@ -193,6 +198,7 @@ def test_inspect_needs_no_transformers(tmp_path: Path, more: list[str]) -> None:
     needed = {"torch", "numpy", "safetensors"}
     assert modules & HEAVY <= needed | ({"matplotlib"} if "--plot" in more else set())
     assert ("matplotlib" in modules) is ("--plot" in more)
+    assert "garbage" not in told
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
@@ -203,6 +209,16 @@ def test_nor_does_inspect_of_several(tmp_path: Path, more: list[str]) -> None:
         code, modules, told = _imported(["inspect", *names, *more], cwd=tmp_path)
         assert code == 0, told
         assert modules & HEAVY <= {"torch", "numpy", "safetensors"}
+
+
+@pytest.mark.parametrize("words", [["prune", "a", "-o", "b", "--rank", "2"],
+                                   ["export", "a", "-o", "b", "--no-verify"]])  # fmt: skip
+def test_nor_do_commands_that_write_an_adapter(words: list[str], tmp_path: Path) -> None:
+    write_peft(tmp_path / "a", {"layers.0.q": (8, 8), "layers.1.q": (8, 8)})
+    code, modules, told = _imported(words, cwd=tmp_path)
+    assert code == 0, told
+    assert modules & HEAVY <= {"torch", "numpy", "safetensors", "huggingface_hub"}  # a card
+    assert "garbage" not in told
 
 
 def test_a_page_needs_no_torch(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import say
 from sora_cli.experiments.auto.budget import RowPlan, plan_rows
 from sora_cli.experiments.auto.plan import AutoPlan, plan_auto
@@ -32,7 +33,6 @@ from sora_cli.run.certificate import SCREENING, TEST, Size
 from sora_cli.run.choosing import choosing_rows, count_rows
 from sora_cli.run.prepare import Prepared, prepare
 from sora_cli.tasks.row_scores import RowScores
-from sora_cli.train.machine import keep_freed_memory
 from tools.auto.stored import FULL, UNCUT, Stored, StoredSize, read_all, write_all
 
 SWEEP = Path("recipes/sweeps/cpu/auto.yaml")

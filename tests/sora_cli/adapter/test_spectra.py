@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from methods.factors import LowRankFactors, rank_for_energy
 from sora_cli.adapter.modules import cuts
 from sora_cli.adapter.reading import open_adapter
-from sora_cli.adapter.spectra import Spectrum, one_thread, read_spectra, spectrum, totals
+from sora_cli.adapter.spectra import Spectrum, read_spectra, spectrum, totals
 from tests.methods.support import generator
 from tests.shared_files import ROOT
 
@@ -124,20 +124,6 @@ def test_totals_are_sums() -> None:
     assert total.entropy == pytest.approx(2 + float((-shares * shares.log()).sum().exp()), rel=1e-5)
     assert total.lossless == 4 + 3  # one term of the 3 x 4 module
     assert total.pruned == 2 * (4 + 3)
-
-
-def test_threads_are_given_back() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with one_thread():
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-        with pytest.raises(ZeroDivisionError), one_thread():
-            raise ZeroDivisionError
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from methods.budgets import strongest
-from methods.factors import LowRankFactors
+from methods.factors import Decomposition, LowRankFactors
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.pruning import prune_layers
@@ -48,6 +48,26 @@ def directory(tmp_path: Path, layers: dict[str, LowRankFactors]) -> Path:
     base = BaseReference("base", "base", None, "x")
     write_adapter(tmp_path / "a", Adapter(layers, head, ("score",), "SEQ_CLS", base))
     return tmp_path / "a"
+
+
+@pytest.mark.parametrize(("kept", "cuts"), [(10**6, 3), (150, 5), (0, 6)])
+def test_a_layer_is_cut_once_if_it_fits_into_memory(
+    layers: dict[str, LowRankFactors], kept: int, cuts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At rank 2 they have 140, 36 and 36 numbers; the dead one is not cut."""
+    made = []
+    truncate = Decomposition.truncate
+
+    def counted(self: Decomposition, factors: LowRankFactors, rank: int) -> LowRankFactors:
+        made.append(rank)
+        return truncate(self, factors, rank)
+
+    monkeypatch.setattr("methods.factors.Decomposition.truncate", counted)
+    monkeypatch.setattr("sora_cli.adapter.pruning._KEPT", kept)
+    pruned, _ = prune_layers(layers, rank=2)
+    first, again = dict(pruned), dict(pruned)
+    assert len(made) == cuts
+    assert all(torch.equal(first[path].dense(), again[path].dense()) for path in layers)
 
 
 def _true_errors(

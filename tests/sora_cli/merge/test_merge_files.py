@@ -211,7 +211,7 @@ def test_a_base_that_gets_shorter_meanwhile(tmp_path: Path, made: Made) -> None:
 def test_a_write_that_went_wrong_is_noticed(
     tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge_write, "_write_all", lambda _, content, __: len(content))
+    monkeypatch.setattr(merge_write, "write_at", lambda _, content, __: len(content))
     with pytest.raises(SoraError, match=r"truncated|reads back differently"):
         merge_adapter(made[1], tmp_path / "out")
     assert not _left(tmp_path)
@@ -365,12 +365,12 @@ def test_every_tensor_begins_where_its_dtype_may(tmp_path: Path) -> None:
 def test_wrong_bytes_are_noticed(
     tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = merge_write._write_all
+    write = merge_write.write_at
 
     def zeros(out: int, content: Any, offset: int) -> int:
         return write(out, bytes(len(content)) if offset else content, offset)
 
-    monkeypatch.setattr(merge_write, "_write_all", zeros)
+    monkeypatch.setattr(merge_write, "write_at", zeros)
     with pytest.raises(SoraError, match="reads back differently"):
         merge_adapter(made[1], tmp_path / "out")
     assert not _left(tmp_path)

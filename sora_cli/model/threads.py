@@ -1,0 +1,42 @@
+"""Work on many tensors at once, each by a core of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_CORES = 8  # so that tensors in memory stay few; reading them keeps no more at work
+
+
+def by_cores(names: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:
+    """Return what the work makes of each name; each core takes the next one, in their order.
+
+    Torch uses one thread for each: two at one thin matrix are slower than one. Where several raise,
+    the first one's error is raised.
+    """
+    names = list(names)
+    cores = min(os.cpu_count() or 1, _CORES)
+    with one_thread(), ThreadPoolExecutor(cores, initializer=_alone) as pool:
+        return dict(zip(names, pool.map(work, names), strict=True))
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: more are slower for thin matrices, by far on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
