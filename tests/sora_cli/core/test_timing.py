@@ -62,6 +62,21 @@ def test_the_collector_waits_for_imports_only(capsys: pytest.CaptureFixture[str]
         gc.enable()
 
 
+def test_what_was_imported_first_is_not_looked_at_later() -> None:
+    done = _python(
+        "import gc, sys, types\n"
+        "from sora_cli.core.timing import uncollected\n"
+        "with uncollected():\n"
+        "    sys.modules['torch'] = types.ModuleType('torch')\n"
+        "print(gc.get_freeze_count() > 1000, gc.isenabled())\n"
+        "gc.unfreeze()\n"
+        "with uncollected():\n"
+        "    pass\n"
+        "print(gc.get_freeze_count(), gc.isenabled())"
+    )
+    assert done.stdout.split() == ["True", "True", "0", "True"], done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "code"),
     [
