@@ -23,7 +23,7 @@ def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) ->
     Fills `metrics`, `without_adapters` and, with what there is to say about them, `events`.
     """
     for split, rows in ready.report.items():
-        predictions = trainer.predictions_of(rows, ready.task.metric_names)
+        predictions = trainer.final_predictions(rows, ready.task.metric_names)
         report.metrics[split] = ready.task.scores(predictions)
         _say(report, prediction_remark(ready.task, split, predictions))
     if ready.baseline is not None:

@@ -89,6 +89,8 @@ def fit(
         with _progress(trainer, hooks), logged(trainer, hooks), compiling, running:
             _run(trainer, method, layers, hooks)
     best = checkpoints.restore_best()
+    if best is not None and best.step != trainer.state.global_step:
+        trainer.last = None
     return Fit(
         steps=trainer.state.global_step,
         history=trainer.state.log_history,

@@ -53,6 +53,7 @@ class AdapterTrainer(ResumingTrainer):
         self.sampler: GroupedBatchSampler | None = None
         self.loggers: list[TrainerCallback] = []  # those of a training that has ended
         self._counts: deque[int] = deque()  # loss items of the step's micro-batches to come
+        self.last: Predictions | None = None  # of an evaluation after the last step of all
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return the micro-batches of one optimiser step, and the loss items of the step."""
@@ -134,6 +135,7 @@ class AdapterTrainer(ResumingTrainer):
         outputs = view.restore(out.predictions)
         if kwargs.get("metric_key_prefix") == "eval":
             predictions = self._completed(view.rows, outputs, [self.task.best])
+            self.last = predictions if self.state.global_step >= self.state.max_steps else None
             scores = self.task.scores(predictions)
             out.metrics.update({f"eval_{name}": value for name, value in scores.items()})
         return EvalLoopOutput(outputs, None, out.metrics, out.num_samples)
@@ -142,6 +144,18 @@ class AdapterTrainer(ResumingTrainer):
         """Return the model's outputs on a split, with all that these metrics need."""
         out = self.predict(SortedByLength(rows))
         return self._completed(rows, out.predictions, metrics)
+
+    def final_predictions(self, rows: Encoded, metrics: Sequence[str]) -> Predictions:
+        """Return the same of a model that has all its steps behind it, at best without running it.
+
+        Where the last evaluation of the training was of these rows, its outputs are taken: `fit`
+        drops them if the model has other weights than then.
+        """
+        if self.last is None or self.last.rows is not rows:
+            return self.predictions_of(rows, metrics)
+        if self.last.texts is None:
+            return self._completed(rows, self.last.outputs, metrics)
+        return self.last
 
     def answers_of(self, rows: Encoded) -> Predictions:
         """Return what answers are read off: the model's outputs, or the texts it writes."""
