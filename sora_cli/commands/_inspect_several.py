@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count, emit, emit_table, printable, size
+from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
 
 if TYPE_CHECKING:
@@ -47,16 +48,18 @@ def inspect(directories: Sequence[Path], *, as_json: bool) -> None:
 
 
 def _facts(directory: Path) -> dict[str, Any]:
-    from sora_cli.adapter.facts import facts_of
-    from sora_cli.adapter.foreign.opening import open_any
+    with uncollected():
+        from sora_cli.adapter.facts import facts_of
+        from sora_cli.adapter.foreign.opening import open_any
 
     with open_any(directory, for_show=True) as file:
         return facts_of(file)
 
 
 def _compare(first: Path, second: Path) -> Comparison:
-    from sora_cli.adapter.comparing import compare
-    from sora_cli.adapter.foreign.opening import open_any
+    with uncollected():
+        from sora_cli.adapter.comparing import compare
+        from sora_cli.adapter.foreign.opening import open_any
 
     with open_any(first, for_show=True) as a, open_any(second, for_show=True) as b:
         return compare(a, b)

@@ -21,6 +21,7 @@ from sora_cli.commands._losses import (
 from sora_cli.core.checks import COMBINATIONS, STORED, check_apart, check_choice, check_needed
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
+from sora_cli.core.timing import uncollected
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ def combine(
         say_notes(result_remarks(place))
         check_apart(output, *with_base(place))
     check_adapter_place(output, force=force)
-    from sora_cli.adapter.combine import DENSITIES, Combination, Mixing
-    from sora_cli.adapter.reading import open_adapter
+    with uncollected():
+        from sora_cli.adapter.combine import DENSITIES, Combination, Mixing
+        from sora_cli.adapter.reading import open_adapter
 
     share = DENSITIES.get(method, 1.0) if density is None else density
     mixing, kept = Mixing(numbers, method, share, seed or 0), budget_of(rule)

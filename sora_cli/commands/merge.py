@@ -22,6 +22,7 @@ from sora_cli.core.checks import (
 from sora_cli.core.console import count, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.timing import uncollected
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
@@ -87,11 +88,13 @@ def merge(
     read = [adapter_place] if base is None else [adapter_place, Path(resolve_model_path(base))]
     say_notes(result_remarks(adapter_place))
     check_apart(output, *read)
-    from sora_cli.adapter.reading import open_adapter
+    with uncollected():
+        from sora_cli.adapter.reading import open_adapter
 
     with open_adapter(directory) as adapter:
-        from sora_cli.merge.merge import prepare_merge  # transformers: after what can fail fast
-        from sora_cli.merge.rounding import Storing
+        with uncollected():  # transformers: after what can fail fast
+            from sora_cli.merge.merge import prepare_merge
+            from sora_cli.merge.rounding import Storing
 
         storing = Storing(dtype, rounding, seed or 0, accept_loss)
         say_notes(adapter.notes)

@@ -209,9 +209,11 @@ def test_nor_does_inspect_of_several(tmp_path: Path, more: list[str]) -> None:
         code, modules, told = _imported(["inspect", *names, *more], cwd=tmp_path)
         assert code == 0, told
         assert modules & HEAVY <= {"torch", "numpy", "safetensors"}
+        assert "garbage" not in told
 
 
 @pytest.mark.parametrize("words", [["prune", "a", "-o", "b", "--rank", "2"],
+                                   ["combine", "a", "a", "-o", "b"],
                                    ["export", "a", "-o", "b", "--no-verify"]])  # fmt: skip
 def test_nor_do_commands_that_write_an_adapter(words: list[str], tmp_path: Path) -> None:
     write_peft(tmp_path / "a", {"layers.0.q": (8, 8), "layers.1.q": (8, 8)})
