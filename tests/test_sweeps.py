@@ -26,6 +26,7 @@ from sora_cli.recipe.plugins import load_code
 from sora_cli.report import read_report
 from tests.helpers_models import tiny_deberta
 from tests.helpers_runs import WORDS, save_base, write_glue
+from tests.matrix import rest_is_long
 from tests.shared_files import ROOT
 
 FOLDER = recipes_dir() / "sweeps"
@@ -287,13 +288,7 @@ def short(planned: PlannedRun, deberta: Path, data: dict[str, Path], out: Path) 
     return words
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(file, marks=pytest.mark.long) if f"cpu/{file}" in GRIDS else file
-        for file in GRIDS
-    ],
-)
+@pytest.mark.parametrize("file", rest_is_long(GRIDS, 6))
 def test_a_few_steps(file: str, tmp_path: Path, deberta: Path, data: dict[str, Path]) -> None:
     plan = planned_sweep(file)
     runs = {planned.name: planned for planned in plan.runs}
