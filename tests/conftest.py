@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -22,10 +23,21 @@ from tests import warm  # noqa: E402
 torch.set_num_threads(1)
 
 
+_MANY = 100  # modules
+_frozen: set[str] = set()
+
+
 def pytest_collection_finish() -> None:
     """Let no collection of garbage look at what was imported: Trainer asks for one in each run."""
     gc.collect()
     gc.freeze()
+    _frozen.update(sys.modules)
+
+
+def pytest_runtest_setup() -> None:
+    """Do so again where tests have imported much since."""
+    if len(sys.modules) > len(_frozen) + _MANY:
+        pytest_collection_finish()
 
 
 @pytest.fixture(scope="session", autouse=True)
