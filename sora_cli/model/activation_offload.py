@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from methods.torch_internals import storage_key, version
 from sora_cli.core.errors import SoraError
-from sora_cli.core.processes import world_size
+from sora_cli.core.processes import check_alone
 from sora_cli.recipe.recipe import TrainingBlock
 
 KEY = "training.activation_offload"
@@ -43,13 +43,7 @@ def check_offload(block: TrainingBlock) -> None:
     """
     if not block.activation_offload:
         return
-    if world_size() > 1:
-        raise SoraError(
-            f"{KEY} works on one process only: with several it was never tried",
-            where=f"there are {world_size()}",
-            hint=_OFF,
-            key=KEY,
-        )
+    check_alone(KEY, _OFF)
     if not torch.cuda.is_available():
         raise SoraError(
             f"{KEY} moves tensors from a GPU to the machine's memory, and there is no GPU",

@@ -21,7 +21,7 @@ from shutil import which
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.errors import SoraError
-from sora_cli.core.processes import world_size
+from sora_cli.core.processes import check_alone
 from sora_cli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -68,13 +68,7 @@ def check_compile(recipe: Recipe) -> None:
             "the compiler decides itself what a block keeps",
             "training.activation_offload=false",
         )
-    if world_size() > 1:
-        raise SoraError(
-            f"{KEY} works on one process only: with several it was never tried",
-            where=f"there are {world_size()}",
-            hint=_OFF,
-            key=KEY,
-        )
+    check_alone(KEY, _OFF)
 
 
 def _conflict(other: str, why: str, hint: str) -> SoraError:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from methods.words import closest
 from sora_cli.core.errors import SoraError, first_line
-from sora_cli.core.processes import world_size
+from sora_cli.core.processes import check_alone
 from sora_cli.core.words import listed
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
 
@@ -61,13 +61,7 @@ def check_kernels(recipe: Recipe) -> None:
             hint=f"{_OFF}, or training.compile=false",
             key=KEY,
         )
-    if world_size() > 1:
-        raise SoraError(
-            f"{KEY} works on one process only: with several it was never tried",
-            where=f"there are {world_size()}",
-            hint=_OFF,
-            key=KEY,
-        )
+    check_alone(KEY, _OFF)
 
 
 def check_gpu(recipe: Recipe) -> None:
