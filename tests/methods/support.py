@@ -1,7 +1,23 @@
-"""The contract's small net, data and loop, under a short name for the tests of each method."""
+"""What tests of methods share: the contract's small net, data and loop, and layers of one input."""
 
 from __future__ import annotations
 
-from methods.contract.net import LR, Run, generator, regression_data, small_net, start
+from typing import Any
 
-__all__ = ["LR", "Run", "generator", "regression_data", "small_net", "start"]
+import torch
+from torch import nn
+
+from methods.contract.net import LR, Run, generator, regression_data, small_net, start
+from methods.inject import adapted_layers
+from methods.siblings import same_inputs, share_inputs
+
+__all__ = ["LR", "Run", "generator", "regression_data", "small_net", "start", "told"]
+
+
+def told(model: nn.Module, *args: Any, **batch: Any) -> list[list[str]]:
+    """Let a model's layers be computed together; return which."""
+    layers = adapted_layers(model)
+    with torch.no_grad(), same_inputs(model, layers) as groups:
+        model(*args, **batch)
+    share_inputs(layers, groups)
+    return groups

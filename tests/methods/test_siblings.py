@@ -14,9 +14,9 @@ from methods import siblings
 from methods.inject import adapted_layers, inject
 from methods.layer import LowRankLinear
 from methods.registry import create
-from methods.siblings import same_inputs, share_inputs
+from methods.siblings import same_inputs
 from tests.helpers_models import tiny_bert, tiny_llama
-from tests.methods.support import generator
+from tests.methods.support import generator, told
 from tests.methods.test_fused_models import MODELS, adapted, inputs
 
 
@@ -62,15 +62,6 @@ def pair(*, dropout: float = 0.0) -> tuple[nn.Module, Any]:
     """The pair, not yet told, and a batch."""
     model: Any = filled(Pair(), dropout=dropout)
     return model, torch.randn(7, 2, 6, generator=generator(2), dtype=torch.float64)
-
-
-def told(model: nn.Module, *args: Any, **batch: Any) -> list[list[str]]:
-    """Let a model's layers be computed together; return which."""
-    layers = adapted_layers(model)
-    with torch.no_grad(), same_inputs(model, layers) as groups:
-        model(*args, **batch)
-    share_inputs(layers, groups)
-    return groups
 
 
 def alone(model: nn.Module) -> Any:

@@ -16,7 +16,6 @@ from torch.nn.functional import cosine_similarity
 from methods.dropout import replace_dropouts
 from methods.inject import inject
 from methods.registry import create
-from methods.siblings import same_inputs, share_inputs
 from methods.torch_internals import storage_key
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
@@ -27,7 +26,7 @@ from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
 from tests.helpers_models import model_inputs, tiny_bert, tiny_gpt2, tiny_llama, tiny_vit
 from tests.helpers_runs import write_recipe
-from tests.methods.support import generator
+from tests.methods.support import generator, told
 
 MODELS: list[Callable[[], Any]] = [tiny_bert, tiny_gpt2, tiny_llama, tiny_vit]
 
@@ -48,9 +47,7 @@ def adapted(make: Callable[[], Any], name: str, dropout: float = 0.0) -> Any:
     for layer in layers.values():
         for _, p in layer.named_factors():
             nn.init.normal_(p, std=0.3, generator=generator(1))
-    with torch.no_grad(), same_inputs(model, layers) as siblings:
-        model(**model_inputs(model))
-    share_inputs(layers, siblings)
+    told(model, **model_inputs(model))
     return model
 
 

@@ -24,7 +24,6 @@ from triton.runtime import interpreter
 
 from methods.inject import inject
 from methods.registry import create
-from methods.siblings import same_inputs, share_inputs
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.model import activation_offload
@@ -34,7 +33,7 @@ from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_le
 from sora_cli.train.kernels import KEY, Kernels, check_family
 from tests.helpers_models import HIDDEN, VOCABULARY, model_inputs, tiny_bert, tiny_llama
 from tests.helpers_runs import train, write_recipe
-from tests.methods.support import generator
+from tests.methods.support import generator, told
 
 
 @triton.jit
@@ -91,9 +90,7 @@ def adapted(model: Any, name: str, exclude: tuple[str, ...] = ("lm_head",)) -> A
     for layer in layers.values():
         for _, p in layer.named_factors():
             nn.init.normal_(p, std=0.1, generator=generator(1))
-    with torch.no_grad(), same_inputs(model, layers) as siblings:
-        model(**model_inputs(model))
-    share_inputs(layers, siblings)
+    told(model, **model_inputs(model))
     return model
 
 

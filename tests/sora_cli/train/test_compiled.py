@@ -25,7 +25,6 @@ from methods.baselines import Baseline, choose
 from methods.compaction import DeadSpells, remove_components
 from methods.inject import adapted_layers, inject
 from methods.registry import builtin_names, create
-from methods.siblings import same_inputs, share_inputs
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
@@ -36,7 +35,7 @@ from sora_cli.train import compiled as compilation
 from sora_cli.train.compiled import check_compiler, compiled, forget, repeated_blocks
 from tests.helpers_models import model_inputs, tiny_bert, tiny_llama, tiny_t5
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
-from tests.methods.support import generator
+from tests.methods.support import generator, told
 
 KEY = "training.compile"
 
@@ -104,9 +103,7 @@ def adapted(make: Callable[..., Any], name: str, **options: Any) -> Any:
     for layer in layers.values():
         for _, p in layer.named_factors():
             nn.init.normal_(p, std=0.1, generator=generator(1))
-    with torch.no_grad(), same_inputs(model, layers) as siblings:
-        model(**inputs(model))
-    share_inputs(layers, siblings)
+    told(model, **inputs(model))
     return model
 
 
