@@ -11,7 +11,8 @@ scaled. Against plain autograd, which gives the same numbers:
 - layers of one input (query, key and value, say) read it once, forward and backward, and their
   input gradients are added up inside the products;
 - thin products have the rank first, `A x^T` (r, rows) and `F^T gy^T`: with r below 16, the width of
-  a vector register, matrix libraries are up to four times slower in the other order.
+  a vector register, matrix libraries are up to four times slower in the other order;
+- on a CPU the faster of two libraries is asked (`methods.products`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
 from methods.dropout import zero_, zeroed
 from methods.kept import Kept, in_blocks, keep, keep_dropped
+from methods.products import add_product_, product
 
 
 class Branch(NamedTuple):
@@ -173,7 +174,7 @@ def _gradients(ctx: Any, gys: Sequence[Tensor | None]) -> tuple[Tensor | None, .
         if gy is not None
     }
     thin = {i: gy.to(state.Ft.dtype) for i, (state, gy) in used.items()}
-    vs = {i: used[i][0].Ft @ gy.t() for i, gy in thin.items()}  # (r, rows)
+    vs = {i: product(used[i][0].Ft, gy) for i, gy in thin.items()}  # (r, rows)
     gx = None
     if needed[0]:
         gx = _input_gradient([*used.values()], [*vs.values()]).view(ctx.shape).to(ctx.dtype)
@@ -218,7 +219,7 @@ def _parts(whole: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def _gradients_for_up(state: _State, gy: Tensor, scaling: float) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of B and of d."""
-    g = (state.h @ gy).to(state.B.dtype)  # (r, out)
+    g = product(state.h, gy.t()).to(state.B.dtype)  # (r, out)
     if state.strength is None:
         return (g * scaling).t(), None
     return (g * state.strength[:, None]).t(), (state.B.t() * g).sum(dim=1) * scaling
@@ -237,13 +238,13 @@ def _down(
     As, masks = [factors.A for factors in folded], [mask for mask in dropped if mask is not None]
     if masks:
         return [_down_dropped(x, A, mask) for A, mask in zip(As, masks, strict=True)]
-    h = _joined(As) @ x.reshape(-1, x.shape[-1]).to(As[0].dtype).t()
+    h = product(_joined(As), x.reshape(-1, x.shape[-1]).to(As[0].dtype))
     return _parts(h, As)
 
 
 def _down_dropped(x: Tensor, A: Tensor, dropped: Tensor) -> Tensor:
     blocks = in_blocks(x.shape[-1], x, dropped)
-    parts = [A @ zeroed(part, mask).to(A.dtype).t() for part, mask in blocks]
+    parts = [product(A, zeroed(part, mask).to(A.dtype)) for part, mask in blocks]
     return torch.cat(parts, dim=1)
 
 
@@ -263,8 +264,8 @@ def _output(x: Tensor, branch: Branch, folded: _Folded, h: Tensor | None = None)
     rows = x.reshape(-1, x.shape[-1])
     weight, Ft = branch.weight, folded.Ft
     if _merges(len(rows), weight, Ft, branch.dropped):
-        return linear(rows, torch.addmm(weight, Ft.t(), folded.A), branch.bias)
-    y = linear(rows.to(weight.dtype), weight, branch.bias)
+        return product(rows, torch.addmm(weight, Ft.t(), folded.A), branch.bias)
+    y = product(rows.to(weight.dtype), weight, branch.bias)
     h = _down(x, [folded], [branch.dropped])[0] if h is None else h
     if y.dtype == Ft.dtype:
         return y.addmm_(h.t(), Ft)
@@ -280,7 +281,10 @@ def _input_gradient(used: Sequence[tuple[_State, Tensor]], vs: Sequence[Tensor])
     for (s, gy), merges in zip(used, merged, strict=True):
         weight = torch.addmm(s.weight, s.Ft.t(), s.A) if merges else s.weight
         thick = gy.to(weight.dtype)
-        gx = thick @ weight if gx is None else gx.to(weight.dtype).addmm_(thick, weight)
+        if gx is None:
+            gx = product(thick, weight.t())
+        else:
+            gx = add_product_(gx.to(weight.dtype), thick, weight.t())
     assert gx is not None
     return gx
 

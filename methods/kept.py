@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from methods.dropout import zeroed
+from methods.products import add_product_, product
 from methods.torch_internals import has_saved_tensor_hooks, saved
 
 _BLOCK = 1 << 19
@@ -102,7 +103,7 @@ def _factors(node: Any, x: Tensor) -> Kept | None:
 
 
 def _of_itself(v: Tensor, x: Tensor) -> Tensor:
-    return v.t() @ _rows(x).to(v.dtype)
+    return product(v.t(), _rows(x).to(v.dtype).t())
 
 
 def _of_gelu(approximate: str, v: Tensor, u: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ def _blockwise(make: Callable[..., Tensor], v: Tensor, *tensors: Tensor) -> Tens
     """Return V^T make(*tensors), on a CPU in blocks of rows so that x never leaves its cache."""
     out = v.new_zeros(v.shape[1], tensors[0].shape[-1])
     for part, *parts in in_blocks(out.shape[1], v, *tensors):
-        out.addmm_(part.t(), make(*parts).to(v.dtype))
+        add_product_(out, part.t(), make(*parts).to(v.dtype).t())
     return out
 
 
@@ -151,7 +152,7 @@ def _of_normalised(
     """Return V^T x of x = (u - mean) rstd * weight + bias, in the precision of u."""
     v = v.to(u.dtype)
     scaled = v * rstd.reshape(-1, 1)  # (rows, r)
-    out = scaled.t() @ _rows(u)  # (r, in)
+    out = product(scaled.t(), _rows(u).t())  # (r, in)
     if mean is not None:
         out -= scaled.t() @ mean.reshape(-1, 1)
     if weight is not None:

@@ -24,6 +24,7 @@ __all__ = [
     "foreach_sub_",
     "has_hooks",
     "has_saved_tensor_hooks",
+    "onednn_linear",
     "saved",
     "storage_key",
     "tree_leaves",
@@ -40,10 +41,14 @@ foreach_norm = torch._foreach_norm
 foreach_sub_ = torch._foreach_sub_
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Return whether anybody watches a module's forward or backward passes."""
-    forward = module._forward_hooks or module._forward_pre_hooks
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+def has_hooks(module: nn.Module, own: int = 0) -> bool:
+    """Return whether anybody watches a module's forward or backward passes.
+
+    Args:
+        own: hooks there that are the caller's.
+    """
+    forward = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return forward + len(module._backward_hooks) + len(module._backward_pre_hooks) > own
 
 
 def saved(node: Any, *names: str) -> tuple[Any, ...]:
@@ -57,6 +62,15 @@ def saved(node: Any, *names: str) -> tuple[Any, ...]:
 def has_saved_tensor_hooks() -> bool:
     """Return whether somebody (checkpointing, offloading) decides how kept tensors are stored."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x weight^T + bias by oneDNN, in float32 on a CPU; autograd does not know it.
+
+    It is what torch's own compiler calls for layers of frozen models.
+    """
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -85,6 +85,10 @@ def test_help(program: str) -> None:
     assert "--quick" in done.stdout
 
 
+def test_products() -> None:
+    assert "\n| x W^T, W 384 x 384 | " in printed("products")
+
+
 @pytest.mark.long
 def test_predict_memory() -> None:
     shown = printed("predict_memory")

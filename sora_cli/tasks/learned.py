@@ -5,8 +5,9 @@ token as there are words. The body runs as ever; of its outputs, the head is giv
 batch names as `learned`. The loss is the model's own: the mean over these places.
 
 With `training.loss=chunked` the logits of these places are made some at a time, summed up to a loss
-and dropped; the backward pass makes them again. So a step needs memory for one chunk of them, and
-the head a third product with its weight, where all logits at once need two.
+and dropped, so that a step needs memory for one chunk of them. A frozen head's gradient is taken at
+once (`tasks.frozen_head`); for an adapted or trained one the backward pass makes the logits again,
+which is a third product with its weight, where all logits at once need two.
 
 torch's own `linear_cross_entropy` (2.13) is not what runs: with numbers of 16 bits it adds the loss
 up in 16 bits (0.9 % off at 1024 tokens and 49,152 words), and it takes a weight, not an adapted or
@@ -15,7 +16,7 @@ a quantised head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from sora_cli.core.errors import SoraError
+from sora_cli.tasks.frozen_head import frozen_head_loss, is_frozen_linear
 from sora_cli.tasks.language import IGNORED
 
 LEARNED = "learned"
@@ -59,14 +61,20 @@ def learned_logits(logits: Tensor, labels: Tensor, places: Tensor) -> Tensor:
     return rows[places] if logits.shape[:2] == labels.shape else rows
 
 
-def loss_in_chunks(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
+def loss_in_chunks(
+    head: nn.Module, hidden: Tensor, labels: Tensor, *, own_hooks: int = 0
+) -> Tensor:
     """Return the mean cross-entropy of a head's logits, of which one chunk is there at a time.
 
     Args:
         head: (n, features) to (n, words).
         hidden: (n, features).
         labels: (n,), each a word.
+        own_hooks: hooks on the head that do nothing to this.
     """
+    if is_frozen_linear(head, own_hooks=own_hooks):
+        places = max(CHUNK // head.out_features, _FEWEST)
+        return frozen_head_loss(head, hidden, labels, places)
 
     def total(part: Tensor, wanted: Tensor) -> Tensor:
         return cross_entropy(head(part).float(), wanted, reduction="sum")
@@ -121,7 +129,7 @@ class _LearnedOnly:
         if self.chunked and self.labels is not None:
             wanted = learned_labels(self.labels, self.places).to(hidden.device)
             self.places = self.labels = None
-            self.loss = loss_in_chunks(head, hidden, wanted)  # here, where autocast is on
+            self.loss = loss_in_chunks(head, hidden, wanted, own_hooks=1)  # where autocast is on
             hidden = hidden[:0]
         return (hidden[None], *args[1:])
 

@@ -1,0 +1,77 @@
+"""The loss of a frozen linear head, whose gradient is taken while the logits are there.
+
+A frozen head's own weight has no gradient, so all that the backward pass needs of the logits is the
+gradient of the head's input, as wide as a hidden state and not as the vocabulary. It is computed in
+the forward pass, chunk by chunk, so that no logits are kept and none are made again: two products
+with the head's weight, as many as with all logits at once. This is the fused linear cross-entropy
+of Liger (https://arxiv.org/abs/2410.10989, section 3.2), without a kernel of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from methods.fused import no_autocast
+from methods.products import product
+from methods.torch_internals import has_hooks
+
+
+def is_frozen_linear(head: nn.Module, *, own_hooks: int = 0) -> TypeGuard[nn.Linear]:
+    """Tell whether a head is nothing but x W^T + b, with a whole weight that is not trained.
+
+    Args:
+        own_hooks: hooks on it that may be passed by.
+    """
+    if type(head) is not nn.Linear or "forward" in head.__dict__ or has_hooks(head, own_hooks):
+        return False
+    parts = [head.weight] if head.bias is None else [head.weight, head.bias]
+    return all(type(part) is nn.Parameter and not part.requires_grad for part in parts)
+
+
+def frozen_head_loss(head: nn.Linear, hidden: Tensor, labels: Tensor, places: int) -> Tensor:
+    """Return the mean cross-entropy of a frozen head's logits, in float32 at least.
+
+    Args:
+        head: as `is_frozen_linear` has it.
+        hidden: (n, features).
+        labels: (n,), each a word.
+        places: whose logits are there at a time.
+    """
+    device, dtype = hidden.device.type, hidden.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with no_autocast(device):
+        weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+        loss: Tensor = _FrozenHead.apply(hidden, weight, bias, labels, places)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, places: int
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wanted else None
+        exact, sums = torch.promote_types(weight.dtype, torch.float32), []
+        for start in range(0, len(hidden), places):
+            chunk = slice(start, start + places)
+            label = labels[chunk, None]
+            logits = product(hidden[chunk].to(weight.dtype), weight, bias)
+            found = logits.log_softmax(dim=1, dtype=exact)
+            sums.append(-found.gather(1, label).sum())
+            if gradient is not None:
+                found = found.exp_().scatter_add_(1, label, found.new_full(label.shape, -1.0))
+                gradient[chunk] = product(found.to(weight.dtype), weight.t())
+        ctx.save_for_backward(gradient)
+        return torch.stack(sums).sum() / len(labels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (g / len(gradient)).to(gradient.dtype), None, None, None, None
