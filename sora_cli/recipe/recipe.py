@@ -207,7 +207,7 @@ class TrainingBlock(Block):
     precision: Precision = "fp32"
     gradient_checkpointing: Checkpointing = False
     activation_offload: Offload = False
-    loss: Loss = "logits"
+    loss: Loss = "auto"
     compile: Compile = False
     kernels: Kernels = None
     deterministic: bool = Field(

@@ -80,11 +80,12 @@ Kernels = Annotated[
 ]
 """The switch of `sora_cli/train/kernels.py`."""
 Loss = Annotated[
-    Literal["logits", "chunked"],
+    Literal["auto", "logits", "chunked"],
     Field(
         description="of a causal language model: logits of all learned tokens at once, or chunked: "
-        "some at a time, made again in the backward pass: less memory where there are many words "
-        "and many learned tokens, the same gradients up to rounding, somewhat more time"
+        "some at a time, which takes less memory, and more time if the head is trained or adapted; "
+        "the same gradients up to rounding. auto: chunked where the head is frozen and the model "
+        "allows it"
     ),
 ]
 """Names of the ways to compute the loss (`sora_cli/tasks/learned.py`)."""

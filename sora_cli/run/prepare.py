@@ -35,7 +35,7 @@ from sora_cli.run.start import start_from_adapter
 from sora_cli.run.trial import Trial, try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded, Task
-from sora_cli.tasks.learned import chunk_loss
+from sora_cli.tasks.learned import chunk_loss, chunk_loss_of_frozen
 from sora_cli.train.compiled import check_compiler, repeated_blocks
 from sora_cli.train.kernels import check_family, check_gpu
 from sora_cli.train.machine import check_machine
@@ -131,14 +131,21 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         grown = max((process_memory("VmRSS") or 0) - before, 0)
         method, layers = add_adapters(recipe, base, trial.unfit)
         share_inputs(layers, trial.siblings)
-        if block.loss == "chunked":
-            chunk_loss(base.model)  # not before: the trial of layers takes the plain one
+        _choose_loss(recipe, base)  # not before: the trial of layers takes the plain one
         start = start_from_adapter(recipe, base, task, method, layers)
         steps = recipe.training.total_steps(len(train.lengths))
         _note_unreached(recipe.training, steps)
         method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
     left_out = {path: why for path, why in trial.unfit.items() if _means(method.config, path)}
     return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown, start)
+
+
+def _choose_loss(recipe: Recipe, base: Base) -> None:
+    """Let the loss be computed in chunks, if the recipe says so or it costs nothing."""
+    if recipe.training.loss == "chunked":
+        chunk_loss(base.model)
+    elif recipe.training.loss == "auto" and recipe.task.options.CHUNKS_LOSS:
+        chunk_loss_of_frozen(base.model)
 
 
 def _note_unreached(block: TrainingBlock, steps: int) -> None:

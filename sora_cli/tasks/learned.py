@@ -4,10 +4,10 @@ Prompts and padding need no logits, and logits are the largest tensors of a step
 token as there are words. The body runs as ever; of its outputs, the head is given the places that a
 batch names as `learned`. The loss is the model's own: the mean over these places.
 
-With `training.loss=chunked` the logits of these places are made some at a time, summed up to a loss
-and dropped, so that a step needs memory for one chunk of them. A frozen head's gradient is taken at
-once (`tasks.frozen_head`); for an adapted or trained one the backward pass makes the logits again,
-which is a third product with its weight, where all logits at once need two.
+With the loss in chunks (`training.loss`) the logits of these places are made some at a time, summed
+up to a loss and dropped, so that a step needs memory for one chunk of them. The gradient of a
+frozen head is taken at once (`tasks.frozen_head`); for an adapted or trained one the backward pass
+makes the logits again: a third product with its weight, where all logits at once need two.
 
 torch's own `linear_cross_entropy` (2.13) is not what runs: with numbers of 16 bits it adds the loss
 up in 16 bits (0.9 % off at 1024 tokens and 49,152 words), and it takes a weight, not an adapted or
@@ -37,6 +37,7 @@ LEARNED = "learned"
 KEY = "training.loss"
 CHUNK = 2**24
 """Logits of a chunk: 64 MiB in 32 bits, as the loss takes them."""
+_OWN_HOOKS = 1  # on a head
 _FEWEST = 64  # places of a chunk: with fewer, a product is little but reading the head's weight
 
 
@@ -129,7 +130,7 @@ class _LearnedOnly:
         if self.chunked and self.labels is not None:
             wanted = learned_labels(self.labels, self.places).to(hidden.device)
             self.places = self.labels = None
-            self.loss = loss_in_chunks(head, hidden, wanted, own_hooks=1)  # where autocast is on
+            self.loss = loss_in_chunks(head, hidden, wanted, own_hooks=_OWN_HOOKS)  # under autocast
             hidden = hidden[:0]
         return (hidden[None], *args[1:])
 
@@ -172,19 +173,30 @@ def chunk_loss(model: Any) -> None:
     Raises:
         SoraError: its loss is more than the cross-entropy of what its head makes.
     """
-    hooks = _MODELS[model]
-    if hooks.whole:
-        why = "its loss is more than that of the words, or needs the logits of all tokens"
-    elif _changes_logits(model):
-        why = "it changes the logits that its head makes (scales or bends them), and then needs all"
-    else:
-        hooks.chunked = True
-        return
-    raise SoraError(
-        f"{KEY}=chunked is not possible with a {model.config.model_type} model: {why}",
-        hint=f"{KEY}=logits",
-        key=KEY,
-    )
+    if why := _needs_all_logits(model):
+        raise SoraError(
+            f"{KEY}=chunked is not possible with a {model.config.model_type} model: {why}",
+            hint=f"{KEY}=logits",
+            key=KEY,
+        )
+    _MODELS[model].chunked = True
+
+
+def chunk_loss_of_frozen(model: Any) -> None:
+    """Do as `chunk_loss` where the head is frozen, so that it takes no longer."""
+    if is_frozen_linear(model.get_output_embeddings(), own_hooks=_OWN_HOOKS):
+        _MODELS[model].chunked = _needs_all_logits(model) is None
+
+
+def _needs_all_logits(model: Any) -> str | None:
+    """Return why a model's loss cannot be computed from some logits at a time; None: it can."""
+    if _MODELS[model].whole:
+        return "its loss is more than that of the words, or needs the logits of all tokens"
+    if _changes_logits(model):
+        return (
+            "it changes the logits that its head makes (scales or bends them), and then needs all"
+        )
+    return None
 
 
 _LARGE = 100.0  # a logit, so that the tangent of a soft cap is far from straight

@@ -280,8 +280,9 @@ def test_texts_are_scored_when_they_are_asked_for() -> None:
     assert "red cat" in records[0]["source"]
 
 
+@pytest.mark.parametrize("loss", ["auto", "chunked"])
 def test_a_run_in_chunks_resumes_as_if_it_were_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learned, "CHUNK", 1)
     monkeypatch.setattr(learned, "_FEWEST", 5)
@@ -289,8 +290,8 @@ def test_a_run_in_chunks_resumes_as_if_it_were_whole(
     monkeypatch.setattr(
         learned, "loss_in_chunks", lambda *given, **more: seen.append(1) or made(*given, **more)
     )
-    training = {"max_steps": 3, "gradient_accumulation": 2, "loss": "chunked"}
+    training = {"max_steps": 3, "gradient_accumulation": 2, "loss": loss}
     recipe = write_chat_recipe(tmp_path, rows=16, training=training)
     report = resumes_as_if_whole(recipe, tmp_path, monkeypatch)
-    assert report.recipe["training"]["loss"] == "chunked"
+    assert report.recipe["training"]["loss"] == loss
     assert seen

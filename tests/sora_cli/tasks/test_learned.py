@@ -17,6 +17,7 @@ from sora_cli.tasks.language import IGNORED, token_sums
 from sora_cli.tasks.learned import (
     LEARNED,
     chunk_loss,
+    chunk_loss_of_frozen,
     learned_labels,
     learned_logits,
     learned_places,
@@ -218,6 +219,29 @@ def test_chunks_are_refused_where_they_would_be_wrong(make: Make, why: str) -> N
     assert (refused.value.key, refused.value.hint) == (learned.KEY, "training.loss=logits")
     places = learned_places(batch["labels"])
     torch.testing.assert_close(model(**batch, **{LEARNED: places}).loss, wanted)
+
+
+@pytest.mark.parametrize(
+    ("make", "frozen", "chunked"),
+    [
+        (tiny_llama, True, True),
+        (tiny_llama, False, False),
+        (_gemma2, True, False),
+        (_with_router_loss, True, False),
+    ],
+)
+def test_chunks_by_themselves_where_they_cost_nothing(
+    make: Make, frozen: bool, chunked: bool
+) -> None:
+    model, batch = make(), _batch()
+    model.get_output_embeddings().requires_grad_(not frozen)
+    wanted = model(**batch).loss
+    score_learned_only(model)
+    chunk_loss_of_frozen(model)
+    places = learned_places(batch["labels"])
+    found = model(**batch, **{LEARNED: places})
+    torch.testing.assert_close(found.loss, wanted)
+    assert (found.logits.shape[1] == 0) is chunked
 
 
 @pytest.mark.usefixtures("_small_chunks")
