@@ -40,7 +40,8 @@ def main() -> None:
     table = []
     for wide in _WIDTHS:
         x = torch.randn(rows, wide)
-        table.append(_row(f"x W^T, W {_WIDTHS[0]} x {wide}", x, torch.randn(384, wide), rounds))
+        W = torch.randn(_WIDTHS[0], wide)
+        table.append(_row(f"x W^T, W {_WIDTHS[0]} x {wide}", x, W, rounds))
         for rank in options.ranks:
             A, v = torch.randn(rank, wide), torch.randn(rank, rows)
             table.append(_row(f"A x^T, A {rank} x {wide}", A, x, rounds))

@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
+from methods.sharding import is_plain
 from methods.torch_internals import onednn_linear
 
 _FEWEST = 1 << 18
@@ -48,13 +49,10 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
         a.dtype is torch.float32 is b.dtype
         and a.numel() + b.numel() >= _FEWEST
         and a.device.type == "cpu"
-        and type(a) in _PLAIN
-        and type(b) in _PLAIN
+        and is_plain(a)
+        and is_plain(b)
         and prefers_onednn()
     )
-
-
-_PLAIN = (Tensor, nn.Parameter)  # a subclass (sharded, faked) has products of its own
 
 
 def has_onednn() -> bool:
@@ -67,7 +65,8 @@ def has_onednn() -> bool:
 def prefers_onednn() -> bool:
     """Tell whether this machine's processor is AMD's, and torch has oneDNN."""
     try:
-        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")[:200]
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            amd = "AuthenticAMD" in lines.read(200)  # of the first of many cores
     except OSError:
         amd = "AuthenticAMD" in platform.processor()
     return amd and has_onednn()

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 _PLAIN = frozenset({Tensor, nn.Parameter})
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is of no subclass: neither sharded nor faked."""
+    return type(tensor) in _PLAIN
+
+
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Tell whether a tensor is a DTensor."""
-    if type(tensor) in _PLAIN:
+    if is_plain(tensor):
         return False
     module = sys.modules.get("torch.distributed.tensor")  # slow to import, and whoever has one did
     return module is not None and isinstance(tensor, module.DTensor)

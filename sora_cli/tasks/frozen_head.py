@@ -55,8 +55,7 @@ class _FrozenHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, places: int
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact, sums = torch.promote_types(weight.dtype, torch.float32), []
         for start in range(0, len(hidden), places):
             chunk = slice(start, start + places)

@@ -62,18 +62,15 @@ def learned_logits(logits: Tensor, labels: Tensor, places: Tensor) -> Tensor:
     return rows[places] if logits.shape[:2] == labels.shape else rows
 
 
-def loss_in_chunks(
-    head: nn.Module, hidden: Tensor, labels: Tensor, *, own_hooks: int = 0
-) -> Tensor:
+def loss_in_chunks(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy of a head's logits, of which one chunk is there at a time.
 
     Args:
-        head: (n, features) to (n, words).
+        head: (n, features) to (n, words), with the hook of `_LearnedOnly`.
         hidden: (n, features).
         labels: (n,), each a word.
-        own_hooks: hooks on the head that do nothing to this.
     """
-    if is_frozen_linear(head, own_hooks=own_hooks):
+    if is_frozen_linear(head, own_hooks=_OWN_HOOKS):
         places = max(CHUNK // head.out_features, _FEWEST)
         return frozen_head_loss(head, hidden, labels, places)
 
@@ -130,7 +127,7 @@ class _LearnedOnly:
         if self.chunked and self.labels is not None:
             wanted = learned_labels(self.labels, self.places).to(hidden.device)
             self.places = self.labels = None
-            self.loss = loss_in_chunks(head, hidden, wanted, own_hooks=_OWN_HOOKS)  # under autocast
+            self.loss = loss_in_chunks(head, hidden, wanted)  # here, where autocast is on
             hidden = hidden[:0]
         return (hidden[None], *args[1:])
 
