@@ -2,32 +2,47 @@
 
 transformers checks such a name while it makes the model, and where the package flash-attn cannot be
 used, but the package kernels is there, it fetches a kernel from the Hub and runs it. So what a
-machine must have is checked here first, and what the model must have is told by its own class.
+machine must have is checked here first, and what the model must have is told by its own class. Of
+kernels from the Hub only the one that a recipe names is run (`hub_kernels`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 from sora_cli.core.errors import SoraError, first_line
+from sora_cli.model.hub_kernels import (
+    KEY,
+    check_trusted,
+    check_usable,
+    fetching,
+    is_hub_kernel,
+    kernel_options,
+)
 from sora_cli.model.transformers_internals import attention_of, flash_kernels
 from sora_cli.recipe.recipe import ModelBlock
 
-KEY = "model.attention"
 ON_GPUS = ("flash_attention_2", "flex_attention")
 """Those that have no backward pass on a CPU."""
 _USUAL = f"{KEY}=null lets transformers choose"
+
+
+def has_kernel(name: str | None) -> bool:
+    """Tell whether an implementation runs on some devices only, and on tensors with data."""
+    return name in ON_GPUS or is_hub_kernel(name)
 
 
 def check_attention(block: ModelBlock) -> None:
     """Check what can be known before anything heavy loads.
 
     Raises:
-        SoraError: the package that it needs is not installed.
+        SoraError: the package that it needs is not installed, or it is code that is not trusted.
     """
+    if is_hub_kernel(block.attention):
+        check_trusted(block)
     if block.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise SoraError(
             f"{KEY}=flash_attention_2 needs the package flash-attn, which is not installed",
@@ -46,6 +61,8 @@ def check_device(block: ModelBlock, precision: str) -> None:
         SoraError: no GPU, no package that works, or numbers of 32 bits.
     """
     check_attention(block)
+    if is_hub_kernel(block.attention):
+        check_usable(block)
     if block.attention not in ON_GPUS:
         return
     import torch
@@ -73,9 +90,11 @@ def check_device(block: ModelBlock, precision: str) -> None:
         )
 
 
-def attention_options(block: ModelBlock) -> dict[str, str]:
+def attention_options(block: ModelBlock) -> dict[str, Any]:
     """Return the options of `from_pretrained`."""
-    return {} if block.attention is None else {"attn_implementation": block.attention}
+    name = block.attention
+    kernel = kernel_options(block) if is_hub_kernel(name) else {}
+    return {} if name is None else {"attn_implementation": name, **kernel}
 
 
 def check_config(block: ModelBlock, config: Any, auto: Any) -> None:
@@ -97,7 +116,7 @@ def check_config(block: ModelBlock, config: Any, auto: Any) -> None:
             key=KEY,
         )
     own = flash_kernels(auto, config)
-    if block.attention == "flash_attention_2" and own and block.attention not in own:
+    if "flash" in (block.attention or "") and own and block.attention not in own:
         raise SoraError(
             f"'{block.path}' runs with {own[0]} instead of {block.attention}: compiled code from "
             "the Hub, which is not run",
@@ -114,7 +133,8 @@ def asking_for(block: ModelBlock) -> Iterator[None]:
         SoraError: it does.
     """
     try:
-        yield
+        with fetching(block):
+            yield
     except (ValueError, ImportError) as error:
         if block.attention is None or "ttention" not in str(error):
             raise
@@ -139,14 +159,14 @@ def check_dropout(block: ModelBlock, config: Any) -> None:
 
 
 @contextmanager
-def usual_attention(model: Any, *, instead_of: Collection[str] | None = None) -> Iterator[None]:
+def usual_attention(model: Any, *, of_kernels: bool = False) -> Iterator[None]:
     """Let a model run for a while with the implementation that transformers chooses by itself.
 
     Args:
-        instead_of: do so only where the model has one of these.
+        of_kernels: do so only where the model has one that runs on some devices only.
     """
     now = attention_of(model.config)
-    if now is None or (instead_of is not None and now not in instead_of):
+    if now is None or (of_kernels and not has_kernel(now)):
         yield
         return
     try:

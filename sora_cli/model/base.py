@@ -18,6 +18,7 @@ from sora_cli.model.attention import (
     attention_options,
     check_config,
     check_device,
+    usual_attention,
 )
 from sora_cli.model.files import check_complete, check_quantised, check_source
 from sora_cli.model.loading import loading, split_gguf, weights_options
@@ -98,7 +99,8 @@ def load_base(
     missing = tuple(sorted(info["missing_keys"]))
     head = head_modules(model, missing, new_head=task.trains_head)
     prepare_quantised(model, block.path, head)
-    task.check_model(model, processor)  # it may run the model
+    with usual_attention(model, of_kernels=True):
+        task.check_model(model, processor)  # it may run the model, here
     return Base(
         model=model,
         processor=processor,

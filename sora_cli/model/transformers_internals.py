@@ -6,6 +6,7 @@ Those of its Trainer are in `train/checkpoint/trainer_internals.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.errors import SoraError
@@ -43,6 +44,23 @@ def flash_kernels(auto: Any, config: Any) -> tuple[str, ...]:
     kinds = auto._model_mapping
     kind = kinds.get(type(config), None)
     return tuple(getattr(kind, "_compatible_flash_implementations", None) or ())
+
+
+def kernel_versions() -> str:
+    """Return the versions of the package kernels that transformers works with, as pip has it."""
+    from transformers.utils import import_utils
+
+    first, end = (
+        getattr(import_utils, f"KERNELS_{which}_VERSION", None) for which in ("MIN", "MAX")
+    )
+    return f">={first},<{end}" if first and end else ""
+
+
+def takes_any_kernel() -> bool:
+    """Tell whether transformers asks before it runs a kernel of authors that it does not know."""
+    from transformers import PreTrainedModel
+
+    return "allow_all_kernels" in signature(PreTrainedModel.set_attn_implementation).parameters
 
 
 class RenamingRules:

@@ -54,11 +54,9 @@ class ModelBlock(Block):
         "float32", description="dtype the frozen weights are loaded in; auto: the checkpoint's own"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
-    attention: Attention | None = Field(
-        None,
-        description="implementation of attention, by transformers' names; flash_attention_2 needs "
-        "a GPU, 16 bits and the package flash-attn, flex_attention a GPU; unset: transformers' "
-        "own choice, sdpa where the model has it",
+    attention: Attention = None
+    trust_kernel: bool = Field(
+        False, description="run the compiled code that attention names in the Hub"
     )
     quantise: Literal["4bit", "8bit"] | None = Field(
         None,

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
 
 
 def _as_list(value: Any) -> Any:
@@ -40,19 +50,34 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """Rows or steps."""
 
 
-def _no_hub_code(value: Any) -> Any:
-    if isinstance(value, str) and "/" in value:
+_KERNEL = r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}(:\w+)?$"
+
+
+def _name_or_kernel(value: Any, name: ValidatorFunctionWrapHandler) -> Any:
+    if not isinstance(value, str) or "/" not in value:
+        return name(value)
+    if not re.fullmatch(_KERNEL, value):
         raise ValueError(
-            f"'{value}' is not supported: it is compiled code, which would be fetched from the Hub "
-            "and run unpinned"
+            f"'{value}' is compiled code from the Hub, and names no commit that it stays at: "
+            "ORG/NAME@COMMIT, with all 40 digits"
         )
     return value
 
 
+_Name = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
+_NAME, _NULL = {"enum": [*get_args(_Name)]}, {"type": "null"}
 Attention = Annotated[
-    Literal["sdpa", "eager", "flash_attention_2", "flex_attention"], BeforeValidator(_no_hub_code)
+    _Name | None,
+    WrapValidator(_name_or_kernel),
+    WithJsonSchema({"anyOf": [_NAME, {**_TEXT, "pattern": _KERNEL}, _NULL]}),
+    Field(
+        description="implementation of attention, by transformers' names; flash_attention_2 needs "
+        "a GPU, 16 bits and the package flash-attn, flex_attention a GPU; ORG/NAME@COMMIT: a "
+        "kernel from the Hub, which needs trust_kernel; unset: transformers' own choice, sdpa "
+        "where the model has it"
+    ),
 ]
-"""transformers' names of implementations of attention."""
+"""The implementations of `sora_cli/model/attention.py`."""
 Checkpointing = Annotated[
     bool,
     Field(

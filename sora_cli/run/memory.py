@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from sora_cli.core.environment import peak_memory, process_memory
-from sora_cli.model.attention import ON_GPUS, usual_attention
+from sora_cli.model.attention import usual_attention
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.memory_trace import Passes, Trace
 from sora_cli.run.prepare import Prepared
@@ -140,7 +140,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
         checkpointing=block.gradient_checkpointing,
         offload=block.activation_offload,
     )
-    with usual_attention(model, instead_of=ON_GPUS):  # their kernels take tensors with data only
+    with usual_attention(model, of_kernels=True):  # their kernels take tensors with data only
         step, exact = work.trace(training, passes)
         scoring, exact_too = work.trace(evaluation, 0)
     return MemoryPrediction(

@@ -25,7 +25,7 @@ from methods.siblings import same_inputs
 from sora_cli.adapter.peft.refused import refused
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import first_line
-from sora_cli.model.attention import ON_GPUS, usual_attention
+from sora_cli.model.attention import usual_attention
 from sora_cli.model.base import Base
 from sora_cli.tasks.base import Encoded
 
@@ -73,7 +73,7 @@ def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows
     batches = (collate([rows.dataset[int(row)]]) for row in (order[0], order[-1]))
     siblings: Sequence[Sequence[str]] = ()
     try:
-        with usual_attention(model, instead_of=ON_GPUS), same_inputs(model, paths) as siblings:
+        with usual_attention(model, of_kernels=True), same_inputs(model, paths) as siblings:
             found |= try_layers(model, paths, batches)
     except Exception as error:  # a model for another device than this, say; training shows it, too
         say_notes([f"no trial of which layers the loss depends on: {first_line(error)}"])

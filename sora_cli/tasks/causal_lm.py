@@ -1,8 +1,4 @@
-"""Causal language models: instructions and answers, chats, or plain text.
-
-A decoder is tried before it is trained: it must read in one direction only, and keep packed rows
-apart.
-"""
+"""Causal language models: instructions and answers, chats, or plain text."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
@@ -19,6 +14,7 @@ from sora_cli.core.words import listed
 from sora_cli.data.places import RowError
 from sora_cli.recipe.families import CausalLmOptions
 from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.decoders import check_causal, check_packing, keep_packed_apart
 from sora_cli.tasks.dialogues import Padding, cut, learned_tokens, packed, prompts_of, rows_of
 from sora_cli.tasks.language import Writing, generate_texts, token_sums
 from sora_cli.tasks.learned import (
@@ -138,6 +134,7 @@ class CausalLm(Writing):
         super().check_model(model, processor)
         check_causal(model, str(model.config.name_or_path))  # type: ignore[union-attr]
         if self.options.packing:
+            keep_packed_apart(model)
             check_packing(model)
         score_learned_only(model)
 
@@ -226,65 +223,3 @@ def _at(row: int, made: Callable[..., Any], *args: Any) -> Any:
     except RowError as error:
         error.put(row)
         raise
-
-
-_FIRST, _SECOND = 3, 5  # tokens of two short rows
-_EXACT, _HALF = 1e-4, 0.03  # differences allowed, of the largest logit: in 32 bits, and in 16
-
-
-@torch.no_grad()
-def check_causal(model: Any, name: str) -> None:
-    """Check that later tokens do not change earlier predictions: else the loss means nothing.
-
-    Raises:
-        SoraError: they do, as in models that were made to fill gaps.
-    """
-    ids = _ids(model, _FIRST + _SECOND)
-    changed = ids.clone()
-    changed[:, _FIRST:] = ids[:, _FIRST:].flip(1)
-    before, after = (_logits(model, x)[:, :_FIRST] for x in (ids, changed))
-    if not _nearly_equal(model, before, after):
-        raise SoraError(
-            f"model '{name}' reads text in both directions: it is no causal language model",
-            hint="name a decoder (GPT-2, Llama, ...) as model.path, or another task.name",
-            key="model.path",
-        )
-
-
-@torch.no_grad()
-def check_packing(model: Any) -> None:
-    """Check that a packed row gives what it gives alone.
-
-    Raises:
-        SoraError: it does not.
-    """
-    ids = _ids(model, _FIRST + _SECOND)
-    positions = torch.cat([torch.arange(_FIRST), torch.arange(_SECOND)])[None].to(ids.device)
-    together = _logits(model, ids, position_ids=positions)[:, _FIRST:]
-    if not _nearly_equal(model, together, _logits(model, ids[:, _FIRST:])):
-        raise SoraError(
-            f"packing: a {model.config.model_type} model mixes the rows that are packed together",
-            hint="task.packing=false",
-            key="task.packing",
-        )
-
-
-def _ids(model: Any, n: int) -> Tensor:
-    words: int = model.get_input_embeddings().num_embeddings
-    steps = torch.arange(1, n + 1, device=model.device)
-    return (steps * (words // (n + 2)))[None]  # (1, n), all different
-
-
-def _logits(model: Any, ids: Tensor, **more: Tensor) -> Tensor:
-    training = model.training
-    model.eval()
-    try:
-        logits: Tensor = model(input_ids=ids, use_cache=False, **more).logits.float()
-    finally:
-        model.train(training)
-    return logits
-
-
-def _nearly_equal(model: Any, a: Tensor, b: Tensor) -> bool:
-    tolerance = _EXACT if torch.finfo(model.dtype).bits >= 32 else _HALF
-    return bool((a - b).abs().max() <= tolerance * b.abs().max())

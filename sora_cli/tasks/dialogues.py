@@ -3,7 +3,7 @@
 Packing puts several short rows into a long one, each kept apart by positions that start again at 0.
 A row goes where it leaves the least room (best fit, the longest first), and is never cut. Models
 that make their attention mask from the positions (transformers' `create_causal_mask`) keep packed
-rows apart exactly; `causal_lm.check_packing` tries whether a model does.
+rows apart exactly; `decoders.check_packing` tries whether a model does.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from sora_cli.train.kernels import steps_with_kernels
 from sora_cli.train.loggers import logged
 from sora_cli.train.non_finite import guard_steps
 from sora_cli.train.progress import RunProgress
+from sora_cli.train.sameness import check_attention_same
 from sora_cli.train.trainer import AdapterTrainer
 
 
@@ -84,6 +85,7 @@ def fit(
         trainer.add_callback(checkpoints)
         trainer.checkpoints, trainer.resumed = checkpoints, resumed
         trainer.forked = hooks.forked = forked
+        check_attention_same(trainer)
         compiling = compiled(trainer, on=block.compile)
         running = steps_with_kernels(trainer)
         with _progress(trainer, hooks), logged(trainer, hooks), compiling, running:

@@ -27,7 +27,7 @@ from sora_cli.core.words import listed
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from sora_cli.train.trainer import AdapterTrainer
 
@@ -35,9 +35,6 @@ KEY = "training.kernels"
 _OFF = f"{KEY}=null"
 _PACKAGES = {"liger_kernel": "liger-kernel", "triton": "triton"}
 _LOSSES = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-_ROWS = 2  # that are computed both ways
-_SCALE = 1024.0  # of their loss, so that no gradient is lost in 16 bits
-_FAR = {True: 0.2, False: 0.01}  # |g - g'| / |g'| in 16 bits and in 32: cosines 0.98 and 0.9999
 
 
 def check_kernels(recipe: Recipe) -> None:
@@ -209,44 +206,13 @@ def check_same(trainer: AdapterTrainer, kernels: Kernels) -> None:
     Raises:
         SoraError: they differ by more than rounding.
     """
-    import torch
-    from torch import linalg
+    from sora_cli.train.sameness import difference
 
-    plain_loss, plain = _gradient(trainer)
-    with kernels.running():
-        loss, found = _gradient(trainer)
-    low = trainer.recipe.training.precision != "fp32"
-    far = _FAR[low or torch.finfo(trainer.model.dtype).bits < 32]
-    apart, norm = (float(linalg.vector_norm(vector)) for vector in (found - plain, plain))
-    if abs(loss - plain_loss) <= far * abs(plain_loss) and apart <= far * norm:
-        return
-    raise SoraError(
-        f"{KEY}=liger gives another loss or gradient than {type(trainer.model).__name__} has",
-        where=f"loss {loss:.6g}, not {plain_loss:.6g}; the gradient is {apart:.3g} off, of "
-        f"{norm:.3g}",
-        hint=_OFF,
-        key=KEY,
-    )
-
-
-def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
-    """Return the loss of the shortest rows, and its gradient of all that is trained."""
-    import torch
-
-    model, rows, block = trainer.model, trainer.train_rows, trainer.recipe.training
-    assert rows is not None
-    shortest = rows.lengths.argsort(kind="stable")[:_ROWS]
-    batch = trainer.data_collator([rows.dataset[int(row)] for row in shortest])
-    device = trainer.args.device
-    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(block.precision)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    before = model.training
-    model.eval()  # no dropout
-    try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            loss = model(**inputs)["loss"]
-        found = torch.autograd.grad(loss * _SCALE, trained, allow_unused=True)
-    finally:
-        model.train(before)
-    return float(loss.detach()), torch.cat([g.float().flatten() for g in found if g is not None])
+    where = difference(trainer, contextlib.nullcontext(), kernels.running())
+    if where is not None:
+        raise SoraError(
+            f"{KEY}=liger gives another loss or gradient than {type(trainer.model).__name__} has",
+            where=where,
+            hint=_OFF,
+            key=KEY,
+        )

@@ -112,19 +112,6 @@ def test_a_result_is_used_as_it_was_trained(
     assert used == ["eager", "eager"]
 
 
-@pytest.mark.parametrize("name", ["kernels-community/flash-attn2", "me/mine@v1"])
-def test_code_from_the_hub_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
-    capsys.readouterr()
-    assert run(["train", str(recipe), f"{KEY}={name}"]) == 2
-    said = capsys.readouterr().err
-    assert f"'{name}' is not supported: it is compiled code" in said
-    assert len(said.splitlines()) <= 3
-    assert not (tmp_path / "out").exists()
-
-
 def test_code_that_a_models_files_ask_for_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +220,7 @@ def test_a_trial_needs_no_gpu() -> None:
 def test_the_usual_one_for_a_while() -> None:
     for model, usual in ((tiny_bert(), "sdpa"), (tiny_deberta(), "eager")):
         model.set_attn_implementation("eager")
-        with usual_attention(model, instead_of=ON_GPUS):
+        with usual_attention(model, of_kernels=True):
             assert attention_of(model.config) == "eager"
         with usual_attention(model):
             assert attention_of(model.config) == usual

@@ -1,0 +1,92 @@
+"""The loss and gradient of a few training rows, computed in two ways before the first step.
+
+Kernels that replace a model's own layers or its attention come from elsewhere: what they make here,
+of this model and these rows, is compared with what the model makes without them.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, linalg
+
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.model.attention import has_kernel, usual_attention
+from sora_cli.model.hub_kernels import KEY
+
+if TYPE_CHECKING:
+    from sora_cli.train.trainer import AdapterTrainer
+
+_OFF = f"{KEY}=sdpa"
+_ROWS = 2  # that are computed both ways
+_SCALE = 1024.0  # of their loss, so that no gradient is lost in 16 bits
+_FAR = {True: 0.2, False: 0.01}  # |g - g'| / |g'| in 16 bits and in 32: cosines 0.98 and 0.9999
+Way = AbstractContextManager[None]
+
+
+def difference(trainer: AdapterTrainer, plain: Way, other: Way) -> str | None:
+    """Compare loss and gradient of the shortest training rows, computed in two ways.
+
+    Returns:
+        How far they are apart; None if no further than by rounding.
+    """
+    with plain:
+        wanted_loss, wanted = _gradient(trainer)
+    with other:
+        loss, found = _gradient(trainer)
+    low = trainer.recipe.training.precision != "fp32"
+    far = _FAR[low or torch.finfo(trainer.model.dtype).bits < 32]
+    apart, norm = (float(linalg.vector_norm(vector)) for vector in (found - wanted, wanted))
+    if abs(loss - wanted_loss) <= far * abs(wanted_loss) and apart <= far * norm:
+        return None
+    return f"loss {loss:.6g}, not {wanted_loss:.6g}; the gradient is {apart:.3g} off, of {norm:.3g}"
+
+
+def check_attention_same(trainer: AdapterTrainer) -> None:
+    """Compare attention by a kernel, if the model has it, with the one that transformers chooses.
+
+    Nothing is compared where the model is not yet on the device that it is trained on.
+
+    Raises:
+        SoraError: loss or gradient differ by more than rounding, or the kernel fails.
+    """
+    name, device = trainer.recipe.model.attention, trainer.args.device
+    placed = all(p.device.type == device.type for p in trainer.model.parameters())
+    if not has_kernel(name) or not placed:
+        return
+    kind = type(trainer.model).__name__
+    try:
+        where = difference(trainer, usual_attention(trainer.model), nullcontext())
+    except Exception as error:  # it is others' code
+        why = first_line(error)
+        raise SoraError(f"{KEY}={name} fails in {kind}: {why}", hint=_OFF, key=KEY) from error
+    if where is not None:
+        raise SoraError(
+            f"{KEY}={name} gives another loss or gradient than {kind} has",
+            where=where,
+            hint=_OFF,
+            key=KEY,
+        )
+
+
+def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
+    """Return the loss of the shortest rows, and its gradient of all that is trained."""
+    model, rows, block = trainer.model, trainer.train_rows, trainer.recipe.training
+    assert rows is not None
+    shortest = rows.lengths.argsort(kind="stable")[:_ROWS]
+    batch = trainer.data_collator([rows.dataset[int(row)] for row in shortest])
+    device = trainer.args.device
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(block.precision)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = model.training
+    model.eval()  # no dropout
+    try:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            loss = model(**inputs)["loss"]
+        found = torch.autograd.grad(loss * _SCALE, trained, allow_unused=True)
+    finally:
+        model.train(before)
+    return float(loss.detach()), torch.cat([g.float().flatten() for g in found if g is not None])

@@ -1,0 +1,90 @@
+"""Trials of decoders, and packed rows that attention without a mask must not mix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from sora_cli.core.errors import SoraError
+from sora_cli.tasks.decoders import check_causal, check_packing, keep_packed_apart
+from sora_cli.tasks.dialogues import Padding, packed
+from sora_cli.tasks.learned import LEARNED, score_learned_only
+from tests import attention_kernel
+from tests.helpers_models import tiny_bert, tiny_llama
+
+LENGTHS = (5, 3, 7, 4, 6, 2)
+
+
+def _rows() -> list[dict[str, Any]]:
+    """Rows of tokens, of which the first is not learned."""
+    rows = []
+    for number, length in enumerate(LENGTHS):
+        ids = [(7 * number + 3 * place) % 23 + 1 for place in range(length)]
+        rows.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
+    return rows
+
+
+def _loss_and_gradient(model: Any, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    parts = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return float(loss.detach()), torch.cat(parts).double()
+
+
+@pytest.mark.parametrize("learned_only", [True, False])
+@pytest.mark.parametrize("in_batch", [1, 4])
+def test_packed_rows_are_apart_without_a_mask(
+    learned_only: bool, in_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a kernel that takes lengths, they give what the rows give alone."""
+    attention_kernel.stand_in(monkeypatch)
+    model, rows = tiny_llama(), _rows()
+    keep_packed_apart(model)
+    assert not learned_only or score_learned_only(model)
+    size = 12 if in_batch > 1 else sum(LENGTHS)
+    together = Padding(0)(packed(rows, size))
+    assert (len(together["input_ids"]) > 1) == (in_batch > 1)
+    alone = Padding(0)(rows)
+    if not learned_only:
+        together, alone = ({k: v for k, v in b.items() if k != LEARNED} for b in (together, alone))
+    loss, gradient = _loss_and_gradient(model, alone)
+    usual, _ = _loss_and_gradient(model, together)
+    model.set_attn_implementation(attention_kernel.NAME)
+    found, ours = _loss_and_gradient(model, together)
+    assert attention_kernel.calls["lengths"] > 0
+    assert attention_kernel.calls["rows"] == 0
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert usual == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(ours, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_rows_that_are_not_packed_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions beside a mask are those of padded rows, which are written on."""
+    attention_kernel.stand_in(monkeypatch)
+    model = tiny_llama()
+    keep_packed_apart(model)
+    model.set_attn_implementation(attention_kernel.NAME)
+    ids = torch.arange(1, 7).reshape(2, 3)
+    out = model(input_ids=ids, attention_mask=torch.ones_like(ids),
+                position_ids=torch.arange(3).repeat(2, 1))  # fmt: skip
+    assert out.logits.shape[:2] == (2, 3)
+
+
+def test_a_model_that_would_mix_packed_rows_is_refused() -> None:
+    config = transformers.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2)
+    with pytest.raises(SoraError, match="a bloom model mixes the rows") as caught:
+        check_packing(transformers.BloomForCausalLM(config))
+    assert caught.value.hint == "task.packing=false"
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused() -> None:
+    config = tiny_bert().config
+    config.is_decoder = True
+    check_causal(transformers.BertLMHeadModel(config), "tiny")
+    config.is_decoder = False
+    with pytest.raises(SoraError, match="'tiny' reads text in both directions"):
+        check_causal(transformers.BertLMHeadModel(config), "tiny")
