@@ -32,6 +32,7 @@ from sora_cli.recipe.yaml_lines import Origin, Tree, parse_file
 __all__ = ["LoadedRecipe", "Origin", "load_recipe"]
 
 DEFAULT = Origin("default")
+_TRUST = ("trust_remote_code", "trust_kernel")  # of the model's block: let code of others run
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ def load_stored(
 ) -> LoadedRecipe:
     """Combine a recipe that a run's report holds with overrides, and check it.
 
+    Code of others that the report trusts is trusted only if the overrides do so, too: a run may be
+    anybody's.
+
     Args:
         values: every value the run used.
         file: the report.
@@ -106,7 +110,8 @@ def load_stored(
         SoraError: see `load_recipe`.
     """
     origin = Origin(shown_path(file))
-    stored = Tree(copy.deepcopy(dict(values)), {path: origin for path, _ in flat(values)})
+    values = {**values, "model": {**values.get("model", {}), **dict.fromkeys(_TRUST, False)}}
+    stored = Tree(copy.deepcopy(values), {path: origin for path, _ in flat(values)})
     return _loaded([stored, *override_layers(overrides)], file, name)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from methods.configs import LoraConfig, SoraConfig
 from sora_cli.core.errors import SoraError
-from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.load import load_recipe, load_stored
 
 BASE = """\
 model:
@@ -367,3 +367,14 @@ def test_overrides_that_are_no_text():
 
 def test_extends_of_an_impossible_name():
     assert fails(f'{BASE}extends: "a\\0b"\n').what == "text cannot hold a NUL character"
+
+
+def test_a_report_trusts_nobodys_code():
+    """A run may be anybody's, and its report says what they like."""
+    trust = ["model.trust_remote_code=true", "model.trust_kernel=true"]
+    stored = load(BASE, *trust).resolved()
+    assert stored["model"]["trust_remote_code"] is True
+    found = load_stored(stored, Path("report.json"), "x").recipe.model
+    assert (found.trust_remote_code, found.trust_kernel) == (False, False)
+    found = load_stored(stored, Path("report.json"), "x", trust).recipe.model
+    assert (found.trust_remote_code, found.trust_kernel) == (True, True)
