@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,10 +127,22 @@ def plan_sweep(
 
 def word(key: str, value: Any) -> str:
     """Return an override as typed on a command line, which is read as that value again."""
-    if isinstance(value, str):
-        plain = value == value.strip() and value and parse_value(value) == value
-        return f"{key}={value if plain else json.dumps(value)}"
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    plain = isinstance(value, str) and _is_itself(value)
+    return f"{key}={value if plain else _in_quotes(value)}"
+
+
+def _in_quotes(value: Any) -> str:
+    """Return JSON that is also YAML: what breaks a line there, or is not allowed, is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _is_itself(text: str) -> bool:
+    """Tell whether a text, as it stands, is read as nothing but itself."""
+    try:
+        return text == text.strip() != "" and parse_value(text) == text
+    except SoraError:  # it is no YAML
+        return False
 
 
 def find_base(sweep: LoadedSweep, reference: str | None = None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sora_cli.app import run
@@ -171,6 +171,9 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@example('"')
+@example(" \U0001f600")
+@example(["\u2028 a"])
 def test_words_are_read_as_they_were_meant(value: Any) -> None:
     read = parse_value(word("block.key", value).removeprefix("block.key="))
     assert read == value
