@@ -185,8 +185,11 @@ def steps_with_kernels(trainer: AdapterTrainer) -> Iterator[None]:
     if trainer.recipe.training.kernels is None:
         yield
         return
+    from sora_cli.train.sameness import check_same
+
     kernels = Kernels(trainer.model)
-    check_same(trainer, kernels)
+    plain, other = contextlib.nullcontext(), kernels.running()
+    check_same(trainer, plain, other, key=KEY, value="liger", hint=_OFF)
     step = trainer.training_step
 
     def training_step(*args: Any, **kwargs: Any) -> Any:
@@ -198,21 +201,3 @@ def steps_with_kernels(trainer: AdapterTrainer) -> Iterator[None]:
         yield
     finally:
         trainer.training_step = step
-
-
-def check_same(trainer: AdapterTrainer, kernels: Kernels) -> None:
-    """Compare loss and gradient of the shortest training rows with those of the plain layers.
-
-    Raises:
-        SoraError: they differ by more than rounding.
-    """
-    from sora_cli.train.sameness import difference
-
-    where = difference(trainer, contextlib.nullcontext(), kernels.running())
-    if where is not None:
-        raise SoraError(
-            f"{KEY}=liger gives another loss or gradient than {type(trainer.model).__name__} has",
-            where=where,
-            hint=_OFF,
-            key=KEY,
-        )

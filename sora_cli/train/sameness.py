@@ -26,11 +26,16 @@ _FAR = {True: 0.2, False: 0.01}  # |g - g'| / |g'| in 16 bits and in 32: cosines
 Way = AbstractContextManager[None]
 
 
-def difference(trainer: AdapterTrainer, plain: Way, other: Way) -> str | None:
+def check_same(
+    trainer: AdapterTrainer, plain: Way, other: Way, *, key: str, value: str, hint: str
+) -> None:
     """Compare loss and gradient of the shortest training rows, computed in two ways.
 
-    Returns:
-        How far they are apart; None if no further than by rounding.
+    Args:
+        key, value: of the recipe, which ask for the other way.
+
+    Raises:
+        SoraError: they differ by more than rounding.
     """
     with plain:
         wanted_loss, wanted = _gradient(trainer)
@@ -40,8 +45,14 @@ def difference(trainer: AdapterTrainer, plain: Way, other: Way) -> str | None:
     far = _FAR[low or torch.finfo(trainer.model.dtype).bits < 32]
     apart, norm = (float(linalg.vector_norm(vector)) for vector in (found - wanted, wanted))
     if abs(loss - wanted_loss) <= far * abs(wanted_loss) and apart <= far * norm:
-        return None
-    return f"loss {loss:.6g}, not {wanted_loss:.6g}; the gradient is {apart:.3g} off, of {norm:.3g}"
+        return
+    raise SoraError(
+        f"{key}={value} gives another loss or gradient than {type(trainer.model).__name__} has",
+        where=f"loss {loss:.6g}, not {wanted_loss:.6g}; the gradient is {apart:.3g} off, of "
+        f"{norm:.3g}",
+        hint=hint,
+        key=key,
+    )
 
 
 def check_attention_same(trainer: AdapterTrainer) -> None:
@@ -52,23 +63,19 @@ def check_attention_same(trainer: AdapterTrainer) -> None:
     Raises:
         SoraError: loss or gradient differ by more than rounding, or the kernel fails.
     """
-    name, device = trainer.recipe.model.attention, trainer.args.device
-    placed = all(p.device.type == device.type for p in trainer.model.parameters())
-    if not has_kernel(name) or not placed:
+    name, device, model = trainer.recipe.model.attention, trainer.args.device, trainer.model
+    if name is None or not has_kernel(name):
         return
-    kind = type(trainer.model).__name__
+    if any(p.device.type != device.type for p in model.parameters()):
+        return
+    plain = usual_attention(model)
     try:
-        where = difference(trainer, usual_attention(trainer.model), nullcontext())
+        check_same(trainer, plain, nullcontext(), key=KEY, value=name, hint=_OFF)
+    except SoraError:
+        raise
     except Exception as error:  # it is others' code
-        why = first_line(error)
-        raise SoraError(f"{KEY}={name} fails in {kind}: {why}", hint=_OFF, key=KEY) from error
-    if where is not None:
-        raise SoraError(
-            f"{KEY}={name} gives another loss or gradient than {kind} has",
-            where=where,
-            hint=_OFF,
-            key=KEY,
-        )
+        why = f"fails in {type(model).__name__}: {first_line(error)}"
+        raise SoraError(f"{KEY}={name} {why}", hint=_OFF, key=KEY) from error
 
 
 def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:

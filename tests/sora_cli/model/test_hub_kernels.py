@@ -108,16 +108,16 @@ def _adapter(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("write", "used"),
+    "write",
     [
-        (lambda folder: write_recipe(folder, tiny_bert(num_labels=2), **OPEN), "lengths"),
-        (lambda folder: write_recipe(folder, tiny_llama(num_labels=2), **OPEN), "lengths"),
-        (lambda folder: write_chat_recipe(folder, **PACKED), "lengths"),
+        lambda folder: write_recipe(folder, tiny_bert(num_labels=2), **OPEN),
+        lambda folder: write_recipe(folder, tiny_llama(num_labels=2), **OPEN),
+        lambda folder: write_chat_recipe(folder, **PACKED),
     ],
     ids=["encoder", "decoder", "packed"],
 )
 def test_a_run_is_as_by_the_usual_attention(
-    write: Any, used: str, tmp_path: Path, fetched: list[dict[str, Any]],
+    write: Any, tmp_path: Path, fetched: list[dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     recipe = write(tmp_path)
@@ -129,7 +129,7 @@ def test_a_run_is_as_by_the_usual_attention(
     assert f"{TRUST} is on (command line: {TRUST}=true): compiled code from the Hub, {NAME}" in said
     assert "verified: " in said
     assert {(one["name"], one["revision"]) for one in fetched} == {("me/flash", COMMIT)}
-    assert attention_kernel.calls[used] > 0
+    assert attention_kernel.calls["lengths"] > 0
     after = _adapter(tmp_path / "out")
     assert float(nn.functional.cosine_similarity(after, before, dim=0)) > 0.9999
     assert usual.base["attention"] == "sdpa"

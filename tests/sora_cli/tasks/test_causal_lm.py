@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 
 from sora_cli.core.errors import SoraError
@@ -17,7 +18,7 @@ from sora_cli.tasks import create_task, learned
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.causal_lm import CausalLm
 from tests.helpers_chat import CHATML, chat_tokenizer, instruct_rows, write_chat_recipe
-from tests.helpers_models import tiny_gpt2, tiny_llama
+from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.helpers_rows import assert_rows_add_up
 from tests.helpers_runs import resumes_as_if_whole
 
@@ -226,6 +227,27 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(make: Any) -> No
     assert loss_p == pytest.approx(loss, rel=1e-5)  # the model's loss is of 32 bits
     for name, grad in grads.items():
         torch.testing.assert_close(grads_p[name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_would_mix_packed_rows_is_refused() -> None:
+    config = transformers.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2)
+    model = transformers.BloomForCausalLM(config)
+    with pytest.raises(SoraError, match="a bloom model mixes the rows") as caught:
+        _task(ROWS, packing=True).check_model(model, chat_tokenizer())
+    assert caught.value.hint == "task.packing=false"
+    _task(ROWS).check_model(model, chat_tokenizer())
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused() -> None:
+    config = tiny_bert().config
+    for decoder in (True, False):
+        config.is_decoder = decoder
+        model = transformers.BertLMHeadModel(config)
+        if decoder:
+            _task(ROWS).check_model(model, chat_tokenizer())
+        else:
+            with pytest.raises(SoraError, match="reads text in both directions"):
+                _task(ROWS).check_model(model, chat_tokenizer())
 
 
 def test_what_is_written_is_the_likeliest_token_each_time() -> None:

@@ -1,4 +1,4 @@
-"""Trials of decoders, and packed rows that attention without a mask must not mix."""
+"""Packed rows that attention without a mask must not mix; trials are in `test_causal_lm`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
-from sora_cli.core.errors import SoraError
-from sora_cli.tasks.decoders import check_causal, check_packing, keep_packed_apart
+from sora_cli.tasks.decoders import keep_packed_apart
 from sora_cli.tasks.dialogues import Padding, packed
 from sora_cli.tasks.learned import LEARNED, score_learned_only
 from tests import attention_kernel
-from tests.helpers_models import tiny_bert, tiny_llama
+from tests.helpers_models import tiny_llama
 
 LENGTHS = (5, 3, 7, 4, 6, 2)
 
@@ -72,19 +70,3 @@ def test_rows_that_are_not_packed_stay_as_they_are(monkeypatch: pytest.MonkeyPat
     out = model(input_ids=ids, attention_mask=torch.ones_like(ids),
                 position_ids=torch.arange(3).repeat(2, 1))  # fmt: skip
     assert out.logits.shape[:2] == (2, 3)
-
-
-def test_a_model_that_would_mix_packed_rows_is_refused() -> None:
-    config = transformers.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2)
-    with pytest.raises(SoraError, match="a bloom model mixes the rows") as caught:
-        check_packing(transformers.BloomForCausalLM(config))
-    assert caught.value.hint == "task.packing=false"
-
-
-def test_a_model_that_sees_what_it_is_to_predict_is_refused() -> None:
-    config = tiny_bert().config
-    config.is_decoder = True
-    check_causal(transformers.BertLMHeadModel(config), "tiny")
-    config.is_decoder = False
-    with pytest.raises(SoraError, match="'tiny' reads text in both directions"):
-        check_causal(transformers.BertLMHeadModel(config), "tiny")
