@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from datasets import Dataset, Image
 
+from sora_cli.data import content
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.overlap import Overlap, find_overlaps
 from sora_cli.data.rows import load_rows
@@ -40,3 +42,12 @@ def test_content_is_told_from_files_and_their_names_do_not_count(tmp_path: Path)
     changed = one / "train" / "north-east" / "1.png"
     changed.write_bytes(encoded(np.zeros((8, 8), dtype=np.uint8)))
     assert digest != data_fingerprint(load_rows(DataBlock(path=str(one))).train)
+
+
+def test_the_digest_does_not_depend_on_how_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As datasets 3.0 has it, a list of numbers may hold files: fewer rows are read at a time."""
+    rows = Dataset.from_list([{"tokens": [f"word {i}"], "tags": [i % 7]} for i in range(250)])
+    digest = data_fingerprint(rows)
+    monkeypatch.setattr(content, "require_storage_embed", lambda _: True)
+    assert data_fingerprint(rows) == digest
+    assert data_fingerprint(rows.select(range(249))) != digest
