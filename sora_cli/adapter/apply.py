@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from methods.inject import replace
 from methods.updates import Product, Replaced, Rescaled, Update
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.stored import LINEAR, Form
+from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.core.errors import SoraError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -29,20 +31,24 @@ def apply_adapter(
         fold: change the weights of what is no linear layer, or is rescaled; such a layer is then
             not among those returned, and no longer tied to others.
 
+    Returns:
+        The wrapped layers by the adapter's names for them.
+
     Raises:
         SoraError: the model lacks a module or parameter of the adapter, or its shape differs; or
             a layer would have to be folded.
     """
     load_head(model, adapter.head)  # first: wrapped layers have their biases elsewhere
+    today = todays_paths(model, [*adapter.layers, *adapter.token_rows])
     layers = {}
     for path, factors in adapter.layers.items():
         form, magnitude = adapter.forms.get(path, LINEAR), adapter.magnitudes.get(path)
-        module = layer_of(model, path, factors, form)
+        module = layer_of(model, today[path], factors, form)
         options = factor_options(module)
         A, B = factors.A.to(**options), factors.B.to(**options)
         if linear_shape(module) is not None and magnitude is None:
             layers[path] = LowRankLinear(module, A, B, scaling=1.0)
-            replace(model, path, layers[path])
+            replace(model, today[path], layers[path])
         elif fold:
             product = Product(A.float(), B.float())
             fold_in(module, product if magnitude is None else
@@ -54,7 +60,7 @@ def apply_adapter(
                 hint="sora merge folds it in; use the merged model",
             )
     for path, rows in adapter.token_rows.items():
-        weight = token_weight(model, path, rows)
+        weight = token_weight(model, today[path], rows)
         if not fold:
             raise SoraError(
                 f"rows of '{path}' are trained in full: they are not used beside the base model",
@@ -112,6 +118,8 @@ def load_head(model: nn.Module, head: Mapping[str, Tensor], *, what: str = "adap
     """
     state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     names = names_by_parameter(model)
+    today = todays_names(model, head)
+    head = {today[name]: tensor for name, tensor in head.items()}
     for name, tensor in head.items():
         target = state.get(name)
         if target is None or target.shape != tensor.shape:
@@ -145,7 +153,8 @@ def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -
     except AttributeError as error:
         raise SoraError(
             f"the base model has no layer '{path}'",
-            hint="is it the right base, and the right kind of model for the adapter's task?",
+            hint="is it the right base, the right kind of model for the adapter's task, and a "
+            f"transformers as new as the adapter's (here {version('transformers')})?",
         ) from error
     shape = _shape_of(module, form)
     if shape is None:

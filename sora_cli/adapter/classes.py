@@ -11,6 +11,7 @@ from torch import nn
 
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.peft.layout import AUTO_CLASSES
+from sora_cli.adapter.todays_names import todays_names, todays_paths
 
 BARE = "AutoModel"
 """The class without a head, whose output is the last hidden state."""
@@ -120,6 +121,7 @@ def _fits(auto: str, adapter: Adapter, config: Any, *, shapes: bool) -> bool:
         return False
     modules = {path for path, _ in model.named_modules()}
     state = model.state_dict()
-    if not (adapter.layers.keys() <= modules and adapter.head.keys() <= state.keys()):
+    layers, head = todays_paths(model, adapter.layers), todays_names(model, adapter.head)
+    if not (modules.issuperset(layers.values()) and state.keys() >= set(head.values())):
         return False
-    return not shapes or all(state[n].shape == adapter.head[n].shape for n in adapter.head)
+    return not shapes or all(state[head[n]].shape == adapter.head[n].shape for n in head)

@@ -20,6 +20,7 @@ from torch import Tensor
 from sora_cli.adapter.apply import names_by_parameter
 from sora_cli.adapter.classes import BARE, WITHOUT_A_TASK, auto_class_for
 from sora_cli.adapter.directory import Adapter
+from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.core.errors import SoraError
 from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.transformers_internals import RenamingRules, optional_weights
@@ -93,11 +94,6 @@ class Runtime:
         rules = RenamingRules(self.model)
         return {name: self._arrival(name, rules) for name in rules.order(names)}
 
-    def renamed(self, names: Iterable[str]) -> dict[str, str]:
-        """Return today's names of parameters that had others; prefixes stay."""
-        rules = RenamingRules(self.model)
-        return {name: rules.rename(name)[0] for name in rules.order(names)}
-
     def _arrival(self, name: str, rules: RenamingRules) -> Arrival:
         bare, _ = rules.rename(name)
         target, converter = rules.rename(name, self.prefix, self.state)
@@ -166,21 +162,14 @@ def checkpoint_runtime(config: Any, source: str) -> Runtime:
 def layer_paths(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
     """Return {the adapter's module path: the model's; None where it has no such module}."""
     modules = {path for path, _ in runtime.model.named_modules()}
-    paths = [*outline.layers, *outline.token_rows]
-    absent = [f"{path}.weight" for path in paths if path not in modules]
-    renamed = runtime.renamed(absent)
-    found: dict[str, str | None] = {}
-    for path in paths:
-        today = renamed.get(f"{path}.weight", f"{path}.weight").removesuffix(".weight")
-        found[path] = today if today in modules else None
-    return found
+    found = todays_paths(runtime.model, [*outline.layers, *outline.token_rows])
+    return {path: today if today in modules else None for path, today in found.items()}
 
 
 def head_names(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
     """Return {the adapter's name of what is stored in full: the model's, or None}."""
-    renamed = runtime.renamed(name for name in outline.head if name not in runtime.state)
-    names = {name: renamed.get(name, name) for name in outline.head}
-    return {name: today if today in runtime.state else None for name, today in names.items()}
+    found = todays_names(runtime.model, outline.head)
+    return {name: today if today in runtime.state else None for name, today in found.items()}
 
 
 def _has_all(runtime: Runtime, outline: Adapter) -> bool:

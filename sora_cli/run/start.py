@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.pruning import Loss, prune_layers
 from sora_cli.adapter.reading import AdapterFile, open_adapter
+from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
 from sora_cli.core.words import first_few
@@ -49,13 +51,14 @@ def start_from_adapter(
             check_base(base, file.base, file.directory)
             check_classes("adapter", file.meta.labels, task)
             check_low_rank(file)
-            _check_layers(file, layers)
+            today = todays_paths(base.model, file.paths)
+            _check_layers(file, layers, today)
             head = _head(file, base)
-            updates = _updates(file, layers, block)
+            updates = _updates(file, layers, block, today)
             method.start_from(layers, updates)
             with torch.no_grad():
                 load_head(base.model, head)
-            first = {**file.ranks, **file.meta.ranks_start}
+            first = {today.get(p, p): n for p, n in {**file.ranks, **file.meta.ranks_start}.items()}
             return Start(
                 directory=block.adapter,
                 digest=result_digest(file.directory) or "",
@@ -68,16 +71,17 @@ def start_from_adapter(
             )
 
 
-def _check_layers(file: AdapterFile, layers: Layers) -> None:
+def _check_layers(file: AdapterFile, layers: Layers, today: Mapping[str, str]) -> None:
     """Check that the recipe adapts every layer that the adapter changes, and their shapes."""
-    lost = [path for path in file.paths if path not in layers]
+    lost = [path for path in file.paths if today[path] not in layers]
     if lost:
         raise SoraError(
             f"{file.directory} changes {first_few(lost)}, which this run does not adapt",
             hint="is method.targets as it was, and the model of the same kind?",
         )
     for path in file.paths:
-        shape = (layers[path].B.shape[0], layers[path].A.shape[1])
+        layer = layers[today[path]]
+        shape = (layer.B.shape[0], layer.A.shape[1])
         if shape != file.shapes[path]:
             raise SoraError(
                 f"'{path}' has {shape[1]} inputs and {shape[0]} outputs, but in {file.directory} "
@@ -87,7 +91,8 @@ def _check_layers(file: AdapterFile, layers: Layers) -> None:
 
 def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
     """Return what the adapter stores in full; this run must store the same modules."""
-    other = [n for n in file.head_names if not any(n.startswith(f"{m}.") for m in base.head)]
+    today = todays_names(base.model, file.head_names)
+    other = [n for n in file.head_names if not any(today[n].startswith(f"{m}.") for m in base.head)]
     if other:
         raise SoraError(
             f"{file.directory} stores {first_few(other)} in full, which this run would lose",
@@ -96,17 +101,19 @@ def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
     return dict(file.head)
 
 
-def _updates(file: AdapterFile, layers: Layers, block: StartBlock) -> dict[str, LowRankFactors]:
+def _updates(
+    file: AdapterFile, layers: Layers, block: StartBlock, today: Mapping[str, str]
+) -> dict[str, LowRankFactors]:
     """Return each layer's update, rank 0 where the adapter has none; on all processes the same."""
     rule = block.rule()
+    known = {today[path]: file.layers[path] for path in file.paths}
     if not rule:
-        return {path: _learning(file.layers.get(path), layers, path) for path in layers}
-    known = {path: file.layers[path] for path in file.paths}
+        return {path: _learning(known.get(path), layers, path) for path in layers}
     modules = len({*file.meta.ranks, *file.paths})
     losses = prune_layers(known, **rule, modules=modules)[1]  # type: ignore[arg-type]
     _check_left(losses, rule, file)
-    chosen = _agreed(torch.tensor([losses[path].after for path in file.paths])).tolist()
-    kept = dict(zip(file.paths, chosen, strict=True))
+    chosen = _agreed(torch.tensor([losses[path].after for path in known])).tolist()
+    kept = dict(zip(known, chosen, strict=True))
     updates = {}
     for path, layer in layers.items():
         stored = _learning(known.get(path), layers, path)

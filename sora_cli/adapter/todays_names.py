@@ -1,0 +1,49 @@
+"""The parts of a stored adapter by the names that the model has for them today.
+
+Versions of transformers rename modules: `encoder.layer.0.attention.attention.query` of a vision
+transformer became `layers.0.attention.q_proj`. A checkpoint's old names are replaced while it is
+loaded, by rules of transformers' own; an adapter's are replaced by the same rules here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from sora_cli.model.transformers_internals import RenamingRules
+
+_WEIGHT = ".weight"
+
+
+def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return {stored name of a parameter: the model's}; what the model lacks keeps its name.
+
+    Raises:
+        SoraError: names are missing, and this version of transformers has no such rules.
+    """
+    return _renamed(model, names, {*dict(model.named_parameters(remove_duplicate=False)),
+                                   *dict(model.named_buffers(remove_duplicate=False))})  # fmt: skip
+
+
+def todays_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
+    """Return {stored path of a module: the model's}; what the model lacks keeps its path.
+
+    Raises:
+        SoraError: modules are missing, and this version of transformers has no such rules.
+    """
+    modules = {path + _WEIGHT for path, _ in model.named_modules()}
+    found = _renamed(model, (path + _WEIGHT for path in paths), modules)
+    return {old.removesuffix(_WEIGHT): new.removesuffix(_WEIGHT) for old, new in found.items()}
+
+
+def _renamed(model: nn.Module, names: Iterable[str], known: set[str]) -> dict[str, str]:
+    from transformers import PreTrainedModel
+
+    found = {name: name for name in names}
+    absent = [name for name in found if name not in known]
+    if absent and isinstance(model, PreTrainedModel):
+        rules = RenamingRules(model)
+        todays = {name: rules.rename(name)[0] for name in rules.order(absent)}
+        found |= {name: today for name, today in todays.items() if today in known}
+    return found
