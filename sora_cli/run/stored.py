@@ -129,18 +129,18 @@ def _check(meant: dict[str, Tensor], back: dict[str, Tensor], where: Path) -> No
         raise SoraError(f"{where} reads back differently: is the disk all right?")
 
 
-def check_base(base: Base, reference: BaseReference | None, folder: Path) -> None:
+def check_base(base: Base, reference: BaseReference | None, result: str | Path) -> None:
     """Refuse a base model with other weights than a result was made for, as far as that is known.
 
     Args:
-        folder: of the result, for the error.
+        result: what was made for it, for the error.
     """
     files = local_checkpoint(base.resolved, base.revision)
     if reference is None or reference.fingerprint is None or files is None:
         return
     if fingerprint(files) != reference.fingerprint:
         raise SoraError(
-            f"{base.resolved} holds other weights than the base model of {folder}",
+            f"{base.resolved} holds other weights than the base model of {result}",
             hint="put the base model back as it was, or train again",
         )
 
@@ -151,14 +151,18 @@ def load_adapted(
     """Load the base an adapter was trained on, with the adapter in it; and the adapted layers.
 
     Args:
-        on: the base model; None: the one that the adapter names.
+        on: the base model, whatever its weights; None: the one that the adapter names, with the
+            weights that it was trained on.
 
     Raises:
-        SoraError: the adapter is for other classes, or does not fit its base.
+        SoraError: the adapter is for other classes, does not fit its base, or was trained on other
+            weights.
     """
     check_classes("adapter", adapter.meta.labels, task)
     block = _base_block(recipe, adapter.base, on)
     base = load_base(block, task, precision=recipe.training.precision)
+    if on is None:
+        check_base(base, adapter.base, "the adapter")
     return base, apply_adapter(base.model, adapter)
 
 

@@ -275,15 +275,22 @@ def test_dry_run(runs: Runs, capsys: pytest.CaptureFixture[str], name: str) -> N
     assert f"{'trained beside the head':<24} {beside:>15,}" in told
 
 
-def test_a_delta_of_another_base_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("words", [("method.name=head",), ()], ids=["delta", "adapter"])
+def test_a_result_of_another_base_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"max_steps": 2})
-    train(recipe, "method.name=head")
+    train(recipe, *words)
     weights = tmp_path / "base" / "model.safetensors"
     with open_tensors(weights) as file:
         tensors = {key: file.read(key) for key in file.keys}
     save_file({k: t + 1 for k, t in tensors.items()}, weights, metadata={"format": "pt"})
     capsys.readouterr()
-    assert run(["eval", str(tmp_path / "out"), "-r", str(recipe)]) == 2
+    evaluation = ["eval", str(tmp_path / "out"), "-r", str(recipe)]
+    assert run(evaluation) == 2
     assert "holds other weights than the base model of" in capsys.readouterr().err
+    if not words:  # an adapter may be tried on any base that is named
+        rows, answers = (str(tmp_path / name) for name in ("train.jsonl", "answers.jsonl"))
+        words = ("predict", str(tmp_path / "out"), rows, "-o", answers)
+        assert run([*words]) == 2
+        assert run([*words, "--base", str(tmp_path / "base")]) == 0
