@@ -22,8 +22,9 @@ def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     Raises:
         SoraError: names are missing, and this version of transformers has no such rules.
     """
-    return _renamed(model, names, {*dict(model.named_parameters(remove_duplicate=False)),
-                                   *dict(model.named_buffers(remove_duplicate=False))})  # fmt: skip
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return _renamed(model, names, known)
 
 
 def todays_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:

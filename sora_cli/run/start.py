@@ -51,14 +51,15 @@ def start_from_adapter(
             check_base(base, file.base, file.directory)
             check_classes("adapter", file.meta.labels, task)
             check_low_rank(file)
-            today = todays_paths(base.model, file.paths)
+            first = {**file.ranks, **file.meta.ranks_start}
+            today = todays_paths(base.model, [*file.paths, *first])
             _check_layers(file, layers, today)
             head = _head(file, base)
             updates = _updates(file, layers, block, today)
             method.start_from(layers, updates)
             with torch.no_grad():
                 load_head(base.model, head)
-            first = {today.get(p, p): n for p, n in {**file.ranks, **file.meta.ranks_start}.items()}
+            first = {today[path]: rank for path, rank in first.items()}
             return Start(
                 directory=block.adapter,
                 digest=result_digest(file.directory) or "",
