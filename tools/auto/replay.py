@@ -1,6 +1,6 @@
 """Let `sora auto` decide over thousands of splits of stored scores: are its promises kept?
 
-    python -m tools.auto.replay [docs/results/auto.jsonl] [--splits 2000] [--rows 0 1000]
+    python -m tools.auto.replay [docs/results/auto.jsonl] [--splits 2000] [--rows 0 1000] [--jobs 2]
 
 Rows are parted at random into those that screen, those that test, and the rest; the drop on the
 whole pool is the truth. `--rows 0` takes as many as the run itself would, another number is that of
@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -76,16 +78,25 @@ def main() -> None:
     parser.add_argument("--slow-splits", type=int, default=300)
     parser.add_argument("--rows", nargs="+", type=int, default=[0, 1000])
     parser.add_argument("--parted", action="store_true", help="splits whose parts share no row")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with its own pools")
     options = parser.parse_args()
-    found = []
+    jobs = []
     for stored in read_all(options.file):
         fast = stored.scores[FULL].formula in _FAST
         splits = options.splits if fast else options.slow_splits
         for rows in options.rows:
             setting = setting_of(stored, rows, with_replacement=not options.parted)
-            say(f"{stored.task}, seed {stored.seed}, {rows or 'planned'} rows, {splits} splits ...")
-            found += replay(stored, setting, splits)
+            jobs.append((stored, setting, splits))
+    with ProcessPoolExecutor(options.jobs) as pool:
+        found = list(chain.from_iterable(pool.map(_replayed, jobs)))
     show(found)
+
+
+def _replayed(job: tuple[Stored, Setting, int]) -> list[Outcome]:
+    stored, setting, splits = job
+    rows = setting.screening + setting.test
+    say(f"{stored.task}, seed {stored.seed}, {rows} rows, {splits} splits ...")
+    return replay(stored, setting, splits)
 
 
 def setting_of(stored: Stored, rows: int, *, with_replacement: bool) -> Setting:
