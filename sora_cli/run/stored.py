@@ -87,17 +87,18 @@ def load_delta(folder: Path, recipe: Recipe, task: Task, *, on: str | None = Non
     """Load the base model with a delta's tensors in it.
 
     Args:
-        on: the base model; None: the one that the delta names.
+        on: the base model, whatever its weights; None: the one that the delta names, with the
+            weights that it was trained on.
 
     Raises:
-        SoraError: damaged, for other classes, or of another base model.
+        SoraError: damaged, for other classes, does not fit its base, or was trained on other
+            weights.
     """
     meta, reference = read_sora_file(folder / SORA_FILE)
     if reference is None:
         raise SoraError(f"{folder / SORA_FILE} does not say which base model the delta is of")
     check_classes("delta", meta.labels, task)
-    base = load_base(_base_block(recipe, reference, on), task, precision=recipe.training.precision)
-    check_base(base, reference, folder)
+    base = _load_base_of(folder, reference, recipe, task, on)
     try:
         tensors = load_tensors(folder / DELTA_FILE)
     except (OSError, SafetensorError) as error:
@@ -159,11 +160,18 @@ def load_adapted(
             weights.
     """
     check_classes("adapter", adapter.meta.labels, task)
-    block = _base_block(recipe, adapter.base, on)
+    base = _load_base_of("the adapter", adapter.base, recipe, task, on)
+    return base, apply_adapter(base.model, adapter)
+
+
+def _load_base_of(
+    result: str | Path, reference: BaseReference, recipe: Recipe, task: Task, on: str | None
+) -> Base:
+    block = _base_block(recipe, reference, on)
     base = load_base(block, task, precision=recipe.training.precision)
     if on is None:
-        check_base(base, adapter.base, "the adapter")
-    return base, apply_adapter(base.model, adapter)
+        check_base(base, reference, result)
+    return base
 
 
 def _base_block(recipe: Recipe, reference: BaseReference, on: str | None) -> ModelBlock:
