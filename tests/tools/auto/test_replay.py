@@ -13,7 +13,7 @@ from sora_cli.run.certify.bounds import Bound
 from tests.shared_files import ROOT
 from tests.sora_cli.experiments.auto.support import auto_recipe
 from tools.auto.decide import Pool, Setting
-from tools.auto.replay import replay, show
+from tools.auto.replay import main, replay, show
 from tools.auto.stored import FULL, Stored, read_all, write_all
 from tools.auto.synthetic import classes, numbers, right_or_wrong
 from tools.auto.train import store
@@ -107,6 +107,22 @@ def test_the_stored_scores_can_be_read() -> None:
         assert drops[0] < 0.03
         assert max(drops) > 0
         assert set(stored.reported) == set(stored.scores)
+
+
+def test_several_processes_find_what_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (ROOT / "docs/results/auto.jsonl").read_text(encoding="utf-8").splitlines()
+    file = tmp_path / "some.jsonl"
+    digits = [line for line in lines if '"offline-digits"' in line][:2]
+    file.write_text("\n".join(digits) + "\n", encoding="utf-8")
+    tables = []
+    for jobs in ("1", "2"):
+        monkeypatch.setattr("sys.argv", ["replay", str(file), "--splits", "2", "--jobs", jobs])
+        main()
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+    assert [tables[0].count(f"| offline-digits | {seed} |") for seed in (0, 1)] == [4, 4]
 
 
 @pytest.mark.long
