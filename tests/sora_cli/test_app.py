@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
 import signal
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -195,24 +193,6 @@ def test_a_good_recipe_is_read_without_torch(tmp_path):
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     assert sora(cwd=tmp_path, code=code).returncode == 0
-
-
-def test_help_takes_no_longer_than_two_imports_of_typer():
-    """In seconds of the processor, which other processes change little."""
-
-    def seconds(*command):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, *command],
-            check=True,
-            capture_output=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    pairs = [(seconds("-m", "sora_cli", "--help"), seconds("-c", "import typer")) for _ in range(5)]
-    assert statistics.median(h for h, _ in pairs) < 2 * statistics.median(t for _, t in pairs)
 
 
 def test_code_reaches_schema_and_methods(tmp_path, capsys, monkeypatch):

@@ -38,6 +38,16 @@ print("\\n" + json.dumps([code, sorted({name.partition(".")[0] for name in sys.m
 """
 
 
+_ANY_TYPER_APP = """
+import sys, typer
+app = typer.Typer()
+app.command("one")(lambda: None)
+app.command("two")(lambda: None)
+app(["--help"], standalone_mode=False)
+print("\\n" + " ".join(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
 def _imported(*commands: list[str], cwd: Path) -> tuple[int, set[str], str]:
     """Exit code, the packages that commands import in a fresh process, and what they say."""
     done = subprocess.run(
@@ -58,6 +68,14 @@ def test_what_only_shows(words: list[str], tmp_path: Path) -> None:
     code, modules, _ = _imported(words, cwd=tmp_path)
     assert code == 0
     assert not modules & HEAVY
+
+
+def test_help_imports_no_library_that_typer_does_not(tmp_path: Path) -> None:
+    _, modules, _ = _imported(["--help"], cwd=tmp_path)
+    any_app = subprocess.check_output([sys.executable, "-c", _ANY_TYPER_APP], text=True)
+    assert "typer" in modules
+    ours = {"sora_cli", "methods"}
+    assert modules - sys.stdlib_module_names - ours <= set(any_app.splitlines()[-1].split())
 
 
 def test_every_help_page(tmp_path: Path) -> None:
