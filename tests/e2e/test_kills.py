@@ -22,7 +22,7 @@ from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, timeless, write_recipe
 from tests.shared_files import ROOT
 
-MOMENTS = 4
+MOMENTS = 6
 KILLED = -9
 OPTIONS: dict[str, list[str]] = {
     "adalora": ["method.target_r=2", "method.init_r=4", "method.t_init=4", "method.t_final=8"]
