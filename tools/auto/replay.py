@@ -80,20 +80,20 @@ def main() -> None:
     parser.add_argument("--parted", action="store_true", help="splits whose parts share no row")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with its own pools")
     options = parser.parse_args()
-    jobs = []
+    cases = []
     for stored in read_all(options.file):
         fast = stored.scores[FULL].formula in _FAST
         splits = options.splits if fast else options.slow_splits
         for rows in options.rows:
             setting = setting_of(stored, rows, with_replacement=not options.parted)
-            jobs.append((stored, setting, splits))
+            cases.append((stored, setting, splits))
     with ProcessPoolExecutor(options.jobs) as pool:
-        found = list(chain.from_iterable(pool.map(_replayed, jobs)))
+        found = list(chain.from_iterable(pool.map(_replayed, cases)))
     show(found)
 
 
-def _replayed(job: tuple[Stored, Setting, int]) -> list[Outcome]:
-    stored, setting, splits = job
+def _replayed(case: tuple[Stored, Setting, int]) -> list[Outcome]:
+    stored, setting, splits = case
     rows = setting.screening + setting.test
     say(f"{stored.task}, seed {stored.seed}, {rows} rows, {splits} splits ...")
     return replay(stored, setting, splits)
