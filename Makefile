@@ -84,7 +84,7 @@ matrix: $(VENV)/.demo
 	for name in $(MATRIX); do \
 	  $(BIN)/sora sweep recipes/sweeps/cpu/$$name.yaml data.path=$(SORA_DATA)/glue || exit 1; \
 	done
-	$(BIN)/sora compare $(MATRIX:%=runs/cpu-%) -o runs/matrix.jsonl
+	$(BIN)/sora compare $(MATRIX:%=runs/cpu-%) -o runs/matrix.jsonl --force
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ from sora_cli.commands._options import (
     PreviewInDryRun,
     RecipeArgument,
     load_plugins,
+    output_option,
 )
 from sora_cli.core.boundary import guarded, told_losses
 from sora_cli.core.checks import (
@@ -188,7 +189,7 @@ def pick(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Copy the adapter to this directory.")
+        Path | None, output_option("--output", "-o", help="Copy the adapter to this directory.")
     ] = None,
     as_json: Json = False,
     force: Force = False,

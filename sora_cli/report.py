@@ -19,13 +19,10 @@ from sora_cli.core.errors import SoraError
 FILE_NAME = "report.json"
 HISTORY_FILE = "history.json"
 PAGE_FILE = "report.html"
-PAGE_MARK = "sora report"
-"""The generator that a page of `sora report` names, near its top: so it may be replaced."""
 SCHEMA_VERSION = 2
 """1: everything was in `report.json`; such reports are read as ever."""
 MOVE_AWAY = "move it away, or train elsewhere: output.dir=DIR"
 """The hint beside a damaged record of a directory that is to be trained in."""
-_TOP = 300  # bytes of a page that hold its mark
 _GROWING = ("history", "live_components", "non_finite_steps")  # all of them in history.json
 
 Status = Literal["running", "completed", "failed", "interrupted"]
@@ -331,16 +328,6 @@ def read_record(file: Path, kind: type[Record], *, hint: str) -> Record | None:
     except (OSError, ValueError) as error:
         what = f"{file} is damaged or of another version: {type(error).__name__}"
         raise SoraError(what, hint=hint) from error
-
-
-def is_page(file: Path) -> bool:
-    """Tell whether a file is a page that `sora report` has written."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(_TOP)
-    except OSError:
-        return False
-    return f'<meta name="generator" content="{PAGE_MARK}">'.encode() in start
 
 
 def now(later: float = 0.0) -> str:

@@ -125,7 +125,7 @@ def test_the_tool_decides_nothing_by_a_methods_name(file: Path) -> None:
 
 @pytest.mark.parametrize("file", [*TOOL, *MATHEMATICS], ids=lambda file: file.name)
 def test_files_stay_small(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 350
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 500
 
 
 def test_nothing_is_pickled() -> None:

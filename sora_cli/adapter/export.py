@@ -16,7 +16,7 @@ from sora_cli.adapter.foreign.opening import open_any
 from sora_cli.adapter.places import check_adapter_place, locate_adapter
 from sora_cli.adapter.pruning import Loss, prune_layers
 from sora_cli.adapter.reading import open_adapter
-from sora_cli.core.checks import check_apart
+from sora_cli.core.outputs import check_apart
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
 

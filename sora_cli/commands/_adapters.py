@@ -24,6 +24,7 @@ from sora_cli.commands._options import (
     Output,
     Overrides,
     Rank,
+    output_option,
 )
 from sora_cli.core.checks import check_apart_from, check_needed
 from sora_cli.recipe.tolerance import CONFIDENCE
@@ -48,16 +49,17 @@ def inspect(
     as_json: Json = False,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Draw the ranks and the spectra to this picture."),
+        output_option("--plot", help="Draw the ranks and the spectra to this picture."),
     ] = None,
     modules: Annotated[
         bool, typer.Option("--modules", help="Also print a line for each module.")
     ] = False,
+    force: Force = False,
 ) -> None:
     """Show where an adapter's ranks are and who can load it; or compare two."""
     from sora_cli.commands.inspect import inspect
 
-    inspect(*directories, as_json=as_json, plot=plot, modules=modules)
+    inspect(*directories, as_json=as_json, plot=plot, modules=modules, force=force)
 
 
 def prune(

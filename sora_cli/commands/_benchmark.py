@@ -11,10 +11,10 @@ from shlex import quote
 from sora_cli.adapter.digest import result_digest, result_remarks
 from sora_cli.adapter.places import check_target, with_base
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.json_text import readable_json
+from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.timing import importing
 from sora_cli.core.words import near_files
 from sora_cli.recipe.load import load_recipe
@@ -50,6 +50,7 @@ def score(
     overrides: list[str],
     output: Path | None,
     as_json: bool,
+    force: bool,
 ) -> None:
     """Score a causal language model on benchmarks.
 
@@ -68,7 +69,7 @@ def score(
     if folder is not None and not folder.is_dir():
         raise SoraError(f"no directory '{folder}' (--benchmark-tasks)", hint=near_files(folder))
     loaded = load_recipe(recipe, overrides) if recipe is not None else None
-    check_new_file("--output", output)
+    check_new_file("--output", output, force=force)
     place = check_target(target, f"sora eval {{}} --benchmark {quote(asked.names)}")
     if output is not None:
         check_apart(output, *with_base(place), hint="name another file")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import _completion
-from sora_cli.commands._options import Code, Json, Overrides, load_plugins
+from sora_cli.commands._options import Code, Force, Json, Overrides, load_plugins, output_option
 from sora_cli.core.checks import check_apart_from, check_needed
 from sora_cli.core.errors import SoraError
 
@@ -38,7 +38,7 @@ def evaluate(
     overrides: Overrides = None,
     predictions: Annotated[
         Path | None,
-        typer.Option("--predictions", help="Write each row's prediction to this .jsonl file."),
+        output_option("--predictions", help="Write each row's prediction to this .jsonl file."),
     ] = None,
     benchmark: Annotated[
         str | None,
@@ -72,7 +72,7 @@ def evaluate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--output",
             "-o",
             help="With --benchmark: the report to write; default: benchmarks.json in a run's "
@@ -80,6 +80,7 @@ def evaluate(
         ),
     ] = None,
     as_json: Json = False,
+    force: Force = False,
     code: Code = None,
 ) -> None:
     """Score an adapter or a model on a recipe's validation data, or on benchmarks."""
@@ -96,6 +97,7 @@ def evaluate(
             overrides=overrides or [],
             output=output,
             as_json=as_json,
+            force=force,
         )
         return
     given = {"--benchmark-tasks": benchmark_tasks, "--limit": limit, "--few-shot": few_shot,
@@ -109,5 +111,10 @@ def evaluate(
     from sora_cli.commands.evaluate import evaluate
 
     evaluate(
-        target, recipe=recipe, overrides=overrides or [], predictions=predictions, as_json=as_json
+        target,
+        recipe=recipe,
+        overrides=overrides or [],
+        predictions=predictions,
+        as_json=as_json,
+        force=force,
     )

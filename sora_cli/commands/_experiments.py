@@ -10,11 +10,13 @@ import typer
 from sora_cli.commands import _completion
 from sora_cli.commands._options import (
     Code,
+    Force,
     Json,
     NoVerify,
     Overrides,
     PreviewInDryRun,
     load_plugins,
+    output_option,
 )
 from sora_cli.core.checks import check_needed, check_one
 from sora_cli.core.errors import SoraError
@@ -269,11 +271,13 @@ def compare(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the table, or the runs (.jsonl), to this file."),
+        output_option(
+            "--output", "-o", help="Write the table, or the runs (.jsonl), to this file."
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--plot",
             help="Draw metric against parameters, or with --budgets what is lost at each size, "
             "into this picture; others go beside it.",
@@ -281,8 +285,9 @@ def compare(
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Write a single HTML page that needs no other file."),
+        output_option("--html", help="Write a single HTML page that needs no other file."),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Compare finished runs: mean and spread over seeds, size, time."""
     from sora_cli.commands.compare import compare
@@ -303,6 +308,7 @@ def compare(
         output=output,
         plot=plot,
         html=html,
+        force=force,
     )
 
 
@@ -315,7 +321,7 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             "--output", "-o", help="Write the page to this file; default: report.html in RUN."
         ),
     ] = None,
@@ -336,10 +342,7 @@ def report(
             "is there.",
         ),
     ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Replace a file that is no page of this command."),
-    ] = False,
+    force: Force = False,
     code: Code = None,
 ) -> None:
     """Write one HTML page about a run: scores, curves, ranks, spectra, examples, cost."""

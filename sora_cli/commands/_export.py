@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sora_cli.commands._options import Adapter, Force, Json, NoVerify
+from sora_cli.commands._options import Adapter, Force, Json, NoVerify, OutputOrFile
 
 
 def export(
     directory: Adapter,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory to write; with --format gguf a file.")
-    ],
+    output: OutputOrFile,
     layout: Annotated[
         str | None,
         typer.Option(

@@ -7,10 +7,11 @@ from shlex import quote
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.core.checks import MERGED_GGUF, check_apart, check_choice, check_new_file
+from sora_cli.core.checks import MERGED_GGUF, check_choice
 from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
+from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.model.references import resolve_model_path
 
 
@@ -19,11 +20,9 @@ def check_gguf_place(output: Path, *, force: bool) -> None:
     if output.suffix.lower() != ".gguf":
         raise SoraError(f"--format gguf writes a file, whose name ends in .gguf, not {output}",
                         hint=f"-o {quote(str(output))}.gguf")  # fmt: skip
-    check_new_file("-o", output)
+    check_new_file("-o", output, force=force, hint="choose another place")
     if not output.exists():
         return
-    if not force:
-        raise SoraError(f"{output} exists already", hint="choose another place, or add --force")
     with output.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise SoraError(f"{output} is not replaced, even with --force: it is no GGUF file",

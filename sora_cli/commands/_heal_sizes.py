@@ -27,11 +27,12 @@ from sora_cli.commands._certify import (
 )
 from sora_cli.commands._heal import healing_recipe
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_apart, check_rules
+from sora_cli.core.checks import check_rules
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import holds_only, locked
+from sora_cli.core.outputs import check_apart
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.recipe.tolerance import check_drop, parse_drop

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sora_cli.commands._options import Adapter, Force, NoVerify
+from sora_cli.commands._options import Adapter, Force, NoVerify, OutputOrFile
 
 
 def merge(
     directory: Adapter,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory to write; with --format gguf a file.")
-    ],
+    output: OutputOrFile,
     base: Annotated[
         str | None,
         typer.Option("--base", help="The base model, if it is not the one that the adapter names."),

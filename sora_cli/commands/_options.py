@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sora_cli.commands import _completion
+from sora_cli.core.outputs import output_path
+
+
+def output_option(*names: str, help: str) -> Any:
+    """Declare an option that names an output; the command gets its place resolved."""
+    return typer.Option(*names, help=help, parser=output_path, metavar="PATH")
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -31,7 +38,11 @@ Adapter = Annotated[
         autocompletion=_completion.runs,
     ),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
+Output = Annotated[Path, output_option("--output", "-o", help="Directory to write.")]
+OutputOrFile = Annotated[
+    Path,
+    output_option("--output", "-o", help="Directory to write; with --format gguf a file."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Energy = Annotated[

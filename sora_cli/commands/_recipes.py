@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import _completion
-from sora_cli.commands._options import Force, Json, Overrides, Preview
+from sora_cli.commands._options import Force, Json, Overrides, Preview, output_option
 
 recipes_app = typer.Typer(
     help="List, show and copy the recipes that come with the tool.",
@@ -33,7 +33,7 @@ def init(
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The recipe to write; unset: named as the data are."),
+        output_option("--output", "-o", help="The recipe to write; unset: named as the data are."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="The base model; unset: a small one.")
@@ -90,7 +90,7 @@ def recipes_show(
 
 @recipes_app.command(name="copy")
 def recipes_copy(
-    to: Annotated[Path, typer.Option("--to", help="Directory to copy into.")],
+    to: Annotated[Path, output_option("--to", help="Directory to copy into.")],
     names: Annotated[
         list[str] | None,
         typer.Argument(

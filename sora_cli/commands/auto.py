@@ -17,7 +17,7 @@ from sora_cli.core.console import emit, emit_table, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.json_text import readable_json
-from sora_cli.core.lock import holds_only, locked
+from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.experiments.auto.budget import RowPlan, plan_rows
@@ -29,7 +29,7 @@ from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.run.certificate import FILE_NAME, PICTURE, Certificate
 from sora_cli.run.dry_run import ROWS
-from sora_cli.run.output import check_base_apart, check_own, clear_run
+from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
 
@@ -79,10 +79,11 @@ def auto(
     check_settled(loaded.recipe, "sora auto")
     check_recipe(loaded.recipe)
     say_notes([*loaded.notes, *unused(plan)])
+    is_there = read_auto(plan.output) is not None
+    check_place(plan.output, loaded.recipe, FOLDER, is_there=is_there, work="run of sora auto")
     if dry_run:
         _show_plan(plan, ROWS if preview is None else preview)
         return OK
-    check_base_apart(plan.output, loaded.recipe)
     with locked(plan.output):
         record = open_record(plan, force=force)
         found, ready, log = run(plan, record, began=began)
@@ -104,10 +105,6 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
     """
     output, loaded = plan.output, plan.loaded
     found = read_auto(output)
-    if found is None and not holds_only(output, FOLDER):  # of a start cut short
-        raise SoraError(
-            f"'{output}' is not empty and holds no run of sora auto", hint="output.dir=DIR"
-        )
     check_own(output)
     for name in (FULL, *(str(i + 1) for i in range(plan.block.sizes))):
         check_own(output / FOLDER / name, resume=found is not None)

@@ -18,9 +18,10 @@ from sora_cli.commands._losses import (
     shown_error,
     told_modules,
 )
-from sora_cli.core.checks import COMBINATIONS, STORED, check_apart, check_choice, check_needed
+from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_needed
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import ADAPTER_WEIGHTS
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from sora_cli.adapter.digest import changed_results
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_apart, check_new_file, check_one
+from sora_cli.core.checks import check_one
 from sora_cli.core.console import emit, printable, say
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.experiments.compare.agreement import emit_ranks
 from sora_cli.experiments.compare.archive import write_lines
 from sora_cli.experiments.compare.budget_table import budget_table, groups_shown, parse_budgets
@@ -17,6 +18,7 @@ from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.formats import LINES, emit_comparison, format_of, render
 from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.notes import warnings_of
+from sora_cli.experiments.compare.plots import picture_files, plot_comparison, plot_sizes
 from sora_cli.experiments.compare.runs import Group, Run, choose_metric, on_selection_rows
 from sora_cli.experiments.compare.sizes import MIN_GAIN, sizes_of
 from sora_cli.experiments.compare.table import comparison_table
@@ -36,6 +38,7 @@ def compare(
     output: Path | None = None,
     plot: Path | None = None,
     html: Path | None = None,
+    force: bool = False,
 ) -> None:
     """Print a table over groups of runs that differ in their seed only.
 
@@ -55,6 +58,7 @@ def compare(
         output: write the table to this file instead.
         plot: also draw the comparison to this picture, and to others beside it.
         html: also write it all to this page.
+        force: replace files that are no pictures or pages of this tool.
 
     Raises:
         SoraError: no finished run, no such label, metric or format, options that do not go
@@ -62,7 +66,10 @@ def compare(
     """
     form = format_of(output, form)
     for option, file in {"--output": output, "--plot": plot, "--html": html}.items():
-        check_new_file(option, file)
+        check_new_file(option, file, force=force)
+    pictures = [] if plot is None else picture_files(plot)
+    for picture in pictures:
+        check_new_file("--plot", picture, force=force)
     if form == LINES:
         asked = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,
                  "--selection": selection, "--budgets": budgets, "--plot": plot,
@@ -70,7 +77,7 @@ def compare(
         _write_lines(places, output, [option for option, value in asked.items() if value])
         return
     shares = _shares(budgets, baseline, paper=paper, min_gain=min_gain)
-    runs = _find(places, output, plot, html)
+    runs = _find(places, output, *pictures, html)
     groups = _groups(runs, metric, selection=selection)
     sizes = None
     if baseline is not None and shares:
@@ -92,8 +99,6 @@ def compare(
     if ranks:
         emit_ranks(groups if sizes is None else groups_shown(sizes, shares))
     if plot is not None:
-        from sora_cli.experiments.compare.plots import plot_comparison, plot_sizes
-
         written = plot_sizes(sizes, shares, plot) if sizes else plot_comparison(groups, plot)
         for picture in written:
             say(f"wrote {picture}")

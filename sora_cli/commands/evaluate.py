@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, with_base
-from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes
+from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import FILE_NAME, HISTORY_FILE
@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    target: str, *, recipe: str, overrides: list[str], predictions: Path | None, as_json: bool
+    target: str,
+    *,
+    recipe: str,
+    overrides: list[str],
+    predictions: Path | None,
+    as_json: bool,
+    force: bool,
 ) -> None:
     """Score an adapter, a run or a model on a recipe's reported splits."""
-    check_new_file("--predictions", predictions)
+    check_new_file("--predictions", predictions, force=force)
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded.recipe, model=False)  # the target takes its place
     read = check_target(target, f"sora eval {{}} --recipe {quote(recipe)}")

@@ -21,7 +21,6 @@ from sora_cli.core.checks import (
     GGUF_TYPES,
     LAYOUTS,
     STORED,
-    check_apart,
     check_apart_from,
     check_choice,
     check_needed,
@@ -29,6 +28,7 @@ from sora_cli.core.checks import (
 )
 from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
+from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import SORA_FILE
 

@@ -19,10 +19,11 @@ from sora_cli.commands._losses import (
     shown_error,
     told_modules,
 )
-from sora_cli.core.checks import STORED, check_apart, check_choice
+from sora_cli.core.checks import STORED, check_choice
 from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
+from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
 from sora_cli.model.files import ADAPTER_WEIGHTS, DELTA_FILE

@@ -10,6 +10,7 @@ from pathlib import Path
 from sora_cli.commands._proposal import recipe_name, write_proposal
 from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import check_new_file
 
 
 def init(
@@ -34,7 +35,9 @@ def init(
         SoraError: see `propose`; a file that is there, without `force`.
     """
     file = output or recipe_name(source)
-    _check_new(file, force=force)
+    check_new_file("-o", file, force=force, hint="name another file: -o OTHER.yaml")
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        raise SoraError(f"a recipe's name ends in .yaml, unlike '{file}'", hint=f"-o {file}.yaml")
     write_proposal(
         source,
         file,
@@ -50,17 +53,6 @@ def init(
     say(f"  sora train {shlex.quote(str(file))} --dry-run")
     say(f"  sora train {shlex.quote(str(file))}")
     say(f"  sora auto {shlex.quote(str(file))} --max-drop 0.01")
-
-
-def _check_new(file: Path, *, force: bool) -> None:
-    if file.is_dir():
-        raise SoraError(f"'{file}' is a directory", hint=f"-o {file}/recipe.yaml")
-    if file.exists() and not force:
-        raise SoraError(
-            f"'{file}' exists already", hint="--force replaces it; -o OTHER.yaml writes another"
-        )
-    if file.suffix.lower() not in (".yaml", ".yml"):
-        raise SoraError(f"a recipe's name ends in .yaml, unlike '{file}'", hint=f"-o {file}.yaml")
 
 
 def _typed() -> str | None:

@@ -12,15 +12,19 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
 from sora_cli.core.allocator import keep_freed_memory
-from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
 
 
 def inspect(
-    *directories: Path, as_json: bool, plot: Path | None = None, modules: bool = False
+    *directories: Path,
+    as_json: bool,
+    plot: Path | None = None,
+    modules: bool = False,
+    force: bool = False,
 ) -> None:
     """Show adapters from their files alone: one in full, two compared, more in a line each.
 
@@ -29,11 +33,12 @@ def inspect(
         as_json: print one JSON object instead of tables.
         plot: also draw the ranks and the spectra of the one adapter to this file.
         modules: also print a line for each module of the one adapter.
+        force: replace a file that is no picture of this tool.
 
     Raises:
         SoraError: no adapter, one that cannot be read, or two of different models.
     """
-    _check(directories, plot=plot, modules=modules)
+    _check(directories, plot=plot, modules=modules, force=force)
     missing = "there are no ranks to inspect"
     located = [locate_adapter(directory, missing=missing) for directory in directories]
     say_notes(remark for directory in located for remark in result_remarks(directory))
@@ -47,7 +52,7 @@ def inspect(
         _inspect_several.inspect(located, as_json=as_json)
 
 
-def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool) -> None:
+def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool, force: bool) -> None:
     if len(directories) > 1:
         for option, given in {"--plot": plot is not None, "--modules": modules}.items():
             if given:
@@ -55,7 +60,7 @@ def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool) -> 
                     f"{option} shows one adapter, not {len(directories)}",
                     hint=f"sora inspect {quote(str(directories[0]))} {option}",
                 )
-    check_new_file("--plot", plot)
+    check_new_file("--plot", plot, force=force)
 
 
 def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: bool) -> None:

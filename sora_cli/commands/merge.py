@@ -14,7 +14,6 @@ from sora_cli.core.checks import (
     MERGED,
     MODEL_FORMATS,
     ROUNDINGS,
-    check_apart,
     check_apart_from,
     check_choice,
     check_needed,
@@ -22,6 +21,7 @@ from sora_cli.core.checks import (
 from sora_cli.core.console import count, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
+from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
 from sora_cli.model.references import resolve_model_path
 

@@ -14,7 +14,7 @@ from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import emit, emit_table, say, say_notes
 from sora_cli.core.errors import SoraError
-from sora_cli.core.lock import holds_only, locked
+from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.experiments.path.plan import StagePlan, overruled, path_directory, plan_stages
@@ -23,7 +23,7 @@ from sora_cli.experiments.path.table import control_table, stage_table
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.output import OutputBlock
-from sora_cli.run.output import check_base_apart, check_own, clear_page, clear_run
+from sora_cli.run.output import check_own, check_place, clear_page, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 
 if TYPE_CHECKING:
@@ -54,11 +54,12 @@ def path(
     plans = plan_stages(loaded)
     say_notes([*loaded.notes, *overruled(loaded)])
     output = path_directory(loaded)
+    is_there = read_path(output) is not None
+    check_place(output, loaded.recipe, STAGES, is_there=is_there, work="path")
     if dry_run:
         check_apart_from("--dry-run", ["--json"] if as_json else [])
         _show_plan(loaded, plans, output)
         return
-    check_base_apart(output, loaded.recipe)
     with locked(output):
         report = open_report(loaded, plans, output, controls=controls, force=force)
         run(loaded, plans, report, output, controls=controls, began=began, as_json=as_json)
@@ -73,8 +74,6 @@ def open_report(
         SoraError: the directory holds a finished path, one of another recipe, or something else.
     """
     found, stage_count = read_path(output), len(plans)
-    if found is None and not holds_only(output, STAGES):  # of a start cut short
-        raise SoraError(f"'{output}' is not empty and holds no path", hint="output.dir=DIR")
     kept = 0 if found is None or force else len(found.stages)
     for plan in plans[kept:]:
         check_own(output / plan.directory)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_adapter_place, new_adapter_place
-from sora_cli.core.checks import check_apart
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import check_apart
 from sora_cli.experiments.path.pick import at_least, within_drop, within_parameters, within_share
 from sora_cli.experiments.path.record import FILE_NAME, STAGES, PathReport, Stage, read_path
 from sora_cli.experiments.path.table import stage_table

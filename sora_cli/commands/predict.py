@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, with_base
-from sora_cli.core.checks import check_apart, check_apart_from, check_choice, check_new_file
+from sora_cli.core.checks import check_apart_from, check_choice
 from sora_cli.core.console import count, duration, emit, say, say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import check_apart, check_new_file, output_path
 from sora_cli.core.timing import importing
 from sora_cli.data.source import check_file, file_kind
 
@@ -62,7 +63,7 @@ def predict(
     place = check_target(target, f"sora predict {{}} {quote(file)} -o {quote(output)}")
     if output != STREAM:
         read = [*with_base(place), *([] if file == STREAM else [Path(file).expanduser()])]
-        check_apart(Path(output).expanduser(), *read)
+        check_apart(output_path(output), *read)
     say_notes(result_remarks(place))
     with importing():
         from sora_cli.use.described import described
@@ -75,7 +76,7 @@ def predict(
         if output == STREAM:
             predict_stream(asked, path, kind, sys.stdout.write)
             return
-        to = Path(output).expanduser()
+        to = output_path(output)
         separator = "\t" if to.suffix.lower() == ".tsv" else None
         summary = predict_file(asked, path, to, kind, separator=separator, force=force)
     _show(summary, output, as_json=as_json)
@@ -87,15 +88,13 @@ def _check_output(output: str, stream: str | None, *, as_json: bool, force: bool
         others = {"--json": as_json, "--force": force}
         check_apart_from("-o -", [name for name, given in others.items() if given])
         return _STREAMED[stream or "jsonl"]
-    path = Path(output).expanduser()
-    check_new_file("-o", path)
+    path = output_path(output)
+    check_new_file("-o", path, force=force)
     if path.suffix.lower() not in _WRITTEN:
         raise SoraError(
             f"-o {output}: by its ending it is none of {', '.join(_WRITTEN)}",
             hint=f"-o {path.with_suffix('.jsonl')}",
         )
-    if path.exists() and not force:
-        raise SoraError(f"{output} exists already", hint="choose another name, or add --force")
     return file_kind(path)
 
 

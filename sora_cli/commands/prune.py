@@ -19,10 +19,11 @@ from sora_cli.commands._certify import (
     show_search,
 )
 from sora_cli.core.allocator import keep_freed_memory
-from sora_cli.core.checks import check_apart, check_rules, option
+from sora_cli.core.checks import check_rules, option
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
+from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import importing, uncollected
 from sora_cli.recipe.tolerance import CONFIDENCE
 

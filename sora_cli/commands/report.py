@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, adapter_folder, check_target
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_apart, check_new_file
 from sora_cli.core.console import say, size
 from sora_cli.core.errors import SoraError, first_mistake, reason
+from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
 from sora_cli.experiments.auto.plan import FOLDER as SIZES
@@ -24,7 +24,7 @@ from sora_cli.experiments.path.record import FILE_NAME as PATH_FILE
 from sora_cli.experiments.path.record import STAGES, PathReport, read_path
 from sora_cli.experiments.report.examples import FILE_NAME as PREDICTIONS_FILE
 from sora_cli.experiments.report.examples import read_records
-from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, RunReport, is_page, load_report
+from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, RunReport, load_report
 from sora_cli.run.certificate import FILE_NAME as CERTIFICATE_FILE
 from sora_cli.run.certificate import read_certificate
 from sora_cli.train.checkpoint.places import FOLDER
@@ -46,7 +46,7 @@ def report(
         examples: right and wrong rows to show of each; where no predictions are stored, the
             recipe's rows are scored anew for them. None: a few, if predictions are stored.
         predictions: a file of `sora eval --predictions`; None: `predictions.jsonl` of the run.
-        force: replace a file that is there and is no such page.
+        force: replace a file that is no page of this tool.
 
     Raises:
         SoraError: there is no run, its report is damaged, or the page may not be written there.
@@ -109,14 +109,12 @@ def _no_run(run: Path) -> SoraError:
 
 def _check_page(page: Path, run: Path, predictions: Path | None, *, force: bool) -> None:
     """Check that the page may be written: nothing that is read, and nothing of somebody else's."""
-    check_new_file("--output", page)
+    hint = "name another file: -o FILE.html"
+    check_new_file("--output", page, force=force, hint=hint)
     names = (FILE_NAME, HISTORY_FILE, PATH_FILE, AUTO_FILE, CERTIFICATE_FILE, PREDICTIONS_FILE,
              ADAPTER, DELTA, MODEL, FOLDER, STAGES, SIZES)  # fmt: skip
     read = [run / name for name in names]
-    hint = "name another file: -o FILE.html"
     check_apart(page, *read, *filter(None, [predictions]), hint=hint)
-    if page.exists() and not force and not is_page(page):
-        raise SoraError(f"{page} exists and is no page of sora report", hint=f"{hint}, or --force")
 
 
 def _check_no_rows(

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.core.checks import check_apart, check_apart_from
+from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import duration, emit, emit_table, say
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
-from sora_cli.core.lock import locked
+from sora_cli.core.lock import check_directory, locked
+from sora_cli.core.outputs import check_apart
 from sora_cli.experiments.sweep.display import Display
 from sora_cli.experiments.sweep.engine import Engine
 from sora_cli.experiments.sweep.engines import choose_engine
@@ -57,15 +58,16 @@ def sweep(
         Exit code: 1 if a run failed.
     """
     plan = plan_sweep(file, overrides, most=MAX_RUNS if most is None else most)
+    check_directory(plan.directory)
+    for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
+        check_apart(plan.directory, Path(base).expanduser(), hint="elsewhere: output.dir=DIR")
+    check_record(plan.directory)
     if dry_run or measure:
         check_apart_from("--dry-run", ["--json"] if as_json else [])
         from sora_cli.experiments.sweep.listing import list_runs
 
         list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=code)
         return OK
-    for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
-        check_apart(plan.directory, Path(base).expanduser(), hint="elsewhere: output.dir=DIR")
-    check_record(plan.directory)
     with locked(plan.directory):
         source = _source(plan)
         chosen, each = choose_engine(

@@ -18,7 +18,7 @@ from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.report import FILE_NAME
-from sora_cli.run.output import check_output
+from sora_cli.run.output import check_output, check_run_place
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.summary import conclude, how_to_resume, time_line
@@ -68,6 +68,7 @@ def train(
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
     if dry_run:
         check_apart_from("--dry-run", ["--json"] if as_json else [])
+        check_run_place(loaded, force=force)
         from sora_cli.run.dry_run import ROWS
         from sora_cli.run.dry_run import dry_run as show
 

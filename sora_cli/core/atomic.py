@@ -18,9 +18,9 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from sora_cli.core.checks import check_writable
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import tidied
+from sora_cli.core.outputs import check_writable
 from sora_cli.core.words import first_few
 
 _PARTIAL, _REPLACED = ".partial", ".replaced"
@@ -42,8 +42,8 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         OSError: the disk is full, or the like.
     """
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        real = path.resolve()
+        real = path.resolve()  # before a directory is made, which would change where `..` leads
+        real.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(real)
         try:
             with temporary.open("wb") as file:
@@ -65,8 +65,8 @@ def new_file(path: Path) -> Iterator[Path]:
     If the block raises, nothing is left behind, and what was at `path` is untouched.
     """
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        real = path.resolve()
+        real = path.resolve()  # before a directory is made, which would change where `..` leads
+        real.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(real)
         with tidied(partial(temporary.unlink, missing_ok=True)):
             yield temporary
@@ -114,8 +114,8 @@ def new_directory(
     """
     check_replaceable(path, force=force, markers=markers, names=names)
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        real = path.resolve()
+        real = path.resolve()  # before a directory is made, which would change where `..` leads
+        real.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(real)
         temporary.mkdir()
         with tidied(partial(shutil.rmtree, temporary, ignore_errors=True)):

@@ -6,7 +6,6 @@ The functions that do the work check the same: they are also called without a co
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -57,73 +56,6 @@ def check_apart_from(option: str, others: Sequence[str]) -> None:
     """Raise `SoraError` where options are given that do not go with another one, which is."""
     if others:
         raise SoraError(f"{others[0]} does not go with {option}")
-
-
-def check_new_file(option: str, file: Path | None) -> None:
-    """Raise `SoraError` where a file that an option names cannot be written.
-
-    Args:
-        option: as it is written on the command line.
-        file: None: not given.
-    """
-    if file is None:
-        return
-    if file.is_dir():
-        raise SoraError(f"{option} {file} is a directory", hint=f"name a file: {file}/NAME")
-    above = next((folder for folder in file.parents if folder.exists()), None)
-    if above is not None and not above.is_dir():
-        raise SoraError(f"{option} {file}: {above} is a file, not a directory")
-    check_writable(file)
-
-
-def check_writable(path: Path, *, called: Path | None = None) -> None:
-    """Raise `SoraError` where the system lets nothing be written, whether it is there or not.
-
-    Args:
-        called: what to name instead.
-    """
-    above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), None)
-    if above is None or not above.is_dir() or os.access(above, os.W_OK | os.X_OK):
-        return
-    read_only = os.statvfs(above).f_flag & os.ST_RDONLY
-    reason = "read-only file system" if read_only else "permission denied"
-    raise SoraError(
-        f"{called or path} cannot be written: {reason}", hint="write to another directory"
-    )
-
-
-def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o OUT") -> None:
-    """Raise `SoraError` where writing an output would change what is read.
-
-    Links, `..` and other names of one place make no difference.
-
-    Args:
-        output: a file or directory to write.
-        read: directories and files that are read; what is not there is passed over.
-        hint: what to do instead.
-    """
-    above = _places(output)
-    for place in filter(os.path.lexists, read):
-        around = _places(place)
-        if above[0] == around[0]:
-            raise SoraError(f"{output} is what is read here: it would be overwritten", hint=hint)
-        if around[0] in above:
-            raise SoraError(f"{output} lies in what is read here: {place}", hint=hint)
-        if above[0] in around:
-            raise SoraError(f"{output} holds what is read here: {place}", hint=hint)
-
-
-def _places(path: Path) -> list[object]:
-    """Return what identifies a path and each directory above it, on this disk if it is there."""
-    real = Path(os.path.realpath(path))
-    found: list[object] = []
-    for part in (real, *real.parents):
-        try:
-            facts = part.stat()
-            found.append((facts.st_dev, facts.st_ino))  # the same where names differ in case only
-        except OSError:
-            found.append(part)
-    return found
 
 
 def option(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import MARK
 
 INK, QUIET, FAINT = "#222222", "#767676", "#e4e4e4"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#5d5d5d")
@@ -34,5 +35,6 @@ def save_figure(figure: Any, path: Path) -> None:
             f"no picture can be written as .{kind}: {path}", hint=f"known: {', '.join(known)}"
         )
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150)
+    marked = {"Software": MARK} if kind == "png" else None
+    figure.savefig(buffer, format=kind, dpi=150, metadata=marked)
     write_bytes_atomic(path, buffer.getvalue())

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import is_leftover, naming
-from sora_cli.core.checks import check_writable
 from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import tidied
+from sora_cli.core.outputs import check_writable
 from sora_cli.core.processes import is_main
 
 if TYPE_CHECKING:
@@ -76,10 +76,11 @@ def is_locked(directory: Path) -> bool:
 
 
 def check_directory(path: Path) -> None:
-    """Raise `SoraError` where an output directory cannot be made, since a file is in the way."""
+    """Raise `SoraError` unless an output directory is there, or can be made, and takes files."""
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not there.is_dir():
         raise SoraError(f"output '{path}': '{there}' is a file", hint="output.dir=DIR")
+    check_writable(path / FILE_NAME, called=path)
 
 
 def holds_only(directory: Path, *names: str) -> bool:
@@ -105,7 +106,6 @@ def _acquire(directory: Path, elsewhere: str) -> tuple[list[Path], FileLock]:
     from filelock import FileLock, Timeout  # 80 ms, which mistakes in the recipe need not wait for
 
     file = directory / FILE_NAME
-    check_writable(file, called=directory)
     if not _is_own(file):
         raise SoraError(
             f"'{file}' is not of this program: it stays",

@@ -28,8 +28,8 @@ from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file
 from sora_cli.adapter.pruning import Layers, Loss
 from sora_cli.adapter.reading import OnDemand, open_adapter
 from sora_cli.adapter.saving import base_reference
-from sora_cli.core.checks import check_apart
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import check_apart
 from sora_cli.core.words import first_few
 from sora_cli.merge.base import BaseFolder, open_base
 from sora_cli.merge.difference import Difference, find_difference, squared_norm

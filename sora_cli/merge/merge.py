@@ -25,10 +25,10 @@ from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import write_json
 from sora_cli.adapter.reading import AdapterFile
 from sora_cli.core.atomic import check_replaceable, new_directory
-from sora_cli.core.checks import check_apart
 from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError, reason
+from sora_cli.core.outputs import check_apart
 from sora_cli.data.processor import lacks_tokenizer
 from sora_cli.merge.base import MERGE_RECORD, MODEL_CARD, BaseFolder, decoded, open_base
 from sora_cli.merge.blocks import Blocks

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from methods.configs import MethodOptions
 from methods.errors import MethodError
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import output_path
 from sora_cli.core.words import shown_path
 from sora_cli.recipe.changes import flat
 from sora_cli.recipe.errors import place_of, recipe_error, unknown_name
@@ -63,7 +64,7 @@ class LoadedRecipe:
         """The directory for results: `output.dir`, or runs/<recipe>-<method>-s<seed>."""
         r = self.recipe
         default = f"runs/{self.name}-{r.method.name}-s{r.training.seed}"
-        return Path(r.output.dir or default).expanduser()
+        return output_path(r.output.dir or default)
 
     def resolved(self) -> dict[str, Any]:
         """Return every value as plain data, with defaults and the method's own options."""

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, locate_adapter
 from sora_cli.core.atomic import check_replaceable, remove_directory, tidy
-from sora_cli.core.checks import check_apart, check_writable
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import check_directory, holds_only
+from sora_cli.core.outputs import check_apart, was_written_here
 from sora_cli.model.files import DELTA_FILE, SORA_FILE, adapter_files
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, is_page, read_report
+from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, read_report
 from sora_cli.train.checkpoint.fork import locate_fork
 from sora_cli.train.checkpoint.places import (
     FOLDER,
@@ -45,33 +45,48 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
         SoraError: a run is there, finished or with checkpoints, or something that is no run at all;
             or the base model lies there.
     """
+    check_run_place(loaded, force=force)
     output = loaded.output_dir
-    check_directory(output)
-    check_writable(output / FILE_NAME, called=output)
-    check_base_apart(output, loaded.recipe)
-    check_start_apart(output, loaded.recipe)
     report = read_report(output)
-    if report is None:
-        if not (force or holds_only(output, FOLDER)):
-            raise SoraError(
-                f"'{output}' is not empty and holds no run of this tool", hint="output.dir=DIR"
-            )
-    elif resume:
+    finished = report is not None and report.status == "completed"
+    if report is not None and resume:
         check_same(report.recipe, loaded.resolved(), output, force=force)
-        if report.status == "completed":
+        if finished:
             return True
-    elif report.status == "completed" and not force:
+    elif finished and not force:
         raise SoraError(
             f"'{output}' holds a finished run",
             hint="train again with --force, or train elsewhere: output.dir=DIR",
         )
-    elif checkpoint_paths(output / FOLDER) and not force:
+    elif report is not None and checkpoint_paths(output / FOLDER) and not force:
         raise SoraError(
             f"'{output}' holds a run that is not finished, with checkpoints",
             hint="resume it: --resume; start over: --force; or train elsewhere: output.dir=DIR",
         )
     check_own(output, resume=resume)
     return False
+
+
+def check_run_place(loaded: LoadedRecipe, *, force: bool) -> None:
+    """Raise `SoraError` where a run could not write its directory, as `check_place` does."""
+    output = loaded.output_dir
+    is_there = force or read_report(output) is not None
+    check_place(output, loaded.recipe, FOLDER, is_there=is_there, work="run of this tool")
+
+
+def check_place(output: Path, recipe: Recipe, *own: str, is_there: bool, work: str) -> None:
+    """Raise `SoraError` where a command could not write its directory, in a dry run, too.
+
+    Args:
+        own: names in it that a start cut short leaves behind.
+        is_there: the directory holds earlier work of this command, whose flags decide about it.
+        work: that work's name, such as "run of sora auto".
+    """
+    check_directory(output)
+    check_base_apart(output, recipe)
+    check_start_apart(output, recipe)
+    if not is_there and not holds_only(output, *own):
+        raise SoraError(f"'{output}' is not empty and holds no {work}", hint="output.dir=DIR")
 
 
 def check_base_apart(output: Path, recipe: Recipe) -> None:
@@ -138,7 +153,7 @@ def clear_run(output: Path) -> None:
 
 def clear_page(output: Path) -> None:
     """Delete the page of `sora report` in a directory: it is about what lay there."""
-    if is_page(output / PAGE_FILE):
+    if was_written_here(output / PAGE_FILE, command="report"):
         (output / PAGE_FILE).unlink()
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_cli import __version__
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET
+from sora_cli.core.outputs import MARK
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -41,7 +42,8 @@ def render(package: str, *, script: str = "", style: str = "", **values: Any) ->
     """Fill in the template `page.html` of a package.
 
     Args:
-        package: the one that holds it; `macros.html` and the style are those of all pages.
+        package: the one that holds it, named as the command whose page it is; `macros.html` and
+            the style are those of all pages.
         script: the page's only script, from this program's own files.
         style: what the page adds to the style, likewise.
         values: what the template shows; everything is escaped but `Markup`.
@@ -57,6 +59,7 @@ def render(package: str, *, script: str = "", style: str = "", **values: Any) ->
         loader=FunctionLoader(lambda name: resource(_HERE, name)),
     )
     html: str = environment.from_string(resource(package, "page.html")).render(
+        mark=f"{MARK} {package.rpartition('.')[2]}",
         policy=_policy(script),
         script=Markup(script),
         style=Markup(resource(_HERE, "page.css") + style),

@@ -15,6 +15,14 @@ from sora_cli.experiments.compare.plot_sizes import draw_sizes
 from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.sizes import Sizes
 
+_BESIDE = ("ranks", "curves")
+"""Pictures beside that of a comparison, where there is something to draw: STEM-NAME."""
+
+
+def picture_files(path: Path) -> list[Path]:
+    """Return all files that a comparison's pictures may be written to, `path` first."""
+    return [path, *(_beside(path, name) for name in _BESIDE)]
+
 
 def plot_sizes(sizes: Sizes, budgets: Sequence[float], path: Path) -> list[Path]:
     """Save a comparison at equal size, and mean ranks; files that are there are replaced.
@@ -62,7 +70,10 @@ def _save_beside(path: Path, figures: Mapping[str, Any | None]) -> list[Path]:
     written = []
     for name, figure in figures.items():
         if figure is not None:
-            beside = path.with_name(f"{path.stem}-{name}{path.suffix}")
-            save_figure(figure, beside)
-            written.append(beside)
+            save_figure(figure, _beside(path, name))
+            written.append(_beside(path, name))
     return written
+
+
+def _beside(path: Path, name: str) -> Path:
+    return path.with_name(f"{path.stem}-{name}{path.suffix}")

@@ -34,7 +34,7 @@ from sora_cli.experiments.report.stages import (
     path_title,
 )
 from sora_cli.recipe.changes import flat
-from sora_cli.report import PAGE_MARK, Report, RunReport
+from sora_cli.report import Report, RunReport
 from sora_cli.run.certificate import Certificate
 from sora_cli.run.summary import next_commands
 
@@ -124,7 +124,6 @@ def _render(report: Report, run: Path, *, sections: dict[str, Any], **values: An
     all_values: dict[str, Any] = {
         "curve": None,
         "stages": None,
-        "mark": PAGE_MARK,
         "sections": shown,
         "summary": _when(report),
         "phases": phases(report.seconds),

@@ -57,7 +57,7 @@ def test_what_is_read_is_not_overwritten(study: Path, tmp_path: Path, capsys: Ou
         [str(study), "--html", str(report)],
     ):
         before = report.read_bytes(), lines.read_bytes()
-        assert run(["compare", *words]) == 2
+        assert run(["compare", *words, "--force"]) == 2
         assert "is what is read here" in capsys.readouterr().err
         assert (report.read_bytes(), lines.read_bytes()) == before
 

@@ -121,7 +121,7 @@ def test_an_existing_file_stays(init: Init) -> None:
     Path("reviews.csv").write_text(_csv())
     Path("reviews.yaml").write_text("mine")
     shown = init("reviews.csv", code=2)
-    assert "'reviews.yaml' exists already" in shown
+    assert "reviews.yaml exists already" in shown
     assert "--force" in shown
     assert Path("reviews.yaml").read_text() == "mine"
     init("reviews.csv", "--force")

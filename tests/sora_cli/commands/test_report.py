@@ -58,8 +58,8 @@ def test_its_own_page_is_replaced_and_nobody_elses(
     mine = directory / "report.html"
     mine.write_text("<p>thesis</p>")
     what, hint = _error(capsys, str(directory))
-    assert what == f"error: {mine} exists and is no page of sora report"
-    assert hint == "name another file: -o FILE.html, or --force"
+    assert what == f"error: {mine} exists already"
+    assert hint == "name another file: -o FILE.html, or add --force"
     assert mine.read_text() == "<p>thesis</p>"
     page_of(directory, "--force")
 

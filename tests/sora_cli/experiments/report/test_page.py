@@ -12,12 +12,12 @@ import pytest
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.modules import Module
 from sora_cli.adapter.ranks import rank_map
+from sora_cli.core.outputs import was_written_here
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.report.curves import Curves, draw_alive, draw_loss, draw_metric
 from sora_cli.experiments.report.facts import duration, headline, phases
 from sora_cli.experiments.report.ranks import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_rows, pooled
-from sora_cli.report import PAGE_MARK, is_page
 from sora_cli.run import certificate as schema
 from tests.helpers_reports import report_of, write_report
 from tests.sora_cli.experiments.report.pages import (
@@ -303,11 +303,13 @@ def test_how_steps_were_computed_is_told(tmp_path: Path) -> None:
 
 
 def test_pages_are_known_by_their_mark(full: Page, tmp_path: Path) -> None:
-    assert is_page(full.file)
-    (tmp_path / "mine.html").write_text(f"<p>{PAGE_MARK}</p>")
-    assert not is_page(tmp_path / "mine.html")
-    assert not is_page(tmp_path / "none.html")
-    assert not is_page(tmp_path)
+    assert was_written_here(full.file)
+    assert was_written_here(full.file, command="report")
+    assert not was_written_here(full.file, command="compare")
+    (tmp_path / "mine.html").write_text("<p>sora report</p>")
+    assert not was_written_here(tmp_path / "mine.html")
+    assert not was_written_here(tmp_path / "none.html")
+    assert not was_written_here(tmp_path)
 
 
 @pytest.mark.long

@@ -1,0 +1,163 @@
+"""Files and directories that are there already, by any name: no command replaces them unasked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
+
+import pytest
+from typer.models import OptionInfo
+
+from sora_cli.app import app, run
+from sora_cli.commands import _recipes
+from sora_cli.core.figures import new_figure, save_figure
+from sora_cli.core.outputs import output_path
+from sora_cli.report import FILE_NAME
+from tests.helpers_reports import write_report
+from tests.sora_cli.bad_input.runner import Case, bad
+from tests.sora_cli.bad_input.test_command_line import FINISHED, PATH, SWEEP
+
+RUN = {f"out/{FILE_NAME}": FINISHED}
+FILES = {
+    "init": ("new.yaml", "init", "train.jsonl", "-o"),
+    "predict": ("new.csv", "predict", "models/adapter", "train.jsonl", "-o"),
+    "eval": ("new.jsonl", "eval", "models/adapter", "-r", "r.yaml", "--predictions"),
+    "inspect --plot": ("new.png", "inspect", "models/adapter", "--plot"),
+    "compare -o": ("new.md", "compare", "out", "-o"),
+    "compare --plot": ("new.png", "compare", "out", "--plot"),
+    "compare --html": ("new.html", "compare", "out", "--html"),
+    "report": ("new.html", "report", "out", "-o"),
+    "export": ("new.gguf", "export", "models/adapter", "--format", "gguf", "-o"),
+    "merge": ("new.gguf", "merge", "models/adapter", "--format", "gguf", "-o"),
+}
+"""A file's name, and the command that would write it."""
+DIRECTORIES = {
+    "prune": ("prune", "models/adapter"),
+    "export": ("export", "models/adapter"),
+    "merge": ("merge", "models/adapter"),
+    "combine": ("combine", "models/adapter", "models/adapter"),
+    "extract": ("extract", "models/base", "--base", "models/base", "--rank", "2"),
+}
+FROM_ELSEWHERE = "missing/../"
+CASES: dict[str, Case] = {}
+for _name, (_file, *_words) in FILES.items():
+    for _prefix in ("", FROM_ELSEWHERE):
+        CASES[f"{_prefix}{_name}"] = bad(
+            f"{_file} exists already", *_words, f"{_prefix}{_file}", then="--force",
+            **{_file: "thesis"} | RUN,
+        )  # fmt: skip
+    CASES[f"{_name} over a pipe"] = bad(
+        f"{_file} is a device or a pipe", *_words, _file, "--force",
+        **{_file: lambda path: os.mkfifo(path)} | RUN,
+    )  # fmt: skip
+for _name, _words in DIRECTORIES.items():
+    CASES[f"{FROM_ELSEWHERE}{_name}"] = bad(
+        "own is not replaced, even with --force", *_words, "-o", f"{FROM_ELSEWHERE}own", "--force",
+        **{"own/thesis.txt": "x"},
+    )  # fmt: skip
+for _name in ("ranks", "curves"):
+    CASES[f"compare --plot, the {_name}"] = bad(
+        f"new-{_name}.png exists already", "compare", "out", "--plot", "new.png", then="--force",
+        **{f"new-{_name}.png": "thesis"} | RUN,
+    )  # fmt: skip
+READ = {"--code", "--benchmark-tasks", "--predictions of report"}
+"""Options that name a place which is read."""
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_is_there_stays(case: Case, checked: Callable[[Case], object]) -> None:
+    checked(case)
+
+
+def test_every_option_that_names_an_output_resolves_it() -> None:
+    found = {name: option.parser for name, option in _path_options()}
+    assert {name for name, parser in found.items() if parser is not output_path} == READ
+    assert len(found) > len(READ) + 10
+
+
+def _path_options() -> Iterator[tuple[str, OptionInfo]]:
+    """Options of all commands that take a path, by their name."""
+    for command in (*app.registered_commands, *_recipes.recipes_app.registered_commands):
+        assert command.callback is not None
+        hints = get_type_hints(command.callback, include_extras=True)
+        for hint in hints.values():
+            if get_origin(hint) is not Annotated:
+                continue
+            kind, info, *_ = get_args(hint)
+            if isinstance(info, OptionInfo) and Path in {kind, *get_args(kind), *_inner(kind)}:
+                name, of = f"{(info.param_decls or [info.default])[0]}", command.callback.__name__
+                yield (name if name in READ else f"{name} of {of}"), info
+
+
+def _inner(kind: object) -> set[object]:
+    return {part for argument in get_args(kind) for part in get_args(argument)}
+
+
+@pytest.mark.parametrize("output", ["out.dir", "missing/../out.dir"])
+def test_a_dry_run_refuses_a_directory_that_no_run_could_write(
+    output: str, checked: Callable[[Case], object]
+) -> None:
+    words = (f"output.dir={output}", "--dry-run")
+    checked(bad("'out.dir' is not empty and holds no run of this tool", "train", "r.yaml", *words,
+                then="output.dir=DIR", **{"out.dir/thesis.txt": "x"}))  # fmt: skip
+
+
+PLACES = {
+    "/proc/x": "/proc/x cannot be written: no such file or directory",
+    "/etc": "'/etc' is not empty and holds no",
+    "/dev/null": "'/dev/null' is a file",
+}
+DRY = {
+    "train": ("train", "r.yaml"),
+    "auto": ("auto", "quickstart", "--max-drop", "3pt"),
+    "path": ("path", "p.yaml"),
+    "sweep": ("sweep", "s.yaml"),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (command, place)
+        for command in DRY
+        for place in PLACES
+        if (command, place) != ("sweep", "/etc")  # its runs have directories of their own there
+    ],
+)
+def test_a_dry_run_refuses_places_of_the_system(
+    command: str, place: str, checked: Callable[[Case], object]
+) -> None:
+    """Nothing is written there; whether a directory can be made in /proc is all that is tried."""
+    words = (*DRY[command], f"output.dir={place}", "--dry-run")
+    checked(bad(PLACES[place], *words, p=PATH, **{"s.yaml": SWEEP}))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pages and pictures of this tool, and what could be taken for them."""
+    folder = tmp_path_factory.mktemp("own")
+    write_report(folder / "run")
+    figure = new_figure(1, 1)
+    save_figure(figure, folder / "own.png")
+    figure.savefig(folder / "other.png")
+    assert run(["report", str(folder / "run"), "-o", str(folder / "own.html")]) == 0
+    (folder / "other.html").write_text("<p>sora report</p>")
+    return folder
+
+
+@pytest.mark.parametrize("words", [["compare", "--html"], ["compare", "--plot"], ["report", "-o"]])
+def test_pages_and_pictures_of_this_tool_are_drawn_again(
+    own: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suffix = "png" if words[-1] == "--plot" else "html"
+    for name, code in {"own": 0, "other": 2}.items():
+        file = shutil.copy(own / f"{name}.{suffix}", tmp_path)
+        before = Path(file).read_bytes()
+        assert run([words[0], str(own / "run"), words[1], str(file)]) == code
+        assert str(file) in capsys.readouterr().err
+        assert code == 0 or Path(file).read_bytes() == before
+    assert run([words[0], str(own / "run"), words[1], str(file), "--force"]) == 0
+    assert run([words[0], str(own / "run"), words[1], str(file)]) == 0, "it is its own now"
