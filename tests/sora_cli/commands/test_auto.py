@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sora_cli.experiments.auto.record import read_auto
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.run.certificate import Certificate, read_certificate
+from sora_cli.verify import certificate as recheck
 from tests import warm
 from tests.helpers_runs import files_of, signal_at, train
 from tests.sora_cli.experiments.auto.support import auto_recipe
@@ -175,6 +177,140 @@ def test_the_certificate_is_scored_again_where_the_data_have_moved(
     assert run([*words, other, "data.selection_rows=20"]) == FAILED
     assert "rows are not those of the certificate" in capsys.readouterr().out
     assert "goes with --certificate only" in error(capsys, "verify", "a", "b", "data.path=c")[0]
+
+
+NOT_VERIFIED = {
+    "screened[].parameters": "size of a cut that was not kept",
+    "screened[].components": "size of a cut that was not kept",
+    "screened[].largest_rank": "size of a cut that was not kept",
+    "screened[].served": "size of a cut that was not kept",
+    "screened[].share": "where the cut stands on the ladder",
+    "screened[].max_params": "of sizes that were not trained",
+    "screened[].screening.score": "before healing: no such adapter is kept",
+    "screened[].screening.drop": "before healing: no such adapter is kept",
+    "screened[].expected": "follows from the screening rows",
+    "screened[].certifiable": "follows from the screening rows",
+    "screened[].differing": "follows from the screening rows",
+}
+"""What a certificate says and no check computes again; docs/explanation/certificate.md says so."""
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield each value of a JSON document that is no object and no list, with its place."""
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def other(path: tuple[Any, ...], value: Any) -> Any:
+    """Return another value that the field takes."""
+    if path == ("status",):
+        return {"certified": "not certified"}.get(value, "certified")
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + (1 if isinstance(value, int) else 0.0123)
+    numbers = {"next_smaller", "differing"}
+    return f"{value}x" if value is not None else 1 if path[-1] in numbers else "vllm"
+
+
+def placed(document: Any, path: tuple[Any, ...], value: Any) -> str:
+    """Return a JSON document with another value at a place."""
+    changed = json.loads(json.dumps(document))
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return json.dumps(changed)
+
+
+@pytest.fixture
+def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the data and score each adapter once, however often their run is verified."""
+    keys: dict[str, Callable[..., Any]] = {
+        "_load": lambda recipe: recipe.data.model_dump_json(),
+        "choosing_rows": lambda _, *numbers: numbers,
+        "row_sets": lambda _, held: id(held),
+        "_measured": lambda directory, _recipe, _task, parts: (directory, tuple(parts)),
+    }
+
+    def once(compute: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
+        known: dict[Any, Any] = {}
+
+        def cached(*words: Any) -> Any:
+            if key(*words) not in known:
+                known[key(*words)] = compute(*words)
+            return known[key(*words)]
+
+        return cached
+
+    for name, key in keys.items():
+        monkeypatch.setattr(recheck, name, once(getattr(recheck, name), key))
+
+
+@pytest.mark.usefixtures("scored_once")
+def test_no_field_of_the_certificate_can_be_changed(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    file = copy / "certificate.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    tried = {size["max_params"] for size in document["candidates"]}
+    passing = set()
+    for path, value in leaves(document):
+        name = ".".join(str(part) for part in path if not isinstance(part, int))
+        name = name.replace("screened.", "screened[].")
+        file.write_text(placed(document, path, other(path, value)), encoding="utf-8")
+        code = run(["verify", str(copy), "--certificate"])
+        capsys.readouterr()
+        if code == 0:
+            assert name in NOT_VERIFIED, path
+            assert path[-1] != "max_params" or value not in tried, path
+            passing.add(name)
+    assert passing == NOT_VERIFIED.keys()
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert run(["verify", str(copy), "--certificate"]) == 0
+
+
+@pytest.mark.usefixtures("scored_once")
+def test_what_follows_from_the_figures_is_not_believed(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    file = copy / "certificate.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    for size in document["candidates"]:  # as if nothing had been tested
+        size["test"] = None
+    document |= {"chosen": 0, "statement": "nothing is lost", "saved": "all of it"}
+    file.write_text(json.dumps(document), encoding="utf-8")
+    found = read_certificate(copy)
+    assert found is not None
+    assert not found.certified
+    assert "cannot show that accuracy is at most 0.5 worse" in found.statement
+    assert run(["verify", str(copy), "--certificate"]) == FAILED
+    said = capsys.readouterr().out
+    assert "not certified" in said.splitlines()[0]
+    assert 'statement: "nothing is lost" in the certificate, ' in said
+    assert 'saved: "all of it" in the certificate, ' in said
+    assert run(["report", str(copy), "--force"]) == 0
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    assert "Not certified:" in page
+    assert "nothing is lost" not in page
+
+
+@pytest.mark.usefixtures("scored_once")
+def test_the_card_says_what_the_certificate_says(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    card = copy / "adapter" / "README.md"
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace("at most 0.5 worse", "at most 0.001 worse"), encoding="utf-8")
+    assert run(["verify", str(copy), "--certificate"]) == FAILED
+    assert f"the card in {copy / 'adapter'} does not say: Certified: " in capsys.readouterr().out
 
 
 def test_a_finished_search_is_not_repeated(

@@ -10,6 +10,9 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.run.certificate import (
     FILE_NAME,
+    SCREENING,
+    TEST,
+    TRAIN,
     Bound,
     Candidate,
     Certificate,
@@ -69,22 +72,16 @@ def certificate() -> Certificate:
         test=0.8,
         reported={"validation": 0.81},
     )
+    rows = {name: RowSet(split="train", rows=900, digest="d") for name in (TRAIN, SCREENING, TEST)}
     return Certificate(
-        status="certified",
-        statement="kept",
-        scope="this run",
         promise=promise,
         bound=Bound(method="exact", exact=True, smallest_drop=0.003),
         full=full,
         screened=[unhealed],
         candidates=[candidate],
-        chosen=0,
-        next_smaller=None,
-        saved="50 parameters",
-        rows={"test": RowSet(split="train", rows=900, digest="d")},
+        rows=rows,
         seeds={"training": 0, "rows": 1},
         base={"path": "M"},
-        adapter="sha256:b",
     )
 
 
