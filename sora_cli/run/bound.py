@@ -52,7 +52,7 @@ def carried(rows: int, confidence: float, *, right_or_wrong: bool) -> Carrying:
     return Carrying(Bound(method=_EXACT, exact=True, smallest_drop=smallest), best)
 
 
-def tested(full: RowScores, small: RowScores, promise: Promise, seed: int) -> SizeTest:
+def judged(full: RowScores, small: RowScores, promise: Promise, seed: int) -> SizeTest:
     """Return a size's test on the test rows.
 
     Args:

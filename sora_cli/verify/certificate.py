@@ -26,7 +26,7 @@ from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
-from sora_cli.run.bound import Carrying, carried, tested
+from sora_cli.run.bound import Carrying, carried, judged
 from sora_cli.run.certificate import (
     SCREENING,
     TEST,
@@ -153,7 +153,7 @@ def _again(
         sizes.append(size_of(small.ranks, small.cost, promise.serve))
         here, own = None, {}
         if bound.can_carry(promise.max_drop):
-            here = tested(full, small.scores[TEST], promise, seed)
+            here = judged(full, small.scores[TEST], promise, seed)
             if size.test is not None:
                 here = scored.test(name, size.test, found.full.test, full, here, promise)
         for split in written.keys() - {TEST}:

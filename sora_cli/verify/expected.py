@@ -42,7 +42,7 @@ def close(one: float, other: float, rounding: float = ROUNDING) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Reports:
-    """What the reports of a run say of its parts.
+    """The reports of a run and its parts.
 
     Attributes:
         written: of the written adapter.

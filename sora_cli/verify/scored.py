@@ -44,7 +44,7 @@ class Compared(BaseModel):
     def agrees(self) -> bool:
         """True if they are no further apart; two that are no numbers agree, too."""
         both = self.stored != self.stored and self.here != self.here
-        return both or abs(self.stored - self.here) <= self.apart
+        return both or abs(self.stored - self.here) <= self.apart + _SAME
 
 
 @dataclass
@@ -169,7 +169,7 @@ def _is_coarse(test: SizeTest, full: RowScores) -> bool:
 
 def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | None:
     """Return the rows of right or wrong that were lost and won; None: no counts give this drop."""
-    if not math.isfinite(drop):
+    if not math.isfinite(drop * rows):
         return None
     net = round(drop * rows)
     lost, won = (differing + net) // 2, (differing - net) // 2

@@ -18,7 +18,7 @@ from sora_cli.experiments.auto.sizes import expected_drop
 from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import RunReport
-from sora_cli.run.bound import Carrying, tested
+from sora_cli.run.bound import Carrying, judged
 from sora_cli.run.certificate import (
     SCREENING,
     TEST,
@@ -188,7 +188,7 @@ class Search:
 
     def _test(self, reference: RowScores, rows: Encoded) -> SizeTest:
         promise = promise_of(self.plan.loaded.recipe)
-        return tested(reference, self.stages.scores(rows), promise, self.plan.block.seed)
+        return judged(reference, self.stages.scores(rows), promise, self.plan.block.seed)
 
     def _size(self, ranks: dict[str, int]) -> Size:
         return size_of(ranks, self.cost, self.plan.block.serve)

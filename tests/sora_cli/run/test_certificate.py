@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -94,6 +95,32 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read.model_dump_json() == written.model_dump_json()
     assert read.certified
     assert read.written.digest == read.adapter
+
+
+def test_what_follows_from_the_figures_is_never_read() -> None:
+    written = certificate().model_dump(mode="json")
+    written |= {"statement": "nothing is lost", "saved": "all", "scope": "everything", "chosen": 3}
+    written |= {"status": "not certified", "next_smaller": 0, "adapter": "sha256:c"}
+    assert Certificate.model_validate(written) == certificate()
+    written["candidates"][0]["test"] |= {"upper": 0.0051, "passed_over": True}
+    changed = Certificate.model_validate(written)
+    assert not changed.certified
+    assert changed.candidates[0].test is not None
+    assert (changed.candidates[0].test.kept, changed.candidates[0].test.passed_over) == (False,) * 2
+    assert "may be 0.0051 worse" in changed.statement
+    written["candidates"][0]["test"] = None
+    assert (
+        "the smallest loss they can certify is 0.0030"
+        in Certificate.model_validate(written).statement
+    )
+
+
+def test_another_layout_is_refused(tmp_path: Path) -> None:
+    for layout in (0, 99):
+        text = json.dumps({**certificate().model_dump(mode="json"), "schema_version": layout})
+        (tmp_path / FILE_NAME).write_text(text.replace("NaN", "null"))
+        with pytest.raises(SoraError, match=f"has layout {layout} .*this version reads 1"):
+            read_certificate(tmp_path)
 
 
 def test_without_one_there_is_none(tmp_path: Path) -> None:
