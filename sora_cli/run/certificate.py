@@ -171,7 +171,7 @@ class StoredCertificate(BaseModel):
     full: Full = Field(description="the full rank")
     screened: list[Screened] = Field(description="sizes scored unhealed, the largest first")
     candidates: list[Candidate] = Field(
-        min_length=1, description="sizes trained, in the order of their tests, the largest first"
+        description="sizes trained, in the order of their tests, the largest first"
     )
     chosen: int = Field(0, description="which of the candidates was written, from 0")
     next_smaller: int | None = Field(
@@ -197,8 +197,8 @@ class Certificate(StoredCertificate):
     @model_validator(mode="after")
     def _conclude(self) -> Self:
         missing = {TRAIN, SCREENING, TEST} - self.rows.keys()
-        if missing:
-            raise ValueError(f"no rows of {', '.join(sorted(missing))}")
+        if missing or not self.candidates:
+            raise ValueError(f"no rows of {sorted(missing)}" if missing else "no candidates")
         conclude(self)
         return self
 

@@ -133,7 +133,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     out = recipe.parent / "stopped"
     words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
     with monkeypatch.context() as patched:
-        patched.setattr(search, "drop_bound", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        patched.setattr(search, "judged", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         assert run(words) != 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
