@@ -22,10 +22,15 @@ FILE_NAME = "certificate.json"
 PICTURE = "curve.png"
 SCHEMA_VERSION = 1
 TRAIN, SCREENING, TEST = "train", "screening", "test"
-"""Names of the rows that decide; the reported splits have their own."""
+"""Names of the rows that decide; the reported splits have their own: see `part_of`."""
 SIZES = "sizes"
 """Folder of the directories of all runs, in the output directory."""
 FULL = "full"
+
+
+def part_of(split: str) -> str:
+    """Return the name of a reported split among the rows; it may be called as those that decide."""
+    return f"reported {split}" if split in {TRAIN, SCREENING, TEST} else split
 
 
 def directory_of(number: int | None) -> str:

@@ -57,6 +57,8 @@ from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
 """Share of the rows that may fall on the other side on another machine; one row always may."""
+_TEST = ""
+"""The test rows beside the reported splits, one of which may be called test."""
 
 
 class Rechecked(BaseModel):
@@ -110,7 +112,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     differs += reports if isinstance(reports, list) else unreported(found, reports.written)
     scored, right = Scored(TOLERANCE), found
     if not differs and not isinstance(reports, list):
-        parts = {TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
+        parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
         agreed, sizes, bound = _again(run, found, recipe, task, parts, scored)
         right = expected(agreed, recipe, reports, sets, bound, sizes)
     differs += [*unlike(stored, right), *out_of_order(right)]
@@ -141,22 +143,22 @@ def _again(
     """
     promise, seed = promise_of(recipe), recipe.auto.seed if recipe.auto is not None else 0
     whole = _measured(run / directory_of(None), recipe, task, parts)
-    full = whole.scores[TEST]
+    full = whole.scores[_TEST]
     bound = carried(len(full), promise.confidence, right_or_wrong=full.is_right_or_wrong)
     test = scored.score("full rank", found.full.test, full)
     reported: dict[str, float] = {}
     sizes, candidates = [], []
     for number, size in enumerate(found.candidates):
         name = directory_of(number)
-        written = parts if number == found.chosen else {TEST: parts[TEST]}
+        written = parts if number == found.chosen else {_TEST: parts[_TEST]}
         small = _measured(run / name, recipe, task, written)
         sizes.append(size_of(small.ranks, small.cost, promise.serve))
         here, own = None, {}
         if bound.can_carry(promise.max_drop):
-            here = judged(full, small.scores[TEST], promise, seed)
+            here = judged(full, small.scores[_TEST], promise, seed)
             if size.test is not None:
                 here = scored.test(name, size.test, found.full.test, full, here, promise)
-        for split in written.keys() - {TEST}:
+        for split in written.keys() - {_TEST}:
             was = found.full.reported.get(split, math.nan)
             reported[split] = scored.score(f"full rank, {split}", was, whole.scores[split])
             was = size.reported[split].score if split in size.reported else math.nan

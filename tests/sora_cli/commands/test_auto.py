@@ -348,6 +348,7 @@ def test_rows_that_cannot_carry_the_promise(
 ) -> None:
     out = tmp_path / "out"
     words = ["auto", str(recipe), "--max-drop", "0.5pt", "--no-verify", f"output.dir={out}"]
+    words += [f"data.files.test={recipe.parent}/validation.jsonl", "data.validation=[test]"]
     assert run([*words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "these rows cannot carry the promise" in shown
@@ -358,6 +359,10 @@ def test_rows_that_cannot_carry_the_promise(
     assert not found.certified
     assert len(found.candidates) == 1  # what screening likes, and no test
     assert found.candidates[0].test is None
+    assert {name: part.rows for name, part in found.rows.items() if "test" in name} == {
+        "test": 45,
+        "reported test": 24,
+    }
     assert (out / "adapter").is_dir()
     assert "these rows cannot carry the promise" in told.err
     assert run(["verify", str(out), "--certificate"]) == 0
