@@ -128,6 +128,12 @@ def sized_method(rank: int, max_params: int, after: int | float) -> dict[str, An
     return {"name": name, **options.of_size(rank, max_params, after)}
 
 
+def size_keys() -> list[str]:
+    """Return the options of `sized_method` that hold the size."""
+    one, other = (sized_method(1, max_params, 0.5) for max_params in (1, 2))
+    return [key for key, value in one.items() if value != other[key]]
+
+
 def create(name: str, **options: Any) -> AdapterMethod:
     """Make a method from its name and options."""
     return method_class(name)(config_class(name)(**options))

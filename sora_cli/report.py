@@ -10,11 +10,9 @@ import math
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-from sora_cli.core.errors import SoraError
 
 FILE_NAME = "report.json"
 HISTORY_FILE = "history.json"
@@ -26,8 +24,6 @@ MOVE_AWAY = "move it away, or train elsewhere: output.dir=DIR"
 _GROWING = ("history", "live_components", "non_finite_steps")  # all of them in history.json
 
 Status = Literal["running", "completed", "failed", "interrupted"]
-
-Record = TypeVar("Record", bound=BaseModel)
 
 Score = Annotated[float, BeforeValidator(lambda v: math.nan if v is None else v)]
 """A metric; JSON has no NaN, which is written as null."""
@@ -309,25 +305,6 @@ def load_report(file: Path) -> RunReport:
         if history.started == report.started:
             history.fill(report)
     return report
-
-
-def read_record(file: Path, kind: type[Record], *, hint: str) -> Record | None:
-    """Read the record that a command keeps of its own work; None if there is no such file.
-
-    Args:
-        kind: what the file holds.
-        hint: what to do about one that is damaged.
-
-    Raises:
-        SoraError: there is one that cannot be read.
-    """
-    if not file.is_file():
-        return None
-    try:
-        return kind.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        what = f"{file} is damaged or of another version: {type(error).__name__}"
-        raise SoraError(what, hint=hint) from error
 
 
 def now(later: float = 0.0) -> str:

@@ -58,6 +58,15 @@ def rewrite_card(directory: Path, certificate: Sequence[str]) -> None:
     write_bytes_atomic(directory / CARD, stored(text))
 
 
+def states(directory: Path, certificate: Sequence[str]) -> bool:
+    """Tell whether an adapter's card has these lines of its certificate, or has none at all."""
+    try:
+        text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return "\n## Certificate\n" not in text or _joined(certificate) in text
+
+
 def stored(text: str) -> bytes:
     """Return the bytes of a card; what others named may hold what UTF-8 cannot."""
     return text.encode(errors="replace")

@@ -21,13 +21,13 @@ from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
 from sora_cli.experiments.auto.budget import RowPlan, plan_rows
-from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan, found_keys, plan_auto, unused
+from sora_cli.experiments.auto.plan import AutoPlan, found_keys, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import carry_lines, cost_lines, size_table, whole_lines
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
-from sora_cli.run.certificate import FILE_NAME, PICTURE, Certificate
+from sora_cli.run.certificate import FILE_NAME, FULL, PICTURE, SIZES, Certificate
 from sora_cli.run.dry_run import ROWS
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
@@ -80,7 +80,7 @@ def auto(
     check_recipe(loaded.recipe)
     say_notes([*loaded.notes, *unused(plan)])
     is_there = read_auto(plan.output) is not None
-    check_place(plan.output, loaded.recipe, FOLDER, is_there=is_there, work="run of sora auto")
+    check_place(plan.output, loaded.recipe, SIZES, is_there=is_there, work="run of sora auto")
     if dry_run:
         _show_plan(plan, ROWS if preview is None else preview)
         return OK
@@ -107,7 +107,7 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
     found = read_auto(output)
     check_own(output)
     for name in (FULL, *(str(i + 1) for i in range(plan.block.sizes))):
-        check_own(output / FOLDER / name, resume=found is not None)
+        check_own(output / SIZES / name, resume=found is not None)
     if found is None or force:
         if found is not None and is_main():
             clear(output)
@@ -128,11 +128,11 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
 
 def clear(output: Path) -> None:
     """Delete a search's own files, and nothing else."""
-    for folder in sorted((output / FOLDER).glob("*")):
+    for folder in sorted((output / SIZES).glob("*")):
         if folder.name == FULL or folder.name.isdecimal():
             clear_run(folder)
     with suppress(OSError):
-        (output / FOLDER).rmdir()
+        (output / SIZES).rmdir()
     for name in (PICTURE, FILE_NAME):
         (output / name).unlink(missing_ok=True)
     clear_run(output)
@@ -145,10 +145,11 @@ def run(
     """Carry out the whole search, or what is left of it, one step a line."""
     with importing():
         from sora_cli.adapter.card import rewrite_card
-        from sora_cli.experiments.auto.conclusion import certificate_of, choose
+        from sora_cli.experiments.auto.conclusion import certificate_of
         from sora_cli.experiments.auto.plot import plot_curve
         from sora_cli.experiments.auto.search import Search
         from sora_cli.run.choosing import count_rows
+        from sora_cli.run.conclusion import choose
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
@@ -179,9 +180,7 @@ def run(
         chosen = choose(record.candidates)
         with log.phase("conclude"):
             trained, final = _write_run(search, chosen, log)
-            found = certificate_of(
-                plan, record, choosing.carrying.bound, choosing.sets, final.report
-            )
+            found = certificate_of(plan, record, choosing.carrying, choosing.sets, final.report)
             if is_main():
                 text = found.model_dump_json()
                 write_text_atomic(plan.output / FILE_NAME, readable_json(json.loads(text)))
@@ -302,7 +301,7 @@ def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bo
     say_notes([*report.events, *([full] if full else [])])
     if not found.certified:
         say(f"the adapter at full rank: {output / found.full.directory / 'adapter'}")
-    say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {FOLDER}/")
+    say(f"\nfiles in {output}/: adapter/  {FILE_NAME}  {PICTURE}  report.json  {SIZES}/")
     say("next:")
     say(f"  sora report {quote(str(output))}")
     say(f"  sora verify {quote(str(output))} --certificate")

@@ -16,7 +16,6 @@ from sora_cli.core.errors import SoraError, first_mistake, reason
 from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
-from sora_cli.experiments.auto.plan import FOLDER as SIZES
 from sora_cli.experiments.auto.record import FILE_NAME as AUTO_FILE
 from sora_cli.experiments.auto.record import read_auto
 from sora_cli.experiments.compare.finding import report_files
@@ -26,7 +25,7 @@ from sora_cli.experiments.report.examples import FILE_NAME as PREDICTIONS_FILE
 from sora_cli.experiments.report.examples import read_records
 from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, RunReport, load_report
 from sora_cli.run.certificate import FILE_NAME as CERTIFICATE_FILE
-from sora_cli.run.certificate import read_certificate
+from sora_cli.run.certificate import SIZES, read_certificate
 from sora_cli.train.checkpoint.places import FOLDER
 
 

@@ -1,23 +1,41 @@
 """`certificate.json`: what `sora auto` promises of the adapter it wrote, and what that rests on.
 
 It holds for the written adapter, this training run, and rows drawn like these. Everything it names
-by a directory lies in the run's own, so that the run may be moved. No torch here.
+by a directory lies in the run's own, so that the run may be moved. What follows from its figures is
+computed when it is made or read (`run/conclusion.py`): a sentence in a file is never shown.
+No torch here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sora_cli.report import Score, read_record
+from sora_cli.core.records import Record, read_record
+from sora_cli.report import Score
+from sora_cli.run.conclusion import conclude
+from sora_cli.run.size import Size
 
 FILE_NAME = "certificate.json"
 PICTURE = "curve.png"
 SCHEMA_VERSION = 1
 TRAIN, SCREENING, TEST = "train", "screening", "test"
-"""Names of the rows that decide; the reported splits have their own."""
+"""Names of the rows that decide; the reported splits have their own: see `part_of`."""
+SIZES = "sizes"
+"""Folder of the directories of all runs, in the output directory."""
+FULL = "full"
+
+
+def part_of(split: str) -> str:
+    """Return the name of a reported split among the rows; it may be called as those that decide."""
+    return f"reported {split}" if split in {TRAIN, SCREENING, TEST} else split
+
+
+def directory_of(number: int | None) -> str:
+    """Return the directory of a candidate's run in the whole's, from 0; None: at full rank."""
+    return f"{SIZES}/{FULL if number is None else number + 1}"
 
 
 class Promise(BaseModel):
@@ -34,6 +52,10 @@ class Promise(BaseModel):
         description="what the adapter is to be served by, which decides what a size costs; null: "
         "its parameters count"
     )
+
+    def drop(self, full: float, score: float) -> float:
+        """Return how much worse a score is than that at full rank; negative: better."""
+        return full - score if self.greater_is_better else score - full
 
 
 class Bound(BaseModel):
@@ -84,18 +106,6 @@ class SizeTest(Measured):
     def failed(self) -> bool:
         """True if it ended the testing."""
         return not self.kept and not self.passed_over
-
-
-class Size(BaseModel):
-    """The size of an adapter; its head is not counted."""
-
-    parameters: int = Field(description="numbers in the factors")
-    components: int = Field(description="rank-one terms of all layers")
-    largest_rank: int = Field(description="of a layer")
-    served: int = Field(
-        description="what it costs where it is served: numbers held there, padding included; "
-        "without serve, its parameters"
-    )
 
 
 class Screened(Size):
@@ -150,17 +160,17 @@ class Full(Size):
     reported: dict[str, Score] = Field(description="the metric by reported split")
 
 
-class Certificate(BaseModel):
+class StoredCertificate(BaseModel):
     """The content of `certificate.json`. Unknown keys of later versions are ignored on reading."""
 
     model_config = ConfigDict(extra="ignore")
 
     schema_version: int = Field(SCHEMA_VERSION, description="of the layout")
     status: Literal["certified", "not certified"] = Field(
-        description="whether the written adapter passed its test"
+        "not certified", description="whether the written adapter passed its test"
     )
-    statement: str = Field(description="what is promised, or why nothing is, as a sentence")
-    scope: str = Field(description="what the promise is about")
+    statement: str = Field("", description="what is promised, or why nothing is, as a sentence")
+    scope: str = Field("", description="what the promise is about")
     promise: Promise = Field(description="what was asked for")
     bound: Bound = Field(description="how it was tested")
     full: Full = Field(description="the full rank")
@@ -168,11 +178,11 @@ class Certificate(BaseModel):
     candidates: list[Candidate] = Field(
         description="sizes trained, in the order of their tests, the largest first"
     )
-    chosen: int = Field(description="which of the candidates was written, from 0")
+    chosen: int = Field(0, description="which of the candidates was written, from 0")
     next_smaller: int | None = Field(
-        description="the candidate whose test ended the testing; null: none failed"
+        None, description="the candidate whose test ended the testing; null: none failed"
     )
-    saved: str = Field(description="what the written adapter saves, as a sentence")
+    saved: str = Field("", description="what the written adapter saves, as a sentence")
     rows: dict[str, RowSet] = Field(
         description="by part: train, screening, test, and the reported splits"
     )
@@ -181,7 +191,21 @@ class Certificate(BaseModel):
         "those that choose)"
     )
     base: dict[str, Any] = Field(description="the base model, as in report.json")
-    adapter: str = Field(description="digest of the written adapter: SHA-256, as in report.json")
+    adapter: str = Field(
+        "", description="digest of the written adapter: SHA-256, as in report.json"
+    )
+
+
+class Certificate(StoredCertificate):
+    """A certificate that says what follows from its figures, whatever stood in a file."""
+
+    @model_validator(mode="after")
+    def _conclude(self) -> Self:
+        missing = {TRAIN, SCREENING, TEST} - self.rows.keys()
+        if missing or not self.candidates:
+            raise ValueError(f"no rows of {sorted(missing)}" if missing else "no candidates")
+        conclude(self)
+        return self
 
     @property
     def certified(self) -> bool:
@@ -205,4 +229,13 @@ def read_certificate(run: Path) -> Certificate | None:
     Raises:
         SoraError: there is one that cannot be read.
     """
-    return read_record(run / FILE_NAME, Certificate, hint="sora auto RECIPE writes one")
+    return _read(run, Certificate)
+
+
+def read_stored(run: Path) -> StoredCertificate | None:
+    """Read it as it stands there, to compare it with what its figures give; errors as above."""
+    return _read(run, StoredCertificate)
+
+
+def _read(run: Path, kind: type[Record]) -> Record | None:
+    return read_record(run / FILE_NAME, kind, hint="sora auto RECIPE writes one")

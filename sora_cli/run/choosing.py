@@ -16,7 +16,7 @@ from sora_cli.data.places import Origin
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import DataBlock
-from sora_cli.run.certificate import SCREENING, TEST, TRAIN, RowSet
+from sora_cli.run.certificate import SCREENING, TEST, TRAIN, RowSet, part_of
 from sora_cli.run.certify.sequence import part_rows
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import check_rows
@@ -79,7 +79,7 @@ def row_sets(rows: Rows, held: Mapping[str, Part]) -> dict[str, RowSet]:
     of_training = {TRAIN: rows.train, **{name: part.rows for name, part in held.items()}}
     split = rows.origin(rows.train).split
     found = {name: _row_set(split, part) for name, part in of_training.items()}
-    return {**found, **{name: _row_set(name, part) for name, part in rows.report.items()}}
+    return {**found, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
 
 
 def _row_set(split: str, rows: Dataset) -> RowSet:

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from sora_cli.core.atomic import tidy, write_bytes_atomic, write_text_atomic
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import locked
+from sora_cli.core.records import read_record
 from sora_cli.core.words import shown_path, shown_value
-from sora_cli.report import read_record
 
 ENDING = ".unfinished"
 _RECORD = "record.json"

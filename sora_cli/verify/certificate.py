@@ -1,18 +1,20 @@
-"""A certificate checked again: every tested size is loaded from its files and scored anew.
+"""A certificate checked again: every adapter is loaded from its files and scored anew.
 
-It may be on another machine, where sums come out in another order: a row may then fall on the other
-side. So scores agree if they are apart by as much as a few rows, and a verdict that turns within
-that cannot be told.
+Scores are compared with a tolerance (`scored`), since another machine rounds otherwise: a verdict
+that turns within it cannot be told. All else must be what the run's files give (`expected`).
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from sora_cli.adapter.card import states
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.places import ADAPTER
@@ -23,39 +25,40 @@ from sora_cli.data.source import MissingDataError
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
-from sora_cli.report import Score, read_report
-from sora_cli.run.certificate import TEST, Candidate, Certificate, RowSet, read_certificate
-from sora_cli.run.certify.bounds import drop_bound
+from sora_cli.report import read_report
+from sora_cli.run.bound import Carrying, carried, judged
+from sora_cli.run.certificate import (
+    SCREENING,
+    TEST,
+    Certificate,
+    Measured,
+    RowSet,
+    directory_of,
+    read_certificate,
+    read_stored,
+)
 from sora_cli.run.choosing import Part, choosing_rows, row_sets
 from sora_cli.run.prepare import load_task
+from sora_cli.run.promise import promise_of
+from sora_cli.run.size import Size, size_of
 from sora_cli.run.stored import load_adapted
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer
+from sora_cli.verify.expected import (
+    expected,
+    out_of_order,
+    read_reports,
+    unlike,
+    unreported,
+)
+from sora_cli.verify.scored import Compared, Scored
 from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
 """Share of the rows that may fall on the other side on another machine; one row always may."""
-
-
-class Compared(BaseModel):
-    """One figure of the certificate, and what it is here.
-
-    Attributes:
-        name: what it is of.
-        apart: how far it may be from the other.
-    """
-
-    name: str
-    stored: Score
-    here: Score
-    apart: float
-
-    @property
-    def agrees(self) -> bool:
-        """True if they are no further apart; two that are no numbers agree, too."""
-        both = self.stored != self.stored and self.here != self.here
-        return both or abs(self.stored - self.here) <= self.apart
+_TEST = ""
+"""The test rows beside the reported splits, one of which may be called test."""
 
 
 class Rechecked(BaseModel):
@@ -87,7 +90,7 @@ class Rechecked(BaseModel):
 
 
 def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rechecked]:
-    """Score the adapters of a run's certificate again, on the rows it names.
+    """Compare a run's certificate with its files, and score its adapters again on the same rows.
 
     Args:
         overrides: of its recipe: where its data or model are by now. Rows and adapters must be
@@ -97,29 +100,74 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
         SoraError: no certificate, no recipe, or data, model or an adapter that are not there.
     """
     found, loaded = _read(run, overrides)
-    recipe = loaded.recipe
+    stored = read_stored(run)
+    recipe, block = loaded.recipe, loaded.recipe.auto
+    if stored is None or block is None:
+        raise SoraError(f"{run / REPORT} is of no run of sora auto")
     task, rows = _load(recipe)
-    held = choosing_rows(task, found.rows["screening"].rows, found.seeds["rows"])
-    changed = list(_changed_rows(found.rows, row_sets(rows, held)))
-    changed += _changed_adapters(run, found)
-    tolerated = max(int(TOLERANCE * found.rows[TEST].rows), 1)
-    compared: list[Compared] = []
-    unclear: list[str] = []
-    if not changed:
-        full = _scores(run / found.full.directory, recipe, task, held[TEST])
-        apart = tolerated / len(full)
-        compared.append(_compared("full rank", found.full.test, full.value, _apart(full, apart)))
-        for size in found.candidates:
-            if size.test is not None:
-                small = _scores(run / size.directory, recipe, task, held[TEST])
-                compared += _compare(found, size, full, small, apart, unclear)
-    changed += [
-        f"{one.name}: {one.stored:.6g} in the certificate, {one.here:.6g} here"
-        for one in compared
-        if not one.agrees
-    ]
-    done = Rechecked(compared=compared, differs=changed, unclear=unclear, rows=tolerated)
+    held = choosing_rows(task, found.rows[SCREENING].rows, block.seed)
+    sets = row_sets(rows, held)
+    reports = read_reports(run, len(found.candidates))
+    differs = [*_changed_rows(found.rows, sets), *_changed_adapters(run, found)]
+    differs += reports if isinstance(reports, list) else unreported(found, reports.written)
+    scored, right = Scored(TOLERANCE), found
+    if not differs and not isinstance(reports, list):
+        parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
+        agreed, sizes, bound = _again(run, found, recipe, task, parts, scored)
+        right = expected(agreed, recipe, reports, sets, bound, sizes)
+    differs += [*unlike(stored, right), *out_of_order(right)]
+    if not states(run / ADAPTER, right.lines()):
+        differs.append(f"the card in {run / ADAPTER} does not say: {right.lines()[0]}")
+    done = Rechecked(
+        compared=scored.compared,
+        differs=differs,
+        unclear=scored.unclear,
+        rows=scored.tolerated(sets[TEST].rows),
+    )
     return found, done
+
+
+def _again(
+    run: Path,
+    found: Certificate,
+    recipe: Recipe,
+    task: Task,
+    parts: Mapping[str, Part],
+    scored: Scored,
+) -> tuple[Certificate, list[Size], Carrying]:
+    """Score all adapters and compare.
+
+    Returns:
+        The certificate with its scores where they agree, else those here; the adapters' sizes; and
+        the bound that the test rows give.
+    """
+    promise, seed = promise_of(recipe), recipe.auto.seed if recipe.auto is not None else 0
+    whole = _measured(run / directory_of(None), recipe, task, parts)
+    full = whole.scores[_TEST]
+    bound = carried(len(full), promise.confidence, right_or_wrong=full.is_right_or_wrong)
+    test = scored.score("full rank", found.full.test, full)
+    reported: dict[str, float] = {}
+    sizes, candidates = [], []
+    for number, size in enumerate(found.candidates):
+        name = directory_of(number)
+        written = parts if number == found.chosen else {_TEST: parts[_TEST]}
+        small = _measured(run / name, recipe, task, written)
+        sizes.append(size_of(small.ranks, small.cost, promise.serve))
+        here, own = None, {}
+        if bound.can_carry(promise.max_drop):
+            here = judged(full, small.scores[_TEST], promise, seed)
+            if size.test is not None:
+                here = scored.test(name, size.test, found.full.test, full, here, promise)
+        for split in written.keys() - {_TEST}:
+            was = found.full.reported.get(split, math.nan)
+            reported[split] = scored.score(f"full rank, {split}", was, whole.scores[split])
+            was = size.reported[split].score if split in size.reported else math.nan
+            value = scored.score(f"{name}, {split}", was, small.scores[split])
+            own[split] = Measured(score=value, drop=promise.drop(reported[split], value))
+        candidates.append(size.model_copy(update={"test": here, "reported": own}))
+    whole_size = found.full.model_copy(update={"test": test, "reported": reported})
+    agreed = found.model_copy(update={"full": whole_size, "candidates": candidates})
+    return agreed, sizes, bound
 
 
 def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
@@ -144,17 +192,20 @@ def _load(recipe: Recipe) -> tuple[Task, Rows]:
 
 
 def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> Iterator[str]:
-    for name, rows in stored.items():
-        now = here.get(name)
+    for name in {**stored, **here}:
+        rows, now = stored.get(name), here.get(name)
         if now is None:
             yield f"there are no {name} rows any more"
+        elif rows is None:
+            yield f"the certificate knows of no {name} rows"
         elif now.digest != rows.digest:
             yield f"the {name} rows are not those of the certificate ({now.rows:,}, {rows.rows:,})"
 
 
 def _changed_adapters(run: Path, found: Certificate) -> list[str]:
-    known = {run / ADAPTER: found.adapter, run / found.full.directory / ADAPTER: found.full.digest}
-    known |= {run / size.directory / ADAPTER: size.digest for size in found.candidates}
+    known = {run / ADAPTER: found.adapter, run / directory_of(None) / ADAPTER: found.full.digest}
+    for number, size in enumerate(found.candidates):
+        known[run / directory_of(number) / ADAPTER] = size.digest
     changed = []
     for place, digest in known.items():
         now = result_digest(place)
@@ -165,43 +216,23 @@ def _changed_adapters(run: Path, found: Certificate) -> list[str]:
     return changed
 
 
-def _scores(directory: Path, recipe: Recipe, task: Task, rows: Part) -> RowScores:
-    base, _ = load_adapted(read_adapter(directory / ADAPTER), recipe, task)
-    encoded = rows.encoded(task, base)
+@dataclass(frozen=True)
+class _Measured:
+    """An adapter's ranks, the cost of a component of each layer, and scores by part."""
+
+    ranks: Mapping[str, int]
+    cost: Mapping[str, int]
+    scores: Mapping[str, RowScores]
+
+
+def _measured(directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Part]) -> _Measured:
+    adapter = read_adapter(directory / ADAPTER)
+    base, _ = load_adapted(adapter, recipe, task)
     with tempfile.TemporaryDirectory() as scratch:
-        return build_scorer(recipe, task, base, Path(scratch)).row_scores(encoded)
-
-
-def _compare(
-    found: Certificate,
-    size: Candidate,
-    full: RowScores,
-    small: RowScores,
-    apart: float,
-    unclear: list[str],
-) -> list[Compared]:
-    """Compare a size's figures; a verdict that turns although they agree goes to `unclear`."""
-    test = size.test
-    assert test is not None
-    here = drop_bound(full, small, found.promise.confidence, seed=found.seeds["rows"])
-    name, allowed = size.directory, _apart(full, apart)
-    upper = float("nan") if here.upper is None else here.upper
-    if here.keeps(found.promise.max_drop) != test.kept:
-        unclear.append(
-            f"{name}: the bound is {test.upper:.6g} in the certificate and {upper:.6g} here, on "
-            f"two sides of {found.promise.max_drop:g}"
-        )
-    return [
-        _compared(f"{name}, score", test.score, small.value, allowed),
-        _compared(f"{name}, drop", test.drop, here.drop, 2 * allowed),
-        _compared(f"{name}, bound", test.upper, upper, 4 * allowed),
-    ]
-
-
-def _compared(name: str, stored: float, here: float, apart: float) -> Compared:
-    return Compared(name=name, stored=stored, here=here, apart=apart)
-
-
-def _apart(scores: RowScores, share: float) -> float:
-    """Return how far a metric may be from itself, if so many of its rows differ."""
-    return share * max(1.0, abs(scores.value))
+        scorer = build_scorer(recipe, task, base, Path(scratch))
+        scores = {n: scorer.row_scores(part.encoded(task, base)) for n, part in parts.items()}
+    return _Measured(
+        ranks={path: int(f.live_terms().sum()) for path, f in adapter.layers.items()},
+        cost={path: f.A.shape[1] + f.B.shape[0] for path, f in adapter.layers.items()},
+        scores=scores,
+    )

@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from methods.configs import MethodConfig
-from methods.registry import plain_method, sized_method
+from methods.registry import plain_method, size_keys, sized_method
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.recipe.auto import AutoBlock
-from sora_cli.recipe.families import main_metric
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
-from sora_cli.recipe.tolerance import parse_drop
+from sora_cli.run.certificate import FULL, SIZES
+from sora_cli.run.promise import promise_of
 
-FOLDER = "sizes"
-"""Folder of the directories of all runs, in the output directory."""
-FULL = "full"
 _HEALING = 2 / 3
 """Share of what may be spent that goes to the steps after the cuts; the rest is for scoring. They
 matter: on the quickstart (seed 0; at full rank 1.000) 8 % of the components score 0.993 after 20 %
@@ -79,7 +76,7 @@ class AutoPlan:
     def candidate(self, number: int, max_params: int, rows: RowPlan) -> LoadedRecipe:
         """Return the recipe of a run of a size, which follows from these alone."""
         method = {**sized_method(self.rank, max_params, self.cut_at), **self._shared()}
-        start = StartBlock(checkpoint=str(self.output / FOLDER / FULL), step=self.cut_at)
+        start = StartBlock(checkpoint=str(self.output / SIZES / FULL), step=self.cut_at)
         return self._stage(str(number), method, start, rows, {"keep_checkpoints": []})
 
     def _rate(self) -> dict[str, float]:
@@ -112,7 +109,7 @@ class AutoPlan:
             "training": recipe.training.model_copy(
                 update={**_LAST_STEP, **self._rate(), **training}
             ),
-            "output": recipe.output.model_copy(update={"dir": str(self.output / FOLDER / name)}),
+            "output": recipe.output.model_copy(update={"dir": str(self.output / SIZES / name)}),
         }
         return dataclasses.replace(self.loaded, recipe=recipe.model_copy(update=update))
 
@@ -131,10 +128,7 @@ def plan_auto(loaded: LoadedRecipe) -> AutoPlan:
             f"{loaded.path} does not say how much worse the result may be", hint="--max-drop 0.5pt"
         )
     _check_alone(loaded)
-    with recipe.placing("auto.max_drop"):
-        options = recipe.task.options
-        metric = main_metric(options.metrics, options.best_metric)
-        max_drop = parse_drop(block.max_drop, metric, name="auto.max_drop")
+    max_drop = promise_of(recipe).max_drop
     rank, alpha = _start(recipe, block)
     default = f"runs/{loaded.name}-auto-s{recipe.training.seed}"
     output = Path(recipe.output.dir or default).expanduser()
@@ -190,6 +184,5 @@ def unused(plan: AutoPlan) -> list[str]:
 
 def found_keys(plan: AutoPlan) -> list[str]:
     """Return the recipe's keys whose values a run has found: its size, and a probed rate."""
-    one, other = (sized_method(1, max_params, 0.5) for max_params in (1, 2))
     rate = [] if plan.learning_rate is None else ["training.learning_rate"]
-    return [*(f"method.{key}" for key, value in one.items() if value != other[key]), *rate]
+    return [*(f"method.{key}" for key in size_keys()), *rate]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
-from sora_cli.run.certificate import Candidate, Certificate
+from sora_cli.run.certificate import Candidate, Certificate, part_of
 
 _WIDTH, _HEIGHT = 7.2, 4.6  # inches
 _TESTED, _FAILED, _PROMISE = COLOURS[:3]
@@ -91,7 +91,7 @@ def _draw_candidate(axes: Any, found: Certificate, index: int, size: Candidate) 
     for split, measured in size.reported.items():
         axes.plot(
             [x], [measured.drop], color=INK, marker="s", markersize=7, fillstyle="none",
-            linestyle="none", label=f"written, on {split} ({_rows(found, split)} rows)",
+            linestyle="none", label=f"written, on {split} ({_rows(found, part_of(split))} rows)",
         )  # fmt: skip
     axes.axvline(x, color=_TESTED, linewidth=0.8, linestyle=(0, (1, 2)))
     axes.annotate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,14 +10,15 @@ from accelerate.utils import broadcast_object_list
 from sora_cli.core.console import say
 from sora_cli.core.processes import world_size
 from sora_cli.experiments.auto.budget import RowPlan
-from sora_cli.experiments.auto.carrying import Carrying, carrying
-from sora_cli.experiments.auto.plan import FOLDER, FULL, AutoPlan
+from sora_cli.experiments.auto.carrying import carrying
+from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.screening import score_cuts, screen
-from sora_cli.experiments.auto.sizes import expected_drop, size_of
+from sora_cli.experiments.auto.sizes import expected_drop
 from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import RunReport
+from sora_cli.run.bound import Carrying, judged
 from sora_cli.run.certificate import (
     SCREENING,
     TEST,
@@ -26,13 +26,14 @@ from sora_cli.run.certificate import (
     Full,
     RowSet,
     Screened,
-    Size,
     SizeTest,
+    directory_of,
 )
-from sora_cli.run.certify.bounds import drop_bound
 from sora_cli.run.choosing import choosing_rows, row_sets
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
+from sora_cli.run.promise import promise_of
+from sora_cli.run.size import Size, size_of
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.log import ReportLog
@@ -120,7 +121,7 @@ class Search:
         return Full(
             **self._size(ranks).model_dump(),
             r_max=self.plan.rank,
-            directory=f"{FOLDER}/{FULL}",
+            directory=directory_of(None),
             digest=report.digests.get("adapter", ""),  # the first process has written it
             steps=report.steps or 0,
             cut_at=cut_at,
@@ -164,7 +165,7 @@ class Search:
         candidate = Candidate(
             **self._size(ranks).model_dump(),
             max_params=size.max_params,
-            directory=f"{FOLDER}/{number + 1}",
+            directory=directory_of(number),
             digest=report.digests.get("adapter", ""),
             heal_steps=(report.steps or 0) - record.full.cut_at,
             test=test,
@@ -186,18 +187,8 @@ class Search:
         return self._reference
 
     def _test(self, reference: RowScores, rows: Encoded) -> SizeTest:
-        block = self.plan.block
-        small = self.stages.scores(rows)
-        found = drop_bound(reference, small, block.confidence, seed=block.seed)
-        return SizeTest(
-            score=small.value,
-            drop=found.drop,
-            upper=math.nan if found.upper is None else found.upper,
-            kept=found.keeps(self.plan.max_drop),
-            differing=found.differing,
-            refused=found.reason,
-            passed_over=found.passes_over(self.plan.max_drop),
-        )
+        promise = promise_of(self.plan.loaded.recipe)
+        return judged(reference, self.stages.scores(rows), promise, self.plan.block.seed)
 
     def _size(self, ranks: dict[str, int]) -> Size:
         return size_of(ranks, self.cost, self.plan.block.serve)

@@ -1,4 +1,4 @@
-"""The sizes that are screened, what each costs where it is served, and which ones are trained."""
+"""The sizes that are screened, and which ones are trained."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from scipy.stats import binom
 from methods.budgets import within_parameters
 from sora_cli.experiments.auto.budget import LADDER
 from sora_cli.recipe.auto import Serve
-from sora_cli.run.certificate import Measured, Screened, Size
+from sora_cli.run.certificate import Measured, Screened
 from sora_cli.run.certify.bca import FEWEST_DIFFERING, differing_rows, influences
 from sora_cli.run.certify.carry import DIFFERING, POWER, certifiable_drop, certifiable_from
 from sora_cli.run.certify.few import few_rows_bound, has_worst
+from sora_cli.run.size import Size
 
 if TYPE_CHECKING:
     from methods.budgets import Values
     from sora_cli.tasks.row_scores import RowScores
 
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM's max_lora_rank takes, whatever the ranks of the layers."""
 _STEP = 2  # rungs of the ladder between a size and a bolder one
 _TESTABLE = 1.5 * FEWEST_DIFFERING
 """Differing rows that are expected of a size that is tested, where the bound is approximate."""
@@ -136,28 +135,6 @@ def _certifiable(whole: RowScores, small: RowScores, rows: int, confidence: floa
     return found if math.isfinite(found) and found > 0 else None
 
 
-def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: Serve | None) -> Size:
-    """Return an adapter's size from the ranks of its layers."""
-    parameters = sum(rank * cost[path] for path, rank in ranks.items())
-    largest = max(ranks.values(), default=0)
-    if serve is None:
-        served = parameters
-    else:
-        slots = _vllm_rank(largest) if serve == "vllm" else largest
-        served = slots * sum(cost[path] for path, rank in ranks.items() if rank)
-    return Size(
-        parameters=parameters,
-        components=sum(ranks.values()),
-        largest_rank=largest,
-        served=served,
-    )
-
-
-def _vllm_rank(largest: int) -> int:
-    """Return the smallest max_lora_rank that a rank fits."""
-    return next((rank for rank in _VLLM_RANKS if rank >= largest), largest)
-
-
 def name_sizes(
     screened: Sequence[Screened],
     full: Size,
@@ -246,21 +223,3 @@ def _distinct(screened: Sequence[Screened], full: Size, serve: Serve | None) -> 
         largest.setdefault(screened[number].served, number)
     cheaper = [n for cost, n in largest.items() if cost < full.served]
     return sorted(cheaper) or everything
-
-
-def saving(size: Size, full: Size, serve: Serve | None) -> str:
-    """Say what a size saves against the full rank."""
-    kept = f"{size.components:,} of {full.components:,} components"
-    share = size.parameters / full.parameters if full.parameters else 1.0
-    text = f"{kept}, {size.parameters:,} of {full.parameters:,} parameters ({share:.1%})"
-    if serve is None:
-        return text
-    if size.served >= full.served:
-        return f"{text}; nothing is saved where {serve} serves it: it pays for the largest rank"
-    if serve == "vllm":
-        ranks = (
-            f"max_lora_rank {_vllm_rank(size.largest_rank)}, not {_vllm_rank(full.largest_rank)}"
-        )
-    else:
-        ranks = f"padded to rank {size.largest_rank}, not {full.largest_rank}"
-    return f"{text}; served by {serve}: {ranks}, {size.served / full.served:.0%} of the numbers"

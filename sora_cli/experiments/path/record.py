@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from sora_cli.report import MOVE_AWAY, Report, Score, read_record
+from sora_cli.core.records import read_record
+from sora_cli.report import MOVE_AWAY, Report, Score
 
 FILE_NAME = "path.json"
 PICTURE = "path.png"

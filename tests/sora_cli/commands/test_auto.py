@@ -6,6 +6,8 @@ import json
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from sora_cli.adapter.digest import result_digest
 from sora_cli.app import run
+from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.rows import load_rows
@@ -21,6 +24,7 @@ from sora_cli.experiments.auto.record import read_auto
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.run.certificate import Certificate, read_certificate
+from sora_cli.verify import certificate as recheck
 from tests import warm
 from tests.helpers_runs import files_of, signal_at, train
 from tests.sora_cli.experiments.auto.support import auto_recipe
@@ -129,7 +133,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     out = recipe.parent / "stopped"
     words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
     with monkeypatch.context() as patched:
-        patched.setattr(search, "drop_bound", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        patched.setattr(search, "judged", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         assert run(words) != 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -177,6 +181,137 @@ def test_the_certificate_is_scored_again_where_the_data_have_moved(
     assert "goes with --certificate only" in error(capsys, "verify", "a", "b", "data.path=c")[0]
 
 
+NOT_VERIFIED = {
+    "screened[].parameters": "size of a cut that was not kept",
+    "screened[].components": "size of a cut that was not kept",
+    "screened[].largest_rank": "size of a cut that was not kept",
+    "screened[].served": "size of a cut that was not kept",
+    "screened[].share": "where the cut stands on the ladder",
+    "screened[].max_params": "of sizes that were not trained",
+    "screened[].screening.score": "before healing: no such adapter is kept",
+    "screened[].screening.drop": "before healing: no such adapter is kept",
+    "screened[].expected": "follows from the screening rows",
+    "screened[].certifiable": "follows from the screening rows",
+    "screened[].differing": "follows from the screening rows",
+}
+"""What a certificate says and no check computes again; docs/explanation/certificate.md says so."""
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield each value of a JSON document that is no object and no list, with its place."""
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def other(path: tuple[Any, ...], value: Any) -> Any:
+    """Return another value that the field takes."""
+    if path == ("status",):
+        return {"certified": "not certified"}.get(value, "certified")
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + (1 if isinstance(value, int) else 0.0123)
+    numbers = {"next_smaller", "differing"}
+    return f"{value}x" if value is not None else 1 if path[-1] in numbers else "vllm"
+
+
+def placed(document: Any, path: tuple[Any, ...], value: Any) -> str:
+    """Return a JSON document with another value at a place."""
+    changed = json.loads(json.dumps(document))
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return json.dumps(changed)
+
+
+@pytest.fixture
+def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the data and score each adapter once, however often their run is verified."""
+    keys: dict[str, Callable[..., Any]] = {
+        "_load": lambda recipe: recipe.data.model_dump_json(),
+        "choosing_rows": lambda _, *numbers: numbers,
+        "row_sets": lambda _, held: id(held),
+        "_measured": lambda directory, _recipe, _task, parts: (directory, tuple(parts)),
+    }
+
+    def once(compute: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
+        known: dict[Any, Any] = {}
+
+        def cached(*words: Any) -> Any:
+            if key(*words) not in known:
+                known[key(*words)] = compute(*words)
+            return known[key(*words)]
+
+        return cached
+
+    for name, key in keys.items():
+        monkeypatch.setattr(recheck, name, once(getattr(recheck, name), key))
+
+
+@pytest.mark.usefixtures("scored_once")
+def test_no_field_of_the_certificate_can_be_changed(done: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    file = copy / "certificate.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    tried = {size["max_params"] for size in document["candidates"]}
+    passing = set()
+    for path, value in leaves(document):
+        name = ".".join(str(part) for part in path if not isinstance(part, int))
+        name = name.replace("screened.", "screened[].")
+        file.write_text(placed(document, path, other(path, value)), encoding="utf-8")
+        with suppress(SoraError):  # exit code 2
+            if recheck.recheck(copy)[1].exit_code == 0:
+                assert name in NOT_VERIFIED, path
+                assert path[-1] != "max_params" or value not in tried, path
+                passing.add(name)
+    assert passing == NOT_VERIFIED.keys()
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert recheck.recheck(copy)[1].exit_code == 0
+
+
+@pytest.mark.usefixtures("scored_once")
+def test_what_follows_from_the_figures_is_not_believed(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    file = copy / "certificate.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    for size in document["candidates"]:  # as if nothing had been tested
+        size["test"] = None
+    document |= {"chosen": 0, "statement": "nothing is lost", "saved": "all of it"}
+    file.write_text(json.dumps(document), encoding="utf-8")
+    found = read_certificate(copy)
+    assert found is not None
+    assert not found.certified
+    assert "cannot show that accuracy is at most 0.5 worse" in found.statement
+    assert run(["verify", str(copy), "--certificate"]) == FAILED
+    said = capsys.readouterr().out
+    assert "not certified" in said.splitlines()[0]
+    assert 'statement: "nothing is lost" in the certificate, ' in said
+    assert 'saved: "all of it" in the certificate, ' in said
+    assert run(["report", str(copy), "--force"]) == 0
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    assert "Not certified:" in page
+    assert "nothing is lost" not in page
+
+
+@pytest.mark.usefixtures("scored_once")
+def test_the_card_says_what_the_certificate_says(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(done, tmp_path / "copy")
+    card = copy / "adapter" / "README.md"
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace("at most 0.5 worse", "at most 0.001 worse"), encoding="utf-8")
+    assert run(["verify", str(copy), "--certificate"]) == FAILED
+    assert f"the card in {copy / 'adapter'} does not say: Certified: " in capsys.readouterr().out
+
+
 def test_a_finished_search_is_not_repeated(
     recipe: Path, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +348,7 @@ def test_rows_that_cannot_carry_the_promise(
 ) -> None:
     out = tmp_path / "out"
     words = ["auto", str(recipe), "--max-drop", "0.5pt", "--no-verify", f"output.dir={out}"]
+    words += [f"data.files.test={recipe.parent}/validation.jsonl", "data.validation=[test]"]
     assert run([*words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "these rows cannot carry the promise" in shown
@@ -223,8 +359,21 @@ def test_rows_that_cannot_carry_the_promise(
     assert not found.certified
     assert len(found.candidates) == 1  # what screening likes, and no test
     assert found.candidates[0].test is None
+    assert {name: part.rows for name, part in found.rows.items() if "test" in name} == {
+        "test": 45,
+        "reported test": 24,
+    }
     assert (out / "adapter").is_dir()
     assert "these rows cannot carry the promise" in told.err
+    assert run(["verify", str(out), "--certificate"]) == 0
+    file = out / "certificate.json"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace('"not certified"', '"certified"'), encoding="utf-8")
+    capsys.readouterr()
+    assert run(["verify", str(out), "--certificate"]) == FAILED
+    said = 'status: "certified" in the certificate, which should be "not certified"'
+    assert said in capsys.readouterr().out
+    assert "not certified" in (read_certificate(out) or found).status
 
 
 @pytest.mark.long
@@ -279,7 +428,8 @@ def test_a_metric_that_is_not_right_or_wrong_by_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = {"name": "sequence-regression"}
-    path = auto_recipe(tmp_path, task=task, auto={"max_drop": "30pt", "serve": "llama.cpp"})
+    auto = {"max_drop": "30pt", "serve": "llama.cpp", "rows": 72}
+    path = auto_recipe(tmp_path, task=task, auto=auto)
     assert run(["auto", str(path), "--no-verify"]) in (0, NO_VERDICT)
     assert "test rows can be expected to certify" in capsys.readouterr().err
     found = read_certificate(tmp_path / "out")
@@ -292,6 +442,15 @@ def test_a_metric_that_is_not_right_or_wrong_by_row(
     written = found.candidates[0]
     assert written.parameters <= written.served <= found.full.served
     assert written.served % written.largest_rank == 0
+    words = ["verify", str(tmp_path / "out"), "--certificate"]
+    assert run(words) == 0
+    file = tmp_path / "out" / "certificate.json"
+    text = file.read_text(encoding="utf-8")
+    assert written.test is not None
+    file.write_text(text.replace(f"{written.test.upper}", f"{written.test.upper - 0.001}"))
+    capsys.readouterr()
+    assert run(words) == FAILED
+    assert "candidates[0].test.upper: " in capsys.readouterr().out
 
 
 @pytest.mark.long

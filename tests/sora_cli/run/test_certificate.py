@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.run.certificate import (
     FILE_NAME,
+    SCREENING,
+    TEST,
+    TRAIN,
     Bound,
     Candidate,
     Certificate,
@@ -69,22 +73,16 @@ def certificate() -> Certificate:
         test=0.8,
         reported={"validation": 0.81},
     )
+    rows = {name: RowSet(split="train", rows=900, digest="d") for name in (TRAIN, SCREENING, TEST)}
     return Certificate(
-        status="certified",
-        statement="kept",
-        scope="this run",
         promise=promise,
         bound=Bound(method="exact", exact=True, smallest_drop=0.003),
         full=full,
         screened=[unhealed],
         candidates=[candidate],
-        chosen=0,
-        next_smaller=None,
-        saved="50 parameters",
-        rows={"test": RowSet(split="train", rows=900, digest="d")},
+        rows=rows,
         seeds={"training": 0, "rows": 1},
         base={"path": "M"},
-        adapter="sha256:b",
     )
 
 
@@ -97,6 +95,32 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read.model_dump_json() == written.model_dump_json()
     assert read.certified
     assert read.written.digest == read.adapter
+
+
+def test_what_follows_from_the_figures_is_never_read() -> None:
+    written = certificate().model_dump(mode="json")
+    written |= {"statement": "nothing is lost", "saved": "all", "scope": "everything", "chosen": 3}
+    written |= {"status": "not certified", "next_smaller": 0, "adapter": "sha256:c"}
+    assert Certificate.model_validate(written) == certificate()
+    written["candidates"][0]["test"] |= {"upper": 0.0051, "passed_over": True}
+    changed = Certificate.model_validate(written)
+    assert not changed.certified
+    assert changed.candidates[0].test is not None
+    assert (changed.candidates[0].test.kept, changed.candidates[0].test.passed_over) == (False,) * 2
+    assert "may be 0.0051 worse" in changed.statement
+    written["candidates"][0]["test"] = None
+    assert (
+        "the smallest loss they can certify is 0.0030"
+        in Certificate.model_validate(written).statement
+    )
+
+
+def test_another_layout_is_refused(tmp_path: Path) -> None:
+    for layout in (0, 99):
+        text = json.dumps({**certificate().model_dump(mode="json"), "schema_version": layout})
+        (tmp_path / FILE_NAME).write_text(text.replace("NaN", "null"))
+        with pytest.raises(SoraError, match=f"has layout {layout} .*this version reads 1"):
+            read_certificate(tmp_path)
 
 
 def test_without_one_there_is_none(tmp_path: Path) -> None:

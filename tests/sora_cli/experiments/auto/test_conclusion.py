@@ -12,7 +12,7 @@ import torch
 from methods.base import LowRankLinear
 from methods.factors import LowRankFactors
 from sora_cli.experiments.auto.budget import RowPlan
-from sora_cli.experiments.auto.conclusion import choose, failed, full_layers
+from sora_cli.experiments.auto.conclusion import full_layers
 from sora_cli.experiments.auto.plan import found_keys, plan_auto
 from sora_cli.experiments.auto.plot import plot_curve
 from sora_cli.experiments.auto.record import AutoRecord
@@ -21,6 +21,7 @@ from sora_cli.experiments.auto.tables import size_table
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import Ranks, RunReport
 from sora_cli.run.certificate import Candidate, RowSet, SizeTest
+from sora_cli.run.conclusion import choose, failed
 from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
 from tests.sora_cli.run.test_certificate import certificate
 

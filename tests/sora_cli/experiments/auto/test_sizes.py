@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from sora_cli.experiments.auto.budget import LADDER
-from sora_cli.experiments.auto.carrying import carried
-from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs, saving, size_of
-from sora_cli.run.certificate import Screened, Size
+from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs
+from sora_cli.run.bound import carried
+from sora_cli.run.certificate import Screened
 from sora_cli.run.certify.carry import certifiable_drop
 from sora_cli.run.certify.few import few_rows_bound
+from sora_cli.run.size import Size, saving, size_of
 from sora_cli.tasks.row_scores import row_scores
 from tests.sora_cli.experiments.auto.support import full, screened
 

@@ -173,29 +173,25 @@ def test_a_certificate(tmp_path: Path) -> None:
         "test": schema.SizeTest(score=0.7, drop=0.1, upper=0.15, kept=False),
     })  # fmt: skip
     untested = failed.model_copy(update={"parameters": 10, "max_params": 10, "test": None})
-    digest = result_digest(run / "adapter")
-    text = known.model_copy(
-        update={
-            "candidates": [*known.candidates, failed, untested],
-            "next_smaller": 1,
-            "adapter": digest,
-        }
-    ).model_dump_json()
+    written = known.candidates[0].model_copy(update={"digest": result_digest(run / "adapter")})
+    update = {"candidates": [written, failed, untested], "statement": "nothing is lost"}
+    text = known.model_copy(update=update).model_dump_json()
     (run / "certificate.json").write_text(text)
     page = page_of(run)
     said = page.section("certificate")
-    assert "Certified: kept" in said
+    assert "Certified: with 95% confidence accuracy is at most 0.005 worse" in said  # its figures
+    assert "nothing is lost" not in page.text
     assert "40 44% 4" in said
     assert "0.8000 (drop +0.0000) +0.0040 0.8000 passed, written" in said
     assert "0.7000 (drop +0.1000) +0.1500 0.7100 failed" in said
     assert "10 11% 4 0.7100 not tested" in said
     assert "the smallest loss these test rows can certify: 0.003" in said
-    assert "rows: test 900 (of train)" in said
+    assert "test 900 (of train)" in said
     assert f"sora verify {run} --certificate" in page.section("next")
     assert "accuracy at most 0.5pt worse than at full rank, 95% confidence" in said
     assert "not the adapter that the certificate is for" not in page.text
-    (run / "certificate.json").write_text(text.replace(str(digest), "sha256:b").replace(
-        '"certified"', '"not certified"'))  # fmt: skip
+    text = text.replace(written.digest, "sha256:b").replace('"upper":0.004', '"upper":0.006')
+    (run / "certificate.json").write_text(text)
     page = page_of(run)
     assert "Not certified:" in page.section("certificate")
     assert "not the adapter that the certificate is for" in page.text

@@ -1,0 +1,62 @@
+"""The size of an adapter: what it costs where it is served, and what it saves. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, Field
+
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM's max_lora_rank takes, whatever the ranks of the layers."""
+
+
+class Size(BaseModel):
+    """The size of an adapter; its head is not counted."""
+
+    parameters: int = Field(description="numbers in the factors")
+    components: int = Field(description="rank-one terms of all layers")
+    largest_rank: int = Field(description="of a layer")
+    served: int = Field(
+        description="what it costs where it is served: numbers held there, padding included; "
+        "without serve, its parameters"
+    )
+
+
+def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: str | None) -> Size:
+    """Return an adapter's size from the ranks of its layers."""
+    parameters = sum(rank * cost[path] for path, rank in ranks.items())
+    largest = max(ranks.values(), default=0)
+    if serve is None:
+        served = parameters
+    else:
+        slots = _vllm_rank(largest) if serve == "vllm" else largest
+        served = slots * sum(cost[path] for path, rank in ranks.items() if rank)
+    return Size(
+        parameters=parameters,
+        components=sum(ranks.values()),
+        largest_rank=largest,
+        served=served,
+    )
+
+
+def _vllm_rank(largest: int) -> int:
+    """Return the smallest max_lora_rank that a rank fits."""
+    return next((rank for rank in _VLLM_RANKS if rank >= largest), largest)
+
+
+def saving(size: Size, full: Size, serve: str | None) -> str:
+    """Say what a size saves against the full rank."""
+    kept = f"{size.components:,} of {full.components:,} components"
+    share = size.parameters / full.parameters if full.parameters else 1.0
+    text = f"{kept}, {size.parameters:,} of {full.parameters:,} parameters ({share:.1%})"
+    if serve is None:
+        return text
+    if size.served >= full.served:
+        return f"{text}; nothing is saved where {serve} serves it: it pays for the largest rank"
+    if serve == "vllm":
+        ranks = (
+            f"max_lora_rank {_vllm_rank(size.largest_rank)}, not {_vllm_rank(full.largest_rank)}"
+        )
+    else:
+        ranks = f"padded to rank {size.largest_rank}, not {full.largest_rank}"
+    return f"{text}; served by {serve}: {ranks}, {size.served / full.served:.0%} of the numbers"

@@ -1,0 +1,202 @@
+"""The scores of a certificate compared with scores of the same adapters on the same rows here.
+
+On another machine sums come out in another order, and a row may fall on the other side: so many
+rows are tolerated, and no more than they can change of a bound. Where the scores are the same as
+the certificate's, so are the rows, and nothing is tolerated but rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+from scipy.special import ndtri
+
+from sora_cli.report import Score
+from sora_cli.run.certificate import Promise, SizeTest
+from sora_cli.run.certify.bca import FEWEST_DIFFERING
+from sora_cli.run.certify.few import few_rows_bound
+from sora_cli.run.certify.paired import exact_bound
+from sora_cli.tasks.row_scores import RowScores
+from sora_cli.verify.expected import ROUNDING, close
+
+_SAME = 1e-9
+"""By how much scores may be apart that are of the same rows: far less than one row of a million."""
+
+
+class Compared(BaseModel):
+    """One figure of the certificate, and what it is here.
+
+    Attributes:
+        name: what it is of.
+        apart: how far it may be from the other.
+    """
+
+    name: str
+    stored: Score
+    here: Score
+    apart: float
+
+    @property
+    def agrees(self) -> bool:
+        """True if they are no further apart; two that are no numbers agree, too."""
+        both = self.stored != self.stored and self.here != self.here
+        return both or abs(self.stored - self.here) <= self.apart + _SAME
+
+
+@dataclass
+class Scored:
+    """The comparison of all scores.
+
+    Attributes:
+        share: of the rows, which may fall on the other side on another machine.
+        compared: every figure that was computed again.
+        unclear: verdicts that turned within the tolerance, a sentence each.
+    """
+
+    share: float
+    compared: list[Compared] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+
+    def tolerated(self, rows: int) -> int:
+        """Return how many of so many rows may fall on the other side; one always may."""
+        return max(int(self.share * rows), 1)
+
+    def score(self, name: str, stored: float, here: RowScores) -> float:
+        """Compare a score; return the stored one if it agrees, else the one here."""
+        return self._compare(name, stored, here.value, self._apart(stored, here))
+
+    def test(
+        self,
+        name: str,
+        stored: SizeTest,
+        whole: float,
+        full: RowScores,
+        here: SizeTest,
+        promise: Promise,
+    ) -> SizeTest:
+        """Compare a size's test; return it with its figures where they agree, else those here.
+
+        Args:
+            whole: the score at full rank in the certificate.
+            full: the scores at full rank here.
+            here: the test of the scores here.
+        """
+        known: dict[str, Any] = {"refused": here.refused, "passed_over": here.passed_over}
+        same = close(whole, full.value, _SAME) and close(stored.score, here.score, _SAME)
+        if same and stored.differing == here.differing:
+            for figure in ("score", "drop", "upper"):
+                was, now = getattr(stored, figure), getattr(here, figure)
+                apart = ROUNDING * max(1.0, abs(now))
+                known[figure] = self._compare(_named(name, figure), was, now, apart)
+            return stored.model_copy(update=known)
+        return stored.model_copy(update=self._tolerant(name, stored, whole, full, here, promise))
+
+    def _tolerant(
+        self,
+        name: str,
+        stored: SizeTest,
+        whole: float,
+        full: RowScores,
+        here: SizeTest,
+        promise: Promise,
+    ) -> dict[str, Any]:
+        """Compare a test of which some rows turned; return its figures, as `test` does.
+
+        The drop, and of right or wrong the bound, must also follow from the other stored figures.
+        """
+        apart = self._apart(stored.score, full)
+        turned = 2 * self.tolerated(len(full))  # by either model
+        score = self._compare(_named(name, "score"), stored.score, here.score, apart)
+        self._compare(_named(name, "drop"), stored.drop, here.drop, 2 * apart)
+        differing, now = stored.differing or 0, here.differing or 0
+        differing = int(self._compare(f"{name}, rows that differ", differing, now, turned))
+        drop, upper = promise.drop(whole, score), stored.upper
+        alike = stored.refused == here.refused
+        alike = alike and _is_coarse(stored, full) == _is_coarse(here, full)
+        if alike:
+            allowed = _explained(full, here, promise.confidence, turned)
+            upper = self._compare(_named(name, "upper"), stored.upper, here.upper, allowed)
+        if not alike or stored.verdict != here.verdict:
+            self.unclear.append(
+                f"{name}: {_said(stored)} in the certificate, {_said(here)} here, of "
+                f"{promise.max_drop:g}"
+            )
+        if full.is_right_or_wrong and upper == stored.upper:
+            counts = _lost_and_won(drop, differing, len(full))
+            upper = exact_bound(*counts, len(full), promise.confidence) if counts else math.nan
+        return {
+            "score": score,
+            "drop": _near(stored.drop, drop),
+            "upper": _near(stored.upper, upper),
+            "differing": differing,
+        }
+
+    def _compare(self, name: str, stored: float, here: float, apart: float) -> float:
+        one = Compared(name=name, stored=stored, here=here, apart=apart)
+        self.compared.append(one)
+        return stored if one.agrees else here
+
+    def _apart(self, stored: float, scores: RowScores) -> float:
+        """Return how far a metric may be from itself, if so many of its rows differ."""
+        rows = len(scores)
+        if scores.is_right_or_wrong and not close(stored * rows, np.round(stored * rows)):
+            return ROUNDING  # no number of rows is right
+        return self.tolerated(rows) / rows * max(1.0, abs(scores.value))
+
+
+def _near(stored: float, here: float) -> float:
+    """Return a stored number where the one here is the same but for rounding."""
+    return stored if close(stored, here) else here
+
+
+def _named(name: str, figure: str) -> str:
+    return f"{name}, {'bound' if figure == 'upper' else figure}"
+
+
+def _said(test: SizeTest) -> str:
+    bound = f"a bound of {test.upper:.6g}" if test.refused is None else f"no bound ({test.refused})"
+    return f"{test.verdict} by {bound} with {test.differing} differing rows"
+
+
+def _is_coarse(test: SizeTest, full: RowScores) -> bool:
+    """Tell whether a bound is that of few differing rows, which is another than that of many."""
+    return not full.is_right_or_wrong and (test.differing or 0) < FEWEST_DIFFERING
+
+
+def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | None:
+    """Return the rows of right or wrong that were lost and won; None: no counts give this drop."""
+    if not math.isfinite(drop * rows):
+        return None
+    net = round(drop * rows)
+    lost, won = (differing + net) // 2, (differing - net) // 2
+    if not close(drop * rows, net) or lost + won != differing or min(lost, won) < 0:
+        return None
+    return (lost, won) if differing <= rows else None
+
+
+def _explained(full: RowScores, here: SizeTest, confidence: float, turned: int) -> float:
+    """Return how far a bound can be from the one here, if so many rows turned.
+
+    Right or wrong: as many are lost less, or won more; or lost more. Few differing rows: as many
+    less or more differ. Else the drop moves by these rows, and its square error by their squares.
+    """
+    rows, differing = len(full), here.differing or 0
+    if full.is_right_or_wrong:
+        lost, won = _lost_and_won(here.drop, differing, rows) or (differing, 0)
+        less = min(lost, turned)
+        more = min(turned - less, rows - lost - won)
+        low = exact_bound(lost - less, won + more, rows, confidence)
+        high = exact_bound(min(lost + turned, rows - won), won, rows, confidence)
+        return max(here.upper - low, high - here.upper)
+    if _is_coarse(here, full):
+        ends = (max(differing - turned, 0), min(differing + turned, rows))
+        bounds = [few_rows_bound(full, end, confidence) for end in ends]
+        return max((abs(b - here.upper) for b in bounds if b is not None), default=0.0)
+    one = max(1.0, abs(full.value)) / rows
+    margin = here.upper - here.drop
+    left = margin**2 - turned * (float(ndtri(confidence)) * one) ** 2
+    return turned * one + margin - math.sqrt(max(left, 0.0))

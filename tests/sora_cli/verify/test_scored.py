@@ -1,0 +1,114 @@
+"""A certificate's scores compared: to rounding, or within what a few rows explain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sora_cli.run.bound import judged
+from sora_cli.run.certificate import Promise, SizeTest
+from sora_cli.tasks.row_scores import RowScores, row_scores
+from sora_cli.verify.scored import Scored
+from tests.sora_cli.run.test_certificate import certificate
+
+ROWS = 400
+
+
+def scores(lost: int, won: int = 0, formula: str = "right") -> RowScores:
+    """The scores of a model that differs on rows from one that is right on all but the last 50."""
+    right = np.ones(ROWS)
+    right[-50:] = 0
+    right[:lost] = 0
+    right[ROWS - won :] = 1
+    return row_scores("accuracy", formula, right)
+
+
+def promise(max_drop: float = 0.05) -> Promise:
+    return certificate().promise.model_copy(update={"max_drop": max_drop})
+
+
+def compared(
+    stored: SizeTest, small: RowScores, whole: float | None = None, max_drop: float = 0.05
+) -> tuple[Scored, SizeTest]:
+    full = scores(0, formula=small.formula)
+    done = Scored(0.005)  # 2 rows of 400
+    here = judged(full, small, promise(max_drop), 0)
+    was = full.value if whole is None else whole
+    return done, done.test("sizes/1", stored, was, full, here, promise(max_drop))
+
+
+@pytest.mark.parametrize("formula", ["right", "mean"])
+def test_where_the_rows_are_the_same_nothing_is_tolerated_but_rounding(formula: str) -> None:
+    small = scores(25, 5, formula)
+    right = judged(scores(0, formula=formula), small, promise(0.2), 0)
+    done, agreed = compared(right, small, max_drop=0.2)
+    assert all(one.agrees for one in done.compared)
+    assert agreed == right
+    for figure in ("upper", "drop"):
+        changed = right.model_copy(update={figure: getattr(right, figure) - 1e-4})
+        done, agreed = compared(changed, small, max_drop=0.2)
+        assert [one.name for one in done.compared if not one.agrees] != []
+        assert agreed == right
+
+
+@pytest.mark.parametrize(
+    ("formula", "lost"), [("right", 24), ("right", 3), ("mean", 40), ("mean", 9)]
+)
+@pytest.mark.parametrize("turned", [(-1, 0), (1, 0), (0, 1), (-1, 1), (2, 0), (-2, 0), (0, 2)])
+def test_rows_that_turned_explain_the_bound(
+    formula: str, lost: int, turned: tuple[int, int]
+) -> None:
+    elsewhere = judged(scores(0, formula=formula), scores(lost, 0, formula), promise(0.5), 0)
+    done, agreed = compared(elsewhere, scores(lost + turned[0], turned[1], formula), max_drop=0.5)
+    assert all(one.agrees for one in done.compared), done.compared
+    assert agreed == elsewhere
+    assert done.unclear == []
+
+
+@pytest.mark.parametrize(("formula", "lost"), [("right", 24), ("mean", 40)])
+def test_a_bound_that_no_tolerated_row_explains_differs(formula: str, lost: int) -> None:
+    elsewhere = judged(scores(0, formula=formula), scores(lost - 1, 0, formula), promise(0.5), 0)
+    low = elsewhere.model_copy(update={"upper": elsewhere.drop - 0.01})
+    done, agreed = compared(low, scores(lost, 0, formula), max_drop=0.5)
+    assert "sizes/1, bound" in [one.name for one in done.compared if not one.agrees]
+    assert agreed.upper > low.upper
+    many = judged(scores(0, formula=formula), scores(lost - 6, 0, formula), promise(0.5), 0)
+    done, _ = compared(many, scores(lost, 0, formula), max_drop=0.5)
+    assert not all(one.agrees for one in done.compared)
+
+
+def test_of_right_or_wrong_the_figures_must_give_each_other() -> None:
+    """A row turned, so the bound may be another; but only that of the counts beside it."""
+    elsewhere = judged(scores(0), scores(23), promise(), 0)
+    assert compared(elsewhere, scores(24))[1] == elsewhere
+    for update in ({"upper": elsewhere.upper - 2e-3}, {"drop": elsewhere.drop - 1 / ROWS}):
+        assert compared(elsewhere.model_copy(update=update), scores(24))[1] == elsewhere
+    update = {"score": elsewhere.score + 0.5 / ROWS, "drop": elsewhere.drop - 0.5 / ROWS}
+    done, _ = compared(elsewhere.model_copy(update=update), scores(24))
+    assert "sizes/1, score" in [one.name for one in done.compared if not one.agrees]
+
+
+def test_a_verdict_that_turns_within_the_tolerance_cannot_be_told() -> None:
+    elsewhere, here = (judged(scores(0), scores(n), promise(0.5), 0) for n in (10, 11))
+    between = (elsewhere.upper + here.upper) / 2
+    done, _ = compared(
+        judged(scores(0), scores(10), promise(between), 0), scores(11), max_drop=between
+    )
+    assert all(one.agrees for one in done.compared)
+    (said,) = done.unclear
+    assert said.startswith("sizes/1: passed by a bound of ")
+    assert "in the certificate, failed by a bound of " in said
+
+
+def test_bounds_of_few_and_of_many_rows_cannot_be_compared() -> None:
+    many, few = (scores(n, 0, "mean") for n in (21, 19))
+    elsewhere = judged(scores(0, formula="mean"), many, promise(0.5), 0)
+    done, _ = compared(elsewhere, few, max_drop=0.5)
+    assert len(done.unclear) == 1
+
+
+def test_a_score_of_right_or_wrong_is_a_number_of_rows() -> None:
+    done = Scored(0.005)
+    assert done.score("full rank", 351 / ROWS, scores(0)) == 351 / ROWS
+    assert done.score("full rank", 350.5 / ROWS, scores(0)) == scores(0).value
+    assert done.score("full rank", 353 / ROWS, scores(0)) == scores(0).value
