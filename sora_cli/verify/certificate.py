@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.digest import apart, deciding, result_digest
 from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.data.rows import Rows
 from sora_cli.data.source import MissingDataError
+from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.load import LoadedRecipe, load_stored
+from sora_cli.recipe.reading import CERTIFICATE, load_read, named_base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import Score, read_report
@@ -28,6 +32,7 @@ from sora_cli.run.certificate import TEST, Candidate, Certificate, RowSet, read_
 from sora_cli.run.certify.bounds import drop_bound
 from sora_cli.run.choosing import Part, choosing_rows, row_sets
 from sora_cli.run.prepare import load_task
+from sora_cli.run.results import task_meta
 from sora_cli.run.stored import load_adapted
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
@@ -97,21 +102,21 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
         SoraError: no certificate, no recipe, or data, model or an adapter that are not there.
     """
     found, loaded = _read(run, overrides)
-    recipe = loaded.recipe
+    recipe, on = loaded.recipe, named_base(loaded)
     task, rows = _load(recipe)
     held = choosing_rows(task, found.rows["screening"].rows, found.seeds["rows"])
     changed = list(_changed_rows(found.rows, row_sets(rows, held)))
-    changed += _changed_adapters(run, found)
+    changed += _changed_adapters(run, found, task)
     tolerated = max(int(TOLERANCE * found.rows[TEST].rows), 1)
     compared: list[Compared] = []
     unclear: list[str] = []
     if not changed:
-        full = _scores(run / found.full.directory, recipe, task, held[TEST])
+        full = _scores(run / found.full.directory, recipe, task, held[TEST], on=on)
         apart = tolerated / len(full)
         compared.append(_compared("full rank", found.full.test, full.value, _apart(full, apart)))
         for size in found.candidates:
             if size.test is not None:
-                small = _scores(run / size.directory, recipe, task, held[TEST])
+                small = _scores(run / size.directory, recipe, task, held[TEST], on=on)
                 compared += _compare(found, size, full, small, apart, unclear)
     changed += [
         f"{one.name}: {one.stored:.6g} in the certificate, {one.here:.6g} here"
@@ -131,7 +136,8 @@ def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecip
     if report is None:
         raise SoraError(f"{run / REPORT} is gone: it says which data and model were used")
     values = {**report.recipe, "start": None}  # what it started from may be elsewhere by now
-    return found, load_stored(values, run / REPORT, report.name, overrides)
+    load = partial(load_stored, values, run / REPORT, report.name)
+    return found, load_read(load, overrides, CERTIFICATE)
 
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
@@ -152,7 +158,7 @@ def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> I
             yield f"the {name} rows are not those of the certificate ({now.rows:,}, {rows.rows:,})"
 
 
-def _changed_adapters(run: Path, found: Certificate) -> list[str]:
+def _changed_adapters(run: Path, found: Certificate, task: Task) -> list[str]:
     known = {run / ADAPTER: found.adapter, run / found.full.directory / ADAPTER: found.full.digest}
     known |= {run / size.directory / ADAPTER: size.digest for size in found.candidates}
     changed = []
@@ -162,11 +168,15 @@ def _changed_adapters(run: Path, found: Certificate) -> list[str]:
             changed.append(f"{place} is gone")
         elif now != digest:
             changed.append(f"{place} is not the adapter of the certificate")
+        said = deciding(read_sora_file(place / SORA_FILE)[0])
+        changed += apart(said, deciding(task_meta(task)), (place / SORA_FILE, "the run"))
     return changed
 
 
-def _scores(directory: Path, recipe: Recipe, task: Task, rows: Part) -> RowScores:
-    base, _ = load_adapted(read_adapter(directory / ADAPTER), recipe, task)
+def _scores(
+    directory: Path, recipe: Recipe, task: Task, rows: Part, *, on: str | None
+) -> RowScores:
+    base, _ = load_adapted(read_adapter(directory / ADAPTER), recipe, task, on=on, strict=True)
     encoded = rows.encoded(task, base)
     with tempfile.TemporaryDirectory() as scratch:
         return build_scorer(recipe, task, base, Path(scratch)).row_scores(encoded)
