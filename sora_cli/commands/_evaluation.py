@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import _completion
-from sora_cli.commands._options import Code, Json, Overrides, load_plugins
+from sora_cli.commands._options import Code, Json, ReadOverrides, load_plugins
 from sora_cli.core.checks import check_apart_from, check_needed
 from sora_cli.core.errors import SoraError
 
@@ -35,7 +35,7 @@ def evaluate(
             autocompletion=_completion.recipes,
         ),
     ] = None,
-    overrides: Overrides = None,
+    overrides: ReadOverrides = None,
     predictions: Annotated[
         Path | None,
         typer.Option("--predictions", help="Write each row's prediction to this .jsonl file."),

@@ -45,6 +45,8 @@ from sora_cli.recipe.recipe import ModelBlock, Recipe
 from sora_cli.tasks.base import Task
 from sora_cli.train.checkpoint.files import plain
 
+_PUT_BACK = "put the base model back as it was, or train again"
+
 
 def write_baseline(
     output: Path, method: Baseline, base: Base, meta: AdapterMeta, reference: BaseReference
@@ -132,14 +134,15 @@ def _check(meant: dict[str, Tensor], back: dict[str, Tensor], where: Path) -> No
         raise SoraError(f"{where} reads back differently: is the disk all right?")
 
 
-def check_base(base: Base, reference: BaseReference | None, result: str | Path) -> None:
+def check_base(
+    base: Base, reference: BaseReference | None, result: str | Path, *, hint: str = _PUT_BACK
+) -> None:
     """Refuse a base model with other weights than a result was made for, as far as that is known.
 
     Args:
         result: what was made for it, for the error.
     """
     if reference is not None:
-        hint = "put the base model back as it was, or train again"
         check_weights(reference, _files(base), base.resolved, result, hint=hint)
 
 
@@ -178,7 +181,8 @@ def _load_base_of(
     block = _base_block(recipe, reference, on)
     base = load_base(block, task, precision=recipe.training.precision)
     if on is None or strict:
-        check_base(base, reference, result)
+        hint = _PUT_BACK if on is None else "name the one that it was trained on: model.path=MODEL"
+        check_base(base, reference, result, hint=hint)
         return base
     other = other_weights(reference, _files(base), base.resolved, result)
     notes = () if other is None else (other,)
