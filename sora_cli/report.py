@@ -223,7 +223,8 @@ class RunReport(Report):
     digests: dict[str, str] = Field(
         default_factory=dict,
         description="of the result, by its directory (adapter, delta or model): SHA-256 of weights "
-        "and configuration, or a whole model's fingerprint; empty in reports of older versions",
+        "and configuration, or a whole model's fingerprint; and of files in it that decide answers "
+        "beside the weights (sora.json: its labels and the like); fewer in older reports",
     )
 
     @property

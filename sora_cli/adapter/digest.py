@@ -1,4 +1,8 @@
-"""The digest by which a run's report knows its result, and whether what lies there still is it."""
+"""The digests by which a run's report knows its result, and whether what lies there still is it.
+
+Answers are not decided by weights alone: the names of the classes, the length that rows are cut at
+and the tokenizer lie beside them, and could be exchanged.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,32 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
+from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
 from sora_cli.core.errors import SoraError
-from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DELTA_FILE
+from sora_cli.core.words import listed, shown_value
+from sora_cli.model.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    DELTA_FILE,
+    MODEL_CONFIG,
+    PROCESSOR_FILES,
+    SORA_FILE,
+)
 from sora_cli.model.fingerprint import fingerprint
-from sora_cli.report import RunReport, read_report
+from sora_cli.report import FILE_NAME, RunReport, read_report
 
 _NOT_THE_ADAPTER = ("base_model_name_or_path", "revision")
 """Keys of PEFT's configuration that say where the base model is."""
+_DECIDING = {"task", "labels", "num_labels", "problem_type", "max_length", "input_columns"}
+"""Keys of `sora.json` that decide what a model is given, and what its answer is called."""
+_FEW = 12  # items of a list that are shown
+_BESIDE = (SORA_FILE, MODEL_CONFIG, *PROCESSOR_FILES)
+"""Files that decide answers beside the weights."""
 
 
 def result_digest(folder: Path) -> str | None:
@@ -42,14 +63,98 @@ def _digest(weights: Path, config: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def changed_results(run: Path, digests: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line for each result in a run's directory that is not the one its report knows.
+def result_digests(folder: Path) -> dict[str, str]:
+    """Return the digests of a result, and of the files in it that decide answers, by their names.
+
+    Empty if the result cannot be read.
+    """
+    files = [folder / name for name in _BESIDE if (folder / name).is_file()]
+    found = {place.relative_to(folder.parent).as_posix(): _digest_at(place)
+             for place in (folder, *files)}  # fmt: skip
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def _digest_at(place: Path) -> str | None:
+    if place.is_dir():
+        return result_digest(place)
+    try:
+        if place.name == SORA_FILE:
+            content = json.dumps(deciding(read_sora_file(place)[0]), sort_keys=True).encode()
+        else:
+            content = place.read_bytes()
+    except (OSError, SoraError):
+        return None
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def deciding(meta: AdapterMeta) -> dict[str, Any]:
+    """Return the facts of `sora.json` about inputs and answers, as far as they are known."""
+    said = meta.model_dump(mode="json", include=_DECIDING)
+    return {key: value for key, value in said.items() if value not in (None, [])}
+
+
+def apart(
+    one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str | Path, str | Path]
+) -> Iterator[str]:
+    """Yield a sentence for each value that both have, as `deciding` gives them, and differ in.
 
     Args:
-        digests: as in the report; empty in reports of older versions.
+        names: of the two.
     """
-    for name, digest in digests.items():
-        yield from _remark(run / name, name, digest)
+    for key, value in one.items():
+        if key in other and other[key] != value:
+            first, second = _shown(value, other[key]), _shown(other[key], value)
+            yield f"{names[0]} has the {key} {first}, and {names[1]} {second}"
+
+
+def _shown(value: Any, other: Any) -> str:
+    """Return a value in words; a long list from the first item on that the other has not there."""
+    if not isinstance(value, list):
+        return shown_value(value)
+    pairs = zip_longest(value, other)
+    same = next(i for i, (a, b) in enumerate(pairs) if a != b) if len(value) > _FEW else 0
+    return f"{'..., ' if same else ''}{listed(value[same:], _FEW)}"
+
+
+def changed_results(run: Path, report: RunReport) -> Iterator[str]:
+    """Yield a line for each change of a run's results since its report."""
+    for name, digest in report.digests.items():
+        if "/" not in name:
+            yield from _remark(run / name, name, digest)
+            yield from _changed_beside(run / name, report)
+
+
+def changed_beside(folder: Path) -> list[str]:
+    """Return a line for each change of what decides a result's answers beside its weights.
+
+    Empty for a result that lies in no finished run's directory.
+    """
+    report = _report_of(folder.resolve())
+    return [] if report is None else list(_changed_beside(folder, report))
+
+
+def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
+    if not folder.is_dir():
+        return
+    recipe, classes = report.recipe, (report.data.get("classes") or {}).get("train") or {}
+    known = {
+        "labels": list(classes),
+        "task": recipe.get("task", {}).get("name"),
+        "max_length": recipe.get("data", {}).get("max_length"),
+    }
+    known = {key: value for key, value in known.items() if value}
+    file, name = folder / SORA_FILE, folder.resolve().name
+    try:
+        said = deciding(read_sora_file(file)[0])
+    except SoraError:
+        said = {}
+    named = list(apart(said, known, (file, folder.parent / FILE_NAME)))
+    yield from named
+    for key, digest in report.digests.items():
+        place = folder / key.removeprefix(f"{name}/")
+        told = bool(named) and place == file
+        if key.startswith(f"{name}/") and not told and _digest_at(place) != digest:
+            yield f"{place} has changed since the run, and decides answers"
 
 
 def has_changed(run: Path, report: RunReport) -> bool | None:
@@ -60,34 +165,43 @@ def has_changed(run: Path, report: RunReport) -> bool | None:
     """
     changed = None
     for name, digest in report.digests.items():
-        folder = run / name
-        if report.finished is None or not folder.is_dir():
+        place = run / name
+        if report.finished is None or not place.exists():
             continue
-        found = result_digest(folder) if _touched(folder, report.finished) else digest
+        found = _digest_at(place) if _touched(place, report.finished) else digest
         if found is not None:
             changed = bool(changed) or found != digest
     return changed
 
 
-def _touched(folder: Path, finished: str) -> bool:
-    """Tell whether any file in a folder was written or copied there after a time."""
+def _touched(place: Path, finished: str) -> bool:
+    """Tell whether a file, or any in a folder, was written or copied there after a time."""
     try:
-        times = [max(s.st_mtime, s.st_ctime) for s in (f.stat() for f in folder.iterdir())]
+        files = place.iterdir() if place.is_dir() else [place]
+        times = [max(s.st_mtime, s.st_ctime) for s in (f.stat() for f in files)]
         return max(times, default=0.0) > datetime.fromisoformat(finished).timestamp()
     except (OSError, ValueError):
         return True
 
 
 def result_remarks(folder: Path) -> list[str]:
-    """Return a line if a result lies in a run's directory whose report describes another one."""
+    """Return a line for each change of a result since the run in whose directory it lies."""
     place = folder.resolve()
+    report = _report_of(place)
+    if report is None:
+        return []
+    digest = report.digests.get(place.name)
+    weights = [] if digest is None else _remark(folder, place.name, digest)
+    return [*weights, *_changed_beside(folder, report)]
+
+
+def _report_of(place: Path) -> RunReport | None:
+    """Return the report of the finished run that a result lies in; None if it lies in none."""
     try:
-        report = read_report(place.parent)
+        report = read_report(place.parent) if place.name in (ADAPTER, DELTA, MODEL) else None
     except OSError:
-        return []
-    if report is None or report.status != "completed" or place.name not in report.digests:
-        return []
-    return list(_remark(folder, place.name, report.digests[place.name]))
+        return None
+    return None if report is None or report.status != "completed" else report
 
 
 def _remark(folder: Path, name: str, digest: str) -> Iterator[str]:

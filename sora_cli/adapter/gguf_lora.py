@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.base_weights import OR_FORCE, check_weights
 from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_of
 from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
@@ -22,6 +23,7 @@ from sora_cli.core.atomic import new_file
 from sora_cli.core.checks import GGUF_TYPES, check_choice
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.files import ADAPTER_WEIGHTS
+from sora_cli.model.references import local_checkpoint, resolve_model_path
 
 _DTYPES = dict(zip(GGUF_TYPES, ("float32", "float16"), strict=True))
 _ADAPTER_TYPE = "LORA".lower()  # the kind of file, not the method
@@ -52,7 +54,12 @@ class GgufLora:
 
 
 def export_gguf(
-    directory: Path, output: Path, *, type: str = "f32", base: str | None = None
+    directory: Path,
+    output: Path,
+    *,
+    type: str = "f32",
+    base: str | None = None,
+    force: bool = False,
 ) -> GgufLora:
     """Write an adapter as a GGUF file, one module in memory at a time, and read it back.
 
@@ -61,16 +68,18 @@ def export_gguf(
         output: the file; one that is there is replaced.
         type: of the factors, "f32" or "f16".
         base: the base model, a GGUF file or a checkpoint; None: the one that the adapter names.
+        force: take a base with other weights than the one trained on.
 
     Raises:
-        SoraError: bad input, a part of the adapter that llama.cpp has no place for, or numbers too
-            large for the type.
+        SoraError: bad input, a part of the adapter that llama.cpp has no place for, a base with
+            other weights, or numbers too large for the type.
     """
     check_choice("type", type, GGUF_TYPES)
     with open_adapter(directory) as file:
         check_low_rank(file)
         name = base or file.base.name()
         architecture, places = places_of(file, name)
+        _check_base(file, name, force=force)
         ranks = Plan(file.layers, {}, layout="exact", dtype="float32").stored
         alpha = max(ranks.values())
         layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
@@ -92,6 +101,19 @@ def export_gguf(
             sizes=((file.directory / ADAPTER_WEIGHTS).stat().st_size, output.stat().st_size),
             notes=file.notes,
         )
+
+
+def _check_base(file: AdapterFile, name: str, *, force: bool) -> None:
+    """Refuse a base with other weights; a checkpoint and a GGUF file of it cannot be compared."""
+    source = local_checkpoint(resolve_model_path(name), file.base.revision)
+    one_form = _is_gguf(file.base.path) == _is_gguf(name)
+    check_weights(
+        file.base, source if one_form else None, name, "the adapter", force=force, hint=OR_FORCE
+    )
+
+
+def _is_gguf(reference: str) -> bool:
+    return reference.lower().endswith(".gguf")
 
 
 def _scaled(file: AdapterFile, path: str, factor: float) -> LowRankFactors:

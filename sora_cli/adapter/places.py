@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that a mistyped path is reported at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from shlex import quote
@@ -96,6 +97,23 @@ def with_base(folder: Path) -> list[Path]:
     """Return a result's directory and, where it is recorded and on this disk, its base model's."""
     base = read_sora_file(folder / SORA_FILE)[1]
     return [folder] if base is None or base.here is None else [folder, Path(base.here)]
+
+
+def takes_base(place: Path) -> bool:
+    """Tell whether a result, or a run's, is put on a base model: an adapter or a delta."""
+    if adapter_folder(place) is not None:
+        return True
+    folder = baseline_folder(place)
+    return folder is not None and (folder / DELTA_FILE).is_file()
+
+
+def check_named_base(base: str | None, places: Sequence[Path]) -> None:
+    """Raise `SoraError` where `--base` is given, and no result that is put on a base model."""
+    if base is not None and not any(map(takes_base, places)):
+        raise SoraError(
+            f"--base is for adapters, and {first_few(map(str, places))} is a whole model",
+            hint="leave out --base",
+        )
 
 
 def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> None:

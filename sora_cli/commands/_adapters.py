@@ -24,6 +24,7 @@ from sora_cli.commands._options import (
     Output,
     Overrides,
     Rank,
+    ReadOverrides,
     output_option,
 )
 from sora_cli.core.checks import check_apart_from, check_needed
@@ -149,7 +150,7 @@ def verify(
             autocompletion=_completion.runs,
         ),
     ] = None,
-    overrides: Overrides = None,
+    overrides: ReadOverrides = None,
     base: Annotated[
         str | None,
         typer.Option("--base", help="The base model, if it is not the one that the adapter names."),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 
 from sora_cli.adapter.digest import result_digest, result_remarks
-from sora_cli.adapter.places import check_target, with_base
+from sora_cli.adapter.places import check_target, takes_base, with_base
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
@@ -18,6 +19,7 @@ from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.timing import importing
 from sora_cli.core.words import near_files
 from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.reading import BENCHMARK, load_read, named_base
 from sora_cli.report import FILE_NAME
 from sora_cli.run.output import BENCHMARKS
 from sora_cli.run.precision import settle_precision
@@ -68,7 +70,11 @@ def score(
     folder = asked.folder
     if folder is not None and not folder.is_dir():
         raise SoraError(f"no directory '{folder}' (--benchmark-tasks)", hint=near_files(folder))
-    loaded = load_recipe(recipe, overrides) if recipe is not None else None
+    known = takes_base(Path(target).expanduser())
+    reading = BENCHMARK if known else BENCHMARK.without("model.path")
+    loaded = None
+    if recipe is not None:
+        loaded = load_read(partial(load_recipe, recipe), overrides, reading)
     check_new_file("--output", output, force=force)
     place = check_target(target, f"sora eval {{}} --benchmark {quote(asked.names)}")
     if output is not None:
@@ -84,7 +90,7 @@ def score(
         )
         from sora_cli.use.described import described
     try:
-        read = loaded if loaded is not None else described(place, overrides)[0]
+        read = loaded or described(place, overrides, reading=reading)[0]
     except SoraError as error:
         if "--task" not in (error.hint or ""):
             raise
@@ -94,8 +100,15 @@ def score(
     used = settle_precision(read).recipe
     check_family(used, target)
     index = find_benchmarks(names, folder)
-    results = score_benchmarks(
-        target, used, names, index, batch=asked.batch, limit=asked.limit, few_shot=asked.few_shot
+    results, notes = score_benchmarks(
+        target,
+        used,
+        names,
+        index,
+        batch=asked.batch,
+        limit=asked.limit,
+        few_shot=asked.few_shot,
+        on=named_base(read),
     )
     report = BenchmarkReport(
         target=target,
@@ -103,6 +116,7 @@ def score(
         harness=harness_version(),
         limit=asked.limit,
         results=results,
+        notes=notes,
     )
     text = readable_json(json.loads(report.model_dump_json()))
     if output is None and (place.parent / FILE_NAME).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count, emit, emit_table, say
@@ -34,10 +35,11 @@ def measured(
     if recipe is None:
         raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
     from sora_cli.recipe.load import load_recipe
+    from sora_cli.recipe.reading import MAX_DROP, load_read
     from sora_cli.run.precision import settle_precision
     from sora_cli.run.preflight import check_recipe
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_read(partial(load_recipe, recipe), overrides, MAX_DROP)
     drop = parse_drop(max_drop, metric_of(loaded.recipe))
     check_recipe(loaded.recipe, model=False)  # the adapter's own base model is loaded
     return settle_precision(loaded), drop

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import _completion
-from sora_cli.commands._options import Code, Force, Json, Overrides, load_plugins, output_option
+from sora_cli.commands._options import (
+    Code,
+    Force,
+    Json,
+    ReadOverrides,
+    load_plugins,
+    output_option,
+)
 from sora_cli.core.checks import check_apart_from, check_needed
 from sora_cli.core.errors import SoraError
 
@@ -35,7 +42,7 @@ def evaluate(
             autocompletion=_completion.recipes,
         ),
     ] = None,
-    overrides: Overrides = None,
+    overrides: ReadOverrides = None,
     predictions: Annotated[
         Path | None,
         output_option("--predictions", help="Write each row's prediction to this .jsonl file."),

@@ -17,8 +17,8 @@ from sora_cli.commands._options import (
     MaxParams,
     MeanRank,
     Output,
-    Overrides,
     Rank,
+    ReadOverrides,
 )
 from sora_cli.core.checks import check_needed
 from sora_cli.recipe.tolerance import CONFIDENCE
@@ -46,7 +46,7 @@ def extract(
     ],
     base: Annotated[str, typer.Option("--base", help="The model that it was fine-tuned from.")],
     output: Output,
-    overrides: Overrides = None,
+    overrides: ReadOverrides = None,
     energy: Energy = None,
     rank: Rank = None,
     max_params: MaxParams = None,

@@ -24,6 +24,13 @@ Overrides = Annotated[
         autocompletion=_completion.overrides,
     ),
 ]
+ReadOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Values to change that the command reads, such as data.path=DIR.",
+        autocompletion=_completion.overrides,
+    ),
+]
 RecipeArgument = Annotated[
     str,
     typer.Argument(

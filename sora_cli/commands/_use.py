@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import _completion
-from sora_cli.commands._options import Json, Overrides
+from sora_cli.commands._options import Json, ReadOverrides
 
 Target = Annotated[
     str,
@@ -96,7 +96,7 @@ def predict(
             help="The file to write, by its ending csv, tsv, jsonl or parquet; - is stdout.",
         ),
     ],
-    overrides: Overrides = None,
+    overrides: ReadOverrides = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Add the probability of each class, too.")
     ] = False,

@@ -6,7 +6,7 @@ import shutil
 import sys
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import check_target
+from sora_cli.adapter.places import check_named_base, check_target, takes_base
 from sora_cli.commands._sampling import Given, check_given
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.timing import importing
@@ -18,6 +18,7 @@ def chat(
     """Answer what is typed, or the lines of stdin, until they end."""
     check_given(given, dtype)
     places = [check_target(target, "sora chat {}") for target in targets]
+    check_named_base(base, places)
     for place in places:
         say_notes(result_remarks(place))
     with importing():
@@ -26,7 +27,8 @@ def chat(
         from sora_cli.use.speaker import load_speaker, say_form
     speakers = []
     for target, place in zip(targets, places, strict=True):
-        speaker, trained_with = load_speaker(target, place, on=base, dtype=dtype)
+        on = base if takes_base(place) else None
+        speaker, trained_with = load_speaker(target, place, on=on, dtype=dtype)
         system = trained_with if system is None else system
         speakers.append(speaker)
         say_form(speaker)

@@ -149,7 +149,7 @@ def _find(places: Sequence[Path], *outputs: Path | None) -> Sequence[Run]:
     for output in filter(None, outputs):
         check_apart(output, *found.read, hint="name another file")
     for run in found.runs:
-        for line in changed_results(run.directory, run.report.digests):
+        for line in changed_results(run.directory, run.report):
             say(f"warning: {printable(line)}")
     for line in found.left_out:
         say(f"left out: {printable(line)}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import check_target, with_base
+from sora_cli.adapter.places import check_target, takes_base, with_base
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.reading import EVAL, load_read, named_base
 from sora_cli.report import FILE_NAME, HISTORY_FILE
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
@@ -32,7 +34,8 @@ def evaluate(
 ) -> None:
     """Score an adapter, a run or a model on a recipe's reported splits."""
     check_new_file("--predictions", predictions, force=force)
-    loaded = load_recipe(recipe, overrides)
+    reading = EVAL if takes_base(Path(target).expanduser()) else EVAL.without("model.path")
+    loaded = load_read(partial(load_recipe, recipe), overrides, reading)
     check_recipe(loaded.recipe, model=False)  # the target takes its place
     read = check_target(target, f"sora eval {{}} --recipe {quote(recipe)}")
     say_notes(result_remarks(read))
@@ -45,12 +48,14 @@ def evaluate(
     scores: dict[str, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
     used = settle_precision(loaded).recipe
-    for scored in score_target(target, used, records=predictions is not None):
+    on, notes = named_base(loaded), list[str]()
+    for scored in score_target(target, used, records=predictions is not None, on=on):
         scores[scored.split] = scored.scores
         records += scored.records
+        notes = list(scored.notes)
     if predictions is not None:
         _write_lines(predictions, records)
-    _show(target, scores, as_json=as_json)
+    _show(target, scores, notes, as_json=as_json)
 
 
 def _data_files(recipe: Recipe) -> list[Path]:
@@ -67,9 +72,11 @@ def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     say(f"{len(records):,} predictions in {path}")
 
 
-def _show(target: str, scores: dict[str, dict[str, float]], *, as_json: bool) -> None:
+def _show(
+    target: str, scores: dict[str, dict[str, float]], notes: list[str], *, as_json: bool
+) -> None:
     if as_json:
-        emit(json.dumps(scores, indent=2))
+        emit(json.dumps({**scores, **({"notes": notes} if notes else {})}, indent=2))
         return
     names = list(next(iter(scores.values())))
     rows = [[split, *[f"{values[n]:.4f}" for n in names]] for split, values in scores.items()]

@@ -62,7 +62,8 @@ def export(
         type: of the factors in a GGUF file, "f32" (None) or "f16".
         base: for a GGUF file: the base model, if it is not where the adapter says; for another
             program's file: the model whose layers its names are.
-        force: replace an adapter that is at `output`.
+        force: replace what is at `output`; with a GGUF file, also take a base that is not the one
+            trained on.
         verify: compare the outputs of both, where memory allows and the base is here.
         as_json: print what was written, and who can load it, as JSON.
 
@@ -152,7 +153,8 @@ def _export_gguf(
         from sora_cli.adapter.gguf_lora import export_gguf
 
     keep_freed_memory()
-    done = export_gguf(directory, output, type=type or GGUF_TYPES[0], base=base)
+    kind = type or GGUF_TYPES[0]
+    done = export_gguf(directory, output, type=kind, base=base, force=force)
     say_notes(done.notes)
     command = f"llama-server -m BASE.gguf --lora {quote(str(output))}"
     if as_json:

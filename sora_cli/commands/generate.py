@@ -7,7 +7,7 @@ import sys
 import time
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import check_target
+from sora_cli.adapter.places import check_named_base, check_target
 from sora_cli.commands._sampling import Given, check_given
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
@@ -37,6 +37,7 @@ def generate(
     if raw and system is not None:
         raise SoraError("--system does not go with --raw: nothing is put around the prompt")
     place = check_target(target, "sora generate {} --prompt TEXT")
+    check_named_base(base, [place])
     say_notes(result_remarks(place))
     text = sys.stdin.read() if prompt == STDIN else prompt
     if not text.strip():
@@ -55,5 +56,6 @@ def generate(
         emit("")
         return
     facts = {"model": target, "prompt": text, "system": system, "text": answer,
-             "seed": sampling.seed, "seconds": time.perf_counter() - began}  # fmt: skip
+             "seed": sampling.seed, "seconds": time.perf_counter() - began,
+             "notes": speaker.notes}  # fmt: skip
     emit(json.dumps(facts, indent=2, ensure_ascii=False))

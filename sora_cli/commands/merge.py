@@ -117,7 +117,7 @@ def merge(
         return OK
     from sora_cli.verify.self_check import self_check
 
-    code = self_check(directory, output, base=base)
+    code = self_check(directory, output, base=base, force=force)
     if code == FAILED and lossy and accept_loss:
         say("the loss was accepted with --accept-loss: the difference is no failure")
         return OK

@@ -14,7 +14,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from sora_cli.adapter.digest import result_remarks
-from sora_cli.adapter.places import check_target, with_base
+from sora_cli.adapter.places import check_named_base, check_target, with_base
 from sora_cli.core.checks import check_apart_from, check_choice
 from sora_cli.core.console import count, duration, emit, say, say_notes
 from sora_cli.core.errors import SoraError
@@ -61,6 +61,7 @@ def predict(
     if file != STREAM:
         check_file(Path(file).expanduser())
     place = check_target(target, f"sora predict {{}} {quote(file)} -o {quote(output)}")
+    check_named_base(base, [place])
     if output != STREAM:
         read = [*with_base(place), *([] if file == STREAM else [Path(file).expanduser()])]
         check_apart(output_path(output), *read)

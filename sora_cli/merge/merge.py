@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sora_cli.adapter.base_weights import OR_FORCE, check_weights
 from sora_cli.adapter.classes import names_classes
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import write_json
@@ -50,7 +51,6 @@ from sora_cli.merge.plan import Plan, plan_weights
 from sora_cli.merge.rounding import AS_IN_BASE, Storing, Survival, check_survival
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
 from sora_cli.model.files import MODEL_CONFIG, SAFE_WEIGHTS, WEIGHTS_INDEX
-from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.references import resolve_model_path
 from sora_cli.model.tensors import dtype_name, torch_dtype
@@ -262,7 +262,12 @@ def _base_of(
         {"adapter": new.digest(), "method": new.outline.meta.method},
     ]
     check_not_folded(folded, source)
-    return folder, folded, _check_fingerprint(new.outline, folder, force=force)
+    recorded = new.outline.base
+    return (
+        folder,
+        folded,
+        check_weights(recorded, folder.origin, source, "the adapter", force=force, hint=OR_FORCE),
+    )
 
 
 def _written(base: BaseFolder) -> tuple[str, ...]:
@@ -270,21 +275,6 @@ def _written(base: BaseFolder) -> tuple[str, ...]:
     others = {name.parts[0] for name in base.others}
     own = (MODEL_CONFIG, MODEL_CARD, MERGE_RECORD, WEIGHTS_INDEX, SAFE_WEIGHTS)
     return (*own, *sorted(others))
-
-
-def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> bool:
-    """Return whether the base is known to be right; raise if it is known not to be."""
-    if adapter.base.fingerprint is None:
-        return False
-    if fingerprint(folder.origin) == adapter.base.fingerprint:
-        return True
-    if force:
-        return False
-    raise SoraError(
-        f"{folder.source} holds other weights than the base the adapter was trained on",
-        where=f"that was: {adapter.base.path}",
-        hint="give the right one with --base, or merge all the same with --force",
-    )
 
 
 def _match(

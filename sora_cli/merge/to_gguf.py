@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from methods.factors import LowRankFactors
+from sora_cli.adapter.base_weights import OR_FORCE, check_weights
 from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_in_file
 from sora_cli.adapter.reading import AdapterFile
@@ -29,7 +30,6 @@ from sora_cli.merge.rounding import (
     inner,
     shown_survival,
 )
-from sora_cli.model.fingerprint import fingerprint
 
 _FILE_TYPE = "general.file_type"
 
@@ -76,7 +76,9 @@ def merge_to_gguf(
     check_choice("type", type, MERGED_GGUF)
     check_low_rank(adapter)
     _, places = places_in_file(adapter, source)
-    checked = _check_fingerprint(adapter, source, force=force)
+    checked = check_weights(
+        adapter.base, source, str(source), "the adapter", force=force, hint=OR_FORCE
+    )
     made = _Made(adapter, source, places, type)
     try:
         with new_file(output) as temporary:
@@ -91,21 +93,6 @@ def merge_to_gguf(
     except OSError as error:
         raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
     return GgufMerged(len(places), made.copied, checked, survival)
-
-
-def _check_fingerprint(adapter: AdapterFile, source: Path, *, force: bool) -> bool:
-    """Return whether the base is known to be right; raise if it is known not to be."""
-    if adapter.base.fingerprint is None:
-        return False
-    if fingerprint(source) == adapter.base.fingerprint:
-        return True
-    if force:
-        return False
-    raise SoraError(
-        f"{source} holds other weights than the base the adapter was trained on",
-        where=f"that was: {adapter.base.path}",
-        hint="give the right one with --base, or merge all the same with --force",
-    )
 
 
 class _Made:

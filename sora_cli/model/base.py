@@ -40,6 +40,7 @@ class Base:
         head: module paths trained in full: the head and whatever was missing.
         classes: names of the classes in the checkpoint's own configuration, in label order; None:
             it names none.
+        notes: what a person should know about the model's answers.
     """
 
     model: Any
@@ -50,6 +51,7 @@ class Base:
     missing: tuple[str, ...]
     head: tuple[str, ...]
     classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_base(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.adapter.companions import save_processor
-from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.digest import result_digests
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
 from sora_cli.adapter.places import ADAPTER
@@ -30,6 +30,7 @@ from sora_cli.run.output import RANKS_PLOT, clear_results
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.remarks import data_remarks, overlaps_of, skip_remark
 from sora_cli.run.stored import write_baseline
+from sora_cli.tasks.base import Task
 from sora_cli.train.fit import Fit
 
 
@@ -114,7 +115,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
         )
         if is_main():
             clear_results(output, kept=written.name)
-            _note_digest(report, written)
+            report.digests = result_digests(written)
             (output / RANKS_PLOT).unlink(missing_ok=True)
         return
     adapter = run_adapter(ready, options, named_base(known, loaded.recipe))
@@ -128,7 +129,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
 
     write_adapter(output / ADAPTER, replace(adapter, meta=meta), force=True, beside=beside)
     clear_results(output, kept=ADAPTER)
-    _note_digest(report, output / ADAPTER)
+    report.digests = result_digests(output / ADAPTER)
     start = {path: m.start for path, m in report.ranks.items()}
     end = {path: m.end for path, m in report.ranks.items()}
     plot_ranks(end, start, output / RANKS_PLOT, f"{report.name}: {ready.method.name}")
@@ -169,11 +170,6 @@ def _is_local(path: str) -> bool:
     return looks_local(path) or is_there(path)
 
 
-def _note_digest(report: RunReport, written: Path) -> None:
-    digest = result_digest(written)
-    report.digests = {} if digest is None else {written.name: digest}
-
-
 def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseReference) -> Adapter:
     """Build the trained model's adapter and head, ready to be written."""
     adapter = build_adapter(
@@ -193,18 +189,24 @@ def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseRe
 
 def run_meta(ready: Prepared, method_options: Mapping[str, Any]) -> AdapterMeta:
     """Return what `sora.json` says about the method and the task."""
-    task = ready.task
+    told = {
+        "method": ready.method.name,
+        "method_config": {k: v for k, v in method_options.items() if k != "name"},
+        "quantise": quantised_as(ready.base.model),
+    }
+    return task_meta(ready.task).model_copy(update=told)
+
+
+def task_meta(task: Task) -> AdapterMeta:
+    """Return what `sora.json` says about a task that is bound to its rows."""
     options = task.model_options()
     return AdapterMeta(
-        method=ready.method.name,
-        method_config={k: v for k, v in method_options.items() if k != "name"},
         task=task.name,
         labels=tuple(task.label_names) if task.label_names else None,
         num_labels=options.get("num_labels"),
         problem_type=options.get("problem_type"),
         max_length=task.data.max_length,
         input_columns=task.input_columns,
-        quantise=quantised_as(ready.base.model),
     )
 
 

@@ -29,18 +29,26 @@ _WITH_TEXTS = ("source", "question", "tokens", "image")
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores on one split; and a record for each of its rows, if they were asked for."""
+    """The scores on one split; and a record for each of its rows, if they were asked for.
+
+    Attributes:
+        notes: what a person should know about the model's answers.
+    """
 
     split: str
     scores: dict[str, float]
     records: list[dict[str, Any]]
+    notes: tuple[str, ...]
 
 
-def score_target(target: str, recipe: Recipe, *, records: bool) -> Iterator[Scored]:
+def score_target(
+    target: str, recipe: Recipe, *, records: bool, on: str | None = None
+) -> Iterator[Scored]:
     """Score an adapter, a run's result or a model on a recipe's reported splits.
 
     Args:
         records: also return each row's prediction.
+        on: the base model, as for `load_target`.
 
     Raises:
         SoraError: whatever is wrong with the rows or with what is scored.
@@ -48,7 +56,7 @@ def score_target(target: str, recipe: Recipe, *, records: bool) -> Iterator[Scor
     task, rows = load_task(recipe)
     with recipe.placing():
         check_rows(task, rows, rows.report.values())
-    base = load_target(target, recipe, task)
+    base = load_target(target, recipe, task, on=on)
     wanted = [*task.metric_names, *(task.options.TEXT_METRICS if records else ())]
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(recipe, task, base, Path(scratch))
@@ -56,16 +64,15 @@ def score_target(target: str, recipe: Recipe, *, records: bool) -> Iterator[Scor
             with recipe.placing():
                 encoded = encode(task, base, part, rows.origin(part))
             found = trainer.predictions_of(encoded, wanted)
-            yield Scored(
-                split, task.scores(found), _records(task, split, part, found) if records else []
-            )
+            told = _records(task, split, part, found) if records else []
+            yield Scored(split, task.scores(found), told, base.notes)
 
 
 def load_target(target: str, recipe: Recipe, task: Task, *, on: str | None = None) -> Base:
     """Load the model to score: a base model with an adapter or a delta in it, or a model.
 
     Args:
-        on: the base model; None: the one that the adapter or the delta names.
+        on: the base model of an adapter or a delta; None: the one that it names.
 
     Raises:
         SoraError: it cannot be loaded, or has a head that was not trained.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
@@ -23,6 +24,7 @@ from methods.base import LowRankLinear
 from methods.baselines import Baseline
 from methods.sharding import is_sharded, whole
 from sora_cli.adapter.apply import apply_adapter, load_head
+from sora_cli.adapter.base_weights import check_weights, other_weights
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.moved import located
@@ -30,18 +32,20 @@ from sora_cli.adapter.peft.layout import check_tensor
 from sora_cli.adapter.places import DELTA, MODEL
 from sora_cli.adapter.saving import head_tensors
 from sora_cli.core.atomic import new_directory
+from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
 from sora_cli.core.processes import is_main
 from sora_cli.core.words import listed
 from sora_cli.model.base import Base, load_base
 from sora_cli.model.files import DELTA_FILE, MODEL_CONFIG, SORA_FILE
-from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.references import local_checkpoint
 from sora_cli.model.tensors import load_tensors
 from sora_cli.recipe.recipe import ModelBlock, Recipe
 from sora_cli.tasks.base import Task
 from sora_cli.train.checkpoint.files import plain
+
+_PUT_BACK = "put the base model back as it was, or train again"
 
 
 def write_baseline(
@@ -87,12 +91,12 @@ def load_delta(folder: Path, recipe: Recipe, task: Task, *, on: str | None = Non
     """Load the base model with a delta's tensors in it.
 
     Args:
-        on: the base model, whatever its weights; None: the one that the delta names, with the
-            weights that it was trained on.
+        on: the base model, where the user names one: other weights than those that the delta was
+            trained on are noted. None: the one that the delta names.
 
     Raises:
         SoraError: damaged, for other classes, does not fit its base, or was trained on other
-            weights.
+            weights than a base that nobody named has.
     """
     meta, reference = read_sora_file(folder / SORA_FILE)
     if reference is None:
@@ -130,48 +134,60 @@ def _check(meant: dict[str, Tensor], back: dict[str, Tensor], where: Path) -> No
         raise SoraError(f"{where} reads back differently: is the disk all right?")
 
 
-def check_base(base: Base, reference: BaseReference | None, result: str | Path) -> None:
+def check_base(
+    base: Base, reference: BaseReference | None, result: str | Path, *, hint: str = _PUT_BACK
+) -> None:
     """Refuse a base model with other weights than a result was made for, as far as that is known.
 
     Args:
         result: what was made for it, for the error.
     """
-    files = local_checkpoint(base.resolved, base.revision)
-    if reference is None or reference.fingerprint is None or files is None:
-        return
-    if fingerprint(files) != reference.fingerprint:
-        raise SoraError(
-            f"{base.resolved} holds other weights than the base model of {result}",
-            hint="put the base model back as it was, or train again",
-        )
+    if reference is not None:
+        check_weights(reference, _files(base), base.resolved, result, hint=hint)
+
+
+def _files(base: Base) -> Path | None:
+    return local_checkpoint(base.resolved, base.revision)
 
 
 def load_adapted(
-    adapter: Adapter, recipe: Recipe, task: Task, *, on: str | None = None
+    adapter: Adapter, recipe: Recipe, task: Task, *, on: str | None = None, strict: bool = False
 ) -> tuple[Base, dict[str, LowRankLinear]]:
     """Load the base an adapter was trained on, with the adapter in it; and the adapted layers.
 
     Args:
-        on: the base model, whatever its weights; None: the one that the adapter names, with the
-            weights that it was trained on.
+        on: the base model, where the user names one: other weights than those that the adapter was
+            trained on are noted. None: the one that the adapter names.
+        strict: refuse them there, too.
 
     Raises:
         SoraError: the adapter is for other classes, does not fit its base, or was trained on other
-            weights.
+            weights than a base that nobody named has.
     """
     check_classes("adapter", adapter.meta.labels, task)
-    base = _load_base_of("the adapter", adapter.base, recipe, task, on)
+    base = _load_base_of("the adapter", adapter.base, recipe, task, on, strict=strict)
     return base, apply_adapter(base.model, adapter)
 
 
 def _load_base_of(
-    result: str | Path, reference: BaseReference, recipe: Recipe, task: Task, on: str | None
+    result: str | Path,
+    reference: BaseReference,
+    recipe: Recipe,
+    task: Task,
+    on: str | None,
+    *,
+    strict: bool = False,
 ) -> Base:
     block = _base_block(recipe, reference, on)
     base = load_base(block, task, precision=recipe.training.precision)
-    if on is None:
-        check_base(base, reference, result)
-    return base
+    if on is None or strict:
+        hint = _PUT_BACK if on is None else "name the one that it was trained on: model.path=MODEL"
+        check_base(base, reference, result, hint=hint)
+        return base
+    other = other_weights(reference, _files(base), base.resolved, result)
+    notes = () if other is None else (other,)
+    say_notes(notes)
+    return replace(base, notes=notes)
 
 
 def _base_block(recipe: Recipe, reference: BaseReference, on: str | None) -> ModelBlock:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from sora_cli.adapter.places import MODEL, baseline_folder
 from sora_cli.core.console import count, emit, say, say_notes
 from sora_cli.core.processes import world_size
+from sora_cli.recipe.load import load_recipe
+from sora_cli.recipe.reading import EVAL, words_read
 from sora_cli.report import RunReport
 from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
 
@@ -99,8 +102,10 @@ def result_lines(report: RunReport) -> list[str]:
 
 def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
     """Return the commands that can be used on a baseline's result."""
-    run = str(folder.parent)
-    commands = [shlex.join(["sora", "eval", run, "--recipe", *words])]
+    run, (recipe, *overrides) = str(folder.parent), words
+    # the run knows its base model, wherever that is by now
+    read = words_read(partial(load_recipe, recipe), overrides, EVAL.without("model.path"))
+    commands = [shlex.join(["sora", "eval", run, "--recipe", recipe, *read])]
     if folder.name == MODEL:
         commands.append(shlex.join(["sora", "verify", str(folder)]))
     return commands

@@ -214,6 +214,7 @@ def build_trainer(
     """Build a trainer for a recipe; without training rows it can only evaluate."""
     if not torch.cuda.is_available():
         keep_freed_memory()
+    recipe = _scoring(recipe) if train is None else recipe
     return AdapterTrainer(
         task=task,
         recipe=recipe,
@@ -225,6 +226,12 @@ def build_trainer(
         callbacks=split_loggers(recipe.training.loggers)[1],
         processor=base.processor,
     )
+
+
+def _scoring(recipe: Recipe) -> Recipe:
+    """Leave out what only a training needs of the machine: loggers, and batches that split."""
+    only = {"loggers": [], "batch_size": _world_size(), "gradient_accumulation": 1}
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=only)})
 
 
 def build_scorer(recipe: Recipe, task: Task, base: Base, output: Path) -> AdapterTrainer:

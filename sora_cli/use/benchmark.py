@@ -52,6 +52,7 @@ class BenchmarkReport(BaseModel):
     harness: str = Field(description="version of lm-evaluation-harness")
     limit: int | None = Field(None, description="rows of each benchmark at most")
     results: dict[str, TaskScores] = Field(description="by benchmark")
+    notes: list[str] = Field([], description="what a person should know about the scores")
 
 
 def find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
@@ -100,18 +101,23 @@ def score_benchmarks(
     batch: int,
     limit: int | None = None,
     few_shot: int | None = None,
-) -> dict[str, TaskScores]:
+    on: str | None = None,
+) -> tuple[dict[str, TaskScores], list[str]]:
     """Score a causal language model, an adapter in its base, or a run's result.
 
     Args:
         batch: rows that the model gets at a time.
         limit: rows of each benchmark at most; None: all.
         few_shot: examples in each prompt; None: as each benchmark has it.
+        on: the base model of an adapter or a delta; None: the one that it names.
+
+    Returns:
+        The scores by benchmark, and what a person should know about them.
 
     Raises:
         SoraError: the model cannot be loaded, or the rows of a benchmark cannot.
     """
-    base = load_target(target, recipe, create_task(recipe.task, recipe.data))
+    base = load_target(target, recipe, create_task(recipe.task, recipe.data), on=on)
     model = base.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     language_model = HFLM(
         pretrained=model, tokenizer=base.processor, backend="causal", batch_size=batch
@@ -128,7 +134,7 @@ def score_benchmarks(
             log_samples=False,
         )
     assert found is not None  # this is the main process
-    return {name: _scores(found, name) for name in found["results"]}
+    return {name: _scores(found, name) for name in found["results"]}, list(base.notes)
 
 
 def harness_version() -> str:

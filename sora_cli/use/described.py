@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sora_cli.model.base import load_config
 from sora_cli.model.files import ADAPTER_CONFIG, SORA_FILE
 from sora_cli.recipe.families import options_class, task_names
 from sora_cli.recipe.load import LoadedRecipe, load_stored
+from sora_cli.recipe.reading import PREDICT, Reading, load_read
 from sora_cli.recipe.recipe import ModelBlock
 from sora_cli.report import FILE_NAME, read_report
 from sora_cli.run.precision import settle_precision
@@ -43,6 +45,7 @@ def described(
     on: str | None = None,
     task: str | None = None,
     batch: int | None = None,
+    reading: Reading = PREDICT,
 ) -> tuple[LoadedRecipe, AdapterMeta]:
     """Return the recipe to read rows with, and what `sora.json` knows.
 
@@ -53,9 +56,10 @@ def described(
         on: the base model; None: the one that is recorded.
         task: the family; None: the one that the files tell.
         batch: rows that the model gets at a time; None: the recipe's own number.
+        reading: the keys that overrides may change.
 
     Raises:
-        SoraError: the files do not tell the family, or the overrides do not fit it.
+        SoraError: the files do not tell the family, or the overrides do not fit it or mean nothing.
     """
     meta = read_sora_file(place / SORA_FILE)[0]
     stored = _of_run(place)
@@ -67,8 +71,8 @@ def described(
         values["model"] |= {"path": on, "revision": None}
     values["method"] = {"name": builtin_names()[0]}  # any will do: nothing is trained
     named = [] if task is None else [f"task.name={task}"]
-    loaded = load_stored(values, file, place.name, [*named, *overrides])
-    return _for_answers(loaded, batch), meta
+    load = partial(load_stored, values, file, place.name)
+    return _for_answers(load_read(load, [*named, *overrides], reading), batch), meta
 
 
 def _of_run(place: Path) -> dict[str, Any] | None:

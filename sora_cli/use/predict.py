@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Summary:
     before: int = 0
     """Rows that an earlier call had answered."""
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    """Remarks on the answers, for a person to read."""
 
 
 def predict_file(
@@ -167,4 +169,5 @@ def _summary(predictor: Predictor, before: int, began: float) -> Summary:
         truncated=predictor.truncated,
         before=before,
         seconds=time.perf_counter() - began,
+        notes=predictor.notes,
     )

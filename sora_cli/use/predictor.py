@@ -84,7 +84,7 @@ class Predictor:
                 self.task.bind(self._completed(source.rows(0, first)))
         self.adds = [f"{asked.prefix}{name}" for name in self._names()]
         self._check_names()
-        self.truncated = 0
+        self.truncated, self.notes = 0, list[str]()
 
     def made_with(self) -> dict[str, Any]:
         """Return what the answers depend on, beside the rows."""
@@ -136,6 +136,7 @@ class Predictor:
         with self.recipe.placing():
             base = load_target(self.asked.target, self.recipe, self.task, on=self.asked.on)
         base.model.eval()
+        self.notes = list(base.notes)
         return base
 
     def _answers(

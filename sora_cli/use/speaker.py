@@ -53,11 +53,15 @@ class Speaker:
 
     Attributes:
         name: as the user gave it.
+        notes: what a person should know about the answers.
         muted: the adapter is switched off: the base model answers.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, form: Form) -> None:
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, form: Form, notes: Sequence[str] = ()
+    ) -> None:
         self.name, self.model, self.tokenizer, self.form = name, model, tokenizer, form
+        self.notes = list(notes)
         self.layers: Layers = adapted_layers(model)
         self.muted = False
 
@@ -205,7 +209,8 @@ def load_speaker(
     else:
         texts = {*options.COLUMNS[_TEXT_PART], recipe.data.columns.get(_TEXT_PART)}
         form = Form(headings=meta.task is not None and not texts >= set(meta.input_columns))
-    return Speaker(target, base.model, base.processor, form), getattr(options, "system", None)
+    speaker = Speaker(target, base.model, base.processor, form, base.notes)
+    return speaker, getattr(options, "system", None)
 
 
 class _Pieces(TextStreamer):  # type: ignore[misc]

@@ -10,19 +10,23 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from sora_cli.adapter.card import states
-from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.digest import apart, deciding, result_digest
 from sora_cli.adapter.directory import read_adapter
+from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.data.rows import Rows
 from sora_cli.data.source import MissingDataError
+from sora_cli.model.files import SORA_FILE
 from sora_cli.recipe.load import LoadedRecipe, load_stored
+from sora_cli.recipe.reading import CERTIFICATE, load_read, named_base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
@@ -40,6 +44,7 @@ from sora_cli.run.certificate import (
 from sora_cli.run.choosing import Part, choosing_rows, row_sets
 from sora_cli.run.prepare import load_task
 from sora_cli.run.promise import promise_of
+from sora_cli.run.results import task_meta
 from sora_cli.run.size import Size, size_of
 from sora_cli.run.stored import load_adapted
 from sora_cli.tasks.base import Task
@@ -108,12 +113,12 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     held = choosing_rows(task, found.rows[SCREENING].rows, block.seed)
     sets = row_sets(rows, held)
     reports = read_reports(run, len(found.candidates))
-    differs = [*_changed_rows(found.rows, sets), *_changed_adapters(run, found)]
+    differs = [*_changed_rows(found.rows, sets), *_changed_adapters(run, found, task)]
     differs += reports if isinstance(reports, list) else unreported(found, reports.written)
     scored, right = Scored(TOLERANCE), found
     if not differs and not isinstance(reports, list):
         parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
-        agreed, sizes, bound = _again(run, found, recipe, task, parts, scored)
+        agreed, sizes, bound = _again(run, found, loaded, task, parts, scored)
         right = expected(agreed, recipe, reports, sets, bound, sizes)
     differs += [*unlike(stored, right), *out_of_order(right)]
     if not states(run / ADAPTER, right.lines()):
@@ -130,7 +135,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
 def _again(
     run: Path,
     found: Certificate,
-    recipe: Recipe,
+    loaded: LoadedRecipe,
     task: Task,
     parts: Mapping[str, Part],
     scored: Scored,
@@ -141,8 +146,9 @@ def _again(
         The certificate with its scores where they agree, else those here; the adapters' sizes; and
         the bound that the test rows give.
     """
+    recipe, on = loaded.recipe, named_base(loaded)
     promise, seed = promise_of(recipe), recipe.auto.seed if recipe.auto is not None else 0
-    whole = _measured(run / directory_of(None), recipe, task, parts)
+    whole = _measured(run / directory_of(None), recipe, task, parts, on)
     full = whole.scores[_TEST]
     bound = carried(len(full), promise.confidence, right_or_wrong=full.is_right_or_wrong)
     test = scored.score("full rank", found.full.test, full)
@@ -151,7 +157,7 @@ def _again(
     for number, size in enumerate(found.candidates):
         name = directory_of(number)
         written = parts if number == found.chosen else {_TEST: parts[_TEST]}
-        small = _measured(run / name, recipe, task, written)
+        small = _measured(run / name, recipe, task, written, on)
         sizes.append(size_of(small.ranks, small.cost, promise.serve))
         here, own = None, {}
         if bound.can_carry(promise.max_drop):
@@ -179,7 +185,8 @@ def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecip
     if report is None:
         raise SoraError(f"{run / REPORT} is gone: it says which data and model were used")
     values = {**report.recipe, "start": None}  # what it started from may be elsewhere by now
-    return found, load_stored(values, run / REPORT, report.name, overrides)
+    load = partial(load_stored, values, run / REPORT, report.name)
+    return found, load_read(load, overrides, CERTIFICATE)
 
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
@@ -202,7 +209,7 @@ def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> I
             yield f"the {name} rows are not those of the certificate ({now.rows:,}, {rows.rows:,})"
 
 
-def _changed_adapters(run: Path, found: Certificate) -> list[str]:
+def _changed_adapters(run: Path, found: Certificate, task: Task) -> list[str]:
     known = {run / ADAPTER: found.adapter, run / directory_of(None) / ADAPTER: found.full.digest}
     for number, size in enumerate(found.candidates):
         known[run / directory_of(number) / ADAPTER] = size.digest
@@ -213,6 +220,8 @@ def _changed_adapters(run: Path, found: Certificate) -> list[str]:
             changed.append(f"{place} is gone")
         elif now != digest:
             changed.append(f"{place} is not the adapter of the certificate")
+        said = deciding(read_sora_file(place / SORA_FILE)[0])
+        changed += apart(said, deciding(task_meta(task)), (place / SORA_FILE, "the run"))
     return changed
 
 
@@ -225,9 +234,11 @@ class _Measured:
     scores: Mapping[str, RowScores]
 
 
-def _measured(directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Part]) -> _Measured:
+def _measured(
+    directory: Path, recipe: Recipe, task: Task, parts: Mapping[str, Part], on: str | None
+) -> _Measured:
     adapter = read_adapter(directory / ADAPTER)
-    base, _ = load_adapted(adapter, recipe, task)
+    base, _ = load_adapted(adapter, recipe, task, on=on, strict=True)
     with tempfile.TemporaryDirectory() as scratch:
         scorer = build_scorer(recipe, task, base, Path(scratch))
         scores = {n: scorer.row_scores(part.encoded(task, base)) for n, part in parts.items()}

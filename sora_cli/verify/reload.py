@@ -83,7 +83,7 @@ def _work(folder: Path) -> None:
     """Do the fresh process's work."""
     job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
     probe = Probe(load_file(folder / _INPUTS), None, job["padding"], job["what"])
-    (subject,) = find_subjects((job["reference"],), base=job["base"])
+    (subject,) = find_subjects((job["reference"],), base=job["base"], force=True)  # was checked
     config = load_config(subject)
     dtype = getattr(torch, job["dtype"])
     outputs = compute_outputs(subject, config, job["auto"], probe, dtype, alone=job["alone"])

@@ -27,6 +27,7 @@ def self_check(
     base: str | None = None,
     trained: Any | None = None,
     fresh: bool = True,
+    force: bool = False,
     notice: str | None = None,
     record: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
@@ -43,6 +44,7 @@ def self_check(
         base: what the command was given as --base.
         trained: model in memory that `a` was written from, in full precision.
         fresh: make the reload in a new process.
+        force: the base may hold other weights than the adapter was trained on.
         notice: said before anything is loaded.
         record: given what was found, as `sora verify --json` prints it.
 
@@ -56,7 +58,7 @@ def self_check(
     names = [str(path) for path in (a, b) if path is not None]
     command = shlex.join(["sora", "verify", *names, *(["--base", base] if base else [])])
     try:
-        subjects, reason = _subjects(names, base)
+        subjects, reason = _subjects(names, base, force=force)
         if reason is not None:
             say(f"not verified: {reason}; to verify: {command}")
             return OK
@@ -71,6 +73,7 @@ def self_check(
             base=base,
             trained=trained,
             fresh=fresh,
+            force=force,
             subjects=subjects,
         )
     except SoraError as error:
@@ -95,12 +98,14 @@ def self_check(
     return judged.exit_code
 
 
-def _subjects(names: Sequence[str], base: str | None) -> tuple[tuple[Subject, ...], str | None]:
+def _subjects(
+    names: Sequence[str], base: str | None, *, force: bool
+) -> tuple[tuple[Subject, ...], str | None]:
     """Return what is to be compared, and the reason if it should not be loaded unasked."""
     from sora_cli.verify.subjects import find_subjects, float32_bytes
 
     try:
-        subjects = find_subjects((names[0], names[-1]), base=base)
+        subjects = find_subjects((names[0], names[-1]), base=base, force=force)
         return subjects, too_large([float32_bytes(subject) for subject in subjects])
     except SoraError as error:
         if (Path(names[-1]) / ADAPTER_CONFIG).is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sora_cli.adapter.apply import load_head
+from sora_cli.adapter.base_weights import check_weights, other_weights
 from sora_cli.adapter.classes import BARE, number_of_labels
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.metadata import BaseReference
@@ -21,7 +22,7 @@ from sora_cli.core.hub import quiet_hub, quiet_loading
 from sora_cli.core.words import first_few
 from sora_cli.data.processor import lacks_tokenizer
 from sora_cli.model.files import ADAPTER_WEIGHTS
-from sora_cli.model.fingerprint import StoredTensor, fingerprint, read_header, stored_tensors
+from sora_cli.model.fingerprint import StoredTensor, read_header, stored_tensors
 from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf, weights_options
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 
@@ -46,13 +47,18 @@ class Subject:
     folder: Path | None = None
 
 
-def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Subject, ...]:
+def find_subjects(
+    references: tuple[str, ...], *, base: str | None, force: bool = False
+) -> tuple[Subject, ...]:
     """Tell adapters from models, and put all adapters on one base.
 
     The base is `base`, else the one the first adapter that knows it was trained on.
 
+    Args:
+        force: the base may hold other weights than an adapter was trained on.
+
     Raises:
-        SoraError: nothing of either kind there, or no base known.
+        SoraError: nothing of either kind there, no base known, or one with other weights.
     """
     folders = [adapter_folder(Path(ref).expanduser()) for ref in references]
     bases = [_base(folder) for folder in folders if folder is not None]
@@ -65,12 +71,14 @@ def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Sub
         raise SoraError("--base is for adapters, and there is none: both are models")
     read = {folder: read_adapter(folder) for folder in folders if folder is not None}
     adapters = [None if folder is None else read[folder] for folder in folders]
-    return tuple(
+    subjects = tuple(
         Subject(reference, source, revision, adapter, folder)
         if adapter
         else Subject(reference, model_source(reference))
         for reference, folder, adapter in zip(references, folders, adapters, strict=True)
     )
+    check_bases(subjects, force=force)
+    return subjects
 
 
 def _base(folder: Path) -> BaseReference:
@@ -177,15 +185,20 @@ def stored_dtypes(subject: Subject) -> set[str]:
     return set() if checkpoint is None else {t.dtype for t in stored_tensors(checkpoint)}
 
 
-def other_base(subject: Subject) -> str | None:
-    """Return a remark if the adapter is known to have been trained on another base."""
-    adapter = subject.adapter
-    if adapter is None or adapter.base.fingerprint is None:
-        return None
-    checkpoint = local_checkpoint(subject.source, subject.revision)
-    if checkpoint is None or fingerprint(checkpoint) == adapter.base.fingerprint:
-        return None
-    return f"{subject.source} holds other weights than the base {subject.reference} was trained on"
+def check_bases(subjects: Iterable[Subject], *, force: bool) -> tuple[str, ...]:
+    """Refuse a base with other weights than an adapter was trained on, as far as that is known.
+
+    Args:
+        force: return a remark instead, for each.
+    """
+    remarks: dict[str, None] = {}
+    for subject in subjects:
+        if subject.adapter is not None:
+            files = local_checkpoint(subject.source, subject.revision)
+            known = (subject.adapter.base, files, subject.source, subject.reference)
+            check_weights(*known, force=force)
+            remarks |= dict.fromkeys(filter(None, [other_weights(*known)]))
+    return tuple(remarks)
 
 
 def _options(subject: Subject) -> tuple[str, dict[str, str]]:

@@ -28,6 +28,7 @@ from sora_cli.core.checks import check_comparison
 from sora_cli.core.errors import SoraError
 from sora_cli.model.gguf import parsed_once
 from sora_cli.model.tensors import dtype_name
+from sora_cli.verify.described import described_apart
 from sora_cli.verify.difference import Difference, compare, largest_relative
 from sora_cli.verify.effect import Effect, measure
 from sora_cli.verify.outputs import Outputs, Values, compute_outputs, run_model
@@ -35,13 +36,13 @@ from sora_cli.verify.probes import Probe, make_probe
 from sora_cli.verify.reload import reload_outputs
 from sora_cli.verify.subjects import (
     Subject,
+    check_bases,
     find_subjects,
     load_config,
     load_tokenizer,
-    other_base,
     stored_dtypes,
 )
-from sora_cli.verify.verdict import COMPUTED, Judgement, Rounding, Tolerance, judge
+from sora_cli.verify.verdict import COMPUTED, Judgement, Rounding, Tolerance, Verdict, judge
 
 ROUNDINGS = 8
 _FORMATS = {
@@ -124,6 +125,7 @@ def verify(
     tolerance: float | None = None,
     trained: Any | None = None,
     fresh: bool = True,
+    force: bool = False,
     subjects: tuple[Subject, ...] | None = None,
 ) -> Verification:
     """Compare two adapters or models, or one with its reload.
@@ -138,6 +140,7 @@ def verify(
         trained: a model in memory (adapters in place, not wrapped for mixed precision) whose
             outputs stand for those of `a`; it is left as it was.
         fresh: make the reload in a new process.
+        force: the base may hold other weights than an adapter was trained on.
         subjects: what `find_subjects` gave for these references, if that was called before.
 
     Raises:
@@ -145,16 +148,21 @@ def verify(
     """
     check_comparison(dtype, tolerance)
     if subjects is None:
-        subjects = find_subjects((a, a if b is None else b), base=base)
+        subjects = find_subjects((a, a if b is None else b), base=base, force=force)
     again = partial(reload_outputs, a, base=base) if b is None and fresh else None
     with parsed_once(*(subject.source for subject in subjects)):
         first, second, probe, decides = _run_both(subjects, dtype, trained, again)
+    notes = check_bases(subjects, force=force)  # now also of a base that was on the Hub
     differences = compare(first.values, second.values, probe, decides=decides)
     pair = (first, second) if _adapts(subjects[0]) else (second, first)
     change, effects = _effect(*pair, probe)
     names = _formats(subjects, dtype, trained)
     allowed = tolerance_for(names) if tolerance is None else Tolerance(tolerance, "as given", True)
     relative = largest_relative(differences)
+    judged = judge(relative, change, effects, _rounding(subjects, dtype, trained), allowed)
+    described = described_apart(subjects)
+    if described:
+        judged = Judgement(Verdict.DIFFERENT, "; ".join(described), judged.decisive)
     return Verification(
         a=a,
         b=b or f"{a}, loaded again{' in a fresh process' if fresh else ''}",
@@ -163,8 +171,8 @@ def verify(
         effect=change,
         effects=effects,
         tolerance=allowed,
-        judgement=judge(relative, change, effects, _rounding(subjects, dtype, trained), allowed),
-        notes=tuple(note for note in dict.fromkeys(map(other_base, subjects)) if note),
+        judgement=judged,
+        notes=notes,
     )
 
 

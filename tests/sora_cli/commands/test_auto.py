@@ -23,10 +23,12 @@ from sora_cli.experiments.auto import search
 from sora_cli.experiments.auto.record import read_auto
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
+from sora_cli.run import stored
 from sora_cli.run.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests import warm
-from tests.helpers_runs import files_of, signal_at, train
+from tests.helpers_models import tiny_bert
+from tests.helpers_runs import files_of, pair_rows, save_base, signal_at, train, write_rows
 from tests.sora_cli.experiments.auto.support import auto_recipe
 
 
@@ -175,8 +177,8 @@ def test_the_certificate_is_scored_again_where_the_data_have_moved(
     assert "/gone/train.jsonl" in said[0]
     assert "where it is by now: data.files.train=FILE" in said[-1]
     assert run([*words, f"data.files.train={data}/train.jsonl"]) == 0
-    other = f"data.files.train={data}/validation.jsonl"  # rows that are not the certificate's
-    assert run([*words, other, "data.selection_rows=20"]) == FAILED
+    rows = write_rows(tmp_path / "other.jsonl", pair_rows(124, seed=7))
+    assert run([*words, f"data.files.train={rows}"]) == FAILED
     assert "rows are not those of the certificate" in capsys.readouterr().out
     assert "goes with --certificate only" in error(capsys, "verify", "a", "b", "data.path=c")[0]
 
@@ -236,7 +238,7 @@ def scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
         "_load": lambda recipe: recipe.data.model_dump_json(),
         "choosing_rows": lambda _, *numbers: numbers,
         "row_sets": lambda _, held: id(held),
-        "_measured": lambda directory, _recipe, _task, parts: (directory, tuple(parts)),
+        "_measured": lambda directory, _recipe, _task, parts, _on: (directory, tuple(parts)),
     }
 
     def once(compute: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
@@ -310,6 +312,50 @@ def test_the_card_says_what_the_certificate_says(
     card.write_text(text.replace("at most 0.5 worse", "at most 0.001 worse"), encoding="utf-8")
     assert run(["verify", str(copy), "--certificate"]) == FAILED
     assert f"the card in {copy / 'adapter'} does not say: Certified: " in capsys.readouterr().out
+
+
+def test_the_certificate_is_scored_again_where_the_base_has_moved(
+    recipe: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A base that is named is the one that is loaded, and must hold the same weights."""
+    moved = shutil.copytree(recipe.parent / "base", tmp_path / "moved")
+    words = ["verify", str(done), "--certificate"]
+    with pytest.MonkeyPatch.context() as patch:
+        loaded = list[str]()
+        inner = stored.load_base
+        patch.setattr(
+            stored,
+            "load_base",
+            lambda block, *a, **o: loaded.append(block.path) or inner(block, *a, **o),
+        )
+        assert run([*words, f"model.path={moved}"]) == 0
+    assert set(loaded) == {str(moved)}
+    other = save_base(tiny_bert(num_labels=2, seed=1), tmp_path / "other")
+    assert f"{other} holds other weights" in error(capsys, *words, f"model.path={other}")[0]
+
+
+@pytest.mark.parametrize(
+    "word", ["auto.max_drop=0.4", "task.metrics=[f1]", "data.max_length=4", "model.dtype=bfloat16"]
+)
+def test_a_certificate_takes_no_other_recipe(
+    done: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    said = error(capsys, "verify", str(done), "--certificate", word)
+    assert f"{word.partition('=')[0]} would change nothing" in said[0]
+    assert "data.path" in said[2]
+    assert "model.path" in said[2]
+
+
+@pytest.mark.parametrize("size", [".", "sizes/full"])
+def test_other_names_of_the_classes_are_not_the_certificates(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    changed = shutil.copytree(done, tmp_path / "changed")
+    file = changed / size / "adapter" / "sora.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(said | {"labels": ["1", "0"]}), encoding="utf-8")
+    assert run(["verify", str(changed), "--certificate"]) == FAILED
+    assert "has the labels 1, 0, and the run 0, 1" in capsys.readouterr().out
 
 
 def test_a_finished_search_is_not_repeated(

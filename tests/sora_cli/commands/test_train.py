@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from methods.base import AdapterMethod, LowRankLinear
 from methods.factors import LowRankFactors
 from methods.registry import low_rank_names
-from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.digest import result_digests
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.model.base import load_base
@@ -102,7 +102,7 @@ def test_end_to_end_and_loaded_by_peft(
         "ranks.png",
         "report.json",
     }
-    assert report.digests == {"adapter": result_digest(out / "adapter")}
+    assert report.digests == result_digests(out / "adapter")
     assert (out / "ranks.png").read_bytes().startswith(b"\x89PNG")
     metrics = report.metrics["validation"]
     assert list(metrics) == [*METRICS[kind], "loss"]

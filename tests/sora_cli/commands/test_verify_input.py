@@ -37,9 +37,9 @@ def test_base_given_by_hand(bert: Made, tmp_path: Path, capsys: pytest.CaptureFi
     moved = shutil.copytree(bert.base, tmp_path / "moved")
     assert facts_of(capsys, bert.adapter, bert.merged, "--base", moved)[0] == 0
     other = save_backbone(tiny_bert(seed=1), tmp_path / "other")
-    code, facts = facts_of(capsys, bert.adapter, bert.merged, "--base", other)
-    assert code == 1
-    assert "holds other weights than the base" in facts["notes"][0]
+    for words in ((bert.adapter, bert.merged), (bert.adapter,)):
+        said = error_of(capsys, *words, "--base", other)
+        assert f"{other} holds other weights than the base model of {bert.adapter}" in said
 
 
 def test_adapter_that_names_no_base(
@@ -71,9 +71,12 @@ def test_unrelated_things(
     bert: Made, llama: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "bert and llama" in error_of(capsys, bert.adapter, llama.merged)
-    assert "SequenceClassification and CausalLM" in error_of(
-        capsys, bert.adapter, llama.adapter, "--base", bert.base
-    )
+    words = (bert.adapter, llama.adapter, "--base", bert.base)
+    assert "holds other weights than the base model of" in error_of(capsys, *words)
+    shutil.copytree(llama.adapter, tmp_path / "a")
+    (tmp_path / "a" / "sora.json").unlink()  # nothing says which weights it was trained on
+    words = (bert.adapter, tmp_path / "a", "--base", bert.base)
+    assert "SequenceClassification and CausalLM" in error_of(capsys, *words)
     assert "holds nothing of the right shape for 'classifier" in error_of(
         capsys, bert.adapter, bert.base
     )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from methods.registry import low_rank_names, method_names
-from sora_cli.adapter.digest import result_digest
+from sora_cli.adapter.digest import result_digest, result_digests
 from sora_cli.app import run
 from sora_cli.model.base import load_base
 from sora_cli.model.tensors import open_tensors
@@ -90,7 +90,8 @@ def test_files_and_report(runs: Runs, name: str) -> None:
     assert parameters.adapter_end == beside[name]
     assert (report.ranks, report.live_components, report.without_adapters) == ({}, [], {})
     told = json.loads((place / FOLDERS[name] / "sora.json").read_text(encoding="utf-8"))
-    assert report.digests == {FOLDERS[name]: result_digest(place / FOLDERS[name])}
+    assert report.digests == result_digests(place / FOLDERS[name])
+    assert report.digests[FOLDERS[name]] == result_digest(place / FOLDERS[name])
     assert (told["method"], told["labels"]) == (name, ["0", "1"])
     assert told["base"]["fingerprint"] == report.base["fingerprint"]
 

@@ -1,0 +1,123 @@
+"""The keys of a recipe that commands read which do not train, and a check of their overrides.
+
+A recipe is written for training, and much of it means nothing once that is done: an override of
+such a key would change nothing, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sora_cli.core.errors import SoraError
+from sora_cli.recipe.changes import flat
+from sora_cli.recipe.layers import COMMAND_LINE, override_layers
+from sora_cli.recipe.load import LoadedRecipe
+
+_BASE = ("model", "path")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The keys that a command reads.
+
+    Attributes:
+        keys: blocks ("data", all of it), and single keys ("data.path").
+        but: keys of those blocks that it does not read.
+    """
+
+    command: str
+    keys: tuple[str, ...]
+    but: tuple[str, ...] = ()
+
+    def reads(self, key: str) -> bool:
+        """Tell whether the command reads a key."""
+        return _among(key, self.keys) and not _among(key, self.but)
+
+    def without(self, *keys: str) -> Reading:
+        """Return the same without some keys."""
+        return replace(self, keys=tuple(key for key in self.keys if key not in keys))
+
+    def words(self) -> str:
+        """Return the keys in words."""
+        names = [key if "." in key else f"{key}.*" for key in self.keys]
+        return ", ".join(names) + (f" (not {', '.join(self.but)})" if self.but else "")
+
+
+_TRUST = ("model.trust_remote_code", "model.trust_kernel")
+_LOADING = ("model.dtype", "model.attention", "model.quantise", *_TRUST, "training.precision")
+_PASSES = ("training.eval_batch_size", "training.workers")
+_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
+_TRAINED_ON = ("data.max_train_rows", "task.packing")
+_CHOICE = ("task.best_metric", "task.greater_is_better")
+
+EVAL = Reading(
+    "sora eval",
+    ("data", "task", "model.path", *_LOADING, *_PASSES),
+    (*_TRAINED_ON, "data.selection_rows", *_CHOICE),
+)
+BENCHMARK = Reading("sora eval --benchmark", ("task.name", "model.path", *_LOADING))
+MAX_DROP = Reading("--max-drop", ("data", "task", *_LOADING, *_PASSES), _TRAINED_ON)
+PREDICT = Reading(
+    "sora predict",
+    ("task", *(f"data.{name}" for name in _ROWS), *_LOADING, *_PASSES),
+    ("task.metrics", *_CHOICE, "task.packing", "task.label_all_pieces", "task.max_target_length"),
+)
+CERTIFICATE = Reading(
+    "sora verify --certificate",
+    ("data.path", "data.name", "data.revision", "data.files", "model.path", *_TRUST),
+)
+
+Load = Callable[[Sequence[str]], LoadedRecipe]
+"""Loads a recipe with some overrides."""
+
+
+def load_read(load: Load, overrides: Sequence[str], reading: Reading) -> LoadedRecipe:
+    """Load a recipe for a command that does not train.
+
+    An override of a key that the command does not read may stay where it changes no value, or where
+    the recipe is not valid without it.
+
+    Raises:
+        SoraError: see `load_recipe`; or an override that would change nothing for this command.
+    """
+    loaded, kept = load(overrides), words_read(load, overrides, reading)
+    if len(kept) == len(overrides):
+        return loaded
+    before, now = (dict(flat(found.resolved())) for found in (load(kept), loaded))
+    changed = {".".join(p) for p in {*before, *now} if before.get(p) != now.get(p)}
+    for word in overrides:
+        for key in _keys(word):
+            if not reading.reads(key) and any(_among(found, (key,)) for found in changed):
+                raise SoraError(
+                    f"{key} would change nothing: {reading.command} does not read it",
+                    where=f"{COMMAND_LINE}: {word}",
+                    hint=f"what may be given: {reading.words()}",
+                )
+    return loaded
+
+
+def words_read(load: Load, overrides: Sequence[str], reading: Reading) -> Sequence[str]:
+    """Return the overrides of keys that a command reads; all, if the recipe is none without."""
+    kept = [word for word in overrides if all(map(reading.reads, _keys(word)))]
+    try:
+        load(kept)
+    except SoraError:
+        return overrides
+    return kept
+
+
+def named_base(loaded: LoadedRecipe) -> str | None:
+    """Return the base model that an override names; None if none does."""
+    named = loaded.origin(*_BASE).file == COMMAND_LINE
+    return loaded.recipe.model.path if named else None
+
+
+def _keys(word: str) -> list[str]:
+    values: Mapping[str, Any] = override_layers([word])[0].values
+    return [".".join(path) for path, _ in flat(values)]
+
+
+def _among(key: str, blocks: Sequence[str]) -> bool:
+    return any(key == block or key.startswith(f"{block}.") for block in blocks)

@@ -1,0 +1,50 @@
+"""Compares subjects beyond their outputs: names of classes, lengths of rows, tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from sora_cli.adapter.digest import apart, changed_beside, deciding
+from sora_cli.adapter.metadata import read_json, read_sora_file
+from sora_cli.model.files import MODEL_CONFIG, SORA_FILE
+from sora_cli.model.references import local_checkpoint
+from sora_cli.verify.subjects import Subject
+
+
+def described_apart(subjects: Sequence[Subject]) -> list[str]:
+    """Return a sentence for each difference of two subjects, or of one and its run's report.
+
+    A difference counts if it changes answers although the outputs are the same.
+    """
+    places = {place: None for subject in subjects if (place := _place(subject)) is not None}
+    found = [line for place in places for line in changed_beside(place)]
+    for one, other in combinations(subjects, 2):
+        found += apart(_facts(one), _facts(other), (one.reference, other.reference))
+    return found
+
+
+def _place(subject: Subject) -> Path | None:
+    return subject.folder or local_checkpoint(subject.source, subject.revision)
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    """Return the facts that decide answers: of `sora.json`, else of a model's configuration."""
+    place = _place(subject)
+    if place is None:
+        return {}
+    said = deciding(read_sora_file(place / SORA_FILE)[0])
+    return said if subject.adapter is not None else {**_configured(place), **said}
+
+
+def _configured(place: Path) -> dict[str, Any]:
+    """Return the same by a model's configuration; without names that transformers made up."""
+    file = place / MODEL_CONFIG
+    config = read_json(file) if file.is_file() else {}
+    names = config.get("id2label") or {}
+    labels = [str(names[number]) for number in sorted(names, key=int)]
+    made_up = labels == [f"LABEL_{number}" for number in range(len(labels))]
+    found = {"labels": [] if made_up else labels, "problem_type": config.get("problem_type")}
+    return {key: value for key, value in found.items() if value}
