@@ -23,6 +23,7 @@ from sora_cli.core.console import count, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.timing import uncollected
+from sora_cli.core.words import first_few
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
@@ -171,4 +172,4 @@ def _notes(merged: Merged) -> None:
         say(f"note: {count(len(merged.absent))} parameters are in no file, such as "
             f"'{merged.absent[0]}': they will be random")  # fmt: skip
     if merged.left_files:
-        say(f"note: not copied from the base: {', '.join(merged.left_files)}")
+        say(f"note: not copied from the base: {first_few(merged.left_files, 5)}")
