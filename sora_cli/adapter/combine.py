@@ -39,7 +39,7 @@ LINEAR, TIES, DARE = COMBINATIONS
 DENSITIES = {TIES: 0.2, DARE: 0.5}
 """The share of numbers kept, where none is given: TIES' is its paper's; DARE's tries 0.1 to 0.9."""
 _SHARED = ("task", "labels", "num_labels", "problem_type", "max_length", "input_columns",
-           "quantise")  # fmt: skip
+           "row_recipe", "quantise")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from sora_cli.core.hub import quiet_hub
 from sora_cli.merge.gguf import Unpacked, unpack
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
+    MERGE_RECORD,
     MODEL_CONFIG,
     MODEL_WEIGHTS,
     PROCESSOR_FILES,
+    SAFE_WEIGHTS,
     SORA_FILE,
     WEIGHTS_INDEX,
     holds_pickles_only,
@@ -27,9 +29,9 @@ from sora_cli.model.fingerprint import weight_files
 from sora_cli.model.loading import LOCAL_COPY, loading
 
 MODEL_CARD = "README.md"
-MERGE_RECORD = "sora_merge.json"
-"""The share of an adapter that the weights hold as a merge stored them, module by module."""
 
+_OWN = (MODEL_CONFIG, MODEL_CARD, MERGE_RECORD, SORA_FILE, WEIGHTS_INDEX)
+"""Files that a merge writes anew, besides the weights."""
 _WEIGHTS = (
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.pb", "*.msgpack", "*.ot"),
     *("*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel", "*.mlpackage", "*.gguf", "*.ggml"),
@@ -79,6 +81,12 @@ class BaseFolder:
     def others_bytes(self) -> int:
         """Bytes of the files that are copied."""
         return sum((self.folder / name).stat().st_size for name in self.others)
+
+    @property
+    def merged_names(self) -> tuple[str, ...]:
+        """Names in a merged model's directory, as patterns; directories as a whole."""
+        others = {name.parts[0] for name in self.others}
+        return (*_OWN, SAFE_WEIGHTS, *sorted(others))
 
 
 def open_base(source: str, revision: str | None) -> BaseFolder:
@@ -163,14 +171,7 @@ def _index(folder: Path, weights: tuple[Path, ...]) -> dict[str, Any] | None:
 
 def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Return what is copied and what is not, relative to the directory."""
-    written = {
-        MODEL_CONFIG,
-        MODEL_CARD,
-        MERGE_RECORD,
-        SORA_FILE,
-        WEIGHTS_INDEX,
-        *(file.name for file in weights),
-    }
+    written = {*_OWN, *(file.name for file in weights)}
     needed = [*_NEEDED, *_modules(folder), *([_CODE] if _names_code(folder) else [])]
     others: list[Path] = []
     left: list[str] = []

@@ -22,7 +22,7 @@ from typing import Any
 
 from sora_cli.adapter.classes import names_classes
 from sora_cli.adapter.directory import Adapter
-from sora_cli.adapter.metadata import write_json
+from sora_cli.adapter.metadata import write_json, write_sora_file
 from sora_cli.adapter.reading import AdapterFile
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.checks import check_apart
@@ -30,7 +30,7 @@ from sora_cli.core.console import size
 from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.data.processor import lacks_tokenizer
-from sora_cli.merge.base import MERGE_RECORD, MODEL_CARD, BaseFolder, decoded, open_base
+from sora_cli.merge.base import MODEL_CARD, BaseFolder, decoded, open_base
 from sora_cli.merge.blocks import Blocks
 from sora_cli.merge.card import (
     MERGED_KEY,
@@ -49,7 +49,7 @@ from sora_cli.merge.names import build_runtime
 from sora_cli.merge.plan import Plan, plan_weights
 from sora_cli.merge.rounding import AS_IN_BASE, Storing, Survival, check_survival
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
-from sora_cli.model.files import MODEL_CONFIG, SAFE_WEIGHTS, WEIGHTS_INDEX
+from sora_cli.model.files import MERGE_RECORD, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.fingerprint import fingerprint
 from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.references import resolve_model_path
@@ -143,6 +143,9 @@ class Merge:
                 write_json(folder / MODEL_CONFIG, recorded(self.config, survival))
                 record = merge_record(survival, self.merged.dtype, self.storing)
                 write_json(folder / MERGE_RECORD, record)
+                known = self.incoming.outline
+                if known.meta.task is not None:
+                    write_sora_file(folder / SORA_FILE, known.meta, known.base)
                 (folder / MODEL_CARD).write_text(self._card(survival), encoding="utf-8")
         except OSError as error:
             raise SoraError(
@@ -203,7 +206,7 @@ def prepare_merge(
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,))
     new = incoming(adapter)
     folder, folded, checked = _base_of(new, output, base, force=force)
-    check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=_written(folder))
+    check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=folder.merged_names)
     found, tied, config = _match(new, folder, untie=untie)
     config |= {MERGED_KEY: folded, "architectures": [found.runtime.class_name]}
     if storing.dtype != "base":
@@ -263,13 +266,6 @@ def _base_of(
     ]
     check_not_folded(folded, source)
     return folder, folded, _check_fingerprint(new.outline, folder, force=force)
-
-
-def _written(base: BaseFolder) -> tuple[str, ...]:
-    """Return what a merged model's directory holds, as patterns; directories as a whole."""
-    others = {name.parts[0] for name in base.others}
-    own = (MODEL_CONFIG, MODEL_CARD, MERGE_RECORD, WEIGHTS_INDEX, SAFE_WEIGHTS)
-    return (*own, *sorted(others))
 
 
 def _check_fingerprint(adapter: Adapter, folder: BaseFolder, *, force: bool) -> bool:

@@ -73,7 +73,10 @@ def test_files_beside_the_weights(tmp_path: Path, made: Made) -> None:
         assert (out / name).read_text() == name
     there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert there == {*texts, "config.json", "model.safetensors", "README.md", "sora_merge.json",
-                     "modules.json", "tokenizer_config.json"}  # fmt: skip
+                     "sora.json", "modules.json", "tokenizer_config.json"}  # fmt: skip
+    assert read_json(out / "sora.json")["task"] == adapter.meta.task, (
+        "the adapter's, not the base's"
+    )
     assert set(merged.left_files) == {
         "pytorch_model.bin", "model.onnx", "tf_model.h5", "onnx/", "consolidated.safetensors",
         "original/", "checkpoint-3/", "inner/", "pytorch_model.bin.index.json", "data_config.json",
@@ -120,7 +123,7 @@ def test_a_file_is_the_same_from_memory_and_from_the_disk(tmp_path: Path, made: 
         assert incoming(file).digest() == incoming(made[1]).digest()
         merge_adapter(file, tmp_path / "two")
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    for name in set(names) - {"README.md"}:  # of what is on the disk the card knows the ranks
+    for name in set(names) - {"README.md", "sora.json"}:  # those know the ranks on the disk
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
