@@ -323,7 +323,8 @@ def _check_heads(files: Sequence[AdapterFile]) -> None:
             for name in first.head_names
         )
         if not same or file.meta.labels != first.meta.labels:
-            modules = sorted({*first.head_modules, *file.head_modules}) or ["labels"]
+            full = {m for f in (first, file) for m in (*f.head_modules, *f.base_weights)}
+            modules = sorted(full) or ["labels"]
             raise SoraError(
                 f"what is stored in full is not the same in all: {', '.join(modules[:3])}",
                 where=f"{first.directory}, {file.directory}",

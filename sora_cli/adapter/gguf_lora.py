@@ -67,7 +67,7 @@ def export_gguf(
             large for the type.
     """
     check_choice("type", type, GGUF_TYPES)
-    with open_adapter(directory) as file:
+    with open_adapter(directory, base=base) as file:
         check_low_rank(file)
         name = base or file.base.name()
         architecture, places = places_of(file, name)

@@ -309,6 +309,8 @@ def _match(
         raise problem
     raw = untied_config(raw)
     apart = matched(raw)
+    # what was tied to a base weight that the adapter replaces has it, too
+    apart = dataclasses.replace(apart, heads={**_base_weights(found, new), **apart.heads})
     if known.is_encoder_decoder or tied_part(apart, new.head) is not None:
         raise SoraError(  # T5's tie_word_embeddings, for one, also scales the decoder's output
             f"{problem.what.partition(':')[0]}, and a {known.model_type} cannot be untied by its "
@@ -316,6 +318,10 @@ def _match(
             hint="use the adapter unmerged",
         )
     return apart, found, raw
+
+
+def _base_weights(found: Match, new: Incoming) -> dict[str, str]:
+    return {t: name for t, name in found.heads.items() if name in new.outline.base_weights}
 
 
 def _dtype(plan: Plan) -> str:

@@ -63,7 +63,7 @@ def find_subjects(references: tuple[str, ...], *, base: str | None) -> tuple[Sub
         revision = recorded.revision if base is None else None
     elif base is not None:
         raise SoraError("--base is for adapters, and there is none: both are models")
-    read = {folder: read_adapter(folder) for folder in folders if folder is not None}
+    read = {f: read_adapter(f, base=base) for f in folders if f is not None}
     adapters = [None if folder is None else read[folder] for folder in folders]
     return tuple(
         Subject(reference, source, revision, adapter, folder)
@@ -125,7 +125,8 @@ def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -
     _check_complete(subject, info, auto)
     if subject.adapter is not None:
         with torch.no_grad():
-            load_head(model, subject.adapter.head)
+            stored = subject.adapter
+            load_head(model, stored.head, base_weights=stored.base_weights)
     return model.eval()
 
 

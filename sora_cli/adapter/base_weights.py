@@ -1,0 +1,70 @@
+"""Weights of the base model that PEFT stores beside factors on embeddings, and loads again.
+
+`save_pretrained` stores those of a targeted `embed_tokens` or `lm_head`, and of an embedding that
+was resized (`save_embedding_layers` in peft/utils/save_and_load.py); `from_pretrained` puts
+whatever the file holds in their place, also where it is not what the base model has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.peft.layout import SplitKeys
+from sora_cli.core.errors import SoraError
+from sora_cli.model.fingerprint import StoredTensor, stored_tensors
+from sora_cli.model.references import local_checkpoint, resolve_model_path
+from sora_cli.model.tensors import TensorFile, same_numbers
+
+
+def compared(
+    keys: SplitKeys, tensors: TensorFile, base: BaseReference, on: str | None
+) -> tuple[SplitKeys, tuple[str, ...]]:
+    """Leave out the stored weights that the base model has itself, with the same numbers.
+
+    Args:
+        on: reference of the base model; None: the one that the adapter names.
+
+    Returns:
+        The keys that are left, and a note on each of these weights.
+    """
+    stored = _stored(base, on) if keys.base_weights else []
+    own = {
+        name
+        for name in keys.base_weights
+        if any(same_numbers(tensors.entry(keys.head[name]), t) for t in _places(name, stored))
+    }
+    left = keys.without_base_weights(own)
+    return left, tuple(_notes(keys.base_weights, own, known=bool(stored)))
+
+
+def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]:
+    for name in names:
+        if name in own:
+            yield f"'{name}' is stored as the base model has it, as PEFT does: it is left out"
+        else:
+            why = "is not as the base model has it" if known else "may not be the base model's own"
+            yield f"'{name}' is stored in full and {why}: it takes that one's place, as in PEFT"
+
+
+def _stored(base: BaseReference, on: str | None) -> list[StoredTensor]:
+    """Return the base model's tensors; none where it is not here or in another format.
+
+    Of a GGUF file, which has other numbers, those of the model that the adapter names are taken.
+    """
+    for name, revision in ((on, None), (base.resolved or base.path, base.revision)):
+        try:
+            place = local_checkpoint(resolve_model_path(name), revision) if name else None
+            found = [] if place is None else stored_tensors(Path(place))
+        except (SoraError, OSError):
+            found = []
+        if found:
+            return found
+    return []
+
+
+def _places(name: str, stored: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
+    """Return the tensors of that name, with a prefix or without; all, where it is tied to one."""
+    alike = [t for t in stored if f".{name}".endswith(f".{t.name}") or t.name.endswith(f".{name}")]
+    return alike or stored
