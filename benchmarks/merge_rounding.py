@@ -29,7 +29,7 @@ from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference, read_json
 from sora_cli.app import run
 from sora_cli.core.console import emit, say
-from sora_cli.merge.base import MERGE_RECORD
+from sora_cli.model.files import MERGE_RECORD
 from sora_cli.model.fingerprint import fingerprint
 
 _RANK = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 
 import torch
@@ -38,7 +38,8 @@ def apply_adapter(
         SoraError: the model lacks a module or parameter of the adapter, or its shape differs; or
             a layer would have to be folded.
     """
-    load_head(model, adapter.head)  # first: wrapped layers have their biases elsewhere
+    # first: wrapped layers have their own parameters elsewhere
+    load_head(model, adapter.head, base_weights=adapter.base_weights)
     today = todays_paths(model, [*adapter.layers, *adapter.token_rows])
     layers = {}
     for path, factors in adapter.layers.items():
@@ -107,10 +108,17 @@ def is_transposed(module: nn.Module) -> bool:
     return not isinstance(module, (nn.Linear, *_CONVOLUTIONS))
 
 
-def load_head(model: nn.Module, head: Mapping[str, Tensor], *, what: str = "adapter") -> None:
+def load_head(
+    model: nn.Module,
+    head: Mapping[str, Tensor],
+    *,
+    base_weights: Collection[str] = (),
+    what: str = "adapter",
+) -> None:
     """Load the tensors stored in full into the model.
 
     Args:
+        base_weights: those that take the base's place: what is tied to them has them, too.
         what: holds them, for errors.
 
     Raises:
@@ -119,6 +127,7 @@ def load_head(model: nn.Module, head: Mapping[str, Tensor], *, what: str = "adap
     state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     names = names_by_parameter(model)
     today = todays_names(model, head)
+    everywhere = {today[name] for name in base_weights}
     head = {today[name]: tensor for name, tensor in head.items()}
     for name, tensor in head.items():
         target = state.get(name)
@@ -128,7 +137,8 @@ def load_head(model: nn.Module, head: Mapping[str, Tensor], *, what: str = "adap
                 f"the {what}'s '{name}' {tuple(tensor.shape)} does not fit the base: {there}"
             )
         for other in names.get(id(target), []):
-            if other not in head or not torch.equal(head[other], tensor):
+            same = torch.equal(head[other], tensor) if other in head else name in everywhere
+            if not same:
                 raise SoraError(f"'{name}' is trained in full but shares its weight with '{other}'")
         target.copy_(tensor)
 

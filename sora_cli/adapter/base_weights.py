@@ -1,63 +1,70 @@
-"""Compares the weights of a base model with those that an adapter or a delta was trained on.
+"""Weights of the base model that PEFT stores beside factors on embeddings, and loads again.
 
-The rule: other weights are refused in a base model that nobody named. A base model that the user
-names is taken with other weights where the result is put to work (`predict`, `generate`, `chat`,
-`eval`), and a note says so. It is refused where the result is compared or another file is made of
-it (`verify`, `merge`, `export`), but for the commands whose `--force` accepts it.
+`save_pretrained` stores those of a targeted `embed_tokens` or `lm_head`, and of an embedding that
+was resized (`save_embedding_layers` in peft/utils/save_and_load.py); `from_pretrained` puts
+whatever the file holds in their place, also where it is not what the base model has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sora_cli.adapter.metadata import BaseReference
+from sora_cli.adapter.peft.layout import SplitKeys
 from sora_cli.core.errors import SoraError
-from sora_cli.model.fingerprint import fingerprint
-
-_RIGHT = "name the right one: --base MODEL"
-OR_FORCE = "give the right one with --base, or take it all the same with --force"
-
-
-def other_weights(
-    base: BaseReference, files: Path | None, source: str, result: str | Path
-) -> str | None:
-    """Return a sentence if a model is known to hold other weights than a result was trained on.
-
-    Args:
-        base: the base model that the result records.
-        files: the model's, where they are on this disk.
-        source: the model, for the sentence.
-        result: an adapter or a delta, for the sentence.
-    """
-    if _holds(base, files) is not False:
-        return None
-    return f"{source} holds other weights than the base model of {result}"
+from sora_cli.model.fingerprint import StoredTensor, stored_tensors
+from sora_cli.model.references import local_checkpoint, resolve_model_path
+from sora_cli.model.tensors import TensorFile, same_numbers
 
 
-def check_weights(
-    base: BaseReference,
-    files: Path | None,
-    source: str,
-    result: str | Path,
-    *,
-    force: bool = False,
-    hint: str = _RIGHT,
-) -> bool:
-    """Return whether a model is known to hold the weights that a result was trained on.
+def compared(
+    keys: SplitKeys, tensors: TensorFile, base: BaseReference, on: str | None
+) -> tuple[SplitKeys, tuple[str, ...]]:
+    """Leave out the stored weights that the base model has itself, with the same numbers.
 
     Args:
-        force: other weights are accepted.
+        on: reference of the base model; None: the one that the adapter names.
 
-    Raises:
-        SoraError: it is known to hold other ones.
+    Returns:
+        The keys that are left, and a note on each of these weights.
     """
-    other = other_weights(base, files, source, result)
-    if other is not None and not force:
-        raise SoraError(other, where=f"that was: {base.path}", hint=hint)
-    return bool(_holds(base, files))
+    stored = _stored(base, on) if keys.base_weights else []
+    own = {
+        name
+        for name in keys.base_weights
+        if any(same_numbers(tensors.entry(keys.head[name]), t) for t in _places(name, stored))
+    }
+    left = keys.without_base_weights(own)
+    return left, tuple(_notes(keys.base_weights, own, known=bool(stored)))
 
 
-def _holds(base: BaseReference, files: Path | None) -> bool | None:
-    """Tell whether files hold a base model's weights; None: that cannot be known."""
-    found = None if files is None or base.fingerprint is None else fingerprint(files)
-    return None if found is None else found == base.fingerprint
+def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]:
+    for name in names:
+        if name in own:
+            yield f"'{name}' is stored as the base model has it, as PEFT does: it is left out"
+        else:
+            why = "is not as the base model has it" if known else "may not be the base model's own"
+            yield f"'{name}' is stored in full and {why}: it takes that one's place, as in PEFT"
+
+
+def _stored(base: BaseReference, on: str | None) -> list[StoredTensor]:
+    """Return the base model's tensors; none where it is not here or in another format.
+
+    Of a GGUF file, which has other numbers, those of the model that the adapter names are taken.
+    """
+    for name, revision in ((on, None), (base.resolved or base.path, base.revision)):
+        try:
+            place = local_checkpoint(resolve_model_path(name), revision) if name else None
+            found = [] if place is None else stored_tensors(Path(place))
+        except (SoraError, OSError):
+            found = []
+        if found:
+            return found
+    return []
+
+
+def _places(name: str, stored: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
+    """Return the tensors of that name, with a prefix or without; all, where it is tied to one."""
+    alike = [t for t in stored if f".{name}".endswith(f".{t.name}") or t.name.endswith(f".{name}")]
+    return alike or stored

@@ -39,7 +39,7 @@ LINEAR, TIES, DARE = COMBINATIONS
 DENSITIES = {TIES: 0.2, DARE: 0.5}
 """The share of numbers kept, where none is given: TIES' is its paper's; DARE's tries 0.1 to 0.9."""
 _SHARED = ("task", "labels", "num_labels", "problem_type", "max_length", "input_columns",
-           "quantise")  # fmt: skip
+           "row_recipe", "quantise")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,8 @@ def _check_heads(files: Sequence[AdapterFile]) -> None:
             for name in first.head_names
         )
         if not same or file.meta.labels != first.meta.labels:
-            modules = sorted({*first.head_modules, *file.head_modules}) or ["labels"]
+            full = {m for f in (first, file) for m in (*f.head_modules, *f.base_weights)}
+            modules = sorted(full) or ["labels"]
             raise SoraError(
                 f"what is stored in full is not the same in all: {', '.join(modules[:3])}",
                 where=f"{first.directory}, {file.directory}",

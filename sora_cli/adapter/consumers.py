@@ -11,7 +11,9 @@ load a directory without a word and apply it wrongly:
   nor a rank in the pattern may exceed `--max-lora-rank`; nothing stored in full but, in its newest
   versions, the head of a sequence classifier (vllm/lora/peft_helper.py, vllm/config/lora.py); no
   text-to-text model, such as T5 (pull request 24907); no adapters for the kinds of model whose
-  column LoRA is empty in its docs/models/supported_models.md (January 2026).
+  column LoRA is empty in its docs/models/supported_models.md (January 2026). A weight of the base
+  that is stored beside factors on the embedding or `lm_head` is passed over without a word
+  (vllm/lora/utils.py, `is_base_embedding_weights`), as by llama.cpp's converter.
 - llama.cpp: `alpha / rank of the tensor`, patterns and rsLoRA ignored; its converter stops at any
   tensor that is not half of a LoRA pair, or whose layer has no name in the tables of the package
   `gguf`, and transposes factors of GPT-2's Conv1D, which PEFT stores as those of any other layer
@@ -98,7 +100,7 @@ def consumers(
         head: modules stored in full.
         directory: how to name it in what is to be typed.
         base_config: the base model's config.json; None: it is not at hand.
-        more: what is in it beside factors of linear layers, if anything is.
+        more: what becomes of what is in it beside factors of linear layers, if anything is.
     """
     base = config.base_model_name_or_path or "BASE"
     given = _Given(config, ranks, head, directory, base, base_config or {}, more)
@@ -137,18 +139,20 @@ def consumers_of(
 
 
 def _more(file: AdapterFile) -> str | None:
-    """Return what servers refuse in an adapter beside factors of linear layers."""
+    """Return what servers do not take in an adapter beside factors of linear layers."""
     if file.magnitudes:
-        return "DoRA's magnitudes"
+        return "refuses DoRA's magnitudes"
     if file.tokens:
-        return "trained rows of an embedding"
+        return "refuses trained rows of an embedding"
     if file.biases:
-        return "trained biases"
+        return "refuses trained biases"
+    if file.base_weights:  # vLLM and llama.cpp pass over it without a word
+        return f"takes no {file.base_weights[0]}, stored in full"
     first = next(iter(file.forms.items()), None)
     if first is None:
         return None
     path, form = first
-    return f"factors of the {'embedding' if form.embedding else 'convolution'} {path}"
+    return f"refuses factors of the {'embedding' if form.embedding else 'convolution'} {path}"
 
 
 def base_configuration(base: BaseReference) -> dict[str, Any] | None:
@@ -220,7 +224,7 @@ def _vllm(given: _Given) -> Consumer:
             "vLLM", False, f"refuses {', '.join(head)}, stored in full: sora merge first"
         )
     if given.more is not None:
-        return Consumer("vLLM", False, f"refuses {given.more}: sora merge first")
+        return Consumer("vLLM", False, f"{given.more}: sora merge first")
     if not config.is_plain:
         return _export("vLLM", given.directory)
     if any(not _same(config.scaling(path), _global_scaling(config)) for path in ranks):
@@ -242,7 +246,7 @@ def _vllm(given: _Given) -> Consumer:
 def _llama_cpp(given: _Given) -> Consumer:
     config, base = given.config, quote(given.base)
     refused = f"refuses {', '.join(given.head)}, stored in full" if given.head else None
-    refused = refused or (given.more and f"refuses {given.more}") or _missing_in_llama_cpp(given)
+    refused = refused or given.more or _missing_in_llama_cpp(given)
     if refused is not None:
         return Consumer("llama.cpp", False, f"{refused}: sora merge first")
     form = "gguf" if exact_in_gguf(given.base_config.get("model_type")) else "padded"

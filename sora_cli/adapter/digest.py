@@ -16,6 +16,7 @@ from typing import Any
 
 from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
+from sora_cli.adapter.row_recipe import row_recipe
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed, shown_value
 from sora_cli.model.files import (
@@ -27,6 +28,7 @@ from sora_cli.model.files import (
     SORA_FILE,
 )
 from sora_cli.model.fingerprint import fingerprint
+from sora_cli.recipe.changes import flat
 from sora_cli.report import FILE_NAME, RunReport, read_report
 
 _NOT_THE_ADAPTER = ("base_model_name_or_path", "revision")
@@ -90,7 +92,15 @@ def _digest_at(place: Path) -> str | None:
 def deciding(meta: AdapterMeta) -> dict[str, Any]:
     """Return the facts of `sora.json` about inputs and answers, as far as they are known."""
     said = meta.model_dump(mode="json", include=_DECIDING)
-    return {key: value for key, value in said.items() if value not in (None, [])}
+    return _known({**said, **_dotted(meta.row_recipe)})
+
+
+def _dotted(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {".".join(path): value for path, value in flat(recipe)}
+
+
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if value not in (None, [])}
 
 
 def apart(
@@ -141,14 +151,14 @@ def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
         "labels": list(classes),
         "task": recipe.get("task", {}).get("name"),
         "max_length": recipe.get("data", {}).get("max_length"),
+        **_dotted(row_recipe(recipe)),
     }
-    known = {key: value for key, value in known.items() if value}
     file, name = folder / SORA_FILE, folder.resolve().name
     try:
         said = deciding(read_sora_file(file)[0])
     except SoraError:
         said = {}
-    named = list(apart(said, known, (file, folder.parent / FILE_NAME)))
+    named = list(apart(said, _known(known), (file, folder.parent / FILE_NAME)))
     yield from named
     for key, digest in report.digests.items():
         place = folder / key.removeprefix(f"{name}/")

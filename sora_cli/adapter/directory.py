@@ -46,6 +46,8 @@ class Adapter:
         magnitudes: module path -> DoRA's (out,): the weight with the update in it is rescaled to
             them. What has some cannot be written; it can be merged.
         biases: the names in `head` that are biases of modules not stored in full.
+        base_weights: the names in `head` that take the place of the base model's own parameter,
+            wherever it is used; their modules may have factors besides.
         token_rows: path of an embedding -> rows of it that are trained in full. What has some
             cannot be written, either.
     """
@@ -60,6 +62,7 @@ class Adapter:
     forms: Mapping[str, Form] = dataclasses.field(default_factory=dict)
     magnitudes: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     biases: tuple[str, ...] = ()
+    base_weights: tuple[str, ...] = ()
     token_rows: Mapping[str, Replaced] = dataclasses.field(default_factory=dict)
 
     @property
@@ -83,16 +86,17 @@ class Adapter:
         return {path: self.meta.ranks_start.get(path, stored.get(path, 0)) for path in self.ranks()}
 
 
-def read_adapter(directory: Path) -> Adapter:
+def read_adapter(directory: Path, *, base: str | None = None) -> Adapter:
     """Read our adapter or one of PEFT's: its factors, patterns, heads stored in full.
 
     Args:
         directory: the adapter directory, or a run directory that holds one.
+        base: reference of the base model, where it is not the one that the adapter names.
 
     Raises:
         SoraError: no adapter, one of another kind, or a damaged one.
     """
-    with open_adapter(directory) as file:
+    with open_adapter(directory, base=base) as file:
         lazy = lazy_adapter(file)
         return dataclasses.replace(
             lazy,
@@ -116,6 +120,7 @@ def lazy_adapter(file: AdapterFile) -> Adapter:
         forms=forms_in(file),
         magnitudes=file.magnitudes,
         biases=file.biases,
+        base_weights=file.base_weights,
         token_rows=file.token_rows,
     )
 
@@ -167,15 +172,16 @@ def write_adapter(
         SoraError: the directory exists, or the adapter cannot be written or read back.
     """
     check_low_rank(adapter)
+    loose = (*adapter.biases, *adapter.base_weights)
     plan = Plan(
         adapter.layers,
         adapter.head,
         layout=layout,
         dtype=dtype,
         forms=adapter.forms,
-        biases=adapter.biases,
+        loose=loose,
     )
-    _check_head(set(adapter.head) - set(adapter.biases), adapter.head_modules)
+    _check_head(set(adapter.head) - set(loose), adapter.head_modules)
     config = written_config(
         plan.stored,
         layout=layout,
@@ -196,7 +202,7 @@ def write_adapter(
             write_sora_file(temporary / SORA_FILE, meta, adapter.base)
             if beside is not None:
                 beside(temporary)
-            with open_adapter(temporary) as back:
+            with open_adapter(temporary, as_stored=True) as back:
                 plan.check(back.layers, back.head)
                 (temporary / CARD).write_bytes(stored(adapter_card(back)))
     except OSError as error:

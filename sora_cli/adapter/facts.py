@@ -66,6 +66,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         "cuts": [_cut(cut, len(ranks)) for cut in cuts(modules)],
         "head_modules": list(file.head_modules),
         "biases": list(file.biases),
+        "base_weights": list(file.base_weights),
         "rescaled": len(file.magnitudes),
         "tokens": {path: len(rows) for path, (rows, _) in file.tokens.items()},
         "forms": {path: _form(form) for path, form in file.forms.items()},

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.base_weights import OR_FORCE, check_weights
+from sora_cli.adapter.base_check import OR_FORCE, check_weights
 from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_of
 from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
@@ -75,7 +75,7 @@ def export_gguf(
             other weights, or numbers too large for the type.
     """
     check_choice("type", type, GGUF_TYPES)
-    with open_adapter(directory) as file:
+    with open_adapter(directory, base=base) as file:
         check_low_rank(file)
         name = base or file.base.name()
         architecture, places = places_of(file, name)

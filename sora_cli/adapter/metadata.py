@@ -115,6 +115,8 @@ class AdapterMeta(BaseModel):
     max_length: int | None = None
     input_columns: tuple[str, ...] = ()
     """Columns of the training rows that the model's input was made of."""
+    row_recipe: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """The part of the run's recipe that new rows are read with: see `adapter/row_recipe`."""
     quantise: str | None = None
     """The form of the base's frozen weights in training, if packed: "4bit" or "8bit"."""
     ranks_start: dict[str, _Rank] = Field(default_factory=dict)

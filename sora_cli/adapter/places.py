@@ -20,6 +20,7 @@ from sora_cli.core.words import first_few
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
     DELTA_FILE,
+    MERGE_RECORD,
     MODEL_CONFIG,
     SORA_FILE,
     adapter_files,
@@ -192,5 +193,6 @@ def _parent(file: Path) -> str | None:
 
 
 def _is_baseline(folder: Path) -> bool:
-    weights = (folder / DELTA_FILE).is_file() or (folder / MODEL_CONFIG).is_file()
-    return weights and (folder / SORA_FILE).is_file() and not (folder / ADAPTER_CONFIG).is_file()
+    weights = any((folder / name).is_file() for name in (DELTA_FILE, MODEL_CONFIG))
+    others = any((folder / name).is_file() for name in (ADAPTER_CONFIG, MERGE_RECORD))
+    return weights and (folder / SORA_FILE).is_file() and not others

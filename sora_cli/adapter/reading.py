@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from methods.updates import Replaced, Update
+from sora_cli.adapter.base_weights import compared
 from sora_cli.adapter.foreign.places import refuse_foreign
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, read_sora_file
 from sora_cli.adapter.moved import located
@@ -58,6 +59,8 @@ class AdapterFile:
         head_shapes: their shapes.
         head_modules: paths of the modules they belong to.
         biases: those of `head_names` that are biases of modules not stored in full.
+        base_weights: those of `head_names` that take the place of the base model's own parameter,
+            wherever it is used; see `base_weights`.
         tokens: path of an embedding -> which of its rows are trained in full, and how many numbers
             each has.
         notes: what is odd, but harmless.
@@ -77,6 +80,7 @@ class AdapterFile:
     head_shapes: dict[str, tuple[int, ...]]
     head_modules: tuple[str, ...]
     biases: tuple[str, ...]
+    base_weights: tuple[str, ...]
     tokens: dict[str, tuple[tuple[int, ...], int]]
     notes: tuple[str, ...]
     _tensors: TensorFile
@@ -204,11 +208,15 @@ class OnDemand(Mapping[str, T]):
 
 
 @contextmanager
-def open_adapter(directory: Path) -> Iterator[AdapterFile]:
+def open_adapter(
+    directory: Path, *, base: str | None = None, as_stored: bool = False
+) -> Iterator[AdapterFile]:
     """Open our adapter or one of PEFT's, and check all but the numbers.
 
     Args:
         directory: the adapter directory, or a run directory that holds one.
+        base: reference of the base model, where it is not the one that the adapter names.
+        as_stored: keep stored base weights that are no others than the base model's.
 
     Raises:
         SoraError: no adapter, one of another kind, or a damaged one.
@@ -216,11 +224,17 @@ def open_adapter(directory: Path) -> Iterator[AdapterFile]:
     directory = locate_adapter(directory)
     refuse_foreign(directory)
     config = parse_config(read_json(directory / ADAPTER_CONFIG), str(directory / ADAPTER_CONFIG))
-    meta, base = read_sora_file(directory / SORA_FILE)
+    meta, named = read_sora_file(directory / SORA_FILE)
     for path in (*meta.ranks, *meta.ranks_start):
         check_name(path, str(directory / SORA_FILE))
     with open_tensors(_weights(directory)) as tensors:
-        yield describe(directory, config, meta, located(base or _base(config)), tensors)
+        reference = located(named or _base(config))
+        keys = split_keys(tensors.keys, config, str(tensors.file))
+        notes: tuple[str, ...] = ()
+        if not as_stored:
+            keys, notes = compared(keys, tensors, reference, base)
+        file = describe(directory, config, meta, reference, tensors, keys)
+        yield replace(file, notes=(*file.notes, *notes))
 
 
 def _base(config: PeftConfig) -> BaseReference:
@@ -247,13 +261,13 @@ def describe(
     meta: AdapterMeta,
     base: BaseReference,
     tensors: TensorFile,
+    keys: SplitKeys,
 ) -> AdapterFile:
     """Check all of an adapter but its numbers, and return it.
 
     Raises:
         SoraError: configuration and tensors do not fit together.
     """
-    keys = split_keys(tensors.keys, config, str(tensors.file))
     found = [*keys.pairs, *keys.products]
     order = list(dict.fromkeys([*(p for p in meta.ranks if p in found), *found]))
     check_targets(config, order, str(directory / ADAPTER_CONFIG))
@@ -282,8 +296,9 @@ def describe(
         head_shapes={name: tensors.shape(key) for name, key in keys.head.items()},
         head_modules=head_modules,
         biases=keys.biases,
+        base_weights=keys.base_weights,
         tokens=checked_tokens(keys, config, tensors),
-        notes=(*notes, *config.head_notes(head_modules), *_copy_notes(keys)),
+        notes=(*notes, *config.head_notes(head_modules)),
         _tensors=tensors,
         _keys=keys,
         _modules=modules,
@@ -292,11 +307,3 @@ def describe(
 
 def _magnitude_key(stored: StoredModule) -> str | None:
     return stored.pair.magnitude if isinstance(stored, StoredPair) else None
-
-
-def _copy_notes(keys: SplitKeys) -> Iterator[str]:
-    for path in keys.copies:
-        yield (
-            f"'{path}': the file also holds the base model's own weight, as PEFT does for targets "
-            "among the embeddings; it is taken to be unchanged and left out"
-        )

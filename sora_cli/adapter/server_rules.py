@@ -110,13 +110,13 @@ def judged(
         head: modules stored in full.
         directory: how to name it in what is to be typed.
         layers: of the base model, where that is known.
-        more: what is in it beside factors of linear layers, if anything is.
+        more: what becomes of what is in it beside factors of linear layers, if anything is.
     """
     merge = "sora merge first"
     if head:
         return False, f"takes no {first_few(head)}, stored in full: {merge}"
     if more is not None:
-        return False, f"refuses {more}: {merge}"
+        return False, f"{more}: {merge}"
     odd = sorted({path.rpartition(".")[2] for path in ranks} - (rules.modules or frozenset()))
     if odd and rules.modules is not None:
         return False, f"has no place for {first_few(odd)}: {merge}"

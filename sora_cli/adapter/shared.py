@@ -121,9 +121,8 @@ def _files(directory: Path, name: str) -> dict[str, Content]:
     if place.is_dir():
         inside = (file for file in sorted(place.rglob("*")) if file.is_file())
         return {str(file.relative_to(directory)): file for file in inside}
-    if name.endswith("_config.json"):
-        return {name: _json(_nowhere(_object(place)))}
-    return {name: place}
+    config = read_json(place) if name.endswith("_config.json") else None
+    return {name: _json(_nowhere(config)) if isinstance(config, dict) else place}
 
 
 def _sora_file(directory: Path, base_id: str | None, revision: str | None) -> dict[str, Any]:

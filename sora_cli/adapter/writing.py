@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.peft.layout import PREFIX, bias_key, check_tensor, pair_keys
+from sora_cli.adapter.peft.layout import PREFIX, check_tensor, loose_key, pair_keys
 from sora_cli.adapter.stored import LINEAR, Form
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
@@ -34,7 +34,7 @@ class Plan:
         layout: one of `core.checks.LAYOUTS`.
         dtype: of the factors, one of `core.checks.STORED`.
         forms: module path -> the kind of layer, where that is no linear one.
-        biases: the names in `head` that are biases of modules not stored in full.
+        loose: the names in `head` that belong to no module stored in full.
 
     Attributes:
         start: module path -> terms given.
@@ -54,14 +54,14 @@ class Plan:
         layout: str,
         dtype: str,
         forms: Mapping[str, Form] | None = None,
-        biases: tuple[str, ...] = (),
+        loose: tuple[str, ...] = (),
     ) -> None:
         check_choice("layout", layout, LAYOUTS)
         check_choice("dtype", dtype, STORED)
         if not layers:
             raise SoraError("there is no adapted layer to write")
         self._layers, self._head = layers, head
-        self._forms, self._biases = forms or {}, frozenset(biases)
+        self._forms, self._loose = forms or {}, frozenset(loose)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
@@ -125,7 +125,7 @@ class Plan:
             tensor = self._head[name]
             check_tensor(name, tensor, f"for {where}")
             get = partial(self._head.__getitem__, name)
-            key = bias_key(name, self.stored) if name in self._biases else f"{PREFIX}{name}"
+            key = loose_key(name, self.stored) if name in self._loose else f"{PREFIX}{name}"
             new[key] = NewTensor(tensor.dtype, tuple(tensor.shape), get)
         return new
 

@@ -59,7 +59,7 @@ def merge_gguf(
     check_gguf_place(output, force=force)
     from sora_cli.adapter.reading import open_adapter
 
-    with open_adapter(directory) as adapter:
+    with open_adapter(directory, base=base) as adapter:
         source = Path(resolve_model_path(base or adapter.base.name()))
         if source.suffix.lower() != ".gguf" or not source.is_file():
             raise SoraError(

@@ -157,6 +157,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{', '.join(facts['head_modules'])}: {count(facts['parameters']['head'])} parameters"
         )
         lines.append(("head", head))
+    if facts["base_weights"]:
+        lines.append(("base weights", f"{first_few(facts['base_weights'])}, in the base's place"))
     if facts["biases"]:
         trained = facts["biases"]
         lines.append(("biases", f"{count(len(trained))} of the base model, such as {trained[0]}"))

@@ -23,6 +23,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
+from sora_cli.core.words import first_few
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def merge(
     with uncollected():
         from sora_cli.adapter.reading import open_adapter
 
-    with open_adapter(directory) as adapter:
+    with open_adapter(directory, base=base) as adapter:
         with uncollected():  # transformers: after what can fail fast
             from sora_cli.merge.merge import prepare_merge
             from sora_cli.merge.rounding import Storing
@@ -106,9 +107,10 @@ def merge(
         with _bar(plan.weights) as progress:
             merged = plan.write(progress)
         _notes(merged)
-        modules, biases = adapter.head_modules, adapter.biases
+        modules, biases, weights = adapter.head_modules, adapter.biases, adapter.base_weights
     head = f" and the head ({', '.join(modules)})" if modules else ""
     head += f" and {count(len(biases))} biases" if biases else ""
+    head += f" and the base weight {first_few(weights)}" if weights else ""
     head += "".join(f" and {count(len(r))} rows of {p}" for p, (r, _) in adapter.tokens.items())
     say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
     lossy = _tell_what_is_left(merged, storing)
@@ -171,4 +173,4 @@ def _notes(merged: Merged) -> None:
         say(f"note: {count(len(merged.absent))} parameters are in no file, such as "
             f"'{merged.absent[0]}': they will be random")  # fmt: skip
     if merged.left_files:
-        say(f"note: not copied from the base: {', '.join(merged.left_files)}")
+        say(f"note: not copied from the base: {first_few(merged.left_files, 5)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ from sora_cli.core.hub import quiet_hub
 from sora_cli.merge.gguf import Unpacked, unpack
 from sora_cli.model.files import (
     ADAPTER_CONFIG,
+    MERGE_RECORD,
     MODEL_CONFIG,
     MODEL_WEIGHTS,
+    PROCESSOR_FILES,
+    SAFE_WEIGHTS,
+    SORA_FILE,
     WEIGHTS_INDEX,
     holds_pickles_only,
     pickled,
@@ -23,16 +29,27 @@ from sora_cli.model.fingerprint import weight_files
 from sora_cli.model.loading import LOCAL_COPY, loading
 
 MODEL_CARD = "README.md"
-MERGE_RECORD = "sora_merge.json"
-"""The share of an adapter that the weights hold as a merge stored them, module by module."""
 
+_OWN = (MODEL_CONFIG, MODEL_CARD, MERGE_RECORD, SORA_FILE, WEIGHTS_INDEX)
+"""Files that a merge writes anew, besides the weights."""
 _WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".pb", ".msgpack", ".ot"),
-    *(".onnx", ".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".gguf", ".ggml"),
+    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.pb", "*.msgpack", "*.ot"),
+    *("*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel", "*.mlpackage", "*.gguf", "*.ggml"),
 )
-_COPIES = ("onnx", "openvino", "original", "coreml", "gguf", "runs", "logs", "__pycache__")
-"""Directories with the same weights in other formats, or with no part of the model."""
-_LARGEST_DIRECTORY = 200_000_000  # bytes; what belongs to a model besides its weights is smaller
+"""Weights in other formats than safetensors, which are not downloaded."""
+_NEEDED = (
+    *PROCESSOR_FILES,
+    *("generation_config.json", "audio_tokenizer_config.json", "custom_generate"),
+    *("tokenizer.*.json", "*.tiktoken", "tekken.json"),  # other versions, and Mistral's own
+    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
+    *("licen[cs]e*", "notice*", "copying*", "use_policy*"),
+)
+"""Files and directories that transformers or sentence-transformers load with a model besides its
+configuration and weights, and those that its licence asks for; as patterns, in small letters."""
+_CODE = "*.py"
+_CONFIGS = (MODEL_CONFIG, "tokenizer_config.json", "processor_config.json",
+            "preprocessor_config.json")  # fmt: skip
+"""Those that may name code of the model's own, under `auto_map`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class BaseFolder:
         weights: its safetensors files, in their order.
         index: the index of the shards as it stands there; None for a single file.
         others: files that go along as they are: tokenizer, generation config, chat template.
-        left: files and directories that do not, such as weights in other formats.
+        left: files and directories that no model needs, or weights in other formats.
         unpacked: holds the directory, where a GGUF file was written out; else None.
     """
 
@@ -64,6 +81,12 @@ class BaseFolder:
     def others_bytes(self) -> int:
         """Bytes of the files that are copied."""
         return sum((self.folder / name).stat().st_size for name in self.others)
+
+    @property
+    def merged_names(self) -> tuple[str, ...]:
+        """Names in a merged model's directory, as patterns; directories as a whole."""
+        others = {name.parts[0] for name in self.others}
+        return (*_OWN, SAFE_WEIGHTS, *sorted(others))
 
 
 def open_base(source: str, revision: str | None) -> BaseFolder:
@@ -124,8 +147,8 @@ def _folder(source: str, revision: str | None) -> Path:
 
     quiet_hub()
     with loading(source, local_copy=LOCAL_COPY):
-        ignore = [f"*{suffix}" for suffix in _WEIGHTS if suffix != ".safetensors"]
-        return Path(snapshot_download(source, revision=revision, ignore_patterns=ignore))
+        found = snapshot_download(source, revision=revision, ignore_patterns=list(_WEIGHTS))
+        return Path(found)
 
 
 def _weights(folder: Path, source: str) -> tuple[Path, ...]:
@@ -148,50 +171,39 @@ def _index(folder: Path, weights: tuple[Path, ...]) -> dict[str, Any] | None:
 
 def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Return what is copied and what is not, relative to the directory."""
-    written = {
-        MODEL_CONFIG,
-        MODEL_CARD,
-        MERGE_RECORD,
-        WEIGHTS_INDEX,
-        *(file.name for file in weights),
-    }
+    written = {*_OWN, *(file.name for file in weights)}
+    needed = [*_NEEDED, *_modules(folder), *([_CODE] if _names_code(folder) else [])]
     others: list[Path] = []
     left: list[str] = []
     for entry in sorted(folder.iterdir()):
         if entry.name in written or entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            inside = [] if _is_another_model(entry) else _files(entry)
+        if not any(fnmatchcase(entry.name.lower(), pattern) for pattern in needed):
+            left.append(f"{entry.name}/" if entry.is_dir() else entry.name)
+        elif entry.is_dir():
+            inside = (file for file in sorted(entry.rglob("*")) if file.is_file())
             others += [file.relative_to(folder) for file in inside]
-            if not inside:
-                left.append(f"{entry.name}/")
-        elif _is_weights(entry):
-            left.append(entry.name)
-        elif entry.is_file():
+        else:
             others.append(Path(entry.name))
     return tuple(others), tuple(left)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return all files below; none where they are too large to be part of a model."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    total = sum(file.stat().st_size for file in files)
-    return files if total <= _LARGEST_DIRECTORY else []
+def _modules(folder: Path) -> list[str]:
+    """Return the directories that sentence-transformers loads with the model."""
+    found = _parsed(folder / "modules.json")
+    entries = found if isinstance(found, list) else []
+    paths = (str(entry.get("path") or "") for entry in entries if isinstance(entry, dict))
+    return [escape(path.partition("/")[0].lower()) for path in paths]
 
 
-def _is_weights(file: Path) -> bool:
-    name = file.name.lower()
-    return file.suffix.lower() in _WEIGHTS or name.endswith(".index.json")
+def _names_code(folder: Path) -> bool:
+    """Return whether the model has classes of its own, in Python files beside it."""
+    found = (_parsed(folder / name) for name in _CONFIGS)
+    return any(isinstance(config, dict) and "auto_map" in config for config in found)
 
 
-def _is_another_model(folder: Path) -> bool:
-    """Return whether this is the weights again, a checkpoint of training, or another model."""
-    if folder.name.lower() in _COPIES or folder.name.startswith("checkpoint-"):
-        return True
-    if (folder / ADAPTER_CONFIG).exists() or (folder / "adapter" / ADAPTER_CONFIG).exists():
-        return True
+def _parsed(file: Path) -> Any:
     try:
-        config = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "model_type" in config
+        return read_json(file)
+    except SoraError:
+        return None

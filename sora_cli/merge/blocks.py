@@ -67,14 +67,22 @@ class Blocks:
         return list(pairwise(edges))
 
     def add(
-        self, item: Item, update: Update, rows: Range, source: int, *, measured: bool = False
+        self,
+        item: Item,
+        update: Update,
+        rows: Range,
+        *,
+        content: Content,
+        source: int | None,
+        measured: bool = False,
     ) -> Made:
         """Read rows of a weight, add the update's in float32 (float64 if W is), cast them once.
 
         The product comes first, then the scaling, then the sum: as PEFT does it.
 
         Args:
-            source: descriptor of the base's file.
+            content: W: the base's, or what the adapter holds in its place.
+            source: descriptor of its file; None if it is in memory.
             measured: the update's own square is known: see `Update.squared`.
 
         Returns:
@@ -86,7 +94,7 @@ class Blocks:
         """
         (start, stop), columns = rows, item.columns
         shape = (stop - start, columns)
-        base = self._base(item, start * columns, shape, source)
+        base = self._base(item, start * columns, shape, content, source)
         raw, total = self._buffers.view("total", base.dtype, shape)
         memory = self._buffers.view("delta", torch.float32, shape)[1]
         delta = update.add(base, rows, memory, total, transposed=item.transposed)
@@ -99,15 +107,18 @@ class Blocks:
         own = 0.0 if measured else inner(delta, delta)
         return raw, Kept(own, along, self._square(item, change))
 
-    def whole(self, item: Item, update: Update, source: int) -> Update:
-        """Return an update that has seen all of a weight, where it must before a row is changed."""
+    def whole(self, item: Item, update: Update, content: Content, source: int | None) -> Update:
+        """Return an update that has seen all of a weight, where it must before a row is changed.
+
+        Args: see `add`.
+        """
         if not isinstance(update, Rescaled) or not update.unknown(transposed=item.transposed):
             return update
         squares = torch.zeros(item.columns, dtype=torch.float64)
         for rows in self.ranges(item):
             (start, stop), columns = rows, item.columns
             shape = (stop - start, columns)
-            base = self._base(item, start * columns, shape, source)
+            base = self._base(item, start * columns, shape, content, source)
             memory = self._buffers.view("delta", torch.float32, shape)[1]
             delta = update.delta(rows, memory, transposed=item.transposed)
             squares += (base + delta).double().square().sum(0)
@@ -146,7 +157,8 @@ class Blocks:
         total = self._buffers.view("total", torch.float32, shape)[1].copy_(part)
         if base is None:
             return self._store(item, total, start), None
-        before = self._base(item, start, shape, base)
+        assert item.source is not None
+        before = self._base(item, start, shape, item.source, base)
         delta = torch.sub(total, before, out=self._buffers.view("delta", torch.float32, shape)[1])
         raw = self._store(item, total, start)
         change = total.sub_(before)
@@ -164,14 +176,20 @@ class Blocks:
             )
         return raw
 
-    def _base(self, item: Item, start: int, shape: Shape, source: int) -> Tensor:
-        """Read numbers of the base, as float64 for a tensor of that, else as float32."""
-        assert item.source is not None
-        dtype = torch_dtype(item.source.dtype)
+    def _base(
+        self, item: Item, start: int, shape: Shape, content: Content, source: int | None
+    ) -> Tensor:
+        """Read numbers to change, as float64 for a tensor of that, else as float32."""
+        known = content.dtype
+        dtype = known if isinstance(known, torch.dtype) else torch_dtype(known)
         assert dtype is not None
         raw, base = self._buffers.view("base", dtype, shape)
-        _read(source, raw, item.source.start + start * dtype.itemsize, item)
-        if item.dtype == "F64" or dtype == torch.float32:
+        if isinstance(content, Tensor):
+            base.copy_(content.reshape(-1)[start : start + base.numel()].view(shape))
+        else:
+            assert source is not None
+            _read(source, raw, content.start + start * dtype.itemsize, item)
+        if dtype == torch.float32 or (dtype == torch.float64 and item.dtype == "F64"):
             return base
         return self._buffers.view("wide", torch.float32, shape)[1].copy_(base)
 
@@ -190,6 +208,7 @@ class Blocks:
     def _square(self, item: Item, change: Tensor) -> float:
         """Return <dW', dW'> where rounding adds noise: at random, or to the base's numbers, too."""
         other = item.source is not None and item.source.dtype != item.dtype
+        other |= item.update is not None and item.head is not None
         noisy = item.dtype in NARROW and (other or self._storing.rounding == "stochastic")
         return inner(change, change) if noisy else 0.0
 
@@ -224,7 +243,7 @@ def _sizes(items: list[Item]) -> dict[str, int]:
     for item in items:
         known = None if item.source is None else torch_dtype(item.source.dtype)
         each = {
-            "base": known.itemsize if known else 0,
+            "base": 8 if item.head else known.itemsize if known else 0,
             "wide": 4,
             "delta": 4,
             "total": max(4, _dtype(item).itemsize),

@@ -129,6 +129,9 @@ def model_card(
     if outline.head_modules:
         modules = ", ".join(f"`{module}`" for module in outline.head_modules)
         lines.append(f"- trained in full: {modules}")
+    if outline.base_weights:
+        weights = ", ".join(f"`{name}`" for name in outline.base_weights)
+        lines.append(f"- in the place of the base's own, as the adapter holds them: {weights}")
     if outline.meta.task:
         lines.append(f"- task: {outline.meta.task}")
     if outline.meta.labels:

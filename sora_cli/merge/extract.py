@@ -285,7 +285,8 @@ def _meta(folder: BaseFolder, config: Any, class_name: str) -> AdapterMeta:
     """Return what the model's own run says of it, else what its configuration says."""
     known = read_sora_file(folder.folder / SORA_FILE)[0]
     if known.task is not None:
-        kept = ("task", "labels", "num_labels", "problem_type", "max_length", "input_columns")
+        kept = ("task", "labels", "num_labels", "problem_type", "max_length", "input_columns",
+                "row_recipe")  # fmt: skip
         return AdapterMeta(**{name: getattr(known, name) for name in kept})
     if not names_classes(class_name):
         return AdapterMeta()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from torch import Tensor
 from methods.factors import LowRankFactors
 from methods.updates import Product, Rescaled, Update
 from sora_cli.adapter.directory import Adapter, lazy_adapter
+from sora_cli.adapter.metadata import AdapterMeta
 from sora_cli.adapter.reading import AdapterFile
+from sora_cli.adapter.row_recipe import recorded_row_recipe
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import StoredTensor
 from sora_cli.model.tensors import torch_dtype
@@ -31,7 +35,8 @@ class Incoming:
     """An adapter, in memory or in its file.
 
     Attributes:
-        outline: the adapter with its tensors on torch's meta device: shapes without numbers.
+        outline: the adapter with its tensors on torch's meta device: shapes without numbers. Its
+            metadata are those of the merged model, which reads rows as the adapter does.
         update: reads the update of a module.
         head: finds a parameter that is stored in full.
         factors: reads a module's factors with the scaling in B; only of a `Product`.
@@ -105,7 +110,8 @@ def _from_memory(adapter: Adapter) -> Incoming:
 
     layers = {p: _outline(f.B.shape[0], f.rank, f.A.shape[1]) for p, f in adapter.layers.items()}
     head = {name: torch.empty_like(t, device="meta") for name, t in adapter.head.items()}
-    outline = dataclasses.replace(adapter, layers=layers, head=head)
+    meta = _merged_meta(adapter.meta, None)
+    outline = dataclasses.replace(adapter, layers=layers, head=head, meta=meta)
     numbers = max(f.parameters for f in adapter.layers.values())
     return Incoming(
         outline, update, lambda name: adapter.head[name].detach().cpu(), factors, numbers
@@ -125,12 +131,21 @@ def _from_file(file: AdapterFile) -> Incoming:
             raise SoraError(f"'{name}' is stored as {entry.dtype}, which cannot be read",
                             where=str(entry.file))  # fmt: skip
         head[name] = torch.empty(entry.shape, dtype=dtype, device="meta")
-    outline = dataclasses.replace(lazy_adapter(file), layers=layers, head=head)
+    meta = _merged_meta(file.meta, file.directory)
+    outline = dataclasses.replace(lazy_adapter(file), layers=layers, head=head, meta=meta)
 
     def update(path: str) -> Update:
         return file.token_rows[path] if path in file.tokens else file.update(path)
 
     return Incoming(outline, update, file.head_entry, file.factors, file.largest)
+
+
+def _merged_meta(meta: AdapterMeta, place: Path | None) -> AdapterMeta:
+    """Return an adapter's metadata for its merged model, whose base is in plain numbers."""
+    known = meta.row_recipe if place is None else recorded_row_recipe(place, meta)
+    recipe = copy.deepcopy(known or {})
+    recipe.get("model", {}).pop("quantise", None)
+    return meta.model_copy(update={"row_recipe": recipe, "quantise": None})
 
 
 def _outline(n_out: int, rank: int, n_in: int) -> LowRankFactors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sora_cli.adapter.apply import layer_of, token_weight
@@ -80,11 +80,13 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
                             f"'{name}': which one is meant?")  # fmt: skip
         places[target] = name
     layers |= _tied_rows(outline, runtime, layers, places)
-    both = layers.keys() & heads.keys()
+    both = {target for target in layers.keys() & heads.keys()
+            if heads[target] not in outline.base_weights}  # fmt: skip
     if both:
         raise SoraError(f"the adapter holds '{min(both)}' in full, and an update of it as well")
     tokens = frozenset(target for target, path in layers.items() if path in outline.token_rows)
     found = Match(runtime, stored, arrivals, places, layers, heads, tokens)
+    found = replace(found, heads=_everywhere(found, outline))
     _check_whole(found)
     return found
 
@@ -107,7 +109,7 @@ def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
     for target, name in found.heads.items():
         for partner in _partners(found, target):
             other = found.heads.get(partner)
-            if other is None or not same_content(head(name), head(other)):
+            if other != name and (other is None or not same_content(head(name), head(other))):
                 return SoraError(f"'{name}' is trained in full but shares its weight with "
                                  f"'{partner}'", hint=hint)  # fmt: skip
     return None
@@ -187,6 +189,12 @@ def _heads(outline: Adapter, runtime: Runtime) -> dict[str, str]:
                             f"of the base model, '{target}'")  # fmt: skip
         heads[target] = name
     return heads
+
+
+def _everywhere(found: Match, outline: Adapter) -> dict[str, str]:
+    """Return the heads, and base weights also for what is tied to their parameters."""
+    weights = [t for t, name in found.heads.items() if name in outline.base_weights]
+    return {p: found.heads[t] for t in weights for p in _partners(found, t)} | dict(found.heads)
 
 
 def _check_whole(found: Match) -> None:

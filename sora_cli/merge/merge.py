@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sora_cli.adapter.base_weights import OR_FORCE, check_weights
+from sora_cli.adapter.base_check import OR_FORCE, check_weights
 from sora_cli.adapter.classes import names_classes
 from sora_cli.adapter.directory import Adapter
-from sora_cli.adapter.metadata import write_json
+from sora_cli.adapter.metadata import write_json, write_sora_file
 from sora_cli.adapter.reading import AdapterFile
 from sora_cli.core.atomic import check_replaceable, new_directory
 from sora_cli.core.console import size
@@ -31,7 +31,7 @@ from sora_cli.core.environment import process_memory
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.core.outputs import check_apart
 from sora_cli.data.processor import lacks_tokenizer
-from sora_cli.merge.base import MERGE_RECORD, MODEL_CARD, BaseFolder, decoded, open_base
+from sora_cli.merge.base import MODEL_CARD, BaseFolder, decoded, open_base
 from sora_cli.merge.blocks import Blocks
 from sora_cli.merge.card import (
     MERGED_KEY,
@@ -50,7 +50,7 @@ from sora_cli.merge.names import build_runtime
 from sora_cli.merge.plan import Plan, plan_weights
 from sora_cli.merge.rounding import AS_IN_BASE, Storing, Survival, check_survival
 from sora_cli.merge.write import Progress, threads, weights_bytes, write_weights
-from sora_cli.model.files import MODEL_CONFIG, SAFE_WEIGHTS, WEIGHTS_INDEX
+from sora_cli.model.files import MERGE_RECORD, MODEL_CONFIG, SORA_FILE
 from sora_cli.model.loading import LOCAL_COPY, loading
 from sora_cli.model.references import resolve_model_path
 from sora_cli.model.tensors import dtype_name, torch_dtype
@@ -143,6 +143,9 @@ class Merge:
                 write_json(folder / MODEL_CONFIG, recorded(self.config, survival))
                 record = merge_record(survival, self.merged.dtype, self.storing)
                 write_json(folder / MERGE_RECORD, record)
+                known = self.incoming.outline
+                if known.meta.task is not None:
+                    write_sora_file(folder / SORA_FILE, known.meta, known.base)
                 (folder / MODEL_CARD).write_text(self._card(survival), encoding="utf-8")
         except OSError as error:
             raise SoraError(
@@ -203,7 +206,7 @@ def prepare_merge(
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,))
     new = incoming(adapter)
     folder, folded, checked = _base_of(new, output, base, force=force)
-    check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=_written(folder))
+    check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=folder.merged_names)
     found, tied, config = _match(new, folder, untie=untie)
     config |= {MERGED_KEY: folded, "architectures": [found.runtime.class_name]}
     if storing.dtype != "base":
@@ -263,18 +266,10 @@ def _base_of(
     ]
     check_not_folded(folded, source)
     recorded = new.outline.base
-    return (
-        folder,
-        folded,
-        check_weights(recorded, folder.origin, source, "the adapter", force=force, hint=OR_FORCE),
+    checked = check_weights(
+        recorded, folder.origin, source, "the adapter", force=force, hint=OR_FORCE
     )
-
-
-def _written(base: BaseFolder) -> tuple[str, ...]:
-    """Return what a merged model's directory holds, as patterns; directories as a whole."""
-    others = {name.parts[0] for name in base.others}
-    own = (MODEL_CONFIG, MODEL_CARD, MERGE_RECORD, WEIGHTS_INDEX, SAFE_WEIGHTS)
-    return (*own, *sorted(others))
+    return folder, folded, checked
 
 
 def _match(
@@ -303,6 +298,8 @@ def _match(
         raise problem
     raw = untied_config(raw)
     apart = matched(raw)
+    # what was tied to a base weight that the adapter replaces has it, too
+    apart = dataclasses.replace(apart, heads={**_base_weights(found, new), **apart.heads})
     if known.is_encoder_decoder or tied_part(apart, new.head) is not None:
         raise SoraError(  # T5's tie_word_embeddings, for one, also scales the decoder's output
             f"{problem.what.partition(':')[0]}, and a {known.model_type} cannot be untied by its "
@@ -310,6 +307,10 @@ def _match(
             hint="use the adapter unmerged",
         )
     return apart, found, raw
+
+
+def _base_weights(found: Match, new: Incoming) -> dict[str, str]:
+    return {t: name for t, name in found.heads.items() if name in new.outline.base_weights}
 
 
 def _dtype(plan: Plan) -> str:

@@ -31,7 +31,7 @@ class Item:
         source: where the base has it; None for what only the adapter has.
         update: the adapter's module whose update is added to it.
         transposed: it is stored (in, out), as GPT-2's Conv1D and embeddings are.
-        head: the adapter's parameter that takes its place.
+        head: the adapter's parameter that takes its place, before an update is added.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Item:
     @property
     def measured(self) -> bool:
         """Tell whether it changes a tensor of the base, and may lose some of the change."""
-        if self.head is None or self.source is None:
+        if self.update is not None or self.head is None or self.source is None:
             return self.update is not None
         alike = self.source.shape == self.shape and self.source.dtype in FLOATS
         return alike and self.dtype in NARROW
@@ -203,8 +203,9 @@ def _kept(tensor: StoredTensor, found: Match, outline: Adapter) -> Item:
     arrival = found.arrivals[tensor.name]
     target = arrival.names[0] if arrival.plain and arrival.known else ""
     if target in found.heads:
-        return _head(tensor.name, found.heads[target], outline, tensor.dtype, tensor)
-    item = Item(tensor.name, tensor.dtype, tensor.shape, tensor.length, tensor)
+        item = _head(tensor.name, found.heads[target], outline, tensor.dtype, tensor)
+    else:
+        item = Item(tensor.name, tensor.dtype, tensor.shape, tensor.length, tensor)
     return _updated(item, target, found) if target in found.layers else item
 
 
@@ -216,16 +217,19 @@ def _new(found: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]:
         if target in written:
             continue
         if target in found.heads:
-            if written.isdisjoint(runtime.shared(target)):  # else it is there, the same numbers
-                yield _head(target, found.heads[target], outline, dtype, None)
-                written.add(target)
+            if not written.isdisjoint(runtime.shared(target)):
+                continue  # it is there, the same numbers
+            item = _head(target, found.heads[target], outline, dtype, None)
         elif tied is not None and target not in found.supplied:
             partner = next((p for p in tied.runtime.shared(target) if p in found.places), None)
-            if partner is not None:
-                tensor = found.stored[found.places[partner]]
-                item = Item(target, tensor.dtype, tensor.shape, tensor.length, tensor)
-                yield _updated(item, target, found) if target in found.layers else item
-                written.add(target)
+            if partner is None:
+                continue
+            tensor = found.stored[found.places[partner]]
+            item = Item(target, tensor.dtype, tensor.shape, tensor.length, tensor)
+        else:
+            continue
+        yield _updated(item, target, found) if target in found.layers else item
+        written.add(target)
     for target, path in found.layers.items():
         if target not in written:
             raise SoraError(f"the base model holds no weight of '{path}' to add to")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.adapter.base_weights import OR_FORCE, check_weights
+from sora_cli.adapter.base_check import OR_FORCE, check_weights
 from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_in_file
 from sora_cli.adapter.reading import AdapterFile

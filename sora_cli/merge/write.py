@@ -75,7 +75,7 @@ def write_weights(
             _check_written(path, file, ends)
             for item in file.items:
                 if item.measured:
-                    into, name = (layers, item.update) if item.head is None else (heads, item.head)
+                    into, name = (layers, item.update) if item.update else (heads, item.head)
                     into[name or item.name] = job.kept(item)
     if index is not None:
         write_json(folder / WEIGHTS_INDEX, _index(index, plan))
@@ -142,19 +142,18 @@ class _Job:
     ) -> None:
         """Make and write a tensor, block by block."""
         make: Callable[[Range], Made]
-        before = None if item.source is None else sources.descriptor(item.source.file)
+        content = item.source if item.head is None else incoming.head(item.head)
+        assert content is not None
+        file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
         if item.update is not None:
-            assert before is not None
-            update = blocks.whole(item, incoming.update(item.update), before)
+            update = blocks.whole(item, incoming.update(item.update), content, file)
             squared = update.squared()
             self._kept[item.name] = {} if squared is None else {-1: Kept(squared)}
             known = squared is not None
-            make = partial(blocks.add, item, update, source=before, measured=known)
+            make = partial(blocks.add, item, update, content=content, source=file, measured=known)
         else:
-            content = item.source if item.head is None else incoming.head(item.head)
-            assert content is not None
-            file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
-            base = before if item.measured else None
+            measured = item.source if item.measured else None
+            base = None if measured is None else sources.descriptor(measured.file)
             self._kept[item.name] = {}
             make = partial(blocks.replace, item, content, source=file, base=base)
         ranges = blocks.ranges(item)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -44,6 +44,7 @@ _ORDER = [
     "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "F16", "BF16", "I32", "F32", "F64", "I64",
 ]  # fmt: skip
 """The format's own ranking of dtypes."""
+_COMPARED = 2**22  # numbers at a time
 
 
 def torch_dtype(stored: str) -> torch.dtype | None:
@@ -146,6 +147,31 @@ def read_tensor(entry: StoredTensor) -> Tensor:
     """
     with entry.file.open("rb") as stream:
         return TensorFile(entry.file, {entry.name: entry}, stream).read(entry.name)
+
+
+def same_numbers(a: StoredTensor, b: StoredTensor) -> bool:
+    """Return whether two stored tensors hold the same numbers, in whatever dtypes.
+
+    Raises:
+        SoraError: a file got shorter meanwhile.
+    """
+    kinds = [_DTYPES.get(t.dtype) for t in (a, b)]
+    if a.shape != b.shape or None in kinds:
+        return False
+    wide = torch.promote_types(*kinds)  # type: ignore[arg-type]
+    count = torch.Size(a.shape).numel()
+    for start in range(0, count, _COMPARED):
+        numbers = min(_COMPARED, count - start)
+        first, second = (read_tensor(_part(t, start, numbers)).to(wide) for t in (a, b))
+        if not torch.equal(first, second):
+            return False
+    return True
+
+
+def _part(tensor: StoredTensor, start: int, numbers: int) -> StoredTensor:
+    width = _DTYPES[tensor.dtype].itemsize
+    begin = tensor.start + start * width
+    return replace(tensor, shape=(numbers,), start=begin, length=numbers * width)
 
 
 @contextmanager

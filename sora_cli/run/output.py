@@ -11,7 +11,7 @@ from sora_cli.core.atomic import check_replaceable, remove_directory, tidy
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import check_directory, holds_only
 from sora_cli.core.outputs import check_apart, was_written_here
-from sora_cli.model.files import DELTA_FILE, SORA_FILE, adapter_files
+from sora_cli.model.files import DELTA_FILE, MERGE_RECORD, SORA_FILE, adapter_files
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
@@ -112,11 +112,12 @@ def check_own(output: Path, *, resume: bool = False) -> None:
         resume: the checkpoints stay.
     """
     folder, written = output / FOLDER, [output / name for name in _FILES]
+    results = [output / name for name in RESULTS]
     foreign = [path for path in checkpoint_paths(folder) if not (resume or is_own(path))]
     if folder.exists() and not folder.is_dir():
         foreign.append(folder)
+    foreign += [path for path in results if (path / MERGE_RECORD).is_file()]
     if read_report(output) is None:
-        results = (output / name for name in RESULTS)
         foreign += [path for path in written if os.path.lexists(path)]
         foreign += [path for path in results if not path.is_dir() or any(path.iterdir())]
     for place in filter(os.path.lexists, foreign):
@@ -124,7 +125,7 @@ def check_own(output: Path, *, resume: bool = False) -> None:
             f"'{place}' is not of a run of this tool: it stays",
             hint=f"move it away, or {_ELSEWHERE}",
         )
-    for place in (output / name for name in RESULTS):
+    for place in results:
         check_replaceable(
             place, force=True, markers=(SORA_FILE,), names=_result_files(place), hint=_ELSEWHERE
         )
@@ -168,5 +169,6 @@ def clear_results(output: Path, *, kept: str | None = None) -> None:
         if name == kept or not place.is_dir() or place.is_symlink():
             continue
         names = {entry.name for entry in place.iterdir()}
-        if SORA_FILE in names and (known is None or names <= set(known)):
+        own = SORA_FILE in names and MERGE_RECORD not in names
+        if own and (known is None or names <= set(known)):
             remove_directory(place)

@@ -14,6 +14,7 @@ from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
 from sora_cli.adapter.places import ADAPTER
 from sora_cli.adapter.plot import plot_ranks
+from sora_cli.adapter.row_recipe import row_recipe
 from sora_cli.adapter.saving import base_reference, build_adapter
 from sora_cli.core.hub import looks_local
 from sora_cli.core.processes import is_main
@@ -108,17 +109,15 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
     writes.
     """
     known = BaseReference(**{f.name: report.base[f.name] for f in fields(BaseReference)})
-    options = loaded.resolved()["method"]
+    recipe = loaded.resolved()
     if ready.baseline is not None:
-        written = write_baseline(
-            output, ready.baseline, ready.base, run_meta(ready, options), known
-        )
+        written = write_baseline(output, ready.baseline, ready.base, run_meta(ready, recipe), known)
         if is_main():
             clear_results(output, kept=written.name)
             report.digests = result_digests(written)
             (output / RANKS_PLOT).unlink(missing_ok=True)
         return
-    adapter = run_adapter(ready, options, named_base(known, loaded.recipe))
+    adapter = run_adapter(ready, recipe, named_base(known, loaded.recipe))
     if not is_main():
         return
     meta = adapter.meta.model_copy(update={"training": training_of(report, loaded.recipe)})
@@ -170,8 +169,12 @@ def _is_local(path: str) -> bool:
     return looks_local(path) or is_there(path)
 
 
-def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseReference) -> Adapter:
-    """Build the trained model's adapter and head, ready to be written."""
+def run_adapter(ready: Prepared, recipe: Mapping[str, Any], base: BaseReference) -> Adapter:
+    """Build the trained model's adapter and head, ready to be written.
+
+    Args:
+        recipe: the run's, as its report holds it.
+    """
     adapter = build_adapter(
         ready.base.model,
         ready.method,
@@ -179,7 +182,7 @@ def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseRe
         head=ready.base.head,
         task_type=ready.task.peft_type,
         base=base,
-        meta=run_meta(ready, method_options),
+        meta=run_meta(ready, recipe),
     )
     if ready.start is None:
         return adapter
@@ -187,11 +190,12 @@ def run_adapter(ready: Prepared, method_options: Mapping[str, Any], base: BaseRe
     return replace(adapter, meta=adapter.meta.model_copy(update={"ranks_start": first}))
 
 
-def run_meta(ready: Prepared, method_options: Mapping[str, Any]) -> AdapterMeta:
+def run_meta(ready: Prepared, recipe: Mapping[str, Any]) -> AdapterMeta:
     """Return what `sora.json` says about the method and the task."""
     told = {
         "method": ready.method.name,
-        "method_config": {k: v for k, v in method_options.items() if k != "name"},
+        "method_config": {k: v for k, v in recipe["method"].items() if k != "name"},
+        "row_recipe": row_recipe(recipe),
         "quantise": quantised_as(ready.base.model),
     }
     return task_meta(ready.task).model_copy(update=told)

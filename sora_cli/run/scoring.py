@@ -92,7 +92,7 @@ def load_target(target: str, recipe: Recipe, task: Task, *, on: str | None = Non
             )
         check_classes("model", base.classes, task)
         return base
-    adapter = read_adapter(folder)
+    adapter = read_adapter(folder, base=on)
     base = load_adapted(adapter, recipe, task, on=on)[0]
     random = [name for name in base.missing if name not in adapter.head]
     if random:

@@ -47,7 +47,7 @@ def start_from_adapter(
     with recipe.placing("start.adapter"):
         if not layers:
             raise SoraError(f"method '{method.name}' has no adapter that could start from another")
-        with open_adapter(Path(block.adapter).expanduser()) as file:
+        with open_adapter(Path(block.adapter).expanduser(), base=base.resolved) as file:
             check_base(base, file.base, file.directory)
             check_classes("adapter", file.meta.labels, task)
             check_low_rank(file)

@@ -24,7 +24,7 @@ from methods.base import LowRankLinear
 from methods.baselines import Baseline
 from methods.sharding import is_sharded, whole
 from sora_cli.adapter.apply import apply_adapter, load_head
-from sora_cli.adapter.base_weights import check_weights, other_weights
+from sora_cli.adapter.base_check import check_weights, other_weights
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.moved import located

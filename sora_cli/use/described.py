@@ -1,8 +1,8 @@
 """The recipe that new rows are read with: of the model's run, or as far as its files tell.
 
-A run's report holds the whole recipe, `sora.json` the task, the classes and the length. Of anybody
-else's adapter or model the two configurations tell: `task_type` and the base's architecture the
-family, the number of labels and their names the classes.
+`sora.json` holds the part of the run's recipe that it takes. Of anybody else's adapter or model the
+two configurations tell: `task_type` and the base's architecture the family, the number of labels
+and their names the classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from methods.registry import builtin_names
 from sora_cli.adapter.classes import BARE, auto_class_for, auto_class_of, number_of_labels
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.metadata import AdapterMeta, read_sora_file
-from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
+from sora_cli.adapter.row_recipe import OF_SCORES, recorded_row_recipe
 from sora_cli.core.errors import SoraError
 from sora_cli.model.base import load_config
 from sora_cli.model.files import ADAPTER_CONFIG, SORA_FILE
@@ -25,13 +25,11 @@ from sora_cli.recipe.families import options_class, task_names
 from sora_cli.recipe.load import LoadedRecipe, load_stored
 from sora_cli.recipe.reading import PREDICT, Reading, load_read
 from sora_cli.recipe.recipe import ModelBlock
-from sora_cli.report import FILE_NAME, read_report
 from sora_cli.run.precision import settle_precision
 from sora_cli.tasks import task_class
 
-_OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
-_OF_MODEL = ("path", "revision", "dtype", "attention", "quantise")
-_OF_SCORES = ("metrics", "best_metric", "greater_is_better")
+_UNKNOWN = {"path": "unknown"}
+"""The result says where its base model is."""
 _PLAIN_SCORE = "accuracy"
 _WRITTEN_TOGETHER = "generation_batch_size"
 _OF_GGUF = "AutoModelForCausalLM"
@@ -49,7 +47,7 @@ def described(
 ) -> tuple[LoadedRecipe, AdapterMeta]:
     """Return the recipe to read rows with, and what `sora.json` knows.
 
-    Code that comes with a model is run only if an override allows it, whatever a report says.
+    Code that comes with a model is run only if an override allows it, whatever a file says.
 
     Args:
         place: of an adapter, a delta or a model.
@@ -62,37 +60,24 @@ def described(
         SoraError: the files do not tell the family, or the overrides do not fit it or mean nothing.
     """
     meta = read_sora_file(place / SORA_FILE)[0]
-    stored = _of_run(place)
-    file = place.parent / FILE_NAME if stored else place
-    values = stored or (_of_metadata(meta) if meta.task else _of_files(place, on, task))
+    values = recorded_row_recipe(place, meta)
+    if values is not None:
+        values["model"] |= _UNKNOWN
+    else:
+        values = _of_metadata(meta) if meta.task else _of_files(place, on, task)
     if meta.labels and len(meta.labels) > 1:
         values["data"]["label_names"] = list(meta.labels)
     if on is not None:
         values["model"] |= {"path": on, "revision": None}
     values["method"] = {"name": builtin_names()[0]}  # any will do: nothing is trained
     named = [] if task is None else [f"task.name={task}"]
-    load = partial(load_stored, values, file, place.name)
+    load = partial(load_stored, values, place, place.name)
     return _for_answers(load_read(load, [*named, *overrides], reading), batch), meta
-
-
-def _of_run(place: Path) -> dict[str, Any] | None:
-    """Return what of a run's recipe counts for the result in its directory; None: of no run."""
-    report = read_report(place.parent) if place.name in (ADAPTER, DELTA, MODEL) else None
-    if report is None or not report.recipe:
-        return None
-    recipe = report.recipe
-    scores, training = recipe["task"], recipe.get("training", {})
-    return {
-        "model": {key: recipe["model"][key] for key in _OF_MODEL if key in recipe["model"]},
-        "task": {key: value for key, value in scores.items() if key not in _OF_SCORES},
-        "data": {key: recipe["data"][key] for key in _OF_ROWS if key in recipe["data"]},
-        "training": {key: training[key] for key in ("precision",) if key in training},
-    }
 
 
 def _of_metadata(meta: AdapterMeta) -> dict[str, Any]:
     length = {} if meta.max_length is None else {"max_length": meta.max_length}
-    return {"model": {"path": "unknown"}, "task": {"name": meta.task}, "data": length}
+    return {"model": {**_UNKNOWN}, "task": {"name": meta.task}, "data": length}
 
 
 def _of_files(place: Path, on: str | None, task: str | None) -> dict[str, Any]:
@@ -149,7 +134,7 @@ def _for_answers(loaded: LoadedRecipe, batch: int | None) -> LoadedRecipe:
         training = training.model_copy(update={"eval_batch_size": batch})
         if _WRITTEN_TOGETHER in options.model_fields:
             changed[_WRITTEN_TOGETHER] = batch
-    kept = {k: v for k, v in (block.model_extra or {}).items() if k not in _OF_SCORES}
+    kept = {k: v for k, v in (block.model_extra or {}).items() if k not in OF_SCORES}
     task = type(block)(name=block.name, **{**kept, **changed})
     recipe = loaded.recipe.model_copy(update={"task": task, "training": training})
     return settle_precision(replace(loaded, recipe=recipe))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def described_apart(subjects: Sequence[Subject]) -> list[str]:
     A difference counts if it changes answers although the outputs are the same.
     """
     places = {place: None for subject in subjects if (place := _place(subject)) is not None}
-    found = [line for place in places for line in changed_beside(place)]
+    found = [line for place in places for line in (*changed_beside(place), *_inconsistent(place))]
     for one, other in combinations(subjects, 2):
         found += apart(_facts(one), _facts(other), (one.reference, other.reference))
     return found
@@ -31,12 +31,18 @@ def _place(subject: Subject) -> Path | None:
 
 
 def _facts(subject: Subject) -> dict[str, Any]:
-    """Return the facts that decide answers: of `sora.json`, else of a model's configuration."""
+    """Return the facts that decide answers: of a model's configuration, else of `sora.json`."""
     place = _place(subject)
-    if place is None:
-        return {}
-    said = deciding(read_sora_file(place / SORA_FILE)[0])
-    return said if subject.adapter is not None else {**_configured(place), **said}
+    return {} if place is None else {**_said(place), **_configured(place)}
+
+
+def _inconsistent(place: Path) -> Iterator[str]:
+    """Yield a sentence for each fact that a merged model's two files tell in two ways."""
+    yield from apart(_configured(place), _said(place), (place / MODEL_CONFIG, place / SORA_FILE))
+
+
+def _said(place: Path) -> dict[str, Any]:
+    return deciding(read_sora_file(place / SORA_FILE)[0])
 
 
 def _configured(place: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sora_cli.adapter.apply import load_head
-from sora_cli.adapter.base_weights import check_weights, other_weights
+from sora_cli.adapter.base_check import check_weights, other_weights
 from sora_cli.adapter.classes import BARE, number_of_labels
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.metadata import BaseReference
@@ -69,7 +69,7 @@ def find_subjects(
         revision = recorded.revision if base is None else None
     elif base is not None:
         raise SoraError("--base is for adapters, and there is none: both are models")
-    read = {folder: read_adapter(folder) for folder in folders if folder is not None}
+    read = {f: read_adapter(f, base=base) for f in folders if f is not None}
     adapters = [None if folder is None else read[folder] for folder in folders]
     subjects = tuple(
         Subject(reference, source, revision, adapter, folder)
@@ -133,7 +133,8 @@ def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -
     _check_complete(subject, info, auto)
     if subject.adapter is not None:
         with torch.no_grad():
-            load_head(model, subject.adapter.head)
+            stored = subject.adapter
+            load_head(model, stored.head, base_weights=stored.base_weights)
     return model.eval()
 
 

@@ -222,7 +222,7 @@ def test_adapter_on_lm_head(tmp_path: Path, tied: bool) -> None:
         assert "lm_head" in file.paths
         assert not file.head_names
     done = export_adapter(tmp_path / "peft", tmp_path / "out")
-    assert "'lm_head'" in done.notes[0]
+    assert done.notes[0].startswith("'lm_head.weight' is stored as the base model has it")
     expected = _peft_logits(lambda: tiny_llama(tied=tied), tmp_path / "peft")
     assert_same(_peft_logits(lambda: tiny_llama(tied=tied), tmp_path / "out"), expected)
 
@@ -316,12 +316,3 @@ def test_several_adapters_of_one_model(tmp_path: Path) -> None:
     assert list(read_adapter(tmp_path / "peft" / "two").ranks()) == [
         f"model.layers.{i}.self_attn.v_proj" for i in range(2)
     ]
-
-
-def test_resized_embeddings_are_refused(tmp_path: Path) -> None:
-    tiny_llama().save_pretrained(tmp_path / "base")
-    model = type(tiny_llama()).from_pretrained(tmp_path / "base")
-    model.resize_token_embeddings(70)
-    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "peft")
-    with pytest.raises(SoraError, match="is neither half of a LoRA pair"):
-        read_adapter(tmp_path / "peft")

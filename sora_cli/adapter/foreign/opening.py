@@ -22,7 +22,7 @@ from sora_cli.adapter.foreign.placing import (
 )
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json
 from sora_cli.adapter.peft.config import parse_config
-from sora_cli.adapter.peft.layout import pair_keys
+from sora_cli.adapter.peft.layout import pair_keys, split_keys
 from sora_cli.adapter.peft.patterns import anchored
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.reading import AdapterFile, describe, open_adapter
@@ -81,13 +81,9 @@ def _opened(
     transposed = [key for path, pair in pairs.items() if pair.transposed for key in pair_keys(path)]
     config = parse_config(_config(pairs, entries, contents, layers), str(tensors.file))
     reference = BaseReference(contents.base, "") if layers is None else layers.reference
-    opened = describe(
-        place,
-        config,
-        AdapterMeta(),
-        reference,
-        tensors.seen_as(entries, transposed=transposed),
-    )
+    seen = tensors.seen_as(entries, transposed=transposed)
+    keys = split_keys(seen.keys, config, str(seen.file))
+    opened = describe(place, config, AdapterMeta(), reference, seen, keys)
     notes = _notes(contents, layers, left)
     return replace(opened, notes=(*opened.notes, *notes), format=contents.format)
 

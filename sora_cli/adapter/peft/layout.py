@@ -6,8 +6,8 @@ uses `adapter/directory` and `adapter/reading`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.peft import lycoris
@@ -34,11 +34,13 @@ _LORA = {".lora_A.weight": _A, ".lora_B.weight": _B}
 _EMBEDDING = {".lora_embedding_A": "embedding A", ".lora_embedding_B": "embedding B"}
 _DORA = {".lora_magnitude_vector": _MAGNITUDE}
 _ADALORA = {".lora_A": _A, ".lora_B": _B, ".lora_E": _E, ".ranknum": _RANKNUM}
-_COPY = ".base_layer."
+_BASE = ".base_layer."
 _BIAS = ".bias"
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _UNUSED = (".original_module.", ".modules_to_save.")
 """In the names of biases that `bias: all` adds of modules stored in full, which have their own."""
+_EMBEDDINGS = ("lm_head", "wte", "shared")
+"""Names of modules; others have "emb" in theirs."""
 _LONGEST_NAME = 500  # characters
 _FOREIGN = {
     ".lora_magnitude_vector": "DoRA's magnitudes of '{}', but use_dora is not set",
@@ -74,13 +76,20 @@ class SplitKeys:
     products: dict[str, dict[str, str]]
     """Module path -> {part: key}, in LoHa and LoKr directories."""
     head: dict[str, str]
-    """Parameter name in the base model -> key; trained biases among them."""
+    """Parameter name in the base model -> key; trained biases and base weights among them."""
     tokens: dict[str, str]
     """Path of an embedding -> key of its trained rows."""
     biases: tuple[str, ...]
     """Those of `head` that are biases of the base model, and belong to no module stored in full."""
-    copies: tuple[str, ...]
-    """Modules whose base weight is in the file, too, as PEFT does for a targeted lm_head."""
+    base_weights: tuple[str, ...]
+    """Those of `head` that are the base model's own parameters: of adapted modules, or embeddings
+    that were resized."""
+
+    def without_base_weights(self, names: Collection[str]) -> SplitKeys:
+        """Return the keys without some of the base weights."""
+        head = {name: key for name, key in self.head.items() if name not in names}
+        weights = tuple(name for name in self.base_weights if name not in names)
+        return replace(self, head=head, base_weights=weights)
 
 
 def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys:
@@ -93,7 +102,8 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
     parts: dict[str, dict[str, str]] = {}
     head: dict[str, str] = {}
     tokens: dict[str, str] = {}
-    copies: list[str] = []
+    below: set[str] = set()
+    base_weights: list[str] = []
     biases: list[str] = []
     for key in keys:
         name = key.removeprefix(PREFIX)
@@ -106,35 +116,35 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
         elif config.trainable_token_indices is not None and name.endswith(_TOKENS):
             tokens[name.removesuffix(_TOKENS)] = key
         elif config.bias != "none" and name.endswith(_BIAS) and not config.head_module(name):
-            biases.append(name.replace(_COPY, "."))
+            biases.append(name.replace(_BASE, "."))
             head[biases[-1]] = key
-        elif _COPY in name:
-            copies.append(name.partition(_COPY)[0])
+        elif _BASE in name or (_is_embedding(name) and not config.head_module(name)):
+            base_weights.append(name.replace(_BASE, "."))
+            head[base_weights[-1]] = key
+            below.update([name.partition(_BASE)[0]] if _BASE in name else [])
         elif config.head_module(name) is not None:
             if not any(part in name for part in _UNUSED):
                 head[name] = key
         else:
             raise _neither(name, where)
-    for path in copies:
-        if path not in parts:
-            raise SoraError(f"'{path}' is stored in full but has no adapter", where=where)
+    for path in below - parts.keys():
+        raise SoraError(f"'{path}' is stored in full but has no adapter", where=where)
     if not parts:
         raise SoraError("the file holds no LoRA pair", where=where)
-    lone = tuple(dict.fromkeys(copies))
     if config.peft_type in lycoris.PARTS:
         for path, found in parts.items():
             wrong = lycoris.lacking(config.peft_type, found)
             if wrong:
                 raise SoraError(f"'{path}' has {', '.join(sorted(found))}, which is not all, or "
                                 f"too much: {', '.join(wrong)}", where=where)  # fmt: skip
-        return SplitKeys({}, parts, head, tokens, tuple(biases), lone)
+        return SplitKeys({}, parts, head, tokens, tuple(biases), tuple(base_weights))
     pairs = {path: _pair(path, found, config, where) for path, found in parts.items()}
     for path, pair in pairs.items():
         if config.ensure_weight_tying and (pair.embedding or path.endswith("lm_head")):
             raise SoraError(f"'{path}': ensure_weight_tying puts its factors onto what is tied to "
                             "it, too, which cannot be read", where=where,
                             hint="PEFT itself can use it, unmerged")  # fmt: skip
-    return SplitKeys(pairs, {}, head, tokens, tuple(biases), lone)
+    return SplitKeys(pairs, {}, head, tokens, tuple(biases), tuple(base_weights))
 
 
 def _endings(config: PeftConfig) -> Mapping[str, str]:
@@ -167,10 +177,10 @@ def pair_keys(path: str, *, embedding: bool = False) -> tuple[str, str]:
     return f"{PREFIX}{path}.lora_A.weight", f"{PREFIX}{path}.lora_B.weight"
 
 
-def bias_key(name: str, adapted: Iterable[str]) -> str:
-    """Return the key of a trained bias: PEFT keeps an adapted module's below `base_layer`."""
-    path = name.removesuffix(_BIAS)
-    return f"{PREFIX}{path}{_COPY}bias" if path in adapted else f"{PREFIX}{name}"
+def loose_key(name: str, adapted: Iterable[str]) -> str:
+    """Return the key of a bias or a base weight: PEFT has an adapted module's in `base_layer`."""
+    path, _, last = name.rpartition(".")
+    return f"{PREFIX}{path}{_BASE}{last}" if path in adapted else f"{PREFIX}{name}"
 
 
 def written_config(
@@ -238,11 +248,12 @@ def _neither(name: str, where: str) -> SoraError:
             module = name.partition(part.rstrip("."))[0]
             what = f"'{name}' is {meaning.format(module)}"
             return SoraError(what, where=where, hint=MERGE_HINT)
-    return SoraError(
-        f"'{name}' is neither half of a LoRA pair nor below modules_to_save",
-        where=where,
-        hint="for embeddings of a base model that were not changed: PEFT's "
-        "save_pretrained(save_embedding_layers=False)"
-        if "emb" in name or name.endswith(("lm_head.weight", "wte.weight", "shared.weight"))
-        else None,
-    )
+    what = f"'{name}' is neither half of a LoRA pair nor below modules_to_save"
+    return SoraError(what, where=where)
+
+
+def _is_embedding(name: str) -> bool:
+    """Tell whether a parameter is, by its name, of a model's first or last layer."""
+    module = name.rpartition(".")[0].rpartition(".")[2]
+    known = ("emb" in module and not module.startswith("lora_")) or module in _EMBEDDINGS
+    return known and name.endswith((".weight", _BIAS))

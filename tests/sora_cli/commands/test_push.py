@@ -207,11 +207,13 @@ def test_a_merged_model(tmp_path: Path, hub: Hub) -> None:
     (place / "README.md").write_text("---\nlibrary_name: transformers\n---\n\n# Merged\n")
     (place / "model.safetensors").write_bytes(b"weights")
     (place / "more" / "a.jinja").write_text("x")
+    (place / "data_config.json").write_text('[{"name": "a list"}]')
     (place / ".cache").write_text("mine")
     (place / "link").symlink_to("/etc/hostname")
     assert run(["push", str(place), "--merged", "--base-id", "goo/bert"]) == 0
     assert sorted(hub.files("me/merged")) == [
-        "README.md", "config.json", "model.safetensors", "more/a.jinja"]  # fmt: skip
+        "README.md", "config.json", "data_config.json", "model.safetensors",
+        "more/a.jinja"]  # fmt: skip
     assert json.loads(hub.files("me/merged")["config.json"]) == {"model_type": "bert"}
     sent = ModelCard(hub.files("me/merged")["README.md"].decode())
     assert sent.data.tags == ["base_model:finetune:goo/bert"]

@@ -21,7 +21,6 @@ from sora_cli.adapter.metadata import read_json, write_json
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
-from sora_cli.merge import base as merge_base
 from sora_cli.merge import blocks as merge_blocks
 from sora_cli.merge import write as merge_write
 from sora_cli.merge.incoming import incoming
@@ -51,30 +50,44 @@ def _left(tmp: Path) -> list[str]:
 
 
 def test_files_beside_the_weights(tmp_path: Path, made: Made) -> None:
+    """Those that transformers or sentence-transformers would load, and the licence."""
     base, adapter = made
     texts = ["tokenizer.json", "vocab.txt", "special_tokens_map.json", "chat_template.jinja",
-             "generation_config.json", "LICENSE", "modeling_own.py", "1_Pooling/config.json",
-             "spm.model"]  # fmt: skip
+             "additional_chat_templates/rag.jinja", "tokenizer.4.0.0.json", "spm.model",
+             "generation_config.json", "preprocessor_config.json", "LICENSE", "Notice.txt",
+             "modeling_own.py", "1_Pooling/config.json"]  # fmt: skip
     weights = ["pytorch_model.bin", "model.onnx", "tf_model.h5", "onnx/config.json",
                "consolidated.safetensors", "original/params.json",
                "checkpoint-3/trainer_state.json",
                "pytorch_model.bin.index.json"]  # fmt: skip
-    for name in (*texts, *weights, "README.md", ".gitattributes", "inner/config.json"):
+    others = ["data_config.json", "training_args.bin", "all_results.json", "2_Dense/config.json",
+              "sora.json"]  # fmt: skip
+    for name in (*texts, *weights, *others, "README.md", ".gitattributes", "inner/config.json"):
         (base / name).parent.mkdir(exist_ok=True)
         (base / name).write_text(name)
-    (base / "inner" / "config.json").write_text('{"model_type": "bert"}')
+    write_json(base / "modules.json", [{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Pooling"}])
+    write_json(base / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.Own", None]}})
     merged = merge_adapter(adapter, tmp_path / "out")
     out = tmp_path / "out"
     for name in texts:
         assert (out / name).read_text() == name
     there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert there == {*texts, "config.json", "model.safetensors", "README.md",
-                     "sora_merge.json"}  # fmt: skip
+    assert there == {*texts, "config.json", "model.safetensors", "README.md", "sora_merge.json",
+                     "sora.json", "modules.json", "tokenizer_config.json"}  # fmt: skip
+    assert read_json(out / "sora.json")["task"] == adapter.meta.task, (
+        "the adapter's, not the base's"
+    )
     assert set(merged.left_files) == {
         "pytorch_model.bin", "model.onnx", "tf_model.h5", "onnx/", "consolidated.safetensors",
-        "original/", "checkpoint-3/", "inner/", "pytorch_model.bin.index.json",
+        "original/", "checkpoint-3/", "inner/", "pytorch_model.bin.index.json", "data_config.json",
+        "training_args.bin", "all_results.json", "2_Dense/",
     }  # fmt: skip
     assert merged.tokenizer
+
+
+def test_code_that_no_configuration_names_stays(tmp_path: Path, made: Made) -> None:
+    (made[0] / "train.py").write_text("import model")
+    assert merge_adapter(made[1], tmp_path / "out").left_files == ("train.py",)
 
 
 def test_model_card(tmp_path: Path, made: Made) -> None:
@@ -110,7 +123,7 @@ def test_a_file_is_the_same_from_memory_and_from_the_disk(tmp_path: Path, made: 
         assert incoming(file).digest() == incoming(made[1]).digest()
         merge_adapter(file, tmp_path / "two")
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    for name in set(names) - {"README.md"}:  # of what is on the disk the card knows the ranks
+    for name in set(names) - {"README.md", "sora.json"}:  # those know the ranks on the disk
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -382,15 +395,6 @@ def test_a_file_that_ends_while_it_is_copied(tmp_path: Path) -> None:
         assert merge_write._copy_range(source.fileno(), target.fileno(), 20, 0, 80) == 80
         with pytest.raises(SoraError, match="ends too early"):
             merge_write._copy_range(source.fileno(), target.fileno(), 20, 0, 81)
-
-
-def test_large_directories_are_left(
-    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (made[0] / "data").mkdir()
-    (made[0] / "data" / "rows.csv").write_bytes(bytes(2000))
-    monkeypatch.setattr(merge_base, "_LARGEST_DIRECTORY", 1999)
-    assert merge_adapter(made[1], tmp_path / "out").left_files == ("data/",)
 
 
 def test_other_weights_by_the_configuration_are_refused(tmp_path: Path, made: Made) -> None:

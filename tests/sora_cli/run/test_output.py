@@ -49,11 +49,17 @@ def test_a_run_is_deleted_without_what_is_not_its_own(tmp_path: Path) -> None:
     _write(tmp_path / "other", OWN)
     clear_run(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+    merged = {"model/sora_merge.json": "{}", "model/sora.json": "{}"}
+    _write(tmp_path / "third", OWN | merged)
+    clear_run(tmp_path / "third")
+    assert merged.keys() <= _files(tmp_path / "third")
 
 
 @pytest.mark.parametrize(
-    "extra", ["adapter/x.txt", "delta/x.txt", "checkpoints/step-000001/x.txt", "checkpoints"]
-)
+    "extra",
+    ["adapter/x.txt", "delta/x.txt", "model/sora_merge.json", "checkpoints/step-000001/x.txt",
+     "checkpoints"],
+)  # fmt: skip
 def test_what_is_not_of_a_run_stops_it_at_once(tmp_path: Path, extra: str) -> None:
     own = {name: text for name, text in OWN.items() if not name.startswith(f"{extra}/")}
     _write(tmp_path, own)

@@ -67,9 +67,14 @@ def test_two_that_call_their_classes_otherwise(
     edited(adapter / "sora.json", labels=["1", "0"])
     for one, other in ((made.run, merged), (made.run, adapter), (made.merged, merged)):
         code, facts = facts_of(capsys, one, other)
-        assert (code, facts["reason"]) == (1, f"{one} has the labels 0, 1, and {other} 1, 0")
+        assert code == 1
+        assert f"{one} has the labels 0, 1, and {other} 1, 0" in facts["reason"]
+    said = f"{merged}/config.json has the labels 1, 0, and {merged}/sora.json 0, 1"
+    assert facts_of(capsys, adapter, merged)[1]["reason"] == said
+    edited(merged / "sora.json", labels=["1", "0"])
     assert facts_of(capsys, adapter, merged)[0] == 0
     edited(merged / "config.json", id2label={"0": "LABEL_0", "1": "LABEL_1"})
+    edited(merged / "sora.json", labels=["0", "1"])
     assert facts_of(capsys, made.run, merged)[0] == 0  # names that transformers made up
 
 

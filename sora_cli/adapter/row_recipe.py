@@ -1,0 +1,51 @@
+"""The part of a run's recipe that new rows are read and answered with: what a result keeps of it.
+
+`sora.json` holds it, so that it goes wherever the adapter goes, and into a merged model, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sora_cli.adapter.metadata import AdapterMeta
+from sora_cli.adapter.places import ADAPTER, DELTA, MODEL
+from sora_cli.report import read_report
+
+_OF_MODEL = ("dtype", "attention", "quantise")
+_OF_ROWS = ("text_columns", "label_column", "columns", "label_names", "max_length")
+_OF_TRAINING = ("precision",)
+OF_SCORES = ("metrics", "best_metric", "greater_is_better")
+"""Options of a task that answers do not depend on."""
+
+
+def row_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a recipe, with no place of this machine and no file in it."""
+    return {
+        "model": _chosen(recipe, "model", _OF_MODEL),
+        "task": {k: v for k, v in recipe.get("task", {}).items() if k not in OF_SCORES},
+        "data": _chosen(recipe, "data", _OF_ROWS),
+        "training": _chosen(recipe, "training", _OF_TRAINING),
+    }
+
+
+def recorded_row_recipe(place: Path, meta: AdapterMeta) -> dict[str, Any] | None:
+    """Return the part that a result keeps, or, of an older version's, its run's report.
+
+    Args:
+        place: of an adapter, a delta or a model.
+        meta: the content of its `sora.json`.
+
+    Returns:
+        None: no run is known.
+    """
+    if meta.row_recipe:
+        return row_recipe(meta.row_recipe)
+    report = read_report(place.parent) if place.name in (ADAPTER, DELTA, MODEL) else None
+    return row_recipe(report.recipe) if report is not None and report.recipe else None
+
+
+def _chosen(recipe: Mapping[str, Any], block: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    values = recipe.get(block, {})
+    return {key: values[key] for key in keys if key in values}
