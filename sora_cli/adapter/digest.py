@@ -162,8 +162,10 @@ def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
     yield from named
     for key, digest in report.digests.items():
         place = folder / key.removeprefix(f"{name}/")
-        told = bool(named) and place == file
-        if key.startswith(f"{name}/") and not told and _digest_at(place) != digest:
+        if not key.startswith(f"{name}/") or (named and place == file):
+            continue
+        # without its own tokenizer an adapter takes the base model's
+        if (place == file or place.is_file()) and _digest_at(place) != digest:
             yield f"{place} has changed since the run, and decides answers"
 
 

@@ -113,7 +113,10 @@ def test_what_decides_nothing_may_change(
 ) -> None:
     changed = shutil.copytree(made.run, tmp_path / "run")
     edited(changed / "adapter" / "sora.json", lineage=[{"command": "x"}], sora_version="0")
+    (changed / "adapter" / "tokenizer_config.json").unlink()  # the base model has its own
     assert facts_of(capsys, changed)[0] == 0
+    (changed / "adapter" / "sora.json").unlink()
+    assert facts_of(capsys, changed, "--base", made.recipe.parent / "base")[0] == 1
 
 
 def test_digests_are_of_the_result_and_of_files_beside_it(made: Made) -> None:
