@@ -11,6 +11,7 @@ from sora_cli.core.checks import MERGED_GGUF, check_apart, check_choice, check_n
 from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
+from sora_cli.model.gguf import MAGIC
 from sora_cli.model.references import resolve_model_path
 
 
@@ -25,7 +26,7 @@ def check_gguf_place(output: Path, *, force: bool) -> None:
     if not force:
         raise SoraError(f"{output} exists already", hint="choose another place, or add --force")
     with output.open("rb") as file:
-        if file.read(4) != b"GGUF":
+        if file.read(len(MAGIC)) != MAGIC:
             raise SoraError(f"{output} is not replaced, even with --force: it is no GGUF file",
                             hint="choose another place")  # fmt: skip
 
