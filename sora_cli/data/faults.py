@@ -162,7 +162,7 @@ def _json(path: Path) -> Iterator[_Found]:
 
 
 def _wrong_row(text: str) -> str:
-    """Return what is wrong with the text of one row; empty: nothing."""
+    """Return the fault in the text of one row; empty: none."""
     if nesting(text.encode()) > DEEPEST:
         return TOO_DEEP
     try:
