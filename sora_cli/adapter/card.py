@@ -16,6 +16,7 @@ from sora_cli.adapter.peft.layout import AUTO_CLASSES
 from sora_cli.adapter.ranks import rank_map
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.core.atomic import write_bytes_atomic
+from sora_cli.core.markdown import code, escaped
 from sora_cli.model.files import CARD
 from sora_cli.recipe.families import FAMILIES, TaskOptions
 
@@ -38,11 +39,11 @@ def adapter_card(file: AdapterFile, *, certificate: Sequence[str] = ()) -> str:
     """
     meta, parts = (
         file.meta,
-        [_front_matter(file), f"# {_cell(_title(file))}\n", _introduction(file)],
+        [_front_matter(file), f"# {escaped(_title(file))}\n", _introduction(file)],
     )
     sections: dict[str, Sequence[str]] = {
         "Scores": _scores(meta),
-        "Certificate": certificate,
+        "Certificate": [escaped(line) for line in certificate],
         "Ranks": _ranks(file),
         "How to load it": _loading(file),
         "Licence": [_licence(meta.training)],
@@ -152,30 +153,30 @@ def _values(run: Training) -> Iterator[tuple[str, str, float]]:
 
 def _introduction(file: AdapterFile) -> str:
     meta, run = file.meta, file.meta.training
-    base = f"`{base_name(file.base)}`"
+    base, revision = code(base_name(file.base)), file.base.revision
     if file.base.hub_id:
         base = f"[{file.base.hub_id}](https://huggingface.co/{file.base.hub_id})"
-    rows = [("Base model", base + (f" @ `{file.base.revision}`" if file.base.revision else ""))]
+    rows = [("Base model", base + (f" @ {code(revision)}" if revision else ""))]
     if file.base.fingerprint:
-        rows.append(("Its weights", f"`{file.base.fingerprint}`"))
+        rows.append(("Its weights", code(file.base.fingerprint)))
     if run is not None:
-        configured = f", `{run.configuration}`" if run.configuration else ""
-        counts = ", ".join(f"{n:,} {split}" for split, n in run.rows.items())
-        rows.append(("Data", ", ".join(f"`{d}`" for d in run.data) + configured))
+        counts = ", ".join(f"{n:,} {escaped(split)}" for split, n in run.rows.items())
+        names = (*run.data, *([run.configuration] if run.configuration else []))
+        rows.append(("Data", ", ".join(map(code, names))))
         rows.append(("Rows", counts))
     if meta.task:
-        rows.append(("Task", meta.task))
+        rows.append(("Task", escaped(meta.task)))
     if meta.labels:
-        rows.append(("Labels", ", ".join(meta.labels)))
-    rows.append(("Method", meta.method or f"{file.kind}, trained by another tool"))
+        rows.append(("Labels", ", ".join(map(escaped, meta.labels))))
+    rows.append(("Method", escaped(meta.method or f"{file.kind}, trained by another tool")))
     if meta.method_config:
         options = (f"{key} {value}" for key, value in meta.method_config.items() if value)
-        rows.append(("Its options", ", ".join(options)))
+        rows.append(("Its options", escaped(", ".join(options))))
     if run is not None and run.steps is not None:
         rows.append(("Training", f"{run.steps:,} optimiser steps, seed {run.seed}"))
     rows.append(("Parameters", _parameters(file)))
-    rows += [("Then", _step(entry)) for entry in meta.lineage]
-    lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
+    rows += [("Then", shown_step(entry)) for entry in meta.lineage]
+    lines = [f"| {name} | {value} |" for name, value in rows]
     text = f"A low-rank adapter in PEFT's format, written by sora {__version__}."
     return _joined([text, "", "| | |", "| --- | --- |", *lines])
 
@@ -183,18 +184,19 @@ def _introduction(file: AdapterFile) -> str:
 def _parameters(file: AdapterFile) -> str:
     run = file.meta.training
     of = f" of {run.base_parameters:,} in the base model" if run and run.base_parameters else ""
-    head = f", and a head of {file.head_parameters:,} ({', '.join(file.head_modules)})"
+    modules = escaped(", ".join(file.head_modules))
+    head = f", and a head of {file.head_parameters:,} ({modules})"
     return f"{file.parameters:,} in the factors{head if file.head_modules else ''}{of}"
 
 
-def _step(entry: Mapping[str, Any]) -> str:
-    """Return one entry of the lineage: the command, then its values."""
+def shown_step(entry: Mapping[str, Any]) -> str:
+    """Return one entry of the lineage as Markdown: the command, then its values."""
     values = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {without_folder(value)}"
         for name, value in entry.items()
         if name != "command" and value is not None
     ]
-    return f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": ")
+    return escaped(f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": "))
 
 
 def without_folder(value: Any) -> Any:
@@ -206,17 +208,17 @@ def without_folder(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def _scores(meta: AdapterMeta) -> list[str]:
     run = meta.training
     values = [] if run is None else list(_values(run))
     if run is None or not values:
         return []
-    lines = [f"| {s} | {m} | {v:.4f} | {run.rows.get(s, '')} | {run.seed} |" for s, m, v in values]
-    chosen = f"Selection: {run.selection}." if run.selection else ""
+    lines = [
+        f"| {escaped(split)} | {escaped(metric)} | {value:.4f} | {run.rows.get(split, '')} | "
+        f"{run.seed} |"
+        for split, metric, value in values
+    ]
+    chosen = f"Selection: {escaped(run.selection)}." if run.selection else ""
     before = "Before what was done to the adapter after its training; not scored since."
     return [
         *([before, ""] if meta.lineage else []),
@@ -233,7 +235,7 @@ def _ranks(file: AdapterFile) -> list[str]:
     start = {path: file.meta.ranks_start.get(path, rank) for path, rank in known.items()}
     table = rank_map(known, start)
     total = table.total
-    labels = table.column_labels()
+    labels = [escaped(label) for label in table.column_labels()]
     lines = [
         f"{total.live:,} of {total.start:,} components are left, in "
         f"{sum(rank > 0 for rank in known.values())} of {len(known)} modules; the largest rank is "
@@ -245,7 +247,7 @@ def _ranks(file: AdapterFile) -> list[str]:
     for label, row in zip(table.row_labels(), table.rows, strict=True):
         cells = (table.cells.get((row, column)) for column in table.columns)
         shown = ["" if cell is None else str(cell.live) for cell in cells]
-        lines.append(f"| {label} | {' | '.join(shown)} | {table.row_total(row).live} |")
+        lines.append(f"| {escaped(label)} | {' | '.join(shown)} | {table.row_total(row).live} |")
     return lines
 
 
@@ -271,7 +273,7 @@ def _loading(file: AdapterFile) -> list[str]:
     lines += ["| program | |", "| --- | --- |"]
     for verdict in consumers_of(file, name=THIS, base=base):
         shown = verdict.advice if verdict.loads else f"no: {verdict.advice}"
-        lines.append(f"| {verdict.name} | {_cell(shown)} |")
+        lines.append(f"| {verdict.name} | {escaped(shown)} |")
     return lines
 
 
@@ -284,5 +286,5 @@ def _class_options(meta: AdapterMeta) -> str:
 
 def _licence(run: Training | None) -> str:
     if run is not None and run.license:
-        return f"The adapter: {run.license}. The base model has a licence of its own."
+        return f"The adapter: {escaped(run.license)}. The base model has a licence of its own."
     return "None is stated for the adapter. The base model has a licence of its own."

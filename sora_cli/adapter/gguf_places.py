@@ -58,6 +58,8 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
             hint="name a GGUF file or a directory: --base MODEL",
         )
     config = read_json(source / MODEL_CONFIG)
+    if not isinstance(config, dict):
+        raise SoraError(f"{source / MODEL_CONFIG} is not a configuration")
     model_type = str(config.get("model_type"))
     kind = KINDS.get(model_type)
     if kind is None:
@@ -67,7 +69,10 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
     tied = [path for path in file.paths if names.get(path) == "output"]
     if tied and has_tied_output(config):
         raise _refused(f"llama.cpp has no {tied[0]} where it is tied to the embedding")
-    heads = configured_heads(config) if kind.order else Heads(1, 1)
+    try:
+        heads = configured_heads(config) if kind.order else Heads(1, 1)
+    except LookupError as error:
+        raise _refused(f"{source / MODEL_CONFIG} does not say {error.args[0]}") from error
     return kind.architecture, _checked(file, kind, names, heads)
 
 
@@ -83,7 +88,6 @@ def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Plac
 
     try:
         reader = gguf.GGUFReader(source)
-        _check_whole(reader, source)
         architecture = str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
         kind = kind_of_architecture(architecture)
         if kind is None:
@@ -107,14 +111,6 @@ def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Plac
                 f"{source.name} is {shape}"
             )
     return architecture, found
-
-
-def _check_whole(reader: Any, source: Path) -> None:
-    field = reader.fields.get("split.count")
-    count = 1 if field is None else int(field.contents())
-    if count > 1:
-        raise SoraError(f"{source} is one of the {count} files of a model",
-                        hint="llama.cpp's llama-gguf-split --merge makes one of them")  # fmt: skip
 
 
 def _check_parts(file: AdapterFile) -> None:
@@ -161,7 +157,7 @@ def _rows(kind: Kind, path: str, n_out: int, heads: Heads) -> Tensor | None:
     """
     part, places = path.rpartition(".")[2], torch.arange(n_out)
     if kind.order == "turns" and part in ("q_proj", "k_proj"):
-        if n_out % heads.size or heads.size % 2:
+        if not heads.size or n_out % heads.size or heads.size % 2:
             raise _refused(f"'{path}' has {n_out} outputs, not those of heads of {heads.size}")
         return places.view(-1, 2, heads.size // 2).swapaxes(1, 2).reshape(-1)
     if kind.order == "joint" and part == "query_key_value":

@@ -12,6 +12,7 @@ from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.model.gguf import MAGIC
 from sora_cli.model.references import resolve_model_path
 
 
@@ -24,7 +25,7 @@ def check_gguf_place(output: Path, *, force: bool) -> None:
     if not output.exists():
         return
     with output.open("rb") as file:
-        if file.read(4) != b"GGUF":
+        if file.read(len(MAGIC)) != MAGIC:
             raise SoraError(f"{output} is not replaced, even with --force: it is no GGUF file",
                             hint="choose another place")  # fmt: skip
 

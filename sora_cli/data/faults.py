@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.words import shown_path, shown_value
-from sora_cli.data.places import csv_records
+from sora_cli.data.json_lines import DEEPEST, NO_ROW, TOO_DEEP, nesting
+from sora_cli.data.places import csv_records, is_json_list, json_texts
 from sora_cli.data.source import file_kind
 
 _Found = tuple[int, str]
@@ -64,8 +66,11 @@ def _other_kind(paths: Sequence[Path], reason: str) -> Fault | None:
 
 
 def _other_columns(paths: Sequence[Path]) -> Fault | None:
-    """Return the first file that has other columns than the first file."""
+    """Return the first file that has other columns than the first file, or none at all."""
     columns = [_COLUMNS[file_kind(path)](path) for path in paths]
+    if paths and not any(columns):
+        line, _ = next(_VALUES[file_kind(paths[0])](paths[0]), (0, []))
+        return Fault(paths[0], line, "its rows have no columns")
     for path, own in zip(paths, columns, strict=True):
         for verb, names in (("has no", columns[0] - own), ("alone has a", own - columns[0])):
             if names:
@@ -145,25 +150,27 @@ def _csv(path: Path) -> Iterator[_Found]:
 def _json(path: Path) -> Iterator[_Found]:
     """Check JSON lines; or one document, where the file starts as a list."""
     yield from _not_utf8(path)
-    with path.open(encoding="utf-8-sig") as file:
-        if file.read(4096).lstrip().startswith("["):
-            file.seek(0)
-            try:
-                json.load(file)
-            except ValueError as error:
-                yield getattr(error, "lineno", 1), f"no JSON: {error}"
-            return
-        file.seek(0)
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line, object_pairs_hook=_distinct)
-            except (ValueError, RecursionError) as error:
-                yield number, f"no JSON: {getattr(error, 'msg', error)}"
-                continue
-            if not isinstance(row, dict):
-                yield number, 'no row: rows are like {"text": "...", "label": 0}'
+    try:
+        if is_json_list(path):
+            with suppress(RecursionError):  # it is met again, row by row
+                json.loads(path.read_text(encoding="utf-8-sig"))
+        for number, text in json_texts(path):
+            if wrong := _wrong_row(text):
+                yield number, wrong
+    except json.JSONDecodeError as error:
+        yield error.lineno, f"no JSON: {error}"
+
+
+def _wrong_row(text: str) -> str:
+    """Return the fault in the text of one row; empty: none."""
+    if nesting(text.encode()) > DEEPEST:
+        return TOO_DEEP
+    try:
+        row = json.loads(text, object_pairs_hook=_distinct)
+        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except ValueError as error:
+        return f"no JSON: {getattr(error, 'msg', error)}"
+    return "" if isinstance(row, dict) else NO_ROW
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -198,14 +205,8 @@ def _json_values(path: Path) -> Iterator[tuple[int, list[Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the rows of a file with their lines; those of one document have none."""
-    with path.open(encoding="utf-8-sig") as file:
-        if file.read(4096).lstrip().startswith("["):
-            file.seek(0)
-            yield from ((0, row) for row in json.load(file))
-            return
-        file.seek(0)
-        yield from ((n, json.loads(line)) for n, line in enumerate(file, 1) if line.strip())
+    """Yield the rows of a file with their lines."""
+    yield from ((number, json.loads(text)) for number, text in json_texts(path))
 
 
 def _flat(value: Any) -> Iterator[Any]:

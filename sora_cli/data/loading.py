@@ -19,6 +19,7 @@ from sora_cli.core.hub import offline_error
 from sora_cli.core.words import first_few, listed, shown_path
 from sora_cli.data.builtin import BUILTINS
 from sora_cli.data.faults import check_header, find_fault
+from sora_cli.data.json_lines import refusing_fatal_lines
 from sora_cli.data.places import Origin, holds_rows, separator_in
 from sora_cli.data.source import Builtin, Files, Folder, Hub, file_kind, find_source
 from sora_cli.recipe.recipe import DataBlock
@@ -88,7 +89,7 @@ def _read_files(
     options = {**_CSV_OPTIONS, "sep": _separator(paths)} if kind == "csv" else {}
     place = {} if cache is None else {"cache_dir": str(cache)}
     try:
-        with _quiet():
+        with _reading():
             rows = datasets.load_dataset(
                 kind, split="train", data_files=[str(path) for path in paths], **place, **options
             )
@@ -138,12 +139,13 @@ def _unreadable(key: str | None, paths: Sequence[Path], error: Exception) -> Sor
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the log of `datasets`: what failed is raised, too, and said once."""
+def _reading() -> Iterator[None]:
+    """Have `datasets` read rows: without its log, as an error is raised, too, and said once."""
     level = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        yield
+        with refusing_fatal_lines():
+            yield
     finally:
         datasets.logging.set_verbosity(level)
 
@@ -166,7 +168,7 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
         raise _unloadable(data, error.__cause__ or error) from error
     notes = {name: _check_headers(name, own) for name, own in files.items() if looked_at}
     try:
-        with _quiet():
+        with _reading():
             builder.download_and_prepare()
         splits = {str(name): rows for name, rows in builder.as_dataset().items()}
         for rows in splits.values():
@@ -182,7 +184,7 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
 def _builder(folder: Path, data: DataBlock) -> Any:
     """Return what reads a directory's files."""
     options = {"revision": data.revision, "cache_dir": _cache_for(folder)}
-    with _quiet():
+    with _reading():
         builder = datasets.load_dataset_builder(str(folder), data.name, **options)
         if isinstance(builder.config, CsvConfig):
             options |= _CSV_OPTIONS
@@ -208,7 +210,7 @@ def _cache_for(folder: Path) -> str:
 
 def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
     try:
-        with _quiet():
+        with _reading():
             loaded = datasets.load_dataset(data.path, data.name, revision=data.revision)
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
         raise offline_error("data set", data.path, error) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few, shown_path
+from sora_cli.data.json_lines import TOO_DEEP
 from sora_cli.data.source import file_kind
 
 COUNTED = "(counted from 0)"
@@ -153,7 +153,7 @@ def csv_records(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list
         reader, start = csv.reader(file, strict=strict, delimiter=separator_in(path)), 1
         try:
             for fields in reader:
-                if "".join(fields).strip() or len(fields) > 1:
+                if len(fields) > 1 or (fields and not fields[0].isspace()):
                     yield start, fields
                 start = reader.line_num + 1
         except csv.Error as error:
@@ -182,19 +182,43 @@ def _csv_starts(path: Path) -> Iterator[str]:
     yield from (f":{line}" for line, _ in records)
 
 
-def _json_starts(path: Path) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
-        yield from (f":{i}" for i, line in enumerate(text.split("\n"), 1) if line.strip())
+def json_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line that each row of a JSON file begins in, and the row's text.
+
+    Raises:
+        JSONDecodeError: in a list of rows, what is no JSON, or nested too deep to be decoded.
+    """
+    if is_json_list(path):
+        yield from _in_list(path.read_text(encoding="utf-8-sig"))
         return
+    with path.open(encoding="utf-8-sig") as file:
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+def is_json_list(path: Path) -> bool:
+    """Return whether a JSON file is one list of rows, not a row a line, by its beginning."""
+    with path.open(encoding="utf-8-sig") as file:
+        return file.read(4096).lstrip().startswith("[")
+
+
+def _in_list(text: str) -> Iterator[tuple[int, str]]:
     decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
-    for row in itertools.count():
+    while True:
         at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
         if text[at : at + 1] in ("]", ""):
             return
         line, counted = line + text.count("\n", counted, at), at
-        yield f":{line}, row {row} {COUNTED}"  # rows may share a line
-        _, at = decoder.raw_decode(text, at)
+        try:
+            _, at = decoder.raw_decode(text, at)
+        except RecursionError as error:
+            raise json.JSONDecodeError(TOO_DEEP, text, at) from error
+        yield line, text[counted:at]
+
+
+def _json_starts(path: Path) -> Iterator[str]:
+    shared = is_json_list(path)  # rows of a list may share a line
+    for row, (line, _) in enumerate(json_texts(path)):
+        yield f":{line}, row {row} {COUNTED}" if shared else f":{line}"
 
 
 def _parquet_starts(path: Path) -> Iterator[str]:

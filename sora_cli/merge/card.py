@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli import __version__
+from sora_cli.adapter.card import shown_step
 from sora_cli.adapter.classes import number_of_labels
 from sora_cli.adapter.directory import Adapter
 from sora_cli.core.errors import SoraError
+from sora_cli.core.markdown import code, escaped
 from sora_cli.merge.plan import Plan
 from sora_cli.merge.rounding import Storing, Survival, shown_survival
 from sora_cli.model.files import MODEL_CONFIG, is_there
@@ -119,24 +121,23 @@ def model_card(
         f"A low-rank adapter folded into its base model by sora {__version__}: `W + B A` for each "
         "adapted layer, added in float32 and cast once. No adapter is needed beside it.",
         "",
-        f"- base model: `{_shown(base)}`"
-        + (f" @ `{_revision(outline)}`" if _revision(outline) else ""),
+        f"- base model: {code(_shown(base))}"
+        + (f" @ {code(outline.base.revision)}" if outline.base.revision else ""),
         f"- class: `{class_name}`, {dtype}",
-        f"- {shown_survival(survival, dtype)}",
-        f"- method: {method}",
+        f"- {escaped(shown_survival(survival, dtype))}",
+        f"- method: {escaped(method)}",
         f"- adapted layers: {len(live)}" + (f", of rank {_range(live)}" if live else ""),
     ]
     if outline.head_modules:
-        modules = ", ".join(f"`{module}`" for module in outline.head_modules)
-        lines.append(f"- trained in full: {modules}")
+        lines.append(f"- trained in full: {', '.join(map(code, outline.head_modules))}")
     if outline.base_weights:
-        weights = ", ".join(f"`{name}`" for name in outline.base_weights)
+        weights = ", ".join(map(code, outline.base_weights))
         lines.append(f"- in the place of the base's own, as the adapter holds them: {weights}")
     if outline.meta.task:
-        lines.append(f"- task: {outline.meta.task}")
+        lines.append(f"- task: {escaped(outline.meta.task)}")
     if outline.meta.labels:
-        lines.append(f"- labels: {', '.join(outline.meta.labels)}")
-    lines += [f"- then {_step(entry)}" for entry in outline.meta.lineage]
+        lines.append(f"- labels: {', '.join(map(escaped, outline.meta.labels))}")
+    lines += [f"- then {shown_step(entry)}" for entry in outline.meta.lineage]
     if plan.left_out:
         lines.append(f"- left out: {len(plan.left_out)} tensors of the base that it does not use")
     return "\n".join([*lines, "", "```python", *_code(class_name), "```", ""])
@@ -168,17 +169,3 @@ def _code(class_name: str) -> list[str]:
 def _range(ranks: list[int]) -> str:
     low, high = min(ranks), max(ranks)
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def _revision(outline: Adapter) -> str:
-    return outline.base.revision or ""
-
-
-def _step(entry: Mapping[str, Any]) -> str:
-    """Return one entry of the lineage: the command, then its values."""
-    values = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in entry.items()
-        if name != "command" and value is not None
-    ]
-    return f"{entry.get('command', '?')}: {', '.join(values)}".removesuffix(": ")

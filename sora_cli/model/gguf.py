@@ -1,10 +1,23 @@
-"""GGUF files, as transformers reads them: each is parsed once, whoever asks."""
+"""GGUF files: checked for a model in them, and parsed once, whoever asks."""
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sora_cli.core.errors import SoraError
+from sora_cli.core.words import shown_value
+
+MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_TEXT, _LIST = 8, 9
+"""Types of values, as the format numbers them; those of numbers with their letter in `struct`."""
 
 
 @contextmanager
@@ -32,3 +45,116 @@ def parsed_once(*sources: str) -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+
+
+def check_gguf(reference: str, file: Path) -> None:
+    """Check by its header that a GGUF file holds a model.
+
+    transformers builds a model of its usual sizes where a file says none, as one with an adapter
+    does: some 27 GB for a Llama.
+
+    Args:
+        reference: the file as the user named it.
+
+    Raises:
+        SoraError: it is no GGUF file, or cut off, one of several, or without a model.
+    """
+    with file.open("rb") as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            raise _refused(f"{reference} is no GGUF file, whatever its name says")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                header = _Header(data)
+            except (struct.error, ValueError, OverflowError, KeyError) as error:
+                raise _refused(f"the GGUF file {reference} is cut off or damaged",
+                               "copy or download it again") from error  # fmt: skip
+    if header.version not in _VERSIONS:
+        raise _refused(f"the GGUF file {reference} is of version {header.version}, not 2 or 3",
+                       "convert the model again, with a llama.cpp of today")  # fmt: skip
+    kind, parts = header.fields.get("general.type", "model"), header.fields.get("split.count", 1)
+    layers = f"{header.fields.get('general.architecture')}.block_count"
+    if kind != "model":
+        raise _refused(
+            f"the GGUF file {reference} holds no model: its general.type is {shown_value(kind)}"
+        )
+    if parts not in (0, 1):
+        raise _refused(f"the GGUF file {reference} is one of the {parts} files of a model",
+                       "llama.cpp's llama-gguf-split --merge makes one of them")  # fmt: skip
+    if not header.tensors or layers not in header.fields:
+        lacks = "weights" if not header.tensors else f"number of layers ({layers})"
+        raise _refused(f"the GGUF file {reference} holds no model: it has no {lacks}")
+
+
+def _refused(what: str, hint: str = "name a model's own file, or its directory") -> SoraError:
+    return SoraError(what, hint=hint, key="model.path")
+
+
+class _Header:
+    """The header of a GGUF file; the package gguf takes 3 s for it where there is a vocabulary.
+
+    Attributes:
+        fields: without lists, which are skipped.
+        tensors: how many there are.
+    """
+
+    def __init__(self, data: mmap.mmap) -> None:
+        """Read it.
+
+        Raises:
+            struct.error, ValueError, OverflowError, KeyError: it is damaged, or the file is too
+                short for what it says.
+        """
+        self._data, self._at, self._order = data, len(MAGIC), "<"
+        self.version = self._number("I")
+        if self.version & 0xFFFF == 0:  # written on a machine of the other byte order
+            self._order, self._at = ">", len(MAGIC)
+            self.version = self._number("I")
+        self.fields: dict[str, Any] = {}
+        self.tensors = 0
+        if self.version not in _VERSIONS:
+            return
+        self.tensors, fields = self._number("Q"), self._number("Q")
+        for _ in range(fields):
+            name = self._text()
+            self.fields[name] = self._value(self._number("I"))
+        starts = [self._tensor() for _ in range(self.tensors)]
+        if starts and self._at + max(starts) >= len(data):
+            raise ValueError("the last tensor is not there")
+
+    def _number(self, kind: str) -> Any:
+        form = self._order + kind
+        (number,) = struct.unpack_from(form, self._data, self._at)
+        self._at += struct.calcsize(form)
+        return number
+
+    def _text(self) -> str:
+        length = self._number("Q")
+        self._skip(length)
+        return self._data[self._at - length : self._at].decode("utf-8", errors="replace")
+
+    def _value(self, kind: int) -> Any:
+        if kind == _TEXT:
+            return self._text()
+        if kind != _LIST:
+            return self._number(_NUMBERS[kind])
+        inner, count = self._number("I"), self._number("Q")
+        if inner in _NUMBERS:
+            self._skip(count * struct.calcsize(self._order + _NUMBERS[inner]))
+            return None
+        for _ in range(count):
+            if inner == _TEXT:
+                self._skip(self._number("Q"))
+            else:
+                self._value(inner)
+        return None
+
+    def _skip(self, length: int) -> None:
+        self._at += length
+
+    def _tensor(self) -> int:
+        """Read a tensor's name, sides and type; return where it begins among the tensors."""
+        self._text()
+        self._skip(8 * self._number("I"))
+        self._number("I")
+        start: int = self._number("Q")
+        return start

@@ -11,6 +11,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.hub import looks_local, quiet_hub
 from sora_cli.data.builtin.models import builtin_model
 from sora_cli.model.files import MODEL_CONFIG, is_there
+from sora_cli.model.gguf import check_gguf
 
 PACKAGE_SCHEME = "package://"
 BUILTIN_SCHEME = "builtin://"
@@ -27,16 +28,21 @@ def resolve_model_path(path: str) -> str:
     A built-in model (`builtin://NAME`) is made the first time, which takes some seconds.
 
     Raises:
-        SoraError: a package is not installed, there is no such built-in model, or what must be a
-            local file or directory is none.
+        SoraError: a package is not installed, there is no such built-in model, what must be a
+            local file or directory is none, or a GGUF file holds no model.
     """
     if path.startswith(BUILTIN_SCHEME):
         return str(builtin_model(path.removeprefix(BUILTIN_SCHEME)).resolve())
-    if path.startswith(PACKAGE_SCHEME):
-        return str(_package_folder(path))
     expanded = Path(path).expanduser()
-    if path and is_there(expanded):
-        return str(expanded.resolve())
+    place = None
+    if path.startswith(PACKAGE_SCHEME):
+        place = _package_folder(path)
+    elif path and is_there(expanded):
+        place = expanded.resolve()
+    if place is not None:
+        if place.suffix.lower() == ".gguf" and place.is_file():
+            check_gguf(path, place)
+        return str(place)
     if expanded.suffix.lower() == ".gguf" or looks_local(path):
         raise SoraError(
             f"there is no model at {path}",

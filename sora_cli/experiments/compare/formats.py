@@ -20,13 +20,13 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sora_cli.core.console import emit, emit_table, printable
 from sora_cli.core.errors import SoraError
+from sora_cli.core.markdown import escaped
 from sora_cli.experiments.compare.archive import SUFFIX
 from sora_cli.experiments.compare.cells import Raw
 from sora_cli.experiments.compare.table import Row, Section, Table
@@ -34,7 +34,6 @@ from sora_cli.experiments.compare.table import Row, Section, Table
 SCHEMA_VERSION = 1
 LINES = "jsonl"
 """The runs themselves instead of a table of them; see `archive`."""
-_MARKDOWN = re.compile(r"([\\|*`<])")
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -92,30 +91,24 @@ def _shown(table: Table, row: Row) -> list[str]:
 
 def _markdown(table: Table) -> str:
     parts = [_markdown_section(table, section) for section in table.sections()]
-    parts += [_markdown_text(note) for note in table.footnotes]
+    parts += [escaped(note) for note in table.footnotes]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_section(table: Table, section: Section) -> str:
-    titles = [_markdown_text(column.title) for column in table.shown_columns]
+    titles = [escaped(column.title) for column in table.shown_columns]
     lines = [
-        f"**{_markdown_text(section.caption)}**",
+        f"**{escaped(section.caption)}**",
         "",
         _markdown_row(titles),
         _markdown_row(["---", *["---:"] * (len(titles) - 1)]),
     ]
-    lines += [
-        _markdown_row([_markdown_text(word) for word in _shown(table, row)]) for row in section.rows
-    ]
+    lines += [_markdown_row([escaped(word) for word in _shown(table, row)]) for row in section.rows]
     return "\n".join(lines)
 
 
 def _markdown_row(words: Sequence[str]) -> str:
     return f"| {' | '.join(words)} |"
-
-
-def _markdown_text(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", printable(text))
 
 
 def _latex(table: Table) -> str:

@@ -105,8 +105,9 @@ def _column(name: str, values: Sequence[Any], *, named: bool) -> Column:
     there = [v for v in values if v is not None and v != "" and v == v]  # NaN is not
     if not there:
         return Column(name, "empty")
-    if isinstance(there[0], list | dict):
-        return Column(name, _nested(there), len(there))
+    nested = [isinstance(value, list | dict) for value in there]
+    if any(nested):
+        return Column(name, _nested(there) if all(nested) else "other", len(there))
     distinct = len(set(there))
     if named or isinstance(there[0], bool):
         return Column(name, "class", distinct)

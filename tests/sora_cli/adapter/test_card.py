@@ -15,6 +15,8 @@ from sora_cli.adapter.card import rewrite_card
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, Training
 from sora_cli.app import run
+from sora_cli.core.console import printable
+from tests.helpers_markdown import HOSTILE, tokens
 
 QUERY, KEY = "enc.layer.0.query", "enc.layer.1.key"
 COMMIT = "a" * 40
@@ -107,14 +109,34 @@ def test_of_another_tools_adapter(tmp_path: Path) -> None:
     assert "```python" not in text
 
 
-def test_what_others_named_does_no_harm(tmp_path: Path) -> None:
-    training = TRAINING.model_copy(update={"name": "a\n# b", "data": ("x|y\n\ud800",)})
-    meta = _adapter().meta.model_copy(update={"training": training, "labels": ("a\n---\n", "|")})
-    base = BaseReference("p", "p", hub_id="no id\n```")
+@pytest.mark.parametrize("lineage", [False, True])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_others_named_does_no_harm(name: str, lineage: bool, tmp_path: Path) -> None:
+    """Wherever a name can stand: it is shown, and the header stays what the Hub reads."""
+    training = TRAINING.model_copy(update={
+        "name": name, "data": (name,), "configuration": name, "rows": {name: 1}, "selection": name,
+        "metrics": {name: {name: 0.5}}, "license": name, "data_revision": name,
+    })  # fmt: skip
+    meta = _adapter().meta.model_copy(update={
+        "training": training, "labels": (name, "no"), "method_config": {name: name}, "method": name,
+        "lineage": ({"command": name, name: name},) if lineage else (),
+    })  # fmt: skip
+    base = BaseReference(name, name, name, name, hub_id=f"no id{name}")
     assert base.hub_id is None
-    text = str(_card(tmp_path / "a", meta=meta, base=base))
-    assert "# a # b\n" in text
-    assert "| Labels | a --- , \\| |" in text
+    card = _card(tmp_path / "a", meta=meta, base=base)
+    rewrite_card(tmp_path / "a", [f"Certified: {name}."])
+    assert card.data.to_dict() == ModelCard.load(tmp_path / "a" / "README.md").data.to_dict()
+    assert (card.data.license, card.data.datasets) == (name, [name])
+    assert lineage or card.data.model_name == name
+    parts = list(tokens((tmp_path / "a" / "README.md").read_text().partition("\n---\n")[2]))
+    blocks = ("heading", "paragraph", "table", "thead", "tbody", "tr", "th", "td")
+    assert {part.type for part in parts} <= {
+        "inline", "text", "text_special", "code_inline", "softbreak", "fence",
+        *(f"{block}_{end}" for block in blocks for end in ("open", "close")),
+    }  # fmt: skip
+    assert sum(part.type == "heading_open" for part in parts) == 6
+    cells = ["".join(inner.content for inner in part.children or ()) for part in parts]
+    assert f"{printable(' '.join(name.split()))}, no" in cells
 
 
 def test_equal_adapters_have_equal_cards(tmp_path: Path) -> None:

@@ -146,6 +146,21 @@ def test_refused(tmp_path: Path, model_type: str, path: str, words: str) -> None
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("[]", "is not a configuration"),
+        ('{"model_type": "llama"}', "does not say the number of attention heads"),
+        ('{"model_type": "llama", "num_attention_heads": 64, "hidden_size": 32}', "heads of 0"),
+    ],
+)
+def test_a_configuration_that_does_not_say_enough(tmp_path: Path, config: str, words: str) -> None:
+    based(tmp_path, "llama")
+    (tmp_path / "base" / "config.json").write_text(config, encoding="utf-8")
+    with pytest.raises(SoraError, match=words):
+        export_gguf(written(tmp_path, LAYERS["llama"]), tmp_path / "out.gguf")
+
+
 def tied_by_default(config: Any) -> bool:
     """The class says it, or what it makes does; transformers 5.4 cannot make all of them."""
     said = getattr(config, "tie_word_embeddings", None)
@@ -207,6 +222,7 @@ def test_a_base_with_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def model_file(file: Path, shapes: dict[str, tuple[int, int]]) -> None:
     writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(1)
     writer.add_head_count(HEADS)
     writer.add_embedding_length(HIDDEN)
     for name, shape in shapes.items():

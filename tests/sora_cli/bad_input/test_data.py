@@ -100,6 +100,8 @@ FILES: dict[str, Case] = {
     "JSON that is no row": bad("no row", r=recipe(), at=("train.jsonl", WORD),
         then='{"text": "...", "label": 0}', **{"train.jsonl": lines(pair_rows(5),
         f'["{WORD}", 1]')}),
+    "JSON rows that are null": bad("no row", r=files("a.jsonl"),
+        at=("a.jsonl", "null"), **{"a.jsonl": "null\n"}),
     "a JSON document cut": bad("no JSON", r=files("a.json"), at=("a.json", WORD),
         **{"a.json": f'[{{"sentence1": "a"}},\n {{"sentence1": "{WORD}'}),
     "JSON not in UTF-8": bad("not UTF-8", r=recipe(), at=("validation.jsonl", WORD),

@@ -127,8 +127,10 @@ PLACES: dict[str, Case] = {
         m=Path.mkdir),
     "a file for a directory": bad("is a file, but not a .gguf file",
         r=recipe("model", "path: models/base/model.safetensors"), then="directory"),
-    "no GGUF": bad("cannot be loaded", r=recipe("model", "path: m.gguf"),
-        **{"m.gguf": "GGUF or so"}),
+    "no GGUF": bad("m.gguf is no GGUF file", r=recipe("model", "path: m.gguf"),
+        then="name a model's own file", **{"m.gguf": "no GGUF"}),
+    "a GGUF file that is cut off": bad("m.gguf is cut off", r=recipe("model", "path: m.gguf"),
+        then="download it again", **{"m.gguf": "GGUF\3\0\0\0 or so"}),
     "an adapter": bad("holds an adapter of its own", r=recipe("model", "path: models/adapter"),
         then="sora merge models/adapter -o DIR"),
 }  # fmt: skip

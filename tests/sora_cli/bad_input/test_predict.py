@@ -67,6 +67,8 @@ CASES: dict[str, Case] = {
         **{"empty.csv": "sentence1,sentence2\n"}),
     "a line that is no row": bad("rows.jsonl cannot be read: no JSON", *PREDICT, "rows.jsonl", *TO,
         at=("rows.jsonl", WORD), **{"rows.jsonl": f"{ROWS}{{{WORD}\n"}),
+    "rows that are null": bad("no row", *PREDICT, "rows.jsonl", *TO,
+        at=("rows.jsonl", "null"), **{"rows.jsonl": f"null\n{ROWS}"}),
     "a table with a broken line": bad("4 fields, where the header has 2", *PREDICT, "a.csv", *TO,
         at=("a.csv", WORD), **{"a.csv": f"sentence1,sentence2\na,b\nc,d\n{WORD},b,c,d\n"}),
     "no column to read": bad("no text columns found among other", *PREDICT, "a.csv", *TO,

@@ -206,7 +206,7 @@ def test_quantised_base_is_refused(tmp_path: Path, made: tuple[Path, Adapter]) -
     write_json(made[0] / "config.json", {**config, "quantization_config": quantised})
     _refused(tmp_path, made[1], "quantised")
     (tmp_path / "q.gguf").write_bytes(b"GGUF")
-    _refused(tmp_path, made[1], "q.gguf cannot be read", base=str(tmp_path / "q.gguf"))
+    _refused(tmp_path, made[1], "q.gguf is cut off", base=str(tmp_path / "q.gguf"))
 
 
 def test_damaged_base_is_refused(tmp_path: Path, made: tuple[Path, Adapter]) -> None:

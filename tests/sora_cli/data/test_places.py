@@ -47,12 +47,13 @@ OK = f"{HEADER}a,0\nb,1\n"
          {"a\nx\n": 4, 'b, "c"': 8, "d": 9}),
         ("train.csv", f"\ufeff{HEADER}a,0\r\n".replace("\n", "\r\n"), {"a": 2}),
         ("train.csv", f"{HEADER}{'a' * 200_000},0\nb,1\n", {"a" * 200_000: 2, "b": 3}),
+        ("train.csv", 'text\na\n""\n\nb\n', {"a": 2, None: 3, "b": 5}),
         ("train.jsonl", '{"text": "a"}\n\n{"text": "b"}\n', {"a": 1, "b": 3}),
         ("train.json", '[\n {"text": "a",\n  "n": [1, 2]},\n\n {"text": "b"}, {"text": "c"}]\n',
          {"a": 2, "b": 5, "c": 5}),
     ],
 )  # fmt: skip
-def test_lines(tmp_path: Path, name: str, content: str, lines: dict[str, int]) -> None:
+def test_lines(tmp_path: Path, name: str, content: str, lines: dict[str | None, int]) -> None:
     rows = _rows(tmp_path, {name: content, "validation.csv": OK})
     assert _places(rows, rows.train, tmp_path) == {t: f"{name}:{n}" for t, n in lines.items()}
 

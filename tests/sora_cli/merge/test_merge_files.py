@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -28,6 +29,7 @@ from sora_cli.merge.merge import merge_adapter, prepare_merge
 from sora_cli.merge.plan import Item
 from sora_cli.model.fingerprint import read_header
 from tests.helpers_adapters import LABELS, adapt, save_backbone
+from tests.helpers_markdown import HOSTILE, tokens
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.shared_files import ROOT
 
@@ -102,6 +104,22 @@ def test_model_card(tmp_path: Path, made: Made) -> None:
     for part in (f"`{base.name}`", "BertForSequenceClassification", "method: sora", "rank 1 to 4",
                  "`classifier`", *LABELS, "from_pretrained"):  # fmt: skip
         assert part in card, part
+
+
+def test_a_card_of_names_that_others_gave(tmp_path: Path, made: Made) -> None:
+    adapter = made[1]
+    meta = adapter.meta.model_copy(
+        update={"labels": HOSTILE, "task": HOSTILE[0], "method": HOSTILE[4],
+                "lineage": ({"command": "export", "place": str(tmp_path / "<b>")},)}
+    )  # fmt: skip
+    head = {**adapter.head, "classifier.weight": torch.randn(len(HOSTILE), 32),
+            "classifier.bias": torch.zeros(len(HOSTILE))}  # fmt: skip
+    merge_adapter(dataclasses.replace(adapter, meta=meta, head=head), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text().partition("\n---\n")[2]
+    assert str(tmp_path) not in card
+    harm = ("html", "link", "image", "table", "heading", "em", "strong", "s_")
+    assert [part.content for part in tokens(card) if part.type.startswith(harm)] == [""] * 2
+    assert "&lt;img src=x onerror=alert(1)>" in card
 
 
 def test_keys_of_the_configuration_stay(tmp_path: Path, made: Made) -> None:

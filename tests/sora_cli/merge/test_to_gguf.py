@@ -48,6 +48,7 @@ def base_file(
     writer = Writer(file, "llama", endianess=endian)
     if more is not None:
         more(writer)
+    writer.add_block_count(1)
     writer.add_head_count(HEADS)
     writer.add_embedding_length(HIDDEN)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_1)

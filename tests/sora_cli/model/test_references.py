@@ -9,11 +9,12 @@ import pytest
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.core.errors import SoraError
 from sora_cli.model.references import local_checkpoint, resolve_model_path
+from tests.sora_cli.merge.test_to_gguf import base_file
 
 
 def test_directories_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m").mkdir()
-    (tmp_path / "q.gguf").write_text("")
+    base_file(tmp_path / "q.gguf")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for reference in ("m", "./m", "~/m", str(tmp_path / "m")):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from sora_cli.data.loading import load_file
 from sora_cli.run.propose.columns import read_columns
 
 TEXTS = [f"the cat number {i} sees a dog" for i in range(40)]
@@ -46,6 +48,13 @@ def test_every_kind() -> None:
     rows = Dataset.from_dict({name: values for name, (_, values) in COLUMNS.items()})
     found = {name: column.kind for name, column in read_columns(rows).items()}
     assert found == {name: kind for name, (kind, _) in COLUMNS.items()}
+
+
+def test_values_of_several_kinds(tmp_path: Path) -> None:
+    file = tmp_path / "mixed.jsonl"
+    file.write_text('{"a": "x", "b": [1, "x"]}\n{"a": [1], "b": {"c": [1]}}\n')
+    columns = read_columns(load_file(file, tmp_path / "cache").rows)
+    assert [column.kind for column in columns.values()] == ["other", "other"]
 
 
 def test_named_classes_are_classes_whatever_their_numbers() -> None:

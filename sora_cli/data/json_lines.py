@@ -1,0 +1,70 @@
+"""The JSON lines that would end the process in pyarrow: refused before they are parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import accumulate, pairwise
+from re import compile as pattern
+from typing import Any
+
+DEEPEST = 63
+"""Levels of lists and mappings in a row, the row among them, that pyarrow hands over: its bridge
+between C and Python takes 64 and counts the table, too. Some 10,000 overflow the stack, because
+its builders of arrays are finished by recursion (arrow/json/parser.cc, `RawBuilderSet::Finish`)."""
+NO_ROW = 'no row: rows are like {"text": "...", "label": 0}'
+TOO_DEEP = f"nested more than {DEEPEST} levels deep"
+
+_BLANK = b"\xef\xbb\xbf \t"  # with the mark that some files of UTF-8 begin with
+_TEXTS = pattern(rb'"(?:[^"\\]+|\\.)*"')
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def nesting(line: bytes) -> int:
+    """Return how deep the lists and mappings of a line of JSON are nested."""
+    if line.count(b"[") + line.count(b"{") <= DEEPEST:
+        return 0  # not as deep as matters
+    brackets = _TEXTS.sub(b"", line).translate(None, _NO_BRACKETS)
+    return max(accumulate(1 if mark in b"[{" else -1 for mark in brackets), default=0)
+
+
+@contextmanager
+def refusing_fatal_lines() -> Iterator[None]:
+    """Within the block, make pyarrow's reader refuse the lines that would end the process.
+
+    Besides the rows nested too deep, these are the rows that are null: the reader takes the last
+    builder of an empty stack for them (arrow/json/parser.cc, `HandlerBase::Null`), which is a
+    segmentation fault where such a row is the first of a block, and a row of nothing elsewhere.
+    """
+    import pyarrow.json as reader  # type: ignore[import-untyped]
+
+    own = reader.read_json
+
+    def read_json(lines: BytesIO, *, read_options: Any) -> Any:
+        _check(lines.getvalue(), read_options.block_size)
+        return own(lines, read_options=read_options)
+
+    reader.read_json = read_json
+    try:
+        yield
+    finally:
+        reader.read_json = own
+
+
+def _check(lines: bytes, block: int) -> None:
+    """Raise an error for lines that would end the process.
+
+    Args:
+        block: bytes that are parsed from their own beginning.
+    """
+    from pyarrow import ArrowInvalid
+
+    for before, line in pairwise([b"", *lines.splitlines()]):
+        if line.lstrip(_BLANK).startswith(b"null"):
+            if not before.rstrip().endswith((b",", b":", b"[")):
+                raise ValueError(NO_ROW)
+            if block < len(lines):  # in one document over many lines; `datasets` doubles the block
+                raise ArrowInvalid("straddling: a block may begin within a list")
+        if len(line) > 2 * DEEPEST and nesting(line) > DEEPEST:  # each level has two brackets
+            raise ValueError(f"a row is {TOO_DEEP}")
