@@ -14,7 +14,7 @@ from sora_cli.core.outputs import output_path
 
 def output_option(*names: str, help: str) -> Any:
     """Declare an option that names an output; the command gets its place resolved."""
-    return typer.Option(*names, help=help, parser=output_path, metavar="PATH")
+    return typer.Option(*names, help=help, parser=output_path, metavar="<path>")
 
 
 Overrides = Annotated[
