@@ -42,19 +42,21 @@ def check_weights(
     *,
     force: bool = False,
     hint: str = _RIGHT,
-) -> bool:
-    """Return whether a model is known to hold the weights that a result was trained on.
+) -> str | None:
+    """Return a note unless a model is known to hold the weights that a result was trained on.
 
     Args:
-        force: other weights are accepted.
+        force: other weights are accepted, with a note.
 
     Raises:
         SoraError: it is known to hold other ones.
     """
+    if _holds(base, files) is None:
+        return f"nothing says whether {source} is the base model of {result}"
     other = other_weights(base, files, source, result)
     if other is not None and not force:
         raise SoraError(other, where=f"that was: {base.path}", hint=hint)
-    return bool(_holds(base, files))
+    return other
 
 
 def _holds(base: BaseReference, files: Path | None) -> bool | None:

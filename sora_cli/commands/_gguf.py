@@ -75,8 +75,8 @@ def merge_gguf(
         done = merge_to_gguf(
             adapter, source, output, type=type, accept_loss=accept_loss, force=force
         )
-    if not done.base_checked:
-        say("note: nothing says whether the base is the one that the adapter was trained on")
+    if done.base_note is not None:
+        say(f"note: {done.base_note}")
     say(f"merged {done.modules} layers into {source}, {type}; {count(done.copied)} tensors are "
         "copied as they are")  # fmt: skip
     warning = "warning: " if done.survival.share < ENOUGH else ""

@@ -155,8 +155,8 @@ def _tell_what_is_left(merged: Merged, storing: Storing) -> bool:
 
 
 def _notes(merged: Merged) -> None:
-    if not merged.base_checked:
-        say("note: nothing says whether the base is the one that the adapter was trained on")
+    if merged.base_note is not None:
+        say(f"note: {merged.base_note}")
     if not merged.tokenizer:
         say("note: the base model has no tokenizer, so there is none in the merged model")
     if merged.unpacked:

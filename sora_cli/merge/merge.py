@@ -69,8 +69,8 @@ class Merged:
     """Layers that were changed."""
     dtype: str
     """Dtype of the merged weights."""
-    base_checked: bool
-    """True where the base was known to be the one the adapter was trained on."""
+    base_note: str | None
+    """A note on the base unless it is known to be the one that the adapter was trained on."""
     tokenizer: bool
     """True where there was one to copy, or, for models of pictures, an image processor."""
     untied: bool = False
@@ -205,7 +205,7 @@ def prepare_merge(
         check_apart(output, adapter.directory)
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,))
     new = incoming(adapter)
-    folder, folded, checked = _base_of(new, output, base, force=force)
+    folder, folded, note = _base_of(new, output, base, force=force)
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=folder.merged_names)
     found, tied, config = _match(new, folder, untie=untie)
     config |= {MERGED_KEY: folded, "architectures": [found.runtime.class_name]}
@@ -221,7 +221,7 @@ def prepare_merge(
         force=force,
         dtype=storing.dtype,
     )
-    merged = _merged(new, folder, plan, checked=checked, untied=tied is not None)
+    merged = _merged(new, folder, plan, note=note, untied=tied is not None)
     disk, free = weights_bytes(plan) + folder.others_bytes, _free_disk(output)
     if disk > free:
         raise SoraError(f"{output} needs {size(disk)} of disk, and {size(free)} are free",
@@ -235,13 +235,13 @@ def prepare_merge(
 
 
 def _merged(
-    new: Incoming, folder: BaseFolder, plan: Plan, *, checked: bool, untied: bool
+    new: Incoming, folder: BaseFolder, plan: Plan, *, note: str | None, untied: bool
 ) -> Merged:
     return Merged(
         base=folder.source,
         modules=len(new.outline.layers),
         dtype=_dtype(plan),
-        base_checked=checked,
+        base_note=note,
         tokenizer=not lacks_tokenizer(folder.folder)
         or (folder.folder / _IMAGE_PROCESSOR).is_file(),
         untied=untied,
@@ -255,8 +255,8 @@ def _merged(
 
 def _base_of(
     new: Incoming, output: Path, base: str | None, *, force: bool
-) -> tuple[BaseFolder, list[dict[str, Any]], bool]:
-    """Return the base, all adapters that will be in it, and whether it is known to be right."""
+) -> tuple[BaseFolder, list[dict[str, Any]], str | None]:
+    """Return the base, all adapters that will be in it, and a note unless it is the right one."""
     source = resolve_model_path(base or new.outline.base.name())
     check_apart(output, Path(source))
     folder = open_base(source, new.outline.base.revision if base is None else None)
@@ -266,10 +266,8 @@ def _base_of(
     ]
     check_not_folded(folded, source)
     recorded = new.outline.base
-    checked = check_weights(
-        recorded, folder.origin, source, "the adapter", force=force, hint=OR_FORCE
-    )
-    return folder, folded, checked
+    note = check_weights(recorded, folder.origin, source, "the adapter", force=force, hint=OR_FORCE)
+    return folder, folded, note
 
 
 def _match(

@@ -41,13 +41,13 @@ class GgufMerged:
     Attributes:
         modules: weights that were changed.
         copied: tensors that were copied as they are.
-        base_checked: the base is known to be the one that the adapter was trained on.
+        base_note: a note unless the base is known to be the one that the adapter was trained on.
         survival: the part of the update that is left in the stored weights.
     """
 
     modules: int
     copied: int
-    base_checked: bool
+    base_note: str | None
     survival: Survival
 
 
@@ -76,7 +76,7 @@ def merge_to_gguf(
     check_choice("type", type, MERGED_GGUF)
     check_low_rank(adapter)
     _, places = places_in_file(adapter, source)
-    checked = check_weights(
+    note = check_weights(
         adapter.base, source, str(source), "the adapter", force=force, hint=OR_FORCE
     )
     made = _Made(adapter, source, places, type)
@@ -92,7 +92,7 @@ def merge_to_gguf(
             made.check(temporary)
     except OSError as error:
         raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
-    return GgufMerged(len(places), made.copied, checked, survival)
+    return GgufMerged(len(places), made.copied, note, survival)
 
 
 class _Made:

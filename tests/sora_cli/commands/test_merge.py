@@ -72,14 +72,15 @@ def test_base_moved(tmp_path: Path, made: tuple[Path, Adapter]) -> None:
     base, adapter = made
     base.rename(tmp_path / "moved")
     _refused(tmp_path, adapter, "there is no model at")
-    assert merge_adapter(adapter, tmp_path / "out", base=str(tmp_path / "moved")).base_checked
+    moved = merge_adapter(adapter, tmp_path / "out", base=str(tmp_path / "moved"))
+    assert moved.base_note is None
 
 
 def test_other_base_is_refused_unless_forced(tmp_path: Path, made: tuple[Path, Adapter]) -> None:
     other = save_backbone(tiny_bert(seed=1), tmp_path / "other")
     _refused(tmp_path, made[1], "other weights than the base", base=str(other))
     merged = merge_adapter(made[1], tmp_path / "out", base=str(other), force=True)
-    assert not merged.base_checked
+    assert merged.base_note == f"{other} holds other weights than the base model of the adapter"
 
 
 def test_merged_adapters_are_recorded_and_kept(tmp_path: Path, made: tuple[Path, Adapter]) -> None:
