@@ -6,8 +6,9 @@ import re
 
 from sora_cli.core.console import printable
 
-_MARKUP = re.compile(r"[\\`*\[\]|~<]|&(?=[#\w])|(?<![^\W_])_|_(?![^\W_])")
-"""Characters that may begin or end markup, a cell, HTML or an entity; not the "_" within a word."""
+_MARKUP = re.compile(r"[\\`*|~<]|\](?=[(\[:])|&(?=[#\w])|(?<![^\W_])_|_(?![^\W_])")
+"""Characters that may begin or end markup, a cell, HTML or an entity; not the "_" within a word,
+nor the brackets of an interval: only "](", "][" and "]:" make a link."""
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}  # not all renderers take "\<"
 _NOT_IN_CODE = frozenset("\\`|<")
 

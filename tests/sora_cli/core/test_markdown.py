@@ -24,7 +24,9 @@ def test_text_is_shown_as_it_stands(form: type[str], text: str) -> None:
     assert _shown(form(text)) == printable(" ".join(text.split()))
 
 
-@pytest.mark.parametrize("text", ["r_max 3, l1 0.5", "a, b & c", "q_proj", "yes/no (maybe)", "é"])
+@pytest.mark.parametrize(
+    "text", ["r_max 3, l1 0.5", "a, b & c", "q_proj", "yes/no (maybe)", "é", "-0.1 [-2, 3] (3)"]
+)
 def test_plain_text_stays_readable(text: str) -> None:
     assert escaped(text) == text
     assert code(text) == f"`{text}`"

@@ -119,7 +119,7 @@ def test_labels_that_others_wrote(form: str) -> None:
     if form == "markdown":
         (line,) = (line for line in text.splitlines() if "50%" in line)
         assert line.startswith(
-            r"| a\|b & 50% of\_$x$ #1 {y} \[bold\]z\[/bold\] &lt;i> \\n \\x1b\[31m |"
+            r"| a\|b & 50% of\_$x$ #1 {y} [bold]z[/bold] &lt;i> \\n \\x1b[31m |"
         )
     if form == "latex":
         assert (
