@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -246,9 +247,15 @@ def run(arguments: Sequence[str], *, began: float | None = None) -> int:
 
     def call() -> object:
         choose(_verbosity(anywhere))
-        return app(words, prog_name="sora", standalone_mode=False, obj=began)
+        return _command()(words, prog_name="sora", standalone_mode=False, obj=began)
 
     return guarded(call, debug=debug)
+
+
+@cache
+def _command() -> Any:
+    """Build the commands from their functions, once a process: it takes some 30 ms."""
+    return typer.main.get_command(app)
 
 
 def _taken_out(arguments: Sequence[str]) -> tuple[list[str], set[str]]:

@@ -11,12 +11,14 @@ from sora_cli.core.hub import quiet_loading
 from sora_cli.data.processor import load_processor
 from sora_cli.model.files import PROCESSOR_FILES
 
+_LONGEST = 64  # tokens
 _PROBES = (
     "The cat sees the old dog, and 12 birds.",
     " Größe\tπ ≈ 3.14159; 漢字 🙂\n\nnext line ",
-    "a " * 600,
+    "a " * (_LONGEST + 6),
 )
-"""Texts that are encoded alike: words, other scripts and spaces, and more than most models take."""
+"""Texts that are encoded alike: words, other scripts and spaces, and one that is cut. It is hardly
+longer than that: of two texts the tokenizer makes all pairs of the parts that it cuts off."""
 
 
 def save_processor(processor: Any, auto: str, folder: Path) -> str | None:
@@ -78,7 +80,7 @@ def gives_the_same(processor: Any, other: Any) -> bool:
 def _encoded(tokenizer: Any, text: str) -> dict[str, Any]:
     """Return the inputs of a text, cut as a whole and as pairs are."""
     return {
-        **tokenizer(text, truncation=True, max_length=64),
+        **tokenizer(text, truncation=True, max_length=_LONGEST),
         "pair": tokenizer(text, text, truncation=True, max_length=16)["input_ids"],
         "specials": sorted(tokenizer.all_special_ids),
     }

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def process_memory(field: str) -> int | None:
     return next((int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{field}:")), None)
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -68,6 +70,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _git_commit() -> str | None:
     """Return the commit of the checkout that this package lies in; None outside of one."""
     root = PACKAGE.parent
