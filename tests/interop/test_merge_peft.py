@@ -154,6 +154,7 @@ def test_real_weights_as_peft_merges_them(tmp_path: Path, smollm: Path) -> None:
         assert torch.equal(ours(ids).logits, theirs(ids).logits)
 
 
+@pytest.mark.long  # a model of 540 MB; test_peft_base_weights has a tiny one
 def test_an_update_of_tied_embeddings(tmp_path: Path, smollm: Path) -> None:
     """PEFT's forward pass changes the output layer only; its merge changes the embedding with it.
 

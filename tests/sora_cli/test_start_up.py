@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,7 +38,22 @@ code = max(run(words) for words in json.loads(sys.argv[1]))
 print("\\n" + json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
 
-
+_EACH = """
+import json, os, sys, tempfile
+from sora_cli.app import run
+run(["train", "quickstart", "training.epochz=3"])  # imports what most mistakes need, once
+for words in json.loads(sys.argv[1]):
+    with tempfile.TemporaryFile("w+") as told:
+        if (pid := os.fork()) == 0:
+            os.dup2(told.fileno(), 2)
+            code = run(words)
+            sys.stderr.flush()
+            told.seek(0)
+            packages = sorted({name.partition(".")[0] for name in sys.modules})
+            os.write(1, ("\\n> " + json.dumps([code, packages, told.read()]) + "\\n").encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+"""
 _ANY_TYPER_APP = """
 import sys, typer
 app = typer.Typer()
@@ -62,12 +78,30 @@ def _imported(*commands: list[str], cwd: Path) -> tuple[int, set[str], str]:
     return code, set(modules), done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], [], ["--version"], ["recipes"], ["schema"],
-                                   ["methods"], ["recipes", "show", "rte"]])  # fmt: skip
-def test_what_only_shows(words: list[str], tmp_path: Path) -> None:
-    code, modules, _ = _imported(words, cwd=tmp_path)
-    assert code == 0
-    assert not modules & HEAVY
+def _imported_by_each(
+    commands: list[list[str]], cwd: Path
+) -> Iterator[tuple[list[str], int, set[str], str]]:
+    """Yield the same for each command, with its words, in processes forked from a light one."""
+    done = subprocess.run(
+        [sys.executable, "-c", _EACH, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    found = [line[2:] for line in done.stdout.splitlines() if line.startswith("> ")]
+    for words, line in zip(commands, found, strict=True):
+        code, modules, told = json.loads(line)
+        yield words, code, set(modules), told
+
+
+def test_what_only_shows(tmp_path: Path) -> None:
+    shows = [["--help"], [], ["--version"], ["recipes"], ["schema"], ["methods"],
+             ["recipes", "show", "rte"]]  # fmt: skip
+    for words, code, modules, _ in _imported_by_each(shows, tmp_path):
+        assert code == 0, words
+        assert not modules & HEAVY, words
 
 
 def test_help_imports_no_library_that_typer_does_not(tmp_path: Path) -> None:
@@ -169,18 +203,16 @@ ERRORS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "said"), ERRORS, ids=lambda x: " ".join(x) if x else "")
-def test_mistakes_are_told_before_anything_heavy_loads(
-    words: list[str], said: str, tmp_path: Path
-) -> None:
+def test_mistakes_are_told_before_anything_heavy_loads(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("model:\n  path: [\n")
-    code, modules, told = _imported(words, cwd=tmp_path)
-    assert code == 2, told
-    lines = told.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-    assert len(lines) - first <= 3
-    assert said in " ".join(lines[first:])
-    assert not modules & HEAVY
+    each = _imported_by_each([words for words, _ in ERRORS], tmp_path)
+    for (_, said), (words, code, modules, told) in zip(ERRORS, each, strict=True):
+        assert code == 2, (words, told)
+        lines = told.splitlines()
+        first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+        assert len(lines) - first <= 3, (words, told)
+        assert said in " ".join(lines[first:]), (words, told)
+        assert not modules & HEAVY, words
 
 
 @pytest.mark.parametrize(

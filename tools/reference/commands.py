@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import typer
@@ -33,7 +34,12 @@ def page() -> str:
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Yield every command with its full name, in the order of the help page."""
-    yield from _below("sora", typer.main.get_command(app))
+    yield from _below("sora", _all())
+
+
+@cache
+def _all() -> Any:
+    return typer.main.get_command(app)
 
 
 def option_names(command: Any) -> set[str]:
@@ -86,7 +92,7 @@ def _usage(argument: Any) -> str:
 
 def _shown(option: Any) -> str:
     """Return an option as the help page shows it: `-o, --output <path>`."""
-    record = option.get_help_record(typer.Context(typer.main.get_command(app)))
+    record = option.get_help_record(typer.Context(_all()))
     shown = re.sub(r"list\[(\w+)\]", lambda found: found[1].lower(), record[0])
     return " ".join(shown.replace(" range>", ">").split())
 

@@ -118,9 +118,7 @@ def test_labels_that_others_wrote(form: str) -> None:
         assert r"a|b & 50% of_$x$ #1 {y} [bold]z[/bold] <i> \n \x1b[31m" in text
     if form == "markdown":
         (line,) = (line for line in text.splitlines() if "50%" in line)
-        assert line.startswith(
-            r"| a\|b & 50% of\_$x$ #1 {y} [bold]z[/bold] &lt;i> \\n \\x1b[31m |"
-        )
+        assert line.startswith(r"| a\|b & 50% of\_$x$ #1 {y} [bold]z[/bold] &lt;i> \\n \\x1b[31m |")
     if form == "latex":
         assert (
             r"{}a\textbar{}b \& 50\% of\_\$x\$ \#1 \{y\} [bold]z[/bold] "
