@@ -12,6 +12,7 @@ from sora_cli.core.outputs import MARK
 INK, QUIET, FAINT = "#222222", "#767676", "#e4e4e4"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#5d5d5d")
 """Okabe and Ito's palette, which colour-blind people can tell apart; the yellow darkened."""
+_DPI = 150
 
 
 def new_figure(width: float, height: float, *, solved: bool = True) -> Any:
@@ -35,6 +36,9 @@ def save_figure(figure: Any, path: Path) -> None:
             f"no picture can be written as .{kind}: {path}", hint=f"known: {', '.join(known)}"
         )
     buffer = io.BytesIO()
-    marked = {"Software": MARK} if kind == "png" else None
-    figure.savefig(buffer, format=kind, dpi=150, metadata=marked)
+    if kind == "png":  # drawn once, where `savefig` draws twice
+        figure.set_dpi(_DPI)
+        figure.canvas.print_png(buffer, metadata={"Software": MARK})
+    else:
+        figure.savefig(buffer, format=kind, dpi=_DPI)
     write_bytes_atomic(path, buffer.getvalue())
