@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.app import run
+from tests import warm
 from tests.helpers_runs import pair_rows, write_rows
 from tests.shared_files import ROOT
 
@@ -130,7 +130,7 @@ def check_process(case: Case, folder: Path, models: Path) -> str:
     lay_out(case, folder, models)
     before = snapshot(folder)
     done = subprocess.run(
-        [sys.executable, "-m", "sora_cli", *case.words],
+        [warm.python(), "-m", "sora_cli", *case.words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

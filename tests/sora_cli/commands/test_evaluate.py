@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import transformers
 
 from sora_cli.app import run
 from sora_cli.report import RunReport
+from tests import warm
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, save_base, tiny_tokenizer, train, write_recipe, write_rows
 from tests.shared_files import ROOT
@@ -48,7 +48,7 @@ def _fresh(*words: str) -> Any:
     """What `sora eval ... --json` prints in a process of its own."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "sora_cli", "eval", *words, "--json"],
+        [warm.python(), "-m", "sora_cli", "eval", *words, "--json"],
         capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

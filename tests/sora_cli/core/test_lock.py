@@ -79,13 +79,15 @@ def test_only_the_main_process_holds_it(tmp_path: Path, monkeypatch: pytest.Monk
 def test_many_at_once_take_turns(tmp_path: Path) -> None:
     """Whoever gets in is alone, also while others take the file away."""
     code = """
-import sys, time
+import sys
 from pathlib import Path
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import locked
 folder, alone = Path(sys.argv[1]), Path(sys.argv[2])
-end, times = time.time() + 3, 0
-while time.time() < end:
+print("started", flush=True)
+sys.stdin.readline()  # all begin together
+times = 0
+for _ in range(1000):
     try:
         with locked(folder):
             alone.mkdir()
@@ -96,7 +98,15 @@ while time.time() < end:
 print(times)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "out"), str(tmp_path / "alone")]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     turns = [int(process.communicate()[0]) for process in started]
     assert all(process.returncode == 0 for process in started)
     assert sum(turns) > 10
