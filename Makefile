@@ -14,7 +14,7 @@
 # make matrix  train the experiments of docs/results again (about 3 hours on 2 cores)
 # make check  ruff (lint and format) and mypy
 #
-# .ci/run does make check, make docs, make test-oldest TORCH=2.13.0 and make test-all in every change.
+# .ci/run does make check, make site, make test-oldest TORCH=2.13.0 and make test-all in every change.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -23,7 +23,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all test-oldest test-newest release docs reference matrix check format clean
+.PHONY: demo test test-all test-oldest test-newest release docs site reference matrix check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sora auto recipes/quickstart.yaml --max-drop 3pt --force || [ $$? -eq 3 ] # 3: not certified
@@ -73,6 +73,10 @@ reference: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 0 tests/docs/test_links.py tests/docs/test_reference.py
+	$(MAKE) site
+
+# what make docs builds; in .ci/run the tests of links and of the reference are among all tests
+site: $(VENV)/.dev
 	rm -rf site .cache
 	NO_COLOR=1 $(BIN)/zensical build --strict
 
