@@ -1,4 +1,4 @@
-"""Compares the weights of a base model with those that an adapter or a delta was trained on.
+"""Compare a base model's weights with the weights that an adapter or a delta was trained on.
 
 The rule: other weights are refused in a base model that nobody named. A base model that the user
 names is taken with other weights where the result is put to work (`predict`, `generate`, `chat`,
@@ -18,7 +18,7 @@ _RIGHT = "name the right one: --base MODEL"
 OR_FORCE = "give the right one with --base, or take it all the same with --force"
 
 
-def other_weights(
+def differing_weights(
     base: BaseReference, files: Path | None, source: str, result: str | Path
 ) -> str | None:
     """Return a sentence if a model is known to hold other weights than a result was trained on.
@@ -29,7 +29,8 @@ def other_weights(
         source: the model, for the sentence.
         result: an adapter or a delta, for the sentence.
     """
-    if _holds(base, files) is not False:
+    found = None if files is None or base.fingerprint is None else fingerprint(files)
+    if found is None or found == base.fingerprint:
         return None
     return f"{source} holds other weights than the base model of {result}"
 
@@ -43,23 +44,17 @@ def check_weights(
     force: bool = False,
     hint: str = _RIGHT,
 ) -> str | None:
-    """Return a note unless a model is known to hold the weights that a result was trained on.
+    """Return a note on a model that is not known to be a result's base; None: it is, or not here.
 
     Args:
         force: other weights are accepted, with a note.
 
     Raises:
-        SoraError: it is known to hold other ones.
+        SoraError: the model is known to hold other weights.
     """
-    if _holds(base, files) is None:
+    if base.fingerprint is None:
         return f"nothing says whether {source} is the base model of {result}"
-    other = other_weights(base, files, source, result)
-    if other is not None and not force:
-        raise SoraError(other, where=f"that was: {base.path}", hint=hint)
-    return other
-
-
-def _holds(base: BaseReference, files: Path | None) -> bool | None:
-    """Tell whether files hold a base model's weights; None: that cannot be known."""
-    found = None if files is None or base.fingerprint is None else fingerprint(files)
-    return None if found is None else found == base.fingerprint
+    differing = differing_weights(base, files, source, result)
+    if differing is not None and not force:
+        raise SoraError(differing, where=f"that was: {base.path}", hint=hint)
+    return differing

@@ -139,7 +139,7 @@ def consumers_of(
 
 
 def _more(file: AdapterFile) -> str | None:
-    """Return what servers do not take in an adapter beside factors of linear layers."""
+    """Return a part of an adapter that servers do not take, besides factors of linear layers."""
     if file.magnitudes:
         return "refuses DoRA's magnitudes"
     if file.tokens:

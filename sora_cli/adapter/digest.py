@@ -1,4 +1,4 @@
-"""The digests by which a run's report knows its result, and whether what lies there still is it.
+"""Compare a run's result with its report, by digests of the files that decide its answers.
 
 Answers are not decided by weights alone: the names of the classes, the length that rows are cut at
 and the tokenizer lie beside them, and could be exchanged.
@@ -34,7 +34,7 @@ from sora_cli.report import FILE_NAME, RunReport, read_report
 _NOT_THE_ADAPTER = ("base_model_name_or_path", "revision")
 """Keys of PEFT's configuration that say where the base model is."""
 _DECIDING = {"task", "labels", "num_labels", "problem_type", "max_length", "input_columns"}
-"""Keys of `sora.json` that decide what a model is given, and what its answer is called."""
+"""Keys of `sora.json` that decide a model's input and the names of its answers."""
 _FEW = 12  # items of a list that are shown
 _BESIDE = (SORA_FILE, MODEL_CONFIG, *PROCESSOR_FILES)
 """Files that decide answers beside the weights."""
@@ -135,7 +135,7 @@ def changed_results(run: Path, report: RunReport) -> Iterator[str]:
 
 
 def changed_beside(folder: Path) -> list[str]:
-    """Return a line for each change of what decides a result's answers beside its weights.
+    """Return a line for each changed file beside a result's weights that decides its answers.
 
     Empty for a result that lies in no finished run's directory.
     """

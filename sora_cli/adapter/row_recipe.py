@@ -1,4 +1,4 @@
-"""The part of a run's recipe that new rows are read and answered with: what a result keeps of it.
+"""The part of a run's recipe that new rows are read and answered with, kept beside its result.
 
 `sora.json` holds it, so that it goes wherever the adapter goes, and into a merged model, too.
 """

@@ -68,7 +68,7 @@ def compare(
     for option, file in {"--output": output, "--plot": plot, "--html": html}.items():
         check_new_file(option, file, force=force)
     pictures = [] if plot is None else picture_files(plot)
-    for picture in pictures:
+    for picture in pictures[1:]:
         check_new_file("--plot", picture, force=force)
     if form == LINES:
         asked = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,

@@ -57,14 +57,15 @@ def predict(
     check_choice("--format", stream or "jsonl", _STREAMED)
     if stream is not None and STREAM not in (file, output):
         raise SoraError("--format is of stdin and stdout; files say theirs by their endings")
-    kind = _check_output(output, stream, as_json=as_json, force=force)
+    to = None if output == STREAM else output_path(output)
+    kind = _check_output(to, stream, as_json=as_json, force=force)
     if file != STREAM:
         check_file(Path(file).expanduser())
     place = check_target(target, f"sora predict {{}} {quote(file)} -o {quote(output)}")
     check_named_base(base, [place])
-    if output != STREAM:
+    if to is not None:
         read = [*with_base(place), *([] if file == STREAM else [Path(file).expanduser()])]
-        check_apart(output_path(output), *read)
+        check_apart(to, *read)
     say_notes(result_remarks(place))
     with importing():
         from sora_cli.use.described import described
@@ -74,29 +75,27 @@ def predict(
     chosen = any(word.startswith(_READING) for word in overrides)
     asked = Asked(target, place, recipe, meta, base, probabilities, prefix, chosen)
     with _rows(file, stream) as path:
-        if output == STREAM:
+        if to is None:
             predict_stream(asked, path, kind, sys.stdout.write)
             return
-        to = output_path(output)
         separator = "\t" if to.suffix.lower() == ".tsv" else None
         summary = predict_file(asked, path, to, kind, separator=separator, force=force)
     _show(summary, output, as_json=as_json)
 
 
-def _check_output(output: str, stream: str | None, *, as_json: bool, force: bool) -> str:
-    """Check where the rows go; return the form they get there."""
-    if output == STREAM:
+def _check_output(to: Path | None, stream: str | None, *, as_json: bool, force: bool) -> str:
+    """Check the output of the rows (None: stdout); return their form there."""
+    if to is None:
         others = {"--json": as_json, "--force": force}
         check_apart_from("-o -", [name for name, given in others.items() if given])
         return _STREAMED[stream or "jsonl"]
-    path = output_path(output)
-    check_new_file("-o", path, force=force)
-    if path.suffix.lower() not in _WRITTEN:
+    check_new_file("-o", to, force=force)
+    if to.suffix.lower() not in _WRITTEN:
         raise SoraError(
-            f"-o {output}: by its ending it is none of {', '.join(_WRITTEN)}",
-            hint=f"-o {path.with_suffix('.jsonl')}",
+            f"-o {to}: by its ending it is none of {', '.join(_WRITTEN)}",
+            hint=f"-o {to.with_suffix('.jsonl')}",
         )
-    return file_kind(path)
+    return file_kind(to)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def check_writable(path: Path, *, called: Path | None = None) -> None:
 
 
 def check_apart(output: Path, *read: Path, hint: str = "choose another place: -o OUT") -> None:
-    """Raise `SoraError` where writing an output would change what is read.
+    """Raise `SoraError` where writing an output would change an input.
 
     Links, `..` and other names of one place make no difference.
 

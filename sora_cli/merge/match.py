@@ -192,7 +192,7 @@ def _heads(outline: Adapter, runtime: Runtime) -> dict[str, str]:
 
 
 def _everywhere(found: Match, outline: Adapter) -> dict[str, str]:
-    """Return the heads, and base weights also for what is tied to their parameters."""
+    """Return the heads; base weights stand there also for the parameters tied to them."""
     weights = [t for t, name in found.heads.items() if name in outline.base_weights]
     return {p: found.heads[t] for t in weights for p in _partners(found, t)} | dict(found.heads)
 

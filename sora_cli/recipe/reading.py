@@ -82,10 +82,10 @@ def load_read(load: Load, overrides: Sequence[str], reading: Reading) -> LoadedR
     Raises:
         SoraError: see `load_recipe`; or an override that would change nothing for this command.
     """
-    loaded, kept = load(overrides), words_read(load, overrides, reading)
-    if len(kept) == len(overrides):
+    loaded, kept = load(overrides), _without_unread(load, overrides, reading)
+    if kept is None:
         return loaded
-    before, now = (dict(flat(found.resolved())) for found in (load(kept), loaded))
+    before, now = (dict(flat(found.resolved())) for found in (kept[1], loaded))
     changed = {".".join(p) for p in {*before, *now} if before.get(p) != now.get(p)}
     for word in overrides:
         for key in _keys(word):
@@ -100,12 +100,21 @@ def load_read(load: Load, overrides: Sequence[str], reading: Reading) -> LoadedR
 
 def words_read(load: Load, overrides: Sequence[str], reading: Reading) -> Sequence[str]:
     """Return the overrides of keys that a command reads; all, if the recipe is none without."""
+    kept = _without_unread(load, overrides, reading)
+    return overrides if kept is None else kept[0]
+
+
+def _without_unread(
+    load: Load, overrides: Sequence[str], reading: Reading
+) -> tuple[Sequence[str], LoadedRecipe] | None:
+    """Return the overrides that are read, and their recipe; None if all are, or it is not valid."""
     kept = [word for word in overrides if all(map(reading.reads, _keys(word)))]
+    if len(kept) == len(overrides):
+        return None
     try:
-        load(kept)
+        return kept, load(kept)
     except SoraError:
-        return overrides
-    return kept
+        return None
 
 
 def named_base(loaded: LoadedRecipe) -> str | None:

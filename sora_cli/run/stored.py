@@ -24,7 +24,7 @@ from methods.base import LowRankLinear
 from methods.baselines import Baseline
 from methods.sharding import is_sharded, whole
 from sora_cli.adapter.apply import apply_adapter, load_head
-from sora_cli.adapter.base_check import check_weights, other_weights
+from sora_cli.adapter.base_check import check_weights, differing_weights
 from sora_cli.adapter.directory import Adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.moved import located
@@ -184,8 +184,8 @@ def _load_base_of(
         hint = _PUT_BACK if on is None else "name the one that it was trained on: model.path=MODEL"
         check_base(base, reference, result, hint=hint)
         return base
-    other = other_weights(reference, _files(base), base.resolved, result)
-    notes = () if other is None else (other,)
+    differing = differing_weights(reference, _files(base), base.resolved, result)
+    notes = () if differing is None else (differing,)
     say_notes(notes)
     return replace(base, notes=notes)
 

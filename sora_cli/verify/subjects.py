@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sora_cli.adapter.apply import load_head
-from sora_cli.adapter.base_check import check_weights, other_weights
+from sora_cli.adapter.base_check import check_weights
 from sora_cli.adapter.classes import BARE, number_of_labels
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.metadata import BaseReference
@@ -192,14 +192,13 @@ def check_bases(subjects: Iterable[Subject], *, force: bool) -> tuple[str, ...]:
     Args:
         force: return a remark instead, for each.
     """
-    remarks: dict[str, None] = {}
+    remarks: list[str | None] = []
     for subject in subjects:
-        if subject.adapter is not None:
-            files = local_checkpoint(subject.source, subject.revision)
-            known = (subject.adapter.base, files, subject.source, subject.reference)
-            check_weights(*known, force=force)
-            remarks |= dict.fromkeys(filter(None, [other_weights(*known)]))
-    return tuple(remarks)
+        if subject.adapter is not None and subject.adapter.base.fingerprint is not None:
+            base, files = subject.adapter.base, local_checkpoint(subject.source, subject.revision)
+            remark = check_weights(base, files, subject.source, subject.reference, force=force)
+            remarks.append(remark)
+    return tuple(dict.fromkeys(filter(None, remarks)))
 
 
 def _options(subject: Subject) -> tuple[str, dict[str, str]]:

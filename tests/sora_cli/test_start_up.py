@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,33 +64,33 @@ print("\\n" + " ".join(sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
-def _imported(*commands: list[str], cwd: Path) -> tuple[int, set[str], str]:
-    """Exit code, the packages that commands import in a fresh process, and what they say."""
+def _run(program: str, commands: Sequence[list[str]], cwd: Path) -> tuple[list[str], str]:
+    """Give commands to a program in a fresh process; its lines on stdout, and its stderr."""
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, json.dumps(commands)],
+        [sys.executable, "-c", program, json.dumps(commands)],
         capture_output=True,
         text=True,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
-    code, modules = json.loads(done.stdout.splitlines()[-1])
-    return code, set(modules), done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr
+
+
+def _imported(*commands: list[str], cwd: Path) -> tuple[int, set[str], str]:
+    """Exit code, the packages that commands import in a fresh process, and what they say."""
+    lines, told = _run(_PROGRAM, commands, cwd)
+    code, modules = json.loads(lines[-1])
+    return code, set(modules), told
 
 
 def _imported_by_each(
     commands: list[list[str]], cwd: Path
 ) -> Iterator[tuple[list[str], int, set[str], str]]:
     """Yield the same for each command, with its words, in processes forked from a light one."""
-    done = subprocess.run(
-        [sys.executable, "-c", _EACH, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    found = [line[2:] for line in done.stdout.splitlines() if line.startswith("> ")]
+    lines, _ = _run(_EACH, commands, cwd)
+    found = [line[2:] for line in lines if line.startswith("> ")]
     for words, line in zip(commands, found, strict=True):
         code, modules, told = json.loads(line)
         yield words, code, set(modules), told
