@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from sora_cli.app import run
 from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, SORA_FILE
+from tests.helpers_counted import at_most
 
 P = "base_model.model."
 QUERY, VALUE = "enc.0.query", "enc.0.value"
@@ -441,19 +441,16 @@ def test_expressions_that_take_forever(
         key = f"{P}{QUERY}.lora_{half}.weight"
         _renamed(f"{P}{long}!.lora_{half}.weight", key)(directory)
     _config(alpha_pattern={pattern: 3}, target_modules=["value", f"{long}!"])(directory)
-    start = time.monotonic()
     error = _refused(["export", str(directory), "-o", str(tmp_path / "out")], capsys)
     assert "takes more than 0.5 s" in error
-    assert time.monotonic() - start < 5
     assert not (tmp_path / "out").exists()
 
 
 def test_many_patterns_are_still_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = _lora(tmp_path / "a")
     _config(rank_pattern={f"m{i}.x": 2 for i in range(20_000)})(directory)
-    start = time.process_time()  # of this process: others may keep the machine busy
-    assert run(["export", str(directory), "-o", str(tmp_path / "out")]) == 0
-    assert time.process_time() - start < 5
+    with at_most(10_000_000):
+        assert run(["export", str(directory), "-o", str(tmp_path / "out")]) == 0
     assert "'m0.x', 'm1.x', 'm2.x' and 19997 more" in capsys.readouterr().err
 
 

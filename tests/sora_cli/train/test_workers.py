@@ -14,9 +14,10 @@ from sora_cli.train import workers
 from sora_cli.train.workers import worker_context
 
 
-def _slowly(worker: int) -> None:
-    """Leave time for a signal before the worker's own handlers are there."""
-    time.sleep(0.2)
+def _signalled_first(worker: int) -> None:
+    """Wait for the signal before the worker's own handlers are there."""
+    while Signalling.number not in signal.sigpending():
+        time.sleep(0.01)
     leave_signals_to_parent(worker)
 
 
@@ -42,7 +43,7 @@ def test_a_signal_before_its_handlers_does_not_end_a_worker(
         list(range(8)),
         batch_size=2,
         num_workers=2,
-        worker_init_fn=_slowly,
+        worker_init_fn=_signalled_first,
         multiprocessing_context=context,
     )
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5], [6, 7]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.experiments.sweep.needs import Take
 from sora_cli.experiments.sweep.plan import plan_sweep, word
 from sora_cli.recipe.yaml_lines import parse_value
+from tests.helpers_counted import at_most
 from tests.sora_cli.experiments.sweep.support import write_sweep
 
 PAIRED = {"data.name": ["rte", "mrpc"], "training.learning_rate": [1e-3, 8e-4]}
@@ -137,9 +137,8 @@ def test_a_million_runs_are_refused_before_one_is_planned(
 ) -> None:
     grid = {"training.seed": list(range(1000)), "method.r_max": list(range(1, 1001))}
     path = write_sweep(tmp_path, grid=grid)
-    began = time.process_time()
-    assert run(["sweep", str(path)]) == 2
-    assert time.process_time() - began < 5  # most of it reads the file
+    with at_most(1_000_000):
+        assert run(["sweep", str(path)]) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[0] == "error: 1,000,000 runs: 10,000 is the limit"
     assert "1,000 (training.seed) x 1,000 (method.r_max)" in error[1]
@@ -154,9 +153,8 @@ def test_a_thousand_runs_are_planned_in_seconds(
     """The shared recipe file is parsed once, and the number of runs is said first."""
     grid = {"training.seed": list(range(500)), "method.threshold": [1e-3, 1e-2]}
     path = write_sweep(tmp_path, grid=grid)
-    began = time.process_time()
-    assert run(["sweep", str(path), "--dry-run", "--max-runs", "1000"]) == 0
-    assert time.process_time() - began < 5
+    with at_most(10_000_000):
+        assert run(["sweep", str(path), "--dry-run", "--max-runs", "1000"]) == 0
     assert capsys.readouterr().err.startswith("planning 1,000 runs ...\n")
 
 
