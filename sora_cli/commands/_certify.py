@@ -14,7 +14,7 @@ from sora_cli.recipe.tolerance import check_drop, parse_drop
 if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
     from sora_cli.recipe.recipe import Recipe
-    from sora_cli.run.certify.choice import Point, Search
+    from sora_cli.search.choice import Point, Search
 
 
 def metric_of(recipe: Recipe) -> str:

@@ -41,7 +41,7 @@ from sora_cli.run.output import RANKS_PLOT
 
 if TYPE_CHECKING:
     from sora_cli.recipe.load import LoadedRecipe
-    from sora_cli.run.certify.choice import Candidate, Search
+    from sora_cli.search.choice import Candidate, Search
 
     Training = Callable[[LoadedRecipe, list[str]], int]
 
@@ -147,8 +147,8 @@ def _tested(
         from sora_cli.adapter.directory import read_adapter
         from sora_cli.adapter.reading import open_adapter
         from sora_cli.experiments.auto.search import decided
-        from sora_cli.run.certify.choice import Candidate, choose
-        from sora_cli.run.search import say_carried, scores_of
+        from sora_cli.search.choice import Candidate, choose
+        from sora_cli.search.cut import say_carried, scores_of
 
     recipe = runs[0][0].recipe
 

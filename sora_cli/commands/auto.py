@@ -27,11 +27,11 @@ from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import carry_lines, cost_lines, size_table, whole_lines
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
-from sora_cli.run.certificate import FILE_NAME, FULL, PICTURE, SIZES, Certificate
 from sora_cli.run.dry_run import ROWS
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
+from sora_cli.search.certificate import FILE_NAME, FULL, PICTURE, SIZES, Certificate
 
 if TYPE_CHECKING:
     from sora_cli.experiments.auto.search import Search
@@ -148,11 +148,11 @@ def run(
         from sora_cli.experiments.auto.conclusion import certificate_of
         from sora_cli.experiments.auto.plot import plot_curve
         from sora_cli.experiments.auto.search import Search
-        from sora_cli.run.choosing import count_rows
-        from sora_cli.run.conclusion import choose
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
+        from sora_cli.search.conclusion import choose
+        from sora_cli.search.rows import count_rows
         from sora_cli.train.log import ReportLog
         from sora_cli.train.machine import set_deterministic
     recipe = plan.loaded.recipe
@@ -314,7 +314,7 @@ def _show_plan(plan: AutoPlan, preview: int) -> None:
 
     with importing():
         from sora_cli.experiments.auto.carrying import carrying
-        from sora_cli.run.choosing import count_rows
+        from sora_cli.search.rows import count_rows
     rows = plan_rows(plan, total=count_rows(plan.loaded.recipe.data))
     full = plan.full(rows)
     shown = dry_run(full, rows=preview)

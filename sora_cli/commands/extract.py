@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sora_cli.adapter.pruning import Layers
     from sora_cli.merge.extract import Extracted, Extraction
     from sora_cli.recipe.load import LoadedRecipe
-    from sora_cli.run.certify.choice import Search
+    from sora_cli.search.choice import Search
 
 _NEARLY_ALL = 0.99
 """The share of each layer's squared difference in the largest size that `--max-drop` tries."""
@@ -133,7 +133,7 @@ class _Held:
     drop: float
 
     def search(self, extraction: Extraction, layers: Layers, model: str) -> Search[Any]:
-        from sora_cli.run.search import smallest_certified
+        from sora_cli.search.cut import smallest_certified
 
         adapter, sure = extraction.adapter(layers), self.promise.confidence
         return smallest_certified(adapter, self.loaded.recipe, self.drop, sure, against=model)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from sora_cli.adapter.pruning import Layers, Loss
     from sora_cli.adapter.reading import AdapterFile
     from sora_cli.recipe.load import LoadedRecipe
-    from sora_cli.run.certify.choice import Search
-    from sora_cli.run.search import Ranks
+    from sora_cli.search.choice import Search
+    from sora_cli.search.cut import Ranks
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _measured(
 
 def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule, confidence: float) -> Search[Ranks]:
     with importing():
-        from sora_cli.run.search import smallest_certified
+        from sora_cli.search.cut import smallest_certified
 
     assert isinstance(rule.max_drop, float)
     return smallest_certified(adapter, loaded.recipe, rule.max_drop, confidence)

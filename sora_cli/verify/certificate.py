@@ -30,8 +30,11 @@ from sora_cli.recipe.reading import CERTIFICATE, load_read, named_base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
-from sora_cli.run.bound import Carrying, carried, judged
-from sora_cli.run.certificate import (
+from sora_cli.run.prepare import load_task
+from sora_cli.run.results import task_meta
+from sora_cli.run.stored import load_adapted
+from sora_cli.search.bound import Carrying, carried, judged
+from sora_cli.search.certificate import (
     SCREENING,
     TEST,
     Certificate,
@@ -41,12 +44,9 @@ from sora_cli.run.certificate import (
     read_certificate,
     read_stored,
 )
-from sora_cli.run.choosing import Part, choosing_rows, row_sets
-from sora_cli.run.prepare import load_task
-from sora_cli.run.promise import promise_of
-from sora_cli.run.results import task_meta
-from sora_cli.run.size import Size, size_of
-from sora_cli.run.stored import load_adapted
+from sora_cli.search.promise import promise_of
+from sora_cli.search.rows import Part, choosing_rows, row_sets
+from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer

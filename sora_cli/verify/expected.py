@@ -19,15 +19,15 @@ from methods.registry import size_keys
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import RunReport, read_report
-from sora_cli.run.bound import Carrying
-from sora_cli.run.certificate import (
+from sora_cli.search.bound import Carrying
+from sora_cli.search.certificate import (
     Certificate,
     RowSet,
     StoredCertificate,
     directory_of,
 )
-from sora_cli.run.promise import promise_of
-from sora_cli.run.size import Size, size_of
+from sora_cli.search.promise import promise_of
+from sora_cli.search.size import Size, size_of
 
 ROUNDING = 1e-6
 """By how much numbers may be apart, as a share of the larger or of 1, that are the same."""

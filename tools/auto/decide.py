@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sora_cli.experiments.auto.record import AutoRecord
-from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes
-from sora_cli.run.bound import carried
-from sora_cli.run.certificate import Candidate, Screened, SizeTest
-from sora_cli.run.certify.bounds import Bound, drop_bound
-from sora_cli.run.conclusion import choose
-from sora_cli.run.size import Size
+from sora_cli.search.bound import carried
+from sora_cli.search.bounds import Bound, drop_bound
+from sora_cli.search.certificate import Candidate, Screened, SizeTest
+from sora_cli.search.conclusion import choose
+from sora_cli.search.screening import Rung, measured, name_sizes
+from sora_cli.search.size import Size
 from sora_cli.tasks.row_scores import RowScores
 from tools.auto.stored import FULL, UNCUT, Stored
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from sora_cli.core.console import emit, say
-from sora_cli.run.certify.bca import FEWEST_DIFFERING, differing_rows
-from sora_cli.run.certify.carry import certifiable_from
-from sora_cli.run.certify.sequence import part_rows
+from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows
+from sora_cli.search.certifiable import certifiable_from
+from sora_cli.search.sequence import part_rows
 from tools.auto.decide import CONFIDENCE, Pool, Setting, Split
 from tools.auto.stored import FULL, Stored, read_all
 from tools.auto.train import FILE, RANKS

@@ -28,10 +28,10 @@ from sora_cli.experiments.auto.stages import Stages
 from sora_cli.experiments.sweep.plan import plan_sweep
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import RunReport
-from sora_cli.run.certificate import SCREENING, TEST
-from sora_cli.run.choosing import choosing_rows, count_rows
 from sora_cli.run.prepare import Prepared, prepare
-from sora_cli.run.size import Size, size_of
+from sora_cli.search.certificate import SCREENING, TEST
+from sora_cli.search.rows import choosing_rows, count_rows
+from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.row_scores import RowScores
 from tools.auto.stored import FULL, UNCUT, Stored, StoredSize, read_all, write_all
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.search.ladder import LADDER
 
 if TYPE_CHECKING:
     from sora_cli.experiments.auto.plan import AutoPlan
 
-LADDER = (0.7, 0.5, 0.3, 0.22, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028, 0.02)
-"""Shares of the full rank's parameters that are screened: each about 1.4 times the next."""
 _SCREENING = 1 / 4
 """Share of the rows that screen: they only name sizes, where the others must prove one."""
 _FIFTH = 5  # of the training split, at most, is taken away from the training

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.run.bound import Carrying, carried
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared
+from sora_cli.search.bound import Carrying, carried
 from sora_cli.train.trainer import build_scorer
 
 _FEW = 8  # rows that are scored to see what a row's score is

@@ -6,10 +6,10 @@ from sora_cli.core.words import first_few
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.report import RunReport
-from sora_cli.run.bound import Carrying
-from sora_cli.run.certificate import Certificate, Measured, Promise, RowSet
-from sora_cli.run.conclusion import choose
-from sora_cli.run.promise import promise_of
+from sora_cli.search.bound import Carrying
+from sora_cli.search.certificate import Certificate, Measured, Promise, RowSet
+from sora_cli.search.conclusion import choose
+from sora_cli.search.promise import promise_of
 
 
 def certificate_of(

@@ -20,8 +20,8 @@ from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
-from sora_cli.run.certificate import FULL, SIZES
-from sora_cli.run.promise import promise_of
+from sora_cli.search.certificate import FULL, SIZES
+from sora_cli.search.promise import promise_of
 
 _HEALING = 2 / 3
 """Share of what may be spent that goes to the steps after the cuts; the rest is for scoring. They

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
-from sora_cli.run.certificate import Candidate, Certificate, part_of
+from sora_cli.search.certificate import Candidate, Certificate, part_of
 
 _WIDTH, _HEIGHT = 7.2, 4.6  # inches
 _TESTED, _FAILED, _PROMISE = COLOURS[:3]

@@ -18,9 +18,9 @@ from sora_cli.experiments.auto.budget import FACTORS, probe_steps
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.record import Probe, Tried
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.run.certify.sequence import part_rows
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared
+from sora_cli.search.sequence import part_rows
 from sora_cli.tasks.base import Encoded
 from sora_cli.train.checkpoint.files import load_trained, trained_tensors
 from sora_cli.train.fit import fit

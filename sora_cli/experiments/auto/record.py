@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from sora_cli.core.records import read_record
 from sora_cli.report import MOVE_AWAY, Report, Score
-from sora_cli.run.certificate import Candidate, Full, Screened
+from sora_cli.search.certificate import Candidate, Full, Screened
 
 FILE_NAME = "auto.json"
 

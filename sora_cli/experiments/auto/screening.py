@@ -17,12 +17,12 @@ from methods.factors import LowRankFactors
 from methods.sharding import like
 from sora_cli.adapter.pruning import at_ranks, survey
 from sora_cli.experiments.auto.plan import AutoPlan
-from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs
 from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.auto import Serve
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.run.certificate import Screened
-from sora_cli.run.size import Size, size_of
+from sora_cli.search.certificate import Screened
+from sora_cli.search.screening import Rung, measured, name_sizes, rungs
+from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint

@@ -14,12 +14,13 @@ from sora_cli.experiments.auto.carrying import carrying
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.auto.screening import score_cuts, screen
-from sora_cli.experiments.auto.sizes import expected_drop
 from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import RunReport
-from sora_cli.run.bound import Carrying, judged
-from sora_cli.run.certificate import (
+from sora_cli.run.evaluate import evaluate_all
+from sora_cli.run.prepare import Prepared
+from sora_cli.search.bound import Carrying, judged
+from sora_cli.search.certificate import (
     SCREENING,
     TEST,
     Candidate,
@@ -29,11 +30,10 @@ from sora_cli.run.certificate import (
     SizeTest,
     directory_of,
 )
-from sora_cli.run.choosing import choosing_rows, row_sets
-from sora_cli.run.evaluate import evaluate_all
-from sora_cli.run.prepare import Prepared
-from sora_cli.run.promise import promise_of
-from sora_cli.run.size import Size, size_of
+from sora_cli.search.promise import promise_of
+from sora_cli.search.rows import choosing_rows, row_sets
+from sora_cli.search.screening import expected_drop
+from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.log import ReportLog

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from sora_cli.core.console import count, duration
 from sora_cli.core.console import size as readable
-from sora_cli.experiments.auto.budget import FACTORS, LADDER, RowPlan, probe_steps
+from sora_cli.experiments.auto.budget import FACTORS, RowPlan, probe_steps
 from sora_cli.experiments.auto.plan import AutoPlan
-from sora_cli.run.certificate import Bound, Certificate
 from sora_cli.run.dry_run import DryRun
-from sora_cli.run.size import Size
+from sora_cli.search.certificate import Bound, Certificate
+from sora_cli.search.ladder import LADDER
+from sora_cli.search.size import Size
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows."""

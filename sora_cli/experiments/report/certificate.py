@@ -11,7 +11,7 @@ from sora_cli.core.figures import INK, new_figure
 from sora_cli.experiments.auto.plot import draw_curve, legend_of
 from sora_cli.experiments.compare.plot_style import arrange, finish, plain
 from sora_cli.experiments.report.facts import number
-from sora_cli.run.certificate import Certificate
+from sora_cli.search.certificate import Certificate
 
 _SIZE = 5.0, 4.2
 """Width and height of the curve, inches."""

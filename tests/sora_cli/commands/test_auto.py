@@ -24,7 +24,7 @@ from sora_cli.experiments.auto.record import read_auto
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.run import stored
-from sora_cli.run.certificate import Certificate, read_certificate
+from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests import warm
 from tests.helpers_models import tiny_bert

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sora_cli.run.bound import judged
-from sora_cli.run.certificate import Promise, SizeTest
+from sora_cli.search.bound import judged
+from sora_cli.search.certificate import Promise, SizeTest
 from sora_cli.tasks.row_scores import RowScores, row_scores
 from sora_cli.verify.scored import Scored
-from tests.sora_cli.run.test_certificate import certificate
+from tests.sora_cli.search.test_certificate import certificate
 
 ROWS = 400
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sora_cli.recipe.load import load_recipe
-from sora_cli.run.certify.bounds import Bound
+from sora_cli.search.bounds import Bound
 from tests.shared_files import ROOT
 from tests.sora_cli.experiments.auto.support import auto_recipe
 from tools.auto.decide import Pool, Setting

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sora_cli.run.certificate import Full, Measured, Screened
+from sora_cli.search.certificate import Full, Measured, Screened
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 

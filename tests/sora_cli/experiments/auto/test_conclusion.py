@@ -20,10 +20,10 @@ from sora_cli.experiments.auto.screening import holding
 from sora_cli.experiments.auto.tables import size_table
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import Ranks, RunReport
-from sora_cli.run.certificate import Candidate, RowSet, SizeTest
-from sora_cli.run.conclusion import choose, failed
+from sora_cli.search.certificate import Candidate, RowSet, SizeTest
+from sora_cli.search.conclusion import choose, failed
 from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
-from tests.sora_cli.run.test_certificate import certificate
+from tests.sora_cli.search.test_certificate import certificate
 
 
 def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Candidate:

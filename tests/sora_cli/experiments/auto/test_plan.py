@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.experiments.auto.budget import LADDER, plan_rows
+from sora_cli.experiments.auto.budget import plan_rows
 from sora_cli.experiments.auto.plan import AutoPlan, plan_auto, unused
 from sora_cli.recipe.load import load_recipe
+from sora_cli.search.ladder import LADDER
 from sora_cli.train.checkpoint.fork import check_recipe
 
 RTE = "rte"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.run.certify.bca import (
+from sora_cli.search.bca import (
     RESAMPLES,
     BootstrapRefusedError,
     Refusal,
@@ -16,8 +16,8 @@ from sora_cli.run.certify.bca import (
     differing_rows,
     drops,
 )
-from sora_cli.run.certify.few import few_rows_bound
-from sora_cli.run.certify.paired import exact_bound
+from sora_cli.search.few import few_rows_bound
+from sora_cli.search.paired import exact_bound
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores

@@ -15,8 +15,8 @@ from scipy.special import ndtri
 from scipy.stats import binom
 
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.run.certify.bca import influences
-from sora_cli.run.certify.paired import exact_bound, score_limit
+from sora_cli.search.bca import influences
+from sora_cli.search.paired import exact_bound, score_limit
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores

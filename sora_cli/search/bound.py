@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sora_cli.run.certificate import Bound, Promise, Screened, SizeTest
-from sora_cli.run.certify.bounds import drop_bound
-from sora_cli.run.certify.carry import certifiable_drop
+from sora_cli.search.bounds import drop_bound
+from sora_cli.search.certifiable import certifiable_drop
+from sora_cli.search.certificate import Bound, Promise, Screened, SizeTest
 from sora_cli.tasks.row_scores import RowScores
 
 _EXACT = (

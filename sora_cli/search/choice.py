@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from sora_cli.run.certify.bounds import Bound
-from sora_cli.run.certify.carry import certifiable_from
-from sora_cli.run.certify.sequence import in_fixed_order
+from sora_cli.search.bounds import Bound
+from sora_cli.search.certifiable import certifiable_from
+from sora_cli.search.sequence import in_fixed_order
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from sora_cli.experiments.auto.budget import LADDER
-from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs
-from sora_cli.run.bound import carried
-from sora_cli.run.certificate import Screened
-from sora_cli.run.certify.carry import certifiable_drop
-from sora_cli.run.certify.few import few_rows_bound
-from sora_cli.run.size import Size, saving, size_of
+from sora_cli.search.bound import carried
+from sora_cli.search.certifiable import certifiable_drop
+from sora_cli.search.certificate import Screened
+from sora_cli.search.few import few_rows_bound
+from sora_cli.search.ladder import LADDER
+from sora_cli.search.screening import Rung, measured, name_sizes, rungs
+from sora_cli.search.size import Size, saving, size_of
 from sora_cli.tasks.row_scores import row_scores
 from tests.sora_cli.experiments.auto.support import full, screened
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from scipy.stats import binom
 
 from methods.budgets import within_parameters
-from sora_cli.experiments.auto.budget import LADDER
 from sora_cli.recipe.auto import Serve
-from sora_cli.run.certificate import Measured, Screened
-from sora_cli.run.certify.bca import FEWEST_DIFFERING, differing_rows, influences
-from sora_cli.run.certify.carry import DIFFERING, POWER, certifiable_drop, certifiable_from
-from sora_cli.run.certify.few import few_rows_bound, has_worst
-from sora_cli.run.size import Size
+from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows, influences
+from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop, certifiable_from
+from sora_cli.search.certificate import Measured, Screened
+from sora_cli.search.few import few_rows_bound, has_worst
+from sora_cli.search.ladder import LADDER
+from sora_cli.search.size import Size
 
 if TYPE_CHECKING:
     from methods.budgets import Values

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sora_cli.run.certify.bounds import drop_bound
-from sora_cli.run.certify.carry import certifiable_drop, certifiable_from, rows_needed
-from sora_cli.run.certify.paired import exact_bound
-from sora_cli.run.certify.sequence import in_fixed_order, part_rows
+from sora_cli.search.bounds import drop_bound
+from sora_cli.search.certifiable import certifiable_drop, certifiable_from, rows_needed
+from sora_cli.search.paired import exact_bound
+from sora_cli.search.sequence import in_fixed_order, part_rows
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 ROWS = 300

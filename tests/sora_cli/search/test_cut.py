@@ -11,8 +11,9 @@ import torch
 
 from methods.factors import LowRankFactors
 from sora_cli.commands._certify import verdict_lines
-from sora_cli.run.certify.choice import Search
-from sora_cli.run.search import choose_size, sizes_to_test
+from sora_cli.search.choice import Search
+from sora_cli.search.cut import choose_size
+from sora_cli.search.ladder import smaller_sizes
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 ROWS = 300
@@ -47,10 +48,10 @@ def _search(
 
 
 def test_sizes_follow_from_the_number_of_components_alone() -> None:
-    assert sizes_to_test(144) == [108, 81, 60, 45, 33, 24, 18, 13, 9, 6, 4, 3]
-    assert sizes_to_test(5) == [3, 2, 1, 0]
-    assert sizes_to_test(1) == [0]
-    assert sizes_to_test(0) == []
+    assert smaller_sizes(144) == [108, 81, 60, 45, 33, 24, 18, 13, 9, 6, 4, 3]
+    assert smaller_sizes(5) == [3, 2, 1, 0]
+    assert smaller_sizes(1) == [0]
+    assert smaller_sizes(0) == []
 
 
 def test_the_smallest_that_passed_is_kept_and_nothing_is_tested_after_a_failure(

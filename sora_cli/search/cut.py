@@ -3,7 +3,7 @@
 All sizes lie on one line: the components with the largest squared singular value per number stored
 are kept, over all layers together, so each size contains the smaller ones. Which sizes are tested
 follows from the number of components alone, before a row is scored; they are tested the largest
-first, each at the whole confidence, until one fails (`run.certify`).
+first, each at the whole confidence, until one fails (`search`).
 """
 
 from __future__ import annotations
@@ -24,19 +24,15 @@ from sora_cli.core.console import say
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.run.certify.carry import carry_words
-from sora_cli.run.certify.choice import Candidate, Search, choose
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import check_rows, load_task
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
+from sora_cli.search.certifiable import carry_words
+from sora_cli.search.choice import Candidate, Search, choose
+from sora_cli.search.ladder import LONG_STEP, MOST, smaller_sizes
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_trainer
-
-SIZES = 12
-"""Sizes that are tested at most."""
-_STEP = 0.75  # each size's share of the one before
-_LONG_STEP = 0.5  # the same where the largest size is nearly a model's whole difference
 
 Layers = Mapping[str, LowRankFactors]
 Ranks = Mapping[str, int]
@@ -164,7 +160,7 @@ def choose_size(
     say_carried(whole.scores, split, confidence)
     return choose(
         whole,
-        [total, *sizes_to_test(total, _LONG_STEP)][:SIZES] if outside else sizes_to_test(total),
+        [total, *smaller_sizes(total, LONG_STEP)][:MOST] if outside else smaller_sizes(total),
         lambda count: at(strongest(values, count, cost)),
         promise,
         confidence,
@@ -177,20 +173,6 @@ def say_carried(scores: RowScores, split: str, confidence: float) -> None:
     """Say what these rows can certify, where that is known before anything is compared."""
     if scores.is_right_or_wrong:
         say(f"{len(scores):,} rows of {split} {carry_words(len(scores), confidence)}")
-
-
-def sizes_to_test(total: int, step: float = _STEP) -> list[int]:
-    """Return numbers of components below `total`, the largest first.
-
-    Args:
-        step: each size's share of the one before.
-    """
-    sizes: list[int] = []
-    last = total
-    while last > 0 and len(sizes) < SIZES:
-        last = min(int(last * step), last - 1)
-        sizes.append(last)
-    return sizes
 
 
 @torch.no_grad()

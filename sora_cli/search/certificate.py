@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sora_cli.core.records import Record, read_record
 from sora_cli.report import Score
-from sora_cli.run.conclusion import conclude
-from sora_cli.run.size import Size
+from sora_cli.search.conclusion import conclude
+from sora_cli.search.size import Size
 
 FILE_NAME = "certificate.json"
 PICTURE = "curve.png"

@@ -16,10 +16,10 @@ from sora_cli.data.places import Origin
 from sora_cli.data.rows import Rows, load_rows
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import DataBlock
-from sora_cli.run.certificate import SCREENING, TEST, TRAIN, RowSet, part_of
-from sora_cli.run.certify.sequence import part_rows
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import check_rows
+from sora_cli.search.certificate import SCREENING, TEST, TRAIN, RowSet, part_of
+from sora_cli.search.sequence import part_rows
 from sora_cli.tasks.base import Encoded, Task
 
 

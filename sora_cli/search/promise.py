@@ -5,7 +5,7 @@ from __future__ import annotations
 from sora_cli.recipe.families import main_metric
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.recipe.tolerance import parse_drop
-from sora_cli.run.certificate import Promise
+from sora_cli.search.certificate import Promise
 
 
 def promise_of(recipe: Recipe) -> Promise:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.run.certificate import (
+from sora_cli.search.certificate import (
     FILE_NAME,
     SCREENING,
     TEST,

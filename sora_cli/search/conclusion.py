@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sora_cli.run.size import saving
+from sora_cli.search.size import saving
 
 if TYPE_CHECKING:
-    from sora_cli.run.certificate import Bound, Candidate, Promise, StoredCertificate
+    from sora_cli.search.certificate import Bound, Candidate, Promise, StoredCertificate
 
 SCOPE = (
     "the written adapter, this training run, and rows drawn like the test rows; not another seed, "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.run.certify.bounds import Bound, drop_bound
+from sora_cli.search.bounds import Bound, drop_bound
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
