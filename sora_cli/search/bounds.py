@@ -66,6 +66,10 @@ class Bound:
         """Tell whether the drop is shown to be at most the promise."""
         return self.upper is not None and self.upper <= promise
 
+    def fails(self, promise: float) -> bool:
+        """Tell whether this ends the testing: it is neither kept nor passed over."""
+        return not self.keeps(promise) and not self.passes_over(promise)
+
 
 def drop_bound(
     full: RowScores,

@@ -1,9 +1,8 @@
-"""A small pruned adapter that is shown to score nearly as well as the whole, on choosing rows.
+"""Makes sizes by cutting an adapter, or the whole difference of a model to its base.
 
 All sizes lie on one line: the components with the largest squared singular value per number stored
 are kept, over all layers together, so each size contains the smaller ones. Which sizes are tested
-follows from the number of components alone, before a row is scored; they are tested the largest
-first, each at the whole confidence, until one fails (`search`).
+follows from the number of components alone, before a row is scored.
 """
 
 from __future__ import annotations
@@ -18,94 +17,32 @@ from torch import nn
 from methods.base import LowRankLinear
 from methods.budgets import strongest
 from methods.factors import LowRankFactors
-from sora_cli.adapter.directory import Adapter
-from sora_cli.adapter.pruning import survey, truncate_layers
-from sora_cli.core.console import say
-from sora_cli.model.base import Base
+from sora_cli.adapter.directory import Adapter, read_adapter
+from sora_cli.adapter.pruning import Loss, survey, truncate_layers
+from sora_cli.adapter.reading import open_adapter
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.run.encode import encode
-from sora_cli.run.prepare import check_rows, load_task
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
-from sora_cli.search.certifiable import carry_words
-from sora_cli.search.choice import Candidate, Search, choose
 from sora_cli.search.ladder import LONG_STEP, MOST, smaller_sizes
+from sora_cli.search.promise import Promise
+from sora_cli.search.rows import SelectionRows
+from sora_cli.search.search import Candidate, Search, choose_smallest
+from sora_cli.search.words import certifiable_line
 from sora_cli.tasks.row_scores import RowScores
-from sora_cli.train.trainer import build_trainer
 
 Layers = Mapping[str, LowRankFactors]
 Ranks = Mapping[str, int]
+Tell = Callable[[str], None]
 
 
-class _ChoosingRows:
-    """The rows that a recipe chooses checkpoints on.
-
-    Attributes:
-        split: what these rows are called.
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self.task, self._rows = load_task(recipe)
-        with recipe.placing():
-            check_rows(self.task, self._rows, [self._rows.select])
-        rows = self._rows
-        reported = [name for name, part in rows.report.items() if part is rows.select]
-        self.split = reported[0] if reported else "selection"
-
-    def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
-        """Return what scores a model, as it then is, on these rows by the recipe's main metric."""
-        chosen = self._rows.select
-        with self._recipe.placing():
-            rows = encode(self.task, base, chosen, self._rows.origin(chosen))
-        trainer = build_trainer(self._recipe, self.task, base, scratch)
-        return lambda: trainer.row_scores(rows)
-
-
-class Scores:
-    """The metric of an adapter, row by row, on the rows that a recipe chooses checkpoints on.
-
-    Attributes:
-        split: what these rows are called.
-        own: scores the adapter as it is.
-    """
-
-    def __init__(self, adapter: Adapter, recipe: Recipe, scratch: Path) -> None:
-        rows = _ChoosingRows(recipe)
-        self.split = rows.split
-        base, self.layers = load_adapted(adapter, recipe, rows.task)
-        self.own = rows.scored_by(base, scratch)
-
-    def of(self, factors: Layers) -> RowScores:
-        """Return the scores with these factors in the model."""
-        for path, layer in self.layers.items():
-            _put(layer, factors[path])
-        return self.own()
-
-
-def scores_of(adapter: Adapter, recipe: Recipe) -> tuple[RowScores, str]:
-    """Return an adapter's main metric on the rows that a recipe chooses on, and their name.
-
-    Raises:
-        SoraError: whatever is wrong with the recipe's references; a metric without rows' scores.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        scores = Scores(adapter, recipe, Path(scratch))
-        return scores.own(), scores.split
-
-
-def smallest_certified(
-    adapter: Adapter,
-    recipe: Recipe,
-    promise: float,
-    confidence: float = CONFIDENCE,
-    *,
-    against: str | None = None,
+def smallest_cut(
+    adapter: Adapter, recipe: Recipe, promise: Promise, tell: Tell, *, against: str | None = None
 ) -> Search[Ranks]:
-    """Choose the smallest size whose metric is shown to fall by at most `promise`.
+    """Choose the smallest cut of an adapter that is shown to keep a promise.
 
     Args:
+        recipe: what it is scored with, on the rows that choose checkpoints.
+        tell: is told what these rows can certify.
         against: reference of the model that nothing is lost against; None: the adapter as it is.
 
     Raises:
@@ -114,31 +51,24 @@ def smallest_certified(
     with tempfile.TemporaryDirectory() as scratch:
         reference = None if against is None else _model_scores(against, recipe, Path(scratch))
         scores = Scores(adapter, recipe, Path(scratch))
-        return choose_size(
-            adapter.layers, scores.of, promise, confidence, scores.split, reference=reference
+        return choose_cut(
+            adapter.layers, scores.of, promise, scores.split, tell, reference=reference
         )
 
 
-def _model_scores(target: str, recipe: Recipe, scratch: Path) -> RowScores:
-    rows = _ChoosingRows(recipe)
-    return rows.scored_by(load_target(target, recipe, rows.task), scratch)()
-
-
-def choose_size(
+def choose_cut(
     layers: Layers,
     scores: Callable[[Layers], RowScores],
-    promise: float,
-    confidence: float,
+    promise: Promise,
     split: str,
+    tell: Tell,
     *,
     reference: RowScores | None = None,
 ) -> Search[Ranks]:
-    """Choose a size with any scores of factors; its key is the ranks.
+    """Choose a cut with any scores of factors; its key is the ranks.
 
     Args:
         scores: of the same rows in the same order, for any factors.
-        promise: the largest drop allowed, in the metric's own unit.
-        confidence: with which it is to be kept.
         split: what the rows are called.
         reference: scores that nothing is lost against; then all factors are a size to be tested.
             None: those of all factors.
@@ -157,22 +87,67 @@ def choose_size(
 
     outside = reference is not None
     whole = at(everything) if reference is None else Candidate(everything, total, 0, reference)
-    say_carried(whole.scores, split, confidence)
-    return choose(
+    tell_certifiable(whole.scores, split, promise, tell)
+    sizes = [total, *smaller_sizes(total, LONG_STEP)][:MOST] if outside else smaller_sizes(total)
+    return choose_smallest(
         whole,
-        [total, *smaller_sizes(total, LONG_STEP)][:MOST] if outside else smaller_sizes(total),
+        sizes,
         lambda count: at(strongest(values, count, cost)),
         promise,
-        confidence,
         split,
         outside=outside,
     )
 
 
-def say_carried(scores: RowScores, split: str, confidence: float) -> None:
-    """Say what these rows can certify, where that is known before anything is compared."""
-    if scores.is_right_or_wrong:
-        say(f"{len(scores):,} rows of {split} {carry_words(len(scores), confidence)}")
+def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
+    """Return the layers at the ranks of a search, and the loss of each."""
+    return truncate_layers(layers, survey(layers), ranks)
+
+
+def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell) -> None:
+    """Tell what these rows can certify, where that is known before anything is compared."""
+    line = certifiable_line(scores, split, promise.confidence)
+    if line is not None:
+        tell(line)
+
+
+class Scores:
+    """The metric of an adapter, row by row, on the rows that a recipe chooses checkpoints on.
+
+    Attributes:
+        split: what these rows are called.
+        own: scores the adapter as it is.
+    """
+
+    def __init__(self, adapter: Adapter, recipe: Recipe, scratch: Path) -> None:
+        rows = SelectionRows(recipe)
+        self.split = rows.split
+        base, self.layers = load_adapted(adapter, recipe, rows.task)
+        self.own = rows.scored_by(base, scratch)
+
+    def of(self, factors: Layers) -> RowScores:
+        """Return the scores with these factors in the model."""
+        for path, layer in self.layers.items():
+            _put(layer, factors[path])
+        return self.own()
+
+
+def score_adapter(place: Path, recipe: Recipe) -> tuple[Candidate[Path], str]:
+    """Return an adapter as a size, with its scores, and what the rows are called.
+
+    Raises:
+        SoraError: as `smallest_cut`.
+    """
+    with open_adapter(place) as file:
+        components, parameters = sum(file.ranks[path] for path in file.paths), file.parameters
+    with tempfile.TemporaryDirectory() as scratch:
+        scores = Scores(read_adapter(place), recipe, Path(scratch))
+        return Candidate(place, components, parameters, scores.own()), scores.split
+
+
+def _model_scores(target: str, recipe: Recipe, scratch: Path) -> RowScores:
+    rows = SelectionRows(recipe)
+    return rows.scored_by(load_target(target, recipe, rows.task), scratch)()
 
 
 @torch.no_grad()

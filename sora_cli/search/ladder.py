@@ -1,9 +1,11 @@
-"""The sizes that are tried, the largest first; they follow from numbers of components alone.
+"""The sizes that are tried, the largest first; they follow from an adapter's numbers alone.
 
 No torch here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 LADDER = (0.7, 0.5, 0.3, 0.22, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028, 0.02)
 """Shares of the full rank's parameters that `sora auto` screens: each about 1.4 times the next."""
@@ -40,3 +42,8 @@ def healed_budgets(parameters: int, least: int) -> list[int]:
     """
     budgets = [parameters // share for share in HEALED]
     return [budget for budget in budgets if budget >= max(least, 1)]
+
+
+def last_passed(passed: Iterable[bool]) -> int | None:
+    """Return the place of the last, and so the smallest, size that passed; None: none did."""
+    return max((place for place, one in enumerate(passed) if one), default=None)

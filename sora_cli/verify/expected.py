@@ -19,7 +19,7 @@ from methods.registry import size_keys
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import RunReport, read_report
-from sora_cli.search.bound import Carrying
+from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import (
     Certificate,
     RowSet,
@@ -75,7 +75,7 @@ def expected(
     recipe: Recipe,
     reports: Reports,
     rows: Mapping[str, RowSet],
-    carrying: Carrying,
+    certifiable: Certifiable,
     sizes: Sequence[Size],
 ) -> Certificate:
     """Return the certificate that the run's files give.
@@ -85,7 +85,7 @@ def expected(
             be expected of it.
         recipe: the run's.
         rows: of all parts, as they are here.
-        carrying: the bound that the test rows give.
+        certifiable: what the test rows can certify.
         sizes: of the candidates' adapters.
     """
     promise, block = promise_of(recipe), recipe.auto
@@ -110,7 +110,7 @@ def expected(
     ]
     return Certificate(
         promise=promise,
-        bound=carrying.screened(agreed.screened),
+        bound=certifiable.screened(agreed.screened),
         full=agreed.full.model_copy(update=full),
         screened=agreed.screened,
         candidates=candidates,

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
-from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.recipe.recipe import Recipe, TrainingBlock
 from sora_cli.search.ladder import LADDER
-
-if TYPE_CHECKING:
-    from sora_cli.experiments.auto.plan import AutoPlan
 
 _SCREENING = 1 / 4
 """Share of the rows that screen: they only name sizes, where the others must prove one."""
@@ -55,24 +51,22 @@ class RowPlan:
         return self.screening + self.test
 
 
-def plan_rows(plan: AutoPlan, *, total: int) -> RowPlan:
+def plan_rows(recipe: Recipe, *, total: int, healing: float) -> RowPlan:
     """Return how many rows of the training split are held out.
 
     Args:
+        recipe: with an `auto` block.
         total: rows of the training split.
+        healing: the work of healing all sizes, as a share of the full run's.
 
     Raises:
         SoraError: the split has too few rows.
     """
-    recipe = plan.loaded.recipe
+    block = recipe.auto
+    assert block is not None
+    wanted = min(recipe.data.max_train_rows or total, total)
     with recipe.placing("auto.rows"):
-        return _plan_rows(
-            plan.block,
-            recipe.training,
-            wanted=min(recipe.data.max_train_rows or total, total),
-            total=total,
-            healing=plan.heal * plan.block.sizes,
-        )
+        return _plan_rows(block, recipe.training, wanted=wanted, total=total, healing=healing)
 
 
 def _plan_rows(
