@@ -171,7 +171,7 @@ def run(
         maker = Maker(plan, rows, ready, log, say)
     say_notes(maker.stages.setup.events)
     say(describe_layers(full.recipe, ready, maker.stages.setup.parameters))
-    bound = maker.choosing.certifiable.bound
+    bound = maker.certifiable.bound
     for line in [*cost_lines(plan, rows), *certifiable_lines(plan.promise, rows.test, bound)]:
         say(line)
     with _resumable(record), log.running():

@@ -23,7 +23,7 @@ from sora_cli.search.words import search_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
     from sora_cli.merge.extract import Extracted
-    from sora_cli.search.promise import Asked
+    from sora_cli.search.promise import PromiseOptions
 
 _NEARLY_ALL = 0.99
 """The share of each layer's squared difference in the largest size that `--max-drop` tries."""
@@ -39,7 +39,7 @@ def extract(
     dtype: str,
     as_json: bool,
     force: bool,
-    promise: Asked | None = None,
+    promise: PromiseOptions | None = None,
 ) -> int:
     """Write what a fine-tuned model has other than its base as an adapter of that base.
 

@@ -27,7 +27,7 @@ from sora_cli.core.timing import importing, uncollected
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.run.output import check_place
 from sora_cli.search.certificate import SIZES
-from sora_cli.search.promise import Asked, Promise
+from sora_cli.search.promise import Promise, PromiseOptions
 from sora_cli.search.words import search_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def prune(
     check_rules(rule.given())
     measured = None
     if rule.max_drop is not None:
-        loaded, promise = Asked(rule.max_drop, recipe, overrides, confidence).load()
+        loaded, promise = PromiseOptions(rule.max_drop, recipe, overrides, confidence).load()
         measured, rule = (loaded.recipe, promise), Rule(max_drop=promise.max_drop)
     elif recipe or overrides:
         raise SoraError(
@@ -176,7 +176,7 @@ def heal_sizes(
     from sora_cli.search.heal import NotVerifiedError, healing_runs, publish, smallest_healed
 
     check_rules(rules)
-    asked = Asked(rules["max_drop"], recipe, overrides, confidence)
+    asked = PromiseOptions(rules["max_drop"], recipe, overrides, confidence)
     asked.check()
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))

@@ -14,7 +14,7 @@ from sora_cli.search.bca import (
     Refusal,
     bca_bound,
     differing_rows,
-    drops,
+    drop_on,
 )
 from sora_cli.search.few import few_rows_bound
 from sora_cli.search.paired import exact_bound
@@ -90,7 +90,7 @@ def drop_bound(
     if (full.metric, full.formula, len(full)) != (small.metric, small.formula, len(small)):
         raise ValueError("scores of different metrics or rows are compared")
     rows, differing = len(full), differing_rows(full, small)
-    here = float(drops(full, small, np.ones((1, rows)))[0])
+    here = drop_on(full, small)
     if full.is_right_or_wrong and np.isfinite(here):
         apart = full.parts[:, 0] - small.parts[:, 0]
         apart = apart if full.greater_is_better else -apart

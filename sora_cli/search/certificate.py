@@ -20,7 +20,6 @@ from sora_cli.report import Score
 from sora_cli.search.ladder import last_passed
 from sora_cli.search.promise import Promise
 from sora_cli.search.size import Size, saving
-from sora_cli.search.words import SCOPE, statement
 
 if TYPE_CHECKING:
     from sora_cli.search.bounds import Bound
@@ -33,6 +32,10 @@ TRAIN, SCREENING, TEST = "train", "screening", "test"
 SIZES = "sizes"
 """Folder of the directories of all runs, in the output directory."""
 FULL = "full"
+_SCOPE = (
+    "the written adapter, this training run, and rows drawn like the test rows; not another seed, "
+    "other data, or rows of another kind"
+)
 
 
 def part_of(split: str) -> str:
@@ -216,8 +219,8 @@ def conclude(found: StoredCertificate) -> None:
     written = candidates[found.chosen]
     kept = written.test is not None and written.test.kept
     found.status = "certified" if kept else "not certified"
-    found.statement = statement(promise, found.bound, written.test, found.rows[TEST].rows)
-    found.scope = SCOPE
+    found.statement = _statement(promise, found.bound, written.test, found.rows[TEST].rows)
+    found.scope = _SCOPE
     found.next_smaller = failed(candidates) if kept else None
     found.saved = saving(written, found.full, promise.serve)
     found.adapter = written.digest
@@ -232,6 +235,34 @@ def failed(candidates: Sequence[Healed]) -> int | None:
     """Return the candidate whose test ended the testing; None: none failed."""
     tests = ((i, size.test) for i, size in enumerate(candidates))
     return next((i for i, test in tests if test is not None and test.failed), None)
+
+
+def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: int) -> str:
+    """Return what is promised of the size that is written, or why nothing is.
+
+    Args:
+        test: that size's; None: it was not tested.
+        rows: that tested it.
+    """
+    if test is None:
+        smallest = "not known" if bound.smallest_drop is None else f"{bound.smallest_drop:.4f}"
+        return (
+            f"{rows:,} test rows cannot show that {promise.metric} is at most "
+            f"{promise.max_drop:g} worse: the smallest loss they can certify is {smallest}"
+        )
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
+            f"{promise.max_drop:g} worse than at full rank (bound {test.upper:.4f}, on "
+            f"{rows:,} rows: {test.drop:+.4f})"
+        )
+    if test.refused is not None:
+        return f"no bound of the loss can be computed: {test.refused}"
+    return (
+        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
+        f"worse than at full rank, and {promise.max_drop:g} is tolerated (on {rows:,} rows: "
+        f"{test.drop:+.4f})"
+    )
 
 
 class Certificate(StoredCertificate):

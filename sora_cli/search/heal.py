@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sora_cli.search.promise import Promise
     from sora_cli.search.search import Candidate, Search
 
-Run = tuple[LoadedRecipe, list[str]]
+HealingRun = tuple[LoadedRecipe, list[str]]
 """A recipe, and the words that `sora train` takes for it."""
 _WARMUP = 0.1  # of the steps: AdamW's second moments are empty at first
 _USUAL_RANK = 8  # where nothing says what the adapter began with
@@ -50,7 +50,7 @@ def healing_recipe(
     steps: int,
     recipe: str | None,
     overrides: Sequence[str],
-) -> Run:
+) -> HealingRun:
     """Return the recipe that trains a cut adapter on, with its words.
 
     Args:
@@ -75,7 +75,7 @@ def healing_recipe(
 
 def healing_runs(
     directory: Path, output: Path, steps: int, recipe: str | None, overrides: Sequence[str]
-) -> list[Run]:
+) -> list[HealingRun]:
     """Return the recipe of each size, the largest first; no row that tests chooses its checkpoint.
 
     Args:
@@ -153,7 +153,7 @@ class NotVerifiedError(Exception):
 
 def smallest_healed(
     directory: Path,
-    runs: Sequence[Run],
+    runs: Sequence[HealingRun],
     train: Callable[[LoadedRecipe, list[str]], int],
     promise: Promise,
     tell: Tell,
@@ -174,7 +174,7 @@ def smallest_healed(
 
     recipe = runs[0][0].recipe
 
-    def healed(run: Run) -> Candidate[Path]:
+    def healed(run: HealingRun) -> Candidate[Path]:
         code = decided(train(*run))  # others wait here until the first one has written its files
         if code != OK:
             raise NotVerifiedError(code)

@@ -53,7 +53,7 @@ def promise_of(recipe: Recipe) -> Promise:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromiseOptions:
     """A promise as the command line asks for it.
 
     Attributes:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from sora_cli.core.processes import world_size
+from sora_cli.search.bca import drop_on
 from sora_cli.search.bounds import Bound, drop_bound
 from sora_cli.search.certifiable import certifiable_from
 from sora_cli.search.ladder import last_passed
@@ -93,7 +94,7 @@ class Candidate(Generic[Key]):
 
     def against(self, whole: RowScores, bound: Bound | None, max_drop: float) -> Candidate[Key]:
         """Return it with its test, or with its drop alone."""
-        drop = (whole.value - self.score) * (1 if whole.greater_is_better else -1)
+        drop = drop_on(whole, self.scores)
         passed = drop <= max_drop if bound is None else bound.keeps(max_drop)
         over = bound is not None and bound.passes_over(max_drop)
         return replace(self, drop=drop, bound=bound, passed=passed, passed_over=over)

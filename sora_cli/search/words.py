@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows."""
-SCOPE = (
-    "the written adapter, this training run, and rows drawn like the test rows; not another seed, "
-    "other data, or rows of another kind"
-)
 
 
 def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | None:
@@ -56,34 +52,6 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod) -> Iterat
             "WARNING: these rows cannot certify the promise, unless the two models hardly differ: "
             "the adapter may be written without a certificate (exit code 3); more rows: auto.rows=N"
         )
-
-
-def statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: int) -> str:
-    """Return what is promised of the size that is written, or why nothing is.
-
-    Args:
-        test: that size's; None: it was not tested.
-        rows: that test.
-    """
-    if test is None:
-        smallest = "not known" if bound.smallest_drop is None else f"{bound.smallest_drop:.4f}"
-        return (
-            f"{rows:,} test rows cannot show that {promise.metric} is at most "
-            f"{promise.max_drop:g} worse: the smallest loss they can certify is {smallest}"
-        )
-    if test.kept:
-        return (
-            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
-            f"{promise.max_drop:g} worse than at full rank (bound {test.upper:.4f}, on "
-            f"{rows:,} rows: {test.drop:+.4f})"
-        )
-    if test.refused is not None:
-        return f"no bound of the loss can be computed: {test.refused}"
-    return (
-        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
-        f"worse than at full rank, and {promise.max_drop:g} is tolerated (on {rows:,} rows: "
-        f"{test.drop:+.4f})"
-    )
 
 
 def test_line(test: SizeTest, max_drop: float) -> str:

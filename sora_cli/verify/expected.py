@@ -25,6 +25,7 @@ from sora_cli.search.certificate import (
     RowSet,
     StoredCertificate,
     directory_of,
+    failed,
 )
 from sora_cli.search.promise import promise_of
 from sora_cli.search.size import Size, size_of
@@ -151,8 +152,7 @@ def out_of_order(found: Certificate) -> Iterator[str]:
     """Yield what the tests of a fixed order cannot have given, a sentence each."""
     named = [size.max_params for size in found.screened if size.named]
     tried = [size.max_params for size in found.candidates]
-    tests = [size.test for size in found.candidates]
-    ended = next((i for i, test in enumerate(tests) if test is not None and test.failed), None)
+    ended = failed(found.candidates)
     if tried != named[: len(tried)] or tried != sorted(tried, reverse=True):
         yield f"sizes of {named} parameters were named, and {tried} were trained, in this order"
     elif ended is None and len(tried) < len(named):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sora_cli.search.bca import drop_on
 from sora_cli.search.bounds import Bound, drop_bound
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import Screened
@@ -95,8 +96,7 @@ class Pool:
         full, small = self.stored.scores[FULL], self.stored.scores[model]
         if rows is not None:
             full, small = full.take(rows), small.take(rows)
-        apart = full.value - small.value
-        return apart if full.greater_is_better else -apart
+        return drop_on(full, small)
 
     def split(self, number: int) -> Split:
         """Return the rows of a split, by its number."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
-from sora_cli.recipe.recipe import Recipe, TrainingBlock
+from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.search.ladder import LADDER
 
 _SCREENING = 1 / 4
@@ -51,27 +51,19 @@ class RowPlan:
         return self.screening + self.test
 
 
-def plan_rows(recipe: Recipe, *, total: int, healing: float) -> RowPlan:
+def plan_rows(
+    block: AutoBlock, training: TrainingBlock, *, wanted: int, total: int, healing: float
+) -> RowPlan:
     """Return how many rows of the training split are held out.
 
     Args:
-        recipe: with an `auto` block.
+        wanted: rows to train on, if so many are left.
         total: rows of the training split.
         healing: the work of healing all sizes, as a share of the full run's.
 
     Raises:
         SoraError: the split has too few rows.
     """
-    block = recipe.auto
-    assert block is not None
-    wanted = min(recipe.data.max_train_rows or total, total)
-    with recipe.placing("auto.rows"):
-        return _plan_rows(block, recipe.training, wanted=wanted, total=total, healing=healing)
-
-
-def _plan_rows(
-    block: AutoBlock, training: TrainingBlock, *, wanted: int, total: int, healing: float
-) -> RowPlan:
     work = _BACKWARD * training.total_steps(wanted) * training.batch_size  # forward passes of rows
     screens, tests = len(LADDER) + 1, block.sizes + 1  # passes over the rows of each part
     if block.rows is not None:

@@ -6,7 +6,6 @@ A size is cut from the full run's checkpoint at the cut, and trained on for the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import score_cuts
@@ -18,7 +17,6 @@ from sora_cli.report import RunReport
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
 from sora_cli.search.bounds import Bound, drop_bound
-from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import (
     SCREENING,
     TEST,
@@ -26,7 +24,6 @@ from sora_cli.search.certificate import (
     Full,
     Healed,
     Measured,
-    RowSet,
     Screened,
     SizeTest,
     choose,
@@ -37,26 +34,11 @@ from sora_cli.search.screening import expected_drop, name_sizes, screen
 from sora_cli.search.search import decided, in_fixed_order
 from sora_cli.search.size import Size, size_of
 from sora_cli.search.words import test_line
-from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.log import ReportLog
 
 Made = tuple[Healed, RowScores | None]
 """A size that was trained, and its scores on the test rows, where a test could pass."""
-
-
-@dataclass(frozen=True)
-class Choosing:
-    """The rows that choose, encoded, and what the test rows can certify.
-
-    Attributes:
-        sets: of all rows of the run, by part.
-    """
-
-    screening: Encoded
-    test: Encoded
-    sets: dict[str, RowSet]
-    certifiable: Certifiable
 
 
 class Maker:
@@ -68,6 +50,9 @@ class Maker:
         ready: data, model and adapters as the full run has them.
         log: of the record, which holds what was done before.
         tell: is told of each part of the work.
+
+    Attributes:
+        certifiable: what the test rows can certify.
     """
 
     def __init__(
@@ -82,20 +67,18 @@ class Maker:
         self.record = log.report
         self.full = plan.full(rows)
         self.stages = Stages(ready, self.full, plan.output)
-        self.choosing = self._choosing()
+        held = choosing_rows(ready.task, rows.screening, plan.block.seed)
+        self._sets = row_sets(ready.rows, held)
+        parts = {name: part.encoded(ready.task, ready.base) for name, part in held.items()}
+        self._screening_rows, self._test_rows = parts[SCREENING], parts[TEST]
+        confidence = plan.block.confidence
+        self.certifiable = certifiable_by(self.full.recipe, ready, rows.test, confidence)
         self._cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in ready.layers.items()}
         self._reference: RowScores | None = None
 
-    def _choosing(self) -> Choosing:
-        plan, ready = self.plan, self.ready
-        held = choosing_rows(ready.task, self.rows.screening, plan.block.seed)
-        found = certifiable_by(self.full.recipe, ready, self.rows.test, plan.block.confidence)
-        encoded = {name: part.encoded(ready.task, ready.base) for name, part in held.items()}
-        return Choosing(encoded[SCREENING], encoded[TEST], row_sets(ready.rows, held), found)
-
     @property
     def _may_pass(self) -> bool:
-        return self.choosing.certifiable.may_pass(self.plan.promise.max_drop)
+        return self.certifiable.may_pass(self.plan.promise.max_drop)
 
     def run(self) -> None:
         """Do what is left; the record is saved after each part."""
@@ -126,7 +109,7 @@ class Maker:
             report = stages.run(full, f"{full.name}, full rank")
         with self.log.phase("score"):
             metrics = evaluate_all(stages.scorer(), self.ready.task, self.ready.report)
-            self._reference = stages.scores(self.choosing.test)
+            self._reference = stages.scores(self._test_rows)
         self.record.full = decided(self._full_size(report, metrics, self._reference))
         self.log.save()
 
@@ -152,7 +135,7 @@ class Maker:
         plan, block, test_rows = self.plan, self.plan.block, self.rows.test
         self._tell(f"\nscreening: unhealed cuts on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
-        cuts = score_cuts(self.stages, first, self.choosing.screening, block.serve)
+        cuts = score_cuts(self.stages, first, self._screening_rows, block.serve)
         found = screen(cuts, test_rows=test_rows, confidence=block.confidence)
         max_drop, may_pass = plan.promise.max_drop, self._may_pass
         for number in name_sizes(
@@ -185,7 +168,7 @@ class Maker:
         scores = None
         if self._may_pass:
             with self.log.phase("score"):
-                scores = self.stages.scores(self.choosing.test)
+                scores = self.stages.scores(self._test_rows)
         healed = Healed(
             **self._size({path: rank.end for path, rank in report.ranks.items()}).model_dump(),
             max_params=size.max_params,
@@ -210,7 +193,7 @@ class Maker:
     def _scores_at_full_rank(self) -> RowScores:
         if self._reference is None:
             self.stages.restore(self.full)
-            self._reference = self.stages.scores(self.choosing.test)
+            self._reference = self.stages.scores(self._test_rows)
         return self._reference
 
     def _size(self, ranks: dict[str, int]) -> Size:
@@ -237,11 +220,11 @@ class Maker:
         candidates[chosen] = candidates[chosen].model_copy(update={"reported": reported})
         return Certificate(
             promise=promise,
-            bound=self.choosing.certifiable.screened(record.screened),
+            bound=self.certifiable.screened(record.screened),
             full=record.full,
             screened=record.screened,
             candidates=candidates,
-            rows=self.choosing.sets,
+            rows=self._sets,
             seeds={"training": self.full.recipe.training.seed, "rows": self.plan.block.seed},
             base=report.base,
         )

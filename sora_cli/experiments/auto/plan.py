@@ -70,8 +70,12 @@ class AutoPlan:
 
     def row_plan(self, total: int) -> RowPlan:
         """Return how many rows are held out of a training split of so many; see `plan_rows`."""
-        healing = self.heal * self.block.sizes
-        return plan_rows(self.loaded.recipe, total=total, healing=healing)
+        recipe, healing = self.loaded.recipe, self.heal * self.block.sizes
+        wanted = min(recipe.data.max_train_rows or total, total)
+        with recipe.placing("auto.rows"):
+            return plan_rows(
+                self.block, recipe.training, wanted=wanted, total=total, healing=healing
+            )
 
     def full(self, rows: RowPlan) -> LoadedRecipe:
         """Return the recipe of the run at full rank; it keeps its checkpoint at the cut."""
