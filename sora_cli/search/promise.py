@@ -38,23 +38,9 @@ class Promise(BaseModel):
         return full - score if self.greater_is_better else score - full
 
 
-def promise_of(recipe: Recipe) -> Promise:
-    """Return the promise that a recipe's `auto` block asks for.
-
-    Raises:
-        SoraError: a loss that cannot be tolerated, or points of a metric that does not end at 1.
-    """
-    block = recipe.auto
-    assert block is not None
-    with recipe.placing("auto.max_drop"):
-        return _promise(
-            recipe, block.max_drop, block.confidence, name="auto.max_drop", serve=block.serve
-        )
-
-
 @dataclass(frozen=True)
 class PromiseOptions:
-    """A promise as the command line asks for it.
+    """The options of a promise, as they are typed.
 
     Attributes:
         max_drop: the loss of the recipe's main metric, as people write it (`recipe.tolerance`).
@@ -63,8 +49,8 @@ class PromiseOptions:
     """
 
     max_drop: float | str
-    recipe: str | None
-    overrides: Sequence[str]
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
     confidence: float = CONFIDENCE
 
     def check(self) -> None:
@@ -76,9 +62,22 @@ class PromiseOptions:
                 hint="--confidence 0.95",
             )
 
-    def of(self, recipe: Recipe) -> Promise:
-        """Return the promise, in the unit of a recipe's metric."""
-        return _promise(recipe, self.max_drop, self.confidence)
+    def of(self, recipe: Recipe, *, name: str = "--max-drop", serve: str | None = None) -> Promise:
+        """Return the promise, in the unit of a recipe's metric.
+
+        Args:
+            name: the option or key that gives the loss, for errors.
+        """
+        options = recipe.task.options
+        metric = main_metric(options.metrics, options.best_metric)
+        return Promise(
+            max_drop=parse_drop(self.max_drop, metric, name=name),
+            given=str(self.max_drop),
+            confidence=self.confidence,
+            metric=metric,
+            greater_is_better=options.greater_is_better,
+            serve=serve,
+        )
 
     def load(self) -> tuple[LoadedRecipe, Promise]:
         """Return the recipe that the loss is measured with, and the promise.
@@ -100,26 +99,14 @@ class PromiseOptions:
         return settle_precision(loaded), promise
 
 
-def _promise(
-    recipe: Recipe,
-    max_drop: float | str,
-    confidence: float,
-    *,
-    name: str = "--max-drop",
-    serve: str | None = None,
-) -> Promise:
-    """Return the promise of a drop.
+def promise_of(recipe: Recipe) -> Promise:
+    """Return the promise that a recipe's `auto` block asks for.
 
-    Args:
-        name: the option or key that gives it, for errors.
+    Raises:
+        SoraError: a loss that cannot be tolerated, or points of a metric that does not end at 1.
     """
-    options = recipe.task.options
-    metric = main_metric(options.metrics, options.best_metric)
-    return Promise(
-        max_drop=parse_drop(max_drop, metric, name=name),
-        given=str(max_drop),
-        confidence=confidence,
-        metric=metric,
-        greater_is_better=options.greater_is_better,
-        serve=serve,
-    )
+    block = recipe.auto
+    assert block is not None
+    asked = PromiseOptions(block.max_drop, confidence=block.confidence)
+    with recipe.placing("auto.max_drop"):
+        return asked.of(recipe, name="auto.max_drop", serve=block.serve)

@@ -143,23 +143,23 @@ class Search(Generic[Key]):
         return chosen is self.candidates[0] or (chosen.bound is not None and chosen.passed)
 
     @property
-    def first_bound(self) -> Bound | None:
-        """The bound of the first size that differs on many rows; else that of the first tested."""
-        bounds = [one.bound for one in self.candidates if one.bound is not None]
-        return next((bound for bound in bounds if bound.is_of_many), next(iter(bounds), None))
+    def first_tested(self) -> Candidate[Key] | None:
+        """The first size that differs on many rows; else the first that was tested."""
+        tested = [one for one in self.candidates if one.bound is not None]
+        many = (one for one in tested if one.bound is not None and one.bound.is_of_many)
+        return next(many, next(iter(tested), None))
 
     @property
     def certifiable(self) -> float | None:
         """The smallest drop that these rows can certify, four times in five; None: not known.
 
-        That is if the sizes differ from the whole as the one of `first_bound` does.
+        That is if the sizes differ from the whole as `first_tested` does.
         """
-        whole, *sizes = self.candidates
-        for size in sizes:
-            if size.bound is not None and size.bound.is_of_many:
-                rows, confidence = len(whole.scores), self.promise.confidence
-                return certifiable_from(whole.scores, size.scores, rows, confidence=confidence)
-        return None
+        whole, size = self.candidates[0].scores, self.first_tested
+        if size is None or size.bound is None or not size.bound.is_of_many:
+            return None
+        confidence = self.promise.confidence
+        return certifiable_from(whole, size.scores, len(whole), confidence=confidence)
 
     def facts(self) -> dict[str, Any]:
         """Return what an adapter's lineage says of how its size was chosen."""

@@ -155,7 +155,7 @@ def unseen_rows(search: Search[Any]) -> str:
 
 def _certifiable(search: Search[Any]) -> list[str]:
     """Return what the rows could have certified, where a test was made."""
-    first = search.first_bound
+    first = None if search.first_tested is None else search.first_tested.bound
     if first is None:
         return []
     rows, differing = f"the {first.rows:,} rows", f"{first.differing:,}"
