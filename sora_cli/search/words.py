@@ -54,7 +54,7 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod) -> Iterat
         )
 
 
-def test_line(test: SizeTest, max_drop: float) -> str:
+def tested_line(test: SizeTest, max_drop: float) -> str:
     """Return what came of a size's test, and whether smaller ones are tested."""
     bound = f"bound {test.upper:.4f}" if test.refused is None else f"no bound: {test.refused}"
     end = ": no smaller size is tested" if test.failed else ""

@@ -33,7 +33,7 @@ from sora_cli.search.rows import certifiable_by, choosing_rows, row_sets
 from sora_cli.search.screening import expected_drop, name_sizes, screen
 from sora_cli.search.search import decided, in_fixed_order
 from sora_cli.search.size import Size, size_of
-from sora_cli.search.words import test_line
+from sora_cli.search.words import tested_line
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.log import ReportLog
 
@@ -93,7 +93,7 @@ class Maker:
             size, scores = made
             if bound is not None and scores is not None:
                 size.test = SizeTest.of(scores.value, bound, max_drop)
-                self._tell(test_line(size.test, max_drop))
+                self._tell(tested_line(size.test, max_drop))
             record.add(size)
             self.log.save()
 
