@@ -3,11 +3,11 @@
     python -m benchmarks.auto [--recipe FILE] [--steps 600] [--rounds 5] [KEY=VALUE ...]
 
 Both run as people type them, with everything they do by default, in new processes and in turns,
-after one run of each that fills the caches of data. The promise is one that rows can carry, so that
-sizes are cut, healed and tested; how many were is printed, since a failed test ends the search.
-LoRA is trained at the rank that the search begins with, and scores the validation split after each
-epoch; of the search, only the written size is scored there, and the full rank. Overrides go to both
-sides. `--quick` takes one round of a few steps.
+after one run of each that fills the caches of data. The promise is one that rows can certify, so
+that sizes are cut, healed and tested; how many were is printed, since a failed test ends the
+search. LoRA is trained at the rank that the search begins with, and scores the validation split
+after each epoch; of the search, only the written size is scored there, and the full rank. Overrides
+go to both sides. `--quick` takes one round of a few steps.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ LAYERS = (
     {"model"},
     {"adapter", "train"},
     {"merge", "run"},
+    {"search"},
     {"verify", "experiments", "use"},
     {"commands"},
     {"app"},

@@ -31,6 +31,16 @@ Dense = Callable[[str], Tensor]
 Told = Callable[[str], None]
 """Is told of each module that has been decomposed."""
 
+
+@contextmanager
+def told_modules(title: str) -> Iterator[Told]:
+    """Show how many modules have been decomposed."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, unit=" modules", dynamic_ncols=True) as bar:
+        yield lambda _: bar.update() and None
+
+
 _FIRST = 32  # triples of each layer that are looked for at first, at least
 _MORE = 4  # times as many the next time
 _ROWS = 1024  # of an update that are compared at once

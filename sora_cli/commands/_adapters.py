@@ -99,7 +99,7 @@ def prune(
     no_verify: NoVerify = False,
 ) -> int:
     """Shrink an adapter; without options, take out exact zeros only."""
-    from sora_cli.commands.prune import Rule, prune
+    from sora_cli.commands.prune import Rule, heal_sizes, prune
 
     rule, given = Rule(energy, rank, max_params, mean_rank, max_drop), overrides or []
     if max_drop is None:
@@ -110,9 +110,8 @@ def prune(
         return prune(
             directory, output, rule, recipe=recipe, overrides=given, confidence=sure, force=force
         )
-    from sora_cli.commands._heal import healing_recipe
-    from sora_cli.commands._heal_sizes import heal_sizes
     from sora_cli.commands.train import train_loaded
+    from sora_cli.search.heal import healing_recipe
 
     train = partial(
         train_loaded, force=force, resume=resume, verify=not no_verify, began=context.obj

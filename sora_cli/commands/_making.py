@@ -74,7 +74,8 @@ def extract(
     force: Force = False,
 ) -> int:
     """Write a full fine-tuning's difference to its base as a plain LoRA."""
-    from sora_cli.commands.extract import Promise, extract
+    from sora_cli.commands.extract import extract
+    from sora_cli.search.promise import PromiseOptions
 
     promise = None
     if max_drop is None:
@@ -82,7 +83,7 @@ def extract(
         check_needed("--max-drop", {name: bool(value) for name, value in given.items()})
     else:
         sure = CONFIDENCE if confidence is None else confidence
-        promise = Promise(max_drop, recipe, overrides or [], sure)
+        promise = PromiseOptions(max_drop, recipe, overrides or [], sure)
     budget = {"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank}
     return extract(
         model,

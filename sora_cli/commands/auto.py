@@ -20,21 +20,22 @@ from sora_cli.core.json_text import readable_json
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing
-from sora_cli.experiments.auto.budget import RowPlan, plan_rows
+from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.plan import AutoPlan, found_keys, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
-from sora_cli.experiments.auto.tables import carry_lines, cost_lines, size_table, whole_lines
+from sora_cli.experiments.auto.tables import cost_lines, full_layers, whole_lines
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
-from sora_cli.run.certificate import FILE_NAME, FULL, PICTURE, SIZES, Certificate
 from sora_cli.run.dry_run import ROWS
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
+from sora_cli.search.certificate import FILE_NAME, FULL, PICTURE, SIZES, Certificate, choose
+from sora_cli.search.words import certifiable_lines, size_table
 
 if TYPE_CHECKING:
-    from sora_cli.experiments.auto.search import Search
+    from sora_cli.experiments.auto.maker import Maker
     from sora_cli.report import RunReport
     from sora_cli.run.prepare import Prepared
     from sora_cli.train.log import ReportLog, RunLog
@@ -145,21 +146,19 @@ def run(
     """Carry out the whole search, or what is left of it, one step a line."""
     with importing():
         from sora_cli.adapter.card import rewrite_card
-        from sora_cli.experiments.auto.conclusion import certificate_of
+        from sora_cli.experiments.auto.maker import Maker
         from sora_cli.experiments.auto.plot import plot_curve
-        from sora_cli.experiments.auto.search import Search
-        from sora_cli.run.choosing import count_rows
-        from sora_cli.run.conclusion import choose
         from sora_cli.run.layers import describe_layers
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
+        from sora_cli.search.rows import count_rows
         from sora_cli.train.log import ReportLog
         from sora_cli.train.machine import set_deterministic
     recipe = plan.loaded.recipe
     log = ReportLog(plan.output / RECORD, record)
     log.note_import(began)
     set_deterministic(recipe.training.deterministic)
-    rows = plan_rows(plan, total=count_rows(recipe.data))
+    rows = plan.row_plan(count_rows(recipe.data))
     full = plan.full(rows)
     ready = prepare(full.recipe, log.phase)
     if is_main():
@@ -169,26 +168,26 @@ def run(
     if plan.block.probe:
         plan, full = _at_probed_rate(plan, full, ready, rows, log)
     with log.phase("set up"):
-        search = Search(plan, rows, ready, log)
-        choosing = search.choosing()
-    say_notes(search.stages.setup.events)
-    say(describe_layers(full.recipe, ready, search.stages.setup.parameters))
-    for line in [*cost_lines(plan, rows), *carry_lines(plan, rows, choosing.carrying.bound)]:
+        maker = Maker(plan, rows, ready, log, say)
+    say_notes(maker.stages.setup.events)
+    say(describe_layers(full.recipe, ready, maker.stages.setup.parameters))
+    bound = maker.certifiable.bound
+    for line in [*cost_lines(plan, rows), *certifiable_lines(plan.promise, rows.test, bound)]:
         say(line)
     with _resumable(record), log.running():
-        search.run(choosing)
+        maker.run()
         chosen = choose(record.candidates)
         with log.phase("conclude"):
-            trained, final = _write_run(search, chosen, log)
-            found = certificate_of(plan, record, choosing.carrying, choosing.sets, final.report)
+            trained, final = _write_run(maker, chosen, log)
+            found = maker.certificate(final.report)
             if is_main():
                 text = found.model_dump_json()
                 write_text_atomic(plan.output / FILE_NAME, readable_json(json.loads(text)))
                 plot_curve(found, plan.output / PICTURE)
                 rewrite_card(plan.output / ADAPTER, found.lines())
     for number in range(len(record.candidates)):
-        search.stages.forget(search.candidate(number))
-    search.stages.forget(full)
+        maker.stages.forget(maker.candidate(number))
+    maker.stages.forget(full)
     return found, trained, final
 
 
@@ -201,30 +200,28 @@ def _at_probed_rate(
 ) -> tuple[AutoPlan, LoadedRecipe]:
     """Return the plan and the full run at the rate that trials found; it is found once."""
     from sora_cli.experiments.auto.probe import probe_rates
-    from sora_cli.experiments.auto.search import decided
+    from sora_cli.search.search import decided
 
     record = log.report
     if record.probe is None:
         with _resumable(record), log.phase("probe"):
-            record.probe = decided(probe_rates(plan, full, ready))
+            record.probe = decided(probe_rates(plan, full, ready, say))
         log.save()
     say(record.probe.note)
     plan = dataclasses.replace(plan, learning_rate=record.probe.chosen)
     return plan, plan.full(rows)
 
 
-def _write_run(
-    search: Search, chosen: int, record: ReportLog[AutoRecord]
-) -> tuple[Prepared, RunLog]:
+def _write_run(maker: Maker, chosen: int, record: ReportLog[AutoRecord]) -> tuple[Prepared, RunLog]:
     """Score the chosen size on the reported rows, and write it as a run of its own."""
     from sora_cli.report import read_report
     from sora_cli.run.evaluate import evaluate_run
     from sora_cli.run.results import save_results
     from sora_cli.train.log import RunLog
 
-    plan = search.plan
-    ready = search.restored(chosen)
-    stage = search.candidate(chosen)
+    plan = maker.plan
+    ready = maker.restored(chosen)
+    stage = maker.candidate(chosen)
     loaded = _placed(stage, plan)
     log = RunLog(plan.output, name=loaded.name, recipe=loaded.resolved())
     trained = read_report(stage.output_dir)
@@ -237,7 +234,7 @@ def _write_run(
     log.report.recipe_notes = [*plan.loaded.notes, *([probed.note] if probed else [])]
     with log.running():
         with log.phase("evaluate"):
-            evaluate_run(log.report, search.stages.scorer(), ready)
+            evaluate_run(log.report, maker.stages.scorer(), ready)
         with log.phase("save"):
             save_results(log.report, ready, loaded, plan.output)
     return ready, log
@@ -284,8 +281,6 @@ def _new_record(plan: AutoPlan) -> AutoRecord:
 
 def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bool) -> None:
     """Print the result to stdout, and what to do with it to stderr."""
-    from sora_cli.experiments.auto.conclusion import full_layers
-
     if as_json:
         emit(json.dumps(json.loads(found.model_dump_json()), indent=2))
     else:
@@ -313,17 +308,16 @@ def _show_plan(plan: AutoPlan, preview: int) -> None:
     from sora_cli.run.dry_run import dry_run, emit_section
 
     with importing():
-        from sora_cli.experiments.auto.carrying import carrying
-        from sora_cli.run.choosing import count_rows
-    rows = plan_rows(plan, total=count_rows(plan.loaded.recipe.data))
+        from sora_cli.search.rows import certifiable_by, count_rows
+    rows = plan.row_plan(count_rows(plan.loaded.recipe.data))
     full = plan.full(rows)
     shown = dry_run(full, rows=preview)
-    found = carrying(full.recipe, shown.ready, rows.test, plan.block.confidence)
+    found = certifiable_by(full.recipe, shown.ready, rows.test, plan.block.confidence)
     emit_section(
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [
             *cost_lines(plan, rows),
-            *carry_lines(plan, rows, found.bound),
+            *certifiable_lines(plan.promise, rows.test, found.bound),
             *whole_lines(plan, rows, shown),
         ],
     )

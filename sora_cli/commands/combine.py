@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
-from sora_cli.commands._losses import (
-    budget_of,
-    checked_budget,
-    emit_losses,
-    module_facts,
-    shown_error,
-    told_modules,
-)
-from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_needed
-from sora_cli.core.console import count, emit, say, say_notes, size
+from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_needed, check_rules
+from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
@@ -59,7 +52,7 @@ def combine(
     Raises:
         SoraError: bad input, or adapters that do not belong together.
     """
-    rule = checked_budget(budget)
+    rule = check_rules(budget)
     check_choice("method", method, COMBINATIONS)
     check_choice("dtype", dtype, STORED)
     linear, _, dare = COMBINATIONS
@@ -77,10 +70,11 @@ def combine(
     check_adapter_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.combine import DENSITIES, Combination, Mixing
+        from sora_cli.adapter.dense import Budget, told_modules
         from sora_cli.adapter.reading import open_adapter
 
     share = DENSITIES.get(method, 1.0) if density is None else density
-    mixing, kept = Mixing(numbers, method, share, seed or 0), budget_of(rule)
+    mixing, kept = Mixing(numbers, method, share, seed or 0), Budget(**rule) if rule else None
     mixing.check(len(adapters), kept)
     with ExitStack() as opened:
         files = [opened.enter_context(open_adapter(place)) for place in places]
@@ -109,7 +103,7 @@ def _numbers(weights: str | None, adapters: int) -> tuple[float, ...]:
 
 
 def _show(done: Combined) -> None:
-    emit_losses(done.losses, done.total, before="rank")
+    emit_table(**loss_table(done.losses, done.total))
     head = f", and a head as it was ({', '.join(done.head)})" if done.head else ""
     emit(f"parameters: {count(done.parameters)}{head}")
     if done.exact:

@@ -11,10 +11,10 @@ from shlex import quote
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
+from sora_cli.adapter.losses import loss_table, module_facts
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands._gguf import check_gguf_place
-from sora_cli.commands._losses import emit_losses, module_facts
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.checks import (
     FORMATS,
@@ -26,7 +26,7 @@ from sora_cli.core.checks import (
     check_needed,
     check_rules,
 )
-from sora_cli.core.console import emit, printable, say, say_notes, size
+from sora_cli.core.console import emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
@@ -112,7 +112,7 @@ def export(
         emit(json.dumps(facts, indent=2, default=str))
     else:
         if done.losses:
-            emit_losses(done.losses, reduce(add, done.losses.values()), before="rank")
+            emit_table(**loss_table(done.losses, reduce(add, done.losses.values())))
         program = "" if done.format is None else f" ({done.format})"
         emit(
             f"{done.kind}{program} of {done.modules} modules{head}, rank {done.rank} at most: "

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
-from sora_cli.commands._certify import certified_facts, measured, say_unseen_rows, show_search
-from sora_cli.commands._losses import (
-    budget_of,
-    checked_budget,
-    emit_losses,
-    module_facts,
-    shown_error,
-    told_modules,
-)
-from sora_cli.core.checks import STORED, check_choice
-from sora_cli.core.console import count, emit, say, say_notes, size
+from sora_cli.core.checks import STORED, check_choice, check_rules
+from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.outputs import check_apart
@@ -28,31 +19,14 @@ from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
 from sora_cli.model.files import ADAPTER_WEIGHTS, DELTA_FILE
 from sora_cli.model.references import resolve_model_path
+from sora_cli.search.words import search_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
-    from sora_cli.adapter.pruning import Layers
-    from sora_cli.merge.extract import Extracted, Extraction
-    from sora_cli.recipe.load import LoadedRecipe
-    from sora_cli.run.certify.choice import Search
+    from sora_cli.merge.extract import Extracted
+    from sora_cli.search.promise import PromiseOptions
 
 _NEARLY_ALL = 0.99
 """The share of each layer's squared difference in the largest size that `--max-drop` tries."""
-
-
-@dataclass(frozen=True)
-class Promise:
-    """The promise that an adapter is at most so much worse than the model.
-
-    Attributes:
-        max_drop: of the recipe's main metric, as people write it (`recipe.tolerance`).
-        recipe: what it is measured with, and its overrides.
-        confidence: with which it is to be kept.
-    """
-
-    max_drop: str
-    recipe: str | None
-    overrides: Sequence[str]
-    confidence: float
 
 
 def extract(
@@ -65,7 +39,7 @@ def extract(
     dtype: str,
     as_json: bool,
     force: bool,
-    promise: Promise | None = None,
+    promise: PromiseOptions | None = None,
 ) -> int:
     """Write what a fine-tuned model has other than its base as an adapter of that base.
 
@@ -88,70 +62,45 @@ def extract(
         SoraError: bad input, models that do not belong together, no difference, or one that a
             plain LoRA cannot hold.
     """
-    given = {**budget, "max_drop": None if promise is None else promise.max_drop}
-    rule = checked_budget(given)
+    rule = check_rules({**budget, "max_drop": None if promise is None else promise.max_drop})
     if not rule:
         raise SoraError(
             "say how much of the difference to keep",
             hint="--rank 32, --mean-rank 16, --max-params N, --energy 0.9 or --max-drop 1pt",
         )
-    held = None if promise is None else _held(promise)
+    measured = None if promise is None else promise.load()
     check_choice("dtype", dtype, STORED)
     source = _source(model)
     check_apart(output, *(Path(resolve_model_path(name)) for name in (source, base)))
     check_adapter_place(output, force=force)
     with importing():
+        from sora_cli.adapter.dense import Budget, told_modules
         from sora_cli.merge.extract import prepare_extract
 
     extraction = prepare_extract(source, base, output, biases=biases)
-    search: Search[Any] | None = None
-    kept = budget_of(rule if held is None else {"energy": _NEARLY_ALL})
-    assert kept is not None
+    search, kept = None, Budget(**(rule if promise is None else {"energy": _NEARLY_ALL}))
     with ExitStack() as stack:
         with told_modules("decomposing") as told:
             layers = stack.enter_context(extraction.cut(output, kept, told))
-        if held is not None:
-            search = held.search(extraction, layers, source)
-            layers, rule = _chosen(layers, search), {**rule, **held.facts(search)}
+        if promise is not None and measured is not None:
+            from sora_cli.search.cut import cut_to, smallest_cut
+
+            loaded, tested = measured
+            search = smallest_cut(
+                extraction.adapter(layers), loaded.recipe, tested, say, against=source
+            )
+            layers, _ = cut_to(layers, search.chosen.key)
+            rule = {"max_drop": tested.max_drop, "recipe": promise.recipe, **search.facts()}
         done = extraction.write(output, layers, rule, dtype=dtype, force=force)
     say_notes(done.notes)
     emit(json.dumps(_facts(done, rule), indent=2)) if as_json else _show(done)
     if search is not None:
         if not as_json:
-            show_search(search)
-        say_unseen_rows(search)
+            emit_table(*search_table(search))
+            emit("\n".join(verdict_lines(search)))
+        say(unseen_rows(search))
     say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}")
     return OK if search is None or search.certified else NO_VERDICT
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A promise with its recipe loaded, and the drop in the metric's unit."""
-
-    promise: Promise
-    loaded: LoadedRecipe
-    drop: float
-
-    def search(self, extraction: Extraction, layers: Layers, model: str) -> Search[Any]:
-        from sora_cli.run.search import smallest_certified
-
-        adapter, sure = extraction.adapter(layers), self.promise.confidence
-        return smallest_certified(adapter, self.loaded.recipe, self.drop, sure, against=model)
-
-    def facts(self, search: Search[Any]) -> dict[str, Any]:
-        told = {"max_drop": self.drop, "recipe": self.promise.recipe}
-        return {**told, **certified_facts(search)}
-
-
-def _held(promise: Promise) -> _Held:
-    loaded, drop = measured(promise.max_drop, promise.recipe, promise.overrides, promise.confidence)
-    return _Held(promise, loaded, drop)
-
-
-def _chosen(layers: Layers, search: Search[Any]) -> Layers:
-    from sora_cli.adapter.pruning import survey, truncate_layers
-
-    return truncate_layers(layers, survey(layers), search.key)[0]
 
 
 def _source(model: str) -> str:
@@ -171,7 +120,7 @@ def _source(model: str) -> str:
 
 
 def _show(done: Extracted) -> None:
-    emit_losses(done.losses, done.total, before="full rank")
+    emit_table(**loss_table(done.losses, done.total, before="full rank"))
     emit(f"parameters: {count(done.parameters)} in the factors"
          + (f", and {count(done.full_parameters)} in full" if done.full else ""))  # fmt: skip
     if done.full:

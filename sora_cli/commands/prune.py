@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.adapter.digest import result_remarks
+from sora_cli.adapter.losses import loss_table
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
-from sora_cli.commands._certify import (
-    certified_facts,
-    measured,
-    say_unseen_rows,
-    show_search,
-)
 from sora_cli.core.allocator import keep_freed_memory
+from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_rules, option
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
+from sora_cli.core.lock import locked
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.processes import is_main
 from sora_cli.core.timing import importing, uncollected
 from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.run.output import check_place
+from sora_cli.search.certificate import SIZES
+from sora_cli.search.promise import Promise, PromiseOptions
+from sora_cli.search.words import search_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
     from sora_cli.adapter.directory import Adapter
     from sora_cli.adapter.pruning import Layers, Loss
     from sora_cli.adapter.reading import AdapterFile
     from sora_cli.recipe.load import LoadedRecipe
-    from sora_cli.run.certify.choice import Search
-    from sora_cli.run.search import Ranks
+    from sora_cli.recipe.recipe import Recipe
+    from sora_cli.search.cut import Ranks
+    from sora_cli.search.search import Search
+
+RECORD = "sizes.json"
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,15 @@ def prune(
     Raises:
         SoraError: bad input, two rules at once, or an output that exists.
     """
-    loaded, rule = _measured(rule, recipe, overrides, confidence)
+    check_rules(rule.given())
+    measured = None
+    if rule.max_drop is not None:
+        loaded, promise = PromiseOptions(rule.max_drop, recipe, overrides, confidence).load()
+        measured, rule = (loaded.recipe, promise), Rule(max_drop=promise.max_drop)
+    elif recipe or overrides:
+        raise SoraError(
+            "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
+        )
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
@@ -103,13 +117,13 @@ def prune(
     with open_adapter(directory) as file:
         check_low_rank(file)
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
-        search = None if loaded is None else _search(adapter, loaded, rule, confidence)
+        search = None if measured is None else _search(adapter, *measured)
         layers, losses = _pruned(file, adapter, rule, search)
         total = reduce(lambda a, b: a + b, losses.values())
         kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
         entry = _entry(rule, total, file.parameters, kept)
         if search is not None:
-            entry |= {"recipe": recipe, **certified_facts(search)}
+            entry |= {"recipe": recipe, **search.facts()}
         update = {
             "lineage": (*file.meta.lineage, entry),
             "ranks_start": {**file.ranks, **file.meta.ranks_start},
@@ -123,10 +137,78 @@ def prune(
         _show(losses, total, file, kept)
         emit(_described(rule))
     if search is not None:
-        show_search(search)
-        say_unseen_rows(search)
+        _show_search(search)
     say(f"wrote {output}: {_file_size(output)}, was {size_before}")
     return OK if search is None or search.certified else NO_VERDICT
+
+
+def heal_sizes(
+    directory: Path,
+    output: Path,
+    rules: Mapping[str, float | str],
+    steps: int,
+    recipe: str | None,
+    overrides: Sequence[str],
+    *,
+    confidence: float,
+    force: bool,
+    resume: bool,
+    train: Callable[[LoadedRecipe, list[str]], int],
+) -> int:
+    """Cut, heal and test at most three sizes; write the smallest that passed as a run.
+
+    Args:
+        directory: an adapter directory, or a run's.
+        output: the new run's directory; each size is a run in its `sizes/`.
+        rules: `max_drop` alone.
+        steps: optimiser steps that each size is trained on.
+        recipe: to train and to measure with; None: that of the run in `directory`.
+        overrides: of the recipe.
+        train: trains one size, from its recipe and its words; returns an exit code.
+
+    Returns:
+        Exit code: 3 if nothing shows that the drop is within the promise, 1 if a run's files do
+        not give its outputs.
+
+    Raises:
+        SoraError: bad input, an output that is something else.
+    """
+    from sora_cli.search.heal import NotVerifiedError, healing_runs, publish, smallest_healed
+
+    check_rules(rules)
+    asked = PromiseOptions(rules["max_drop"], recipe, overrides, confidence)
+    asked.check()
+    read = locate_adapter(directory, missing="there are no ranks to prune")
+    say_notes(result_remarks(read))
+    check_apart(output, *with_base(read))
+    runs = healing_runs(directory, output, steps, recipe, overrides)
+    promise = asked.of(runs[0][0].recipe)
+    with locked(output):
+        _check_sizes(output, runs[0][0].recipe, force=force, resume=resume)
+        try:
+            search = smallest_healed(directory, runs, train, promise, say)
+        except NotVerifiedError as error:
+            return error.code
+        if is_main():
+            publish(output, search.chosen.key, directory)
+            record = {**search.facts(), "max_drop": promise.max_drop}
+            record["sizes"] = [size.facts() for size in search.candidates]
+            write_text_atomic(output / RECORD, json.dumps(record, indent=2) + "\n")
+    _show_search(search)
+    say(f"wrote {output}")
+    return OK if search.certified else NO_VERDICT
+
+
+def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> None:
+    """Raise `SoraError` where something is that is no unfinished work of `heal_sizes`."""
+    is_there = (output / SIZES).is_dir()
+    elsewhere = "choose another place: -o OUT"
+    check_place(output, recipe, is_there=is_there, work="sizes of this command", hint=elsewhere)
+    if is_there and not (force or resume):
+        raise SoraError(
+            f"'{output}' holds sizes already",
+            hint=f"continue: --resume; start over: --force; or {elsewhere}",
+        )
 
 
 def _dtype(file: AdapterFile, *, lossy: bool) -> str:
@@ -140,36 +222,28 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
     return file.dtype if lossy or exact else "float32"
 
 
-def _measured(
-    rule: Rule, recipe: str | None, overrides: Sequence[str], confidence: float
-) -> tuple[LoadedRecipe | None, Rule]:
-    """Return the recipe, if the rule needs one, and the rule with its drop in the metric's unit."""
-    check_rules(rule.given())
-    if rule.max_drop is None:
-        if recipe or overrides:
-            raise SoraError(
-                "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
-            )
-        return None, rule
-    loaded, drop = measured(rule.max_drop, recipe, overrides, confidence)
-    return loaded, dataclasses.replace(rule, max_drop=drop)
-
-
-def _search(adapter: Adapter, loaded: LoadedRecipe, rule: Rule, confidence: float) -> Search[Ranks]:
+def _search(adapter: Adapter, recipe: Recipe, promise: Promise) -> Search[Ranks]:
     with importing():
-        from sora_cli.run.search import smallest_certified
+        from sora_cli.search.cut import smallest_cut
 
-    assert isinstance(rule.max_drop, float)
-    return smallest_certified(adapter, loaded.recipe, rule.max_drop, confidence)
+    return smallest_cut(adapter, recipe, promise, say)
+
+
+def _show_search(search: Search[Any]) -> None:
+    emit_table(*search_table(search))
+    emit("\n".join(verdict_lines(search)))
+    say(unseen_rows(search))
 
 
 def _pruned(
     file: AdapterFile, adapter: Adapter, rule: Rule, search: Search[Ranks] | None
 ) -> tuple[Layers, dict[str, Loss]]:
-    from sora_cli.adapter.pruning import prune_layers, survey, truncate_layers
+    from sora_cli.adapter.pruning import prune_layers
 
     if search is not None:
-        return truncate_layers(adapter.layers, survey(adapter.layers), search.key)
+        from sora_cli.search.cut import cut_to
+
+        return cut_to(adapter.layers, search.chosen.key)
     layers, losses = prune_layers(
         adapter.layers,
         energy=rule.energy,
@@ -205,13 +279,7 @@ def _entry(rule: Rule, total: Loss, before: int, after: int) -> dict[str, Any]:
 
 
 def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int) -> None:
-    rows = [_row(path, loss) for path, loss in losses.items()]
-    emit_table(
-        None,
-        ["module", "rank", "kept", "error in ||dW||"],
-        rows,
-        footer=_row("all", total),
-    )
+    emit_table(**loss_table(losses, total, error=_error))
     head = file.head_parameters
     emit(f"parameters: {count(file.parameters)} -> {count(kept)}"
          + (f", and a head of {count(head)} as it was" if head else ""))  # fmt: skip
@@ -228,9 +296,8 @@ def _described(rule: Rule) -> str:
     return f"rule: {next(named, 'what is exactly zero goes')}"
 
 
-def _row(name: str, loss: Loss) -> list[str]:
-    error = "-" if loss.dropped == 0 else f"{loss.relative_error:.2%}"
-    return [name, str(loss.before), str(loss.after), error]
+def _error(loss: Loss) -> str:
+    return "-" if loss.dropped == 0 else f"{loss.relative_error:.2%}"
 
 
 def _file_size(directory: Path) -> str:

@@ -24,8 +24,8 @@ from sora_cli.experiments.path.record import STAGES, PathReport, read_path
 from sora_cli.experiments.report.examples import FILE_NAME as PREDICTIONS_FILE
 from sora_cli.experiments.report.examples import read_records
 from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, RunReport, load_report
-from sora_cli.run.certificate import FILE_NAME as CERTIFICATE_FILE
-from sora_cli.run.certificate import SIZES, read_certificate
+from sora_cli.search.certificate import FILE_NAME as CERTIFICATE_FILE
+from sora_cli.search.certificate import SIZES, read_certificate
 from sora_cli.train.checkpoint.places import FOLDER
 
 

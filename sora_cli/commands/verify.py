@@ -12,7 +12,7 @@ from sora_cli.core.checks import check_apart_from, check_comparison
 from sora_cli.core.console import count, emit, emit_table, printable, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
-from sora_cli.run.certificate import TEST, read_certificate
+from sora_cli.search.certificate import TEST, read_certificate
 
 if TYPE_CHECKING:
     from sora_cli.verify.difference import Difference

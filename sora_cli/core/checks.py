@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sora_cli.core.errors import SoraError
 
@@ -63,10 +64,13 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_rules(rules: Mapping[str, float | str | None]) -> None:
-    """Raise `SoraError` for pruning rules that exclude each other or have an impossible value.
+def check_rules(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pruning rule that is given, if one is.
 
     A text is a drop as people write it, which `recipe.tolerance` checks.
+
+    Raises:
+        SoraError: rules that exclude each other, or an impossible value.
     """
     given = {option(name): v for name, v in rules.items() if v is not None}
     check_one(list(given))
@@ -81,6 +85,7 @@ def check_rules(rules: Mapping[str, float | str | None]) -> None:
             raise SoraError(f"--max-drop must be 0 or more, not {value:g}")
         if name in {"--rank", "--max-params"} and value < 1:
             raise SoraError(f"{name} must be at least 1, not {value}")
+    return {name: value for name, value in rules.items() if value is not None}
 
 
 def check_comparison(dtype: str, tolerance: float | None) -> None:

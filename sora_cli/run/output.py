@@ -74,19 +74,27 @@ def check_run_place(loaded: LoadedRecipe, *, force: bool) -> None:
     check_place(output, loaded.recipe, FOLDER, is_there=is_there, work="run of this tool")
 
 
-def check_place(output: Path, recipe: Recipe, *own: str, is_there: bool, work: str) -> None:
+def check_place(
+    output: Path,
+    recipe: Recipe,
+    *own: str,
+    is_there: bool,
+    work: str,
+    hint: str = "output.dir=DIR",
+) -> None:
     """Raise `SoraError` where a command could not write its directory, in a dry run, too.
 
     Args:
         own: names in it that a start cut short leaves behind.
         is_there: the directory holds earlier work of this command, whose flags decide about it.
         work: that work's name, such as "run of sora auto".
+        hint: how another place is chosen.
     """
     check_directory(output)
     check_base_apart(output, recipe)
     check_start_apart(output, recipe)
     if not is_there and not holds_only(output, *own):
-        raise SoraError(f"'{output}' is not empty and holds no {work}", hint="output.dir=DIR")
+        raise SoraError(f"'{output}' is not empty and holds no {work}", hint=hint)
 
 
 def check_base_apart(output: Path, recipe: Recipe) -> None:

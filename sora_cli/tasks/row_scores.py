@@ -25,7 +25,7 @@ class RowScores:
     """A metric of one model on rows.
 
     Two models are compared on the same rows in the same order: `drop_bound(full, small, ...)` of
-    `run.certify.bounds`. `take` parts rows, as into those that screen and those that test.
+    `search.bounds`. `take` parts rows, as into those that screen and those that test.
 
     Attributes:
         metric: its name.

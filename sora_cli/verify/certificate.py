@@ -30,23 +30,25 @@ from sora_cli.recipe.reading import CERTIFICATE, load_read, named_base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import read_report
-from sora_cli.run.bound import Carrying, carried, judged
-from sora_cli.run.certificate import (
+from sora_cli.run.prepare import load_task
+from sora_cli.run.results import task_meta
+from sora_cli.run.stored import load_adapted
+from sora_cli.search.bounds import drop_bound
+from sora_cli.search.certifiable import Certifiable
+from sora_cli.search.certificate import (
     SCREENING,
     TEST,
     Certificate,
     Measured,
     RowSet,
+    SizeTest,
     directory_of,
     read_certificate,
     read_stored,
 )
-from sora_cli.run.choosing import Part, choosing_rows, row_sets
-from sora_cli.run.prepare import load_task
-from sora_cli.run.promise import promise_of
-from sora_cli.run.results import task_meta
-from sora_cli.run.size import Size, size_of
-from sora_cli.run.stored import load_adapted
+from sora_cli.search.promise import promise_of
+from sora_cli.search.rows import Part, choosing_rows, row_sets
+from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.base import Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer
@@ -118,8 +120,8 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     scored, right = Scored(TOLERANCE), found
     if not differs and not isinstance(reports, list):
         parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
-        agreed, sizes, bound = _again(run, found, loaded, task, parts, scored)
-        right = expected(agreed, recipe, reports, sets, bound, sizes)
+        agreed, sizes, able = _again(run, found, loaded, task, parts, scored)
+        right = expected(agreed, recipe, reports, sets, able, sizes)
     differs += [*unlike(stored, right), *out_of_order(right)]
     if not states(run / ADAPTER, right.lines()):
         differs.append(f"the card in {run / ADAPTER} does not say: {right.lines()[0]}")
@@ -139,18 +141,19 @@ def _again(
     task: Task,
     parts: Mapping[str, Part],
     scored: Scored,
-) -> tuple[Certificate, list[Size], Carrying]:
+) -> tuple[Certificate, list[Size], Certifiable]:
     """Score all adapters and compare.
 
     Returns:
         The certificate with its scores where they agree, else those here; the adapters' sizes; and
-        the bound that the test rows give.
+        what the test rows can certify.
     """
     recipe, on = loaded.recipe, named_base(loaded)
     promise, seed = promise_of(recipe), recipe.auto.seed if recipe.auto is not None else 0
+    confidence, max_drop = promise.confidence, promise.max_drop
     whole = _measured(run / directory_of(None), recipe, task, parts, on)
     full = whole.scores[_TEST]
-    bound = carried(len(full), promise.confidence, right_or_wrong=full.is_right_or_wrong)
+    able = Certifiable.on(len(full), confidence, right_or_wrong=full.is_right_or_wrong)
     test = scored.score("full rank", found.full.test, full)
     reported: dict[str, float] = {}
     sizes, candidates = [], []
@@ -160,8 +163,11 @@ def _again(
         small = _measured(run / name, recipe, task, written, on)
         sizes.append(size_of(small.ranks, small.cost, promise.serve))
         here, own = None, {}
-        if bound.can_carry(promise.max_drop):
-            here = judged(full, small.scores[_TEST], promise, seed)
+        if able.may_pass(max_drop):
+            tested = small.scores[_TEST]
+            here = SizeTest.of(
+                tested.value, drop_bound(full, tested, confidence, seed=seed), max_drop
+            )
             if size.test is not None:
                 here = scored.test(name, size.test, found.full.test, full, here, promise)
         for split in written.keys() - {_TEST}:
@@ -173,7 +179,7 @@ def _again(
         candidates.append(size.model_copy(update={"test": here, "reported": own}))
     whole_size = found.full.model_copy(update={"test": test, "reported": reported})
     agreed = found.model_copy(update={"full": whole_size, "candidates": candidates})
-    return agreed, sizes, bound
+    return agreed, sizes, able
 
 
 def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:

@@ -19,15 +19,16 @@ from methods.registry import size_keys
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME as REPORT
 from sora_cli.report import RunReport, read_report
-from sora_cli.run.bound import Carrying
-from sora_cli.run.certificate import (
+from sora_cli.search.certifiable import Certifiable
+from sora_cli.search.certificate import (
     Certificate,
     RowSet,
     StoredCertificate,
     directory_of,
+    failed,
 )
-from sora_cli.run.promise import promise_of
-from sora_cli.run.size import Size, size_of
+from sora_cli.search.promise import promise_of
+from sora_cli.search.size import Size, size_of
 
 ROUNDING = 1e-6
 """By how much numbers may be apart, as a share of the larger or of 1, that are the same."""
@@ -75,7 +76,7 @@ def expected(
     recipe: Recipe,
     reports: Reports,
     rows: Mapping[str, RowSet],
-    carrying: Carrying,
+    certifiable: Certifiable,
     sizes: Sequence[Size],
 ) -> Certificate:
     """Return the certificate that the run's files give.
@@ -85,7 +86,7 @@ def expected(
             be expected of it.
         recipe: the run's.
         rows: of all parts, as they are here.
-        carrying: the bound that the test rows give.
+        certifiable: what the test rows can certify.
         sizes: of the candidates' adapters.
     """
     promise, block = promise_of(recipe), recipe.auto
@@ -110,7 +111,7 @@ def expected(
     ]
     return Certificate(
         promise=promise,
-        bound=carrying.screened(agreed.screened),
+        bound=certifiable.screened(agreed.screened),
         full=agreed.full.model_copy(update=full),
         screened=agreed.screened,
         candidates=candidates,
@@ -151,8 +152,7 @@ def out_of_order(found: Certificate) -> Iterator[str]:
     """Yield what the tests of a fixed order cannot have given, a sentence each."""
     named = [size.max_params for size in found.screened if size.named]
     tried = [size.max_params for size in found.candidates]
-    tests = [size.test for size in found.candidates]
-    ended = next((i for i, test in enumerate(tests) if test is not None and test.failed), None)
+    ended = failed(found.candidates)
     if tried != named[: len(tried)] or tried != sorted(tried, reverse=True):
         yield f"sizes of {named} parameters were named, and {tried} were trained, in this order"
     elif ended is None and len(tried) < len(named):

@@ -16,10 +16,11 @@ from pydantic import BaseModel
 from scipy.special import ndtri
 
 from sora_cli.report import Score
-from sora_cli.run.certificate import Promise, SizeTest
-from sora_cli.run.certify.bca import FEWEST_DIFFERING
-from sora_cli.run.certify.few import few_rows_bound
-from sora_cli.run.certify.paired import exact_bound
+from sora_cli.search.bca import FEWEST_DIFFERING
+from sora_cli.search.certificate import SizeTest
+from sora_cli.search.few import few_rows_bound
+from sora_cli.search.paired import exact_bound
+from sora_cli.search.promise import Promise
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.verify.expected import ROUNDING, close
 

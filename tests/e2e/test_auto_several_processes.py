@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.app import run
-from sora_cli.run.certificate import Certificate, read_certificate
+from sora_cli.search.certificate import Certificate, read_certificate
 from tests.helpers_runs import files_of
 from tests.launched import launch_commands
 from tests.sora_cli.experiments.auto.support import auto_recipe

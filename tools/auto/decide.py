@@ -5,18 +5,18 @@ Nothing is trained: the candidates are there, and a split says which rows screen
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from sora_cli.experiments.auto.record import AutoRecord
-from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes
-from sora_cli.run.bound import carried
-from sora_cli.run.certificate import Candidate, Screened, SizeTest
-from sora_cli.run.certify.bounds import Bound, drop_bound
-from sora_cli.run.conclusion import choose
-from sora_cli.run.size import Size
+from sora_cli.search.bca import drop_on
+from sora_cli.search.bounds import Bound, drop_bound
+from sora_cli.search.certifiable import Certifiable
+from sora_cli.search.certificate import Screened
+from sora_cli.search.ladder import last_passed
+from sora_cli.search.screening import Cuts, Rung, name_sizes, screen
+from sora_cli.search.search import in_fixed_order
+from sora_cli.search.size import Size
 from sora_cli.tasks.row_scores import RowScores
 from tools.auto.stored import FULL, UNCUT, Stored
 
@@ -86,9 +86,9 @@ class Pool:
         self._full = _size(stored.full)
         self._rungs = [Rung(s.share, s.max_params, {}) for s in stored.sizes]
         self._cuts = [_size(s.cut) for s in stored.sizes]
-        self._healed = [_size(s.healed) for s in stored.sizes]
         full = stored.scores[FULL]
-        self.carrying = carried(setting.test, CONFIDENCE, right_or_wrong=full.is_right_or_wrong)
+        right_or_wrong = full.is_right_or_wrong
+        self.certifiable = Certifiable.on(setting.test, CONFIDENCE, right_or_wrong=right_or_wrong)
         self.drops = [self.drop(f"healed-{number}") for number in range(len(stored.sizes))]
 
     def drop(self, model: str, rows: np.ndarray | None = None) -> float:
@@ -96,8 +96,7 @@ class Pool:
         full, small = self.stored.scores[FULL], self.stored.scores[model]
         if rows is not None:
             full, small = full.take(rows), small.take(rows)
-        apart = full.value - small.value
-        return apart if full.greater_is_better else -apart
+        return drop_on(full, small)
 
     def split(self, number: int) -> Split:
         """Return the rows of a split, by its number."""
@@ -114,47 +113,22 @@ class Pool:
         """Return what a run with these rows and this promise would have written."""
         if not split.screened:
             split.screened = self._screened(split.screening)
-        tested = self.carrying.can_carry(promise)
-        named = name_sizes(split.screened, self._full, promise, SIZES, None, tested=tested)
-        for number, size in enumerate(split.screened):
-            size.named = number in named
-        record = AutoRecord(name=self.stored.task, recipe={})
-        record.screened = split.screened
-        while record.waiting():
-            number = named[len(record.candidates)]
-            record.add(self._candidate(number, split, promise))
-        chosen = choose(record.candidates)
-        test = record.candidates[chosen].test
-        return Decision(test is not None and test.kept, named[chosen], len(record.candidates))
+        able = self.certifiable.may_pass(promise)
+        named = name_sizes(split.screened, self._full, promise, SIZES, None, tested=able)
+
+        def test(number: int) -> Bound | None:
+            return self.bound(f"healed-{number}", split) if able else None
+
+        tried = [*in_fixed_order(named, lambda number: number, test, promise)]
+        passed = last_passed(bound is not None and bound.keeps(promise) for _, bound in tried)
+        return Decision(passed is not None, tried[passed or 0][0], len(tried))
 
     def _screened(self, rows: np.ndarray) -> list[Screened]:
         unhealed = self.stored.unhealed
-        whole = unhealed[UNCUT].take(rows)
-        small = [unhealed[f"cut-{number}"].take(rows) for number in range(len(self._rungs))]
-        sizes = zip(self._rungs, self._cuts, small, strict=True)
-        test = self.setting.test
-        return [
-            measured(rung, size, whole, scores, test_rows=test, confidence=CONFIDENCE)
-            for rung, size, scores in sizes
-        ]
-
-    def _candidate(self, number: int, split: Split, promise: float) -> Candidate:
-        test = None
-        if self.carrying.can_carry(promise):
-            bound = self.bound(f"healed-{number}", split)
-            upper = math.nan if bound.upper is None else bound.upper
-            kept = bound.keeps(promise)
-            test = SizeTest(
-                score=None,
-                drop=bound.drop,
-                upper=upper,
-                kept=kept,
-                passed_over=bound.passes_over(promise),
-            )
-        size = self._healed[number].model_dump()
-        return Candidate(
-            **size, max_params=0, directory="", digest="", heal_steps=0, test=test, reported={}
-        )
+        names = [f"cut-{number}" for number in range(len(self._rungs))]
+        small = [unhealed[name].take(rows) for name in names]
+        cuts = Cuts(self._full, unhealed[UNCUT].take(rows), self._rungs, self._cuts, small)
+        return screen(cuts, test_rows=self.setting.test, confidence=CONFIDENCE)
 
     def bound(self, model: str, split: Split) -> Bound:
         """Return the bound of a model's drop on a split's test rows; it is computed once."""

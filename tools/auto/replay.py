@@ -4,7 +4,7 @@
 
 Rows are parted at random into those that screen, those that test, and the rest; the drop on the
 whole pool is the truth. `--rows 0` takes as many as the run itself would, another number is that of
-`auto.rows`. Two kinds of promises are replayed: two that so many rows can carry, and the least
+`auto.rows`. Two kinds of promises are replayed: two that so many rows can certify, and the least
 favourable ones, each equal to the true drop of one size. Metrics that are neither means over rows
 nor counts, such as correlations, have bounds that take long: `--slow-splits` of them are replayed.
 """
@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from sora_cli.core.console import emit, say
-from sora_cli.run.certify.bca import FEWEST_DIFFERING, differing_rows
-from sora_cli.run.certify.carry import certifiable_from
-from sora_cli.run.certify.sequence import part_rows
+from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows
+from sora_cli.search.certifiable import certifiable_from
+from sora_cli.search.screening import part_rows
 from tools.auto.decide import CONFIDENCE, Pool, Setting, Split
 from tools.auto.stored import FULL, Stored, read_all
 from tools.auto.train import FILE, RANKS
@@ -39,7 +39,7 @@ class Outcome:
     """What came of all splits with one promise.
 
     Attributes:
-        multiple: of the smallest promise that rows can carry; 0: a least favourable promise.
+        multiple: of the smallest promise that rows can certify; 0: a least favourable promise.
         splits: how many.
         certified: share of runs that certified a size.
         broken: share of runs that certified a size whose true drop is above the promise, or equal
@@ -112,14 +112,14 @@ def replay(stored: Stored, setting: Setting, splits: int) -> list[Outcome]:
     pool = Pool(stored, setting)
     drawn = [pool.split(number) for number in range(splits)]
     usual = _promises(pool, drawn[0])
-    least = sorted({d for d in pool.drops if d > _SMALLEST and pool.carrying.can_carry(d)})
+    least = sorted({d for d in pool.drops if d > _SMALLEST and pool.certifiable.may_pass(d)})
     found = [_outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
     return found + [_outcome(pool, drawn, promise, 0) for promise in least]
 
 
 def _promises(pool: Pool, split: Split) -> list[float]:
-    """Return the smallest promise that so many rows can be expected to carry, and twice that."""
-    smallest = pool.carrying.bound.smallest_drop
+    """Return the smallest promise that so many rows can be expected to certify, and twice that."""
+    smallest = pool.certifiable.bound.smallest_drop
     if smallest is None:
         smallest = _smallest(pool.stored, len(split.test))
     first = math.ceil(smallest / _HALF) * _HALF

@@ -6,7 +6,7 @@ Every size of a pool has a known drop. Promises equal to one of these drops are 
 ones: a size with exactly that drop may pass in 5 % of runs at most. Rows are drawn from the pool
 one by one, so the pool's drop is the true one. Of right-or-wrong rows few differ, and some of those
 are won; classes are judged by Matthews' correlation, numbers by Pearson's and Spearman's. The last
-columns are of the two promises that so many rows can be expected to carry: how often a size is
+columns are of the two promises that so many rows can be expected to certify: how often a size is
 certified, and its share of the parameters (of the median run).
 """
 
@@ -53,19 +53,19 @@ def main() -> None:
             say(f"{name}, {test} test rows, {splits} splits ...")
             found = replay(stored, Setting(screening, test), splits)
             least = [one for one in found if not one.multiple]
-            if least:  # the rows can carry the drop of a size at all
-                carried = [one for one in found if one.multiple]
-                emit(_line(name, screening + test, least, carried))
+            if least:  # the rows can certify the drop of a size at all
+                usual = [one for one in found if one.multiple]
+                emit(_line(name, screening + test, least, usual))
 
 
-def _line(name: str, rows: int, found: list[Outcome], carried: list[Outcome]) -> str:
-    """Return a row of the table; the last two columns are about promises that rows can carry."""
+def _line(name: str, rows: int, found: list[Outcome], usual: list[Outcome]) -> str:
+    """Return a row of the table; the last two columns are about promises that rows can certify."""
     broken = [one.broken for one in found]
     limit = 0.05 + 2 * found[0].error
-    sizes = [one.share for one in carried if one.certified]
+    sizes = [one.share for one in usual if one.certified]
     return (
         f"| {name} | {rows:,} | {len(found)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
-        f"{limit:.1%} | {np.mean([one.certified for one in carried]):.0%} | "
+        f"{limit:.1%} | {np.mean([one.certified for one in usual]):.0%} | "
         f"{np.mean(sizes) if sizes else math.nan:.0%} |"
     )
 

@@ -21,17 +21,17 @@ import numpy as np
 
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import say
-from sora_cli.experiments.auto.budget import RowPlan, plan_rows
+from sora_cli.experiments.auto.budget import RowPlan
+from sora_cli.experiments.auto.cuts import score_cuts
 from sora_cli.experiments.auto.plan import AutoPlan, plan_auto
-from sora_cli.experiments.auto.screening import score_cuts
 from sora_cli.experiments.auto.stages import Stages
 from sora_cli.experiments.sweep.plan import plan_sweep
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import RunReport
-from sora_cli.run.certificate import SCREENING, TEST
-from sora_cli.run.choosing import choosing_rows, count_rows
 from sora_cli.run.prepare import Prepared, prepare
-from sora_cli.run.size import Size, size_of
+from sora_cli.search.certificate import SCREENING, TEST
+from sora_cli.search.rows import choosing_rows, count_rows
+from sora_cli.search.size import Size, size_of
 from sora_cli.tasks.row_scores import RowScores
 from tools.auto.stored import FULL, UNCUT, Stored, StoredSize, read_all, write_all
 
@@ -81,7 +81,7 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
     """
     plan = dataclasses.replace(plan_auto(loaded), output=scratch)
     total = count_rows(loaded.recipe.data)
-    planned = plan_rows(plan, total=total)
+    planned = plan.row_plan(total)
     pool = min(most, total - planned.trained)
     rows = RowPlan(min(_SCREENING, pool // 4), 0, planned.trained, 0.0)
     rows = dataclasses.replace(rows, test=pool - rows.screening)

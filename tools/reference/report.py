@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.path.record import PathReport
 from sora_cli.report import History, RunReport
-from sora_cli.run.certificate import Certificate
+from sora_cli.search.certificate import Certificate
 from tools.reference.fields import nested, value_table
 from tools.reference.markdown import page as make_page
 

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.search.ladder import LADDER
 
-if TYPE_CHECKING:
-    from sora_cli.experiments.auto.plan import AutoPlan
-
-LADDER = (0.7, 0.5, 0.3, 0.22, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028, 0.02)
-"""Shares of the full rank's parameters that are screened: each about 1.4 times the next."""
 _SCREENING = 1 / 4
 """Share of the rows that screen: they only name sizes, where the others must prove one."""
 _FIFTH = 5  # of the training split, at most, is taken away from the training
@@ -56,29 +51,19 @@ class RowPlan:
         return self.screening + self.test
 
 
-def plan_rows(plan: AutoPlan, *, total: int) -> RowPlan:
+def plan_rows(
+    block: AutoBlock, training: TrainingBlock, *, wanted: int, total: int, healing: float
+) -> RowPlan:
     """Return how many rows of the training split are held out.
 
     Args:
+        wanted: rows to train on, if so many are left.
         total: rows of the training split.
+        healing: the work of healing all sizes, as a share of the full run's.
 
     Raises:
         SoraError: the split has too few rows.
     """
-    recipe = plan.loaded.recipe
-    with recipe.placing("auto.rows"):
-        return _plan_rows(
-            plan.block,
-            recipe.training,
-            wanted=min(recipe.data.max_train_rows or total, total),
-            total=total,
-            healing=plan.heal * plan.block.sizes,
-        )
-
-
-def _plan_rows(
-    block: AutoBlock, training: TrainingBlock, *, wanted: int, total: int, healing: float
-) -> RowPlan:
     work = _BACKWARD * training.total_steps(wanted) * training.batch_size  # forward passes of rows
     screens, tests = len(LADDER) + 1, block.sizes + 1  # passes over the rows of each part
     if block.rows is not None:

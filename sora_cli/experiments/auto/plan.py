@@ -15,13 +15,13 @@ from typing import Any
 from methods.configs import MethodConfig
 from methods.registry import plain_method, size_keys, sized_method
 from sora_cli.core.errors import SoraError
-from sora_cli.experiments.auto.budget import RowPlan
+from sora_cli.experiments.auto.budget import RowPlan, plan_rows
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe
 from sora_cli.recipe.start import StartBlock
-from sora_cli.run.certificate import FULL, SIZES
-from sora_cli.run.promise import promise_of
+from sora_cli.search.certificate import FULL, SIZES
+from sora_cli.search.promise import Promise, promise_of
 
 _HEALING = 2 / 3
 """Share of what may be spent that goes to the steps after the cuts; the rest is for scoring. They
@@ -41,7 +41,7 @@ class AutoPlan:
         output: the directory of everything.
         rank: of every layer in the full run.
         alpha: its scaling is alpha / rank.
-        max_drop: the tolerated loss in the metric's own unit.
+        promise: the loss that is tolerated.
         learning_rate: of all runs, where it is not the recipe's.
     """
 
@@ -49,7 +49,7 @@ class AutoPlan:
     output: Path
     rank: int
     alpha: float
-    max_drop: float
+    promise: Promise
     learning_rate: float | None = None
 
     @property
@@ -67,6 +67,15 @@ class AutoPlan:
     def cut_at(self) -> float:
         """The share of the steps before the cut."""
         return round(1 - self.heal, 6)
+
+    def row_plan(self, total: int) -> RowPlan:
+        """Return how many rows are held out of a training split of so many; see `plan_rows`."""
+        recipe, healing = self.loaded.recipe, self.heal * self.block.sizes
+        wanted = min(recipe.data.max_train_rows or total, total)
+        with recipe.placing("auto.rows"):
+            return plan_rows(
+                self.block, recipe.training, wanted=wanted, total=total, healing=healing
+            )
 
     def full(self, rows: RowPlan) -> LoadedRecipe:
         """Return the recipe of the run at full rank; it keeps its checkpoint at the cut."""
@@ -128,11 +137,11 @@ def plan_auto(loaded: LoadedRecipe) -> AutoPlan:
             f"{loaded.path} does not say how much worse the result may be", hint="--max-drop 0.5pt"
         )
     _check_alone(loaded)
-    max_drop = promise_of(recipe).max_drop
+    promise = promise_of(recipe)
     rank, alpha = _start(recipe, block)
     default = f"runs/{loaded.name}-auto-s{recipe.training.seed}"
     output = Path(recipe.output.dir or default).expanduser()
-    return AutoPlan(loaded, output, rank, alpha, max_drop)
+    return AutoPlan(loaded, output, rank, alpha, promise)
 
 
 def _check_alone(loaded: LoadedRecipe) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET, new_figure, save_figure
-from sora_cli.run.certificate import Candidate, Certificate, part_of
+from sora_cli.search.certificate import Certificate, Healed, part_of
 
 _WIDTH, _HEIGHT = 7.2, 4.6  # inches
 _TESTED, _FAILED, _PROMISE = COLOURS[:3]
@@ -73,7 +73,7 @@ def _heights(found: Certificate) -> tuple[float, float]:
     return max(low, -2 * reach) - 0.2 * reach, 2.2 * reach
 
 
-def _draw_candidate(axes: Any, found: Certificate, index: int, size: Candidate) -> None:
+def _draw_candidate(axes: Any, found: Certificate, index: int, size: Healed) -> None:
     x = 100 * size.parameters / found.full.parameters
     test, chosen = size.test, index == found.chosen
     if test is not None:

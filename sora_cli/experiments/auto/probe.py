@@ -11,16 +11,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from sora_cli.core.console import say
 from sora_cli.experiments.auto.budget import FACTORS, probe_steps
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.record import Probe, Tried
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.run.certify.sequence import part_rows
 from sora_cli.run.encode import encode
 from sora_cli.run.prepare import Prepared
+from sora_cli.search.screening import part_rows
 from sora_cli.tasks.base import Encoded
 from sora_cli.train.checkpoint.files import load_trained, trained_tensors
 from sora_cli.train.fit import fit
@@ -30,12 +30,15 @@ _HELD = 1 / 5  # of the training rows
 _MOST_HELD = 400  # rows
 
 
-def probe_rates(plan: AutoPlan, full: LoadedRecipe, ready: Prepared) -> Probe:
+def probe_rates(
+    plan: AutoPlan, full: LoadedRecipe, ready: Prepared, tell: Callable[[str], None]
+) -> Probe:
     """Try the rates; the model and its method end as they began.
 
     Args:
         full: the full run, whose rows and method are taken.
         ready: its data, model and adapters, untrained.
+        tell: is told of each rate that is tried.
     """
     rows, origin = ready.rows.train, ready.rows.origin(ready.rows.train)
     total = full.recipe.training.total_steps(len(ready.train.lengths))
@@ -50,7 +53,7 @@ def probe_rates(plan: AutoPlan, full: LoadedRecipe, ready: Prepared) -> Probe:
     tried = []
     for factor in FACTORS:
         rate = float(f"{factor * full.recipe.training.learning_rate:.3g}")
-        say(f"probe: learning rate {rate:g} for {steps} steps")
+        tell(f"probe: learning rate {rate:g} for {steps} steps")
         loss = _loss(_at(full, rate, steps), ready, train, judge)
         load_trained(ready.base.model, ready.method, begun)
         tried.append(Tried(learning_rate=rate, loss=loss if math.isfinite(loss) else None))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from sora_cli.core.records import read_record
 from sora_cli.report import MOVE_AWAY, Report, Score
-from sora_cli.run.certificate import Candidate, Full, Screened
+from sora_cli.search.certificate import Full, Healed, Screened
 
 FILE_NAME = "auto.json"
 
@@ -53,7 +53,7 @@ class AutoRecord(Report):
     screened: list[Screened] = Field(
         default_factory=list, description="sizes scored unhealed, the largest first"
     )
-    candidates: list[Candidate] = Field(
+    candidates: list[Healed] = Field(
         default_factory=list, description="sizes trained and tested, in this order"
     )
     stopped: bool = Field(False, description="whether a test has failed: no other size is tested")
@@ -66,7 +66,7 @@ class AutoRecord(Report):
         """Return the sizes that are still to be trained."""
         return [] if self.stopped else self.named()[len(self.candidates) :]
 
-    def add(self, candidate: Candidate) -> None:
+    def add(self, candidate: Healed) -> None:
         """Note a size that was trained; a failed test is the last one."""
         self.candidates = [*self.candidates, candidate]
         self.stopped = candidate.test is not None and candidate.test.failed

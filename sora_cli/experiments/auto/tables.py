@@ -1,4 +1,4 @@
-"""The tables and lines of `sora auto`: what it will cost, what the rows carry, what was found."""
+"""The lines of `sora auto` about its cost, and about layers that have no size to choose from."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Iterator
 
 from sora_cli.core.console import count, duration
 from sora_cli.core.console import size as readable
-from sora_cli.experiments.auto.budget import FACTORS, LADDER, RowPlan, probe_steps
+from sora_cli.core.words import first_few
+from sora_cli.experiments.auto.budget import FACTORS, RowPlan, probe_steps
 from sora_cli.experiments.auto.plan import AutoPlan
-from sora_cli.run.certificate import Bound, Certificate
+from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
-from sora_cli.run.size import Size
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, columns, rows."""
+from sora_cli.search.ladder import LADDER
 
 
 def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
@@ -62,50 +60,14 @@ def _probing(plan: AutoPlan, rows: RowPlan) -> float:
     return len(FACTORS) * probe_steps(total) / total if plan.block.probe and total else 0.0
 
 
-def carry_lines(plan: AutoPlan, rows: RowPlan, bound: Bound) -> Iterator[str]:
-    """Yield what the test rows can certify, before anything is trained."""
-    block = plan.block
-    asked = f"promise: at most {plan.max_drop:g} worse ({block.max_drop}), {block.confidence:.0%}"
-    smallest = bound.smallest_drop
-    if smallest is None:
-        yield f"{asked}; the bound is {bound.method}"
-        yield "what the rows can certify is computed after screening"
-        return
-    yield f"{asked}; the smallest that {count(rows.test)} test rows can certify: {smallest:.4f}"
-    if smallest > plan.max_drop:
-        yield (
-            "WARNING: these rows cannot carry the promise, unless the two models hardly differ: "
-            "the adapter may be written without a certificate (exit code 3); more rows: auto.rows=N"
-        )
-
-
-def size_table(found: Certificate) -> Table:
-    """Return a table with a row per size, the largest first."""
-    metric = found.promise.metric
-    columns = ["size", "components", "parameters", "largest rank", "screening drop", metric]
-    columns += ["drop", "bound", ""]
-    full = [*_size("full rank", found.full), "", f"{found.full.test:.4f}", "", "", ""]
-    rows = [full]
-    trained = {size.max_params: (i, size) for i, size in enumerate(found.candidates)}
-    for size in found.screened:
-        number, candidate = trained.get(size.max_params, (None, None))
-        shown: Size = candidate or size
-        row = [*_size(f"{size.share:.1%}", shown), f"{size.screening.drop:+.4f}"]
-        test = candidate.test if candidate is not None else None
-        if test is None:
-            row += ["", "", "", _word(number, found, "not tested")]
-        else:
-            row += [f"{test.score:.4f}", f"{test.drop:+.4f}", f"{test.upper:.4f}"]
-            row += [_word(number, found, test.verdict)]
-        rows.append(row)
-    return f"{metric} on the test rows, by size", columns, rows
-
-
-def _size(name: str, size: Size) -> list[str]:
-    return [name, count(size.components), count(size.parameters), str(size.largest_rank)]
-
-
-def _word(number: int | None, found: Certificate, verdict: str) -> str:
-    if number is None:
-        return ""
-    return f"{verdict}, written" if number == found.chosen else verdict
+def full_layers(report: RunReport) -> str | None:
+    """Say which layers keep all components they could have; None: none does."""
+    full = [path for path, rank in report.ranks.items() if rank.end == rank.start]
+    if not full:
+        return None
+    rank = max(report.ranks[path].start for path in full)
+    layers = "1 layer keeps" if len(full) == 1 else f"{len(full)} layers keep"
+    return (
+        f"{layers} all {rank} components ({first_few(full)}): a larger full rank may give more: "
+        f"auto.r_max={2 * rank}"
+    )

@@ -20,7 +20,7 @@ from sora_cli.experiments.path.record import read_path
 from sora_cli.experiments.sweep.record import FILE_NAME as SWEEP
 from sora_cli.experiments.sweep.record import OVER, RunRecord, SweepRecord
 from sora_cli.report import FILE_NAME, Report, RunReport, Score
-from sora_cli.run.certificate import read_certificate
+from sora_cli.search.certificate import read_certificate
 from sora_cli.train.checkpoint.places import FOLDER, MARK_FILE, checkpoint_paths
 
 State = Literal["finished", "running", "interrupted", "failed", "pruned", "blocked", "damaged"]

@@ -11,7 +11,8 @@ from sora_cli.core.figures import INK, new_figure
 from sora_cli.experiments.auto.plot import draw_curve, legend_of
 from sora_cli.experiments.compare.plot_style import arrange, finish, plain
 from sora_cli.experiments.report.facts import number
-from sora_cli.run.certificate import Certificate
+from sora_cli.search.certificate import Certificate
+from sora_cli.search.words import size_verdict
 
 _SIZE = 5.0, 4.2
 """Width and height of the curve, inches."""
@@ -99,18 +100,10 @@ def _row(c: Certificate, i: int, reported: Sequence[str]) -> SizeRow:
         screening=screening,
         test="" if test is None else f"{number(test.score)} (drop {test.drop:+.4f})",
         upper="" if test is None else f"{test.upper:+.4f}",
-        verdict=_verdict(c, i),
+        verdict=size_verdict(c, i, reason=True),
         reported=", ".join("" if s is None else number(s.score) for s in scores),
         is_chosen=i == c.chosen,
     )
-
-
-def _verdict(c: Certificate, i: int) -> str:
-    test = c.candidates[i].test
-    said = "not tested" if test is None else test.verdict
-    if test is not None and test.refused is not None:
-        said = f"{said}: {test.refused}"
-    return f"{said}, written" if i == c.chosen else said
 
 
 def draw_sizes(certificate: Certificate) -> Any:

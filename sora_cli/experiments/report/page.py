@@ -35,8 +35,8 @@ from sora_cli.experiments.report.stages import (
 )
 from sora_cli.recipe.changes import flat
 from sora_cli.report import Report, RunReport
-from sora_cli.run.certificate import Certificate
 from sora_cli.run.summary import next_commands
+from sora_cli.search.certificate import Certificate
 
 _HERE = "sora_cli.experiments.report"
 FEW = 5

@@ -19,12 +19,12 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, NO_VERDICT
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.rows import load_rows
-from sora_cli.experiments.auto import search
+from sora_cli.experiments.auto import maker
 from sora_cli.experiments.auto.record import read_auto
 from sora_cli.recipe.load import load_stored
 from sora_cli.report import read_report
 from sora_cli.run import stored
-from sora_cli.run.certificate import Certificate, read_certificate
+from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests import warm
 from tests.helpers_models import tiny_bert
@@ -135,7 +135,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     out = recipe.parent / "stopped"
     words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
     with monkeypatch.context() as patched:
-        patched.setattr(search, "judged", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        patched.setattr(maker, "drop_bound", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         assert run(words) != 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -389,7 +389,7 @@ def test_verify_needs_a_certificate(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.long
-def test_rows_that_cannot_carry_the_promise(
+def test_rows_that_cannot_certify_the_promise(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -397,7 +397,7 @@ def test_rows_that_cannot_carry_the_promise(
     words += [f"data.files.test={recipe.parent}/validation.jsonl", "data.validation=[test]"]
     assert run([*words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "these rows cannot carry the promise" in shown
+    assert "these rows cannot certify the promise" in shown
     assert not out.exists()
     assert run([*words, "--json"]) == NO_VERDICT
     told = capsys.readouterr()
@@ -410,7 +410,7 @@ def test_rows_that_cannot_carry_the_promise(
         "reported test": 24,
     }
     assert (out / "adapter").is_dir()
-    assert "these rows cannot carry the promise" in told.err
+    assert "these rows cannot certify the promise" in told.err
     assert run(["verify", str(out), "--certificate"]) == 0
     file = out / "certificate.json"
     text = file.read_text(encoding="utf-8")

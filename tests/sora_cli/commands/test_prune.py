@@ -268,7 +268,7 @@ def test_max_drop_writes_the_smallest_size_that_is_certified(
     assert scores[0] - scores[1] == pytest.approx(entry["drop"], abs=1e-9)
 
 
-def test_rows_that_cannot_carry_the_promise_give_no_verdict(
+def test_rows_that_cannot_certify_the_promise_give_no_verdict(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _prune(trained, tmp_path / "p", "--max-drop", "0.04", "--confidence", "0.99") == 3

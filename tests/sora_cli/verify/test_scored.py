@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sora_cli.run.bound import judged
-from sora_cli.run.certificate import Promise, SizeTest
+from sora_cli.search.bounds import drop_bound
+from sora_cli.search.certificate import SizeTest
+from sora_cli.search.promise import Promise
 from sora_cli.tasks.row_scores import RowScores, row_scores
 from sora_cli.verify.scored import Scored
-from tests.sora_cli.run.test_certificate import certificate
+from tests.sora_cli.search.test_certificate import certificate
 
 ROWS = 400
 
@@ -27,12 +28,17 @@ def promise(max_drop: float = 0.05) -> Promise:
     return certificate().promise.model_copy(update={"max_drop": max_drop})
 
 
+def judged(full: RowScores, small: RowScores, asked: Promise) -> SizeTest:
+    bound = drop_bound(full, small, asked.confidence)
+    return SizeTest.of(small.value, bound, asked.max_drop)
+
+
 def compared(
     stored: SizeTest, small: RowScores, whole: float | None = None, max_drop: float = 0.05
 ) -> tuple[Scored, SizeTest]:
     full = scores(0, formula=small.formula)
     done = Scored(0.005)  # 2 rows of 400
-    here = judged(full, small, promise(max_drop), 0)
+    here = judged(full, small, promise(max_drop))
     was = full.value if whole is None else whole
     return done, done.test("sizes/1", stored, was, full, here, promise(max_drop))
 
@@ -40,7 +46,7 @@ def compared(
 @pytest.mark.parametrize("formula", ["right", "mean"])
 def test_where_the_rows_are_the_same_nothing_is_tolerated_but_rounding(formula: str) -> None:
     small = scores(25, 5, formula)
-    right = judged(scores(0, formula=formula), small, promise(0.2), 0)
+    right = judged(scores(0, formula=formula), small, promise(0.2))
     done, agreed = compared(right, small, max_drop=0.2)
     assert all(one.agrees for one in done.compared)
     assert agreed == right
@@ -58,7 +64,7 @@ def test_where_the_rows_are_the_same_nothing_is_tolerated_but_rounding(formula: 
 def test_rows_that_turned_explain_the_bound(
     formula: str, lost: int, turned: tuple[int, int]
 ) -> None:
-    elsewhere = judged(scores(0, formula=formula), scores(lost, 0, formula), promise(0.5), 0)
+    elsewhere = judged(scores(0, formula=formula), scores(lost, 0, formula), promise(0.5))
     done, agreed = compared(elsewhere, scores(lost + turned[0], turned[1], formula), max_drop=0.5)
     assert all(one.agrees for one in done.compared), done.compared
     assert agreed == elsewhere
@@ -67,19 +73,19 @@ def test_rows_that_turned_explain_the_bound(
 
 @pytest.mark.parametrize(("formula", "lost"), [("right", 24), ("mean", 40)])
 def test_a_bound_that_no_tolerated_row_explains_differs(formula: str, lost: int) -> None:
-    elsewhere = judged(scores(0, formula=formula), scores(lost - 1, 0, formula), promise(0.5), 0)
+    elsewhere = judged(scores(0, formula=formula), scores(lost - 1, 0, formula), promise(0.5))
     low = elsewhere.model_copy(update={"upper": elsewhere.drop - 0.01})
     done, agreed = compared(low, scores(lost, 0, formula), max_drop=0.5)
     assert "sizes/1, bound" in [one.name for one in done.compared if not one.agrees]
     assert agreed.upper > low.upper
-    many = judged(scores(0, formula=formula), scores(lost - 6, 0, formula), promise(0.5), 0)
+    many = judged(scores(0, formula=formula), scores(lost - 6, 0, formula), promise(0.5))
     done, _ = compared(many, scores(lost, 0, formula), max_drop=0.5)
     assert not all(one.agrees for one in done.compared)
 
 
 def test_of_right_or_wrong_the_figures_must_give_each_other() -> None:
     """A row turned, so the bound may be another; but only that of the counts beside it."""
-    elsewhere = judged(scores(0), scores(23), promise(), 0)
+    elsewhere = judged(scores(0), scores(23), promise())
     assert compared(elsewhere, scores(24))[1] == elsewhere
     for update in ({"upper": elsewhere.upper - 2e-3}, {"drop": elsewhere.drop - 1 / ROWS}):
         assert compared(elsewhere.model_copy(update=update), scores(24))[1] == elsewhere
@@ -89,10 +95,10 @@ def test_of_right_or_wrong_the_figures_must_give_each_other() -> None:
 
 
 def test_a_verdict_that_turns_within_the_tolerance_cannot_be_told() -> None:
-    elsewhere, here = (judged(scores(0), scores(n), promise(0.5), 0) for n in (10, 11))
+    elsewhere, here = (judged(scores(0), scores(n), promise(0.5)) for n in (10, 11))
     between = (elsewhere.upper + here.upper) / 2
     done, _ = compared(
-        judged(scores(0), scores(10), promise(between), 0), scores(11), max_drop=between
+        judged(scores(0), scores(10), promise(between)), scores(11), max_drop=between
     )
     assert all(one.agrees for one in done.compared)
     (said,) = done.unclear
@@ -102,7 +108,7 @@ def test_a_verdict_that_turns_within_the_tolerance_cannot_be_told() -> None:
 
 def test_bounds_of_few_and_of_many_rows_cannot_be_compared() -> None:
     many, few = (scores(n, 0, "mean") for n in (21, 19))
-    elsewhere = judged(scores(0, formula="mean"), many, promise(0.5), 0)
+    elsewhere = judged(scores(0, formula="mean"), many, promise(0.5))
     done, _ = compared(elsewhere, few, max_drop=0.5)
     assert len(done.unclear) == 1
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sora_cli.recipe.load import load_recipe
-from sora_cli.run.certify.bounds import Bound
+from sora_cli.search.bounds import Bound
 from tests.shared_files import ROOT
 from tests.sora_cli.experiments.auto.support import auto_recipe
 from tools.auto.decide import Pool, Setting
@@ -43,7 +43,7 @@ def test_what_is_stored_comes_back(tmp_path: Path, stored: Stored, exact: bool) 
     assert found.to_json() == stored.to_json() if exact else found.to_json() == again.to_json()
 
 
-def test_a_promise_that_all_keep_is_certified_and_one_that_rows_cannot_carry_is_not() -> None:
+def test_a_promise_that_all_keep_is_certified_and_one_that_rows_cannot_certify_is_not() -> None:
     pool = Pool(right_or_wrong(0.01, 0.5, rows=2000), Setting(500, 400))
     split = pool.split(0)
     found = pool.decide(split, 0.05)
@@ -68,7 +68,7 @@ def test_a_certificate_that_says_too_much_is_seen(
     """With the drop on the test rows itself in place of its bound, half the promises are broken."""
     stored, setting = right_or_wrong(0.15, 0, rows=4000), Setting(30, 70)
     kept = [one for one in replay(stored, setting, 150) if not one.multiple]
-    assert len(kept) == 5  # of 6: such rows carry no less than 0.042
+    assert len(kept) == 5  # of 6: such rows certify no less than 0.042
     assert max(one.broken for one in kept) <= 0.05 + 2 * kept[0].error
     monkeypatch.setattr(Bound, "keeps", lambda bound, promise: bound.drop <= promise)
     broken = [one for one in replay(stored, setting, 150) if not one.multiple]

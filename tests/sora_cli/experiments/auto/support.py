@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sora_cli.run.certificate import Full, Measured, Screened
+from sora_cli.search.certificate import Full, Measured, Screened
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 
 
 def auto_recipe(folder: Path, **blocks: Any) -> Path:
-    """A recipe of 16 steps whose rows can carry a promise of half of everything."""
+    """A recipe of 16 steps whose rows can certify a promise of half of everything."""
     blocks["auto"] = {"max_drop": "50pt", "rows": 60, "sizes": 3, **blocks.get("auto", {})}
     blocks["method"] = {"name": "lora", "r": 4, "threshold": None, **blocks.get("method", {})}
     training = {"epochs": 2, "batch_size": 8, "checkpoint": 5, "learning_rate": 0.02}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.experiments.auto.budget import LADDER, plan_rows
 from sora_cli.experiments.auto.plan import AutoPlan, plan_auto, unused
 from sora_cli.recipe.load import load_recipe
+from sora_cli.search.ladder import LADDER
 from sora_cli.train.checkpoint.fork import check_recipe
 
 RTE = "rte"
@@ -22,7 +22,7 @@ def plan(*words: str) -> AutoPlan:
 
 def test_until_the_cut_all_runs_are_one() -> None:
     found = plan("method.name=sora", "method.r_max=4", "method.alpha=12", "method.dropout=0.1")
-    rows = plan_rows(found, total=2490)
+    rows = found.row_plan(2490)
     full, small = found.full(rows), found.candidate(2, 1234, rows)
     check_recipe(full.recipe.resolved(), small.recipe.resolved(), "full")  # a fork may begin there
     assert full.method_config.start() == small.method_config.start() == (4, 12)  # type: ignore[union-attr]
@@ -52,7 +52,7 @@ def test_another_full_rank_keeps_alpha() -> None:
 def test_healing_and_scoring_stay_within_the_cost() -> None:
     for sizes in (1, 2, 3):
         found = plan(f"auto.sizes={sizes}", "training.epochs=10")
-        rows = plan_rows(found, total=2490)
+        rows = found.row_plan(2490)
         assert found.heal * sizes == pytest.approx(0.2)
         assert found.heal * sizes + rows.scoring <= 0.3
         assert rows.held_out + rows.trained == 2490
@@ -64,23 +64,23 @@ def test_healing_and_scoring_stay_within_the_cost() -> None:
 
 
 def test_a_short_run_scores_few_rows() -> None:
-    long = plan_rows(plan("training.max_steps=2000"), total=60_000)
-    short = plan_rows(plan("training.max_steps=200"), total=60_000)
+    long = plan("training.max_steps=2000").row_plan(60_000)
+    short = plan("training.max_steps=200").row_plan(60_000)
     assert short.held_out < long.held_out / 5
     assert short.scoring <= 0.1
 
 
 def test_rows_that_are_not_trained_on_are_used_first() -> None:
     words = ("data.max_train_rows=800", "training.max_steps=5000")
-    found = plan_rows(plan(*words), total=2490)
+    found = plan(*words).row_plan(2490)
     assert found.held_out == 2490 - 800
     assert found.trained == 800
-    found = plan_rows(plan("training.max_steps=5000"), total=2490)
+    found = plan("training.max_steps=5000").row_plan(2490)
     assert found.held_out == 2490 // 5
 
 
 def test_rows_may_be_given() -> None:
-    found = plan_rows(plan("auto.rows=1000"), total=2490)
+    found = plan("auto.rows=1000").row_plan(2490)
     assert (found.screening, found.test, found.trained) == (250, 750, 1490)
 
 
@@ -94,7 +94,7 @@ def test_rows_may_be_given() -> None:
 )
 def test_too_few_rows(words: tuple[str, ...], total: int, said: str) -> None:
     with pytest.raises(SoraError, match=said):
-        plan_rows(plan(*words), total=total)
+        plan(*words).row_plan(total)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_without_a_loss_there_is_nothing_to_find() -> None:
 
 def test_a_path_is_not_walked() -> None:
     found = plan("path={vary: method.threshold, schedule: {start: 0, stop: 1, num: 2}}")
-    assert found.full(plan_rows(found, total=2490)).recipe.path is None
+    assert found.full(found.row_plan(2490)).recipe.path is None
 
 
 def test_values_without_effect_are_said() -> None:

@@ -16,7 +16,7 @@ from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.sweep.record import RunRecord, SweepRecord
 from tests.helpers_reports import KINDS, write_report, write_study
 from tests.sora_cli.experiments.report.pages import full_run, write_path
-from tests.sora_cli.run.test_certificate import certificate
+from tests.sora_cli.search.test_certificate import certificate
 
 Output = pytest.CaptureFixture[str]
 HALF = dict.fromkeys(KINDS, 4)

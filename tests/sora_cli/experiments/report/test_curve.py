@@ -6,7 +6,7 @@ import pytest
 
 from sora_cli.core.figures import COLOURS
 from sora_cli.experiments.report.certificate import draw_sizes
-from tests.sora_cli.run.test_certificate import certificate
+from tests.sora_cli.search.test_certificate import certificate
 
 
 def test_bounds_and_promise() -> None:

@@ -18,7 +18,7 @@ from sora_cli.experiments.report.curves import Curves, draw_alive, draw_loss, dr
 from sora_cli.experiments.report.facts import duration, headline, phases
 from sora_cli.experiments.report.ranks import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_rows, pooled
-from sora_cli.run import certificate as schema
+from sora_cli.search import certificate as schema
 from tests.helpers_reports import report_of, write_report
 from tests.sora_cli.experiments.report.pages import (
     Page,
@@ -28,7 +28,7 @@ from tests.sora_cli.experiments.report.pages import (
     write_path,
     write_predictions,
 )
-from tests.sora_cli.run.test_certificate import certificate
+from tests.sora_cli.search.test_certificate import certificate
 
 SECTIONS = ["notes", "curves", "ranks", "spectra", "examples", "time", "recipe", "next"]
 

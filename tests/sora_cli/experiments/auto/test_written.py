@@ -12,23 +12,22 @@ import torch
 from methods.base import LowRankLinear
 from methods.factors import LowRankFactors
 from sora_cli.experiments.auto.budget import RowPlan
-from sora_cli.experiments.auto.conclusion import full_layers
+from sora_cli.experiments.auto.cuts import holding
 from sora_cli.experiments.auto.plan import found_keys, plan_auto
 from sora_cli.experiments.auto.plot import plot_curve
 from sora_cli.experiments.auto.record import AutoRecord
-from sora_cli.experiments.auto.screening import holding
-from sora_cli.experiments.auto.tables import size_table
+from sora_cli.experiments.auto.tables import full_layers
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import Ranks, RunReport
-from sora_cli.run.certificate import Candidate, RowSet, SizeTest
-from sora_cli.run.conclusion import choose, failed
+from sora_cli.search.certificate import Healed, RowSet, SizeTest, choose, failed
+from sora_cli.search.words import size_table
 from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
-from tests.sora_cli.run.test_certificate import certificate
+from tests.sora_cli.search.test_certificate import certificate
 
 
-def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Candidate:
+def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Healed:
     test = SizeTest(score=0.8, drop=0.001, upper=upper, kept=bool(kept))
-    return Candidate(
+    return Healed(
         parameters=512 >> number,
         components=10,
         largest_rank=2,
@@ -49,7 +48,7 @@ def candidate(number: int, kept: bool | None, *, upper: float = 0.004) -> Candid
         ([True, True, False], 1, 2),
         ([True, False], 0, 1),
         ([False], 0, 0),  # nothing is certified: the largest is written
-        ([None], 0, None),  # the rows could not carry a test
+        ([None], 0, None),  # the rows could not certify anything
     ],
 )
 def test_what_is_written(kept: list[bool | None], chosen: int, ended: int | None) -> None:

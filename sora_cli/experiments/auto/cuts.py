@@ -1,4 +1,4 @@
-"""Screening: the checkpoint at the cut, cut to each size of the ladder and scored unhealed.
+"""The checkpoint at the cut, cut to each size of the ladder and scored unhealed, for screening.
 
 It is what every candidate begins with, so the ranks are those that a candidate's cut gives.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,35 +15,14 @@ from methods.base import Layers
 from methods.factors import LowRankFactors
 from methods.sharding import like
 from sora_cli.adapter.pruning import at_ranks, survey
-from sora_cli.experiments.auto.plan import AutoPlan
-from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs
 from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.auto import Serve
 from sora_cli.recipe.load import LoadedRecipe
-from sora_cli.run.certificate import Screened
-from sora_cli.run.size import Size, size_of
+from sora_cli.search.screening import Cuts, rungs
+from sora_cli.search.size import size_of
 from sora_cli.tasks.base import Encoded
-from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
 from sora_cli.train.checkpoint.fork import locate_fork
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """The checkpoint at the cut and its sizes, unhealed, scored on the same rows.
-
-    Attributes:
-        full: size of the uncut one.
-        whole: its scores.
-        rungs: the sizes, the largest first.
-        sizes, scores: of each.
-    """
-
-    full: Size
-    whole: RowScores
-    rungs: list[Rung]
-    sizes: list[Size]
-    scores: list[RowScores]
 
 
 def score_cuts(stages: Stages, candidate: LoadedRecipe, rows: Encoded, serve: Serve | None) -> Cuts:
@@ -68,26 +46,6 @@ def score_cuts(stages: Stages, candidate: LoadedRecipe, rows: Encoded, serve: Se
         with holding(layers, at_ranks(factors, rung.ranks, known)):
             found.scores.append(stages.scores(rows))
         found.sizes.append(size_of(rung.ranks, cost, serve))
-    return found
-
-
-def screen(cuts: Cuts, plan: AutoPlan, *, test_rows: int, tested: bool) -> list[Screened]:
-    """Return all sizes that were scored, the largest first, with those named that are to be tried.
-
-    Args:
-        test_rows: how many will test them.
-        tested: whether a test could pass.
-    """
-    whole, block = cuts.whole, plan.block
-    parts = zip(cuts.rungs, cuts.sizes, cuts.scores, strict=True)
-    confidence = block.confidence
-    found = [
-        measured(rung, size, whole, small, test_rows=test_rows, confidence=confidence)
-        for rung, size, small in parts
-    ]
-    named = name_sizes(found, cuts.full, plan.max_drop, block.sizes, block.serve, tested=tested)
-    for number in named:
-        found[number].named = True
     return found
 
 

@@ -1,4 +1,4 @@
-"""The sizes that are screened, and which ones are trained."""
+"""The sizes that are screened, and which of them are trained."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from scipy.stats import binom
 
 from methods.budgets import within_parameters
-from sora_cli.experiments.auto.budget import LADDER
 from sora_cli.recipe.auto import Serve
-from sora_cli.run.certificate import Measured, Screened
-from sora_cli.run.certify.bca import FEWEST_DIFFERING, differing_rows, influences
-from sora_cli.run.certify.carry import DIFFERING, POWER, certifiable_drop, certifiable_from
-from sora_cli.run.certify.few import few_rows_bound, has_worst
-from sora_cli.run.size import Size
+from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows, influences
+from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop, certifiable_from
+from sora_cli.search.certificate import Measured, Screened
+from sora_cli.search.few import few_rows_bound, has_worst
+from sora_cli.search.ladder import LADDER
+from sora_cli.search.size import Size
 
 if TYPE_CHECKING:
     from methods.budgets import Values
@@ -27,6 +28,18 @@ _TESTABLE = 1.5 * FEWEST_DIFFERING
 """Differing rows that are expected of a size that is tested, where the bound is approximate."""
 _BEFOREHAND = 20
 """Rows of right or wrong that speak for what is expected of a size before any row is scored."""
+
+
+def part_rows(rows: int, seed: int, *, screening: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Part row numbers by a seed into those that screen sizes and those that test them, sorted.
+
+    Args:
+        rows: how many there are.
+        screening: the share of the first part; both get a row at least, if there are two.
+    """
+    order = np.random.default_rng(seed).permutation(rows)
+    first = min(max(round(rows * screening), 1), max(rows - 1, 1))
+    return np.sort(order[:first]), np.sort(order[first:])
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,24 @@ class Rung:
     ranks: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Cuts:
+    """A checkpoint and its cuts, unhealed, scored on the screening rows.
+
+    Attributes:
+        full: size of the uncut one.
+        whole: its scores.
+        rungs: the sizes, the largest first.
+        sizes, scores: of each.
+    """
+
+    full: Size
+    whole: RowScores
+    rungs: list[Rung]
+    sizes: list[Size]
+    scores: list[RowScores]
+
+
 def rungs(values: Values, cost: Mapping[str, int], full: int) -> list[Rung]:
     """Return the ladder's sizes, without those that are empty or as large as the one before.
 
@@ -59,6 +90,19 @@ def rungs(values: Values, cost: Mapping[str, int], full: int) -> list[Rung]:
         if any(ranks.values()) and not (found and found[-1].ranks == ranks):
             found.append(Rung(share, budget, ranks))
     return found
+
+
+def screen(cuts: Cuts, *, test_rows: int, confidence: float) -> list[Screened]:
+    """Return all sizes as screening found them, the largest first; none is named yet.
+
+    Args:
+        test_rows: how many rows will test a size.
+        confidence: of that test.
+    """
+    return [
+        measured(rung, size, cuts.whole, small, test_rows=test_rows, confidence=confidence)
+        for rung, size, small in zip(cuts.rungs, cuts.sizes, cuts.scores, strict=True)
+    ]
 
 
 def measured(

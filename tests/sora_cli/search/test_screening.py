@@ -8,17 +8,26 @@ import numpy as np
 import pytest
 import torch
 
-from sora_cli.experiments.auto.budget import LADDER
-from sora_cli.experiments.auto.sizes import Rung, measured, name_sizes, rungs
-from sora_cli.run.bound import carried
-from sora_cli.run.certificate import Screened
-from sora_cli.run.certify.carry import certifiable_drop
-from sora_cli.run.certify.few import few_rows_bound
-from sora_cli.run.size import Size, saving, size_of
+from sora_cli.search.certifiable import Certifiable, certifiable_drop
+from sora_cli.search.certificate import Screened
+from sora_cli.search.few import few_rows_bound
+from sora_cli.search.ladder import LADDER
+from sora_cli.search.screening import Rung, measured, name_sizes, part_rows, rungs
+from sora_cli.search.size import Size, saving, size_of
 from sora_cli.tasks.row_scores import row_scores
 from tests.sora_cli.experiments.auto.support import full, screened
 
 COST = {"a": 10, "b": 20}
+
+
+def test_rows_are_parted_by_the_seed_alone() -> None:
+    screen, rest = part_rows(101, 7)
+    assert sorted([*screen, *rest]) == list(range(101))
+    assert len(screen) == 50
+    assert (np.diff(screen) > 0).all()
+    assert screen.tolist() == part_rows(101, 7)[0].tolist() != part_rows(101, 8)[0].tolist()
+    assert [len(part) for part in part_rows(10, 0, screening=0.3)] == [3, 7]
+    assert [len(part) for part in part_rows(2, 0, screening=0.01)] == [1, 1]
 
 
 def test_rungs_fit_their_share() -> None:
@@ -171,8 +180,8 @@ def test_of_many_rows_that_all_agree_the_smallest_size_is_believed() -> None:
 def test_the_safe_size_is_one_that_test_rows_can_be_expected_to_certify() -> None:
     lost = [0, 2, 4, 8, 12, 16, 30, 60, 90, 150, 200]  # of 1,000
     sizes = screened_rows(1000, lost, test_rows=3000)
-    carried = certifiable_drop(3000, differing=0.025)
-    assert [size.certifiable for size in sizes[:6]] == [carried] * 6  # never less: 2.5 % may differ
+    usual = certifiable_drop(3000, differing=0.025)
+    assert [size.certifiable for size in sizes[:6]] == [usual] * 6  # never less: 2.5 % may differ
     assert sizes[7].certifiable == certifiable_drop(3000, differing=0.065)
     # 9.0 and 13 points in 1,000 are expected of 22 and 15 %; all that is certified is 7 more
     assert name_sizes(sizes, full(), 0.017, 2, None) == [3, 4]
@@ -191,7 +200,8 @@ def test_where_no_size_is_good_enough_the_largest_is_tried() -> None:
     [(True, 0.02, True), (True, 0.001, False), (False, 0.001, True)],  # not known beforehand
 )
 def test_whether_a_test_could_pass(right_or_wrong: bool, max_drop: float, possible: bool) -> None:
-    assert carried(300, 0.95, right_or_wrong=right_or_wrong).can_carry(max_drop) is possible
+    found = Certifiable.on(300, 0.95, right_or_wrong=right_or_wrong)
+    assert found.may_pass(max_drop) is possible
 
 
 def test_of_sizes_that_cost_the_same_the_largest_is_trained() -> None:

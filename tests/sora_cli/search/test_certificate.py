@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.run.certificate import (
+from sora_cli.search.certificate import (
     FILE_NAME,
     SCREENING,
     TEST,
     TRAIN,
-    Bound,
-    Candidate,
+    BoundMethod,
     Certificate,
     Full,
+    Healed,
     Measured,
-    Promise,
     RowSet,
     Screened,
     SizeTest,
     read_certificate,
 )
+from sora_cli.search.promise import Promise
 
 
 def certificate() -> Certificate:
@@ -49,7 +49,7 @@ def certificate() -> Certificate:
         screening=screening,
         named=True,
     )
-    candidate = Candidate(
+    candidate = Healed(
         **size,
         parameters=40,
         served=40,
@@ -76,7 +76,7 @@ def certificate() -> Certificate:
     rows = {name: RowSet(split="train", rows=900, digest="d") for name in (TRAIN, SCREENING, TEST)}
     return Certificate(
         promise=promise,
-        bound=Bound(method="exact", exact=True, smallest_drop=0.003),
+        bound=BoundMethod(method="exact", exact=True, smallest_drop=0.003),
         full=full,
         screened=[unhealed],
         candidates=[candidate],

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm, t
 
-from sora_cli.run.certify.bca import (
+from sora_cli.search.bca import (
     BootstrapRefusedError,
     bca_bound,
     differing_rows,
     drops,
     influences,
 )
-from sora_cli.run.certify.bounds import drop_bound
+from sora_cli.search.bounds import drop_bound
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 ROWS = 150

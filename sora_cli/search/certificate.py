@@ -2,21 +2,27 @@
 
 It holds for the written adapter, this training run, and rows drawn like these. Everything it names
 by a directory lies in the run's own, so that the run may be moved. What follows from its figures is
-computed when it is made or read (`run/conclusion.py`): a sentence in a file is never shown.
+computed when it is made or read (`conclude`): a sentence in a file is never shown.
 No torch here.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sora_cli.core.records import Record, read_record
 from sora_cli.report import Score
-from sora_cli.run.conclusion import conclude
-from sora_cli.run.size import Size
+from sora_cli.search.ladder import last_passed
+from sora_cli.search.promise import Promise
+from sora_cli.search.size import Size, saving
+
+if TYPE_CHECKING:
+    from sora_cli.search.bounds import Bound
 
 FILE_NAME = "certificate.json"
 PICTURE = "curve.png"
@@ -26,6 +32,10 @@ TRAIN, SCREENING, TEST = "train", "screening", "test"
 SIZES = "sizes"
 """Folder of the directories of all runs, in the output directory."""
 FULL = "full"
+_SCOPE = (
+    "the written adapter, this training run, and rows drawn like the test rows; not another seed, "
+    "other data, or rows of another kind"
+)
 
 
 def part_of(split: str) -> str:
@@ -38,27 +48,7 @@ def directory_of(number: int | None) -> str:
     return f"{SIZES}/{FULL if number is None else number + 1}"
 
 
-class Promise(BaseModel):
-    """The loss that was asked for."""
-
-    max_drop: float = Field(
-        description="how much worse than the full rank the metric may be, in its own unit"
-    )
-    given: str = Field(description="that loss as it was given, such as 0.5pt")
-    confidence: float = Field(description="1 - the probability of a broken promise, at most")
-    metric: str = Field(description="the recipe's main metric")
-    greater_is_better: bool = Field(description="whether a larger metric is better")
-    serve: str | None = Field(
-        description="what the adapter is to be served by, which decides what a size costs; null: "
-        "its parameters count"
-    )
-
-    def drop(self, full: float, score: float) -> float:
-        """Return how much worse a score is than that at full rank; negative: better."""
-        return full - score if self.greater_is_better else score - full
-
-
-class Bound(BaseModel):
+class BoundMethod(BaseModel):
     """The way in which the drop's upper bound is computed, from differences row by row."""
 
     method: str = Field(description="the method, with its source")
@@ -97,6 +87,25 @@ class SizeTest(Measured):
         "pass, which is no failure and ends no testing",
     )
 
+    @classmethod
+    def of(cls, score: float, bound: Bound, max_drop: float) -> Self:
+        """Return the test of a size.
+
+        Args:
+            score: the size's.
+            bound: of its drop against the full rank, on the test rows.
+            max_drop: the tolerated loss.
+        """
+        return cls(
+            score=score,
+            drop=bound.drop,
+            upper=math.nan if bound.upper is None else bound.upper,
+            kept=bound.keeps(max_drop),
+            differing=bound.differing,
+            refused=bound.reason,
+            passed_over=bound.passes_over(max_drop),
+        )
+
     @property
     def verdict(self) -> str:
         """The result in a word or two."""
@@ -133,7 +142,7 @@ class Screened(Size):
     )
 
 
-class Candidate(Size):
+class Healed(Size):
     """A size that was cut, healed and tested."""
 
     max_params: int = Field(description="the budget it was cut to")
@@ -172,10 +181,10 @@ class StoredCertificate(BaseModel):
     statement: str = Field("", description="what is promised, or why nothing is, as a sentence")
     scope: str = Field("", description="what the promise is about")
     promise: Promise = Field(description="what was asked for")
-    bound: Bound = Field(description="how it was tested")
+    bound: BoundMethod = Field(description="how it was tested")
     full: Full = Field(description="the full rank")
     screened: list[Screened] = Field(description="sizes scored unhealed, the largest first")
-    candidates: list[Candidate] = Field(
+    candidates: list[Healed] = Field(
         description="sizes trained, in the order of their tests, the largest first"
     )
     chosen: int = Field(0, description="which of the candidates was written, from 0")
@@ -193,6 +202,66 @@ class StoredCertificate(BaseModel):
     base: dict[str, Any] = Field(description="the base model, as in report.json")
     adapter: str = Field(
         "", description="digest of the written adapter: SHA-256, as in report.json"
+    )
+
+
+def conclude(found: StoredCertificate) -> None:
+    """Set what follows from a certificate's figures, whatever it was before.
+
+    Whether a size passed, which one is written and what that promises follow from the promise, the
+    sizes and their bounds, here and nowhere else.
+    """
+    promise, candidates = found.promise, found.candidates
+    for test in (size.test for size in candidates if size.test is not None):
+        test.kept = test.upper <= promise.max_drop
+        test.passed_over = test.passed_over and not test.kept and not found.bound.exact
+    found.chosen = choose(candidates)
+    written = candidates[found.chosen]
+    kept = written.test is not None and written.test.kept
+    found.status = "certified" if kept else "not certified"
+    found.statement = _statement(promise, found.bound, written.test, found.rows[TEST].rows)
+    found.scope = _SCOPE
+    found.next_smaller = failed(candidates) if kept else None
+    found.saved = saving(written, found.full, promise.serve)
+    found.adapter = written.digest
+
+
+def choose(candidates: Sequence[Healed]) -> int:
+    """Return which candidate is written: the last that passed its test, else the first."""
+    return last_passed(size.test is not None and size.test.kept for size in candidates) or 0
+
+
+def failed(candidates: Sequence[Healed]) -> int | None:
+    """Return the candidate whose test ended the testing; None: none failed."""
+    tests = ((i, size.test) for i, size in enumerate(candidates))
+    return next((i for i, test in tests if test is not None and test.failed), None)
+
+
+def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: int) -> str:
+    """Return what is promised of the size that is written, or why nothing is.
+
+    Args:
+        test: that size's; None: it was not tested.
+        rows: that tested it.
+    """
+    if test is None:
+        smallest = "not known" if bound.smallest_drop is None else f"{bound.smallest_drop:.4f}"
+        return (
+            f"{rows:,} test rows cannot show that {promise.metric} is at most "
+            f"{promise.max_drop:g} worse: the smallest loss they can certify is {smallest}"
+        )
+    if test.kept:
+        return (
+            f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
+            f"{promise.max_drop:g} worse than at full rank (bound {test.upper:.4f}, on "
+            f"{rows:,} rows: {test.drop:+.4f})"
+        )
+    if test.refused is not None:
+        return f"no bound of the loss can be computed: {test.refused}"
+    return (
+        f"no size passed its test: of the largest, {promise.metric} may be {test.upper:.4f} "
+        f"worse than at full rank, and {promise.max_drop:g} is tolerated (on {rows:,} rows: "
+        f"{test.drop:+.4f})"
     )
 
 
@@ -218,7 +287,7 @@ class Certificate(StoredCertificate):
         return [said, "", f"That is about {self.scope}. Saved: {self.saved}."]
 
     @property
-    def written(self) -> Candidate:
+    def written(self) -> Healed:
         """The candidate whose adapter was written."""
         return self.candidates[self.chosen]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.run.certify.bca import (
+from sora_cli.search.bca import (
     RESAMPLES,
     BootstrapRefusedError,
     Refusal,
     bca_bound,
     differing_rows,
-    drops,
+    drop_on,
 )
-from sora_cli.run.certify.few import few_rows_bound
-from sora_cli.run.certify.paired import exact_bound
+from sora_cli.search.few import few_rows_bound
+from sora_cli.search.paired import exact_bound
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
@@ -66,6 +66,10 @@ class Bound:
         """Tell whether the drop is shown to be at most the promise."""
         return self.upper is not None and self.upper <= promise
 
+    def fails(self, promise: float) -> bool:
+        """Tell whether this ends the testing: it is neither kept nor passed over."""
+        return not self.keeps(promise) and not self.passes_over(promise)
+
 
 def drop_bound(
     full: RowScores,
@@ -86,7 +90,7 @@ def drop_bound(
     if (full.metric, full.formula, len(full)) != (small.metric, small.formula, len(small)):
         raise ValueError("scores of different metrics or rows are compared")
     rows, differing = len(full), differing_rows(full, small)
-    here = float(drops(full, small, np.ones((1, rows)))[0])
+    here = drop_on(full, small)
     if full.is_right_or_wrong and np.isfinite(here):
         apart = full.parts[:, 0] - small.parts[:, 0]
         apart = apart if full.greater_is_better else -apart

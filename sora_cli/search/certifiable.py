@@ -7,6 +7,8 @@ often the two models may differ, for a small model that is truly as good as the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,8 +17,9 @@ from scipy.special import ndtri
 from scipy.stats import binom
 
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.run.certify.bca import influences
-from sora_cli.run.certify.paired import exact_bound, score_limit
+from sora_cli.search.bca import influences
+from sora_cli.search.certificate import BoundMethod, Screened
+from sora_cli.search.paired import exact_bound, score_limit
 
 if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
@@ -28,6 +31,45 @@ _MANY = (
     2000  # differing rows: their outcomes are too many to list, and the drop is as good as normal
 )
 _TAIL = 6.0  # standard deviations of outcomes that are counted
+_EXACT = (
+    "exact for right-or-wrong rows: Buehler's bound of the paired difference, in the order of "
+    "Tango's score (Lloyd and Moldovan 2007)"
+)
+_APPROXIMATE = "approximate: BCa bootstrap over whole rows (Efron 1987)"
+
+
+@dataclass(frozen=True)
+class Certifiable:
+    """The loss that test rows can certify, known before a size is tested on them.
+
+    Attributes:
+        bound: how they bound a drop, with the smallest that they can be expected to certify.
+        best_case: the smallest that they certify if no row differs at all; None: not known for
+            this metric.
+    """
+
+    bound: BoundMethod
+    best_case: float | None
+
+    @classmethod
+    def on(cls, rows: int, confidence: float, *, right_or_wrong: bool) -> Certifiable:
+        """Return what so many test rows can certify."""
+        if not right_or_wrong:
+            return cls(BoundMethod(method=_APPROXIMATE, exact=False, smallest_drop=None), None)
+        smallest = certifiable_drop(rows, confidence=confidence)
+        best = certifiable_drop(rows, differing=0, confidence=confidence)
+        return cls(BoundMethod(method=_EXACT, exact=True, smallest_drop=smallest), best)
+
+    def may_pass(self, max_drop: float) -> bool:
+        """Tell whether a test of a tolerated loss could pass at all."""
+        return self.best_case is None or self.best_case <= max_drop
+
+    def screened(self, sizes: Sequence[Screened]) -> BoundMethod:
+        """Return the bound once sizes are screened: of an approximate one that says how small."""
+        named = [size for size in sizes if size.named]
+        if self.bound.smallest_drop is not None or not named:
+            return self.bound
+        return self.bound.model_copy(update={"smallest_drop": named[0].certifiable})
 
 
 @lru_cache(maxsize=2**12)
@@ -75,16 +117,6 @@ def certifiable_from(
         return certifiable_drop(rows, differing=differing, confidence=confidence, power=power)
     spread = float(influences(full, small).std(ddof=1))
     return float(ndtri(confidence) + ndtri(power)) * spread / math.sqrt(rows)
-
-
-def carry_words(rows: int, confidence: float = CONFIDENCE) -> str:
-    """Return in words what rows of right or wrong can certify, before anything is known of them."""
-    usual = certifiable_drop(rows, confidence=confidence)
-    best = certifiable_drop(rows, differing=0, confidence=confidence)
-    return (
-        f"can certify a drop of {usual:.4f} ({POWER:.0%} of the time, if {DIFFERING:.1%} of them "
-        f"differ and nothing is lost), at best {best:.4f}"
-    )
 
 
 def rows_needed(

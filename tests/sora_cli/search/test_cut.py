@@ -10,14 +10,31 @@ import pytest
 import torch
 
 from methods.factors import LowRankFactors
-from sora_cli.commands._certify import verdict_lines
-from sora_cli.run.certify.choice import Search
-from sora_cli.run.search import choose_size, sizes_to_test
+from sora_cli.search.cut import choose_cut
+from sora_cli.search.ladder import smaller_sizes
+from sora_cli.search.promise import Promise
+from sora_cli.search.search import Search
+from sora_cli.search.words import verdict_lines
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 ROWS = 300
 Wrong = Callable[[int], int]
 """Components -> rows that are wrong with so many."""
+
+
+def promise_of(max_drop: float, metric: str = "accuracy") -> Promise:
+    return Promise(
+        max_drop=max_drop,
+        given=f"{max_drop:g}",
+        confidence=0.95,
+        metric=metric,
+        greater_is_better=True,
+        serve=None,
+    )
+
+
+def told(_: str) -> None:
+    """What rows can certify is not looked at here."""
 
 
 @pytest.fixture
@@ -43,14 +60,15 @@ def _search(
         right = np.arange(ROWS) >= wrong(asked[-1])
         return row_scores("accuracy", "right", right, **options)
 
-    return choose_size(layers, scores, promise, 0.95, "validation", reference=reference), asked
+    found = promise_of(promise)
+    return choose_cut(layers, scores, found, "validation", told, reference=reference), asked
 
 
 def test_sizes_follow_from_the_number_of_components_alone() -> None:
-    assert sizes_to_test(144) == [108, 81, 60, 45, 33, 24, 18, 13, 9, 6, 4, 3]
-    assert sizes_to_test(5) == [3, 2, 1, 0]
-    assert sizes_to_test(1) == [0]
-    assert sizes_to_test(0) == []
+    assert smaller_sizes(144) == [108, 81, 60, 45, 33, 24, 18, 13, 9, 6, 4, 3]
+    assert smaller_sizes(5) == [3, 2, 1, 0]
+    assert smaller_sizes(1) == [0]
+    assert smaller_sizes(0) == []
 
 
 def test_the_smallest_that_passed_is_kept_and_nothing_is_tested_after_a_failure(
@@ -59,26 +77,26 @@ def test_the_smallest_that_passed_is_kept_and_nothing_is_tested_after_a_failure(
     search, asked = _search(layers, lambda n: 0 if n >= 6 else 30, 0.02)
     assert asked == [16, 12, 9, 6, 4]
     assert (search.certified, search.chosen.components) == (True, 6)
-    assert sum(search.key.values()) == 6
-    assert [p.passed for p in search.points] == [True] * 4 + [False]
-    assert search.points[0].bound is None
-    assert search.points[-1].drop == pytest.approx(0.1)
+    assert sum(search.chosen.key.values()) == 6
+    assert [p.passed for p in search.candidates] == [True] * 4 + [False]
+    assert search.candidates[0].bound is None
+    assert search.candidates[-1].drop == pytest.approx(0.1)
     assert search.chosen.parameters == 6 * 16
-    assert (search.rows, search.metric, search.split) == (ROWS, "accuracy", "validation")
+    assert (search.facts()["rows"], search.metric, search.split) == (ROWS, "accuracy", "validation")
 
 
 def test_where_no_size_passes_the_one_that_looks_good_is_not_certified(
     layers: dict[str, LowRankFactors],
 ) -> None:
-    """300 rows carry 0.01 at best: a promise of 0.005 is never shown, a drop of 0.0033 is seen."""
+    """300 rows certify 0.01 at best: 0.005 is never shown, a drop of 0.0033 is seen."""
     search, asked = _search(layers, lambda n: 0 if n == 16 else 1 if n >= 9 else 2, 0.005)
     assert asked == [16, 12, 9, 6]
     assert not search.certified
     assert search.chosen.components == 9
     assert search.chosen.bound is None  # it was not tested
-    assert [p.bound is None for p in search.points] == [True, False, True, True]
-    assert search.carried is not None
-    assert search.carried > 0.01
+    assert [p.bound is None for p in search.candidates] == [True, False, True, True]
+    assert search.certifiable is not None
+    assert search.certifiable > 0.01
 
 
 def test_where_even_the_largest_size_looks_bad_everything_is_kept(
@@ -87,7 +105,7 @@ def test_where_even_the_largest_size_looks_bad_everything_is_kept(
     search, asked = _search(layers, lambda n: 0 if n == 16 else 60, 0.02)
     assert asked == [16, 12]
     assert (search.certified, search.chosen.components) == (True, 16)
-    assert search.chosen is search.points[0]
+    assert search.chosen is search.candidates[0]
 
 
 ALL_RIGHT = row_scores("accuracy", "right", np.ones(ROWS, dtype=bool))
@@ -100,7 +118,7 @@ def test_against_another_model_the_largest_size_is_tested_too(
     assert asked == [12, 8, 4, 2]  # 4 of 16 are zeros
     assert (search.certified, search.chosen.components, search.outside) == (True, 4, True)
     assert search.chosen.drop == pytest.approx(1 / ROWS)
-    assert (search.points[0].score, search.points[1].components) == (1.0, 12)
+    assert (search.candidates[0].score, search.candidates[1].components) == (1.0, 12)
 
 
 def test_against_another_model_not_even_everything_may_be_enough(
@@ -110,9 +128,9 @@ def test_against_another_model_not_even_everything_may_be_enough(
     assert asked == [12]
     assert (search.certified, search.chosen.components) == (False, 12)
     assert search.chosen.drop == pytest.approx(0.2)
-    assert sum(search.key.values()) == 12
-    told = "NOT certified: 12 components lose 0.2000 of accuracy on these rows, and the rows"
-    assert verdict_lines(search)[0].startswith(told)
+    assert sum(search.chosen.key.values()) == 12
+    said = "NOT certified: 12 components lose 0.2000 of accuracy on these rows, and the rows"
+    assert verdict_lines(search)[0].startswith(said)
 
 
 def test_a_smaller_loss_is_better(layers: dict[str, LowRankFactors]) -> None:
@@ -133,8 +151,8 @@ def test_where_the_bound_is_refused_nothing_is_certified(
         values[: 16 - sum(f.rank for f in factors.values())] = -0.1
         return row_scores("log_likelihood", "mean", values)
 
-    search = choose_size(layers, scores, 0.0042, 0.95, "validation")
-    first = search.points[1].bound
+    search = choose_cut(layers, scores, promise_of(0.0042, "log_likelihood"), "validation", told)
+    first = search.candidates[1].bound
     assert first is not None
     assert (first.upper, first.refused) == (None, "few rows differ")
-    assert (search.certified, search.carried, search.chosen.components) == (False, None, 4)
+    assert (search.certified, search.certifiable, search.chosen.components) == (False, None, 4)

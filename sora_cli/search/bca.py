@@ -72,7 +72,7 @@ def bca_bound(
     Raises:
         BootstrapRefusedError: the rows are too few or too much alike for the approximation.
     """
-    rows, here = len(full), float(drops(full, small, np.ones((1, len(full))))[0])
+    rows, here = len(full), drop_on(full, small)
     if not np.isfinite(here):
         raise BootstrapRefusedError("not finite")
     if rows < FEWEST_ROWS:
@@ -113,6 +113,11 @@ def drops(full: RowScores, small: RowScores, weights: np.ndarray) -> np.ndarray:
     """Return how much worse `small` is than `full` with each set of weights, (sets,)."""
     apart = full.weighted(weights) - small.weighted(weights)
     return np.asarray(apart if full.greater_is_better else -apart)
+
+
+def drop_on(full: RowScores, small: RowScores) -> float:
+    """Return how much worse `small` is than `full` on all their rows."""
+    return float(drops(full, small, np.ones((1, len(full))))[0])
 
 
 def differing_rows(full: RowScores, small: RowScores) -> int:

@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import beta, multinomial
 
-from sora_cli.run.certify.paired import exact_bound, score, score_limit
+from sora_cli.search.paired import exact_bound, score, score_limit
 
 
 def _misses(n: int, p_lost: float, p_won: float, confidence: float) -> float:

@@ -1,0 +1,52 @@
+"""The losses of modules when an adapter was made, as a table and as JSON. Nothing is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sora_cli.adapter.pruning import Loss
+
+
+def module_facts(losses: Mapping[str, Loss]) -> dict[str, dict[str, float]]:
+    """Return rank, norm and relative error of each module, for JSON."""
+    return {
+        path: {"rank": x.after, "norm": x.squared**0.5, "relative_error": x.relative_error}
+        for path, x in losses.items()
+    }
+
+
+def shown_error(error: float) -> str:
+    """Return a relative error for people; rounding is no percentage."""
+    return f"{error:.2%}" if error >= 5e-5 else f"{error:.1e}"
+
+
+def _loss_error(loss: Loss) -> str:
+    return shown_error(loss.relative_error)
+
+
+def loss_table(
+    losses: Mapping[str, Loss],
+    total: Loss,
+    *,
+    before: str = "rank",
+    error: Callable[[Loss], str] = _loss_error,
+) -> dict[str, Any]:
+    """Return a table with a line for each module, as `core.console.emit_table` takes it.
+
+    Args:
+        total: of all modules together.
+        before: title of the column of what there was before the cut.
+        error: a loss for people.
+    """
+
+    def row(name: str, loss: Loss) -> list[str]:
+        return [name, str(loss.before), str(loss.after), error(loss)]
+
+    return {
+        "title": None,
+        "columns": ["module", before, "kept", "error in ||dW||"],
+        "rows": [row(path, loss) for path, loss in losses.items()],
+        "footer": row("all", total),
+    }

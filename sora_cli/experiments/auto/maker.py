@@ -1,0 +1,230 @@
+"""Makes the sizes of a run: trains at full rank, screens its cuts, then heals those that are named.
+
+A size is cut from the full run's checkpoint at the cut, and trained on for the steps that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sora_cli.experiments.auto.budget import RowPlan
+from sora_cli.experiments.auto.cuts import score_cuts
+from sora_cli.experiments.auto.plan import AutoPlan
+from sora_cli.experiments.auto.record import AutoRecord
+from sora_cli.experiments.auto.stages import Stages
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.report import RunReport
+from sora_cli.run.evaluate import evaluate_all
+from sora_cli.run.prepare import Prepared
+from sora_cli.search.bounds import Bound, drop_bound
+from sora_cli.search.certificate import (
+    SCREENING,
+    TEST,
+    Certificate,
+    Full,
+    Healed,
+    Measured,
+    Screened,
+    SizeTest,
+    choose,
+    directory_of,
+)
+from sora_cli.search.rows import certifiable_by, choosing_rows, row_sets
+from sora_cli.search.screening import expected_drop, name_sizes, screen
+from sora_cli.search.search import decided, in_fixed_order
+from sora_cli.search.size import Size, size_of
+from sora_cli.search.words import tested_line
+from sora_cli.tasks.row_scores import RowScores
+from sora_cli.train.log import ReportLog
+
+Made = tuple[Healed, RowScores | None]
+"""A size that was trained, and its scores on the test rows, where a test could pass."""
+
+
+class Maker:
+    """The sizes of one run, made and tested.
+
+    Args:
+        plan: what is to be done.
+        rows: how many rows choose.
+        ready: data, model and adapters as the full run has them.
+        log: of the record, which holds what was done before.
+        tell: is told of each part of the work.
+
+    Attributes:
+        certifiable: what the test rows can certify.
+    """
+
+    def __init__(
+        self,
+        plan: AutoPlan,
+        rows: RowPlan,
+        ready: Prepared,
+        log: ReportLog[AutoRecord],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.plan, self.rows, self.ready, self.log, self._tell = plan, rows, ready, log, tell
+        self.record = log.report
+        self.full = plan.full(rows)
+        self.stages = Stages(ready, self.full, plan.output)
+        held = choosing_rows(ready.task, rows.screening, plan.block.seed)
+        self._sets = row_sets(ready.rows, held)
+        parts = {name: part.encoded(ready.task, ready.base) for name, part in held.items()}
+        self._screening_rows, self._test_rows = parts[SCREENING], parts[TEST]
+        confidence = plan.block.confidence
+        self.certifiable = certifiable_by(self.full.recipe, ready, rows.test, confidence)
+        self._cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in ready.layers.items()}
+        self._reference: RowScores | None = None
+
+    @property
+    def _may_pass(self) -> bool:
+        return self.certifiable.may_pass(self.plan.promise.max_drop)
+
+    def run(self) -> None:
+        """Do what is left; the record is saved after each part."""
+        record, max_drop = self.record, self.plan.promise.max_drop
+        if record.full is None:
+            self._train_full()
+        if not record.screened:
+            with self.log.phase("screen"):
+                self._screen()
+            self.log.save()
+        for made, bound in in_fixed_order(record.waiting(), self._heal, self._test, max_drop):
+            size, scores = made
+            if bound is not None and scores is not None:
+                size.test = SizeTest.of(scores.value, bound, max_drop)
+                self._tell(tested_line(size.test, max_drop))
+            record.add(size)
+            self.log.save()
+
+    def candidate(self, number: int) -> LoadedRecipe:
+        """Return the recipe of the run of a named size, from 0."""
+        size = self.record.named()[number]
+        return self.plan.candidate(number + 1, size.max_params, self.rows)
+
+    def _train_full(self) -> None:
+        stages, full = self.stages, self.full
+        self._tell(f"\nfull rank {self.plan.rank}: the run that all others are compared with")
+        with self.log.phase("train at full rank"):
+            report = stages.run(full, f"{full.name}, full rank")
+        with self.log.phase("score"):
+            metrics = evaluate_all(stages.scorer(), self.ready.task, self.ready.report)
+            self._reference = stages.scores(self._test_rows)
+        self.record.full = decided(self._full_size(report, metrics, self._reference))
+        self.log.save()
+
+    def _full_size(
+        self, report: RunReport, metrics: dict[str, dict[str, float]], test: RowScores
+    ) -> Full:
+        ranks = {path: layer.rank for path, layer in self.ready.layers.items()}
+        (cut_at,) = self.full.recipe.training.kept_steps(report.steps or 0)
+        metric = self.ready.task.best
+        return Full(
+            **self._size(ranks).model_dump(),
+            r_max=self.plan.rank,
+            directory=directory_of(None),
+            digest=report.digests.get("adapter", ""),  # the first process has written it
+            steps=report.steps or 0,
+            cut_at=cut_at,
+            test=test.value,
+            reported={split: scores[metric] for split, scores in metrics.items()},
+        )
+
+    def _screen(self) -> None:
+        """Score unhealed cuts on the screening rows, and name the sizes to train."""
+        plan, block, test_rows = self.plan, self.plan.block, self.rows.test
+        self._tell(f"\nscreening: unhealed cuts on {self.rows.screening:,} rows")
+        first = plan.candidate(1, 1, self.rows)
+        cuts = score_cuts(self.stages, first, self._screening_rows, block.serve)
+        found = screen(cuts, test_rows=test_rows, confidence=block.confidence)
+        max_drop, may_pass = plan.promise.max_drop, self._may_pass
+        for number in name_sizes(
+            found, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
+        ):
+            found[number].named = True
+        self.record.screened = decided(found)
+        named = ", ".join(f"{size.share:.3g}" for size in self.record.named())
+        self._tell(f"to be trained, as shares of the parameters: {named}")
+        for size in self.record.named():
+            if size.certifiable is not None:
+                self._tell(
+                    f"{size.share:.1%}: a drop of {expected_drop(size):+.4f} is expected before "
+                    f"healing; {test_rows:,} test rows can be expected to certify "
+                    f"{size.certifiable:.4f}"
+                )
+
+    def _heal(self, size: Screened) -> Made:
+        """Cut the checkpoint to a size and train it on; score it, if a test could pass."""
+        record = self.record
+        assert record.full is not None
+        self._scores_at_full_rank()  # before the model is trained: it may have to be restored
+        number = len(record.candidates)
+        loaded = self.candidate(number)
+        self._tell(
+            f"\nsize {number + 1} of {len(record.named())}: {size.share:.1%} of the parameters"
+        )
+        with self.log.phase("heal"):
+            report = self.stages.run(loaded, f"{loaded.name}, size {number + 1}")
+        scores = None
+        if self._may_pass:
+            with self.log.phase("score"):
+                scores = self.stages.scores(self._test_rows)
+        healed = Healed(
+            **self._size({path: rank.end for path, rank in report.ranks.items()}).model_dump(),
+            max_params=size.max_params,
+            directory=directory_of(number),
+            digest=report.digests.get("adapter", ""),
+            heal_steps=(report.steps or 0) - record.full.cut_at,
+            test=None,
+            reported={},
+        )
+        return healed, scores
+
+    def _test(self, made: Made) -> Bound | None:
+        """Return the bound of a size's drop on the test rows."""
+        if made[1] is None:
+            return None
+        block = self.plan.block
+        with self.log.phase("score"):
+            return drop_bound(
+                self._scores_at_full_rank(), made[1], block.confidence, seed=block.seed
+            )
+
+    def _scores_at_full_rank(self) -> RowScores:
+        if self._reference is None:
+            self.stages.restore(self.full)
+            self._reference = self.stages.scores(self._test_rows)
+        return self._reference
+
+    def _size(self, ranks: dict[str, int]) -> Size:
+        return size_of(ranks, self._cost, self.plan.block.serve)
+
+    def restored(self, number: int) -> Prepared:
+        """Return the model as a candidate left it, and its method with what it has done."""
+        return self.stages.restore(self.candidate(number))
+
+    def certificate(self, report: RunReport) -> Certificate:
+        """Return the certificate of what was found.
+
+        Args:
+            report: of the written adapter, with its scores on the reported rows.
+        """
+        record, promise = self.record, self.plan.promise
+        assert record.full is not None
+        chosen, candidates = choose(record.candidates), list(record.candidates)
+        reported = {}
+        for split, scores in report.metrics.items():
+            score = scores[promise.metric]
+            drop = promise.drop(record.full.reported[split], score)
+            reported[split] = Measured(score=score, drop=drop)
+        candidates[chosen] = candidates[chosen].model_copy(update={"reported": reported})
+        return Certificate(
+            promise=promise,
+            bound=self.certifiable.screened(record.screened),
+            full=record.full,
+            screened=record.screened,
+            candidates=candidates,
+            rows=self._sets,
+            seeds={"training": self.full.recipe.training.seed, "rows": self.plan.block.seed},
+            base=report.base,
+        )

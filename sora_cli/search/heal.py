@@ -1,0 +1,199 @@
+"""Makes sizes by cutting an adapter and training each cut on, as a run of its own.
+
+Its recipe is that of the original run, or the one given, with these values changed: the method is
+plain, with the scaling that the adapter was trained with; the run starts from the adapter, cut by
+the rule; so many steps, a tenth of them warm-up, then a linear decay to zero; and what belongs to
+the original run alone (its label, path, checkpoints to be kept) is left out. With `--max-drop`
+there are at most three sizes: a half, a quarter and an eighth of the adapter's parameters are left.
+Of several processes that train together the first one's scores decide, and it writes the files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from methods.registry import plain_method
+from sora_cli.adapter.metadata import read_sora_file
+from sora_cli.adapter.places import ADAPTER, locate_adapter, new_adapter_place
+from sora_cli.core.checks import check_rules
+from sora_cli.core.errors import SoraError
+from sora_cli.core.exit_codes import OK
+from sora_cli.core.timing import importing
+from sora_cli.model.files import SORA_FILE
+from sora_cli.recipe.load import LoadedRecipe, load_recipe, load_stored
+from sora_cli.recipe.start import StartBlock
+from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report
+from sora_cli.run.output import RANKS_PLOT
+from sora_cli.search.certificate import SIZES
+from sora_cli.search.ladder import healed_budgets
+
+if TYPE_CHECKING:
+    from sora_cli.search.cut import Tell
+    from sora_cli.search.promise import Promise
+    from sora_cli.search.search import Candidate, Search
+
+HealingRun = tuple[LoadedRecipe, list[str]]
+"""A recipe, and the words that `sora train` takes for it."""
+_WARMUP = 0.1  # of the steps: AdamW's second moments are empty at first
+_USUAL_RANK = 8  # where nothing says what the adapter began with
+_NO_CHOICE = 'training.evaluate="no"'  # the rows that test choose no checkpoint
+
+
+def healing_recipe(
+    directory: Path,
+    output: Path,
+    rule: Mapping[str, float],
+    steps: int,
+    recipe: str | None,
+    overrides: Sequence[str],
+) -> HealingRun:
+    """Return the recipe that trains a cut adapter on, with its words.
+
+    Args:
+        directory: an adapter directory, or a run's.
+        output: the new run's directory.
+        rule: how it is cut, by its name; at most one.
+        steps: optimiser steps.
+        recipe: to train with; None: that of the run in `directory`.
+        overrides: of the recipe; they come last.
+
+    Raises:
+        SoraError: there is no recipe, or it does not fit; a rule that cannot be used so.
+    """
+    check_rules(rule)
+    place = locate_adapter(directory, missing="there are no ranks to prune")
+    loaded = _original(directory, place, recipe)
+    words = [*_method_words(loaded, place), *_run_words(directory, output, rule, steps), *overrides]
+    if recipe is not None:
+        return load_recipe(recipe, words), [recipe, *words]
+    return load_stored(loaded.resolved(), loaded.path, loaded.name, words), [str(place), *words]
+
+
+def healing_runs(
+    directory: Path, output: Path, steps: int, recipe: str | None, overrides: Sequence[str]
+) -> list[HealingRun]:
+    """Return the recipe of each size, the largest first; no row that tests chooses its checkpoint.
+
+    Args:
+        directory: an adapter directory, or a run's.
+        output: the directory of all runs.
+        steps: optimiser steps that each size is trained on.
+        recipe: to train with; None: that of the run in `directory`.
+
+    Raises:
+        SoraError: see `healing_recipe`; an adapter that is too small to be cut.
+    """
+    from sora_cli.adapter.directory import check_low_rank
+    from sora_cli.adapter.reading import open_adapter
+
+    with open_adapter(directory) as file:
+        check_low_rank(file)
+        whole, least = file.parameters, min((sum(s) for s in file.shapes.values()), default=0)
+    budgets = healed_budgets(whole, least)
+    if not budgets:
+        raise SoraError(f"{directory} is too small to be cut: it has {whole} parameters")
+    given = [*overrides, _NO_CHOICE]
+    return [
+        healing_recipe(directory, output / SIZES / str(n), {"max_params": n}, steps, recipe, given)
+        for n in budgets
+    ]
+
+
+def _original(directory: Path, place: Path, recipe: str | None) -> LoadedRecipe:
+    if recipe is not None:
+        return load_recipe(recipe)
+    report = read_report(place.parent)
+    if report is None:
+        raise SoraError(
+            f"--heal needs a recipe to train with: {directory} is not a run of this tool",
+            hint="add --recipe R",
+        )
+    return load_stored(report.recipe, place.parent / FILE_NAME, report.name)
+
+
+def _method_words(loaded: LoadedRecipe, place: Path) -> list[str]:
+    """Choose the plain method, if the recipe has another, at the rank that the adapter began at."""
+    started = read_sora_file(place / SORA_FILE)[0].ranks_start.values()
+    plain = plain_method(max(started, default=_USUAL_RANK))
+    if loaded.recipe.method.name == plain["name"]:
+        return []
+    return [f"method.{key}={value}" for key, value in plain.items()]
+
+
+def _run_words(directory: Path, output: Path, rule: Mapping[str, float], steps: int) -> list[str]:
+    start: dict[str, Any] = dict.fromkeys(StartBlock.model_fields)
+    start |= {"adapter": str(directory), **rule}
+    values = {
+        "start": start,
+        "training.max_steps": steps,
+        "training.warmup": _WARMUP,
+        "training.schedule": "linear",
+        "training.early_stopping": None,
+        "training.keep_checkpoints": [],
+        "training.compact_every": None,
+        "training.compact_only_count": False,
+        "output.dir": str(output),
+        "output.label": None,
+        "output.derived": [],
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+class NotVerifiedError(Exception):
+    """A healed run's files do not give its outputs; `code` is the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def smallest_healed(
+    directory: Path,
+    runs: Sequence[HealingRun],
+    train: Callable[[LoadedRecipe, list[str]], int],
+    promise: Promise,
+    tell: Tell,
+) -> Search[Path]:
+    """Choose the smallest healed size that is shown to keep a promise; its key is its directory.
+
+    Args:
+        directory: the adapter that nothing is lost against.
+        train: trains a size, from its recipe and its words; returns an exit code.
+        tell: is told what the rows can certify.
+
+    Raises:
+        NotVerifiedError: a size was trained, and its files do not give its outputs.
+    """
+    with importing():
+        from sora_cli.search.cut import score_adapter, tell_certifiable
+        from sora_cli.search.search import choose_smallest, decided
+
+    recipe = runs[0][0].recipe
+
+    def healed(run: HealingRun) -> Candidate[Path]:
+        code = decided(train(*run))  # others wait here until the first one has written its files
+        if code != OK:
+            raise NotVerifiedError(code)
+        return score_adapter(run[0].output_dir, recipe)[0]
+
+    whole, split = decided(score_adapter(directory, recipe))
+    tell_certifiable(whole.scores, split, promise, tell)
+    return choose_smallest(whole, runs, healed, promise, split, further=False)
+
+
+def publish(output: Path, chosen: Path, whole: Path) -> None:
+    """Copy what was chosen, a size's run or the adapter that was given, into the output.
+
+    The output is then a run as any other.
+    """
+    target = output / ADAPTER
+    with new_adapter_place(target, force=True) as new:
+        shutil.copytree(locate_adapter(chosen), new, dirs_exist_ok=True)
+    for name in (FILE_NAME, HISTORY_FILE, RANKS_PLOT):
+        (output / name).unlink(missing_ok=True)
+        if chosen != whole and (chosen / name).is_file():
+            shutil.copyfile(chosen / name, output / name)

@@ -1,0 +1,139 @@
+"""The rows that choose a size, and what so many of them can certify.
+
+Where sizes are trained they are held out of the training split, in two parts: *screening* rows name
+the sizes to train, *test* rows judge what was trained. The reported rows are then the recipe's
+validation splits: no decision sees them. A finished adapter is cut by the rows that the recipe
+chooses checkpoints on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+
+from sora_cli.data.content import data_fingerprint
+from sora_cli.data.places import Origin
+from sora_cli.data.rows import Rows, load_rows
+from sora_cli.model.base import Base
+from sora_cli.recipe.recipe import DataBlock, Recipe
+from sora_cli.run.encode import encode
+from sora_cli.run.prepare import Prepared, check_rows, load_task
+from sora_cli.search.certifiable import Certifiable
+from sora_cli.search.certificate import SCREENING, TEST, TRAIN, RowSet, part_of
+from sora_cli.search.screening import part_rows
+from sora_cli.tasks.base import Encoded, Task
+from sora_cli.tasks.row_scores import RowScores
+from sora_cli.train.trainer import build_scorer, build_trainer
+
+_FEW = 8  # rows that are scored to see what a row's score is
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one part, and where they come from."""
+
+    rows: Dataset
+    origin: Origin
+
+    def encoded(self, task: Task, base: Base) -> Encoded:
+        """Return them as the model takes them."""
+        return encode(task, base, self.rows, self.origin)
+
+
+def count_rows(data: DataBlock) -> int:
+    """Return how many rows the training split has.
+
+    Raises:
+        SoraError: see `load_rows`.
+    """
+    update = {"selection": "validation", "max_train_rows": None}
+    return len(load_rows(data.model_copy(update=update)).train)
+
+
+def choosing_rows(task: Task, screening: int, seed: int) -> dict[str, Part]:
+    """Return the rows that a run's data block holds out, parted at random, by part.
+
+    Each part stays in the data set's order. The limit for validation rows is not theirs.
+
+    Args:
+        task: of the run, bound to its training rows.
+        screening: rows of that part.
+        seed: of the parting.
+
+    Raises:
+        SoraError: a row that does not fit.
+    """
+    rows = load_rows(task.data.model_copy(update={"max_validation_rows": None}))
+    check_rows(task, rows, [rows.select])
+    held = len(rows.select)
+    first, rest = part_rows(held, seed, screening=screening / held)
+    return {SCREENING: _taken(rows, first.tolist()), TEST: _taken(rows, rest.tolist())}
+
+
+def _taken(rows: Rows, chosen: Sequence[int]) -> Part:
+    origin = rows.origin(rows.select)
+    return Part(rows.select.select(chosen), origin.of(chosen))
+
+
+def row_sets(rows: Rows, held: Mapping[str, Part]) -> dict[str, RowSet]:
+    """Return number and digest of the rows of every part.
+
+    Args:
+        held: the rows that choose, by part.
+    """
+    of_training = {TRAIN: rows.train, **{name: part.rows for name, part in held.items()}}
+    split = rows.origin(rows.train).split
+    found = {name: _row_set(split, part) for name, part in of_training.items()}
+    return {**found, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
+
+
+def _row_set(split: str, rows: Dataset) -> RowSet:
+    return RowSet(split=split, rows=len(rows), digest=data_fingerprint(rows))
+
+
+def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, confidence: float) -> Certifiable:
+    """Return what so many test rows can certify, before anything is trained.
+
+    A few rows are scored by the untrained model, since only its scores say whether a row is right
+    or wrong. That leaves no trace in a run: its trainer seeds all generators when it is made.
+
+    Args:
+        recipe: of the full run.
+    """
+    few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
+    encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
+    with tempfile.TemporaryDirectory() as scratch:  # a trainer makes its directory
+        scores = build_scorer(recipe, ready.task, ready.base, Path(scratch)).row_scores(encoded)
+    return Certifiable.on(rows, confidence, right_or_wrong=scores.is_right_or_wrong)
+
+
+class SelectionRows:
+    """The rows that a recipe chooses checkpoints on.
+
+    Attributes:
+        split: what these rows are called.
+
+    Raises:
+        SoraError: whatever is wrong with the recipe's rows.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.task, self._rows = load_task(recipe)
+        with recipe.placing():
+            check_rows(self.task, self._rows, [self._rows.select])
+        rows = self._rows
+        reported = [name for name, part in rows.report.items() if part is rows.select]
+        self.split = reported[0] if reported else "selection"
+
+    def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
+        """Return what scores a model, as it then is, on these rows by the recipe's main metric."""
+        chosen = self._rows.select
+        with self._recipe.placing():
+            rows = encode(self.task, base, chosen, self._rows.origin(chosen))
+        trainer = build_trainer(self._recipe, self.task, base, scratch)
+        return lambda: trainer.row_scores(rows)
