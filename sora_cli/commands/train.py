@@ -22,7 +22,6 @@ from sora_cli.run.output import check_output, check_run_place
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.summary import conclude, how_to_resume, time_line
-from sora_cli.train.checkpoint.beginning import find_beginning
 
 if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared
@@ -149,14 +148,11 @@ def run(
     with importing():
         from sora_cli.run.evaluate import evaluate_run
         from sora_cli.run.layers import describe_layers
-        from sora_cli.run.micro_batch import settle
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
-        from sora_cli.run.results import record_setup
-        from sora_cli.run.runner import carry_out
+        from sora_cli.run.runner import Runner
         from sora_cli.train.log import RunLog
         from sora_cli.train.machine import set_deterministic
-        from sora_cli.train.trainer import build_trainer
     recipe, output = loaded.recipe, loaded.output_dir
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     report = log.report
@@ -164,14 +160,9 @@ def run(
     set_deterministic(recipe.training.deterministic)
     ready = prepare(recipe, log.phase)
     with log.phase("set up"):
-        record_setup(report, ready, recipe.training)
-        begin = find_beginning(
-            recipe, report, output, ready.base.model, ready.layers, resume=resume, force=force
-        )
-        stored = None if begin.resumed is None else begin.resumed.run.get("micro_batch")
-        recipe, report.micro_batch = settle(recipe, ready, stored=stored)
-        trainer = build_trainer(
-            recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
+        runner = Runner(ready, loaded, output)
+        setup = runner.set_up(
+            log, loaded, ready=ready, select=ready.select, resume=resume, force=force
         )
         if is_main():
             tidy(output)
@@ -180,7 +171,7 @@ def run(
     say_notes(report.events)
     for line in start_lines(ready):
         say(line)
-    say(describe_layers(recipe, ready, report.parameters))
-    carry_out(log, loaded, ready, trainer, begin, score=evaluate_run)
+    say(describe_layers(setup.trainer.recipe, ready, report.parameters))
+    runner.train(setup, score=evaluate_run)
     conclude(report, output, words, summary=summary)
     return ready, log

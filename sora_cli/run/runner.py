@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save
@@ -21,6 +23,7 @@ from sora_cli.core.processes import is_main
 from sora_cli.model.tensors import load_tensors
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import Ranks, RunReport
+from sora_cli.run.micro_batch import settle
 from sora_cli.run.output import RANKS_PLOT
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.results import record_result, record_setup, save_results
@@ -28,7 +31,7 @@ from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.beginning import Beginning, find_beginning
 from sora_cli.train.checkpoint.files import load_trained, trained_tensors
-from sora_cli.train.checkpoint.places import FOLDER, STATE_FILE, checkpoint_paths
+from sora_cli.train.checkpoint.places import STATE_FILE
 from sora_cli.train.checkpoint.resume import identity_of
 from sora_cli.train.fit import fit
 from sora_cli.train.log import RunLog
@@ -40,54 +43,23 @@ Score = Callable[[RunReport, AdapterTrainer, Prepared], None]
 """Fills the scores of a report from the trained model."""
 
 
-def carry_out(
-    log: RunLog,
-    loaded: LoadedRecipe,
-    ready: Prepared,
-    trainer: AdapterTrainer,
-    begin: Beginning,
-    *,
-    score: Score | None,
-    keep_state: bool = False,
-) -> None:
-    """Train, score and save a run that is set up; its files are complete when this returns.
+@dataclass(frozen=True)
+class SetUp:
+    """A run before its first step.
 
-    Args:
-        log: of the run's report, which holds its setup.
-        loaded: the recipe as the report and the adapter hold it.
-        score: None: the run is not scored here.
-        keep_state: write `state.safetensors`, too.
+    Attributes:
+        loaded: its recipe, as its report and its adapter hold it.
+        log: of its report.
+        ready: the model, with the method that trains it.
+        trainer: for the steps to come.
+        begin: where they begin.
     """
-    report, output = log.report, log.path.parent
-    if begin.resumed is not None:
-        log.note_resumption(begin.resumed.step)
-    with log.running():
-        with log.phase("train"), following(log, trainer):
-            result = fit(
-                trainer,
-                ready.method,
-                ready.layers,
-                output,
-                identity=identity_of(report),
-                resumed=begin.checkpoint,
-                forked=begin.forked,
-            )
-        if score is not None:
-            with log.phase("evaluate"):
-                score(report, trainer, ready)
-        with log.phase("save"):
-            record_result(report, ready, result)
-            save_results(report, ready, loaded, output)
-            if keep_state:
-                _write_state(ready, output)
-                trainer.accelerator.wait_for_everyone()  # another process may read it next
-    send_result(trainer, report.metrics, output / RANKS_PLOT)
 
-
-def _write_state(ready: Prepared, output: Path) -> None:
-    tensors = trained_tensors(ready.base.model, ready.method)
-    if is_main():
-        write_bytes_atomic(output / STATE_FILE, save(tensors))
+    loaded: LoadedRecipe
+    log: RunLog
+    ready: Prepared
+    trainer: AdapterTrainer
+    begin: Beginning
 
 
 class Runner:
@@ -108,44 +80,78 @@ class Runner:
         record_setup(self.setup, ready, first.recipe.training)
         self._scorer: AdapterTrainer | None = None
 
-    def train(
+    def set_up(
         self,
+        log: RunLog,
         loaded: LoadedRecipe,
-        name: str,
-        directory: Path,
         *,
         ready: Prepared | None = None,
-        score: Score | None = None,
-    ) -> RunReport:
-        """Train a run, or what is left of it, from where its recipe begins.
+        select: Encoded | None = None,
+        resume: bool,
+        force: bool = False,
+    ) -> SetUp:
+        """Find where a run begins, and build what trains it.
 
         Args:
-            name: in its report.
-            directory: of its files.
             ready: with a method that has trained before; None: with a new one of the recipe's.
-            score: None: it is not scored.
+            select: rows that its checkpoints are scored on.
+            resume: look for a checkpoint of this run.
+            force: accept changes of the recipe that are safe.
         """
         self._scorer = None
-        ready = ready or self.with_method(loaded)
-        log = RunLog(directory, name=name, recipe=loaded.resolved())
-        self._note_setup(log.report)
+        ready, recipe, report = ready or self.with_method(loaded), loaded.recipe, log.report
+        self._note_setup(report)
+        model, output = ready.base.model, log.path.parent
         begin = find_beginning(
-            loaded.recipe,
-            log.report,
-            directory,
-            ready.base.model,
-            ready.layers,
-            resume=bool(checkpoint_paths(directory / FOLDER)),  # of a start that was cut short
+            recipe, report, output, model, ready.layers, resume=resume, force=force
         )
-        trainer = build_trainer(loaded.recipe, ready.task, ready.base, directory, train=ready.train)
-        carry_out(log, loaded, ready, trainer, begin, score=score, keep_state=True)
-        return log.report
+        stored = None if begin.resumed is None else begin.resumed.run.get("micro_batch")
+        recipe, report.micro_batch = settle(recipe, ready, stored=stored)
+        trainer = build_trainer(
+            recipe, ready.task, ready.base, output, train=ready.train, select=select
+        )
+        return SetUp(loaded, log, ready, trainer, begin)
 
     def _note_setup(self, report: RunReport) -> None:
-        shared = {"base", "data", "main_metric", "parameters", "events"}
-        for key, value in self.setup.model_dump(include=shared).items():
-            setattr(report, key, value)
+        for key in ("base", "data", "main_metric", "parameters", "start", "events"):
+            setattr(report, key, deepcopy(getattr(self.setup, key)))
         report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in self.ready.layers.items()}
+
+    def train(
+        self, run: SetUp, *, score: Score | None = None, keep_state: bool = False
+    ) -> RunReport:
+        """Train, score and save a run; its files are complete when this returns.
+
+        Args:
+            score: None: the run is not scored here.
+            keep_state: write `state.safetensors`, too.
+        """
+        log, ready, output = run.log, run.ready, run.log.path.parent
+        report = log.report
+        if run.begin.resumed is not None:
+            log.note_resumption(run.begin.resumed.step)
+        with log.running():
+            with log.phase("train"), following(log, run.trainer):
+                result = fit(
+                    run.trainer,
+                    ready.method,
+                    ready.layers,
+                    output,
+                    identity=identity_of(report),
+                    resumed=run.begin.checkpoint,
+                    forked=run.begin.forked,
+                )
+            if score is not None:
+                with log.phase("evaluate"):
+                    score(report, run.trainer, ready)
+            with log.phase("save"):
+                record_result(report, ready, result)
+                save_results(report, ready, run.loaded, output)
+                if keep_state:
+                    _write_state(ready, output)
+                    run.trainer.accelerator.wait_for_everyone()  # another process may read it next
+        send_result(run.trainer, report.metrics, output / RANKS_PLOT)
+        return report
 
     def with_method(self, loaded: LoadedRecipe) -> Prepared:
         """Return the same model and layers with a new method, as a recipe has it.
@@ -190,3 +196,9 @@ class Runner:
             base, recipe = self.ready.base, self._first.recipe
             self._scorer = build_scorer(recipe, self.ready.task, base, self.output)
         return self._scorer
+
+
+def _write_state(ready: Prepared, output: Path) -> None:
+    tensors = trained_tensors(ready.base.model, ready.method)
+    if is_main():
+        write_bytes_atomic(output / STATE_FILE, save(tensors))
