@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,14 @@ from methods.errors import MethodError
 from methods.factors import LowRankFactors
 from methods.fused import Branch, adapted_linear
 from methods.sharding import whole
-from methods.siblings import Siblings
 from methods.torch_internals import has_hooks
+
+
+class SharedInput(Protocol):
+    """Layers that read one input and are computed together (`methods.siblings`)."""
+
+    def output(self, layer: LowRankLinear, x: Tensor) -> Tensor | None:
+        """Return a layer's output (..., out) of x (..., in); None: it must compute its own."""
 
 
 @final
@@ -50,7 +56,7 @@ class LowRankLinear(nn.Module):
         self.d = None if d is None else nn.Parameter(d)
         self.scaling = scaling
         self.dropout = Dropout(dropout)
-        self.siblings: Siblings | None = None
+        self.siblings: SharedInput | None = None
 
     @property
     def rank(self) -> int:

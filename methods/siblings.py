@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.fused import adapted_linear
+from methods.layer import LowRankLinear
 from methods.sharding import is_sharded
 from methods.torch_internals import has_hooks, version
-
-if TYPE_CHECKING:
-    from methods.layer import LowRankLinear
 
 
 class Siblings:

@@ -134,10 +134,11 @@ def run(
     with log.phase("set up"):
         stages = Stages(ready, plans, report, output)
         stages.check()
-    say_notes(stages.remarks)
+    setup = stages.runner.setup
+    say_notes(setup.events)
     for line in start_lines(ready):
         say(line)
-    say(describe_layers(loaded.recipe, stages.ready, stages.parameters))
+    say(describe_layers(loaded.recipe, stages.ready, setup.parameters))
     with log.running(), _resumable(report):
         for plan in plans[len(report.stages) :]:
             place = f"{plan.index + 1} of {len(plans)}"

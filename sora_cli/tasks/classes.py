@@ -1,4 +1,4 @@
-"""Rows of one class each: head, loss and scores, shared by several families."""
+"""Rows of one class or one number each: head, loss and scores, shared by several families."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from sora_cli.tasks.base import Predictions
+from sora_cli.recipe.recipe import DataBlock, TaskBlock
+from sora_cli.tasks.base import Predictions, Task
 from sora_cli.tasks.labels import Labels, encode_classes, find_class_names
-from sora_cli.tasks.metrics import Scored, Scorer, number_parts
+from sora_cli.tasks.metrics import Scorer, number_parts
 from sora_cli.tasks.stand_ins import check_finite, first_class, softmax, with_column
 
 
@@ -54,7 +55,15 @@ def chosen_classes(predictions: Predictions) -> np.ndarray:
     return np.asarray(predictions.outputs.argmax(axis=-1))
 
 
-class OneClass(Scored):
+class OneNumber(Task):
+    """A family that predicts one number a row, of a class or of something measured."""
+
+    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
+        super().__init__(task, data)
+        self.scorer = Scorer(self.metric_names)
+
+
+class OneClass(OneNumber):
     """A family whose rows have one class each, whatever it is that they hold."""
 
     answered_by = ("prediction", "probability")

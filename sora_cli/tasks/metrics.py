@@ -13,8 +13,6 @@ import numpy as np
 
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.recipe.metric_names import built_in, check_metric, near
-from sora_cli.recipe.recipe import DataBlock, TaskBlock
-from sora_cli.tasks.base import Task
 
 Metric = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """Predictions and labels, one number a row -> scores by name."""
@@ -139,11 +137,3 @@ def number_parts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> tu
     dtype = np.int64 if classes else np.float64
     given, wanted = predictions.astype(dtype), np.asarray(labels).astype(dtype)
     return ("right", given == wanted) if metric == "accuracy" else (metric, given, wanted)
-
-
-class Scored(Task):
-    """A family that predicts one number a row, of a class or of something measured."""
-
-    def __init__(self, task: TaskBlock, data: DataBlock) -> None:
-        super().__init__(task, data)
-        self.scorer = Scorer(self.metric_names)

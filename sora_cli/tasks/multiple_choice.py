@@ -12,8 +12,7 @@ from datasets import Dataset
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise
 from sora_cli.tasks.base import Encoded, Predictions
 from sora_cli.tasks.choices import Choices, find_form, read_choices, right_places
-from sora_cli.tasks.classes import chosen_classes, class_loss, class_parts, class_scores
-from sora_cli.tasks.metrics import Scored
+from sora_cli.tasks.classes import OneNumber, chosen_classes, class_loss, class_parts, class_scores
 from sora_cli.tasks.stand_ins import check_finite, softmax, with_column
 from sora_cli.tasks.texts import require_column
 
@@ -22,7 +21,7 @@ _LABELS = ("answerKey", "answer")
 _ALIKE = "have choices that are all alike within data.max_length: nothing to choose from"
 
 
-class MultipleChoice(Scored):
+class MultipleChoice(OneNumber):
     """Each choice is read after the context and gets a number; cross-entropy over a row."""
 
     peft_type = None

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sora_cli.tasks.metrics import load_metric
+
 Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Parts (rows, k) and weights (sets, rows) -> the metric with each set of weights, (sets,)."""
 _ROUNDING = 1e-12  # of a sum of squares
@@ -203,8 +205,6 @@ FORMULAS: dict[str, Formula] = {
 
 def _from_the_hub(name: str) -> Formula:
     """Return a metric of the Hub's: it is computed on rows written out as often as they count."""
-    from sora_cli.tasks.metrics import load_metric
-
     compute = load_metric(name)
 
     def formula(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -15,9 +15,9 @@ from sora_cli.core.words import listed, shown_value
 from sora_cli.data.places import RowError
 from sora_cli.data.tokens import TOKENS, TRUNCATED, token_counts, tokenise, unread_rows
 from sora_cli.tasks.base import Encoded, Predictions
-from sora_cli.tasks.classes import OneClass
+from sora_cli.tasks.classes import OneClass, OneNumber
 from sora_cli.tasks.labels import encode_classes
-from sora_cli.tasks.metrics import Scored, number_parts
+from sora_cli.tasks.metrics import number_parts
 from sora_cli.tasks.stand_ins import check_finite, with_column
 from sora_cli.tasks.texts import check_text, columns_in, made_texts, require_column, row_error
 
@@ -31,7 +31,7 @@ USUAL_COLUMNS = (
 )
 
 
-class _Sequence(Scored):
+class _Sequence(OneNumber):
     """The common part: text columns, tokenising, padding, one label a row."""
 
     peft_type = "SEQ_CLS"

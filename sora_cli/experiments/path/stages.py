@@ -1,10 +1,7 @@
-"""The training of a path's stages, each from where the last one ended.
+"""The stages of a path, each trained from where the last one ended, and measured.
 
 Source: Ding et al. 2023, arXiv 2311.11696, Algorithm 1. Every stage has a fresh optimiser and
 learning-rate schedule.
-
-A stage's directory is that of an ordinary run, plus `state.safetensors`, the trained parameters and
-the method's state, which the next stage starts from, also after an interruption.
 """
 
 from __future__ import annotations
@@ -15,30 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from methods.errors import MethodError
 from methods.factors import LowRankFactors
-from methods.registry import method_class
-from sora_cli.core.atomic import write_bytes_atomic
-from sora_cli.core.errors import SoraError
 from sora_cli.experiments.path.plan import StagePlan, varied_option
 from sora_cli.experiments.path.record import SELECTION, TRAIN_SUBSET, PathReport, Stage, relative_to
-from sora_cli.model.tensors import load_tensors
-from sora_cli.report import Ranks, RunReport
+from sora_cli.report import RunReport
 from sora_cli.run.evaluate import evaluate_all
-from sora_cli.run.output import RANKS_PLOT, clear_run
+from sora_cli.run.output import clear_run
 from sora_cli.run.prepare import Prepared
-from sora_cli.run.results import record_result, record_setup, save_results
+from sora_cli.run.runner import Runner
 from sora_cli.tasks.base import Encoded
-from sora_cli.train.checkpoint.files import load_trained, trained_tensors
-from sora_cli.train.checkpoint.places import STATE_FILE
-from sora_cli.train.fit import fit
 from sora_cli.train.log import RunLog
-from sora_cli.train.loggers import send_result
-from sora_cli.train.progress import following
-from sora_cli.train.trainer import build_trainer
+from sora_cli.train.trainer import AdapterTrainer
 
 Factors = dict[str, LowRankFactors]
 
@@ -59,19 +46,14 @@ class Stages:
         self.ready, self.plans, self.report, self.output = ready, plans, report, output
         self.option = varied_option(plans[0].loaded)
         self.splits = _scored_splits(ready, plans[0])
-        setup = RunReport(name="", recipe={})
-        record_setup(setup, ready, plans[0].recipe.training)
-        shared = {"base", "data", "main_metric", "parameters", "events"}
-        self._setup = setup.model_dump(include=shared)
-        self.remarks = setup.events
+        self.runner = Runner(ready, plans[0].loaded, output)
         report.main_metric = ready.task.best
         report.greater_is_better = plans[0].recipe.task.options.greater_is_better
         report.generalisation = next(iter(ready.report))
         report.choice = SELECTION if SELECTION in self.splits else report.generalisation
         report.rows = {name: len(rows.lengths) for name, rows in self.splits.items()}
         report.selection = ready.rows.rule
-        self.parameters = setup.parameters
-        report.head_parameters = setup.parameters.head
+        report.head_parameters = self.runner.setup.parameters.head
 
     def check(self) -> None:
         """Raise what would stop any of the stages before its first step.
@@ -80,40 +62,30 @@ class Stages:
             MethodError: a stage's schedule is impossible; the message names the stage.
         """
         for plan in self.plans:
-            block = plan.recipe.method
-            steps = plan.recipe.training.total_steps(len(self.ready.train.lengths))
             try:
-                method_class(block.name)(block.config).begin(self.ready.layers, total_steps=steps)
+                self.runner.with_method(plan.loaded)
             except MethodError as error:
+                steps = plan.recipe.training.total_steps(len(self.ready.train.lengths))
                 raise MethodError(f"stage {plan.index} of {steps} steps: {error}") from error
 
     def run(self, plan: StagePlan) -> Stage:
         """Train and measure a stage; its files are complete when this returns."""
         start = time.perf_counter()
-        ready, directory = self.ready, self.output / plan.directory
+        directory = self.output / plan.directory
         clear_run(directory)  # a stage that was not finished
         if plan.index:
             self.restore(plan.index - 1)
         before = self.factors() if plan.index else {}
-        ready.method.set_option(self.option, plan.value)
+        self.ready.method.set_option(self.option, plan.value)
         name = f"{plan.loaded.name}, stage {plan.index}: {self.option} {plan.value}"
         log = RunLog(directory, name=name, recipe=plan.loaded.resolved())
-        for key, value in self._setup.items():
-            setattr(log.report, key, value)
-        log.report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in ready.layers.items()}
-        trainer = build_trainer(plan.recipe, ready.task, ready.base, directory, train=ready.train)
-        with log.running():
-            with log.phase("train"), following(log, trainer):
-                result = fit(trainer, ready.method, ready.layers, directory)
-            with log.phase("evaluate"):
-                log.report.metrics = evaluate_all(trainer, ready.task, self.splits)
-            record_result(log.report, ready, result)
-            with log.phase("save"):
-                save_results(log.report, ready, plan.loaded, directory)
-                self._save_state(directory)
-        send_result(trainer, log.report.metrics, directory / RANKS_PLOT)
-        stage = self._measure(plan, log.report, before)
+        run = self.runner.set_up(log, plan.loaded, ready=self.ready, resume=False)
+        report = self.runner.train(run, score=self._score, keep_state=True)
+        stage = self._measure(plan, report, before)
         return stage.model_copy(update={"seconds": round(time.perf_counter() - start, 1)})
+
+    def _score(self, report: RunReport, trainer: AdapterTrainer, ready: Prepared) -> None:
+        report.metrics = evaluate_all(trainer, ready.task, self.splits)
 
     def restore(self, index: int) -> None:
         """Put the model and the method where a finished stage left them.
@@ -121,27 +93,17 @@ class Stages:
         Raises:
             SoraError: that state is gone or damaged.
         """
-        file = self.output / self.plans[index].directory / STATE_FILE
-        try:
-            tensors = load_tensors(file)
-        except Exception as error:  # safetensors raises its own kind for damage
-            raise SoraError(
-                f"{file} cannot be read: {error}", hint="start the path again with --force"
-            ) from error
-        load_trained(self.ready.base.model, self.ready.method, tensors)
+        plan = self.plans[index]
+        self.ready = self.runner.restore(plan.loaded, self.output / plan.directory)
 
     def forget(self, index: int) -> None:
         """Delete a stage's state; the first one's stays, for the controls."""
         if index > 0:
-            (self.output / self.plans[index].directory / STATE_FILE).unlink(missing_ok=True)
+            self.runner.forget(self.output / self.plans[index].directory)
 
     def factors(self) -> Factors:
         """Return the present update."""
         return {path: self.ready.method.factors(m) for path, m in self.ready.layers.items()}
-
-    def _save_state(self, directory: Path) -> None:
-        tensors = trained_tensors(self.ready.base.model, self.ready.method)
-        write_bytes_atomic(directory / STATE_FILE, save(tensors))
 
     def _measure(self, plan: StagePlan, run: RunReport, before: Factors) -> Stage:
         after = self.factors()

@@ -283,7 +283,7 @@ def test_a_lost_state_is_said(
     (out / "stages" / "00" / "state.safetensors").write_bytes(b"torn")
     lines = _error(capsys, "path", str(recipe), f"output.dir={out}")
     assert "state.safetensors cannot be read" in lines[0]
-    assert lines[1].strip() == "start the path again with --force"
+    assert lines[1].strip() == "start again with --force"
     assert train_path(recipe, "--force", out=out).status == "completed"
 
 

@@ -100,6 +100,6 @@ def test_a_metric_of_the_hubs_is_computed_on_repeated_rows(monkeypatch: pytest.M
     def load(name: str) -> Any:
         return lambda given, wanted: {name: float((given == wanted).mean()), "other": 0.0}
 
-    monkeypatch.setattr("sora_cli.tasks.metrics.load_metric", load)
+    monkeypatch.setattr("sora_cli.tasks.row_scores.load_metric", load)
     scores = row_scores("theirs", "theirs", [0, 1, 1], [0, 1, 0])
     assert scores.weighted(np.array([[1, 1, 1], [0, 3, 1]])) == pytest.approx([2 / 3, 3 / 4])

@@ -1,0 +1,204 @@
+"""Train runs on a model that is prepared once: `sora train` one, a path and `sora auto` several.
+
+A run's directory holds its report, its result and its checkpoints. Where several runs share one
+model it also holds `state.safetensors`, the trained parameters and the method's state, from which
+the model is put back where the run left it, also after an interruption. All that training changes
+comes from where a run begins, so it makes no difference that one model serves all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save
+
+from methods.registry import method_class
+from sora_cli.core.atomic import write_bytes_atomic
+from sora_cli.core.errors import SoraError, first_line
+from sora_cli.core.processes import is_main
+from sora_cli.model.tensors import load_tensors
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.report import Ranks, RunReport
+from sora_cli.run.micro_batch import settle
+from sora_cli.run.output import RANKS_PLOT
+from sora_cli.run.prepare import Prepared
+from sora_cli.run.results import record_result, record_setup, save_results
+from sora_cli.tasks.base import Encoded
+from sora_cli.tasks.row_scores import RowScores
+from sora_cli.train.checkpoint.beginning import Beginning, find_beginning
+from sora_cli.train.checkpoint.files import load_trained, trained_tensors
+from sora_cli.train.checkpoint.places import STATE_FILE
+from sora_cli.train.checkpoint.resume import identity_of
+from sora_cli.train.fit import fit
+from sora_cli.train.log import RunLog
+from sora_cli.train.loggers import send_result
+from sora_cli.train.progress import following
+from sora_cli.train.trainer import AdapterTrainer, build_scorer, build_trainer
+
+Score = Callable[[RunReport, AdapterTrainer, Prepared], None]
+"""Fills the scores of a report from the trained model."""
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """A run before its first step.
+
+    Attributes:
+        loaded: its recipe, as its report and its adapter hold it.
+        log: of its report.
+        ready: the model, with the method that trains it.
+        trainer: for the steps to come.
+        begin: where they begin.
+    """
+
+    loaded: LoadedRecipe
+    log: RunLog
+    ready: Prepared
+    trainer: AdapterTrainer
+    begin: Beginning
+
+
+class Runner:
+    """Trains several runs on one model, and puts it back where one of them ended.
+
+    Args:
+        ready: data, model and adapters as the first run has them.
+        first: that run's recipe.
+        output: the directory of everything.
+
+    Attributes:
+        setup: what the reports of all runs have in common.
+    """
+
+    def __init__(self, ready: Prepared, first: LoadedRecipe, output: Path) -> None:
+        self.ready, self.output, self._first = ready, output, first
+        self.setup = RunReport(name="", recipe={})
+        record_setup(self.setup, ready, first.recipe.training)
+        self._scorer: AdapterTrainer | None = None
+
+    def set_up(
+        self,
+        log: RunLog,
+        loaded: LoadedRecipe,
+        *,
+        ready: Prepared | None = None,
+        select: Encoded | None = None,
+        resume: bool,
+        force: bool = False,
+    ) -> SetUp:
+        """Find where a run begins, and build what trains it.
+
+        Args:
+            ready: with a method that has trained before; None: with a new one of the recipe's.
+            select: rows that its checkpoints are scored on.
+            resume: look for a checkpoint of this run.
+            force: accept changes of the recipe that are safe.
+        """
+        self._scorer = None
+        ready, recipe, report = ready or self.with_method(loaded), loaded.recipe, log.report
+        self._note_setup(report)
+        model, output = ready.base.model, log.path.parent
+        begin = find_beginning(
+            recipe, report, output, model, ready.layers, resume=resume, force=force
+        )
+        stored = None if begin.resumed is None else begin.resumed.run.get("micro_batch")
+        recipe, report.micro_batch = settle(recipe, ready, stored=stored)
+        trainer = build_trainer(
+            recipe, ready.task, ready.base, output, train=ready.train, select=select
+        )
+        return SetUp(loaded, log, ready, trainer, begin)
+
+    def _note_setup(self, report: RunReport) -> None:
+        for key in ("base", "data", "main_metric", "parameters", "start", "events"):
+            setattr(report, key, deepcopy(getattr(self.setup, key)))
+        report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in self.ready.layers.items()}
+
+    def train(
+        self, run: SetUp, *, score: Score | None = None, keep_state: bool = False
+    ) -> RunReport:
+        """Train, score and save a run; its files are complete when this returns.
+
+        Args:
+            score: None: the run is not scored here.
+            keep_state: write `state.safetensors`, too.
+        """
+        log, ready, output = run.log, run.ready, run.log.path.parent
+        report = log.report
+        if run.begin.resumed is not None:
+            log.note_resumption(run.begin.resumed.step)
+        with log.running():
+            with log.phase("train"), following(log, run.trainer):
+                result = fit(
+                    run.trainer,
+                    ready.method,
+                    ready.layers,
+                    output,
+                    identity=identity_of(report),
+                    resumed=run.begin.checkpoint,
+                    forked=run.begin.forked,
+                )
+            if score is not None:
+                with log.phase("evaluate"):
+                    score(report, run.trainer, ready)
+            with log.phase("save"):
+                record_result(report, ready, result)
+                save_results(report, ready, run.loaded, output)
+                if keep_state:
+                    _write_state(ready, output)
+                    run.trainer.accelerator.wait_for_everyone()  # another process may read it next
+        send_result(run.trainer, report.metrics, output / RANKS_PLOT)
+        return report
+
+    def with_method(self, loaded: LoadedRecipe) -> Prepared:
+        """Return the same model and layers with a new method, as a recipe has it.
+
+        Raises:
+            MethodError: its schedule does not fit the run.
+        """
+        block = loaded.recipe.method
+        method = method_class(block.name)(block.config)
+        steps = loaded.recipe.training.total_steps(len(self.ready.train.lengths))
+        method.begin(self.ready.layers, total_steps=steps)
+        return dataclasses.replace(self.ready, method=method)
+
+    def restore(self, loaded: LoadedRecipe, directory: Path) -> Prepared:
+        """Put the model where a finished run left it.
+
+        Raises:
+            SoraError: that state is gone or damaged.
+        """
+        file, ready = directory / STATE_FILE, self.with_method(loaded)
+        try:
+            tensors = load_tensors(file)
+        except Exception as error:  # safetensors raises its own kind for damage
+            raise SoraError(
+                f"{file} cannot be read: {first_line(error)}", hint="start again with --force"
+            ) from error
+        load_trained(ready.base.model, ready.method, tensors)
+        return ready
+
+    def forget(self, directory: Path) -> None:
+        """Delete a run's state: it is not read again."""
+        if is_main():
+            (directory / STATE_FILE).unlink(missing_ok=True)
+
+    def scores(self, rows: Encoded) -> RowScores:
+        """Return the main metric of the model as it is, row by row; on all processes the same."""
+        return self.scorer().row_scores(rows)
+
+    def scorer(self) -> AdapterTrainer:
+        """Return a trainer that only scores."""
+        if self._scorer is None:
+            base, recipe = self.ready.base, self._first.recipe
+            self._scorer = build_scorer(recipe, self.ready.task, base, self.output)
+        return self._scorer
+
+
+def _write_state(ready: Prepared, output: Path) -> None:
+    tensors = trained_tensors(ready.base.model, ready.method)
+    if is_main():
+        write_bytes_atomic(output / STATE_FILE, save(tensors))
