@@ -17,14 +17,14 @@ import typer
 from sora_cli import __version__
 from sora_cli.commands import (
     _adapters,
-    _completion,
     _evaluation,
     _experiments,
     _making,
     _recipes,
     _use,
+    completion,
 )
-from sora_cli.commands._options import (
+from sora_cli.commands.options import (
     Code,
     Force,
     Json,
@@ -163,7 +163,7 @@ def path(
 @app.command()
 def pick(
     directory: Annotated[
-        Path, typer.Argument(help="A path's directory.", autocompletion=_completion.runs)
+        Path, typer.Argument(help="A path's directory.", autocompletion=completion.runs)
     ],
     keep: Annotated[
         float | None,

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands import _completion
+from sora_cli.commands import completion
 from sora_cli.commands._export import export
 from sora_cli.commands._merge import merge
-from sora_cli.commands._options import (
+from sora_cli.commands.options import (
     Adapter,
     Confidence,
     Energy,
@@ -44,7 +44,7 @@ def inspect(
             metavar="DIR...",
             help="An adapter directory (ours or any PEFT LoRA) or a run's directory. Two are "
             "compared; more get a line each.",
-            autocompletion=_completion.runs,
+            autocompletion=completion.runs,
         ),
     ],
     as_json: Json = False,
@@ -80,7 +80,7 @@ def prune(
             "-r",
             help="The recipe that --max-drop is measured with, or --heal trains with; for --heal "
             "the default is the run's own.",
-            autocompletion=_completion.recipes,
+            autocompletion=completion.recipes,
         ),
     ] = None,
     overrides: Overrides = None,
@@ -139,7 +139,7 @@ def verify(
         typer.Argument(
             metavar="A",
             help="An adapter, run or model directory, or a model's Hub id.",
-            autocompletion=_completion.runs,
+            autocompletion=completion.runs,
         ),
     ],
     b: Annotated[
@@ -147,7 +147,7 @@ def verify(
         typer.Argument(
             metavar="B",
             help="Another one; without it, A is loaded again in a fresh process.",
-            autocompletion=_completion.runs,
+            autocompletion=completion.runs,
         ),
     ] = None,
     overrides: ReadOverrides = None,

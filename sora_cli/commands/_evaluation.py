@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands import _completion
-from sora_cli.commands._options import (
+from sora_cli.commands import completion
+from sora_cli.commands.options import (
     Code,
     Force,
     Json,
@@ -30,7 +30,7 @@ def evaluate(
         str,
         typer.Argument(
             help="An adapter, run or model directory, or a model's Hub id.",
-            autocompletion=_completion.runs,
+            autocompletion=completion.runs,
         ),
     ],
     recipe: Annotated[
@@ -39,7 +39,7 @@ def evaluate(
             "--recipe",
             "-r",
             help="The recipe whose task and data are used; may be left out with --benchmark.",
-            autocompletion=_completion.recipes,
+            autocompletion=completion.recipes,
         ),
     ] = None,
     overrides: ReadOverrides = None,

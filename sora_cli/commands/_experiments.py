@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands import _completion
-from sora_cli.commands._options import (
+from sora_cli.commands import completion
+from sora_cli.commands.options import (
     Code,
     Force,
     Json,
@@ -19,6 +19,7 @@ from sora_cli.commands._options import (
     output_option,
 )
 from sora_cli.core.checks import check_needed, check_one
+from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 
 
@@ -37,7 +38,7 @@ def auto(
         str | None,
         typer.Argument(
             help="A recipe file, or the name of one that comes with the tool; or give --data.",
-            autocompletion=_completion.recipes,
+            autocompletion=completion.recipes,
         ),
     ] = None,
     overrides: Overrides = None,
@@ -82,14 +83,16 @@ def auto(
     code: Code = None,
 ) -> int:
     """Find the smallest adapter within a tolerated loss, and certify it."""
-    from sora_cli.commands._proposal import recipe_for
     from sora_cli.commands.auto import auto
+    from sora_cli.run.propose.writing import recipe_for
 
     load_plugins(code)
     words = overrides or []
     if data is not None:
         words = [*([] if recipe is None else [recipe]), *words]
-        recipe = recipe_for(data, words, model=model, task=task, dry_run=dry_run, preview=preview)
+        recipe = recipe_for(
+            data, words, say, model=model, task=task, dry_run=dry_run, preview=preview
+        )
         preview = preview if dry_run else None  # it has been shown
     else:
         check_needed("--data", {"--model": model is not None, "--task": task is not None})
@@ -116,7 +119,7 @@ def sweep(
         Path,
         typer.Argument(
             help="A sweep file, or the name of one that comes with the tool.",
-            autocompletion=_completion.sweeps,
+            autocompletion=completion.sweeps,
         ),
     ],
     overrides: Overrides = None,
@@ -214,7 +217,7 @@ def compare(
             metavar="RUNS...",
             help="Run directories, directories with runs somewhere in them, report files, or "
             "files of runs (.jsonl), of which FILE/NAME selects some.",
-            autocompletion=_completion.runs,
+            autocompletion=completion.runs,
         ),
     ],
     baseline: Annotated[
@@ -316,7 +319,7 @@ def report(
     run: Annotated[
         Path,
         typer.Argument(
-            help="The directory of a run, or of a path.", autocompletion=_completion.runs
+            help="The directory of a run, or of a path.", autocompletion=completion.runs
         ),
     ],
     output: Annotated[

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands import _completion
-from sora_cli.commands._options import (
+from sora_cli.commands import completion
+from sora_cli.commands.options import (
     Confidence,
     Energy,
     Force,
@@ -41,7 +41,7 @@ def extract(
             metavar="MODEL",
             help="A fine-tuned model: its directory or Hub id, or a run's that trained a whole "
             "model.",
-            autocompletion=_completion.runs,
+            autocompletion=completion.runs,
         ),
     ],
     base: Annotated[str, typer.Option("--base", help="The model that it was fine-tuned from.")],
@@ -59,7 +59,7 @@ def extract(
             "--recipe",
             "-r",
             help="The recipe that --max-drop is measured with.",
-            autocompletion=_completion.recipes,
+            autocompletion=completion.recipes,
         ),
     ] = None,
     no_biases: Annotated[
@@ -103,7 +103,7 @@ def combine(
         typer.Argument(
             metavar="DIR...",
             help="Two or more adapter directories (ours or any PEFT LoRA) or runs, of one base.",
-            autocompletion=_completion.runs,
+            autocompletion=completion.runs,
         ),
     ],
     output: Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands._options import Adapter, Force, NoVerify, OutputOrFile
+from sora_cli.commands.options import Adapter, Force, NoVerify, OutputOrFile
 
 
 def merge(

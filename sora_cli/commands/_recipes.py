@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands import _completion
-from sora_cli.commands._options import Force, Json, Overrides, Preview, output_option
+from sora_cli.commands import completion
+from sora_cli.commands.options import Force, Json, Overrides, Preview, output_option
 
 recipes_app = typer.Typer(
     help="List, show and copy the recipes that come with the tool.",
@@ -78,7 +78,7 @@ def recipes_show(
     name: Annotated[
         str,
         typer.Argument(
-            help="A recipe's name, such as official/rte.", autocompletion=_completion.recipes
+            help="A recipe's name, such as official/rte.", autocompletion=completion.recipes
         ),
     ],
 ) -> None:
@@ -95,7 +95,7 @@ def recipes_copy(
         list[str] | None,
         typer.Argument(
             help="Recipes to copy, with what they extend; without: all.",
-            autocompletion=_completion.recipes,
+            autocompletion=completion.recipes,
         ),
     ] = None,
     force: Force = False,

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands import _completion
-from sora_cli.commands._options import Json, ReadOverrides
+from sora_cli.commands import completion
+from sora_cli.commands.options import Json, ReadOverrides
 
 Target = Annotated[
     str,
@@ -168,8 +168,8 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Print what a trained model writes to a prompt, as it comes."""
-    from sora_cli.commands._sampling import Given
     from sora_cli.commands.generate import generate
+    from sora_cli.use.sampling import Given
 
     given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
     generate(
@@ -191,7 +191,7 @@ def chat(
         typer.Argument(
             metavar="B",
             help="Another one, which answers the same side by side.",
-            autocompletion=_completion.runs,
+            autocompletion=completion.runs,
         ),
     ] = None,
     system: System = None,
@@ -206,8 +206,8 @@ def chat(
     dtype: Dtype = None,
 ) -> None:
     """Talk with a trained model, or with two; /base switches the adapter off."""
-    from sora_cli.commands._sampling import Given
     from sora_cli.commands.chat import chat
+    from sora_cli.use.sampling import Given
 
     given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
     targets = [target] if other is None else [target, other]

@@ -7,9 +7,9 @@ import sys
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target, takes_base
-from sora_cli.commands._sampling import Given, check_given
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.timing import importing
+from sora_cli.use.sampling import Given, check_given
 
 
 def chat(
@@ -22,8 +22,8 @@ def chat(
     for place in places:
         say_notes(result_remarks(place))
     with importing():
-        from sora_cli.commands._sampling import sampling_of
         from sora_cli.use.chat import Chat, to_stdout, typed_lines
+        from sora_cli.use.sampling import sampling_of
         from sora_cli.use.speaker import load_speaker, say_form
     speakers = []
     for target, place in zip(targets, places, strict=True):

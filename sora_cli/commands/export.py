@@ -13,7 +13,6 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
-from sora_cli.commands._gguf import check_gguf_place
 from sora_cli.commands._losses import emit_losses, module_facts
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.checks import (
@@ -31,6 +30,7 @@ from sora_cli.core.exit_codes import OK
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import SORA_FILE
+from sora_cli.model.gguf import check_gguf_place
 
 
 def export(

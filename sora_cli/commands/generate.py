@@ -8,10 +8,10 @@ import time
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target
-from sora_cli.commands._sampling import Given, check_given
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
+from sora_cli.use.sampling import Given, check_given
 
 STDIN = "-"
 
@@ -43,8 +43,8 @@ def generate(
     if not text.strip():
         raise SoraError("the prompt is empty")
     with importing():
-        from sora_cli.commands._sampling import sampling_of
         from sora_cli.use.chat import to_stdout
+        from sora_cli.use.sampling import sampling_of
         from sora_cli.use.speaker import load_speaker
     speaker, trained_with = load_speaker(target, place, on=base, dtype=dtype, raw=raw)
     system = trained_with if system is None and not raw else system

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.commands._proposal import recipe_name, write_proposal
-from sora_cli.core.console import emit, say
+from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
+from sora_cli.run.propose.writing import recipe_name, write_proposal
 
 
 def init(
@@ -38,7 +38,7 @@ def init(
     check_new_file("-o", file, force=force, hint="name another file: -o OTHER.yaml")
     if file.suffix.lower() not in (".yaml", ".yml"):
         raise SoraError(f"a recipe's name ends in .yaml, unlike '{file}'", hint=f"-o {file}.yaml")
-    write_proposal(
+    notes = write_proposal(
         source,
         file,
         emit,
@@ -48,6 +48,7 @@ def init(
         preview=preview,
         command=_typed(),
     )
+    say_notes(notes)
     say(f"\nwritten: {file}")
     say("next:")
     say(f"  sora train {shlex.quote(str(file))} --dry-run")

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.commands._gguf import merge_gguf
 from sora_cli.core.checks import (
     MERGED,
+    MERGED_GGUF,
     MODEL_FORMATS,
     ROUNDINGS,
     check_apart_from,
     check_choice,
     check_needed,
 )
-from sora_cli.core.console import count, say, say_notes, size
+from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
+from sora_cli.model.gguf import check_gguf_place
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def merge(
         given = {"--untie": untie, "--dtype": dtype != MERGED[0], "--seed": seed is not None,
                  "--round": rounding != ROUNDINGS[0], "--no-verify": not verify}  # fmt: skip
         check_apart_from("--format gguf", [name for name, is_given in given.items() if is_given])
-        return merge_gguf(
+        return _merge_gguf(
             directory, output, base=base, type=type, force=force, accept_loss=accept_loss
         )
     check_needed("--format gguf", {"--type": type is not None})
@@ -124,6 +126,49 @@ def merge(
         say("the loss was accepted with --accept-loss: the difference is no failure")
         return OK
     return code
+
+
+def _merge_gguf(
+    directory: Path,
+    output: Path,
+    *,
+    base: str | None,
+    type: str | None,
+    force: bool,
+    accept_loss: bool,
+) -> int:
+    """Write the base model's GGUF file with the adapter in it; see `merge`."""
+    type = type or MERGED_GGUF[0]
+    check_choice("type", type, MERGED_GGUF)
+    place = locate_adapter(directory, missing="there is no adapter to merge")
+    say_notes(result_remarks(place))
+    check_gguf_place(output, force=force)
+    from sora_cli.adapter.reading import open_adapter
+
+    with open_adapter(directory, base=base) as adapter:
+        source = Path(resolve_model_path(base or adapter.base.name()))
+        if source.suffix.lower() != ".gguf" or not source.is_file():
+            raise SoraError(
+                f"--format gguf merges into a base model in a GGUF file, not into {source}",
+                hint="name it with --base BASE.gguf; or merge without --format and convert it",
+            )
+        check_apart(output, place, source)
+        from sora_cli.merge.rounding import ENOUGH, shown_survival
+        from sora_cli.merge.to_gguf import merge_to_gguf
+
+        say_notes(adapter.notes)
+        done = merge_to_gguf(
+            adapter, source, output, type=type, accept_loss=accept_loss, force=force
+        )
+    if done.base_note is not None:
+        say(f"note: {done.base_note}")
+    say(f"merged {done.modules} layers into {source}, {type}; {count(done.copied)} tensors are "
+        "copied as they are")  # fmt: skip
+    warning = "warning: " if done.survival.share < ENOUGH else ""
+    say(f"{warning}{shown_survival(done.survival, type)}")
+    emit(f"  {printable(f'llama-server -m {quote(str(output))}')}")
+    say(f"wrote {output}: {size(output.stat().st_size)}; read back and compared")
+    return OK
 
 
 def _announce(plan: Merge) -> None:

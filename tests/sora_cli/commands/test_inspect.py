@@ -16,8 +16,8 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.ranks import OTHER, Rank, rank_map, shortest_names
+from sora_cli.adapter.side_by_side import short_names
 from sora_cli.app import run
-from sora_cli.commands import _inspect_several
 from sora_cli.commands.inspect import inspect
 from sora_cli.commands.prune import Rule, prune
 from sora_cli.core.errors import SoraError
@@ -258,7 +258,7 @@ def test_several_are_named_as_paths(
         out = capsys.readouterr().out
         assert all(f" {letter}: {n} " in out for letter, n in zip("AB", named, strict=True)), out
         assert "//" not in out
-    assert _inspect_several._short(["/x/a", "/y/b"]) == ["/x/a", "/y/b"]
+    assert short_names(["/x/a", "/y/b"]) == ["/x/a", "/y/b"]
 
 
 def test_a_head_that_is_not_finite(

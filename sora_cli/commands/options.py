@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sora_cli.commands import _completion
+from sora_cli.commands import completion
 from sora_cli.core.outputs import output_path
 
 
@@ -21,28 +21,28 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         help="Values to change, such as training.epochs=3 or method.name=lora.",
-        autocompletion=_completion.overrides,
+        autocompletion=completion.overrides,
     ),
 ]
 ReadOverrides = Annotated[
     list[str] | None,
     typer.Argument(
         help="Values to change that the command reads, such as data.path=DIR.",
-        autocompletion=_completion.overrides,
+        autocompletion=completion.overrides,
     ),
 ]
 RecipeArgument = Annotated[
     str,
     typer.Argument(
         help="A recipe file, or the name of one that comes with the tool.",
-        autocompletion=_completion.recipes,
+        autocompletion=completion.recipes,
     ),
 ]
 Adapter = Annotated[
     Path,
     typer.Argument(
         help="An adapter directory, ours or any PEFT LoRA; or a run's directory.",
-        autocompletion=_completion.runs,
+        autocompletion=completion.runs,
     ),
 ]
 Output = Annotated[Path, output_option("--output", "-o", help="Directory to write.")]
