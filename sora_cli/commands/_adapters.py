@@ -9,8 +9,6 @@ from typing import Annotated
 import typer
 
 from sora_cli.commands import completion
-from sora_cli.commands._export import export
-from sora_cli.commands._merge import merge
 from sora_cli.commands.options import (
     Adapter,
     Confidence,
@@ -28,13 +26,8 @@ from sora_cli.commands.options import (
     output_option,
 )
 from sora_cli.core.checks import check_apart_from, check_needed
+from sora_cli.core.timing import command_start
 from sora_cli.recipe.tolerance import CONFIDENCE
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register them, in the order of the help page."""
-    for command in (inspect, prune, export, merge, verify, push):
-        app.command()(command)
 
 
 def inspect(
@@ -64,7 +57,6 @@ def inspect(
 
 
 def prune(
-    context: typer.Context,
     directory: Adapter,
     output: Output,
     energy: Energy = None,
@@ -112,10 +104,10 @@ def prune(
         )
     from sora_cli.commands._heal import healing_recipe
     from sora_cli.commands._heal_sizes import heal_sizes
-    from sora_cli.commands.train import train_loaded
+    from sora_cli.commands._training import train_loaded
 
     train = partial(
-        train_loaded, force=force, resume=resume, verify=not no_verify, began=context.obj
+        train_loaded, force=force, resume=resume, verify=not no_verify, began=command_start()
     )
     if max_drop is None:
         return train(*healing_recipe(directory, output, rule.numbers(), heal, recipe, given))

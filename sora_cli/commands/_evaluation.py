@@ -20,11 +20,6 @@ from sora_cli.core.checks import check_apart_from, check_needed
 from sora_cli.core.errors import SoraError
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command(name="eval")(evaluate)
-
-
 def evaluate(
     target: Annotated[
         str,

@@ -21,19 +21,10 @@ from sora_cli.commands.options import (
 from sora_cli.core.checks import check_needed, check_one
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register them, in the order of the help page."""
-    app.command()(auto)
-    app.command()(sweep)
-    app.command(name="list")(list_runs)
-    app.command()(compare)
-    app.command()(report)
+from sora_cli.core.timing import command_start
 
 
 def auto(
-    context: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Argument(
@@ -110,7 +101,7 @@ def auto(
         force=force,
         verify=not no_verify,
         as_json=as_json,
-        began=context.obj,
+        began=command_start(),
     )
 
 

@@ -28,12 +28,6 @@ Dtype = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register them, in the order of the help page."""
-    for command in (extract, combine):
-        app.command()(command)
-
-
 def extract(
     model: Annotated[
         str,

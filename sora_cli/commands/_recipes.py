@@ -10,17 +10,7 @@ import typer
 from sora_cli.commands import completion
 from sora_cli.commands.options import Force, Json, Overrides, Preview, output_option
 
-recipes_app = typer.Typer(
-    help="List, show and copy the recipes that come with the tool.",
-    rich_markup_mode=None,
-    invoke_without_command=True,
-)
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands to the app."""
-    app.command()(init)
-    app.add_typer(recipes_app, name="recipes")
+recipes_app = typer.Typer(add_completion=False, rich_markup_mode=None, invoke_without_command=True)
 
 
 def init(

@@ -74,12 +74,6 @@ Dtype = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register them, in the order of the help page."""
-    for command in (predict, generate, chat):
-        app.command()(command)
-
-
 def predict(
     target: Target,
     file: Annotated[

@@ -20,8 +20,8 @@ from torch import Tensor
 from methods.inject import remove
 from sora_cli.adapter.consumers import consumers_of
 from sora_cli.adapter.reading import open_adapter
+from sora_cli.commands._training import run as run_training
 from sora_cli.commands.merge import merge
-from sora_cli.commands.train import run as run_training
 from sora_cli.core.console import emit
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.load import load_recipe
