@@ -28,78 +28,40 @@ ANYWHERE = frozenset({"--debug", "--quiet", "--verbose"})
 """Options of every command, which may stand anywhere before a `--`."""
 
 COMMANDS = {
-    "init": ("_recipes.init", "Write a recipe for data that has none."),
-    "train": ("train.train", "Train a recipe."),
-    "path": ("path.path", "Train a path of adapters from dense to sparse."),
-    "pick": ("pick.pick", "Choose the smallest adapter of a path that is good enough."),
-    "eval": (
-        "_evaluation.evaluate",
-        "Score an adapter or a model on a recipe's validation data, or on benchmarks.",
-    ),
-    "predict": (
-        "_use.predict",
-        "Write rows with a model's answers; rows need no labels.",
-    ),
-    "generate": (
-        "_use.generate",
-        "Print what a trained model writes to a prompt, as it comes.",
-    ),
-    "chat": (
-        "_use.chat",
-        "Talk with a trained model, or with two; /base switches the adapter off.",
-    ),
-    "inspect": (
-        "_adapters.inspect",
-        "Show where an adapter's ranks are and who can load it; or compare two.",
-    ),
-    "prune": (
-        "_adapters.prune",
-        "Shrink an adapter; without options, take out exact zeros only.",
-    ),
-    "export": (
-        "_export.export",
-        "Write any adapter as a plain LoRA, and say who can load it.",
-    ),
-    "merge": ("_merge.merge", "Fold an adapter into its base model, tensor by tensor."),
+    "init": "Write a recipe for data that has none.",
+    "train": "Train a recipe.",
+    "path": "Train a path of adapters from dense to sparse.",
+    "pick": "Choose the smallest adapter of a path that is good enough.",
+    "eval": "Score an adapter or a model on a recipe's validation data, or on benchmarks.",
+    "predict": "Write rows with a model's answers; rows need no labels.",
+    "generate": "Print what a trained model writes to a prompt, as it comes.",
+    "chat": "Talk with a trained model, or with two; /base switches the adapter off.",
+    "inspect": "Show where an adapter's ranks are and who can load it; or compare two.",
+    "prune": "Shrink an adapter; without options, take out exact zeros only.",
+    "export": "Write any adapter as a plain LoRA, and say who can load it.",
+    "merge": "Fold an adapter into its base model, tensor by tensor.",
     "verify": (
-        "_adapters.verify",
         "Compare the outputs of two adapters or models, or a certificate with what its files "
-        "give.\n\nThe exit code is 1 if they differ, and 3 if that cannot be told.",
+        "give.\n\nThe exit code is 1 if they differ, and 3 if that cannot be told."
     ),
-    "push": (
-        "_adapters.push",
-        "Upload an adapter, or a merged model, to the Hub; private unless --public.",
-    ),
-    "extract": (
-        "_making.extract",
-        "Write a full fine-tuning's difference to its base as a plain LoRA.",
-    ),
-    "combine": ("_making.combine", "Make one adapter of several of the same base model."),
-    "auto": (
-        "_experiments.auto",
-        "Find the smallest adapter within a tolerated loss, and certify it.",
-    ),
-    "sweep": ("_experiments.sweep", "Carry out the runs of a sweep file."),
-    "list": (
-        "_experiments.list_runs",
-        "List runs: status, method, score, size kept, time, and which can be resumed.",
-    ),
-    "compare": (
-        "_experiments.compare",
-        "Compare finished runs: mean and spread over seeds, size, time.",
-    ),
-    "report": (
-        "_experiments.report",
-        "Write one HTML page about a run: scores, curves, ranks, spectra, examples, cost.",
-    ),
-    "schema": ("schema.schema", "Print the JSON schema of recipes, for editors."),
-    "methods": ("methods.methods", "List the methods with their papers and options."),
-    "recipes": ("_recipes.recipes_app", "List, show and copy the recipes that come with the tool."),
+    "push": "Upload an adapter, or a merged model, to the Hub; private unless --public.",
+    "extract": "Write a full fine-tuning's difference to its base as a plain LoRA.",
+    "combine": "Make one adapter of several of the same base model.",
+    "auto": "Find the smallest adapter within a tolerated loss, and certify it.",
+    "sweep": "Carry out the runs of a sweep file.",
+    "list": "List runs: status, method, score, size kept, time, and which can be resumed.",
+    "compare": "Compare finished runs: mean and spread over seeds, size, time.",
+    "report": "Write one HTML page about a run: scores, curves, ranks, spectra, examples, cost.",
+    "schema": "Print the JSON schema of recipes, for editors.",
+    "methods": "List the methods with their papers and options.",
+    "recipes": "List, show and copy the recipes that come with the tool.",
 }
-"""The place of each command in `sora_cli.commands`, and its help, in the order of the help page.
+"""The commands with their help, whose first line `sora --help` shows, in this order.
 
-Of the help, `sora --help` shows the first line.
+Each is the function of its name in `sora_cli.commands`, in the module of that name.
 """
+_FUNCTIONS = {"eval": "evaluate", "list": "list_runs"}
+"""The functions, and their modules, of the commands whose names are Python's own."""
 
 
 class Commands(TyperGroup):
@@ -107,7 +69,7 @@ class Commands(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        for name, (_, text) in COMMANDS.items():
+        for name, text in COMMANDS.items():
             self.add_command(TyperCommand(name, help=text))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -119,15 +81,14 @@ class Commands(TyperGroup):
 @cache
 def build(name: str) -> Any:
     """Build a command from its function, whose signature holds its arguments and options."""
-    place, text = COMMANDS[name]
-    module, _, function = place.partition(".")
-    found = getattr(import_module(f"sora_cli.commands.{module}"), function)
+    function = _FUNCTIONS.get(name, name)
+    found = getattr(import_module(f"sora_cli.commands.{function}"), function)
     if not isinstance(found, typer.Typer):
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(name)(found)
         found = single
     built = typer.main.get_command(found)
-    built.help = text
+    built.help = COMMANDS[name]
     return built
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
@@ -19,6 +21,8 @@ from sora_cli.adapter.side_by_side import (
     short_names,
     summary_table,
 )
+from sora_cli.commands import completion
+from sora_cli.commands.options import Force, Json, output_option
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -28,20 +32,27 @@ from sora_cli.core.words import first_few
 
 
 def inspect(
-    *directories: Path,
-    as_json: bool,
-    plot: Path | None = None,
-    modules: bool = False,
-    force: bool = False,
+    directories: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="An adapter directory (ours or any PEFT LoRA) or a run's directory. Two are "
+            "compared; more get a line each.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    *,
+    as_json: Json = False,
+    plot: Annotated[
+        Path | None,
+        output_option("--plot", help="Draw the ranks and the spectra to this picture."),
+    ] = None,
+    modules: Annotated[
+        bool, typer.Option("--modules", help="Also print a line for each module.")
+    ] = False,
+    force: Force = False,
 ) -> None:
     """Show adapters from their files alone: one in full, two compared, more in a line each.
-
-    Args:
-        directories: adapter directories, ours or any PEFT LoRA's, or run directories.
-        as_json: print one JSON object instead of tables.
-        plot: also draw the ranks and the spectra of the one adapter to this file.
-        modules: also print a line for each module of the one adapter.
-        force: replace a file that is no picture of this tool.
 
     Raises:
         SoraError: no adapter, one that cannot be read, or two of different models.
