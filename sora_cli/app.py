@@ -1,6 +1,7 @@
-"""The Typer app: one short function per command, and the one error boundary.
+"""The table of commands, and the one error boundary.
 
-Nothing heavy is imported here; each command imports what it needs when it is called.
+Nothing heavy is imported here: a command's module is imported when the command is called, and what
+takes seconds when the command needs it.
 """
 
 from __future__ import annotations
@@ -9,55 +10,98 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from sora_cli import __version__
-from sora_cli.commands import (
-    _adapters,
-    _completion,
-    _evaluation,
-    _experiments,
-    _making,
-    _recipes,
-    _use,
-)
-from sora_cli.commands._options import (
-    Code,
-    Force,
-    Json,
-    NoVerify,
-    Overrides,
-    PreviewInDryRun,
-    RecipeArgument,
-    load_plugins,
-    output_option,
-)
 from sora_cli.core.boundary import guarded, told_losses
-from sora_cli.core.checks import (
-    check_one,
-    check_working_directory,
-)
+from sora_cli.core.checks import check_one, check_working_directory
 from sora_cli.core.interruption import end_on_signals, raise_on_signals
 from sora_cli.core.streams import open_streams
-from sora_cli.core.timing import leave_with, process_start
+from sora_cli.core.timing import leave_with, start_with_process
 from sora_cli.core.verbosity import Verbosity, choose
 
 ANYWHERE = frozenset({"--debug", "--quiet", "--verbose"})
 """Options of every command, which may stand anywhere before a `--`."""
 
+COMMANDS = {
+    "init": "Write a recipe for data that has none.",
+    "train": "Train a recipe.",
+    "path": "Train a path of adapters from dense to sparse.",
+    "pick": "Choose the smallest adapter of a path that is good enough.",
+    "eval": "Score an adapter or a model on a recipe's validation data, or on benchmarks.",
+    "predict": "Write rows with a model's answers; rows need no labels.",
+    "generate": "Print what a trained model writes to a prompt, as it comes.",
+    "chat": "Talk with a trained model, or with two; /base switches the adapter off.",
+    "inspect": "Show where an adapter's ranks are and who can load it; or compare two.",
+    "prune": "Shrink an adapter; without options, take out exact zeros only.",
+    "export": "Write any adapter as a plain LoRA, and say who can load it.",
+    "merge": "Fold an adapter into its base model, tensor by tensor.",
+    "verify": (
+        "Compare the outputs of two adapters or models, or a certificate with what its files "
+        "give.\n\nThe exit code is 1 if they differ, and 3 if that cannot be told."
+    ),
+    "push": "Upload an adapter, or a merged model, to the Hub; private unless --public.",
+    "extract": "Write a full fine-tuning's difference to its base as a plain LoRA.",
+    "combine": "Make one adapter of several of the same base model.",
+    "auto": "Find the smallest adapter within a tolerated loss, and certify it.",
+    "sweep": "Carry out the runs of a sweep file.",
+    "list": "List runs: status, method, score, size kept, time, and which can be resumed.",
+    "compare": "Compare finished runs: mean and spread over seeds, size, time.",
+    "report": "Write one HTML page about a run: scores, curves, ranks, spectra, examples, cost.",
+    "schema": "Print the JSON schema of recipes, for editors.",
+    "methods": "List the methods with their papers and options.",
+    "recipes": "List, show and copy the recipes that come with the tool.",
+}
+"""The commands with their help, whose first line `sora --help` shows, in this order.
+
+Each is the function of its name in `sora_cli.commands`, in the module of that name.
+"""
+_FUNCTIONS = {"eval": "evaluate", "list": "list_runs"}
+"""The functions, and their modules, of the commands whose names are Python's own."""
+
+
+class Commands(TyperGroup):
+    """The commands by name and help; one is built only when it is called, or asked for its help."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, text in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=text))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name and the command that words begin with, and the words after it."""
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, build(name) if name and known else None, rest
+
+
+@cache
+def build(name: str) -> Any:
+    """Build a command from its function, whose signature holds its arguments and options."""
+    function = _FUNCTIONS.get(name, name)
+    found = getattr(import_module(f"sora_cli.commands.{function}"), function)
+    if not isinstance(found, typer.Typer):
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(name)(found)
+        found = single
+    built = typer.main.get_command(found)
+    built.help = COMMANDS[name]
+    return built
+
+
 # Plain help: rich would take longer to import than everything else here.
 app = typer.Typer(
     name="sora",
+    cls=Commands,
     help="Low-rank fine-tuning that finds its own rank: LoRA cut while it trains, SoRA, AdaLoRA.",
     epilog="Start with: sora train quickstart, then sora inspect on what it wrote.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     invoke_without_command=True,
 )
-_recipes.add_commands(app)
 
 
 @app.callback()
@@ -84,178 +128,16 @@ def options(
         check_working_directory()
 
 
-@app.command()
-def train(
-    context: typer.Context,
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show everything the run would do, and train nothing.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the newest complete checkpoint.")
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Replace a run; with --resume, accept safe changes."),
-    ] = False,
-    preview: PreviewInDryRun = None,
-    no_verify: NoVerify = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the run's report instead of a summary.")
-    ] = False,
-    code: Code = None,
-) -> int:
-    """Train a recipe."""
-    from sora_cli.commands.train import train
-
-    load_plugins(code)
-    return train(
-        recipe,
-        overrides or [],
-        dry_run=dry_run,
-        force=force,
-        resume=resume,
-        verify=not no_verify,
-        began=context.obj,
-        preview=preview,
-        as_json=as_json,
-    )
-
-
-@app.command()
-def path(
-    context: typer.Context,
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    controls: Annotated[
-        bool,
-        typer.Option(
-            "--controls",
-            help="Also score the first stage cut down at random and by norm; "
-            "works on a finished path, too.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show all stages, and train nothing.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Delete an existing path first.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the path's report instead of tables.")
-    ] = False,
-    code: Code = None,
-) -> None:
-    """Train a path of adapters from dense to sparse."""
-    from sora_cli.commands.path import path
-
-    load_plugins(code)
-    path(
-        recipe,
-        overrides or [],
-        controls=controls,
-        dry_run=dry_run,
-        force=force,
-        began=context.obj,
-        as_json=as_json,
-    )
-
-
-@app.command()
-def pick(
-    directory: Annotated[
-        Path, typer.Argument(help="A path's directory.", autocompletion=_completion.runs)
-    ],
-    keep: Annotated[
-        float | None,
-        typer.Option(
-            "--keep", help="Choose the smallest that keeps this share of the first stage's metric."
-        ),
-    ] = None,
-    max_params: Annotated[
-        int | None,
-        typer.Option("--max-params", help="Choose the best with at most this many parameters."),
-    ] = None,
-    min_metric: Annotated[
-        float | None,
-        typer.Option(
-            "--min-metric", help="Choose the smallest whose metric is at least this good."
-        ),
-    ] = None,
-    max_drop: Annotated[
-        str | None,
-        typer.Option(
-            "--max-drop",
-            help="Choose the smallest whose metric is at most this much worse than the first "
-            "stage's: 0.01 in its own unit, or 1pt for the same of a metric that ends at 1.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, output_option("--output", "-o", help="Copy the adapter to this directory.")
-    ] = None,
-    as_json: Json = False,
-    force: Force = False,
-) -> None:
-    """Choose the smallest adapter of a path that is good enough."""
-    from sora_cli.commands.pick import pick
-
-    pick(
-        directory,
-        keep=keep,
-        max_params=max_params,
-        min_metric=min_metric,
-        max_drop=max_drop,
-        output=output,
-        as_json=as_json,
-        force=force,
-    )
-
-
-_evaluation.add_commands(app)
-_use.add_commands(app)
-_adapters.add_commands(app)
-_making.add_commands(app)
-_experiments.add_commands(app)
-
-
-@app.command()
-def schema(code: Code = None) -> None:
-    """Print the JSON schema of recipes, for editors."""
-    from sora_cli.commands.schema import print_schema
-
-    load_plugins(code)
-    print_schema()
-
-
-@app.command()
-def methods(as_json: Json = False, code: Code = None) -> None:
-    """List the methods with their papers and options."""
-    from sora_cli.commands.methods import list_methods
-
-    load_plugins(code)
-    list_methods(as_json=as_json)
-
-
-def run(arguments: Sequence[str], *, began: float | None = None) -> int:
-    """Run one command line; return its exit code (see `sora_cli.core.exit_codes`).
-
-    Args:
-        began: when the process was started, on the clock of `time.perf_counter`; None: it was there
-            before. Commands find it in Typer's context.
-    """
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; return its exit code (see `sora_cli.core.exit_codes`)."""
     words, anywhere = _taken_out(arguments)
     debug = "--debug" in anywhere or bool(os.environ.get("SORA_DEBUG"))
 
     def call() -> object:
         choose(_verbosity(anywhere))
-        return _command()(words, prog_name="sora", standalone_mode=False, obj=began)
+        return typer.main.get_command(app)(words, prog_name="sora", standalone_mode=False)
 
     return guarded(call, debug=debug)
-
-
-@cache
-def _command() -> Any:
-    """Build the commands from their functions, once a process: it takes some 30 ms."""
-    return typer.main.get_command(app)
 
 
 def _taken_out(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
@@ -282,7 +164,8 @@ def main() -> None:
 def _run_process() -> int:
     raise_on_signals()
     try:
-        code = run(sys.argv[1:], began=process_start())
+        start_with_process()
+        code = run(sys.argv[1:])
         return told_losses(code)
     finally:
         end_on_signals()

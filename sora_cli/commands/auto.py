@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from sora_cli.adapter.places import ADAPTER
+from sora_cli.commands import completion
+from sora_cli.commands.options import Code, NoVerify, Overrides, PreviewInDryRun, load_plugins
 from sora_cli.core.atomic import tidy, write_text_atomic
+from sora_cli.core.checks import check_needed
 from sora_cli.core.console import emit, emit_table, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
-from sora_cli.core.timing import importing
+from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.plan import AutoPlan, found_keys, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
@@ -30,6 +34,7 @@ from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.run.dry_run import ROWS
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
+from sora_cli.run.propose.writing import recipe_for
 from sora_cli.run.summary import result_lines
 from sora_cli.search.certificate import FILE_NAME, FULL, PICTURE, SIZES, Certificate, choose
 from sora_cli.search.words import certifiable_lines, size_table
@@ -42,40 +47,79 @@ if TYPE_CHECKING:
 
 
 def auto(
-    recipe: str,
-    overrides: list[str],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe file, or the name of one that comes with the tool; or give --data.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    overrides: Overrides = None,
     *,
-    max_drop: str | None,
-    confidence: float | None,
-    serve: str | None,
-    probe: bool,
-    preview: int | None,
-    dry_run: bool,
-    force: bool,
-    verify: bool,
-    as_json: bool,
-    began: float | None = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Data without a recipe: it is written and used.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --data: the base model; unset: a small one.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="With --data: the task family; unset: told by the columns."),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            "--max-drop",
+            help="How much worse than at full rank the metric may be: 0.5pt, or 0.005 in its own "
+            "unit.",
+        ),
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option("--confidence", help="1 - the probability that it is worse; default: 0.95."),
+    ] = None,
+    serve: Annotated[
+        str | None, typer.Option("--serve", help="Choose by what it pays for: vllm, llama.cpp.")
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Try three learning rates for a few steps; take the best."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and train nothing.")
+    ] = False,
+    preview: PreviewInDryRun = None,
+    force: Annotated[bool, typer.Option("--force", help="Delete an existing run first.")] = False,
+    no_verify: NoVerify = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the certificate instead of tables.")
+    ] = False,
+    code: Code = None,
 ) -> int:
     """Find and write the smallest adapter within a tolerated loss, or go on with it.
-
-    Args:
-        max_drop, confidence, serve: values of the recipe's `auto` block; None: as it has them.
-        probe: set the value of that block.
-        preview: rows that a dry run shows; None: two.
-        verify: compare the written files with the trained model.
-        as_json: print the certificate instead of tables.
-        began: when the command began, by `time.perf_counter`; None: now.
 
     Returns:
         Exit code: 3 where the promise is not certified, 1 if the files do not give the model.
     """
-    began = time.perf_counter() if began is None else began
-    given = {"max_drop": max_drop, "confidence": confidence, "serve": serve}
-    given |= {"probe": "true"} if probe else {}
-    words = [f"auto.{key}={value}" for key, value in given.items() if value is not None]
+    began = command_start()
+    load_plugins(code)
+    given = overrides or []
+    if data is not None:
+        given = [*([] if recipe is None else [recipe]), *given]
+        recipe = recipe_for(
+            data, given, say, model=model, task=task, dry_run=dry_run, preview=preview
+        )
+        preview = preview if dry_run else None  # it has been shown
+    else:
+        check_needed("--data", {"--model": model is not None, "--task": task is not None})
+    if recipe is None:
+        raise SoraError("which recipe?", hint="sora auto RECIPE, or sora auto --data FILE")
+    block = {"max_drop": max_drop, "confidence": confidence, "serve": serve}
+    block |= {"probe": "true"} if probe else {}
+    words = [f"auto.{key}={value}" for key, value in block.items() if value is not None]
     if preview is not None and not dry_run:
         raise SoraError("--preview goes with --dry-run", hint="add --dry-run")
-    loaded = load_recipe(recipe, [*overrides, *words])
+    loaded = load_recipe(recipe, [*given, *words])
     plan = plan_auto(loaded)
     check_settled(loaded.recipe, "sora auto")
     check_recipe(loaded.recipe)
@@ -88,14 +132,14 @@ def auto(
     with locked(plan.output):
         record = open_record(plan, force=force)
         found, ready, log = run(plan, record, began=began)
-        code = OK if found.certified else NO_VERDICT
-        if verify and is_main():
+        exit_code = OK if found.certified else NO_VERDICT
+        if not no_verify and is_main():
             from sora_cli.verify.run_check import check_run
 
             with log.epilogue("verify"):
-                code = check_run(_placed(loaded, plan), ready, log.report) or code
+                exit_code = check_run(_placed(loaded, plan), ready, log.report) or exit_code
     conclude(found, log.report, plan.output, as_json=as_json)
-    return code
+    return exit_code
 
 
 def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:

@@ -4,25 +4,62 @@ from __future__ import annotations
 
 import shutil
 import sys
+from typing import Annotated
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target, takes_base
-from sora_cli.commands._sampling import Given, check_given
+from sora_cli.commands import completion
+from sora_cli.commands.options import (
+    BaseModel,
+    Dtype,
+    Greedy,
+    NewTokens,
+    Penalty,
+    Seed,
+    System,
+    Target,
+    Temperature,
+    TopK,
+    TopP,
+)
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.timing import importing
+from sora_cli.use.sampling import Given, check_given, sampling_of
 
 
 def chat(
-    targets: list[str], *, system: str | None, given: Given, base: str | None, dtype: str | None
+    target: Target,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="B",
+            help="Another one, which answers the same side by side.",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    *,
+    system: System = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_new_tokens: NewTokens = 256,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    greedy: Greedy = False,
+    base: BaseModel = None,
+    dtype: Dtype = None,
 ) -> None:
     """Answer what is typed, or the lines of stdin, until they end."""
+    targets = [target] if other is None else [target, other]
+    given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
     check_given(given, dtype)
     places = [check_target(target, "sora chat {}") for target in targets]
     check_named_base(base, places)
     for place in places:
         say_notes(result_remarks(place))
     with importing():
-        from sora_cli.commands._sampling import sampling_of
         from sora_cli.use.chat import Chat, to_stdout, typed_lines
         from sora_cli.use.speaker import load_speaker, say_form
     speakers = []

@@ -6,11 +6,24 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
+from sora_cli.commands import completion
+from sora_cli.commands.options import (
+    Energy,
+    FactorDtype,
+    Force,
+    Json,
+    MaxParams,
+    MeanRank,
+    Output,
+    Rank,
+)
 from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_needed, check_rules
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -23,36 +36,59 @@ if TYPE_CHECKING:
 
 
 def combine(
-    adapters: Sequence[Path],
-    output: Path,
-    budget: Mapping[str, Any],
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Two or more adapter directories (ours or any PEFT LoRA) or runs, of one base.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    output: Output,
     *,
-    weights: str | None = None,
-    method: str = COMBINATIONS[0],
-    density: float | None = None,
-    seed: int | None = None,
-    dtype: str = STORED[0],
-    as_json: bool = False,
-    force: bool = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights", help="What each update is multiplied with: 0.7,0.3; default: the mean."
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="linear: the weighted sum, exact without a budget. ties: trimmed, signs elected "
+            "(arXiv 2306.01708). dare: numbers dropped at random (arXiv 2311.03099).",
+        ),
+    ] = COMBINATIONS[0],
+    density: Annotated[
+        float | None,
+        typer.Option(
+            "--density",
+            help="With ties and dare: the share of an update's numbers to keep; default: 0.2 and "
+            "0.5.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Of --method dare; default: 0.", show_default=False),
+    ] = None,
+    energy: Energy = None,
+    rank: Rank = None,
+    max_params: MaxParams = None,
+    mean_rank: MeanRank = None,
+    dtype: FactorDtype = STORED[0],
+    as_json: Json = False,
+    force: Force = False,
 ) -> None:
     """Write one adapter whose update is made of those of several.
-
-    Args:
-        adapters: adapter directories, ours or any PEFT LoRA's, or run directories.
-        output: directory to write.
-        budget: rule -> value, at most one of them not None; see `adapter.pruning.RULES`.
-        weights: numbers with commas between; None: one over the number of adapters each.
-        method: one of `core.checks.COMBINATIONS`.
-        density: share of numbers that TIES and DARE keep; None: the default of each.
-        seed: of DARE; None: 0.
-        dtype: of the factors.
-        as_json: print JSON.
-        force: replace an adapter that is at `output`.
 
     Raises:
         SoraError: bad input, or adapters that do not belong together.
     """
-    rule = check_rules(budget)
+    rule = check_rules(
+        {"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank}
+    )
     check_choice("method", method, COMBINATIONS)
     check_choice("dtype", dtype, STORED)
     linear, _, dare = COMBINATIONS

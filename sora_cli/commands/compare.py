@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from sora_cli.adapter.digest import changed_results
+from sora_cli.commands import completion
+from sora_cli.commands.options import Force, output_option
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_one
 from sora_cli.core.console import emit, printable, say
@@ -25,45 +30,97 @@ from sora_cli.experiments.compare.table import comparison_table
 
 
 def compare(
-    places: Sequence[Path],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUNS...",
+            help="Run directories, directories with runs somewhere in them, report files, or "
+            "files of runs (.jsonl), of which FILE/NAME selects some.",
+            autocompletion=completion.runs,
+        ),
+    ],
     *,
-    baseline: str | None = None,
-    paper: bool = False,
-    metric: str | None = None,
-    selection: bool = False,
-    ranks: bool = False,
-    budgets: str | None = None,
-    min_gain: float | None = None,
-    form: str | None = None,
-    output: Path | None = None,
-    plot: Path | None = None,
-    html: Path | None = None,
-    force: bool = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", help="A label of the table; differences to it are shown, paired by seed."
+        ),
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Also show what the recipes' papers print.")
+    ] = False,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help="Compare another metric of the reports than the main one."),
+    ] = None,
+    selection: Annotated[
+        bool,
+        typer.Option(
+            "--selection", help="Score on the rows that chose the checkpoints, as for tuning."
+        ),
+    ] = False,
+    ranks: Annotated[
+        bool,
+        typer.Option(
+            "--ranks", help="Show where the ranks are, and whether seeds and tasks agree."
+        ),
+    ] = False,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            "--budgets",
+            help="Compare at equal size instead: per cent of the baseline's parameters, such as "
+            "50,15,8.",
+        ),
+    ] = None,
+    min_gain: Annotated[
+        float | None,
+        typer.Option(
+            "--min-gain",
+            help="With --budgets: a task counts if the baseline is so many points above the head "
+            "alone; default: 5; 0: all do.",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="table, markdown, csv, latex, json, or jsonl for the runs themselves; without: by "
+            "the suffix of --output, else table.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: the same as --format json.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        output_option(
+            "--output", "-o", help="Write the table, or the runs (.jsonl), to this file."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        output_option(
+            "--plot",
+            help="Draw metric against parameters, or with --budgets what is lost at each size, "
+            "into this picture; others go beside it.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        output_option("--html", help="Write a single HTML page that needs no other file."),
+    ] = None,
+    force: Force = False,
 ) -> None:
     """Print a table over groups of runs that differ in their seed only.
-
-    Args:
-        places: run directories, directories with runs below them, report files, or files of runs.
-        baseline: label of the group that paired differences are to.
-        paper: also show what the recipes' papers print.
-        metric: compare this metric instead of the main one.
-        selection: compare the main metric on the rows that chose the checkpoints.
-        ranks: also print where ranks are, and whether seeds and tasks agree on it.
-        budgets: compare at equal size instead of task by task: per cent of the baseline's
-            parameters, such as "50,15,8".
-        min_gain: with `budgets`: points that the baseline must be above the head alone on a task
-            that counts; None: `MIN_GAIN`.
-        form: table, markdown, csv, latex or json, or jsonl: the runs themselves, for later
-            comparisons; None: by the suffix of `output`, else table.
-        output: write the table to this file instead.
-        plot: also draw the comparison to this picture, and to others beside it.
-        html: also write it all to this page.
-        force: replace files that are no pictures or pages of this tool.
 
     Raises:
         SoraError: no finished run, no such label, metric or format, options that do not go
             together, or an impossible file.
     """
+    if as_json:
+        check_one(["--json", *([] if form is None else ["--format"])])
+        form = "json"
     form = format_of(output, form)
     for option, file in {"--output": output, "--plot": plot, "--html": html}.items():
         check_new_file(option, file, force=force)
@@ -74,11 +131,11 @@ def compare(
         asked = {"--baseline": baseline, "--paper": paper, "--metric": metric, "--ranks": ranks,
                  "--selection": selection, "--budgets": budgets, "--plot": plot,
                  "--html": html}  # fmt: skip
-        _write_lines(places, output, [option for option, value in asked.items() if value])
+        _write_lines(runs, output, [option for option, value in asked.items() if value])
         return
     shares = _shares(budgets, baseline, paper=paper, min_gain=min_gain)
-    runs = _find(places, output, *pictures, html)
-    groups = _groups(runs, metric, selection=selection)
+    finished = _find(runs, output, *pictures, html)
+    groups = _groups(finished, metric, selection=selection)
     sizes = None
     if baseline is not None and shares:
         sizes = sizes_of(groups, baseline, min_gain=MIN_GAIN if min_gain is None else min_gain)

@@ -6,36 +6,121 @@ import json
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, takes_base, with_base
-from sora_cli.core.console import emit, emit_table, printable, say, say_notes
+from sora_cli.commands import completion
+from sora_cli.commands.options import Code, Force, Json, ReadOverrides, load_plugins, output_option
+from sora_cli.core.atomic import write_text_atomic
+from sora_cli.core.checks import check_apart_from, check_needed
+from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes
+from sora_cli.core.errors import SoraError
+from sora_cli.core.json_text import readable_json
 from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import load_recipe
-from sora_cli.recipe.reading import EVAL, load_read, named_base
+from sora_cli.recipe.reading import BENCHMARK, EVAL, load_read, named_base
 from sora_cli.report import FILE_NAME, HISTORY_FILE
+from sora_cli.run.output import BENCHMARKS
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
+from sora_cli.use.benchmark_choice import Benchmarks
 
 if TYPE_CHECKING:
     from sora_cli.recipe.recipe import Recipe
+    from sora_cli.use.benchmark import BenchmarkReport
 
 
 def evaluate(
-    target: str,
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="An adapter, run or model directory, or a model's Hub id.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    overrides: ReadOverrides = None,
     *,
-    recipe: str,
-    overrides: list[str],
-    predictions: Path | None,
-    as_json: bool,
-    force: bool,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="The recipe whose task and data are used; may be left out with --benchmark.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        output_option("--predictions", help="Write each row's prediction to this .jsonl file."),
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            "--benchmark",
+            help="Score on benchmarks of lm-evaluation-harness instead (extra [lm-eval]): "
+            "hellaswag,arc_easy.",
+        ),
+    ] = None,
+    benchmark_tasks: Annotated[
+        Path | None,
+        typer.Option(
+            "--benchmark-tasks", help="With --benchmark: a directory with definitions of your own."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="With --benchmark: rows of each at most."),
+    ] = None,
+    few_shot: Annotated[
+        int | None,
+        typer.Option(
+            "--few-shot",
+            min=0,
+            help="With --benchmark: examples in each prompt; unset: as each benchmark has it.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="With --benchmark: rows at a time; default: 8."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        output_option(
+            "--output",
+            "-o",
+            help="With --benchmark: the report to write; default: benchmarks.json in a run's "
+            "directory, else none.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    force: Force = False,
+    code: Code = None,
 ) -> None:
-    """Score an adapter, a run or a model on a recipe's reported splits."""
+    """Score an adapter, a run or a model on a recipe's reported splits, or on benchmarks."""
+    load_plugins(code)
+    given = overrides or []
+    if benchmark is not None:
+        check_apart_from("--benchmark", [] if predictions is None else ["--predictions"])
+        asked = Benchmarks(benchmark, benchmark_tasks, limit, few_shot, batch_size or 8)
+        _show_benchmarks(
+            _on_benchmarks(target, asked, recipe, given, output, force=force), as_json=as_json
+        )
+        return
+    needless = {"--benchmark-tasks": benchmark_tasks, "--limit": limit, "--few-shot": few_shot,
+                "--batch-size": batch_size, "--output": output}  # fmt: skip
+    check_needed("--benchmark", {name: value is not None for name, value in needless.items()})
+    if recipe is None:
+        raise SoraError(
+            "sora eval needs a recipe, whose data are scored",
+            hint="add --recipe RECIPE; or --benchmark NAMES",
+        )
     check_new_file("--predictions", predictions, force=force)
     reading = EVAL if takes_base(Path(target).expanduser()) else EVAL.without("model.path")
-    loaded = load_read(partial(load_recipe, recipe), overrides, reading)
+    loaded = load_read(partial(load_recipe, recipe), given, reading)
     check_recipe(loaded.recipe, model=False)  # the target takes its place
     read = check_target(target, f"sora eval {{}} --recipe {quote(recipe)}")
     say_notes(result_remarks(read))
@@ -58,6 +143,73 @@ def evaluate(
     _show(target, scores, notes, as_json=as_json)
 
 
+def _on_benchmarks(
+    target: str,
+    asked: Benchmarks,
+    recipe: str | None,
+    overrides: list[str],
+    output: Path | None,
+    *,
+    force: bool,
+) -> BenchmarkReport:
+    """Score a causal language model on benchmarks, and write the report.
+
+    Args:
+        recipe: whose model options and precision are used; None: as the files of the target tell.
+        output: the report to write; None: `benchmarks.json` in a run's directory.
+    """
+    asked.check()
+    known = takes_base(Path(target).expanduser())
+    reading = BENCHMARK if known else BENCHMARK.without("model.path")
+    loaded = None
+    if recipe is not None:
+        loaded = load_read(partial(load_recipe, recipe), overrides, reading)
+    check_new_file("--output", output, force=force)
+    place = check_target(target, f"sora eval {{}} --benchmark {quote(asked.text)}")
+    if output is not None:
+        check_apart(output, *with_base(place), hint="name another file")
+    say_notes(result_remarks(place))
+    with importing():
+        from sora_cli.use.benchmark import benchmark_report
+        from sora_cli.use.described import described
+    try:
+        read = loaded or described(place, overrides, reading=reading)[0]
+    except SoraError as error:
+        if "--task" not in (error.hint or ""):
+            raise
+        raise SoraError(
+            error.what, where=error.where, hint="add --recipe RECIPE, of the task it is for"
+        ) from error
+    used = settle_precision(read).recipe
+    report = benchmark_report(target, place, used, asked, on=named_base(read))
+    if output is None and (place.parent / FILE_NAME).is_file():
+        output = place.parent / BENCHMARKS
+    if output is not None:
+        write_text_atomic(output, readable_json(json.loads(report.model_dump_json())))
+        say(f"wrote {output}")
+    return report
+
+
+def _show_benchmarks(report: BenchmarkReport, *, as_json: bool) -> None:
+    if as_json:
+        emit(readable_json(json.loads(report.model_dump_json())).rstrip("\n"))
+        return
+    rows = [
+        [name, metric, f"{value:.4f}", _error(found.errors.get(metric)), found.few_shot, found.rows]
+        for name, found in report.results.items()
+        for metric, value in found.scores.items()
+    ]
+    shown = [["" if cell is None else cell for cell in row] for row in rows]
+    columns = ["benchmark", "metric", "score", "+- (stderr)", "few-shot", "rows"]
+    emit_table(printable(report.target), columns, shown)
+    if report.limit is not None:
+        say(f"note: at most {count(report.limit)} rows of each were scored: --limit")
+
+
+def _error(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
 def _data_files(recipe: Recipe) -> list[Path]:
     """Return the files that a recipe names as its data, or their directory."""
     files = recipe.data.files or {}
@@ -66,8 +218,6 @@ def _data_files(recipe: Recipe) -> list[Path]:
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    from sora_cli.core.atomic import write_text_atomic
-
     write_text_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     say(f"{len(records):,} predictions in {path}")
 

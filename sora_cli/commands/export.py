@@ -8,13 +8,16 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 from shlex import quote
+from typing import Annotated
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
 from sora_cli.adapter.losses import loss_table, module_facts
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
-from sora_cli.commands._gguf import check_gguf_place
+from sora_cli.commands.options import AdapterArgument, Force, Json, NoVerify, OutputOrFile
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.checks import (
     FORMATS,
@@ -31,41 +34,55 @@ from sora_cli.core.exit_codes import OK
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import SORA_FILE
+from sora_cli.model.gguf import check_gguf_place
 
 
 def export(
-    directory: Path,
-    output: Path,
+    directory: AdapterArgument,
+    output: OutputOrFile,
     *,
-    layout: str | None = None,
-    dtype: str | None = None,
-    rank: int | None = None,
-    energy: float | None = None,
-    form: str = FORMATS[0],
-    type: str | None = None,
-    base: str | None = None,
-    force: bool = False,
-    verify: bool = True,
-    as_json: bool = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            help="exact (default): each module at its own rank. padded: all at the largest, for "
+            "programs that ignore patterns.",
+        ),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="peft: a directory. gguf: one file that llama.cpp loads."),
+    ] = FORMATS[0],
+    type: Annotated[
+        str | None,
+        typer.Option("--type", help="Of the numbers in a GGUF file: f32 (default) or f16."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            help="For another program's file (Kohya, diffusers, MLX): the base model, which tells "
+            "which layers its names are. With --format gguf: the base model, a GGUF file or a "
+            "checkpoint, if it is not the one that the adapter names.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16 or float16; default: as stored."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", help="Cut each layer to this rank at most; says what is lost."),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", help="Cut each layer to this share of its squared norm."),
+    ] = None,
+    as_json: Json = False,
+    force: Force = False,
+    no_verify: NoVerify = False,
 ) -> int:
     """Write an adapter as a plain LoRA, and say who can load it.
-
-    Args:
-        directory: an adapter directory, ours or one of PEFT's, or a run directory; or another
-            program's file or directory.
-        output: directory to write, or the GGUF file.
-        layout: "exact" (None) or "padded"; see `sora_cli.adapter.export`.
-        dtype: of the factors; None: as they are stored.
-        rank: cut each module to this rank at most; None: nothing is lost.
-        energy: cut each module to this share of its squared singular values.
-        form: "peft", or "gguf": one file for llama.cpp, without a layout or a dtype.
-        type: of the factors in a GGUF file, "f32" (None) or "f16".
-        base: for a GGUF file: the base model, if it is not where the adapter says; for another
-            program's file: the model whose layers its names are.
-        force: replace what is at `output`; with a GGUF file, also take a base that is not the one
-            trained on.
-        verify: compare the outputs of both, where memory allows and the base is here.
-        as_json: print what was written, and who can load it, as JSON.
 
     Returns:
         Exit code: 1 if they differ, 3 if that cannot be told.
@@ -76,7 +93,7 @@ def export(
     check_choice("format", form, FORMATS)
     if form == "gguf":
         given = {"--layout": layout, "--dtype": dtype, "--rank": rank, "--energy": energy}
-        given |= {"--no-verify": None if verify else "given"}
+        given |= {"--no-verify": "given" if no_verify else None}
         check_apart_from(
             "--format gguf", [name for name, value in given.items() if value is not None]
         )
@@ -126,7 +143,7 @@ def export(
         say(f"not verified: what was cut is lost; to see how much of the effect is left: "
             f"sora verify {quote(str(directory))} {quote(str(output))}")  # fmt: skip
         return OK
-    if not verify:
+    if no_verify:
         return OK
     if done.format is not None:
         return _check_written(output)

@@ -6,11 +6,27 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
-from sora_cli.core.checks import STORED, check_choice, check_rules
+from sora_cli.commands import completion
+from sora_cli.commands.options import (
+    Confidence,
+    Energy,
+    FactorDtype,
+    Force,
+    Json,
+    MaxDrop,
+    MaxParams,
+    MeanRank,
+    Output,
+    Rank,
+    ReadOverrides,
+)
+from sora_cli.core.checks import STORED, check_choice, check_needed, check_rules
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
@@ -19,6 +35,7 @@ from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
 from sora_cli.model.files import ADAPTER_WEIGHTS, DELTA_FILE
 from sora_cli.model.references import resolve_model_path
+from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.search.words import search_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
@@ -30,39 +47,63 @@ _NEARLY_ALL = 0.99
 
 
 def extract(
-    model: str,
-    output: Path,
-    budget: Mapping[str, Any],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A fine-tuned model: its directory or Hub id, or a run's that trained a whole "
+            "model.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    base: Annotated[str, typer.Option("--base", help="The model that it was fine-tuned from.")],
+    output: Output,
+    overrides: ReadOverrides = None,
     *,
-    base: str,
-    biases: bool,
-    dtype: str,
-    as_json: bool,
-    force: bool,
-    promise: PromiseOptions | None = None,
+    energy: Energy = None,
+    rank: Rank = None,
+    max_params: MaxParams = None,
+    mean_rank: MeanRank = None,
+    max_drop: MaxDrop = None,
+    confidence: Confidence = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="The recipe that --max-drop is measured with.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    no_biases: Annotated[
+        bool,
+        typer.Option(
+            "--no-biases",
+            help="Leave out changed biases of linear layers, which vLLM and llama.cpp refuse.",
+        ),
+    ] = False,
+    dtype: FactorDtype = STORED[0],
+    as_json: Json = False,
+    force: Force = False,
 ) -> int:
-    """Write what a fine-tuned model has other than its base as an adapter of that base.
-
-    Args:
-        model: reference of the fine-tuned model, or a run's directory with one.
-        output: directory to write.
-        budget: rule -> value, one of them not None; see `adapter.pruning.RULES`. None of them where
-            a promise chooses.
-        base: reference of the base model.
-        biases: store those of linear layers that changed.
-        dtype: of the factors.
-        as_json: print JSON.
-        force: replace an adapter that is at `output`.
-        promise: choose the smallest size that is shown to keep it.
+    """Write the difference of a fine-tuned model to its base as an adapter of that base.
 
     Returns:
-        Exit code: 3 if nothing shows that the promise is kept.
+        Exit code: 3 if nothing shows that the promise of `max_drop` is kept.
 
     Raises:
         SoraError: bad input, models that do not belong together, no difference, or one that a
             plain LoRA cannot hold.
     """
-    rule = check_rules({**budget, "max_drop": None if promise is None else promise.max_drop})
+    promise = None
+    if max_drop is None:
+        of_drop = {"--confidence": confidence, "--recipe": recipe, "OVERRIDES": overrides}
+        check_needed("--max-drop", {name: bool(value) for name, value in of_drop.items()})
+    else:
+        sure = CONFIDENCE if confidence is None else confidence
+        promise = PromiseOptions(max_drop, recipe, overrides or [], sure)
+    given = {"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank}
+    rule = check_rules({**given, "max_drop": max_drop})
     if not rule:
         raise SoraError(
             "say how much of the difference to keep",
@@ -77,7 +118,7 @@ def extract(
         from sora_cli.adapter.dense import Budget, told_modules
         from sora_cli.merge.extract import prepare_extract
 
-    extraction = prepare_extract(source, base, output, biases=biases)
+    extraction = prepare_extract(source, base, output, biases=not no_biases)
     search, kept = None, Budget(**(rule if promise is None else {"energy": _NEARLY_ALL}))
     with ExitStack() as stack:
         with told_modules("decomposing") as told:

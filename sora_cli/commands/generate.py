@@ -5,34 +5,58 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Annotated
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target
-from sora_cli.commands._sampling import Given, check_given
+from sora_cli.commands.options import (
+    BaseModel,
+    Dtype,
+    Greedy,
+    Json,
+    NewTokens,
+    Penalty,
+    Seed,
+    System,
+    Target,
+    Temperature,
+    TopK,
+    TopP,
+)
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
+from sora_cli.use.sampling import Given, check_given, sampling_of
 
 STDIN = "-"
 
 
 def generate(
-    target: str,
+    target: Target,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="What to answer; - is stdin, to its end.")
+    ],
     *,
-    prompt: str,
-    system: str | None,
-    raw: bool,
-    given: Given,
-    base: str | None,
-    dtype: str | None,
-    as_json: bool,
+    system: System = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Go on with the prompt as it is: no template, no headings."),
+    ] = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_new_tokens: NewTokens = 256,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    greedy: Greedy = False,
+    base: BaseModel = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
 ) -> None:
-    """Write a model's answer to a prompt to stdout, as it comes.
-
-    Args:
-        prompt: "-": stdin, to its end.
-        raw: go on with the prompt as it is.
-    """
+    """Write a model's answer to a prompt to stdout, as it comes."""
+    given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
     check_given(given, dtype)
     if raw and system is not None:
         raise SoraError("--system does not go with --raw: nothing is put around the prompt")
@@ -43,7 +67,6 @@ def generate(
     if not text.strip():
         raise SoraError("the prompt is empty")
     with importing():
-        from sora_cli.commands._sampling import sampling_of
         from sora_cli.use.chat import to_stdout
         from sora_cli.use.speaker import load_speaker
     speaker, trained_with = load_speaker(target, place, on=base, dtype=dtype, raw=raw)

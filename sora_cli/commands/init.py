@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from sora_cli.commands._proposal import recipe_name, write_proposal
-from sora_cli.core.console import emit, say
+import typer
+
+from sora_cli.commands.options import Force, Overrides, Preview, output_option
+from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
+from sora_cli.run.propose.writing import recipe_name, write_proposal
 
 
 def init(
-    source: str,
-    overrides: Sequence[str],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A csv, tsv, json, jsonl or parquet file, a directory, or a data set's Hub id."
+        ),
+    ],
+    overrides: Overrides = None,
     *,
-    output: Path | None,
-    model: str | None,
-    task: str | None,
-    preview: int,
-    force: bool,
+    output: Annotated[
+        Path | None,
+        output_option("--output", "-o", help="The recipe to write; unset: named as the data are."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The base model; unset: a small one.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="The task family; unset: told by the columns.")
+    ] = None,
+    preview: Preview = 2,
+    force: Force = False,
 ) -> None:
     """Write a recipe for data, and show what was understood.
-
-    Args:
-        source: a file, a directory, builtin://NAME, or a data set's Hub id.
-        overrides: values that are given, such as "data.label_column=stars".
-        output: the recipe's file; None: called as the data are, in this directory.
-        preview: rows that are shown as the model gets them.
 
     Raises:
         SoraError: see `propose`; a file that is there, without `force`.
@@ -38,16 +47,17 @@ def init(
     check_new_file("-o", file, force=force, hint="name another file: -o OTHER.yaml")
     if file.suffix.lower() not in (".yaml", ".yml"):
         raise SoraError(f"a recipe's name ends in .yaml, unlike '{file}'", hint=f"-o {file}.yaml")
-    write_proposal(
+    notes = write_proposal(
         source,
         file,
         emit,
         model=model,
         task=task,
-        overrides=overrides,
+        overrides=overrides or [],
         preview=preview,
         command=_typed(),
     )
+    say_notes(notes)
     say(f"\nwritten: {file}")
     say("next:")
     say(f"  sora train {shlex.quote(str(file))} --dry-run")

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.adapter.ranks import Rank, RankMap, rank_map
+from sora_cli.adapter.side_by_side import (
+    comparison_facts,
+    comparison_notes,
+    comparison_table,
+    short_names,
+    summary_table,
+)
+from sora_cli.commands import completion
+from sora_cli.commands.options import Force, Json, output_option
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -20,20 +32,27 @@ from sora_cli.core.words import first_few
 
 
 def inspect(
-    *directories: Path,
-    as_json: bool,
-    plot: Path | None = None,
-    modules: bool = False,
-    force: bool = False,
+    directories: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="An adapter directory (ours or any PEFT LoRA) or a run's directory. Two are "
+            "compared; more get a line each.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    *,
+    as_json: Json = False,
+    plot: Annotated[
+        Path | None,
+        output_option("--plot", help="Draw the ranks and the spectra to this picture."),
+    ] = None,
+    modules: Annotated[
+        bool, typer.Option("--modules", help="Also print a line for each module.")
+    ] = False,
+    force: Force = False,
 ) -> None:
     """Show adapters from their files alone: one in full, two compared, more in a line each.
-
-    Args:
-        directories: adapter directories, ours or any PEFT LoRA's, or run directories.
-        as_json: print one JSON object instead of tables.
-        plot: also draw the ranks and the spectra of the one adapter to this file.
-        modules: also print a line for each module of the one adapter.
-        force: replace a file that is no picture of this tool.
 
     Raises:
         SoraError: no adapter, one that cannot be read, or two of different models.
@@ -47,9 +66,7 @@ def inspect(
     if len(located) == 1:
         _inspect_one(located[0], as_json=as_json, plot=plot, modules=modules)
     else:
-        from sora_cli.commands import _inspect_several
-
-        _inspect_several.inspect(located, as_json=as_json)
+        _inspect_several(located, as_json=as_json)
 
 
 def _check(directories: Sequence[Path], *, plot: Path | None, modules: bool, force: bool) -> None:
@@ -87,6 +104,46 @@ def _inspect_one(directory: Path, *, as_json: bool, plot: Path | None, modules: 
         values = {path: s["singular_values"] for path, s in facts["spectra"].items()}
         plot_inspection(ranks, start, values, plot, title)
         say(f"wrote {plot}")
+
+
+def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
+    """Show two adapters or more.
+
+    Args:
+        as_json: print JSON: {"adapters": [...]}, and for two {"comparison": ...} with it.
+
+    Raises:
+        SoraError: an adapter that cannot be read, or two of different models.
+    """
+    with uncollected():
+        from sora_cli.adapter.comparing import compare
+        from sora_cli.adapter.facts import facts_of
+        from sora_cli.adapter.foreign.opening import open_any
+    comparison, adapters = None, []
+    if len(directories) == 2:
+        with ExitStack() as opened:
+            a, b = (opened.enter_context(open_any(d, for_show=True)) for d in directories)
+            comparison = compare(a, b)
+    for directory in directories:
+        with open_any(directory, for_show=True) as file:
+            adapters.append(facts_of(file))
+    if as_json:
+        data: dict[str, Any] = {"adapters": adapters}
+        if comparison is not None:
+            data["comparison"] = comparison_facts(comparison)
+        emit(json.dumps(data, indent=2))
+        return
+    names = [printable(name) for name in short_names([str(directory) for directory in directories])]
+    if comparison is not None:
+        names = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
+        title, columns, rows, footer = comparison_table(comparison)
+        emit_table(title, columns, rows, footer=footer)
+    emit_table(*summary_table(names, adapters))
+    for name, facts in zip(names, adapters, strict=True):
+        for note in facts["notes"]:
+            emit(f"{name}: {printable(note)}")
+    if comparison is not None:
+        emit("\n".join(comparison_notes(comparison)))
 
 
 def _emit_rank_table(table: RankMap, title: str) -> None:

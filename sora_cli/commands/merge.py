@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.commands._gguf import merge_gguf
+from sora_cli.commands.options import AdapterArgument, BaseModel, Force, NoVerify, OutputOrFile
 from sora_cli.core.checks import (
     MERGED,
+    MERGED_GGUF,
     MODEL_FORMATS,
     ROUNDINGS,
     check_apart_from,
     check_choice,
     check_needed,
 )
-from sora_cli.core.console import count, say, say_notes, size
+from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
+from sora_cli.model.gguf import check_gguf_place
 from sora_cli.model.references import resolve_model_path
 
 if TYPE_CHECKING:
@@ -33,35 +38,58 @@ if TYPE_CHECKING:
 
 
 def merge(
-    directory: Path,
-    output: Path,
+    directory: AdapterArgument,
+    output: OutputOrFile,
     *,
-    base: str | None,
-    force: bool,
-    form: str = MODEL_FORMATS[0],
-    type: str | None = None,
-    untie: bool = False,
-    dtype: str = MERGED[0],
-    rounding: str = ROUNDINGS[0],
-    seed: int | None = None,
-    accept_loss: bool = False,
-    verify: bool = True,
+    base: BaseModel = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="checkpoint: a directory. gguf: one file for llama.cpp, where the base is one.",
+        ),
+    ] = MODEL_FORMATS[0],
+    type: Annotated[
+        str | None,
+        typer.Option("--type", help="Of changed weights in a GGUF file: f16 (default), q8_0, f32."),
+    ] = None,
+    untie: Annotated[
+        bool,
+        typer.Option(
+            "--untie", help="Merge into a weight that is tied to another: write both, untied."
+        ),
+    ] = False,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            help="Store all weights as float32, float16 or bfloat16; base: each as in the base. "
+            "An update much smaller than its weight is lost in 16 bits.",
+        ),
+    ] = MERGED[0],
+    rounding: Annotated[
+        str,
+        typer.Option(
+            "--round",
+            help="nearest, or stochastic: in 16 bits, keeps a small update on average and adds "
+            "noise.",
+        ),
+    ] = ROUNDINGS[0],
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Of --round stochastic; default: 0.", show_default=False),
+    ] = None,
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss",
+            help="Merge also where less than 75 % of the update survives the rounding.",
+        ),
+    ] = False,
+    force: Force = False,
+    no_verify: NoVerify = False,
 ) -> int:
     """Write the base model with the adapter, its head and its labels in it.
-
-    Args:
-        directory: an adapter directory, ours or any PEFT LoRA's, or a run directory.
-        output: directory to write.
-        base: the base model, where it is not the one the adapter names.
-        force: replace a model at `output`, and take a base that is not the one trained on.
-        form: "checkpoint", or "gguf": the base model's GGUF file with the adapter in it.
-        type: of changed weights in a GGUF file.
-        untie: change a weight that is tied to another, and untie them.
-        dtype: of all floating-point tensors that are written; "base": of each as it is there.
-        rounding: "nearest" or "stochastic".
-        seed: of stochastic rounding; None: 0.
-        accept_loss: write what rounding leaves of the update, however little it is.
-        verify: compare the outputs of both, where memory allows.
 
     Returns:
         Exit code: 1 if they differ by more than the loss that was accepted, 3 if that cannot be
@@ -74,9 +102,9 @@ def merge(
     check_choice("format", form, MODEL_FORMATS)
     if form == "gguf":
         given = {"--untie": untie, "--dtype": dtype != MERGED[0], "--seed": seed is not None,
-                 "--round": rounding != ROUNDINGS[0], "--no-verify": not verify}  # fmt: skip
+                 "--round": rounding != ROUNDINGS[0], "--no-verify": no_verify}  # fmt: skip
         check_apart_from("--format gguf", [name for name, is_given in given.items() if is_given])
-        return merge_gguf(
+        return _merge_gguf(
             directory, output, base=base, type=type, force=force, accept_loss=accept_loss
         )
     check_needed("--format gguf", {"--type": type is not None})
@@ -115,7 +143,7 @@ def merge(
     say(f"merged {merged.modules} layers{head} into {merged.base}, {merged.dtype}")
     lossy = _tell_what_is_left(merged, storing)
     say(f"wrote {output}")
-    if not verify or merged.absent:  # random parameters give other outputs each time
+    if no_verify or merged.absent:  # random parameters give other outputs each time
         return OK
     from sora_cli.verify.self_check import self_check
 
@@ -124,6 +152,49 @@ def merge(
         say("the loss was accepted with --accept-loss: the difference is no failure")
         return OK
     return code
+
+
+def _merge_gguf(
+    directory: Path,
+    output: Path,
+    *,
+    base: str | None,
+    type: str | None,
+    force: bool,
+    accept_loss: bool,
+) -> int:
+    """Write the base model's GGUF file with the adapter in it; see `merge`."""
+    type = type or MERGED_GGUF[0]
+    check_choice("type", type, MERGED_GGUF)
+    place = locate_adapter(directory, missing="there is no adapter to merge")
+    say_notes(result_remarks(place))
+    check_gguf_place(output, force=force)
+    from sora_cli.adapter.reading import open_adapter
+
+    with open_adapter(directory, base=base) as adapter:
+        source = Path(resolve_model_path(base or adapter.base.name()))
+        if source.suffix.lower() != ".gguf" or not source.is_file():
+            raise SoraError(
+                f"--format gguf merges into a base model in a GGUF file, not into {source}",
+                hint="name it with --base BASE.gguf; or merge without --format and convert it",
+            )
+        check_apart(output, place, source)
+        from sora_cli.merge.rounding import ENOUGH, shown_survival
+        from sora_cli.merge.to_gguf import merge_to_gguf
+
+        say_notes(adapter.notes)
+        done = merge_to_gguf(
+            adapter, source, output, type=type, accept_loss=accept_loss, force=force
+        )
+    if done.base_note is not None:
+        say(f"note: {done.base_note}")
+    say(f"merged {done.modules} layers into {source}, {type}; {count(done.copied)} tensors are "
+        "copied as they are")  # fmt: skip
+    warning = "warning: " if done.survival.share < ENOUGH else ""
+    say(f"{warning}{shown_survival(done.survival, type)}")
+    emit(f"  {printable(f'llama-server -m {quote(str(output))}')}")
+    say(f"wrote {output}: {size(output.stat().st_size)}; read back and compared")
+    return OK
 
 
 def _announce(plan: Merge) -> None:

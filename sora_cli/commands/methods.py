@@ -6,17 +6,19 @@ import json
 from typing import Any
 
 from methods.registry import config_class, method_names
+from sora_cli.commands.options import Code, Json, load_plugins
 from sora_cli.core.console import emit
 from sora_cli.core.words import default_of, expected, shown_value
 
 
-def list_methods(*, as_json: bool) -> None:
+def methods(*, as_json: Json = False, code: Code = None) -> None:
     """Print every method: name, paper, and each option with its default and meaning."""
-    methods = [describe_method(name) for name in method_names()]
+    load_plugins(code)
+    described = [describe_method(name) for name in method_names()]
     if as_json:
-        emit(json.dumps(methods, indent=2))
+        emit(json.dumps(described, indent=2))
         return
-    emit("\n\n".join(_as_text(method) for method in methods))
+    emit("\n\n".join(_as_text(method) for method in described))
 
 
 def describe_method(name: str) -> dict[str, Any]:

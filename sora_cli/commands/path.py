@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from sora_cli.commands.options import Code, Overrides, RecipeArgument, load_plugins
 from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import emit, emit_table, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
-from sora_cli.core.timing import importing
+from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.path.plan import StagePlan, overruled, path_directory, plan_stages
 from sora_cli.experiments.path.record import FILE_NAME, PICTURE, STAGES, PathReport, read_path
 from sora_cli.experiments.path.table import control_table, stage_table
@@ -31,23 +33,30 @@ if TYPE_CHECKING:
 
 
 def path(
-    recipe: str,
-    overrides: list[str],
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
     *,
-    controls: bool,
-    dry_run: bool,
-    force: bool,
-    began: float | None = None,
-    as_json: bool = False,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Also score the first stage cut down at random and by norm; "
+            "works on a finished path, too.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show all stages, and train nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete an existing path first.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the path's report instead of tables.")
+    ] = False,
+    code: Code = None,
 ) -> None:
-    """Train the stages of a recipe's path, or those that are missing.
-
-    Args:
-        began: when the command began, by `time.perf_counter`; None: now.
-        as_json: print the path's report instead of tables.
-    """
-    began = time.perf_counter() if began is None else began
-    loaded = load_recipe(recipe, overrides)
+    """Train the stages of a recipe's path, or those that are missing."""
+    began = command_start()
+    load_plugins(code)
+    loaded = load_recipe(recipe, overrides or [])
     if loaded.recipe.path is not None:
         check_settled(loaded.recipe, "sora path")
         check_recipe(loaded.recipe)

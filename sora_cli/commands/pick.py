@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_adapter_place, new_adapter_place
+from sora_cli.commands import completion
+from sora_cli.commands.options import Force, Json, output_option
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
@@ -19,15 +24,39 @@ from sora_cli.recipe.tolerance import parse_drop
 
 
 def pick(
-    directory: Path,
+    directory: Annotated[
+        Path, typer.Argument(help="A path's directory.", autocompletion=completion.runs)
+    ],
     *,
-    keep: float | None,
-    max_params: int | None,
-    min_metric: float | None,
-    max_drop: str | None = None,
-    output: Path | None,
-    as_json: bool,
-    force: bool,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            "--keep", help="Choose the smallest that keeps this share of the first stage's metric."
+        ),
+    ] = None,
+    max_params: Annotated[
+        int | None,
+        typer.Option("--max-params", help="Choose the best with at most this many parameters."),
+    ] = None,
+    min_metric: Annotated[
+        float | None,
+        typer.Option(
+            "--min-metric", help="Choose the smallest whose metric is at least this good."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            "--max-drop",
+            help="Choose the smallest whose metric is at most this much worse than the first "
+            "stage's: 0.01 in its own unit, or 1pt for the same of a metric that ends at 1.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, output_option("--output", "-o", help="Copy the adapter to this directory.")
+    ] = None,
+    as_json: Json = False,
+    force: Force = False,
 ) -> None:
     """Name a stage and show its table; with `output`, copy its adapter there.
 

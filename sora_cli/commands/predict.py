@@ -6,15 +6,18 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target, with_base
+from sora_cli.commands.options import BaseModel, Json, ReadOverrides, Target
 from sora_cli.core.checks import check_apart_from, check_choice
 from sora_cli.core.console import count, duration, emit, say, say_notes
 from sora_cli.core.errors import SoraError
@@ -33,27 +36,55 @@ _READING = ("data.text_columns", "data.columns", "task.prompt")
 
 
 def predict(
-    target: str,
-    file: str,
-    output: str,
+    target: Target,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="The rows: csv, tsv, jsonl, json or parquet; - is stdin."
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file to write, by its ending csv, tsv, jsonl or parquet; - is stdout.",
+        ),
+    ],
+    overrides: ReadOverrides = None,
     *,
-    overrides: Sequence[str],
-    base: str | None = None,
-    task: str | None = None,
-    batch_size: int | None = None,
-    probabilities: bool = False,
-    prefix: str = "",
-    stream: str | None = None,
-    as_json: bool = False,
-    force: bool = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Add the probability of each class, too.")
+    ] = False,
+    prefix: Annotated[
+        str,
+        typer.Option("--prefix", help="Put before the new columns' names.", show_default=False),
+    ] = "",
+    stream: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="The form of stdin and stdout: jsonl or csv; default: jsonl.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="The task family, if the files do not say which it is."),
+    ] = None,
+    base: BaseModel = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Rows that the model gets at a time."),
+    ] = None,
+    as_json: Json = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite an existing file, and begin anew."),
+    ] = False,
 ) -> None:
-    """Write the rows of a file with a model's answers.
-
-    Args:
-        file: "-": stdin.
-        output: "-": stdout.
-        stream: the form of stdin and stdout: "jsonl" or "csv".
-    """
+    """Write the rows of a file with a model's answers."""
+    given = overrides or []
     check_choice("--format", stream or "jsonl", _STREAMED)
     if stream is not None and STREAM not in (file, output):
         raise SoraError("--format is of stdin and stdout; files say theirs by their endings")
@@ -71,8 +102,8 @@ def predict(
         from sora_cli.use.described import described
         from sora_cli.use.predict import predict_file, predict_stream
         from sora_cli.use.predictor import Asked
-    recipe, meta = described(place, overrides, on=base, task=task, batch=batch_size)
-    chosen = any(word.startswith(_READING) for word in overrides)
+    recipe, meta = described(place, given, on=base, task=task, batch=batch_size)
+    chosen = any(word.startswith(_READING) for word in given)
     asked = Asked(target, place, recipe, meta, base, probabilities, prefix, chosen)
     with _rows(file, stream) as path:
         if to is None:

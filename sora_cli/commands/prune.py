@@ -9,21 +9,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
+from sora_cli.commands import completion
+from sora_cli.commands._training import train_loaded
+from sora_cli.commands.options import (
+    AdapterArgument,
+    Confidence,
+    Energy,
+    Force,
+    MaxDrop,
+    MaxParams,
+    MeanRank,
+    NoVerify,
+    Output,
+    Overrides,
+    Rank,
+)
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_rules, option
+from sora_cli.core.checks import check_needed, check_rules, option
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import locked
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.processes import is_main
-from sora_cli.core.timing import importing, uncollected
+from sora_cli.core.timing import command_start, importing, uncollected
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.run.output import check_place
 from sora_cli.search.certificate import SIZES
@@ -71,30 +88,90 @@ class Rule:
 
 
 def prune(
-    directory: Path,
-    output: Path,
-    rule: Rule,
+    directory: AdapterArgument,
+    output: Output,
+    overrides: Overrides = None,
     *,
-    recipe: str | None = None,
-    overrides: Sequence[str] = (),
-    confidence: float = CONFIDENCE,
-    force: bool = False,
+    energy: Energy = None,
+    rank: Rank = None,
+    max_params: MaxParams = None,
+    mean_rank: MeanRank = None,
+    max_drop: MaxDrop = None,
+    confidence: Confidence = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="The recipe that --max-drop is measured with, or --heal trains with; for --heal "
+            "the default is the run's own.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    heal: Annotated[
+        int | None,
+        typer.Option(
+            "--heal",
+            min=0,
+            help="Train what is left for so many optimiser steps; the output is then a run.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --heal: continue an interrupted run.")
+    ] = False,
+    force: Force = False,
+    no_verify: NoVerify = False,
 ) -> int:
-    """Write a pruned copy of an adapter; without a rule, only exact zeros are left out.
-
-    Args:
-        directory: an adapter directory, ours or any PEFT LoRA's, or a run directory.
-        output: directory to write.
-        recipe: what `rule.max_drop` is measured with, with its overrides.
-        confidence: with which `rule.max_drop` is to be kept.
-        force: replace an adapter that is at `output`.
+    """Write a smaller copy of an adapter; without a rule, only exact zeros are left out.
 
     Returns:
-        Exit code: 3 if nothing shows that `rule.max_drop` is kept.
+        Exit code: 3 if nothing shows that `max_drop` is kept, 1 if a healed run's files do not give
+        its outputs.
 
     Raises:
         SoraError: bad input, two rules at once, or an output that exists.
     """
+    rule, given = Rule(energy, rank, max_params, mean_rank, max_drop), overrides or []
+    if max_drop is None:
+        check_needed("--max-drop", {"--confidence": confidence is not None})
+    sure = CONFIDENCE if confidence is None else confidence
+    if heal is None:
+        check_needed("--heal", {"--resume": resume, "--no-verify": no_verify})
+        return _prune(
+            directory, output, rule, recipe=recipe, overrides=given, confidence=sure, force=force
+        )
+    from sora_cli.search.heal import healing_recipe
+
+    train = partial(
+        train_loaded, force=force, resume=resume, verify=not no_verify, began=command_start()
+    )
+    if max_drop is None:
+        return train(*healing_recipe(directory, output, rule.numbers(), heal, recipe, given))
+    return _heal_sizes(
+        directory,
+        output,
+        rule.given(),
+        heal,
+        recipe,
+        given,
+        confidence=sure,
+        force=force,
+        resume=resume,
+        train=train,
+    )
+
+
+def _prune(
+    directory: Path,
+    output: Path,
+    rule: Rule,
+    *,
+    recipe: str | None,
+    overrides: Sequence[str],
+    confidence: float,
+    force: bool,
+) -> int:
+    """Write a pruned copy of an adapter, without training it on; see `prune`."""
     check_rules(rule.given())
     measured = None
     if rule.max_drop is not None:
@@ -142,7 +219,7 @@ def prune(
     return OK if search is None or search.certified else NO_VERDICT
 
 
-def heal_sizes(
+def _heal_sizes(
     directory: Path,
     output: Path,
     rules: Mapping[str, float | str],
@@ -200,7 +277,7 @@ def heal_sizes(
 
 
 def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> None:
-    """Raise `SoraError` where something is that is no unfinished work of `heal_sizes`."""
+    """Raise `SoraError` where something is that is no unfinished work of `_heal_sizes`."""
     is_there = (output / SIZES).is_dir()
     elsewhere = "choose another place: -o OUT"
     check_place(output, recipe, is_there=is_there, work="sizes of this command", hint=elsewhere)

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
+from sora_cli.commands.options import Json
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_hub
@@ -25,29 +28,42 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 def push(
-    run: Path,
-    repository: str | None,
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's or an adapter's directory; or see --merged."),
+    ],
+    repository: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[REPO]", help="NAME or OWNER/NAME on the Hub; without: the run's name."
+        ),
+    ] = None,
     *,
-    merged: bool = False,
-    base_id: str | None = None,
-    license_: str | None = None,
-    public: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    dry_run: bool = False,
-    as_json: bool = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="RUN is a model that sora merge has written.")
+    ] = False,
+    base_id: Annotated[
+        str | None,
+        typer.Option("--base-id", help="The base model's Hub id, if the adapter does not know it."),
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", help="For the card, as the Hub calls it, such as apache-2.0."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see a new repository.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch to commit to; default: main.")
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List what would leave, and the card's header; send none."),
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Upload an adapter directory, or that of a merged model, in one commit.
-
-    Args:
-        run: an adapter directory, or a run's; with `merged`, a model's.
-        repository: NAME or OWNER/NAME; None: the run's name.
-        base_id: Hub id of the base model.
-        license_: for the card.
-        public: whether a new repository can be seen by all.
-        revision: branch to commit to; it is made if need be.
-        dry_run: list the files and show the card's header; nothing is sent.
-        as_json: print JSON.
 
     Raises:
         SoraError: nothing that could be pushed, a name that is none, no token, or the Hub refuses.

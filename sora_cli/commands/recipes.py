@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from shlex import quote
+from typing import Annotated
+
+import typer
 
 from methods.words import did_you_mean
+from sora_cli.commands import completion
+from sora_cli.commands.options import Force, Json, output_option
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError
@@ -24,9 +29,19 @@ from sora_cli.recipe.library import (
     sweep_names,
 )
 
+recipes = typer.Typer(add_completion=False, rich_markup_mode=None, invoke_without_command=True)
 
-def list_recipes(*, as_json: bool = False) -> None:
-    """Print each recipe's name and the first line of its header."""
+
+@recipes.callback()
+def list_without_subcommand(context: typer.Context) -> None:
+    """List the recipes if no subcommand is given."""
+    if context.invoked_subcommand is None:
+        list_recipes()
+
+
+@recipes.command(name="list")
+def list_recipes(*, as_json: Json = False) -> None:
+    """List the recipes: name and what it is."""
     names = recipe_names()
     if as_json:
         titles = {name: recipe_title(recipes_dir() / f"{name}.yaml") for name in names}
@@ -38,21 +53,36 @@ def list_recipes(*, as_json: bool = False) -> None:
     say(f"\nsweeps over them, for sora sweep: {', '.join(sweep_names())}")
 
 
-def show_recipe(name: str) -> None:
-    """Print a recipe's text, or a sweep's."""
+@recipes.command(name="show")
+def show_recipe(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's name, such as official/rte.", autocompletion=completion.recipes
+        ),
+    ],
+) -> None:
+    """Print a recipe."""
     emit(find_recipe(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
-def copy_recipes(names: Sequence[str], to: Path, *, force: bool) -> None:
-    """Copy recipes with what they extend and the schema; without names all, and all of the sweeps.
-
-    Raises:
-        SoraError: an unknown name, or a file with other content is in the way.
-    """
+@recipes.command(name="copy")
+def copy_recipes(
+    to: Annotated[Path, output_option("--to", help="Directory to copy into.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Recipes to copy, with what they extend; without: all.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Copy recipes, to change them."""
     root = recipes_dir().resolve()
-    recipes = [_packaged(name) for name in names or recipe_names()]
+    chosen = [_packaged(name) for name in names or recipe_names()]
     sweeps = [] if names else [*sweep_files(), *sweep_code()]
-    sources = [*_with_bases(recipes), *sweeps, root / SCHEMA_FILE]
+    sources = [*_with_bases(chosen), *sweeps, root / SCHEMA_FILE]
     pairs = [(source, to / source.resolve().relative_to(root)) for source in sources]
     if not force:
         for source, target in pairs:
@@ -63,7 +93,7 @@ def copy_recipes(names: Sequence[str], to: Path, *, force: bool) -> None:
         except OSError as error:
             raise SoraError(f"'{target}' cannot be written: {error.strerror}") from error
     say(f"{len(pairs)} files in {to}")
-    first = (to / recipes[0].resolve().relative_to(root)).as_posix()
+    first = (to / chosen[0].resolve().relative_to(root)).as_posix()
     say(f"next: sora train {quote(first)}")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import join, quote
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import ValidationError
 
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, adapter_folder, check_target
+from sora_cli.commands import completion
+from sora_cli.commands.options import Code, Force, load_plugins, output_option
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, size
 from sora_cli.core.errors import SoraError, first_mistake, reason
@@ -30,26 +33,45 @@ from sora_cli.train.checkpoint.places import FOLDER
 
 
 def report(
-    run: Path,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The directory of a run, or of a path.", autocompletion=completion.runs
+        ),
+    ],
     *,
-    output: Path | None = None,
-    examples: int | None = None,
-    predictions: Path | None = None,
-    force: bool = False,
+    output: Annotated[
+        Path | None,
+        output_option(
+            "--output", "-o", help="Write the page to this file; default: report.html in RUN."
+        ),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            "--examples",
+            min=1,
+            help="Show this many right and wrong rows of each; without stored predictions, score "
+            "the recipe's rows anew for them.",
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions",
+            help="Predictions that sora eval has written; default: predictions.jsonl in RUN, if it "
+            "is there.",
+        ),
+    ] = None,
+    force: Force = False,
+    code: Code = None,
 ) -> None:
     """Write one HTML page about a run.
-
-    Args:
-        run: the directory of a run or of a path.
-        output: the page; None: `report.html` in the run's directory.
-        examples: right and wrong rows to show of each; where no predictions are stored, the
-            recipe's rows are scored anew for them. None: a few, if predictions are stored.
-        predictions: a file of `sora eval --predictions`; None: `predictions.jsonl` of the run.
-        force: replace a file that is no page of this tool.
 
     Raises:
         SoraError: there is no run, its report is damaged, or the page may not be written there.
     """
+    load_plugins(code)
     found = _read(run)
     page = output or run / PAGE_FILE
     _check_page(page, run, predictions, force=force)

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from methods.registry import method_names
+from sora_cli.commands.options import Code, load_plugins
 from sora_cli.core.console import emit
 from sora_cli.recipe.families import task_names
 from sora_cli.recipe.open_blocks import OPEN_BLOCKS
 from sora_cli.recipe.recipe import Recipe
 
 
-def print_schema() -> None:
+def schema(code: Code = None) -> None:
     """Print the schema with every registered method's options."""
+    load_plugins(code)
     emit(schema_text(method_names()))
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from sora_cli.commands import completion
+from sora_cli.commands.options import Code, Json, NoVerify, Overrides, load_plugins
 from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import duration, emit, emit_table, say
 from sora_cli.core.exit_codes import FAILED, OK
@@ -24,40 +28,58 @@ from sora_cli.report import now
 
 
 def sweep(
-    file: Path,
-    overrides: list[str],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A sweep file, or the name of one that comes with the tool.",
+            autocompletion=completion.sweeps,
+        ),
+    ],
+    overrides: Overrides = None,
     *,
-    dry_run: bool = False,
-    measure: bool = False,
-    most: int | None = None,
-    jobs: int | None = None,
-    threads: int | None = None,
-    engine: str = "local",
-    address: str | None = None,
-    retries: int = 2,
-    verify: bool = True,
-    code: Sequence[Path] = (),
-    as_json: bool = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their expected time; start none.")
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="With --dry-run: take a few steps of each kind of run."),
+    ] = False,
+    max_runs: Annotated[
+        int | None,
+        typer.Option("--max-runs", min=1, help="Plan at most this many runs; default: 10,000."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Runs at the same time; default: one per GPU or CPU."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="CPU threads of each run; default: divided evenly."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="Where runs are carried out: local or ray.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="The Ray cluster's address: auto, or HOST:PORT.")
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option("--retries", min=0, help="How often a run that was killed is started again."),
+    ] = 2,
+    no_verify: NoVerify = False,
+    as_json: Json = False,
+    code: Code = None,
 ) -> int:
     """Carry out a sweep file's runs; finished ones are left alone.
-
-    Args:
-        dry_run: only list the runs and the time they are expected to take.
-        measure: for that, take a few steps of each kind of run that nothing is known of.
-        most: runs planned at most; None: `MAX_RUNS`.
-        jobs: runs at work at the same time; None: see `choose_engine`.
-        threads: of each; None: the machine's, divided.
-        engine: local or ray.
-        address: of the Ray cluster.
-        retries: times a run that was killed is started again.
-        verify: whether each run checks its files.
-        code: plug-in files, which are loaded here already; each run is handed them, too.
-        as_json: print the sweep's record instead of a summary.
 
     Returns:
         Exit code: 1 if a run failed.
     """
-    plan = plan_sweep(file, overrides, most=MAX_RUNS if most is None else most)
+    load_plugins(code)
+    plugins = code or []  # each run is handed them, too
+    plan = plan_sweep(file, overrides or [], most=MAX_RUNS if max_runs is None else max_runs)
     check_directory(plan.directory)
     for base in dict.fromkeys(run.loaded.recipe.model.path for run in plan.runs):
         check_apart(plan.directory, Path(base).expanduser(), hint="elsewhere: output.dir=DIR")
@@ -66,14 +88,14 @@ def sweep(
         check_apart_from("--dry-run", ["--json"] if as_json else [])
         from sora_cli.experiments.sweep.listing import list_runs
 
-        list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=code)
+        list_runs(plan, measured=measure, jobs=jobs, threads=threads, code=plugins)
         return OK
     with locked(plan.directory):
         source = _source(plan)
         chosen, each = choose_engine(
             engine, runs=max(len(plan.runs), 1), jobs=jobs, threads=threads, address=address
         )
-        settings = Settings(plan.kind, each, retries, tuple(code), verify)
+        settings = Settings(plan.kind, each, retries, tuple(plugins), not no_verify)
         _carry_out(plan, source, chosen, settings, name=engine)
         return _conclude(plan, source, as_json=as_json)
 

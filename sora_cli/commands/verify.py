@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
-from sora_cli.core.checks import check_apart_from, check_comparison
+from sora_cli.commands import completion
+from sora_cli.commands.options import BaseModel, Json, ReadOverrides
+from sora_cli.core.checks import COMPUTE, check_apart_from, check_comparison
 from sora_cli.core.console import count, emit, emit_table, printable, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
@@ -20,31 +24,63 @@ if TYPE_CHECKING:
 
 
 def verify(
-    a: str,
-    others: list[str],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="An adapter, run or model directory, or a model's Hub id.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    b: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="B",
+            help="Another one; without it, A is loaded again in a fresh process.",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    overrides: ReadOverrides = None,
     *,
-    base: str | None,
-    dtype: str,
-    tolerance: float | None,
-    as_json: bool,
+    base: BaseModel = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            help="Judge by this alone: the largest difference that counts as the same, relative to "
+            "the largest output. Default: 1e-5, or 8 roundings of 16-bit weights, and how much of "
+            "the adapter's effect is there.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Compute in float32, float64, bfloat16 or float16.")
+    ] = COMPUTE[0],
+    certificate: Annotated[
+        bool,
+        typer.Option(
+            "--certificate",
+            help="A is a run of sora auto: score its sizes again, and compare them with its "
+            "certificate. KEY=VALUE says where its data or model are by now: data.path=DIR.",
+        ),
+    ] = False,
+    as_json: Json = False,
 ) -> int:
-    """Compare the outputs of two adapters or models on fixed inputs; return the exit code.
+    """Compare the outputs of two adapters or models on fixed inputs.
 
-    Args:
-        a: an adapter, run or model directory, or a Hub id.
-        others: another one; none: `a` in a fresh process.
-        base: the base model, where it is not the one the adapter names.
-        dtype: number format to compute in.
-        tolerance: largest relative difference that counts as the same.
-        as_json: print one JSON object instead of the table.
+    Returns:
+        Exit code: 1 if they differ, 3 if that cannot be told.
 
     Raises:
         SoraError: something that is not there, cannot be loaded, or cannot be compared.
     """
+    if certificate:
+        options = {"--base": base, "--tolerance": tolerance}
+        check_apart_from("--certificate", [name for name, given in options.items() if given])
+        others = [*([] if b is None else [b]), *(overrides or [])]
+        return _verify_certificate(a, others, as_json=as_json)
     check_comparison(dtype, tolerance)
-    b = others[0] if others else None
-    if len(others) > 1:
-        raise SoraError(f"'{others[1]}' goes with --certificate only", hint="sora verify A B")
+    if overrides:
+        raise SoraError(f"'{overrides[0]}' goes with --certificate only", hint="sora verify A B")
     for reference in filter(None, (a, b)):
         say_notes(result_remarks(check_target(reference, "sora verify {}")))
         place = Path(reference).expanduser()
@@ -60,7 +96,7 @@ def verify(
     return done.judgement.exit_code
 
 
-def verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int:
+def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int:
     """Score the sizes of a run of `sora auto` again; return the exit code.
 
     Args:

@@ -15,6 +15,8 @@ from typing import NoReturn
 from sora_cli.core.console import say
 from sora_cli.core.interruption import Interrupted
 
+_state: dict[str, float] = {}
+
 
 def process_start() -> float:
     """Return when this process was started, on the clock of `time.perf_counter`.
@@ -30,6 +32,19 @@ def process_start() -> float:
     except (OSError, AttributeError, ValueError, IndexError):
         age = time.process_time()
     return now - max(age, 0.0)
+
+
+def start_with_process() -> None:
+    """Let the command to come have begun when its process was started: it is the only one in it."""
+    _state["start"] = process_start()
+
+
+def command_start() -> float:
+    """Return when the command began, on the clock of `time.perf_counter`.
+
+    That is now, unless the process was started for it (`start_with_process`).
+    """
+    return _state.get("start", time.perf_counter())
 
 
 @contextmanager

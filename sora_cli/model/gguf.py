@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sora_cli.core.errors import SoraError
+from sora_cli.core.outputs import check_new_file
 from sora_cli.core.words import shown_value
 
 MAGIC = b"GGUF"
@@ -83,6 +85,20 @@ def check_gguf(reference: str, file: Path) -> None:
     if not header.tensors or layers not in header.fields:
         lacks = "weights" if not header.tensors else f"number of layers ({layers})"
         raise _refused(f"the GGUF file {reference} holds no model: it has no {lacks}")
+
+
+def check_gguf_place(output: Path, *, force: bool) -> None:
+    """Raise `SoraError` unless a GGUF file may be written there."""
+    if output.suffix.lower() != ".gguf":
+        raise SoraError(f"--format gguf writes a file, whose name ends in .gguf, not {output}",
+                        hint=f"-o {quote(str(output))}.gguf")  # fmt: skip
+    check_new_file("-o", output, force=force, hint="choose another place")
+    if not output.exists():
+        return
+    with output.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise SoraError(f"{output} is not replaced, even with --force: it is no GGUF file",
+                            hint="choose another place")  # fmt: skip
 
 
 def _refused(what: str, hint: str = "name a model's own file, or its directory") -> SoraError:

@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from pydantic import BaseModel, Field
 
 from methods.words import closest
+from sora_cli.adapter.digest import result_digest
 from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.verbosity import verbose
@@ -29,6 +30,7 @@ from sora_cli.recipe.families import CausalLmOptions, options_class
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
+from sora_cli.use.benchmark_choice import Benchmarks
 
 _PLAIN = "none"  # the harness's name of a score without a filter
 _ERROR = "_stderr"
@@ -55,12 +57,35 @@ class BenchmarkReport(BaseModel):
     notes: list[str] = Field([], description="what a person should know about the scores")
 
 
-def find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
-    """Return the harness's index of benchmarks, once all of these are in it.
+def benchmark_report(
+    target: str, place: Path, recipe: Recipe, asked: Benchmarks, *, on: str | None
+) -> BenchmarkReport:
+    """Score a causal language model, an adapter in its base, or a run's result on benchmarks.
 
     Args:
-        names: of benchmarks, groups or tags.
-        folder: with definitions of the user's own.
+        target: as the user named it.
+        place: the target's directory.
+        on: the base model of an adapter or a delta; None: the one that it names.
+
+    Raises:
+        SoraError: no such benchmark; its rows or the model cannot be loaded, or the model is no
+            causal language model.
+    """
+    _check_family(recipe, target)
+    index = _find_benchmarks(asked.names, asked.folder)
+    results, notes = _score_benchmarks(target, recipe, asked, index, on=on)
+    return BenchmarkReport(
+        target=target,
+        digest=result_digest(place),
+        harness=version("lm_eval"),
+        limit=asked.limit,
+        results=results,
+        notes=notes,
+    )
+
+
+def _find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
+    """Return the harness's index of benchmarks, once all of these are in it.
 
     Raises:
         SoraError: one is in no definition; the message names the nearest.
@@ -83,7 +108,7 @@ def find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
     return index
 
 
-def check_family(recipe: Recipe, target: str) -> None:
+def _check_family(recipe: Recipe, target: str) -> None:
     """Raise `SoraError` where what is to be scored is no causal language model."""
     if options_class(recipe.task.name).MODEL_CLASS != CausalLmOptions.MODEL_CLASS:
         raise SoraError(
@@ -92,54 +117,28 @@ def check_family(recipe: Recipe, target: str) -> None:
         )
 
 
-def score_benchmarks(
-    target: str,
-    recipe: Recipe,
-    names: Sequence[str],
-    index: TaskManager,
-    *,
-    batch: int,
-    limit: int | None = None,
-    few_shot: int | None = None,
-    on: str | None = None,
+def _score_benchmarks(
+    target: str, recipe: Recipe, asked: Benchmarks, index: TaskManager, *, on: str | None
 ) -> tuple[dict[str, TaskScores], list[str]]:
-    """Score a causal language model, an adapter in its base, or a run's result.
-
-    Args:
-        batch: rows that the model gets at a time.
-        limit: rows of each benchmark at most; None: all.
-        few_shot: examples in each prompt; None: as each benchmark has it.
-        on: the base model of an adapter or a delta; None: the one that it names.
-
-    Returns:
-        The scores by benchmark, and what a person should know about them.
-
-    Raises:
-        SoraError: the model cannot be loaded, or the rows of a benchmark cannot.
-    """
+    """Return the scores by benchmark, and what a person should know about them."""
     base = load_target(target, recipe, create_task(recipe.task, recipe.data), on=on)
     model = base.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     language_model = HFLM(
-        pretrained=model, tokenizer=base.processor, backend="causal", batch_size=batch
+        pretrained=model, tokenizer=base.processor, backend="causal", batch_size=asked.batch
     )
-    say(f"{', '.join(names)} ...")
+    say(f"{', '.join(asked.names)} ...")
     with redirect_stdout(sys.stderr):
-        tasks = _loaded(index, names)
+        tasks = _loaded(index, asked.names)
         found = simple_evaluate(
             model=language_model,
             tasks=tasks,
             task_manager=index,
-            limit=limit,
-            num_fewshot=few_shot,
+            limit=asked.limit,
+            num_fewshot=asked.few_shot,
             log_samples=False,
         )
     assert found is not None  # this is the main process
     return {name: _scores(found, name) for name in found["results"]}, list(base.notes)
-
-
-def harness_version() -> str:
-    """Return the version of the harness."""
-    return version("lm_eval")
 
 
 def _loaded(index: TaskManager, names: Sequence[str]) -> list[Any]:

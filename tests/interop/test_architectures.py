@@ -20,8 +20,8 @@ from torch import Tensor
 from methods.inject import remove
 from sora_cli.adapter.consumers import consumers_of
 from sora_cli.adapter.reading import open_adapter
+from sora_cli.commands._training import run as run_training
 from sora_cli.commands.merge import merge
-from sora_cli.commands.train import run as run_training
 from sora_cli.core.console import emit
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.load import load_recipe
@@ -142,7 +142,7 @@ def test_trained_loaded_by_peft_and_merged(
         assert {c.name for c in consumers_of(file) if c.loads} >= {"PEFT", "transformers"}
     by_transformers = _load(base, task)
     by_transformers.load_adapter(str(adapter))
-    merge(adapter, tmp_path / "merged", base=None, force=False, verify=False)
+    merge(adapter, tmp_path / "merged", no_verify=True)
     off = {
         "PEFT": _off(_logits(PeftModel.from_pretrained(_load(base, task), adapter)), trained),
         "transformers": _off(_logits(by_transformers), trained),

@@ -15,7 +15,7 @@ from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import read_json
 from sora_cli.commands.inspect import inspect
 from sora_cli.commands.merge import merge
-from sora_cli.commands.prune import Rule, prune
+from sora_cli.commands.prune import prune
 from sora_cli.model.files import ADAPTER_CONFIG
 from tests.helpers_adapters import (
     CAUSAL,
@@ -51,9 +51,9 @@ def _check_everywhere(tmp: Path, base: Path, adapter: Adapter, expected: Tensor)
     assert_same(_peft_logits(base, tmp / "adapter", adapter), expected)
     write_adapter(tmp / "padded", adapter, layout="padded")
     assert_same(_peft_logits(base, tmp / "padded", adapter), expected)
-    prune(tmp / "adapter", tmp / "pruned", Rule())
+    prune(tmp / "adapter", tmp / "pruned")
     assert_same(_peft_logits(base, tmp / "pruned", adapter), expected)
-    merge(tmp / "adapter", tmp / "merged", base=None, force=False)
+    merge(tmp / "adapter", tmp / "merged")
     assert_same(logits(_load(tmp / "merged", adapter)), expected)
 
 
@@ -151,15 +151,15 @@ def test_adapters_written_by_peft(
     directory, expected = _peft_adapter(tmp_path, model, targets, options)
     adapter = read_adapter(directory)
     assert adapter.head_modules == ("classifier",)
-    inspect(directory, as_json=False, plot=None)
+    inspect([directory])
     assert "another tool" in capsys.readouterr().out
-    prune(directory, tmp_path / "pruned", Rule())
+    prune(directory, tmp_path / "pruned")
     assert_same(_peft_logits(base, tmp_path / "pruned", adapter), expected)
-    prune(directory, tmp_path / "same", Rule(rank=99))
+    prune(directory, tmp_path / "same", rank=99)
     assert_same(_peft_logits(base, tmp_path / "same", adapter), expected)
     for source in ("peft", "pruned"):
         out = tmp_path / f"merged-{source}"
-        merge(tmp_path / source, out, base=str(base), force=False)
+        merge(tmp_path / source, out, base=str(base))
         assert_same(logits(_load(out, adapter)), expected)
 
 
@@ -170,7 +170,7 @@ def test_causal_adapters_written_by_peft(tmp_path: Path, kind: str) -> None:
     targets = ["c_attn", "c_proj"] if kind == "gpt2" else "all-linear"
     options = {"task_type": "CAUSAL_LM", "r": 3, "fan_in_fan_out": kind == "gpt2"}
     directory, expected = _peft_adapter(tmp_path, model, targets, options)
-    merge(directory, tmp_path / "merged", base=str(tmp_path / "base"), force=False)
+    merge(directory, tmp_path / "merged", base=str(tmp_path / "base"))
     adapter = read_adapter(directory)
     assert_same(logits(_load(tmp_path / "merged", adapter)), expected)
 

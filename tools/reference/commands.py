@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from sora_cli.app import app
+from sora_cli.app import COMMANDS, app, build
 from tools.reference.markdown import code, table
 from tools.reference.markdown import page as make_page
 
@@ -34,7 +34,9 @@ def page() -> str:
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Yield every command with its full name, in the order of the help page."""
-    yield from _below("sora", _all())
+    yield "sora", _all()
+    for name in COMMANDS:
+        yield from _below(f"sora {name}", build(name))
 
 
 @cache

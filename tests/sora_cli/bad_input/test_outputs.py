@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from inspect import unwrap
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 from typer.models import OptionInfo
 
-from sora_cli.app import app, run
-from sora_cli.commands import _recipes
+from sora_cli.app import run
 from sora_cli.core.figures import new_figure, save_figure
 from sora_cli.core.outputs import output_path
 from sora_cli.report import FILE_NAME
 from tests.helpers_reports import write_report
 from tests.sora_cli.bad_input.runner import Case, bad
 from tests.sora_cli.bad_input.test_command_line import FINISHED, PATH, SWEEP
+from tools.reference.commands import commands
 
 RUN = {f"out/{FILE_NAME}": FINISHED}
 FILES = {
@@ -80,15 +81,15 @@ def test_every_option_that_names_an_output_resolves_it() -> None:
 
 def _path_options() -> Iterator[tuple[str, OptionInfo]]:
     """Options of all commands that take a path, by their name."""
-    for command in (*app.registered_commands, *_recipes.recipes_app.registered_commands):
-        assert command.callback is not None
-        hints = get_type_hints(command.callback, include_extras=True)
+    for _, command in commands():
+        function = unwrap(command.callback)
+        hints = get_type_hints(function, include_extras=True)
         for hint in hints.values():
             if get_origin(hint) is not Annotated:
                 continue
             kind, info, *_ = get_args(hint)
             if isinstance(info, OptionInfo) and Path in {kind, *get_args(kind), *_inner(kind)}:
-                name, of = f"{(info.param_decls or [info.default])[0]}", command.callback.__name__
+                name, of = f"{(info.param_decls or [info.default])[0]}", function.__name__
                 yield (name if name in READ else f"{name} of {of}"), info
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sora_cli.app import run
-from sora_cli.commands import _benchmark
+from sora_cli.use import benchmark_choice
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base, write_rows
 
@@ -61,7 +61,7 @@ def test_what_is_asked_back(
 def test_a_harness_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_benchmark, "find_spec", lambda _: None)
+    monkeypatch.setattr(benchmark_choice, "find_spec", lambda _: None)
     assert run(["eval", "a", "--benchmark", "hellaswag"]) == 2
     assert "pip install 'sora-cli[lm-eval]'" in capsys.readouterr().err
 

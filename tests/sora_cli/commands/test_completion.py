@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from methods.registry import method_names
-from sora_cli.commands import _completion
+from sora_cli.commands import completion
 from sora_cli.recipe.library import recipe_names, sweep_names
 from tests.shared_files import ROOT
 
@@ -35,7 +35,7 @@ class Context:
 
 
 def _overrides(incomplete: str, *before: str) -> list[str]:
-    return _completion.overrides(Context(*before), incomplete)  # type: ignore[arg-type]
+    return completion.overrides(Context(*before), incomplete)  # type: ignore[arg-type]
 
 
 def _asked(line: str, folder: Path) -> tuple[list[str], set[str]]:
@@ -83,10 +83,10 @@ def test_recipes_and_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "my.yml").touch()
     (tmp_path / "in" / "my.csv").touch()
-    assert _completion.recipes("") == [*recipe_names(), "mine.yaml"]
-    assert _completion.recipes("in/m") == ["in/my.yml"]
-    assert _completion.recipes("nowhere/") == []
-    assert _completion.sweeps("") == [*sweep_names(), "mine.yaml"]
+    assert completion.recipes("") == [*recipe_names(), "mine.yaml"]
+    assert completion.recipes("in/m") == ["in/my.yml"]
+    assert completion.recipes("nowhere/") == []
+    assert completion.sweeps("") == [*sweep_names(), "mine.yaml"]
 
 
 def test_keys() -> None:
@@ -134,7 +134,7 @@ def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / name  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert _completion.runs("") == ["lone", "runs/a"]
-    assert _completion.runs("runs/a/") == ["runs/a/adapter"]
-    assert _completion.runs(f"{tmp_path}/ru") == [f"{tmp_path}/runs/a"]
-    assert _completion.runs("nowhere/") == []
+    assert completion.runs("") == ["lone", "runs/a"]
+    assert completion.runs("runs/a/") == ["runs/a/adapter"]
+    assert completion.runs(f"{tmp_path}/ru") == [f"{tmp_path}/runs/a"]
+    assert completion.runs("nowhere/") == []

@@ -16,10 +16,10 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.ranks import OTHER, Rank, rank_map, shortest_names
+from sora_cli.adapter.side_by_side import short_names
 from sora_cli.app import run
-from sora_cli.commands import _inspect_several
 from sora_cli.commands.inspect import inspect
-from sora_cli.commands.prune import Rule, prune
+from sora_cli.commands.prune import prune
 from sora_cli.core.errors import SoraError
 from sora_cli.model.files import ADAPTER_WEIGHTS
 from tests.helpers_adapters import R_MAX, adapt, save_backbone
@@ -39,13 +39,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shown(capsys: pytest.CaptureFixture[str], *directories: Path) -> dict[str, Any]:
     """What `--json` prints."""
     capsys.readouterr()
-    inspect(*directories, as_json=True)
+    inspect(list(directories), as_json=True)
     data: dict[str, Any] = json.loads(capsys.readouterr().out)
     return data
 
 
 def test_table(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(directory, as_json=False, plot=None)
+    inspect([directory])
     out = capsys.readouterr().out
     for word in ("query", "intermediate", "bert.pooler, classifier", "yes, no, maybe", "sora"):
         assert word in out
@@ -56,7 +56,7 @@ def test_table(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_agrees_with_the_files(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(directory / "adapter", as_json=True, plot=None)
+    inspect([directory / "adapter"], as_json=True)
     facts = json.loads(capsys.readouterr().out)
     ranks = facts["ranks"]
     assert len(ranks) == 12
@@ -71,15 +71,15 @@ def test_json_agrees_with_the_files(directory: Path, capsys: pytest.CaptureFixtu
 def test_lineage_is_shown(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prune(directory, tmp_path / "p", Rule(energy=0.5))
+    prune(directory, tmp_path / "p", energy=0.5)
     capsys.readouterr()
-    inspect(tmp_path / "p", as_json=False, plot=None)
+    inspect([tmp_path / "p"])
     assert "prune: energy 0.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["ranks.png", "ranks.svg"])
 def test_plot(directory: Path, tmp_path: Path, name: str) -> None:
-    inspect(directory, as_json=True, plot=tmp_path / name)
+    inspect([directory], as_json=True, plot=tmp_path / name)
     head = (tmp_path / name).read_bytes()[:8]
     assert head == b"\x89PNG\r\n\x1a\n" if name.endswith("png") else head.startswith(b"<?xml")
     assert len(list(tmp_path.iterdir())) == 1
@@ -87,7 +87,7 @@ def test_plot(directory: Path, tmp_path: Path, name: str) -> None:
 
 def test_plot_of_unknown_kind(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(SoraError, match="xyz"):
-        inspect(directory, as_json=True, plot=tmp_path / "ranks.xyz")
+        inspect([directory], as_json=True, plot=tmp_path / "ranks.xyz")
     assert not list(tmp_path.iterdir())
 
 
@@ -118,20 +118,20 @@ def test_what_pruning_would_save(tmp_path: Path, capsys: pytest.CaptureFixture[s
     factors = write_peft(tmp_path / "a", SHAPES, dtype=torch.bfloat16)
     saved = shown(capsys, tmp_path / "a")["prune_saves"]
     assert saved["lossless"] == {"parameters": 0, "bytes": 0}
-    prune(tmp_path / "a", tmp_path / "cut", Rule(energy=0.99))
+    prune(tmp_path / "a", tmp_path / "cut", energy=0.99)
     capsys.readouterr()
     left = sum(f.parameters for f in read_adapter(tmp_path / "cut").layers.values())
     number = sum(f.parameters for f in factors.values()) - left
     assert number > 0
     assert saved["energy_99"] == {"parameters": number, "bytes": 2 * number}
-    inspect(tmp_path / "a", as_json=False)
+    inspect([tmp_path / "a"])
     assert f"{number} parameters" in capsys.readouterr().out
 
 
 def test_cuts_are_what_pruning_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_peft(tmp_path / "a", SHAPES)
     facts = shown(capsys, tmp_path / "a")
-    inspect(tmp_path / "a", as_json=False, modules=True)
+    inspect([tmp_path / "a"], modules=True)
     out = capsys.readouterr().out
     stored = facts["parameters"]["adapter"]
     assert [cut["max_params"] for cut in facts["cuts"]] == [
@@ -140,7 +140,7 @@ def test_cuts_are_what_pruning_leaves(tmp_path: Path, capsys: pytest.CaptureFixt
     for cut in facts["cuts"]:
         small = tmp_path / f"{cut['share']}"
         assert f"sora prune {tmp_path / 'a'} -o OUT --max-params {cut['max_params']}\n" in out
-        prune(tmp_path / "a", small, Rule(max_params=cut["max_params"]))
+        prune(tmp_path / "a", small, max_params=cut["max_params"])
         left = shown(capsys, small)
         assert {p: r["live"] for p, r in left["ranks"].items() if r["live"]} == {
             path: rank for path, rank in cut["ranks"].items() if rank
@@ -159,14 +159,14 @@ def test_terms_that_are_zero_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert facts["norm"] == facts["effective_rank"]["entropy"] == 0
     assert facts["cuts"] == []
     assert facts["prune_saves"]["lossless"]["parameters"] == facts["parameters"]["adapter"]
-    inspect(tmp_path / "a", as_json=False, plot=tmp_path / "dead.png", modules=True)
+    inspect([tmp_path / "a"], plot=tmp_path / "dead.png", modules=True)
     assert "0 of 4 alive" in capsys.readouterr().out
 
 
 def test_modules_table(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(directory, as_json=False)
+    inspect([directory])
     without = capsys.readouterr().out
-    inspect(directory, as_json=False, modules=True)
+    inspect([directory], modules=True)
     out = capsys.readouterr().out
     path = "bert.encoder.layer.0.attention.self.key"
     assert path not in without
@@ -179,7 +179,7 @@ def test_modules_table(directory: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_consumers_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {"task_type": "CAUSAL_LM", "base_model_name_or_path": "org/base"}
     write_peft(tmp_path / "a", SHAPES, **config, use_rslora=True)
-    inspect(tmp_path / "a", as_json=False)
+    inspect([tmp_path / "a"])
     out = capsys.readouterr().out
     assert "rsLoRA, written by another tool" in out
     assert "--max-lora-rank 8 " in out
@@ -190,16 +190,16 @@ def test_consumers_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_plot_of_equal_ranks(tmp_path: Path) -> None:
     write_peft(tmp_path / "a", SHAPES)
-    inspect(tmp_path / "a", as_json=True, plot=tmp_path / "flat.svg")
+    inspect([tmp_path / "a"], as_json=True, plot=tmp_path / "flat.svg")
     assert (tmp_path / "flat.svg").stat().st_size > 10_000
 
 
 def test_two_are_compared(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prune(directory, tmp_path / "cut", Rule(rank=1))
+    prune(directory, tmp_path / "cut", rank=1)
     capsys.readouterr()
-    inspect(directory, tmp_path / "cut", as_json=False)
+    inspect([directory, tmp_path / "cut"])
     out = capsys.readouterr().out
     for word in ("cosine", "overlap", "||A-B||", "A: ", "B: ", "by chance"):
         assert word in out
@@ -221,7 +221,7 @@ def test_two_with_different_modules(tmp_path: Path, capsys: pytest.CaptureFixtur
     names = list(SHAPES)
     for name, paths in (("a", names[:3]), ("b", names[2:])):
         write_peft(tmp_path / name, {path: SHAPES[path] for path in paths})
-    inspect(tmp_path / "a", tmp_path / "b", as_json=False)
+    inspect([tmp_path / "a", tmp_path / "b"])
     out = capsys.readouterr().out
     assert "only in A: 2 modules (layers.0.q, layers.0.up)" in out
     assert "only in B: 1 modules (head)" in out
@@ -231,7 +231,7 @@ def test_several_get_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for rank in (2, 4, 6):
         write_peft(tmp_path / f"stage{rank}" / "adapter", SHAPES, rank=rank)
     directories = [tmp_path / f"stage{rank}" for rank in (2, 4, 6)]
-    inspect(*directories, as_json=False)
+    inspect(list(directories))
     rows = capsys.readouterr().out.splitlines()
     for rank in (2, 4, 6):
         row = next(line for line in rows if line.split()[:1] == [f"stage{rank}"])
@@ -254,11 +254,11 @@ def test_several_are_named_as_paths(
         (tmp_path / "c/run", Path("d/run"), [str(tmp_path / "c"), "d"]),
         (Path("a"), Path("a"), ["a", "a"]),
     ]:
-        inspect(first, second, as_json=False)
+        inspect([first, second])
         out = capsys.readouterr().out
         assert all(f" {letter}: {n} " in out for letter, n in zip("AB", named, strict=True)), out
         assert "//" not in out
-    assert _inspect_several._short(["/x/a", "/y/b"]) == ["/x/a", "/y/b"]
+    assert short_names(["/x/a", "/y/b"]) == ["/x/a", "/y/b"]
 
 
 def test_a_head_that_is_not_finite(

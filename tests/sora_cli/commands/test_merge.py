@@ -46,7 +46,7 @@ def _refused(tmp: Path, adapter: Adapter, message: str, **options: Any) -> None:
 
 @pytest.mark.usefixtures("made")
 def test_labels_and_problem_type_are_set(tmp_path: Path) -> None:
-    merge(tmp_path / "adapter", tmp_path / "out", base=None, force=False)
+    merge(tmp_path / "adapter", tmp_path / "out")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     assert config.id2label == dict(enumerate(LABELS))
     assert config.label2id == {label: i for i, label in enumerate(LABELS)}
@@ -60,7 +60,7 @@ def test_sum_is_made_in_float32_and_cast_once(tmp_path: Path) -> None:
     base = save_backbone(model, tmp_path / "base")
     adapter = adapt(model, base)
     write_adapter(tmp_path / "adapter", adapter)
-    merge(tmp_path / "adapter", tmp_path / "out", base=None, force=False)
+    merge(tmp_path / "adapter", tmp_path / "out")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert merged.dtype == torch.bfloat16
     for path, factors in read_adapter(tmp_path / "adapter").layers.items():
@@ -219,7 +219,7 @@ def test_damaged_base_is_refused(tmp_path: Path, made: tuple[Path, Adapter]) -> 
 def test_base_without_tokenizer_is_said(
     tmp_path: Path, made: tuple[Path, Adapter], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    merge(tmp_path / "adapter", tmp_path / "out", base=str(made[0]), force=False)
+    merge(tmp_path / "adapter", tmp_path / "out", base=str(made[0]))
     captured = capsys.readouterr()
     assert "no tokenizer" in captured.err
     assert captured.out == ""

@@ -7,7 +7,6 @@ from pathlib import Path
 from shlex import quote
 
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
 from sora_cli.core.timing import importing
@@ -30,8 +29,8 @@ def write_proposal(
     overrides: Sequence[str],
     preview: int,
     command: str | None,
-) -> None:
-    """Write a recipe for data, and tell what was understood.
+) -> tuple[str, ...]:
+    """Write a recipe for data, tell what was understood, and return notes on the rows.
 
     Args:
         tell: prints it.
@@ -45,12 +44,13 @@ def write_proposal(
     proposal = propose(source, file, model=model, task=task, overrides=overrides, command=command)
     tell("\n".join(proposal_lines(proposal, rows=preview)))
     write_text_atomic(file, proposal.text)
-    say_notes(proposal.rows.notes)
+    return proposal.rows.notes
 
 
 def recipe_for(
     data: str,
-    overrides: list[str],
+    overrides: Sequence[str],
+    tell: Callable[[str], None],
     *,
     model: str | None,
     task: str | None,
@@ -59,28 +59,33 @@ def recipe_for(
 ) -> str:
     """Return the recipe of data that have none: it is written, unless it is there.
 
+    Args:
+        tell: prints what was understood and done.
+
     Raises:
         SoraError: the data are not understood; several processes would write it; or there is no
             recipe yet, and a dry run writes none.
     """
     file = recipe_name(data)
     if file.is_file():
-        say(f"{file} is there: it is the recipe; sora init writes it anew")
+        tell(f"{file} is there: it is the recipe; sora init writes it anew")
         return str(file)
     command = f"sora init {quote(data)}"
     if dry_run or world_size() > 1:
         what = "a dry run writes no recipe" if dry_run else "several processes write no recipe"
         raise SoraError(f"{what}, and there is no {file}", hint=command)
     words = [word for word in overrides if not word.startswith("auto.")]  # of this command alone
-    write_proposal(
+    notes = write_proposal(
         data,
         file,
-        say,
+        tell,
         model=model,
         task=task,
         overrides=words,
         preview=ROWS if preview is None else preview,
         command=command,
     )
-    say(f"written: {file}\n")
+    for note in notes:
+        tell(f"note: {note}")
+    tell(f"written: {file}\n")
     return str(file)

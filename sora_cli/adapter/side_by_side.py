@@ -1,73 +1,29 @@
-"""`sora inspect` of several adapters: two are compared by module, more get a line each."""
+"""Adapters side by side: a line for each, and two compared by module, as tables and as JSON."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sora_cli.core.console import count, emit, emit_table, printable, size
-from sora_cli.core.timing import uncollected
+from sora_cli.core.console import count, size
 from sora_cli.core.words import first_few
 
 if TYPE_CHECKING:
     from sora_cli.adapter.comparing import Comparison, ModuleComparison
 
 
-def inspect(directories: Sequence[Path], *, as_json: bool) -> None:
-    """Show two adapters or more.
+def summary_table(
+    names: Sequence[str], adapters: Sequence[dict[str, Any]]
+) -> tuple[None, list[str], list[list[object]]]:
+    """Return title, columns and rows of a table with one row per adapter.
 
     Args:
-        directories: adapter directories.
-        as_json: print JSON: {"adapters": [...]}, and for two {"comparison": ...} with it.
-
-    Raises:
-        SoraError: an adapter that cannot be read, or two of different models.
+        adapters: the facts of each; see `facts_of`.
     """
-    comparison = _compare(*directories) if len(directories) == 2 else None
-    adapters = [_facts(directory) for directory in directories]
-    if as_json:
-        data: dict[str, Any] = {"adapters": adapters}
-        if comparison is not None:
-            data["comparison"] = _data(comparison)
-        emit(json.dumps(data, indent=2))
-        return
-    names = [printable(name) for name in _short([str(directory) for directory in directories])]
-    if comparison is not None:
-        names = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
-        _emit_comparison(comparison)
-    _emit_summary(names, adapters)
-    for name, facts in zip(names, adapters, strict=True):
-        for note in facts["notes"]:
-            emit(f"{name}: {printable(note)}")
-    if comparison is not None:
-        emit("\n".join(_notes(comparison)))
-
-
-def _facts(directory: Path) -> dict[str, Any]:
-    with uncollected():
-        from sora_cli.adapter.facts import facts_of
-        from sora_cli.adapter.foreign.opening import open_any
-
-    with open_any(directory, for_show=True) as file:
-        return facts_of(file)
-
-
-def _compare(first: Path, second: Path) -> Comparison:
-    with uncollected():
-        from sora_cli.adapter.comparing import compare
-        from sora_cli.adapter.foreign.opening import open_any
-
-    with open_any(first, for_show=True) as a, open_any(second, for_show=True) as b:
-        return compare(a, b)
-
-
-def _emit_summary(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> None:
-    """Print one row per adapter."""
-    rows = []
+    rows: list[list[object]] = []
     for name, facts in zip(names, adapters, strict=True):
         components, modules = facts["components"], facts["modules"]
         effective = facts["effective_rank"]
@@ -83,13 +39,14 @@ def _emit_summary(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> N
             size(facts["bytes"]),
         ])  # fmt: skip
     columns = ["components", "modules", "90 %", "99 %", "entropy", "||dW||", "parameters", "file"]
-    emit_table(None, ["adapter", *columns], rows)
+    return None, ["adapter", *columns], rows
 
 
-def _short(names: list[str]) -> list[str]:
+def short_names(names: list[str]) -> list[str]:
     """Return the names without the directories they all begin or end with, if some is left."""
     parts = [Path(name).parts for name in names]
-    shared = len(Path(os.path.commonpath(names)).parts) if _comparable(names) else 0
+    comparable = len({Path(name).is_absolute() for name in names}) == 1
+    shared = len(Path(os.path.commonpath(names)).parts) if comparable else 0
     if shared == 1 and Path(names[0]).is_absolute():
         shared = 0  # the root alone
     ends = 0
@@ -101,18 +58,16 @@ def _short(names: list[str]) -> list[str]:
     return [str(Path(*p)) for p in rest] if all(rest) else names
 
 
-def _comparable(names: list[str]) -> bool:
-    return len({Path(name).is_absolute() for name in names}) == 1
-
-
-def _emit_comparison(comparison: Comparison) -> None:
-    """Print a row per module of either adapter."""
-    emit_table(
+def comparison_table(
+    comparison: Comparison,
+) -> tuple[str, list[str], list[list[object]], list[object]]:
+    """Return title, columns, rows and footer of a table with a row per module of either adapter."""
+    return (
         "two adapters, dW of A against dW of B",
         ["module", "rank A", "rank B", "||A||", "||B||", "cosine", "overlap\nout", "overlap\nin",
          "||A-B||\n/ ||A||"],
         [_row(path, module) for path, module in comparison.modules.items()],
-        footer=_row("all", comparison.total),
+        _row("all", comparison.total),
     )  # fmt: skip
 
 
@@ -130,7 +85,8 @@ def _row(name: str, m: ModuleComparison) -> list[object]:
     ]
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """Return the remarks below the table."""
     notes = []
     for letter, only in zip("AB", comparison.only, strict=True):
         if only:
@@ -145,7 +101,8 @@ def _notes(comparison: Comparison) -> list[str]:
     return notes
 
 
-def _data(comparison: Comparison) -> dict[str, Any]:
+def comparison_facts(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison for JSON."""
     return {
         "modules": {path: _module(module) for path, module in comparison.modules.items()},
         "only": [list(only) for only in comparison.only],

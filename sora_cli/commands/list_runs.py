@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from sora_cli.commands.options import Json
 from sora_cli.core.checks import check_choice
 from sora_cli.core.console import emit, emit_table, say
 from sora_cli.experiments.listing.entry import STATES
@@ -13,20 +17,32 @@ from sora_cli.experiments.listing.walk import find_entries
 
 
 def list_runs(
-    place: Path,
+    directory: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="A directory with runs somewhere in it.")
+    ] = Path("runs"),
     *,
-    sort: str = "name",
-    status: str | None = None,
-    method: str | None = None,
-    task: str | None = None,
-    as_json: bool = False,
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort", help="name, started, score (the best first), parameters, time or status."
+        ),
+    ] = "name",
+    status: Annotated[
+        str | None,
+        typer.Option(
+            "--status",
+            help="Only those: finished, running, interrupted, failed, pruned, blocked or damaged.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Only runs of this method.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="Only runs on this data set or file.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Print a line for each run below a directory.
-
-    Args:
-        sort: one of `SORTS`.
-        status, method, task: list those only, and what they are a part of.
-        as_json: print a JSON list of objects instead of the table.
 
     Raises:
         SoraError: there is no such directory, order or status.
@@ -34,7 +50,7 @@ def list_runs(
     check_choice("order", sort, SORTS)
     if status is not None:
         check_choice("status", status, STATES)
-    found = find_entries(place)
+    found = find_entries(directory)
     asked = {"status": status, "method": method, "task": task}
     wanted = {name: value for name, value in asked.items() if value is not None}
     shown = ordered(chosen(found, wanted), sort)
@@ -43,9 +59,9 @@ def list_runs(
             json.dumps([json.loads(entry.model_dump_json()) for entry in entries(shown)], indent=2)
         )
     elif shown:
-        _emit(list(rows(shown, place)), str(place))
+        _emit(list(rows(shown, directory)), str(directory))
     if not shown:
-        say(f"{place} holds no such run" if found else f"{place} holds no run")
+        say(f"{directory} holds no such run" if found else f"{directory} holds no run")
 
 
 def _emit(lines: list[list[str]], title: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sora_cli.commands import _completion
+from sora_cli.commands import completion
 from sora_cli.core.outputs import output_path
 
 
@@ -21,28 +21,28 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         help="Values to change, such as training.epochs=3 or method.name=lora.",
-        autocompletion=_completion.overrides,
+        autocompletion=completion.overrides,
     ),
 ]
 ReadOverrides = Annotated[
     list[str] | None,
     typer.Argument(
         help="Values to change that the command reads, such as data.path=DIR.",
-        autocompletion=_completion.overrides,
+        autocompletion=completion.overrides,
     ),
 ]
 RecipeArgument = Annotated[
     str,
     typer.Argument(
         help="A recipe file, or the name of one that comes with the tool.",
-        autocompletion=_completion.recipes,
+        autocompletion=completion.recipes,
     ),
 ]
-Adapter = Annotated[
+AdapterArgument = Annotated[
     Path,
     typer.Argument(
         help="An adapter directory, ours or any PEFT LoRA; or a run's directory.",
-        autocompletion=_completion.runs,
+        autocompletion=completion.runs,
     ),
 ]
 Output = Annotated[Path, output_option("--output", "-o", help="Directory to write.")]
@@ -84,6 +84,9 @@ Confidence = Annotated[
         show_default=False,
     ),
 ]
+FactorDtype = Annotated[
+    str, typer.Option("--dtype", help="Store the factors as float32, bfloat16 or float16.")
+]
 Code = Annotated[
     list[Path] | None,
     typer.Option("--code", help="A Python file with adapter methods of your own; repeatable."),
@@ -101,6 +104,69 @@ Preview = Annotated[
 NoVerify = Annotated[
     bool,
     typer.Option("--no-verify", help="Do not compare the result's outputs with the original's."),
+]
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A run, an adapter (ours or any PEFT LoRA), a model, or its Hub id.",
+    ),
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--base", help="The base model, if it is not the one that the adapter names."),
+]
+System = Annotated[
+    str | None,
+    typer.Option("--system", help="The system message; default: that of the training, if any."),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", help="Above 0; default: 0.7.", show_default=False),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        help="Draw among the likeliest tokens that make up this share; default: 0.95.",
+        show_default=False,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        min=0,
+        help="Draw among so many of the likeliest tokens, 0: all; default: 50.",
+        show_default=False,
+    ),
+]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Tokens that an answer has at most.")
+]
+Penalty = Annotated[
+    float | None,
+    typer.Option("--repetition-penalty", help="Above 1: what was said becomes less likely."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        min=0,
+        max=2**31,
+        help="The same seed gives the same answers; default: another one each time.",
+        show_default=False,
+    ),
+]
+Greedy = Annotated[
+    bool, typer.Option("--greedy", help="Take the likeliest token each time; nothing is drawn.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="Compute in float32, bfloat16 or float16; default: as in training."
+    ),
 ]
 
 

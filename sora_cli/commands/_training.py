@@ -1,0 +1,154 @@
+"""The training of one recipe, for `sora train` and `sora prune --heal`: a step a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sora_cli.core.atomic import tidy
+from sora_cli.core.console import emit, say, say_notes
+from sora_cli.core.exit_codes import OK
+from sora_cli.core.interruption import Interrupted
+from sora_cli.core.lock import locked
+from sora_cli.core.processes import is_main
+from sora_cli.core.timing import importing
+from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.report import FILE_NAME
+from sora_cli.run.output import check_output
+from sora_cli.run.precision import settle_precision
+from sora_cli.run.preflight import check_recipe
+from sora_cli.run.summary import conclude, how_to_resume, time_line
+from sora_cli.train.checkpoint.beginning import find_beginning
+from sora_cli.train.checkpoint.resume import identity_of
+
+if TYPE_CHECKING:
+    from sora_cli.run.prepare import Prepared
+    from sora_cli.train.log import RunLog
+
+
+def train_loaded(
+    loaded: LoadedRecipe,
+    words: Sequence[str],
+    *,
+    force: bool,
+    resume: bool,
+    verify: bool,
+    began: float,
+    as_json: bool = False,
+) -> int:
+    """Train a recipe that has been read; return the exit code.
+
+    Args:
+        words: the recipe as it was given, and its overrides, for what is to be typed next.
+        force: replace a finished run; with `resume`, accept safe changes of the recipe.
+        resume: continue from the newest complete checkpoint, if there is one.
+        verify: compare the trained model with what its files give, where memory allows.
+        began: when the command began, by `time.perf_counter`.
+        as_json: print the report instead of a summary.
+    """
+    say_notes(loaded.notes)
+    check_recipe(loaded.recipe)
+    output, code = loaded.output_dir, OK
+    with locked(output):
+        if resume:
+            loaded = settle_precision(loaded, resume=True)
+        if is_main() and check_output(loaded, force=force, resume=resume):
+            say(f"'{output}' holds this run, finished")
+            if as_json:
+                emit((output / FILE_NAME).read_text(encoding="utf-8").rstrip("\n"))
+            return OK
+        loaded = settle_precision(loaded)
+        try:
+            ready, log = run(
+                loaded, words, began=began, resume=resume, force=force, summary=not as_json
+            )
+        except Interrupted as end:
+            raise end.with_words(*how_to_resume(output, words)) from end
+        if verify and is_main():
+            from sora_cli.verify.run_check import check_run
+
+            with log.epilogue("verify"):
+                code = check_run(loaded, ready, log.report)
+        if as_json and is_main():
+            emit(log.path.read_text(encoding="utf-8").rstrip("\n"))
+        else:
+            emit(time_line(log.report))
+    return code
+
+
+def run(
+    loaded: LoadedRecipe,
+    words: Sequence[str],
+    *,
+    began: float,
+    resume: bool,
+    force: bool,
+    summary: bool = True,
+) -> tuple[Prepared, RunLog]:
+    """Carry out the whole run, one step a line; the model ends as it was saved.
+
+    Args:
+        words: the recipe as it was given, and its overrides.
+        summary: print the result.
+    """
+    with importing():
+        from sora_cli.run.evaluate import evaluate_run
+        from sora_cli.run.layers import describe_layers
+        from sora_cli.run.micro_batch import settle
+        from sora_cli.run.output import RANKS_PLOT
+        from sora_cli.run.prepare import prepare
+        from sora_cli.run.preview import start_lines
+        from sora_cli.run.results import record_result, record_setup, save_results
+        from sora_cli.train.fit import fit
+        from sora_cli.train.log import RunLog
+        from sora_cli.train.loggers import send_result
+        from sora_cli.train.machine import set_deterministic
+        from sora_cli.train.progress import following
+        from sora_cli.train.trainer import build_trainer
+    recipe, output = loaded.recipe, loaded.output_dir
+    log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
+    report = log.report
+    report.recipe_notes = list(loaded.notes)
+    set_deterministic(recipe.training.deterministic)
+    ready = prepare(recipe, log.phase)
+    with log.phase("set up"):
+        record_setup(report, ready, recipe.training)
+        begin = find_beginning(
+            recipe, report, output, ready.base.model, ready.layers, resume=resume, force=force
+        )
+        resumed = begin.resumed
+        stored = None if resumed is None else resumed.run.get("micro_batch")
+        recipe, report.micro_batch = settle(recipe, ready, stored=stored)
+        identity = identity_of(report)
+        trainer = build_trainer(
+            recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
+        )
+        if is_main():
+            tidy(output)
+    if report.start is not None:
+        say(report.start.sentence())
+    say_notes(report.events)
+    for line in start_lines(ready):
+        say(line)
+    say(describe_layers(recipe, ready, report.parameters))
+    if resumed is not None:
+        log.note_resumption(resumed.step)
+    with log.running():
+        with log.phase("train"), following(log, trainer):
+            result = fit(
+                trainer,
+                ready.method,
+                ready.layers,
+                output,
+                identity=identity,
+                resumed=begin.checkpoint,
+                forked=begin.forked,
+            )
+        with log.phase("evaluate"):
+            evaluate_run(report, trainer, ready)
+        with log.phase("save"):
+            record_result(report, ready, result)
+            save_results(report, ready, loaded, output)
+    send_result(trainer, report.metrics, output / RANKS_PLOT)
+    conclude(report, output, words, summary=summary)
+    return ready, log
