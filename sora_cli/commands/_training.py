@@ -18,8 +18,6 @@ from sora_cli.run.output import check_output
 from sora_cli.run.precision import settle_precision
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.summary import conclude, how_to_resume, time_line
-from sora_cli.train.checkpoint.beginning import find_beginning
-from sora_cli.train.checkpoint.resume import identity_of
 
 if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared
@@ -94,17 +92,11 @@ def run(
     with importing():
         from sora_cli.run.evaluate import evaluate_run
         from sora_cli.run.layers import describe_layers
-        from sora_cli.run.micro_batch import settle
-        from sora_cli.run.output import RANKS_PLOT
         from sora_cli.run.prepare import prepare
         from sora_cli.run.preview import start_lines
-        from sora_cli.run.results import record_result, record_setup, save_results
-        from sora_cli.train.fit import fit
+        from sora_cli.run.runner import Runner
         from sora_cli.train.log import RunLog
-        from sora_cli.train.loggers import send_result
         from sora_cli.train.machine import set_deterministic
-        from sora_cli.train.progress import following
-        from sora_cli.train.trainer import build_trainer
     recipe, output = loaded.recipe, loaded.output_dir
     log = RunLog(output, name=loaded.name, recipe=loaded.resolved(), began=began)
     report = log.report
@@ -112,16 +104,9 @@ def run(
     set_deterministic(recipe.training.deterministic)
     ready = prepare(recipe, log.phase)
     with log.phase("set up"):
-        record_setup(report, ready, recipe.training)
-        begin = find_beginning(
-            recipe, report, output, ready.base.model, ready.layers, resume=resume, force=force
-        )
-        resumed = begin.resumed
-        stored = None if resumed is None else resumed.run.get("micro_batch")
-        recipe, report.micro_batch = settle(recipe, ready, stored=stored)
-        identity = identity_of(report)
-        trainer = build_trainer(
-            recipe, ready.task, ready.base, output, train=ready.train, select=ready.select
+        runner = Runner(ready, loaded, output)
+        setup = runner.set_up(
+            log, loaded, ready=ready, select=ready.select, resume=resume, force=force
         )
         if is_main():
             tidy(output)
@@ -130,25 +115,7 @@ def run(
     say_notes(report.events)
     for line in start_lines(ready):
         say(line)
-    say(describe_layers(recipe, ready, report.parameters))
-    if resumed is not None:
-        log.note_resumption(resumed.step)
-    with log.running():
-        with log.phase("train"), following(log, trainer):
-            result = fit(
-                trainer,
-                ready.method,
-                ready.layers,
-                output,
-                identity=identity,
-                resumed=begin.checkpoint,
-                forked=begin.forked,
-            )
-        with log.phase("evaluate"):
-            evaluate_run(report, trainer, ready)
-        with log.phase("save"):
-            record_result(report, ready, result)
-            save_results(report, ready, loaded, output)
-    send_result(trainer, report.metrics, output / RANKS_PLOT)
+    say(describe_layers(setup.trainer.recipe, ready, report.parameters))
+    runner.train(setup, score=evaluate_run)
     conclude(report, output, words, summary=summary)
     return ready, log

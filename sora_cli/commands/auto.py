@@ -213,8 +213,8 @@ def run(
         plan, full = _at_probed_rate(plan, full, ready, rows, log)
     with log.phase("set up"):
         maker = Maker(plan, rows, ready, log, say)
-    say_notes(maker.stages.setup.events)
-    say(describe_layers(full.recipe, ready, maker.stages.setup.parameters))
+    say_notes(maker.runner.setup.events)
+    say(describe_layers(full.recipe, ready, maker.runner.setup.parameters))
     bound = maker.certifiable.bound
     for line in [*cost_lines(plan, rows), *certifiable_lines(plan.promise, rows.test, bound)]:
         say(line)
@@ -230,8 +230,8 @@ def run(
                 plot_curve(found, plan.output / PICTURE)
                 rewrite_card(plan.output / ADAPTER, found.lines())
     for number in range(len(record.candidates)):
-        maker.stages.forget(maker.candidate(number))
-    maker.stages.forget(full)
+        maker.runner.forget(maker.candidate(number).output_dir)
+    maker.runner.forget(full.output_dir)
     return found, trained, final
 
 
@@ -278,7 +278,7 @@ def _write_run(maker: Maker, chosen: int, record: ReportLog[AutoRecord]) -> tupl
     log.report.recipe_notes = [*plan.loaded.notes, *([probed.note] if probed else [])]
     with log.running():
         with log.phase("evaluate"):
-            evaluate_run(log.report, maker.stages.scorer(), ready)
+            evaluate_run(log.report, maker.runner.scorer(), ready)
         with log.phase("save"):
             save_results(log.report, ready, loaded, plan.output)
     return ready, log

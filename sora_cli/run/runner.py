@@ -8,10 +8,9 @@ comes from where a run begins, so it makes no difference that one model serves a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import save
@@ -31,7 +30,7 @@ from sora_cli.tasks.base import Encoded
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.checkpoint.beginning import Beginning, find_beginning
 from sora_cli.train.checkpoint.files import load_trained, trained_tensors
-from sora_cli.train.checkpoint.places import STATE_FILE
+from sora_cli.train.checkpoint.places import FOLDER, STATE_FILE, checkpoint_paths
 from sora_cli.train.checkpoint.resume import identity_of
 from sora_cli.train.fit import fit
 from sora_cli.train.log import RunLog
@@ -53,6 +52,7 @@ class SetUp:
         ready: the model, with the method that trains it.
         trainer: for the steps to come.
         begin: where they begin.
+        keeps_state: other runs follow on the same model: `state.safetensors` is written.
     """
 
     loaded: LoadedRecipe
@@ -60,6 +60,7 @@ class SetUp:
     ready: Prepared
     trainer: AdapterTrainer
     begin: Beginning
+    keeps_state: bool = False
 
 
 class Runner:
@@ -112,19 +113,36 @@ class Runner:
         )
         return SetUp(loaded, log, ready, trainer, begin)
 
+    def next_run(
+        self,
+        loaded: LoadedRecipe,
+        name: str,
+        directory: Path | None = None,
+        *,
+        ready: Prepared | None = None,
+    ) -> SetUp:
+        """Set up one of several runs, or what is left of it after a start that was cut short.
+
+        Args:
+            name: in its report.
+            directory: of its files; None: the recipe's.
+            ready: see `set_up`.
+        """
+        directory = directory or loaded.output_dir
+        log = RunLog(directory, name=name, recipe=loaded.resolved())
+        resume = bool(checkpoint_paths(directory / FOLDER))
+        return replace(self.set_up(log, loaded, ready=ready, resume=resume), keeps_state=True)
+
     def _note_setup(self, report: RunReport) -> None:
         for key in ("base", "data", "main_metric", "parameters", "start", "events"):
             setattr(report, key, deepcopy(getattr(self.setup, key)))
         report.ranks = {p: Ranks(start=m.rank, end=m.rank) for p, m in self.ready.layers.items()}
 
-    def train(
-        self, run: SetUp, *, score: Score | None = None, keep_state: bool = False
-    ) -> RunReport:
+    def train(self, run: SetUp, *, score: Score | None = None) -> RunReport:
         """Train, score and save a run; its files are complete when this returns.
 
         Args:
             score: None: the run is not scored here.
-            keep_state: write `state.safetensors`, too.
         """
         log, ready, output = run.log, run.ready, run.log.path.parent
         report = log.report
@@ -147,7 +165,7 @@ class Runner:
             with log.phase("save"):
                 record_result(report, ready, result)
                 save_results(report, ready, run.loaded, output)
-                if keep_state:
+                if run.keeps_state:
                     _write_state(ready, output)
                     run.trainer.accelerator.wait_for_everyone()  # another process may read it next
         send_result(run.trainer, report.metrics, output / RANKS_PLOT)
@@ -163,15 +181,15 @@ class Runner:
         method = method_class(block.name)(block.config)
         steps = loaded.recipe.training.total_steps(len(self.ready.train.lengths))
         method.begin(self.ready.layers, total_steps=steps)
-        return dataclasses.replace(self.ready, method=method)
+        return replace(self.ready, method=method)
 
-    def restore(self, loaded: LoadedRecipe, directory: Path) -> Prepared:
+    def restore(self, loaded: LoadedRecipe, directory: Path | None = None) -> Prepared:
         """Put the model where a finished run left it.
 
         Raises:
             SoraError: that state is gone or damaged.
         """
-        file, ready = directory / STATE_FILE, self.with_method(loaded)
+        file, ready = (directory or loaded.output_dir) / STATE_FILE, self.with_method(loaded)
         try:
             tensors = load_tensors(file)
         except Exception as error:  # safetensors raises its own kind for damage

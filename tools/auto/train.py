@@ -24,11 +24,11 @@ from sora_cli.core.console import say
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import score_cuts
 from sora_cli.experiments.auto.plan import AutoPlan, plan_auto
-from sora_cli.experiments.auto.stages import Stages
 from sora_cli.experiments.sweep.plan import plan_sweep
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import RunReport
 from sora_cli.run.prepare import Prepared, prepare
+from sora_cli.run.runner import Runner
 from sora_cli.search.certificate import SCREENING, TEST
 from sora_cli.search.rows import choosing_rows, count_rows
 from sora_cli.search.size import Size, size_of
@@ -88,7 +88,7 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
     job = _Job(plan, rows)
     report = job.train(FULL, plan.full(rows))
     assert report.steps is not None
-    cuts = score_cuts(job.stages, plan.candidate(1, 1, rows), job.screening, None)
+    cuts = score_cuts(job.runner, plan.candidate(1, 1, rows), job.screening, None)
     sizes = []
     for number, (rung, size) in enumerate(zip(cuts.rungs, cuts.sizes, strict=True)):
         candidate = plan.candidate(number + 1, rung.max_params, rows)
@@ -143,7 +143,7 @@ class _Job:
         full = plan.full(rows)
         self.plan = plan
         self.ready: Prepared = prepare(full.recipe, lambda _: contextlib.nullcontext())
-        self.stages = Stages(self.ready, full, plan.output)
+        self.runner = Runner(self.ready, full, plan.output)
         self.cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in self.ready.layers.items()}
         held = choosing_rows(self.ready.task, rows.screening, plan.block.seed)
         parts = {n: part.encoded(self.ready.task, self.ready.base) for n, part in held.items()}
@@ -158,12 +158,12 @@ class _Job:
 
     def train(self, name: str, loaded: LoadedRecipe) -> RunReport:
         """Train a run, and score the pool and the validation split with what it ends with."""
-        report = self.stages.run(loaded, name)
-        parts = [self.stages.scores(rows) for rows in (self.screening, self.test)]
+        report = self.runner.train(self.runner.next_run(loaded, name))
+        parts = [self.runner.scores(rows) for rows in (self.screening, self.test)]
         everything = np.concatenate([part.parts for part in parts])
         self.scores[name] = dataclasses.replace(parts[0], parts=everything)
         validation = next(iter(self.ready.report.values()))
-        self.reported[name] = round(self.stages.scores(validation).value, 6)
+        self.reported[name] = round(self.runner.scores(validation).value, 6)
         return report
 
 

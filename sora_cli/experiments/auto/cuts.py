@@ -15,9 +15,9 @@ from methods.base import Layers
 from methods.factors import LowRankFactors
 from methods.sharding import like
 from sora_cli.adapter.pruning import at_ranks, survey
-from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.auto import Serve
 from sora_cli.recipe.load import LoadedRecipe
+from sora_cli.run.runner import Runner
 from sora_cli.search.screening import Cuts, rungs
 from sora_cli.search.size import size_of
 from sora_cli.tasks.base import Encoded
@@ -25,26 +25,26 @@ from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
 from sora_cli.train.checkpoint.fork import locate_fork
 
 
-def score_cuts(stages: Stages, candidate: LoadedRecipe, rows: Encoded, serve: Serve | None) -> Cuts:
+def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Serve | None) -> Cuts:
     """Cut the checkpoint that a candidate begins with to each size, and score it as it is.
 
     Args:
         candidate: a run that begins with the checkpoint.
         serve: what serves the adapter.
     """
-    layers, method = stages.ready.layers, stages.ready.method
+    layers, method = runner.ready.layers, runner.ready.method
     start = candidate.recipe.start
     assert start is not None
-    load_parameters(stages.ready.base.model, read_checkpoint(locate_fork(start)).tensors)
+    load_parameters(runner.ready.base.model, read_checkpoint(locate_fork(start)).tensors)
     factors = {path: method.factors(layer) for path, layer in layers.items()}
     values = {path: f.singular_values().cpu() for path, f in factors.items()}
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
     known = survey(factors)  # once for all sizes
-    found = Cuts(full, stages.scores(rows), rungs(values, cost, full.parameters), [], [])
+    found = Cuts(full, runner.scores(rows), rungs(values, cost, full.parameters), [], [])
     for rung in found.rungs:
         with holding(layers, at_ranks(factors, rung.ranks, known)):
-            found.scores.append(stages.scores(rows))
+            found.scores.append(runner.scores(rows))
         found.sizes.append(size_of(rung.ranks, cost, serve))
     return found
 

@@ -11,11 +11,11 @@ from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.cuts import score_cuts
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.experiments.auto.record import AutoRecord
-from sora_cli.experiments.auto.stages import Stages
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.report import RunReport
 from sora_cli.run.evaluate import evaluate_all
 from sora_cli.run.prepare import Prepared
+from sora_cli.run.runner import Runner
 from sora_cli.search.bounds import Bound, drop_bound
 from sora_cli.search.certificate import (
     SCREENING,
@@ -66,7 +66,7 @@ class Maker:
         self.plan, self.rows, self.ready, self.log, self._tell = plan, rows, ready, log, tell
         self.record = log.report
         self.full = plan.full(rows)
-        self.stages = Stages(ready, self.full, plan.output)
+        self.runner = Runner(ready, self.full, plan.output)
         held = choosing_rows(ready.task, rows.screening, plan.block.seed)
         self._sets = row_sets(ready.rows, held)
         parts = {name: part.encoded(ready.task, ready.base) for name, part in held.items()}
@@ -103,13 +103,13 @@ class Maker:
         return self.plan.candidate(number + 1, size.max_params, self.rows)
 
     def _train_full(self) -> None:
-        stages, full = self.stages, self.full
+        runner, full = self.runner, self.full
         self._tell(f"\nfull rank {self.plan.rank}: the run that all others are compared with")
         with self.log.phase("train at full rank"):
-            report = stages.run(full, f"{full.name}, full rank")
+            report = runner.train(runner.next_run(full, f"{full.name}, full rank"))
         with self.log.phase("score"):
-            metrics = evaluate_all(stages.scorer(), self.ready.task, self.ready.report)
-            self._reference = stages.scores(self._test_rows)
+            metrics = evaluate_all(runner.scorer(), self.ready.task, self.ready.report)
+            self._reference = runner.scores(self._test_rows)
         self.record.full = decided(self._full_size(report, metrics, self._reference))
         self.log.save()
 
@@ -135,7 +135,7 @@ class Maker:
         plan, block, test_rows = self.plan, self.plan.block, self.rows.test
         self._tell(f"\nscreening: unhealed cuts on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
-        cuts = score_cuts(self.stages, first, self._screening_rows, block.serve)
+        cuts = score_cuts(self.runner, first, self._screening_rows, block.serve)
         found = screen(cuts, test_rows=test_rows, confidence=block.confidence)
         max_drop, may_pass = plan.promise.max_drop, self._may_pass
         for number in name_sizes(
@@ -164,11 +164,12 @@ class Maker:
             f"\nsize {number + 1} of {len(record.named())}: {size.share:.1%} of the parameters"
         )
         with self.log.phase("heal"):
-            report = self.stages.run(loaded, f"{loaded.name}, size {number + 1}")
+            run = self.runner.next_run(loaded, f"{loaded.name}, size {number + 1}")
+            report = self.runner.train(run)
         scores = None
         if self._may_pass:
             with self.log.phase("score"):
-                scores = self.stages.scores(self._test_rows)
+                scores = self.runner.scores(self._test_rows)
         healed = Healed(
             **self._size({path: rank.end for path, rank in report.ranks.items()}).model_dump(),
             max_params=size.max_params,
@@ -192,8 +193,8 @@ class Maker:
 
     def _scores_at_full_rank(self) -> RowScores:
         if self._reference is None:
-            self.stages.restore(self.full)
-            self._reference = self.stages.scores(self._test_rows)
+            self.runner.restore(self.full)
+            self._reference = self.runner.scores(self._test_rows)
         return self._reference
 
     def _size(self, ranks: dict[str, int]) -> Size:
@@ -201,7 +202,7 @@ class Maker:
 
     def restored(self, number: int) -> Prepared:
         """Return the model as a candidate left it, and its method with what it has done."""
-        return self.stages.restore(self.candidate(number))
+        return self.runner.restore(self.candidate(number))
 
     def certificate(self, report: RunReport) -> Certificate:
         """Return the certificate of what was found.

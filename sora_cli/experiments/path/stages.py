@@ -24,7 +24,6 @@ from sora_cli.run.output import clear_run
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.runner import Runner
 from sora_cli.tasks.base import Encoded
-from sora_cli.train.log import RunLog
 from sora_cli.train.trainer import AdapterTrainer
 
 Factors = dict[str, LowRankFactors]
@@ -78,9 +77,8 @@ class Stages:
         before = self.factors() if plan.index else {}
         self.ready.method.set_option(self.option, plan.value)
         name = f"{plan.loaded.name}, stage {plan.index}: {self.option} {plan.value}"
-        log = RunLog(directory, name=name, recipe=plan.loaded.resolved())
-        run = self.runner.set_up(log, plan.loaded, ready=self.ready, resume=False)
-        report = self.runner.train(run, score=self._score, keep_state=True)
+        run = self.runner.next_run(plan.loaded, name, directory, ready=self.ready)
+        report = self.runner.train(run, score=self._score)
         stage = self._measure(plan, report, before)
         return stage.model_copy(update={"seconds": round(time.perf_counter() - start, 1)})
 
