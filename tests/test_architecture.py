@@ -58,7 +58,7 @@ LAYERS = (
     {"model"},
     {"adapter", "train"},
     {"merge", "run"},
-    {"search"},
+    {"search", "propose"},
     {"verify", "experiments", "use"},
     {"commands"},
     {"app"},

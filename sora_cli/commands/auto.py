@@ -29,12 +29,11 @@ from sora_cli.experiments.auto.plan import AutoPlan, found_keys, plan_auto, unus
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import cost_lines, full_layers, whole_lines
+from sora_cli.propose.writing import recipe_for
 from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
-from sora_cli.run.dry_run import ROWS
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
-from sora_cli.run.propose.writing import recipe_for
 from sora_cli.run.summary import result_lines
 from sora_cli.search.certificate import FILE_NAME, FULL, PICTURE, SIZES, Certificate, choose
 from sora_cli.search.words import certifiable_lines, size_table
@@ -127,7 +126,7 @@ def auto(
     is_there = read_auto(plan.output) is not None
     check_place(plan.output, loaded.recipe, SIZES, is_there=is_there, work="run of sora auto")
     if dry_run:
-        _show_plan(plan, ROWS if preview is None else preview)
+        _show_plan(plan, preview)
         return OK
     with locked(plan.output):
         record = open_record(plan, force=force)
@@ -347,7 +346,7 @@ def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bo
     say(f"  sora merge {quote(str(output))} -o {quote(f'{output}/merged')}")
 
 
-def _show_plan(plan: AutoPlan, preview: int) -> None:
+def _show_plan(plan: AutoPlan, preview: int | None) -> None:
     """Show the full run as an ordinary one, then what finding the size takes."""
     from sora_cli.run.dry_run import dry_run, emit_section
 

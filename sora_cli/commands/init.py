@@ -13,7 +13,7 @@ from sora_cli.commands.options import Force, Overrides, Preview, output_option
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
-from sora_cli.run.propose.writing import recipe_name, write_proposal
+from sora_cli.propose.writing import recipe_name, write_proposal
 
 
 def init(

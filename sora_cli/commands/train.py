@@ -65,11 +65,10 @@ def train(
     if dry_run:
         check_apart_from("--dry-run", ["--json"] if as_json else [])
         check_run_place(loaded, force=force)
-        from sora_cli.run.dry_run import ROWS
         from sora_cli.run.dry_run import dry_run as show
 
         say_notes(loaded.notes)
-        show(settle_precision(loaded), rows=ROWS if preview is None else preview)
+        show(settle_precision(loaded), rows=preview)
         return OK
     return train_loaded(
         loaded,

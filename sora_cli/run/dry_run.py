@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _KEY, _VALUE, _WIDTH = 31, 36, 100  # columns
 _MISSING = 12  # parameters listed
-ROWS = 2
-"""Training rows that are shown, unless another number is asked for."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,11 @@ class DryRun:
     memory: float
 
 
-def dry_run(loaded: LoadedRecipe, *, rows: int = ROWS) -> DryRun:
+def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     """Resolve a recipe and show on stdout what training it would do.
 
     Args:
-        rows: training rows that are shown as the model gets them.
+        rows: training rows that are shown as the model gets them; None: two.
 
     Raises:
         SoraError, MethodError: what would stop the run before its first step.
@@ -63,7 +61,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int = ROWS) -> DryRun:
         from sora_cli.run.memory import predict_memory
         from sora_cli.run.micro_batch import PREDICTION_ONLY, settle
         from sora_cli.run.prepare import prepare
-        from sora_cli.run.preview import column_lines, rows_lines
+        from sora_cli.run.preview import ROWS, column_lines, rows_lines
         from sora_cli.run.step_time import measure_step
         from sora_cli.train.checkpoint.fork import describe_fork, read_fork
         from sora_cli.train.steps import count_steps, learning_rates
@@ -91,6 +89,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int = ROWS) -> DryRun:
     memory = predict_memory(ready, recipe, micro_batch=steps.micro_batch)
     emit_section("columns", column_lines(ready))
     emit_section("data", data_lines(ready, block))
+    rows = ROWS if rows is None else rows
     if rows:
         shown = rows_lines(ready.task, ready.base.processor, ready.train, rows)
         emit_section("first training rows", shown)

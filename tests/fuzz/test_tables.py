@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from sora_cli.app import app
 from sora_cli.core.errors import SoraError
+from sora_cli.data.columns import read_columns
+from sora_cli.propose.matching import match
 from sora_cli.recipe.families import task_names
 from sora_cli.recipe.load import load_recipe
-from sora_cli.run.propose.columns import read_columns
-from sora_cli.run.propose.matching import match
 from tests.fuzz.outcome import cases, outcome
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed
-from sora_cli.run.propose.columns import Column, Kind
+from sora_cli.data.columns import Column, Kind
 from sora_cli.tasks.sequence import USUAL_COLUMNS
 
 Columns = Mapping[str, Column]

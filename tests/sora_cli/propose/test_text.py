@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sora_cli.propose.rules import Proposed
+from sora_cli.propose.text import in_yaml, recipe_text
 from sora_cli.recipe.yaml_lines import parse_file
-from sora_cli.run.propose.rules import Proposed
-from sora_cli.run.propose.text import in_yaml, recipe_text
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 VALUES = st.one_of(

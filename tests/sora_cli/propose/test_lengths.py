@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset
 
 from sora_cli.data.places import Origin
+from sora_cli.propose.lengths import token_lengths
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
-from sora_cli.run.propose.lengths import token_lengths
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Lengths
 from tests.helpers_images import corner_rows, pair_processor, tiny_image_processor

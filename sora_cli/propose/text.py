@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sora_cli.core.console import printable
-from sora_cli.run.propose.rules import Proposed
+from sora_cli.propose.rules import Proposed
 
 _WIDTH = 100
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*(://[\w./-]+)?")

@@ -10,7 +10,6 @@ from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
 from sora_cli.core.timing import importing
-from sora_cli.run.dry_run import ROWS
 
 
 def recipe_name(source: str) -> Path:
@@ -27,22 +26,24 @@ def write_proposal(
     model: str | None,
     task: str | None,
     overrides: Sequence[str],
-    preview: int,
+    preview: int | None,
     command: str | None,
 ) -> tuple[str, ...]:
     """Write a recipe for data, tell what was understood, and return notes on the rows.
 
     Args:
         tell: prints it.
+        preview: rows that are shown; None: two.
 
     Raises:
         SoraError: see `propose`.
     """
     with importing():
-        from sora_cli.run.preview import proposal_lines
-        from sora_cli.run.propose.proposal import propose
+        from sora_cli.propose.proposal import propose
+        from sora_cli.propose.shown import proposal_lines
+        from sora_cli.run.preview import ROWS
     proposal = propose(source, file, model=model, task=task, overrides=overrides, command=command)
-    tell("\n".join(proposal_lines(proposal, rows=preview)))
+    tell("\n".join(proposal_lines(proposal, rows=ROWS if preview is None else preview)))
     write_text_atomic(file, proposal.text)
     return proposal.rows.notes
 
@@ -82,7 +83,7 @@ def recipe_for(
         model=model,
         task=task,
         overrides=words,
-        preview=ROWS if preview is None else preview,
+        preview=preview,
         command=command,
     )
     for note in notes:

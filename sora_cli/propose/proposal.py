@@ -24,22 +24,22 @@ from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.hub import quiet_hub
 from sora_cli.core.words import listed
+from sora_cli.data.columns import Column, read_columns
 from sora_cli.data.loading import Part, load_splits
 from sora_cli.data.rows import Rows
 from sora_cli.model.base import load_inputs
+from sora_cli.propose import rules
+from sora_cli.propose.lengths import token_lengths
+from sora_cli.propose.matching import Match, match
+from sora_cli.propose.place import place_of, train_split, validation_splits
+from sora_cli.propose.rules import Proposed
+from sora_cli.propose.text import recipe_text
 from sora_cli.recipe.families import options_class
 from sora_cli.recipe.layers import combine, override_layers
 from sora_cli.recipe.load import LoadedRecipe, load_text
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.run.preflight import check_recipe
 from sora_cli.run.prepare import check_rows, load_task
-from sora_cli.run.propose import rules
-from sora_cli.run.propose.columns import Column, read_columns
-from sora_cli.run.propose.lengths import token_lengths
-from sora_cli.run.propose.matching import Match, match
-from sora_cli.run.propose.place import place_of, train_split, validation_splits
-from sora_cli.run.propose.rules import Proposed
-from sora_cli.run.propose.text import recipe_text
 from sora_cli.tasks.base import Task
 
 _PLACE = ("path", "name", "revision", "files")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from sora_cli.data.columns import read_columns
 from sora_cli.data.loading import load_file
-from sora_cli.run.propose.columns import read_columns
 
 TEXTS = [f"the cat number {i} sees a dog" for i in range(40)]
 COLUMNS: dict[str, tuple[str, list[Any]]] = {
@@ -65,7 +65,7 @@ def test_named_classes_are_classes_whatever_their_numbers() -> None:
 
 def test_rows_are_looked_at_all_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file sorted by its labels shows one class in its first rows."""
-    monkeypatch.setattr("sora_cli.run.propose.columns._ROWS", 10)
+    monkeypatch.setattr("sora_cli.data.columns._ROWS", 10)
     rows = Dataset.from_dict({"label": ["a"] * 50 + ["b"] * 50})
     assert read_columns(rows)["label"].about == "2 classes"
     assert read_columns(Dataset.from_dict({"t": TEXTS}))["t"].about == "texts of 7 words"

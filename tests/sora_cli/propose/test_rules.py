@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sora_cli.core.errors import SoraError
+from sora_cli.propose import rules
+from sora_cli.propose.usual import USUAL
 from sora_cli.recipe.families import task_names
-from sora_cli.run.propose import rules
-from sora_cli.run.propose.usual import USUAL
 
 
 class Config(SimpleNamespace):

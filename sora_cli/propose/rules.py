@@ -21,7 +21,7 @@ import numpy as np
 
 from sora_cli.core.console import count, size
 from sora_cli.core.errors import SoraError
-from sora_cli.run.propose.usual import USUAL
+from sora_cli.propose.usual import USUAL
 
 _QUANTILE, _MULTIPLE = 0.95, 8
 _STEPS = 300  # of a run, where the epochs allow it

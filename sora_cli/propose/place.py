@@ -12,8 +12,8 @@ from sora_cli.core.hub import looks_local
 from sora_cli.core.words import listed, near_files
 from sora_cli.data.loading import Part
 from sora_cli.data.source import BUILTIN, file_kind
+from sora_cli.propose.rules import Proposed
 from sora_cli.recipe.library import YAML_FILES
-from sora_cli.run.propose.rules import Proposed
 
 _TRAIN = "train"
 _VALIDATION = ("validation", "valid", "val", "dev", "eval")

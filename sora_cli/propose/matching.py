@@ -13,9 +13,8 @@ from typing import Any
 
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import listed
-from sora_cli.recipe.families import options_class
-from sora_cli.run.propose.columns import Kind
-from sora_cli.run.propose.roles import (
+from sora_cli.data.columns import Kind
+from sora_cli.propose.roles import (
     READ,
     Columns,
     find_label,
@@ -24,6 +23,7 @@ from sora_cli.run.propose.roles import (
     one_of,
     usual_label,
 )
+from sora_cli.recipe.families import options_class
 from sora_cli.tasks.choices import find_form
 from sora_cli.tasks.texts import columns_in
 

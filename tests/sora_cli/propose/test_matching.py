@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sora_cli.core.errors import SoraError
-from sora_cli.run.propose.columns import Column, Kind
-from sora_cli.run.propose.matching import Match, match
+from sora_cli.data.columns import Column, Kind
+from sora_cli.propose.matching import Match, match
 
 
 def _match(text: str, /, task: str | None = None, tags: Any = (), **given: Any) -> Match:

@@ -1,0 +1,87 @@
+"""A proposal for a person: what was understood of the data, and each value with its reason."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sora_cli.core.console import count, printable
+from sora_cli.data.overlap import find_overlaps
+from sora_cli.data.places import locating
+from sora_cli.data.rows import Rows
+from sora_cli.propose.proposal import Proposal
+from sora_cli.propose.text import in_yaml
+from sora_cli.run.class_counts import absent_remarks, class_lines, count_classes
+from sora_cli.run.preview import WIDTH, indented, rows_lines, wrapped
+from sora_cli.run.remarks import overlap_remark
+from sora_cli.tasks.base import Encoded, Task
+
+_KEY, _VALUE = 28, 24  # columns
+
+
+def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
+    """Yield what was understood of data without a recipe, and each value with its reason.
+
+    Args:
+        rows: shown as the model gets them.
+    """
+    task, found = proposal.task, proposal.match
+    yield f"{found.task}: {printable(found.why)}"
+    taken = ", ".join(f"{column} ({part})" for column, part in found.taken.items())
+    yield from indented(wrapped("taken", printable(taken)))
+    left = found.not_taken(proposal.columns)
+    if left:
+        about = ", ".join(f"{column} ({why})" for column, why in left.items())
+        yield from indented(wrapped("not taken", printable(about)))
+    template = task.template(proposal.processor)
+    if template is not None:
+        yield from indented(wrapped("template", printable(template)))
+    parts = _encoded(proposal.task, proposal.rows, proposal.processor)
+    numbers = {"train": proposal.rows.train, **proposal.rows.report}
+    sizes = ", ".join(f"{name} {count(len(part))}" for name, part in numbers.items())
+    yield from indented([f"{'rows':<11} {sizes}"])
+    counts, texts = count_classes(task, parts), task.input_columns
+    found_twice = find_overlaps(
+        proposal.rows.train, proposal.rows.report, texts=texts, label=task.label_column
+    )
+    twice = (overlap_remark(name, o, len(numbers[name])) for name, o in found_twice.items())
+    remarks = [*absent_remarks(counts), *filter(None, twice)]
+    for line in (*class_lines(counts), *(f"note: {remark}" for remark in remarks)):
+        yield from indented(wrapped("", line, indent=0))
+    yield ""
+    yield from _values(proposal)
+    if rows:
+        yield ""
+        yield from rows_lines(task, proposal.processor, parts["train"], rows)
+
+
+def _encoded(task: Task, rows: Rows, processor: Any) -> dict[str, Encoded]:
+    """Return the rows as a model takes them."""
+    made = {}
+    for name, part in {"train": rows.train, **rows.report}.items():
+        with locating(rows.origin(part), rows.origin(rows.train)):
+            made[name] = task.encode(part, processor, training=name == "train")
+    return made
+
+
+def _values(proposal: Proposal) -> Iterator[str]:
+    """Yield each value of the recipe that is not a default, with its reason."""
+    resolved = proposal.loaded.resolved()
+    for key, why in proposal.reasons.items():
+        block, _, name = key.partition(".")
+        value = printable(in_yaml(_at(resolved, block, name)))
+        start = f"{key:<{_KEY}} {value:<{_VALUE}} "
+        if not why:
+            yield start.rstrip()
+        elif len(start) + len(why) <= WIDTH:
+            yield f"{start}{printable(why)}"
+        else:
+            yield start.rstrip()
+            yield from (
+                f"{'':<{_KEY}}   {line}" for line in textwrap.wrap(printable(why), WIDTH - _KEY)
+            )
+
+
+def _at(values: Mapping[str, Any], block: str, key: str) -> Any:
+    return values[block].get(key)

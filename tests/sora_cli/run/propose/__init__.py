@@ -1,1 +1,0 @@
-"""Tests of `sora_cli.run.propose`."""
