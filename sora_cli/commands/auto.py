@@ -30,8 +30,8 @@ from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
 from sora_cli.experiments.auto.tables import cost_lines, full_layers, whole_lines
 from sora_cli.propose.writing import recipe_for
-from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
+from sora_cli.run.opening import Opening, Work, open_work
 from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
@@ -152,20 +152,15 @@ def open_record(plan: AutoPlan, *, force: bool) -> AutoRecord:
     check_own(output)
     for name in (FULL, *(str(i + 1) for i in range(plan.block.sizes))):
         check_own(output / SIZES / name, resume=found is not None)
-    if found is None or force:
+    work = None
+    if found is not None:
+        usage = f"sora inspect {quote(str(output))}"
+        work = Work("run", found.status == "completed", found.recipe, usage=usage)
+    opening = open_work(output, work, loaded.resolved(), force=force, resume=None)
+    if found is None or opening is Opening.NEW:
         if found is not None and is_main():
             clear(output)
         return _new_record(plan)
-    for key, old, new in changes(found.recipe, loaded.resolved()):
-        raise SoraError(
-            f"'{output}' holds a run of another recipe: there {key} is {old}, here {new}",
-            hint="train elsewhere: output.dir=DIR; or delete that run: --force",
-        )
-    if found.status == "completed":
-        raise SoraError(
-            f"'{output}' holds a finished run",
-            hint=f"sora inspect {quote(str(output))}; or train again with --force",
-        )
     say(f"continuing in {output}: {_done(found)}")
     return found
 

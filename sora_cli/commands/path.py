@@ -15,16 +15,15 @@ from sora_cli.commands.options import Code, Overrides, RecipeArgument, load_plug
 from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import emit, emit_table, say, say_notes
-from sora_cli.core.errors import SoraError
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.path.plan import StagePlan, overruled, path_directory, plan_stages
 from sora_cli.experiments.path.record import FILE_NAME, PICTURE, STAGES, PathReport, read_path
 from sora_cli.experiments.path.table import control_table, stage_table
-from sora_cli.recipe.changes import changes
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.recipe.output import OutputBlock
+from sora_cli.run.opening import Opening, Work, open_work
 from sora_cli.run.output import check_own, check_place, clear_page, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 
@@ -86,18 +85,17 @@ def open_report(
     kept = 0 if found is None or force else len(found.stages)
     for plan in plans[kept:]:
         check_own(output / plan.directory)
-    if found is not None and force:
-        clear(output)
-    if found is None or force:
+    work = None
+    if found is not None:
+        missing_controls = controls and found.controls is None
+        complete = len(found.stages) == stage_count and found.status == "completed"
+        usage = f"sora pick {quote(str(output))} --keep 0.99"
+        work = Work("path", complete and not missing_controls, found.recipe, usage=usage)
+    opening = open_work(output, work, loaded.resolved(), force=force, resume=None)
+    if found is None or opening is Opening.NEW:
+        if found is not None:
+            clear(output)
         return _new_report(loaded, stage_count)
-    _check_same_recipe(found, loaded, output)
-    missing_controls = controls and found.controls is None
-    complete = len(found.stages) == stage_count and found.status == "completed"
-    if complete and not missing_controls:
-        raise SoraError(
-            f"'{output}' holds a finished path",
-            hint=f"sora pick {quote(str(output))} --keep 0.99; or train again with --force",
-        )
     if found.stages:
         say(f"continuing in {output}: {len(found.stages)} of {stage_count} stages are finished")
     return found
@@ -193,15 +191,6 @@ def _new_report(loaded: LoadedRecipe, stage_count: int) -> PathReport:
         stage_count=stage_count,
         **provenance(),
     )
-
-
-def _check_same_recipe(found: PathReport, loaded: LoadedRecipe, output: Path) -> None:
-    """Refuse another recipe than the path was started with; only its place may differ."""
-    for key, old, new in changes(found.recipe, loaded.resolved()):
-        raise SoraError(
-            f"'{output}' holds a path of another recipe: there {key} is {old}, here {new}",
-            hint="train elsewhere: output.dir=DIR; or delete that path: --force",
-        )
 
 
 def _stage_line(report: PathReport) -> str:

@@ -42,6 +42,7 @@ from sora_cli.core.outputs import check_apart
 from sora_cli.core.processes import is_main
 from sora_cli.core.timing import command_start, importing, uncollected
 from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.run.opening import Work, open_work
 from sora_cli.run.output import check_place
 from sora_cli.search.certificate import SIZES
 from sora_cli.search.promise import Promise, PromiseOptions
@@ -281,11 +282,8 @@ def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> 
     is_there = (output / SIZES).is_dir()
     elsewhere = "choose another place: -o OUT"
     check_place(output, recipe, is_there=is_there, work="sizes of this command", hint=elsewhere)
-    if is_there and not (force or resume):
-        raise SoraError(
-            f"'{output}' holds sizes already",
-            hint=f"continue: --resume; start over: --force; or {elsewhere}",
-        )
+    work = Work("search", finished=False, left="sizes already") if is_there else None
+    open_work(output, work, {}, force=force, resume=resume, elsewhere=elsewhere)
 
 
 def _dtype(file: AdapterFile, *, lossy: bool) -> str:

@@ -16,6 +16,7 @@ from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import FILE_NAME, HISTORY_FILE, PAGE_FILE, read_report
+from sora_cli.run.opening import ELSEWHERE, Opening, Work, open_work
 from sora_cli.train.checkpoint.fork import locate_fork
 from sora_cli.train.checkpoint.places import (
     FOLDER,
@@ -24,7 +25,6 @@ from sora_cli.train.checkpoint.places import (
     clear_checkpoints,
     is_own,
 )
-from sora_cli.train.checkpoint.resume import check_same
 
 RANKS_PLOT = "ranks.png"
 BENCHMARKS = "benchmarks.json"
@@ -32,7 +32,6 @@ _FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, BENCHMARKS, STATE_FILE)
 """Files of a run, besides its result and checkpoints; the last one only in a path's stage."""
 RESULTS = (ADAPTER, DELTA, MODEL)
 """Directories of a run's result."""
-_ELSEWHERE = "train elsewhere: output.dir=DIR"
 
 
 def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
@@ -47,22 +46,14 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
     """
     check_run_place(loaded, force=force)
     output = loaded.output_dir
-    report = read_report(output)
-    finished = report is not None and report.status == "completed"
-    if report is not None and resume:
-        check_same(report.recipe, loaded.resolved(), output, force=force)
-        if finished:
-            return True
-    elif finished and not force:
-        raise SoraError(
-            f"'{output}' holds a finished run",
-            hint="train again with --force, or train elsewhere: output.dir=DIR",
-        )
-    elif report is not None and checkpoint_paths(output / FOLDER) and not force:
-        raise SoraError(
-            f"'{output}' holds a run that is not finished, with checkpoints",
-            hint="resume it: --resume; start over: --force; or train elsewhere: output.dir=DIR",
-        )
+    report, found = read_report(output), None
+    if report is not None:
+        there = checkpoint_paths(output / FOLDER)
+        left = "a run that is not finished, with checkpoints" if there else ""
+        found = Work("run", report.status == "completed", report.recipe, left)
+    opening = open_work(output, found, loaded.resolved(), force=force, resume=resume)
+    if opening is Opening.NOTHING:
+        return True
     check_own(output, resume=resume)
     return False
 
@@ -100,7 +91,7 @@ def check_place(
 def check_base_apart(output: Path, recipe: Recipe) -> None:
     """Raise `SoraError` where the output is, holds or lies in the base model's directory."""
     base = Path(resolve_model_path(recipe.model.path))
-    check_apart(output, base, hint=_ELSEWHERE)
+    check_apart(output, base, hint=ELSEWHERE)
 
 
 def check_start_apart(output: Path, recipe: Recipe) -> None:
@@ -110,7 +101,7 @@ def check_start_apart(output: Path, recipe: Recipe) -> None:
         return
     place = locate_fork(block) if block.adapter is None else Path(block.adapter).expanduser()
     read = place if block.adapter is None else locate_adapter(place)
-    check_apart(output, read, hint=_ELSEWHERE)
+    check_apart(output, read, hint=ELSEWHERE)
 
 
 def check_own(output: Path, *, resume: bool = False) -> None:
@@ -131,11 +122,11 @@ def check_own(output: Path, *, resume: bool = False) -> None:
     for place in filter(os.path.lexists, foreign):
         raise SoraError(
             f"'{place}' is not of a run of this tool: it stays",
-            hint=f"move it away, or {_ELSEWHERE}",
+            hint=f"move it away, or {ELSEWHERE}",
         )
     for place in results:
         check_replaceable(
-            place, force=True, markers=(SORA_FILE,), names=_result_files(place), hint=_ELSEWHERE
+            place, force=True, markers=(SORA_FILE,), names=_result_files(place), hint=ELSEWHERE
         )
 
 

@@ -35,12 +35,20 @@ MAY_CHANGE = (
 
 
 def check_same(
-    before: Mapping[str, Any], now: Mapping[str, Any], output: Path, *, force: bool
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    output: Path,
+    *,
+    force: bool,
+    kind: str = "run",
+    unasked: bool = False,
 ) -> list[str]:
     """Compare a run's recipe with the one it was started with.
 
     Args:
         force: accept changes that are safe.
+        kind: name of the work for a person.
+        unasked: no flag asked to resume it, so that none can accept a change.
 
     Returns:
         A note for every accepted change.
@@ -51,9 +59,11 @@ def check_same(
     found = changes(before, now)
     refused = [change for change in found if not (force and change[0] in MAY_CHANGE)]
     if refused:
-        what = (
-            f"the run in '{output}' was started with another recipe: {_describe_changes(refused)}"
-        )
+        told = _describe_changes(refused)
+        what = f"the {kind} in '{output}' was started with another recipe: {told}"
+        if unasked:
+            hint = f"train elsewhere: output.dir=DIR; or delete that {kind}: --force"
+            raise SoraError(what, hint=hint)
         if all(key in MAY_CHANGE for key, *_ in refused):
             raise SoraError(what, hint="to accept the change: --resume --force")
         raise SoraError(
