@@ -9,11 +9,13 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from inspect import unwrap
 from pathlib import Path
 
 import pytest
 
 from methods.registry import method_names
+from sora_cli.app import COMMANDS, build
 from tests.shared_files import ROOT
 
 TOOL = sorted((ROOT / "sora_cli").rglob("*.py"))
@@ -114,12 +116,26 @@ def test_experiments_build_on_each_other() -> None:
             assert module[1] != "experiments" or order.index(module[2]) <= own, f"{file}: {module}"
 
 
+SHARED = {"options", "completion"}
+"""What all commands may import of their room: flags, and what the Tab key offers for them."""
+
+
+def _in_commands(pattern: str) -> set[str]:
+    return {file.stem for file in (ROOT / "sora_cli" / "commands").glob(pattern)}
+
+
+def test_a_command_is_one_file() -> None:
+    homes = [unwrap(build(name).callback).__module__ for name in COMMANDS]
+    assert len(homes) == len(set(homes))
+    files = {f"sora_cli.commands.{name}" for name in _in_commands("[a-z]*.py") - SHARED}
+    assert files == set(homes)
+
+
 def test_no_command_imports_another() -> None:
-    shared = {"options", "completion"}  # flags, and what the Tab key offers for them
-    for file in (ROOT / "sora_cli" / "commands").glob("[a-z]*.py"):
+    allowed = SHARED | _in_commands("_[a-z]*.py")
+    for file in (ROOT / "sora_cli" / "commands").glob("*.py"):
         for module in (m for node in _nodes(file) for m in _modules(node)):
-            other = module[2] if module[1] == "commands" else "_"
-            assert other.startswith("_") or other in shared, f"{file}: {module}"
+            assert module[1] != "commands" or module[2] in allowed, f"{file}: {module}"
 
 
 def test_the_mathematics_does_not_know_the_tool() -> None:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sora_cli.adapter.places import ADAPTER
-from sora_cli.commands import completion
-from sora_cli.commands.options import Code, NoVerify, Overrides, PreviewInDryRun, load_plugins
+from sora_cli.commands import completion, options
 from sora_cli.core.atomic import tidy, write_text_atomic
 from sora_cli.core.checks import check_needed
 from sora_cli.core.console import emit, emit_table, say, say_notes
@@ -53,7 +52,7 @@ def auto(
             autocompletion=completion.recipes,
         ),
     ] = None,
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     *,
     data: Annotated[
         str | None, typer.Option("--data", help="Data without a recipe: it is written and used.")
@@ -87,13 +86,13 @@ def auto(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and train nothing.")
     ] = False,
-    preview: PreviewInDryRun = None,
+    preview: options.PreviewInDryRun = None,
     force: Annotated[bool, typer.Option("--force", help="Delete an existing run first.")] = False,
-    no_verify: NoVerify = False,
+    no_verify: options.NoVerify = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the certificate instead of tables.")
     ] = False,
-    code: Code = None,
+    code: options.Code = None,
 ) -> int:
     """Find and write the smallest adapter within a tolerated loss, or go on with it.
 
@@ -101,7 +100,7 @@ def auto(
         Exit code: 3 where the promise is not certified, 1 if the files do not give the model.
     """
     began = command_start()
-    load_plugins(code)
+    options.load_plugins(code)
     given = overrides or []
     if data is not None:
         given = [*([] if recipe is None else [recipe]), *given]

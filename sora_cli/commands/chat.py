@@ -10,27 +10,14 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target, takes_base
-from sora_cli.commands import completion
-from sora_cli.commands.options import (
-    BaseModel,
-    Dtype,
-    Greedy,
-    NewTokens,
-    Penalty,
-    Seed,
-    System,
-    Target,
-    Temperature,
-    TopK,
-    TopP,
-)
+from sora_cli.commands import completion, options
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.timing import importing
 from sora_cli.use.sampling import Given, check_given, sampling_of
 
 
 def chat(
-    target: Target,
+    target: options.Target,
     other: Annotated[
         str | None,
         typer.Argument(
@@ -40,16 +27,16 @@ def chat(
         ),
     ] = None,
     *,
-    system: System = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    max_new_tokens: NewTokens = 256,
-    repetition_penalty: Penalty = None,
-    seed: Seed = None,
-    greedy: Greedy = False,
-    base: BaseModel = None,
-    dtype: Dtype = None,
+    system: options.System = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    max_new_tokens: options.NewTokens = 256,
+    repetition_penalty: options.Penalty = None,
+    seed: options.Seed = None,
+    greedy: options.Greedy = False,
+    base: options.BaseModel = None,
+    dtype: options.ComputeDtype = None,
 ) -> None:
     """Answer what is typed, or the lines of stdin, until they end."""
     targets = [target] if other is None else [target, other]

@@ -13,17 +13,7 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
-from sora_cli.commands import completion
-from sora_cli.commands.options import (
-    Energy,
-    FactorDtype,
-    Force,
-    Json,
-    MaxParams,
-    MeanRank,
-    Output,
-    Rank,
-)
+from sora_cli.commands import completion, options
 from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_needed, check_rules
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -44,7 +34,7 @@ def combine(
             autocompletion=completion.runs,
         ),
     ],
-    output: Output,
+    output: options.Output,
     *,
     weights: Annotated[
         str | None,
@@ -73,13 +63,13 @@ def combine(
         int | None,
         typer.Option("--seed", help="Of --method dare; default: 0.", show_default=False),
     ] = None,
-    energy: Energy = None,
-    rank: Rank = None,
-    max_params: MaxParams = None,
-    mean_rank: MeanRank = None,
-    dtype: FactorDtype = STORED[0],
-    as_json: Json = False,
-    force: Force = False,
+    energy: options.Energy = None,
+    rank: options.Rank = None,
+    max_params: options.MaxParams = None,
+    mean_rank: options.MeanRank = None,
+    dtype: options.FactorDtype = STORED[0],
+    as_json: options.Json = False,
+    force: options.Force = False,
 ) -> None:
     """Write one adapter whose update is made of those of several.
 

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from sora_cli.adapter.digest import changed_results
-from sora_cli.commands import completion
-from sora_cli.commands.options import Force, output_option
+from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_one
 from sora_cli.core.console import emit, printable, say
@@ -94,13 +93,13 @@ def compare(
     ] = False,
     output: Annotated[
         Path | None,
-        output_option(
+        options.output(
             "--output", "-o", help="Write the table, or the runs (.jsonl), to this file."
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        output_option(
+        options.output(
             "--plot",
             help="Draw metric against parameters, or with --budgets what is lost at each size, "
             "into this picture; others go beside it.",
@@ -108,9 +107,9 @@ def compare(
     ] = None,
     html: Annotated[
         Path | None,
-        output_option("--html", help="Write a single HTML page that needs no other file."),
+        options.output("--html", help="Write a single HTML page that needs no other file."),
     ] = None,
-    force: Force = False,
+    force: options.Force = False,
 ) -> None:
     """Print a table over groups of runs that differ in their seed only.
 

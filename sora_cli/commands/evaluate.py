@@ -12,8 +12,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, takes_base, with_base
-from sora_cli.commands import completion
-from sora_cli.commands.options import Code, Force, Json, ReadOverrides, load_plugins, output_option
+from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_apart_from, check_needed
 from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes
@@ -42,7 +41,7 @@ def evaluate(
             autocompletion=completion.runs,
         ),
     ],
-    overrides: ReadOverrides = None,
+    overrides: options.ReadOverrides = None,
     *,
     recipe: Annotated[
         str | None,
@@ -55,7 +54,7 @@ def evaluate(
     ] = None,
     predictions: Annotated[
         Path | None,
-        output_option("--predictions", help="Write each row's prediction to this .jsonl file."),
+        options.output("--predictions", help="Write each row's prediction to this .jsonl file."),
     ] = None,
     benchmark: Annotated[
         str | None,
@@ -89,19 +88,19 @@ def evaluate(
     ] = None,
     output: Annotated[
         Path | None,
-        output_option(
+        options.output(
             "--output",
             "-o",
             help="With --benchmark: the report to write; default: benchmarks.json in a run's "
             "directory, else none.",
         ),
     ] = None,
-    as_json: Json = False,
-    force: Force = False,
-    code: Code = None,
+    as_json: options.Json = False,
+    force: options.Force = False,
+    code: options.Code = None,
 ) -> None:
     """Score an adapter, a run or a model on a recipe's reported splits, or on benchmarks."""
-    load_plugins(code)
+    options.load_plugins(code)
     given = overrides or []
     if benchmark is not None:
         check_apart_from("--benchmark", [] if predictions is None else ["--predictions"])

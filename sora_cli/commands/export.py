@@ -17,7 +17,7 @@ from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
 from sora_cli.adapter.losses import loss_table, module_facts
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
-from sora_cli.commands.options import AdapterArgument, Force, Json, NoVerify, OutputOrFile
+from sora_cli.commands import options
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.checks import (
     FORMATS,
@@ -38,8 +38,8 @@ from sora_cli.model.gguf import check_gguf_place
 
 
 def export(
-    directory: AdapterArgument,
-    output: OutputOrFile,
+    directory: options.Adapter,
+    output: options.OutputOrFile,
     *,
     layout: Annotated[
         str | None,
@@ -78,9 +78,9 @@ def export(
         float | None,
         typer.Option("--energy", help="Cut each layer to this share of its squared norm."),
     ] = None,
-    as_json: Json = False,
-    force: Force = False,
-    no_verify: NoVerify = False,
+    as_json: options.Json = False,
+    force: options.Force = False,
+    no_verify: options.NoVerify = False,
 ) -> int:
     """Write an adapter as a plain LoRA, and say who can load it.
 

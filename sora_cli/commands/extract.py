@@ -12,20 +12,7 @@ import typer
 
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
-from sora_cli.commands import completion
-from sora_cli.commands.options import (
-    Confidence,
-    Energy,
-    FactorDtype,
-    Force,
-    Json,
-    MaxDrop,
-    MaxParams,
-    MeanRank,
-    Output,
-    Rank,
-    ReadOverrides,
-)
+from sora_cli.commands import completion, options
 from sora_cli.core.checks import STORED, check_choice, check_needed, check_rules
 from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -57,15 +44,15 @@ def extract(
         ),
     ],
     base: Annotated[str, typer.Option("--base", help="The model that it was fine-tuned from.")],
-    output: Output,
-    overrides: ReadOverrides = None,
+    output: options.Output,
+    overrides: options.ReadOverrides = None,
     *,
-    energy: Energy = None,
-    rank: Rank = None,
-    max_params: MaxParams = None,
-    mean_rank: MeanRank = None,
-    max_drop: MaxDrop = None,
-    confidence: Confidence = None,
+    energy: options.Energy = None,
+    rank: options.Rank = None,
+    max_params: options.MaxParams = None,
+    mean_rank: options.MeanRank = None,
+    max_drop: options.MaxDrop = None,
+    confidence: options.Confidence = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -82,9 +69,9 @@ def extract(
             help="Leave out changed biases of linear layers, which vLLM and llama.cpp refuse.",
         ),
     ] = False,
-    dtype: FactorDtype = STORED[0],
-    as_json: Json = False,
-    force: Force = False,
+    dtype: options.FactorDtype = STORED[0],
+    as_json: options.Json = False,
+    force: options.Force = False,
 ) -> int:
     """Write the difference of a fine-tuned model to its base as an adapter of that base.
 

@@ -11,20 +11,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target
-from sora_cli.commands.options import (
-    BaseModel,
-    Dtype,
-    Greedy,
-    Json,
-    NewTokens,
-    Penalty,
-    Seed,
-    System,
-    Target,
-    Temperature,
-    TopK,
-    TopP,
-)
+from sora_cli.commands import options
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
@@ -34,26 +21,26 @@ STDIN = "-"
 
 
 def generate(
-    target: Target,
+    target: options.Target,
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="What to answer; - is stdin, to its end.")
     ],
     *,
-    system: System = None,
+    system: options.System = None,
     raw: Annotated[
         bool,
         typer.Option("--raw", help="Go on with the prompt as it is: no template, no headings."),
     ] = False,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    max_new_tokens: NewTokens = 256,
-    repetition_penalty: Penalty = None,
-    seed: Seed = None,
-    greedy: Greedy = False,
-    base: BaseModel = None,
-    dtype: Dtype = None,
-    as_json: Json = False,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    max_new_tokens: options.NewTokens = 256,
+    repetition_penalty: options.Penalty = None,
+    seed: options.Seed = None,
+    greedy: options.Greedy = False,
+    base: options.BaseModel = None,
+    dtype: options.ComputeDtype = None,
+    as_json: options.Json = False,
 ) -> None:
     """Write a model's answer to a prompt to stdout, as it comes."""
     given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)

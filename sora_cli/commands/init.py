@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands.options import Force, Overrides, Preview, output_option
+from sora_cli.commands import options
 from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
@@ -23,11 +23,11 @@ def init(
             help="A csv, tsv, json, jsonl or parquet file, a directory, or a data set's Hub id."
         ),
     ],
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     *,
     output: Annotated[
         Path | None,
-        output_option("--output", "-o", help="The recipe to write; unset: named as the data are."),
+        options.output("--output", "-o", help="The recipe to write; unset: named as the data are."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="The base model; unset: a small one.")
@@ -35,8 +35,8 @@ def init(
     task: Annotated[
         str | None, typer.Option("--task", help="The task family; unset: told by the columns.")
     ] = None,
-    preview: Preview = 2,
-    force: Force = False,
+    preview: options.Preview = 2,
+    force: options.Force = False,
 ) -> None:
     """Write a recipe for data, and show what was understood.
 

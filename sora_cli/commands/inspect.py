@@ -21,8 +21,7 @@ from sora_cli.adapter.side_by_side import (
     short_names,
     summary_table,
 )
-from sora_cli.commands import completion
-from sora_cli.commands.options import Force, Json, output_option
+from sora_cli.commands import completion, options
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
@@ -42,15 +41,15 @@ def inspect(
         ),
     ],
     *,
-    as_json: Json = False,
+    as_json: options.Json = False,
     plot: Annotated[
         Path | None,
-        output_option("--plot", help="Draw the ranks and the spectra to this picture."),
+        options.output("--plot", help="Draw the ranks and the spectra to this picture."),
     ] = None,
     modules: Annotated[
         bool, typer.Option("--modules", help="Also print a line for each module.")
     ] = False,
-    force: Force = False,
+    force: options.Force = False,
 ) -> None:
     """Show adapters from their files alone: one in full, two compared, more in a line each.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands.options import Json
+from sora_cli.commands import options
 from sora_cli.core.checks import check_choice
 from sora_cli.core.console import emit, emit_table, say
 from sora_cli.experiments.listing.entry import STATES
@@ -40,7 +40,7 @@ def list_runs(
     task: Annotated[
         str | None, typer.Option("--task", help="Only runs on this data set or file.")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print a line for each run below a directory.
 

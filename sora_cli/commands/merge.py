@@ -12,7 +12,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.commands.options import AdapterArgument, BaseModel, Force, NoVerify, OutputOrFile
+from sora_cli.commands import options
 from sora_cli.core.checks import (
     MERGED,
     MERGED_GGUF,
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 
 def merge(
-    directory: AdapterArgument,
-    output: OutputOrFile,
+    directory: options.Adapter,
+    output: options.OutputOrFile,
     *,
-    base: BaseModel = None,
+    base: options.BaseModel = None,
     form: Annotated[
         str,
         typer.Option(
@@ -86,8 +86,8 @@ def merge(
             help="Merge also where less than 75 % of the update survives the rounding.",
         ),
     ] = False,
-    force: Force = False,
-    no_verify: NoVerify = False,
+    force: options.Force = False,
+    no_verify: options.NoVerify = False,
 ) -> int:
     """Write the base model with the adapter, its head and its labels in it.
 

@@ -12,7 +12,7 @@ from sora_cli.commands import completion
 from sora_cli.core.outputs import output_path
 
 
-def output_option(*names: str, help: str) -> Any:
+def output(*names: str, help: str) -> Any:
     """Declare an option that names an output; the command gets its place resolved."""
     return typer.Option(*names, help=help, parser=output_path, metavar="<path>")
 
@@ -31,24 +31,24 @@ ReadOverrides = Annotated[
         autocompletion=completion.overrides,
     ),
 ]
-RecipeArgument = Annotated[
+Recipe = Annotated[
     str,
     typer.Argument(
         help="A recipe file, or the name of one that comes with the tool.",
         autocompletion=completion.recipes,
     ),
 ]
-AdapterArgument = Annotated[
+Adapter = Annotated[
     Path,
     typer.Argument(
         help="An adapter directory, ours or any PEFT LoRA; or a run's directory.",
         autocompletion=completion.runs,
     ),
 ]
-Output = Annotated[Path, output_option("--output", "-o", help="Directory to write.")]
+Output = Annotated[Path, output("--output", "-o", help="Directory to write.")]
 OutputOrFile = Annotated[
     Path,
-    output_option("--output", "-o", help="Directory to write; with --format gguf a file."),
+    output("--output", "-o", help="Directory to write; with --format gguf a file."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -162,7 +162,7 @@ Seed = Annotated[
 Greedy = Annotated[
     bool, typer.Option("--greedy", help="Take the likeliest token each time; nothing is drawn.")
 ]
-Dtype = Annotated[
+ComputeDtype = Annotated[
     str | None,
     typer.Option(
         "--dtype", help="Compute in float32, bfloat16 or float16; default: as in training."

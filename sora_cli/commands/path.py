@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sora_cli.commands.options import Code, Overrides, RecipeArgument, load_plugins
+from sora_cli.commands import options
 from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import emit, emit_table, say, say_notes
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 def path(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
     *,
     controls: Annotated[
         bool,
@@ -50,11 +50,11 @@ def path(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the path's report instead of tables.")
     ] = False,
-    code: Code = None,
+    code: options.Code = None,
 ) -> None:
     """Train the stages of a recipe's path, or those that are missing."""
     began = command_start()
-    load_plugins(code)
+    options.load_plugins(code)
     loaded = load_recipe(recipe, overrides or [])
     if loaded.recipe.path is not None:
         check_settled(loaded.recipe, "sora path")

@@ -11,8 +11,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_adapter_place, new_adapter_place
-from sora_cli.commands import completion
-from sora_cli.commands.options import Force, Json, output_option
+from sora_cli.commands import completion, options
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
@@ -53,10 +52,11 @@ def pick(
         ),
     ] = None,
     output: Annotated[
-        Path | None, output_option("--output", "-o", help="Copy the adapter to this directory.")
+        Path | None,
+        options.output("--output", "-o", help="Copy the adapter to this directory."),
     ] = None,
-    as_json: Json = False,
-    force: Force = False,
+    as_json: options.Json = False,
+    force: options.Force = False,
 ) -> None:
     """Name a stage and show its table; with `output`, copy its adapter there.
 

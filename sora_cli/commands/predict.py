@@ -17,7 +17,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_named_base, check_target, with_base
-from sora_cli.commands.options import BaseModel, Json, ReadOverrides, Target
+from sora_cli.commands import options
 from sora_cli.core.checks import check_apart_from, check_choice
 from sora_cli.core.console import count, duration, emit, say, say_notes
 from sora_cli.core.errors import SoraError
@@ -36,7 +36,7 @@ _READING = ("data.text_columns", "data.columns", "task.prompt")
 
 
 def predict(
-    target: Target,
+    target: options.Target,
     file: Annotated[
         str,
         typer.Argument(
@@ -51,7 +51,7 @@ def predict(
             help="The file to write, by its ending csv, tsv, jsonl or parquet; - is stdout.",
         ),
     ],
-    overrides: ReadOverrides = None,
+    overrides: options.ReadOverrides = None,
     *,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Add the probability of each class, too.")
@@ -72,12 +72,12 @@ def predict(
         str | None,
         typer.Option("--task", help="The task family, if the files do not say which it is."),
     ] = None,
-    base: BaseModel = None,
+    base: options.BaseModel = None,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", min=1, help="Rows that the model gets at a time."),
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
     force: Annotated[
         bool,
         typer.Option("--force", help="Overwrite an existing file, and begin anew."),

@@ -16,21 +16,8 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
-from sora_cli.commands import completion
+from sora_cli.commands import completion, options
 from sora_cli.commands._training import train_loaded
-from sora_cli.commands.options import (
-    AdapterArgument,
-    Confidence,
-    Energy,
-    Force,
-    MaxDrop,
-    MaxParams,
-    MeanRank,
-    NoVerify,
-    Output,
-    Overrides,
-    Rank,
-)
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_needed, check_rules, option
@@ -89,16 +76,16 @@ class Rule:
 
 
 def prune(
-    directory: AdapterArgument,
-    output: Output,
-    overrides: Overrides = None,
+    directory: options.Adapter,
+    output: options.Output,
+    overrides: options.Overrides = None,
     *,
-    energy: Energy = None,
-    rank: Rank = None,
-    max_params: MaxParams = None,
-    mean_rank: MeanRank = None,
-    max_drop: MaxDrop = None,
-    confidence: Confidence = None,
+    energy: options.Energy = None,
+    rank: options.Rank = None,
+    max_params: options.MaxParams = None,
+    mean_rank: options.MeanRank = None,
+    max_drop: options.MaxDrop = None,
+    confidence: options.Confidence = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -120,8 +107,8 @@ def prune(
     resume: Annotated[
         bool, typer.Option("--resume", help="With --heal: continue an interrupted run.")
     ] = False,
-    force: Force = False,
-    no_verify: NoVerify = False,
+    force: options.Force = False,
+    no_verify: options.NoVerify = False,
 ) -> int:
     """Write a smaller copy of an adapter; without a rule, only exact zeros are left out.
 

@@ -14,7 +14,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.commands.options import Json
+from sora_cli.commands import options
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_hub
@@ -61,7 +61,7 @@ def push(
         bool,
         typer.Option("--dry-run", help="List what would leave, and the card's header; send none."),
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Upload an adapter directory, or that of a merged model, in one commit.
 

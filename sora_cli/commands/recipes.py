@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from methods.words import did_you_mean
-from sora_cli.commands import completion
-from sora_cli.commands.options import Force, Json, output_option
+from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError
@@ -40,7 +39,7 @@ def list_without_subcommand(context: typer.Context) -> None:
 
 
 @recipes.command(name="list")
-def list_recipes(*, as_json: Json = False) -> None:
+def list_recipes(*, as_json: options.Json = False) -> None:
     """List the recipes: name and what it is."""
     names = recipe_names()
     if as_json:
@@ -68,7 +67,7 @@ def show_recipe(
 
 @recipes.command(name="copy")
 def copy_recipes(
-    to: Annotated[Path, output_option("--to", help="Directory to copy into.")],
+    to: Annotated[Path, options.output("--to", help="Directory to copy into.")],
     names: Annotated[
         list[str] | None,
         typer.Argument(
@@ -76,7 +75,7 @@ def copy_recipes(
             autocompletion=completion.recipes,
         ),
     ] = None,
-    force: Force = False,
+    force: options.Force = False,
 ) -> None:
     """Copy recipes, to change them."""
     root = recipes_dir().resolve()

@@ -11,8 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from sora_cli.adapter.places import ADAPTER, DELTA, MODEL, adapter_folder, check_target
-from sora_cli.commands import completion
-from sora_cli.commands.options import Code, Force, load_plugins, output_option
+from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.console import say, size
 from sora_cli.core.errors import SoraError, first_mistake, reason
@@ -42,7 +41,7 @@ def report(
     *,
     output: Annotated[
         Path | None,
-        output_option(
+        options.output(
             "--output", "-o", help="Write the page to this file; default: report.html in RUN."
         ),
     ] = None,
@@ -63,15 +62,15 @@ def report(
             "is there.",
         ),
     ] = None,
-    force: Force = False,
-    code: Code = None,
+    force: options.Force = False,
+    code: options.Code = None,
 ) -> None:
     """Write one HTML page about a run.
 
     Raises:
         SoraError: there is no run, its report is damaged, or the page may not be written there.
     """
-    load_plugins(code)
+    options.load_plugins(code)
     found = _read(run)
     page = output or run / PAGE_FILE
     _check_page(page, run, predictions, force=force)

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sora_cli.commands import completion
-from sora_cli.commands.options import Code, Json, NoVerify, Overrides, load_plugins
+from sora_cli.commands import completion, options
 from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import duration, emit, emit_table, say
 from sora_cli.core.exit_codes import FAILED, OK
@@ -35,7 +34,7 @@ def sweep(
             autocompletion=completion.sweeps,
         ),
     ],
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and their expected time; start none.")
@@ -68,16 +67,16 @@ def sweep(
         int,
         typer.Option("--retries", min=0, help="How often a run that was killed is started again."),
     ] = 2,
-    no_verify: NoVerify = False,
-    as_json: Json = False,
-    code: Code = None,
+    no_verify: options.NoVerify = False,
+    as_json: options.Json = False,
+    code: options.Code = None,
 ) -> int:
     """Carry out a sweep file's runs; finished ones are left alone.
 
     Returns:
         Exit code: 1 if a run failed.
     """
-    load_plugins(code)
+    options.load_plugins(code)
     plugins = code or []  # each run is handed them, too
     plan = plan_sweep(file, overrides or [], most=MAX_RUNS if max_runs is None else max_runs)
     check_directory(plan.directory)

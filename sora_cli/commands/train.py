@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sora_cli.commands import options
 from sora_cli.commands._training import train_loaded
-from sora_cli.commands.options import (
-    Code,
-    NoVerify,
-    Overrides,
-    PreviewInDryRun,
-    RecipeArgument,
-    load_plugins,
-)
 from sora_cli.core.checks import check_apart_from
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.errors import SoraError
@@ -27,8 +20,8 @@ from sora_cli.run.precision import settle_precision
 
 
 def train(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show everything the run would do, and train nothing.")
@@ -40,12 +33,12 @@ def train(
         bool,
         typer.Option("--force", help="Replace a run; with --resume, accept safe changes."),
     ] = False,
-    preview: PreviewInDryRun = None,
-    no_verify: NoVerify = False,
+    preview: options.PreviewInDryRun = None,
+    no_verify: options.NoVerify = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the run's report instead of a summary.")
     ] = False,
-    code: Code = None,
+    code: options.Code = None,
 ) -> int:
     """Train a recipe, or with `dry_run` only show what would be trained.
 
@@ -53,7 +46,7 @@ def train(
         Exit code: 1 if the files do not give the trained model's outputs.
     """
     began = command_start()
-    load_plugins(code)
+    options.load_plugins(code)
     given = overrides or []
     loaded = load_recipe(recipe, given)
     if loaded.recipe.path is not None:

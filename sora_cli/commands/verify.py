@@ -10,8 +10,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
-from sora_cli.commands import completion
-from sora_cli.commands.options import BaseModel, Json, ReadOverrides
+from sora_cli.commands import completion, options
 from sora_cli.core.checks import COMPUTE, check_apart_from, check_comparison
 from sora_cli.core.console import count, emit, emit_table, printable, say_notes
 from sora_cli.core.errors import SoraError
@@ -40,9 +39,9 @@ def verify(
             autocompletion=completion.runs,
         ),
     ] = None,
-    overrides: ReadOverrides = None,
+    overrides: options.ReadOverrides = None,
     *,
-    base: BaseModel = None,
+    base: options.BaseModel = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -63,7 +62,7 @@ def verify(
             "certificate. KEY=VALUE says where its data or model are by now: data.path=DIR.",
         ),
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> int:
     """Compare the outputs of two adapters or models on fixed inputs.
 
@@ -74,8 +73,8 @@ def verify(
         SoraError: something that is not there, cannot be loaded, or cannot be compared.
     """
     if certificate:
-        options = {"--base": base, "--tolerance": tolerance}
-        check_apart_from("--certificate", [name for name, given in options.items() if given])
+        given = {"--base": base, "--tolerance": tolerance}
+        check_apart_from("--certificate", [name for name, value in given.items() if value])
         others = [*([] if b is None else [b]), *(overrides or [])]
         return _verify_certificate(a, others, as_json=as_json)
     check_comparison(dtype, tolerance)

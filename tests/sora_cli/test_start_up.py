@@ -64,7 +64,16 @@ print("\\n" + " ".join(sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
-def _run(program: str, commands: Sequence[list[str]], cwd: Path) -> tuple[list[str], str]:
+_WHICH_COMMANDS = """
+import json, sys
+from sora_cli.app import run
+assert run(json.loads(sys.argv[1])) == 0
+room = "sora_cli.commands."
+print("\\n" + json.dumps([n.removeprefix(room) for n in sys.modules if n.startswith(room)]))
+"""
+
+
+def _run(program: str, commands: Sequence[object], cwd: Path) -> tuple[list[str], str]:
     """Give commands to a program in a fresh process; its lines on stdout, and its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(commands)],
@@ -110,6 +119,14 @@ def test_help_imports_no_library_that_typer_does_not(tmp_path: Path) -> None:
     assert "typer" in modules
     ours = {"sora_cli", "methods"}
     assert modules - sys.stdlib_module_names - ours <= set(any_app.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(("words", "home"), [("--help", set()), ("recipes --help", {"recipes"})])
+def test_only_the_command_that_is_asked_for_is_imported(
+    words: str, home: set[str], tmp_path: Path
+) -> None:
+    lines, _ = _run(_WHICH_COMMANDS, words.split(), tmp_path)
+    assert set(json.loads(lines[-1])) - {"options", "completion"} == home
 
 
 def test_every_help_page(tmp_path: Path) -> None:

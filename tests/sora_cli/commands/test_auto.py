@@ -363,7 +363,7 @@ def test_a_finished_search_is_not_repeated(
 ) -> None:
     assert "holds a finished run" in error(capsys, "auto", str(recipe))[0]
     words = ["auto", str(recipe), f"output.dir={done}", "training.seed=1"]
-    assert "there training.seed is 0, here 1" in error(capsys, *words)[0]
+    assert "training.seed was 0, is now 1" in error(capsys, *words)[0]
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_a_finished_path_is_not_trained_again(
     lines = _error(capsys, "path", str(recipe))
     assert lines[0].endswith("holds a finished path")
     lines = _error(capsys, "path", str(recipe), "training.batch_size=4")
-    assert "there training.batch_size is 8, here 4" in lines[0]
+    assert "training.batch_size was 8, is now 4" in lines[0]
 
 
 class _StopError(Exception):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sora_cli.core import timing
-from sora_cli.core.timing import importing, process_start
+from sora_cli.core.timing import command_start, importing, process_start, start_with_process
 from tests.shared_files import ROOT
 
 
@@ -44,6 +44,15 @@ def test_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(time, "perf_counter", lambda: 50.0)
     monkeypatch.setattr(time, "process_time", lambda: 2.0)
     assert process_start() == 48
+
+
+def test_a_command_begins_with_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_state", {})
+    monkeypatch.setattr(time, "perf_counter", lambda: 50.0)
+    assert command_start() == 50
+    monkeypatch.setattr(timing, "process_start", lambda: 48.0)
+    start_with_process()
+    assert command_start() == 48
 
 
 def test_the_collector_waits_for_imports_only(capsys: pytest.CaptureFixture[str]) -> None:
