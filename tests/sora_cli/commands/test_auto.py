@@ -7,16 +7,18 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sora_cli.adapter.digest import result_digest
 from sora_cli.app import run
+from sora_cli.commands import auto
 from sora_cli.core.errors import SoraError
-from sora_cli.core.exit_codes import FAILED, NO_VERDICT
+from sora_cli.core.exit_codes import FAILED, NO_VERDICT, OK
 from sora_cli.data.content import data_fingerprint
 from sora_cli.data.rows import load_rows
 from sora_cli.experiments.auto import maker
@@ -386,6 +388,26 @@ def test_verify_needs_a_certificate(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "holds no certificate" in error(capsys, "verify", str(tmp_path), "--certificate")[0]
     words = ["verify", str(tmp_path), "there", "--certificate"]
     assert "B does not go with --certificate" in error(capsys, *words)[0]
+
+
+@pytest.mark.parametrize(
+    ("certified", "differ", "code"),
+    [(True, OK, OK), (False, OK, NO_VERDICT), (True, FAILED, FAILED), (False, FAILED, FAILED)],
+)
+def test_exit_codes(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    certified: bool,
+    differ: int,
+    code: int,
+) -> None:
+    found = SimpleNamespace(certified=certified)
+    log = SimpleNamespace(epilogue=lambda _: nullcontext(), report=None)
+    monkeypatch.setattr(auto, "run", lambda *_, **__: (found, None, log))
+    monkeypatch.setattr(auto, "conclude", lambda *_, **__: None)
+    monkeypatch.setattr("sora_cli.verify.run_check.check_run", lambda *_: differ)
+    assert run(["auto", str(recipe), f"output.dir={tmp_path}/out"]) == code
 
 
 @pytest.mark.long

@@ -57,6 +57,12 @@ def test_scores_of_classes_are_sklearns(formula: str, classes: int) -> None:
     assert _scores(formula, classes=classes).value == pytest.approx(theirs, rel=1e-12)
 
 
+def test_a_class_that_is_given_and_never_wanted_counts() -> None:
+    given, wanted = np.array([0, 1, 2, 3]), np.array([0, 1, 2, 1])
+    theirs = f1_score(wanted, given, average="macro")
+    assert row_scores("f1", "f1", given, wanted).value == pytest.approx(theirs)
+
+
 def test_a_class_that_is_left_out_counts_in_no_mean() -> None:
     given, wanted = np.array([0, 1, 2, 0]), np.array([0, 1, 2, 1])
     scores = row_scores("f1", "f1", given, wanted)
