@@ -27,6 +27,7 @@ from sora_cli.merge import write as merge_write
 from sora_cli.merge.incoming import incoming
 from sora_cli.merge.merge import merge_adapter, prepare_merge
 from sora_cli.merge.plan import Item
+from sora_cli.merge.rounding import Storing
 from sora_cli.model.fingerprint import read_header
 from tests.helpers_adapters import LABELS, adapt, save_backbone
 from tests.helpers_markdown import HOSTILE, tokens
@@ -248,19 +249,21 @@ def test_a_write_that_went_wrong_is_noticed(
     assert not _left(tmp_path)
 
 
-@pytest.mark.parametrize("block", [2**5, 2**7, 2**11])  # the smallest cuts the head, too
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("block", [2**7, 2**11])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("bert", "base"), ("bert", "float16"), ("gpt2", "base")]
+)
 def test_blocks_of_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, block: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str, block: int
 ) -> None:
-    """However a weight is cut into blocks, all of it is added to."""
+    """However a weight is cut into blocks, all of it is added to, and a head is cast."""
     model = tiny_bert() if kind == "bert" else tiny_gpt2()
     base = save_backbone(model, tmp_path / "base")
     adapter = adapt(model, base, head=HEAD if kind == "bert" else ())
-    merge_adapter(adapter, tmp_path / "whole")
+    merge_adapter(adapter, tmp_path / "whole", storing=Storing(dtype, accept_loss=True))
     monkeypatch.setattr(merge_blocks, "_BLOCK", block)
     monkeypatch.setattr(merge_blocks, "_ROWS", 1)
-    merge_adapter(adapter, tmp_path / "blocks")
+    merge_adapter(adapter, tmp_path / "blocks", storing=Storing(dtype, accept_loss=True))
     whole, blocks = (load_file(tmp_path / d / "model.safetensors") for d in ("whole", "blocks"))
     assert whole.keys() == blocks.keys()
     for name, tensor in whole.items():
