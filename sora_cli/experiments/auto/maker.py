@@ -84,7 +84,11 @@ class Maker:
         """Do what is left; the record is saved after each part."""
         record, max_drop = self.record, self.plan.promise.max_drop
         if record.full is None:
-            self._train_full()
+            self._tell(f"\nfull rank {self.plan.rank}: the run that all others are compared with")
+            with self.log.phase("train at full rank"):
+                name = f"{self.full.name}, full rank"
+                report = self.runner.train(self.runner.next_run(self.full, name))
+            self._score_full(report)
         if not record.screened:
             with self.log.phase("screen"):
                 self._screen()
@@ -102,11 +106,8 @@ class Maker:
         size = self.record.named()[number]
         return self.plan.candidate(number + 1, size.max_params, self.rows)
 
-    def _train_full(self) -> None:
-        runner, full = self.runner, self.full
-        self._tell(f"\nfull rank {self.plan.rank}: the run that all others are compared with")
-        with self.log.phase("train at full rank"):
-            report = runner.train(runner.next_run(full, f"{full.name}, full rank"))
+    def _score_full(self, report: RunReport) -> None:
+        runner = self.runner
         with self.log.phase("score"):
             metrics = evaluate_all(runner.scorer(), self.ready.task, self.ready.report)
             self._reference = runner.scores(self._test_rows)
