@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,19 @@ def test_a_finished_path_is_not_trained_again(
     assert lines[0].endswith("holds a finished path")
     lines = _error(capsys, "path", str(recipe), "training.batch_size=4")
     assert "training.batch_size was 8, is now 4" in lines[0]
+
+
+def test_a_path_that_stopped_after_its_last_stage_is_finished_by_the_same_command(
+    report: PathReport, recipe: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    stopped = json.loads((out / "path.json").read_text())
+    (out / "path.json").write_text(json.dumps(stopped | {"status": "interrupted"}))
+    (out / "path.png").unlink()
+    again = train_path(recipe, out=out)
+    assert (again.status, again.stages) == ("completed", report.stages)
+    assert (out / "path.png").is_file()
 
 
 class _StopError(Exception):
