@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification
 
 from sora_cli.app import run
 from sora_cli.train.trainer import AdapterTrainer
-from sora_cli.use import predictor
+from sora_cli.use import formats, predictor
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
 from tests.shared_files import ROOT
@@ -198,6 +198,22 @@ def test_an_interrupted_call_goes_on(
     assert "10 of 24 rows are done: going on from there" in capsys.readouterr().err
     assert out.read_bytes() == whole.read_bytes()
     assert not Path(f"{out}.unfinished").exists()
+
+
+def test_answers_that_cannot_be_joined_leave_the_output_as_it_was(
+    classifier: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    out.write_text("before")
+
+    def torn(_self: Any, _parts: Any, file: Path, _answers: Any) -> None:
+        file.write_text("half")
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(formats.Format, "join", torn)
+    assert run(["predict", str(classifier.run), str(classifier.file), "-o", str(out), "--force"])
+    assert out.read_text() == "before"
+    assert not [path for path in tmp_path.iterdir() if path.is_file() and path != out]
 
 
 @pytest.mark.long

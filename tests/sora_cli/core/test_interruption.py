@@ -51,7 +51,7 @@ def test_while_training(tmp_path: Path, number: signal.Signals) -> None:
     process = _start("train", str(recipe), "training.evaluate=no", "training.logging_steps=5")
     _read_until(process, "sora on ")
     threading.Timer(1.0, process.send_signal, [number]).start()
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + number
     report = read_report(tmp_path / "out")
     assert report is not None
@@ -70,7 +70,7 @@ def test_before_training_nothing_is_left(tmp_path: Path) -> None:
     process = _start("train", str(recipe))
     _read_until(process, "loading torch")
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + signal.SIGTERM
     assert "interrupted by SIGTERM" in said
     assert "Traceback" not in said
@@ -184,6 +184,26 @@ def test_what_is_half_written_while_a_module_is_imported_is_deleted(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+NESTED = """
+import os, signal
+from sora_cli.core.interruption import end_on_signals, tidied
+end_on_signals()
+with tidied(lambda: os.write(1, b"outer\\n")), tidied(lambda: os.write(1, b"inner\\n")):
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_that_ends_the_process_at_once_tidies_all_blocks() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NESTED],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (143, "inner\nouter\n")
+
+
 SWALLOWED = """
 import signal, sys, time
 from sora_cli.core.boundary import guarded
@@ -195,7 +215,7 @@ class Noisy:
 
 def work():
     Noisy()
-    time.sleep(20)
+    time.sleep(600)
 
 raise_on_signals()
 sys.exit(guarded(work))
@@ -210,7 +230,7 @@ def test_where_python_can_only_print_it() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=15,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (130, "interrupted by SIGINT\n")
 
@@ -229,7 +249,7 @@ class Sending:
 def work():
     sending = Sending()
     Dataset.from_dict({"a": [1]}).map(lambda row: {"b": repr(sending)})
-    time.sleep(20)
+    time.sleep(600)
 
 raise_on_signals()
 sys.exit(guarded(work))
@@ -244,7 +264,7 @@ def test_while_datasets_makes_a_hash() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 130, done.stderr
     assert "hashed" not in done.stderr
@@ -276,7 +296,7 @@ def test_workers_that_prepare_batches(tmp_path: Path, number: signal.Signals) ->
                      code="import os; os.setsid()")  # fmt: skip
     _read_until(process, "sora on ")
     threading.Timer(4.0, os.killpg, [process.pid, number]).start()
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + number
     assert "kept: " in said
     assert "Traceback" not in said

@@ -78,7 +78,7 @@ def test_file_that_shrinks_while_it_is_open(tmp_path: Path) -> None:
 
 def test_groups_are_written_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    both = Barrier(2, timeout=10)
+    both = Barrier(2, timeout=120)
     makers: dict[str, list[int]] = {"x": [], "y": []}
     tensors = {f"{half}{group}": torch.rand(3, 2) for half in "ab" for group in "xy"}
 

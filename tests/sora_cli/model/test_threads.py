@@ -13,7 +13,7 @@ from sora_cli.model.threads import by_cores, one_thread
 
 def test_cores_work_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    both = Barrier(2, timeout=10)  # it breaks where one waits for the other to end
+    both = Barrier(2, timeout=120)  # it breaks where one waits for the other to end
 
     def work(name: str) -> tuple[str, int]:
         both.wait()

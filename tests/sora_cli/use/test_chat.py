@@ -136,6 +136,15 @@ def test_seeds(folder: Path) -> None:
     assert lines[1] == lines[3] == first.splitlines()[0]
 
 
+def test_each_answer_of_a_chat_has_a_seed_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(transformers, "set_seed", seeds.append)
+    chat([speaker(folder / "base")], "cat", "cat", "dog", sampling=DRAWN)
+    assert seeds == [DRAWN.seed, DRAWN.seed + 1, DRAWN.seed + 2]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_answer(folder: Path, number: int) -> None:
     """Ctrl-C stops it and the chat goes on; SIGTERM ends the chat."""
