@@ -85,7 +85,7 @@ def export(
     """Write an adapter as a plain LoRA, and say who can load it.
 
     Returns:
-        Exit code: 1 if they differ, 3 if that cannot be told.
+        Exit code: 1 if the outputs of both differ, 3 if that cannot be told.
 
     Raises:
         SoraError: bad input, or an output that exists.

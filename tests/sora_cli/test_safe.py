@@ -91,11 +91,12 @@ def test_yaml_is_read_by_the_safe_loader_alone() -> None:
 
 
 def test_who_imports_by_a_name() -> None:
-    """Built-in methods, tasks and models by constants, `--code`, and the Hub's own metrics."""
+    """Commands, methods, tasks and models by constants, `--code`, and the Hub's own metrics."""
     importers = ("importlib.import_module", "import_module", "runpy.run_path", "runpy.run_module",
                  "pkgutil.resolve_name", "resolve_name")  # fmt: skip
     assert _callers(*importers) == {
         "methods/registry.py",
+        "sora_cli/app.py",
         "sora_cli/data/builtin/models.py",
         "sora_cli/tasks/__init__.py",
     }
