@@ -20,7 +20,7 @@ ELSEWHERE = "train elsewhere: output.dir=DIR"
 
 
 class Opening(Enum):
-    """What is to be done in a directory."""
+    """The course to take in a directory."""
 
     NEW = auto()
     """Start: nothing is there, or `--force` starts over."""
