@@ -176,4 +176,5 @@ def snapshot(folder: Path) -> dict[str, str]:
         if path.is_file()
         else "directory"
         for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts  # Python's own, of a file that --code imports
     }
