@@ -23,11 +23,11 @@ from sora_cli.core.words import first_few
 from sora_cli.model.files import ADAPTER_WEIGHTS, DELTA_FILE
 from sora_cli.model.references import resolve_model_path
 from sora_cli.recipe.tolerance import CONFIDENCE
+from sora_cli.search.promise import PromiseOptions
 from sora_cli.search.words import search_table, unseen_rows, verdict_lines
 
 if TYPE_CHECKING:
     from sora_cli.merge.extract import Extracted
-    from sora_cli.search.promise import PromiseOptions
 
 _NEARLY_ALL = 0.99
 """The share of each layer's squared difference in the largest size that `--max-drop` tries."""
