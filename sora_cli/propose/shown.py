@@ -1,4 +1,4 @@
-"""A proposal for a person: what was understood of the data, and each value with its reason."""
+"""A proposal for a person: the columns taken, the first rows, and each value with its reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEY, _VALUE = 28, 24  # columns
 
 
 def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
-    """Yield what was understood of data without a recipe, and each value with its reason.
+    """Yield the family, its columns and rows, and each value of the recipe with its reason.
 
     Args:
         rows: shown as the model gets them.

@@ -1,4 +1,4 @@
-"""Makes the sizes of a run: trains at full rank, screens its cuts, then heals those that are named.
+"""Train at full rank, screen the cuts of that run, then heal and test the named sizes.
 
 A size is cut from the full run's checkpoint at the cut, and trained on for the steps that are left.
 """
@@ -81,7 +81,7 @@ class Maker:
         return self.certifiable.may_pass(self.plan.promise.max_drop)
 
     def run(self) -> None:
-        """Do what is left; the record is saved after each part."""
+        """Carry out the parts that are not recorded yet; the record is saved after each."""
         record, max_drop = self.record, self.plan.promise.max_drop
         if record.full is None:
             self._tell(f"\nfull rank {self.plan.rank}: the run that all others are compared with")
@@ -206,7 +206,7 @@ class Maker:
         return self.runner.restore(self.candidate(number))
 
     def certificate(self, report: RunReport) -> Certificate:
-        """Return the certificate of what was found.
+        """Return the certificate of this search.
 
         Args:
             report: of the written adapter, with its scores on the reported rows.

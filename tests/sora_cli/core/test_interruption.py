@@ -23,6 +23,19 @@ from tests.shared_files import ROOT
 from tests.sora_cli.adapter.test_spectra import SHAPES, write_peft
 
 
+def _python(code: str, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """What a process of Python leaves."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
 def _start(*words: str, code: str = "") -> subprocess.Popen[str]:
     program = f"{code}\nfrom sora_cli.app import main\nmain()"
     return subprocess.Popen(
@@ -138,14 +151,7 @@ def test_while_modules_are_imported(
 ) -> None:
     """No traceback, nothing left behind: also where the lock of a run is held."""
     write_peft(tmp_path / "a", SHAPES)
-    done = subprocess.run(
-        [sys.executable, "-c", AT_IMPORT.format(module=module, number=number), *words],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _python(AT_IMPORT.format(module=module, number=number), *words, cwd=tmp_path)
     assert done.returncode == 128 + number, done.stderr
     said = [line for line in done.stderr.splitlines() if not line.startswith(("loading", "note"))]
     assert said in ([f"interrupted by {number.name}"], [])
@@ -172,14 +178,7 @@ with new_directory(Path("out")) as folder:
 
 
 def test_what_is_half_written_while_a_module_is_imported_is_deleted(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WRITING],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _python(WRITING, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (143, "interrupted by SIGTERM\n")
     assert not list(tmp_path.iterdir())
 
@@ -194,13 +193,7 @@ with tidied(lambda: os.write(1, b"outer\\n")), tidied(lambda: os.write(1, b"inne
 
 
 def test_a_signal_that_ends_the_process_at_once_tidies_all_blocks() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", NESTED],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _python(NESTED)
     assert (done.returncode, done.stdout) == (143, "inner\nouter\n")
 
 
@@ -224,14 +217,7 @@ sys.exit(guarded(work))
 
 def test_where_python_can_only_print_it() -> None:
     """An interruption in a finaliser is raised again outside of it, and not shown."""
-    done = subprocess.run(
-        [sys.executable, "-c", SWALLOWED],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = _python(SWALLOWED)
     assert (done.returncode, done.stderr) == (130, "interrupted by SIGINT\n")
 
 
@@ -258,14 +244,7 @@ sys.exit(guarded(work))
 
 def test_while_datasets_makes_a_hash() -> None:
     """There any exception is taken for an object that cannot be pickled."""
-    done = subprocess.run(
-        [sys.executable, "-c", HASHED],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = _python(HASHED)
     assert done.returncode == 130, done.stderr
     assert "hashed" not in done.stderr
     assert "interrupted by SIGINT" in done.stderr
