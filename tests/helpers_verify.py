@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.app import run
 from tests.helpers_adapters import CLASSIFIERS, adapt, save_backbone
+from tests.helpers_errors import error_text
 
 Facts = dict[str, Any]
 
@@ -51,15 +52,8 @@ def facts_of(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, F
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """What stderr says of bad input: at most three lines, and nothing on stdout."""
-    capsys.readouterr()
-    assert run(["verify", *map(str, words)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-    assert len(lines) - first <= 3
-    return "\n".join(lines[first:])
+    """What it says of bad input."""
+    return error_text(capsys, "verify", *words)
 
 
 def one_number_changed(source: Path, target: Path, name: str, delta: float, at: int = 0) -> Path:

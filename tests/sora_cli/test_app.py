@@ -67,36 +67,6 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"sora {sora_cli.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "lines"),
-    [
-        (
-            ["trian"],
-            ["error: No such command 'trian'. Did you mean 'train'?", "  try: sora --help"],
-        ),
-        (["train"], ["error: Missing argument", "  try: sora train --help"]),
-        (["train", "x", "--foce"], ["error: No such option: --foce", "  try: sora train --help"]),
-        (["prune", "a", "-o", "b", "--rank", "x"], ["error: Invalid value", "  try: sora prune"]),
-        (["recipes", "shwo"], ["error: No such command 'shwo'", "  try: sora recipes --help"]),
-        (["train", "qickstart"], ["error: no recipe 'qickstart'", "  did you mean 'quickstart'?"]),
-        (
-            ["train", "quickstart", "method.name=lroa"],
-            ["error: no method", "  command line: method.name=lroa", "  did you mean 'lora'?"],
-        ),
-        (["methods", "--code", "nothing.py"], ["error: no file 'nothing.py' (--code)"]),
-        (["recipes", "show", "rtee"], ["error: no recipe 'rtee'", "  did you mean 'rte'?"]),
-    ],
-)
-def test_what_the_user_can_put_right_is_short_and_exits_2(arguments, lines, capsys):
-    assert run(arguments) == 2
-    output = capsys.readouterr()
-    shown = output.err.splitlines()
-    assert output.out == ""
-    assert 1 <= len(shown) <= 3
-    assert all(line.startswith(start) for line, start in zip(shown, lines, strict=False))
-    assert len(shown) >= len(lines)
-
-
 def test_debug_shows_the_traceback_wherever_it_stands(capsys):
     for arguments in (["--debug", "train", "xyz"], ["train", "xyz", "--debug"]):
         assert run(arguments) == 2

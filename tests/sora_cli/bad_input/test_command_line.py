@@ -1,187 +1,397 @@
-"""Words on the command line that are wrong, outputs that are in the way; and real processes."""
+"""Command lines that are wrong, with words of the error; files in the way; and real processes."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sora_cli.app import run
-from sora_cli.report import FILE_NAME, RunReport
-from tests.sora_cli.bad_input.runner import TRAIN, Case, bad, check_process, lay_out, recipe
-
-FINISHED = RunReport(name="r", recipe={}, status="completed").model_dump_json()
-PATH = recipe().replace(
-    "output:",
-    "path:\n  vary: method.threshold\n  schedule: {start: 0, stop: 1, num: 2}\noutput:",
+from sora_cli.report import FILE_NAME
+from tests.sora_cli.bad_input.runner import (
+    FINISHED,
+    TRAIN,
+    Case,
+    bad,
+    check_process,
+    lay_out,
+    recipe,
 )
-SWEEP = "recipe: r.yaml\ngrid: {training.seed: [0, 1]}\n"
-WORDS: dict[str, Case] = {
-    "no such command": bad("No such command 'trian'", "trian", then="--help"),
-    "no such option": bad("No such option: --foce", *TRAIN, "--foce",
-        then="try: sora train --help"),
-    "no recipe": bad("Missing argument", "train", then="try: sora train --help"),
-    "no output": bad("Missing option '--output'", "prune", "models/adapter",
-        then="try: sora prune --help"),
-    "no override": bad("'epochs' is no override", *TRAIN, "epochs", then="block.key=value"),
-    "an override without a key": bad("'=3' is no override", *TRAIN, "=3", then="block.key=value"),
-    "an override with an empty key": bad("'training..epochs=3' is no override", *TRAIN,
-        "training..epochs=3", then="block.key=value"),
-    "an override of no block": bad("unknown block 'trainning'", *TRAIN, "trainning.epochs=3",
-        then="command line: trainning.epochs=3"),
-    "an override of no key": bad("unknown key 'epochz'", *TRAIN, "training.epochz=3",
-        then="did you mean 'epochs'?"),
-    "an override into a value": bad("training.epochs must be a number", *TRAIN,
-        "training.epochs.x=3", then="command line: training.epochs.x=3"),
-    "an override of broken YAML": bad("not valid YAML", *TRAIN, "data.validation=[a",
-        then="command line: data.validation=[a"),
-    "an override with a tag": bad("data.validation=!!python/name:os.system", *TRAIN,
-        "data.validation=!!python/name:os.system"),
-    "an override with a tag in a list": bad("the YAML tag !!python/name:os.system is not allowed",
-        *TRAIN, "data.validation=[!!python/name:os.system ]",
-        then="command line: data.validation="),
-    "an override that extends": bad("extends belongs in a file", *TRAIN, "extends=b.yaml",
-        then="command line: extends=b.yaml"),
-    "a block as a value": bad("training must be a block of keys", *TRAIN, "training=3",
-        then="command line: training=3"),
-    "a value of another type": bad("training.epochs must be a number", *TRAIN,
-        "training.epochs=many", then="command line: training.epochs=many"),
-    "a directory that is none": bad("no data directory './x'", *TRAIN, "data.files=null",
-        "data.path=./x", then="command line: data.path=./x"),
-    "two rules": bad("exclude each other", "prune", "models/adapter", "-o", "new", "--rank", "1",
-        "--energy", "0.5", then="give one of them"),
-    "a rank of none": bad("--rank must be at least 1", "prune", "models/adapter", "-o", "new",
-        "--rank", "0"),
-    "a rank of words": bad("Invalid value for '--rank'", "prune", "models/adapter", "-o", "new",
-        "--rank", "x", then="try: sora prune --help"),
-    "a share above all": bad("--energy is a share above 0 and up to 1", "prune", "models/adapter",
-        "-o", "new", "--energy", "2"),
-    "a share that is no number": bad("--energy is a share above 0 and up to 1", "prune",
-        "models/adapter", "-o", "new", "--energy", "nan"),
-    "a drop without a recipe": bad("--max-drop needs a recipe", "prune", "models/adapter", "-o",
-        "new", "--max-drop", "0.01", then="add --recipe R"),
-    "a recipe without a drop": bad("--recipe goes with --max-drop and --heal only", "prune",
-        "models/adapter", "-o", "new", "-r", "r.yaml", then="--max-drop 0.01"),
-    "no such layout": bad("no layout 'exakt'", "export", "models/adapter", "-o", "new", "--layout",
-        "exakt", then="one of exact, padded"),
-    "no such dtype": bad("no dtype 'int8'", "export", "models/adapter", "-o", "new", "--dtype",
-        "int8", then="one of float32"),
-    "a tolerance below zero": bad("must be 0 or more, not -1",
-        "verify", "models/adapter", "--tolerance",
-        "-1"),
-    "nothing to verify": bad("there is no directory models/adaptr", "verify", "models/adaptr",
-        then="sora verify models/adapter"),
-    "nothing to score": bad("'no-such-model' is neither a local directory nor", "eval",
-        "no-such-model", "-r", "r.yaml", then="sora eval DIR --recipe r.yaml"),
-    "no path to pick from": bad("nowhere", "pick", "nowhere", "--keep", "0.9"),
-    "nothing to report on": bad("there is no directory nowhere", "report", "nowhere"),
-    "a report of an adapter": bad("models/adapter is no run's directory", "report",
-        "models/adapter", then="sora inspect models/adapter"),
-    "no examples at all": bad("Invalid value for '--examples'", "report", "out", "--examples", "0",
-        then="try: sora report --help"),
-    "a damaged report": bad("out/report.json is no run's report", "report", "out",
-        **{"out/report.json": "{"}),
-    "predictions that are none": bad("p.jsonl is not JSON, line by line", "report", "out",
-        "--predictions", "p.jsonl", then="sora eval RUN", **{f"out/{FILE_NAME}": FINISHED,
-        "p.jsonl": "{"}),
-    "no such code": bad("no file 'x.py' (--code)", *TRAIN, "--code", "x.py"),
-    "code that is none": bad("is no Python file (--code)", *TRAIN, "--code", "r.yaml",
-        then="must end in .py"),
+
+Words = str | tuple[str, ...]
+TAG = "!!python/name:os.system"
+LINES: dict[str, dict[str, Words]] = {
+    "": {
+        "trian": ("No such command 'trian'. Did you mean 'train'?", "try: sora --help"),
+        "recipes shwo": ("No such command 'shwo'", "try: sora recipes --help"),
+        "recipes show rtee": ("no recipe 'rtee'", "did you mean 'rte'?"),
+        "recipes copy rte --to mine.txt": "mine.txt",
+        "recipes copy rte --to mine.txt/copies": "mine.txt/copies",
+        "methods --code nothing.py": "no file 'nothing.py' (--code)",
+        "pick nowhere --keep 0.9": "nowhere",
+        "pick mine --keep 0.9": "holds no path.json",
+    },
+    "init": {
+        "a.csv": "no file or directory 'a.csv'",
+        "r.yaml -o new.yaml": ("'r.yaml' is a recipe", "sora train r.yaml"),
+        "mine.txt": ("no file of rows", "csv, tsv, json"),
+        "train.jsonl -o p.yaml --model models/base": ("p.yaml exists already", "--force"),
+        "nobody/none --model nobody/none":
+            ("nobody/none", "data on this disk: sora init FILE_OR_DIRECTORY"),
+    },
+    "train": {
+        "": ("Missing argument", "try: sora train --help"),
+        "quite-another": ("no recipe 'quite-another'", "sora recipes"),
+        "qickstart": ("no recipe 'qickstart'", "did you mean 'quickstart'?"),
+        "rr.yaml": ("no recipe 'rr.yaml'", "did you mean 'r.yaml'?"),
+        "mine": ("'mine' is a directory, not a recipe file", "sora recipes"),
+        "train.jsonl": "sora init train.jsonl",
+        "rows": "sora init rows",
+        "quickstart data.files.train=rows/train.csv":
+            "data.held_out_rows=1 takes them from the training rows",
+        "quickstart method.name=lroa":
+            ("no method 'lroa'", "command line: method.name=lroa", "did you mean 'lora'?"),
+    },
+    "train r.yaml": {
+        "--foce": ("No such option: --foce", "try: sora train --help"),
+        "epochs": ("'epochs' is no override", "block.key=value"),
+        "''": "'' is no override",
+        "=3": ("'=3' is no override", "block.key=value"),
+        "training.=3": "'training.=3' is no override",
+        "training..epochs=3": ("'training..epochs=3' is no override", "block.key=value"),
+        "b.yaml": "'b.yaml' is no override",
+        "trainning.epochs=3": ("unknown block 'trainning'", "command line: trainning.epochs=3"),
+        "training.epochz=3": ("unknown key 'epochz'", "did you mean 'epochs'?"),
+        "training.epochs.x=3":
+            ("training.epochs must be a number", "command line: training.epochs.x=3"),
+        "data.validation=[a": ("not valid YAML", "command line: data.validation=[a"),
+        f"data.validation={TAG}": f"data.validation={TAG}",
+        f"'data.validation=[{TAG} ]'":
+            (f"the YAML tag {TAG} is not allowed", "command line: data.validation="),
+        "extends=b.yaml": ("extends belongs in a file", "command line: extends=b.yaml"),
+        "training=3": ("training must be a block of keys", "command line: training=3"),
+        "training=null": "every run has training",
+        "nothing=null": "unknown block 'nothing'",
+        "method=lora": "write method.name=lora",
+        "method.name=adalora method.t_init=x": "must be a number, not 'x'",
+        "method.name=adalora training.max_steps=1": "leave no step of 1",
+        "training.epochs=many":
+            ("training.epochs must be a number", "command line: training.epochs=many"),
+        "training.epochs=0 training.seed=-1 data.max_length=1": "(and 2 more problems)",
+        "data.files=null data.path=./x": ("no data directory './x'", "command line: data.path=./x"),
+        "--code x.py": "no file 'x.py' (--code)",
+        "--code r.yaml": ("is no Python file (--code)", "must end in .py"),
+        "output.dir=done": ("'done' holds a finished run", "--force"),
+        "output.dir=mine": ("'mine' is not empty and holds no run", "output.dir=DIR"),
+        "output.dir=mine.txt": "'mine.txt' is a file",
+        "output.dir=mine.txt/run": "mine.txt",
+        "--force output.dir=models/base": ("models/base is what is read", "output.dir=DIR"),
+    },
+    "path": {
+        "r.yaml": ("no path block", "path={vary:"),
+        "p.yaml start.adapter=models/adapter":
+            ("start does not go with a path", "command line: start.adapter=models/adapter"),
+        "p.yaml method.name=lora":
+            ("path.vary: method lora has no option that may vary between stages",
+             "methods that have one: adalora, sora, cut"),
+        "p.yaml method.name=adalora method.t_init=1 method.t_final=1 path.vary=method.target_r "
+        "path.schedule.start=2 path.schedule.stop=1 path.epochs=0.1":
+            "stage 1 of 1 steps: adalora: t_init 1 + t_final 1",
+        "p.yaml path.vary=method.treshold":
+            ("path.vary: 'method.treshold' may not vary with method sora",
+             "command line: path.vary=method.treshold", "did you mean 'method.threshold'?"),
+        "p.yaml path.vary=training.learning_rate":
+            ("'training.learning_rate' may not vary with method sora",
+             "command line: path.vary=training.learning_rate",
+             "there are: method.threshold, method.l1, method.target_r"),
+        "p.yaml path.schedule.start=-1":
+            ("path.schedule: method.threshold cannot be -1.0 (stage 0)",
+             "command line: path.schedule.start=-1"),
+        "p.yaml path.schedule.kind=lin": "linear, log_linear, exp_linear or list",
+        "p.yaml 'path.schedule={kind: list, values: [1]}'": "a list of at least 2 values",
+        "p.yaml 'path.schedule={kind: list, values: [1, 2]}'": "start does not go with kind list",
+        "p.yaml path.schedule=3": "a block of keys",
+        "p.yaml path.scedule={}": "did you mean 'schedule'?",
+        "p.yaml path.memorisation_rows=0": "at least 1",
+        "p.yaml output.dir=mine": ("'mine' is not empty and holds no path", "output.dir=DIR"),
+        "p.yaml output.dir=models/base/new":
+            ("models/base/new lies in what is read", "output.dir=DIR"),
+    },
+    "sweep s.yaml": {
+        "--engine slurm": "no engine 'slurm'",
+        "--address auto": "--address goes with --engine ray",
+        "output.dir=models": ("models holds what is read", "output.dir=DIR"),
+    },
+    "auto": {
+        "": "which recipe",
+        "quickstart --task sequence-classification": "--task goes with --data only",
+        "--data nothing.csv --dry-run": "a dry run writes no recipe",
+        "r.yaml": ("does not say how much worse", "--max-drop 0.5pt"),
+        "r.yaml --max-drop 0.5": "ends at 1",
+        "r.yaml --max-drop half": "must be a number",
+        "r.yaml --max-drop 1pt --confidence 1.5": "auto.confidence",
+        "r.yaml --max-drop 1pt --serve ollama": "auto.serve",
+        "r.yaml --max-drop 1pt auto.rows=200": "leave too few",
+        "r.yaml --max-drop 1pt method.name=head": "has no ranks to choose from",
+        "r.yaml --max-drop 1pt start.adapter=somewhere": "start does not go with auto",
+        "r.yaml --max-drop 1pt training.compact_every=5": "compact_every does not go with auto",
+    },
+    "prune models/adapter": {
+        "": ("Missing option '--output'", "try: sora prune --help"),
+        "-o mine": ("mine exists already", "--force"),
+        "-o mine --force": ("mine is not replaced, even with --force", "choose another place"),
+        "-o mine --max-drop 0.02 --heal 2 -r r.yaml": "holds no sizes of this command",
+        "-o models/adapter": "models/adapter is what is read",
+        "-o models/x/../adapter --force": ("models/adapter is what is read", "another place"),
+        "-o models/adapter/new --force": "lies in what is read here",
+        "-o models --force": "holds what is read here",
+        "-o models/base/new": "lies in what is read",
+    },
+    "prune models/adapter -o new": {
+        "--rank 1 --energy 0.5": ("exclude each other", "give one of them"),
+        "--rank 0": "--rank must be at least 1",
+        "--rank x": ("Invalid value for '--rank'", "try: sora prune --help"),
+        "--energy 0": "--energy is a share above 0 and up to 1",
+        "--energy 2": "--energy is a share above 0 and up to 1",
+        "--energy nan": "--energy is a share above 0 and up to 1",
+        "--max-params 0": "--max-params must be at least 1",
+        "--max-params 3":
+            ("not one component fits into --max-params 3", "the smallest takes 64"),
+        "--mean-rank 0": "--mean-rank must be above 0",
+        "--mean-rank 0.2": "not one component fits into --mean-rank 0.2",
+        "--max-drop 0.01": ("--max-drop needs a recipe", "add --recipe R"),
+        "--max-drop 1pt --rank 1": "exclude each other",
+        "--max-drop 0.5 -r r.yaml": "is that 0.5 of a point, or 50 points?",
+        "--max-drop much -r r.yaml": "--max-drop must be a number",
+        "--max-drop -1 -r r.yaml": "--max-drop must be 0 or more",
+        "--max-drop 1pt -r r.yaml task.metrics=[loss]": "loss is not known to",
+        "--max-drop 1pt -r r.yaml --confidence 95": "--confidence is a share from 0.5",
+        "--rank 1 --confidence 0.9": "--confidence goes with --max-drop only",
+        "-r r.yaml": ("--recipe goes with --max-drop and --heal only", "--max-drop 0.01"),
+        "--rank 2 -r r.yaml": "--recipe goes with --max-drop and --heal only",
+        "--heal 2 --rank 1": "--heal needs a recipe to train with",
+        "--heal 2 --max-drop 1pt --rank 1": "exclude each other",
+        "--heal 2 --max-drop 0.3 -r r.yaml": "is that 0.3 of a point, or 30 points?",
+        "--heal 2 --rank 1 --energy 0.5": "exclude each other",
+        "--resume": "--resume goes with --heal only",
+        "--no-verify": "--no-verify goes with --heal only",
+    },
+    "export models/adapter": {
+        "-o new --layout exakt": ("no layout 'exakt'", "one of exact, padded"),
+        "-o new --dtype int8": ("no dtype 'int8'", "one of float32"),
+        "-o mine": ("mine exists already", "--force"),
+        "-o mine --force": ("mine is not replaced, even with --force", "choose another place"),
+        "-o models/adapter": "models/adapter is what is read",
+        "-o models/adapter --layout padded --force": "models/adapter is what is read",
+        "-o . --force": "holds what is read",
+        "-o models/adapter/new": "models/adapter/new lies in what is read",
+        "-o mine.txt/new --no-verify": "mine.txt/new",
+    },
+    "export": {
+        "nowhere -o new": "there is no directory nowhere",
+        "models/adapter/adapter_model.safetensors -o new": "is a file, not a directory",
+    },
+    "merge models/adapter": {
+        "-o models/base --force": ("models/base is what is read here", "another place"),
+        "-o models --force": "models holds what is read",
+        "-o mine": ("mine exists already", "--force"),
+        "-o mine.txt/new --no-verify": "mine.txt/new",
+    },
+    "combine models/adapter": {
+        "-o new": "nothing to combine",
+        "models/adapter -o new --weights 1,2,3": "3 numbers for 2",
+        "models/adapter -o new --weights 1,x": "no list of numbers",
+        "models/adapter -o new --method ties": "full rank",
+        "models/adapter -o new --method ties --rank 2 --weights=1,-1": "above 0 only",
+        "models/adapter -o new --density 0.2": "--density goes with",
+        "models/adapter -o new --method ties --seed 1": "--seed goes with",
+        "models/adapter -o new --method sum": "no method 'sum'",
+        "models/adapter -o new --rank 1 --energy 0.5": "exclude each other",
+        "models/adapter -o new --max-params 17": "fits into --max-params 17",
+        "models/adapter -o new --mean-rank 0.2": "fits into --mean-rank 0.2",
+        "models/adapter -o new --max-params 17 --method ties": "fits into --max-params 17",
+        "models/adapter -o new --mean-rank 0.2 --method ties": "fits into --mean-rank 0.2",
+    },
+    "extract models/base --base models/base -o new": {
+        "": "how much",
+        "--rank 3 --energy 0.5": "exclude each other",
+        "--max-drop 1pt": "--max-drop needs a recipe",
+        "--max-drop 1pt --rank 3": "exclude each other",
+        "--rank 3 --confidence 0.9": "--confidence goes with --max-drop only",
+        "--rank 3 --recipe rte": "--recipe goes with --max-drop only",
+        "--rank 3 training.seed=1": "OVERRIDES goes with --max-drop only",
+    },
+    "inspect": {
+        "nowhere": "there is no directory nowhere",
+        "models/base": "is not an adapter directory",
+        "models/adapter --plot x.nope": ("x.nope", "png"),
+        "models/adapter --plot mine.txt/x.png": "--plot mine.txt/x.png: mine.txt is a file",
+        "models/adapter --plot models/adapter/ranks.png": "lies in what is read",
+        "models/adapter models/adapter --plot x.png": "shows one adapter, not 2",
+        "models/adapter models/adapter --modules": "shows one adapter, not 2",
+    },
+    "verify": {
+        "models/adaptr": ("there is no directory models/adaptr", "sora verify models/adapter"),
+        "./a": "there is no model at ./a",
+        "models/adapter --tolerance -1": "must be 0 or more, not -1",
+        "models/adapter --tolerance nan": "must be 0 or more, not nan",
+        "models/adapter --dtype int8": "--dtype must be one of float32",
+        "models/adapter --certificate": "holds no certificate",
+        "models there --certificate": "B does not go with --certificate",
+        "a b data.path=c": "goes with --certificate only",
+    },
+    "eval": {
+        "./a -r r.yaml": "there is no model at ./a",
+        "no-such-model -r r.yaml":
+            ("'no-such-model' is neither a local directory nor", "sora eval DIR --recipe r.yaml"),
+        "models/base -r r.yaml":
+            ("holds no trained head: classifier.bias, classifier.weight", "a merged model"),
+        "a": ("sora eval needs a recipe", "--benchmark NAMES"),
+        "a -r rte --limit 3": "--limit goes with --benchmark only",
+        "a -r rte -o x": "--output goes with --benchmark only",
+        "a --benchmark x --predictions y.jsonl": "does not go with --benchmark",
+        "a --benchmark ' , '": ("--benchmark names none", "hellaswag"),
+        "models/adapter -r r.yaml --predictions train.jsonl --force":
+            "train.jsonl is what is read",
+        "models/adapter -r r.yaml --predictions r.yaml --force": "r.yaml is what is read",
+        "models/adapter -r r.yaml data.files=null data.path=rows --predictions rows/p.jsonl":
+            "rows/p.jsonl lies in what is read",
+        "models/adapter -r r.yaml --predictions mine.txt/p.jsonl":
+            "--predictions mine.txt/p.jsonl: mine.txt is a file",
+    },
+    "compare": {
+        "": "Missing argument",
+        "nowhere": "no file or directory nowhere",
+        "mine": "no finished run",
+        "mine --format yaml": "no format 'yaml'",
+        "mine -o x.foo": "x.foo",
+        "mine --plot .": "is a directory",
+        "mine --html .": "is a directory",
+        "study -o study/rte-lora-r8-s0/report.json --force": "is what is read here",
+        "study --html study/rte-lora-r8-s0/report.json --force": "is what is read here",
+        "study/rte-lora-r8-s0 --format jsonl -o study/rte-lora-r8-s0/report.json --force":
+            "is what is read here",
+        "study --metric bleu": "there are: accuracy, loss",
+        "study --baseline 'lora r=9'": "did you mean 'lora r=8'?",
+        "study --budgets 50": "--baseline LABEL",
+        "study --budgets x --baseline 'lora r=8'": "per cent of the baseline's parameters",
+        "study --budgets 50 --baseline lora": "no group is called 'lora'",
+        "study --budgets 50 --baseline 'lora r=8' --paper": "exclude each other",
+        "study --min-gain 3 --baseline 'lora r=8'": "--min-gain goes with --budgets",
+        "study --budgets 50 --format jsonl": "--budgets goes with a table",
+    },
+    "report": {
+        "nowhere": "there is no directory nowhere",
+        "models/adapter": ("models/adapter is no run's directory",
+                           "to see the adapter alone: sora inspect models/adapter"),
+        "done --examples 0": ("Invalid value for '--examples'", "try: sora report --help"),
+        "done --predictions nowhere": "cannot be read",
+        "done -o done/report.json --force": "done/report.json is what is read",
+        "done -o mine.txt/page.html": "--output mine.txt/page.html: mine.txt is a file",
+    },
+    "predict models/adapter": {
+        "trian.jsonl -o new.csv": ("there is no file 'trian.jsonl'", "did you mean 'train.jsonl'?"),
+        "models -o new.csv": "'models' is a directory",
+        "r.yaml -o new.csv": ("'r.yaml' is no file of rows", "known: .csv, .tsv"),
+        "train.jsonl": ("Missing option", "sora predict --help"),
+        "train.jsonl -o out.xlsx": ("-o out.xlsx: by its ending it is none of", "-o out.jsonl"),
+        "train.jsonl -o old.csv": ("old.csv exists already", "--force"),
+        "train.jsonl -o train.jsonl --force": "train.jsonl is what is read here",
+        "train.jsonl -o models/adapter/o.csv": "lies in what is read here",
+        "train.jsonl -o mine.txt/o.csv": "mine.txt is a file",
+        "- -o - --format xml": ("there is no --format 'xml'", "one of jsonl, csv"),
+        "train.jsonl -o new.csv --format csv": "--format is of stdin and stdout",
+        "train.jsonl -o - --json": "--json does not go with -o -",
+        "train.jsonl -o new.csv --task sequence-clasification":
+            ("no task 'sequence-clas", "did you mean 'sequence-classification'?"),
+        "train.jsonl -o new.csv 'data.label_names=[no, yes]'": "the adapter's classes are 0, 1",
+        "train.jsonl -o new.csv 'data.text_columns=[sentense1, sentence2]'":
+            ("no column 'sentense1'", "did you mean 'sentence1'?"),
+        "train.jsonl -o new.csv data.max_lenght=9":
+            ("unknown key 'max_lenght' in data", "did you mean 'max_length'?"),
+    },
+    "predict": {
+        "./gone train.jsonl -o new.csv":
+            ("there is no model at ./gone", "sora predict done train.jsonl -o new.csv"),
+        "./x train.jsonl -o new.csv":
+            ("there is no model at ./x", "sora predict DIR train.jsonl -o new.csv"),
+        "models/base train.jsonl -o new.csv --task sequence-classification "
+        "'data.label_names=[a, b]'": "holds no trained head",
+    },
+    "chat": {
+        "models/adapter": ("models/adapter does not write texts: its task is "
+                           "sequence-classification", "sora predict models/adapter FILE -o OUT"),
+        "chat models/adapter": "models/adapter does not write texts",
+        "./x": ("there is no model at ./x", "sora chat DIR"),
+        "models/adapter --temperature 0": ("--temperature must be above 0", "--greedy"),
+        "models/adapter --top-p 0": "--top-p is a share above 0",
+        "models/adapter --dtype int8": ("there is no --dtype 'int8'", "one of float32"),
+        "models/adapter --max-new-tokens 0": "Invalid value for '--max-new-tokens'",
+    },
+    "generate": {
+        "models/adapter -p cat": ("does not write texts", "sora predict"),
+        "chat": ("Missing option", "sora generate --help"),
+        "chat -p ' '": "the prompt is empty",
+        f"chat -p '{'cat ' * 300}'": "leaves no room for an answer",
+        "models/adapter -p cat --repetition-penalty 0": "--repetition-penalty must be above 0",
+        "models/adapter -p cat --greedy --seed 1": "--seed does not go with --greedy",
+        "models/adapter -p cat --raw --system x": "--system does not go with --raw",
+    },
+}  # fmt: skip
+"""Mistakes on the desk: how a command line begins, how it ends, and words of the error."""
+WORDS = {f"{start} {rest}".strip(): LINES[start][rest] for start in LINES for rest in LINES[start]}
+RUN = {f"out/{FILE_NAME}": FINISHED}
+REPORT = f"models/{FILE_NAME}"
+FILES: dict[str, Case] = {
     "code that fails": bad("'x.py' fails on import: ZeroDivisionError", *TRAIN, "--code", "x.py",
         at=("x.py", "1 / 0"), **{"x.py": "\n1 / 0\n"}),
     "code without a method": bad("'x.py' defines no adapter method", *TRAIN, "--code", "x.py",
         then="AdapterMethod", **{"x.py": "x = 1\n"}),
-    "no such packaged recipe": bad("no recipe 'rtee'", "recipes", "show", "rtee",
-        then="did you mean 'rte'?"),
-}  # fmt: skip
-OUTPUTS: dict[str, Case] = {
-    "a finished run": bad("'out' holds a finished run", then="--force",
-        **{f"out/{FILE_NAME}": FINISHED}),
-    "somebody else's files": bad("'out' is not empty and holds no run", then="output.dir=DIR",
-        **{"out/thesis.txt": "x"}),
-    "a file in its place": bad("'out.txt'", *TRAIN, "output.dir=out.txt", **{"out.txt": "x"}),
-    "a file above": bad("out.txt", *TRAIN, "output.dir=out.txt/run", **{"out.txt": "x"}),
-    "a path in a run's place": bad("'out' is not empty and holds no path", "path", "r.yaml",
-        then="output.dir=DIR", r=PATH, **{"out/thesis.txt": "x"}),
-    "pruned over something": bad("new exists already", "prune", "models/adapter", "-o", "new",
-        then="--force", **{"new/x.txt": "x"}),
-    "pruned over something by force": bad("new is not replaced, even with --force", "prune",
-        "models/adapter", "-o", "new", "--force", then="choose another place",
-        **{"new/x.txt": "x"}),
-    "exported to below a file": bad("r.yaml/new", "export", "models/adapter", "-o", "r.yaml/new",
-        "--no-verify"),
-    "merged into its own base": bad("models/base is what is read here", "merge", "models/adapter",
-        "-o", "models/base", "--force", then="another place"),
-    "pruned into itself": bad("models/adapter is what is read", "prune", "models/adapter",
-        "-o", "models/x/../adapter", "--force", then="another place"),
-    "exported into its own directory": bad("models/adapter/new lies in what is read",
-        "export", "models/adapter", "-o", "models/adapter/new"),
-    "merged around its adapter": bad("models holds what is read", "merge", "models/adapter", "-o",
-        "models", "--force"),
-    "pruned into its base": bad("lies in what is read", "prune", "models/adapter", "-o",
-        "models/base/new"),
-    "trained into its model": bad("models/base is what is read", *TRAIN, "--force",
-        "output.dir=models/base", then="output.dir=DIR"),
-    "a path below its model": bad("models/base/new lies in what is read", "path", "r.yaml",
-        "output.dir=models/base/new", then="output.dir=DIR", r=PATH),
-    "a sweep around its model": bad("models holds what is read", "sweep", "s.yaml",
-        "output.dir=models", then="output.dir=DIR", **{"s.yaml": SWEEP}),
-    "a record of another tool": bad("'out/sweep.json' is not of a sweep", "sweep", "s.yaml",
-        "output.dir=out", then="output.dir=DIR", **{"s.yaml": SWEEP, "out/sweep.json": "[]"}),
-    "predictions over data": bad("train.jsonl is what is read", "eval", "models/adapter", "-r",
-        "r.yaml", "--predictions", "train.jsonl", "--force"),
-    "predictions over a recipe": bad("r.yaml is what is read", "eval", "models/adapter", "-r",
-        "r.yaml", "--predictions", "r.yaml", "--force"),
-    "predictions over a report": bad("models/report.json is what is read", "eval",
-        "models/adapter", "-r", "r.yaml", "--force", "--predictions", "models/report.json",
-        **{"models/report.json": FINISHED}),
-    "predictions over a history": bad("models/history.json is what is read", "eval",
-        "models/adapter", "-r", "r.yaml", "--force", "--predictions", "models/history.json",
-        **{"models/report.json": FINISHED, "models/history.json": "[]"}),
-    "predictions among data": bad("rows/p.jsonl lies in what is read", "eval", "models/adapter",
-        "-r", "r.yaml", "data.files=null", "data.path=rows", "--predictions", "rows/p.jsonl",
-        **{"rows/train.csv": "text,label\na,0\n"}),
-    "a picture over an adapter": bad("lies in what is read", "inspect", "models/adapter", "--plot",
-        "models/adapter/ranks.png"),
     "a result with foreign files": bad("out/adapter is not replaced", *TRAIN, "--force",
-        then="output.dir=DIR", **{f"out/{FILE_NAME}": FINISHED, "out/checkpoints/x.txt": "x",
+        then="output.dir=DIR", **RUN | {"out/checkpoints/x.txt": "x",
         "out/adapter/sora.json": "{}", "out/adapter/thesis.txt": "x"}),
     "a result of nobody": bad("'out/adapter' is not of a run", *TRAIN, "--force",
         then="output.dir=DIR", **{"out/adapter/thesis.txt": "x"}),
     "a checkpoint that is none": bad("'out/checkpoints/step-000001' is not of a run", *TRAIN,
-        "--force", then="output.dir=DIR", **{f"out/{FILE_NAME}": FINISHED,
-        "out/checkpoints/step-000001/x.txt": "x"}),
+        "--force", then="output.dir=DIR", **RUN | {"out/checkpoints/step-000001/x.txt": "x"}),
     "a report of another tool": bad("'out' is not empty and holds no run", *TRAIN,
         then="output.dir=DIR", **{f"out/{FILE_NAME}": "[]"}),
-    "a stage that is none": bad("'out/stages/01/adapter' is not of a run", "path", "r.yaml",
-        then="output.dir=DIR", r=PATH, **{"out/stages/01/adapter/thesis.txt": "x"}),
+    "a stage that is none": bad("'out/stages/01/adapter' is not of a run", "path", "p.yaml",
+        then="output.dir=DIR", **{"out/stages/01/adapter/thesis.txt": "x"}),
+    "a damaged path": bad("path.json is damaged or of another version", "path", "p.yaml",
+        **{"out/path.json": '{"schema_version": 1, "na'}),
+    "a damaged path to pick from": bad("damaged", "pick", "out", "--keep", "0.9",
+        **{"out/path.json": '{"schema_version": 1, "na'}),
+    "a record of another tool": bad("'out/sweep.json' is not of a sweep", "sweep", "s.yaml",
+        "output.dir=out", then="output.dir=DIR", **{"out/sweep.json": "[]"}),
+    "predictions over a report": bad(f"{REPORT} is what is read", "eval", "models/adapter", "-r",
+        "r.yaml", "--force", "--predictions", REPORT, **{REPORT: FINISHED}),
+    "predictions over a history": bad("models/history.json is what is read", "eval",
+        "models/adapter", "-r", "r.yaml", "--force", "--predictions", "models/history.json",
+        **{REPORT: FINISHED, "models/history.json": "[]"}),
+    "exported over a link": bad("is what is read", "export", "models/adapter", "-o", "link",
+        "--force", link=lambda path: path.symlink_to("models/adapter")),
     "pruned over more than an adapter": bad("it also holds 'README.md'", "prune", "models/adapter",
         "-o", "new", "--force", then="move that away",
         **{"new/adapter_config.json": "{}", "new/README.md": "x"}),
     "merged over more than a model": bad("it also holds 'package.json'", "merge", "models/adapter",
         "-o", "new", "--force", then="move that away",
         **{"new/config.json": "{}", "new/package.json": "{}"}),
-    "merged to below a file": bad("r.yaml/new", "merge", "models/adapter", "-o", "r.yaml/new",
-        "--no-verify"),
-    "merged over something": bad("new exists already", "merge", "models/adapter", "-o", "new",
-        then="--force", **{"new/x.txt": "x"}),
-    "predictions below a file": bad("--predictions r.yaml/p.jsonl: r.yaml is a file", "eval",
-        "models/adapter", "-r", "r.yaml", "--predictions", "r.yaml/p.jsonl"),
-    "a page over a thesis": bad("out/report.html exists already", "report",
-        "out", then="--force", **{f"out/{FILE_NAME}": FINISHED, "out/report.html": "x"}),
-    "a page over its report": bad("out/report.json is what is read", "report", "out", "-o",
-        "out/report.json", "--force", **{f"out/{FILE_NAME}": FINISHED}),
-    "a page below a file": bad("--output r.yaml/page.html: r.yaml is a file", "report", "out", "-o",
-        "r.yaml/page.html", **{f"out/{FILE_NAME}": FINISHED}),
-    "recipes copied to below a file": bad("r.yaml/copies", "recipes", "copy", "rte", "--to",
-        "r.yaml/copies"),
+    "a damaged report": bad("out/report.json is no run's report", "report", "out",
+        **{f"out/{FILE_NAME}": "{"}),
+    "a report of other things": bad("is no run's report: name", "report", "out",
+        **{f"out/{FILE_NAME}": '{"name": 3}'}),
+    "a damaged certificate": bad("is damaged or of another version", "report", "out",
+        **RUN | {"out/certificate.json": "{}"}),
+    "a page over a thesis": bad("out/report.html exists already", "report", "out",
+        then="name another file: -o FILE.html, or add --force", **RUN | {"out/report.html": "x"}),
+    "predictions that are none": bad("p.jsonl is not JSON, line by line", "report", "out",
+        "--predictions", "p.jsonl", then="sora eval RUN", **RUN | {"p.jsonl": "{"}),
+    "a page over predictions": bad("what is read", "report", "out", "--predictions", "p.jsonl",
+        "-o", "p.jsonl", "--force", **RUN | {"p.jsonl": "{}\n"}),
 }  # fmt: skip
-CASES = {
-    f"{kind}-{name}": case
-    for kind, table in [("word", WORDS), ("output", OUTPUTS)]
-    for name, case in table.items()
-}
 PROCESSES = {
     "typo": bad("unknown key 'epochz'", r=recipe("training", "epochz: 3"), then="did you mean"),
     "tag": bad("is not allowed",
@@ -195,23 +405,30 @@ PROCESSES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_bad_words(case: Case, checked: Callable[[Case], object]) -> None:
+@pytest.mark.parametrize("line", WORDS)
+def test_bad_line(line: str, checked: Callable[[Case], object]) -> None:
+    words = WORDS[line]
+    says = (words,) if isinstance(words, str) else words
+    checked(Case(says, tuple(shlex.split(line))))
+
+
+@pytest.mark.parametrize("case", FILES.values(), ids=FILES)
+def test_bad_files(case: Case, checked: Callable[[Case], object]) -> None:
     checked(case)
 
 
 @pytest.mark.parametrize("case", PROCESSES.values(), ids=PROCESSES)
-def test_in_a_process(case: Case, tmp_path: Path, models: Path) -> None:
-    check_process(case, tmp_path, models)
+def test_in_a_process(case: Case, tmp_path: Path, desk: Path) -> None:
+    check_process(case, tmp_path, desk)
 
 
 def test_debug_shows_where_a_mistake_was_noticed(
     tmp_path: Path,
-    models: Path,
+    desk: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lay_out(bad("", r=recipe("training", "epochz: 3")), tmp_path, models)
+    lay_out({"r.yaml": recipe("training", "epochz: 3")}, tmp_path, desk)
     monkeypatch.chdir(tmp_path)
     assert run(["--debug", *TRAIN]) == 2
     shown = capsys.readouterr().err
@@ -221,7 +438,7 @@ def test_debug_shows_where_a_mistake_was_noticed(
 
 def test_a_fault_of_the_program_is_called_one(
     tmp_path: Path,
-    models: Path,
+    desk: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -230,7 +447,7 @@ def test_a_fault_of_the_program_is_called_one(
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError("of all things")
 
-    lay_out(bad(""), tmp_path, models)
+    lay_out({}, tmp_path, desk)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)

@@ -143,7 +143,8 @@ LABELS: dict[str, Case] = {
     f"{name}": bad(says, r=made, at=(file, WORD), then=then, **{file: content})
     for name, made, file, content, says, then in [
         ("unseen in training", recipe(), "validation.jsonl", changed("label", [2]),
-            "label 2 in column 'label' is none of the 2 classes", "split 'validation'"),
+            "label 2 in column 'label' is none of the 2 classes",
+            "split 'validation'; classes: 0, 1"),
         ("unknown", recipe(), "validation.jsonl", changed("label", [-1]),
             "label -1 in column 'label' is none", "without labels cannot be evaluated"),
         ("missing in validation", recipe(), "validation.jsonl", changed("label", [None]),
@@ -194,10 +195,40 @@ NAMES: dict[str, Case] = {
         r=recipe("data", "max_length: 80"), then="data.max_length=64",
         **{"train.jsonl": changed("sentence1", ["cat " * 100])}),
 }  # fmt: skip
+LETTERS = "text,label\n" + "".join(f"the cat sees {i},{i % 2}\n" for i in range(20))
+STORIES = LETTERS.replace("text,", "story,").replace("\n", ",the dog is red\n")
+INIT: dict[str, Case] = {
+    name: bad(says, "init", "a.csv", "--model", "models/base", *words,
+              *(() if "-o" in words else ("-o", "new.yaml")), then=then, **{"a.csv": content})
+    for name, content, words, says, then in [
+        ("empty", "", (), "holds no rows", ""),
+        ("a header alone", "text,label\n", (), "no rows", ""),
+        ("one row", "text,label\nthe cat sees a dog,1\n", (), "1 row is too little", ""),
+        ("no text", "a,b,c\n1.5,2,3\n2.5,3,4\n3.5,5,6\n", (), "no task can be told",
+            "data.text_columns=[COLUMN]"),
+        ("two texts", STORIES.replace("label,the dog is red", "label,plot").replace(
+            "sees 3,1,the dog is red", "sees 3,1,a dog is blue"), (),
+            "2 columns could be the text: story, plot", "data.text_columns=[plot]"),
+        ("no such key", LETTERS, ("data.text_colums=[text]",), "unknown key 'text_colums'",
+            "did you mean 'text_columns'?"),
+        ("no such family", LETTERS, ("--task", "seq2sec"), "unknown task 'seq2sec'", ""),
+        ("another family", LETTERS, ("--task", "token-classification"),
+            "the columns are not those of token-classification", "tokens: COLUMN"),
+        ("a column that is not there", LETTERS, ("data.label_column=stars",),
+            "no column 'stars'", "there are: text, label"),
+        ("a broken line", LETTERS.replace("sees 5,", "sees 5,a,"), (),
+            "3 fields, where the header has 2", "a.csv:7"),
+        ("a row without text", LETTERS.replace("the cat sees 5,", ","), (),
+            "column 'text' has no text", "a.csv:7"),
+        ("an output of another name", LETTERS, ("-o", "a.txt"), "ends in .yaml", "a.txt.yaml"),
+        ("a model out of reach", LETTERS, ("--model", "nobody/none"), "nobody/none",
+            "a model on this disk: --model DIR"),
+    ]
+}  # fmt: skip
 CASES = {
     f"{kind}-{name}": case
     for kind, table in [("source", SOURCES), ("file", FILES), ("column", COLUMNS),
-                        ("label", LABELS), ("names", NAMES)]
+                        ("label", LABELS), ("names", NAMES), ("init", INIT)]
     for name, case in table.items()
 }  # fmt: skip
 

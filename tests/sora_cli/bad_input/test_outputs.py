@@ -17,8 +17,7 @@ from sora_cli.core.figures import new_figure, save_figure
 from sora_cli.core.outputs import output_path
 from sora_cli.report import FILE_NAME
 from tests.helpers_reports import write_report
-from tests.sora_cli.bad_input.runner import Case, bad
-from tests.sora_cli.bad_input.test_command_line import FINISHED, PATH, SWEEP
+from tests.sora_cli.bad_input.runner import FINISHED, Case, bad
 from tools.reference.commands import commands
 
 RUN = {f"out/{FILE_NAME}": FINISHED}
@@ -133,7 +132,7 @@ def test_a_dry_run_refuses_places_of_the_system(
 ) -> None:
     """Nothing is written there; whether a directory can be made in /proc is all that is tried."""
     words = (*DRY[command], f"output.dir={place}", "--dry-run")
-    checked(bad(PLACES[place], *words, p=PATH, **{"s.yaml": SWEEP}))
+    checked(bad(PLACES[place], *words))
 
 
 @pytest.fixture(scope="module")

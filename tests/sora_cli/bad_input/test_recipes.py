@@ -14,17 +14,6 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 DIGITS = "9" * 400
 
 FILES: dict[str, Case] = {
-    "no such file": bad("no recipe 'quite-another'", "train", "quite-another", then="sora recipes"),
-    "a typo in its name": bad(
-        "no recipe 'rr.yaml'", "train", "rr.yaml", then="did you mean 'r.yaml'?"
-    ),
-    "a directory": bad(
-        "'d' is a directory, not a recipe file",
-        "train",
-        "d",
-        then="sora recipes",
-        **{"d/x.yaml": RECIPE},
-    ),
     "empty": bad("the file is empty", r="", then="a recipe starts like 'model:'"),
     "only comments": bad("the file is empty", r="# nothing\n# to see\n", then="'model:'"),
     "a list": bad("the file holds no blocks", r="- model\n- task\n", then="'model:'"),
@@ -85,6 +74,9 @@ EXTENDS: dict[str, Case] = {
     "a number": bad(
         "extends must name a file", r=f"extends: 3 {HERE}\n", then="extends: base.yaml"
     ),
+    "a list of numbers": bad("extends must name", r=f"extends: [1] {HERE}\n"),
+    "a block": bad("extends must name", r=f"extends: {{a: b}} {HERE}\n"),
+    "an empty text": bad("extends must name", r=f"extends: '' {HERE}\n"),
     "a broken base": bad("not valid YAML", r="extends: b.yaml\n", b=f"model:\n  path: ] {HERE}\n"),
     "a base with a typo": bad(
         "unknown key 'epochz'",
@@ -162,6 +154,11 @@ VALUES: dict[str, Case] = {
     f"{block}.{line[:40]} ({says[-12:]})": bad(says, r=recipe(block, line), then=then)
     for block, line, says, then in [
         ("training", "epochs: many", "must be a number above 0", "passes over"),
+        ("training", "epochs: 0", "must be a number above 0, not 0", "passes over"),
+        ("training", "checkpoint: 0", "must be epoch, no or a whole number at least 1, not 0",
+            "steps"),
+        ("training", "loggers: [a, 3]", 'a list of texts, not ["a", 3]', "integrations"),
+        ("training", "precision: bf61", "must be fp32, bf16, fp16 or auto", "did you mean 'bf16'?"),
         ("training", "epochs: .nan", "'.nan' is no finite number", "quotes"),
         ("training", "learning_rate: .inf", "'.inf' is no finite number", "quotes"),
         ("training", "learning_rate: 1e400", "'1e400' is no finite number", "quotes"),
@@ -273,7 +270,6 @@ CONTRADICTIONS: dict[str, Case] = {
         r=f"{RECIPE}path:\n  vary: method.r_max {HERE}\n  schedule: {{start: 1, stop: 3, num: 2}}",
         then="did you mean",
     ),
-    "a path of no stages": bad("no path block", "path", "r.yaml", then="path={vary:"),
 }
 CASES = {
     f"{kind}-{name}": case

@@ -29,6 +29,7 @@ from sora_cli.run import stored
 from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
 from tests import warm
+from tests.helpers_errors import error_of
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, save_base, signal_at, train, write_rows
 from tests.sora_cli.experiments.auto.support import auto_recipe
@@ -64,15 +65,6 @@ def same_result(one: Path, other: Path) -> None:
     assert second is not None
     assert first.metrics == second.metrics
     assert first.ranks == second.ranks
-
-
-def error(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
-    """The lines of the error that a command line ends in."""
-    assert run(words) == 2
-    lines = capsys.readouterr().err.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-    assert len(lines) - first <= 3
-    return lines[first:]
 
 
 @pytest.mark.versions
@@ -175,14 +167,13 @@ def test_the_certificate_is_scored_again_where_the_data_have_moved(
     text = report.read_text(encoding="utf-8")
     report.write_text(text.replace(f"{data}/train.jsonl", "/gone/train.jsonl"), encoding="utf-8")
     words = ["verify", str(moved), "--certificate"]
-    said = error(capsys, *words)
+    said = error_of(capsys, *words)
     assert "/gone/train.jsonl" in said[0]
     assert "where it is by now: data.files.train=FILE" in said[-1]
     assert run([*words, f"data.files.train={data}/train.jsonl"]) == 0
     rows = write_rows(tmp_path / "other.jsonl", pair_rows(124, seed=7))
     assert run([*words, f"data.files.train={rows}"]) == FAILED
     assert "rows are not those of the certificate" in capsys.readouterr().out
-    assert "goes with --certificate only" in error(capsys, "verify", "a", "b", "data.path=c")[0]
 
 
 NOT_VERIFIED = {
@@ -333,7 +324,7 @@ def test_the_certificate_is_scored_again_where_the_base_has_moved(
         assert run([*words, f"model.path={moved}"]) == 0
     assert set(loaded) == {str(moved)}
     other = save_base(tiny_bert(num_labels=2, seed=1), tmp_path / "other")
-    assert f"{other} holds other weights" in error(capsys, *words, f"model.path={other}")[0]
+    assert f"{other} holds other weights" in error_of(capsys, *words, f"model.path={other}")[0]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +333,7 @@ def test_the_certificate_is_scored_again_where_the_base_has_moved(
 def test_a_certificate_takes_no_other_recipe(
     done: Path, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
-    said = error(capsys, "verify", str(done), "--certificate", word)
+    said = error_of(capsys, "verify", str(done), "--certificate", word)
     assert f"{word.partition('=')[0]} would change nothing" in said[0]
     assert "data.path" in said[2]
     assert "model.path" in said[2]
@@ -363,31 +354,9 @@ def test_other_names_of_the_classes_are_not_the_certificates(
 def test_a_finished_search_is_not_repeated(
     recipe: Path, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "holds a finished run" in error(capsys, "auto", str(recipe))[0]
+    assert "holds a finished run" in error_of(capsys, "auto", str(recipe))[0]
     words = ["auto", str(recipe), f"output.dir={done}", "training.seed=1"]
-    assert "training.seed was 0, is now 1" in error(capsys, *words)[0]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--max-drop", "0.5"], "ends at 1"),
-        (["--confidence", "1.5"], "auto.confidence"),
-        (["--serve", "ollama"], "auto.serve"),
-        (["auto.rows=200"], "leave too few"),
-    ],
-)
-def test_mistakes(
-    recipe: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = error(capsys, "auto", str(recipe), f"output.dir={tmp_path}/out", *words)
-    assert said in "\n".join(lines)
-
-
-def test_verify_needs_a_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds no certificate" in error(capsys, "verify", str(tmp_path), "--certificate")[0]
-    words = ["verify", str(tmp_path), "there", "--certificate"]
-    assert "B does not go with --certificate" in error(capsys, *words)[0]
+    assert "training.seed was 0, is now 1" in error_of(capsys, *words)[0]
 
 
 @pytest.mark.parametrize(
@@ -531,11 +500,3 @@ def test_data_without_a_recipe(
     assert run([*words, "auto.rows=40", "training.max_steps=16", "--no-verify"]) == 0
     assert (tmp_path / "train.yaml").is_file()
     assert read_certificate(tmp_path / "runs" / "train-auto-s0") is not None
-
-
-def test_data_and_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "which recipe" in error(capsys, "auto")[0]
-    words = ["auto", "quickstart", "--task", "sequence-classification"]
-    assert "--task goes with --data only" in error(capsys, *words)[0]
-    words = ["auto", "--data", str(tmp_path / "nothing.csv"), "--dry-run"]
-    assert "a dry run writes no recipe" in error(capsys, *words)[0]

@@ -39,25 +39,6 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("words", "says", "then"),
-    [
-        (["a"], "sora eval needs a recipe", "--benchmark NAMES"),
-        (["a", "-r", "rte", "--limit", "3"], "--limit goes with --benchmark only", ""),
-        (["a", "-r", "rte", "-o", "x"], "--output goes with --benchmark only", ""),
-        (["a", "--benchmark", "x", "--predictions", "y.jsonl"], "does not go with --benchmark", ""),
-        (["a", "--benchmark", " , "], "--benchmark names none", "hellaswag"),
-    ],
-)
-def test_what_is_asked_back(
-    words: list[str], says: str, then: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["eval", *words]) == 2
-    told = capsys.readouterr().err
-    assert says in told
-    assert then in told
-
-
 def test_a_harness_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from sora_cli.adapter import combine as combining
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.app import run
+from tests.helpers_errors import error_of
 
 PATHS = ("layer.0.query", "layer.1.query", "layer.1.value")
 
@@ -63,14 +64,6 @@ def _combine(capsys: Any, *words: str) -> dict[str, Any]:
     assert run(["combine", *words, "--json"]) == 0
     facts: dict[str, Any] = json.loads(capsys.readouterr().out)
     return facts
-
-
-def _error(capsys: Any, *words: str) -> str:
-    capsys.readouterr()
-    assert run(["combine", *words]) == 2
-    text = "error:" + str(capsys.readouterr().err).partition("error:")[2]
-    assert len(text.strip().splitlines()) <= 3
-    return text
 
 
 def _dense(directory: str | Path) -> dict[str, Tensor]:
@@ -122,17 +115,6 @@ def test_one_cut_over_all_layers(tmp_path: Path, capsys: Any) -> None:
     assert sum(module["rank"] for module in facts["modules"].values()) == 6
 
 
-@pytest.mark.parametrize("method", ["linear", "ties"])
-@pytest.mark.parametrize("budget", [["--max-params", "17"], ["--mean-rank", "0.2"]])
-def test_a_budget_that_leaves_nothing(
-    tmp_path: Path, capsys: Any, method: str, budget: list[str]
-) -> None:
-    """An adapter of zeros is no result, whatever the method."""
-    options = ("-o", str(tmp_path / "out"), "--method", method, *budget)
-    assert f"fits into {budget[0]} {budget[1]}" in _error(capsys, *_three(tmp_path), *options)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_sum_that_is_wrong_is_not_written(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,8 +125,8 @@ def test_a_sum_that_is_wrong_is_not_written(
         return LowRankFactors(factors.A, factors.B * (1 + 1e-4))
 
     monkeypatch.setattr(combining.Combination, "stacked", wrong)
-    text = _error(capsys, *_three(tmp_path), "-o", str(tmp_path / "out"))
-    assert "is not the weighted sum" in text
+    said = error_of(capsys, "combine", *_three(tmp_path), "-o", tmp_path / "out")
+    assert "is not the weighted sum" in said[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -188,7 +170,8 @@ def test_heads_that_are_the_same_stay(tmp_path: Path, capsys: Any) -> None:
     done = read_adapter(out)
     assert torch.equal(done.head["score.weight"], torch.ones(2, 5))
     assert (done.meta.labels, done.meta.task) == (("a", "b"), "sequence-classification")
-    assert "train_head=false" in _error(capsys, a, other, "-o", str(out), "--force")
+    said = error_of(capsys, "combine", a, other, "-o", out, "--force")
+    assert "train_head=false" in " ".join(said)
 
 
 def test_adapters_that_do_not_belong_together(tmp_path: Path, capsys: Any) -> None:
@@ -199,27 +182,12 @@ def test_adapters_that_do_not_belong_together(tmp_path: Path, capsys: Any) -> No
         "adapters of another task type": _write(tmp_path / "task", 1, task_type="SEQ_2_SEQ_LM"),
     }
     for text, other in others.items():
-        assert text in _error(capsys, a, other, "-o", str(tmp_path / "out"))
+        said = error_of(capsys, "combine", a, other, "-o", tmp_path / "out")
+        assert text in " ".join(said)
     unknown = _write(tmp_path / "unknown", 2, fingerprint=None)
     assert "nothing says" in " ".join(
         _combine(capsys, a, unknown, "-o", str(tmp_path / "out"))["notes"]
     )
     hub = [_write(tmp_path / n, 3, fingerprint=None, hub_id=f"me/{n}") for n in ("x", "y")]
-    assert "another base model" in _error(capsys, *hub, "-o", str(tmp_path / "out"), "--force")
-
-
-def test_options_that_do_not_go_together(tmp_path: Path, capsys: Any) -> None:
-    a, b = _write(tmp_path / "a", 0), _write(tmp_path / "b", 1)
-    out = ("-o", str(tmp_path / "out"))
-    assert "nothing to combine" in _error(capsys, a, *out)
-    assert "3 numbers for 2" in _error(capsys, a, b, *out, "--weights", "1,2,3")
-    assert "no list of numbers" in _error(capsys, a, b, *out, "--weights", "1,x")
-    assert "full rank" in _error(capsys, a, b, *out, "--method", "ties")
-    assert "above 0 only" in _error(
-        capsys, a, b, *out, "--method", "ties", "--rank", "2", "--weights=1,-1"
-    )
-    assert "--density goes with" in _error(capsys, a, b, *out, "--density", "0.2")
-    assert "--seed goes with" in _error(capsys, a, b, *out, "--method", "ties", "--seed", "1")
-    assert "no method 'sum'" in _error(capsys, a, b, *out, "--method", "sum")
-    assert "exclude each other" in _error(capsys, a, b, *out, "--rank", "1", "--energy", "0.5")
-    assert not (tmp_path / "out").exists()
+    said = error_of(capsys, "combine", *hub, "-o", tmp_path / "out", "--force")
+    assert "another base model" in " ".join(said)

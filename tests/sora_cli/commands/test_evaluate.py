@@ -15,8 +15,9 @@ import transformers
 from sora_cli.app import run
 from sora_cli.report import RunReport
 from tests import warm
+from tests.helpers_errors import error_of
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import pair_rows, save_base, tiny_tokenizer, train, write_recipe, write_rows
+from tests.helpers_runs import pair_rows, tiny_tokenizer, train, write_recipe, write_rows
 from tests.shared_files import ROOT
 
 
@@ -53,15 +54,6 @@ def _fresh(*words: str) -> Any:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # nothing but JSON on stdout
-
-
-def _error(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
-    capsys.readouterr()
-    assert run(["eval", *words]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-    assert len(lines) - first <= 3
-    return lines[first:]
 
 
 def test_run_directory_in_a_fresh_process(classifier: Trained) -> None:
@@ -202,7 +194,7 @@ def test_other_classes(
     """Also the same ones in another order, where every score would be of the wrong class."""
     target = getattr(classifier, place)
     words = ["-r", str(classifier.recipe), f"data.label_names={names}"]
-    lines = _error(capsys, str(target), *words)
+    lines = error_of(capsys, "eval", str(target), *words)
     assert "classes" in lines[0]
     assert "0, 1" in " ".join(lines) or "(2,), not (3,)" in lines[0]
     assert names != "[yes,no]" or """'data.label_names=["0", "1"]'""" in lines[2]
@@ -215,7 +207,7 @@ def test_labels_of_another_kind_than_those_trained_on(
     rows = [row | {"label": one if row["label"] else zero} for row in pair_rows(8)]
     other = write_rows(tmp_path / "other.jsonl", rows)
     words = ["-r", str(classifier.recipe), f"data.files.validation={other}"]
-    lines = _error(capsys, str(classifier.run), *words)
+    lines = error_of(capsys, "eval", str(classifier.run), *words)
     assert "column 'label'" in lines[0]
     assert "other.jsonl:1, split 'validation'" in lines[1]
     assert isinstance(zero, float) or "train.jsonl:1, split 'train'" in lines[1]
@@ -224,31 +216,5 @@ def test_labels_of_another_kind_than_those_trained_on(
 def test_a_regression_adapter_has_no_classes(
     regressor: Trained, classifier: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _error(capsys, str(regressor.run), "-r", str(classifier.recipe))
-    _error(capsys, str(classifier.run), "-r", str(regressor.recipe))
-
-
-def test_model_without_a_head(
-    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bare = save_base(tiny_bert(num_labels=2), tmp_path / "bare")
-    lines = _error(capsys, str(bare), "-r", str(classifier.recipe))
-    assert "holds no trained head: classifier.bias, classifier.weight" in lines[0]
-
-
-def test_nothing_there(
-    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _error(capsys, str(tmp_path / "nowhere"), "-r", str(classifier.recipe))
-    (tmp_path / "empty").mkdir()
-    _error(capsys, str(tmp_path / "empty"), "-r", str(classifier.recipe))
-
-
-def test_damaged_adapter(
-    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(classifier.run / "adapter", tmp_path / "adapter")
-    file = tmp_path / "adapter" / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    lines = _error(capsys, str(tmp_path / "adapter"), "-r", str(classifier.recipe))
-    assert "truncated or corrupt" in lines[0]
+    error_of(capsys, "eval", str(regressor.run), "-r", str(classifier.recipe))
+    error_of(capsys, "eval", str(classifier.run), "-r", str(regressor.recipe))

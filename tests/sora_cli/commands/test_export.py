@@ -13,7 +13,6 @@ from methods.factors import LowRankFactors
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.app import run
-from sora_cli.model.files import ADAPTER_CONFIG
 
 
 def _write(directory: Path, ranks: list[int], *, head: bool = False, **meta: Any) -> Path:
@@ -102,16 +101,6 @@ def test_who_can_load_it(
     if ranks == [1, 9] and not head:
         assert "--max-lora-rank 16" in shown.out
     assert "wrote " in shown.err
-
-
-def test_the_input_stays_as_it_is(tmp_path: Path) -> None:
-    source = _write(tmp_path / "a", [1, 3])
-    before = (source / ADAPTER_CONFIG).read_bytes()
-    (tmp_path / "link").symlink_to("a")
-    for output in ("a", "link", "a/new", "."):
-        options = ["--layout", "padded", "--force"]
-        assert run(["export", str(source), "-o", str(tmp_path / output), *options]) == 2
-    assert (source / ADAPTER_CONFIG).read_bytes() == before
 
 
 def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

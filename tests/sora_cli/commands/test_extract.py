@@ -12,6 +12,7 @@ import torch
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from tests.helpers_adapters import assert_same, logits
+from tests.helpers_errors import error_of, error_text
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.helpers_tuned import change, loaded, save_pair
 from tests.matrix import rest_is_long
@@ -25,14 +26,6 @@ def _extract(capsys: Any, *words: str) -> dict[str, Any]:
     assert run(["extract", *words, "--json"]) == 0
     facts: dict[str, Any] = json.loads(capsys.readouterr().out)
     return facts
-
-
-def _error(capsys: Any, *words: str) -> str:
-    capsys.readouterr()
-    assert run(["extract", *words]) == 2
-    text = "error:" + str(capsys.readouterr().err).partition("error:")[2]
-    assert len(text.strip().splitlines()) <= 3
-    return text
 
 
 @pytest.mark.parametrize("kind", rest_is_long(["llama-tied", "llama", "gpt2"]))
@@ -97,7 +90,7 @@ def test_max_params_is_kept(tmp_path: Path, capsys: Any) -> None:
     pair = save_pair(model, change(model, WEIGHTS), tmp_path)
     options = (pair[0], "--base", pair[1], "-o", str(tmp_path / "out"), "--max-params")
     assert _extract(capsys, *options, "2000")["parameters"] <= 2000
-    assert "not one component" in _error(capsys, *options, "3", "--force")
+    assert "not one component" in error_of(capsys, "extract", *options, "3", "--force")[0]
 
 
 def test_a_new_head_is_stored_in_full(tmp_path: Path, capsys: Any) -> None:
@@ -191,14 +184,9 @@ def test_what_does_not_belong_together(tmp_path: Path, capsys: Any) -> None:
     }
     for name, text in expected.items():
         words = (str(tmp_path / name), "--base", str(tmp_path / "base"), "--rank", "4")
-        assert text in _error(capsys, *words, "-o", str(tmp_path / "out")), name
+        assert text in error_text(capsys, "extract", *words, "-o", tmp_path / "out"), name
     words = (str(tmp_path / "base"), "--base", str(tmp_path / "deeper"), "--rank", "4")
-    assert "another number of layers" in _error(capsys, *words, "-o", str(tmp_path / "out"))
+    said = error_of(capsys, "extract", *words, "-o", tmp_path / "out")
+    assert "another number of layers" in said[0]
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))  # nothing is left behind
-
-
-def test_a_budget_is_needed_and_one_only(tmp_path: Path, capsys: Any) -> None:
-    words = ("m", "--base", "b", "-o", str(tmp_path / "out"))
-    assert "how much" in _error(capsys, *words)
-    assert "exclude each other" in _error(capsys, *words, "--rank", "3", "--energy", "0.5")

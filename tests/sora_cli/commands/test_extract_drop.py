@@ -64,21 +64,3 @@ def test_nothing_is_certified(trained: Path, tmp_path: Path, capsys: Any) -> Non
     facts = json.loads(capsys.readouterr().out)
     assert (facts["rule"]["certified"], facts["rule"]["confidence"]) == (False, 0.99)
     assert sum(read_adapter(tmp_path / "out").ranks().values()) > 0
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--max-drop", "1pt"], "--max-drop needs a recipe"),
-        (["--max-drop", "1pt", "--rank", "3"], "exclude each other"),
-        (["--rank", "3", "--confidence", "0.9"], "--confidence goes with --max-drop only"),
-        (["--rank", "3", "--recipe", "rte"], "--recipe goes with --max-drop only"),
-        (["--rank", "3", "training.seed=1"], "OVERRIDES goes with --max-drop only"),
-    ],
-)
-def test_what_does_not_go_together(
-    trained: Path, tmp_path: Path, words: list[str], message: str, capsys: Any
-) -> None:
-    assert _extract(trained, tmp_path / "out", *words) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

@@ -111,29 +111,6 @@ def test_an_adapter_alone_needs_a_recipe(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--heal", "2", "--max-drop", "1pt", "--rank", "1"], "exclude each other"),
-        (["--heal", "2", "--max-drop", "0.3"], "is that 0.3 of a point, or 30 points?"),
-        (["--heal", "2", "--rank", "1", "--energy", "0.5"], "exclude each other"),
-        (["--resume"], "--resume goes with --heal only"),
-        (["--no-verify"], "--no-verify goes with --heal only"),
-        (["--recipe", "rte"], "--recipe goes with --max-drop and --heal only"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_options_that_do_not_go_together(
-    origin: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    expected: str,
-) -> None:
-    assert run(["prune", str(origin), "-o", f"{tmp_path}/out", *words]) == 2
-    assert expected in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
         (["--mean-rank", "2"], "rule: --mean-rank 2: pooled singular values"),
         (["--energy", "0.5"], "rule: --energy 0.5: each layer by itself"),
         ([], "rule: what is exactly zero goes"),

@@ -91,12 +91,3 @@ def test_the_first_failure_ends_it(
     assert record["bound"] is None or not record["certified"]
     out = capsys.readouterr().out
     assert "the 60 rows can certify a drop of" in out
-
-
-def test_what_is_there_is_not_overwritten(
-    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    assert run(_words(origin, tmp_path, "0.02")) == 2
-    assert "holds no sizes of this command" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

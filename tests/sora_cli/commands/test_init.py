@@ -128,79 +128,8 @@ def test_an_existing_file_stays(init: Init) -> None:
     assert Path("reviews.yaml").read_text() != "mine"
 
 
-LETTERS = "text,label\n" + "".join(f"the cat sees {i},{i % 2}\n" for i in range(20))
-BAD: dict[str, tuple[str, str | None, tuple[str, ...], str, str]] = {
-    # file, content, further words, what is said, and what to do
-    "empty": ("a.csv", "", (), "holds no rows", ""),
-    "a header alone": ("a.csv", "text,label\n", (), "no rows", ""),
-    "one row": ("a.csv", "text,label\nthe cat sees a dog,1\n", (), "1 row is too little", ""),
-    "no text": ("a.csv", "a,b,c\n1.5,2,3\n2.5,3,4\n3.5,5,6\n", (), "no task can be told",
-        "data.text_columns=[COLUMN]"),
-    "two texts": ("a.csv", LETTERS.replace("text,", "story,").replace("\n", ",the dog is red\n")
-        .replace("label,the dog is red", "label,plot")
-        .replace("red\nthe cat sees 3,1,the dog is red", "red\nthe cat sees 3,1,a dog is blue"),
-        (), "2 columns could be the text: story, plot", "data.text_columns=[plot]"),
-    "no file": ("a.csv", None, (), "no file or directory 'a.csv'", ""),
-    "a recipe": ("a.yaml", "model:\n", (), "'a.yaml' is a recipe", "sora train a.yaml"),
-    "no table": ("a.xlsx", "x", (), "no file of rows", "csv, tsv, json"),
-    "no such key": ("a.csv", LETTERS, ("data.text_colums=[text]",), "unknown key 'text_colums'",
-        "did you mean 'text_columns'?"),
-    "no such family": ("a.csv", LETTERS, ("--task", "seq2sec"), "unknown task 'seq2sec'", ""),
-    "another family": ("a.csv", LETTERS, ("--task", "token-classification"),
-        "the columns are not those of token-classification", "tokens: COLUMN"),
-    "a column that is not there": ("a.csv", LETTERS, ("data.label_column=stars",),
-        "no column 'stars'", "there are: text, label"),
-    "a broken line": ("a.csv", LETTERS.replace("sees 5,", "sees 5,a,"), (),
-        "3 fields, where the header has 2", "a.csv:7"),
-    "a row without text": ("a.csv", LETTERS.replace("the cat sees 5,", ","), (),
-        "column 'text' has no text", "a.csv:7"),
-    "an output of another name": ("a.csv", LETTERS, ("-o", "a.txt"), "ends in .yaml", "a.txt.yaml"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input(name: str, tmp_path: Path, init: Init) -> None:
-    file, content, words, says, hint = BAD[name]
-    if content is not None:
-        Path(file).write_text(content)
-    before = sorted(tmp_path.iterdir())
-    shown = init(file, *words, *(() if "-o" in words else ("-o", "new.yaml")), code=2)
-    error = shown[shown.index("error: ") :].splitlines()
-    assert says in error[0]
-    assert hint in " ".join(error)
-    assert len([line for line in error if line.strip()]) <= 3
-    assert sorted(tmp_path.iterdir()) == before
-
-
 @pytest.mark.usefixtures("init")
-@pytest.mark.parametrize(
-    ("source", "model", "hint"),
-    [("reviews.csv", "nobody/none", "a model on this disk: --model DIR"),
-     ("nobody/none", "nobody/none", "data on this disk: sora init FILE_OR_DIRECTORY")],
-)  # fmt: skip
-def test_what_the_hub_does_not_give(
-    source: str, model: str, hint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("reviews.csv").write_text(_csv())
-    assert run(["init", source, "--model", model, "-o", "r.yaml"]) == 2
-    error = capsys.readouterr().err.splitlines()
-    assert "nobody/none" in error[-3]
-    assert error[-1].strip() == hint
-    assert not Path("r.yaml").exists()
-
-
-@pytest.mark.usefixtures("init")
-def test_train_points_from_data_to_init(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("reviews.csv").write_text(_csv())
-    Path("rows").mkdir()
-    Path("rows/train.csv").write_text(_csv())
-    for source in ("reviews.csv", "rows"):
-        assert run(["train", source]) == 2
-        assert f"sora init {source}" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("init")
-def test_files_take_the_place_of_a_recipes_path(capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_take_the_place_of_a_recipes_path() -> None:
     Path("a.csv").write_text(_csv())
     loaded = load_recipe("quickstart", ["data.files.train=a.csv", "data.held_out_rows=8"])
     assert (loaded.recipe.data.path, loaded.recipe.data.files) == ("", {"train": ["a.csv"]})
@@ -210,8 +139,6 @@ def test_files_take_the_place_of_a_recipes_path(capsys: pytest.CaptureFixture[st
     back = load_recipe("offline/own-instructions", ["data.path=b"])
     assert (back.recipe.data.path, back.recipe.data.files) == ("b", None)
     assert back.notes == ("data.path (command line): dropped data.files",)
-    assert run(["train", "quickstart", "data.files.train=a.csv"]) == 2
-    assert "data.held_out_rows=8 takes them from the training rows" in capsys.readouterr().err
 
 
 def test_images_with_texts_are_shown_without_their_model(tmp_path: Path, init: Init) -> None:

@@ -284,16 +284,6 @@ def test_a_head_that_is_not_finite(
         assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("option", ["--plot=x.png", "--modules"])
-def test_what_shows_one_adapter_only(
-    option: str, directory: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["inspect", str(directory), str(directory), option]) == 2
-    shown_error = capsys.readouterr().err
-    assert "shows one adapter, not 2" in shown_error
-    assert len(shown_error.splitlines()) <= 3
-
-
 def test_two_of_different_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_peft(tmp_path / "a", {"layers.0.q": (8, 8)})
     write_peft(tmp_path / "b", {"blocks.0.q": (8, 8)})

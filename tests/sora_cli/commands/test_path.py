@@ -20,6 +20,7 @@ from sora_cli.app import run
 from sora_cli.experiments.path.record import PathReport, read_path
 from sora_cli.experiments.path.stages import Stages
 from sora_cli.report import read_report
+from tests.helpers_errors import error_of
 from tests.matrix import rest_is_long
 from tests.sora_cli.experiments.path.support import THRESHOLDS, path_recipe, train_path
 
@@ -44,15 +45,6 @@ def _hashes(folder: Path, pattern: str) -> dict[str, str]:
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob(pattern))
     }
-
-
-def _error(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
-    """The lines of the error that a command line ends in."""
-    assert run(words) == 2
-    lines = capsys.readouterr().err.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-    assert len(lines) - first <= 3
-    return lines[first:]
 
 
 def test_record(report: PathReport) -> None:
@@ -199,7 +191,7 @@ def test_pick_copies_the_adapter(
     assert run([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert _hashes(Path(to), "*") == _hashes(Path(facts["adapter"]), "*")
-    assert _error(capsys, *words)[0].endswith("exists already")
+    assert error_of(capsys, *words)[0].endswith("exists already")
     assert run([*words, "--force"]) == 0
 
 
@@ -213,9 +205,9 @@ def test_a_finished_path_is_not_trained_again(
     report: PathReport, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report.status == "completed"
-    lines = _error(capsys, "path", str(recipe))
+    lines = error_of(capsys, "path", recipe)
     assert lines[0].endswith("holds a finished path")
-    lines = _error(capsys, "path", str(recipe), "training.batch_size=4")
+    lines = error_of(capsys, "path", str(recipe), "training.batch_size=4")
     assert "training.batch_size was 8, is now 4" in lines[0]
 
 
@@ -295,24 +287,10 @@ def test_a_lost_state_is_said(
     assert run(["path", str(recipe), f"output.dir={out}"]) == 130
     monkeypatch.setattr(Stages, "run", train_stage)
     (out / "stages" / "00" / "state.safetensors").write_bytes(b"torn")
-    lines = _error(capsys, "path", str(recipe), f"output.dir={out}")
+    lines = error_of(capsys, "path", str(recipe), f"output.dir={out}")
     assert "state.safetensors cannot be read" in lines[0]
-    assert lines[1].strip() == "start again with --force"
+    assert lines[1] == "start again with --force"
     assert train_path(recipe, "--force", out=out).status == "completed"
-
-
-def test_foreign_and_damaged_directories(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mine.txt").write_text("x")
-    lines = _error(capsys, "path", str(recipe), f"output.dir={tmp_path}")
-    assert lines[0].endswith("is not empty and holds no path")
-    (tmp_path / "path.json").write_text('{"schema_version": 1, "na')
-    lines = _error(capsys, "path", str(recipe), f"output.dir={tmp_path}")
-    assert "path.json is damaged or of another version" in lines[0]
-    assert "damaged" in _error(capsys, "pick", str(tmp_path), "--keep", "0.9")[0]
-    assert "holds no path.json" in _error(capsys, "pick", str(recipe.parent), "--keep", "0.9")[0]
-    assert (tmp_path / "mine.txt").exists()
 
 
 def test_dry_run_shows_the_stages_and_writes_nothing(
@@ -346,16 +324,6 @@ def test_adalora_along_shrinking_budgets(tmp_path: Path) -> None:
     modules = len(report.stages[0].alive)
     assert [s.live for s in report.stages] == [3 * modules, 2 * modules, modules]
     assert report.stages[0].total == 4 * modules
-
-
-def test_an_impossible_later_stage_is_refused_before_the_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = path_recipe(tmp_path, values=[2, 1], path={"vary": "method.target_r", "epochs": 0.1})
-    words = ["method.name=adalora", "method.t_init=1", "method.t_final=1", "path.epochs=0.1"]
-    lines = _error(capsys, "path", str(recipe), *words)
-    assert lines[0].startswith("error: stage 1 of 1 steps: adalora: t_init 1 + t_final 1")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_plug_ins_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from sora_cli.adapter.pruning import prune_layers
 from sora_cli.adapter.reading import open_adapter
 from sora_cli.app import run
 from sora_cli.commands.prune import prune
-from sora_cli.core.errors import SoraError
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
 
@@ -181,37 +180,6 @@ def test_lossless_says_that_nothing_was_lost(
     assert "%" not in out
 
 
-def test_the_input_stays_as_it_is(directory: Path) -> None:
-    before = read_adapter(directory).ranks()
-    for output in (directory, directory / "pruned", directory.parent):
-        with pytest.raises(SoraError, match="what is read here"):
-            prune(directory, output, rank=1, force=True)
-    assert read_adapter(directory).ranks() == before
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rank": 2, "energy": 0.5}, "exclude each other"),
-        ({"energy": 0.0}, "--energy"),
-        ({"energy": 1.5}, "--energy"),
-        ({"rank": 0}, "--rank"),
-        ({"max_params": 0}, "--max-params"),
-        ({"max_params": 17}, "not one component"),
-        ({"mean_rank": 0.2}, "not one component"),
-        ({"mean_rank": 0.0}, "--mean-rank"),
-        ({"max_drop": "0.01"}, "needs a recipe"),
-        ({"max_drop": "1pt", "rank": 1}, "exclude each other"),
-    ],
-)
-def test_impossible_rules(
-    directory: Path, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(SoraError, match=message):
-        prune(directory, tmp_path / "p", **options)
-    assert not (tmp_path / "p").exists()
-
-
 def test_mean_rank_keeps_the_strongest_of_all_layers(layers: dict[str, LowRankFactors]) -> None:
     values = {path: f.drop_zeros().singular_values() for path, f in layers.items()}
     everything = torch.cat(list(values.values()))
@@ -279,31 +247,6 @@ def test_rows_that_cannot_certify_the_promise_give_no_verdict(
     assert f"NOT certified: {kept} components" in out
     assert "the 60 rows can certify a drop of 0." in out
     assert entry["drop"] <= 0.04 < 1 - 0.01 ** (1 / 60)  # not even with no differing row
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--max-drop", "0.5"], "is that 0.5 of a point, or 50 points?"),
-        (["--max-drop", "1pt", "task.metrics=[loss]"], "loss is not known to"),
-        (["--max-drop", "much"], "--max-drop must be a number"),
-        (["--max-drop", "-1"], "--max-drop must be 0 or more"),
-        (["--max-drop", "1pt", "--confidence", "95"], "--confidence is a share from 0.5"),
-        (["--rank", "1", "--confidence", "0.9"], "--confidence goes with --max-drop only"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_drops_that_say_nothing(
-    trained: Path, tmp_path: Path, words: list[str], message: str, capsys: Any
-) -> None:
-    assert _prune(trained, tmp_path / "p", *words) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "p").exists()
-
-
-def test_a_recipe_without_max_drop_is_a_mistake(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(SoraError, match="goes with --max-drop and --heal only"):
-        prune(directory, tmp_path / "p", rank=2, recipe="rte")
 
 
 def _foreign(folder: Path, layers: dict[str, LowRankFactors], alpha: float) -> Path:

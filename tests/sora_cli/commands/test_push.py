@@ -17,6 +17,7 @@ from sora_cli.adapter.metadata import AdapterMeta, BaseReference
 from sora_cli.adapter.shared import shared_model
 from sora_cli.app import run
 from sora_cli.core.errors import SoraError
+from tests.helpers_errors import error_of
 from tests.helpers_reports import write_report
 from tests.helpers_runs import tiny_tokenizer
 from tests.hub_server import TOKEN, Hub, serving
@@ -133,7 +134,7 @@ def test_a_dry_run_asks_nobody(tmp_path: Path, hub: Hub, capsys: Output) -> None
 
 def test_a_base_model_that_nobody_could_find(tmp_path: Path, hub: Hub, capsys: Output) -> None:
     folder = _run(tmp_path, hub_id=None)
-    said = _refused(capsys, str(folder))
+    said = error_of(capsys, "push", str(folder))
     assert "nobody else can find the base model" in said[0]
     assert "goo/its-parent, which may have other weights" in said[1]
     assert "--base-id OWNER/NAME" in said[2]
@@ -142,16 +143,7 @@ def test_a_base_model_that_nobody_could_find(tmp_path: Path, hub: Hub, capsys: O
     text = hub.files("me/my-run")["README.md"].decode()
     assert '.from_pretrained("goo/bert")' in text
     assert "THE BASE MODEL" not in text
-    assert "no id on the Hub" in _refused(capsys, str(folder), "--base-id", "../x")[0]
-
-
-def _refused(capsys: Output, *words: str) -> list[str]:
-    capsys.readouterr()
-    assert run(["push", *words]) == 2
-    said = capsys.readouterr().err.splitlines()
-    lines = [line for line in said if not line.startswith("note:")]
-    assert len(lines) <= 3
-    return lines
+    assert "no id on the Hub" in error_of(capsys, "push", str(folder), "--base-id", "../x")[0]
 
 
 def test_without_a_token(
@@ -160,24 +152,24 @@ def test_without_a_token(
     folder = _run(tmp_path)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
-    said = _refused(capsys, str(folder))
+    said = error_of(capsys, "push", str(folder))
     assert said[0] == "error: there is no token for the Hub"
     assert "hf auth login" in said[2]
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "the Hub does not take my-run" in _refused(capsys, str(folder))[0]
+    assert "the Hub does not take my-run" in error_of(capsys, "push", str(folder))[0]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in _refused(capsys, str(folder))[0]
+    assert "HF_HUB_OFFLINE is set" in error_of(capsys, "push", str(folder))[0]
     assert hub.repositories == {}
 
 
 def test_what_the_hub_refuses(tmp_path: Path, hub: Hub, capsys: Output) -> None:
     folder = _run(tmp_path)
     hub.refuse = {"/preupload/": 403}
-    assert "the Hub does not take" in _refused(capsys, str(folder))[0]
+    assert "the Hub does not take" in error_of(capsys, "push", str(folder))[0]
     assert hub.files("me/my-run") == {}
     hub.refuse = {}
     hub.repositories["me/my-run"]["private"] = False
-    said = _refused(capsys, str(folder))
+    said = error_of(capsys, "push", str(folder))
     assert said[0] == "error: me/my-run is there, and everybody can see it"
     assert hub.files("me/my-run") == {}
     assert run(["push", str(folder), "--public"]) == 0
@@ -186,16 +178,16 @@ def test_what_the_hub_refuses(tmp_path: Path, hub: Hub, capsys: Output) -> None:
 def test_what_cannot_be_pushed(tmp_path: Path, hub: Hub, capsys: Output) -> None:
     folder = _run(tmp_path)
     for name in ("a/b/c", "a b", "", "a--b", "a..b"):
-        assert "cannot be a repository's name" in _refused(capsys, str(folder), name)[0]
-    assert "there is no directory" in _refused(capsys, str(tmp_path / "nowhere"))[0]
-    assert "it is no merged model" in _refused(capsys, str(folder), "--merged")[0]
+        assert "cannot be a repository's name" in error_of(capsys, "push", str(folder), name)[0]
+    assert "there is no directory" in error_of(capsys, "push", str(tmp_path / "nowhere"))[0]
+    assert "it is no merged model" in error_of(capsys, "push", str(folder), "--merged")[0]
     card = folder / "adapter" / "README.md"
     good = card.read_text()
     for bad in ("---\na: [\n---\n", "---\n- a\n---\n", "---\nlicense: [mit]\n---\n"):
         card.write_text(bad)
-        assert "README.md" in _refused(capsys, str(folder))[0]
+        assert "README.md" in error_of(capsys, "push", str(folder))[0]
     card.write_text(f"{good}\nmade in {folder.resolve() / 'adapter'}\n")
-    assert "README.md names a place on this machine" in _refused(capsys, str(folder))[0]
+    assert "README.md names a place on this machine" in error_of(capsys, "push", str(folder))[0]
     assert hub.requests == []
 
 

@@ -11,6 +11,7 @@ import pytest
 from sora_cli.app import run
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.report.examples import choose
+from tests.helpers_errors import error_of
 from tests.helpers_models import tiny_bert
 from tests.helpers_reports import write_report, write_study
 from tests.helpers_runs import train, write_recipe
@@ -22,15 +23,6 @@ from tests.sora_cli.experiments.report.pages import (
     write_path,
     write_predictions,
 )
-
-
-def _error(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
-    capsys.readouterr()
-    assert run(["report", *words]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-    assert len(lines) - first <= 3
-    return [line.strip() for line in lines[first:]]
 
 
 def test_the_page_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +49,7 @@ def test_its_own_page_is_replaced_and_nobody_elses(
     page_of(directory)
     mine = directory / "report.html"
     mine.write_text("<p>thesis</p>")
-    what, hint = _error(capsys, str(directory))
+    what, hint = error_of(capsys, "report", str(directory))
     assert what == f"error: {mine} exists already"
     assert hint == "name another file: -o FILE.html, or add --force"
     assert mine.read_text() == "<p>thesis</p>"
@@ -74,11 +66,11 @@ def test_what_is_read_is_never_replaced(
     directory = full_run(tmp_path / "run")
     write_predictions(directory / "predictions.jsonl", class_records(225, 52))
     (directory / "checkpoints").mkdir()
-    said = _error(capsys, str(directory), "-o", str(directory / name), "--force")
+    said = error_of(capsys, "report", str(directory), "-o", str(directory / name), "--force")
     assert "what is read here" in said[0] or "is a directory" in said[0]
 
 
-def test_predictions_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_elsewhere(tmp_path: Path) -> None:
     directory = full_run(tmp_path / "run", metric=0.5,
                          more={"data": {"rows": {"validation": 10}}})  # fmt: skip
     file = write_predictions(tmp_path / "p.jsonl", class_records(6, 4))
@@ -86,52 +78,35 @@ def test_predictions_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str
     said = page.section("examples")
     assert "accuracy 0.6000, the report says 0.5000" in said
     assert said.count("row ") == 4
-    assert "what is read" in _error(capsys, str(directory), "--predictions", str(file), "-o",
-                                    str(file), "--force")[0]  # fmt: skip
-    assert "cannot be read" in _error(capsys, str(directory), "--predictions", "nowhere")[0]
 
 
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = full_run(tmp_path / "study" / "run")
-    assert "there is no directory" in _error(capsys, str(tmp_path / "nowhere"))[0]
-    said = _error(capsys, str(directory / "report.json"))
+    said = error_of(capsys, "report", str(directory / "report.json"))
     assert said[1] == f"sora report {directory}"
-    said = _error(capsys, str(directory / "adapter"))
+    said = error_of(capsys, "report", str(directory / "adapter"))
     assert said[1] == f"sora report {directory}"
-    shutil.copytree(directory / "adapter", tmp_path / "alone")
-    said = _error(capsys, str(tmp_path / "alone"))
-    assert said[1] == f"to see the adapter alone: sora inspect {tmp_path / 'alone'}"
-    said = _error(capsys, str(tmp_path / "study"))
+    said = error_of(capsys, "report", str(tmp_path / "study"))
     assert said[1:] == [f"there are runs in {directory}",
                         f"sora compare {tmp_path / 'study'} --html FILE"]  # fmt: skip
-    (directory / "report.json").write_text('{"name": 3}')
-    assert "is no run's report: name" in _error(capsys, str(directory))[0]
-    (directory / "report.json").write_text("{")
-    assert "is no run's report" in _error(capsys, str(directory))[0]
 
 
 def test_a_search_that_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     search = AutoRecord(name="r", recipe={}, command=["sora", "auto", "my recipe.yaml"])
     (tmp_path / "auto.json").write_text(search.model_dump_json())
-    said = _error(capsys, str(tmp_path))
+    said = error_of(capsys, "report", str(tmp_path))
     assert said[0] == f"error: {tmp_path} holds a run of sora auto that has not finished"
     assert said[1] == "to continue it: sora auto 'my recipe.yaml'"
-
-
-def test_a_damaged_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    directory = write_report(tmp_path / "run")
-    (directory / "certificate.json").write_text("{}")
-    assert "is damaged or of another version" in _error(capsys, str(directory))[0]
 
 
 def test_examples_are_of_one_finished_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_path(tmp_path / "path")
-    said = _error(capsys, str(path), "--examples", "3")
+    said = error_of(capsys, "report", str(path), "--examples", "3")
     assert said[1] == f"sora report {path / 'stages/01'} --examples 3"
     stopped = write_report(tmp_path / "run", status="interrupted")
-    assert "has not finished" in _error(capsys, str(stopped), "--examples", "3")[0]
+    assert "has not finished" in error_of(capsys, "report", str(stopped), "--examples", "3")[0]
 
 
 @pytest.mark.long

@@ -181,22 +181,6 @@ def test_a_plugins_option_varies(
     assert set(states(directory).values()) == {"finished"}
 
 
-@pytest.mark.parametrize(
-    ("options", "what"),
-    [
-        (("--engine", "slurm"), "no engine 'slurm'"),
-        (("--address", "auto"), "--address goes with --engine ray"),
-    ],
-)
-def test_refused(
-    folder: Path, options: tuple[str, ...], what: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, directory = write(folder, grid={"training.seed": [0]})
-    assert sweep(path, directory, *options) == 2
-    assert what in capsys.readouterr().err
-    assert not (directory / FILE_NAME).exists()
-
-
 @pytest.mark.long
 def test_cases_that_begin_with_another_cases_run(
     folder: Path, capsys: pytest.CaptureFixture[str]

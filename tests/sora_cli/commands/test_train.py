@@ -26,6 +26,7 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.report import read_report
 from sora_cli.tasks import create_task
 from tests.helpers_adapters import assert_same, logits
+from tests.helpers_errors import error_of
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import glue_rows, script_scores, train, write_recipe
 from tests.matrix import rest_is_long
@@ -61,14 +62,6 @@ def _tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def _error(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The lines from the error on."""
-    lines = capsys.readouterr().err.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-    assert len(lines) - first <= 3
-    return lines[first:]
 
 
 def test_every_method_has_options_here() -> None:
@@ -148,56 +141,11 @@ def test_finished_run_is_not_overwritten(
     recipe = _recipe(tmp_path, training={"max_steps": 2})
     train(recipe)
     before = _tree(tmp_path / "out")
-    capsys.readouterr()
-    assert run(["train", str(recipe), "training.seed=1"]) == 2
-    assert "holds a finished run" in _error(capsys)[0]
+    lines = error_of(capsys, "train", recipe, "training.seed=1")
+    assert "holds a finished run" in lines[0]
     assert _tree(tmp_path / "out") == before
     train(recipe, "training.seed=1", "--force")
     assert _tree(tmp_path / "out") != before
-
-
-def test_foreign_directory_is_not_touched(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = _recipe(tmp_path)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "thesis.tex").write_text("years of work")
-    assert run(["train", str(recipe)]) == 2
-    assert "holds no run" in _error(capsys)[0]
-    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
-    (tmp_path / "file").touch()
-    assert run(["train", str(recipe), f"output.dir={tmp_path / 'file'}"]) == 2
-    assert "is a file" in _error(capsys)[0]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["data.label_column=gold"], "no column 'gold'"),
-        (["data.validation=test"], "no split 'test'"),
-        (["model.path=./nowhere"], "there is no model at"),
-        (["method.targets=[nothing]"], "target 'nothing' matches no linear layer"),
-        (["method.name=adalora", "training.max_steps=1"], "leave no step of 1"),
-        (["training.precision=fp16"], "precision fp16 needs a GPU"),
-        (["task.metrics=[no-such-metric]"], "no metric 'no-such-metric'"),
-        (["training.batch_size=9", "training.gradient_accumulation=2"], "not a multiple"),
-        (["training.early_stopping=1", "training.evaluate=no"], "early_stopping needs evaluations"),
-        (["data.selection=train-rows"], "selection_rows 1000 leaves none of 48"),
-        (["training.loggers=[no-such-logger]"], "no-such-logger"),
-    ],
-)
-def test_failing_set_up_leaves_nothing_behind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
-) -> None:
-    if "fp16" in words[0] and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    recipe = _recipe(tmp_path)
-    before = _tree(tmp_path)
-    assert run(["train", str(recipe), *words]) == 2
-    assert message in " ".join(_error(capsys))
-    assert _tree(tmp_path) == before
-    assert not (tmp_path / "out").exists()
 
 
 def test_frozen_head_keeps_its_seeds_value_and_is_saved(tmp_path: Path) -> None:

@@ -110,11 +110,3 @@ def test_quantised_model(bert: Made, tmp_path: Path, capsys: pytest.CaptureFixtu
     config = {**json.loads(file.read_text()), "quantization_config": {"quant_method": "gptq"}}
     file.write_text(json.dumps(config))
     assert "quantised" in error_of(capsys, bert.adapter, tmp_path / "q")
-
-
-@pytest.mark.parametrize("words", [["--tolerance", "-1"], ["--tolerance", "nan"],
-                                   ["--dtype", "int8"]])  # fmt: skip
-def test_impossible_options(
-    bert: Made, capsys: pytest.CaptureFixture[str], words: list[str]
-) -> None:
-    error_of(capsys, bert.adapter, bert.merged, *words)

@@ -15,6 +15,7 @@ from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.pruning import prune_layers
 from sora_cli.app import run
 from sora_cli.report import read_report
+from tests.helpers_errors import error_of, error_text
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
 
@@ -45,11 +46,6 @@ def _out(folder: Path, name: str = "out") -> str:
 
 def _dense(adapter: Adapter) -> dict[str, Tensor]:
     return {path: factors.dense() for path, factors in adapter.layers.items()}
-
-
-def _said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert run(["train", *words]) == 2
-    return capsys.readouterr().err
 
 
 def test_no_step_gives_the_adapter_back(origin: Path, tmp_path: Path) -> None:
@@ -136,7 +132,7 @@ def test_a_run_is_not_resumed_from_another_start(
     shutil.rmtree(tmp_path / "origin" / "adapter")
     shutil.copytree(tmp_path / "other" / "adapter", tmp_path / "origin" / "adapter")
     words += ["training.max_steps=2", "training.checkpoint=1", "--resume"]
-    assert "what it starts from is not what the run" in _said(capsys, *words)
+    assert "what it starts from is not what the run" in error_of(capsys, "train", *words)[0]
 
 
 def test_the_result_is_a_run_like_any(origin: Path, tmp_path: Path) -> None:
@@ -215,9 +211,7 @@ def test_what_cannot_be_is_said(
 ) -> None:
     here = str(origin.parent / "origin")
     given = [word.replace("HERE", here) for word in words]
-    said = _said(capsys, str(origin), _out(tmp_path), *given)
-    assert expected in said
-    assert len(said.strip().splitlines()[-3:]) <= 3
+    assert expected in error_of(capsys, "train", origin, _out(tmp_path), *given)[0]
 
 
 def test_another_base_model_is_refused(
@@ -225,7 +219,7 @@ def test_another_base_model_is_refused(
 ) -> None:
     other = write_recipe(tmp_path, tiny_bert(num_labels=2, seed=1))
     words = [f"model.path={other.parent}/base", _out(tmp_path), _from(origin)]
-    said = _said(capsys, str(origin), *words)
+    said = error_text(capsys, "train", origin, *words)
     assert "holds other weights than the base model of" in said
     assert "command line" in said
 

@@ -15,6 +15,7 @@ from methods.registry import low_rank_names
 from sora_cli.app import run
 from sora_cli.report import read_report
 from sora_cli.train.checkpoint.files import newest_checkpoint
+from tests.helpers_errors import error_of
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import (
     files_of,
@@ -188,15 +189,6 @@ def _cut(monkeypatch: pytest.MonkeyPatch, recipe: Path, **options: Any) -> Path:
     return recipe.parent / "out" / "checkpoints"
 
 
-def _refused(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
-    capsys.readouterr()
-    assert run(["train", *words]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-    assert len(lines) - first <= 3
-    return lines[first:]
-
-
 def test_another_recipe_is_refused_and_the_difference_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,10 +196,10 @@ def test_another_recipe_is_refused_and_the_difference_shown(
     _cut(monkeypatch, recipe)
     before = files_of(tmp_path / "out")
     resume = [str(recipe), "--resume"]
-    lines = _refused(capsys, *resume, "training.learning_rate=0.5", "method.r_max=5")
+    lines = error_of(capsys, "train", *resume, "training.learning_rate=0.5", "method.r_max=5")
     assert "method.r_max was 4, is now 5; also training.learning_rate" in lines[0]
-    assert "method.r_max" in _refused(capsys, *resume, "method.r_max=5", "--force")[0]
-    lines = _refused(capsys, *resume, "training.logging_steps=2")
+    assert "method.r_max" in error_of(capsys, "train", *resume, "method.r_max=5", "--force")[0]
+    lines = error_of(capsys, "train", *resume, "training.logging_steps=2")
     assert "--resume --force" in lines[-1]
     assert files_of(tmp_path / "out") == before
     report = train(recipe, "--resume", "training.logging_steps=2", "--force")
@@ -221,7 +213,7 @@ def test_changed_rows_are_refused(
     recipe = _recipe(tmp_path)
     _cut(monkeypatch, recipe)
     write_rows(tmp_path / "train.jsonl", pair_rows(43, seed=9))
-    lines = _refused(capsys, str(recipe), "--resume")
+    lines = error_of(capsys, "train", str(recipe), "--resume")
     assert "the data (train) is not what the run" in lines[0]
 
 
@@ -231,7 +223,7 @@ def test_an_unfinished_run_is_not_overwritten(
     recipe = _recipe(tmp_path)
     _cut(monkeypatch, recipe)
     before = files_of(tmp_path / "out")
-    lines = _refused(capsys, str(recipe))
+    lines = error_of(capsys, "train", str(recipe))
     assert "not finished, with checkpoints" in lines[0]
     assert "--resume" in lines[1]
     assert files_of(tmp_path / "out") == before

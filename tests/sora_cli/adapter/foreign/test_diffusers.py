@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sora_cli.app import run
+from tests.helpers_errors import error_text
 from tests.helpers_foreign import UNET_LAYERS, assert_updates, clip_text, exported, factors, unet
 
 TEXT_LAYERS = {
@@ -148,10 +148,7 @@ def test_the_configuration_in_the_header(tmp_path: Path, with_alphas: bool) -> N
 
 
 def _refused(file: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    assert run(["export", str(file), "-o", str(file.parent / "out"), *options]) == 2
-    message = capsys.readouterr().err
-    assert len(message.strip().splitlines()) <= 3
-    return message
+    return error_text(capsys, "export", file, "-o", file.parent / "out", *options)
 
 
 def test_several_models_need_a_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from sora_cli.app import run
+from tests.helpers_errors import error_of, error_text
 from tests.helpers_foreign import (
     UNET_LAYERS,
     assert_updates,
@@ -106,11 +107,9 @@ def test_inspect_shows_convolutions(tmp_path: Path) -> None:
 
 def _refused(path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> str:
     out = path.parent / "refused"
-    assert run(["export", str(path), "-o", str(out), "--base", str(base)]) == 2
+    said = error_of(capsys, "export", path, "-o", out, "--base", base)
     assert not out.exists()
-    message = capsys.readouterr().err
-    assert len(message.strip().splitlines()) <= 3
-    return message
+    return "\n".join(said)
 
 
 @pytest.mark.parametrize(
@@ -192,8 +191,8 @@ def test_half_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_without_a_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file(kohya(factors(UNET_LAYERS), "lora_unet", 4.0), tmp_path / "a.safetensors")
-    assert run(["export", str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "out")]) == 2
-    assert "--base MODEL" in capsys.readouterr().err
+    said = error_of(capsys, "export", tmp_path / "a.safetensors", "-o", tmp_path / "out")
+    assert "--base MODEL" in " ".join(said)
 
 
 def test_two_models_that_both_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +205,6 @@ def test_two_models_that_both_fit(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_two_names_of_one_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, pairs = clip_text(tmp_path / "base"), factors(TEXT_LAYERS)
-    capsys.readouterr()  # what saving the base has printed
     shorter = {
         name.removeprefix("text_model."): pair for name, pair in factors(TEXT_LAYERS).items()
     }
@@ -236,5 +234,4 @@ def test_an_alpha_that_is_none(
 ) -> None:
     tensors = kohya(factors({"conv_out": (32, 32)}), "lora_unet", 1.0)
     save_file({**tensors, "lora_unet_conv_out.alpha": alpha}, tmp_path / "a.safetensors")
-    assert run(["inspect", str(tmp_path / "a.safetensors")]) == 2
-    assert reason in capsys.readouterr().err
+    assert reason in error_text(capsys, "inspect", tmp_path / "a.safetensors")

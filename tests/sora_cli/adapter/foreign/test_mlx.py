@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sora_cli.app import run
+from tests.helpers_errors import error_of
 from tests.helpers_foreign import assert_updates, exported, factors, llama, mlx
 
 LAYERS = {
@@ -59,20 +60,15 @@ def test_other_commands_say_how_to_have_an_adapter(
 ) -> None:
     folder = mlx(tmp_path / "adapters", factors(LAYERS))
     for command in ("prune", "merge"):
-        assert run([command, str(folder), "-o", str(tmp_path / "out")]) == 2
-        message = capsys.readouterr().err
-        assert f"sora export {folder} -o DIR --base MODEL" in message
-        assert len(message.strip().splitlines()) <= 3
+        said = error_of(capsys, command, folder, "-o", tmp_path / "out")
+        assert f"sora export {folder} -o DIR --base MODEL" in " ".join(said)
 
 
 def _refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    base = llama(folder.parent / "base")
-    capsys.readouterr()  # what saving the base has printed
-    assert run(["export", str(folder), "-o", str(folder.parent / "o"), "--base", str(base)]) == 2
-    message = capsys.readouterr().err
-    assert len(message.strip().splitlines()) <= 3
-    assert not (folder.parent / "o").exists()
-    return message
+    base, out = llama(folder.parent / "base"), folder.parent / "o"
+    said = error_of(capsys, "export", folder, "-o", out, "--base", base)
+    assert not out.exists()
+    return "\n".join(said)
 
 
 @pytest.mark.parametrize(

@@ -97,27 +97,6 @@ def test_too_few_rows(words: tuple[str, ...], total: int, said: str) -> None:
         plan(*words).row_plan(total)
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["auto.max_drop=0.5"], "ends at 1"),
-        (["auto.max_drop=half"], "must be a number"),
-        (["method.name=head"], "has no ranks to choose from"),
-        (["start.adapter=somewhere"], "start does not go with auto"),
-        (["training.compact_every=5"], "compact_every does not go with auto"),
-    ],
-)
-def test_what_is_refused(words: list[str], said: str) -> None:
-    with pytest.raises(SoraError, match=said):
-        plan(*words)
-
-
-def test_without_a_loss_there_is_nothing_to_find() -> None:
-    with pytest.raises(SoraError, match="does not say how much worse") as caught:
-        plan_auto(load_recipe(RTE))
-    assert caught.value.hint == "--max-drop 0.5pt"
-
-
 def test_a_path_is_not_walked() -> None:
     found = plan("path={vary: method.threshold, schedule: {start: 0, stop: 1, num: 2}}")
     assert found.full(found.row_plan(2490)).recipe.path is None
