@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from methods.inject import inject
 from methods.registry import create
-from sora_cli.model.base import Base
+from sora_cli.model.base import Base, load_base
+from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.recipe import Recipe
+from sora_cli.run.prepare import load_task
 from sora_cli.tasks import create_task
 from sora_cli.train.callback import attach
 from sora_cli.train.trainer import build_trainer
@@ -236,3 +238,14 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "image-text": lambda folder: write_pair_recipe(folder, training=TRAINING),
 }
 """By family, what writes a recipe into an empty directory."""
+
+
+def whole_model(folder: Path, kind: str) -> tuple[Path, Path]:
+    """A recipe of the family, and its untrained model with its head."""
+    recipe = FAMILIES[kind](folder)
+    loaded = load_recipe(recipe)
+    task, _ = load_task(loaded.recipe)
+    base = load_base(loaded.recipe.model, task)
+    base.model.save_pretrained(folder / "whole")
+    base.processor.save_pretrained(folder / "whole")
+    return recipe, folder / "whole"

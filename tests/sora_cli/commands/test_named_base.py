@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,33 +15,25 @@ from sora_cli.app import run
 from sora_cli.recipe.load import load_recipe
 from tests.helpers_families import FAMILIES
 from tests.helpers_models import tiny_bert, tiny_llama
-from tests.helpers_runs import save_base, train, write_recipe
+from tests.helpers_runs import Trained, save_base, train
 
 OTHER = "holds other weights than the base model of"
 
 
-class Made:
-    """A run of a classifier, and another base model."""
-
-    def __init__(self, folder: Path) -> None:
-        self.recipe = write_recipe(folder, tiny_bert(num_labels=2), training={"max_steps": 2})
-        train(self.recipe)
-        self.run, self.rows = str(folder / "out"), str(folder / "train.jsonl")
-        self.base = str(folder / "base")
-        self.other = str(save_base(tiny_bert(num_labels=2, seed=1), folder / "other"))
-        self.merged = str(folder / "merged")
-        assert run(["merge", self.run, "-o", self.merged, "--no-verify"]) == 0
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("bases"))
+def made(classifier: Trained, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The places of a run of a classifier, and of another base model."""
+    other = save_base(tiny_bert(num_labels=2, seed=1), tmp_path_factory.mktemp("other"))
+    places = {"recipe": classifier.recipe, "run": classifier.run, "merged": classifier.merged,
+              "rows": classifier.folder / "train.jsonl", "base": classifier.folder / "base",
+              "other": other}  # fmt: skip
+    return SimpleNamespace(**{name: str(place) for name, place in places.items()})
 
 
-def used(made: Made, out: Path) -> list[list[str]]:
+def used(made: SimpleNamespace, out: Path) -> list[list[str]]:
     """The commands that put a result to work on a base, which comes next."""
     return [
-        ["eval", made.run, "-r", str(made.recipe), "--json", "model.path="],
+        ["eval", made.run, "-r", made.recipe, "--json", "model.path="],
         ["predict", made.run, made.rows, "-o", str(out / "p.jsonl"), "--force", "--json", "--base"],
     ]
 
@@ -51,7 +44,7 @@ def on(command: list[str], base: str) -> list[str]:
 
 
 def test_it_is_used_and_told_where_answers_are_asked_for(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in used(made, tmp_path):
         capsys.readouterr()
@@ -71,7 +64,7 @@ def test_it_is_used_and_told_where_answers_are_asked_for(
 
 @pytest.mark.parametrize("command", ["verify", "verify B", "merge"])
 def test_it_is_refused_where_something_is_compared_or_made(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+    made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     words = {
         "verify": ["verify", made.run],
@@ -87,14 +80,14 @@ def test_it_is_refused_where_something_is_compared_or_made(
 
 
 def test_a_whole_model_has_no_base(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "p.jsonl")
     for words in (
         ["predict", made.merged, made.rows, "-o", out, "--base", made.other],
         ["generate", made.merged, "--prompt", "cat", "--base", made.other],
         ["chat", made.merged, "--base", made.other],
-        ["eval", made.merged, "-r", str(made.recipe), f"model.path={made.other}"],
+        ["eval", made.merged, "-r", made.recipe, f"model.path={made.other}"],
     ):
         capsys.readouterr()
         assert run(words) == 2

@@ -13,10 +13,9 @@ from sora_cli.recipe.families import TaskOptions, options_class, task_names
 from sora_cli.recipe.reading import EVAL, PREDICT
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.train import trainer
-from tests.helpers_families import FAMILIES
+from tests.helpers_families import FAMILIES, whole_model
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
-from tests.sora_cli.use.test_families import whole_model
 
 KERNEL = f"model.attention=a/b@{'0' * 40}"
 SCORED: dict[str, list[str]] = {
@@ -153,7 +152,7 @@ _KINDS = [kind for kind in task_names() if kind in FAMILIES]  # others have scor
 def test_every_option_of_a_task_that_eval_takes_is_read(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, model, _ = whole_model(tmp_path, kind)
+    recipe, model = whole_model(tmp_path, kind)
     words = ["eval", str(model), "-r", str(recipe), "--predictions", str(tmp_path / "p.jsonl")]
     read, inner = set[str](), TaskOptions.__getattribute__
 

@@ -18,35 +18,26 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.metrics import accuracy_score
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from sora_cli.app import run
 from sora_cli.train.trainer import AdapterTrainer
 from sora_cli.use import formats, predictor
-from tests.helpers_models import tiny_bert
-from tests.helpers_runs import pair_rows, train, write_recipe, write_rows
+from tests.helpers_errors import error_text
+from tests.helpers_families import whole_model
+from tests.helpers_runs import Trained, pair_rows, tiny_tokenizer, write_rows
 from tests.shared_files import ROOT
 
-
-class Trained:
-    """A finished run, and rows for it without labels."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder = folder
-        outputs = 1 if kind == "regression" else 2
-        name = f"sequence-{kind}"
-        self.recipe = write_recipe(folder, tiny_bert(num_labels=outputs), task={"name": name})
-        self.report = train(self.recipe)
-        self.run = folder / "out"
-        self.rows = pair_rows(24, seed=1, regression=kind == "regression")
-        self.asked = [{k: v for k, v in row.items() if k != "label"} for row in self.rows]
-        self.file = Path(write_rows(folder / "asked.jsonl", self.asked))
+ROWS = pair_rows(24, seed=1)
+ASKED = [{key: value for key, value in row.items() if key != "label"} for row in ROWS]
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("classifier"), "classification")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows without labels."""
+    return Path(write_rows(tmp_path_factory.mktemp("asked") / "asked.jsonl", ASKED))
 
 
 def predict(target: Path, file: Path, out: Path, *words: str) -> list[dict[str, Any]]:
@@ -64,10 +55,10 @@ def read(file: Path) -> list[dict[str, Any]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_the_score_is_that_of_the_run(classifier: Trained, tmp_path: Path) -> None:
+def test_the_score_is_that_of_the_run(classifier: Trained, asked: Path, tmp_path: Path) -> None:
     """In parts of any size, in the order of the rows; labels that are there do not matter."""
-    labelled = [{**row, "label": 1 - row["label"]} for row in classifier.rows]
-    files = [classifier.file, Path(write_rows(tmp_path / "labelled.jsonl", labelled))]
+    labelled = [{**row, "label": 1 - row["label"]} for row in ROWS]
+    files = [asked, Path(write_rows(tmp_path / "labelled.jsonl", labelled))]
     expected = classifier.report.metrics["validation"]["accuracy"]
     made = []
     for file in files:
@@ -76,21 +67,21 @@ def test_the_score_is_that_of_the_run(classifier: Trained, tmp_path: Path) -> No
         assert own == [json.loads(line) for line in file.read_text().splitlines()]
         made.append([(row["prediction"], row["probability"]) for row in rows])
         given = [int(row["prediction"]) for row in rows]
-        assert accuracy_score([r["label"] for r in classifier.rows], given) == expected
+        assert accuracy_score([r["label"] for r in ROWS], given) == expected
     assert made[0] == made[1]
 
 
-def test_probabilities_are_those_of_the_model(classifier: Trained, tmp_path: Path) -> None:
+def test_probabilities_are_those_of_the_model(
+    classifier: Trained, asked: Path, tmp_path: Path
+) -> None:
     merged = tmp_path / "merged"
     assert run(["merge", str(classifier.run), "-o", str(merged), "--no-verify"]) == 0
     made = [
-        predict(target, classifier.file, tmp_path / f"{i}.parquet", "--probabilities")
+        predict(target, asked, tmp_path / f"{i}.parquet", "--probabilities")
         for i, target in enumerate((classifier.run, classifier.run / "adapter", merged))
     ]
     model = AutoModelForSequenceClassification.from_pretrained(merged).eval()
-    from tests.helpers_runs import tiny_tokenizer
-
-    for rows in zip(classifier.asked, *made, strict=True):
+    for rows in zip(ASKED, *made, strict=True):
         pair = tiny_tokenizer()(*rows[0].values(), return_tensors="pt")
         shares = model(**pair).logits[0].softmax(dim=-1).tolist()
         for row in rows[1:]:
@@ -124,9 +115,11 @@ def test_what_a_file_holds_stays_as_it_is(classifier: Trained, tmp_path: Path) -
 
 @pytest.mark.parametrize("kinds", [("jsonl", "csv"), ("csv", "tsv"), ("csv", "parquet"),
                                    ("parquet", "jsonl"), ("parquet", "parquet")])  # fmt: skip
-def test_every_kind_of_file(classifier: Trained, tmp_path: Path, kinds: tuple[str, str]) -> None:
+def test_every_kind_of_file(
+    classifier: Trained, asked: Path, tmp_path: Path, kinds: tuple[str, str]
+) -> None:
     first = tmp_path / f"first.{kinds[0]}"
-    known = predict(classifier.run, classifier.file, first)
+    known = predict(classifier.run, asked, first)
     out = tmp_path / f"second.{kinds[1]}"
     assert run(["predict", str(classifier.run), str(first), "-o", str(out), "--prefix", "my_"]) == 0
     text = out.read_text().replace("\t", ",") if kinds[1] == "tsv" else ""
@@ -139,15 +132,15 @@ def test_every_kind_of_file(classifier: Trained, tmp_path: Path, kinds: tuple[st
 
 
 @pytest.mark.long
-def test_a_stream(classifier: Trained, tmp_path: Path) -> None:
+def test_a_stream(classifier: Trained, asked: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "sora_cli", "predict", str(classifier.run), "-", "-o", "-"],
-        input=classifier.file.read_bytes(), capture_output=True, check=True, cwd=tmp_path,
+        input=asked.read_bytes(), capture_output=True, check=True, cwd=tmp_path,
         env=environment,
     )  # fmt: skip
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert rows == predict(classifier.run, classifier.file, tmp_path / "same.jsonl")
+    assert rows == predict(classifier.run, asked, tmp_path / "same.jsonl")
 
 
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,14 +170,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, part: int, stop: Callable[[], objec
 
 @pytest.mark.parametrize("kind", ["csv", pytest.param("parquet", marks=pytest.mark.long)])
 def test_an_interrupted_call_goes_on(
-    classifier: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
+    classifier: Trained, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     small_parts(monkeypatch)
     whole = tmp_path / f"whole.{kind}"
-    predict(classifier.run, classifier.file, whole)
+    predict(classifier.run, asked, whole)
     out = tmp_path / f"out.{kind}"
-    words = ["predict", str(classifier.run), str(classifier.file), "-o", str(out)]
+    words = ["predict", str(classifier.run), str(asked), "-o", str(out)]
     with monkeypatch.context() as patched:
         stop_at(patched, 3, lambda: signal.raise_signal(signal.SIGINT))
         assert run(words) == 130
@@ -201,7 +194,7 @@ def test_an_interrupted_call_goes_on(
 
 
 def test_answers_that_cannot_be_joined_leave_the_output_as_it_was(
-    classifier: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: Trained, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.csv"
     out.write_text("before")
@@ -211,26 +204,24 @@ def test_answers_that_cannot_be_joined_leave_the_output_as_it_was(
         raise OSError(28, "no space left")
 
     monkeypatch.setattr(formats.Format, "join", torn)
-    assert run(["predict", str(classifier.run), str(classifier.file), "-o", str(out), "--force"])
+    assert run(["predict", str(classifier.run), str(asked), "-o", str(out), "--force"])
     assert out.read_text() == "before"
     assert not [path for path in tmp_path.iterdir() if path.is_file() and path != out]
 
 
 @pytest.mark.long
 def test_what_changed_is_not_gone_on_with(
-    classifier: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    classifier: Trained, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     small_parts(monkeypatch)
     model, file = tmp_path / "model", tmp_path / "asked.jsonl"
     shutil.copytree(classifier.run / "adapter", model)
-    lines = classifier.file.read_text().splitlines(keepends=True)
+    lines = asked.read_text().splitlines(keepends=True)
     words = ["predict", str(model), str(file), "-o", str(tmp_path / "out.jsonl")]
 
     def refused(text: str, *more: str) -> None:
-        capsys.readouterr()
-        assert run([*words, *more]) == 2
-        assert text in capsys.readouterr().err
+        assert text in error_text(capsys, *words, *more)
 
     file.write_text("".join([*lines[:12], '{"sentence1": "cat"}\n', *lines[13:]]))
     refused("asked.jsonl:13")  # it is found before anything is answered
@@ -254,14 +245,16 @@ def test_what_changed_is_not_gone_on_with(
     assert run([*words, "--force"]) == 0
 
 
-def test_columns_are_those_it_was_trained_on(classifier: Trained, tmp_path: Path) -> None:
+def test_columns_are_those_it_was_trained_on(
+    classifier: Trained, asked: Path, tmp_path: Path
+) -> None:
     """Other columns with names that are looked for first play no part."""
-    rows = [{**row, "label": "?", "premise": "x", "text": 3} for row in classifier.asked]
+    rows = [{**row, "label": "?", "premise": "x", "text": 3} for row in ASKED]
     file = Path(write_rows(tmp_path / "more.jsonl", rows))
     given = predict(classifier.run, file, tmp_path / "out.jsonl")
-    plain = predict(classifier.run, classifier.file, tmp_path / "plain.jsonl")
+    plain = predict(classifier.run, asked, tmp_path / "plain.jsonl")
     assert [r["prediction"] for r in given] == [r["prediction"] for r in plain]
-    asked = [{"a": row["sentence1"], "b": row["sentence2"]} for row in classifier.asked]
+    asked = [{"a": row["sentence1"], "b": row["sentence2"]} for row in ASKED]
     renamed = Path(write_rows(tmp_path / "renamed.jsonl", asked))
     given = predict(
         classifier.run, renamed, tmp_path / "other.jsonl", "data.text_columns=[a, b]"
@@ -270,22 +263,23 @@ def test_columns_are_those_it_was_trained_on(classifier: Trained, tmp_path: Path
 
 
 @pytest.mark.long
-def test_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained = Trained(tmp_path, "regression")
+def test_numbers(regressor: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own_rows = pair_rows(24, seed=1, regression=True)
+    asked = Path(write_rows(tmp_path / "asked.jsonl", own_rows))
     capsys.readouterr()
-    rows = predict(trained.run, trained.file, tmp_path / "out.jsonl", "--json")
+    rows = predict(regressor.run, asked, tmp_path / "out.jsonl", "--json")
     summary = json.loads(capsys.readouterr().out)
     assert summary["rows"] == 24
     assert (summary["task"], summary["adds"]) == ("sequence-regression", ["prediction"])
     errors = [
-        (row["prediction"] - own["label"]) ** 2 for row, own in zip(rows, trained.rows, strict=True)
+        (row["prediction"] - own["label"]) ** 2 for row, own in zip(rows, own_rows, strict=True)
     ]
-    loss = trained.report.metrics["validation"]["loss"]
+    loss = regressor.report.metrics["validation"]["loss"]
     assert sum(errors) / len(errors) == pytest.approx(loss, rel=1e-5)
 
 
 def test_rows_that_are_answered_are_let_go(
-    classifier: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: Trained, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else memory would grow with the file: the trainer's accelerator keeps what it prepares."""
     small_parts(monkeypatch)
@@ -298,6 +292,53 @@ def test_rows_that_are_answered_are_let_go(
         return inner(self, encoded)
 
     monkeypatch.setattr(AdapterTrainer, "answers_of", answers_of)
-    predict(classifier.run, classifier.file, tmp_path / "out.jsonl")
+    predict(classifier.run, asked, tmp_path / "out.jsonl")
     assert len(left) == 5
     assert max(left) <= 1
+
+
+@pytest.mark.long
+def test_a_chat_is_answered_after_its_last_question(tmp_path: Path) -> None:
+    """With an answer of its own or without, under any names of the keys."""
+    _, model = whole_model(tmp_path, "causal-lm")
+    asked = [{"from": "human", "value": "cat sees dog"}]
+    answer = {"from": "gpt", "value": "bird"}
+    lines = [{"conversations": asked}, {"conversations": [*asked, answer]}]
+    plain = {"instruction": "cat sees dog"}
+    made = []
+    for name, rows in {"chats": lines, "plain": [plain, plain]}.items():
+        file, out = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-out.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words = ["--task", "causal-lm", "task.max_new_tokens=5"]
+        assert run(["predict", str(model), str(file), "-o", str(out), *words]) == 0
+        made.append([json.loads(line) for line in out.read_text().splitlines()])
+    chats, others = made
+    assert [row["conversations"] for row in chats] == [row["conversations"] for row in lines]
+    assert len({row["prediction"] for row in (*chats, *others)}) == 1
+
+
+def test_a_text_is_gone_on_with(tmp_path: Path) -> None:
+    _, model = whole_model(tmp_path, "causal-lm")
+    (tmp_path / "texts.jsonl").write_text('{"text": "cat sees dog"}\n')
+    out = tmp_path / "out.jsonl"
+    words = ["task.max_new_tokens=4", "--task", "causal-lm"]
+    assert run(["predict", str(model), str(tmp_path / "texts.jsonl"), "-o", str(out), *words]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    ids = torch.tensor([tokenizer("cat sees dog")["input_ids"]])
+    given = loaded.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :]
+    assert json.loads(out.read_text())["prediction"] == tokenizer.decode(
+        given, skip_special_tokens=True
+    ).strip()  # fmt: skip
+
+
+@pytest.mark.long
+def test_rows_that_are_to_be_answered_need_their_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, model = whole_model(tmp_path, "multiple-choice")
+    (tmp_path / "a.jsonl").write_text('{"context": "cat"}\n')
+    out = tmp_path / "o.jsonl"
+    said = error_text(capsys, "predict", model, tmp_path / "a.jsonl", "-o", out)
+    assert "no choices found among the columns context" in said
+    assert "a.jsonl" in said

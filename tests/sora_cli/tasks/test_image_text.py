@@ -18,10 +18,9 @@ from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
 from sora_cli.tasks import create_task, image_text
 from sora_cli.tasks.base import Predictions
 from sora_cli.tasks.image_text import ImageText
-from tests.helpers_images import corner_rows, pair_processor, write_pair_recipe
+from tests.helpers_images import corner_rows, pair_processor
 from tests.helpers_models import tiny_clip
 from tests.helpers_rows import assert_rows_add_up
-from tests.helpers_runs import resumes_as_if_whole
 
 
 def _task(rows: Dataset, *, model: Any = None, data: Any = None, **options: Any) -> ImageText:
@@ -180,13 +179,3 @@ def test_a_model_that_lacks_a_part_of_its_processor_is_refused(part: str, tmp_pa
     kept.save_pretrained(tmp_path)
     with pytest.raises(SoraError, match=f"holds no {part}"):
         load_base(ModelBlock(path=str(tmp_path)), _task(corner_rows(2)))
-
-
-@pytest.mark.long  # a short one of it is in e2e/test_families.py
-def test_a_resumed_run_equals_one_that_was_not_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = {"checkpoint": 1, "evaluate": 2, "max_steps": 4, "batch_size": 4}
-    recipe = write_pair_recipe(tmp_path, rows=12, training=steps)
-    resumed = resumes_as_if_whole(recipe, tmp_path, monkeypatch)
-    assert resumed.resumed[0].step == 2

@@ -33,11 +33,9 @@ from tests.helpers_images import (
     encoded,
     tiny_image_processor,
     write_image_folder,
-    write_image_recipe,
 )
 from tests.helpers_models import tiny_vit
 from tests.helpers_rows import assert_rows_add_up
-from tests.helpers_runs import resumes_as_if_whole
 
 METHODS = {
     "lora": {"r": 3},
@@ -304,13 +302,3 @@ def test_a_directory_without_splits_says_how_it_should_be_laid_out(tmp_path: Pat
     with pytest.raises(SoraError, match="the data has no split 'validation'") as caught:
         load_rows(DataBlock(path=str(folder)))
     assert "validation/CLASS/" in str(caught.value.hint)
-
-
-@pytest.mark.long  # a short one of it is in e2e/test_families.py
-def test_a_resumed_run_equals_one_that_was_not_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = {"checkpoint": 1, "evaluate": 2, "max_steps": 4, "batch_size": 4}
-    recipe = write_image_recipe(tmp_path, rows=12, training=steps)
-    resumed = resumes_as_if_whole(recipe, tmp_path, monkeypatch)
-    assert resumed.resumed[0].step == 2

@@ -13,24 +13,8 @@ import pytest
 from sora_cli.adapter.digest import apart, has_changed, result_digests
 from sora_cli.app import run
 from sora_cli.report import read_report
-from tests.helpers_models import tiny_bert
-from tests.helpers_runs import train, write_recipe
+from tests.helpers_runs import Trained
 from tests.helpers_verify import facts_of
-
-
-class Made:
-    """A run and its merged model."""
-
-    def __init__(self, folder: Path) -> None:
-        self.recipe = write_recipe(folder, tiny_bert(num_labels=2), training={"max_steps": 2})
-        train(self.recipe)
-        self.run, self.merged = folder / "out", folder / "merged"
-        assert run(["merge", str(self.run), "-o", str(self.merged), "--no-verify"]) == 0
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("described"))
 
 
 def edited(file: Path, **values: Any) -> None:
@@ -39,10 +23,10 @@ def edited(file: Path, **values: Any) -> None:
 
 @pytest.mark.parametrize("older", [False, True])
 def test_a_run_whose_classes_have_other_names(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], older: bool
+    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], older: bool
 ) -> None:
     """The report tells them, also one of an older version, without digests."""
-    changed = shutil.copytree(made.run, tmp_path / "run")
+    changed = shutil.copytree(classifier.run, tmp_path / "run")
     assert facts_of(capsys, changed)[0] == 0
     if older:
         edited(changed / "report.json", digests={})
@@ -50,22 +34,26 @@ def test_a_run_whose_classes_have_other_names(
     code, facts = facts_of(capsys, changed)
     said = f"{changed}/adapter/sora.json has the labels 1, 0, and {changed}/report.json 0, 1"
     assert (code, facts["reason"]) == (1, said)
-    rows, out = made.recipe.parent / "train.jsonl", tmp_path / "p.jsonl"
-    for words in (["predict", str(rows), "-o", str(out)], ["eval", "-r", str(made.recipe)]):
+    rows, out = classifier.recipe.parent / "train.jsonl", tmp_path / "p.jsonl"
+    for words in (["predict", str(rows), "-o", str(out)], ["eval", "-r", str(classifier.recipe)]):
         run([words[0], str(changed), *words[1:]])
         assert f"note: {said}" in capsys.readouterr().err
 
 
 def test_two_that_call_their_classes_otherwise(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An adapter beside its merged model, two adapters, two models."""
-    assert facts_of(capsys, made.run, made.merged)[0] == 0
-    merged = shutil.copytree(made.merged, tmp_path / "merged")
+    assert facts_of(capsys, classifier.run, classifier.merged)[0] == 0
+    merged = shutil.copytree(classifier.merged, tmp_path / "merged")
     edited(merged / "config.json", id2label={"0": "1", "1": "0"})
-    adapter = shutil.copytree(made.run / "adapter", tmp_path / "a")
+    adapter = shutil.copytree(classifier.run / "adapter", tmp_path / "a")
     edited(adapter / "sora.json", labels=["1", "0"])
-    for one, other in ((made.run, merged), (made.run, adapter), (made.merged, merged)):
+    for one, other in (
+        (classifier.run, merged),
+        (classifier.run, adapter),
+        (classifier.merged, merged),
+    ):
         code, facts = facts_of(capsys, one, other)
         assert code == 1
         assert f"{one} has the labels 0, 1, and {other} 1, 0" in facts["reason"]
@@ -75,7 +63,7 @@ def test_two_that_call_their_classes_otherwise(
     assert facts_of(capsys, adapter, merged)[0] == 0
     edited(merged / "config.json", id2label={"0": "LABEL_0", "1": "LABEL_1"})
     edited(merged / "sora.json", labels=["0", "1"])
-    assert facts_of(capsys, made.run, merged)[0] == 0  # names that transformers made up
+    assert facts_of(capsys, classifier.run, merged)[0] == 0  # names that transformers made up
 
 
 def lower(folder: Path) -> None:
@@ -96,9 +84,9 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("said", CHANGES)
 def test_what_else_decides_answers(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], said: str
+    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], said: str
 ) -> None:
-    changed = shutil.copytree(made.run, tmp_path / "run")
+    changed = shutil.copytree(classifier.run, tmp_path / "run")
     CHANGES[said](changed / "adapter")
     code, facts = facts_of(capsys, changed)
     assert code == 1
@@ -109,20 +97,20 @@ def test_what_else_decides_answers(
 
 
 def test_what_decides_nothing_may_change(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changed = shutil.copytree(made.run, tmp_path / "run")
+    changed = shutil.copytree(classifier.run, tmp_path / "run")
     edited(changed / "adapter" / "sora.json", lineage=[{"command": "x"}], sora_version="0")
     (changed / "adapter" / "tokenizer_config.json").unlink()  # the base model has its own
     assert facts_of(capsys, changed)[0] == 0
     (changed / "adapter" / "sora.json").unlink()
-    assert facts_of(capsys, changed, "--base", made.recipe.parent / "base")[0] == 1
+    assert facts_of(capsys, changed, "--base", classifier.recipe.parent / "base")[0] == 1
 
 
-def test_digests_are_of_the_result_and_of_files_beside_it(made: Made) -> None:
-    report = read_report(made.run)
+def test_digests_are_of_the_result_and_of_files_beside_it(classifier: Trained) -> None:
+    report = read_report(classifier.run)
     assert report is not None
-    assert report.digests == result_digests(made.run / "adapter")
+    assert report.digests == result_digests(classifier.run / "adapter")
     names = {"adapter", "adapter/sora.json", "adapter/tokenizer.json"}
     assert names <= report.digests.keys()
 
