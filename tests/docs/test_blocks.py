@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from peft import PeftConfig
 
 from tests import warm
 from tests.docs.pages import DOCS, PAGES, Block, blocks, name_of
@@ -53,6 +54,8 @@ def test_session(page: Path, tmp_path: Path) -> None:
             file.write_text(block.text, encoding="utf-8")
         elif block.runs:
             _run(block, tmp_path, environment)
+    if page.name == "your-own-trainer.md":
+        assert PeftConfig.from_pretrained(tmp_path / "out" / "adapter").modules_to_save
 
 
 def _environment(folder: Path, python: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 
 from sora_cli.app import run
 from sora_cli.use import benchmark_choice
+from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import save_base, write_rows
 
@@ -43,8 +44,8 @@ def test_a_harness_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark_choice, "find_spec", lambda _: None)
-    assert run(["eval", "a", "--benchmark", "hellaswag"]) == 2
-    assert "pip install 'sora-cli[lm-eval]'" in capsys.readouterr().err
+    said = error_text(capsys, "eval", "a", "--benchmark", "hellaswag")
+    assert "pip install 'sora-cli[lm-eval]'" in said
 
 
 @pytest.fixture(scope="module")

@@ -66,8 +66,10 @@ FAULTS: dict[str, tuple[str, str, int | None, str, str]] = {
     "below zero": ("jsonl", _json(5, label=-1), 6, "-1", ""),
     "no text": ("jsonl", _json(5, sentence1=None), 6, "'sentence1' has no text", ""),
     "list": ("jsonl", _json(5, sentence2=["x"]), 6, '["x"], which is no text', ""),
-    "mixed labels": ("jsonl", _json(5, label="yes"), 6, "texts here ('yes')", "write all labels"),
-    "broken JSON": ("jsonl", _json(5).replace('"cat 5"', '"cat 5', 1), 6, "no JSON", ""),
+    "mixed labels": ("jsonl", _json(5, label="yes"), 6,
+        "texts here ('yes'), but whole numbers before", "write all labels alike"),
+    "broken JSON": ("jsonl", _json(5).replace('"cat 5"', '"cat 5', 1), 6,
+        "no JSON: Expecting ',' delimiter", ""),
     "other labels": ("jsonl", _json(0, label="0").replace('"label": 0', '"label": "n"').replace(
         '"label": 1', '"label": "p"').replace('"0"', '"n"'), 1, "texts", "alike"),
     "true and false": ("csv", PLAIN.replace("dog,0", "dog,False").replace("dog,1", "dog,True"), 2,

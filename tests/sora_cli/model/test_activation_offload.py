@@ -24,6 +24,7 @@ from sora_cli.model.activation_offload import KEY, check_offload, offloaded, to_
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.tasks.learned import LEARNED, chunk_loss, learned_places, score_learned_only
+from tests.helpers_errors import error_text
 from tests.helpers_models import model_inputs, tiny_bert, tiny_gpt2, tiny_llama, tiny_vit
 from tests.helpers_runs import write_recipe
 from tests.methods.support import generator, told
@@ -176,12 +177,10 @@ def test_where_it_is_refused(
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"activation_offload": True})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run(["train", str(recipe)]) == 2
-    error = capsys.readouterr().err
+    error = error_text(capsys, "train", recipe)
     assert "there is no GPU" in error
     assert f"{KEY}=false" in error
-    assert run(["train", str(recipe), "training.compile=true"]) == 2
-    assert f"does not go with {KEY}" in capsys.readouterr().err
+    assert f"does not go with {KEY}" in error_text(capsys, "train", recipe, "training.compile=true")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SoraError, match="one process only"):
         check_offload(TrainingBlock(activation_offload=True))

@@ -30,6 +30,7 @@ from sora_cli.recipe.recipe import DataBlock, ModelBlock, TaskBlock
 from sora_cli.run.trial import try_base
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Encoded
+from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_bert, tiny_deberta, tiny_llama
 from tests.helpers_runs import pair_rows, save_base, tiny_tokenizer, train, write_recipe
 
@@ -91,8 +92,8 @@ def test_a_run_keeps_its_implementation(tmp_path: Path, capsys: pytest.CaptureFi
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["recipe"]["model"]["attention"] == "eager"
     assert report["base"]["attention"] == "eager"
-    assert run(["train", str(recipe), "--resume", "--force", f"{KEY}=null"]) == 2
-    assert f"{KEY} was 'eager', is now" in capsys.readouterr().err
+    said = error_text(capsys, "train", recipe, "--resume", "--force", f"{KEY}=null")
+    assert f"{KEY} was 'eager', is now" in said
     assert train(recipe, "--force", f"{KEY}=null").base["attention"] == "sdpa"
 
 
@@ -120,8 +121,7 @@ def test_code_that_a_models_files_ask_for_is_refused(
     config = json.loads(file.read_text(encoding="utf-8"))
     config["attn_implementation"] = "kernels-community/flash-attn2"
     file.write_text(json.dumps(config), encoding="utf-8")
-    assert run(["train", str(recipe)]) == 2
-    said = capsys.readouterr().err
+    said = error_text(capsys, "train", recipe)
     assert "asks for kernels-community/flash-attn2: compiled code" in said
     assert run(["train", str(recipe), "--no-verify", f"{KEY}=sdpa", "training.epochs=1"]) == 0
 
@@ -184,8 +184,7 @@ def test_refused_before_anything_is_written(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name, message in (("flash_attention_2", "the package flash-attn"),
                           ("flex_attention", "needs a GPU")):  # fmt: skip
-        assert run(["train", str(recipe), f"{KEY}={name}"]) == 2
-        assert message in capsys.readouterr().err
+        assert message in error_text(capsys, "train", recipe, f"{KEY}={name}")
         assert not (tmp_path / "out").exists()
 
 

@@ -26,6 +26,7 @@ from sora_cli.tasks import decoders
 from tests import attention_kernel
 from tests.attention_kernel import COMMIT, NAME
 from tests.helpers_chat import write_chat_recipe
+from tests.helpers_errors import error_of, error_text
 from tests.helpers_models import tiny_bert, tiny_llama
 from tests.helpers_runs import train, write_recipe
 
@@ -54,9 +55,7 @@ def test_a_kernel_that_could_be_put_in_its_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
-    capsys.readouterr()
-    assert run(["train", str(recipe), f"{KEY}={name}", f"{TRUST}=true"]) == 2
-    said = capsys.readouterr().err
+    said = error_text(capsys, "train", recipe, f"{KEY}={name}", f"{TRUST}=true")
     assert f"'{name}' is compiled code from the Hub, and names no commit" in said
     assert len(said.splitlines()) <= 3
     assert not (tmp_path / "out").exists()
@@ -66,9 +65,7 @@ def test_a_kernel_that_is_not_trusted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fetched: list[Any]
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
-    capsys.readouterr()
-    assert run(["train", str(recipe), ASKED[0]]) == 2
-    said = capsys.readouterr().err.splitlines()
+    said = error_of(capsys, "train", recipe, ASKED[0])
     assert f"{NAME} is compiled code from the Hub, which is not run" in said[0]
     assert said[-1].endswith(f"if you trust its authors: {TRUST}=true; else {KEY}=sdpa")
     assert len(said) <= 3
@@ -142,8 +139,7 @@ def test_packed_rows_are_not_mixed(
     """transformers finds them in a batch of one row only; were they mixed, it would be noticed."""
     recipe = write_chat_recipe(tmp_path, **PACKED)
     monkeypatch.setattr("sora_cli.tasks.causal_lm.keep_packed_apart", lambda _: None)
-    assert run(["train", str(recipe), *ASKED]) == 2
-    said = capsys.readouterr().err
+    said = error_text(capsys, "train", recipe, *ASKED)
     assert f"{KEY}={NAME} gives another loss or gradient than LlamaForCausalLM has" in said
     monkeypatch.setattr("sora_cli.tasks.causal_lm.keep_packed_apart", decoders.keep_packed_apart)
     monkeypatch.setattr(decoders, "_takes_lengths", lambda _: False)  # found by each layer
@@ -156,8 +152,7 @@ def test_a_kernel_that_is_wrong_or_fails(
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
     monkeypatch.setattr(attention_kernel, "factor", 1.5)
-    assert run(["train", str(recipe), *ASKED]) == 2
-    said = capsys.readouterr().err
+    said = error_text(capsys, "train", recipe, *ASKED)
     assert "gives another loss or gradient than BertForSequenceClassification has" in said
     assert said.splitlines()[-1].endswith(f"{KEY}=sdpa")
 
@@ -165,8 +160,7 @@ def test_a_kernel_that_is_wrong_or_fails(
         raise RuntimeError("only for CUDA\nand more")
 
     monkeypatch.setattr(attention_kernel, "_attend", fails)
-    assert run(["train", str(recipe), "--force", *ASKED]) == 2
-    said = capsys.readouterr().err
+    said = error_text(capsys, "train", recipe, "--force", *ASKED)
     assert f"{KEY}={NAME} fails in BertForSequenceClassification: only for CUDA" in said
 
 
@@ -179,8 +173,7 @@ def test_a_kernel_that_is_not_there(
 
     monkeypatch.setattr("transformers.integrations.hub_kernels.get_kernel", get_kernel)
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2))
-    assert run(["train", str(recipe), *ASKED]) == 2
-    said = capsys.readouterr().err
+    said = error_text(capsys, "train", recipe, *ASKED)
     assert f"the kernel {NAME} cannot be used" in said
     assert "no build of me/flash" in said
     assert not (tmp_path / "out").exists()
@@ -205,8 +198,7 @@ def test_a_result_is_used_with_it_only_if_that_is_said_again(
     words = ["predict", out, rows, "-o", str(tmp_path / "p.jsonl")]
     fetched.clear()
     attention_kernel.calls.clear()
-    assert run(words) == 2
-    assert f"{TRUST}=true" in capsys.readouterr().err
+    assert f"{TRUST}=true" in error_text(capsys, *words)
     assert not fetched
     assert not attention_kernel.calls
     assert run([*words, f"{TRUST}=true"]) == 0

@@ -33,6 +33,7 @@ from sora_cli.report import RunReport
 from sora_cli.run.preflight import check_recipe
 from sora_cli.train import compiled as compilation
 from sora_cli.train.compiled import check_compiler, compiled, forget, repeated_blocks
+from tests.helpers_errors import error_text
 from tests.helpers_models import model_inputs, tiny_bert, tiny_llama, tiny_t5
 from tests.helpers_runs import resumes_as_if_whole, train, write_recipe
 from tests.methods.support import generator, told
@@ -266,8 +267,7 @@ def test_what_it_does_not_go_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training={"compile": True})
-    assert run(["train", str(recipe), *words]) == 2
-    error = capsys.readouterr().err
+    error = error_text(capsys, "train", recipe, *words)
     assert f"{KEY} does not go with {said}" in error
     assert f"{KEY}=false" in error
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sora_cli.app import run
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.load import load_recipe
 from sora_cli.train import kernels
 from sora_cli.train.kernels import KEY, check_gpu, check_kernels
+from tests.helpers_errors import error_text
 from tests.helpers_models import tiny_llama
 from tests.helpers_runs import write_recipe
 from tests.shared_files import ROOT
@@ -34,8 +34,7 @@ def test_a_package_that_is_missing(
 ) -> None:
     there = package.replace("-", "_")
     monkeypatch.setattr(kernels, "find_spec", lambda name: None if name == there else object())
-    assert run(["train", str(recipe)]) == 2
-    error = capsys.readouterr().err
+    error = error_text(capsys, "train", recipe)
     assert f"{KEY}=liger needs the package {package}, which is not installed" in error
     assert f"pip install 'sora-cli[liger]', or {KEY}=null" in error
 
