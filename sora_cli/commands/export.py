@@ -26,8 +26,8 @@ from sora_cli.core.checks import (
     STORED,
     check_apart_from,
     check_choice,
+    check_keep,
     check_needed,
-    check_rules,
 )
 from sora_cli.core.console import emit, emit_table, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
@@ -102,7 +102,7 @@ def export(
     layout = layout or LAYOUTS[0]
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
-    check_rules({"rank": rank, "energy": energy})
+    keep = check_keep(rank=rank, energy=energy)
     read = locate_adapter(directory, missing="there is no adapter to export")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
@@ -116,8 +116,7 @@ def export(
         output,
         layout=layout,
         dtype=dtype,
-        rank=rank,
-        energy=energy,
+        keep=keep,
         force=force,
         base=base,
     )
