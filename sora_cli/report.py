@@ -91,7 +91,7 @@ class Compaction(BaseModel):
         )
 
 
-class MicroBatch(BaseModel):
+class MicroBatchChoice(BaseModel):
     """The micro-batches that `training.micro_batch: auto` chose; bytes are of the main process."""
 
     rows: int = Field(description="of a forward pass and process")
@@ -185,7 +185,7 @@ class RunReport(Report):
     start: Start | None = Field(
         None, description="the adapter or the checkpoint that the run began with; null: none"
     )
-    micro_batch: MicroBatch | None = Field(
+    micro_batch: MicroBatchChoice | None = Field(
         None, description="null where training.micro_batch is unset"
     )
     resumed: list[Resumption] = Field(

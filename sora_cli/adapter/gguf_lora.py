@@ -84,7 +84,7 @@ def export_gguf(
         alpha = max(ranks.values())
         layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
         plan = Plan(layers, {}, layout="exact", dtype=_DTYPES[type])
-        made = _Made(plan, places, architecture, float(alpha), name)
+        made = _LoraFile(plan, places, architecture, float(alpha), name)
         try:
             with new_file(output) as temporary:
                 made.write(temporary)
@@ -121,7 +121,7 @@ def _scaled(file: AdapterFile, path: str, factor: float) -> LowRankFactors:
     return LowRankFactors(factors.A, factors.B * factor)
 
 
-class _Made:
+class _LoraFile:
     """The content of a file: metadata and tensors."""
 
     def __init__(

@@ -47,7 +47,7 @@ def kept_ranks(
 
 
 @dataclass(frozen=True)
-class Cut:
+class SmallerCut:
     """The adapter that `sora prune --max-params` would leave.
 
     Attributes:
@@ -70,7 +70,7 @@ class Cut:
         return sum(self.ranks.values())
 
 
-def cuts(modules: Mapping[str, Module]) -> list[Cut]:
+def cuts(modules: Mapping[str, Module]) -> list[SmallerCut]:
     """Return the cuts to the `SHARES` of an adapter, large to small; none that would leave nothing.
 
     The rule is that of `sora prune --max-params`: singular values of all modules together.
@@ -85,5 +85,5 @@ def cuts(modules: Mapping[str, Module]) -> list[Cut]:
         left = math.fsum(s for path, rank in ranks.items() for s in squares[path][:rank])
         if left > 0:
             size = sum(rank * modules[path].cost for path, rank in ranks.items())
-            found.append(Cut(share, budget, ranks, size, left / energy))
+            found.append(SmallerCut(share, budget, ranks, size, left / energy))
     return found

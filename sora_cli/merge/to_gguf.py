@@ -79,7 +79,7 @@ def merge_to_gguf(
     note = check_weights(
         adapter.base, source, str(source), "the adapter", force=force, hint=OR_FORCE
     )
-    made = _Made(adapter, source, places, type)
+    made = _MergedFile(adapter, source, places, type)
     try:
         with new_file(output) as temporary:
             made.write(temporary)
@@ -95,7 +95,7 @@ def merge_to_gguf(
     return GgufMerged(len(places), made.copied, note, survival)
 
 
-class _Made:
+class _MergedFile:
     """The content of a merged file."""
 
     def __init__(

@@ -157,7 +157,7 @@ class Healed(Size):
     )
 
 
-class Full(Size):
+class FullRank(Size):
     """The run at full rank, which all others are compared with."""
 
     r_max: int = Field(description="rank of each layer")
@@ -182,7 +182,7 @@ class StoredCertificate(BaseModel):
     scope: str = Field("", description="what the promise is about")
     promise: Promise = Field(description="what was asked for")
     bound: BoundMethod = Field(description="how it was tested")
-    full: Full = Field(description="the full rank")
+    full: FullRank = Field(description="the full rank")
     screened: list[Screened] = Field(description="sizes scored unhealed, the largest first")
     candidates: list[Healed] = Field(
         description="sizes trained, in the order of their tests, the largest first"

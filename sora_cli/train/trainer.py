@@ -97,7 +97,7 @@ class AdapterTrainer(ResumingTrainer):
             len(self.train_rows.lengths),
             self.train_rows.lengths if block.length_grouping else None,
             batch_size=block.batch_size,
-            micro_batch=self.args.per_device_train_batch_size,
+            rows_per_pass=self.args.per_device_train_batch_size,
             seed=block.seed,
             process=self.args.process_index,
             processes=self.args.world_size,

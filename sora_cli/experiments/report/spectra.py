@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from sora_cli.adapter.modules import Cut, Module, cuts
+from sora_cli.adapter.modules import Module, SmallerCut, cuts
 from sora_cli.adapter.ranks import rank_map, shortest_names
 from sora_cli.core.console import count
 from sora_cli.core.figures import COLOURS, INK, QUIET, new_figure
@@ -133,7 +133,7 @@ def _set_log_scale(axes: Any) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _mark(axes: Any, cut: Cut, *, below: bool) -> None:
+def _mark(axes: Any, cut: SmallerCut, *, below: bool) -> None:
     """Draw where a cut falls, with the share of ||dW||^2 that it keeps, away from the curve."""
     axes.axvline(100 * cut.share, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.annotate(f"{cut.share:.0%}: keeps {cut.energy:.1%}",
