@@ -8,12 +8,15 @@ from textwrap import shorten
 from typing import Any
 
 from sora_cli.core.console import count, duration
+from sora_cli.core.table import Column, Table
 from sora_cli.experiments.listing.entry import Entry
 from sora_cli.experiments.listing.walk import Node
 from sora_cli.recipe.families import SMALLER_IS_BETTER
 
-COLUMNS = ("run", "status", "method", "task", "seed", "score", "components", "parameters", "time",
-           "started", "resume", "")  # fmt: skip
+_COLUMNS = (
+    "run", "status", "method", "task", "seed", "score", "components", Column("parameters", count),
+    Column("time", duration), "started", "resume", "",
+)  # fmt: skip
 _INDENT = "  "
 _LONGEST_NOTE = 100  # characters; all of it is in the JSON
 
@@ -66,27 +69,31 @@ def entries(nodes: Sequence[Node]) -> Iterator[Entry]:
         yield from entries(node.parts)
 
 
-def rows(nodes: Sequence[Node], place: Path, depth: int = 0) -> Iterator[list[str]]:
-    """Yield a line for each entry, named below the directory, or below what it is a part of."""
+def run_table(nodes: Sequence[Node], place: Path) -> Table:
+    """Return a table with a row for each entry, and the columns in which any has something."""
+    return Table(str(place), _COLUMNS, _rows(nodes, place)).without_empty()
+
+
+def _rows(nodes: Sequence[Node], place: Path, depth: int = 0) -> Iterator[list[Any]]:
+    """Yield each entry's row, named below the directory, or below what it is a part of."""
     for node in nodes:
         yield _row(node.entry, place, depth)
-        yield from rows(node.parts, Path(node.entry.directory), depth + 1)
+        yield from _rows(node.parts, Path(node.entry.directory), depth + 1)
 
 
-def _row(entry: Entry, place: Path, depth: int) -> list[str]:
+def _row(entry: Entry, place: Path, depth: int) -> list[Any]:
     directory = Path(entry.directory)
     name = entry.directory if directory == place else str(directory.relative_to(place))
-    score = "" if entry.score is None else f"{entry.metric} {entry.score:.4f}"
     return [
         _INDENT * depth + name,
         entry.status,
-        entry.method or "",
-        entry.task or "",
-        "" if entry.seed is None else str(entry.seed),
-        score,
+        entry.method,
+        entry.task,
+        entry.seed,
+        None if entry.score is None else f"{entry.metric} {entry.score:.4f}",
         _of(entry.components, entry.components_start),
-        "" if entry.parameters is None else count(entry.parameters),
-        "" if entry.seconds is None else duration(entry.seconds),
+        entry.parameters,
+        entry.seconds,
         (entry.started or "")[:16].replace("T", " "),
         _resume(entry),
         shorten("; ".join(entry.notes), _LONGEST_NOTE, placeholder=" ..."),
