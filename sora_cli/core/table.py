@@ -117,7 +117,7 @@ class Table:
         texts = [self.shown(row) for row in self.rows]
         used = [i for i in range(len(self.columns)) if i == 0 or any(row[i] for row in texts)]
         return Table(self.title, [self.columns[i] for i in used],
-                     [[row[i] for i in used] for row in self.rows])  # fmt: skip
+                     [tuple(row[i] for i in used) for row in self.rows])  # fmt: skip
 
 
 def emit_table(table: Table) -> None:
@@ -157,8 +157,9 @@ def markdown(table: Table) -> str:
 def latex(tables: Sequence[Table]) -> str:
     """Return tables with the same columns as one in LaTeX, for the package booktabs."""
     columns = tables[0].shown_columns
-    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"]
-    lines += [r"\toprule", _latex_row(column.title for column in columns)]
+    marks = "".join("l" if i == 0 or c.left else "r" for i, c in enumerate(columns))
+    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{marks}}}", r"\toprule"]
+    lines.append(_latex_row(column.title for column in columns))
     for table in tables:
         title = latex_text(table.title or "")
         lines += [r"\midrule", f"\\multicolumn{{{len(columns)}}}{{l}}{{\\textit{{{title}}}}} \\\\"]
