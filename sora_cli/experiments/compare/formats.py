@@ -57,7 +57,7 @@ def format_of(file: Path | None, asked: str | None) -> str:
 
 def emit_comparison(tables: Tables) -> None:
     """Print a comparison for people; labels in titles are printed on one line."""
-    for table in tables.tables.values():
+    for table in tables.parts.values():
         columns = [replace(column, title=printable(column.title)) for column in table.columns]
         emit_table(Table(printable(table.title), columns, table.rows))
     for note in tables.footnotes:
@@ -77,17 +77,17 @@ def _terminal(tables: Tables) -> str:
 
 
 def _markdown(tables: Tables) -> str:
-    parts = [*map(markdown, tables.tables.values()), *map(escaped, tables.footnotes)]
+    parts = [*map(markdown, tables.parts.values()), *map(escaped, tables.footnotes)]
     return "\n\n".join(parts) + "\n"
 
 
 def _latex(tables: Tables) -> str:
     notes = (f"\\par{{\\footnotesize {latex_text(note)}\\par}}" for note in tables.footnotes)
-    return "\n".join([latex(tuple(tables.tables.values())), *notes]) + "\n"
+    return "\n".join([latex(tuple(tables.parts.values())), *notes]) + "\n"
 
 
 def _csv(tables: Tables) -> str:
-    return csv_text(tuple(tables.tables.values()))
+    return csv_text(tuple(tables.parts.values()))
 
 
 def _json(tables: Tables) -> str:
@@ -97,10 +97,10 @@ def _json(tables: Tables) -> str:
         "columns": {column.key: column.about for column in tables.columns},
         "rows": [
             {key: finite(value) for key, value in record.items()}
-            for table in tables.tables.values()
+            for table in tables.parts.values()
             for record in table.records()
         ],
-        "captions": [{tables.by: n, "caption": t.title} for n, t in tables.tables.items()],
+        "captions": [{tables.by: n, "caption": t.title} for n, t in tables.parts.items()],
         "footnotes": list(tables.footnotes),
     }
     return json.dumps(data, indent=2) + "\n"

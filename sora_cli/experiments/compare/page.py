@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sora_cli.experiments.compare.budget_table import budget_tables
 from sora_cli.experiments.compare.grouping import by_task, differing
 from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.page_parts import (
-    GroupPart,
     environments,
     group_part,
     shared_settings,
@@ -28,9 +27,6 @@ from sora_cli.experiments.compare.sizes import Sizes
 from sora_cli.experiments.compare.table import Tables, comparison_tables
 from sora_cli.experiments.page.html import picture, render, resource
 from sora_cli.experiments.page.parts import recipe_lines
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 _HERE = "sora_cli.experiments.compare"
 
@@ -114,7 +110,7 @@ def _shown(
             anchors={label: anchor for (task, label), anchor in anchors.items() if task == name},
             greater_is_better=tasks.get(name or "", groups)[0].first.greater_is_better,
         )
-        for name, table in tables.tables.items()
+        for name, table in tables.parts.items()
     }
 
 
@@ -127,33 +123,17 @@ def _tasks(
     tasks = []
     for i, (task, members) in enumerate(by_task(groups).items()):
         keys = set(differing([group.settings for group in members]))
-        parts: list[GroupPart] = [
-            group_part(group, anchors[task, group.label], keys) for group in members
-        ]
+        parts = [group_part(group, anchors[task, group.label], keys) for group in members]
+        curves = draw_curves(members)
         tasks.append(
             {
                 "name": task,
                 "anchor": f"t{i}",
                 "table": tables[task],
-                "points": points_picture(members, f"points{i}"),
-                "curves": curves_picture(members, f"curves{i}"),
+                "points": picture(draw_points(members), f"points{i}"),
+                "curves": None if curves is None else picture(curves, f"curves{i}"),
                 "groups": parts,
                 "mapped": [part for part in parts if part.ranks],
             }
         )
     return tasks
-
-
-def points_picture(groups: Sequence[Group], name: str) -> Markup:
-    """Draw metric against parameters of one task's groups.
-
-    Args:
-        name: tells the picture's identifiers from those of others on the page.
-    """
-    return picture(draw_points(groups), name)
-
-
-def curves_picture(groups: Sequence[Group], name: str) -> Markup | None:
-    """Draw the ablation curves of one task's groups; None if there are none."""
-    figure = draw_curves(groups)
-    return None if figure is None else picture(figure, name)

@@ -10,26 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sora_cli.core.console import count, size
-from sora_cli.core.table import Table
+from sora_cli.core.table import Cell, Column, Table
 from sora_cli.experiments.compare.grouping import by_task, differing
 from sora_cli.experiments.compare.plot_ranks import MeanRanks
 from sora_cli.experiments.compare.runs import Group, Run
 from sora_cli.experiments.page.parts import Line, RankTable, heat_table, recipe_lines
-
-
-@dataclass(frozen=True)
-class RunPart:
-    """A run, its values as text."""
-
-    seed: str
-    metric: str
-    parameters: str
-    components: str
-    seconds: str
-    memory: str
-    started: str
-    directory: str
-    command: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +25,7 @@ class GroupPart:
     anchor: str
     recipe: tuple[Line, ...]
     ranks: RankTable | None
-    runs: tuple[RunPart, ...]
+    runs: Table
 
 
 def group_part(group: Group, anchor: str, keys: set[str]) -> GroupPart:
@@ -58,7 +43,7 @@ def group_part(group: Group, anchor: str, keys: set[str]) -> GroupPart:
         ranks=heat_table(ranks.shape, ranks.live, ranks.largest, ranks.summary())
         if ranks
         else None,
-        runs=tuple(_run_part(run) for run in group.runs),
+        runs=_run_table(group.runs),
     )
 
 
@@ -98,21 +83,29 @@ def summary_lines(groups: Sequence[Group], baseline: str | None) -> list[str]:
     return lines
 
 
-def _run_part(run: Run) -> RunPart:
-    report, kept = run.report, run.components
-    factor = 100 if run.percent else 1
-    memory = report.peak_memory_bytes
-    return RunPart(
-        seed=str(run.seed),
-        metric="not a number" if math.isnan(run.metric) else f"{factor * run.metric:.4g}",
-        parameters=count(run.parameters),
-        components=f"{kept.live} of {kept.start}" if kept.start else "",
-        seconds=count(run.seconds),
-        memory=size(memory) if memory is not None else "",
-        started=report.started.replace("T", " ")[:16],
-        directory=str(run.directory),
-        command=shlex.join(report.command),
-    )
+def _run_table(runs: Sequence[Run]) -> Table:
+    from markupsafe import Markup
+
+    columns = ("seed", "metric", Column("parameters", count), "alive", Column("seconds", count),
+               Column("memory", size), "started", "directory and command")  # fmt: skip
+    rows = []
+    for run in runs:
+        report, kept = run.report, run.components
+        factor = 100 if run.percent else 1
+        place = Markup("<code>{}</code>").format(run.directory)
+        if report.command:
+            place += Markup("<br><code>{}</code>").format(shlex.join(report.command))
+        rows.append((
+            run.seed,
+            "not a number" if math.isnan(run.metric) else f"{factor * run.metric:.4g}",
+            run.parameters,
+            f"{kept.live} of {kept.start}" if kept.start else None,
+            run.seconds,
+            report.peak_memory_bytes,
+            report.started.replace("T", " ")[:16],
+            Cell(None, place),
+        ))  # fmt: skip
+    return Table(None, columns, rows)
 
 
 def _plain(value: Any) -> str:

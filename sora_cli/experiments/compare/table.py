@@ -1,7 +1,7 @@
 """The tables of a comparison: one for each task, a row for each group; then means over the tasks.
 
 comparison = comparison_tables(groups, baseline="lora r=8")
-for table in comparison.tables.values():
+for table in comparison.parts.values():
     emit_table(table)
 """
 
@@ -34,14 +34,14 @@ class Tables:
     """A comparison.
 
     Attributes:
-        tables: by task or by budget, each with the same columns; None: all together, the last. A
+        parts: by task or by budget, each with the same columns; None: all together, the last. A
             title says what is compared, such as "rte: accuracy x 100".
         footnotes: what to know when reading them.
         baseline: the label that differences are to.
         by: the column that there is a table for each value of.
     """
 
-    tables: Mapping[str | None, Table]
+    parts: Mapping[str | None, Table]
     footnotes: tuple[str, ...]
     baseline: str | None = None
     by: str = "task"
@@ -49,7 +49,7 @@ class Tables:
     @property
     def columns(self) -> tuple[Column, ...]:
         """The columns of each table, also those for programs only."""
-        return next(iter(self.tables.values())).columns
+        return next(iter(self.parts.values())).columns
 
 
 def comparison_tables(

@@ -65,6 +65,6 @@ class Row:
 def rows_of(tables: Tables) -> list[Row]:
     return [
         Row(name, record, dict(zip([c.key for c in t.shown_columns], t.shown(row), strict=True)))
-        for name, t in tables.tables.items()
+        for name, t in tables.parts.items()
         for record, row in zip(t.records(), t.rows, strict=True)
     ]

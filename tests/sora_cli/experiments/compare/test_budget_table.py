@@ -72,7 +72,7 @@ def test_differences_to_the_baseline_and_to_the_simple_method(table: Tables) -> 
 
 
 def test_captions_say_what_is_compared(table: Tables) -> None:
-    assert {name: found.title for name, found in table.tables.items()} == {
+    assert {name: found.title for name, found in table.parts.items()} == {
         "50%": "50% of lora-r8 (40% to 62.5%): mean over 2 tasks, x 100; simple: lora-r4 (50%)",
         "15%": "15% of lora-r8 (12% to 18.8%): mean over 2 tasks, x 100; simple: lora-r1 (12.5%)",
         "8%": "8% of lora-r8 (6.4% to 10%): mean over 2 tasks, x 100; simple: lora-r1 (12.5%)",

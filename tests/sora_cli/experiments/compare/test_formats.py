@@ -97,7 +97,7 @@ def test_markdown_is_a_table_per_task(table: Tables) -> None:
     assert lines[4].startswith("| lora | 2 | 55.00 ± 7.07 | 60.00 | 55.00 |")
     assert sum(line.startswith("**") for line in lines) == 3
     widths = {line.count("|") for line in lines if line.startswith("|")}
-    assert widths == {len(table.tables[None].shown_columns) + 1}
+    assert widths == {len(table.parts[None].shown_columns) + 1}
 
 
 def test_latex_is_one_table(table: Tables) -> None:
@@ -107,7 +107,7 @@ def test_latex_is_one_table(table: Tables) -> None:
     assert r"{}lora & 2 & 55.00 $\pm$ 7.07" in text
     assert r"\textit{cola: matthews\_correlation x 100 on validation}" in text
     rows = [line for line in text.splitlines() if line.startswith("{}")]
-    assert {line.count(" & ") for line in rows} == {len(table.tables[None].shown_columns) - 1}
+    assert {line.count(" & ") for line in rows} == {len(table.parts[None].shown_columns) - 1}
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -53,7 +53,7 @@ def test_a_row_of_everything() -> None:
     assert row.raw["metric"] == pytest.approx(0.85)
     assert row.raw["components"] == 0.25
     assert row.raw["memory"] == 1_000_000_001
-    assert [found.title for found in table.tables.values()] == ["rte: accuracy x 100 on validation"]
+    assert [found.title for found in table.parts.values()] == ["rte: accuracy x 100 on validation"]
 
 
 def test_one_run_has_no_spread() -> None:
@@ -81,18 +81,18 @@ def test_means_over_the_tasks_are_of_labels_in_all_of_them() -> None:
     assert means[0].raw["metric"] == pytest.approx((0.6 + 0.3) / 2)
     assert means[0].shown["metric"] == "45.00"
     assert means[0].raw["n"] == 5
-    assert table.tables[None].title == "mean over 2 tasks, x 100"
-    assert list(comparison_tables(found[:2]).tables) == ["rte"]
+    assert table.parts[None].title == "mean over 2 tasks, x 100"
+    assert list(comparison_tables(found[:2]).parts) == ["rte"]
 
 
 def test_no_means_where_they_say_nothing() -> None:
     apart = groups(*scores("lora", 0.5), *scores("sora", 0.5, task="cola"))
     table = comparison_tables(apart)
-    assert None not in table.tables
+    assert None not in table.parts
     assert "no label is there in all of them" in table.footnotes[0]
     error = {"settings": {"task.greater_is_better": False}, "task": "stsb"}
     table = comparison_tables(groups(*scores("lora", 0.5), *scores("lora", 0.5, **error)))
-    assert None not in table.tables
+    assert None not in table.parts
     assert "the larger is better" in table.footnotes[0]
 
 
@@ -150,7 +150,7 @@ def test_another_metric_is_in_its_own_unit_and_smaller_is_better() -> None:
     (row,) = rows_of(table)
     assert row.shown["metric"] == "0.3000 ± 0.1414"
     assert row.raw["best"] == pytest.approx(0.2)
-    assert table.tables["rte"].title == "rte: loss on validation, smaller is better"
+    assert table.parts["rte"].title == "rte: loss on validation, smaller is better"
 
 
 def test_a_metric_that_some_runs_report() -> None:
