@@ -13,7 +13,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.adapter.ranks import Rank, RankMap, rank_map
+from sora_cli.adapter.ranks import RankMap, rank_map
 from sora_cli.adapter.side_by_side import (
     comparison_facts,
     comparison_notes,
@@ -149,22 +149,16 @@ def _emit_rank_table(table: RankMap, title: str) -> None:
     """Print layers by kinds of modules, with totals as live/start."""
     columns = [label.replace(".", "\n.") for label in table.column_labels()]
     rows = [
-        [label, *(_cell(table, row, column) for column in table.columns), _of(table.row_total(row))]
+        [label, *(_cell(table, row, column) for column in table.columns), table.row_total(row)]
         for label, row in zip(table.row_labels(), table.rows, strict=True)
     ]
-    totals = [_of(table.column_total(column)) for column in table.columns]
-    footer = ["all", *totals, _of(table.total)]
+    footer = ["all", *map(table.column_total, table.columns), table.total]
     emit_table(Table(title, ["layer", *columns, "all"], rows, footer=footer))
 
 
 def _cell(table: RankMap, row: str, column: str) -> int | None:
     cell = table.cells.get((row, column))
     return None if cell is None else cell.live
-
-
-def _of(rank: Rank) -> str:
-    """Return "17/24", or just "24" if nothing was taken out."""
-    return str(rank.live) if rank.live == rank.start else f"{rank.live}/{rank.start}"
 
 
 def _emit_modules(facts: dict[str, Any]) -> None:

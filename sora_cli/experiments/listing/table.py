@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from sora_cli.adapter.ranks import Rank
 from sora_cli.core.console import count, duration
 from sora_cli.core.table import Column, Table
 from sora_cli.experiments.listing.entry import Entry
@@ -84,6 +85,7 @@ def _rows(nodes: Sequence[Node], place: Path, depth: int = 0) -> Iterator[list[A
 def _row(entry: Entry, place: Path, depth: int) -> list[Any]:
     directory = Path(entry.directory)
     name = entry.directory if directory == place else str(directory.relative_to(place))
+    left = entry.components
     return [
         _INDENT * depth + name,
         entry.status,
@@ -91,20 +93,13 @@ def _row(entry: Entry, place: Path, depth: int) -> list[Any]:
         entry.task,
         entry.seed,
         None if entry.score is None else f"{entry.metric} {entry.score:.4f}",
-        _of(entry.components, entry.components_start),
+        None if left is None else Rank(left, entry.components_start or 0),
         entry.parameters,
         entry.seconds,
         (entry.started or "")[:16].replace("T", " "),
         _resume(entry),
         shorten("; ".join(entry.notes), _LONGEST_NOTE, placeholder=" ..."),
     ]
-
-
-def _of(left: int | None, start: int | None) -> str:
-    """Return "43/288", or just "288" if nothing was taken out."""
-    if left is None:
-        return ""
-    return str(left) if left == start else f"{left}/{start}"
 
 
 def _resume(entry: Entry) -> str:

@@ -141,8 +141,7 @@ def needed_part(ranks: RankMap, modules: Mapping[str, Module]) -> RankTable:
 
 
 def _total(rank: Rank) -> MapCell:
-    shown = str(rank.live) if rank.live == rank.start else f"{rank.live}/{rank.start}"
-    return MapCell(shown, None)
+    return MapCell(str(rank), None)
 
 
 def _no_ranks(report: RunReport) -> str:
