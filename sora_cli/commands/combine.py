@@ -15,9 +15,10 @@ from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
 from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_keep, check_needed
-from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
+from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
@@ -129,7 +130,7 @@ def _numbers(weights: str | None, adapters: int) -> tuple[float, ...]:
 
 
 def _show(done: Combined) -> None:
-    emit_table(**loss_table(done.losses, done.total))
+    emit_table(loss_table(done.losses, done.total))
     head = f", and a head as it was ({', '.join(done.head)})" if done.head else ""
     emit(f"parameters: {count(done.parameters)}{head}")
     if done.exact:

@@ -29,9 +29,10 @@ from sora_cli.core.checks import (
     check_keep,
     check_needed,
 )
-from sora_cli.core.console import emit, emit_table, printable, say, say_notes, size
+from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import SORA_FILE
 from sora_cli.model.gguf import check_gguf_place
@@ -128,7 +129,7 @@ def export(
         emit(json.dumps(facts, indent=2, default=str))
     else:
         if done.losses:
-            emit_table(**loss_table(done.losses, reduce(add, done.losses.values())))
+            emit_table(loss_table(done.losses, reduce(add, done.losses.values())))
         program = "" if done.format is None else f" ({done.format})"
         emit(
             f"{done.kind}{program} of {done.modules} modules{head}, rank {done.rank} at most: "

@@ -15,10 +15,11 @@ from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
 from sora_cli.commands import completion, options
 from sora_cli.core.checks import STORED, check_choice, check_keep, check_needed
-from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
+from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
 from sora_cli.model.files import ADAPTER_WEIGHTS, DELTA_FILE
@@ -127,7 +128,7 @@ def extract(
     emit(json.dumps(_facts(done, rule), indent=2)) if as_json else _show(done)
     if search is not None:
         if not as_json:
-            emit_table(*search_table(search))
+            emit_table(search_table(search))
             emit("\n".join(verdict_lines(search)))
         say(unseen_rows(search))
     say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}")
@@ -151,7 +152,7 @@ def _source(model: str) -> str:
 
 
 def _show(done: Extracted) -> None:
-    emit_table(**loss_table(done.losses, done.total, before="full rank"))
+    emit_table(loss_table(done.losses, done.total, before="full rank"))
     emit(f"parameters: {count(done.parameters)} in the factors"
          + (f", and {count(done.full_parameters)} in full" if done.full else ""))  # fmt: skip
     if done.full:

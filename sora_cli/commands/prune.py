@@ -21,12 +21,13 @@ from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_keep, check_needed, option
-from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
+from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import locked
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.processes import is_main
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing, uncollected
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.run.opening import Work, open_work
@@ -252,7 +253,7 @@ def _search(adapter: Adapter, loaded: LoadedRecipe, promise: Promise) -> Search[
 
 
 def _show_search(search: Search[Any]) -> None:
-    emit_table(*search_table(search))
+    emit_table(search_table(search))
     emit("\n".join(verdict_lines(search)))
     say(unseen_rows(search))
 
@@ -285,7 +286,7 @@ def _entry(rule: Mapping[str, float], total: Loss, before: int, after: int) -> d
 
 
 def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int) -> None:
-    emit_table(**loss_table(losses, total, error=_error))
+    emit_table(loss_table(losses, total, error=_error))
     head = file.head_parameters
     emit(f"parameters: {count(file.parameters)} -> {count(kept)}"
          + (f", and a head of {count(head)} as it was" if head else ""))  # fmt: skip

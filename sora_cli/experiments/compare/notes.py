@@ -89,8 +89,8 @@ class Papers:
     def __init__(self) -> None:
         self.sources: dict[str, int] = {}
 
-    def add(self, group: Group, values: dict[str, Raw]) -> str:
-        """Put the value of the group's method into its row; return its footnote's mark, or ""."""
+    def add(self, group: Group, values: dict[str, Raw]) -> None:
+        """Put the value of the group's method, and its footnote's mark, into its row."""
         for run in group.runs:
             block = run.paper
             told = block and (block.get("metric"), block.get("model"))
@@ -100,8 +100,8 @@ class Papers:
             if value is not None:
                 values["paper"] = float(value)
                 number = self.sources.setdefault(str(block.get("source")), len(self.sources) + 1)
-                return f"[{number}]"
-        return ""
+                values["mark"] = f"[{number}]"
+                return
 
     def footnotes(self, *, asked: bool) -> list[str]:
         """Return the sources, or that there is none."""

@@ -1,6 +1,6 @@
 """The page of `sora report`: one run's directory in one file, with what is not there said.
 
-See `compare.html` for what keeps it safe, and for its figures. Torch is not needed.
+See `page.html` for what keeps it safe, and for its figures. Torch is not needed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from sora_cli.adapter.digest import changed_results, result_digest
 from sora_cli.adapter.places import ADAPTER
-from sora_cli.experiments.compare.html import picture, render, resource
-from sora_cli.experiments.compare.page_parts import recipe_lines
 from sora_cli.experiments.compare.runs import Run
+from sora_cli.experiments.page.html import picture, render, resource
+from sora_cli.experiments.page.parts import recipe_lines
 from sora_cli.experiments.path.record import PathReport
 from sora_cli.experiments.report.certificate import certificate_part, draw_sizes
 from sora_cli.experiments.report.examples import Record
