@@ -7,16 +7,19 @@ transformers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from methods.configs import Betas, MethodOptions
+from methods.errors import MethodError
 from methods.registry import builtin_names, config_class
 from methods.schedules import steps_of
+from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.families import TaskOptions, options_class, task_names
-from sora_cli.recipe.origins import Placed
 from sora_cli.recipe.output import OutputBlock
 from sora_cli.recipe.schedule import PathBlock
 from sora_cli.recipe.start import StartBlock
@@ -316,7 +319,7 @@ class ResourcesBlock(Block):
     )
 
 
-class Recipe(Placed, Block):
+class Recipe(Block):
     """One run. `method` and `task` hold a name; the typed options are `.config` and `.options`."""
 
     model: ModelBlock
@@ -330,6 +333,7 @@ class Recipe(Placed, Block):
     paper: PaperBlock | None = None
     resources: ResourcesBlock = ResourcesBlock.model_validate({})
     output: OutputBlock = OutputBlock.model_validate({})
+    _places: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_something_to_do(self) -> Recipe:
@@ -346,3 +350,29 @@ class Recipe(Placed, Block):
             "task": {"name": task.name, **task.options.model_dump(mode="json")},
             "method": {"name": method.name, **method.config.model_dump(mode="json")},
         }
+
+    def set_places(self, places: Mapping[str, str]) -> None:
+        """Store where keys were set, which is no value: "training.epochs" -> "rte.yaml:12"."""
+        self._places = places
+
+    def place(self, key: str) -> str | None:
+        """Return where a key was set, else where the block around it starts; None: in no file."""
+        parts = key.split(".")
+        keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return next((self._places[key] for key in keys if key in self._places), None)
+
+    @contextmanager
+    def placing(self, default: str | None = None) -> Iterator[None]:
+        """Make errors about a key of this recipe say where it was set.
+
+        Args:
+            default: the key that errors are about which name none.
+        """
+        try:
+            yield
+        except SoraError as error:
+            error.key = error.key or default
+            error.placed(None if error.key is None else self.place(error.key))
+            raise
+        except MethodError as error:
+            raise SoraError(str(error), where=self.place(default or "method")) from error

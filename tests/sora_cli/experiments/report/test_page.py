@@ -16,7 +16,7 @@ from sora_cli.core.outputs import was_written_here
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.report.curves import Curves, draw_alive, draw_loss, draw_metric
 from sora_cli.experiments.report.facts import duration, headline, phases
-from sora_cli.experiments.report.ranks import needed_part, rank_part
+from sora_cli.experiments.report.parts import needed_part, rank_part
 from sora_cli.experiments.report.spectra import cut_rows, pooled
 from sora_cli.search import certificate as schema
 from tests.helpers_reports import report_of, write_report
