@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -68,30 +69,37 @@ class ModelBlock(Block):
     )
 
 
-class TaskBlock(BaseModel):
-    """The task to learn and its scores: `name`, and the options of that task family."""
+class _NamedBlock(BaseModel):
+    """A block of a name and that name's own options, whose class builds them once."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Make the block anew: pydantic's copy would keep the options that were built before."""
+        del deep  # nothing is shared with the copy
+        return type(self)(**{**self.model_dump(), **(update or {})})
+
+
+class TaskBlock(_NamedBlock):
+    """The task to learn and its scores: `name`, and the options of that task family."""
+
     name: str = Field(description=f"task family: {', '.join(task_names())}")
 
-    @property
+    @cached_property
     def options(self) -> TaskOptions:
         """The typed options, validated by the family's class."""
         return options_class(self.name)(**(self.model_extra or {}))
 
 
-class MethodBlock(BaseModel):
+class MethodBlock(_NamedBlock):
     """`name` plus the options of that method's own configuration class."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(
         description=f"{', '.join(builtin_names())} (sora methods describes them), or a registered "
         "method"
     )
 
-    @property
+    @cached_property
     def config(self) -> MethodOptions:
         """The typed options, validated by the method's configuration class."""
         return config_class(self.name)(**(self.model_extra or {}))
