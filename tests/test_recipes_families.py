@@ -177,7 +177,7 @@ def test_family_recipe(tmp_path: Path, name: str) -> None:
     assert list(report.metrics) == recipe.data.validation
     for scores in report.metrics.values():
         assert set(scores) == {*recipe.task.options.metrics, "loss"}
-    rows = report.data["rows"]
+    rows = report.data.rows
     held_out = 8 if recipe.data.selection == "train-rows" else 0
     if recipe.task.name not in ("causal-lm", "question-answering"):  # packed rows, windows
         assert rows["train"] == 24 - held_out

@@ -53,12 +53,12 @@ def test_glue_recipe(tmp_path: Path, deberta: Path, glue: Path, name: str) -> No
     report = train(name, *words)
     assert report.status == "completed"
     assert report.steps == 2
-    assert report.data["truncated"] == dict.fromkeys(report.data["rows"], 0)
+    assert report.data.truncated == dict.fromkeys(report.data.rows, 0)
     splits = ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
     assert list(report.metrics) == splits
     for scores in report.metrics.values():
         assert list(scores) == [*recipe.task.options.metrics, "loss"]
-    rows = report.data["rows"]
+    rows = report.data.rows
     if recipe.data.selection == "half-validation":
         assert (rows["select"], rows["validation"], rows["train"]) == (12, 12, 24)
     elif recipe.data.selection == "train-rows":
@@ -67,7 +67,7 @@ def test_glue_recipe(tmp_path: Path, deberta: Path, glue: Path, name: str) -> No
         assert (rows["select"], rows["train"]) == (16, 24)
     assert len(report.ranks) == 12
     assert all(m.start == 8 for m in report.ranks.values())
-    assert report.base["head"] == ["pooler", "classifier"]
+    assert report.base.head == ["pooler", "classifier"]
     adapter = read_adapter(out)
     assert set(adapter.head_modules) == {"pooler", "classifier"}
     classes = GLUE[task][1]

@@ -305,7 +305,7 @@ def test_a_few_steps(file: str, tmp_path: Path, deberta: Path, data: dict[str, P
         report = read_report(out)
         assert report is not None
         assert (report.status, report.steps) == ("completed", 2)
-        assert report.data["truncated"] == dict.fromkeys(report.data["rows"], 0)
+        assert report.data.truncated == dict.fromkeys(report.data.rows, 0)
         metrics = load_recipe(planned.recipe).recipe.task.options.metrics
         for scores in report.metrics.values():
             assert list(scores) == [*metrics, "loss"]

@@ -19,7 +19,7 @@ from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_of
 from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
 from sora_cli.adapter.writing import Plan
-from sora_cli.core.atomic import new_file
+from sora_cli.core.atomic import check_read_back, new_file
 from sora_cli.core.checks import GGUF_TYPES, check_choice
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.files import ADAPTER_WEIGHTS
@@ -174,8 +174,7 @@ class _LoraFile:
             meant = self._numbers(path, half)
             same = same and there[key].shape == meant.shape and there[key].dtype == meant.dtype
             same = same and bool((there[key] == meant).all())
-        if not same:
-            raise SoraError("what was written reads back differently: is the disk all right?")
+        check_read_back(same)
 
     def _key(self, path: str, half: str) -> str:
         return f"{self._places[path].name}.weight.lora_{half}"

@@ -58,7 +58,7 @@ def environments(groups: Sequence[Group]) -> list[tuple[str, list[tuple[str, int
     found: dict[str, Counter[str]] = {}
     for group in groups:
         for run in group.runs:
-            for name, value in run.report.environment.items():
+            for name, value in run.report.environment.model_dump().items():
                 found.setdefault(name, Counter())[_plain(value)] += 1
     return [(name, values.most_common()) for name, values in found.items()]
 

@@ -128,7 +128,9 @@ def _render(report: Report, run: Path, *, sections: dict[str, Any], **values: An
         "summary": _when(report),
         "phases": phases(report.seconds),
         "memory": memory[0] if memory else None,
-        "environment": [(n, "none" if v is None else v) for n, v in report.environment.items()],
+        "environment": [
+            (n, "none" if v is None else v) for n, v in report.environment.model_dump().items()
+        ],
         "command": shlex.join(report.command),
         "recipe": recipe_lines(settings, given),
         "directory": str(run),
@@ -169,8 +171,7 @@ def _changes(report: RunReport, run: Path, certificate: Certificate | None) -> l
 
 def _notes(report: RunReport) -> list[str]:
     """Return what the run said, and how its files compared with the trained model."""
-    verdict = report.verification.get("verdict")
-    reason = report.verification.get("reason")
+    verdict, reason = report.verification.verdict, report.verification.reason
     said = f"outputs of the files beside the trained model's: {verdict}" if verdict else ""
     return [
         *report.events,

@@ -93,7 +93,7 @@ def test_a_run_keeps_its_implementation(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["base"]["attention"] == "eager"
     assert run(["train", str(recipe), "--resume", "--force", f"{KEY}=null"]) == 2
     assert f"{KEY} was 'eager', is now" in capsys.readouterr().err
-    assert train(recipe, "--force", f"{KEY}=null").base["attention"] == "sdpa"
+    assert train(recipe, "--force", f"{KEY}=null").base.attention == "sdpa"
 
 
 def test_a_result_is_used_as_it_was_trained(

@@ -146,7 +146,7 @@ def test_the_result_is_a_run_like_any(origin: Path, tmp_path: Path) -> None:
     assert run(["train", str(origin), *words]) == 0
     report = read_report(tmp_path / "out")
     assert report is not None
-    assert report.verification["verdict"] == "same"
+    assert report.verification.verdict == "same"
     for command in (
         ["inspect", out],
         ["verify", out],
