@@ -14,6 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from methods.keep import Keep
+
 Betas = tuple[
     Annotated[float, Field(ge=0, lt=1)],
     Annotated[float, Field(ge=0, lt=1)],
@@ -220,6 +222,10 @@ class SoraConfig(MethodConfig):
         return self
 
 
+_CUT_SHARE = 0.15
+"""Components that a cut keeps without a budget, as a share of all."""
+
+
 class CutConfig(MethodConfig):
     """Options of LoRA with a cut; of the three budgets one at most is given."""
 
@@ -234,7 +240,7 @@ class CutConfig(MethodConfig):
         None,
         ge=0,
         description="budget: mean rank per layer after the cut; unset, as the other two budgets: "
-        "0.15 x r_max",
+        f"{_CUT_SHARE} x r_max",
     )
     max_params: int | None = Field(
         None, ge=0, description="budget: numbers that the factors hold together after the cut"
@@ -252,6 +258,12 @@ class CutConfig(MethodConfig):
     def start(self) -> tuple[int, float]:
         """Return rank and alpha at the start."""
         return self.r_max, self.alpha
+
+    def keep(self) -> Keep:
+        """Return the rule of the cut; energy is that of all layers together."""
+        if self.energy is not None or self.max_params is not None:
+            return Keep(max_params=self.max_params, energy=self.energy)
+        return Keep(mean_rank=_CUT_SHARE * self.r_max if self.target_r is None else self.target_r)
 
     @classmethod
     def of_size(cls, rank: int, max_params: int, after: int | float) -> dict[str, Any]:

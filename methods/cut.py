@@ -11,13 +11,10 @@ from torch import Tensor, nn
 
 from methods.base import AdapterMethod, Layers, LowRankLinear, Plan, StepInfo, Summary
 from methods.basis import singular_basis, turn
-from methods.budgets import holding_energy, strongest, within_parameters
 from methods.configs import CutConfig
 from methods.errors import MethodError
 from methods.init import kaiming_factors
 from methods.schedules import steps_of
-
-_DEFAULT_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -127,26 +124,17 @@ class Cut(AdapterMethod):
         return self._due
 
     def _ranks(self, layers: Layers, values: Mapping[str, Tensor]) -> dict[str, int]:
-        """Return what each layer keeps."""
-        c = self.config
-        if c.energy is not None:
-            return holding_energy(values, c.energy)
-        if c.max_params is not None:
-            cost = {path: m.A.shape[1] + m.B.shape[0] for path, m in layers.items()}
-            return within_parameters(values, cost, c.max_params)
-        return strongest(values, self._count(len(layers)))
-
-    def _count(self, layers: int) -> int:
-        target = self.config.target_r
-        return int(layers * (_DEFAULT_SHARE * self.config.r_max if target is None else target))
+        """Return each layer's rank after the cut."""
+        cost = {path: layer.A.shape[1] + layer.B.shape[0] for path, layer in layers.items()}
+        return self.config.keep().ranks(values, cost, together=True)
 
     def _goal(self, layers: Layers) -> str:
-        c = self.config
-        if c.energy is not None:
-            return f"components with {c.energy:.1%} of the energy"
-        if c.max_params is not None:
-            return f"components within {c.max_params:,} parameters"
-        return f"{self._count(len(layers)):,} components"
+        keep = self.config.keep()
+        if keep.energy is not None:
+            return f"components with {keep.energy:.1%} of the energy"
+        if keep.max_params is not None:
+            return f"components within {keep.max_params:,} parameters"
+        return f"{int((keep.mean_rank or 0) * len(layers)):,} components"
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
         """Do nothing: what is counted are the components left, and only others are removed."""

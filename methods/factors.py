@@ -157,12 +157,19 @@ class Decomposition:
         return LowRankFactors(a.contiguous(), b.contiguous())
 
 
-def rank_for_energy(singular_values: Tensor, energy: float) -> int:
-    """Return the smallest rank that keeps that share (0..1) of the squared Frobenius norm."""
+def rank_for_energy(
+    singular_values: Tensor, energy: float, squared_norm: float | None = None
+) -> int:
+    """Return the smallest rank that keeps that share (0..1) of the squared Frobenius norm.
+
+    Args:
+        squared_norm: of the whole update, where only its leading singular values are known; if
+            they hold less than that share, their number is returned.
+    """
     if not 0 < energy <= 1:
         raise ValueError(f"energy is a share above 0 and up to 1, not {energy}")
     squared = singular_values.double() ** 2
-    total = float(squared.sum())
+    total = float(squared.sum()) if squared_norm is None else squared_norm
     if total == 0:
         return 0
     if energy == 1:

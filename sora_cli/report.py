@@ -12,7 +12,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 FILE_NAME = "report.json"
 HISTORY_FILE = "history.json"
@@ -91,7 +98,7 @@ class Compaction(BaseModel):
         )
 
 
-class MicroBatch(BaseModel):
+class MicroBatchChoice(BaseModel):
     """The micro-batches that `training.micro_batch: auto` chose; bytes are of the main process."""
 
     rows: int = Field(description="of a forward pass and process")
@@ -136,6 +143,91 @@ class Resumption(BaseModel):
     started: str = Field(description="date and time, UTC")
 
 
+class Facts(BaseModel):
+    """An object of a report whose keys depend on the version that wrote it, unknown ones kept.
+
+    What it was not given is not written.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_serializer(mode="wrap")
+    def _given(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in whole(self).items() if key in self.model_fields_set}
+
+
+_Version = Annotated[str | None, Field(description="version of the package")]
+
+
+class Environment(Facts):
+    """The versions, the machine and the commit that a result depends on."""
+
+    sora: str | None = Field(None, description="version of this program")
+    python: str | None = Field(None, description="version of Python")
+    torch: _Version = None
+    transformers: _Version = None
+    datasets: _Version = None
+    evaluate: _Version = None
+    accelerate: _Version = None
+    safetensors: _Version = None
+    platform: str | None = Field(None, description="the system, with its version")
+    processor: str | None = Field(None, description="its name, or else its kind")
+    cpus: int | None = Field(None, description="of the machine")
+    threads: int | None = Field(None, description="that torch computed with")
+    gpu: str | None = Field(None, description="its name; null: none")
+    git_commit: str | None = Field(None, description="of the checkout; null outside of one")
+
+
+class BaseFacts(Facts):
+    """The base model of a run."""
+
+    path: str | None = Field(None, description="as the recipe names it")
+    resolved: str | None = Field(None, description="the local path it stood for, or the Hub id")
+    revision: str | None = Field(None, description="Hub branch, tag or commit")
+    fingerprint: str | None = Field(None, description="of its weights")
+    hub_id: str | None = Field(None, description="its id on the Hub, where that is known")
+    attention: str | None = Field(None, description="the implementation that it ran with")
+    missing: list[str] = Field([], description="parameters that it did not supply")
+    head: list[str] = Field([], description="modules trained beside the adapters")
+
+
+class DataFacts(Facts):
+    """The rows of a run; objects are by split."""
+
+    rows: dict[str, int] = Field({}, description="how many")
+    encoded: dict[str, int] = Field({}, description="rows after encoding")
+    fingerprints: dict[str, str] = Field({}, description="of their content")
+    truncated: dict[str, int] = Field({}, description="rows that were cut")
+    longest: dict[str, int] = Field({}, description="tokens of the longest row")
+    in_training: dict[str, int] = Field({}, description="rows that are training rows, too")
+    contradicted: dict[str, int] = Field({}, description="those of them with another label")
+    classes: dict[str, dict[str, int]] = Field({}, description="rows of each class, or words")
+    selection: str | None = Field(None, description="which rows chose the checkpoint")
+    revision: str | None = Field(None, description="of the data set: Hub branch, tag or commit")
+
+
+class FileFacts(Facts):
+    """The comparison of a run's files with the trained model, as `sora verify --json` says it."""
+
+    inputs: str | None = Field(None, description="what both were given")
+    effect: float | None = Field(
+        None, description="relative difference that the adapter makes; null without an adapter"
+    )
+    effects: list[dict[str, Any]] = Field(
+        [],
+        description="by output, and of the hidden states: the share of the adapter's effect that "
+        "is there, and the residual",
+    )
+    tolerance: float | None = Field(None, description="the largest relative difference allowed")
+    tolerance_from: str | None = Field(None, description="where it comes from")
+    notes: list[str] = Field([], description="what a person should know")
+    outputs: list[dict[str, Any]] = Field([], description="the differences of each output")
+    relative: float | None = Field(None, description="the largest relative difference found")
+    verdict: str | None = Field(None, description="same, DIFFERENT or cannot tell")
+    reason: str | None = Field(None, description="of any verdict but same")
+    same: bool | None = Field(None, description="whether the verdict is same")
+
+
 class Report(BaseModel):
     """The fields of every report. Unknown keys of later versions are ignored on reading."""
 
@@ -152,10 +244,8 @@ class Report(BaseModel):
     recipe_notes: list[str] = Field(
         default_factory=list, description="what was said about the recipe as it was read"
     )
-    environment: dict[str, Any] = Field(
-        default_factory=dict,
-        description="versions of Python and packages, platform, processor, cpus, threads, gpu, "
-        "git_commit",
+    environment: Environment = Field(
+        default_factory=Environment, description="versions and the machine"
     )
     seconds: dict[str, float] = Field(
         default_factory=dict,
@@ -169,23 +259,12 @@ class Report(BaseModel):
 class RunReport(Report):
     """The fields of `report.json` and `history.json` of one training run."""
 
-    base: dict[str, Any] = Field(
-        default_factory=dict,
-        description="the base model: path, resolved, revision, fingerprint of its weights; "
-        "attention (the implementation that it ran with), missing (parameters that it did not "
-        "supply), head (modules trained beside the adapters)",
-    )
-    data: dict[str, Any] = Field(
-        default_factory=dict,
-        description="by split: rows, encoded (rows after encoding), fingerprints, truncated (rows "
-        "that were cut), longest (tokens), in_training (rows that are training rows, too), "
-        "contradicted (those of them with another label), classes (rows of each class, or words); "
-        "selection (which rows chose the checkpoint), revision",
-    )
+    base: BaseFacts = Field(default_factory=BaseFacts, description="the base model")
+    data: DataFacts = Field(default_factory=DataFacts, description="the rows")
     start: Start | None = Field(
         None, description="the adapter or the checkpoint that the run began with; null: none"
     )
-    micro_batch: MicroBatch | None = Field(
+    micro_batch: MicroBatchChoice | None = Field(
         None, description="null where training.micro_batch is unset"
     )
     resumed: list[Resumption] = Field(
@@ -214,11 +293,9 @@ class RunReport(Report):
     ranks: dict[str, Ranks] = Field(default_factory=dict, description="by module")
     parameters: Parameters = Field(default_factory=Parameters, description="numbers of parameters")
     events: list[str] = Field(default_factory=list, description="what a person should know")
-    verification: dict[str, Any] = Field(
-        default_factory=dict,
-        description="how the files compare with the trained model, as `sora verify --json` says "
-        "it: verdict, and by output the share of the adapter's effect and the residual; empty if "
-        "they were not compared",
+    verification: FileFacts = Field(
+        default_factory=FileFacts,
+        description="how the files compare with the trained model; empty if they were not compared",
     )
     digests: dict[str, str] = Field(
         default_factory=dict,

@@ -100,10 +100,10 @@ def test_glue_recipe(tmp_path: Path, small: list[str], name: str) -> None:
     if recipe.data.selection == "train-rows":
         words.append("data.selection_rows=8")
     report = train(name, *words)
-    assert report.data["truncated"] == dict.fromkeys(report.data["rows"], 0)
+    assert report.data.truncated == dict.fromkeys(report.data.rows, 0)
     splits = ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
     check_run(report, name, splits)
-    rows = report.data["rows"]
+    rows = report.data.rows
     if recipe.data.selection == "half-validation":
         assert (rows["select"], rows["validation"], rows["train"]) == (12, 12, 24)
     elif recipe.data.selection == "train-rows":
@@ -112,7 +112,7 @@ def test_glue_recipe(tmp_path: Path, small: list[str], name: str) -> None:
         assert (rows["select"], rows["train"]) == (16, 24)
     assert len(report.ranks) == 12
     assert all(m.start == 8 for m in report.ranks.values())
-    assert report.base["head"] == ["pooler", "classifier"]
+    assert report.base.head == ["pooler", "classifier"]
     adapter = read_adapter(out)
     assert set(adapter.head_modules) == {"pooler", "classifier"}
     classes = GLUE[task][1]
@@ -302,7 +302,7 @@ def test_family_recipe(tmp_path: Path, name: str) -> None:
     words = [f"model.path={tmp_path / 'base'}", f"data.path={data}", *TINY, *stand_in.tiny]
     report = train(name, *words, f"output.dir={tmp_path / 'out'}")
     check_run(report, name, recipe.data.validation)
-    rows = report.data["rows"]
+    rows = report.data.rows
     held_out = 8 if recipe.data.selection == "train-rows" else 0
     if recipe.task.name not in ("causal-lm", "question-answering"):  # packed rows, windows
         assert rows["train"] == 24 - held_out
@@ -439,4 +439,4 @@ def test_a_few_steps(file: str, tmp_path: Path, deberta: Path, data: dict[str, P
         report = read_report(out)
         assert report is not None
         check_run(report, planned.recipe, list(report.metrics))
-        assert report.data["truncated"] == dict.fromkeys(report.data["rows"], 0)
+        assert report.data.truncated == dict.fromkeys(report.data.rows, 0)

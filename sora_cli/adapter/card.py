@@ -17,6 +17,7 @@ from sora_cli.adapter.ranks import rank_map
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.core.atomic import write_bytes_atomic
 from sora_cli.core.markdown import code, escaped
+from sora_cli.core.table import Column, Table, markdown
 from sora_cli.model.files import CARD
 from sora_cli.recipe.families import FAMILIES, TaskOptions
 
@@ -213,18 +214,13 @@ def _scores(meta: AdapterMeta) -> list[str]:
     values = [] if run is None else list(_values(run))
     if run is None or not values:
         return []
-    lines = [
-        f"| {escaped(split)} | {escaped(metric)} | {value:.4f} | {run.rows.get(split, '')} | "
-        f"{run.seed} |"
-        for split, metric, value in values
-    ]
+    columns = ("split", Column("metric", left=True), Column("score", ".4f"), "rows", "seed")
+    rows = [(split, *score, run.rows.get(split), run.seed) for split, *score in values]
     chosen = f"Selection: {escaped(run.selection)}." if run.selection else ""
     before = "Before what was done to the adapter after its training; not scored since."
     return [
         *([before, ""] if meta.lineage else []),
-        "| split | metric | score | rows | seed |",
-        "| --- | --- | ---: | ---: | ---: |",
-        *lines,
+        markdown(Table(None, columns, rows)),
         *(["", chosen] if chosen else []),
     ]
 
@@ -235,20 +231,18 @@ def _ranks(file: AdapterFile) -> list[str]:
     start = {path: file.meta.ranks_start.get(path, rank) for path, rank in known.items()}
     table = rank_map(known, start)
     total = table.total
-    labels = [escaped(label) for label in table.column_labels()]
-    lines = [
+    rows = []
+    for label, row in zip(table.row_labels(), table.rows, strict=True):
+        cells = (table.cells.get((row, column)) for column in table.columns)
+        live = (None if cell is None else cell.live for cell in cells)
+        rows.append((label, *live, table.row_total(row).live))
+    return [
         f"{total.live:,} of {total.start:,} components are left, in "
         f"{sum(rank > 0 for rank in known.values())} of {len(known)} modules; the largest rank is "
         f"{file.config.r}.",
         "",
-        f"| layer | {' | '.join(labels)} | all |",
-        f"| --- |{' ---: |' * (len(labels) + 1)}",
+        markdown(Table(None, ["layer", *table.column_labels(), "all"], rows)),
     ]
-    for label, row in zip(table.row_labels(), table.rows, strict=True):
-        cells = (table.cells.get((row, column)) for column in table.columns)
-        shown = ["" if cell is None else str(cell.live) for cell in cells]
-        lines.append(f"| {escaped(label)} | {' | '.join(shown)} | {table.row_total(row).live} |")
-    return lines
 
 
 def _loading(file: AdapterFile) -> list[str]:

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from methods.combining import dare, ties
 from methods.factors import LowRankFactors
+from methods.keep import Keep
 from sora_cli.adapter.companions import copy_processor
-from sora_cli.adapter.dense import Budget, Told, check_some, cut_dense, measure
+from sora_cli.adapter.dense import Told, cut_dense, measure
 from sora_cli.adapter.directory import Adapter, check_low_rank, lazy_adapter, write_adapter
 from sora_cli.adapter.kernels import forms_in
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
-from sora_cli.adapter.pruning import Layers, Loss, prune_layers
+from sora_cli.adapter.pruning import Layers, Loss, check_left, prune_layers
 from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
 from sora_cli.core.checks import COMBINATIONS, check_choice
 from sora_cli.core.errors import SoraError
@@ -58,7 +59,7 @@ class Mixing:
     density: float = 1.0
     seed: int = 0
 
-    def check(self, adapters: int, budget: Budget | None) -> None:
+    def check(self, adapters: int, keep: Keep) -> None:
         """Raise `SoraError` for values that cannot be."""
         check_choice("method", self.method, COMBINATIONS)
         if len(self.weights) != adapters:
@@ -69,7 +70,7 @@ class Mixing:
             raise SoraError("--method ties takes weights above 0 only")
         if not 0 < self.density <= 1:
             raise SoraError(f"--density is a share above 0 and up to 1, not {self.density:g}")
-        if self.method != LINEAR and budget is None:
+        if self.method != LINEAR and not keep.given():
             raise SoraError(
                 f"--method {self.method} gives updates of full rank: say how many of their "
                 "components to keep",
@@ -117,17 +118,15 @@ class Combination:
         self._task_type = _one("task type", files, [f.config.task_type for f in files])
         _check_heads(files)
 
-    def write(
-        self, output: Path, budget: Budget | None, *, dtype: str, force: bool, told: Told
-    ) -> Combined:
+    def write(self, output: Path, keep: Keep, *, dtype: str, force: bool, told: Told) -> Combined:
         """Write the adapter, atomically, after comparing it with what it should be.
 
         Raises:
-            SoraError: a module is not the weighted sum, a budget that nothing fits into, or it
+            SoraError: a module is not the weighted sum, the rule leaves nothing, or it
                 cannot be written or read back.
         """
         found: dict[str, Any] = {}
-        exact = budget is None
+        exact = not keep.given()
 
         def beside(folder: Path) -> None:
             with open_adapter(folder) as back:
@@ -135,7 +134,7 @@ class Combination:
                 live = {path: rank for path, rank in back.meta.ranks.items() if rank}
                 found["parameters"] = sum(r * sum(self._shapes[path]) for path, r in live.items())
             total = reduce(add, found["losses"].values())
-            _record(folder, self._entry(budget, total.relative_error))
+            _record(folder, self._entry(keep, total.relative_error))
             copy_processor(self._files[0].directory, folder)
 
         def finish(layers: Layers) -> None:
@@ -145,21 +144,19 @@ class Combination:
         paths = list(self._shapes)
         if self._mixing.method == LINEAR:
             layers: Layers = OnDemand(paths, self.stacked)
-            if budget is not None:
-                layers = self._cut(layers, budget)
+            if not exact:
+                layers = self._cut(layers, keep)
             finish(layers)
         else:
-            assert budget is not None
-            with cut_dense(paths, self.dense, budget, output, told) as layers:
+            with cut_dense(paths, self.dense, keep, output, told) as layers:
                 finish(layers)
         head = self._files[0].head_modules
         return Combined(**found, exact=exact, head=head, notes=self.notes)
 
-    def _cut(self, layers: Layers, budget: Budget) -> Layers:
-        cut, losses = prune_layers(layers, **budget.given(), modules=len(layers))  # type: ignore[arg-type]
-        found = losses.values()
-        ranks, squared = (loss.after for loss in found), (loss.squared for loss in found)
-        check_some(budget, ranks, squared, self._shapes.values())
+    def _cut(self, layers: Layers, keep: Keep) -> Layers:
+        cut, losses = prune_layers(layers, keep)
+        left = ((loss.after, loss.squared) for loss in losses.values())
+        check_left(keep, left, map(sum, self._shapes.values()))
         return cut
 
     def stacked(self, path: str) -> LowRankFactors:
@@ -247,7 +244,7 @@ class Combination:
             meta=AdapterMeta(**shared),
         )
 
-    def _entry(self, budget: Budget | None, error: float) -> dict[str, Any]:
+    def _entry(self, keep: Keep, error: float) -> dict[str, Any]:
         mixing = self._mixing
         entry: dict[str, Any] = {
             "command": "combine",
@@ -259,7 +256,7 @@ class Combination:
             entry["density"] = mixing.density
         if mixing.method == DARE:
             entry["seed"] = mixing.seed
-        return entry | ({} if budget is None else budget.given()) | {"relative_error": error}
+        return entry | keep.given() | {"relative_error": error}
 
 
 def _record(folder: Path, entry: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ layer of which all triples found would be kept is decomposed again, for more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from methods.budgets import strongest
 from methods.decomposition import leading_svd
 from methods.factors import LowRankFactors
-from sora_cli.adapter.modules import Module, ranks_for_parameters
-from sora_cli.adapter.pruning import Layers, Loss
+from methods.keep import Keep
+from sora_cli.adapter.modules import Module, kept_ranks
+from sora_cli.adapter.pruning import Layers, Loss, check_left
 from sora_cli.adapter.reading import OnDemand
 from sora_cli.core.errors import SoraError
 from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors
@@ -47,20 +47,6 @@ _ROWS = 1024  # of an update that are compared at once
 
 
 @dataclass(frozen=True)
-class Budget:
-    """The rule of what is kept, as in `pruning.prune_layers`; exactly one field is given."""
-
-    energy: float | None = None
-    rank: int | None = None
-    max_params: int | None = None
-    mean_rank: float | None = None
-
-    def given(self) -> dict[str, float]:
-        """Return the name and value of the one that is set."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
 class _Found:
     """The part of a layer's spectrum that is known.
 
@@ -80,14 +66,14 @@ class _Found:
     def module(self) -> Module:
         """The same, for the rules that count parameters."""
         k = self.values.numel()
-        return Module(k, k, self.values, sum(self.sides))
+        return Module(k, k, self.values, sum(self.sides), self.squared)
 
 
 @contextmanager
 def cut_dense(
-    paths: Sequence[str], dense: Dense, budget: Budget, beside: Path, told: Told
+    paths: Sequence[str], dense: Dense, keep: Keep, beside: Path, told: Told
 ) -> Iterator[Layers]:
-    """Give each update's best approximation at the rank that a budget leaves it.
+    """Give each update's best approximation at the rank that a rule leaves it.
 
     Args:
         paths: the modules.
@@ -95,28 +81,26 @@ def cut_dense(
             factors.
 
     Raises:
-        SoraError: an update is not finite, or not one component fits into the budget.
+        SoraError: an update is not finite, or the rule leaves nothing.
     """
     beside.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as folder:
         store = _Store(Path(folder), paths)
         found: dict[str, _Found] = {}
-        asked = dict.fromkeys(paths, _first(budget))
+        asked = dict.fromkeys(paths, _first(keep))
         todo = list(paths)
         while todo:
             for path in todo:
                 found[path] = store.decompose(path, dense(path), asked[path])
                 told(path)
-            ranks = _ranks(found, budget)
+            modules = {path: known.module for path, known in found.items()}
+            ranks = kept_ranks(modules, keep)
+            ranks = {p: min(rank, found[p].values.numel()) for p, rank in ranks.items()}
             todo = [p for p in paths if ranks[p] >= found[p].values.numel() and not found[p].whole]
-            todo = [] if budget.rank is not None else todo
+            todo = [] if keep.rank is not None else todo
             asked |= {path: _MORE * asked[path] for path in todo}
-        check_some(
-            budget,
-            ranks.values(),
-            (known.squared for known in found.values()),
-            (known.sides for known in found.values()),
-        )
+        left = ((ranks[path], known.squared) for path, known in found.items())
+        check_left(keep, left, (sum(known.sides) for known in found.values()))
         yield OnDemand(paths, lambda path: store.read(path, ranks[path]))
 
 
@@ -144,53 +128,10 @@ def measure(
     return losses
 
 
-def check_some(
-    budget: Budget,
-    ranks: Iterable[int],
-    squared: Iterable[float],
-    sides: Iterable[tuple[int, int]],
-) -> None:
-    """Raise `SoraError` where a budget leaves nothing of updates that are something.
-
-    Args:
-        ranks: what each is left.
-        squared: their squared norms.
-        sides: (out, in) of each.
-    """
-    if any(ranks) or not any(squared):
-        return
-    name, value = next(iter(budget.given().items()))
-    raise SoraError(
-        f"not one component fits into --{name.replace('_', '-')} {value:g}",
-        hint=f"the smallest takes {min(sum(pair) for pair in sides)} parameters",
-    )
-
-
-def _first(budget: Budget) -> int:
-    if budget.rank is not None:
-        return budget.rank
-    return max(_FIRST, math.ceil(_MORE * min(budget.mean_rank or 0, 2**20)))
-
-
-def _ranks(found: Mapping[str, _Found], budget: Budget) -> dict[str, int]:
-    """Return what a budget leaves each layer of the triples that are known."""
-    if budget.energy is not None:
-        return {path: _holding(known, budget.energy) for path, known in found.items()}
-    if budget.max_params is not None:
-        modules = {path: known.module for path, known in found.items()}
-        return ranks_for_parameters(modules, budget.max_params)
-    if budget.mean_rank is not None:
-        values = {path: known.values for path, known in found.items()}
-        return strongest(values, int(budget.mean_rank * len(found)))
-    return {path: min(budget.rank or 0, f.values.numel()) for path, f in found.items()}
-
-
-def _holding(known: _Found, energy: float) -> int:
-    """Return the smallest rank with that share of the squared norm; all that is known if none."""
-    kept = torch.cumsum(known.values**2, 0)
-    if energy == 1:
-        return kept.numel()
-    return min(int((kept < energy * known.squared).sum()) + 1, kept.numel())
+def _first(keep: Keep) -> int:
+    if keep.rank is not None:
+        return keep.rank
+    return max(_FIRST, math.ceil(_MORE * min(keep.mean_rank or 0, 2**20)))
 
 
 class _Store:

@@ -146,7 +146,7 @@ def changed_beside(folder: Path) -> list[str]:
 def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
     if not folder.is_dir():
         return
-    recipe, classes = report.recipe, (report.data.get("classes") or {}).get("train") or {}
+    recipe, classes = report.recipe, report.data.classes.get("train", {})
     known = {
         "labels": list(classes),
         "task": recipe.get("task", {}).get("name"),

@@ -9,6 +9,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
+from methods.keep import Keep
 from sora_cli.adapter.companions import copy_processor
 from sora_cli.adapter.consumers import Consumer, consumers_of
 from sora_cli.adapter.directory import check_low_rank, lazy_adapter, write_adapter
@@ -57,8 +58,7 @@ def export_adapter(
     *,
     layout: str = "exact",
     dtype: str | None = None,
-    rank: int | None = None,
-    energy: float | None = None,
+    keep: Keep | None = None,
     force: bool = False,
     base: str | None = None,
 ) -> Exported:
@@ -70,8 +70,7 @@ def export_adapter(
             largest, without patterns.
         dtype: of the factors: "float32", "bfloat16" or "float16". None: as they are stored, and
             float32 where that is mixed.
-        rank: cut each module to this rank at most; None: all of it is written.
-        energy: cut each module to this share of its squared singular values.
+        keep: cut the adapter by this rule.
         force: replace an adapter that is at `output`.
         base: the model whose layers the names in another program's file are.
 
@@ -88,10 +87,10 @@ def export_adapter(
         entry |= {"layout": layout, "dtype": dtype}
         adapter = lazy_adapter(file)
         losses: Mapping[str, Loss] = {}
-        if rank is not None or energy is not None:
-            layers, losses = prune_layers(adapter.layers, rank=rank, energy=energy)
+        if keep is not None and keep.given():
+            layers, losses = prune_layers(adapter.layers, keep)
             adapter = dataclasses.replace(adapter, layers=layers)
-            entry |= {"rank": rank, "energy": energy, "relative_error": lost(losses)}
+            entry |= {"rank": keep.rank, "energy": keep.energy, "relative_error": lost(losses)}
         meta = adapter.meta.model_copy(update={"lineage": (*adapter.meta.lineage, entry)})
         adapter = dataclasses.replace(adapter, meta=meta)
         beside = partial(copy_processor, file.directory)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sora_cli.adapter.consumers import consumers_of
-from sora_cli.adapter.modules import Cut, cuts
+from sora_cli.adapter.modules import SmallerCut, cuts
 from sora_cli.adapter.serving import servers
 from sora_cli.adapter.spectra import Spectrum, Totals, read_spectra, totals
 from sora_cli.core.errors import SoraError
@@ -131,7 +131,7 @@ def _savings(total: Totals, dtype: str) -> dict[str, dict[str, int]]:
     return {name: {"parameters": n, "bytes": n * width} for name, n in cuts.items()}
 
 
-def _cut(cut: Cut, modules: int) -> dict[str, Any]:
+def _cut(cut: SmallerCut, modules: int) -> dict[str, Any]:
     return {
         "share": cut.share,
         "max_params": cut.max_params,

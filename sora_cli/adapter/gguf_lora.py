@@ -19,7 +19,7 @@ from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_of
 from sora_cli.adapter.reading import AdapterFile, OnDemand, open_adapter
 from sora_cli.adapter.writing import Plan
-from sora_cli.core.atomic import new_file
+from sora_cli.core.atomic import check_read_back, new_file
 from sora_cli.core.checks import GGUF_TYPES, check_choice
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.files import ADAPTER_WEIGHTS
@@ -84,7 +84,7 @@ def export_gguf(
         alpha = max(ranks.values())
         layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
         plan = Plan(layers, {}, layout="exact", dtype=_DTYPES[type])
-        made = _Made(plan, places, architecture, float(alpha), name)
+        made = _LoraFile(plan, places, architecture, float(alpha), name)
         try:
             with new_file(output) as temporary:
                 made.write(temporary)
@@ -121,7 +121,7 @@ def _scaled(file: AdapterFile, path: str, factor: float) -> LowRankFactors:
     return LowRankFactors(factors.A, factors.B * factor)
 
 
-class _Made:
+class _LoraFile:
     """The content of a file: metadata and tensors."""
 
     def __init__(
@@ -174,8 +174,7 @@ class _Made:
             meant = self._numbers(path, half)
             same = same and there[key].shape == meant.shape and there[key].dtype == meant.dtype
             same = same and bool((there[key] == meant).all())
-        if not same:
-            raise SoraError("what was written reads back differently: is the disk all right?")
+        check_read_back(same)
 
     def _key(self, path: str, half: str) -> str:
         return f"{self._places[path].name}.weight.lora_{half}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sora_cli.core.table import Column, Table
 
 if TYPE_CHECKING:
     from sora_cli.adapter.pruning import Loss
@@ -22,31 +24,22 @@ def shown_error(error: float) -> str:
     return f"{error:.2%}" if error >= 5e-5 else f"{error:.1e}"
 
 
-def _loss_error(loss: Loss) -> str:
-    return shown_error(loss.relative_error)
-
-
 def loss_table(
     losses: Mapping[str, Loss],
     total: Loss,
     *,
     before: str = "rank",
-    error: Callable[[Loss], str] = _loss_error,
-) -> dict[str, Any]:
-    """Return a table with a line for each module, as `core.console.emit_table` takes it.
+    error: Callable[[Loss], str] = lambda loss: shown_error(loss.relative_error),
+) -> Table:
+    """Return a table with a line for each module.
 
     Args:
         total: of all modules together.
         before: title of the column of what there was before the cut.
         error: a loss for people.
     """
-
-    def row(name: str, loss: Loss) -> list[str]:
-        return [name, str(loss.before), str(loss.after), error(loss)]
-
-    return {
-        "title": None,
-        "columns": ["module", before, "kept", "error in ||dW||"],
-        "rows": [row(path, loss) for path, loss in losses.items()],
-        "footer": row("all", total),
-    }
+    rows = [
+        (name, loss.before, loss.after, loss) for name, loss in [*losses.items(), ("all", total)]
+    ]
+    columns = ("module", before, "kept", Column("error in ||dW||", error))
+    return Table(None, columns, rows[:-1], footer=rows[-1])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from methods.budgets import within_parameters
+from methods.keep import Keep
 
 SHARES = (0.5, 0.3, 0.15)
 """Shares of the parameters that an adapter may be cut to."""
@@ -27,23 +27,27 @@ class Module:
     """Singular values of dW, descending, in float64: a tensor, or a sequence of numbers."""
     cost: int
     """Numbers one component takes: in + out."""
+    squared: float | None = None
+    """Squared norm of dW, where only its leading singular values are known."""
     decomposition: Any = None
     """`methods.factors.Decomposition` of its live terms, where it is to be cut."""
 
 
-def ranks_for_parameters(modules: Mapping[str, Module], max_params: int) -> dict[str, int]:
-    """Return each layer's rank so that all factors hold at most `max_params` numbers.
-
-    If everything fits, everything is kept; otherwise `methods.budgets.within_parameters` decides.
-    """
-    if sum(m.live * m.cost for m in modules.values()) <= max_params:
-        return {path: m.live for path, m in modules.items()}
-    values = {path: m.values for path, m in modules.items()}
-    return within_parameters(values, {path: m.cost for path, m in modules.items()}, max_params)
+def kept_ranks(
+    known: Mapping[str, Module], keep: Keep, *, modules: int | None = None
+) -> dict[str, int]:
+    """Return the rank that a rule leaves each module; see `Keep.ranks`."""
+    return keep.ranks(
+        {path: m.values for path, m in known.items()},
+        {path: m.cost for path, m in known.items()},
+        live={path: m.live for path, m in known.items()},
+        squared={path: m.squared for path, m in known.items() if m.squared is not None},
+        modules=modules,
+    )
 
 
 @dataclass(frozen=True)
-class Cut:
+class SmallerCut:
     """The adapter that `sora prune --max-params` would leave.
 
     Attributes:
@@ -66,7 +70,7 @@ class Cut:
         return sum(self.ranks.values())
 
 
-def cuts(modules: Mapping[str, Module]) -> list[Cut]:
+def cuts(modules: Mapping[str, Module]) -> list[SmallerCut]:
     """Return the cuts to the `SHARES` of an adapter, large to small; none that would leave nothing.
 
     The rule is that of `sora prune --max-params`: singular values of all modules together.
@@ -77,9 +81,9 @@ def cuts(modules: Mapping[str, Module]) -> list[Cut]:
     found = []
     for share in SHARES:
         budget = int(share * stored)
-        ranks = ranks_for_parameters(modules, budget)
+        ranks = kept_ranks(modules, Keep(max_params=budget))
         left = math.fsum(s for path, rank in ranks.items() for s in squares[path][:rank])
         if left > 0:
             size = sum(rank * modules[path].cost for path, rank in ranks.items())
-            found.append(Cut(share, budget, ranks, size, left / energy))
+            found.append(SmallerCut(share, budget, ranks, size, left / energy))
     return found

@@ -1,36 +1,21 @@
-"""Rules for which components of an adapter to keep, by the singular values of each update.
-
-Whatever the rule, its result for each layer is the best approximation of that rank in the
-Frobenius norm (Eckart-Young); the head is never touched.
-"""
+"""Cut the layers of an adapter by a rule of what is kept (`methods.keep`); no head is touched."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from methods.budgets import strongest
-from methods.factors import LowRankFactors, rank_for_energy
-from sora_cli.adapter.modules import Module, ranks_for_parameters
+from methods.factors import LowRankFactors
+from methods.keep import Keep
+from sora_cli.adapter.modules import Module, kept_ranks
 from sora_cli.adapter.reading import OnDemand
 from sora_cli.adapter.spectra import of_each
-from sora_cli.core.checks import check_rules
+from sora_cli.core.checks import option
+from sora_cli.core.errors import SoraError
 
 Layers = Mapping[str, LowRankFactors]
 
-RULES: Mapping[str, str] = {
-    "mean_rank": "pooled singular values: the largest of all layers together, as PARA "
-    "(arXiv 2604.27796)",
-    "max_params": "pooled squared singular values per number stored, over all layers together, "
-    "the largest that fit",
-    "energy": "each layer by itself: the largest singular values that hold that share of its "
-    "squared norm",
-    "rank": "each layer by itself: its largest singular values",
-    "max_drop": "pooled squared singular values per number stored, over all layers together; how "
-    "many by tests in a fixed order",
-}
-"""The way in which each rule chooses, for people."""
 _KEPT = 2**26
 """Numbers that `prune_layers` keeps: 256 MiB in float32, rank 26 of the linear layers of a 7B."""
 
@@ -96,46 +81,50 @@ def _kept(layers: Layers) -> Layers:
 
 def prune_layers(
     layers: Layers,
+    keep: Keep,
     *,
-    energy: float | None = None,
-    rank: int | None = None,
-    max_params: int | None = None,
-    mean_rank: float | None = None,
     modules: int | None = None,
 ) -> tuple[Layers, dict[str, Loss]]:
-    """Shrink the layers by one rule; without any, leave out only terms that are exactly zero.
+    """Shrink the layers by a rule; without any, leave out only terms that are exactly zero.
 
     One layer for each core is in memory at a time; of what is returned, what fits into 256 MiB is
     kept once it is made, for a writer asks for it twice.
 
     Args:
-        energy: each layer keeps the smallest rank with that share of its squared Frobenius norm.
-        rank: each layer keeps at most that many components.
-        max_params: numbers the factors of all layers may hold together (the head not counted).
-        mean_rank: components kept per module, those with the largest singular values of all.
-        modules: what `mean_rank` is the mean over: also dead modules that are not stored; None:
-            the layers.
+        modules: see `Keep.ranks`.
 
     Returns:
         The layers, dead ones with rank 0 among them, and the loss of each.
-
-    Raises:
-        SoraError: more than one rule, or a value out of range.
     """
-    check_rules({"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank})
     known = survey(layers)
-    keep = {path: module.live for path, module in known.items()}
-    if energy is not None:
-        keep = {path: rank_for_energy(m.values, energy) for path, m in known.items()}
-    elif rank is not None:
-        keep = dict.fromkeys(known, rank)
-    elif max_params is not None:
-        keep = ranks_for_parameters(known, max_params)
-    elif mean_rank is not None:
-        count = int(mean_rank * (len(known) if modules is None else modules))
-        keep = strongest({path: m.values for path, m in known.items()}, count)
-    small, losses = truncate_layers(layers, known, keep)
+    small, losses = truncate_layers(layers, known, kept_ranks(known, keep, modules=modules))
     return _kept(small), losses
+
+
+def check_left(
+    keep: Keep,
+    left: Iterable[tuple[int, float]],
+    cost: Iterable[int],
+    *,
+    block: str | None = None,
+) -> None:
+    """Raise `SoraError` where a rule leaves nothing of updates that are something.
+
+    Args:
+        left: of each update, its rank after the cut and its squared norm before.
+        cost: numbers that a component of each takes.
+        block: the block of the recipe that gives the rule; None: an option of the command does.
+    """
+    found = list(left)
+    if any(rank for rank, _ in found) or not any(squared for _, squared in found):
+        return
+    name, value = next(iter(keep.given().items()))
+    key = None if block is None else f"{block}.{name}"
+    raise SoraError(
+        f"not one component fits into {key or option(name)} {value:g}",
+        hint=f"the smallest takes {min(cost)} parameters",
+        key=key,
+    )
 
 
 def survey(layers: Layers) -> dict[str, Module]:
@@ -147,7 +136,7 @@ def _module(stored: LowRankFactors) -> Module:
     live = stored.drop_zeros()
     cost = stored.A.shape[1] + stored.B.shape[0]
     found = live.decompose()
-    return Module(stored.rank, live.rank, found.values, cost, found)
+    return Module(stored.rank, live.rank, found.values, cost, decomposition=found)
 
 
 def truncate_layers(

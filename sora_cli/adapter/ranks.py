@@ -21,6 +21,10 @@ class Rank:
     def __add__(self, other: Rank) -> Rank:
         return Rank(self.live + other.live, self.start + other.start)
 
+    def __str__(self) -> str:
+        """Return "17/24", or just "24" if nothing was taken out."""
+        return str(self.live) if self.live == self.start else f"{self.live}/{self.start}"
+
 
 @dataclass(frozen=True)
 class RankMap:

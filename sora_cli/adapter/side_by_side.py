@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count, size
+from sora_cli.core.table import Column, Table
 from sora_cli.core.words import first_few
 
 if TYPE_CHECKING:
     from sora_cli.adapter.comparing import Comparison, ModuleComparison
 
 
-def summary_table(
-    names: Sequence[str], adapters: Sequence[dict[str, Any]]
-) -> tuple[None, list[str], list[list[object]]]:
-    """Return title, columns and rows of a table with one row per adapter.
+def summary_table(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> Table:
+    """Return a table with one row per adapter.
 
     Args:
         adapters: the facts of each; see `facts_of`.
     """
-    rows: list[list[object]] = []
+    rows = []
     for name, facts in zip(names, adapters, strict=True):
         components, modules = facts["components"], facts["modules"]
         effective = facts["effective_rank"]
@@ -33,13 +32,16 @@ def summary_table(
             f"{modules['all'] - modules['dead']}/{modules['all']}",
             effective["energy_90"],
             effective["energy_99"],
-            f"{effective['entropy']:.1f}",
-            f"{facts['norm']:.3g}",
-            count(facts["parameters"]["adapter"]),
-            size(facts["bytes"]),
+            effective["entropy"],
+            facts["norm"],
+            facts["parameters"]["adapter"],
+            facts["bytes"],
         ])  # fmt: skip
-    columns = ["components", "modules", "90 %", "99 %", "entropy", "||dW||", "parameters", "file"]
-    return None, ["adapter", *columns], rows
+    columns = (
+        "adapter", "components", "modules", "90 %", "99 %", Column("entropy", ".1f"),
+        Column("||dW||", ".3g"), Column("parameters", count), Column("file", size),
+    )  # fmt: skip
+    return Table(None, columns, rows)
 
 
 def short_names(names: list[str]) -> list[str]:
@@ -58,31 +60,24 @@ def short_names(names: list[str]) -> list[str]:
     return [str(Path(*p)) for p in rest] if all(rest) else names
 
 
-def comparison_table(
-    comparison: Comparison,
-) -> tuple[str, list[str], list[list[object]], list[object]]:
-    """Return title, columns, rows and footer of a table with a row per module of either adapter."""
-    return (
-        "two adapters, dW of A against dW of B",
-        ["module", "rank A", "rank B", "||A||", "||B||", "cosine", "overlap\nout", "overlap\nin",
-         "||A-B||\n/ ||A||"],
-        [_row(path, module) for path, module in comparison.modules.items()],
-        _row("all", comparison.total),
+def comparison_table(comparison: Comparison) -> Table:
+    """Return a table with a row per module of either adapter."""
+    columns = (
+        "module", "rank A", "rank B", Column("||A||", ".3g"), Column("||B||", ".3g"),
+        Column("cosine", ".3f", "-"), Column("overlap\nout", ".2f", "-"),
+        Column("overlap\nin", ".2f", "-"), Column("||A-B||\n/ ||A||", ".3g", "-"),
     )  # fmt: skip
-
-
-def _row(name: str, m: ModuleComparison) -> list[object]:
-    overlap = (
-        ["-", "-"] if m.overlap is None else [f"{m.overlap.left:.2f}", f"{m.overlap.right:.2f}"]
+    return Table(
+        "two adapters, dW of A against dW of B",
+        columns,
+        [_row(path, module) for path, module in comparison.modules.items()],
+        footer=_row("all", comparison.total),
     )
-    return [
-        name,
-        *m.ranks,
-        *(f"{norm:.3g}" for norm in m.norms),
-        "-" if m.cosine is None else f"{m.cosine:.3f}",
-        *overlap,
-        "-" if m.relative is None else f"{m.relative:.3g}",
-    ]
+
+
+def _row(name: str, m: ModuleComparison) -> list[Any]:
+    overlap = (None, None) if m.overlap is None else (m.overlap.left, m.overlap.right)
+    return [name, *m.ranks, *m.norms, m.cosine, *overlap, m.relative]
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from methods.factors import LowRankFactors
 from sora_cli.adapter.peft.layout import PREFIX, check_tensor, loose_key, pair_keys
 from sora_cli.adapter.stored import LINEAR, Form
+from sora_cli.core.atomic import check_read_back
 from sora_cli.core.checks import LAYOUTS, STORED, check_choice
 from sora_cli.core.errors import SoraError
 from sora_cli.model.tensors import NewTensor, dtype_name
@@ -148,8 +149,7 @@ class Plan:
         same = same and all(by_cores(self.stored, same_pair).values())
         for name in head if same else ():
             same = same and torch.equal(head[name], self._head[name].detach().cpu())
-        if not same:
-            raise SoraError("what was written reads back differently: is the disk all right?")
+        check_read_back(same)
 
 
 def _digest(tensor: Tensor) -> bytes:

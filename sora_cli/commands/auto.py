@@ -16,12 +16,13 @@ from sora_cli.adapter.places import ADAPTER
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import tidy, write_text_atomic
 from sora_cli.core.checks import check_needed
-from sora_cli.core.console import emit, emit_table, say, say_notes
+from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.plan import AutoPlan, found_keys, plan_auto, unused
@@ -321,7 +322,7 @@ def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bo
     if as_json:
         emit(json.dumps(json.loads(found.model_dump_json()), indent=2))
     else:
-        emit_table(*size_table(found))
+        emit_table(size_table(found))
         emit("\n".join(result_lines(report)))
         for split, measured in found.written.reported.items():
             emit(

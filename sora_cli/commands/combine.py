@@ -14,10 +14,11 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_needed, check_rules
-from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
+from sora_cli.core.checks import COMBINATIONS, STORED, check_choice, check_keep, check_needed
+from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import ADAPTER_WEIGHTS
 
@@ -76,9 +77,7 @@ def combine(
     Raises:
         SoraError: bad input, or adapters that do not belong together.
     """
-    rule = check_rules(
-        {"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank}
-    )
+    keep = check_keep(energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank)
     check_choice("method", method, COMBINATIONS)
     check_choice("dtype", dtype, STORED)
     linear, _, dare = COMBINATIONS
@@ -96,20 +95,22 @@ def combine(
     check_adapter_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.combine import DENSITIES, Combination, Mixing
-        from sora_cli.adapter.dense import Budget, told_modules
+        from sora_cli.adapter.dense import told_modules
         from sora_cli.adapter.reading import open_adapter
 
     share = DENSITIES.get(method, 1.0) if density is None else density
-    mixing, kept = Mixing(numbers, method, share, seed or 0), Budget(**rule) if rule else None
-    mixing.check(len(adapters), kept)
+    mixing = Mixing(numbers, method, share, seed or 0)
+    mixing.check(len(adapters), keep)
     with ExitStack() as opened:
         files = [opened.enter_context(open_adapter(place)) for place in places]
         combination = Combination(files, mixing)
         shown = nullcontext(_untold) if method == linear else told_modules("decomposing")
         with shown as told:
-            done = combination.write(output, kept, dtype=dtype, force=force, told=told)
+            done = combination.write(output, keep, dtype=dtype, force=force, told=told)
     say_notes(done.notes)
-    emit(json.dumps(_facts(done, mixing.weights, rule), indent=2)) if as_json else _show(done)
+    emit(json.dumps(_facts(done, mixing.weights, keep.given()), indent=2)) if as_json else _show(
+        done
+    )
     say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}")
 
 
@@ -129,7 +130,7 @@ def _numbers(weights: str | None, adapters: int) -> tuple[float, ...]:
 
 
 def _show(done: Combined) -> None:
-    emit_table(**loss_table(done.losses, done.total))
+    emit_table(loss_table(done.losses, done.total))
     head = f", and a head as it was ({', '.join(done.head)})" if done.head else ""
     emit(f"parameters: {count(done.parameters)}{head}")
     if done.exact:

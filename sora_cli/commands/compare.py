@@ -17,7 +17,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.experiments.compare.agreement import emit_ranks
 from sora_cli.experiments.compare.archive import write_lines
-from sora_cli.experiments.compare.budget_table import budget_table, groups_shown, parse_budgets
+from sora_cli.experiments.compare.budget_table import budget_tables, groups_shown, parse_budgets
 from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.formats import LINES, emit_comparison, format_of, render
 from sora_cli.experiments.compare.grouping import group_runs
@@ -25,7 +25,7 @@ from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.plots import picture_files, plot_comparison, plot_sizes
 from sora_cli.experiments.compare.runs import Group, Run, choose_metric, on_selection_rows
 from sora_cli.experiments.compare.sizes import MIN_GAIN, sizes_of
-from sora_cli.experiments.compare.table import comparison_table
+from sora_cli.experiments.compare.table import comparison_tables
 
 
 def compare(
@@ -138,20 +138,20 @@ def compare(
     sizes = None
     if baseline is not None and shares:
         sizes = sizes_of(groups, baseline, min_gain=MIN_GAIN if min_gain is None else min_gain)
-    table = (
-        comparison_table(groups, baseline=baseline, paper=paper)
+    tables = (
+        comparison_tables(groups, baseline=baseline, paper=paper)
         if sizes is None
-        else budget_table(sizes, shares)
+        else budget_tables(sizes, shares)
     )
     for warning in warnings_of(groups):
         say(f"warning: {printable(warning)}")
     if output is not None:
-        write_text_atomic(output, render(table, form))
+        write_text_atomic(output, render(tables, form))
         say(f"wrote {output}")
     elif form == "table":
-        emit_comparison(table)
+        emit_comparison(tables)
     else:
-        emit(render(table, form).removesuffix("\n"))
+        emit(render(tables, form).removesuffix("\n"))
     if ranks:
         emit_ranks(groups if sizes is None else groups_shown(sizes, shares))
     if plot is not None:

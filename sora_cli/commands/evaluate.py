@@ -15,10 +15,11 @@ from sora_cli.adapter.places import check_target, takes_base, with_base
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_apart_from, check_needed
-from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes
+from sora_cli.core.console import count, emit, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.json_text import readable_json
 from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import BENCHMARK, EVAL, load_read, named_base
@@ -194,19 +195,15 @@ def _show_benchmarks(report: BenchmarkReport, *, as_json: bool) -> None:
         emit(readable_json(json.loads(report.model_dump_json())).rstrip("\n"))
         return
     rows = [
-        [name, metric, f"{value:.4f}", _error(found.errors.get(metric)), found.few_shot, found.rows]
+        [name, metric, value, found.errors.get(metric), found.few_shot, found.rows]
         for name, found in report.results.items()
         for metric, value in found.scores.items()
     ]
-    shown = [["" if cell is None else cell for cell in row] for row in rows]
-    columns = ["benchmark", "metric", "score", "+- (stderr)", "few-shot", "rows"]
-    emit_table(printable(report.target), columns, shown)
+    columns = ("benchmark", "metric", Column("score", ".4f"), Column("+- (stderr)", ".4f"),
+               "few-shot", "rows")  # fmt: skip
+    emit_table(Table(printable(report.target), columns, rows))
     if report.limit is not None:
         say(f"note: at most {count(report.limit)} rows of each were scored: --limit")
-
-
-def _error(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4f}"
 
 
 def _data_files(recipe: Recipe) -> list[Path]:
@@ -228,5 +225,6 @@ def _show(
         emit(json.dumps({**scores, **({"notes": notes} if notes else {})}, indent=2))
         return
     names = list(next(iter(scores.values())))
-    rows = [[split, *[f"{values[n]:.4f}" for n in names]] for split, values in scores.items()]
-    emit_table(printable(target), ["split", *names], rows)
+    rows = [[split, *(values[name] for name in names)] for split, values in scores.items()]
+    columns = (Column("split"), *(Column(name, ".4f") for name in names))
+    emit_table(Table(printable(target), columns, rows))

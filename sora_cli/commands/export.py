@@ -26,12 +26,13 @@ from sora_cli.core.checks import (
     STORED,
     check_apart_from,
     check_choice,
+    check_keep,
     check_needed,
-    check_rules,
 )
-from sora_cli.core.console import emit, emit_table, printable, say, say_notes, size
+from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import uncollected
 from sora_cli.model.files import SORA_FILE
 from sora_cli.model.gguf import check_gguf_place
@@ -102,7 +103,7 @@ def export(
     layout = layout or LAYOUTS[0]
     check_choice("layout", layout, LAYOUTS)
     check_choice("dtype", dtype or STORED[0], STORED)
-    check_rules({"rank": rank, "energy": energy})
+    keep = check_keep(rank=rank, energy=energy)
     read = locate_adapter(directory, missing="there is no adapter to export")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
@@ -116,8 +117,7 @@ def export(
         output,
         layout=layout,
         dtype=dtype,
-        rank=rank,
-        energy=energy,
+        keep=keep,
         force=force,
         base=base,
     )
@@ -129,7 +129,7 @@ def export(
         emit(json.dumps(facts, indent=2, default=str))
     else:
         if done.losses:
-            emit_table(**loss_table(done.losses, reduce(add, done.losses.values())))
+            emit_table(loss_table(done.losses, reduce(add, done.losses.values())))
         program = "" if done.format is None else f" ({done.format})"
         emit(
             f"{done.kind}{program} of {done.modules} modules{head}, rank {done.rank} at most: "

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from methods.keep import Keep
 from sora_cli.adapter.losses import loss_table, module_facts, shown_error
 from sora_cli.adapter.places import adapter_folder, baseline_folder, check_adapter_place
 from sora_cli.commands import completion, options
-from sora_cli.core.checks import STORED, check_choice, check_needed, check_rules
-from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
+from sora_cli.core.checks import STORED, check_choice, check_keep, check_needed
+from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import importing
 from sora_cli.core.words import first_few
 from sora_cli.model.files import ADAPTER_WEIGHTS, DELTA_FILE
@@ -89,9 +91,11 @@ def extract(
     else:
         sure = CONFIDENCE if confidence is None else confidence
         promise = PromiseOptions(max_drop, recipe, overrides or [], sure)
-    given = {"energy": energy, "rank": rank, "max_params": max_params, "mean_rank": mean_rank}
-    rule = check_rules({**given, "max_drop": max_drop})
-    if not rule:
+    keep = check_keep(
+        energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank, max_drop=max_drop
+    )
+    rule: dict[str, Any] = {**keep.given()}
+    if not rule and promise is None:
         raise SoraError(
             "say how much of the difference to keep",
             hint="--rank 32, --mean-rank 16, --max-params N, --energy 0.9 or --max-drop 1pt",
@@ -102,11 +106,11 @@ def extract(
     check_apart(output, *(Path(resolve_model_path(name)) for name in (source, base)))
     check_adapter_place(output, force=force)
     with importing():
-        from sora_cli.adapter.dense import Budget, told_modules
+        from sora_cli.adapter.dense import told_modules
         from sora_cli.merge.extract import prepare_extract
 
     extraction = prepare_extract(source, base, output, biases=not no_biases)
-    search, kept = None, Budget(**(rule if promise is None else {"energy": _NEARLY_ALL}))
+    search, kept = None, keep if promise is None else Keep(energy=_NEARLY_ALL)
     with ExitStack() as stack:
         with told_modules("decomposing") as told:
             layers = stack.enter_context(extraction.cut(output, kept, told))
@@ -124,7 +128,7 @@ def extract(
     emit(json.dumps(_facts(done, rule), indent=2)) if as_json else _show(done)
     if search is not None:
         if not as_json:
-            emit_table(*search_table(search))
+            emit_table(search_table(search))
             emit("\n".join(verdict_lines(search)))
         say(unseen_rows(search))
     say(f"wrote {output}: {size((output / ADAPTER_WEIGHTS).stat().st_size)}")
@@ -148,7 +152,7 @@ def _source(model: str) -> str:
 
 
 def _show(done: Extracted) -> None:
-    emit_table(**loss_table(done.losses, done.total, before="full rank"))
+    emit_table(loss_table(done.losses, done.total, before="full rank"))
     emit(f"parameters: {count(done.parameters)} in the factors"
          + (f", and {count(done.full_parameters)} in full" if done.full else ""))  # fmt: skip
     if done.full:

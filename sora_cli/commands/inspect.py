@@ -13,7 +13,7 @@ import typer
 
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
-from sora_cli.adapter.ranks import Rank, RankMap, rank_map
+from sora_cli.adapter.ranks import RankMap, rank_map
 from sora_cli.adapter.side_by_side import (
     comparison_facts,
     comparison_notes,
@@ -23,9 +23,10 @@ from sora_cli.adapter.side_by_side import (
 )
 from sora_cli.commands import completion, options
 from sora_cli.core.allocator import keep_freed_memory
-from sora_cli.core.console import count, emit, emit_table, printable, say, say_notes, size
+from sora_cli.core.console import count, emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file
+from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import uncollected
 from sora_cli.core.words import first_few
 
@@ -135,9 +136,8 @@ def _inspect_several(directories: Sequence[Path], *, as_json: bool) -> None:
     names = [printable(name) for name in short_names([str(directory) for directory in directories])]
     if comparison is not None:
         names = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
-        title, columns, rows, footer = comparison_table(comparison)
-        emit_table(title, columns, rows, footer=footer)
-    emit_table(*summary_table(names, adapters))
+        emit_table(comparison_table(comparison))
+    emit_table(summary_table(names, adapters))
     for name, facts in zip(names, adapters, strict=True):
         for note in facts["notes"]:
             emit(f"{name}: {printable(note)}")
@@ -149,21 +149,16 @@ def _emit_rank_table(table: RankMap, title: str) -> None:
     """Print layers by kinds of modules, with totals as live/start."""
     columns = [label.replace(".", "\n.") for label in table.column_labels()]
     rows = [
-        [label, *(_cell(table, row, column) for column in table.columns), _of(table.row_total(row))]
+        [label, *(_cell(table, row, column) for column in table.columns), table.row_total(row)]
         for label, row in zip(table.row_labels(), table.rows, strict=True)
     ]
-    totals = [_of(table.column_total(column)) for column in table.columns]
-    emit_table(title, ["layer", *columns, "all"], rows, footer=["all", *totals, _of(table.total)])
+    footer = ["all", *map(table.column_total, table.columns), table.total]
+    emit_table(Table(title, ["layer", *columns, "all"], rows, footer=footer))
 
 
-def _cell(table: RankMap, row: str, column: str) -> str:
+def _cell(table: RankMap, row: str, column: str) -> int | None:
     cell = table.cells.get((row, column))
-    return "" if cell is None else str(cell.live)
-
-
-def _of(rank: Rank) -> str:
-    """Return "17/24", or just "24" if nothing was taken out."""
-    return str(rank.live) if rank.live == rank.start else f"{rank.live}/{rank.start}"
+    return None if cell is None else cell.live
 
 
 def _emit_modules(facts: dict[str, Any]) -> None:
@@ -171,21 +166,20 @@ def _emit_modules(facts: dict[str, Any]) -> None:
     rows = []
     for path, s in facts["spectra"].items():
         rank = facts["ranks"][path]
-        effective = [s["rank_90"], s["rank_99"], f"{s['entropy_rank']:.1f}"]
-        strength = [f"{s['norm']:.3g}", f"{s['largest']:.3g}"]
+        effective = [s["rank_90"], s["rank_99"], s["entropy_rank"], s["norm"], s["largest"]]
         left = [cut["ranks"][path] for cut in facts["cuts"]]
-        rows.append([path, rank["stored"], rank["live"], *effective, *strength, *left])
+        rows.append([path, rank["stored"], rank["live"], *effective, *left])
     effective = facts["effective_rank"]
     stored = sum(rank["stored"] for rank in facts["ranks"].values())
-    emit_table(
-        None,
-        ["module", "stored", "live", "90 %", "99 %", "entropy", "||dW||", "largest s",
-         *(f"cut to\n{cut['share']:.0%}" for cut in facts["cuts"])],
-        rows,
-        footer=["all", stored, facts["components"]["live"], effective["energy_90"],
-                effective["energy_99"], f"{effective['entropy']:.1f}",
-                f"{facts['norm']:.3g}", "", *(cut["components"] for cut in facts["cuts"])],
+    columns = (
+        *map(Column, ("module", "stored", "live", "90 %", "99 %")), Column("entropy", ".1f"),
+        Column("||dW||", ".3g"), Column("largest s", ".3g"),
+        *(Column(f"cut to\n{cut['share']:.0%}") for cut in facts["cuts"]),
     )  # fmt: skip
+    footer = ["all", stored, facts["components"]["live"], effective["energy_90"],
+              effective["energy_99"], effective["entropy"], facts["norm"], None,
+              *(cut["components"] for cut in facts["cuts"])]  # fmt: skip
+    emit_table(Table(None, columns, rows, footer=footer))
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

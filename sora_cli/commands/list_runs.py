@@ -10,9 +10,10 @@ import typer
 
 from sora_cli.commands import options
 from sora_cli.core.checks import check_choice
-from sora_cli.core.console import emit, emit_table, say
+from sora_cli.core.console import emit, say
+from sora_cli.core.table import emit_table
 from sora_cli.experiments.listing.entry import STATES
-from sora_cli.experiments.listing.table import COLUMNS, SORTS, chosen, entries, ordered, rows
+from sora_cli.experiments.listing.table import SORTS, chosen, entries, ordered, run_table
 from sora_cli.experiments.listing.walk import find_entries
 
 
@@ -59,12 +60,6 @@ def list_runs(
             json.dumps([json.loads(entry.model_dump_json()) for entry in entries(shown)], indent=2)
         )
     elif shown:
-        _emit(list(rows(shown, directory)), str(directory))
+        emit_table(run_table(shown, directory))
     if not shown:
         say(f"{directory} holds no such run" if found else f"{directory} holds no run")
-
-
-def _emit(lines: list[list[str]], title: str) -> None:
-    """Print the columns in which any line has something."""
-    used = [i for i in range(len(COLUMNS)) if i == 0 or any(line[i] for line in lines)]
-    emit_table(title, [COLUMNS[i] for i in used], [[line[i] for i in used] for line in lines])

@@ -14,9 +14,10 @@ import typer
 from sora_cli.commands import options
 from sora_cli.core.atomic import tidy
 from sora_cli.core.checks import check_apart_from
-from sora_cli.core.console import emit, emit_table, say, say_notes
+from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.lock import locked
 from sora_cli.core.processes import is_main
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing
 from sora_cli.experiments.path.plan import StagePlan, overruled, path_directory, plan_stages
 from sora_cli.experiments.path.record import FILE_NAME, PICTURE, STAGES, PathReport, read_path
@@ -215,9 +216,9 @@ def _conclude(report: PathReport, output: Path, *, as_json: bool) -> None:
 
 
 def _show_stages(report: PathReport) -> None:
-    emit_table(*stage_table(report))
+    emit_table(stage_table(report))
     if report.controls is not None:
-        emit_table(*control_table(report))
+        emit_table(control_table(report))
         emit(report.controls.verdict)
         floor = f"{report.main_metric} {report.controls.floor:.4f}"
         emit(f"stage 0 with every component taken out: {floor} on {report.generalisation}")

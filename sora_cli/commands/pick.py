@@ -12,9 +12,10 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_adapter_place, new_adapter_place
 from sora_cli.commands import completion, options
-from sora_cli.core.console import emit, emit_table, printable, say, say_notes
+from sora_cli.core.console import emit, printable, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.table import emit_table
 from sora_cli.experiments.path.pick import at_least, within_drop, within_parameters, within_share
 from sora_cli.experiments.path.record import FILE_NAME, STAGES, PathReport, Stage, read_path
 from sora_cli.experiments.path.table import stage_table
@@ -77,7 +78,7 @@ def pick(
     if as_json:
         emit(json.dumps(_facts(report, stage, adapter), indent=2))
     else:
-        emit_table(*stage_table(report, stage.index))
+        emit_table(stage_table(report, stage.index))
         emit(f"stage {stage.index}: {printable(adapter)}")
     if report.choice == report.generalisation:
         say(f"note: chosen on {report.choice}, the split that is reported: a best of "

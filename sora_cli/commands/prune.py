@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from methods.keep import RULES, Keep
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.losses import loss_table
 from sora_cli.adapter.places import check_adapter_place, locate_adapter, with_base
@@ -20,13 +20,14 @@ from sora_cli.commands import completion, options
 from sora_cli.commands._training import train_loaded
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.checks import check_needed, check_rules, option
-from sora_cli.core.console import count, emit, emit_table, say, say_notes, size
+from sora_cli.core.checks import check_keep, check_needed, option
+from sora_cli.core.console import count, emit, say, say_notes, size
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import NO_VERDICT, OK
 from sora_cli.core.lock import locked
 from sora_cli.core.outputs import check_apart
 from sora_cli.core.processes import is_main
+from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing, uncollected
 from sora_cli.recipe.tolerance import CONFIDENCE
 from sora_cli.run.opening import Work, open_work
@@ -45,34 +46,6 @@ if TYPE_CHECKING:
     from sora_cli.search.search import Search
 
 RECORD = "sizes.json"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The rule of what is kept; at most one field is given.
-
-    Attributes:
-        energy: share of each module's squared singular values to keep, up to 1.
-        rank: largest rank of a module.
-        max_params: numbers in all factors together, chosen over all modules; head not counted.
-        mean_rank: components per module, the strongest over all modules.
-        max_drop: how far the main metric of `recipe` may fall on the rows that choose, as people
-            write it (`recipe.tolerance`).
-    """
-
-    energy: float | None = None
-    rank: int | None = None
-    max_params: int | None = None
-    mean_rank: float | None = None
-    max_drop: float | str | None = None
-
-    def given(self) -> dict[str, float | str]:
-        """Return the name and value of the one that is set."""
-        return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
-
-    def numbers(self) -> dict[str, float]:
-        """Return the same without a drop, of which a text says how far."""
-        return {name: v for name, v in self.given().items() if not isinstance(v, str)}
 
 
 def prune(
@@ -119,30 +92,33 @@ def prune(
     Raises:
         SoraError: bad input, two rules at once, or an output that exists.
     """
-    rule, given = Rule(energy, rank, max_params, mean_rank, max_drop), overrides or []
+    keep = check_keep(
+        energy=energy, rank=rank, max_params=max_params, mean_rank=mean_rank, max_drop=max_drop
+    )
+    given = overrides or []
     if max_drop is None:
         check_needed("--max-drop", {"--confidence": confidence is not None})
     sure = CONFIDENCE if confidence is None else confidence
     if heal is None:
         check_needed("--heal", {"--resume": resume, "--no-verify": no_verify})
-        return _prune(
-            directory, output, rule, recipe=recipe, overrides=given, confidence=sure, force=force
-        )
+        promise = None if max_drop is None else PromiseOptions(max_drop, recipe, given, sure)
+        if promise is None and (recipe or given):
+            raise SoraError(
+                "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
+            )
+        return _prune(directory, output, keep, promise, force=force)
     from sora_cli.search.heal import healing_recipe
 
     train = partial(
         train_loaded, force=force, resume=resume, verify=not no_verify, began=command_start()
     )
     if max_drop is None:
-        return train(*healing_recipe(directory, output, rule.numbers(), heal, recipe, given))
+        return train(*healing_recipe(directory, output, keep, heal, recipe, given))
     return _heal_sizes(
         directory,
         output,
-        rule.given(),
+        PromiseOptions(max_drop, recipe, given, sure),
         heal,
-        recipe,
-        given,
-        confidence=sure,
         force=force,
         resume=resume,
         train=train,
@@ -152,23 +128,14 @@ def prune(
 def _prune(
     directory: Path,
     output: Path,
-    rule: Rule,
+    keep: Keep,
+    asked: PromiseOptions | None,
     *,
-    recipe: str | None,
-    overrides: Sequence[str],
-    confidence: float,
     force: bool,
 ) -> int:
     """Write a pruned copy of an adapter, without training it on; see `prune`."""
-    check_rules(rule.given())
-    measured = None
-    if rule.max_drop is not None:
-        loaded, promise = PromiseOptions(rule.max_drop, recipe, overrides, confidence).load()
-        measured, rule = (loaded.recipe, promise), Rule(max_drop=promise.max_drop)
-    elif recipe or overrides:
-        raise SoraError(
-            "--recipe goes with --max-drop and --heal only", hint="--max-drop 0.01 --recipe R"
-        )
+    measured = None if asked is None else asked.load()
+    rule = keep.given() if measured is None else {"max_drop": measured[1].max_drop}
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
@@ -183,12 +150,12 @@ def _prune(
         check_low_rank(file)
         adapter, size_before = lazy_adapter(file), _file_size(file.directory)
         search = None if measured is None else _search(adapter, *measured)
-        layers, losses = _pruned(file, adapter, rule, search)
+        layers, losses = _pruned(file, adapter, keep, search)
         total = reduce(lambda a, b: a + b, losses.values())
         kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
         entry = _entry(rule, total, file.parameters, kept)
         if search is not None:
-            entry |= {"recipe": recipe, **search.facts()}
+            entry |= {"recipe": asked and asked.recipe, **search.facts()}
         update = {
             "lineage": (*file.meta.lineage, entry),
             "ranks_start": {**file.ranks, **file.meta.ranks_start},
@@ -210,12 +177,9 @@ def _prune(
 def _heal_sizes(
     directory: Path,
     output: Path,
-    rules: Mapping[str, float | str],
+    asked: PromiseOptions,
     steps: int,
-    recipe: str | None,
-    overrides: Sequence[str],
     *,
-    confidence: float,
     force: bool,
     resume: bool,
     train: Callable[[LoadedRecipe, list[str]], int],
@@ -225,10 +189,9 @@ def _heal_sizes(
     Args:
         directory: an adapter directory, or a run's.
         output: the new run's directory; each size is a run in its `sizes/`.
-        rules: `max_drop` alone.
+        asked: the promise, with the recipe to train and to measure with; None: that of the run in
+            `directory`.
         steps: optimiser steps that each size is trained on.
-        recipe: to train and to measure with; None: that of the run in `directory`.
-        overrides: of the recipe.
         train: trains one size, from its recipe and its words; returns an exit code.
 
     Returns:
@@ -240,13 +203,11 @@ def _heal_sizes(
     """
     from sora_cli.search.heal import NotVerifiedError, healing_runs, publish, smallest_healed
 
-    check_rules(rules)
-    asked = PromiseOptions(rules["max_drop"], recipe, overrides, confidence)
     asked.check()
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
-    runs = healing_runs(directory, output, steps, recipe, overrides)
+    runs = healing_runs(directory, output, steps, asked.recipe, asked.overrides)
     promise = asked.of(runs[0][0].recipe)
     with locked(output):
         _check_sizes(output, runs[0][0].recipe, force=force, resume=resume)
@@ -284,56 +245,40 @@ def _dtype(file: AdapterFile, *, lossy: bool) -> str:
     return file.dtype if lossy or exact else "float32"
 
 
-def _search(adapter: Adapter, recipe: Recipe, promise: Promise) -> Search[Ranks]:
+def _search(adapter: Adapter, loaded: LoadedRecipe, promise: Promise) -> Search[Ranks]:
     with importing():
         from sora_cli.search.cut import smallest_cut
 
-    return smallest_cut(adapter, recipe, promise, say)
+    return smallest_cut(adapter, loaded.recipe, promise, say)
 
 
 def _show_search(search: Search[Any]) -> None:
-    emit_table(*search_table(search))
+    emit_table(search_table(search))
     emit("\n".join(verdict_lines(search)))
     say(unseen_rows(search))
 
 
 def _pruned(
-    file: AdapterFile, adapter: Adapter, rule: Rule, search: Search[Ranks] | None
+    file: AdapterFile, adapter: Adapter, keep: Keep, search: Search[Ranks] | None
 ) -> tuple[Layers, dict[str, Loss]]:
-    from sora_cli.adapter.pruning import prune_layers
+    from sora_cli.adapter.pruning import check_left, prune_layers
 
     if search is not None:
         from sora_cli.search.cut import cut_to
 
         return cut_to(adapter.layers, search.chosen.key)
-    layers, losses = prune_layers(
-        adapter.layers,
-        energy=rule.energy,
-        rank=rule.rank,
-        max_params=rule.max_params,
-        mean_rank=rule.mean_rank,
-        modules=len({*file.meta.ranks, *file.paths}),
-    )
-    nothing = all(loss.after == 0 for loss in losses.values())
-    something = any(loss.squared > 0 for loss in losses.values())
-    if nothing and something:
-        name, value = next(iter(rule.given().items()))
-        raise SoraError(
-            f"not one component fits into {option(name)} {_shown(value)}",
-            hint=f"the smallest takes {min(sum(s) for s in file.shapes.values())} parameters",
-        )
+    modules = len({*file.meta.ranks, *file.paths})
+    layers, losses = prune_layers(adapter.layers, keep, modules=modules)
+    left = ((loss.after, loss.squared) for loss in losses.values())
+    check_left(keep, left, map(sum, file.shapes.values()))
     return layers, losses
 
 
-def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
-
-
-def _entry(rule: Rule, total: Loss, before: int, after: int) -> dict[str, Any]:
+def _entry(rule: Mapping[str, float], total: Loss, before: int, after: int) -> dict[str, Any]:
     """Return what the lineage says of this step."""
     return {
         "command": "prune",
-        **rule.given(),
+        **rule,
         "components": [total.before, total.after],
         "parameters": [before, after],
         "relative_error": total.relative_error,
@@ -341,7 +286,7 @@ def _entry(rule: Rule, total: Loss, before: int, after: int) -> dict[str, Any]:
 
 
 def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int) -> None:
-    emit_table(**loss_table(losses, total, error=_error))
+    emit_table(loss_table(losses, total, error=_error))
     head = file.head_parameters
     emit(f"parameters: {count(file.parameters)} -> {count(kept)}"
          + (f", and a head of {count(head)} as it was" if head else ""))  # fmt: skip
@@ -349,12 +294,14 @@ def _show(losses: Mapping[str, Loss], total: Loss, file: AdapterFile, kept: int)
         emit("nothing was lost: only terms that are exactly zero were left out")
 
 
-def _described(rule: Rule) -> str:
+def _described(rule: Mapping[str, float]) -> str:
     """Return the line that says by which rule was pruned."""
-    from sora_cli.adapter.pruning import RULES
-
-    named = (f"{option(name)} {_shown(value)}: {RULES[name]}"
-             for name, value in rule.given().items())  # fmt: skip
+    how = {
+        **RULES,
+        "max_drop": "pooled squared singular values per number stored, over all layers together; "
+        "how many by tests in a fixed order",
+    }
+    named = (f"{option(name)} {value:g}: {how[name]}" for name, value in rule.items())
     return f"rule: {next(named, 'what is exactly zero goes')}"
 
 

@@ -15,9 +15,10 @@ import typer
 from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import locate_adapter
 from sora_cli.commands import options
-from sora_cli.core.console import emit, emit_table, printable, say, say_notes, size
+from sora_cli.core.console import emit, printable, say, say_notes, size
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_hub
+from sora_cli.core.table import Column, Table, emit_table
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -117,10 +118,11 @@ def _show(shared: Shared, name: str, *, public: bool, as_json: bool) -> None:
     if as_json:
         emit(json.dumps(_facts(shared, name, public=public), indent=2))
         return
-    rows = [[file, size(shared.size(file))] for file in shared.files]
-    total = sum(shared.size(file) for file in shared.files)
+    rows = [(file, shared.size(file)) for file in shared.files]
+    total = sum(n_bytes for _, n_bytes in rows)
     kind = "public" if public else "private"
-    emit_table(f"to {name} ({kind})", ["file", "size"], rows, footer=["all", size(total)])
+    columns = ("file", Column("size", size))
+    emit_table(Table(f"to {name} ({kind})", columns, rows, footer=("all", total)))
     emit("\n".join(printable(line) for line in _header(shared).split("\n")))
     say("nothing was sent: a dry run")
 

@@ -11,11 +11,12 @@ import typer
 
 from sora_cli.commands import completion, options
 from sora_cli.core.checks import check_apart_from
-from sora_cli.core.console import duration, emit, emit_table, say
+from sora_cli.core.console import duration, emit, say
 from sora_cli.core.exit_codes import FAILED, OK
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.lock import check_directory, locked
 from sora_cli.core.outputs import check_apart
+from sora_cli.core.table import Table, emit_table
 from sora_cli.experiments.sweep.display import Display
 from sora_cli.experiments.sweep.engine import Engine
 from sora_cli.experiments.sweep.engines import choose_engine
@@ -145,7 +146,8 @@ def _conclude(plan: SweepPlan, source: Source, *, as_json: bool) -> int:
     else:
         emit(f"{good} of {len(records)} runs finished, {len(bad)} not; {duration(spent)} of runs")
         if bad:
-            emit_table(None, ["not finished", "", "why"], [[r.name, r.state, r.error] for r in bad])
+            rows = [[r.name, r.state, r.error] for r in bad]
+            emit_table(Table(None, ["not finished", "", "why"], rows))
         source.conclude()
     if good:
         say("next:")

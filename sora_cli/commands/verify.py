@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +12,9 @@ from sora_cli.adapter.digest import result_remarks
 from sora_cli.adapter.places import check_target, refuse_baseline
 from sora_cli.commands import completion, options
 from sora_cli.core.checks import COMPUTE, check_apart_from, check_comparison
-from sora_cli.core.console import count, emit, emit_table, printable, say_notes
+from sora_cli.core.console import count, emit, printable, say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.core.timing import importing
 from sora_cli.search.certificate import TEST, read_certificate
 
@@ -117,11 +118,10 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
         facts = json.loads(done.model_dump_json())  # NaN is null
         emit(json.dumps({**facts, "verdict": done.verdict.value}, indent=2))
         return done.exit_code
-    emit_table(
-        f"{printable(place)}: {found.status}",
-        ["figure", "certificate", "here", "tolerance"],
-        [[c.name, f"{c.stored:.6g}", f"{c.here:.6g}", f"{c.apart:.2g}"] for c in done.compared],
-    )
+    columns = ("figure", Column("certificate", ".6g"), Column("here", ".6g"),
+               Column("tolerance", ".2g"))  # fmt: skip
+    rows = [(c.name, c.stored, c.here, c.apart) for c in done.compared]
+    emit_table(Table(f"{printable(place)}: {found.status}", columns, rows))
     emit(f"tolerance:  {count(done.rows)} of {count(found.rows[TEST].rows)} rows may differ")
     for what in (*done.differs, *done.unclear):
         emit(f"reason:     {what}")
@@ -130,11 +130,13 @@ def _verify_certificate(run: str, overrides: list[str], *, as_json: bool) -> int
 
 
 def _show(done: Verification) -> None:
-    columns = ["output", "numbers", "largest difference", "mean", "largest value", "relative",
-               "same argmax"]  # fmt: skip
-    emit_table(
-        f"{printable(done.a)}\n{printable(done.b)}", columns, [_row(d) for d in done.differences]
-    )
+    columns = (
+        "output", Column("numbers", count), Column("largest difference", ".1e"),
+        Column("mean", ".1e"), Column("largest value", ".4g"), Column("relative", ".1e"),
+        Column("same argmax", none="-"),
+    )  # fmt: skip
+    title = f"{printable(done.a)}\n{printable(done.b)}"
+    emit_table(Table(title, columns, [_row(d) for d in done.differences]))
     emit(f"inputs:     {done.inputs}")
     if done.effect is not None:
         emit(f"adapter:    its layers change the outputs by {done.effect:.1e} (relative)")
@@ -148,14 +150,6 @@ def _show(done: Verification) -> None:
     emit(f"verdict:    {judged.verdict.value}")
 
 
-def _row(d: Difference) -> list[str]:
-    argmax = "-" if d.decisions is None else f"{count(d.agree or 0)} of {count(d.decisions)}"
-    return [
-        d.name,
-        count(d.numbers),
-        f"{d.largest:.1e}",
-        f"{d.mean:.1e}",
-        f"{d.scale:.4g}",
-        f"{d.relative:.1e}",
-        argmax,
-    ]
+def _row(d: Difference) -> list[Any]:
+    same = None if d.decisions is None else f"{count(d.agree or 0)} of {count(d.decisions)}"
+    return [d.name, d.numbers, d.largest, d.mean, d.scale, d.relative, same]

@@ -50,12 +50,17 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            if temporary.read_bytes() != content:
-                raise SoraError(f"{path} reads back differently: is the disk all right?")
+            check_read_back(temporary.read_bytes() == content, path)
             temporary.replace(real)
             _sync(real.parent)  # else a power cut may undo the rename
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_read_back(same: bool, what: str | Path = "what was written") -> None:
+    """Raise `SoraError` unless a file reads back as it was meant to be."""
+    if not same:
+        raise SoraError(f"{what} reads back differently: is the disk all right?")
 
 
 @contextmanager

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sora_cli.core.errors import SoraError
+
+if TYPE_CHECKING:
+    from methods.keep import Keep
 
 LAYOUTS = ("exact", "padded")
 """Each module at its own rank, by patterns; or all zero-padded to the largest, without patterns."""
@@ -64,28 +67,35 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_rules(rules: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pruning rule that is given, if one is.
+_LIMITS = {
+    "energy": "is a share above 0 and up to 1",
+    "mean_rank": "must be above 0",
+    "rank": "must be at least 1",
+    "max_params": "must be at least 1",
+}
 
-    A text is a drop as people write it, which `recipe.tolerance` checks.
+
+def check_keep(*, max_drop: str | None = None, **rules: float | None) -> Keep:
+    """Return the rule of what is kept that a command's options give.
+
+    Args:
+        max_drop: an option that excludes every rule; `recipe.tolerance` checks its value.
+        rules: options by the names of `KeepOptions`; None where they are not given.
 
     Raises:
-        SoraError: rules that exclude each other, or an impossible value.
+        SoraError: options that exclude each other, or an impossible value.
     """
-    given = {option(name): v for name, v in rules.items() if v is not None}
-    check_one(list(given))
-    for name, value in given.items():
-        if isinstance(value, str):
-            continue
-        if name == "--energy" and not 0 < value <= 1:
-            raise SoraError(f"--energy is a share above 0 and up to 1, not {value:g}")
-        if name == "--mean-rank" and not 0 < value < math.inf:
-            raise SoraError(f"--mean-rank must be above 0, not {value:g}")
-        if name == "--max-drop" and not value >= 0:
-            raise SoraError(f"--max-drop must be 0 or more, not {value:g}")
-        if name in {"--rank", "--max-params"} and value < 1:
-            raise SoraError(f"{name} must be at least 1, not {value}")
-    return {name: value for name, value in rules.items() if value is not None}
+    from pydantic import ValidationError  # help does without
+
+    from methods.keep import KeepOptions
+
+    given = {name: value for name, value in rules.items() if value is not None}
+    check_one([*map(option, given), *(["--max-drop"] if max_drop is not None else [])])
+    try:
+        return KeepOptions.model_validate(given).keep()
+    except ValidationError as error:
+        name, value = next(iter(given.items()))
+        raise SoraError(f"{option(name)} {_LIMITS[name]}, not {value:g}") from error
 
 
 def check_comparison(dtype: str, tolerance: float | None) -> None:

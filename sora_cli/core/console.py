@@ -7,8 +7,7 @@ heavy is imported at the top.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 
 from sora_cli.core.processes import is_main, rank
 from sora_cli.core.verbosity import quiet
@@ -47,39 +46,6 @@ def emit(text: str) -> None:
         return
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def emit_table(
-    title: str | None,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    *,
-    footer: Sequence[object] | None = None,
-) -> None:
-    """Print a table on stdout; the first column is left-aligned, all others right-aligned.
-
-    Titles of the table and of columns may have several lines. Nothing in any text is markup.
-    """
-    if not is_main():
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    if title is not None:
-        title = "\n".join(printable(line) for line in title.split("\n"))
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=footer is not None
-    )
-    for i, column in enumerate(columns):
-        end = "" if footer is None else str(footer[i])
-        table.add_column(column, end, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*[printable(cell) for cell in row])
-    plain = partial(Console, highlight=False, markup=False, emoji=False)
-    needed = plain(width=10_000).measure(table).maximum
-    # never cut numbers off: a terminal that is too narrow wraps the lines
-    plain(width=max(plain().width, needed)).print(table, soft_wrap=True)
 
 
 def count(n: float) -> str:

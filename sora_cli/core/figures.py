@@ -1,4 +1,4 @@
-"""Figures as objects, saved without global plotting state."""
+"""Figures as objects in one style, saved without global plotting state."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from sora_cli.core.console import printable
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import MARK
 
@@ -13,6 +14,8 @@ INK, QUIET, FAINT = "#222222", "#767676", "#e4e4e4"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#5d5d5d")
 """Okabe and Ito's palette, which colour-blind people can tell apart; the yellow darkened."""
 _DPI = 150
+_MARGINS = 0.68, 0.2, 0.32, 0.48
+"""Inches on the left, the right, above and below a panel: for labels and ticks."""
 
 
 def new_figure(width: float, height: float, *, solved: bool = True) -> Any:
@@ -42,3 +45,62 @@ def save_figure(figure: Any, path: Path) -> None:
     else:
         figure.savefig(buffer, format=kind, dpi=_DPI)
     write_bytes_atomic(path, buffer.getvalue())
+
+
+def colour(i: int) -> str:
+    """Return the i-th colour, from 0; they repeat."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def plain(text: str, length: int = 80) -> str:
+    """Make foreign text fit for a picture: one line, no formulas, cut in the middle."""
+    text = printable(text)
+    if len(text) > length:
+        tail = (length - 1) // 2
+        text = f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+    return text.replace("$", r"\$")
+
+
+def short_number(value: float) -> str:
+    """Show 1500000 as "1.5M", 20000 as "20k", 0.001 as "0.001"."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def finish(axes: Any, title: str, x: str, y: str) -> None:
+    """Set title, labels and a quiet frame."""
+    axes.set_title(title, fontsize=9, loc="left", color=INK)
+    axes.set_xlabel(x, fontsize=8, color=INK)
+    axes.set_ylabel(y, fontsize=8, color=INK)
+    axes.tick_params(labelsize=7.5, colors=INK, width=0.6, length=3)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set(color=QUIET, linewidth=0.6)
+
+
+def arrange(figure: Any, rows: int, columns: int, *, below: float, above: float = 0.0) -> None:
+    """Lay a grid of panels out at fixed margins.
+
+    matplotlib's solver of constraints would take longer than all the drawing.
+
+    Args:
+        below, above: inches for a legend and a title.
+    """
+    width, height = figure.get_size_inches()
+    left, right, top, bottom = _MARGINS
+    inner_width = width / columns - left - right
+    inner_height = (height - below - above) / rows - top - bottom
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=(below + bottom) / height,
+        top=1 - (above + top) / height,
+        wspace=(left + right) / inner_width,
+        hspace=(top + bottom) / inner_height,
+    )
+    for axes in figure.axes:  # their limits are found only when asked for
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())

@@ -20,7 +20,7 @@ from sora_cli.adapter.base_check import OR_FORCE, check_weights
 from sora_cli.adapter.directory import check_low_rank
 from sora_cli.adapter.gguf_places import Place, places_in_file
 from sora_cli.adapter.reading import AdapterFile
-from sora_cli.core.atomic import new_file
+from sora_cli.core.atomic import check_read_back, new_file
 from sora_cli.core.checks import MERGED_GGUF, check_choice
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.merge.rounding import (
@@ -79,7 +79,7 @@ def merge_to_gguf(
     note = check_weights(
         adapter.base, source, str(source), "the adapter", force=force, hint=OR_FORCE
     )
-    made = _Made(adapter, source, places, type)
+    made = _MergedFile(adapter, source, places, type)
     try:
         with new_file(output) as temporary:
             made.write(temporary)
@@ -95,7 +95,7 @@ def merge_to_gguf(
     return GgufMerged(len(places), made.copied, note, survival)
 
 
-class _Made:
+class _MergedFile:
     """The content of a merged file."""
 
     def __init__(
@@ -146,8 +146,7 @@ class _Made:
         same = back.data[: len(self._head)].tobytes() == self._head
         for tensor in back.tensors if same else ():
             same = same and hashlib.sha256(tensor.data).digest() == self._digests[tensor.name]
-        if not same:
-            raise SoraError("what was written reads back differently: is the disk all right?")
+        check_read_back(same)
 
     def _metadata(self) -> bytes:
         """Return the base's file up to its list of tensors, with the new kind of file in it."""

@@ -7,16 +7,20 @@ transformers.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from methods.configs import Betas, MethodOptions
+from methods.errors import MethodError
 from methods.registry import builtin_names, config_class
 from methods.schedules import steps_of
+from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.families import TaskOptions, options_class, task_names
-from sora_cli.recipe.origins import Placed
 from sora_cli.recipe.output import OutputBlock
 from sora_cli.recipe.schedule import PathBlock
 from sora_cli.recipe.start import StartBlock
@@ -65,30 +69,37 @@ class ModelBlock(Block):
     )
 
 
-class TaskBlock(BaseModel):
-    """The task to learn and its scores: `name`, and the options of that task family."""
+class _NamedBlock(BaseModel):
+    """A block of a name and that name's own options, whose class builds them once."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Make the block anew: pydantic's copy would keep the options that were built before."""
+        del deep  # nothing is shared with the copy
+        return type(self)(**{**self.model_dump(), **(update or {})})
+
+
+class TaskBlock(_NamedBlock):
+    """The task to learn and its scores: `name`, and the options of that task family."""
+
     name: str = Field(description=f"task family: {', '.join(task_names())}")
 
-    @property
+    @cached_property
     def options(self) -> TaskOptions:
         """The typed options, validated by the family's class."""
         return options_class(self.name)(**(self.model_extra or {}))
 
 
-class MethodBlock(BaseModel):
+class MethodBlock(_NamedBlock):
     """`name` plus the options of that method's own configuration class."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(
         description=f"{', '.join(builtin_names())} (sora methods describes them), or a registered "
         "method"
     )
 
-    @property
+    @cached_property
     def config(self) -> MethodOptions:
         """The typed options, validated by the method's configuration class."""
         return config_class(self.name)(**(self.model_extra or {}))
@@ -316,7 +327,7 @@ class ResourcesBlock(Block):
     )
 
 
-class Recipe(Placed, Block):
+class Recipe(Block):
     """One run. `method` and `task` hold a name; the typed options are `.config` and `.options`."""
 
     model: ModelBlock
@@ -330,6 +341,7 @@ class Recipe(Placed, Block):
     paper: PaperBlock | None = None
     resources: ResourcesBlock = ResourcesBlock.model_validate({})
     output: OutputBlock = OutputBlock.model_validate({})
+    _places: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_something_to_do(self) -> Recipe:
@@ -346,3 +358,29 @@ class Recipe(Placed, Block):
             "task": {"name": task.name, **task.options.model_dump(mode="json")},
             "method": {"name": method.name, **method.config.model_dump(mode="json")},
         }
+
+    def set_places(self, places: Mapping[str, str]) -> None:
+        """Store where keys were set, which is no value: "training.epochs" -> "rte.yaml:12"."""
+        self._places = places
+
+    def place(self, key: str) -> str | None:
+        """Return where a key was set, else where the block around it starts; None: in no file."""
+        parts = key.split(".")
+        keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return next((self._places[key] for key in keys if key in self._places), None)
+
+    @contextmanager
+    def placing(self, default: str | None = None) -> Iterator[None]:
+        """Make errors about a key of this recipe say where it was set.
+
+        Args:
+            default: the key that errors are about which name none.
+        """
+        try:
+            yield
+        except SoraError as error:
+            error.key = error.key or default
+            error.placed(None if error.key is None else self.place(error.key))
+            raise
+        except MethodError as error:
+            raise SoraError(str(error), where=self.place(default or "method")) from error

@@ -82,11 +82,11 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
             emit_section("other weights without adapter", _table(others))
     emit_section("parameters", parameter_lines(ready, block.train_head))
     metric = ready.task.best
-    recipe, _ = settle(loaded.recipe, ready, probe=PREDICTION_ONLY)
+    recipe, _ = settle(loaded.recipe, ready, machine=PREDICTION_ONLY)
     args = training_arguments(recipe, loaded.output_dir, metric, evaluates=True)
     steps = count_steps(args, block, len(ready.train.lengths))
     # before anything is made of the rows: it builds on the memory that the process has now
-    memory = predict_memory(ready, recipe, micro_batch=steps.micro_batch)
+    memory = predict_memory(ready, recipe, rows_per_pass=steps.rows_per_pass)
     emit_section("columns", column_lines(ready))
     emit_section("data", data_lines(ready, block))
     rows = ROWS if rows is None else rows

@@ -104,14 +104,14 @@ class MemoryPrediction:
         return max(self.loading, self.training_peak, self.evaluation_peak)
 
 
-def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> MemoryPrediction:
+def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> MemoryPrediction:
     """Predict the peak memory of training a prepared recipe.
 
     Call it right after `prepare`, in a process that did nothing else: on a CPU the prediction
     builds on the memory the process has.
 
     Args:
-        micro_batch: rows per forward pass and process.
+        rows_per_pass: rows per forward pass and process.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: nn.Module = ready.base.model
@@ -121,7 +121,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, micro_batch: int) -> Memo
     resident = resident_memory() - ready.trial_memory if device == "cpu" else weights
     loading = float(peak_memory() or 0) if device == "cpu" else 0.0
     collate = ready.task.collator(ready.base.processor)
-    training = longest_rows(ready.train, micro_batch)
+    training = longest_rows(ready.train, rows_per_pass)
     evaluation = max(
         (
             longest_rows(part, recipe.training.eval_batch_size)

@@ -20,7 +20,7 @@ from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
-from sora_cli.report import MicroBatch
+from sora_cli.report import MicroBatchChoice
 from sora_cli.run.memory import longest_rows, predict_memory, resident_memory
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.step_time import run_passes
@@ -43,7 +43,7 @@ def available_memory() -> float | None:
 
 def predicted_peak(ready: Prepared, recipe: Recipe, rows: int) -> float:
     """Return the bytes that training with micro-batches of so many rows takes at most."""
-    return predict_memory(ready, recipe, micro_batch=rows).training_peak
+    return predict_memory(ready, recipe, rows_per_pass=rows).training_peak
 
 
 def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
@@ -72,7 +72,7 @@ def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Machine:
     """The machine, as far as the choice asks it.
 
     Attributes:
@@ -86,13 +86,13 @@ class Probe:
     fits: Callable[[Prepared, TrainingBlock, int], bool] = step_fits
 
 
-PREDICTION_ONLY = Probe(fits=lambda *_: True)
+PREDICTION_ONLY = Machine(fits=lambda *_: True)
 """For a dry run, which takes no step."""
 
 
 def settle(
-    recipe: Recipe, ready: Prepared, *, stored: int | None = None, probe: Probe | None = None
-) -> tuple[Recipe, MicroBatch | None]:
+    recipe: Recipe, ready: Prepared, *, stored: int | None = None, machine: Machine | None = None
+) -> tuple[Recipe, MicroBatchChoice | None]:
     """Return the recipe with `gradient_accumulation` set, and what was chosen; None if not asked.
 
     Args:
@@ -114,7 +114,7 @@ def settle(
         )
     share = recipe.training.batch_size // world_size()
     if stored is None:
-        chosen = _agreed(_find(recipe, ready, share, probe or Probe()))
+        chosen = _agreed(_find(recipe, ready, share, machine or Machine()))
         say(f"micro-batch: {_described(chosen)}")
     elif share % stored:
         raise SoraError(
@@ -123,31 +123,31 @@ def settle(
             key=_KEY,
         )
     else:
-        chosen = MicroBatch(rows=stored, parts=share // stored)
+        chosen = MicroBatchChoice(rows=stored, parts=share // stored)
     return _with_parts(recipe, chosen.parts), chosen
 
 
-def _find(recipe: Recipe, ready: Prepared, share: int, probe: Probe) -> MicroBatch:
+def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> MicroBatchChoice:
     """Return the largest that fits here; of 0 rows if none does."""
-    available, failed = probe.available(), list[int]()
+    available, failed = machine.available(), list[int]()
     for rows in (n for n in range(share, 0, -1) if share % n == 0):
         if failed and rows > failed[-1] // 2 and rows > 1:
             continue
         split = _with_parts(recipe, share // rows)
-        predicted = probe.predict(ready, split, rows)
+        predicted = machine.predict(ready, split, rows)
         # a single row is tried whatever is predicted
         if available is not None and predicted > _SHARE * available and rows > 1:
             continue
-        if probe.fits(ready, split.training, rows):
-            return MicroBatch(
+        if machine.fits(ready, split.training, rows):
+            return MicroBatchChoice(
                 rows=rows, parts=share // rows, predicted=predicted, available=available,
                 failed=failed,
             )  # fmt: skip
         failed.append(rows)
-    return MicroBatch(rows=0, parts=0, available=available, failed=failed)
+    return MicroBatchChoice(rows=0, parts=0, available=available, failed=failed)
 
 
-def _agreed(found: MicroBatch) -> MicroBatch:
+def _agreed(found: MicroBatchChoice) -> MicroBatchChoice:
     """Return what all processes take: the smallest of what each of them found."""
     rows = found.rows
     if world_size() > 1:
@@ -172,7 +172,7 @@ def _with_parts(recipe: Recipe, parts: int) -> Recipe:
     return recipe.model_copy(update={"training": settled})
 
 
-def _described(found: MicroBatch) -> str:
+def _described(found: MicroBatchChoice) -> str:
     taken = "" if found.predicted is None else f"{size(found.predicted)} predicted"
     free = "" if found.available is None else f" of {size(found.available)}"
     ran_out = f"; no memory for {', '.join(map(str, found.failed))}" if found.failed else ""

@@ -24,7 +24,7 @@ from sora_cli.model.quantisation import numbers, quantised_as
 from sora_cli.model.transformers_internals import attention_of
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
-from sora_cli.report import Parameters, Ranks, RunReport
+from sora_cli.report import BaseFacts, DataFacts, Parameters, Ranks, RunReport
 from sora_cli.run.class_counts import class_counts
 from sora_cli.run.layers import left_out_lines
 from sora_cli.run.output import RANKS_PLOT, clear_results
@@ -39,27 +39,27 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
     """Record what is known before the first step."""
     base, rows = ready.base, ready.rows
     reference = base_reference(base.reference, base.resolved, base.revision)
-    report.base = {
+    report.base = BaseFacts(
         **asdict(reference),
-        "attention": attention_of(base.model.config),
-        "missing": list(base.missing),
-        "head": list(base.head),
-    }
+        attention=attention_of(base.model.config),
+        missing=list(base.missing),
+        head=list(base.head),
+    )
     parts = {"train": rows.train, "select": rows.select, **rows.report}
     overlaps = overlaps_of(ready)
     encoded = {"train": ready.train, "select": ready.select, **ready.report}
-    report.data = {
-        "rows": {name: len(part) for name, part in parts.items()},
-        "encoded": {name: len(part.lengths) for name, part in encoded.items()},
-        "fingerprints": {name: data_fingerprint(part) for name, part in parts.items()},
-        "truncated": {name: part.truncated for name, part in encoded.items()},
-        "longest": {name: part.longest for name, part in encoded.items()},
-        "in_training": {name: found.rows for name, found in overlaps.items()},
-        "contradicted": {name: found.contradicted for name, found in overlaps.items()},
-        "classes": class_counts(ready),
-        "selection": training.choice(rows.rule),
-        "revision": rows.revision,
-    }
+    report.data = DataFacts(
+        rows={name: len(part) for name, part in parts.items()},
+        encoded={name: len(part.lengths) for name, part in encoded.items()},
+        fingerprints={name: data_fingerprint(part) for name, part in parts.items()},
+        truncated={name: part.truncated for name, part in encoded.items()},
+        longest={name: part.longest for name, part in encoded.items()},
+        in_training={name: found.rows for name, found in overlaps.items()},
+        contradicted={name: found.contradicted for name, found in overlaps.items()},
+        classes=class_counts(ready),
+        selection=training.choice(rows.rule),
+        revision=rows.revision,
+    )
     report.events = left_out_lines(ready.left_out, base.model) + data_remarks(ready, overlaps)
     report.main_metric = ready.task.best
     report.start = ready.start
@@ -108,7 +108,7 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
     What another method's run left in that place is deleted. Of several processes the main one
     writes.
     """
-    known = BaseReference(**{f.name: report.base[f.name] for f in fields(BaseReference)})
+    known = BaseReference(**{f.name: getattr(report.base, f.name) for f in fields(BaseReference)})
     recipe = loaded.resolved()
     if ready.baseline is not None:
         written = write_baseline(output, ready.baseline, ready.base, run_meta(ready, recipe), known)
@@ -141,7 +141,7 @@ def named_base(base: BaseReference, recipe: Recipe) -> BaseReference:
 
 def training_of(report: RunReport, recipe: Recipe) -> Training:
     """Return what an adapter's card tells of the run."""
-    data, counted = recipe.data, report.data["rows"]  # a path scores parts of splits, too
+    data, counted = recipe.data, report.data.rows  # a path scores parts of splits, too
     files = [Path(file).name for given in (data.files or {}).values() for file in given]
     on_hub = bool(data.path) and not ("://" in data.path or _is_local(data.path))
     named = data.path if "://" in data.path or on_hub else Path(data.path).name
@@ -150,7 +150,7 @@ def training_of(report: RunReport, recipe: Recipe) -> Training:
         data=(named,) if named else tuple(dict.fromkeys(files)),
         hub_data=on_hub,
         configuration=data.name,
-        data_revision=report.data["revision"],
+        data_revision=report.data.revision,
         rows={split: counted[split] for split in ("train", *report.metrics) if split in counted},
         seed=recipe.training.seed,
         steps=report.steps,
@@ -159,7 +159,7 @@ def training_of(report: RunReport, recipe: Recipe) -> Training:
             split: {name: None if math.isnan(value) else value for name, value in scores.items()}
             for split, scores in report.metrics.items()
         },
-        selection=report.data["selection"],
+        selection=report.data.selection,
         base_parameters=report.parameters.base,
         license=recipe.output.license,
     )

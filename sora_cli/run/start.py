@@ -11,11 +11,12 @@ from torch import Tensor
 
 from methods.base import AdapterMethod, Layers
 from methods.factors import LowRankFactors
+from methods.keep import Keep
 from methods.sharding import agreed
 from sora_cli.adapter.apply import load_head
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import check_low_rank
-from sora_cli.adapter.pruning import Loss, prune_layers
+from sora_cli.adapter.pruning import check_left, prune_layers
 from sora_cli.adapter.reading import AdapterFile, open_adapter
 from sora_cli.adapter.todays_names import todays_names, todays_paths
 from sora_cli.core.errors import SoraError
@@ -23,7 +24,6 @@ from sora_cli.core.processes import world_size
 from sora_cli.core.words import first_few
 from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.recipe.start import StartBlock
 from sora_cli.report import Ranks, Start
 from sora_cli.run.stored import check_base, check_classes
 from sora_cli.tasks.base import Task
@@ -55,7 +55,7 @@ def start_from_adapter(
             today = todays_paths(base.model, [*file.paths, *first])
             _check_layers(file, layers, today)
             head = _head(file, base)
-            updates = _updates(file, layers, block, today)
+            updates = _updates(file, layers, block.keep(), today)
             method.start_from(layers, updates)
             with torch.no_grad():
                 load_head(base.model, head)
@@ -63,7 +63,7 @@ def start_from_adapter(
             return Start(
                 directory=block.adapter,
                 digest=result_digest(file.directory) or "",
-                rule=block.rule(),
+                rule=block.keep().given(),
                 head=sum(tensor.numel() for tensor in head.values()),
                 ranks={
                     path: Ranks(start=first.get(path, 0), end=update.rank)
@@ -103,16 +103,16 @@ def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
 
 
 def _updates(
-    file: AdapterFile, layers: Layers, block: StartBlock, today: Mapping[str, str]
+    file: AdapterFile, layers: Layers, keep: Keep, today: Mapping[str, str]
 ) -> dict[str, LowRankFactors]:
     """Return each layer's update, rank 0 where the adapter has none; on all processes the same."""
-    rule = block.rule()
     known = {today[path]: file.layers[path] for path in file.paths}
-    if not rule:
+    if not keep.given():
         return {path: _learning(known.get(path), layers, path) for path in layers}
     modules = len({*file.meta.ranks, *file.paths})
-    losses = prune_layers(known, **rule, modules=modules)[1]  # type: ignore[arg-type]
-    _check_left(losses, rule, file)
+    losses = prune_layers(known, keep, modules=modules)[1]
+    left = ((loss.after, loss.squared) for loss in losses.values())
+    check_left(keep, left, map(sum, file.shapes.values()), block="start")
     chosen = _agreed(torch.tensor([losses[path].after for path in known])).tolist()
     kept = dict(zip(known, chosen, strict=True))
     updates = {}
@@ -130,17 +130,6 @@ def _learning(stored: LowRankFactors | None, layers: Layers, path: str) -> LowRa
         layer = layers[path]
         return LowRankFactors(torch.zeros(0, layer.A.shape[1]), torch.zeros(layer.B.shape[0], 0))
     return stored.select(stored.A.ne(0).any(dim=1) | stored.B.ne(0).any(dim=0))
-
-
-def _check_left(losses: dict[str, Loss], rule: dict[str, float], file: AdapterFile) -> None:
-    if any(loss.after for loss in losses.values()) or not any(m.squared for m in losses.values()):
-        return
-    name, value = next(iter(rule.items()))
-    raise SoraError(
-        f"not one component fits into start.{name} {value:g}",
-        hint=f"the smallest takes {min(sum(s) for s in file.shapes.values())} parameters",
-        key=f"start.{name}",
-    )
 
 
 def _agreed(tensor: Tensor) -> Tensor:

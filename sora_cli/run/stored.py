@@ -31,7 +31,7 @@ from sora_cli.adapter.moved import located
 from sora_cli.adapter.peft.layout import check_tensor
 from sora_cli.adapter.places import DELTA, MODEL
 from sora_cli.adapter.saving import head_tensors
-from sora_cli.core.atomic import new_directory
+from sora_cli.core.atomic import check_read_back, new_directory
 from sora_cli.core.console import say_notes
 from sora_cli.core.errors import SoraError, first_line
 from sora_cli.core.hub import quiet_loading
@@ -130,8 +130,8 @@ def _write_model(folder: Path, base: Base, tensors: dict[str, Tensor]) -> None:
 
 
 def _check(meant: dict[str, Tensor], back: dict[str, Tensor], where: Path) -> None:
-    if back.keys() != meant.keys() or not all(torch.equal(back[n], meant[n]) for n in meant):
-        raise SoraError(f"{where} reads back differently: is the disk all right?")
+    same = back.keys() == meant.keys() and all(torch.equal(back[n], meant[n]) for n in meant)
+    check_read_back(same, where)
 
 
 def check_base(

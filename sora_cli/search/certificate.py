@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sora_cli.core.records import Record, read_record
-from sora_cli.report import Score
+from sora_cli.report import BaseFacts, Score
 from sora_cli.search.ladder import last_passed
 from sora_cli.search.promise import Promise
 from sora_cli.search.size import Size, saving
@@ -157,7 +157,7 @@ class Healed(Size):
     )
 
 
-class Full(Size):
+class FullRank(Size):
     """The run at full rank, which all others are compared with."""
 
     r_max: int = Field(description="rank of each layer")
@@ -182,7 +182,7 @@ class StoredCertificate(BaseModel):
     scope: str = Field("", description="what the promise is about")
     promise: Promise = Field(description="what was asked for")
     bound: BoundMethod = Field(description="how it was tested")
-    full: Full = Field(description="the full rank")
+    full: FullRank = Field(description="the full rank")
     screened: list[Screened] = Field(description="sizes scored unhealed, the largest first")
     candidates: list[Healed] = Field(
         description="sizes trained, in the order of their tests, the largest first"
@@ -199,7 +199,7 @@ class StoredCertificate(BaseModel):
         description="training (of all runs), rows (of the split into rows that are trained on, and "
         "those that choose)"
     )
-    base: dict[str, Any] = Field(description="the base model, as in report.json")
+    base: BaseFacts = Field(description="the base model, as in report.json")
     adapter: str = Field(
         "", description="digest of the written adapter: SHA-256, as in report.json"
     )

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from methods.keep import Keep
 from methods.registry import plain_method
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER, locate_adapter, new_adapter_place
-from sora_cli.core.checks import check_rules
 from sora_cli.core.errors import SoraError
 from sora_cli.core.exit_codes import OK
 from sora_cli.core.timing import importing
@@ -46,7 +46,7 @@ _NO_CHOICE = 'training.evaluate="no"'  # the rows that test choose no checkpoint
 def healing_recipe(
     directory: Path,
     output: Path,
-    rule: Mapping[str, float],
+    keep: Keep,
     steps: int,
     recipe: str | None,
     overrides: Sequence[str],
@@ -56,18 +56,17 @@ def healing_recipe(
     Args:
         directory: an adapter directory, or a run's.
         output: the new run's directory.
-        rule: how it is cut, by its name; at most one.
+        keep: how it is cut.
         steps: optimiser steps.
         recipe: to train with; None: that of the run in `directory`.
         overrides: of the recipe; they come last.
 
     Raises:
-        SoraError: there is no recipe, or it does not fit; a rule that cannot be used so.
+        SoraError: there is no recipe, or it does not fit.
     """
-    check_rules(rule)
     place = locate_adapter(directory, missing="there are no ranks to prune")
     loaded = _original(directory, place, recipe)
-    words = [*_method_words(loaded, place), *_run_words(directory, output, rule, steps), *overrides]
+    words = [*_method_words(loaded, place), *_run_words(directory, output, keep, steps), *overrides]
     if recipe is not None:
         return load_recipe(recipe, words), [recipe, *words]
     return load_stored(loaded.resolved(), loaded.path, loaded.name, words), [str(place), *words]
@@ -98,7 +97,7 @@ def healing_runs(
         raise SoraError(f"{directory} is too small to be cut: it has {whole} parameters")
     given = [*overrides, _NO_CHOICE]
     return [
-        healing_recipe(directory, output / SIZES / str(n), {"max_params": n}, steps, recipe, given)
+        healing_recipe(directory, output / SIZES / str(n), Keep(max_params=n), steps, recipe, given)
         for n in budgets
     ]
 
@@ -124,9 +123,9 @@ def _method_words(loaded: LoadedRecipe, place: Path) -> list[str]:
     return [f"method.{key}={value}" for key, value in plain.items()]
 
 
-def _run_words(directory: Path, output: Path, rule: Mapping[str, float], steps: int) -> list[str]:
+def _run_words(directory: Path, output: Path, keep: Keep, steps: int) -> list[str]:
     start: dict[str, Any] = dict.fromkeys(StartBlock.model_fields)
-    start |= {"adapter": str(directory), **rule}
+    start |= {"adapter": str(directory), **keep.given()}
     values = {
         "start": start,
         "training.max_steps": steps,

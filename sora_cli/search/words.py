@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count
+from sora_cli.core.table import Cell, Column, Table
 
 if TYPE_CHECKING:
     from sora_cli.search.certificate import BoundMethod, Certificate, SizeTest
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     from sora_cli.search.search import Candidate, Search
     from sora_cli.search.size import Size
     from sora_cli.tasks.row_scores import RowScores
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, columns, rows."""
+_SIZE = (Column("components", count), Column("parameters", count))
 
 
 def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | None:
@@ -77,42 +76,43 @@ def size_verdict(found: Certificate, number: int, *, reason: bool = False) -> st
 def size_table(found: Certificate) -> Table:
     """Return a table of a certificate's sizes, the largest first."""
     metric = found.promise.metric
-    columns = ["size", "components", "parameters", "largest rank", "screening drop", metric]
-    columns += ["drop", "bound", ""]
-    rows = [[*_size("full rank", found.full), "", f"{found.full.test:.4f}", "", "", ""]]
+    columns: list[Column | str] = ["size", *_SIZE, "largest rank", Column("screening drop", "+.4f")]
+    columns += [Column(metric, ".4f"), Column("drop", "+.4f"), Column("bound", ".4f"), ""]
+    rows = [["full rank", *_size(found.full), None, found.full.test, None, None, None]]
     trained = {size.max_params: number for number, size in enumerate(found.candidates)}
     for size in found.screened:
         number = trained.get(size.max_params)
         candidate = None if number is None else found.candidates[number]
-        row = [*_size(f"{size.share:.1%}", candidate or size), f"{size.screening.drop:+.4f}"]
         test = None if candidate is None else candidate.test
-        figures = ["", "", ""]
-        if test is not None:
-            figures = [f"{test.score:.4f}", f"{test.drop:+.4f}", f"{test.upper:.4f}"]
-        rows.append([*row, *figures, "" if number is None else size_verdict(found, number)])
-    return f"{metric} on the test rows, by size", columns, rows
+        figures = (None, None, None) if test is None else (test.score, test.drop, test.upper)
+        verdict = None if number is None else size_verdict(found, number)
+        name = f"{size.share:.1%}"
+        rows.append([name, *_size(candidate or size), size.screening.drop, *figures, verdict])
+    return Table(f"{metric} on the test rows, by size", columns, rows)
 
 
-def _size(name: str, size: Size) -> list[str]:
-    return [name, count(size.components), count(size.parameters), str(size.largest_rank)]
+def _size(size: Size) -> tuple[int, int, int]:
+    return size.components, size.parameters, size.largest_rank
 
 
 def search_table(search: Search[Any]) -> Table:
     """Return a table of the sizes that were tried, the largest first."""
-    columns = ["components", "parameters", search.metric, "drop", "at most", ""]
+    columns: list[Column | str] = [*_SIZE, Column(search.metric, ".4f"), Column("drop", "+.4f")]
+    columns += [Column("at most", "+.4f"), ""]
     whole, *sizes = search.candidates
-    if search.outside:
-        first = ["", "", f"{whole.score:.4f}", "", "", "the model"]
-    else:
-        first = _row(whole, "whole")
-    return f"tried on {search.split}", columns, [first, *(_row(s, _verdict(s)) for s in sizes)]
+    first = (
+        [None, None, whole.score, None, None, "the model"]
+        if search.outside
+        else _tried(whole, "whole")
+    )
+    rows = [first, *(_tried(size, _verdict(size)) for size in sizes)]
+    return Table(f"tried on {search.split}", columns, rows)
 
 
-def _row(size: Candidate[Any], verdict: str) -> list[str]:
+def _tried(size: Candidate[Any], verdict: str) -> list[Any]:
     bound = size.bound
-    upper = "" if bound is None else "-" if bound.upper is None else f"{bound.upper:+.4f}"
-    figures = [f"{size.score:.4f}", f"{size.drop:+.4f}", upper]
-    return [count(size.components), count(size.parameters), *figures, verdict]
+    upper = None if bound is None else Cell(None, "-") if bound.upper is None else bound.upper
+    return [size.components, size.parameters, size.score, size.drop, upper, verdict]
 
 
 def _verdict(size: Candidate[Any]) -> str:

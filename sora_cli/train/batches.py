@@ -18,7 +18,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
     """Micro-batches of rows of similar length: a pure function of seed, epoch and batch size.
 
     Every `batch_size` rows, in the order given, make one optimiser step, dealt out to the
-    processes row by row, and cut there into lists of `micro_batch`. So any number of processes
+    processes row by row, and cut there into lists of `rows_per_pass`. So any number of processes
     takes the same steps. Rows are shuffled, sorted by length within pools of 50 steps, cut into
     steps, and the steps shuffled; a last step of fewer rows (random ones) stays last. Where that
     has too few rows for each process to have as many lists as the others, a row is repeated
@@ -27,7 +27,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
     Args:
         lengths: (rows,) tokens of each row; None for a plain random order.
         batch_size: rows per optimiser step.
-        micro_batch: rows per list.
+        rows_per_pass: rows per list.
         seed: together with the epoch, all the randomness there is.
         process, processes: which of how many processes that train together.
     """
@@ -38,18 +38,18 @@ class GroupedBatchSampler(Sampler[list[int]]):
         lengths: np.ndarray | None,
         *,
         batch_size: int,
-        micro_batch: int,
+        rows_per_pass: int,
         seed: int,
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        if batch_size % (micro_batch * processes):
+        if batch_size % (rows_per_pass * processes):
             raise ValueError(
-                f"{batch_size} rows do not split into micro-batches of {micro_batch} on "
+                f"{batch_size} rows do not split into micro-batches of {rows_per_pass} on "
                 f"{processes} processes"
             )
         self.rows, self.lengths, self.seed, self.epoch = rows, lengths, seed, 0
-        self.global_batch, self.batch_size = batch_size, micro_batch
+        self.global_batch, self.batch_size = batch_size, rows_per_pass
         self.process, self.processes = process, processes
 
     def set_epoch(self, epoch: int) -> None:

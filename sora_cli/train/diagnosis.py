@@ -22,7 +22,7 @@ from sora_cli.train.checkpoint.trainer_internals import prepare_inputs
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class Pass:
     """One forward and backward pass of a step, with what it takes to run it again.
 
     Attributes:
@@ -70,7 +70,7 @@ class _Watch:
                 self.first = name
 
 
-def find_origin(trainer: Trainer, batches: Sequence[MicroBatch]) -> Origin:
+def find_origin(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
     """Run a step's micro-batches again, and say where the first bad number came from.
 
     Args:
@@ -85,7 +85,7 @@ def find_origin(trainer: Trainer, batches: Sequence[MicroBatch]) -> Origin:
         return Origin(f"{what}; running the step again to see where: {first_line(error)}")
 
 
-def _of_loss(trainer: Trainer, batch: MicroBatch) -> Origin:
+def _of_loss(trainer: Trainer, batch: Pass) -> Origin:
     watch = _watch(trainer.model)
     with torch.no_grad():
         _forward(trainer, batch, watch)
@@ -106,7 +106,7 @@ def _of_loss(trainer: Trainer, batch: MicroBatch) -> Origin:
     return Origin(text)
 
 
-def _of_gradient(trainer: Trainer, batches: Sequence[MicroBatch]) -> Origin:
+def _of_gradient(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     watch = _watch(trainer.model)
     total: dict[str, Tensor] = {}
@@ -132,7 +132,7 @@ def _of_gradient(trainer: Trainer, batches: Sequence[MicroBatch]) -> Origin:
     return Origin("the loss or gradient was not finite, but is when the step is run again")
 
 
-def _forward(trainer: Trainer, batch: MicroBatch, watch: _Watch) -> Tensor:
+def _forward(trainer: Trainer, batch: Pass, watch: _Watch) -> Tensor:
     """Return a micro-batch's mean loss with the penalty, not weighted by its share of the step."""
     generators.restore(batch.random, generators.plain())
     # not on the modules: a hooked layer may compute in another way

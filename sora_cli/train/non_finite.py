@@ -26,7 +26,7 @@ from sora_cli.train.callback import MethodCallback
 from sora_cli.train.checkpoint import generators
 from sora_cli.train.checkpoint.resumable import Resumable
 from sora_cli.train.checkpoint.trainer_internals import first_step, running_loss
-from sora_cli.train.diagnosis import MicroBatch, find_origin
+from sora_cli.train.diagnosis import Pass, find_origin
 
 IN_A_ROW = 10
 """Steps without a finite loss and gradient that stop a run which would leave them out."""
@@ -74,7 +74,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self.skipped: list[int] = []
         self._last_checkpoint = last_checkpoint
         self._in_a_row = 0
-        self._batches: list[MicroBatch] = []  # of the step at hand
+        self._batches: list[Pass] = []  # of the step at hand
         self._norm: Any = None  # of its gradient, before clipping
         self._sum = torch.zeros(())  # of losses not yet logged, before the step
         self._logged = 0  # step of the last logged loss
@@ -121,7 +121,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         def training_step(model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
             random = generators.tensors()
             loss = step(model, inputs, num_items_in_batch)
-            self._batches.append(MicroBatch(inputs, random, loss))
+            self._batches.append(Pass(inputs, random, loss))
             return loss
 
         def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:

@@ -14,12 +14,12 @@ from sora_cli.recipe.recipe import TrainingBlock
 
 @dataclass(frozen=True)
 class Steps:
-    """The optimiser steps of a run; `micro_batch` is the rows of one forward pass and process."""
+    """The optimiser steps of a run, and the rows of one forward pass on one process."""
 
     total: int
     per_epoch: int
     warmup: int
-    micro_batch: int
+    rows_per_pass: int
 
 
 def count_steps(args: TrainingArguments, block: TrainingBlock, rows: int) -> Steps:
@@ -29,7 +29,7 @@ def count_steps(args: TrainingArguments, block: TrainingBlock, rows: int) -> Ste
         total=total,
         per_epoch=block.steps_per_epoch(rows),
         warmup=args.get_warmup_steps(total),
-        micro_batch=args.per_device_train_batch_size,
+        rows_per_pass=args.per_device_train_batch_size,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections import deque
 from collections.abc import Sequence
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.errors import SoraError
-from sora_cli.core.interruption import leave_signals_to_parent
+from sora_cli.core.interruption import held, leave_signals_to_parent
 from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.base import Base
 from sora_cli.model.gradient_checkpointing import checkpointing_arguments
@@ -32,7 +34,6 @@ from sora_cli.train.checkpoint.trainer_internals import ResumingTrainer, prepare
 from sora_cli.train.loggers import split_loggers
 from sora_cli.train.machine import check_machine
 from sora_cli.train.optimizers import TRAINER_NAMES
-from sora_cli.train.workers import worker_context
 
 
 class AdapterTrainer(ResumingTrainer):
@@ -97,7 +98,7 @@ class AdapterTrainer(ResumingTrainer):
             len(self.train_rows.lengths),
             self.train_rows.lengths if block.length_grouping else None,
             batch_size=block.batch_size,
-            micro_batch=self.args.per_device_train_batch_size,
+            rows_per_pass=self.args.per_device_train_batch_size,
             seed=block.seed,
             process=self.args.process_index,
             processes=self.args.world_size,
@@ -193,6 +194,27 @@ class AdapterTrainer(ResumingTrainer):
             multiprocessing_context=worker_context(self.args.dataloader_num_workers),
             **options,
         )
+
+
+def worker_context(workers: int) -> BaseContext | None:
+    """Return how a DataLoader starts that many workers; None: as it does by itself.
+
+    A worker that is forked runs for a moment before `leave_signals_to_parent` is called in it. A
+    signal to the whole process group would end it there, and with it the run.
+    """
+    if not workers or multiprocessing.get_start_method() != "fork":
+        return None
+    return _HeldContext()
+
+
+class _HeldProcess(multiprocessing.context.ForkProcess):
+    def start(self) -> None:
+        with held():
+            super().start()
+
+
+class _HeldContext(multiprocessing.context.ForkContext):
+    Process = _HeldProcess
 
 
 def _alone(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:

@@ -59,7 +59,7 @@ from sora_cli.verify.expected import (
     unlike,
     unreported,
 )
-from sora_cli.verify.scored import Compared, Scored
+from sora_cli.verify.scored import Compared, ScoresAgain
 from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
@@ -117,7 +117,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     reports = read_reports(run, len(found.candidates))
     differs = [*_changed_rows(found.rows, sets), *_changed_adapters(run, found, task)]
     differs += reports if isinstance(reports, list) else unreported(found, reports.written)
-    scored, right = Scored(TOLERANCE), found
+    scored, right = ScoresAgain(TOLERANCE), found
     if not differs and not isinstance(reports, list):
         parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
         agreed, sizes, able = _again(run, found, loaded, task, parts, scored)
@@ -140,7 +140,7 @@ def _again(
     loaded: LoadedRecipe,
     task: Task,
     parts: Mapping[str, Part],
-    scored: Scored,
+    scored: ScoresAgain,
 ) -> tuple[Certificate, list[Size], Certifiable]:
     """Score all adapters and compare.
 

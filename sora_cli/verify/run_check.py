@@ -19,7 +19,7 @@ from sora_cli.core.words import first_few
 from sora_cli.model.attention import usual_attention
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe
-from sora_cli.report import RunReport
+from sora_cli.report import FileFacts, RunReport
 from sora_cli.run.prepare import Prepared
 from sora_cli.run.stored import load_baseline
 from sora_cli.verify.probes import ROWS
@@ -60,7 +60,7 @@ def check_run(loaded: LoadedRecipe, ready: Prepared, report: RunReport) -> int:
     trained = None if fresh else ready.base.model
 
     def record(facts: dict[str, Any]) -> None:
-        report.verification = {key: facts[key] for key in facts if key not in ("a", "b")}
+        report.verification = FileFacts(**{k: v for k, v in facts.items() if k not in ("a", "b")})
 
     # the files are loaded with the implementation of attention that transformers chooses
     other = recipe.model.attention is not None and trained is not None

@@ -49,7 +49,7 @@ class Compared(BaseModel):
 
 
 @dataclass
-class Scored:
+class ScoresAgain:
     """The comparison of all scores.
 
     Attributes:

@@ -18,6 +18,7 @@ import transformers
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from methods.keep import Keep
 from sora_cli.adapter.directory import lazy_adapter, write_adapter
 from sora_cli.adapter.export import export_adapter
 from sora_cli.adapter.reading import open_adapter
@@ -258,7 +259,7 @@ def test_cut_to_a_rank_loses_what_is_said(tmp_path: Path, name: str) -> None:
         for path, module in theirs.named_modules()
         if hasattr(module, "get_delta_weight")
     }
-    done = export_adapter(tmp_path / "adapter", tmp_path / "out", rank=3)
+    done = export_adapter(tmp_path / "adapter", tmp_path / "out", keep=Keep(rank=3))
     assert done.losses.keys() == dense.keys()
     with open_adapter(tmp_path / "out") as file:
         for path, wanted in dense.items():

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from sora_cli.experiments.auto.record import AutoRecord
 from sora_cli.experiments.path.record import PathReport
-from sora_cli.report import History, RunReport
+from sora_cli.report import BaseFacts, Environment, History, RunReport
 from sora_cli.search.certificate import Certificate
 from tools.reference.fields import nested, value_table
 from tools.reference.markdown import page as make_page
@@ -41,7 +41,7 @@ def page() -> str:
         INTRODUCTION,
         "## report.json",
         RUN,
-        *_tables(RunReport, growing),
+        *_tables(RunReport, growing, known=()),
         "## history.json",
         "It belongs to the report beside it: `started` is the same in both.",
         *_tables(History),
@@ -57,13 +57,23 @@ def page() -> str:
     )
 
 
-def _tables(model: type[BaseModel], without: Container[str] = (), place: str = "") -> Iterator[str]:
-    """Yield a model's table, then with a heading each those of the objects in it."""
+def _tables(
+    model: type[BaseModel],
+    without: Container[str] = (),
+    place: str = "",
+    *,
+    known: Container[type[BaseModel]] = (Environment, BaseFacts),
+) -> Iterator[str]:
+    """Yield a model's table, then with a heading each those of the objects in it.
+
+    Args:
+        known: objects whose table stands elsewhere on the page.
+    """
     yield value_table(model, without=without)
     for name, info in model.model_fields.items():
         inner = None if name in without else nested(info)
-        if inner is not None:
+        if inner is not None and inner[1] not in known:
             below = f"{place}{name}{inner[0]}"
             yield f"### {below}"
             yield inspect.getdoc(inner[1]) or ""
-            yield from _tables(inner[1], without, f"{below}.")
+            yield from _tables(inner[1], without, f"{below}.", known=known)

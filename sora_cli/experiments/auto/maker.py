@@ -21,7 +21,7 @@ from sora_cli.search.certificate import (
     SCREENING,
     TEST,
     Certificate,
-    Full,
+    FullRank,
     Healed,
     Measured,
     Screened,
@@ -116,11 +116,11 @@ class Maker:
 
     def _full_size(
         self, report: RunReport, metrics: dict[str, dict[str, float]], test: RowScores
-    ) -> Full:
+    ) -> FullRank:
         ranks = {path: layer.rank for path, layer in self.ready.layers.items()}
         (cut_at,) = self.full.recipe.training.kept_steps(report.steps or 0)
         metric = self.ready.task.best
-        return Full(
+        return FullRank(
             **self._size(ranks).model_dump(),
             r_max=self.plan.rank,
             directory=directory_of(None),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from sora_cli.core.records import read_record
 from sora_cli.report import MOVE_AWAY, Report, Score
-from sora_cli.search.certificate import Full, Healed, Screened
+from sora_cli.search.certificate import FullRank, Healed, Screened
 
 FILE_NAME = "auto.json"
 
@@ -49,7 +49,7 @@ class AutoRecord(Report):
     """The content of `auto.json`."""
 
     probe: Probe | None = Field(None, description="learning rates that were tried; null: none")
-    full: Full | None = Field(None, description="the run at full rank, once it is finished")
+    full: FullRank | None = Field(None, description="the run at full rank, once it is finished")
     screened: list[Screened] = Field(
         default_factory=list, description="sizes scored unhealed, the largest first"
     )

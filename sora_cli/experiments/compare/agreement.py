@@ -8,7 +8,7 @@ from itertools import combinations
 from statistics import StatisticsError, correlation, mean
 
 from sora_cli.adapter.ranks import shortest_names
-from sora_cli.core.console import emit_table
+from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.experiments.compare.cells import NONE
 from sora_cli.experiments.compare.runs import Group, Run
 
@@ -52,27 +52,28 @@ def emit_ranks(groups: Sequence[Group]) -> None:
     """Print components kept by kind of module, and the agreement."""
     changed = [group for group in groups if _changed(group)]
     kinds = list(dict.fromkeys(kind for g in changed for kind in g.first.ranks.columns))
-    rows = [[f"{g.task}: {g.label}", *(_kept(g, kind) for kind in kinds)] for g in changed]
-    emit_table("components kept by kind of module, mean over seeds and layers",
-               ["group", *shortest_names(kinds)], rows)  # fmt: skip
-    agreed = [
-        [a.label, *_cells(a.seeds, a.seed_pairs), *_cells(a.tasks, a.task_pairs)]
-        for a in rank_agreement(groups)
-    ]
-    emit_table(
+    emit_table(Table(
+        "components kept by kind of module, mean over seeds and layers",
+        ["group", *(Column(name, ".0%", NONE) for name in shortest_names(kinds))],
+        [[f"{g.task}: {g.label}", *(_kept(g, kind) for kind in kinds)] for g in changed],
+    ))  # fmt: skip
+    seeds, tasks = (Column(f"two {these}", "+.2f", NONE)
+                    for these in ("seeds, one task", "tasks, one seed"))  # fmt: skip
+    emit_table(Table(
         "do they agree on where? correlation of components per module, mean over pairs of runs",
-        ["method", "two seeds, one task", "pairs", "two tasks, one seed", "pairs"], agreed,
-    )  # fmt: skip
+        ["method", seeds, "pairs", tasks, "pairs"],
+        [(a.label, a.seeds, a.seed_pairs, a.tasks, a.task_pairs) for a in rank_agreement(groups)],
+    ))  # fmt: skip
 
 
 def _changed(group: Group) -> bool:
     return any(m.start != m.live for run in group.runs for m in run.ranks.cells.values())
 
 
-def _kept(group: Group, kind: str) -> str:
+def _kept(group: Group, kind: str) -> float | None:
     totals = [run.ranks.column_total(kind) for run in group.runs]
     shares = [total.live / total.start for total in totals if total.start]
-    return f"{mean(shares):.0%}" if shares else NONE
+    return _mean(shares)
 
 
 def _correlations(pairs: Iterable[Pair]) -> list[float]:
@@ -90,7 +91,3 @@ def _correlations(pairs: Iterable[Pair]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return mean(values) if values else None
-
-
-def _cells(value: float | None, pairs: int) -> tuple[str, str]:
-    return (NONE if value is None else f"{value:+.2f}", str(pairs))

@@ -127,8 +127,8 @@ def _values(run: Run) -> dict[str, Any]:
     values |= {
         "recipe": recipe,
         "history": [{"step": step, f"eval_{report.main_metric}": s} for step, s in scores.items()],
-        "base": {"fingerprint": report.base.get("fingerprint")},
-        "data": {"fingerprints": report.data.get("fingerprints") or {}},
+        "base": {"fingerprint": report.base.fingerprint},
+        "data": {"fingerprints": report.data.fingerprints},
     }
     return values
 

@@ -1,47 +1,49 @@
 """The tables of a comparison at equal size: one for each budget, and the AURAC over all sizes.
 
 sizes = sizes_of(groups, "lora-r8")
-table = budget_table(sizes, parse_budgets("50,15,8"))
+comparison = budget_tables(sizes, parse_budgets("50,15,8"))
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from sora_cli.core.console import count
 from sora_cli.core.errors import SoraError
+from sora_cli.core.table import Cell, Column, Table
 from sora_cli.core.words import first_few
 from sora_cli.experiments.compare.areas import LEAST, Area, Areas, areas_of
 from sora_cli.experiments.compare.cells import (
     LABEL,
     NONE,
+    PARAMETERS,
     SIMPLE,
-    Cell,
-    Column,
     Raw,
     average_values,
+    column,
     difference_columns,
     difference_values,
     group_values,
-    shown_cell,
+    row_of,
 )
 from sora_cli.experiments.compare.notes import difference_note
 from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.sizes import TOLERANCE, Sized, Sizes, nearest, paired
-from sora_cli.experiments.compare.table import Row, Table
+from sora_cli.experiments.compare.table import Tables
 
 _SHOWN = 0.005
 """Shares of runs that lie this far apart are shown as a range."""
 COLUMNS = (
-    Column("budget", "budget", "share of the baseline's parameters; null: all sizes", True),
+    column("budget", "budget", "share of the baseline's parameters; null: all sizes", raw=True),
     LABEL,
-    Column("n", "n", "runs; of a family: pairs of task and seed that it has all sizes of"),
-    Column("share", "share", "mean share of the baseline's parameters; null for a family"),
-    Column("share_low", "smallest", "smallest share of a run, or of a family's labels", True),
-    Column("share_high", "largest", "largest share of a run, or of a family's labels", True),
-    Column("parameters", "parameters", "mean numbers learned beside the head that are left"),
-    Column("metric", "mean", "mean of the metric over the tasks; of a family the AURAC"),
+    column("n", "n", "runs; of a family: pairs of task and seed that it has all sizes of", count),
+    column("share", "share", "mean share of the baseline's parameters; null for a family"),
+    column("share_low", "smallest", "smallest share of a run, or of a family's labels", raw=True),
+    column("share_high", "largest", "largest share of a run, or of a family's labels", raw=True),
+    PARAMETERS,
+    column("metric", "mean", "mean of the metric over the tasks; of a family the AURAC"),
 )
-_SIMPLE = Column("simple", "simple", "what `simple_difference` is to", True)
+_SIMPLE = column("simple", "simple", "what `simple_difference` is to", raw=True)
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:
@@ -75,7 +77,7 @@ def groups_shown(sizes: Sizes, budgets: Sequence[float]) -> list[Group]:
     return [label.groups[task] for task in sizes.tasks for label in labels]
 
 
-def budget_table(sizes: Sizes, budgets: Sequence[float]) -> Table:
+def budget_tables(sizes: Sizes, budgets: Sequence[float]) -> Tables:
     """Lay labels of about one size side by side, budget by budget; then families over all sizes.
 
     In each table stand the labels whose share is nearest to its budget, if near enough, the
@@ -84,23 +86,28 @@ def budget_table(sizes: Sizes, budgets: Sequence[float]) -> Table:
     baseline = sizes.baseline.label
     columns = (*COLUMNS, *difference_columns(baseline), _SIMPLE,
                *difference_columns("simple", key=SIMPLE))  # fmt: skip
-    captions: dict[str | None, str] = {}
-    rows = []
+    tables: dict[str | None, Table] = {}
     for budget in budgets:
         simple = sizes.strongest_simple(budget)
-        captions[percent(budget)] = _caption(sizes, budget, simple)
-        for label in _members(sizes, budget, budgets, simple):
-            values = _label_values(sizes, label, simple) | {"budget": budget}
-            rows.append(_row(columns, percent(budget), values, sizes))
+        rows = [_label_values(sizes, label, simple) | {"budget": budget}
+                for label in _members(sizes, budget, budgets, simple)]  # fmt: skip
+        tables[percent(budget)] = _table(_caption(sizes, budget, simple), columns, rows, sizes)
     areas = areas_of(sizes)
     if areas.areas:
         best = _best_simple(areas, sizes)
-        captions[None] = _area_caption(sizes, areas, best)
         sign = 1 if sizes.greater_is_better else -1
         ordered = sorted(areas.areas, key=lambda area: -sign * area.mean)
-        rows += [_row(columns, None, _area_values(sizes, area, best), sizes) for area in ordered]
+        rows = [_area_values(sizes, area, best) for area in ordered]
+        tables[None] = _table(_area_caption(sizes, areas, best), columns, rows, sizes)
     notes = [*_notes(sizes, budgets), *_area_notes(areas), difference_note(baseline)]
-    return Table(columns, tuple(rows), captions, tuple(notes), baseline, by="budget")
+    return Tables(tables, tuple(notes), baseline, by="budget")
+
+
+def _table(
+    title: str, columns: Sequence[Column], rows: Sequence[dict[str, Raw]], sizes: Sizes
+) -> Table:
+    shown = (values | {"share": Cell(values.get("share"), _shown_share(values))} for values in rows)
+    return Table(title, columns, [row_of(columns, v, percent=sizes.percent) for v in shown])
 
 
 def _members(
@@ -154,14 +161,6 @@ def _best_simple(areas: Areas, sizes: Sizes) -> Area | None:
              for area in areas.areas if area.is_simple]  # fmt: skip
     known = [(sign * d.mean, area) for area, d in found if d is not None]
     return max(known, key=lambda pair: pair[0])[1] if known else None
-
-
-def _row(
-    columns: Sequence[Column], section: str | None, values: Mapping[str, Raw], sizes: Sizes
-) -> Row:
-    cells = {c.key: shown_cell(c.key, values, percent=sizes.percent) for c in columns}
-    cells["share"] = Cell(cells["share"].raw, _shown_share(values))
-    return Row(section, str(values["label"]), cells)
 
 
 def _shown_share(values: Mapping[str, Raw]) -> str:

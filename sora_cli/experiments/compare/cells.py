@@ -1,83 +1,76 @@
-"""The columns of a comparison: what each holds, and how its values are shown to people."""
+"""The columns of a comparison, and its rows: raw values, and how scores are shown to people."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sora_cli.core.console import count, size
+from sora_cli.core.table import Cell, Column
 from sora_cli.experiments.compare.runs import Group, Run
 from sora_cli.experiments.compare.stats import Difference, summary
 
-Raw = str | int | float | list[int] | list[float] | None
+Raw = str | int | float | list[int] | list[float] | Cell | None
 NONE = "\N{EN DASH}"
 DIFFERENCE, SIMPLE = "difference", "simple_difference"
 """Keys of the differences to the baseline, and to the strongest simple method of a budget."""
-_ENDS = {f"{key}_{end}" for key in (DIFFERENCE, SIMPLE) for end in ("low", "high")}
-_SCORES = {"std", "best", "median", "paper", *_ENDS}
+_SCORES = ("best", "median", "paper")
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column.
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f}" if seconds < 100 else count(seconds)
 
-    Attributes:
-        key: for programs.
-        title: for people.
-        about: what it holds, and in which unit the raw value is.
-        raw_only: left out where people read it.
+
+def column(
+    key: str, title: str, about: str, form: str | Callable[[Any], str] = "", *, raw: bool = False
+) -> Column:
+    """Return a column of a comparison; scores are shown as `row_of` says.
+
+    Args:
+        raw: left out where people read the table.
     """
-
-    key: str
-    title: str
-    about: str
-    raw_only: bool = False
+    return Column(title, form, none=NONE, key=key, about=about, raw_only=raw)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A value and how it is shown."""
-
-    raw: Raw
-    shown: str
-
-
-LABEL = Column("label", "method", "what tells the group from the others of its task")
+LABEL = column("label", "method", "what tells the group from the others of its task")
+PARAMETERS = column(
+    "parameters", "parameters", "mean numbers learned beside the head that are left", count
+)
 METRIC = (
-    Column("task", "task", "the data set's configuration; null: mean over all tasks", True),
-    Column("method", "method's name", "method.name of the recipe", True),
+    column("task", "task", "the data set's configuration; null: mean over all tasks", raw=True),
+    column("method", "method's name", "method.name of the recipe", raw=True),
     LABEL,
-    Column("n", "n", "runs"),
-    Column("seeds", "seeds", "training.seed of each run", True),
-    Column("metric_name", "metric's name", "the metric compared", True),
-    Column("split", "split", "the rows it was measured on", True),
-    Column("metric", "mean ± std", "mean of the metric over the runs, in its own unit"),
-    Column("std", "std", "sample standard deviation (n - 1) of the metric", True),
-    Column("best", "best", "best of the metric over the runs"),
-    Column("median", "median", "median of the metric over the runs"),
-    Column("values", "values", "the metric of each run, in the order of seeds", True),
+    column("n", "n", "runs", count),
+    column("seeds", "seeds", "training.seed of each run", raw=True),
+    column("metric_name", "metric's name", "the metric compared", raw=True),
+    column("split", "split", "the rows it was measured on", raw=True),
+    column("metric", "mean ± std", "mean of the metric over the runs, in its own unit"),
+    column("std", "std", "sample standard deviation (n - 1) of the metric", raw=True),
+    column("best", "best", "best of the metric over the runs"),
+    column("median", "median", "median of the metric over the runs"),
+    column("values", "values", "the metric of each run, in the order of seeds", raw=True),
 )
-PAPER = (Column("paper", "paper", "what the paper prints, in the metric's own unit"),)
+PAPER = (column("paper", "paper", "what the paper prints, in the metric's own unit"),)
 COST = (
-    Column("parameters", "parameters", "mean numbers learned beside the head that are left"),
-    Column("components", "kept", "mean share of the components at the start that are alive"),
-    Column("mean_rank", "rank", "mean components alive per adapted module"),
-    Column("seconds", "seconds", "mean wall time of a whole run"),
-    Column("training_seconds", "training", "mean seconds of the optimiser steps alone"),
-    Column("memory", "memory", "mean peak memory, bytes"),
+    PARAMETERS,
+    column("components", "kept", "mean share of the components at the start that are alive", ".0%"),
+    column("mean_rank", "rank", "mean components alive per adapted module", ".2f"),
+    column("seconds", "seconds", "mean wall time of a whole run", _seconds),
+    column("training_seconds", "training", "mean seconds of the optimiser steps alone", _seconds),
+    column("memory", "memory", "mean peak memory, bytes", size),
 )
-_AVERAGED = ("metric", "best", "median", *(column.key for column in COST))
+_AVERAGED = ("metric", "best", "median", *(cost.key for cost in COST))
 
 
 def difference_columns(baseline: str, *, key: str = DIFFERENCE) -> tuple[Column, ...]:
     """Return the columns that `difference_values` fills under the same key."""
     pair = "metric minus the baseline's, mean over common seeds"
     return (
-        Column(key, f"minus {baseline}", f"{pair} ({baseline})"),
-        Column(f"{key}_low", "low", "lower end of its 95 % interval", True),
-        Column(f"{key}_high", "high", "upper end of its 95 % interval", True),
-        Column(f"{key}_n", "pairs", "common seeds, over all tasks together", True),
+        column(key, f"minus {baseline}", f"{pair} ({baseline})"),
+        column(f"{key}_low", "low", "lower end of its 95 % interval", raw=True),
+        column(f"{key}_high", "high", "upper end of its 95 % interval", raw=True),
+        column(f"{key}_n", "pairs", "common seeds, over all tasks together", raw=True),
     )
 
 
@@ -124,38 +117,22 @@ def average_values(rows: Sequence[Mapping[str, Raw]]) -> dict[str, Raw]:
             **means}  # fmt: skip
 
 
-def shown_cell(key: str, values: Mapping[str, Raw], *, percent: bool) -> Cell:
-    """Return a cell of a row.
+def row_of(columns: Sequence[Column], values: Mapping[str, Raw], *, percent: bool) -> list[Raw]:
+    """Return a row; scores come with their text, which the rest of the row takes part in.
 
     Args:
-        values: raw values of the whole row.
+        values: raw values of the whole row by key, and `mark`: of the paper's footnote.
         percent: show the metric times 100.
     """
-    raw = values.get(key)
-    if key in (DIFFERENCE, SIMPLE):
-        return Cell(raw, _difference(key, values, percent))
-    if key == "metric":
-        std = _number(values["std"])
-        spread = "" if std is None else f" ± {score(std, percent)}"
-        alone = f" ± {NONE}" if values["n"] == 1 else spread
-        return Cell(raw, f"{score(_number(raw), percent)}{alone}")
-    if key in _SCORES:
-        return Cell(raw, score(_number(raw), percent))
-    number = _number(raw)
-    if number is None:
-        return Cell(raw, NONE if raw is None else str(raw))
-    match key:
-        case "parameters" | "n":
-            return Cell(raw, count(number))
-        case "components":
-            return Cell(raw, f"{number:.0%}")
-        case "mean_rank":
-            return Cell(raw, f"{number:.2f}")
-        case "memory":
-            return Cell(raw, size(number))
-        case "seconds" | "training_seconds":
-            return Cell(raw, f"{number:.1f}" if number < 100 else count(number))
-    return Cell(raw, str(raw))
+    texts = {key: _difference(key, values, percent) for key in (DIFFERENCE, SIMPLE)}
+    texts |= {key: score(_number(values.get(key)), percent) for key in _SCORES}
+    texts["paper"] += f" {values['mark']}" if "mark" in values else ""
+    std = _number(values["std"])
+    spread = "" if std is None else f" ± {score(std, percent)}"
+    alone = f" ± {NONE}" if values["n"] == 1 else spread
+    texts["metric"] = f"{score(_number(values['metric']), percent)}{alone}"
+    found = {c.key: values.get(c.key) for c in columns}
+    return [Cell(raw, texts[key]) if key in texts else raw for key, raw in found.items()]
 
 
 def score(value: float | None, percent: bool, sign: str = "") -> str:

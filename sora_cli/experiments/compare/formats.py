@@ -16,30 +16,22 @@ CSV has the same columns, lists with blanks between the values. Both hold number
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from sora_cli.core.console import emit, emit_table, printable
+from sora_cli.core.console import emit, printable
 from sora_cli.core.errors import SoraError
 from sora_cli.core.markdown import escaped
+from sora_cli.core.table import Table, csv_text, emit_table, finite, latex, latex_text, markdown
 from sora_cli.experiments.compare.archive import SUFFIX
-from sora_cli.experiments.compare.cells import Raw
-from sora_cli.experiments.compare.table import Row, Section, Table
+from sora_cli.experiments.compare.table import Tables
 
 SCHEMA_VERSION = 1
 LINES = "jsonl"
 """The runs themselves instead of a table of them; see `archive`."""
-_LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "±": r"$\pm$", "\N{EN DASH}": "--", "\N{MULTIPLICATION SIGN}": r"$\times$",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}  # fmt: skip
 
 
 def format_of(file: Path | None, asked: str | None) -> str:
@@ -63,117 +55,58 @@ def format_of(file: Path | None, asked: str | None) -> str:
     return _SUFFIXES[file.suffix]
 
 
-def emit_comparison(table: Table) -> None:
-    """Print a comparison for people."""
-    titles = [printable(column.title) for column in table.shown_columns]
-    for section in table.sections():
-        rows = [_shown(table, row) for row in section.rows]
-        emit_table(printable(section.caption), titles, rows)
-    for note in table.footnotes:
+def emit_comparison(tables: Tables) -> None:
+    """Print a comparison for people; labels in titles are printed on one line."""
+    for table in tables.parts.values():
+        columns = [replace(column, title=printable(column.title)) for column in table.columns]
+        emit_table(Table(printable(table.title), columns, table.rows))
+    for note in tables.footnotes:
         emit(printable(note))
 
 
-def render(table: Table, form: str) -> str:
+def render(tables: Tables, form: str) -> str:
     """Return a comparison in one of `FORMATS`, ending in a new line."""
-    return FORMATS[form](table)
+    return FORMATS[form](tables)
 
 
-def _terminal(table: Table) -> str:
+def _terminal(tables: Tables) -> str:
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        emit_comparison(table)
+        emit_comparison(tables)
     return text.getvalue()
 
 
-def _shown(table: Table, row: Row) -> list[str]:
-    return [printable(row.cells[column.key].shown) for column in table.shown_columns]
-
-
-def _markdown(table: Table) -> str:
-    parts = [_markdown_section(table, section) for section in table.sections()]
-    parts += [escaped(note) for note in table.footnotes]
+def _markdown(tables: Tables) -> str:
+    parts = [*map(markdown, tables.parts.values()), *map(escaped, tables.footnotes)]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_section(table: Table, section: Section) -> str:
-    titles = [escaped(column.title) for column in table.shown_columns]
-    lines = [
-        f"**{escaped(section.caption)}**",
-        "",
-        _markdown_row(titles),
-        _markdown_row(["---", *["---:"] * (len(titles) - 1)]),
-    ]
-    lines += [_markdown_row([escaped(word) for word in _shown(table, row)]) for row in section.rows]
-    return "\n".join(lines)
+def _latex(tables: Tables) -> str:
+    notes = (f"\\par{{\\footnotesize {latex_text(note)}\\par}}" for note in tables.footnotes)
+    return "\n".join([latex(tuple(tables.parts.values())), *notes]) + "\n"
 
 
-def _markdown_row(words: Sequence[str]) -> str:
-    return f"| {' | '.join(words)} |"
+def _csv(tables: Tables) -> str:
+    return csv_text(tuple(tables.parts.values()))
 
 
-def _latex(table: Table) -> str:
-    columns = table.shown_columns
-    lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"]
-    lines += [r"\toprule", _latex_row([column.title for column in columns])]
-    for section in table.sections():
-        caption = _latex_text(section.caption)
-        lines += [
-            r"\midrule",
-            f"\\multicolumn{{{len(columns)}}}{{l}}{{\\textit{{{caption}}}}} \\\\",
-        ]
-        lines += [_latex_row(_shown(table, row)) for row in section.rows]
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [f"\\par{{\\footnotesize {_latex_text(note)}\\par}}" for note in table.footnotes]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_row(words: Sequence[str]) -> str:
-    # a bracket or star right after the last row's \\ would be read as its option
-    return f"{{}}{' & '.join(_latex_text(word) for word in words)} \\\\"
-
-
-def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in printable(text))
-
-
-def _csv(table: Table) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.key for column in table.columns])
-    for row in table.rows:
-        writer.writerow([_csv_value(row.cells[column.key].raw) for column in table.columns])
-    return text.getvalue()
-
-
-def _csv_value(raw: Raw) -> str:
-    if isinstance(raw, list):
-        return " ".join(_csv_value(value) for value in raw)
-    return "" if _plain(raw) is None else printable(raw)
-
-
-def _json(table: Table) -> str:
+def _json(tables: Tables) -> str:
     data = {
         "schema_version": SCHEMA_VERSION,
-        "baseline": table.baseline,
-        "columns": {column.key: column.about for column in table.columns},
+        "baseline": tables.baseline,
+        "columns": {column.key: column.about for column in tables.columns},
         "rows": [
-            {column.key: _plain(row.cells[column.key].raw) for column in table.columns}
-            for row in table.rows
+            {key: finite(value) for key, value in record.items()}
+            for table in tables.parts.values()
+            for record in table.records()
         ],
-        "captions": [{table.by: s.name, "caption": s.caption} for s in table.sections()],
-        "footnotes": list(table.footnotes),
+        "captions": [{tables.by: n, "caption": t.title} for n, t in tables.parts.items()],
+        "footnotes": list(tables.footnotes),
     }
     return json.dumps(data, indent=2) + "\n"
 
 
-def _plain(raw: Raw) -> Any:
-    """Return a value for JSON, which has no NaN."""
-    if isinstance(raw, list):
-        return [_plain(value) for value in raw]
-    return None if isinstance(raw, float) and not math.isfinite(raw) else raw
-
-
-FORMATS: dict[str, Callable[[Table], str]] = {
+FORMATS: dict[str, Callable[[Tables], str]] = {
     "table": _terminal,
     "markdown": _markdown,
     "csv": _csv,

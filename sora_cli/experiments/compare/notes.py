@@ -8,6 +8,7 @@ from sora_cli.core.words import first_few
 from sora_cli.experiments.compare.cells import Raw
 from sora_cli.experiments.compare.runs import Group, Run
 from sora_cli.experiments.compare.stats import LEVEL, RESAMPLES
+from sora_cli.report import Environment
 
 
 def remarks_of(groups: Sequence[Group], baseline: str | None) -> Iterator[str]:
@@ -39,10 +40,9 @@ def difference_note(baseline: str) -> str:
     )
 
 
-def _machine(environment: Mapping[str, object]) -> str:
+def _machine(environment: Environment) -> str:
     """Name the GPU, or else processor and threads: "x86_64, 2 threads"."""
-    gpu, threads = environment.get("gpu"), environment.get("threads")
-    return str(gpu) if gpu else f"{environment.get('processor')}, {threads} threads"
+    return environment.gpu or f"{environment.processor}, {environment.threads} threads"
 
 
 def warnings_of(groups: Sequence[Group]) -> Iterator[str]:
@@ -70,8 +70,7 @@ def _different(
 
 def _fingerprint(run: Run, part: str) -> str | None:
     """Return the fingerprint of the rows of a split; None where the report has none."""
-    found: str | None = (run.report.data.get("fingerprints") or {}).get(part)
-    return found
+    return run.report.data.fingerprints.get(part)
 
 
 _SAME: Mapping[str, Callable[[Run], str | None]] = {
@@ -79,7 +78,7 @@ _SAME: Mapping[str, Callable[[Run], str | None]] = {
     "the reported split": lambda run: run.split,
     "the content of the reported rows": lambda run: _fingerprint(run, run.split),
     "the content of the training rows": lambda run: _fingerprint(run, "train"),
-    "the base model": lambda run: run.report.base.get("fingerprint"),
+    "the base model": lambda run: run.report.base.fingerprint,
 }
 
 
@@ -89,8 +88,8 @@ class Papers:
     def __init__(self) -> None:
         self.sources: dict[str, int] = {}
 
-    def add(self, group: Group, values: dict[str, Raw]) -> str:
-        """Put the value of the group's method into its row; return its footnote's mark, or ""."""
+    def add(self, group: Group, values: dict[str, Raw]) -> None:
+        """Put the value of the group's method, and its footnote's mark, into its row."""
         for run in group.runs:
             block = run.paper
             told = block and (block.get("metric"), block.get("model"))
@@ -100,8 +99,8 @@ class Papers:
             if value is not None:
                 values["paper"] = float(value)
                 number = self.sources.setdefault(str(block.get("source")), len(self.sources) + 1)
-                return f"[{number}]"
-        return ""
+                values["mark"] = f"[{number}]"
+                return
 
     def footnotes(self, *, asked: bool) -> list[str]:
         """Return the sources, or that there is none."""

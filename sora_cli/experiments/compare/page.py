@@ -1,37 +1,32 @@
 """The page of `sora compare --html`: one file that needs no server and no network.
 
-See `html` for what keeps it safe, and for its figures.
+See `page.html` for what keeps it safe, and for its figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sora_cli.experiments.compare.budget_table import budget_table
+from sora_cli.experiments.compare.budget_table import budget_tables
 from sora_cli.experiments.compare.grouping import by_task, differing
-from sora_cli.experiments.compare.html import picture, render, resource
 from sora_cli.experiments.compare.notes import warnings_of
 from sora_cli.experiments.compare.page_parts import (
-    GroupPart,
-    TablePart,
     environments,
     group_part,
-    recipe_lines,
     shared_settings,
+    sortable,
     summary_lines,
-    table_parts,
 )
 from sora_cli.experiments.compare.plot_curves import draw_curves
 from sora_cli.experiments.compare.plot_points import draw_points
 from sora_cli.experiments.compare.plot_sizes import draw_sizes
 from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.sizes import Sizes
-from sora_cli.experiments.compare.table import comparison_table
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
+from sora_cli.experiments.compare.table import Tables, comparison_tables
+from sora_cli.experiments.page.html import picture, render, resource
+from sora_cli.experiments.page.parts import recipe_lines
 
 _HERE = "sora_cli.experiments.compare"
 
@@ -72,18 +67,18 @@ def page(
     budgets: Sequence[float] = (),
 ) -> str:
     """Return the HTML that `write_page` writes."""
-    table = comparison_table(groups, baseline=baseline, paper=paper)
+    tables = comparison_tables(groups, baseline=baseline, paper=paper)
     anchors = {(group.task, group.label): f"g{i}" for i, group in enumerate(groups)}
-    tables = {part.section: part for part in table_parts(table, groups, anchors)}
+    shown = _shown(tables, groups, anchors)
     return render(
         _HERE,
         script=resource(_HERE, "page.js"),
         summary=summary_lines(groups, baseline),
         warnings=list(warnings_of(groups)),
         equal=None if sizes is None else _equal_size(groups, sizes, budgets),
-        means=tables.get(None),
-        tasks=_tasks(groups, tables, anchors),
-        footnotes=table.footnotes,
+        means=shown.get(None),
+        tasks=_tasks(groups, shown, anchors),
+        footnotes=tables.footnotes,
         shared=recipe_lines(shared_settings(groups)),
         environments=environments(groups),
     )
@@ -91,50 +86,54 @@ def page(
 
 def _equal_size(groups: Sequence[Group], sizes: Sizes, budgets: Sequence[float]) -> dict[str, Any]:
     """Return what the template shows of a comparison at equal size."""
-    table = budget_table(sizes, budgets)
+    tables = budget_tables(sizes, budgets)
     return {
-        "tables": table_parts(table, groups, {}),
+        "tables": _shown(tables, groups, {}).values(),
         "picture": picture(draw_sizes(sizes, budgets), "sizes"),
-        "notes": table.footnotes,
+        "notes": tables.footnotes,
+    }
+
+
+def _shown(
+    tables: Tables, groups: Sequence[Group], anchors: Mapping[tuple[str, str], str]
+) -> dict[str | None, dict[str, Any]]:
+    """Return each table as the template shows it, by task or budget.
+
+    Args:
+        anchors: task and label -> where on the page the group is described.
+    """
+    tasks = by_task(groups)
+    return {
+        name: sortable(
+            table,
+            baseline=tables.baseline,
+            anchors={label: anchor for (task, label), anchor in anchors.items() if task == name},
+            greater_is_better=tasks.get(name or "", groups)[0].first.greater_is_better,
+        )
+        for name, table in tables.parts.items()
     }
 
 
 def _tasks(
     groups: Sequence[Group],
-    tables: Mapping[str | None, TablePart],
+    tables: Mapping[str | None, dict[str, Any]],
     anchors: Mapping[tuple[str, str], str],
 ) -> list[dict[str, Any]]:
     """Return what the template shows of each task: table, pictures, groups."""
     tasks = []
     for i, (task, members) in enumerate(by_task(groups).items()):
         keys = set(differing([group.settings for group in members]))
-        parts: list[GroupPart] = [
-            group_part(group, anchors[task, group.label], keys) for group in members
-        ]
+        parts = [group_part(group, anchors[task, group.label], keys) for group in members]
+        curves = draw_curves(members)
         tasks.append(
             {
                 "name": task,
                 "anchor": f"t{i}",
                 "table": tables[task],
-                "points": points_picture(members, f"points{i}"),
-                "curves": curves_picture(members, f"curves{i}"),
+                "points": picture(draw_points(members), f"points{i}"),
+                "curves": None if curves is None else picture(curves, f"curves{i}"),
                 "groups": parts,
                 "mapped": [part for part in parts if part.ranks],
             }
         )
     return tasks
-
-
-def points_picture(groups: Sequence[Group], name: str) -> Markup:
-    """Draw metric against parameters of one task's groups.
-
-    Args:
-        name: tells the picture's identifiers from those of others on the page.
-    """
-    return picture(draw_points(groups), name)
-
-
-def curves_picture(groups: Sequence[Group], name: str) -> Markup | None:
-    """Draw the ablation curves of one task's groups; None if there are none."""
-    figure = draw_curves(groups)
-    return None if figure is None else picture(figure, name)

@@ -7,21 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sora_cli.core.figures import INK, QUIET, new_figure
+from sora_cli.core.figures import (
+    INK,
+    QUIET,
+    arrange,
+    colour,
+    finish,
+    new_figure,
+    plain,
+    short_number,
+)
 from sora_cli.experiments.compare.grouping import by_task, differing, frozen
 from sora_cli.experiments.compare.plot_style import (
     MARKERS,
     Scale,
     Spread,
-    arrange,
-    colour,
-    finish,
     metric_axis,
     metric_spread,
     parameter_spread,
     percent_factor,
-    plain,
-    short_number,
 )
 from sora_cli.experiments.compare.runs import Group
 

@@ -7,19 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sora_cli.core.figures import INK, QUIET, new_figure
+from sora_cli.core.figures import INK, QUIET, arrange, finish, new_figure, plain
 from sora_cli.experiments.compare.grouping import by_task
 from sora_cli.experiments.compare.plot_labels import Label, Line, place_labels
 from sora_cli.experiments.compare.plot_style import (
     Scale,
     Spread,
-    arrange,
-    finish,
     metric_axis,
     metric_spread,
     parameter_spread,
     percent_factor,
-    plain,
     styles,
 )
 from sora_cli.experiments.compare.runs import Group

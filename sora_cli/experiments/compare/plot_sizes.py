@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from sora_cli.core.figures import INK, QUIET, new_figure
-from sora_cli.experiments.compare.plot_labels import Label, Line, place_labels
-from sora_cli.experiments.compare.plot_style import (
-    MARKERS,
+from sora_cli.core.figures import (
+    INK,
+    QUIET,
     arrange,
     colour,
     finish,
+    new_figure,
     plain,
     short_number,
 )
+from sora_cli.experiments.compare.plot_labels import Label, Line, place_labels
+from sora_cli.experiments.compare.plot_style import MARKERS
 from sora_cli.experiments.compare.sizes import Sized, Sizes
 
 _SIZE = 7.2, 4.4

@@ -1,4 +1,4 @@
-"""Parts that the pictures of a comparison share: colours, means over seeds, axes."""
+"""Parts that the pictures of a comparison share: means over seeds, markers, axes of sizes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sora_cli.core.console import printable
-from sora_cli.core.figures import COLOURS, FAINT, INK, QUIET
+from sora_cli.core.figures import QUIET, colour, plain, short_number
 from sora_cli.experiments.compare.runs import Group
 
 MARKERS = "os^DvPX"
 """One for each colour."""
-_MARGINS = 0.68, 0.2, 0.32, 0.48
-"""Inches on the left, the right, above and below a panel: for labels and ticks."""
 _TICKS = 6
 """At most on an axis, about."""
 _WIDE = 10.0
@@ -65,28 +62,6 @@ def styles(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
     """Give each method a colour and a marker, in order of first appearance."""
     methods = dict.fromkeys(group.method for group in groups)
     return {method: (colour(i), MARKERS[i % len(MARKERS)]) for i, method in enumerate(methods)}
-
-
-def colour(i: int) -> str:
-    """Return the i-th colour, from 0; they repeat."""
-    return COLOURS[i % len(COLOURS)]
-
-
-def plain(text: str, length: int = 80) -> str:
-    """Make foreign text fit for a picture: one line, no formulas, cut in the middle."""
-    text = printable(text)
-    if len(text) > length:
-        tail = (length - 1) // 2
-        text = f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
-    return text.replace("$", r"\$")
-
-
-def short_number(value: float) -> str:
-    """Show 1500000 as "1.5M", 20000 as "20k", 0.001 as "0.001"."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -163,40 +138,3 @@ class Scale:
             if len(ticks) <= _TICKS:
                 break
         return ticks[:: max(len(ticks) // _TICKS, 1)]
-
-
-def finish(axes: Any, title: str, x: str, y: str) -> None:
-    """Set title, labels and a quiet frame."""
-    axes.set_title(title, fontsize=9, loc="left", color=INK)
-    axes.set_xlabel(x, fontsize=8, color=INK)
-    axes.set_ylabel(y, fontsize=8, color=INK)
-    axes.tick_params(labelsize=7.5, colors=INK, width=0.6, length=3)
-    axes.grid(color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set(color=QUIET, linewidth=0.6)
-
-
-def arrange(figure: Any, rows: int, columns: int, *, below: float, above: float = 0.0) -> None:
-    """Lay a grid of panels out at fixed margins.
-
-    matplotlib's solver of constraints would take longer than all the drawing.
-
-    Args:
-        below, above: inches for a legend and a title.
-    """
-    width, height = figure.get_size_inches()
-    left, right, top, bottom = _MARGINS
-    inner_width = width / columns - left - right
-    inner_height = (height - below - above) / rows - top - bottom
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - right / width,
-        bottom=(below + bottom) / height,
-        top=1 - (above + top) / height,
-        wspace=(left + right) / inner_width,
-        hspace=(top + bottom) / inner_height,
-    )
-    for axes in figure.axes:  # their limits are found only when asked for
-        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())

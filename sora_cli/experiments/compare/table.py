@@ -1,10 +1,8 @@
-"""The table of a comparison: a row for each group, task by task, then means over the tasks.
+"""The tables of a comparison: one for each task, a row for each group; then means over the tasks.
 
-table = comparison_table(groups, baseline="lora r=8")
-for section in table.sections():
-    print(section.caption)
-    for row in section.rows:
-        print([row.cells[column.key].shown for column in table.shown_columns])
+comparison = comparison_tables(groups, baseline="lora r=8")
+for table in comparison.parts.values():
+    emit_table(table)
 """
 
 from __future__ import annotations
@@ -14,18 +12,17 @@ from dataclasses import dataclass
 
 from methods.words import did_you_mean
 from sora_cli.core.errors import SoraError
+from sora_cli.core.table import Column, Table
 from sora_cli.experiments.compare.cells import (
     COST,
     METRIC,
     PAPER,
-    Cell,
-    Column,
     Raw,
     average_values,
     difference_columns,
     difference_values,
     group_values,
-    shown_cell,
+    row_of,
 )
 from sora_cli.experiments.compare.notes import Papers, remarks_of
 from sora_cli.experiments.compare.runs import Group
@@ -33,68 +30,34 @@ from sora_cli.experiments.compare.stats import Difference, difference, pairs
 
 
 @dataclass(frozen=True)
-class Row:
-    """The row of a group, or of what stands for several groups of one label.
-
-    Attributes:
-        section: what the row stands under, such as its task; None: all together.
-        label: the group's.
-        cells: by the columns' keys, all of them.
-    """
-
-    section: str | None
-    label: str
-    cells: Mapping[str, Cell]
-
-
-@dataclass(frozen=True)
-class Section:
-    """The rows that stand together; `name` is None for all tasks or sizes together."""
-
-    name: str | None
-    caption: str
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Table:
+class Tables:
     """A comparison.
 
     Attributes:
-        columns: all, also those for programs only.
-        rows: in order; those of a section stand together, None, such as the means, last.
-        captions: by section: what is compared, such as "rte: accuracy x 100".
-        footnotes: what to know when reading it.
+        parts: by task or by budget, each with the same columns; None: all together, the last. A
+            title says what is compared, such as "rte: accuracy x 100".
+        footnotes: what to know when reading them.
         baseline: the label that differences are to.
-        by: the column that sections are by.
+        by: the column that there is a table for each value of.
     """
 
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    captions: Mapping[str | None, str]
+    parts: Mapping[str | None, Table]
     footnotes: tuple[str, ...]
     baseline: str | None = None
     by: str = "task"
 
     @property
-    def shown_columns(self) -> tuple[Column, ...]:
-        """The columns that people read."""
-        return tuple(column for column in self.columns if not column.raw_only)
-
-    def sections(self) -> list[Section]:
-        """Return the rows, section by section."""
-        return [
-            Section(name, caption, tuple(row for row in self.rows if row.section == name))
-            for name, caption in self.captions.items()
-        ]
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of each table, also those for programs only."""
+        return next(iter(self.parts.values())).columns
 
 
-def comparison_table(
+def comparison_tables(
     groups: Sequence[Group],
     *,
     baseline: str | None = None,
     paper: bool = False,
-) -> Table:
+) -> Tables:
     """Lay groups of runs side by side.
 
     Args:
@@ -112,23 +75,23 @@ def comparison_table(
     columns = [*METRIC, *(PAPER if paper else ())]
     columns += [*(difference_columns(baseline) if baseline is not None else ()), *COST]
     tasks = _by_task(groups)
-    rows = []
-    for members in tasks.values():
+    found: dict[str | None, Table] = {}
+    for task, members in tasks.items():
+        rows = []
         for group in members.values():
             values = group_values(group)
             if baseline is not None and baseline in members and group.label != baseline:
-                found = _difference([(group, members[baseline])])
-                values |= difference_values(found)
-            mark = papers.add(group, values) if paper else ""
-            rows.append(_row(columns, values, percent=group.first.percent, mark=mark))
+                values |= difference_values(_difference([(group, members[baseline])]))
+            if paper:
+                papers.add(group, values)
+            rows.append(row_of(columns, values, percent=group.first.percent))
+        found[task] = Table(_caption(list(members.values())), columns, rows)
     means, remarks = _means(columns, tasks, baseline)
-    captions: dict[str | None, str] = {
-        task: _caption(list(members.values())) for task, members in tasks.items()
-    }
     if means:
-        captions[None] = f"mean over {len(tasks)} tasks{_times_100(groups)}"
+        title = f"mean over {len(tasks)} tasks{_times_100(groups)}"
+        found[None] = Table(title, columns, means)
     footnotes = [*papers.footnotes(asked=paper), *remarks, *remarks_of(groups, baseline)]
-    return Table(tuple(columns), (*rows, *means), captions, tuple(footnotes), baseline)
+    return Tables(found, tuple(footnotes), baseline)
 
 
 def _by_task(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:
@@ -139,19 +102,9 @@ def _by_task(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:
     return tasks
 
 
-def _row(
-    columns: Sequence[Column], values: Mapping[str, Raw], *, percent: bool, mark: str = ""
-) -> Row:
-    cells = {c.key: shown_cell(c.key, values, percent=percent) for c in columns}
-    if mark:
-        cells["paper"] = Cell(cells["paper"].raw, f"{cells['paper'].shown} {mark}")
-    task = values["task"]
-    return Row(None if task is None else str(task), str(values["label"]), cells)
-
-
 def _means(
     columns: Sequence[Column], tasks: Mapping[str, Mapping[str, Group]], baseline: str | None
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[list[Raw]], list[str]]:
     """Return a row for each label that all of several tasks have, or say why there is none."""
     if len(tasks) < 2:
         return [], []
@@ -169,7 +122,7 @@ def _means(
         if baseline is not None and baseline in shared and label != baseline:
             found = [(members[label], members[baseline]) for members in tasks.values()]
             values |= difference_values(_difference(found))
-        rows.append(_row(columns, values, percent=_all_percent(same)))
+        rows.append(row_of(columns, values, percent=_all_percent(same)))
     return rows, []
 
 

@@ -7,13 +7,17 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from sora_cli.adapter.ranks import Rank
 from sora_cli.core.console import count, duration
+from sora_cli.core.table import Column, Table
 from sora_cli.experiments.listing.entry import Entry
 from sora_cli.experiments.listing.walk import Node
 from sora_cli.recipe.families import SMALLER_IS_BETTER
 
-COLUMNS = ("run", "status", "method", "task", "seed", "score", "components", "parameters", "time",
-           "started", "resume", "")  # fmt: skip
+_COLUMNS = (
+    "run", "status", "method", "task", "seed", "score", "components", Column("parameters", count),
+    Column("time", duration), "started", "resume", "",
+)  # fmt: skip
 _INDENT = "  "
 _LONGEST_NOTE = 100  # characters; all of it is in the JSON
 
@@ -66,38 +70,36 @@ def entries(nodes: Sequence[Node]) -> Iterator[Entry]:
         yield from entries(node.parts)
 
 
-def rows(nodes: Sequence[Node], place: Path, depth: int = 0) -> Iterator[list[str]]:
-    """Yield a line for each entry, named below the directory, or below what it is a part of."""
+def run_table(nodes: Sequence[Node], place: Path) -> Table:
+    """Return a table with a row for each entry, and the columns in which any has something."""
+    return Table(str(place), _COLUMNS, _rows(nodes, place)).without_empty()
+
+
+def _rows(nodes: Sequence[Node], place: Path, depth: int = 0) -> Iterator[list[Any]]:
+    """Yield each entry's row, named below the directory, or below what it is a part of."""
     for node in nodes:
         yield _row(node.entry, place, depth)
-        yield from rows(node.parts, Path(node.entry.directory), depth + 1)
+        yield from _rows(node.parts, Path(node.entry.directory), depth + 1)
 
 
-def _row(entry: Entry, place: Path, depth: int) -> list[str]:
+def _row(entry: Entry, place: Path, depth: int) -> list[Any]:
     directory = Path(entry.directory)
     name = entry.directory if directory == place else str(directory.relative_to(place))
-    score = "" if entry.score is None else f"{entry.metric} {entry.score:.4f}"
+    left = entry.components
     return [
         _INDENT * depth + name,
         entry.status,
-        entry.method or "",
-        entry.task or "",
-        "" if entry.seed is None else str(entry.seed),
-        score,
-        _of(entry.components, entry.components_start),
-        "" if entry.parameters is None else count(entry.parameters),
-        "" if entry.seconds is None else duration(entry.seconds),
+        entry.method,
+        entry.task,
+        entry.seed,
+        None if entry.score is None else f"{entry.metric} {entry.score:.4f}",
+        None if left is None else Rank(left, entry.components_start or 0),
+        entry.parameters,
+        entry.seconds,
         (entry.started or "")[:16].replace("T", " "),
         _resume(entry),
         shorten("; ".join(entry.notes), _LONGEST_NOTE, placeholder=" ..."),
     ]
-
-
-def _of(left: int | None, start: int | None) -> str:
-    """Return "43/288", or just "288" if nothing was taken out."""
-    if left is None:
-        return ""
-    return str(left) if left == start else f"{left}/{start}"
 
 
 def _resume(entry: Entry) -> str:

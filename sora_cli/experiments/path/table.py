@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sora_cli.core.console import count
-from sora_cli.experiments.path.record import PathReport, Stage
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, columns, rows."""
+from sora_cli.core.table import Column, Table
+from sora_cli.experiments.path.record import PathReport
 
 
 def stage_table(report: PathReport, chosen: int | None = None) -> Table:
@@ -17,13 +15,28 @@ def stage_table(report: PathReport, chosen: int | None = None) -> Table:
     Args:
         chosen: index of a stage to be marked.
     """
-    option = report.vary.removeprefix("method.")
-    columns = ["stage", option, "alive", "share", "parameters"]
-    for split in _splits(report):
-        columns += [split, "relative"]
-    columns += ["||dW||", "energy removed", "seconds"]
-    rows = [_row(report, stage, stage.index == chosen) for stage in report.stages]
-    return f"{report.name}: {report.main_metric} by stage", columns, rows
+    # memorisation, generalisation, and the split of the choice if it is another
+    splits = list(dict.fromkeys([report.memorisation, report.choice, report.generalisation]))
+    columns = (
+        Column("stage"),
+        Column(report.vary.removeprefix("method."), _value),
+        Column("alive", count),
+        Column("share", ".0%"),
+        Column("parameters", count),
+        *(c for split in splits for c in (Column(split, ".4f"), Column("relative", ".3f"))),
+        Column("||dW||", ".3g"),
+        Column("energy removed", ".1%"),
+        Column("seconds", ".0f"),
+    )
+    rows = []
+    for stage in report.stages:
+        scores = ((report.score(stage, split), stage.relative[split]) for split in splits)
+        rows.append([
+            f"{'> ' if stage.index == chosen else ''}{stage.index}", stage.value, stage.live,
+            stage.share, stage.parameters, *(value for pair in scores for value in pair),
+            stage.norm, stage.energy_removed, stage.seconds,
+        ])  # fmt: skip
+    return Table(f"{report.name}: {report.main_metric} by stage", columns, rows)
 
 
 def control_table(report: PathReport) -> Table:
@@ -31,34 +44,20 @@ def control_table(report: PathReport) -> Table:
     controls = report.controls
     assert controls is not None
     rules = list(controls.rules)
-    rows = []
-    for stage, point in zip(report.stages[1:], controls.points, strict=True):
-        path = stage.relative[report.generalisation]
-        cells = [f"{value:.3f}" for value in (path, *(point.relative[r] for r in rules))]
-        rows.append([str(stage.index), f"{stage.share:.0%}", *cells])
-    title = (
-        f"relative {report.main_metric}, {report.generalisation}: the path, and stage 0 cut down"
+    columns = (
+        Column("stage"),
+        Column("alive", ".0%"),
+        *(Column(name, ".3f") for name in ("path", *rules)),
     )
-    return title, ["stage", "alive", "path", *rules], rows
-
-
-def _splits(report: PathReport) -> list[str]:
-    """Return memorisation, generalisation, and the split of the choice if it is another."""
-    return list(dict.fromkeys([report.memorisation, report.choice, report.generalisation]))
-
-
-def _row(report: PathReport, stage: Stage, chosen: bool) -> list[str]:
-    cells = [
-        f"{'> ' if chosen else ''}{stage.index}",
-        _value(stage.value),
-        count(stage.live),
-        f"{stage.share:.0%}",
-        count(stage.parameters),
-    ]
-    for split in _splits(report):
-        cells += [f"{report.score(stage, split):.4f}", f"{stage.relative[split]:.3f}"]
-    energy = "" if stage.energy_removed is None else f"{stage.energy_removed:.1%}"
-    return [*cells, f"{stage.norm:.3g}", energy, f"{stage.seconds:.0f}"]
+    rows = [
+        [stage.index, stage.share, stage.relative[report.generalisation],
+         *(point.relative[rule] for rule in rules)]
+        for stage, point in zip(report.stages[1:], controls.points, strict=True)
+    ]  # fmt: skip
+    return Table(
+        f"relative {report.main_metric}, {report.generalisation}: the path, and stage 0 cut down",
+        columns, rows,
+    )  # fmt: skip
 
 
 def _value(value: Any) -> str:

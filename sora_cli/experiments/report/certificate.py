@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sora_cli.core.console import count
-from sora_cli.core.figures import INK, new_figure
+from sora_cli.core.figures import INK, arrange, finish, new_figure, plain
+from sora_cli.core.table import Column, Table
 from sora_cli.experiments.auto.plot import draw_curve, legend_of
-from sora_cli.experiments.compare.plot_style import arrange, finish, plain
 from sora_cli.experiments.report.facts import number
 from sora_cli.search.certificate import Certificate
 from sora_cli.search.words import size_verdict
@@ -20,41 +20,26 @@ _NO_TITLE = -0.25  # inches of the margin above that a title would take
 
 
 @dataclass(frozen=True)
-class SizeRow:
-    """A size that was trained or screened, its values as text."""
-
-    parameters: str
-    share: str
-    components: str
-    screening: str
-    test: str
-    upper: str
-    verdict: str
-    reported: str
-    is_chosen: bool
-
-
-@dataclass(frozen=True)
 class CertificatePart:
     """The parts of a page that a certificate adds."""
 
     is_certified: bool
     statement: str
     lines: tuple[str, ...]
-    rows: tuple[SizeRow, ...]
-    reported: tuple[str, ...]
+    table: Table
+    chosen: Sequence[object] | None
 
 
 def certificate_part(certificate: Certificate) -> CertificatePart:
     """Return what the page shows of a certificate; the largest size first."""
     c = certificate
-    reported = tuple(c.full.reported)
+    table = _table(c)
     return CertificatePart(
         is_certified=c.certified,
         statement=c.statement,
         lines=tuple(_lines(c)),
-        rows=(_full_row(c, reported), *(_row(c, i, reported) for i in range(len(c.candidates)))),
-        reported=reported,
+        table=table,
+        chosen=None if c.chosen is None else table.rows[c.chosen + 1],
     )
 
 
@@ -73,37 +58,32 @@ def _lines(c: Certificate) -> list[str]:
     return [*lines, f"rows: {rows}", f"seeds: {seeds}", f"kept: {c.saved}", f"it is for {c.scope}"]
 
 
-def _full_row(c: Certificate, reported: Sequence[str]) -> SizeRow:
-    return SizeRow(
-        parameters=count(c.full.parameters),
-        share="100%",
-        components=count(c.full.components),
-        screening="",
-        test=number(c.full.test),
-        upper="",
-        verdict="full rank",
-        reported=", ".join(number(c.full.reported[split]) for split in reported),
-        is_chosen=False,
-    )
-
-
-def _row(c: Certificate, i: int, reported: Sequence[str]) -> SizeRow:
-    candidate = c.candidates[i]
-    test = candidate.test
-    screened = (s for s in c.screened if s.max_params == candidate.max_params)
-    screening = next((number(s.screening.score) for s in screened), "")
-    scores = (candidate.reported.get(split) for split in reported)
-    return SizeRow(
-        parameters=count(candidate.parameters),
-        share=f"{candidate.parameters / max(c.full.parameters, 1):.0%}",
-        components=count(candidate.components),
-        screening=screening,
-        test="" if test is None else f"{number(test.score)} (drop {test.drop:+.4f})",
-        upper="" if test is None else f"{test.upper:+.4f}",
-        verdict=size_verdict(c, i, reason=True),
-        reported=", ".join("" if s is None else number(s.score) for s in scores),
-        is_chosen=i == c.chosen,
-    )
+def _table(c: Certificate) -> Table:
+    """Return a table of the full rank and the sizes that were trained."""
+    reported = tuple(c.full.reported)
+    columns = (
+        Column("parameters", count), Column("of full", ".0%"), Column("components", count),
+        Column("screening, unhealed", number), "test rows", Column("bound of the drop", "+.4f"),
+        ", ".join(reported), "verdict",
+    )  # fmt: skip
+    scores = ", ".join(number(c.full.reported[split]) for split in reported)
+    full = [c.full.parameters, 1, c.full.components, None, number(c.full.test), None]
+    rows: list[list[Any]] = [[*full, scores, "full rank"]]
+    for i, size in enumerate(c.candidates):
+        screened = (s for s in c.screened if s.max_params == size.max_params)
+        found = (size.reported.get(split) for split in reported)
+        test = size.test
+        rows.append([
+            size.parameters,
+            size.parameters / max(c.full.parameters, 1),
+            size.components,
+            next((s.screening.score for s in screened), None),
+            None if test is None else f"{number(test.score)} (drop {test.drop:+.4f})",
+            None if test is None else test.upper,
+            ", ".join("" if s is None else number(s.score) for s in found),
+            size_verdict(c, i, reason=True),
+        ])  # fmt: skip
+    return Table(None, columns, rows)
 
 
 def draw_sizes(certificate: Certificate) -> Any:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sora_cli.core.figures import INK, new_figure
-from sora_cli.experiments.compare.plot_style import arrange, colour, finish, plain, short_number
+from sora_cli.core.figures import INK, arrange, colour, finish, new_figure, plain, short_number
 from sora_cli.report import RunReport
 
 SIZE = 3.9, 2.5

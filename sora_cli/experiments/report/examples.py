@@ -122,7 +122,7 @@ def choose(records: Sequence[Record], most: int) -> tuple[str, list[Examples]]:
 
 def disagreement(report: RunReport, split: str, records: Sequence[Record]) -> str | None:
     """Say where predictions cannot be those that the report's scores are of; else None."""
-    rows = report.data.get("rows", {}).get(split)
+    rows = report.data.rows.get(split)
     if rows is not None and rows != len(records):
         return f"these are predictions of {len(records):,} rows; the report's {split} has {rows:,}"
     judged = [judge(record).right for record in records]

@@ -77,7 +77,7 @@ def duration(seconds: float) -> str:
 def _scores(run: Run) -> list[Fact]:
     """Return the scores by split, that of the title first."""
     report, facts = run.report, []
-    rows = report.data.get("rows", {})
+    rows = report.data.rows
     splits = sorted(report.metrics, key=lambda split: split != run.split)
     for split in splits:
         scores = report.metrics[split]
@@ -122,9 +122,9 @@ def _method(recipe: Mapping[str, Any], started: str) -> Fact:
 
 def _base(report: RunReport) -> Fact:
     model = report.recipe.get("model", {})
-    path = str(report.base.get("path") or model.get("path") or "not known")
-    revision = report.base.get("revision") or model.get("revision")
-    trained = ", ".join(map(str, report.base.get("head", [])))
+    path = str(report.base.path or model.get("path") or "not known")
+    revision = report.base.revision or model.get("revision")
+    trained = ", ".join(report.base.head)
     attention = f"attention: {model['attention']}" if model.get("attention") else ""
     about = [f"revision {revision}" if revision else "", attention]
     about += [f"head: {trained}" if trained else ""]
@@ -136,9 +136,9 @@ def _data(report: RunReport) -> Fact:
     parts = [str(data[key]) for key in ("path", "name") if data.get(key)]
     files = data.get("files") or {}
     parts += [str(name) for names in files.values() for name in names]
-    rows = report.data.get("rows", {})
+    rows = report.data.rows
     shown = ", ".join(f"{name} {count(n)}" for name, n in rows.items())
-    chosen = str(report.data.get("selection") or "")
+    chosen = report.data.selection or ""
     about = [", ".join(parts), f"rows: {shown}" if shown else "", chosen]
     return Fact("task", str(task.get("name", "not known")), "; ".join(filter(None, about)))
 
@@ -166,6 +166,6 @@ def memory_fact(report: Report) -> list[Fact]:
     """Return the peak memory and whose it is; nothing where it is not known."""
     if report.peak_memory_bytes is None:
         return []
-    gpu = report.environment.get("gpu")
+    gpu = report.environment.gpu
     whose = f"of the GPU, {gpu}" if gpu else "of the process, at its peak"
     return [Fact("memory", size(report.peak_memory_bytes), whose)]

@@ -1,6 +1,6 @@
 """The page of `sora report`: one run's directory in one file, with what is not there said.
 
-See `compare.html` for what keeps it safe, and for its figures. Torch is not needed.
+See `page.html` for what keeps it safe, and for its figures. Torch is not needed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from sora_cli.adapter.digest import changed_results, result_digest
 from sora_cli.adapter.places import ADAPTER
-from sora_cli.experiments.compare.html import picture, render, resource
-from sora_cli.experiments.compare.page_parts import recipe_lines
 from sora_cli.experiments.compare.runs import Run
+from sora_cli.experiments.page.html import picture, render, resource
+from sora_cli.experiments.page.parts import recipe_lines
 from sora_cli.experiments.path.record import PathReport
 from sora_cli.experiments.report.certificate import certificate_part, draw_sizes
 from sora_cli.experiments.report.examples import Record
@@ -128,7 +128,9 @@ def _render(report: Report, run: Path, *, sections: dict[str, Any], **values: An
         "summary": _when(report),
         "phases": phases(report.seconds),
         "memory": memory[0] if memory else None,
-        "environment": [(n, "none" if v is None else v) for n, v in report.environment.items()],
+        "environment": [
+            (n, "none" if v is None else v) for n, v in report.environment.model_dump().items()
+        ],
         "command": shlex.join(report.command),
         "recipe": recipe_lines(settings, given),
         "directory": str(run),
@@ -169,8 +171,7 @@ def _changes(report: RunReport, run: Path, certificate: Certificate | None) -> l
 
 def _notes(report: RunReport) -> list[str]:
     """Return what the run said, and how its files compared with the trained model."""
-    verdict = report.verification.get("verdict")
-    reason = report.verification.get("reason")
+    verdict, reason = report.verification.verdict, report.verification.reason
     said = f"outputs of the files beside the trained model's: {verdict}" if verdict else ""
     return [
         *report.events,

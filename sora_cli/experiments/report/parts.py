@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from sora_cli.adapter.modules import Module
 from sora_cli.adapter.places import ADAPTER
-from sora_cli.adapter.ranks import RankMap
-from sora_cli.adapter.singular_values import read_modules
+from sora_cli.adapter.plot import summary
+from sora_cli.adapter.ranks import Rank, RankMap, rank_map
+from sora_cli.adapter.singular_values import components_for, read_modules
 from sora_cli.core.errors import SoraError
-from sora_cli.experiments.compare.html import picture
-from sora_cli.experiments.compare.page_parts import RankTable
+from sora_cli.core.table import Table
+from sora_cli.experiments.page.html import picture
+from sora_cli.experiments.page.parts import MapCell, RankTable, heat_table
 from sora_cli.experiments.report import curves
 from sora_cli.experiments.report.examples import FILE_NAME, Examples, Record, choose, disagreement
-from sora_cli.experiments.report.ranks import is_level, needed_part, rank_part
-from sora_cli.experiments.report.spectra import CutRow, cut_rows, draw_modules, draw_pooled
+from sora_cli.experiments.report.spectra import cut_commands, cut_table, draw_modules, draw_pooled
 from sora_cli.model.files import ADAPTER_CONFIG
 from sora_cli.report import HISTORY_FILE, RunReport
+
+ENERGY = 0.99
+"""Share of ||dW||^2 that a module's components are counted for, where all ranks are the same."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,12 @@ class RanksPart:
 
 @dataclass(frozen=True)
 class SpectraPart:
-    """Pictures of the spectra, the cuts, and lines on what is missing."""
+    """Pictures of the spectra, cuts and their commands; or a line on what is missing."""
 
-    pictures: tuple[Any, ...]
-    cuts: tuple[CutRow, ...]
-    missing: tuple[str, ...]
+    pictures: tuple[Any, ...] = ()
+    cuts: Table | None = None
+    commands: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,39 @@ def ranks_part(report: RunReport, ranks: RankMap, modules: Mapping[str, Module])
     if not report.ranks:
         return RanksPart((), (_no_ranks(report),))
     maps, lines = [("components alive", rank_part(ranks))], []
-    if is_level(ranks):
+    if len({cell.live for cell in ranks.cells.values()}) <= 1:
         rank = next(iter(ranks.cells.values())).live
         lines.append(f"Every module has rank {rank}, so that the ranks alone show nothing.")
         if modules and rank:
             maps.append(("components that hold 99 % of ||dW||²", needed_part(ranks, modules)))
     return RanksPart(tuple(maps), tuple(lines))
+
+
+def rank_part(ranks: RankMap) -> RankTable:
+    """Return the map of components alive, with totals as "17/24" around it."""
+    live = {place: float(cell.live) for place, cell in ranks.cells.items()}
+    largest = max((cell.start for cell in ranks.cells.values()), default=1)
+    table = heat_table(ranks, live, largest, summary(ranks))
+    rows = [
+        (name, (*cells, _total(ranks.row_total(row))))
+        for (name, cells), row in zip(table.rows, ranks.rows, strict=True)
+    ]
+    totals = [*map(ranks.column_total, ranks.columns), ranks.total]
+    rows.append(("all", tuple(map(_total, totals))))
+    return replace(table, columns=(*table.columns, "all"), rows=tuple(rows))
+
+
+def needed_part(ranks: RankMap, modules: Mapping[str, Module]) -> RankTable:
+    """Return the map of how many components hold 99 % of each module's ||dW||^2."""
+    needed = rank_map({path: components_for(m.values, ENERGY) for path, m in modules.items()})
+    live = {place: float(cell.live) for place, cell in needed.cells.items()}
+    largest = max((cell.start for cell in ranks.cells.values()), default=1)
+    shape = replace(ranks, cells=needed.cells)
+    return heat_table(shape, live, largest, f"{needed.total.live} of {ranks.total.live} in all")
+
+
+def _total(rank: Rank) -> MapCell:
+    return MapCell(str(rank), None)
 
 
 def _no_ranks(report: RunReport) -> str:
@@ -136,9 +168,9 @@ def spectra_part(modules: Mapping[str, Module], why_not: str, run: Path) -> Spec
     """Return the spectra of a run's adapter, and what cuts would leave of it."""
     alone, together = (draw_modules(modules), draw_pooled(modules)) if modules else (None, None)
     if alone is None or together is None:
-        return SpectraPart((), (), (why_not or "Every component of the adapter is zero.",))
+        return SpectraPart(missing=(why_not or "Every component of the adapter is zero.",))
     pictures = picture(alone, "modules"), picture(together, "pooled")
-    return SpectraPart(pictures, tuple(cut_rows(modules, run)), ())
+    return SpectraPart(pictures, cut_table(modules), tuple(cut_commands(modules, run)))
 
 
 def examples_part(

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from sora_cli.adapter.modules import Cut, Module, cuts
+from sora_cli.adapter.modules import Module, SmallerCut, cuts
 from sora_cli.adapter.ranks import rank_map, shortest_names
 from sora_cli.core.console import count
-from sora_cli.core.figures import COLOURS, INK, QUIET, new_figure
-from sora_cli.experiments.compare.plot_style import arrange, colour, finish, plain, short_number
+from sora_cli.core.figures import (
+    COLOURS,
+    INK,
+    QUIET,
+    arrange,
+    colour,
+    finish,
+    new_figure,
+    plain,
+    short_number,
+)
+from sora_cli.core.table import Column, Table
 from sora_cli.experiments.report.curves import SIZE
 
 _FLOOR = 1e-6
@@ -22,31 +31,19 @@ _FEW = 1000
 """Points up to which each has a marker."""
 
 
-@dataclass(frozen=True)
-class CutRow:
-    """A cut of the adapter, its values as text."""
-
-    share: str
-    parameters: str
-    components: str
-    mean_rank: str
-    energy: str
-    command: str
-
-
-def cut_rows(modules: Mapping[str, Module], run: Path) -> list[CutRow]:
+def cut_table(modules: Mapping[str, Module]) -> Table:
     """Return what `sora prune` would leave of the adapter at some sizes, as `inspect` says it."""
-    return [
-        CutRow(
-            share=f"{cut.share:.0%}",
-            parameters=count(cut.parameters),
-            components=count(cut.components),
-            mean_rank=f"{cut.components / len(modules):.2f}",
-            energy=f"{cut.energy:.1%}",
-            command=f"sora prune {quote(str(run))} -o OUT --max-params {cut.max_params}",
-        )
-        for cut in cuts(modules)
-    ]
+    columns = [Column("cut to", ".0%"), Column("parameters", count), Column("components", count),
+               Column("mean rank", ".2f"), Column("of ||dW||²", ".1%")]  # fmt: skip
+    rows = [(cut.share, cut.parameters, cut.components, cut.components / len(modules), cut.energy)
+            for cut in cuts(modules)]  # fmt: skip
+    return Table(None, columns, rows)
+
+
+def cut_commands(modules: Mapping[str, Module], run: Path) -> list[str]:
+    """Return the command for each row of `cut_table`."""
+    return [f"sora prune {quote(str(run))} -o OUT --max-params {cut.max_params}"
+            for cut in cuts(modules)]  # fmt: skip
 
 
 def draw_modules(modules: Mapping[str, Module]) -> Any | None:
@@ -133,7 +130,7 @@ def _set_log_scale(axes: Any) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _mark(axes: Any, cut: Cut, *, below: bool) -> None:
+def _mark(axes: Any, cut: SmallerCut, *, below: bool) -> None:
     """Draw where a cut falls, with the share of ||dW||^2 that it keeps, away from the curve."""
     axes.axvline(100 * cut.share, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.annotate(f"{cut.share:.0%}: keeps {cut.energy:.1%}",

@@ -8,12 +8,12 @@ from shlex import quote
 from typing import Any
 
 from sora_cli.core.console import count
-from sora_cli.core.figures import INK, new_figure
-from sora_cli.experiments.compare.page_parts import RankTable, map_cell
-from sora_cli.experiments.compare.plot_style import arrange, finish
+from sora_cli.core.figures import INK, arrange, finish, new_figure
+from sora_cli.core.table import Table
+from sora_cli.experiments.page.parts import RankTable, map_cell
 from sora_cli.experiments.path.plot import draw_curves, shares_by_place
 from sora_cli.experiments.path.record import PathReport
-from sora_cli.experiments.path.table import Table, control_table, stage_table
+from sora_cli.experiments.path.table import control_table, stage_table
 from sora_cli.experiments.report.facts import Fact, duration, memory_fact, number
 
 _SIZE = 5.6, 4.0

@@ -55,7 +55,7 @@ class Cost:
         """Read the cost from a report; None if the run ended before its training did."""
         before = report.steps_before
         steps = (report.steps or 0) - before
-        counts = report.data.get("encoded") or report.data.get("rows", {})
+        counts = report.data.encoded or report.data.rows
         rows = counts.get("train")
         if report.status != "completed" or steps < 1 or not rows:
             return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_cli.core.console import duration, emit, emit_table, printable, say
+from sora_cli.core.console import duration, emit, printable, say
+from sora_cli.core.table import Cell, Column, Table, emit_table
 from sora_cli.experiments.sweep.cost import Costs, measure, missing_kinds
 from sora_cli.experiments.sweep.engines import divide
 from sora_cli.experiments.sweep.plan import PlannedRun, SweepPlan, search_base
@@ -53,13 +54,12 @@ def _emit_runs(plan: SweepPlan, costs: Costs) -> dict[str, float | None]:
         seconds = _seconds(plan, run, costs)
         if not finished:
             left[run.name] = seconds
-        about = "" if finished else _UNKNOWN if seconds is None else duration(seconds)
+        about = None if finished else Cell(None, _UNKNOWN) if seconds is None else seconds
         waits = ", ".join(run.needs)
         state = "finished" if finished else f"after {waits}" if waits else ""
         rows.append([run.name, _shown_recipe(run), about, state])
-    emit_table(
-        f"{printable(plan.sweep.path)}: {len(plan.runs)} runs", ["run", "recipe", "time", ""], rows
-    )
+    title = f"{printable(plan.sweep.path)}: {len(plan.runs)} runs"
+    emit_table(Table(title, ["run", "recipe", Column("time", duration), ""], rows))
     return left
 
 

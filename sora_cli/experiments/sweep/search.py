@@ -10,8 +10,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from sora_cli.core.console import emit, emit_table
+from sora_cli.core.console import count, emit
 from sora_cli.core.errors import SoraError
+from sora_cli.core.table import Column, Table, emit_table
 from sora_cli.experiments.compare.runs import selection_score, selection_scores
 from sora_cli.experiments.sweep.definition import Range
 from sora_cli.experiments.sweep.plan import SweepPlan, load_checked, search_base, word
@@ -120,18 +121,12 @@ class SearchSource(Source):
         best = sorted(self._study.best_trials, key=lambda trial: trial.values[-1])
         if single:
             best = sorted(ended, key=lambda t: t.values[0], reverse=self._maximises(0))[:_SHOWN]
-        columns = ["trial", *self.search.objectives, *self.search.space]
-        rows = [
-            [
-                _name(trial.number),
-                *(f"{value:.4f}" if isinstance(value, float) and value < 1e3 else f"{value:,.0f}"
-                  for value in trial.values),
-                *(_shown(trial.params[key]) for key in self.search.space),
-            ]
-            for trial in best
-        ]  # fmt: skip
-        emit_table("best trials" if single else "trials that no other is better than in both",
-                   columns, rows)  # fmt: skip
+        columns = [Column("trial"), *(Column(name, _score) for name in self.search.objectives)]
+        columns += [Column(name, _shown, "None") for name in self.search.space]
+        rows = [[_name(trial.number), *trial.values,
+                 *(trial.params[key] for key in self.search.space)] for trial in best]  # fmt: skip
+        title = "best trials" if single else "trials that no other is better than in both"
+        emit_table(Table(title, columns, rows))
         ready = self._ready(_name(best[0].number), best[0].params)
         words = [w for w in ready.words if not w.startswith("output.dir=")]
         emit(shlex.join(["sora", "train", ready.recipe, *words]))
@@ -239,6 +234,10 @@ def _optuna() -> Any:
 
 def _name(number: int) -> str:
     return f"trial-{number:03d}"
+
+
+def _score(value: float) -> str:
+    return f"{value:.4f}" if isinstance(value, float) and value < 1e3 else count(value)
 
 
 def _shown(value: Any) -> str:

@@ -107,9 +107,9 @@ def find_checkpoint(
 
 def identity_of(report: RunReport) -> dict[str, Any]:
     """Return what two processes of one run have in common, once the report holds its setup."""
-    data = {f"the data ({part})": d for part, d in report.data["fingerprints"].items()}
+    data = {f"the data ({part})": d for part, d in report.data.fingerprints.items()}
     start = {} if report.start is None else {"what it starts from": report.start.digest}
-    inputs = {"the base model": report.base["fingerprint"], **data, **start}
+    inputs = {"the base model": report.base.fingerprint, **data, **start}
     chosen = report.micro_batch
     rows = {} if chosen is None else {"micro_batch": chosen.rows}
     return {"recipe": report.recipe, "inputs": inputs, **rows}

@@ -53,7 +53,7 @@ def test_a_finished_run_is_cut_and_trained_on(
     assert output["label"] is None
     method = report.recipe["method"]
     assert (method["r"], method["alpha"]) == (6, 16.0)  # the scaling it was trained with
-    assert report.verification["verdict"] == "same"
+    assert report.verification.verdict == "same"
     assert run(["inspect", str(tmp_path / "out")]) == 0
 
 

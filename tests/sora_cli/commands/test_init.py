@@ -64,7 +64,7 @@ def test_a_table_becomes_a_recipe_that_trains(init: Init) -> None:
     assert (recipe.data.max_length, recipe.training.epochs) == (8, 1)
     assert recipe.training.keep_best is False
     report = train("reviews.yaml")
-    assert report.data["rows"] == {"train": 32, "select": 8, "validation": 8}
+    assert report.data.rows == {"train": 32, "select": 8, "validation": 8}
 
 
 @pytest.mark.long

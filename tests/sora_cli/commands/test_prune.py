@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from methods.budgets import strongest
 from methods.factors import Decomposition, LowRankFactors
+from methods.keep import Keep
 from sora_cli.adapter.directory import Adapter, read_adapter, write_adapter
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.adapter.pruning import prune_layers
@@ -64,7 +65,7 @@ def test_a_layer_is_cut_once_if_it_fits_into_memory(
 
     monkeypatch.setattr("methods.factors.Decomposition.truncate", counted)
     monkeypatch.setattr("sora_cli.adapter.pruning._KEPT", kept)
-    pruned, _ = prune_layers(layers, rank=2)
+    pruned, _ = prune_layers(layers, Keep(rank=2))
     first, again = dict(pruned), dict(pruned)
     assert len(made) == cuts
     assert all(torch.equal(first[path].dense(), again[path].dense()) for path in layers)
@@ -83,7 +84,7 @@ def _true_errors(
     "rule", [{}, {"energy": 0.9}, {"rank": 2}, {"max_params": 300}, {"mean_rank": 2.5}]
 )
 def test_printed_errors_are_true(layers: dict[str, LowRankFactors], rule: dict[str, Any]) -> None:
-    pruned, losses = prune_layers(layers, **rule)
+    pruned, losses = prune_layers(layers, Keep(**rule))
     errors, total = _true_errors(layers, pruned)
     for path, loss in losses.items():
         assert loss.relative_error == pytest.approx(errors[path], abs=1e-6)
@@ -102,13 +103,13 @@ def test_each_layer_is_decomposed_once(
         return decompose(self)
 
     monkeypatch.setattr(LowRankFactors, "decompose", counted)
-    pruned, _ = prune_layers(layers, rank=2)
+    pruned, _ = prune_layers(layers, Keep(rank=2))
     assert [f.rank for _ in range(3) for f in pruned.values()] == 3 * [2, 2, 2, 0]
     assert len(decomposed) == len(layers)
 
 
 def test_default_leaves_out_exact_zeros_only(layers: dict[str, LowRankFactors]) -> None:
-    pruned, losses = prune_layers(layers)
+    pruned, losses = prune_layers(layers, Keep())
     assert {p: f.rank for p, f in pruned.items()} == {
         "l.0.big": 5, "l.0.small": 6, "l.1.small": 4, "l.1.dead": 0,
     }  # fmt: skip
@@ -117,7 +118,7 @@ def test_default_leaves_out_exact_zeros_only(layers: dict[str, LowRankFactors]) 
 
 
 def test_energy_holds_for_each_layer_and_is_smallest(layers: dict[str, LowRankFactors]) -> None:
-    pruned, losses = prune_layers(layers, energy=0.9)
+    pruned, losses = prune_layers(layers, Keep(energy=0.9))
     for path, loss in losses.items():
         if not loss.squared:
             continue
@@ -128,7 +129,7 @@ def test_energy_holds_for_each_layer_and_is_smallest(layers: dict[str, LowRankFa
 
 
 def test_rank_is_a_ceiling(layers: dict[str, LowRankFactors]) -> None:
-    pruned, _ = prune_layers(layers, rank=5)
+    pruned, _ = prune_layers(layers, Keep(rank=5))
     assert [f.rank for f in pruned.values()] == [5, 5, 4, 0]
 
 
@@ -136,7 +137,7 @@ def test_max_params_is_kept_and_spends_where_it_matters(
     layers: dict[str, LowRankFactors],
 ) -> None:
     for budget in (18, 70, 100, 300, 400, 10_000):
-        pruned, _ = prune_layers(layers, max_params=budget)
+        pruned, _ = prune_layers(layers, Keep(max_params=budget))
         used = sum(f.parameters for f in pruned.values())
         assert used <= budget
         assert pruned["l.1.dead"].rank == 0
@@ -148,7 +149,7 @@ def test_max_params_is_kept_and_spends_where_it_matters(
 
 def test_max_params_is_optimal_among_layers_of_one_shape() -> None:
     same = {f"l.{i}.x": _layer(3, 10, 8, scale, i) for i, scale in enumerate((1, 0.7, 0.2))}
-    pruned, losses = prune_layers(same, max_params=5 * 18)
+    pruned, losses = prune_layers(same, Keep(max_params=5 * 18))
     values = torch.cat([f.singular_values() for f in same.values()])
     best = (values.sort(descending=True).values[5:] ** 2).sum().item()
     assert sum(f.rank for f in pruned.values()) == 5
@@ -185,14 +186,14 @@ def test_mean_rank_keeps_the_strongest_of_all_layers(layers: dict[str, LowRankFa
     values = {path: f.drop_zeros().singular_values() for path, f in layers.items()}
     everything = torch.cat(list(values.values()))
     for mean in (0.25, 1, 2.6, 3):
-        pruned, losses = prune_layers(layers, mean_rank=mean)
+        pruned, losses = prune_layers(layers, Keep(mean_rank=mean))
         kept = sum(f.rank for f in pruned.values())
         assert kept == int(4 * mean)
         best = (everything.sort(descending=True).values[kept:] ** 2).sum().item()
         assert sum(loss.dropped for loss in losses.values()) == pytest.approx(best, rel=1e-9)
-    whole, _ = prune_layers(layers, mean_rank=100)
+    whole, _ = prune_layers(layers, Keep(mean_rank=100))
     assert [f.rank for f in whole.values()] == [5, 6, 4, 0]
-    of_eight, _ = prune_layers(layers, mean_rank=0.5, modules=8)
+    of_eight, _ = prune_layers(layers, Keep(mean_rank=0.5), modules=8)
     assert sum(f.rank for f in of_eight.values()) == 4
 
 

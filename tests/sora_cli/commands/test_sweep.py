@@ -85,7 +85,7 @@ def test_a_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert second is not None
     live = sum(ranks.end for ranks in first.ranks.values())
     assert second.recipe["method"]["r"] == live > 0
-    assert second.environment["threads"] == max(len(os.sched_getaffinity(0)) // 2, 1)
+    assert second.environment.threads == max(len(os.sched_getaffinity(0)) // 2, 1)
     printed = capsys.readouterr()
     assert "2 of 3 runs finished, 1 not" in printed.out
     assert "there is no model at /nowhere" in printed.out

@@ -288,8 +288,8 @@ def test_a_run_whose_check_cannot_tell_says_so_and_ends_with_0(
     assert "not verified: it cannot be told: the adapter changes the " in told
     report = read_report(tmp_path / "out")
     assert report is not None
-    assert report.verification["verdict"] == "cannot tell"
-    assert 0 < report.verification["effects"][0]["size"] < 1e-5
+    assert report.verification.verdict == "cannot tell"
+    assert 0 < report.verification.effects[0]["size"] < 1e-5
 
 
 def test_files_that_differ_from_the_model_fail_the_run(

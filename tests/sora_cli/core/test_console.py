@@ -9,8 +9,9 @@ import pytest
 
 from sora_cli.app import run
 from sora_cli.core.boundary import guarded
-from sora_cli.core.console import emit_table, printable, say, say_notes
+from sora_cli.core.console import printable, say, say_notes
 from sora_cli.core.errors import SoraError
+from sora_cli.core.table import Table, emit_table
 from sora_cli.model.files import ADAPTER_CONFIG, SORA_FILE
 from sora_cli.recipe.load import load_recipe
 from sora_cli.run.dry_run import recipe_lines
@@ -37,7 +38,7 @@ def test_a_name_is_never_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -
 
     say_notes(["x\ny"])
     say("\nfiles in a\nb/")
-    emit_table("[red]a\n:smile:", ["x"], [["[bold]b\nc"]])
+    emit_table(Table("[red]a\n:smile:", ["x"], [["[bold]b\nc"]]))
     assert guarded(fail) == 2
     out, err = capsys.readouterr()
     assert err == "note: x\\ny\n\nfiles in a\\nb/\nerror: no 'a\\nerror: b'\n"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sora_cli.core.console import complain, emit, emit_table, say
+from sora_cli.core.console import complain, emit, say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import is_main, rank, world_size
+from sora_cli.core.table import Table, emit_table
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.train.machine import check_machine
 
@@ -38,7 +39,7 @@ def test_only_errors_are_told_by_the_others(
     monkeypatch.setenv("RANK", "1")
     say("talk")
     emit("data")
-    emit_table(None, ["a"], [[1]])
+    emit_table(Table(None, ["a"], [[1]]))
     complain("error: x")
     said = capsys.readouterr()
     assert said.out == ""

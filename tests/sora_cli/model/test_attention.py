@@ -94,7 +94,7 @@ def test_a_run_keeps_its_implementation(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["base"]["attention"] == "eager"
     said = error_text(capsys, "train", recipe, "--resume", "--force", f"{KEY}=null")
     assert f"{KEY} was 'eager', is now" in said
-    assert train(recipe, "--force", f"{KEY}=null").base["attention"] == "sdpa"
+    assert train(recipe, "--force", f"{KEY}=null").base.attention == "sdpa"
 
 
 def test_a_result_is_used_as_it_was_trained(

@@ -46,8 +46,8 @@ def test_a_gguf_base_trains_and_its_adapter_scores_the_same_from_files(
     report = read_report(tmp_path / "out")
     assert report is not None
     assert len(report.ranks) == 60  # 30 layers, two of their modules
-    assert report.base["head"] == ["score"]
-    assert report.base["fingerprint"]
+    assert report.base.head == ["score"]
+    assert report.base.fingerprint
     capsys.readouterr()
     assert run(["eval", str(tmp_path / "out"), "--recipe", str(recipe)]) == 0
     assert f"{report.metrics['validation']['accuracy']:.4f}" in capsys.readouterr().out

@@ -129,7 +129,7 @@ def test_a_run_is_as_by_the_usual_attention(
     assert attention_kernel.calls["lengths"] > 0
     after = _adapter(tmp_path / "out")
     assert float(nn.functional.cosine_similarity(after, before, dim=0)) > 0.9999
-    assert usual.base["attention"] == "sdpa"
+    assert usual.base.attention == "sdpa"
 
 
 @pytest.mark.usefixtures("fetched")

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from sora_cli.data.places import Origin
-from sora_cli.propose.lengths import token_lengths
+from sora_cli.propose.proposal import token_lengths
 from sora_cli.recipe.recipe import DataBlock, TaskBlock
 from sora_cli.tasks import create_task
 from sora_cli.tasks.base import Lengths

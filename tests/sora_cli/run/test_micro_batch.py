@@ -19,7 +19,7 @@ from sora_cli.model.base import Base
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.report import read_report
 from sora_cli.run import micro_batch
-from sora_cli.run.micro_batch import Probe, settle, step_fits
+from sora_cli.run.micro_batch import Machine, settle, step_fits
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks import create_task
 from sora_cli.tasks.image_text import ImageText
@@ -46,21 +46,21 @@ def _recipe(batch: int = 12, **training: Any) -> Recipe:
     )
 
 
-class Machine:
+class Fake:
     """A machine whose rows take ten bytes each, in the prediction and really."""
 
     def __init__(self, available: float | None, *, holds: int = 10**6) -> None:
         self.holds, self.tried = holds, list[tuple[int, int]]()
-        self.probe = Probe(lambda: available, lambda *given: 10.0 * given[2], self.fits)
+        self.probe = Machine(lambda: available, lambda *given: 10.0 * given[2], self.fits)
 
     def fits(self, ready: Any, block: Any, rows: int) -> bool:
         self.tried.append((rows, block.gradient_accumulation))
         return rows <= self.holds
 
 
-def _settled(machine: Machine, **options: Any) -> tuple[Recipe, Any]:
+def _settled(machine: Fake, **options: Any) -> tuple[Recipe, Any]:
     ready: Any = SimpleNamespace(task=SequenceClassification)
-    return settle(_recipe(), ready, probe=machine.probe, **options)
+    return settle(_recipe(), ready, machine=machine.probe, **options)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def _settled(machine: Machine, **options: Any) -> tuple[Recipe, Any]:
 def test_the_largest_that_is_predicted_and_tried(
     available: float | None, holds: int, tried: list[tuple[int, int]], rows: int
 ) -> None:
-    machine = Machine(available, holds=holds)
+    machine = Fake(available, holds=holds)
     recipe, found = _settled(machine)
     assert machine.tried == tried
     assert (found.rows, found.parts) == (rows, 12 // rows)
@@ -90,12 +90,12 @@ def test_the_largest_that_is_predicted_and_tried(
 
 def test_not_even_one_row() -> None:
     with pytest.raises(SoraError, match="not even one row") as caught:
-        _settled(Machine(1000.0, holds=0))
+        _settled(Fake(1000.0, holds=0))
     assert "data.max_length" in (caught.value.hint or "")
 
 
 def test_a_resumed_run_takes_its_own() -> None:
-    machine = Machine(1000.0)
+    machine = Fake(1000.0)
     recipe, found = _settled(machine, stored=3)
     assert (machine.tried, found.rows, recipe.training.gradient_accumulation) == ([], 3, 4)
     with pytest.raises(SoraError, match="micro-batches of 5 rows do not split 12 rows"):
@@ -119,11 +119,11 @@ def test_a_loss_that_compares_rows() -> None:
 def test_several_processes_take_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micro_batch, "world_size", lambda: 2)
     monkeypatch.setattr(accelerate.utils, "gather_object", lambda mine: [*mine, 2])
-    recipe, found = _settled(Machine(1000.0))
+    recipe, found = _settled(Fake(1000.0))
     assert (found.rows, found.parts, recipe.training.gradient_accumulation) == (2, 3, 3)
     monkeypatch.setattr(accelerate.utils, "gather_object", lambda mine: [*mine, 0])
     with pytest.raises(SoraError, match="not even one row"):
-        _settled(Machine(1000.0))
+        _settled(Fake(1000.0))
 
 
 def _ready() -> Prepared:
@@ -192,15 +192,15 @@ def test_a_run_equals_the_one_told_its_number(
     block = {"max_steps": 5, "model_dropout": 0.1, "evaluate": "no", "checkpoint": 1}
     recipe = write_recipe(tmp_path, tiny_bert(num_labels=2), training=block)
     told = train(recipe, "training.gradient_accumulation=4", f"output.dir={tmp_path / 'told'}")
-    small = Machine(25.0)  # room for two rows of eight
-    fits = partial(Probe, small.probe.available, small.probe.predict)
-    monkeypatch.setattr(micro_batch, "Probe", fits)
+    small = Fake(25.0)  # room for two rows of eight
+    fits = partial(Machine, small.probe.available, small.probe.predict)
+    monkeypatch.setattr(micro_batch, "Machine", fits)
     with monkeypatch.context() as patched:
         signal_at(patched, 3, signal.SIGTERM)
         words = ["train", str(recipe), "--no-verify", "training.micro_batch=auto"]
         assert run(words) == 128 + signal.SIGTERM
-    large = Machine(1e9)
-    monkeypatch.setattr(micro_batch, "Probe", lambda: large.probe)
+    large = Fake(1e9)
+    monkeypatch.setattr(micro_batch, "Machine", lambda: large.probe)
     report = train(recipe, "training.micro_batch=auto", "--resume")
     assert (large.tried, report.steps) == ([], 5)
     assert report.micro_batch is not None

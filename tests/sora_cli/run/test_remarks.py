@@ -215,12 +215,12 @@ def test_nothing_is_said_of_sound_data(tmp_path: Path) -> None:
     record_setup(report, ready, TrainingBlock(learning_rate=1e-3, keep_best=False))
     assert report.events == []
     told = "no checkpoint is chosen: the last step's weights are scored"
-    assert report.data["selection"] == told
+    assert report.data.selection == told
     record_setup(report, ready, TrainingBlock(learning_rate=1e-3))
-    assert report.data["selection"] == ready.rows.rule
-    assert report.data["in_training"] == report.data["contradicted"] == {"validation": 0}
+    assert report.data.selection == ready.rows.rule
+    assert report.data.in_training == report.data.contradicted == {"validation": 0}
     lengths = {"train": int(ready.train.lengths.max()), "select": int(ready.select.lengths.max())}
-    assert report.data["longest"] == {**lengths, "validation": lengths["select"]}
+    assert report.data.longest == {**lengths, "validation": lengths["select"]}
 
 
 def _spoil(folder: Path) -> None:
@@ -268,8 +268,8 @@ def test_data_are_told_of_before_training_and_after(
         assert f"note: {event}\n" in before
         assert f"note: {event}\n" in after
     assert "the longest has 64: data.max_length=64" in told
-    assert report.data["longest"]["validation"] == 64
-    assert report.data["in_training"] == {"validation": 2}
+    assert report.data.longest["validation"] == 64
+    assert report.data.in_training == {"validation": 2}
 
 
 def _scored(ready: Prepared, folder: Path) -> tuple[RunReport, AdapterTrainer]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods.keep import Keep
 from sora_cli.adapter.digest import result_digest
 from sora_cli.adapter.directory import Adapter, read_adapter
 from sora_cli.adapter.pruning import prune_layers
@@ -75,7 +76,7 @@ def test_a_cut_start_is_what_prune_leaves(
         origin, _out(tmp_path), _from(origin), f"start.{key}={value}", "training.max_steps=0"
     )
     stored = read_adapter(origin.parent / "origin").layers
-    expected, losses = prune_layers(stored, **{key: value})
+    expected, losses = prune_layers(stored, Keep(**{key: value}))
     found = read_adapter(tmp_path / "out")
     assert found.ranks() == {path: loss.after for path, loss in losses.items()}
     for path, factors in found.layers.items():
@@ -141,7 +142,7 @@ def test_the_result_is_a_run_like_any(origin: Path, tmp_path: Path) -> None:
     assert run(["train", str(origin), *words]) == 0
     report = read_report(tmp_path / "out")
     assert report is not None
-    assert report.verification["verdict"] == "same"
+    assert report.verification.verdict == "same"
     for command in (
         ["inspect", out],
         ["verify", out],

@@ -94,7 +94,7 @@ def test_files_and_report(runs: Runs, name: str) -> None:
     assert report.digests == result_digests(place / FOLDERS[name])
     assert report.digests[FOLDERS[name]] == result_digest(place / FOLDERS[name])
     assert (told["method"], told["labels"]) == (name, ["0", "1"])
-    assert told["base"]["fingerprint"] == report.base["fingerprint"]
+    assert told["base"]["fingerprint"] == report.base.fingerprint
 
 
 @pytest.mark.parametrize("name", ["head", "bitfit"])

@@ -16,7 +16,7 @@ from sora_cli.search.certificate import (
     TRAIN,
     BoundMethod,
     Certificate,
-    Full,
+    FullRank,
     Healed,
     Measured,
     RowSet,
@@ -60,7 +60,7 @@ def certificate() -> Certificate:
         test=test,
         reported={"validation": Measured(score=0.8, drop=0.01)},
     )
-    full = Full(
+    full = FullRank(
         parameters=90,
         components=16,
         largest_rank=8,

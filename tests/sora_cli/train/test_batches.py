@@ -28,7 +28,7 @@ LENGTHS = np.random.default_rng(7).integers(3, 90, ROWS)
 
 
 def _sampler(*, rows: int = ROWS, **options: Any) -> GroupedBatchSampler:
-    options = {"batch_size": 16, "micro_batch": 16, "seed": 5, **options}
+    options = {"batch_size": 16, "rows_per_pass": 16, "seed": 5, **options}
     lengths = options.pop("lengths", LENGTHS[:rows])
     return GroupedBatchSampler(rows, lengths, **options)
 
@@ -42,7 +42,7 @@ def _steps(batches: list[list[int]], parts: int) -> list[list[int]]:
 @pytest.mark.parametrize("micro", [1, 2, 8])
 @pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["grouped", "plain"])
 def test_steps_are_the_same_for_any_micro_batch(micro: int, lengths: np.ndarray | None) -> None:
-    whole, parts = _sampler(lengths=lengths), _sampler(lengths=lengths, micro_batch=micro)
+    whole, parts = _sampler(lengths=lengths), _sampler(lengths=lengths, rows_per_pass=micro)
     for epoch in (0, 3):
         whole.set_epoch(epoch)
         parts.set_epoch(epoch)
@@ -63,7 +63,7 @@ def test_processes_take_the_same_steps_together(processes: int, rows: int) -> No
     lengths = set()
     for process in range(processes):
         sampler = _sampler(
-            rows=rows, micro_batch=8 // processes, process=process, processes=processes
+            rows=rows, rows_per_pass=8 // processes, process=process, processes=processes
         )
         batches = list(sampler)
         lengths.add(len(batches))
@@ -80,7 +80,7 @@ def test_processes_take_the_same_steps_together(processes: int, rows: int) -> No
 @pytest.mark.parametrize("rows", [ROWS, 992, 5, 16])
 def test_every_row_exactly_once_an_epoch(rows: int, lengths: np.ndarray | None) -> None:
     sampler = _sampler(
-        rows=rows, micro_batch=4, lengths=None if lengths is None else lengths[:rows]
+        rows=rows, rows_per_pass=4, lengths=None if lengths is None else lengths[:rows]
     )
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -149,7 +149,7 @@ def test_steps_are_not_in_order_of_length() -> None:
 
 def test_micro_batches_must_fit() -> None:
     with pytest.raises(ValueError, match="16 rows do not split into micro-batches of 3"):
-        _sampler(micro_batch=3)
+        _sampler(rows_per_pass=3)
 
 
 @pytest.mark.parametrize("grouping", [True, False])
@@ -181,7 +181,7 @@ def test_trainer_moves_on_to_the_next_epoch(tmp_path: Path, grouping: bool) -> N
     trainer.data_collator = watch
     trainer.train()
     sampler = GroupedBatchSampler(
-        30, encoded.lengths if grouping else None, batch_size=8, micro_batch=4, seed=4
+        30, encoded.lengths if grouping else None, batch_size=8, rows_per_pass=4, seed=4
     )
     expected = []
     for epoch in range(3):

@@ -50,7 +50,7 @@ def test_as_in_the_run(
     steps = count_steps(args, loaded.recipe.training, 45)
     rates = learning_rates(args, ready.method, ready.layers, steps.total)
     assert steps.per_epoch == 6
-    assert steps.micro_batch == 8 // options.get("gradient_accumulation", 1)
+    assert steps.rows_per_pass == 8 // options.get("gradient_accumulation", 1)
 
     train(recipe)
     assert len(seen) == steps.total

@@ -10,8 +10,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from sora_cli.core.interruption import leave_signals_to_parent
-from sora_cli.train import workers
-from sora_cli.train.workers import worker_context
+from sora_cli.train import trainer
+from sora_cli.train.trainer import worker_context
 
 
 def _signalled_first(worker: int) -> None:
@@ -21,7 +21,7 @@ def _signalled_first(worker: int) -> None:
     leave_signals_to_parent(worker)
 
 
-class Signalling(workers._HeldProcess):
+class Signalling(trainer._HeldProcess):
     """Sends the worker a signal as soon as it is there."""
 
     number = signal.SIGTERM
@@ -37,7 +37,7 @@ def test_a_signal_before_its_handlers_does_not_end_a_worker(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setattr(Signalling, "number", number)
-    monkeypatch.setattr(workers._HeldContext, "Process", Signalling)
+    monkeypatch.setattr(trainer._HeldContext, "Process", Signalling)
     context = worker_context(2)
     loader = DataLoader(
         list(range(8)),

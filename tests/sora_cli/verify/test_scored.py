@@ -9,7 +9,7 @@ from sora_cli.search.bounds import drop_bound
 from sora_cli.search.certificate import SizeTest
 from sora_cli.search.promise import Promise
 from sora_cli.tasks.row_scores import RowScores, row_scores
-from sora_cli.verify.scored import Scored
+from sora_cli.verify.scored import ScoresAgain
 from tests.sora_cli.search.test_certificate import certificate
 
 ROWS = 400
@@ -35,9 +35,9 @@ def judged(full: RowScores, small: RowScores, asked: Promise) -> SizeTest:
 
 def compared(
     stored: SizeTest, small: RowScores, whole: float | None = None, max_drop: float = 0.05
-) -> tuple[Scored, SizeTest]:
+) -> tuple[ScoresAgain, SizeTest]:
     full = scores(0, formula=small.formula)
-    done = Scored(0.005)  # 2 rows of 400
+    done = ScoresAgain(0.005)  # 2 rows of 400
     here = judged(full, small, promise(max_drop))
     was = full.value if whole is None else whole
     return done, done.test("sizes/1", stored, was, full, here, promise(max_drop))
@@ -114,7 +114,7 @@ def test_bounds_of_few_and_of_many_rows_cannot_be_compared() -> None:
 
 
 def test_a_score_of_right_or_wrong_is_a_number_of_rows() -> None:
-    done = Scored(0.005)
+    done = ScoresAgain(0.005)
     assert done.score("full rank", 351 / ROWS, scores(0)) == 351 / ROWS
     assert done.score("full rank", 350.5 / ROWS, scores(0)) == scores(0).value
     assert done.score("full rank", 353 / ROWS, scores(0)) == scores(0).value

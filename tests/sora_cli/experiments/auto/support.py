@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sora_cli.search.certificate import Full, Measured, Screened
+from sora_cli.search.certificate import FullRank, Measured, Screened
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import write_recipe
 
@@ -22,9 +22,9 @@ def auto_recipe(folder: Path, **blocks: Any) -> Path:
     return path
 
 
-def full(*, parameters: int = 1000, largest_rank: int = 8, served: int | None = None) -> Full:
+def full(*, parameters: int = 1000, largest_rank: int = 8, served: int | None = None) -> FullRank:
     """The full rank of a search that was never made."""
-    return Full(
+    return FullRank(
         parameters=parameters,
         components=100,
         largest_rank=largest_rank,

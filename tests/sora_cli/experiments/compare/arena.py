@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.runs import Group, Run
+from sora_cli.experiments.compare.table import Tables
 from sora_cli.report import Start
 from tests.helpers_reports import report_of
 
@@ -45,3 +47,24 @@ def started(runs: Sequence[Run]) -> list[Run]:
 
 def groups(*labels: Sequence[Run]) -> Sequence[Group]:
     return group_runs([run for runs in labels for run in runs]).groups
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a comparison: its raw values by key, and the texts of the columns that are shown."""
+
+    section: str | None
+    raw: dict[str, Any]
+    shown: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        return str(self.raw["label"])
+
+
+def rows_of(tables: Tables) -> list[Row]:
+    return [
+        Row(name, record, dict(zip([c.key for c in t.shown_columns], t.shown(row), strict=True)))
+        for name, t in tables.parts.items()
+        for record, row in zip(t.records(), t.rows, strict=True)
+    ]

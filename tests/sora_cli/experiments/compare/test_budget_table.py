@@ -9,7 +9,7 @@ import pytest
 
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.budget_table import (
-    budget_table,
+    budget_tables,
     groups_shown,
     parse_budgets,
     percent,
@@ -17,8 +17,8 @@ from sora_cli.experiments.compare.budget_table import (
 from sora_cli.experiments.compare.cells import NONE
 from sora_cli.experiments.compare.formats import render
 from sora_cli.experiments.compare.sizes import Sizes, sizes_of
-from sora_cli.experiments.compare.table import Table
-from tests.sora_cli.experiments.compare.arena import groups, label
+from sora_cli.experiments.compare.table import Tables
+from tests.sora_cli.experiments.compare.arena import groups, label, rows_of
 
 
 def tasks(rte: list[float], cola: list[float]) -> dict[str, list[float]]:
@@ -41,23 +41,23 @@ def sizes() -> Sizes:
 
 
 @pytest.fixture(scope="module")
-def table(sizes: Sizes) -> Table:
-    return budget_table(sizes, (0.5, 0.15, 0.08))
+def table(sizes: Sizes) -> Tables:
+    return budget_tables(sizes, (0.5, 0.15, 0.08))
 
 
-def column(table: Table, section: str | None, key: str, *, raw: bool = False) -> dict[str, Any]:
-    rows = [row for row in table.rows if row.section == section]
-    return {row.label: getattr(row.cells[key], "raw" if raw else "shown") for row in rows}
+def column(table: Tables, section: str | None, key: str, *, raw: bool = False) -> dict[str, Any]:
+    rows = [row for row in rows_of(table) if row.section == section]
+    return {row.label: (row.raw if raw else row.shown)[key] for row in rows}
 
 
-def test_labels_stand_at_their_size_best_first(table: Table) -> None:
+def test_labels_stand_at_their_size_best_first(table: Tables) -> None:
     assert list(column(table, "50%", "n")) == ["lora-r8", "cut-50", "lora-r4"]
     assert list(column(table, "15%", "n")) == ["lora-r8", "cut-15", "lora-r1", "sora-15"]
     assert list(column(table, "8%", "n")) == ["lora-r8", "lora-r1", "cut-8"]
     assert set(column(table, "15%", "n").values()) == {"4"}
 
 
-def test_differences_to_the_baseline_and_to_the_simple_method(table: Table) -> None:
+def test_differences_to_the_baseline_and_to_the_simple_method(table: Tables) -> None:
     assert column(table, "15%", "metric")["cut-15"] == "66.50"
     assert column(table, "15%", "difference") == {
         "lora-r8": NONE, "cut-15": "+0.00 [-1.00, +1.00] (4)",
@@ -68,11 +68,11 @@ def test_differences_to_the_baseline_and_to_the_simple_method(table: Table) -> N
         "lora-r1": NONE, "sora-15": "-6.00 [-6.00, -6.00] (4)",
     }  # fmt: skip
     assert column(table, "50%", "simple_difference", raw=True)["cut-50"] == pytest.approx(0.01)
-    assert set(column(table, "8%", "simple").values()) == {"lora-r1"}
+    assert set(column(table, "8%", "simple", raw=True).values()) == {"lora-r1"}
 
 
-def test_captions_say_what_is_compared(table: Table) -> None:
-    assert table.captions == {
+def test_captions_say_what_is_compared(table: Tables) -> None:
+    assert {name: found.title for name, found in table.parts.items()} == {
         "50%": "50% of lora-r8 (40% to 62.5%): mean over 2 tasks, x 100; simple: lora-r4 (50%)",
         "15%": "15% of lora-r8 (12% to 18.8%): mean over 2 tasks, x 100; simple: lora-r1 (12.5%)",
         "8%": "8% of lora-r8 (6.4% to 10%): mean over 2 tasks, x 100; simple: lora-r1 (12.5%)",
@@ -85,7 +85,7 @@ def test_captions_say_what_is_compared(table: Table) -> None:
     assert "counted without a check" in notes
 
 
-def test_the_area_of_each_family(table: Table) -> None:
+def test_the_area_of_each_family(table: Tables) -> None:
     """By hand: the range is that of LoRA's ranks 1 to 4 and the cuts to 8, 15 and 50 %."""
     means = column(table, None, "metric", raw=True)
     assert list(means) == ["cut", "lora"]  # the best first
@@ -102,7 +102,7 @@ def test_the_area_of_each_family(table: Table) -> None:
     assert column(table, None, "share") == {"lora": "12.5% to 100%", "cut": "8% to 50%"}
 
 
-def test_as_data(table: Table) -> None:
+def test_as_data(table: Tables) -> None:
     lines = render(table, "csv").splitlines()
     assert lines[0].startswith("budget,label,n,share,share_low,share_high,parameters,metric,")
     assert sum(line.startswith("0.15,") for line in lines) == 4
@@ -114,7 +114,7 @@ def test_shares_that_vary_are_a_range() -> None:
     runs = label("sora-15", 15, [0.5, 0.5], method="sora")
     runs[1].report.parameters.adapter_end = 170
     found = sizes_of(groups(label("lora-r8", 100, [0.5, 0.5]), runs), "lora-r8")
-    table = budget_table(found, (0.15,))
+    table = budget_tables(found, (0.15,))
     assert column(table, "15%", "share") == {"lora-r8": "100%", "sora-15": "16% (15% to 17%)"}
 
 

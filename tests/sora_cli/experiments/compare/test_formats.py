@@ -15,19 +15,19 @@ from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.formats import FORMATS, format_of, render
 from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.runs import Run
-from sora_cli.experiments.compare.table import Table, comparison_table
+from sora_cli.experiments.compare.table import Tables, comparison_tables
 from tests.helpers_reports import report_of
 
 HOSTILE = "a|b & 50% of_$x$ #1 {y} [bold]z[/bold] <i> \\n \x1b[31m"
 
 
-def table_of(*about: dict[str, Any], **options: Any) -> Table:
+def table_of(*about: dict[str, Any], **options: Any) -> Tables:
     runs = [Run.of(Path(f"runs/{i}"), report_of(**words)) for i, words in enumerate(about)]
-    return comparison_table(group_runs(runs).groups, **options)
+    return comparison_tables(group_runs(runs).groups, **options)
 
 
 @pytest.fixture(scope="module")
-def table() -> Table:
+def table() -> Tables:
     about = [
         {"task": task, "method": method, "seed": seed, "metric": 0.5 + 0.1 * seed}
         for task in ("rte", "cola")
@@ -54,7 +54,7 @@ def test_no_such_format() -> None:
         format_of(Path("a.dat"), None)
 
 
-def test_json_has_the_documented_shape(table: Table) -> None:
+def test_json_has_the_documented_shape(table: Tables) -> None:
     data = json.loads(render(table, "json"))
     assert list(data) == ["schema_version", "baseline", "columns", "rows", "captions", "footnotes"]
     assert data["schema_version"] == 1
@@ -69,7 +69,7 @@ def test_json_has_the_documented_shape(table: Table) -> None:
     assert [entry["task"] for entry in data["captions"]] == ["rte", "cola", None]
 
 
-def test_csv_says_the_same(table: Table) -> None:
+def test_csv_says_the_same(table: Tables) -> None:
     data = json.loads(render(table, "json"))
     rows = list(csv.DictReader(io.StringIO(render(table, "csv"))))
     assert [row["label"] for row in rows] == [row["label"] for row in data["rows"]]
@@ -89,7 +89,7 @@ def test_what_is_no_number_is_null() -> None:
     assert "nan" not in render(table, "csv")
 
 
-def test_markdown_is_a_table_per_task(table: Table) -> None:
+def test_markdown_is_a_table_per_task(table: Tables) -> None:
     lines = render(table, "markdown").splitlines()
     assert lines[0] == "**rte: accuracy x 100 on validation**"
     assert lines[2].startswith("| method | n | mean ± std | best | median | minus lora |")
@@ -97,17 +97,17 @@ def test_markdown_is_a_table_per_task(table: Table) -> None:
     assert lines[4].startswith("| lora | 2 | 55.00 ± 7.07 | 60.00 | 55.00 |")
     assert sum(line.startswith("**") for line in lines) == 3
     widths = {line.count("|") for line in lines if line.startswith("|")}
-    assert widths == {len(table.shown_columns) + 1}
+    assert widths == {len(table.parts[None].shown_columns) + 1}
 
 
-def test_latex_is_one_table(table: Table) -> None:
+def test_latex_is_one_table(table: Tables) -> None:
     text = render(table, "latex")
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
     assert text.count(r"\midrule") == 3
     assert r"{}lora & 2 & 55.00 $\pm$ 7.07" in text
     assert r"\textit{cola: matthews\_correlation x 100 on validation}" in text
     rows = [line for line in text.splitlines() if line.startswith("{}")]
-    assert {line.count(" & ") for line in rows} == {len(table.shown_columns) - 1}
+    assert {line.count(" & ") for line in rows} == {len(table.parts[None].shown_columns) - 1}
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -130,6 +130,6 @@ def test_labels_that_others_wrote(form: str) -> None:
         assert next(csv.DictReader(io.StringIO(text)))["label"].startswith("a|b & 50%")
 
 
-def test_every_format_ends_in_one_new_line(table: Table) -> None:
+def test_every_format_ends_in_one_new_line(table: Tables) -> None:
     for form in FORMATS:
         assert render(table, form).endswith("\n"), form

@@ -20,10 +20,12 @@ from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.page import page, write_page
-from sora_cli.experiments.compare.page_parts import environments, recipe_lines
+from sora_cli.experiments.compare.page_parts import environments
 from sora_cli.experiments.compare.runs import Group, Run
-from sora_cli.experiments.compare.table import comparison_table
+from sora_cli.experiments.compare.table import comparison_tables
+from sora_cli.experiments.page.parts import recipe_lines
 from tests.helpers_reports import KINDS, report_of, write_study
+from tests.sora_cli.experiments.compare.arena import rows_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "br", "img", "use", "path"}
@@ -129,14 +131,12 @@ def test_what_reports_say_is_text() -> None:
 
 
 def test_every_cell_of_the_table_is_there(study: Sequence[Group], html: str) -> None:
-    table = comparison_table(study, baseline="lora r=8")
+    tables = comparison_tables(study, baseline="lora r=8")
     text = Elements(html).text
-    for row in table.rows:
+    for row in rows_of(tables):
         assert row.label in text["a"]
-        for column in table.shown_columns:
-            if column.key != "label":
-                assert row.cells[column.key].shown in text["td"]
-    for note in table.footnotes:
+        assert {shown for key, shown in row.shown.items() if key != "label"} <= set(text["td"])
+    for note in tables.footnotes:
         assert note in text["li"]
     assert any("baseline" in small for small in text["small"])
 

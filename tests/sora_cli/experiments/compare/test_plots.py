@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from sora_cli.core.errors import SoraError
-from sora_cli.core.figures import new_figure
+from sora_cli.core.figures import new_figure, plain, short_number
 from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.grouping import group_runs
 from sora_cli.experiments.compare.plot_curves import draw_curves, find_ablations
 from sora_cli.experiments.compare.plot_labels import Label, place_labels
 from sora_cli.experiments.compare.plot_points import draw_points, pareto_front
 from sora_cli.experiments.compare.plot_ranks import MeanRanks, draw_places, rank_text
-from sora_cli.experiments.compare.plot_style import Scale, Spread, plain, short_number
+from sora_cli.experiments.compare.plot_style import Scale, Spread
 from sora_cli.experiments.compare.plots import plot_comparison
 from sora_cli.experiments.compare.runs import Group, Run
 from tests.helpers_reports import KINDS, report_of, write_study

@@ -16,8 +16,8 @@ from sora_cli.core.outputs import was_written_here
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.report.curves import Curves, draw_alive, draw_loss, draw_metric
 from sora_cli.experiments.report.facts import duration, headline, phases
-from sora_cli.experiments.report.ranks import needed_part, rank_part
-from sora_cli.experiments.report.spectra import cut_rows, pooled
+from sora_cli.experiments.report.parts import needed_part, rank_part
+from sora_cli.experiments.report.spectra import cut_commands, cut_table, pooled
 from sora_cli.search import certificate as schema
 from tests.helpers_reports import report_of, write_report
 from tests.sora_cli.experiments.report.pages import (
@@ -226,10 +226,11 @@ def test_pooled_values_are_in_the_order_of_a_cut() -> None:
     sizes, values = pooled(modules)
     assert sizes == pytest.approx([10 / 60, 50 / 60, 1.0])
     assert values == pytest.approx([1.0, 6 / math.sqrt(40) / (4 / math.sqrt(10)), 0.25])
-    (half,) = (row for row in cut_rows(modules, Path("a run")) if row.share == "50%")
-    assert (half.parameters, half.components, half.mean_rank) == ("20", "2", "1.00")
-    assert half.energy == f"{17 / 53:.1%}"
-    assert half.command == "sora prune 'a run' -o OUT --max-params 30"
+    table = cut_table(modules)
+    shown = [table.shown(row) for row in table.rows]
+    (i,) = (i for i, row in enumerate(shown) if row[0] == "50%")
+    assert shown[i][1:] == ["20", "2", "1.00", f"{17 / 53:.1%}"]
+    assert cut_commands(modules, Path("a run"))[i] == "sora prune 'a run' -o OUT --max-params 30"
 
 
 def test_curves_take_what_can_be_drawn() -> None:

@@ -50,7 +50,7 @@ def test_a_run_begins_with_its_own_point_of_the_sweep(tmp_path: Path) -> None:
     assert healed.needs == ["cut-s1"]
     start = cut.loaded.recipe.start
     assert start is not None
-    assert (start.adapter, start.rule()) == ("out/lora-s1", {"mean_rank": 1.2})
+    assert (start.adapter, start.keep().given()) == ("out/lora-s1", {"mean_rank": 1.2})
     start = forked.loaded.recipe.start
     assert start is not None
     assert (start.checkpoint, start.step) == ("out/lora-s1", 0.8)
@@ -67,7 +67,7 @@ def test_keys_are_those_of_the_case_below_but_for_another_methods(tmp_path: Path
     assert recipe.method.name == "lora"
     assert recipe.training.max_steps == 30
     assert recipe.start is not None
-    assert recipe.start.rule() == {}
+    assert recipe.start.keep().given() == {}
     assert "r" not in (runs["forked"].loaded.recipe.method.model_extra or {})
 
 

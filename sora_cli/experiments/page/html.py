@@ -22,9 +22,7 @@ from sora_cli.core.outputs import MARK
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-_HERE = "sora_cli.experiments.compare"
-
-
+_HERE = "sora_cli.experiments.page"
 _LARGE = 300_000
 """Characters of an SVG from which on a PNG may take its place."""
 _VARIABLES = {
