@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset, Image, Value
 
-_ROWS = 20_000  # looked at, spread over all of them
+LOOKED_AT = 20_000
+"""Rows that tell what the columns hold."""
 _CLASSES, _WHOLE_CLASSES = 200, 20  # different values that a column of classes has at most
 _ROWS_PER_CLASS = 4  # on average, at least
 _WORDS, _CHARACTERS = 3.0, 12  # of a text, on average: fewer are a name or a word
@@ -79,20 +81,34 @@ class Column:
         return _ABOUT[self.kind]
 
 
+def some_rows(rows: int) -> Sequence[int]:
+    """Return the places of 20,000 of so many rows, in their order; of all if there are no more.
+
+    They are drawn at random: where every second row is of a class, equal distances find no other.
+    """
+    if rows <= LOOKED_AT:
+        return range(rows)
+    places: list[int] = np.random.default_rng(0).choice(rows, LOOKED_AT, replace=False).tolist()
+    return sorted(places)
+
+
 def read_columns(rows: Dataset) -> dict[str, Column]:
     """Return what each column of raw rows holds, by its name, in the data's order.
 
-    At most 20,000 rows are looked at, at equal distances.
+    At most 20,000 rows are looked at.
     """
-    step = -(-len(rows) // _ROWS)
-    seen = rows if step <= 1 else rows.select(range(0, len(rows), step))
+    seen = rows.select(some_rows(len(rows)))
+    features = rows.features
+    plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel)]
+    # all plain columns at once: `datasets` goes through the rows again for each that is asked for
+    table = seen.select_columns(plain).with_format("arrow")[:] if plain else {}
     found = {}
-    for name in rows.column_names:
-        feature = rows.features[name]
+    for name, feature in features.items():
         if isinstance(feature, Image):
             found[name] = Column(name, "image")
         else:
-            found[name] = _column(name, seen[name][:], named=isinstance(feature, ClassLabel))
+            values = table[name].to_pylist() if name in plain else seen[name][:]
+            found[name] = _column(name, values, named=isinstance(feature, ClassLabel))
     return found
 
 
@@ -126,6 +142,8 @@ def _column(name: str, values: Sequence[Any], *, named: bool) -> Column:
 def _of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> Kind:
     if _share(_DATE, values) >= _MOST:
         return "date"
+    if _are_numbers(values):
+        return "number"
     if words < _WORDS and distinct <= max(2, min(_CLASSES, len(values) // _ROWS_PER_CLASS)):
         return "class"
     if _share(_CODE, values) >= _MOST or (_IDENTIFIER.fullmatch(name) and words < _WORDS):
@@ -133,6 +151,20 @@ def _of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> 
     unspaced = words < 2 and np.mean([not v.isascii() for v in values]) > 0.5  # such as Chinese
     long = words >= _WORDS or (unspaced and np.mean([len(v) for v in values]) >= _CHARACTERS)
     return "text" if long else "word"
+
+
+def _are_numbers(values: Sequence[str]) -> bool:
+    """Tell whether texts are numbers but for a few, such as NaN, that made texts of all of them."""
+    numbers = [value for value in values if _is_finite(value)]
+    few = _MOST * len(values) <= len(numbers) < len(values)
+    return few and len(set(numbers)) > _WHOLE_CLASSES
+
+
+def _is_finite(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _of_whole_numbers(name: str, values: Sequence[int], distinct: int) -> Kind:

@@ -24,7 +24,7 @@ from sora_cli.core.environment import free_memory
 from sora_cli.core.errors import SoraError, first_mistake
 from sora_cli.core.hub import quiet_hub
 from sora_cli.core.words import listed
-from sora_cli.data.columns import Column, read_columns
+from sora_cli.data.columns import Column, read_columns, some_rows
 from sora_cli.data.loading import Part, load_splits
 from sora_cli.data.places import Origin, locating
 from sora_cli.data.rows import Rows
@@ -39,7 +39,7 @@ from sora_cli.recipe.layers import combine, override_layers
 from sora_cli.recipe.load import LoadedRecipe, load_text
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.run.preflight import check_recipe
-from sora_cli.run.prepare import check_rows, load_task
+from sora_cli.run.prepare import load_task
 from sora_cli.tasks.base import Lengths, Task
 
 _PLACE = ("path", "name", "revision", "files")
@@ -103,16 +103,24 @@ def propose(
     loaded = load_text(recipe_text(header, draft.with_(_uncut(draft))), output, draft=True)
     check_recipe(loaded.recipe)
     bound, rows = load_task(loaded.recipe)
-    check_rows(bound, rows, (rows.train, rows.select, *rows.report.values()))
-    with loaded.recipe.placing(), _hinting("a model on this disk: --model DIR"):
+    _check(bound, rows)
+    with loaded.recipe.placing(), _hinting(rules.local_model(found.task)):
         config, processor = load_inputs(loaded.recipe.model, bound)
         _lengths(draft, bound, rows, config, processor)
     _training(draft, len(rows.train), config)
     draft.rest()
     text = recipe_text(header, draft.blocks)
     loaded = load_text(text, output)
-    bound, rows = load_task(loaded.recipe)
+    bound, rows = load_task(loaded.recipe, rows)
     return Proposal(text, loaded, draft.reasons(), found, columns, bound, rows, processor)
+
+
+def _check(task: Task, rows: Rows) -> None:
+    """Check rows as far as that needs no model; of a large split some, as a run checks all."""
+    for part in {id(part): part for part in (rows.train, *rows.report.values())}.values():
+        places = some_rows(len(part))
+        with locating(rows.origin(part).of(places), rows.origin(rows.train)):
+            task.check(part.select(places))
 
 
 class _Draft:

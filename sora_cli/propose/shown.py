@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 from sora_cli.core.console import count, printable
+from sora_cli.data.columns import LOOKED_AT, some_rows
 from sora_cli.data.overlap import find_overlaps
 from sora_cli.data.places import locating
 from sora_cli.data.rows import Rows
@@ -40,7 +41,8 @@ def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
     parts = _encoded(proposal.task, proposal.rows, proposal.processor)
     numbers = {"train": proposal.rows.train, **proposal.rows.report}
     sizes = ", ".join(f"{name} {count(len(part))}" for name, part in numbers.items())
-    yield from indented([f"{'rows':<11} {sizes}"])
+    looked = f"; of each {count(LOOKED_AT)} were looked at" if _is_large(numbers) else ""
+    yield from indented([f"{'rows':<11} {sizes}{looked}"])
     counts, texts = count_classes(task, parts), task.input_columns
     found_twice = find_overlaps(
         proposal.rows.train, proposal.rows.report, texts=texts, label=task.label_column
@@ -56,12 +58,17 @@ def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
         yield from rows_lines(task, proposal.processor, parts["train"], rows)
 
 
+def _is_large(parts: Mapping[str, Sized]) -> bool:
+    return any(len(part) > LOOKED_AT for part in parts.values())
+
+
 def _encoded(task: Task, rows: Rows, processor: Any) -> dict[str, Encoded]:
-    """Return the rows as a model takes them."""
+    """Return rows as a model takes them, of a large split some."""
     made = {}
     for name, part in {"train": rows.train, **rows.report}.items():
-        with locating(rows.origin(part), rows.origin(rows.train)):
-            made[name] = task.encode(part, processor, training=name == "train")
+        places = some_rows(len(part))
+        with locating(rows.origin(part).of(places), rows.origin(rows.train)):
+            made[name] = task.encode(part.select(places), processor, training=name == "train")
     return made
 
 

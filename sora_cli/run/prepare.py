@@ -165,15 +165,18 @@ def _means(config: MethodOptions, path: str) -> bool:
     return ALL_LINEAR in names or any(matches(name, path) for name in names)
 
 
-def load_task(recipe: Recipe) -> tuple[Task, Rows]:
+def load_task(recipe: Recipe, rows: Rows | None = None) -> tuple[Task, Rows]:
     """Load a recipe's rows, and its task bound to them.
+
+    Args:
+        rows: they, where they are loaded already.
 
     Raises:
         SoraError: whatever is wrong with either; it says where in the recipe.
     """
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
-        rows = load_rows(recipe.data)
+        rows = load_rows(recipe.data) if rows is None else rows
         with locating(rows.origin(rows.train)):
             task.bind(rows.train)
     return task, rows

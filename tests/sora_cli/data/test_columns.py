@@ -65,7 +65,21 @@ def test_named_classes_are_classes_whatever_their_numbers() -> None:
 
 def test_rows_are_looked_at_all_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file sorted by its labels shows one class in its first rows."""
-    monkeypatch.setattr("sora_cli.data.columns._ROWS", 10)
+    monkeypatch.setattr("sora_cli.data.columns.LOOKED_AT", 10)
     rows = Dataset.from_dict({"label": ["a"] * 50 + ["b"] * 50})
     assert read_columns(rows)["label"].about == "2 classes"
     assert read_columns(Dataset.from_dict({"t": TEXTS}))["t"].about == "texts of 7 words"
+
+
+def test_rows_in_turns_show_both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tenth row of these is of one class."""
+    monkeypatch.setattr("sora_cli.data.columns.LOOKED_AT", 10)
+    rows = Dataset.from_dict({"label": ["a", "b"] * 50})
+    assert read_columns(rows)["label"].about == "2 classes"
+
+
+def test_a_few_that_are_no_numbers_make_no_classes() -> None:
+    """A CSV file with one NaN is read as texts."""
+    scores = [str(number / 4) for number in range(100)]
+    rows = Dataset.from_dict({"s": ["NaN", *scores], "c": ["NaN", *("0", "1") * 50]})
+    assert [c.kind for c in read_columns(rows).values()] == ["number", "class"]
