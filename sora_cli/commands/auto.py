@@ -28,7 +28,7 @@ from sora_cli.experiments.auto.budget import RowPlan
 from sora_cli.experiments.auto.plan import AutoPlan, found_keys, plan_auto, unused
 from sora_cli.experiments.auto.record import FILE_NAME as RECORD
 from sora_cli.experiments.auto.record import AutoRecord, read_auto
-from sora_cli.experiments.auto.tables import cost_lines, full_layers, whole_lines
+from sora_cli.experiments.auto.tables import cost_lines, full_layers, promise_lines, whole_lines
 from sora_cli.propose.writing import recipe_for
 from sora_cli.recipe.load import LoadedRecipe, load_recipe
 from sora_cli.run.opening import Opening, Work, open_work
@@ -36,7 +36,7 @@ from sora_cli.run.output import check_own, check_place, clear_run
 from sora_cli.run.preflight import check_recipe, check_settled
 from sora_cli.run.summary import result_lines
 from sora_cli.search.certificate import FILE_NAME, FULL, PICTURE, SIZES, Certificate, choose
-from sora_cli.search.words import certifiable_lines, size_table
+from sora_cli.search.words import size_table, untrained_line
 
 if TYPE_CHECKING:
     from sora_cli.experiments.auto.maker import Maker
@@ -70,7 +70,7 @@ def auto(
         typer.Option(
             "--max-drop",
             help="How much worse than at full rank the metric may be: 0.5pt, or 0.005 in its own "
-            "unit.",
+            "unit; smallest: the smallest loss that the test rows can be expected to certify.",
         ),
     ] = None,
     confidence: Annotated[
@@ -209,8 +209,8 @@ def run(
         maker = Maker(plan, rows, ready, log, say)
     say_notes(maker.runner.setup.events)
     say(describe_layers(full.recipe, ready, maker.runner.setup.parameters))
-    bound = maker.certifiable.bound
-    for line in [*cost_lines(plan, rows), *certifiable_lines(plan.promise, rows.test, bound)]:
+    promised = promise_lines(maker.promise, rows, maker.certifiable)
+    for line in [*cost_lines(plan, rows), *promised]:
         say(line)
     with _resumable(record), log.running():
         maker.run()
@@ -323,6 +323,8 @@ def conclude(found: Certificate, report: RunReport, output: Path, *, as_json: bo
         emit(json.dumps(json.loads(found.model_dump_json()), indent=2))
     else:
         emit_table(size_table(found))
+        if (others := untrained_line(found)) is not None:
+            emit(others)
         emit("\n".join(result_lines(report)))
         for split, measured in found.written.reported.items():
             emit(
@@ -355,7 +357,7 @@ def _show_plan(plan: AutoPlan, preview: int | None) -> None:
         f"sizes of {plan.loaded.name}; the above is the run at full rank",
         [
             *cost_lines(plan, rows),
-            *certifiable_lines(plan.promise, rows.test, found.bound),
+            *promise_lines(plan.promise.settled(found, rows.test), rows, found),
             *whole_lines(plan, rows, shown),
         ],
     )

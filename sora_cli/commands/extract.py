@@ -122,7 +122,7 @@ def extract(
                 extraction.adapter(layers), loaded.recipe, tested, say, against=source
             )
             layers, _ = cut_to(layers, search.chosen.key)
-            rule = {"max_drop": tested.max_drop, "recipe": promise.recipe, **search.facts()}
+            rule = {"max_drop": search.promise.max_drop, "recipe": promise.recipe, **search.facts()}
         done = extraction.write(output, layers, rule, dtype=dtype, force=force)
     say_notes(done.notes)
     emit(json.dumps(_facts(done, rule), indent=2)) if as_json else _show(done)

@@ -14,6 +14,7 @@ from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_new_file
 from sora_cli.propose.writing import recipe_name, write_proposal
+from sora_cli.search.promise import proposed_drop
 
 
 def init(
@@ -47,7 +48,7 @@ def init(
     check_new_file("-o", file, force=force, hint="name another file: -o OTHER.yaml")
     if file.suffix.lower() not in (".yaml", ".yml"):
         raise SoraError(f"a recipe's name ends in .yaml, unlike '{file}'", hint=f"-o {file}.yaml")
-    notes = write_proposal(
+    proposal = write_proposal(
         source,
         file,
         emit,
@@ -57,12 +58,13 @@ def init(
         preview=preview,
         command=_typed(),
     )
-    say_notes(notes)
+    say_notes(proposal.rows.notes)
     say(f"\nwritten: {file}")
+    drop = proposed_drop(proposal.task.best)
     say("next:")
     say(f"  sora train {shlex.quote(str(file))} --dry-run")
     say(f"  sora train {shlex.quote(str(file))}")
-    say(f"  sora auto {shlex.quote(str(file))} --max-drop 0.01")
+    say(f"  sora auto {shlex.quote(str(file))} --max-drop {shlex.quote(drop)}")
 
 
 def _typed() -> str | None:

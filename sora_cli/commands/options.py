@@ -72,8 +72,9 @@ MaxDrop = Annotated[
     typer.Option(
         "--max-drop",
         help="Keep the fewest components tried that are shown to lose at most this of the main "
-        "metric: 0.01 in its own unit, or 1pt for the same of a metric that ends at 1. The exit "
-        "code is 3 if no size is shown to.",
+        "metric: 0.01 in its own unit, 1pt for the same of a metric that ends at 1, or smallest: "
+        "the smallest loss that the rows can be expected to certify. The exit code is 3 if no size "
+        "is shown to.",
     ),
 ]
 Confidence = Annotated[

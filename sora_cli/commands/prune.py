@@ -30,7 +30,7 @@ from sora_cli.core.processes import is_main
 from sora_cli.core.table import emit_table
 from sora_cli.core.timing import command_start, importing, uncollected
 from sora_cli.recipe.tolerance import CONFIDENCE
-from sora_cli.run.opening import Work, open_work
+from sora_cli.run.opening import ELSEWHERE, Work, open_work
 from sora_cli.run.output import check_place
 from sora_cli.search.certificate import SIZES
 from sora_cli.search.promise import Promise, PromiseOptions
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sora_cli.search.search import Search
 
 RECORD = "sizes.json"
+_ELSEWHERE = "choose another place: -o OUT"
 
 
 def prune(
@@ -112,17 +113,14 @@ def prune(
     train = partial(
         train_loaded, force=force, resume=resume, verify=not no_verify, began=command_start()
     )
-    if max_drop is None:
-        return train(*healing_recipe(directory, output, keep, heal, recipe, given))
-    return _heal_sizes(
-        directory,
-        output,
-        PromiseOptions(max_drop, recipe, given, sure),
-        heal,
-        force=force,
-        resume=resume,
-        train=train,
-    )
+    try:
+        if max_drop is None:
+            return train(*healing_recipe(directory, output, keep, heal, recipe, given))
+        asked = PromiseOptions(max_drop, recipe, given, sure)
+        return _heal_sizes(directory, output, asked, heal, force=force, resume=resume, train=train)
+    except SoraError as error:  # training names a place by a key of its recipe
+        error.renamed(ELSEWHERE, _ELSEWHERE)
+        raise
 
 
 def _prune(
@@ -135,7 +133,6 @@ def _prune(
 ) -> int:
     """Write a pruned copy of an adapter, without training it on; see `prune`."""
     measured = None if asked is None else asked.load()
-    rule = keep.given() if measured is None else {"max_drop": measured[1].max_drop}
     read = locate_adapter(directory, missing="there are no ranks to prune")
     say_notes(result_remarks(read))
     check_apart(output, *with_base(read))
@@ -153,6 +150,7 @@ def _prune(
         layers, losses = _pruned(file, adapter, keep, search)
         total = reduce(lambda a, b: a + b, losses.values())
         kept = sum(loss.after * sum(file.shapes[path]) for path, loss in losses.items())
+        rule = keep.given() if search is None else {"max_drop": search.promise.max_drop}
         entry = _entry(rule, total, file.parameters, kept)
         if search is not None:
             entry |= {"recipe": asked and asked.recipe, **search.facts()}
@@ -217,7 +215,7 @@ def _heal_sizes(
             return error.code
         if is_main():
             publish(output, search.chosen.key, directory)
-            record = {**search.facts(), "max_drop": promise.max_drop}
+            record = {**search.facts(), "max_drop": search.promise.max_drop}
             record["sizes"] = [size.facts() for size in search.candidates]
             write_text_atomic(output / RECORD, json.dumps(record, indent=2) + "\n")
     _show_search(search)
@@ -228,10 +226,9 @@ def _heal_sizes(
 def _check_sizes(output: Path, recipe: Recipe, *, force: bool, resume: bool) -> None:
     """Raise `SoraError` where something is that is no unfinished work of `_heal_sizes`."""
     is_there = (output / SIZES).is_dir()
-    elsewhere = "choose another place: -o OUT"
-    check_place(output, recipe, is_there=is_there, work="sizes of this command", hint=elsewhere)
+    check_place(output, recipe, is_there=is_there, work="sizes of this command", hint=_ELSEWHERE)
     work = Work("search", finished=False, left="sizes already") if is_there else None
-    open_work(output, work, {}, force=force, resume=resume, elsewhere=elsewhere)
+    open_work(output, work, {}, force=force, resume=resume, elsewhere=_ELSEWHERE)
 
 
 def _dtype(file: AdapterFile, *, lossy: bool) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import write_text_atomic
+from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
 from sora_cli.core.timing import importing
 
+if TYPE_CHECKING:
+    from sora_cli.propose.proposal import Proposal
+
 
 def recipe_name(source: str) -> Path:
     """Return what a recipe is called after its data: reviews.yaml for data/reviews.csv."""
-    stem = Path(source.rpartition("://")[2]).resolve().stem or "recipe"
+    stem = Path(os.path.realpath(source.rpartition("://")[2])).stem or "recipe"
     return Path(f"{stem}.yaml")
 
 
@@ -28,8 +34,8 @@ def write_proposal(
     overrides: Sequence[str],
     preview: int | None,
     command: str | None,
-) -> tuple[str, ...]:
-    """Write a recipe for data, tell what was understood, and return notes on the rows.
+) -> Proposal:
+    """Write a recipe for data, and tell what was understood.
 
     Args:
         tell: prints it.
@@ -42,10 +48,11 @@ def write_proposal(
         from sora_cli.propose.proposal import propose
         from sora_cli.propose.shown import proposal_lines
         from sora_cli.run.preview import ROWS
+    say(f"reading {source} ...")
     proposal = propose(source, file, model=model, task=task, overrides=overrides, command=command)
     tell("\n".join(proposal_lines(proposal, rows=ROWS if preview is None else preview)))
     write_text_atomic(file, proposal.text)
-    return proposal.rows.notes
+    return proposal
 
 
 def recipe_for(
@@ -76,7 +83,7 @@ def recipe_for(
         what = "a dry run writes no recipe" if dry_run else "several processes write no recipe"
         raise SoraError(f"{what}, and there is no {file}", hint=command)
     words = [word for word in overrides if not word.startswith("auto.")]  # of this command alone
-    notes = write_proposal(
+    proposal = write_proposal(
         data,
         file,
         tell,
@@ -86,7 +93,7 @@ def recipe_for(
         preview=preview,
         command=command,
     )
-    for note in notes:
+    for note in proposal.rows.notes:
         tell(f"note: {note}")
     tell(f"written: {file}\n")
     return str(file)

@@ -20,7 +20,8 @@ class AutoBlock(Block):
 
     max_drop: float | str = Field(
         description="how much worse than at full rank the main metric may be: in its own unit "
-        "(0.005), or in points of a hundred (0.5pt)"
+        "(0.005), in points of a hundred (0.5pt), or smallest: the smallest loss that the test "
+        "rows can be expected to certify, rounded up to half a point"
     )
     confidence: float = Field(
         0.95, gt=0.5, lt=1, description="1 - the probability that the loss is larger, at most"

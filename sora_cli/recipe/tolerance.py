@@ -34,8 +34,13 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
 
     shown = check_drop(value, name=name)
     points = _POINTS.fullmatch(shown)
+    drop = float(points[1]) / 100 if points else float(shown)
+    if is_share(metric) and drop >= (1 if points else 100):
+        raise SoraError(
+            f"{name} {shown} of {metric}, which ends at 1, is everything there is",
+            hint=f"{name} 1pt",
+        )
     if points is None:
-        drop = float(shown)
         if is_share(metric) and drop >= _ASKED_BACK:
             raise SoraError(
                 f"{name} {shown} of {metric}, which ends at 1: is that {drop:g} of a point, or "
@@ -49,7 +54,7 @@ def parse_drop(value: str | float, metric: str, *, name: str = "--max-drop") -> 
             "is not known to",
             hint=f"give it in the unit of {metric}: {name} 0.02",
         )
-    return float(points[1]) / 100
+    return drop
 
 
 def check_drop(value: str | float, *, name: str = "--max-drop") -> str:

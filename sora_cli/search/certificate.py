@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 FILE_NAME = "certificate.json"
 PICTURE = "curve.png"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Raised when a key or a sentence changes: the sentences of 1 are other ones."""
 TRAIN, SCREENING, TEST = "train", "screening", "test"
 """Names of the rows that decide; the reported splits have their own: see `part_of`."""
 SIZES = "sizes"
@@ -245,11 +246,12 @@ def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows
         rows: that tested it.
     """
     if test is None:
-        smallest = "not known" if bound.smallest_drop is None else f"{bound.smallest_drop:.4f}"
-        return (
-            f"{rows:,} test rows cannot show that {promise.metric} is at most "
-            f"{promise.max_drop:g} worse: the smallest loss they can certify is {smallest}"
-        )
+        asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
+        said = f"{rows:,} test rows cannot show that {asked}"
+        if not bound.exact:
+            return said
+        least = 1 - (1 - promise.confidence) ** (1 / rows)  # Clopper-Pearson of no row lost
+        return f"{said}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
     if test.kept:
         return (
             f"with {promise.confidence:.0%} confidence {promise.metric} is at most "

@@ -23,6 +23,7 @@ from sora_cli.adapter.reading import open_adapter
 from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
+from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.ladder import LONG_STEP, MOST, smaller_sizes
 from sora_cli.search.promise import Promise
 from sora_cli.search.rows import SelectionRows
@@ -87,7 +88,7 @@ def choose_cut(
 
     outside = reference is not None
     whole = at(everything) if reference is None else Candidate(everything, total, 0, reference)
-    tell_certifiable(whole.scores, split, promise, tell)
+    promise = tell_certifiable(whole.scores, split, promise, tell)
     sizes = [total, *smaller_sizes(total, LONG_STEP)][:MOST] if outside else smaller_sizes(total)
     return choose_smallest(
         whole,
@@ -104,11 +105,21 @@ def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
     return truncate_layers(layers, survey(layers), ranks)
 
 
-def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell) -> None:
-    """Tell what these rows can certify, where that is known before anything is compared."""
+def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell) -> Promise:
+    """Tell what these rows can certify, where that is known before anything is compared.
+
+    Returns:
+        The promise with its loss as a number.
+
+    Raises:
+        SoraError: see `Promise.settled`.
+    """
     line = certifiable_line(scores, split, promise.confidence)
     if line is not None:
         tell(line)
+    rows, right_or_wrong = len(scores), scores.is_right_or_wrong
+    able = Certifiable.on(rows, promise.confidence, right_or_wrong=right_or_wrong)
+    return promise.settled(able, rows)
 
 
 class Scores:

@@ -180,7 +180,7 @@ def smallest_healed(
         return score_adapter(run[0].output_dir, recipe)[0]
 
     whole, split = decided(score_adapter(directory, recipe))
-    tell_certifiable(whole.scores, split, promise, tell)
+    promise = tell_certifiable(whole.scores, split, promise, tell)
     return choose_smallest(whole, runs, healed, promise, split, further=False)
 
 

@@ -5,11 +5,14 @@ Nothing is printed here. No torch here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sora_cli.core.console import count
 from sora_cli.core.table import Cell, Column, Table
+from sora_cli.search.certificate import TEST
+from sora_cli.search.promise import SMALLEST, rounded_up
 
 if TYPE_CHECKING:
     from sora_cli.search.certificate import BoundMethod, Certificate, SizeTest
@@ -35,22 +38,31 @@ def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | 
     )
 
 
-def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod) -> Iterator[str]:
-    """Yield what so many test rows can certify, before anything is trained."""
+def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str) -> Iterator[str]:
+    """Yield the loss that so many test rows can certify, before anything is trained.
+
+    Args:
+        more: a sentence on the number of rows that the promise takes.
+    """
     asked = (
         f"promise: at most {promise.max_drop:g} worse ({promise.given}), {promise.confidence:.0%}"
     )
     smallest = bound.smallest_drop
     if smallest is None:
         yield f"{asked}; the bound is {bound.method}"
-        yield "what the rows can certify is computed after screening"
+        yield "the smallest loss that the rows can certify is computed after screening"
         return
-    yield f"{asked}; the smallest that {count(rows)} test rows can certify: {smallest:.4f}"
+    yield (
+        f"{asked}; the smallest that {count(rows)} test rows can be expected to certify: "
+        f"{smallest:.4f}"
+    )
     if smallest > promise.max_drop:
         yield (
-            "WARNING: these rows cannot certify the promise, unless the two models hardly differ: "
-            "the adapter may be written without a certificate (exit code 3); more rows: auto.rows=N"
+            "WARNING: too few test rows to certify this loss, unless the two models almost always "
+            "agree: the adapter may be written without a certificate (exit code 3)"
         )
+        fits = f"--max-drop {SMALLEST} ({rounded_up(smallest):g})"
+        yield f"these rows can be expected to certify {fits}; {more}"
 
 
 def tested_line(test: SizeTest, max_drop: float) -> str:
@@ -74,21 +86,29 @@ def size_verdict(found: Certificate, number: int, *, reason: bool = False) -> st
 
 
 def size_table(found: Certificate) -> Table:
-    """Return a table of a certificate's sizes, the largest first."""
-    metric = found.promise.metric
-    columns: list[Column | str] = ["size", *_SIZE, "largest rank", Column("screening drop", "+.4f")]
-    columns += [Column(metric, ".4f"), Column("drop", "+.4f"), Column("bound", ".4f"), ""]
-    rows = [["full rank", *_size(found.full), None, found.full.test, None, None, None]]
-    trained = {size.max_params: number for number, size in enumerate(found.candidates)}
-    for size in found.screened:
-        number = trained.get(size.max_params)
-        candidate = None if number is None else found.candidates[number]
-        test = None if candidate is None else candidate.test
+    """Return a table of the sizes that were trained, the largest first."""
+    metric, rows = found.promise.metric, found.rows[TEST].rows
+    columns: list[Column | str] = ["size", *_SIZE, "largest rank", Column(metric, ".4f")]
+    columns += [Column("drop", "+.4f"), Column("at most", "+.4f"), ""]
+    lines: list[list[Any]] = [["full rank", *_size(found.full), found.full.test, None, None, None]]
+    shares = {size.max_params: size.share for size in found.screened}
+    for number, size in enumerate(found.candidates):
+        test = size.test
         figures = (None, None, None) if test is None else (test.score, test.drop, test.upper)
-        verdict = None if number is None else size_verdict(found, number)
-        name = f"{size.share:.1%}"
-        rows.append([name, *_size(candidate or size), size.screening.drop, *figures, verdict])
-    return Table(f"{metric} on the test rows, by size", columns, rows)
+        name = f"{shares.get(size.max_params, math.nan):.1%}"
+        lines.append([name, *_size(size), *figures, size_verdict(found, number)])
+    sure = f"at most: with {found.promise.confidence:.0%} confidence"
+    return Table(f"{metric} on {rows:,} test rows; {sure}", columns, lines)
+
+
+def untrained_line(found: Certificate) -> str | None:
+    """Return a line on the sizes that were screened and not trained; None: all were."""
+    trained = {size.max_params for size in found.candidates}
+    shares = [f"{size.share:.1%}" for size in found.screened if size.max_params not in trained]
+    if not shares:
+        return None
+    few = f"{len(shares)} other sizes were" if len(shares) > 1 else "1 other size was"
+    return f"{few} scored before healing, and not trained: {', '.join(shares)}"
 
 
 def _size(size: Size) -> tuple[int, int, int]:

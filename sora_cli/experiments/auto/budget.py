@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sora_cli.core.errors import SoraError
@@ -31,18 +32,26 @@ def probe_steps(total: int) -> int:
     return min(max(round(_PROBED * total), _FEWEST_STEPS), _MOST_STEPS, total)
 
 
+def rows_for(test: int) -> tuple[int, int]:
+    """Return the `auto.rows` of which so many test, and a split that has five times as many."""
+    held = math.ceil(test / (1 - _SCREENING))
+    return held, _FIFTH * held
+
+
 @dataclass(frozen=True)
 class RowPlan:
     """The numbers of rows that choose, and the cost of scoring them.
 
     Attributes:
         trained: rows that are left to train on.
+        total: rows of the training split.
         scoring: what scoring them takes, as a share of the full run's work.
     """
 
     screening: int
     test: int
     trained: int
+    total: int
     scoring: float
 
     @property
@@ -84,4 +93,4 @@ def plan_rows(
             key="auto.rows",
         )
     spent = (screening * screens + test * tests) / work if work else 0.0
-    return RowPlan(screening, test, min(wanted, total - held), spent)
+    return RowPlan(screening, test, min(wanted, total - held), total, spent)

@@ -53,6 +53,7 @@ class Maker:
 
     Attributes:
         certifiable: what the test rows can certify.
+        promise: the tolerated loss.
     """
 
     def __init__(
@@ -73,16 +74,17 @@ class Maker:
         self._screening_rows, self._test_rows = parts[SCREENING], parts[TEST]
         confidence = plan.block.confidence
         self.certifiable = certifiable_by(self.full.recipe, ready, rows.test, confidence)
+        self.promise = plan.promise.settled(self.certifiable, rows.test)
         self._cost = {p: m.A.shape[1] + m.B.shape[0] for p, m in ready.layers.items()}
         self._reference: RowScores | None = None
 
     @property
     def _may_pass(self) -> bool:
-        return self.certifiable.may_pass(self.plan.promise.max_drop)
+        return self.certifiable.may_pass(self.promise.max_drop)
 
     def run(self) -> None:
         """Carry out the parts that are not recorded yet; the record is saved after each."""
-        record, max_drop = self.record, self.plan.promise.max_drop
+        record, max_drop = self.record, self.promise.max_drop
         if record.full is None:
             self._tell(f"\nfull rank {self.plan.rank}: the run that all others are compared with")
             with self.log.phase("train at full rank"):
@@ -138,7 +140,7 @@ class Maker:
         first = plan.candidate(1, 1, self.rows)
         cuts = score_cuts(self.runner, first, self._screening_rows, block.serve)
         found = screen(cuts, test_rows=test_rows, confidence=block.confidence)
-        max_drop, may_pass = plan.promise.max_drop, self._may_pass
+        max_drop, may_pass = self.promise.max_drop, self._may_pass
         for number in name_sizes(
             found, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
         ):
@@ -211,7 +213,7 @@ class Maker:
         Args:
             report: of the written adapter, with its scores on the reported rows.
         """
-        record, promise = self.record, self.plan.promise
+        record, promise = self.record, self.promise
         assert record.full is not None
         chosen, candidates = choose(record.candidates), list(record.candidates)
         reported = {}

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from sora_cli.core.console import count, duration
 from sora_cli.core.console import size as readable
 from sora_cli.core.words import first_few
-from sora_cli.experiments.auto.budget import FACTORS, RowPlan, probe_steps
+from sora_cli.experiments.auto.budget import FACTORS, RowPlan, probe_steps, rows_for
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
 from sora_cli.search.ladder import LADDER
+from sora_cli.search.promise import Promise
+from sora_cli.search.words import certifiable_lines
+
+if TYPE_CHECKING:
+    from sora_cli.search.certifiable import Certifiable
 
 
 def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
@@ -31,6 +37,26 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     yield (
         f"at most {_extra(plan, rows):.0%} of the full run's work: healing {healing:.0%}, "
         f"scoring {rows.scoring:.0%}{trials}"
+    )
+
+
+def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> Iterator[str]:
+    """Yield the promise, and the loss that the test rows can certify."""
+    yield from certifiable_lines(promise, rows.test, certifiable.bound, _more_rows(promise, rows))
+
+
+def _more_rows(promise: Promise, rows: RowPlan) -> str:
+    """Say how many rows a promise takes, if a size is as good as the full rank."""
+    from sora_cli.search.certifiable import rows_needed  # scipy
+
+    if promise.max_drop == 0:
+        return "no number of rows certifies 0, unless the small model wins"
+    held, labelled = rows_for(rows_needed(promise.max_drop, confidence=promise.confidence))
+    if labelled <= rows.total:
+        return f"for {promise.max_drop:g} more rows must test: auto.rows={held}"
+    return (
+        f"{promise.max_drop:g} takes about {count(int(float(f'{labelled:.2g}')))} labelled rows, "
+        f"{count(rows.total)} are there"
     )
 
 

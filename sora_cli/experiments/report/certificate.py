@@ -52,7 +52,10 @@ def _lines(c: Certificate) -> list[str]:
         f"the bound: {bound.method}; its level {level}",
     ]
     if bound.smallest_drop is not None:
-        lines.append(f"the smallest loss these test rows can certify: {bound.smallest_drop:.4g}")
+        lines.append(
+            "the smallest loss that these test rows can be expected to certify: "
+            f"{bound.smallest_drop:.4g}"
+        )
     rows = ", ".join(f"{n} {count(part.rows)} (of {part.split})" for n, part in c.rows.items())
     seeds = ", ".join(f"{name} {seed}" for name, seed in c.seeds.items())
     return [*lines, f"rows: {rows}", f"seeds: {seeds}", f"kept: {c.saved}", f"it is for {c.scope}"]

@@ -388,7 +388,11 @@ def test_rows_that_cannot_certify_the_promise(
     words += [f"data.files.test={recipe.parent}/validation.jsonl", "data.validation=[test]"]
     assert run([*words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "these rows cannot certify the promise" in shown
+    assert "too few test rows to certify this loss" in shown
+    assert (
+        "--max-drop smallest (0.105); 0.005 takes about 41,000 labelled rows, 124 are there"
+        in shown
+    )
     assert not out.exists()
     assert run([*words, "--json"]) == NO_VERDICT
     told = capsys.readouterr()
@@ -401,7 +405,7 @@ def test_rows_that_cannot_certify_the_promise(
         "reported test": 24,
     }
     assert (out / "adapter").is_dir()
-    assert "these rows cannot certify the promise" in told.err
+    assert "too few test rows to certify this loss" in told.err
     assert run(["verify", str(out), "--certificate"]) == 0
     file = out / "certificate.json"
     text = file.read_text(encoding="utf-8")
@@ -411,6 +415,44 @@ def test_rows_that_cannot_certify_the_promise(
     said = 'status: "certified" in the certificate, which should be "not certified"'
     assert said in capsys.readouterr().out
     assert "not certified" in (read_certificate(out) or found).status
+
+
+def test_the_smallest_loss_that_the_rows_can_certify(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["auto", str(recipe), "--max-drop", "smallest", "--no-verify", f"output.dir={out}"]
+    assert run(words) in (OK, NO_VERDICT)
+    told = capsys.readouterr().err
+    assert "(smallest), 95%; the smallest that 45 test rows" in told
+    assert "WARNING" not in told
+    found = read_certificate(out)
+    assert found is not None
+    assert found.promise.given == "smallest"
+    assert found.bound.smallest_drop is not None
+    assert 0 <= found.promise.max_drop - found.bound.smallest_drop < 0.005
+    assert run(["verify", str(out), "--certificate"]) == 0
+
+
+def test_there_is_no_smallest_loss_before_sizes_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = auto_recipe(tmp_path, task={"name": "sequence-regression"}, auto={"rows": 72})
+    error = error_of(capsys, "auto", path, "--max-drop", "smallest")
+    assert "is known only after sizes have been scored" in error[0]
+    assert "--max-drop 2pt" in error[1]
+
+
+def test_the_sentences_of_an_earlier_version_are_not_compared(done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    file = out / "certificate.json"
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored |= {"schema_version": 1, "statement": "it was said in other words"}
+    file.write_text(json.dumps(stored), encoding="utf-8")
+    assert run(["verify", str(out), "--certificate"]) == 0
+    file.write_text(json.dumps(stored | {"schema_version": 2}), encoding="utf-8")
+    assert run(["verify", str(out), "--certificate"]) == FAILED
 
 
 @pytest.mark.long

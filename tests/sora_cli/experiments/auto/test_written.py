@@ -20,7 +20,7 @@ from sora_cli.experiments.auto.tables import full_layers
 from sora_cli.recipe.load import load_recipe
 from sora_cli.report import Ranks, RunReport
 from sora_cli.search.certificate import Healed, RowSet, SizeTest, choose, failed
-from sora_cli.search.words import size_table
+from sora_cli.search.words import size_table, untrained_line
 from tests.sora_cli.experiments.auto.support import auto_recipe, full, screened
 from tests.sora_cli.search.test_certificate import certificate
 
@@ -87,7 +87,7 @@ def test_keys_that_are_found(tmp_path: Path) -> None:
     assert found_keys(plan) == ["method.max_params"]
     probed = dataclasses.replace(plan, learning_rate=0.1)
     assert found_keys(probed) == ["method.max_params", "training.learning_rate"]
-    rows = RowPlan(15, 45, 64, 0.0)
+    rows = RowPlan(15, 45, 64, 124, 0.0)
     for recipe in (probed.full(rows), probed.candidate(1, 100, rows)):
         assert recipe.recipe.training.learning_rate == 0.1
     assert plan.full(rows).recipe.training.learning_rate == 0.02
@@ -107,8 +107,11 @@ def test_the_curve_and_the_table(tmp_path: Path, upper: float) -> None:
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     table = size_table(found)
     rows = [table.shown(row) for row in table.rows]
-    assert [row[-1] for row in rows] == ["", "passed, written", "failed", ""]
-    assert [row[0] for row in rows] == ["full rank", "51.2%", "25.6%", "12.8%"]
+    assert [row[-1] for row in rows] == ["", "passed, written", "failed"]
+    assert [row[0] for row in rows] == ["full rank", "51.2%", "25.6%"]
+    assert untrained_line(found) == "1 other size was scored before healing, and not trained: 12.8%"
+    found.screened = found.screened[:2]
+    assert untrained_line(found) is None
 
 
 def test_other_factors_are_held_for_a_while() -> None:
