@@ -62,7 +62,7 @@ def combine(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Of --method dare; default: 0.", show_default=False),
+        typer.Option("--seed", min=0, help="Of --method dare; default: 0.", show_default=False),
     ] = None,
     energy: options.Energy = None,
     rank: options.Rank = None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from sora_cli.adapter.digest import changed_results
 from sora_cli.commands import completion, options
 from sora_cli.core.atomic import write_text_atomic
 from sora_cli.core.checks import check_one
-from sora_cli.core.console import emit, printable, say
+from sora_cli.core.console import emit, say, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.experiments.compare.agreement import emit_ranks
@@ -143,8 +145,7 @@ def compare(
         if sizes is None
         else budget_tables(sizes, shares)
     )
-    for warning in warnings_of(groups):
-        say(f"warning: {printable(warning)}")
+    say_notes(warnings_of(groups), "warning")
     if output is not None:
         write_text_atomic(output, render(tables, form))
         say(f"wrote {output}")
@@ -176,6 +177,8 @@ def _shares(
     if baseline is None:
         raise SoraError("--budgets are shares of a baseline's parameters", hint="--baseline LABEL")
     check_one(["--budgets", "--paper"] if paper else ["--budgets"])
+    if min_gain is not None and not math.isfinite(min_gain):
+        raise SoraError(f"--min-gain is a number of points, not {min_gain:g}", hint="--min-gain 5")
     return parse_budgets(budgets)
 
 
@@ -204,11 +207,9 @@ def _find(places: Sequence[Path], *outputs: Path | None) -> Sequence[Run]:
     found = find_runs(places)
     for output in filter(None, outputs):
         check_apart(output, *found.read, hint="name another file")
-    for run in found.runs:
-        for line in changed_results(run.directory, run.report):
-            say(f"warning: {printable(line)}")
-    for line in found.left_out:
-        say(f"left out: {printable(line)}")
+    changed = (changed_results(run.directory, run.report) for run in found.runs)
+    say_notes(chain.from_iterable(changed), "warning")
+    say_notes(found.left_out, "left out")
     return found.runs
 
 
@@ -217,14 +218,12 @@ def _groups(found: Sequence[Run], metric: str | None, *, selection: bool) -> lis
     runs = list(found)
     if selection:
         runs, left_out = on_selection_rows(runs)
-        for line in left_out:
-            say(f"left out: {printable(line)}")
+        say_notes(left_out, "left out")
     if not runs:
         hint = "training.evaluate=epoch"
         raise SoraError("no run was evaluated on rows for selection", hint=hint)
     grouped = group_runs(runs)
-    for note in grouped.notes:
-        say(f"note: {printable(note)}")
+    say_notes(grouped.notes)
     groups = choose_metric(grouped.groups, metric)
     lacking = sum(len(g.runs) for g in grouped.groups) - sum(len(g.runs) for g in groups)
     if lacking:

@@ -139,12 +139,18 @@ def _rows(file: str, stream: str | None) -> Iterator[Path]:
         path = Path(folder) / f"stdin.{stream or 'jsonl'}"
         with path.open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
-        yield path
+        if not path.stat().st_size:
+            raise SoraError("stdin is empty: there are no rows to answer")
+        try:
+            yield path
+        except SoraError as error:
+            error.renamed(str(path), "stdin")
+            raise
 
 
 def _show(summary: Summary, output: str, *, as_json: bool) -> None:
-    cut = f", {count(summary.truncated)} of them cut" if summary.truncated else ""
     took = duration(summary.seconds)
-    say(f"{count(summary.rows)} rows{cut} with predictions in {output}, in {took}")
+    cut = f"; {count(summary.truncated)} of them were cut" if summary.truncated else ""
+    say(f"{count(summary.rows)} rows with predictions in {output}, in {took}{cut}")
     if as_json:
         emit(json.dumps({"output": output, **asdict(summary)}, indent=2))

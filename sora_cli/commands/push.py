@@ -170,7 +170,11 @@ def _push(
     from huggingface_hub import CommitOperationAdd
 
     full = api.create_repo(name, private=not public, exist_ok=True).repo_id
-    if not public and not api.repo_info(full).private:
+    is_private = api.repo_info(full).private  # what was there before stays as it is
+    if public and is_private:
+        raise SoraError(f"{full} is there, and private",
+                        hint="leave out --public; or make it public on the Hub first")  # fmt: skip
+    if not public and not is_private:
         raise SoraError(f"{full} is there, and everybody can see it",
                         hint="--public; or another name")  # fmt: skip
     if revision is not None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 
 from sora_cli.core.processes import is_main, rank
-from sora_cli.core.verbosity import quiet
+from sora_cli.core.verbosity import quiet, verbose
 
 
 def say(message: str = "", *, always: bool = False) -> None:
@@ -27,10 +27,18 @@ def say(message: str = "", *, always: bool = False) -> None:
     sys.stderr.flush()
 
 
-def say_notes(notes: Iterable[str]) -> None:
-    """Say what a person should know, a line each."""
-    for note in notes:
-        say(f"note: {note}")
+_MOST_LINES = 10
+"""Lines of one kind that are said; all of them with --verbose."""
+
+
+def say_notes(notes: Iterable[str], kind: str = "note") -> None:
+    """Say what a person should know, a line each; of very many lines the first, and how many."""
+    lines = [f"{kind}: {printable(note)}" for note in notes]
+    shown = len(lines) if verbose() else _MOST_LINES
+    for line in lines[:shown]:
+        say(line)
+    if len(lines) > shown:
+        say(f"{kind}: {len(lines) - shown:,} more like these (all of them: --verbose)")
 
 
 def complain(message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,25 @@ class SoraError(Exception):
         self.key = None
 
     def lines(self) -> list[str]:
-        """Return one to three lines for a person; a name with a newline in it stays in its line."""
+        """Return one to three lines for a person.
+
+        A name with a newline in it stays in its line, in the quotes that a shell reads it from.
+        """
         lines = (self.what, self.shown_where, self.hint)
-        return [line.replace("\n", "\\n") for line in lines if line]
+        return [_in_one_line(line) for line in lines if line]
+
+    def renamed(self, old: str, new: str) -> None:
+        """Replace a name in all lines, such as that of a temporary file."""
+        self.what = self.what.replace(old, new)
+        self.where = self.where and self.where.replace(old, new)
+        self.hint = self.hint and self.hint.replace(old, new)
 
     @property
     def shown_where(self) -> str | None:
         """The second line."""
         return self.where
+
+
+def _in_one_line(text: str) -> str:
+    quoted = re.sub(r"'([^']*\n[^']*)'", r"$'\1'", text)
+    return quoted.replace("\n", "\\n")

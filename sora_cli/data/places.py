@@ -44,7 +44,13 @@ class RowError(SoraError):
     ) -> None:
         super().__init__(what, where=where, hint=hint, key=key)
         self.trained = trained
+        self.places: list[str]
         self.put(row)
+
+    def renamed(self, old: str, new: str) -> None:
+        """Replace a name in all lines, and in the places of rows."""
+        super().renamed(old, new)
+        self.places = [place.replace(old, new) for place in self.places]
 
     def put(self, row: int | None) -> None:
         """Name the row it is about."""
@@ -174,6 +180,12 @@ def separator_in(path: Path) -> str:
         return ","  # whoever reads it says it
     found = (mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0])
     return next(found, ",")
+
+
+def line_end_in(path: Path) -> str:
+    """Return the end of a text file's first line."""
+    with path.open("rb") as file:
+        return "\r\n" if file.readline(2**20).endswith(b"\r\n") else "\n"
 
 
 def _csv_starts(path: Path) -> Iterator[str]:

@@ -50,6 +50,13 @@ def base_model(task: str) -> Proposed:
     return Proposed(usual.on_the_hub, why)
 
 
+def local_model(task: str) -> str:
+    """Return the options that name a base model where the Hub is out of reach."""
+    trial = USUAL[task].builtin
+    named = "a model on this disk: --model DIR"
+    return f"{named}; or for a trial --model {trial}" if trial else named
+
+
 def held_out_rows(rows: int) -> Proposed:
     """Propose how many training rows become the validation split.
 

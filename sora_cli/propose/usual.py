@@ -35,6 +35,7 @@ class Usual:
     Attributes:
         on_the_hub: a small base model.
         package: one that may be here.
+        builtin: one that this program makes itself, for a trial; "" if there is none.
         largest_batch: rows of a step, at most.
         epochs: at least, and at most.
         rank, why: that every layer starts with, and the reason.
@@ -44,6 +45,7 @@ class Usual:
 
     on_the_hub: str
     package: Package | None = None
+    builtin: str = ""
     largest_batch: int = 16
     epochs: tuple[int, int] = (3, 10)
     rank: int = 8
@@ -53,10 +55,23 @@ class Usual:
 
 
 def _writes(
-    on_the_hub: str, package: Package | None = None, learning_rate: float | None = None
+    on_the_hub: str,
+    package: Package | None = None,
+    builtin: str = "",
+    learning_rate: float | None = None,
 ) -> Usual:
     why = "texts need more than classes (arXiv 2405.09673)"
-    return Usual(on_the_hub, package, 8, (1, 3), 16, why, learning_rate, learns_texts=True)
+    return Usual(
+        on_the_hub,
+        package,
+        builtin,
+        largest_batch=8,
+        epochs=(1, 3),
+        rank=16,
+        why=why,
+        learning_rate=learning_rate,
+        learns_texts=True,
+    )
 
 
 _MINILM = Package(
@@ -76,8 +91,12 @@ USUAL: Mapping[str, Usual] = {
     "question-answering": _READS,
     "multiple-choice": _READS,
     "causal-lm": _writes("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOLLM),
-    "seq2seq": _writes("google/flan-t5-base", learning_rate=1e-3),
-    "image-classification": Usual("google/vit-base-patch16-224-in21k", learning_rate=1e-3),
-    "image-text": Usual("openai/clip-vit-large-patch14", learning_rate=1e-3),
+    "seq2seq": _writes("google/flan-t5-base", builtin="builtin://tiny-t5", learning_rate=1e-3),
+    "image-classification": Usual(
+        "google/vit-base-patch16-224-in21k", builtin="builtin://tiny-vit", learning_rate=1e-3
+    ),
+    "image-text": Usual(
+        "openai/clip-vit-large-patch14", builtin="builtin://tiny-clip", learning_rate=1e-3
+    ),
 }
 """Every family has a line here; small models and rates are those of its recipes."""

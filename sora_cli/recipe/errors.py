@@ -107,9 +107,8 @@ def _explain(problem: Problem, tree: Tree, file: str) -> SoraError:
     if problem.kind == "missing":
         return _missing(problem.key, tree, file)
     if problem.kind in {"value_error", "assertion_error"}:
-        return SoraError(
-            f"{name}: {problem.message}", where=_place_of_mentioned(problem, tree) or file or None
-        )
+        what = f"{name}: {problem.message}" if name else problem.message  # of the whole recipe
+        return SoraError(what, where=_place_of_mentioned(problem, tree) or file or None)
     return _bad_value(_field_of(problem.key, tree), tree, place_of(problem.key, tree, file))
 
 

@@ -346,7 +346,7 @@ class Recipe(Block):
     @model_validator(mode="after")
     def _has_something_to_do(self) -> Recipe:
         if self.training.max_steps == 0 and (self.start is None or self.start.adapter is None):
-            raise ValueError("training.max_steps 0 trains nothing: it goes with start.adapter")
+            raise ValueError("training.max_steps 0 trains nothing: it needs start.adapter")
         return self
 
     def resolved(self) -> dict[str, Any]:

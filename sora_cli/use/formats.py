@@ -27,10 +27,14 @@ class Format:
 
     Attributes:
         kind: "csv", "json" or "parquet".
+        line_end: of text files.
     """
 
-    def __init__(self, kind: str, header: Sequence[str], *, separator: str = ",") -> None:
+    def __init__(
+        self, kind: str, header: Sequence[str], *, separator: str = ",", line_end: str = "\n"
+    ) -> None:
         self.kind, self.header, self.separator = kind, list(header), separator
+        self.line_end = line_end
 
     def start(self, answers: Sequence[str]) -> str:
         """Return what stands before the rows of a text file."""
@@ -52,10 +56,11 @@ class Format:
         added = zip(*answers.values(), strict=True)
         if self.kind == "csv":
             fields = (list(row.values()) if isinstance(row, dict) else row for row in own)
-            lines = ([*row, *new] for row, new in zip(fields, added, strict=True))
-            return self._lines(lines).encode()
+            cells = ([*row, *new] for row, new in zip(fields, added, strict=True))
+            return self._lines(cells).encode()
         named = (dict(zip(answers, new, strict=True)) for new in added)
-        return "".join(_line({**row, **new}) for row, new in zip(own, named, strict=True)).encode()
+        lines = (_json({**row, **new}) for row, new in zip(own, named, strict=True))
+        return "".join(f"{line}{self.line_end}" for line in lines).encode()
 
     def join(self, parts: Sequence[Path], file: Path, answers: Sequence[str]) -> None:
         """Put parts together into one file."""
@@ -70,7 +75,7 @@ class Format:
 
     def _lines(self, rows: Iterable[Sequence[Any]]) -> str:
         text = io.StringIO()
-        writer = csv.writer(text, delimiter=self.separator, lineterminator="\n")
+        writer = csv.writer(text, delimiter=self.separator, lineterminator=self.line_end)
         writer.writerows([_cell(value) for value in row] for row in rows)
         return text.getvalue()
 
@@ -78,10 +83,6 @@ class Format:
 def _cell(value: Any) -> Any:
     """Return a value as a cell: lists and mappings as JSON."""
     return _json(value) if isinstance(value, list | dict) else value
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return f"{_json(row)}\n"
 
 
 def _json(value: Any) -> str:

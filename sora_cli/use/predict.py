@@ -17,7 +17,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.interruption import Interrupted
 from sora_cli.core.words import first_few, shown_path
 from sora_cli.data.content import data_fingerprint
-from sora_cli.data.places import separator_in
+from sora_cli.data.places import line_end_in, separator_in
 from sora_cli.use.formats import Format
 from sora_cli.use.parts import Parts, opened
 from sora_cli.use.predictor import Asked, Predictor
@@ -151,7 +151,9 @@ def _bar(what: str, total: int, first: int) -> Any:
 def _format(kind: str, source: Source, separator: str | None) -> Format:
     own = separator_in(source.path) if source.kind == "csv" else ","
     header = source.header if kind == source.kind else source.columns
-    return Format(kind, header, separator=own if separator is None else separator)
+    line_end = "\n" if source.kind == "parquet" else line_end_in(source.path)
+    separator = own if separator is None else separator
+    return Format(kind, header, separator=separator, line_end=line_end)
 
 
 def _above(output: Path) -> Path:

@@ -81,10 +81,18 @@ class Predictor:
             self.size = asked.together or self.task.answered_together
             first = min(self.size, len(source))
             with locating(source.origin_of(0, first)):
-                self.task.bind(self._completed(source.rows(0, first)))
+                self._bind(source.rows(0, first))
         self.adds = [f"{asked.prefix}{name}" for name in self._names()]
         self._check_names()
         self.truncated, self.notes = 0, list[str]()
+
+    def _bind(self, rows: Dataset) -> None:
+        completed = self._completed(rows)
+        try:
+            self.task.bind(completed)
+        except SoraError as error:  # it lists columns: those of the file are meant
+            error.renamed(listed(completed.column_names), listed(rows.column_names))
+            raise
 
     def made_with(self) -> dict[str, Any]:
         """Return what the answers depend on, beside the rows."""

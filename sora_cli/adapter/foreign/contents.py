@@ -116,13 +116,20 @@ def halves(
                             where=source.where)  # fmt: skip
         module, kind = parted
         if kind in found.setdefault(module, {}):
-            raise SoraError(f"'{module}' has two tensors for {kind}", where=source.where)
+            raise SoraError(f"'{_name(module)}' has two tensors for {kind}", where=source.where)
         found[module][kind] = key
     for module, keys in found.items():
         if not {"a", "b"} <= keys.keys():
-            raise SoraError(f"'{module}' is half a pair: there is only '{min(keys.values())}'",
-                            where=source.where)  # fmt: skip
+            raise SoraError(
+                f"'{_name(module)}' is half a pair: there is only '{min(keys.values())}'",
+                where=source.where,
+            )
     return found
+
+
+def _name(module: str) -> str:
+    """Return a module's name as the file has it, from "part|name"."""
+    return module.replace("|", "_")
 
 
 def scaled_pairs(source: Source, found: Mapping[str, Mapping[str, str]]) -> list[ForeignPair]:

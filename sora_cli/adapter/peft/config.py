@@ -37,6 +37,8 @@ _VARIANTS = {
     "monteclora_config": "its factors are random",
     "velora_config": "it compresses what passes between its factors",
 }
+_WITHOUT_EFFECT = {"inference_mode"}
+# Options of PEFT that may be true and change no weight.
 # Options that make an adapter more, or other, than a sum of rank-one terms.
 _KINDS = {
     "IA3": "it rescales activations",
@@ -79,6 +81,8 @@ class PeftConfig(Targets):
     alpha_pattern: dict[str, _Number] | None = None
     module_ranks: dict[str, int] = Field(default_factory=dict)
     """Module path -> rank, where the configuration has it so (AdaLoRA)."""
+    unknown_options: tuple[str, ...] = ()
+    """Options that switch something on which no known version of PEFT has."""
     fan_in_fan_out: StrictBool = False
     bias: str = "none"
     init_lora_weights: bool | str | None = True
@@ -114,7 +118,10 @@ class PeftConfig(Targets):
         """
         by_rank, by_alpha = self.rank_pattern or {}, self.alpha_pattern or {}
         hits = match_patterns([*by_rank, *by_alpha], paths, where=where)
-        notes: list[str] = []
+        notes = [
+            f"adapter_config.json sets {_shown(name)}, which is not known here: it has no effect"
+            for name in self.unknown_options
+        ]
         for path in paths:
             self._ranks[path] = self.module_ranks.get(path, self.r)
             self._alphas[path] = self.lora_alpha
@@ -177,6 +184,7 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
         )
     _refuse_kind(raw["peft_type"], where)
     plain = {key: value for key, value in raw.items() if key != "module_ranks"}
+    plain["unknown_options"] = _unknown_options(raw) if raw["peft_type"] == "LORA" else ()
     if plain["peft_type"] == adalora.ADALORA:
         plain = adalora.plain_terms(plain, where)
     elif plain["peft_type"] in lycoris.PARTS:
@@ -188,6 +196,12 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
     _refuse_variants(config, raw, where)
     _check_values(config, where)
     return config
+
+
+def _unknown_options(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return options that no known version of PEFT has, and that switch something on."""
+    known = {*PeftConfig.model_fields, *_VARIANTS, *_WITHOUT_EFFECT}
+    return tuple(key for key, value in raw.items() if key not in known and value is True)
 
 
 def _chosen(

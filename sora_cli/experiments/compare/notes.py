@@ -8,7 +8,8 @@ from sora_cli.core.words import first_few
 from sora_cli.experiments.compare.cells import Raw
 from sora_cli.experiments.compare.runs import Group, Run
 from sora_cli.experiments.compare.stats import LEVEL, RESAMPLES
-from sora_cli.report import Environment
+from sora_cli.recipe.families import is_share
+from sora_cli.report import Environment, RunReport
 
 
 def remarks_of(groups: Sequence[Group], baseline: str | None) -> Iterator[str]:
@@ -45,8 +46,18 @@ def _machine(environment: Environment) -> str:
     return environment.gpu or f"{environment.processor}, {environment.threads} threads"
 
 
+def impossible_scores(report: RunReport) -> Iterator[str]:
+    """Yield a line for each score that its metric cannot have, such as an accuracy of 1.5."""
+    for split, scores in report.metrics.items():
+        for name, score in scores.items():
+            if is_share(name) and abs(score) > 1:
+                yield f"{name} of {split} is {score:g}, and {name} ends at 1: it was changed"
+
+
 def warnings_of(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield what differs between runs of one task but must be the same to compare their scores."""
+    """Yield reasons not to trust or compare the scores of these runs."""
+    for run in (run for group in groups for run in group.runs):
+        yield from (f"{run.directory}: {line}" for line in impossible_scores(run.report))
     tasks = dict.fromkeys(group.task for group in groups)
     for task in tasks:
         members = [group for group in groups if group.task == task]

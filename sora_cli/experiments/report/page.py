@@ -12,6 +12,7 @@ from typing import Any
 
 from sora_cli.adapter.digest import changed_results, result_digest
 from sora_cli.adapter.places import ADAPTER
+from sora_cli.experiments.compare.notes import impossible_scores
 from sora_cli.experiments.compare.runs import Run
 from sora_cli.experiments.page.html import picture, render, resource
 from sora_cli.experiments.page.parts import recipe_lines
@@ -74,7 +75,11 @@ def run_page(
         directory,
         title=title(run),
         facts=headline(run),
-        warnings=[*_ending(report), *_changes(report, directory, certificate)],
+        warnings=[
+            *_ending(report),
+            *impossible_scores(report),
+            *_changes(report, directory, certificate),
+        ],
         notes=_notes(report),
         next=_next(report, directory, certificate),
         curve=None if certificate is None else picture(draw_sizes(certificate), "curve"),

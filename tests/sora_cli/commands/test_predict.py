@@ -342,3 +342,41 @@ def test_rows_that_are_to_be_answered_need_their_inputs(
     said = error_text(capsys, "predict", model, tmp_path / "a.jsonl", "-o", out)
     assert "no choices found among the columns context" in said
     assert "a.jsonl" in said
+
+
+def test_ends_of_lines_stay(classifier: Trained, tmp_path: Path) -> None:
+    table, out = tmp_path / "a.csv", tmp_path / "b.csv"
+    table.write_bytes(b"sentence1,sentence2\r\ncat,dog\r\n")
+    predict(classifier.run, table, out)
+    assert out.read_bytes().count(b"\r\n") == 2 == out.read_bytes().count(b"\n")
+    lines = tmp_path / "c.jsonl"
+    lines.write_bytes(b'{"sentence1": "cat", "sentence2": "dog"}\r\n')
+    predict(classifier.run, lines, tmp_path / "d.jsonl")
+    assert (tmp_path / "d.jsonl").read_bytes().endswith(b"}\r\n")
+
+
+def test_the_columns_that_are_listed_are_the_files(
+    classifier: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stand-in for the label is not one of them."""
+    table = tmp_path / "a.csv"
+    table.write_text("title\nx\n")
+    error = error_text(capsys, "predict", classifier.run, table, "-o", tmp_path / "b.csv")
+    assert "among title\n" in error
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(b"", "stdin is empty"), (b'{"sentence1": \n', "stdin:1"), (b"{}\n[]\n", "stdin")],
+)
+def test_stdin_is_called_that(
+    classifier: Trained,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: bytes,
+    words: str,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+    error = error_text(capsys, "predict", classifier.run, "-", "-o", "-")
+    assert words in error
+    assert "sora-stdin-" not in error

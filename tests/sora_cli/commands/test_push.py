@@ -84,6 +84,16 @@ def test_an_adapter(tmp_path: Path, hub: Hub, capsys: Output) -> None:
     assert any(request.startswith("PUT /objects/") for request in hub.requests)
 
 
+def test_what_is_there_stays_as_visible_as_it_is(tmp_path: Path, hub: Hub, capsys: Output) -> None:
+    folder = str(_run(tmp_path))
+    assert run(["push", folder]) == 0
+    capsys.readouterr()
+    assert run(["push", folder, "--public"]) == 2
+    assert "me/my-run is there, and private" in capsys.readouterr().err
+    assert hub.repositories["me/my-run"]["private"] is True
+    assert hub.messages == ["Upload by sora"]
+
+
 def test_what_was_pushed_is_an_adapter(tmp_path: Path, hub: Hub) -> None:
     folder = _run(tmp_path)
     assert run(["push", str(folder / "adapter"), "org/it", "--public"]) == 0

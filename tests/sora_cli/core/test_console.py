@@ -41,7 +41,7 @@ def test_a_name_is_never_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -
     emit_table(Table("[red]a\n:smile:", ["x"], [["[bold]b\nc"]]))
     assert guarded(fail) == 2
     out, err = capsys.readouterr()
-    assert err == "note: x\\ny\n\nfiles in a\\nb/\nerror: no 'a\\nerror: b'\n"
+    assert err == "note: x\\ny\n\nfiles in a\\nb/\nerror: no $'a\\nerror: b'\n"
     assert "[red]a\n:smile:" in out
     assert "[bold]b\\nc" in out
 
@@ -83,3 +83,10 @@ def test_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _assert_clean(text: str) -> None:
     text.encode("utf-8")
     assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_very_many_notes_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    say_notes(f"run {number}" for number in range(1000))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["note: run 0", "note: run 1"]
+    assert lines[10:] == ["note: 990 more like these (all of them: --verbose)"]

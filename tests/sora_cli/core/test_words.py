@@ -27,3 +27,5 @@ def test_names_beside_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "in . there are: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 5.txt, 6.txt, 7.txt and 1 more"
     )
     assert near_files(Path("0.tx"), wanted=Path.is_dir) is None
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    assert "loop.csv" not in str(near_files(Path("loop.csv"), wanted=Path.is_symlink))

@@ -8,7 +8,7 @@ import pytest
 
 from sora_cli.adapter.metadata import BaseReference
 from sora_cli.core.errors import SoraError
-from sora_cli.model.references import local_checkpoint, resolve_model_path
+from sora_cli.model.references import ask_hub, local_checkpoint, resolve_model_path
 from tests.sora_cli.merge.test_to_gguf import base_file
 
 
@@ -75,3 +75,20 @@ def test_names_too_long_to_be_looked_up_are_not_there(name: str) -> None:
     assert BaseReference(path=name, resolved=name).here is None
     with pytest.raises(SoraError, match="there is no model at"):
         resolve_model_path(name)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download of its client tries for twenty seconds."""
+
+    def refuse(url: str) -> None:
+        asked.append(url)
+        raise RuntimeError("Name or service not known")
+
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: asked.append("download"))
+    with pytest.raises(OSError, match="Name or service not known"):
+        ask_hub("nobody/nothing")
+    assert len(asked) == 1
+    assert asked[0].endswith("/nobody/nothing/resolve/main/config.json")

@@ -187,6 +187,7 @@ def test_half_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     save_file(tensors, tmp_path / "a.safetensors")
     message = _refused(tmp_path / "a.safetensors", unet(tmp_path / "unet"), capsys)
     assert "is half a pair" in message
+    assert "|" not in message
 
 
 def test_without_a_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
