@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.utils.merge_utils import ties as peft_ties
 
 from methods.combining import ties
-from sora_cli.adapter.directory import write_adapter
+from sora_cli.adapter.directory import read_adapter, write_adapter
 from sora_cli.app import run
 from tests.helpers_adapters import adapt, assert_same, logits, save_backbone
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
@@ -59,3 +59,32 @@ def test_ties_is_peft_s_own() -> None:
     updates = [torch.randn(20, 30, generator=g) for _ in range(3)]
     theirs = peft_ties(updates, torch.ones(3), density=0.3)
     torch.testing.assert_close(ties(updates, [1 / 3] * 3, 0.3), theirs)
+
+
+def test_ties_at_full_rank_is_peft_s_own(tmp_path: Path) -> None:
+    """With equal weights: PEFT's divide by a count, ours by the sum of weights that agree."""
+    base = tiny_llama()
+    place = save_backbone(base, tmp_path / "base")
+    for seed, name in enumerate("abc"):
+        write_adapter(tmp_path / name, adapt(tiny_llama(), place, ranks="full", seed=seed))
+    out, places = tmp_path / "out", [str(tmp_path / name) for name in "abc"]
+    words = ["--method", "ties", "--density", "0.25", "--energy", "1"]
+    assert run(["combine", *places, "-o", str(out), *words]) == 0
+    theirs = PeftModel.from_pretrained(loaded(base, place), places[0], adapter_name="a")
+    for name, directory in zip("bc", places[1:], strict=True):
+        theirs.load_adapter(directory, adapter_name=name)
+    theirs.add_weighted_adapter(
+        ["a", "b", "c"], [1.0] * 3, "all", combination_type="ties_svd", density=0.25, svd_rank=32,
+        svd_full_matrices=False,
+    )  # fmt: skip
+    layers = read_adapter(out).layers
+    wanted = {
+        name.removeprefix("base_model.model."): module.get_delta_weight("all")
+        for name, module in theirs.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    assert layers.keys() == wanted.keys()
+    for path, update in wanted.items():
+        found = layers[path].dense()
+        worst = (found - update).abs().max() / update.abs().max()
+        assert worst <= 1e-5, f"{path}: off by {worst:.1e}"

@@ -20,7 +20,8 @@ from sora_cli.tasks.causal_lm import CausalLm
 from tests.helpers_chat import CHATML, chat_tokenizer, instruct_rows, write_chat_recipe
 from tests.helpers_models import tiny_bert, tiny_gpt2, tiny_llama
 from tests.helpers_rows import assert_rows_add_up
-from tests.helpers_runs import resumes_as_if_whole
+from tests.helpers_runs import resumes_as_if_whole, train
+from tests.sora_cli.train.test_compiled import assert_same_run
 
 ROWS = [
     {"instruction": "red cat", "input": "", "output": "old dog"},
@@ -293,3 +294,19 @@ def test_a_run_in_chunks_resumes_as_if_it_were_whole(
     report = resumes_as_if_whole(recipe, tmp_path, monkeypatch)
     assert report.recipe["training"]["loss"] == loss
     assert seen
+
+
+def test_a_run_in_chunks_ends_as_one_of_all_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "CHUNK", 1)
+    monkeypatch.setattr(learned, "_FEWEST", 5)
+    training = {"max_steps": 6, "evaluate": 3, "logging_steps": 1}
+    recipe = write_chat_recipe(tmp_path, rows=24, training=training)
+    places = {loss: tmp_path / loss for loss in ("logits", "chunked")}
+    whole, chunks = (
+        train(recipe, f"training.loss={loss}", f"output.dir={place}")
+        for loss, place in places.items()
+    )
+    assert_same_run(places["chunked"], chunks, places["logits"], whole)
+    assert chunks.metrics["validation"] == pytest.approx(whole.metrics["validation"], rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,8 @@ from sora_cli.train.loggers import EXTRAS, check_loggers
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import train, write_recipe
 
+ADDED = ("train/components", "train/learning_rate/")
+"""Tags of what loggers are sent and the history has not."""
 SORA = {"name": "sora", "r_max": 4, "threshold": 1e-4}
 
 
@@ -67,6 +70,38 @@ def test_tensorboard_and_a_logger_of_ones_own(
     rates = {e.step: e.value for e in events.Scalars("train/learning_rate")}
     assert {e.step: e.value for e in events.Scalars("train/learning_rate/factors")} == rates
     assert not any("components" in entry for entry in report.history)
+
+
+def test_all_of_the_history_is_logged(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each number of history.json by its step, and no other one but those that are added."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    report = train(recipe, "training.loggers=[tensorboard]")
+    file, *_ = (tmp_path / "out").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file.parent))
+    events.Reload()
+    logged = {
+        (tag, event.step): event.value
+        for tag in events.Tags()["scalars"]
+        for event in events.Scalars(tag)
+    }
+    history = json.loads((tmp_path / "out" / "history.json").read_text())["history"]
+    wanted = {}
+    for entry in history:
+        for key, value in entry.items():
+            tag = f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+            wanted[tag, entry["step"]] = value
+    wanted = {place: value for place, value in wanted.items() if place[0] != "train/step"}
+    for name, value in report.metrics["validation"].items():
+        wanted[f"result/validation/{name}", report.steps] = value
+    added = {place for place in logged if place[0].startswith(ADDED)}
+    assert len(added) == 2 * 5  # the components and the rates of four groups, at two steps
+    assert logged.keys() - added == wanted.keys()
+    assert {place: logged[place] for place in wanted} == pytest.approx(wanted, rel=1e-6)
 
 
 def test_trackio_is_sent_all_of_a_run(
