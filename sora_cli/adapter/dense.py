@@ -23,7 +23,7 @@ from methods.keep import Keep
 from sora_cli.adapter.modules import Module, kept_ranks
 from sora_cli.adapter.pruning import Layers, Loss, check_left
 from sora_cli.adapter.reading import OnDemand
-from sora_cli.core.errors import SoraError
+from sora_cli.core.errors import SoraError, reason
 from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors
 
 Dense = Callable[[str], Tensor]
@@ -85,7 +85,7 @@ def cut_dense(
     """
     beside.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as folder:
-        store = _Store(Path(folder), paths)
+        store = _Store(Path(folder), paths, beside)
         found: dict[str, _Found] = {}
         asked = dict.fromkeys(paths, _first(keep))
         todo = list(paths)
@@ -135,9 +135,14 @@ def _first(keep: Keep) -> int:
 
 
 class _Store:
-    """Factors on the disk, a file for each module, in the basis of singular vectors."""
+    """Factors on the disk, a file for each module, in the basis of singular vectors.
 
-    def __init__(self, folder: Path, paths: Sequence[str]) -> None:
+    Args:
+        beside: the directory to be written, which errors name.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[str], beside: Path) -> None:
+        self._beside = beside
         self._files = {path: folder / f"{i}.safetensors" for i, path in enumerate(paths)}
 
     def decompose(self, path: str, update: Tensor, rank: int) -> _Found:
@@ -150,13 +155,14 @@ class _Store:
         factors = {"A": root[:, None] * vt, "B": u * root}
         file = self._files[path]
         file.unlink(missing_ok=True)
-        write_tensors(
-            file,
-            {
-                name: NewTensor(torch.float32, tuple(t.shape), lambda t=t: t)  # type: ignore[misc]
-                for name, t in factors.items()
-            },
-        )
+        stored = {
+            name: NewTensor(torch.float32, tuple(t.shape), lambda t=t: t)  # type: ignore[misc]
+            for name, t in factors.items()
+        }
+        try:
+            write_tensors(file, stored)
+        except OSError as error:  # of a full disk names no file, of others a hidden one
+            raise SoraError(f"{self._beside} cannot be written: {reason(error, file)}") from error
         whole = s.numel() < rank or rank >= min(update.shape)
         return _Found(s.double(), squared, (update.shape[0], update.shape[1]), whole)
 

@@ -6,6 +6,7 @@ Real file systems: a tmpfs of a few pages, mounted in the test's own name space.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,32 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, spare: str) -> None:
         n.removeprefix("out/adapter/"): c for n, c in held.items() if "/adapter/" in n
     } == before
     assert not [name for name in held if "partial" in name]
+
+
+@needs_mount
+@pytest.mark.parametrize(("command", "size"), rest_is_long(
+    [("merge", "16k"), ("merge", "100k"), ("export", "8k"), ("prune", "8k"), ("extract", "8k")]
+))  # fmt: skip
+def test_results_on_a_full_disk(tmp_path: Path, command: str, size: str) -> None:
+    """The disk is too small for the weights, or for no more than them: nothing is left there."""
+    train(write_recipe(tmp_path, tiny_bert(num_labels=2)))
+    words = [str(tmp_path / "out"), "-o", f"{tmp_path}/disk/new"]
+    if command == "extract":
+        assert run(["merge", str(tmp_path / "out"), "-o", str(tmp_path / "merged")]) == 0
+        words = [
+            str(tmp_path / "merged"),
+            *words[1:],
+            "--base",
+            str(tmp_path / "base"),
+            "--rank",
+            "4",
+        ]
+    code, lines, held = _on_tmpfs(tmp_path, [command, *words], size=size)
+    assert code == 2, lines
+    error = _errors(lines)
+    assert re.search("no space left|of disk, and .* are free", error[0], re.IGNORECASE)
+    assert str(tmp_path / "disk") in " ".join(error)
+    assert not held
 
 
 @needs_mount
