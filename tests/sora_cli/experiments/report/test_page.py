@@ -185,7 +185,7 @@ def test_a_certificate(tmp_path: Path) -> None:
     assert "0.8000 (drop +0.0000) +0.0040 0.8000 passed, written" in said
     assert "0.7000 (drop +0.1000) +0.1500 0.7100 failed" in said
     assert "10 11% 4 0.7100 not tested" in said
-    assert "the smallest loss these test rows can certify: 0.003" in said
+    assert "the smallest loss that these test rows can be expected to certify: 0.003" in said
     assert "test 900 (of train)" in said
     assert f"sora verify {run} --certificate" in page.section("next")
     assert "accuracy at most 0.5pt worse than at full rank, 95% confidence" in said
