@@ -149,3 +149,21 @@ def test_images_with_texts_are_shown_without_their_model(tmp_path: Path, init: I
     assert "image-text: images with texts" in shown
     assert "row 0\n  image: an image\n  text: 'the north west'" in shown
     assert load_recipe("corners.yaml").recipe.data.max_length == 8
+
+
+def test_of_a_large_file_some_rows_are_looked_at(
+    init: Init, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault among them is told with the line that it stands in."""
+    for place in ("data.columns", "propose.shown"):
+        monkeypatch.setattr(f"sora_cli.{place}.LOOKED_AT", 40)
+    rows: list[dict[str, Any]] = [
+        {"text": f"the cat sees the dog {i}", "label": "ab"[i % 2]} for i in range(200)
+    ]
+    write_rows(Path("rows.jsonl"), rows)
+    assert "rows        train 160, validation 40; of each 40 were looked at" in init("rows.jsonl")
+    for row in rows[100:]:
+        row["text"] = None
+    write_rows(Path("rows.jsonl"), rows)
+    line = int(init("rows.jsonl", "--force", code=2).split("rows.jsonl:")[1].split(",")[0])
+    assert rows[line - 1]["text"] is None
