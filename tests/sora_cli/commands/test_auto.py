@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -28,8 +27,8 @@ from sora_cli.report import read_report
 from sora_cli.run import stored
 from sora_cli.search.certificate import Certificate, read_certificate
 from sora_cli.verify import certificate as recheck
-from tests import warm
 from tests.helpers_errors import error_of
+from tests.helpers_killed import run_killed
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, save_base, signal_at, train, write_rows
 from tests.sora_cli.experiments.auto.support import auto_recipe
@@ -491,13 +490,7 @@ def test_killed_at_any_moment(
 ) -> None:
     out = tmp_path / "out"
     words = ["auto", str(recipe), "--no-verify", f"output.dir={out}"]
-    killed: Any = subprocess.run(
-        [warm.python(), "-m", "tests.killed", kind, str(number), *words],
-        env=warm.ENVIRONMENT,
-        capture_output=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    run_killed(kind, number, *words)
     assert run(words) == 0
     same_result(done, out)
 

@@ -13,6 +13,7 @@ from sora_cli.adapter.directory import read_adapter
 from sora_cli.app import run
 from sora_cli.report import read_report
 from tests.helpers_errors import error_text
+from tests.helpers_killed import run_killed
 from tests.helpers_models import tiny_bert
 from tests.helpers_runs import files_of, pair_rows, signal_at, train, write_recipe, write_rows
 
@@ -78,6 +79,23 @@ def test_it_is_resumed_where_it_was_interrupted(
     assert run([*again, "--resume"]) == 0
     assert files_of(tmp_path / "again" / "adapter") == files_of(tmp_path / "out" / "adapter")
     assert _record(tmp_path / "again") == record
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("/adapter:rename", 1), ("/adapter:rename", 4), ("sizes.json", 1), ("sizes.json:rename", 1)],
+)
+def test_it_goes_on_where_it_was_killed(
+    origin: Path, tmp_path: Path, kind: str, number: int
+) -> None:
+    """In the first size, in the copy of the chosen one, and in the record of all."""
+    assert run(_words(origin, tmp_path / "out", "40pt")) == 0
+    again = _words(origin, tmp_path / "again", "40pt")
+    run_killed(kind, number, *again)
+    assert run([*again, "--resume"]) == 0
+    assert files_of(tmp_path / "again" / "adapter") == files_of(tmp_path / "out" / "adapter")
+    assert _record(tmp_path / "again") == _record(tmp_path / "out")
 
 
 def test_the_first_failure_ends_it(
