@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ def _text(report: RunReport) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
 
+def _figures(text: str) -> Counter[str]:
+    return Counter(re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?%?", text))
+
+
 def test_every_figure_is_the_reports() -> None:
     report = report_of(ranks=3, more={"without_adapters": {"validation": 0.5}})
     before, unseen = _text(report), []
@@ -72,10 +77,15 @@ def test_every_figure_is_the_reports() -> None:
         if after == before:
             unseen.append(path)
         elif kind in AS_THEY_ARE or kind == "rows":
+            sizes = report.parameters
+            shown = {AS_THEY_ARE.get(kind, "{:,}").format(other)}
             if path == ("parameters", "base"):
-                other -= report.parameters.head  # the head is not the base model's
-            shown = AS_THEY_ARE.get(kind, "{:,}").format(other)
-            assert shown in after, path
+                shown = {f"{other - sizes.head:,}"}  # the head is not the base model's
+            if path == ("parameters", "head"):
+                shown |= {f"{sizes.base - other:,}"}
+            new = _figures(after) - _figures(before)
+            shares = {word for word in new if word.endswith("%")} if kind == "parameters" else set()
+            assert new.keys() - shares == shown, path
         else:
             assert kind in DERIVED, path
     assert unseen == [("skipped_steps",), ("parameters", "trained")]  # adapters and head say that
