@@ -8,7 +8,7 @@ proposal.loaded   # the same, as a recipe that was read from that file
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ from sora_cli.run.prepare import load_task
 from sora_cli.tasks.base import Lengths, Task
 
 _PLACE = ("path", "name", "revision", "files")
+STEPS = 4
+"""Passes over the rows, for a bar."""
 _UNCUT = 2**24  # tokens, while the lengths are counted
 _COUNTED = 5000  # rows whose tokens are counted, at equal distances
 _TAGS = 100  # values that tell what kind of tags there are
@@ -78,6 +80,7 @@ def propose(
     task: str | None = None,
     overrides: Sequence[str] = (),
     command: str | None = None,
+    step: Callable[[], object] = lambda: None,
 ) -> Proposal:
     """Look at data, and propose a recipe for them; the base model's weights are not loaded.
 
@@ -88,6 +91,7 @@ def propose(
         task: the family, as task.name; None: told by the columns.
         overrides: block.key=value words; what they give is not looked for.
         command: that is named in the file; None: `sora init SOURCE`.
+        step: called after each of `STEPS` passes over the rows.
 
     Raises:
         SoraError: no data, columns that fit no task, or two ways as well (it names the key that
@@ -99,14 +103,18 @@ def propose(
             given.setdefault(block, {})[key] = value
     draft = _Draft(given)
     found, columns = _look(source, draft)
+    step()
     header = _header(source, output, found, columns, command)
     loaded = load_text(recipe_text(header, draft.with_(_uncut(draft))), output, draft=True)
     check_recipe(loaded.recipe)
     bound, rows = load_task(loaded.recipe)
+    step()
     _check(bound, rows)
+    step()
     with loaded.recipe.placing(), _hinting(rules.local_model(found.task)):
         config, processor = load_inputs(loaded.recipe.model, bound)
         _lengths(draft, bound, rows, config, processor)
+    step()
     _training(draft, len(rows.train), config)
     draft.rest()
     text = recipe_text(header, draft.blocks)

@@ -9,7 +9,6 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from sora_cli.core.atomic import write_text_atomic
-from sora_cli.core.console import say
 from sora_cli.core.errors import SoraError
 from sora_cli.core.processes import world_size
 from sora_cli.core.timing import importing
@@ -45,12 +44,25 @@ def write_proposal(
         SoraError: see `propose`.
     """
     with importing():
-        from sora_cli.propose.proposal import propose
+        from tqdm import tqdm
+
+        from sora_cli.propose.proposal import STEPS, propose
         from sora_cli.propose.shown import proposal_lines
         from sora_cli.run.preview import ROWS
-    say(f"reading {source} ...")
-    proposal = propose(source, file, model=model, task=task, overrides=overrides, command=command)
-    tell("\n".join(proposal_lines(proposal, rows=ROWS if preview is None else preview)))
+    shown = ROWS if preview is None else preview
+    with tqdm(desc=f"reading {source}", total=STEPS + 1, delay=1, leave=False) as bar:
+        proposal = propose(
+            source,
+            file,
+            model=model,
+            task=task,
+            overrides=overrides,
+            command=command,
+            step=bar.update,
+        )
+        lines = list(proposal_lines(proposal, rows=shown))
+        bar.update()
+    tell("\n".join(lines))
     write_text_atomic(file, proposal.text)
     return proposal
 
