@@ -83,8 +83,8 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
     total = count_rows(loaded.recipe.data)
     planned = plan.row_plan(total)
     pool = min(most, total - planned.trained)
-    rows = RowPlan(min(_SCREENING, pool // 4), 0, planned.trained, 0.0)
-    rows = dataclasses.replace(rows, test=pool - rows.screening)
+    screening = min(_SCREENING, pool // 4)
+    rows = dataclasses.replace(planned, screening=screening, test=pool - screening, scoring=0.0)
     job = _Job(plan, rows)
     report = job.train(FULL, plan.full(rows))
     assert report.steps is not None

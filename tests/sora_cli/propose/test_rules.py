@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sora_cli.core.errors import SoraError
+from sora_cli.data.builtin.models import MODELS
 from sora_cli.propose import rules
 from sora_cli.propose.usual import USUAL
 from sora_cli.recipe.families import task_names
@@ -104,3 +105,11 @@ def test_models_that_are_installed_come_first(monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_family_has_its_usual_values() -> None:
     assert set(USUAL) == set(task_names())
+
+
+def test_without_the_hub_a_built_in_model_does_for_a_trial() -> None:
+    assert rules.local_model("image-classification").endswith("--model builtin://tiny-vit")
+    assert rules.local_model("causal-lm") == "a model on this disk: --model DIR"
+    for task in task_names():
+        name = USUAL[task].builtin.removeprefix("builtin://")
+        assert name == "" or name in MODELS
