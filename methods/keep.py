@@ -1,4 +1,4 @@
-"""The rule of what is kept of trained updates: rank, energy, mean rank or parameters.
+"""Truncation rules for trained updates: rank, energy, mean rank or parameters.
 
 Every rule looks at singular values alone. Each layer's result is then the best approximation of its
 rank in the Frobenius norm (Eckart-Young).
@@ -31,7 +31,7 @@ RULES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Keep:
-    """A rule of what is kept; without any, everything is.
+    """A truncation rule; without one, everything is kept.
 
     Attributes:
         mean_rank: components per layer, those with the largest singular values of all layers.

@@ -1,4 +1,4 @@
-"""Cut the layers of an adapter by a rule of what is kept (`methods.keep`); no head is touched."""
+"""Cut the layers of an adapter by a truncation rule (`methods.keep`); no head is touched."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ _LIMITS = {
 
 
 def check_keep(*, max_drop: str | None = None, **rules: float | None) -> Keep:
-    """Return the rule of what is kept that a command's options give.
+    """Return the truncation rule that a command's options give.
 
     Args:
         max_drop: an option that excludes every rule; `recipe.tolerance` checks its value.

@@ -32,7 +32,7 @@ _MOST_LINES = 10
 
 
 def say_notes(notes: Iterable[str], kind: str = "note") -> None:
-    """Say what a person should know, a line each; of very many lines the first, and how many."""
+    """Say notes, a line each; of very many the first ten and their number."""
     lines = [f"{kind}: {printable(note)}" for note in notes]
     shown = len(lines) if verbose() else _MOST_LINES
     for line in lines[:shown]:

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value
 
 LOOKED_AT = 20_000
-"""Rows that tell what the columns hold."""
+"""Rows that are read to tell the kinds of columns."""
 _CLASSES, _WHOLE_CLASSES = 200, 20  # different values that a column of classes has at most
 _ROWS_PER_CLASS = 4  # on average, at least
 _WORDS, _CHARACTERS = 3.0, 12  # of a text, on average: fewer are a name or a word

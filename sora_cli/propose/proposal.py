@@ -39,7 +39,7 @@ from sora_cli.recipe.layers import combine, override_layers
 from sora_cli.recipe.load import LoadedRecipe, load_text
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.run.preflight import check_recipe
-from sora_cli.run.prepare import load_task
+from sora_cli.run.prepare import check_rows, load_task
 from sora_cli.tasks.base import Lengths, Task
 
 _PLACE = ("path", "name", "revision", "files")
@@ -109,7 +109,8 @@ def propose(
     check_recipe(loaded.recipe)
     bound, rows = load_task(loaded.recipe)
     step()
-    _check(bound, rows)
+    parts = (rows.train, rows.select, *rows.report.values())
+    check_rows(bound, rows, parts, places=some_rows)  # of a large split some: a run checks all
     step()
     with loaded.recipe.placing(), _hinting(rules.local_model(found.task)):
         config, processor = load_inputs(loaded.recipe.model, bound)
@@ -121,14 +122,6 @@ def propose(
     loaded = load_text(text, output)
     bound, rows = load_task(loaded.recipe, rows)
     return Proposal(text, loaded, draft.reasons(), found, columns, bound, rows, processor)
-
-
-def _check(task: Task, rows: Rows) -> None:
-    """Check rows as far as that needs no model; of a large split some, as a run checks all."""
-    for part in {id(part): part for part in (rows.train, *rows.report.values())}.values():
-        places = some_rows(len(part))
-        with locating(rows.origin(part).of(places), rows.origin(rows.train)):
-            task.check(part.select(places))
 
 
 class _Draft:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -182,15 +182,28 @@ def load_task(recipe: Recipe, rows: Rows | None = None) -> tuple[Task, Rows]:
     return task, rows
 
 
-def check_rows(task: Task, rows: Rows, parts: Iterable[Dataset]) -> None:
+def check_rows(
+    task: Task,
+    rows: Rows,
+    parts: Iterable[Dataset],
+    *,
+    places: Callable[[int], Sequence[int]] | None = None,
+) -> None:
     """Check parts of the rows as far as that needs no model, each once.
+
+    Args:
+        places: of so many rows, those to check; None: all.
 
     Raises:
         SoraError: a row that does not fit; it says in which split, file and line.
     """
     for part in {id(part): part for part in parts}.values():
-        with locating(rows.origin(part), rows.origin(rows.train)):
-            task.check(part)
+        origin, chosen = rows.origin(part), part
+        if places is not None:
+            numbers = places(len(part))
+            origin, chosen = origin.of(numbers), part.select(numbers)
+        with locating(origin, rows.origin(rows.train)):
+            task.check(chosen)
 
 
 def add_adapters(

@@ -11,7 +11,7 @@ from pathlib import Path
 from sora_cli.adapter.places import MODEL, baseline_folder
 from sora_cli.core.console import count, emit, say, say_notes
 from sora_cli.core.processes import world_size
-from sora_cli.recipe.families import options_class
+from sora_cli.recipe.families import FAMILIES
 from sora_cli.recipe.load import load_recipe
 from sora_cli.recipe.reading import EVAL, words_read
 from sora_cli.report import RunReport
@@ -50,7 +50,8 @@ def next_commands(report: RunReport, output: Path, words: Sequence[str]) -> list
     folder = baseline_folder(output) if not report.ranks else None
     if folder is not None:
         return _of_baseline(folder, words)
-    writes = options_class(report.recipe["task"]["name"]).HUB_TASK == "text-generation"
+    _, family = FAMILIES.get(report.recipe.get("task", {}).get("name"), (None, None))
+    writes = family is not None and family.HUB_TASK == "text-generation"
     return [
         *([shlex.join(["sora", "chat", str(output)])] if writes else []),
         shlex.join(["sora", "inspect", str(output)]),

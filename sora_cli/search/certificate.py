@@ -250,7 +250,9 @@ def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows
         said = f"{rows:,} test rows cannot show that {asked}"
         if not bound.exact:
             return said
-        least = 1 - (1 - promise.confidence) ** (1 / rows)  # Clopper-Pearson of no row lost
+        from sora_cli.search.paired import exact_bound  # scipy; a certificate is read without it
+
+        least = exact_bound(0, 0, rows, promise.confidence)
         return f"{said}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
     if test.kept:
         return (

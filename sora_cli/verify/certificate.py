@@ -56,6 +56,7 @@ from sora_cli.verify.expected import (
     expected,
     out_of_order,
     read_reports,
+    same_words,
     unlike,
     unreported,
 )
@@ -123,8 +124,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
         agreed, sizes, able = _again(run, found, loaded, task, parts, scored)
         right = expected(agreed, recipe, reports, sets, able, sizes)
     differs += [*unlike(stored, right), *out_of_order(right)]
-    own_words = stored.schema_version == right.schema_version
-    if own_words and not states(run / ADAPTER, right.lines()):
+    if same_words(stored, right) and not states(run / ADAPTER, right.lines()):
         differs.append(f"the card in {run / ADAPTER} does not say: {right.lines()[0]}")
     done = Rechecked(
         compared=scored.compared,

@@ -163,10 +163,14 @@ def out_of_order(found: Certificate) -> Iterator[str]:
         yield f"{directory_of(ended + 1)} was tested after a test had failed"
 
 
+def same_words(stored: StoredCertificate, here: Certificate) -> bool:
+    """Tell whether a stored certificate is written in the sentences of this version."""
+    return stored.schema_version == here.schema_version
+
+
 def unlike(stored: StoredCertificate, here: Certificate) -> Iterator[str]:
     """Yield a sentence for each field that is not what the run's files give."""
-    own_words = stored.schema_version == here.schema_version
-    words = set() if own_words else {"schema_version", "statement", "scope", "saved"}
+    words = set() if same_words(stored, here) else {"schema_version", "statement", "scope", "saved"}
     # NaN is null
     one, other = (json.loads(c.model_dump_json(exclude=words)) for c in (stored, here))
     for name, was, now in _leaves(one, other, ""):

@@ -54,10 +54,8 @@ def _more_rows(promise: Promise, rows: RowPlan) -> str:
     held, labelled = rows_for(rows_needed(promise.max_drop, confidence=promise.confidence))
     if labelled <= rows.total:
         return f"for {promise.max_drop:g} more rows must test: auto.rows={held}"
-    return (
-        f"{promise.max_drop:g} takes about {count(int(float(f'{labelled:.2g}')))} labelled rows, "
-        f"{count(rows.total)} are there"
-    )
+    about = count(round(labelled, 2 - len(str(labelled))))  # two digits
+    return f"{promise.max_drop:g} takes about {about} labelled rows, {count(rows.total)} are there"
 
 
 def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
