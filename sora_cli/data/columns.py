@@ -1,4 +1,4 @@
-"""The columns of raw rows, and what they hold, told by their values and their names."""
+"""Guesses of each column's kind (texts, classes, numbers, ...) from its values and its name."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ _ABOUT: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column of raw rows.
+    """A column of raw rows and its guessed kind.
 
     Attributes:
-        distinct: different values among the rows that were looked at.
-        words: of a text, on average; 0 for what is no text.
+        distinct: number of different values among the rows that were read.
+        words: mean number of words of a text; 0 for other kinds.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Column:
 
     @property
     def about(self) -> str:
-        """Its values in words, for a person."""
+        """A short description of its values, such as "3 classes" or "texts of 12 words"."""
         if self.kind == "class":
             return f"{self.distinct} classes"
         if self.kind == "text":
@@ -82,9 +82,10 @@ class Column:
 
 
 def some_rows(rows: int) -> Sequence[int]:
-    """Return the places of 20,000 of so many rows, in their order; of all if there are no more.
+    """Return the sorted places of a random sample of 20,000 out of `rows`; all places if fewer.
 
-    They are drawn at random: where every second row is of a class, equal distances find no other.
+    A random sample is used because evenly spaced rows may miss a class: in data where every second
+    row belongs to one class, an even stride sees only that class.
     """
     if rows <= LOOKED_AT:
         return range(rows)
@@ -93,10 +94,7 @@ def some_rows(rows: int) -> Sequence[int]:
 
 
 def read_columns(rows: Dataset) -> dict[str, Column]:
-    """Return what each column of raw rows holds, by its name, in the data's order.
-
-    At most 20,000 rows are looked at.
-    """
+    """Guess the kind of each column, from at most 20,000 rows; returns them by name, in order."""
     seen = rows.select(some_rows(len(rows)))
     features = rows.features
     plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel)]
@@ -113,10 +111,10 @@ def read_columns(rows: Dataset) -> dict[str, Column]:
 
 
 def _column(name: str, values: Sequence[Any], *, named: bool) -> Column:
-    """Return what values are.
+    """Guess the kind of a column from its values.
 
     Args:
-        named: they are numbers of classes that the data set names.
+        named: True if the values are class numbers and the data set stores the classes' names.
     """
     there = [v for v in values if v is not None and v != "" and v == v]  # NaN is not
     if not there:
@@ -154,7 +152,10 @@ def _of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> 
 
 
 def _are_numbers(values: Sequence[str]) -> bool:
-    """Tell whether texts are numbers but for a few, such as NaN, that made texts of all of them."""
+    """Tell whether nearly all, but not all, of these texts are numbers.
+
+    A reader turns a column of numbers into texts because of a few values such as "n/a".
+    """
     numbers = [value for value in values if _is_finite(value)]
     few = _MOST * len(values) <= len(numbers) < len(values)
     return few and len(set(numbers)) > _WHOLE_CLASSES
@@ -176,7 +177,7 @@ def _of_whole_numbers(name: str, values: Sequence[int], distinct: int) -> Kind:
 
 
 def _nested(values: Sequence[Any]) -> Kind:
-    """Return what lists and mappings are, by the first of them that holds something."""
+    """Guess the kind of a column of lists or mappings from its first value that is not empty."""
     first = next((value for value in values if value), None)
     items = first if isinstance(first, list) else [first]
     if all(isinstance(item, str) for item in items):

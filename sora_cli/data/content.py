@@ -1,4 +1,4 @@
-"""The content of rows, for comparing them: an image counts by its file's bytes, not by its path."""
+"""The content of rows, for comparisons: an image counts by its file's bytes, not by its path."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _STORED = {"bytes", "path"}
 
 
 def comparable_batches(rows: Dataset, batch_size: int) -> Iterator[dict[str, list[Any]]]:
-    """Yield rows in batches, column by column; in place of each file its SHA-256.
+    """Yield batches of rows by column, each stored file replaced by its SHA-256.
 
-    Files are read as they are, which is much faster than to decode them: 10,000 of 30 kB take
-    about 4 seconds.
+    Files are hashed without decoding, which is much faster: 10,000 files of 30 kB take about 4
+    seconds.
 
     Args:
-        batch_size: of rows without files; of others fewer, for the memory they take.
+        batch_size: rows of a batch; at most 100 if the rows hold files, to save memory.
 
     Raises:
-        OSError: a file is not there any more.
+        OSError: a file has disappeared.
     """
     if not any(require_storage_embed(feature) for feature in rows.features.values()):
         yield from rows.iter(batch_size=batch_size)
@@ -36,7 +36,7 @@ def comparable_batches(rows: Dataset, batch_size: int) -> Iterator[dict[str, lis
 
 
 def _digested(value: Any) -> Any:
-    """Return a value with a digest in place of every file in it."""
+    """Replace every stored file inside a value by its SHA-256."""
     if isinstance(value, list):
         return [_digested(inner) for inner in value]
     if not isinstance(value, dict):
@@ -47,10 +47,10 @@ def _digested(value: Any) -> Any:
 
 
 def data_fingerprint(rows: Dataset) -> str:
-    """Return the SHA-256 over the content of a data set's rows, in order.
+    """Return the SHA-256 of the content of all rows, in order.
 
-    It depends on nothing else: not on how many rows are read at a time, which is another matter
-    for columns that some versions of datasets take for files.
+    The result does not depend on the number of rows in a batch, which is smaller for columns that
+    some versions of `datasets` treat as files.
     """
     names = sorted(rows.column_names)
     digest = hashlib.sha256(json.dumps(names).encode())

@@ -1,6 +1,6 @@
-"""The first broken line of a file of rows, looked for once a reader has failed.
+"""Finds the first broken line of a data file after a reader has failed.
 
-Readers name the row of a block, or nothing; people look at lines.
+Readers report a row within a block, or no place at all; people need the line of the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Found = tuple[int, str]
 
 @dataclass(frozen=True)
 class Fault:
-    """A broken line of a file, or a whole file (line 0), and what is wrong there."""
+    """A broken line of a file (line 0: the whole file) and a description of the fault."""
 
     path: Path
     line: int
@@ -34,17 +34,17 @@ class Fault:
 
     @property
     def place(self) -> str:
-        """The file and the line, as "rows.csv:7"."""
+        """The file and the line, such as "rows.csv:7"."""
         return f"{self.path}:{self.line}" if self.line else str(self.path)
 
 
 def find_fault(paths: Sequence[Path], reason: str = "") -> Fault | None:
-    """Return the first broken line of some files; None where all lines are sound.
+    """Return the first broken line of some files; None if no line is broken.
 
     Args:
-        paths: in the order they were read; files of other kinds than csv, json and parquet are
-            not looked at.
-        reason: what the reader said, of values that are not of the kind of those before.
+        paths: in reading order; files other than csv, json and parquet are skipped.
+        reason: the reader's message, which may name a value of another type than the values before
+            it.
     """
     known = [path for path in paths if file_kind(path)]
     own = (Fault(path, *fault) for path in known for fault in _CHECKS[file_kind(path)](path))
@@ -52,7 +52,7 @@ def find_fault(paths: Sequence[Path], reason: str = "") -> Fault | None:
 
 
 def _other_kind(paths: Sequence[Path], reason: str) -> Fault | None:
-    """Return the line of the value that the reader could not take for what stands before it."""
+    """Return the line of the first value that does not have the type of the values before it."""
     said = _UNPARSED.search(reason)
     if said is None:
         return None
@@ -66,7 +66,7 @@ def _other_kind(paths: Sequence[Path], reason: str) -> Fault | None:
 
 
 def _other_columns(paths: Sequence[Path]) -> Fault | None:
-    """Return the first file that has other columns than the first file, or none at all."""
+    """Return the first file whose columns differ from the first file's, or that has no columns."""
     columns = [_COLUMNS[file_kind(path)](path) for path in paths]
     if paths and not any(columns):
         line, _ = next(_VALUES[file_kind(paths[0])](paths[0]), (0, []))
@@ -80,15 +80,13 @@ def _other_columns(paths: Sequence[Path]) -> Fault | None:
 
 
 def check_header(path: Path, split: str) -> list[str]:
-    """Check the first lines of a CSV file, which pandas would read otherwise than they look.
+    """Check the header and the first row of a CSV file for mistakes that pandas accepts silently.
 
-    Where the first row has more fields than the header, it takes the first column for an index.
+    A first row with more fields than the header is an error: pandas would use its first column as
+    an index.
 
     Returns:
-        Remarks on columns that share a name: pandas gives the second another one.
-
-    Raises:
-        SoraError: more fields than the header has.
+        A remark for each column name that occurs more than once: pandas renames the later columns.
     """
     try:
         records = list(islice(csv_records(path), 2))
@@ -115,7 +113,7 @@ def check_header(path: Path, split: str) -> list[str]:
 
 
 def _too_many_hint(header: Sequence[str], fields: Sequence[str]) -> str:
-    """Say what to do about a row that has more fields than the header."""
+    """Suggest a fix for a row with more fields than the header."""
     if not "".join(fields[len(header) :]).strip():
         return "take the commas at the ends of the lines away"
     return "put texts with commas in them into quotes, or name all columns in the header"
@@ -148,7 +146,7 @@ def _csv(path: Path) -> Iterator[_Found]:
 
 
 def _json(path: Path) -> Iterator[_Found]:
-    """Check JSON lines; or one document, where the file starts as a list."""
+    """Check JSON lines, or a file that holds one JSON list of rows."""
     yield from _not_utf8(path)
     try:
         if is_json_list(path):
@@ -162,7 +160,7 @@ def _json(path: Path) -> Iterator[_Found]:
 
 
 def _wrong_row(text: str) -> str:
-    """Return the fault in the text of one row; empty: none."""
+    """Describe the fault in the text of one row; empty if there is none."""
     if nesting(text.encode()) > DEEPEST:
         return TOO_DEEP
     try:
@@ -199,13 +197,13 @@ _CHECKS: dict[str, Callable[[Path], Iterator[_Found]]] = {
 
 
 def _json_values(path: Path) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the values of each line, those in lists and mappings among them."""
+    """Yield the line and all values of each row, including nested values."""
     for number, row in _json_rows(path):
         yield number, list(_flat(row))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the rows of a file with their lines."""
+    """Yield the line and the parsed value of each row."""
     yield from ((number, json.loads(text)) for number, text in json_texts(path))
 
 

@@ -1,4 +1,4 @@
-"""The JSON lines that would end the process in pyarrow: refused before they are parsed."""
+"""A guard for pyarrow's JSON reader: it refuses the lines that would crash the process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def nesting(line: bytes) -> int:
-    """Return how deep the lists and mappings of a line of JSON are nested."""
+    """Return the nesting depth of a line of JSON; 0 if it has too few brackets to be too deep."""
     if line.count(b"[") + line.count(b"{") <= DEEPEST:
         return 0  # not as deep as matters
     brackets = _TEXTS.sub(b"", line).translate(None, _NO_BRACKETS)
@@ -31,11 +31,12 @@ def nesting(line: bytes) -> int:
 
 @contextmanager
 def refusing_fatal_lines() -> Iterator[None]:
-    """Within the block, make pyarrow's reader refuse the lines that would end the process.
+    """Within this context, refuse JSON lines that would crash pyarrow's reader.
 
-    Besides the rows nested too deep, these are the rows that are null: the reader takes the last
-    builder of an empty stack for them (arrow/json/parser.cc, `HandlerBase::Null`), which is a
-    segmentation fault where such a row is the first of a block, and a row of nothing elsewhere.
+    Two kinds of lines are refused. Rows that are nested too deep overflow the stack. Rows that are
+    null make the reader take the last builder of an empty stack (arrow/json/parser.cc,
+    `HandlerBase::Null`): a segmentation fault if the row is the first of a block, and an empty row
+    elsewhere.
     """
     import pyarrow.json as reader  # type: ignore[import-untyped]
 
@@ -53,10 +54,10 @@ def refusing_fatal_lines() -> Iterator[None]:
 
 
 def _check(lines: bytes, block: int) -> None:
-    """Raise an error for lines that would end the process.
+    """Raise an error for lines that would crash the process.
 
     Args:
-        block: bytes that are parsed from their own beginning.
+        block: number of bytes that pyarrow parses as one block.
     """
     from pyarrow import ArrowInvalid
 

@@ -1,4 +1,4 @@
-"""Loads the splits of a recipe's data, with the files they come from."""
+"""Loading of a recipe's splits, with the files of each split."""
 
 from __future__ import annotations
 
@@ -32,18 +32,14 @@ _CONFIGURATIONS = re.compile(r"pick one among the available configs: \[(.*?)\]")
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a split, and where they come from."""
+    """Rows of a split with their origin (split, files and row numbers)."""
 
     rows: Dataset
     origin: Origin
 
 
 def load_splits(data: DataBlock) -> Mapping[str, Part]:
-    """Load every split that a recipe's data block gives.
-
-    Raises:
-        SoraError: nothing there, or nothing that could be read.
-    """
+    """Load every split that a recipe's data block defines."""
     match find_source(data):
         case Files(splits):
             return {split: _load_files(split, *found) for split, found in splits.items()}
@@ -56,7 +52,7 @@ def load_splits(data: DataBlock) -> Mapping[str, Part]:
 
 
 def _parts(splits: Mapping[Any, Dataset], folder: Path | None = None) -> Mapping[str, Part]:
-    """Return splits whose files are not known, or are in a directory each."""
+    """Return splits whose files are unknown, or (with `folder`) each in a directory of its own."""
     places = {str(name): () if folder is None else (folder / str(name),) for name in splits}
     return {
         str(name): Part(rows, Origin(str(name), places[str(name)])) for name, rows in splits.items()
@@ -68,15 +64,12 @@ def _load_files(split: str, kind: str, paths: list[Path]) -> Part:
 
 
 def load_file(path: Path, cache: Path) -> Part:
-    """Load a file of rows that is no part of a recipe, in the way those are loaded.
+    """Load a single file of rows that belongs to no recipe, with the settings of a recipe's files.
 
-    The rows are not in memory: they are written to the disk in another form, and read from there.
+    The rows are not held in memory: `datasets` converts the file and reads the copy from the disk.
 
     Args:
-        cache: directory for that.
-
-    Raises:
-        SoraError: it holds no rows, or cannot be read.
+        cache: directory of that copy.
     """
     datasets.disable_progress_bars()
     return _read_files("", file_kind(path), [path], cache=cache)
@@ -100,11 +93,7 @@ def _read_files(
 
 
 def _separator(paths: Sequence[Path]) -> str:
-    """Return what stands between the fields of CSV files.
-
-    Raises:
-        SoraError: it is not the same in all of them.
-    """
+    """Return the field separator of CSV files; different separators in one split are an error."""
     found = {separator_in(path): path for path in reversed(paths)}
     if len(found) > 1:
         (one, file), (two, other) = list(found.items())[:2]
@@ -122,10 +111,10 @@ def _check_headers(split: str, paths: Iterable[Path]) -> tuple[str, ...]:
 
 
 def _unreadable(key: str | None, paths: Sequence[Path], error: Exception) -> SoraError:
-    """Make the error for files that cannot be read; it names the first broken line, if there is.
+    """Make the error for files that cannot be read, with the first broken line if one is found.
 
     Args:
-        key: of the recipe, where it names them.
+        key: the recipe's key that names the files; None for a file that belongs to no recipe.
     """
     name, where = key or shown_path(paths[0]), key and first_few(paths)
     if not holds_rows(paths):
@@ -140,7 +129,10 @@ def _unreadable(key: str | None, paths: Sequence[Path], error: Exception) -> Sor
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Have `datasets` read rows: without its log, as an error is raised, too, and said once."""
+    """Silence the log of `datasets` while it reads rows: its errors are raised and reported once.
+
+    Lines that would crash pyarrow are refused meanwhile.
+    """
     level = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
@@ -182,7 +174,7 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
 
 
 def _builder(folder: Path, data: DataBlock) -> Any:
-    """Return what reads a directory's files."""
+    """Return the `datasets` builder of a directory's files."""
     options = {"revision": data.revision, "cache_dir": _cache_for(folder)}
     with _reading():
         builder = datasets.load_dataset_builder(str(folder), data.name, **options)
@@ -196,10 +188,10 @@ def _builder(folder: Path, data: DataBlock) -> Any:
 
 
 def _cache_for(folder: Path) -> str:
-    """Return a cache of this directory's own, as its files are now.
+    """Return a cache directory for this folder in its present state.
 
-    Where a README lists configurations, `datasets` tells local directories apart by their last
-    name and that list only: it would take another directory's rows, or those before an edit.
+    If a README lists configurations, `datasets` identifies a local directory by its last name and
+    that list only. It would return another directory's rows, or the rows from before an edit.
     """
     state = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -229,7 +221,7 @@ def _unloadable(
     """Make the error for a data set that cannot be loaded.
 
     Args:
-        files: of its splits, in one of which a line may be broken.
+        files: of each split; searched for a broken line.
     """
     reason, files = first_line(error), files or {}
     if several := _CONFIGURATIONS.search(str(error)):

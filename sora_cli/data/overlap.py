@@ -1,4 +1,4 @@
-"""Finds rows that are scored but were also trained on, by their raw texts and images."""
+"""Search for scored rows that were also trained on, by their raw texts and images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _BATCH = 10_000
 
 @dataclass(frozen=True)
 class Overlap:
-    """The rows of a split whose input is also a training row's, to the letter.
+    """Counts of a split's rows whose input equals a training row's input exactly.
 
     Attributes:
-        contradicted: of them, those that have another label there.
+        rows: all of them.
+        contradicted: rows whose label differs from the training row's label.
     """
 
     rows: int
@@ -28,13 +29,13 @@ class Overlap:
 def find_overlaps(
     train: Dataset, splits: Mapping[str, Dataset], *, texts: Sequence[str], label: str | None
 ) -> dict[str, Overlap]:
-    """Compare splits with the training rows.
+    """Count the rows of each split that also occur in the training rows.
 
-    400,000 pairs take about two seconds: of each row, 64 bits of a keyed hash are compared.
+    Rows are compared by a keyed hash of 64 bits; 400,000 pairs take about two seconds.
 
     Args:
-        texts: columns that the model's input is made of.
-        label: column of what is to be predicted; None where it is among the texts.
+        texts: columns of the model's input.
+        label: the label's column; None if the label is part of the input.
     """
     inputs, pairs = _hashes(train, texts, label)
     found = {}
@@ -49,7 +50,7 @@ def find_overlaps(
 def _hashes(
     rows: Dataset, texts: Sequence[str], label: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays, (rows,) int64: of the input alone, and of input and label together."""
+    """Return two int64 arrays (rows,): hashes of the input, and of the input with its label."""
     inputs, pairs = [], []
     columns = [*texts, label] if label is not None else list(texts)
     for batch in comparable_batches(rows.select_columns(columns), _BATCH):

@@ -1,4 +1,4 @@
-"""The part that each row of a recipe's data plays in a run."""
+"""Distribution of a recipe's rows over training, checkpoint selection and reports."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows by their part in the run.
+    """The rows of a run by their purpose.
 
     Attributes:
-        train: rows trained on.
+        train: rows to train on.
         select: rows whose metric chooses the checkpoint.
-        report: rows whose metric is reported, by name; the first is the main one.
-        rule: one sentence that says how rows were chosen, for the report.
-        revision: commit on the Hub the rows came from, as far as `datasets` keeps it; None for
-            rows that came from elsewhere.
-        origins: of each of these parts, where its rows come from.
+        report: rows whose metric is reported, by name; the first is the main split.
+        rule: one sentence for the report that says how rows were chosen.
+        revision: the rows' commit on the Hub, if `datasets` stored it; None for other sources.
+        origins: the origin of each part.
         notes: remarks on the files.
     """
 
@@ -45,16 +44,12 @@ class Rows:
     notes: tuple[str, ...] = ()
 
     def origin(self, part: Dataset) -> Origin:
-        """Return where the rows of one of these parts come from."""
+        """Return the origin of one of these parts."""
         return next(origin for rows, origin in self.origins if rows is part)
 
 
 def load_rows(data: DataBlock) -> Rows:
-    """Load the splits a recipe needs and give every row its part.
-
-    Raises:
-        SoraError: nothing there, an unknown split, an empty split.
-    """
+    """Load a recipe's splits and divide their rows into training, selection and report."""
     datasets.disable_progress_bars()
     quiet_hub()
     splits = _with_held_out(data, load_splits(data))
@@ -74,7 +69,7 @@ def load_rows(data: DataBlock) -> Rows:
 
 
 def _with_held_out(data: DataBlock, splits: Mapping[str, Part]) -> Mapping[str, Part]:
-    """Return the splits, with the one that `data.held_out_rows` makes of training rows."""
+    """Add the validation split that `data.held_out_rows` takes from the training rows."""
     rows, key = data.held_out_rows, "data.held_out_rows"
     if rows is None or data.train not in splits:
         return splits
@@ -96,7 +91,7 @@ def _with_held_out(data: DataBlock, splits: Mapping[str, Part]) -> Mapping[str, 
 
 
 def _held_out_hint(data: DataBlock, split: str, splits: Mapping[str, Part]) -> str | None:
-    """Return a hint for data that have training rows only."""
+    """Suggest `data.held_out_rows` for data that has training rows only."""
     if split != data.validation[0] or list(splits) != [data.train]:
         return None
     rows = max(len(splits[data.train].rows) // 5, 1)
@@ -104,7 +99,7 @@ def _held_out_hint(data: DataBlock, split: str, splits: Mapping[str, Part]) -> s
 
 
 def _layout_hint(data: DataBlock, splits: Mapping[str, Part]) -> str | None:
-    """Return a hint for directories of images by class alone, which are taken for one split."""
+    """Suggest split directories for images that were laid out by class only, as a single split."""
     first = next(iter(splits.values()), None)
     images = first is not None and any(
         isinstance(feature, datasets.Image) for feature in first.rows.features.values()
@@ -160,9 +155,9 @@ def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
 
 
 def _revision(splits: Iterable[Dataset]) -> str | None:
-    """Return the Hub's commit that rows come from, by the addresses of their files or cache.
+    """Return the rows' commit on the Hub, from the addresses of their files or of their cache.
 
-    Known without the network: `datasets` keeps both beside the rows.
+    This needs no network: `datasets` stores both with the rows.
     """
     for rows in splits:
         # rows loaded anew have the first, rows taken from the cache of `datasets` the second
@@ -176,7 +171,7 @@ def _revision(splits: Iterable[Dataset]) -> str | None:
 
 
 def _split(part: Part, first: int, seed: int) -> tuple[Part, Part]:
-    """Split rows at random into two parts, the first of that many."""
+    """Split rows at random into two parts; the first has `first` rows."""
     rows, origin = part.rows, part.origin
     places = Dataset.from_dict({"row": range(len(rows))}).with_format("arrow")
     halves = places.train_test_split(test_size=len(rows) - first, seed=seed)
