@@ -97,8 +97,7 @@ class Origin:
         return replace(self, numbers=rows if known is None else [known[row] for row in rows])
 
     def place(self, row: int | None) -> str:
-        """Return a row's place, such as "train.csv:8, split 'train'"; None: the place of all rows.
-        """
+        """Return a row's place, such as "train.csv:8, split 'train'"; None: of all rows."""
         places = [f"split '{self.split}'"] if self.split else []
         if row is None:
             headers = (f"{shown_path(p)}{':1' * (file_kind(p) == 'csv')}" for p in self.files)

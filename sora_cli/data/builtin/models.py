@@ -1,11 +1,11 @@
 """Small base models that the program makes itself (`model.path: builtin://NAME`).
 
-They stand in for a family's pretrained models where there is no network. Each is made once, kept
-in the cache of Hugging Face's libraries, and is from then on a model directory like any other.
-Nothing heavy is imported where it is there already.
+They replace a family's pretrained models where there is no network. Each is made once and kept in
+the cache of Hugging Face's libraries; from then on it is a model directory like any other. No heavy
+library is imported for a model that exists already.
 
-They stay code, not files: the three models are 1.9 MB of safetensors, which random numbers leave
-uncompressed, and what builds them is under 300 lines.
+They are code and not files: the three models are 1.9 MB of safetensors, because random weights
+cannot be compressed, and the code that builds them has fewer than 300 lines.
 """
 
 from __future__ import annotations
@@ -31,13 +31,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def builtin_model(name: str) -> Path:
-    """Return the directory of a built-in model, which is made if it is not there.
+    """Return the directory of a built-in model; the model is made at the first call.
 
-    The first time this takes some seconds of one processor core; the generators of random numbers
-    are left as they were. Of several processes that ask at once one makes it and the others wait.
-
-    Raises:
-        SoraError: there is no such model, or the cache cannot be written.
+    Making it takes some seconds of one processor core and leaves random generators unchanged. If
+    several processes ask at once, one makes the model and the others wait.
     """
     if name not in MODELS:
         raise SoraError(
@@ -73,7 +70,7 @@ def _make(folder: Path, name: str) -> None:
 
 
 def writer(name: str) -> Callable[..., None]:
-    """Return the function that writes a built-in model into a directory that is there."""
+    """Return the function that writes a built-in model into an existing directory."""
     module, _, attribute = MODELS[name][0].partition(":")
     function: Callable[..., None] = getattr(importlib.import_module(module), attribute)
     return function
@@ -87,7 +84,7 @@ def _cache() -> Path:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Start torch's generator from a fixed seed, then put it back; keep transformers quiet."""
+    """Within this context, seed torch's generator and silence transformers; restore both after."""
     import torch
 
     from sora_cli.core.hub import quiet_loading

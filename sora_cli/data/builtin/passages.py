@@ -1,7 +1,7 @@
-"""Short texts and questions about them (`builtin://passages`), with SQuAD's columns, by rules.
+"""Short texts with questions (`builtin://passages`), in SQuAD's columns, made by rules.
 
-A text tells facts about two people or about two companies, in any order, and says other things
-between them. A question asks for one fact about one of the two and says it in other words.
+A text states facts about two people or two companies in random order, with unrelated sentences
+between them. A question asks for one fact about one of the two, in other words than the text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_SENTENCES, LEAST_SENTENCES = 8, 2
 
 @dataclass(frozen=True)
 class Fact:
-    """One kind of fact: how it is told, how it is asked for, and the values it may have."""
+    """A kind of fact: its sentences, its questions and its possible values."""
 
     told: tuple[str, ...]
     asked: tuple[str, ...]
@@ -122,17 +122,17 @@ _FILLERS = (
 def load_passages(
     *, train_rows: int = 800, validation_rows: int = 200, seed: int = 0
 ) -> dict[str, list[dict[str, object]]]:
-    """Make the training and the validation rows.
+    """Make the training and validation rows.
 
     Args:
-        train_rows, validation_rows: how many of either.
-        seed: of all that is drawn; the same seed gives the same rows.
+        train_rows, validation_rows: number of rows of each split.
+        seed: the same seed gives the same rows.
 
     Returns:
         "train" and "validation": rows with the columns `id`, `title`, `context`, `question` and
         `answers`: one text in "text", its first character in "answer_start". Contexts have 2 to 8
-        sentences, each occurs once. Answering with any fact of the context is right in one of
-        about four cases.
+        sentences, and no context occurs twice. Answering with a random fact of the context is right
+        in about one of four cases.
     """
     rng, seen = random.Random(f"{seed}/passages"), set[Hashable]()
     return {
@@ -179,7 +179,7 @@ def _row(name: str, rng: random.Random) -> dict[str, Any]:
 def _sentences(
     chosen: Sequence[tuple[str, Fact]], rng: random.Random
 ) -> tuple[str, list[tuple[str, int]]]:
-    """Return the first value; and each fact's sentence, with where that value begins, or -1."""
+    """Return the first fact's value, and each sentence with that value's place (-1: none)."""
     used: set[str] = set()
     sentences, answer = [], ""
     for subject, fact in chosen:
