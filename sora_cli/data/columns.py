@@ -73,7 +73,7 @@ class Column:
 
     @property
     def about(self) -> str:
-        """A short description of its values, such as "3 classes" or "texts of 12 words"."""
+        """A short description of its values: "3 classes", "texts of 12 words"."""
         if self.kind == "class":
             return f"{self.distinct} classes"
         if self.kind == "text":
@@ -152,7 +152,7 @@ def _of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> 
 
 
 def _are_numbers(values: Sequence[str]) -> bool:
-    """Tell whether nearly all, but not all, of these texts are numbers.
+    """Return True if nearly all, but not all, of these texts are numbers.
 
     A reader turns a column of numbers into texts because of a few values such as "n/a".
     """

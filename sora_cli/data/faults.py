@@ -34,7 +34,7 @@ class Fault:
 
     @property
     def place(self) -> str:
-        """The file and the line, such as "rows.csv:7"."""
+        """The file and the line: "rows.csv:7"."""
         return f"{self.path}:{self.line}" if self.line else str(self.path)
 
 
@@ -52,7 +52,7 @@ def find_fault(paths: Sequence[Path], reason: str = "") -> Fault | None:
 
 
 def _other_kind(paths: Sequence[Path], reason: str) -> Fault | None:
-    """Return the line of the first value that does not have the type of the values before it."""
+    """Return the line of the first value with another type than its predecessors."""
     said = _UNPARSED.search(reason)
     if said is None:
         return None
@@ -66,7 +66,7 @@ def _other_kind(paths: Sequence[Path], reason: str) -> Fault | None:
 
 
 def _other_columns(paths: Sequence[Path]) -> Fault | None:
-    """Return the first file whose columns differ from the first file's, or that has no columns."""
+    """Return the first file with other columns than the first file, or with none."""
     columns = [_COLUMNS[file_kind(path)](path) for path in paths]
     if paths and not any(columns):
         line, _ = next(_VALUES[file_kind(paths[0])](paths[0]), (0, []))

@@ -52,7 +52,7 @@ def load_splits(data: DataBlock) -> Mapping[str, Part]:
 
 
 def _parts(splits: Mapping[Any, Dataset], folder: Path | None = None) -> Mapping[str, Part]:
-    """Return splits whose files are unknown, or (with `folder`) each in a directory of its own."""
+    """Return splits with unknown files, or (with `folder`) each from a directory of its own."""
     places = {str(name): () if folder is None else (folder / str(name),) for name in splits}
     return {
         str(name): Part(rows, Origin(str(name), places[str(name)])) for name, rows in splits.items()

@@ -15,7 +15,7 @@ _BATCH = 10_000
 
 @dataclass(frozen=True)
 class Overlap:
-    """Counts of a split's rows whose input equals a training row's input exactly.
+    """Counts of rows in a split with exactly the same input as a training row.
 
     Attributes:
         rows: all of them.

@@ -97,7 +97,7 @@ class Origin:
         return replace(self, numbers=rows if known is None else [known[row] for row in rows])
 
     def place(self, row: int | None) -> str:
-        """Return a row's place, such as "train.csv:8, split 'train'"; None: of all rows."""
+        """Return a row's place ("train.csv:8, split 'train'"); None: the place of all rows."""
         places = [f"split '{self.split}'"] if self.split else []
         if row is None:
             headers = (f"{shown_path(p)}{':1' * (file_kind(p) == 'csv')}" for p in self.files)
@@ -125,7 +125,7 @@ class Origin:
 
 
 def holds_rows(paths: Sequence[Path]) -> bool:
-    """Tell whether any of these files has a row; True for files that cannot be read."""
+    """Return True if any of these files has a row; True for files that cannot be read."""
     try:
         return any(True for path in paths for _ in _STARTS[file_kind(path)](path))
     except (OSError, ValueError, KeyError, csv.Error):
@@ -209,7 +209,7 @@ def json_texts(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def is_json_list(path: Path) -> bool:
-    """Tell from its beginning whether a JSON file is one list of rows, not one row per line."""
+    """Return True if a JSON file begins as one list of rows, not with one row per line."""
     with path.open(encoding="utf-8-sig") as file:
         return file.read(4096).lstrip().startswith("[")
 

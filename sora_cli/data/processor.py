@@ -64,7 +64,7 @@ def _auto_class(name: str) -> Any:
 
 
 def lacks_tokenizer(folder: Path) -> bool:
-    """Tell whether this is a directory without tokenizer files."""
+    """Return True if this is a directory without tokenizer files."""
     return _lacks(folder, _TOKENIZER_FILES)
 
 
@@ -83,7 +83,7 @@ def set_padding(model: Any, tokenizer: Any) -> None:
 
 
 def _lacks(folder: Path, patterns: Sequence[str]) -> bool:
-    """Tell whether this is a directory without a file that matches any of these patterns."""
+    """Return True if this is a directory without a file that matches any of these patterns."""
     return folder.is_dir() and not any(list(folder.glob(pattern)) for pattern in patterns)
 
 

@@ -1,7 +1,7 @@
-"""Questions, contexts and answers of raw rows, and the place of an answer in its context.
+"""Questions, contexts and answers of raw rows, and each answer's place in its context.
 
-Answers are SQuAD's texts with places ({text: [...], answer_start: [...]}, or one such mapping for
-each answer), or texts alone (ReCoRD), of which the first occurrence counts.
+Answers are SQuAD's texts with places ({text: [...], answer_start: [...]}, or a list with one such
+mapping per answer), or texts without places (ReCoRD), for which the first occurrence counts.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Answers:
     """All right answers of a row.
 
     Attributes:
-        texts: none where the context has no answer.
-        place: (first character, character after the last) in the context of the first answer that
-            stands there; None: none does.
+        texts: empty if the context has no answer.
+        place: (first character, character after the last) of the first answer that occurs in the
+            context; None if no answer occurs there.
     """
 
     texts: list[str]
@@ -32,16 +32,12 @@ class Answers:
 
     @property
     def usable(self) -> bool:
-        """True if it can be learned: it stands in its context, or is known to stand nowhere."""
+        """True if an answer occurs in the context, or the row is known to have none."""
         return self.place is not None or not self.texts
 
 
 def read_texts(rows: Dataset, column: str, part: str) -> list[str]:
-    """Return a column's texts.
-
-    Raises:
-        SoraError: a row without one; it says which.
-    """
+    """Return a column's texts; a row without a text is an error."""
     texts = []
     for row, value in enumerate(rows[column][:]):
         if not isinstance(value, str) or not value.strip():
@@ -57,11 +53,8 @@ def read_answers(
     """Return the answers of each row.
 
     Args:
-        contexts: (rows,) texts they should stand in.
-        unanswerable: rows may have none.
-
-    Raises:
-        SoraError: a row's answers are none, or something else; it says which.
+        contexts: (rows,) the texts that should contain the answers.
+        unanswerable: True if rows may have no answer.
     """
     found = []
     for row, (value, context) in enumerate(zip(rows[column][:], contexts, strict=True)):
@@ -83,7 +76,7 @@ def read_answers(
 
 
 def _pairs(value: Any) -> list[tuple[str, int | None]] | None:
-    """Return texts and, if known, where they begin; None if the value is something else."""
+    """Return pairs of text and start (None: unknown); None if the value does not hold answers."""
     if isinstance(value, str):
         value = [value]
     if isinstance(value, Mapping):
@@ -103,7 +96,7 @@ def _pairs(value: Any) -> list[tuple[str, int | None]] | None:
 
 
 def _place(text: str, start: int | None, context: str) -> tuple[int, int] | None:
-    """Return where a text stands in a context: at the place given, or else the nearest to it."""
+    """Return the text's place in its context: at `start`, or else its nearest occurrence."""
     text = text.strip()
     if start is not None and context.startswith(text, start):
         return start, start + len(text)

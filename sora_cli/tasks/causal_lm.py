@@ -1,4 +1,4 @@
-"""Causal language models: instructions and answers, chats, or plain text."""
+"""Causal language models: instructions with answers, chats, or plain text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FORMS = (("messages",), ("instruction", "input", "output"), ("text",))
 
 
 class CausalLm(Writing):
-    """Prediction of the next token; of instructions and chats only the answers are learned."""
+    """Next-token prediction; for instructions and chats the loss covers the answers only."""
 
     peft_type = "CAUSAL_LM"
     unscored_inputs = ("labels",)
@@ -162,7 +162,7 @@ class CausalLm(Writing):
         )
 
     def _find_form(self, columns: list[str]) -> dict[str, str]:
-        """Return columns by part, of the first form of rows that has all it needs."""
+        """Return the columns by part for the first matching form: chat, instruction or text."""
         named = set(self.data.columns)
         forms = sorted(_FORMS, key=lambda form: not named & set(form))
         for form in forms:
@@ -177,7 +177,7 @@ class CausalLm(Writing):
         )
 
     def _chats(self, tokenizer: Any) -> bool:
-        """Return whether rows are put into the chat template."""
+        """Return True if rows use the tokenizer's chat template."""
         prompt = self.options.prompt
         chat = prompt == "chat" or (prompt == "auto" and tokenizer.chat_template is not None)
         return "text" not in self._columns and (chat or "messages" in self._columns)
@@ -217,7 +217,7 @@ class CausalLm(Writing):
 
 
 def _at(row: int, made: Callable[..., Any], *args: Any) -> Any:
-    """Return what is made of a row; an error names the row."""
+    """Call a function on a row; a `RowError` then names the row."""
     try:
         return made(*args)
     except RowError as error:

@@ -1,9 +1,9 @@
 """Dialogues as token ids and labels: training rows of a causal language model, and prompts.
 
-Packing puts several short rows into a long one, each kept apart by positions that start again at 0.
-A row goes where it leaves the least room (best fit, the longest first), and is never cut. Models
-that make their attention mask from the positions (transformers' `create_causal_mask`) keep packed
-rows apart exactly; `decoders.check_packing` tries whether a model does.
+Packing puts several short rows into a long row; positions that start again at 0 separate them. Each
+row goes to the bin with the least room that it fits into (best fit, longest row first) and is never
+cut. Models that build their attention mask from the positions (transformers' `create_causal_mask`)
+separate packed rows exactly; `decoders.check_packing` tests a model for this.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sora_cli.tasks.prompts import Dialogue
 
 
 def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[Row]:
-    """Return the token ids of each dialogue and, as labels, those that are learned.
+    """Return the token ids and labels of each dialogue; tokens that are not learned are ignored.
 
     A learned piece ends with the tokenizer's end-of-text token, if there is one.
     """
@@ -42,9 +42,10 @@ def prompts_of(dialogues: Sequence[Dialogue], tokenizer: Any, *, limit: int) -> 
 
 
 def cut(row: Row, limit: int) -> Row:
-    """Return a row of at most so many tokens: it loses the end of what is learned.
+    """Shorten a row to at most `limit` tokens.
 
-    A prompt that would leave less than half of the room to the answer loses its beginning first.
+    The end of the answer is cut off. A prompt that would leave less than half of the tokens to the
+    answer loses its beginning first.
     """
     if len(row["input_ids"]) <= limit:
         return row
@@ -57,14 +58,14 @@ def cut(row: Row, limit: int) -> Row:
 
 
 def learned_tokens(row: Row) -> int:
-    """Return how many tokens of a row are learned."""
+    """Count the learned tokens of a row."""
     return len(row["labels"]) - row["labels"].count(IGNORED)
 
 
 class Padding:
     """The collator of rows of `input_ids` and `labels`; batches of packed rows have no mask.
 
-    Padding of packed rows has the position 0 in every place, which keeps it apart from all else.
+    Each padding token of packed rows has the position 0, which separates it from all other tokens.
     """
 
     def __init__(self, pad: int) -> None:
@@ -103,7 +104,7 @@ def _ids_of(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _beginning(text: str, tokenizer: Any) -> list[int]:
-    """Return the token that the tokenizer puts before every text, if the text does not have it."""
+    """Return the token that the tokenizer puts before every text; none if the text contains it."""
     first = tokenizer.bos_token_id
     if first is None or text.startswith(tokenizer.bos_token):
         return []
@@ -114,10 +115,13 @@ Row = dict[str, list[int]]
 
 
 def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return numbers of rows that go together: their lengths add up to at most `size`.
+    """Group rows into bins: the lengths in a bin add up to at most `size`.
 
     Args:
-        lengths: of each row, none above `size`.
+        lengths: of each row; none above `size`.
+
+    Returns:
+        The row numbers in each bin.
     """
     open_: list[tuple[int, int]] = []  # (room, number of the bin), sorted
     made: list[list[int]] = []
@@ -132,9 +136,9 @@ def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def packed(rows: Sequence[Row], size: int) -> list[Row]:
-    """Pack rows of `input_ids` and `labels` into fewer ones, with `position_ids`.
+    """Pack rows of `input_ids` and `labels` into fewer rows, with `position_ids`.
 
-    The first label of each row must be ignored, or it would be learned from the row before it.
+    The first label of each row must be ignored; otherwise it is predicted from the row before.
     """
     result = []
     for members in bins([len(row["input_ids"]) for row in rows], size):

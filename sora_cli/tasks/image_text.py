@@ -1,9 +1,9 @@
-"""Images and the texts that belong to them, told apart from all others (contrastive, as in CLIP).
+"""Images and their texts, matched against all others in the batch (contrastive, as in CLIP).
 
-The model's loss compares every image of a batch with every text of it. So it depends on how rows
-are batched, as no other family's does: `training.gradient_accumulation` and further processes make
-the batches that are compared smaller, and a step's gradient is then the mean of theirs. The loss of
-a split is that of all its rows in one batch, whatever `training.eval_batch_size` is.
+The model's loss compares every image of a batch with every text of the batch. So it depends on the
+batches, unlike the loss of any other family: `training.gradient_accumulation` and further processes
+make the compared batches smaller, and a step's gradient is the mean of their gradients. The loss of
+a split is computed over all its rows as one batch, whatever `training.eval_batch_size` is.
 
 Source: Radford et al. 2021 (arXiv 2103.00020), figure 3.
 """
@@ -39,7 +39,7 @@ from sora_cli.tasks.texts import require_column, row_error
 
 @dataclass(frozen=True)
 class PairBatches:
-    """The collator: rows with stored images and texts become the model's inputs."""
+    """The collator: turns rows with stored images and texts into the model's inputs."""
 
     processor: Any
     form: ImageFormat
@@ -62,10 +62,10 @@ class PairBatches:
 
 
 class ImageText(Task):
-    """Search of the text for an image, and of the image for a text; the model gets no new part.
+    """Search of the text for an image and the image for a text; the model gets no new head.
 
-    Rows of a batch whose texts are equal count as wrong answers of each other in the loss, as they
-    do in CLIP's; in the scores they are right.
+    Rows of a batch with equal texts count as wrong answers for each other in the loss, as in
+    CLIP's; in the scores they count as right.
     """
 
     peft_type = None
@@ -139,7 +139,7 @@ class ImageText(Task):
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return (rows, 2 d + 1): the unit vectors of text and image, and the temperature.
 
-        The temperature, which cosines are multiplied by, is the same in all rows.
+        The temperature, a factor on the cosines, is the same in all rows.
         """
         texts, images = outputs["text_embeds"].float(), outputs["image_embeds"].float()
         scale = self._scale.detach().float().exp().to(texts.device)
@@ -159,7 +159,7 @@ class ImageText(Task):
         }
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
-        """Return which rows are right; all rows of the split stay what each is compared with."""
+        """Return a mask of right rows; each row is compared with all rows of the split."""
         if self.best == "loss":
             raise SoraError(
                 "the loss compares all images and texts with each other: no row has its own",
@@ -190,7 +190,7 @@ class ImageText(Task):
         ]
 
     def _right(self, predictions: Predictions, metric: str) -> np.ndarray:
-        """Return whether the nearest text (of `text_recall_at_1`: image) is the row's own."""
+        """Return a mask of rows with the right nearest text (`text_recall_at_1`: image)."""
         texts, images, _ = _split_kept(predictions)
         own = np.unique(self._texts(predictions), return_inverse=True)[1]
         pair = (texts, images) if metric == "text_recall_at_1" else (images, texts)
@@ -230,7 +230,7 @@ def _cosines(predictions: Predictions) -> list[float]:
 
 
 def _split_kept(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
-    """Split what `kept` joined."""
+    """Return the text vectors, image vectors and temperature from the result of `kept`."""
     outputs = torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float32))
     width = outputs.shape[1] // 2
     return outputs[:, :width], outputs[:, width : 2 * width], float(outputs[0, -1])
@@ -240,17 +240,17 @@ _BLOCK = 1024  # rows compared with all others at a time
 
 
 def contrastive_loss(texts: Tensor, images: Tensor, scale: float) -> float:
-    """Return the mean cross-entropy of choosing a text's image and an image's text.
+    """Return the mean of two cross-entropies: of finding a text's image and an image's text.
 
     Args:
         texts, images: (rows, d) of unit length; the same row of both belongs together.
-        scale: what cosines are multiplied by.
+        scale: factor on the cosines.
     """
     return (_mean_entropy(texts, images, scale) + _mean_entropy(images, texts, scale)) / 2
 
 
 def nearest(asked: Tensor, others: Tensor) -> np.ndarray:
-    """Return for each unit vector the row of the most similar one among others, (rows,)."""
+    """Return, for each unit vector, the row of the most similar vector in `others`, (rows,)."""
     found = [(block @ others.T).argmax(dim=1) for block in torch.split(asked, _BLOCK)]
     return torch.cat(found).numpy()
 

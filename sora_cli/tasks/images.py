@@ -28,7 +28,7 @@ from sora_cli.tasks.texts import require_column
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """The collator: rows with stored images and labels become the model's inputs."""
+    """The collator: turns rows with stored images and labels into the model's inputs."""
 
     processor: Any
     form: ImageFormat

@@ -1,7 +1,7 @@
-"""The labels of raw rows: their kind, the names of their classes, and the classes' numbers.
+"""Labels of raw rows: their kind, the names of the classes, and the class numbers.
 
-Labels of two splits must be of one kind: a whole number is the place of a class, a text its name,
-and which class of another split's texts a number would mean is a guess.
+The labels of two splits must be of one kind. An integer is a class's place and a text is its name,
+so mixing both would leave the class of a number to guesswork.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ class Labels:
 
     Attributes:
         column: its name.
-        values: the labels.
-        feature: their type in the data set.
-        rows: the row of each label; tags have several to a row.
+        feature: the column's type in the data set.
+        rows: the row of each label; with tags, a row has several labels.
     """
 
     column: str
@@ -43,16 +42,12 @@ class Labels:
 
     @classmethod
     def of(cls, rows: Dataset, column: str) -> Labels:
-        """Return a column with a label in each row."""
+        """Return the labels of a column with one label per row."""
         return cls(column, rows[column][:], rows.features[column], range(len(rows)))
 
     @property
     def kind(self) -> str:
-        """The kind of all the labels, in words.
-
-        Raises:
-            RowError: one is missing, is no label, or is of another kind than the first.
-        """
+        """The kind of all the labels, in words; mixed kinds and missing labels are errors."""
         self._check_plain()
         if not self.values:
             raise RowError(f"column '{self.column}' has no labels")
@@ -79,11 +74,7 @@ class Labels:
         return first
 
     def check_fits(self, trained: Labels) -> None:
-        """Check that these labels mean what those of the training rows do.
-
-        Raises:
-            RowError: they are of another kind, or their data set names other classes.
-        """
+        """Check that these labels are of the training rows' kind and have the same class names."""
         own, other = self.kind, trained.kind
         named = other == _NAMED and own == _TEXTS  # they are told by the classes' names
         if own != other and not named:
@@ -103,7 +94,7 @@ class Labels:
             )
 
     def _check_plain(self) -> None:
-        """Check that each row has a label, and a plain one."""
+        """Check that each row has a text or a number as its label."""
         for value, row in zip(self.values, self.rows, strict=True):
             if value is None or value == "" or value != value:  # NaN
                 raise row_error(f"column '{self.column}' has no label", row, key=_KEY)
@@ -121,13 +112,10 @@ def _kind(value: Any) -> str:
 
 
 def find_class_names(labels: Labels, data: DataBlock) -> list[str]:
-    """Return the classes' names in label order: the data set's, the recipe's, or the labels' own.
+    """Return the class names in label order: from the data set, the recipe, or the labels.
 
     Args:
         labels: of the training rows.
-
-    Raises:
-        SoraError: labels that are no classes, or names that do not fit them.
     """
     kind = labels.kind
     if isinstance(labels.feature, ClassLabel):
@@ -146,13 +134,12 @@ def encode_classes(
     column: str,
     rows: Sequence[int] | None = None,
 ) -> list[int]:
-    """Return the numbers of classes, from their numbers or names.
+    """Return class numbers for labels that are class numbers or names.
+
+    A label that is none of the classes is an error.
 
     Args:
-        rows: the row of each label; None: its place.
-
-    Raises:
-        RowError: labels that are none of the classes.
+        rows: the row of each label, for errors; None: its place.
     """
     index, n = {name: i for i, name in enumerate(names)}, len(names)
     if any(isinstance(v, str) for v in values):
@@ -182,10 +169,9 @@ def _is_index(value: Any, n: int) -> bool:
 
 
 def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
-    """Return other names for a data set's own classes: as many, and not in another order.
+    """Return the recipe's names for a data set's own classes; their number must be equal.
 
-    Raises:
-        SoraError: they would be other classes.
+    The same names in another order are an error: they would exchange the classes.
     """
     if wanted is None or wanted == names:
         return names
@@ -200,7 +186,7 @@ def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
 
 
 def _class_names(labels: Labels) -> list[str]:
-    """Return the classes of a column of texts, of true and false, or of numbers from 0."""
+    """Return the classes of a column of texts, of booleans, or of integers from 0."""
     column, values = labels.column, set(labels.values)
     shown = listed(sorted(map(str, values)), _SHOWN)
     if len(values) == 1:

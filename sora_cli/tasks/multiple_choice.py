@@ -1,4 +1,4 @@
-"""Multiple choice: of several texts, the one that fits a context."""
+"""Multiple choice: the one of several texts that fits a context."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ALIKE = "have choices that are all alike within data.max_length: nothing to cho
 
 
 class MultipleChoice(OneNumber):
-    """Each choice is read after the context and gets a number; cross-entropy over a row."""
+    """The model reads each choice after the context and scores it; cross-entropy over a row."""
 
     peft_type = None
     answered_by = ("prediction", "choice", "probability")
@@ -105,7 +105,7 @@ class MultipleChoice(OneNumber):
         return choices, right_places(rows[self._label][:], choices, self._label)
 
     def _find_label(self, columns: list[str]) -> str:
-        """Return the recipe's label column; if it names none, one with a usual name."""
+        """Return the recipe's label column; if it names none, a column with a usual name."""
         wanted = self.data.label_column
         named = "label_column" in self.data.model_fields_set
         candidates = [wanted] if named else [wanted, *_LABELS]
@@ -124,13 +124,17 @@ def _labelled(predictions: Predictions) -> Predictions:
 
 
 def _alike(features: Dataset, rows: np.ndarray) -> int:
-    """Return how many of these rows have choices that are all the same tokens."""
+    """Count the rows with exactly the same tokens in all choices.
+
+    Args:
+        rows: the numbers of the rows to compare.
+    """
     choices = features.select(rows)["input_ids"][:] if len(rows) else []
     return sum(all(ids == row[0] for ids in row) for row in choices)
 
 
 def _grouped(flat: Dataset, number: int) -> Dataset:
-    """Group (rows * number) features into (rows), each column a list with an item per choice."""
+    """Group (rows * number) features into (rows), each column a list with one item per choice."""
     offsets = np.arange(0, len(flat) + 1, number, dtype=np.int32)
     table = flat.with_format("arrow")[:]
     columns = {

@@ -1,7 +1,7 @@
-"""Images of a data set, which stay stored until a batch needs them, and a model's image format.
+"""Images of a data set, decoded batch by batch, and a model's image format.
 
-The pixels of 50,000 images do not fit into memory, and on a disk they take more room than the files
-they come from. So rows keep their images as they are stored, and each batch decodes its own.
+The pixels of 50,000 images do not fit into memory, and on a disk they need more space than the
+original files. So rows keep images in their stored form, and each batch decodes its own.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _DRAFT = 8  # the part of its size that a JPEG is decoded to where it is only lo
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """The form in which a model takes images.
+    """The image format of a model.
 
     Attributes:
-        mode: Pillow's: "RGB" for three channels, "L" for one.
+        mode: of Pillow: "RGB" for three channels, "L" for one.
         dtype: of the pixels.
     """
 
@@ -46,13 +46,10 @@ class ImageFormat:
 
 
 def stored_images(rows: Dataset, column: str) -> Dataset:
-    """Return the rows with the images of a column left as they are stored.
+    """Return the rows with the images of a column in their stored form, not decoded.
 
     Args:
-        column: of images, of files' bytes, or of paths.
-
-    Raises:
-        RowError: the column holds something else.
+        column: of images, of file contents, or of paths; any other column is a `RowError`.
     """
     feature = rows.features[column]
     names = feature.keys() if isinstance(feature, dict) else set()
@@ -67,16 +64,14 @@ def stored_images(rows: Dataset, column: str) -> Dataset:
 
 
 def check_images(rows: Dataset, column: str) -> None:
-    """Read every image once: else training may run for hours before it meets a damaged one.
+    """Read every image once; otherwise training could run for hours before it meets a damaged one.
 
-    Measured on one thread of a busy machine: 10,000 PNG of 32 x 32 take 3 s, 10,000 JPEG of
-    500 x 375 half a minute; there are as many threads as torch has.
+    An image that is missing, damaged or has more than 8 bits per channel is a `RowError`. Measured
+    on one thread of a busy machine: 10,000 PNG of 32 x 32 take 3 s, 10,000 JPEG of 500 x 375 half a
+    minute; it uses as many threads as torch has.
 
     Args:
         column: of stored images.
-
-    Raises:
-        RowError: an image is missing, damaged or of more than 8 bits a channel.
     """
     first = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -92,7 +87,7 @@ def check_images(rows: Dataset, column: str) -> None:
 
 
 def image_names(rows: Dataset, column: str) -> list[str | None]:
-    """Return the names of the files that stored images come from, if they are known."""
+    """Return the file names of stored images; None for images without a path."""
     paths = rows.select_columns(column).flatten()[f"{column}.path"][:]
     return [Path(path).name if path else None for path in paths]
 
@@ -100,11 +95,9 @@ def image_names(rows: Dataset, column: str) -> list[str | None]:
 def model_pixels(
     images: Sequence[Stored], processor: Any, form: ImageFormat
 ) -> Tensor:  # (images, channels, height, width)
-    """Return stored images as a model takes them: decoded, turned upright, resized, normalised.
+    """Return stored images as a model's input: decoded, turned upright, resized, normalised.
 
-    Raises:
-        SoraError: a file is not as it was when it was checked, or the images cannot be put into
-            one batch.
+    Images that cannot be read any more, or do not form a batch, are an error.
     """
     opened = [_open(image).convert(form.mode) for image in images]
     try:
@@ -119,10 +112,9 @@ def model_pixels(
 
 
 def fit_images(model: nn.Module, processor: Any) -> ImageFormat:
-    """Find how a loaded model takes images, try a blank one, and freeze its running averages.
+    """Find a model's image format, test it on a blank image, and freeze batch normalisation.
 
-    Raises:
-        SoraError: the model does not take what its image processor makes.
+    A model that does not accept the output of its image processor is an error.
     """
     config: Any = model.config
     towers = (config, getattr(config, "vision_config", None))
@@ -148,7 +140,7 @@ def fit_images(model: nn.Module, processor: Any) -> ImageFormat:
 
 @torch.no_grad()
 def _run_blank(model: Any, processor: Any, form: ImageFormat) -> None:
-    """Run one image through the model."""
+    """Run a blank image through the model."""
     blank = PIL.Image.new(form.mode, _BLANK)
     pixels = processor(images=[blank], return_tensors="pt")["pixel_values"]
     device = next(model.parameters()).device
@@ -158,9 +150,9 @@ def _run_blank(model: Any, processor: Any, form: ImageFormat) -> None:
 
 
 def _freeze_averages(model: nn.Module) -> None:
-    """Make batch normalisations use, and keep, their running averages in training, too.
+    """Make batch normalisation use its running averages in training and never update them.
 
-    The averages belong to the frozen model: an adapter does not hold them.
+    The averages belong to the frozen model; an adapter does not store them.
     """
     for module in model.modules():
         if isinstance(module, _BATCH_NORMS):
@@ -184,7 +176,7 @@ def _open(image: Stored) -> PIL.Image.Image:
 
 
 def _find_fault(image: Stored | None) -> str | None:
-    """Return what is wrong with a stored image; None: nothing."""
+    """Describe the fault of a stored image; None if it has none."""
     if image is None or (image["bytes"] is None and image["path"] is None):
         return "is missing"
     path = image["path"] if image["bytes"] is None else None
@@ -202,7 +194,7 @@ def _find_fault(image: Stored | None) -> str | None:
 
 
 def _decoded_mode(image: Stored, path: str | None) -> str:
-    """Return an image's mode after decoding all of it, at a small size if its format can."""
+    """Decode all of an image, at a small size if its format allows, and return its mode."""
     if path is not None and "://" in path:
         return _open(image).mode
     with PIL.Image.open(BytesIO(image["bytes"]) if path is None else path) as opened:

@@ -23,7 +23,7 @@ from sora_cli.tasks.windows import best_span, make_windows, window_losses
 
 @dataclass(frozen=True)
 class Span:
-    """An answer: its text, its place in the context (none: -1), and its sum of logits."""
+    """An answer: its text, its place in the context (-1: no answer), and its sum of logits."""
 
     text: str = ""
     start: int = -1
@@ -37,7 +37,7 @@ _POSITIONS = ("start_positions", "end_positions")
 
 
 class QuestionAnswering(Task):
-    """Each token is scored as the answer's first and as its last; cross-entropy over a window."""
+    """The model scores each token as the answer's first and last; cross-entropy over a window."""
 
     peft_type = "QUESTION_ANS"
     unscored_inputs = _POSITIONS
@@ -149,7 +149,7 @@ class QuestionAnswering(Task):
         return kind, np.array([_squad([span.text], [own])[self.best] for span, own in pairs])
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Count rows none of whose answers stands in their context: no span is right."""
+        """Count rows without any answer in their context: they have no right span."""
         remarks = []
         for name, part in parts.items():
             lost = len(part.raw) - sum(part.raw["found"][:])
@@ -194,9 +194,9 @@ class QuestionAnswering(Task):
     def _answers(self, predictions: Predictions) -> list[Span]:
         """Return each row's best answer over its windows.
 
-        If rows may have none, SQuAD 2.0's rule decides (Devlin et al. 2019, section 4.3), with a
-        threshold of 0: the answer is empty if the null place scores more than the best span even in
-        the window where it scores least.
+        If rows may have no answer, SQuAD 2.0's rule decides (Devlin et al. 2019, section 4.3), with
+        a threshold of 0. The answer is empty if the null place scores more than the best span, even
+        in the window in which the null place scores least.
         """
         rows = predictions.encoded
         contexts = rows.raw["context"][:]
@@ -221,14 +221,14 @@ class QuestionAnswering(Task):
 
 
 def _span(context: str, start: int, end: int, score: float) -> Span:
-    """Return what stands at a place of a context, without the white space around it."""
+    """Return the text between two places of a context, without outer white space."""
     text = context[start:end].strip()
     start += len(context[start:end]) - len(context[start:end].lstrip())
     return Span(text, start, start + len(text), float(score))
 
 
 def _squad(given: Sequence[str], wanted: Sequence[list[str]]) -> dict[str, float]:
-    """Return SQuAD's exact match and F1, means over rows of the best answer's, in 0..1."""
+    """Return SQuAD's exact match and F1, in 0..1, each against the best of the right answers."""
     from torchmetrics.functional.text.squad import squad
 
     scores = squad(
@@ -242,12 +242,12 @@ def _squad(given: Sequence[str], wanted: Sequence[list[str]]) -> dict[str, float
 
 
 def _usable(answers: Sequence[Answers]) -> list[int]:
-    """Return rows to learn from: the answer stands in the context, or is known to be missing."""
+    """Return rows to learn from: an answer is in the context, or the row is known to have none."""
     return [i for i, answer in enumerate(answers) if answer.usable]
 
 
 def _lose_padding(model: nn.Module, given: Any, batch: Mapping[str, Any], outputs: Any) -> Any:
-    """Replace a batch's loss by the loss that each window has by itself (a forward hook)."""
+    """Replace a batch's loss by the mean of each window's own loss (a forward hook)."""
     del model, given
     if outputs.get("loss") is None:
         return None
@@ -262,7 +262,7 @@ def _logits(outputs: Any) -> Tensor:
 
 
 def _real(predictions: Predictions) -> np.ndarray:
-    """Return a mask (windows, tokens) that is false on padding."""
+    """Return a mask (windows, tokens) that is False on padding."""
     places = np.arange(predictions.outputs.shape[1])
     return np.asarray(places < predictions.encoded.lengths[:, None])
 

@@ -1,7 +1,7 @@
-"""A text from a text, by an encoder and a decoder: T5, BART and similar models.
+"""Text generation from a source text, by an encoder and a decoder: T5, BART and similar models.
 
-An encoder-decoder is also checked here: its texts must fit its positions, and it must say how its
-texts begin.
+This file also checks a model: texts must fit its positions, and the decoder's first token must be
+known.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _TARGET_TOKENS = "target_tokens"
 
 @dataclass(frozen=True)
 class Room:
-    """The tokens that each side has positions for; unlimited if positions are computed."""
+    """Numbers of positions for tokens on each side; unlimited if positions are computed."""
 
     encoder: int = sys.maxsize
     decoder: int = sys.maxsize
 
 
 def room_of(model: nn.Module) -> Room:
-    """Return the room in a model's tables of absolute positions; T5 has none, BART one a side."""
+    """Return the sizes of a model's tables of positions: T5 has none, BART one per side."""
     found = {"encoder": sys.maxsize, "decoder": sys.maxsize}
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.endswith("embed_positions"):
@@ -48,14 +48,11 @@ def room_of(model: nn.Module) -> Room:
 
 
 def check_room(what: str, longest: int, room: int, key: str) -> None:
-    """Check that texts fit the model.
+    """Check that texts fit into the model's positions.
 
     Args:
         what: "source" or "target".
-        longest: tokens of the longest one, cut as `key` of the recipe says.
-
-    Raises:
-        SoraError: they do not.
+        longest: tokens of the longest text, after the cut that `key` of the recipe sets.
     """
     if longest > room:
         raise SoraError(
@@ -66,11 +63,7 @@ def check_room(what: str, longest: int, room: int, key: str) -> None:
 
 
 def check_start(model: Any) -> None:
-    """Check that the token which the decoder begins with is known.
-
-    Raises:
-        SoraError: neither configuration of the model names one.
-    """
+    """Check that the decoder's first token is known from one of the model's configurations."""
     if getattr(model.config, "decoder_start_token_id", None) is None:
         start = model.generation_config.decoder_start_token_id
         if start is None:
@@ -160,7 +153,7 @@ class Seq2Seq(Writing):
         self._model, self._room = model, room_of(model)
 
     def collator(self, processor: Any) -> Any:
-        """Return a collator that also makes `decoder_input_ids`, if the model says how."""
+        """Return a collator that also makes `decoder_input_ids` if the model can shift labels."""
         from transformers import DataCollatorForSeq2Seq
 
         return DataCollatorForSeq2Seq(processor, model=self._model, label_pad_token_id=IGNORED)
@@ -190,7 +183,7 @@ class Seq2Seq(Writing):
         )
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Count targets that lost their ends, by part."""
+        """Count the targets that were cut, for each split."""
         limit, counts, longest = self.options.max_target_length, [], 0
         for name, part in parts.items():
             tokens = np.asarray(part.raw[_TARGET_TOKENS][:])
@@ -205,7 +198,7 @@ class Seq2Seq(Writing):
         ]
 
     def _labels(self, targets: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], list[int]]:
-        """Return the tokens of each target, with its end, and their number before it was cut."""
+        """Return each target's tokens with its end token, and their number before the cut."""
         limit, end = self.options.max_target_length, tokenizer.eos_token_id
         labels: list[list[int]] = []
         counts: list[int] = []

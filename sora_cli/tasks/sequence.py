@@ -32,7 +32,7 @@ USUAL_COLUMNS = (
 
 
 class _Sequence(OneNumber):
-    """The common part: text columns, tokenising, padding, one label a row."""
+    """Shared part of both families: text columns, tokenising, padding, one label per row."""
 
     peft_type = "SEQ_CLS"
 
@@ -81,7 +81,7 @@ class _Sequence(OneNumber):
 
     @abstractmethod
     def encode_labels(self, values: Any) -> list[Any]:
-        """Return labels as the loss takes them."""
+        """Return labels in the form that the loss needs."""
 
     def collator(self, processor: Any) -> Any:
         from transformers import DataCollatorWithPadding
@@ -184,7 +184,7 @@ class SequenceRegression(_Sequence):
 
 
 def _no_bool(value: Any) -> Any:
-    """Return a value that is not true or false, which Python takes for numbers."""
+    """Return the value unless it is a bool, which Python accepts as a number."""
     if isinstance(value, bool):
         raise TypeError(f"{value} is no number")
     return value

@@ -92,7 +92,7 @@ class TokenClassification(Task):
         return class_options(self._names)
 
     def class_counts(self, rows: Encoded) -> np.ndarray:
-        """Return how many words have each tag, (tags,); those beyond max_length are not read."""
+        """Count the words of each tag, (tags,), without words beyond max_length."""
         columns = (rows.dataset[name][:] for name in ("labels", "places"))
         tags = [
             tag
@@ -112,7 +112,7 @@ class TokenClassification(Task):
         return int((batch["labels"] != IGNORED).sum())
 
     def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Return likeliest tags and losses, (rows, tokens, 2); NaN if a logit is not finite."""
+        """Return predicted tags and losses, (rows, tokens, 2); NaN if a logit is not finite."""
         logits = outputs["logits"].float()
         labels = batch["labels"]
         losses = cross_entropy(
@@ -154,7 +154,7 @@ class TokenClassification(Task):
         return kind, right, [*map(len, found)], [*map(len, there)]
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
-        """Count words that are scored, but have no token."""
+        """Count the words that are scored but have no token."""
         remarks = []
         for name, part in parts.items():
             if part.examples is None:
@@ -187,7 +187,7 @@ class TokenClassification(Task):
         ]
 
     def _check_entities(self) -> None:
-        """Check that the tags have entities: precision, recall and F1 are of entities."""
+        """Check that the tags describe entities, which precision, recall and F1 need."""
         entities = [name for name in self.metric_names if name != "accuracy"]
         other = [n for n in self._names if n != _OUTSIDE and not n.startswith(_ENTITY_PARTS)]
         if entities and (other or len(self._names) == 1):
@@ -200,7 +200,7 @@ class TokenClassification(Task):
             )
 
     def _tags(self, predictions: Predictions) -> list[list[int]]:
-        """Return the tag that each word of each row is given; _UNREAD if it was cut off."""
+        """Return the predicted tag of each word in each row; _UNREAD if the word was cut off."""
         given = []
         rows = predictions.encoded
         texts = zip(rows.raw["tags"], rows.dataset["places"], predictions.outputs, strict=True)
@@ -214,7 +214,7 @@ class TokenClassification(Task):
     def _entity_scores(
         self, wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]
     ) -> dict[str, float]:
-        """Score all entities; one is right if its kind, its first and its last word are.
+        """Score all entities; an entity is right if its kind, first word and last word are right.
 
         Source: Tjong Kim Sang and De Meulder 2003 (conlleval), by seqeval.
         """
@@ -229,7 +229,7 @@ class TokenClassification(Task):
         return [[self._names[tag] for tag in tags] for tags in rows]
 
     def _read(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
-        """Return the names of tags that were given; a word that was cut off is in no entity."""
+        """Return the names of predicted tags; a word that was cut off is outside any entity."""
         return [[_OUTSIDE if t == _UNREAD else self._names[t] for t in tags] for tags in rows]
 
 
@@ -241,5 +241,5 @@ def _entities(tags: list[str]) -> set[tuple[str, int, int]]:
 
 
 def _accuracy(wanted: Sequence[Sequence[int]], given: Sequence[Sequence[int]]) -> float:
-    """Return the share of words whose tag is right; words without a token count as wrong."""
+    """Return the share of words with the right tag; words without a token count as wrong."""
     return float(np.mean(np.concatenate(wanted) == np.concatenate(given)))

@@ -22,8 +22,7 @@ _OVERLAPPING = (("animal", "bird"), ("tool", "weapon"))  # a bird is an animal, 
 
 
 def roles(rng: random.Random) -> Item:
-    """Make an active sentence and four passive choices with agents, patients and verbs exchanged.
-    """
+    """Make an active sentence and four passive choices that exchange agent, patient or verb."""
     (agent, patient), (verb, other) = rng.sample(PEOPLE, 2), rng.sample(TRANSITIVE, 2)
     asked = [(patient, verb, agent), (agent, verb, patient)]
     asked += [(patient, other, agent), (agent, other, patient)]
