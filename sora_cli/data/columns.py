@@ -100,44 +100,45 @@ def read_columns(rows: Dataset) -> dict[str, Column]:
     plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel)]
     # all plain columns at once: `datasets` goes through the rows again for each that is asked for
     table = seen.select_columns(plain).with_format("arrow")[:] if plain else {}
-    found = {}
+    columns = {}
     for name, feature in features.items():
         if isinstance(feature, Image):
-            found[name] = Column(name, "image")
+            columns[name] = Column(name, "image")
         else:
             values = table[name].to_pylist() if name in plain else seen[name][:]
-            found[name] = _column(name, values, named=isinstance(feature, ClassLabel))
-    return found
+            columns[name] = _guess_column(name, values, named=isinstance(feature, ClassLabel))
+    return columns
 
 
-def _column(name: str, values: Sequence[Any], *, named: bool) -> Column:
+def _guess_column(name: str, values: Sequence[Any], *, named: bool) -> Column:
     """Guess the kind of a column from its values.
 
     Args:
         named: True if the values are class numbers and the data set stores the classes' names.
     """
-    there = [v for v in values if v is not None and v != "" and v == v]  # NaN is not
-    if not there:
+    present = [v for v in values if v is not None and v != "" and v == v]  # NaN is not
+    if not present:
         return Column(name, "empty")
-    nested = [isinstance(value, list | dict) for value in there]
+    nested = [isinstance(value, list | dict) for value in present]
     if any(nested):
-        return Column(name, _nested(there) if all(nested) else "other", len(there))
-    distinct = len(set(there))
-    if named or isinstance(there[0], bool):
+        return Column(name, _kind_of_nested(present) if all(nested) else "other", len(present))
+    distinct = len(set(present))
+    if named or isinstance(present[0], bool):
         return Column(name, "class", distinct)
-    if distinct == 1 and len(there) > 1:
+    if distinct == 1 and len(present) > 1:
         return Column(name, "constant", 1)
-    if all(isinstance(v, datetime.date | datetime.time) for v in there):
+    if all(isinstance(v, datetime.date | datetime.time) for v in present):
         return Column(name, "date", distinct)
-    if all(isinstance(v, str) for v in there):
-        words = float(np.mean([len(v.split()) for v in there]))
-        return Column(name, _of_texts(name, there, distinct, words), distinct, words)
-    if all(isinstance(v, int) for v in there):
-        return Column(name, _of_whole_numbers(name, there, distinct), distinct)
-    return Column(name, "number" if all(isinstance(v, float) for v in there) else "other", distinct)
+    if all(isinstance(v, str) for v in present):
+        words = float(np.mean([len(v.split()) for v in present]))
+        return Column(name, _kind_of_texts(name, present, distinct, words), distinct, words)
+    if all(isinstance(v, int) for v in present):
+        return Column(name, _kind_of_whole_numbers(name, present, distinct), distinct)
+    fractional = all(isinstance(v, float) for v in present)
+    return Column(name, "number" if fractional else "other", distinct)
 
 
-def _of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> Kind:
+def _kind_of_texts(name: str, values: Sequence[str], distinct: int, words: float) -> Kind:
     if _share(_DATE, values) >= _MOST:
         return "date"
     if _are_numbers(values):
@@ -168,7 +169,7 @@ def _is_finite(value: str) -> bool:
         return False
 
 
-def _of_whole_numbers(name: str, values: Sequence[int], distinct: int) -> Kind:
+def _kind_of_whole_numbers(name: str, values: Sequence[int], distinct: int) -> Kind:
     counted = distinct == len(values) > 2 and max(values) - min(values) == distinct - 1
     if counted or _IDENTIFIER.fullmatch(name):
         return "identifier"
@@ -176,7 +177,7 @@ def _of_whole_numbers(name: str, values: Sequence[int], distinct: int) -> Kind:
     return "class" if few and min(values) >= 0 and max(values) < 10 * _WHOLE_CLASSES else "whole"
 
 
-def _nested(values: Sequence[Any]) -> Kind:
+def _kind_of_nested(values: Sequence[Any]) -> Kind:
     """Guess the kind of a column of lists or mappings from its first value that is not empty."""
     first = next((value for value in values if value), None)
     items = first if isinstance(first, list) else [first]
@@ -187,10 +188,10 @@ def _nested(values: Sequence[Any]) -> Kind:
     if not all(isinstance(item, dict) for item in items):
         return "other"
     keys = set(items[0] or ())
-    return next(_of_mappings(keys, single=isinstance(first, dict)), "other")
+    return next(_kinds_of_mappings(keys, single=isinstance(first, dict)), "other")
 
 
-def _of_mappings(keys: set[str], *, single: bool) -> Iterator[Kind]:
+def _kinds_of_mappings(keys: set[str], *, single: bool) -> Iterator[Kind]:
     if not single and {"role", "from"} & keys and {"content", "value"} & keys:
         yield "chat"
     if {"text", "answer_start"} <= keys:

@@ -32,18 +32,18 @@ def comparable_batches(rows: Dataset, batch_size: int) -> Iterator[dict[str, lis
         return
     for table in rows.with_format("arrow").iter(batch_size=min(batch_size, _FILES)):
         columns = embed_table_storage(table).to_pydict()
-        yield {name: [_digested(value) for value in values] for name, values in columns.items()}
+        yield {name: [_with_digests(value) for value in values] for name, values in columns.items()}
 
 
-def _digested(value: Any) -> Any:
+def _with_digests(value: Any) -> Any:
     """Replace every stored file inside a value by its SHA-256."""
     if isinstance(value, list):
-        return [_digested(inner) for inner in value]
+        return [_with_digests(inner) for inner in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == _STORED and value["bytes"] is not None:
         return hashlib.sha256(value["bytes"]).hexdigest()
-    return {name: _digested(inner) for name, inner in value.items()}
+    return {name: _with_digests(inner) for name, inner in value.items()}
 
 
 def data_fingerprint(rows: Dataset) -> str:

@@ -21,7 +21,7 @@ from sora_cli.data.json_lines import DEEPEST, NO_ROW, TOO_DEEP, nesting
 from sora_cli.data.places import csv_records, is_json_list, json_texts
 from sora_cli.data.source import file_kind
 
-_Found = tuple[int, str]
+_LineFault = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,16 @@ def find_fault(paths: Sequence[Path], reason: str = "") -> Fault | None:
     """
     known = [path for path in paths if file_kind(path)]
     own = (Fault(path, *fault) for path in known for fault in _CHECKS[file_kind(path)](path))
-    return next(own, None) or _other_kind(known, reason) or _other_columns(known)
+    return next(own, None) or _unexpected_type(known, reason) or _unexpected_columns(known)
 
 
-def _other_kind(paths: Sequence[Path], reason: str) -> Fault | None:
+def _unexpected_type(paths: Sequence[Path], reason: str) -> Fault | None:
     """Return the line of the first value with another type than its predecessors."""
-    said = _UNPARSED.search(reason)
-    if said is None:
+    match = _UNPARSED.search(reason)
+    if match is None:
         return None
-    value, before = said[1], "whole numbers" if said[2].startswith("int") else f"{said[2]} values"
+    value, kind = match.groups()
+    before = "whole numbers" if kind.startswith("int") else f"{kind} values"
     for path in paths:
         for line, values in _VALUES[file_kind(path)](path):
             if value in values:
@@ -65,7 +66,7 @@ def _other_kind(paths: Sequence[Path], reason: str) -> Fault | None:
     return None
 
 
-def _other_columns(paths: Sequence[Path]) -> Fault | None:
+def _unexpected_columns(paths: Sequence[Path]) -> Fault | None:
     """Return the first file with other columns than the first file, or with none."""
     columns = [_COLUMNS[file_kind(path)](path) for path in paths]
     if paths and not any(columns):
@@ -119,7 +120,7 @@ def _too_many_hint(header: Sequence[str], fields: Sequence[str]) -> str:
     return "put texts with commas in them into quotes, or name all columns in the header"
 
 
-def _parquet(path: Path) -> Iterator[_Found]:
+def _parquet(path: Path) -> Iterator[_LineFault]:
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
             yield 0, "it is not a parquet file, whatever its name says"
@@ -132,7 +133,7 @@ def _parquet(path: Path) -> Iterator[_Found]:
         yield 0, first_line(error)
 
 
-def _csv(path: Path) -> Iterator[_Found]:
+def _csv(path: Path) -> Iterator[_LineFault]:
     yield from _not_utf8(path)
     width = 0
     try:
@@ -145,7 +146,7 @@ def _csv(path: Path) -> Iterator[_Found]:
         yield int(place), reason
 
 
-def _json(path: Path) -> Iterator[_Found]:
+def _json(path: Path) -> Iterator[_LineFault]:
     """Check JSON lines, or a file that holds one JSON list of rows."""
     yield from _not_utf8(path)
     try:
@@ -180,7 +181,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _not_utf8(path: Path) -> Iterator[_Found]:
+def _not_utf8(path: Path) -> Iterator[_LineFault]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -189,7 +190,7 @@ def _not_utf8(path: Path) -> Iterator[_Found]:
                 yield number, "it is not UTF-8 text"
 
 
-_CHECKS: dict[str, Callable[[Path], Iterator[_Found]]] = {
+_CHECKS: dict[str, Callable[[Path], Iterator[_LineFault]]] = {
     "csv": _csv,
     "json": _json,
     "parquet": _parquet,

@@ -42,7 +42,7 @@ def load_splits(data: DataBlock) -> Mapping[str, Part]:
     """Load every split that a recipe's data block defines."""
     match find_source(data):
         case Files(splits):
-            return {split: _load_files(split, *found) for split, found in splits.items()}
+            return {split: _load_files(split, *files) for split, files in splits.items()}
         case Folder(path):
             return _load_folder(path, data)
         case Builtin(name):
@@ -94,14 +94,14 @@ def _read_files(
 
 def _separator(paths: Sequence[Path]) -> str:
     """Return the field separator of CSV files; different separators in one split are an error."""
-    found = {separator_in(path): path for path in reversed(paths)}
-    if len(found) > 1:
-        (one, file), (two, other) = list(found.items())[:2]
+    separators = {separator_in(path): path for path in reversed(paths)}
+    if len(separators) > 1:
+        (one, file), (two, other) = list(separators.items())[:2]
         raise SoraError(
             f"{shown_path(file)} has {one!r} between its fields, {shown_path(other)} has {two!r}",
             hint="write all files of a split alike",
         )
-    return next(iter(found), ",")
+    return next(iter(separators), ",")
 
 
 def _check_headers(split: str, paths: Iterable[Path]) -> tuple[str, ...]:
@@ -147,10 +147,10 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
         if (folder / "dataset_dict.json").is_file():
             return _parts(datasets.load_from_disk(str(folder)), folder)
         builder = _builder(folder, data)
-        found = builder.config.data_files or {}
+        data_files = builder.config.data_files or {}
         files = {
             str(name): tuple(Path(shown_path(Path(path))) for path in own)
-            for name, own in found.items()
+            for name, own in data_files.items()
         }
         paths = [path for own in files.values() for path in own if file_kind(path) == "csv"]
         looked_at = getattr(builder.config, "sep", None) == _separator(paths)

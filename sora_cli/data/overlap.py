@@ -38,13 +38,13 @@ def find_overlaps(
         label: the label's column; None if the label is part of the input.
     """
     inputs, pairs = _hashes(train, texts, label)
-    found = {}
+    overlaps = {}
     for name, rows in splits.items():
         own_inputs, own_pairs = _hashes(rows, texts, label)
-        there = np.isin(own_inputs, inputs)
-        agrees = np.isin(own_pairs[there], pairs)
-        found[name] = Overlap(int(there.sum()), int((~agrees).sum()))
-    return found
+        repeated = np.isin(own_inputs, inputs)
+        agrees = np.isin(own_pairs[repeated], pairs)
+        overlaps[name] = Overlap(int(repeated.sum()), int((~agrees).sum()))
+    return overlaps
 
 
 def _hashes(

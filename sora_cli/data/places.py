@@ -179,8 +179,8 @@ def separator_in(path: Path) -> str:
             header = next((line for line in csv.reader(file) if "".join(line).strip()), [])
     except (csv.Error, UnicodeDecodeError, OSError):
         return ","  # whoever reads it says it
-    found = (mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0])
-    return next(found, ",")
+    marks = (mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0])
+    return next(marks, ",")
 
 
 def line_end_in(path: Path) -> str:

@@ -164,9 +164,9 @@ def _revision(splits: Iterable[Dataset]) -> str | None:
         sources = list(rows.info.download_checksums or ())
         caches = [Path(file["filename"]).parent.name for file in rows.cache_files]
         for place in (*sources, *(f"@{name}/" for name in caches)):
-            found = _COMMIT.search(place)
-            if found:
-                return found[1]
+            match = _COMMIT.search(place)
+            if match:
+                return match[1]
     return None
 
 

@@ -41,17 +41,17 @@ TOKENS = "tokens"
 """Column of the tokens a row has before it is cut."""
 
 
-_KEEPING: ContextVar[bool] = ContextVar("keeping", default=True)
+_CACHING: ContextVar[bool] = ContextVar("caching", default=True)
 
 
 @contextmanager
 def nothing_kept() -> Iterator[None]:
     """Within this context, `tokenise` caches nothing: for large data that is read only once."""
-    before = _KEEPING.set(False)
+    before = _CACHING.set(False)
     try:
         yield
     finally:
-        _KEEPING.reset(before)
+        _CACHING.reset(before)
 
 
 def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
@@ -64,7 +64,7 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
     # a column may be called as one of the results is, such as "tokens"
     texts = texts.rename_columns({name: f"_{i}" for i, name in enumerate(texts.column_names)})
 
-    def made(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    def encode_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         columns = [[str(text) for text in batch[name]] for name in texts.column_names]
         out = dict(tokenizer(*columns, truncation=False, verbose=False))
         out[TOKENS] = [len(ids) for ids in out["input_ids"]]
@@ -74,18 +74,18 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
         return out
 
     options = {"batched": True, "remove_columns": texts.column_names, "desc": "tokenising"}
-    keeping = _KEEPING.get()
-    key, folder = (_key(texts, tokenizer, max_length), _folder()) if keeping else (None, None)
+    caching = _CACHING.get()
+    key, folder = (_key(texts, tokenizer, max_length), _folder()) if caching else (None, None)
     if key is None or folder is None:  # a fingerprint computed would take as long as the tokens
-        return texts.map(made, new_fingerprint=secrets.token_hex(8), **options)
+        return texts.map(encode_batch, new_fingerprint=secrets.token_hex(8), **options)
     file = folder / f"{key}.arrow"
-    kept = _read(file)
-    if kept is not None:
-        return kept
+    cached = _read(file)
+    if cached is not None:
+        return cached
     partial = folder / f"{key}.{secrets.token_hex(4)}.partial"
     options |= {"cache_file_name": str(partial), "load_from_cache_file": False}
     try:
-        texts.map(made, new_fingerprint=key, **options)
+        texts.map(encode_batch, new_fingerprint=key, **options)
         _seal(partial, key)
         partial.replace(file)
     finally:

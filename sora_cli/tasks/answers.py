@@ -56,7 +56,7 @@ def read_answers(
         contexts: (rows,) the texts that should contain the answers.
         unanswerable: True if rows may have no answer.
     """
-    found = []
+    answers = []
     for row, (value, context) in enumerate(zip(rows[column][:], contexts, strict=True)):
         pairs = _pairs(value)
         if pairs is None:
@@ -71,8 +71,8 @@ def read_answers(
             )
         places = (_place(text, start, context) for text, start in pairs)
         place = next((place for place in places if place is not None), None)
-        found.append(Answers([text for text, _ in pairs], place))
-    return found
+        answers.append(Answers([text for text, _ in pairs], place))
+    return answers
 
 
 def _pairs(value: Any) -> list[tuple[str, int | None]] | None:
@@ -100,6 +100,6 @@ def _place(text: str, start: int | None, context: str) -> tuple[int, int] | None
     text = text.strip()
     if start is not None and context.startswith(text, start):
         return start, start + len(text)
-    places = [found.start() for found in re.finditer(re.escape(text), context)]
+    places = [match.start() for match in re.finditer(re.escape(text), context)]
     at = min(places, key=lambda place: abs(place - (start or 0)), default=None)
     return None if at is None else (at, at + len(text))

@@ -292,7 +292,7 @@ class Task(ABC):
 
         A part without a column is left out; a column that `data.columns` names must exist.
         """
-        found = {}
+        by_part = {}
         for part in parts:
             named = self.data.columns.get(part)
             if named is not None and named not in columns:
@@ -303,8 +303,8 @@ class Task(ABC):
             usual = (name for name in self.options.COLUMNS[part] if name in columns)
             column = named or next(usual, None)
             if column is not None:
-                found[part] = column
-        return found
+                by_part[part] = column
+        return by_part
 
     def part_column(self, columns: Sequence[str], part: str) -> str:
         """Return the column of a part; if it does not exist, the name that it would have."""
@@ -313,11 +313,11 @@ class Task(ABC):
 
     def require_columns(self, columns: Sequence[str], parts: Sequence[str]) -> dict[str, str]:
         """Return the column of each part, as `find_columns` does, but require one for each part."""
-        found = self.find_columns(columns, parts)
+        by_part = self.find_columns(columns, parts)
         for part in parts:
-            if part not in found:
+            if part not in by_part:
                 raise RowError(
                     f"no column for '{part}' among {listed(columns)}",
                     hint=f"data.columns.{part}=COLUMN",
                 )
-        return found
+        return by_part

@@ -25,11 +25,11 @@ from sora_cli.tasks.learned import (
 )
 from sora_cli.tasks.prompts import (
     Dialogue,
-    answered,
-    asked,
     chat_dialogue,
+    has_answer,
     messages_of,
     plain_dialogue,
+    with_answer,
 )
 from sora_cli.tasks.stand_ins import TEXT, with_column
 from sora_cli.tasks.texts import columns_in, require_column, texts_of
@@ -66,11 +66,11 @@ class CausalLm(Writing):
 
     def stand_in(self, rows: Dataset) -> Dataset:
         columns, named = rows.column_names, self.data.columns
-        found = self.find_columns(columns, [p for p in _INPUTS if not named or p in named])
-        if "messages" in found:
-            chats = [asked(value, TEXT) for value in rows[found["messages"]][:]]
-            return with_column(rows, found["messages"], chats)
-        self._continues = "instruction" not in found
+        parts = self.find_columns(columns, [p for p in _INPUTS if not named or p in named])
+        if "messages" in parts:
+            chats = [with_answer(value, TEXT) for value in rows[parts["messages"]][:]]
+            return with_column(rows, parts["messages"], chats)
+        self._continues = "instruction" not in parts
         if self._continues:
             return rows
         return with_column(rows, self.part_column(columns, "output"), [TEXT] * len(rows))
@@ -83,13 +83,13 @@ class CausalLm(Writing):
             if part in columns:
                 texts_of(rows, columns[part], key=f"data.columns.{part}")
         if "messages" in columns:
-            chats = [_at(i, messages_of, row, columns, None) for i, row in enumerate(rows)]
-            if not any(answered(chat) for chat in chats):
+            chats = [_for_row(i, messages_of, row, columns, None) for i, row in enumerate(rows)]
+            if not any(has_answer(chat) for chat in chats):
                 raise RowError("there is nothing to learn: the assistant's answers are all empty")
 
     def encode(self, rows: Dataset, processor: Any, *, training: bool = False) -> Encoded:
         self._check_template(processor)
-        dialogues = [_at(i, self._dialogue, row, processor) for i, row in enumerate(rows)]
+        dialogues = [_for_row(i, self._dialogue, row, processor) for i, row in enumerate(rows)]
         made, limit = rows_of(dialogues, processor), self.data.max_length
         lengths = [len(row["input_ids"]) for row in made]
         before = [learned_tokens(row) for row in made]
@@ -166,9 +166,9 @@ class CausalLm(Writing):
         named = set(self.data.columns)
         forms = sorted(_FORMS, key=lambda form: not named & set(form))
         for form in forms:
-            found = self.find_columns(columns, form)
-            if set(form) - {"input"} <= set(found) and named <= set(found):
-                return found
+            parts = self.find_columns(columns, form)
+            if set(form) - {"input"} <= set(parts) and named <= set(parts):
+                return parts
         raise RowError(
             f"no instructions, chats or texts found among the columns {listed(columns)}",
             hint="data.columns='{instruction: COLUMN, output: COLUMN}' or '{messages: COLUMN}' or "
@@ -216,10 +216,10 @@ class CausalLm(Writing):
         )
 
 
-def _at(row: int, made: Callable[..., Any], *args: Any) -> Any:
+def _for_row(row: int, function: Callable[..., Any], *args: Any) -> Any:
     """Call a function on a row; a `RowError` then names the row."""
     try:
-        return made(*args)
+        return function(*args)
     except RowError as error:
         error.put(row)
         raise

@@ -155,12 +155,12 @@ def _own_form(columns: Sequence[str], entries: Sequence[str]) -> Form:
 
 def _numbered_columns(columns: Sequence[str]) -> tuple[str, ...]:
     """Return the columns whose names differ only in a number or letter, in that order."""
-    found: dict[str, list[tuple[int, str, str]]] = {}
+    groups: dict[str, list[tuple[int, str, str]]] = {}
     for column in columns:
         if match := _NUMBERED.fullmatch(column):
             number = int(match[2]) if match[2].isdigit() else 0
-            found.setdefault(match[1], []).append((number, match[2], column))
-    most = max(found.values(), key=lambda alike: len(alike), default=[])
+            groups.setdefault(match[1], []).append((number, match[2], column))
+    most = max(groups.values(), key=lambda alike: len(alike), default=[])
     return tuple(name for _, _, name in sorted(most))
 
 

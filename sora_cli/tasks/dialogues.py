@@ -27,7 +27,7 @@ def rows_of(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[Row]:
     """
     texts = [text for dialogue in dialogues for text, _ in dialogue.pieces]
     ids = iter(_ids_of(texts, tokenizer))
-    return [_row(dialogue, ids, tokenizer) for dialogue in dialogues]
+    return [_encode(dialogue, ids, tokenizer) for dialogue in dialogues]
 
 
 def prompts_of(dialogues: Sequence[Dialogue], tokenizer: Any, *, limit: int) -> list[list[int]]:
@@ -35,7 +35,7 @@ def prompts_of(dialogues: Sequence[Dialogue], tokenizer: Any, *, limit: int) -> 
     ids = iter(_ids_of([text for d in dialogues for text in d.prompt], tokenizer))
     prompts = []
     for dialogue in dialogues:
-        start = _beginning(dialogue.prompt[0], tokenizer)
+        start = _start_tokens(dialogue.prompt[0], tokenizer)
         pieces = [next(ids) for _ in dialogue.prompt]
         prompts.append([*start, *(token for piece in pieces for token in piece)][-limit:])
     return prompts
@@ -83,8 +83,8 @@ class Padding:
         return {**batch, LEARNED: learned_places(batch["labels"]), "use_cache": False}
 
 
-def _row(dialogue: Dialogue, ids: Iterator[list[int]], tokenizer: Any) -> Row:
-    start = _beginning(dialogue.pieces[0][0], tokenizer)
+def _encode(dialogue: Dialogue, ids: Iterator[list[int]], tokenizer: Any) -> Row:
+    start = _start_tokens(dialogue.pieces[0][0], tokenizer)
     row: Row = {"input_ids": start, "labels": [IGNORED] * len(start)}
     for text, learned in dialogue.pieces:
         tokens = list(next(ids))
@@ -103,7 +103,7 @@ def _ids_of(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return ids
 
 
-def _beginning(text: str, tokenizer: Any) -> list[int]:
+def _start_tokens(text: str, tokenizer: Any) -> list[int]:
     """Return the token that the tokenizer puts before every text; none if the text contains it."""
     first = tokenizer.bos_token_id
     if first is None or text.startswith(tokenizer.bos_token):

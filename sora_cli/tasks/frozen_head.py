@@ -61,11 +61,13 @@ class _FrozenHead(torch.autograd.Function):
             chunk = slice(start, start + places)
             label = labels[chunk, None]
             logits = product(hidden[chunk].to(weight.dtype), weight, bias)
-            found = logits.log_softmax(dim=1, dtype=exact)
-            sums.append(-found.gather(1, label).sum())
+            log_probs = logits.log_softmax(dim=1, dtype=exact)
+            sums.append(-log_probs.gather(1, label).sum())
             if gradient is not None:
-                found = found.exp_().scatter_add_(1, label, found.new_full(label.shape, -1.0))
-                gradient[chunk] = product(found.to(weight.dtype), weight.t())
+                minus_one = log_probs.new_full(label.shape, -1.0)
+                # d loss / d logits = softmax - one_hot(label); in place, to save memory
+                delta = log_probs.exp_().scatter_add_(1, label, minus_one)
+                gradient[chunk] = product(delta.to(weight.dtype), weight.t())
         ctx.save_for_backward(gradient)
         return torch.stack(sums).sum() / len(labels)
 

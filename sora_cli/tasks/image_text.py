@@ -79,8 +79,8 @@ class ImageText(Task):
     _positions: int | None = None  # until the model is known
 
     def bind(self, train: Dataset) -> None:
-        found = self.require_columns(train.column_names, ["image", "text"])
-        self._image, self._text = found["image"], found["text"]
+        columns = self.require_columns(train.column_names, ["image", "text"])
+        self._image, self._text = columns["image"], columns["text"]
         self.input_columns, self.label_column = (self._image, self._text), None
 
     @classmethod
@@ -249,16 +249,16 @@ def contrastive_loss(texts: Tensor, images: Tensor, scale: float) -> float:
     return (_mean_entropy(texts, images, scale) + _mean_entropy(images, texts, scale)) / 2
 
 
-def nearest(asked: Tensor, others: Tensor) -> np.ndarray:
+def nearest(queries: Tensor, others: Tensor) -> np.ndarray:
     """Return, for each unit vector, the row of the most similar vector in `others`, (rows,)."""
-    found = [(block @ others.T).argmax(dim=1) for block in torch.split(asked, _BLOCK)]
-    return torch.cat(found).numpy()
+    rows = [(block @ others.T).argmax(dim=1) for block in torch.split(queries, _BLOCK)]
+    return torch.cat(rows).numpy()
 
 
-def _mean_entropy(asked: Tensor, others: Tensor, scale: float) -> float:
+def _mean_entropy(queries: Tensor, others: Tensor, scale: float) -> float:
     # in blocks: all rows against all rows would be too much memory for a large split
     total, first, columns = 0.0, 0, others.double().T
-    for block in torch.split(asked.double(), _BLOCK):
+    for block in torch.split(queries.double(), _BLOCK):
         own = torch.arange(first, first + len(block))
         logits = scale * block @ columns  # (block, rows)
         total += float(torch.nn.functional.cross_entropy(logits, own, reduction="sum"))

@@ -19,7 +19,7 @@ from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.tasks.texts import row_error
 
-_SHOWN = 5  # values listed in an error
+_MOST_LISTED = 5  # values listed in an error
 _KEY = "data.label_column"
 _FRACTIONS, _WHOLE, _BOOLS = "fractional numbers", "whole numbers", "true or false"
 _TEXTS, _NAMED = "texts", "numbers of named classes"
@@ -48,7 +48,7 @@ class Labels:
     @property
     def kind(self) -> str:
         """The kind of all the labels, in words; mixed kinds and missing labels are errors."""
-        self._check_plain()
+        self._check_values()
         if not self.values:
             raise RowError(f"column '{self.column}' has no labels")
         if isinstance(self.feature, ClassLabel):
@@ -93,7 +93,7 @@ class Labels:
                 hint="give all splits the same classes in the same order",
             )
 
-    def _check_plain(self) -> None:
+    def _check_values(self) -> None:
         """Check that each row has a text or a number as its label."""
         for value, row in zip(self.values, self.rows, strict=True):
             if value is None or value == "" or value != value:  # NaN
@@ -150,7 +150,7 @@ def encode_classes(
     if unseen:
         first = unseen[0]
         others = sorted({str(values[place]) for place in unseen} - {str(values[first])})
-        more = f" (nor are {listed(others, _SHOWN)})" if others else ""
+        more = f" (nor are {listed(others, _MOST_LISTED)})" if others else ""
         hidden = values[first] == -1
         raise RowError(
             f"label {shown_value(values[first])} in column '{column}' is none of the {n} classes"
@@ -188,7 +188,7 @@ def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
 def _class_names(labels: Labels) -> list[str]:
     """Return the classes of a column of texts, of booleans, or of integers from 0."""
     column, values = labels.column, set(labels.values)
-    shown = listed(sorted(map(str, values)), _SHOWN)
+    shown = listed(sorted(map(str, values)), _MOST_LISTED)
     if len(values) == 1:
         raise RowError(
             f"column '{column}' holds one class only: {shown}",

@@ -48,8 +48,8 @@ class Writing(Task):
         broken = not math.isfinite(scores["loss"])
         if predictions.texts is not None:
             wanted = predictions.encoded.raw["reference"][:]
-            found = text_scores(predictions.texts, wanted, self.metric_names)
-            scores |= {name: math.nan if broken else value for name, value in found.items()}
+            of_texts = text_scores(predictions.texts, wanted, self.metric_names)
+            scores |= {name: math.nan if broken else value for name, value in of_texts.items()}
         return {name: scores[name] for name in self.metric_names if name in scores}
 
     def row_parts(self, predictions: Predictions) -> tuple[Any, ...]:
@@ -125,8 +125,8 @@ def text_scores(
 
     Source: Lin 2004, ROUGE; google-research/rouge, without stemming.
     """
-    found = row_text_scores(written, wanted, names)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    scores = row_text_scores(written, wanted, names)
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def row_text_scores(
@@ -142,8 +142,8 @@ def row_text_scores(
     kinds = [name for name in ROUGE if name in names]
     if kinds:
         scorer = RougeScorer(kinds)
-        found = [scorer.score(b, a) for a, b in zip(written, wanted, strict=True)]
-        scores |= {kind: np.array([row[kind].fmeasure for row in found]) for kind in kinds}
+        by_row = [scorer.score(b, a) for a, b in zip(written, wanted, strict=True)]
+        scores |= {kind: np.array([row[kind].fmeasure for row in by_row]) for kind in kinds}
     return scores
 
 

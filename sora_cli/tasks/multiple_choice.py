@@ -30,8 +30,8 @@ class MultipleChoice(OneNumber):
 
     def bind(self, train: Dataset) -> None:
         columns = train.column_names
-        found = self.find_columns(columns, ("context", "question", "choices"))
-        self._form = find_form(columns, found, self.data.text_columns)
+        parts = self.find_columns(columns, ("context", "question", "choices"))
+        self._form = find_form(columns, parts, self.data.text_columns)
         self.input_columns = self._form.columns(columns)
         self._label = self.label_column = self._find_label(columns)
 
@@ -110,10 +110,10 @@ class MultipleChoice(OneNumber):
         named = "label_column" in self.data.model_fields_set
         candidates = [wanted] if named else [wanted, *_LABELS]
         free = [column for column in columns if column not in self.input_columns]
-        found = next((column for column in candidates if column in free), wanted)
+        column = next((name for name in candidates if name in free), wanted)
         hint = "name the column that says which choice is right: data.label_column=COLUMN"
-        require_column(found, free, key="data.label_column" if named else None, hint=hint)
-        return found
+        require_column(column, free, key="data.label_column" if named else None, hint=hint)
+        return column
 
 
 def _labelled(predictions: Predictions) -> Predictions:

@@ -59,15 +59,15 @@ def messages_of(
             raise RowError("a chat does not end with the assistant's answer")
         return [*first, *messages]
     extra = str(row[columns["input"]] or "") if "input" in columns else ""
-    asked = str(row[columns["instruction"]])
+    instruction = str(row[columns["instruction"]])
     return [
         *first,
-        {"role": "user", "content": f"{asked}\n\n{extra}" if extra else asked},
+        {"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction},
         {"role": _ASSISTANT, "content": str(row[columns["output"]])},
     ]
 
 
-def asked(value: Any, answer: str) -> Any:
+def with_answer(value: Any, answer: str) -> Any:
     """Return a chat that ends with this answer; it replaces the chat's own last answer.
 
     A value that is no chat is returned unchanged.
@@ -81,7 +81,7 @@ def asked(value: Any, answer: str) -> Any:
     return [*before, {**dict.fromkeys(last), role: _ASSISTANT, content: answer}]
 
 
-def answered(messages: Sequence[Message]) -> bool:
+def has_answer(messages: Sequence[Message]) -> bool:
     """Return True if any answer of the assistant has text."""
     return any(m["content"].strip() for m in messages if m["role"] == _ASSISTANT)
 
@@ -176,7 +176,7 @@ def _message_list(value: Any, column: str) -> list[Message]:
 
 
 def _message(item: Any, column: str) -> Message:
-    found = {}
+    message = {}
     for part, names in _KEYS.items():
         value = (
             next((item[n] for n in names if n in item), None) if isinstance(item, dict) else None
@@ -186,5 +186,5 @@ def _message(item: Any, column: str) -> Message:
                 f"column '{column}' holds a message without '{part}': {shown_value(item)}",
                 hint="messages are [{role: user, content: ...}, {role: assistant, content: ...}]",
             )
-        found[part] = value
-    return {"role": _ROLES.get(found["role"], found["role"]), "content": found["content"]}
+        message[part] = value
+    return {"role": _ROLES.get(message["role"], message["role"]), "content": message["content"]}

@@ -89,7 +89,7 @@ class QuestionAnswering(Task):
         lengths = np.array([len(ids) for ids in windows["input_ids"]])
         about: dict[str, list[Any]] = {
             "answers": [answer.texts for answer in answers],
-            "found": [answer.usable for answer in answers],
+            "usable": [answer.usable for answer in answers],
         }
         if not training:
             about |= {"question": questions, "context": contexts, **self._ids(rows)}
@@ -104,7 +104,7 @@ class QuestionAnswering(Task):
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
         super().check_model(model, processor)
-        model.register_forward_hook(_lose_padding, with_kwargs=True)
+        model.register_forward_hook(_ignore_padding, with_kwargs=True)
 
     def collator(self, processor: Any) -> Any:
         def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ class QuestionAnswering(Task):
         positions = np.stack([windows[name][:] for name in _POSITIONS], axis=1)
         losses = window_losses(
             torch.from_numpy(predictions.outputs.astype(np.float64)),
-            torch.from_numpy(_real(predictions)),
+            torch.from_numpy(_not_padding(predictions)),
             torch.from_numpy(positions),
         )
         return float(losses.mean())
@@ -152,7 +152,7 @@ class QuestionAnswering(Task):
         """Count rows without any answer in their context: they have no right span."""
         remarks = []
         for name, part in parts.items():
-            lost = len(part.raw) - sum(part.raw["found"][:])
+            lost = len(part.raw) - sum(part.raw["usable"][:])
             if lost:
                 scored = "context" in part.raw.column_names
                 remarks.append(
@@ -163,7 +163,7 @@ class QuestionAnswering(Task):
         return remarks
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
-        broken = ~(np.isfinite(predictions.outputs) | ~_real(predictions)[..., None])
+        broken = ~(np.isfinite(predictions.outputs) | ~_not_padding(predictions)[..., None])
         rows = np.asarray(predictions.encoded.dataset["example"][:])[broken.any(axis=(1, 2))]
         if len(rows):
             raise RowError("the model's outputs are not finite", int(rows.min()))
@@ -246,7 +246,7 @@ def _usable(answers: Sequence[Answers]) -> list[int]:
     return [i for i, answer in enumerate(answers) if answer.usable]
 
 
-def _lose_padding(model: nn.Module, given: Any, batch: Mapping[str, Any], outputs: Any) -> Any:
+def _ignore_padding(model: nn.Module, given: Any, batch: Mapping[str, Any], outputs: Any) -> Any:
     """Replace a batch's loss by the mean of each window's own loss (a forward hook)."""
     del model, given
     if outputs.get("loss") is None:
@@ -261,11 +261,11 @@ def _logits(outputs: Any) -> Tensor:
     return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
 
 
-def _real(predictions: Predictions) -> np.ndarray:
+def _not_padding(predictions: Predictions) -> np.ndarray:
     """Return a mask (windows, tokens) that is False on padding."""
     places = np.arange(predictions.outputs.shape[1])
     return np.asarray(places < predictions.encoded.lengths[:, None])
 
 
 def _finite(predictions: Predictions) -> bool:
-    return bool(np.isfinite(predictions.outputs[_real(predictions)]).all())
+    return bool(np.isfinite(predictions.outputs[_not_padding(predictions)]).all())

@@ -131,10 +131,10 @@ def _class_counts(
 def _class_f1(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return F1 of class 1 for two classes; for more, macro F1 over the classes that occur."""
     right, given, wanted = _class_counts(parts, weights)
-    found = _f1_of_counts(right, given, wanted)
-    if found.shape[1] <= 2:
-        return np.asarray(found[:, 1] if found.shape[1] == 2 else np.zeros(len(found)))
-    return np.asarray(found.sum(axis=1) / ((given + wanted) > 0).sum(axis=1))
+    f1 = _f1_of_counts(right, given, wanted)
+    if f1.shape[1] <= 2:
+        return np.asarray(f1[:, 1] if f1.shape[1] == 2 else np.zeros(len(f1)))
+    return np.asarray(f1.sum(axis=1) / ((given + wanted) > 0).sum(axis=1))
 
 
 def _matthews(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -39,12 +39,12 @@ class Room:
 
 def room_of(model: nn.Module) -> Room:
     """Return the sizes of a model's tables of positions: T5 has none, BART one per side."""
-    found = {"encoder": sys.maxsize, "decoder": sys.maxsize}
+    sizes = {"encoder": sys.maxsize, "decoder": sys.maxsize}
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.endswith("embed_positions"):
             side = "decoder" if "decoder" in path.split(".") else "encoder"
-            found[side] = module.num_embeddings - int(getattr(module, "offset", 0))
-    return Room(**found)
+            sizes[side] = module.num_embeddings - int(getattr(module, "offset", 0))
+    return Room(**sizes)
 
 
 def check_room(what: str, longest: int, room: int, key: str) -> None:

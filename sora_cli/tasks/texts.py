@@ -123,7 +123,7 @@ def made_texts(rows: Dataset, entries: Sequence[str]) -> Dataset:
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
     """Fill a template with the values of one row."""
-    return _FIELD.sub(lambda found: str(row[found[1]]), template)
+    return _FIELD.sub(lambda match: str(row[match[1]]), template)
 
 
 def _filled(template: str, rows: Dataset) -> list[str]:

@@ -148,10 +148,10 @@ class TokenClassification(Task):
             pairs = zip(wanted, given, strict=True)
             return "ratio", [np.equal(a, b).sum() for a, b in pairs], words
         kind = "entity_f1" if self.best == "f1" else self.best
-        found = [_entities(tags) for tags in self._read(given)]
-        there = [_entities(tags) for tags in self._named(wanted)]
-        right = [len(a & b) for a, b in zip(found, there, strict=True)]
-        return kind, right, [*map(len, found)], [*map(len, there)]
+        predicted = [_entities(tags) for tags in self._read(given)]
+        true = [_entities(tags) for tags in self._named(wanted)]
+        right = [len(a & b) for a, b in zip(predicted, true, strict=True)]
+        return kind, right, [*map(len, predicted)], [*map(len, true)]
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
         """Count the words that are scored but have no token."""

@@ -45,11 +45,11 @@ def kinds(rng: random.Random) -> Item:
 
 def opposites(rng: random.Random) -> Item:
     """Make a sentence with one of two opposites, or its negation, and an equivalent choice."""
-    person, (told, others) = rng.choice(PEOPLE), rng.sample(OPPOSITES, 2)
+    person, (stated, others) = rng.choice(PEOPLE), rng.sample(OPPOSITES, 2)
     first, denied = rng.randrange(2), rng.random() < 0.5
-    asked = [told[1 - first], told[first], *others]
+    asked = [stated[1 - first], stated[first], *others]
     return (
-        _is(person, told[first], denied),
+        _is(person, stated[first], denied),
         [_is(person, adjective, not denied) for adjective in asked],
     )
 

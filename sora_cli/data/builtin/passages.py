@@ -22,8 +22,8 @@ MOST_SENTENCES, LEAST_SENTENCES = 8, 2
 class Fact:
     """A kind of fact: its sentences, its questions and its possible values."""
 
-    told: tuple[str, ...]
-    asked: tuple[str, ...]
+    sentences: tuple[str, ...]
+    questions: tuple[str, ...]
     values: Sequence[str]
 
 
@@ -137,7 +137,7 @@ def load_passages(
     rng, seen = random.Random(f"{seed}/passages"), set[Hashable]()
     return {
         split: [
-            draw_new(partial(_row, f"{split}-{i}", rng), seen, lambda row: row["context"])
+            draw_new(partial(_make_row, f"{split}-{i}", rng), seen, lambda row: row["context"])
             for i in range(rows)
         ]
         for split, rows in (("train", train_rows), ("validation", validation_rows))
@@ -150,19 +150,19 @@ _THEMES: tuple[tuple[tuple[Fact, ...], Callable[[random.Random], str]], ...] = (
 )
 
 
-def _row(name: str, rng: random.Random) -> dict[str, Any]:
+def _make_row(name: str, rng: random.Random) -> dict[str, Any]:
     facts, subject_of = rng.choice(_THEMES)
     used: set[Hashable] = set()
     subjects = [draw_new(partial(subject_of, rng), used) for _ in range(2)]
     length = rng.randint(LEAST_SENTENCES, MOST_SENTENCES)
-    told = rng.randint(min(length, 2), min(length, 6))
+    stated = rng.randint(min(length, 2), min(length, 6))
     # The fact that is asked for comes first, then the same about the other subject: the kind of
     # the answer alone does not tell which one is meant.
     asked, *others = rng.sample(facts, len(facts))
     rest = [(subjects[1], asked), *((s, fact) for fact in others for s in subjects)]
-    chosen = [(subjects[0], asked), rest[0], *rng.sample(rest[1:], told - 2)]
+    chosen = [(subjects[0], asked), rest[0], *rng.sample(rest[1:], stated - 2)]
     answer, sentences = _sentences(chosen, rng)
-    fillers = rng.sample(_FILLERS, min(length - told, len(_FILLERS)))
+    fillers = rng.sample(_FILLERS, min(length - stated, len(_FILLERS)))
     sentences += [(filler, -1) for filler in fillers]
     rng.shuffle(sentences)
     place = next(index for index, (_, start) in enumerate(sentences) if start >= 0)
@@ -171,7 +171,7 @@ def _row(name: str, rng: random.Random) -> dict[str, Any]:
         "id": name,
         "title": " and ".join(sorted(subjects)),
         "context": " ".join(sentence for sentence, _ in sentences),
-        "question": rng.choice(asked.asked).format(s=subjects[0]),
+        "question": rng.choice(asked.questions).format(s=subjects[0]),
         "answers": {"text": [answer], "answer_start": [start]},
     }
 
@@ -185,7 +185,7 @@ def _sentences(
     for subject, fact in chosen:
         value = rng.choice([value for value in fact.values if value not in used])
         used.add(value)
-        form = rng.choice(fact.told)
+        form = rng.choice(fact.sentences)
         start = -1
         if not answer:
             answer = value
