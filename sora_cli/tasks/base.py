@@ -33,7 +33,7 @@ class Encoded:
         examples: further data for scoring, one row per raw row.
         lacking: number of raw rows without anything to learn, by remark ("have no text"); each row
             is counted once.
-        told: number of raw rows by any other remark.
+        notes: number of raw rows by any other remark.
     """
 
     dataset: Dataset
@@ -42,7 +42,7 @@ class Encoded:
     longest: int = 0
     examples: Dataset | None = None
     lacking: Mapping[str, int] = field(default_factory=dict)
-    told: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def raw(self) -> Dataset:

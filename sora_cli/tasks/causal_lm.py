@@ -106,7 +106,7 @@ class CausalLm(Writing):
         lost = "left out" if training else "not scored"
         answers = "text" not in self._columns  # of plain text, a cut row says all of it
         shorter = answers * sum(a < b for a, b in zip(after, before, strict=True))
-        told = {
+        notes = {
             f"lose the end of their answers at data.max_length={limit}": shorter,
             f"have no answer within data.max_length={limit}: {lost}": len(made) - len(learned),
             "have an empty answer: only its end is learned": sum(d.empty for d in dialogues),
@@ -119,7 +119,7 @@ class CausalLm(Writing):
             truncated=sum(n > limit for n in lengths),
             longest=max(lengths),
             examples=examples,
-            told=told,
+            notes=notes,
         )
 
     def template(self, processor: Any) -> str | None:

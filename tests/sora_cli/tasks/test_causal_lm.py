@@ -119,7 +119,7 @@ def test_all_of_a_plain_text_is_learned_but_its_first_token() -> None:
     assert encoded.lengths.tolist() == [6]
     cut = _encoded(_task(rows, data={"max_length": 3}, metrics=["loss"]), rows)
     assert cut.truncated == 1
-    assert not any(cut.told.values()), "there are no answers"
+    assert not any(cut.notes.values()), "there are no answers"
 
 
 @pytest.mark.parametrize(
