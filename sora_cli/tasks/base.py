@@ -72,7 +72,7 @@ class Predictions:
     """A model's outputs on encoded rows.
 
     Attributes:
-        outputs: (rows, ...) the results of `Task.kept`, in the data set's order.
+        outputs: (rows, ...) the results of `Task.outputs_to_keep`, in the data set's order.
         labels: (rows,) if each row has one label, else None.
         rows: the model's input rows.
         texts: generated texts, one per example; None if nothing was generated.
@@ -199,7 +199,7 @@ class Task(ABC):
         """Return the model's inputs for scoring: the batch without `unscored_inputs`."""
         return {name: value for name, value in batch.items() if name not in self.unscored_inputs}
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return the part of the outputs that scores need, (rows, ...).
 
         Rows of other batches may be longer; shorter rows are then padded with -100.

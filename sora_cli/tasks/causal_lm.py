@@ -144,7 +144,7 @@ class CausalLm(Writing):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch[LEARNED])
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         labels, places = batch["labels"], batch[LEARNED]
         logits = learned_logits(outputs["logits"], labels, places)
         return token_sums(logits, learned_labels(labels, places), places, labels.shape)

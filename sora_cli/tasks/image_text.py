@@ -136,7 +136,7 @@ class ImageText(Task):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch["input_ids"])
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return (rows, 2 d + 1): the unit vectors of text and image, and the temperature.
 
         The temperature, a factor on the cosines, is the same in all rows.
@@ -146,7 +146,7 @@ class ImageText(Task):
         return torch.cat([texts, images, scale.expand(len(texts), 1)], dim=1)
 
     def loss(self, predictions: Predictions) -> float:
-        return contrastive_loss(*_split_kept(predictions))
+        return contrastive_loss(*_split_outputs(predictions))
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         if not np.isfinite(predictions.outputs).all():
@@ -175,7 +175,7 @@ class ImageText(Task):
         return [_cosines(predictions)]
 
     def readable(self, predictions: Predictions) -> list[dict[str, Any]]:
-        vectors, images, _ = _split_kept(predictions)
+        vectors, images, _ = _split_outputs(predictions)
         texts, chosen = self._texts(predictions), nearest(images, vectors)
         cosines = _cosines(predictions)
         names = image_names(predictions.encoded.dataset, self._image)
@@ -191,7 +191,7 @@ class ImageText(Task):
 
     def _right(self, predictions: Predictions, metric: str) -> np.ndarray:
         """Return a mask of rows with the right nearest text (`text_recall_at_1`: image)."""
-        texts, images, _ = _split_kept(predictions)
+        texts, images, _ = _split_outputs(predictions)
         own = np.unique(self._texts(predictions), return_inverse=True)[1]
         pair = (texts, images) if metric == "text_recall_at_1" else (images, texts)
         return np.asarray(own[nearest(*pair)] == own)
@@ -224,13 +224,13 @@ def _check_texts(texts: Sequence[Any], column: str) -> None:
 
 def _cosines(predictions: Predictions) -> list[float]:
     """Return the cosine of each row's image and text."""
-    texts, images, _ = _split_kept(predictions)
+    texts, images, _ = _split_outputs(predictions)
     cosines: list[float] = (texts * images).sum(dim=1).tolist()
     return cosines
 
 
-def _split_kept(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
-    """Return the text vectors, image vectors and temperature from the result of `kept`."""
+def _split_outputs(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
+    """Split a model's outputs into text vectors, image vectors and temperature."""
     outputs = torch.from_numpy(np.asarray(predictions.outputs, dtype=np.float32))
     width = outputs.shape[1] // 2
     return outputs[:, :width], outputs[:, width : 2 * width], float(outputs[0, -1])

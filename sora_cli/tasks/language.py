@@ -29,7 +29,7 @@ _LARGEST = 700.0  # nats a token: e to a larger power is no float
 
 
 class Writing(Task):
-    """A family that learns texts: `kept` is `token_sums`; examples have source and reference."""
+    """A family that learns texts; its examples have source and reference."""
 
     trains_head = False
     one_label = False

@@ -116,7 +116,7 @@ class QuestionAnswering(Task):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return len(batch["start_positions"])
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return the logits (windows, tokens, 2)."""
         return _logits(outputs).float()
 

@@ -167,7 +167,7 @@ class Seq2Seq(Writing):
             return batch
         return {name: value for name, value in batch.items() if name != "labels"}
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         labels = batch["labels"]
         places = torch.arange(labels.numel(), device=labels.device)
         return token_sums(outputs["logits"].flatten(0, 1), labels.flatten(), places, labels.shape)

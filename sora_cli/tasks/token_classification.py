@@ -111,7 +111,7 @@ class TokenClassification(Task):
     def loss_items(self, batch: Mapping[str, Any]) -> int:
         return int((batch["labels"] != IGNORED).sum())
 
-    def kept(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    def outputs_to_keep(self, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
         """Return predicted tags and losses, (rows, tokens, 2); NaN if a logit is not finite."""
         logits = outputs["logits"].float()
         labels = batch["labels"]

@@ -183,7 +183,7 @@ def test_the_loss_is_the_models_own_over_all_tokens() -> None:
     with torch.no_grad():
         whole = float(model(**batch).loss)
         parts = [_batch(task, encoded.dataset.select(r)) for r in (range(3), range(3, 7))]
-        kept = [task.kept(model(**task.scored_inputs(part)), part) for part in parts]
+        kept = [task.outputs_to_keep(model(**task.scored_inputs(part)), part) for part in parts]
     predictions = Predictions(torch.cat(kept).numpy(), None, encoded)
     assert task.loss(predictions) == pytest.approx(whole, rel=1e-5)
     scores = task.scores(predictions)

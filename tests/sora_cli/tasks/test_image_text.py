@@ -46,7 +46,7 @@ def _predictions(task: ImageText, model: Any, rows: Dataset, *sizes: int) -> Pre
     for size in sizes:
         batch = _batch(task, rows.select(range(first, first + size)))
         with torch.no_grad():
-            kept.append(task.kept(model(**task.scored_inputs(batch)), batch))
+            kept.append(task.outputs_to_keep(model(**task.scored_inputs(batch)), batch))
         first += size
     assert first == len(rows)
     return Predictions(torch.cat(kept).numpy(), None, task.encode(rows, pair_processor()))

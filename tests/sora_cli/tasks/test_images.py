@@ -224,7 +224,7 @@ def test_the_loss_is_the_models_own_on_one_batch() -> None:
     with torch.no_grad():
         whole = float(model(**batch).loss)
         parts = [_batch(task, rows.select(r)) for r in (range(4), range(4, 9))]
-        kept = [task.kept(model(**task.scored_inputs(part)), part) for part in parts]
+        kept = [task.outputs_to_keep(model(**task.scored_inputs(part)), part) for part in parts]
     outputs = torch.cat(kept).numpy()
     encoded_rows = task.encode(rows, tiny_image_processor())
     predictions = Predictions(outputs, task.labels(encoded_rows), encoded_rows)

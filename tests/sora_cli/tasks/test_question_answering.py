@@ -305,7 +305,7 @@ def test_the_loss_is_the_models_own_of_each_window_alone(make: Any) -> None:
         task.check_model(model, tokenizer)
         outputs = model(**batch)
         assert float(outputs.loss) == pytest.approx(np.mean(alone), rel=1e-5)
-        kept = task.kept(model(**task.scored_inputs(batch)), batch)
+        kept = task.outputs_to_keep(model(**task.scored_inputs(batch)), batch)
     wider = np.pad(kept.numpy(), ((0, 0), (0, 3), (0, 0)), constant_values=-100)
     for logits in (kept.numpy(), wider):  # as beside a batch of longer rows
         loss = task.loss(Predictions(logits, None, encoded))

@@ -139,7 +139,7 @@ def test_the_loss_is_the_models_own_over_all_tokens(make: Any, shifted: bool) ->
         whole = model(**collate(features))
         parts = [collate(features[:1]), collate(features[1:])]
         given = [task.scored_inputs(part) for part in parts]
-        kept = [task.kept(model(**g), p) for g, p in zip(given, parts, strict=True)]
+        kept = [task.outputs_to_keep(model(**g), p) for g, p in zip(given, parts, strict=True)]
     assert ["labels" in inputs for inputs in given] == [not shifted] * 2
     predictions = Predictions(torch.cat(kept).numpy(), None, encoded)
     assert [task.loss_items(part) for part in parts] == [3, 6 + 2]
