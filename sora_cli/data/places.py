@@ -45,14 +45,14 @@ class RowError(SoraError):
         super().__init__(what, where=where, hint=hint, key=key)
         self.trained = trained
         self.places: list[str]
-        self.put(row)
+        self.set_row(row)
 
     def renamed(self, old: str, new: str) -> None:
         """Replace a name in all lines, and in the places of rows."""
         super().renamed(old, new)
         self.places = [place.replace(old, new) for place in self.places]
 
-    def put(self, row: int | None) -> None:
+    def set_row(self, row: int | None) -> None:
         """Set the row of this error."""
         self.row = row
         self.places = [f"row {row} {COUNTED}"] if row is not None else []

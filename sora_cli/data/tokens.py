@@ -45,7 +45,7 @@ _CACHING: ContextVar[bool] = ContextVar("caching", default=True)
 
 
 @contextmanager
-def nothing_kept() -> Iterator[None]:
+def no_token_cache() -> Iterator[None]:
     """Within this context, `tokenise` caches nothing: for large data that is read only once."""
     before = _CACHING.set(False)
     try:

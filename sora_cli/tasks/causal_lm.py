@@ -221,5 +221,5 @@ def _for_row(row: int, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except RowError as error:
-        error.put(row)
+        error.set_row(row)
         raise
