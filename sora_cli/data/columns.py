@@ -13,11 +13,11 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value
 
 LOOKED_AT = 20_000
-"""Rows that are read to tell the kinds of columns."""
-_CLASSES, _WHOLE_CLASSES = 200, 20  # different values that a column of classes has at most
-_ROWS_PER_CLASS = 4  # on average, at least
-_WORDS, _CHARACTERS = 3.0, 12  # of a text, on average: fewer are a name or a word
-_MOST = 0.95  # share of the values that tells what a column holds
+"""Most rows that are read to guess the kinds of columns."""
+_CLASSES, _WHOLE_CLASSES = 200, 20  # most different values of a column of classes: texts, integers
+_ROWS_PER_CLASS = 4  # on average, at least: classes repeat
+_WORDS, _CHARACTERS = 3.0, 12  # mean of a text, at least; shorter values are names or single words
+_MOST = 0.95  # share of values that decides a column's kind; the others may be mistakes
 
 _DATE = re.compile(
     r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?"
@@ -33,9 +33,9 @@ Kind = Literal[
     "text", "word", "class", "whole", "number", "identifier", "date", "constant", "empty",
     "words", "numbers", "chat", "answers", "choices", "image", "other",
 ]  # fmt: skip
-"""The kinds of columns: a text has several words, a "word" is a name, an address or the like with
-many different values; "whole" are whole numbers that are no classes; "words" and "numbers" are
-lists of them, with one item a word."""
+"""The kinds of columns. A text has several words; a "word" is a name, an address or similar, with
+many different values. "whole" are integers that are no classes. "words" and "numbers" are lists
+with one item per word."""
 
 _ABOUT: Mapping[Kind, str] = {
     "text": "texts",
@@ -98,7 +98,7 @@ def read_columns(rows: Dataset) -> dict[str, Column]:
     seen = rows.select(some_rows(len(rows)))
     features = rows.features
     plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel)]
-    # all plain columns at once: `datasets` goes through the rows again for each that is asked for
+    # all plain columns at once: `datasets` scans the rows again for each column that is read
     table = seen.select_columns(plain).with_format("arrow")[:] if plain else {}
     columns = {}
     for name, feature in features.items():
@@ -116,13 +116,14 @@ def _guess_column(name: str, values: Sequence[Any], *, named: bool) -> Column:
     Args:
         named: True if the values are class numbers and the data set stores the classes' names.
     """
-    present = [v for v in values if v is not None and v != "" and v == v]  # NaN is not
+    present = [v for v in values if v is not None and v != "" and v == v]  # NaN differs from itself
     if not present:
         return Column(name, "empty")
     nested = [isinstance(value, list | dict) for value in present]
     if any(nested):
         return Column(name, _kind_of_nested(present) if all(nested) else "other", len(present))
     distinct = len(set(present))
+    # before the test for integers: Python's True is an int, too
     if named or isinstance(present[0], bool):
         return Column(name, "class", distinct)
     if distinct == 1 and len(present) > 1:
@@ -170,10 +171,12 @@ def _is_finite(value: str) -> bool:
 
 
 def _kind_of_whole_numbers(name: str, values: Sequence[int], distinct: int) -> Kind:
+    # consecutive numbers without repetition are row numbers, even in another order
     counted = distinct == len(values) > 2 and max(values) - min(values) == distinct - 1
     if counted or _IDENTIFIER.fullmatch(name):
         return "identifier"
     few = distinct <= max(2, min(_WHOLE_CLASSES, len(values) // _ROWS_PER_CLASS))
+    # class numbers start at 0 and are small; larger numbers are years, codes or counts
     return "class" if few and min(values) >= 0 and max(values) < 10 * _WHOLE_CLASSES else "whole"
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset
+
+# Internals of datasets (5.2), used by push_to_hub: they read the bytes of files undecoded.
 from datasets.features.features import require_storage_embed
 from datasets.table import embed_table_storage
 
-_FILES = 100  # in memory at a time
+_FILES = 100  # files in memory at a time
 _STORED = {"bytes", "path"}
 
 
@@ -56,5 +58,6 @@ def data_fingerprint(rows: Dataset) -> str:
     digest = hashlib.sha256(json.dumps(names).encode())
     for batch in comparable_batches(rows, 1000):
         values = list(zip(*(batch[name] for name in names), strict=True))
+        # the list's brackets are cut off, so that the batches do not change the digest
         digest.update(json.dumps(values, sort_keys=True, default=str)[1:-1].encode() + b", ")
     return digest.hexdigest()

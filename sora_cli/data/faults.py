@@ -47,6 +47,7 @@ def find_fault(paths: Sequence[Path], reason: str = "") -> Fault | None:
             it.
     """
     known = [path for path in paths if file_kind(path)]
+    # Broken lines first: the other two checks parse each line and would fail on a broken one.
     own = (Fault(path, *fault) for path in known for fault in _CHECKS[file_kind(path)](path))
     return next(own, None) or _unexpected_type(known, reason) or _unexpected_columns(known)
 
@@ -92,7 +93,7 @@ def check_header(path: Path, split: str) -> list[str]:
     try:
         records = list(islice(csv_records(path), 2))
     except (csv.Error, UnicodeDecodeError, OSError):
-        return []  # the reader says it
+        return []  # the reader reports this fault later
     if not records:
         return []
     line, header = records[0]
@@ -151,7 +152,7 @@ def _json(path: Path) -> Iterator[_LineFault]:
     yield from _not_utf8(path)
     try:
         if is_json_list(path):
-            with suppress(RecursionError):  # it is met again, row by row
+            with suppress(RecursionError):  # the loop below finds the row that is nested too deep
                 json.loads(path.read_text(encoding="utf-8-sig"))
         for number, text in json_texts(path):
             if wrong := _wrong_row(text):
@@ -166,7 +167,7 @@ def _wrong_row(text: str) -> str:
         return TOO_DEEP
     try:
         row = json.loads(text, object_pairs_hook=_distinct)
-        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        json.dumps(row, ensure_ascii=False).encode()  # fails for half of a surrogate pair
     except ValueError as error:
         return f"no JSON: {getattr(error, 'msg', error)}"
     return "" if isinstance(row, dict) else NO_ROW

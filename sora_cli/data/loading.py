@@ -25,9 +25,9 @@ from sora_cli.data.source import Builtin, Files, Folder, Hub, file_kind, find_so
 from sora_cli.recipe.recipe import DataBlock
 
 _CSV_OPTIONS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
-"""pandas would take texts such as NA, None and null for missing; only an empty cell is."""
+"""Only an empty cell is missing; by default pandas also drops texts such as NA, None and null."""
 _CONFIGURATIONS = re.compile(r"pick one among the available configs: \[(.*?)\]")
-"""Part of the error of `datasets` where a data set has several, and none was named."""
+"""Part of the error of `datasets` for a data set with several configurations and no name given."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,15 @@ def _read_files(
             rows = datasets.load_dataset(
                 kind, split="train", data_files=[str(path) for path in paths], **place, **options
             )
-        rows.data.validate(full=True)  # the reader of JSON takes any bytes for text
-    except Exception as error:  # the readers of four formats raise many kinds
+        rows.data.validate(full=True)  # pyarrow's JSON reader does not check that texts are UTF-8
+    except Exception as error:  # the readers of four formats raise many types
         raise _unreadable(key, paths, error) from error
     return Part(rows, Origin(split, tuple(paths), len(rows), notes=notes))
 
 
 def _separator(paths: Sequence[Path]) -> str:
     """Return the field separator of CSV files; different separators in one split are an error."""
+    # reversed: of several files with one separator, the first stays in the mapping
     separators = {separator_in(path): path for path in reversed(paths)}
     if len(separators) > 1:
         (one, file), (two, other) = list(separators.items())[:2]
@@ -119,6 +120,7 @@ def _unreadable(key: str | None, paths: Sequence[Path], error: Exception) -> Sor
     name, where = key or shown_path(paths[0]), key and first_few(paths)
     if not holds_rows(paths):
         return SoraError(f"{name} holds no rows", where=where, key=key)
+    # `datasets` wraps a reader's error in its DatasetGenerationError, which names no reason
     reason = first_line(error.__cause__ or error)
     fault = find_fault(paths, reason)
     if fault is None:
@@ -153,10 +155,11 @@ def _load_folder(folder: Path, data: DataBlock) -> Mapping[str, Part]:
             for name, own in data_files.items()
         }
         paths = [path for own in files.values() for path in own if file_kind(path) == "csv"]
+        # a README may set another separator; the headers cannot be checked with ours then
         looked_at = getattr(builder.config, "sep", None) == _separator(paths)
     except SoraError:
         raise
-    except Exception as error:  # as many kinds as there are readers
+    except Exception as error:  # each reader raises its own types
         raise _unloadable(data, error.__cause__ or error) from error
     notes = {name: _check_headers(name, own) for name, own in files.items() if looked_at}
     try:
@@ -183,6 +186,7 @@ def _builder(folder: Path, data: DataBlock) -> Any:
             if builder.config.sep == ",":
                 own = (builder.config.data_files or {}).values()
                 options["sep"] = _separator([Path(path) for paths in own for path in paths])
+            # made again with the options, because they are part of the name of its cache
             builder = datasets.load_dataset_builder(str(folder), data.name, **options)
     return builder
 

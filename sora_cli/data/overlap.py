@@ -54,7 +54,8 @@ def _hashes(
     inputs, pairs = [], []
     columns = [*texts, label] if label is not None else list(texts)
     for batch in comparable_batches(rows.select_columns(columns), _BATCH):
-        inputs_of = [[str(text) for text in batch[name]] for name in texts]  # as tokenised
+        inputs_of = [[str(text) for text in batch[name]] for name in texts]
+        # Python's hash of texts has another key in each process; both sides are hashed in this one
         own = [hash(row) for row in zip(*inputs_of, strict=True)]
         inputs.append(np.array(own, dtype=np.int64))
         answers = [0] * len(own) if label is None else [str(value) for value in batch[label]]

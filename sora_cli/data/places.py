@@ -18,7 +18,7 @@ from sora_cli.data.source import file_kind
 
 COUNTED = "(counted from 0)"
 _OTHER_SEPARATORS = (";", "\t", "|")
-_BETWEEN = re.compile(r"[\s,]*")  # what stands between the rows of a JSON list
+_BETWEEN = re.compile(r"[\s,]*")  # between the rows of a JSON list
 
 
 class RowError(SoraError):
@@ -115,6 +115,7 @@ class Origin:
             starts = [list(_STARTS[file_kind(path)](path)) for path in self.files]
         except (OSError, ValueError, KeyError, csv.Error):
             return None
+        # a reader that skipped or joined lines would make every later line wrong: name no line
         if sum(map(len, starts)) != self.total:
             return None
         for path, own in zip(self.files, starts, strict=True):
@@ -154,14 +155,15 @@ def csv_records(path: Path, *, strict: bool = False) -> Iterator[tuple[int, list
 
     Blank lines are skipped, as in pandas, which reads the rows.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # its own is 131,072 characters
+    # csv's own limit is 131,072 characters; a C long has 32 bits on Windows
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader, start = csv.reader(file, strict=strict, delimiter=separator_in(path)), 1
         try:
             for fields in reader:
                 if len(fields) > 1 or (fields and not fields[0].isspace()):
                     yield start, fields
-                start = reader.line_num + 1
+                start = reader.line_num + 1  # a quoted field may span several lines
         except csv.Error as error:
             raise csv.Error(f"{start}:{error}") from error
 
@@ -178,7 +180,7 @@ def separator_in(path: Path) -> str:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next((line for line in csv.reader(file) if "".join(line).strip()), [])
     except (csv.Error, UnicodeDecodeError, OSError):
-        return ","  # whoever reads it says it
+        return ","  # the reader reports this fault later
     marks = (mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0])
     return next(marks, ",")
 
@@ -229,7 +231,7 @@ def _in_list(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _json_starts(path: Path) -> Iterator[str]:
-    shared = is_json_list(path)  # rows of a list may share a line
+    shared = is_json_list(path)  # a line may hold several rows of a list
     for row, (line, _) in enumerate(json_texts(path)):
         yield f":{line}, row {row} {COUNTED}" if shared else f":{line}"
 

@@ -58,7 +58,7 @@ def _auto_class(name: str) -> Any:
     import transformers
     from transformers.models.auto import image_processing_auto
 
-    if name == "AutoImageProcessor":  # at the top, 5.4 to 5.17 have it beside torchvision alone
+    if name == "AutoImageProcessor":  # transformers 5.4 to 5.17 export it only with torchvision
         return image_processing_auto.AutoImageProcessor
     return getattr(transformers, name)
 
@@ -89,7 +89,7 @@ def _lacks(folder: Path, patterns: Sequence[str]) -> bool:
 
 def pad_inputs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Pad the tokenizer's own columns to (rows, tokens of the longest row) each."""
-    # the tokenizer's own pad() warns at each batch that calling it anew would be faster
+    # private, but the tokenizer's public pad() warns at each batch that calling it anew is faster
     from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
     names = [name for name in tokenizer.model_input_names if name in rows[0]]

@@ -18,7 +18,7 @@ from sora_cli.data.places import Origin
 from sora_cli.recipe.recipe import DataBlock
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
-"""The commit in addresses such as hf://datasets/OWNER/NAME@COMMIT/train.parquet."""
+"""The commit in addresses of the form hf://datasets/OWNER/NAME@COMMIT/train.parquet."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,11 @@ def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
         rule = f"checkpoint chosen on {data.selection_rows} rows held out of {data.train}"
     if data.selection != "validation":
         rule = f"{rule} (split seed {data.selection_seed})"
+    # after the splits above: a limit must not change which rows are held out
     train = _head(train, data.max_train_rows)
     select, *scored = (_head(p, data.max_validation_rows) for p in (select, *report.values()))
     if data.selection == "validation":
-        select = scored[0]
+        select = scored[0]  # the same object, so that these rows are encoded and scored once
     parts = (train, select, *scored)
     return Rows(
         train=train.rows,
@@ -160,7 +161,7 @@ def _revision(splits: Iterable[Dataset]) -> str | None:
     This needs no network: `datasets` stores both with the rows.
     """
     for rows in splits:
-        # rows loaded anew have the first, rows taken from the cache of `datasets` the second
+        # freshly loaded rows have download_checksums; rows from the cache of `datasets` do not
         sources = list(rows.info.download_checksums or ())
         caches = [Path(file["filename"]).parent.name for file in rows.cache_files]
         for place in (*sources, *(f"@{name}/" for name in caches)):
@@ -175,7 +176,7 @@ def _split(part: Part, first: int, seed: int) -> tuple[Part, Part]:
     rows, origin = part.rows, part.origin
     places = Dataset.from_dict({"row": range(len(rows))}).with_format("arrow")
     halves = places.train_test_split(test_size=len(rows) - first, seed=seed)
-    # arrays: `datasets` hashes what it selects, which takes 8 s for a list of a million numbers
+    # arrays: `datasets` hashes the selected numbers, which takes 8 s for a list of a million
     chosen = (halves[name][:]["row"].to_numpy() for name in ("train", "test"))
     one, two = (Part(rows.select(own), origin.of(own)) for own in chosen)
     return one, two

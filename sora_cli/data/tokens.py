@@ -31,14 +31,14 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
-_FOLDER = "sora-tokens"  # in the cache of `datasets`
+_FOLDER = "sora-tokens"  # inside the cache of `datasets`
 _FORMAT = 2
 _LIBRARIES = ("datasets", "pyarrow", "tokenizers", "transformers")
-_DIGEST = 64  # characters at the end of a file
+_DIGEST = 64  # characters of the digest at the end of a file
 TRUNCATED = "truncated"
-"""Column that says whether a row was cut."""
+"""Column: True if the row was cut."""
 TOKENS = "tokens"
-"""Column of the tokens a row has before it is cut."""
+"""Column: number of tokens of the row before the cut."""
 
 
 _CACHING: ContextVar[bool] = ContextVar("caching", default=True)
@@ -61,7 +61,7 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
         texts: one column of texts, or two columns for pairs; no other columns.
         max_length: tokens that are kept of each row.
     """
-    # a column may be called as one of the results is, such as "tokens"
+    # a column may have the name of a result, such as "tokens"
     texts = texts.rename_columns({name: f"_{i}" for i, name in enumerate(texts.column_names)})
 
     def encode_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -70,13 +70,15 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
         out[TOKENS] = [len(ids) for ids in out["input_ids"]]
         out[TRUNCATED] = [tokens > max_length for tokens in out[TOKENS]]
         if any(out[TRUNCATED]):
+            # not cut by hand: special tokens must stay, and of a pair the longer text is cut
             out.update(tokenizer(*columns, truncation=True, max_length=max_length))
         return out
 
     options = {"batched": True, "remove_columns": texts.column_names, "desc": "tokenising"}
     caching = _CACHING.get()
     key, folder = (_key(texts, tokenizer, max_length), _folder()) if caching else (None, None)
-    if key is None or folder is None:  # a fingerprint computed would take as long as the tokens
+    if key is None or folder is None:
+        # a random fingerprint: to compute one takes as long as the tokens
         return texts.map(encode_batch, new_fingerprint=secrets.token_hex(8), **options)
     file = folder / f"{key}.arrow"
     cached = _read(file)
@@ -87,7 +89,7 @@ def tokenise(texts: Dataset, tokenizer: Any, *, max_length: int) -> Dataset:
     try:
         texts.map(encode_batch, new_fingerprint=key, **options)
         _seal(partial, key)
-        partial.replace(file)
+        partial.replace(file)  # atomic: another process sees no file or a complete one
     finally:
         partial.unlink(missing_ok=True)
     return Dataset.from_file(str(file))
@@ -112,6 +114,7 @@ def unread_rows(
     added: int = tokenizer.num_special_tokens_to_add(pair=pair)
     if prefix.strip():
         added += len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"])
+    # special tokens and the prefix come first: if they fill max_length, none of the text is left
     return (np.asarray(tokens) > max_length) & (max_length <= added)
 
 
@@ -144,6 +147,7 @@ def _content(tokenizer: Any) -> list[Any] | None:
     if not (of_transformers and isinstance(tokenizer, PreTrainedTokenizerFast)):
         return None
     backend = tokenizer.backend_tokenizer
+    # each call leaves its truncation and padding in the backend, which to_str() would include
     backend.no_truncation()
     backend.no_padding()
     return [
@@ -161,7 +165,7 @@ def _folder() -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return None  # costs time, and nothing else
+        return None  # without a cache only time is lost
     return folder
 
 

@@ -22,9 +22,9 @@ PHRASES = (
     "this shows the number {digit} in {stroke} ink",
     "a picture of a {stroke} {digit}",
 )
-"""The ways of saying it; validation has the first."""
+"""Templates of captions; validation uses the first only."""
 STROKES = ("thin", "bold")
-"""Less, or more ink than the median of the training images of the same digit."""
+"""Ink below or above the median of the training images of the same digit."""
 
 
 def load_captions(*, seed: int = 0) -> dict[str, list[dict[str, object]]]:

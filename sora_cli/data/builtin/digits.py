@@ -15,7 +15,7 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 """Label names in the order of the label numbers."""
 VALIDATION_ROWS = 360
 _SEED = 0
-_LARGEST = 16  # of a value in scikit-learn's table
+_LARGEST = 16  # largest value in scikit-learn's table
 
 
 def digit_arrays() -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:

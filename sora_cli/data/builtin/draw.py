@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 T = TypeVar("T")
-_DRAWS = 1000  # in vain, before there is taken to be nothing new left
+_DRAWS = 1000  # draws without a new one before giving up
 
 
 def itself(drawn: Hashable) -> Hashable:

@@ -15,10 +15,11 @@ from sora_cli.data.builtin.draw import draw_new
 from sora_cli.data.builtin.vocabulary import KINDS, OPPOSITES, PEOPLE, TRANSITIVE
 
 Item = tuple[str, list[str]]
-"""A sentence, and four others of which the first follows from it."""
+"""A sentence and four choices; the first choice follows from the sentence."""
 CHOICES = 4
 _DEALINGS = ("bought", "sold", "lost", "found", "cleaned", "stole", "borrowed", "wanted")
-_OVERLAPPING = (("animal", "bird"), ("tool", "weapon"))  # a bird is an animal, an axe is either
+# a bird is an animal, too; an axe is a tool and a weapon
+_OVERLAPPING = (("animal", "bird"), ("tool", "weapon"))
 
 
 def roles(rng: random.Random) -> Item:
@@ -34,6 +35,7 @@ def roles(rng: random.Random) -> Item:
 def kinds(rng: random.Random) -> Item:
     """Make a sentence about two things; the choices name the kind of thing for one of its verbs."""
     person, (verb, other) = rng.choice(PEOPLE), rng.sample(_DEALINGS, 2)
+    # one kind of each overlapping pair is left out: otherwise two choices could be right
     left_out = [rng.choice(pair) for pair in _OVERLAPPING]
     wholes = rng.sample([whole for whole in KINDS if whole not in left_out], CHOICES)
     part, distraction = (rng.choice(KINDS[whole]) for whole in wholes[:2])
@@ -88,6 +90,7 @@ def _make_rows(rows: int, rng: random.Random, seen: set[Hashable]) -> list[dict[
     names = tuple(PHENOMENA)
     made: list[dict[str, object]] = []
     for index in range(rows):
+        # the phenomenon varies fastest, then the label: all pairs of both are equally frequent
         name, label = names[index % len(names)], index // len(names) % CHOICES
         make = partial(PHENOMENA[name], rng)
         context, (right, *wrong) = draw_new(make, seen, lambda item: item[0])

@@ -57,8 +57,8 @@ _FRAMES = (
     "to the surprise of many , {clause} .",
     "as the paper said , {clause} before noon .",
 )
-_AMBIGUOUS = 0.3  # share of the names that could be of another kind, too
-_HELD_OUT = 0.5  # share of validation's other names that training never has
+_AMBIGUOUS = 0.3  # share of names that are ambiguous
+_HELD_OUT = 0.5  # share of validation's other names that never occur in training
 
 
 def load_entities(

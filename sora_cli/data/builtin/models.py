@@ -24,7 +24,7 @@ MODELS = {
     "tiny-t5": ("sora_cli.data.builtin.tiny_t5:write_tiny_t5", 1),
     "tiny-clip": ("sora_cli.data.builtin.tiny_clip:write_tiny_clip", 1),
 }
-"""Name -> what writes it into a directory, and its version: another one is another model."""
+"""Name -> the function that writes the model, and the version, which names its cache directory."""
 _FOLDER = "sora-models"
 _SEED = 0
 _LOG = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _make(folder: Path, name: str) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():  # another process was quicker
+        if folder.is_dir():  # another process made it while this one waited
             return
         _LOG.info("making the built-in model %s once; this takes some seconds", folder)
         with new_directory(folder) as temporary:

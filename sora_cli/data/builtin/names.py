@@ -53,7 +53,7 @@ AMBIGUOUS = {
     "Wells": ("PER", "LOC", "ORG"),
     "Mercedes": ("PER", "ORG"),
 }
-"""A name -> the kinds of thing that may be called so."""
+"""Name -> its possible kinds."""
 
 
 def draw(kind: str, rng: random.Random, *, held_out: bool) -> str:

@@ -21,7 +21,7 @@ _TEENS = (
 )
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 WORDS = (*DIGIT_NAMES, *_TEENS, *_TENS, "hundred", "thousand")
-"""Every word that can occur."""
+"""All words that `in_words` uses."""
 
 
 def in_words(number: int) -> str:

@@ -156,8 +156,8 @@ def _make_row(name: str, rng: random.Random) -> dict[str, Any]:
     subjects = [draw_new(partial(subject_of, rng), used) for _ in range(2)]
     length = rng.randint(LEAST_SENTENCES, MOST_SENTENCES)
     stated = rng.randint(min(length, 2), min(length, 6))
-    # The fact that is asked for comes first, then the same about the other subject: the kind of
-    # the answer alone does not tell which one is meant.
+    # The fact in question comes first, then the same kind of fact about the other subject: the
+    # kind of the answer alone must not reveal the answer.
     asked, *others = rng.sample(facts, len(facts))
     rest = [(subjects[1], asked), *((s, fact) for fact in others for s in subjects)]
     chosen = [(subjects[0], asked), rest[0], *rng.sample(rest[1:], stated - 2)]

@@ -14,7 +14,7 @@ from sora_cli.data.builtin.models import seeded
 from sora_cli.data.builtin.tiny_vit import image_processor
 from sora_cli.data.builtin.word_tokenizer import word_tokenizer
 
-_LONGEST = 16  # tokens of a text
+_LONGEST = 16  # most tokens of a text
 _LAYERS = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 
 

@@ -17,7 +17,7 @@ from sora_cli.data.builtin.numbers import WORDS, in_words
 from sora_cli.data.builtin.word_tokenizer import word_tokenizer
 
 _STEPS = 400
-_ROWS = 32  # of a step
+_ROWS = 32  # rows of a step
 _LEARNING_RATE = 3e-3
 _LARGEST_GRADIENT = 1.0
 _UNITS = {"hundred": "100", "thousand": "1000"}

@@ -1,7 +1,7 @@
 """The built-in model `tiny-vit`: a small vision transformer for grey images of 8 x 8.
 
-Its weights are random and three times as large as usual: the layers then mix their inputs enough to
-give an adapter useful features. On `builtin://digits` a head on the frozen model reaches about 63
+Its weights are random, with a standard deviation of 0.12 (transformers' default is 0.02): the
+layers then mix their inputs enough to give an adapter useful features. On `builtin://digits` a head on the frozen model reaches about 63
 %, LoRA of rank 8 about 95 %.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from sora_cli.data.builtin.models import seeded
 
 IMAGE_SIZE = 8
-"""Pixels, of either side."""
+"""Pixels of each side."""
 
 
 def write_tiny_vit(folder: Path) -> None:

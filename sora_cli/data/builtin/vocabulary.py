@@ -18,7 +18,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 GROUPS = 4
-"""Groups that the words are dealt into: a quarter of all word pairs is held out."""
+"""Number of groups of words: a quarter of all word pairs is held out."""
 
 PEOPLE = _words(
     "nurse doctor boy girl teacher farmer lawyer singer driver soldier baker king queen artist "
@@ -54,7 +54,7 @@ OPPOSITES = (
     ("right", "wrong"),
     ("wet", "dry"),
 )
-"""Complementary adjectives: of anybody exactly one of the two holds."""
+"""Complementary adjectives: exactly one of the two is true of anybody."""
 
 KINDS = {
     "animal": _words("dog cat horse cow pig lion goat rabbit"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space, before each word
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for the space before a word
 
 
 def word_tokenizer(words: Sequence[str], *, longest: int, start: str | None = None) -> Any:
