@@ -100,25 +100,25 @@ class Task(ABC):
     """A family of tasks; call `bind` with the raw training rows before any other method."""
 
     peft_type: ClassVar[str | None]
-    """PEFT's task_type, written into adapters; None where PEFT has none."""
+    """PEFT's task_type, written into adapters; None if PEFT has none for this family."""
     unscored_inputs: ClassVar[tuple[str, ...]] = ()
-    """Names in a batch that the model is not given when it is scored."""
+    """Names in a batch that are removed before the model is scored."""
     rows_apart: ClassVar[bool] = True
     """False if a row's loss depends on the other rows of its micro-batch."""
     one_label: ClassVar[bool] = True
     """True if each encoded row has a single label."""
     answered_by: ClassVar[tuple[str, ...]] = ("prediction",)
-    """Names of the columns that say what a model answers to a row."""
+    """Names of the columns that hold a model's answers."""
     writes_answers: ClassVar[bool] = False
-    """True if an answer is a text that the model writes, for which no outputs are needed."""
+    """True if the answers are generated texts, which need no outputs of the model."""
     answered_together: ClassVar[int] = 4096
-    """Rows that are in memory together where each row is to be answered."""
+    """Number of rows in memory at a time for `sora predict`."""
     trains_head: ClassVar[bool] = True
     """True if the model's output head is new and trained in full."""
     input_columns: tuple[str, ...]
-    """Columns of the raw rows that the model's input is made of; known once bound."""
+    """Columns of the model's input in raw rows; set by `bind`."""
     label_column: str | None
-    """The column of what is to be predicted; None where it is among the inputs."""
+    """The label's column; None if the label is part of the input. Set by `bind`."""
 
     def __init__(self, task: TaskBlock, data: DataBlock) -> None:
         self.name = task.name

@@ -45,7 +45,7 @@ class CausalLm(Writing):
     unscored_inputs = ("labels",)
     options: CausalLmOptions
     _continues = False
-    """True if rows of plain text are to be gone on with."""
+    """True if rows of plain text are prompts that the model continues."""
 
     def bind(self, train: Dataset) -> None:
         self._columns = self._find_form(train.column_names)
@@ -93,6 +93,7 @@ class CausalLm(Writing):
         made, limit = rows_of(dialogues, processor), self.data.max_length
         lengths = [len(row["input_ids"]) for row in made]
         before = [learned_tokens(row) for row in made]
+        # before packing: no row may be longer than a bin
         made = [cut(row, limit) for row in made]
         after = [learned_tokens(row) for row in made]
         learned = [row for row, tokens in zip(made, after, strict=True) if tokens]
@@ -104,7 +105,7 @@ class CausalLm(Writing):
                 key="data.max_length",
             )
         lost = "left out" if training else "not scored"
-        answers = "text" not in self._columns  # of plain text, a cut row says all of it
+        answers = "text" not in self._columns  # cut plain text counts as truncated
         shorter = answers * sum(a < b for a, b in zip(after, before, strict=True))
         notes = {
             f"lose the end of their answers at data.max_length={limit}": shorter,

@@ -200,6 +200,7 @@ def _place(label: Any, texts: Sequence[str], keys: Sequence[str] | None) -> int 
         if names.count(label.strip()) == 1:
             return names.index(label.strip())
         label = _number(label.strip())
+    # True is an int in Python, but no place
     if isinstance(label, bool) or not isinstance(label, int | np.integer):
         return None
     return int(label) if 0 <= label < len(texts) else None

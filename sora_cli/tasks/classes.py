@@ -68,9 +68,9 @@ class OneClass(OneNumber):
 
     answered_by = ("prediction", "probability")
     _names: list[str]
-    """Names of the classes in label order; known once bound."""
+    """Names of the classes in label order; set by `bind`."""
     _trained: Labels
-    """The first label of the training rows; known once bound."""
+    """The first label of the training rows; set by `bind`."""
 
     def stand_in(self, rows: Dataset) -> Dataset:
         return with_column(rows, self.data.label_column, [first_class(self.data)] * len(rows))

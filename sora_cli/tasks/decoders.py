@@ -13,7 +13,7 @@ from sora_cli.tasks.transformers_internals import parts_by_lengths
 
 _EACH_TOKEN = ("input_ids", "position_ids", "labels")  # (rows, tokens)
 _FIRST, _SECOND = 3, 5  # tokens of two short rows
-_EXACT, _HALF = 1e-4, 0.03  # differences allowed, of the largest logit: in 32 bits, and in 16
+_EXACT, _HALF = 1e-4, 0.03  # tolerance, as a share of the largest logit, in 32 and in 16 bits
 
 
 @torch.no_grad()

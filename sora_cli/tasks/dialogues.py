@@ -53,7 +53,7 @@ def cut(row: Row, limit: int) -> Row:
     answer = min(len(row["input_ids"]) - prompt, limit // 2)
     front = max(prompt + answer - limit, 0)
     shorter = {name: values[front : front + limit] for name, values in row.items()}
-    shorter["labels"][:1] = [IGNORED]
+    shorter["labels"][:1] = [IGNORED]  # the token before it was cut off
     return shorter
 
 
@@ -93,7 +93,7 @@ def _encode(dialogue: Dialogue, ids: Iterator[list[int]], tokenizer: Any) -> Row
             tokens.append(tokenizer.eos_token_id)
         row["input_ids"] += tokens
         row["labels"] += tokens if learned else [IGNORED] * len(tokens)
-    row["labels"][:1] = [IGNORED]  # nothing stands before it
+    row["labels"][:1] = [IGNORED]  # no token before it predicts it
     return row
 
 
@@ -108,6 +108,7 @@ def _start_tokens(text: str, tokenizer: Any) -> list[int]:
     first = tokenizer.bos_token_id
     if first is None or text.startswith(tokenizer.bos_token):
         return []
+    # a tokenizer may have such a token and not use it, so look at a real text
     return [first] if tokenizer("a")["input_ids"][:1] == [first] else []
 
 
@@ -126,7 +127,7 @@ def bins(lengths: Sequence[int], size: int) -> list[list[int]]:
     open_: list[tuple[int, int]] = []  # (room, number of the bin), sorted
     made: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = bisect_left(open_, (lengths[row], -1))
+        at = bisect_left(open_, (lengths[row], -1))  # the bin with the least sufficient room
         room, number = open_.pop(at) if at < len(open_) else (size, len(made))
         if number == len(made):
             made.append([])

@@ -75,4 +75,5 @@ class _FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
+        # the loss is a sum divided by the number of rows
         return gradient * (g / len(gradient)).to(gradient.dtype), None, None, None, None

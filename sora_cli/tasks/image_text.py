@@ -72,11 +72,11 @@ class ImageText(Task):
     trains_head = False
     unscored_inputs = ("return_loss",)
     answered_by = ("similarity",)
-    answered_together = 256  # their files are in memory
+    answered_together = 256  # the image files of these rows are in memory
     one_label = False
     rows_apart = False
     options: ImageTextOptions
-    _positions: int | None = None  # until the model is known
+    _positions: int | None = None  # set by check_model
 
     def bind(self, train: Dataset) -> None:
         columns = self.require_columns(train.column_names, ["image", "text"])
@@ -88,7 +88,7 @@ class ImageText(Task):
         return hasattr(config, "text_config") and hasattr(config, "projection_dim")
 
     def stand_in(self, rows: Dataset) -> Dataset:
-        return rows  # whether a row's image and text belong together is asked of it as it is
+        return rows  # no label to replace: the question is whether image and text belong together
 
     def check(self, rows: Dataset) -> None:
         for column in (self._image, self._text):
@@ -101,7 +101,7 @@ class ImageText(Task):
         limit = self.data.max_length
         self._check_positions(min(max(tokens, default=0), limit))
         kept = stored_images(rows.select_columns([self._image, self._text]), self._image)
-        # all lengths alike: which texts are compared must not depend on how long they are
+        # equal lengths: rows are batched by length, and the loss depends on the rows of a batch
         lengths = np.ones(len(kept), dtype=np.int64)
         cut = sum(n > limit for n in tokens)
         unread = unread_rows(tokens, processor.tokenizer, max_length=limit)
@@ -120,6 +120,7 @@ class ImageText(Task):
         config: Any = model.config
         texts = getattr(config, "text_config", None)
         scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
+        # a bias marks SigLIP, whose loss is a sigmoid for each pair, not CLIP's softmax
         if scale is None or bias is not None or texts is None:
             raise SoraError(
                 f"a {config.model_type} model does not compare images with texts as CLIP does",
@@ -236,7 +237,7 @@ def _split_outputs(predictions: Predictions) -> tuple[Tensor, Tensor, float]:
     return outputs[:, :width], outputs[:, width : 2 * width], float(outputs[0, -1])
 
 
-_BLOCK = 1024  # rows compared with all others at a time
+_BLOCK = 1024  # rows that are compared with all others at a time
 
 
 def contrastive_loss(texts: Tensor, images: Tensor, scale: float) -> float:
@@ -256,7 +257,7 @@ def nearest(queries: Tensor, others: Tensor) -> np.ndarray:
 
 
 def _mean_entropy(queries: Tensor, others: Tensor, scale: float) -> float:
-    # in blocks: all rows against all rows would be too much memory for a large split
+    # in blocks: the logits of all rows against all rows need too much memory for a large split
     total, first, columns = 0.0, 0, others.double().T
     for block in torch.split(queries.double(), _BLOCK):
         own = torch.arange(first, first + len(block))

@@ -19,7 +19,7 @@ from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock
 from sora_cli.tasks.texts import row_error
 
-_MOST_LISTED = 5  # values listed in an error
+_MOST_LISTED = 5  # most values to list in an error
 _KEY = "data.label_column"
 _FRACTIONS, _WHOLE, _BOOLS = "fractional numbers", "whole numbers", "true or false"
 _TEXTS, _NAMED = "texts", "numbers of named classes"
@@ -76,7 +76,7 @@ class Labels:
     def check_fits(self, trained: Labels) -> None:
         """Check that these labels are of the training rows' kind and have the same class names."""
         own, other = self.kind, trained.kind
-        named = other == _NAMED and own == _TEXTS  # they are told by the classes' names
+        named = other == _NAMED and own == _TEXTS  # texts are names of classes
         if own != other and not named:
             raise RowError(
                 f"the labels in column '{self.column}' are {own} here "
@@ -151,7 +151,7 @@ def encode_classes(
         first = unseen[0]
         others = sorted({str(values[place]) for place in unseen} - {str(values[first])})
         more = f" (nor are {listed(others, _MOST_LISTED)})" if others else ""
-        hidden = values[first] == -1
+        hidden = values[first] == -1  # GLUE's test sets have -1 for every label
         raise RowError(
             f"label {shown_value(values[first])} in column '{column}' is none of the {n} classes"
             f"{more}",
@@ -204,6 +204,7 @@ def _class_names(labels: Labels) -> list[str]:
             labels.rows[labels.values.index(min(values))],
             hint="name another column: data.label_column; or all classes: data.label_names",
         )
+    # with more class numbers than rows, these are identifiers or measurements
     if max(values) >= max(len(labels.values), 2):
         raise RowError(
             f"column '{column}' holds numbers up to {max(values)} in {len(labels.values)} rows, "

@@ -23,9 +23,9 @@ from sora_cli.recipe.families import ROUGE
 from sora_cli.tasks.base import Predictions, Task
 
 IGNORED = -100
-"""A label that no loss is taken of."""
-_TOGETHER = 256  # tokens whose logits are scored at a time
-_LARGEST = 700.0  # nats a token: e to a larger power is no float
+"""Label of tokens without a loss."""
+_TOGETHER = 256  # tokens scored at a time
+_LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
 
 class Writing(Task):
@@ -34,7 +34,7 @@ class Writing(Task):
     trains_head = False
     one_label = False
     writes_answers = True
-    answered_together = 256  # a text takes long: what is written is kept often
+    answered_together = 256  # generation is slow, so results are saved often
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
         assert predictions.texts is not None
@@ -85,7 +85,7 @@ def token_sums(logits: Tensor, labels: Tensor, places: Tensor, shape: torch.Size
         places: (n,) of the tokens, numbered through all rows.
         shape: (rows, tokens) of the batch.
     """
-    # some at a time, so that few logits are copied to float32
+    # some tokens at a time, so that few logits are copied to float32
     pairs = zip(torch.split(logits, _TOGETHER), torch.split(labels, _TOGETHER), strict=True)
     each = torch.cat([_sums(scores.float(), right) for scores, right in pairs])
     sums = torch.zeros(shape[0], 3, dtype=torch.float64, device=logits.device)
@@ -94,7 +94,7 @@ def token_sums(logits: Tensor, labels: Tensor, places: Tensor, shape: torch.Size
 
 def _sums(logits: Tensor, labels: Tensor) -> Tensor:
     """Return (n, 3), with one row per token."""
-    loss = cross_entropy(logits, labels, reduction="none")  # 0 where it is ignored
+    loss = cross_entropy(logits, labels, reduction="none")  # 0 for ignored tokens
     parts = (loss, labels != IGNORED, logits.argmax(dim=-1) == labels)
     return torch.stack([part.double() for part in parts], dim=1)
 
@@ -161,7 +161,7 @@ def generate_texts(
         new: most tokens to generate; fewer if the model's positions end before.
     """
     decoder = not model.config.is_encoder_decoder
-    # the longest first: little padding, and a batch that does not fit into memory fails at once
+    # longest first: little padding, and a batch that is too large for memory fails at once
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     texts = [""] * len(prompts)
     starts = range(0, len(order), batch)
@@ -187,6 +187,7 @@ def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
         [torch.tensor(row) for row in rows],
         batch_first=True,
         padding_value=value,
+        # a decoder continues after the last place, which must not be padding
         padding_side="left" if left else "right",
     )
 
@@ -217,7 +218,7 @@ def decoding(model: Any, tokenizer: Any, new: int, **sampling: Any) -> Any:
         new: most tokens to generate.
         sampling: settings of transformers that replace the greedy ones.
     """
-    # the configuration that comes with a model may sample, and scores must not depend on chance
+    # a model's own generation settings may sample, and scores must not depend on chance
     config = copy.deepcopy(model.generation_config)
     ends = {tokenizer.eos_token_id, *np.atleast_1d(config.eos_token_id or []).astype(int).tolist()}
     greedy: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
@@ -225,8 +226,8 @@ def decoding(model: Any, tokenizer: Any, new: int, **sampling: Any) -> Any:
         **{**greedy, **sampling},
         num_beams=1,
         max_new_tokens=new,
-        max_length=None,
-        min_length=0,
+        max_length=None,  # max_new_tokens counts only the new tokens
+        min_length=0,  # models for summaries ask for a minimum, such as 56 tokens (BART on CNN)
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends - {None}) or None,

@@ -33,13 +33,13 @@ from sora_cli.tasks.frozen_head import frozen_head_loss, is_frozen_linear
 from sora_cli.tasks.language import IGNORED
 
 LEARNED = "learned"
-"""The name in a batch; a model is given it as any other input."""
+"""The name in a batch; models get it like any other input."""
 
 KEY = "training.loss"
 CHUNK = 2**24
-"""Logits of a chunk: 64 MiB in 32 bits, as the loss takes them."""
-_OWN_HOOKS = 1  # on a head
-_FEWEST = 64  # places of a chunk: with fewer, a product is little but reading the head's weight
+"""Logits of a chunk: 64 MiB in the 32 bits that the loss is computed in."""
+_OWN_HOOKS = 1  # the number of our hooks on a head
+_FEWEST = 64  # places of a chunk: with fewer, a product mostly waits for the head's weight
 
 
 def learned_places(labels: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def learned_places(labels: Tensor) -> Tensor:
 
 def learned_labels(labels: Tensor, places: Tensor) -> Tensor:
     """Return the tokens (n,) to be predicted at these places."""
-    return labels.flatten()[places + 1]  # no row ends with such a place
+    return labels.flatten()[places + 1]  # a row's last place is never learned: no token follows
 
 
 def learned_logits(logits: Tensor, labels: Tensor, places: Tensor) -> Tensor:
@@ -108,6 +108,7 @@ class _LearnedOnly:
         """Take `learned` (and the labels) out of a model's inputs."""
         places = kwargs.pop(LEARNED, None)
         self.places = None if self.whole else places
+        # without labels the model computes no loss of its own, for which it would need all logits
         self.labels = None if self.places is None else kwargs.pop("labels", None)
         self._follow(model.get_output_embeddings())
         return args, kwargs
@@ -128,7 +129,7 @@ class _LearnedOnly:
         if self.chunked and self.labels is not None:
             wanted = learned_labels(self.labels, self.places).to(hidden.device)
             self.places = self.labels = None
-            self.loss = loss_in_chunks(head, hidden, wanted)  # here, where autocast is on
+            self.loss = loss_in_chunks(head, hidden, wanted)  # in the forward pass, inside autocast
             hidden = hidden[:0]
         return (hidden[None], *args[1:])
 
@@ -196,7 +197,7 @@ def _needs_all_logits(model: Any) -> str | None:
     return None
 
 
-_LARGE = 100.0  # a logit, so that the tangent of a soft cap is far from straight
+_LARGE = 100.0  # a logit that a soft cap (tanh) clearly bends
 
 
 @torch.no_grad()
@@ -237,7 +238,7 @@ def _gives_the_same(model: Any) -> bool:
     try:
         whole = model(**batch).loss
         alone = model(**batch, **{LEARNED: learned_places(labels)}).loss
-    except Exception:  # whatever an architecture does with the logits
+    except Exception:  # an architecture may do anything with the logits
         return False
     finally:
         model.train(training)

@@ -15,7 +15,7 @@ from sora_cli.core.errors import SoraError, first_line
 from sora_cli.recipe.metric_names import built_in, check_metric, near
 
 Metric = Callable[[np.ndarray, np.ndarray], dict[str, float]]
-"""Predictions and labels, one number a row -> scores by name."""
+"""Predictions and labels, one number per row -> scores by name."""
 
 
 def _accuracy(p: np.ndarray, y: np.ndarray) -> float:
@@ -90,7 +90,7 @@ def _from_the_hub(name: str) -> Metric:
 
     try:
         metric = evaluate.load(name)
-    except Exception as error:  # evaluate raises many kinds for one cause
+    except Exception as error:  # evaluate raises many types for one cause
         raise SoraError(
             f"no metric '{name}': it is none of the built-in ones and the Hub gave none",
             where=built_in(tuple(_OFFLINE)),

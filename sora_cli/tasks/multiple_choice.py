@@ -17,7 +17,7 @@ from sora_cli.tasks.stand_ins import check_finite, softmax, with_column
 from sora_cli.tasks.texts import require_column
 
 _LABELS = ("answerKey", "answer")
-"""Usual names of the column that says which choice is right, beside `data.label_column`."""
+"""Usual names of the label column, besides `data.label_column`."""
 _ALIKE = "have choices that are all alike within data.max_length: nothing to choose from"
 
 
@@ -26,7 +26,7 @@ class MultipleChoice(OneNumber):
 
     peft_type = None
     answered_by = ("prediction", "choice", "probability")
-    one_label = False  # models do not see places, so the place of the right choice is no class
+    one_label = False  # models do not see a choice's place, so the place is no class
 
     def bind(self, train: Dataset) -> None:
         columns = train.column_names

@@ -23,13 +23,13 @@ from sora_cli.core.errors import SoraError, first_line
 from sora_cli.data.places import RowError
 
 Stored = Mapping[str, Any]
-"""An image that is not decoded: its file's `bytes`, or the `path` they are read from."""
+"""An image that is not decoded: the `bytes` of its file, or the file's `path`."""
 _MODES = {1: "L", 3: "RGB"}
-_CHECKED = 256  # images at a time
-_BLANK = (64, 48)  # pixels; width and height differ, so that a mix-up of them shows
-_DEEP = ("I", "F")  # modes of more than 8 bits a channel, which Pillow cuts off at 255
+_CHECKED = 256  # images checked at a time
+_BLANK = (64, 48)  # pixels; width and height differ, so that swapping them is an error
+_DEEP = ("I", "F")  # modes with more than 8 bits per channel, which Pillow clips at 255
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_DRAFT = 8  # the part of its size that a JPEG is decoded to where it is only looked at
+_DRAFT = 8  # a JPEG is checked at 1/8 of its size, which is faster to decode
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def _freeze_averages(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, _BATCH_NORMS):
+            # a hook, since model.train() sets the module back before each step
             module.register_forward_pre_hook(_in_evaluation)
 
 
@@ -167,7 +168,7 @@ def _in_evaluation(module: nn.Module, inputs: Any) -> None:
 def _open(image: Stored) -> PIL.Image.Image:
     try:
         opened: PIL.Image.Image = datasets.Image().decode_example(dict(image))
-    except Exception as error:  # of any format's reader
+    except Exception as error:  # each format's reader raises its own types
         raise SoraError(
             f"the image {image['path'] or ''} cannot be read any more: {first_line(error)}",
             key="data",
@@ -184,7 +185,7 @@ def _find_fault(image: Stored | None) -> str | None:
         return f"is missing: there is no file '{path}'"
     try:
         mode = _decoded_mode(image, path)
-    except Exception as error:  # of any format's reader
+    except Exception as error:  # each format's reader raises its own types
         unknown = isinstance(error, PIL.UnidentifiedImageError)
         reason = "it is of no known format" if unknown else first_line(error)
         return f"cannot be read: {reason}{_file_name(image)}"

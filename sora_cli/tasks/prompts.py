@@ -138,6 +138,7 @@ def _learned_pieces(
         if not (whole.startswith(before) and whole.startswith(after) and len(before) > at):
             return None
         answer = after[len(before) :]
+        # a template may add text, such as a line break, after the end token: it is not learned
         end = answer.rfind(tokenizer.eos_token) if tokenizer.eos_token else -1
         learned = answer if end < 0 else answer[: end + len(tokenizer.eos_token)]
         pieces += [(whole[at : len(before)], False), (learned, True)]

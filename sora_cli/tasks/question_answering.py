@@ -31,7 +31,7 @@ class Span:
     score: float = -math.inf
 
 
-_WINDOW = 384  # tokens of a window of a long context, as in BERT's and most others' SQuAD
+_WINDOW = 384  # tokens of a window, as in BERT's SQuAD and most later work
 _SPAN = ("text", "start", "end", "score")
 _POSITIONS = ("start_positions", "end_positions")
 
@@ -100,7 +100,7 @@ class QuestionAnswering(Task):
         return Lengths(encoded.lengths, window=_WINDOW)
 
     def model_options(self) -> dict[str, Any]:
-        return {"num_labels": 2}  # a first token and a last one
+        return {"num_labels": 2}  # scores as first and as last token
 
     def check_model(self, model: nn.Module, processor: Any) -> None:
         super().check_model(model, processor)

@@ -17,9 +17,9 @@ import numpy as np
 from sora_cli.tasks.metrics import load_metric
 
 Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Parts (rows, k) and weights (sets, rows) -> the metric with each set of weights, (sets,)."""
-_ROUNDING = 1e-12  # of a sum of squares
-_LARGEST = 700.0  # nats a token: e to a larger power is no float
+"""Parts (rows, k) and weights (sets, rows) -> the metric for each set of weights, (sets,)."""
+_ROUNDING = 1e-12  # relative to a sum of squares; a smaller variance is rounding, and counts as 0
+_LARGEST = 700.0  # nats per token; e to a larger power overflows a float
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,8 @@ def _matthews(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return Matthews' correlation, for several classes by Gorodkin 2004; 0 if it is undefined."""
     right, given, wanted = _class_counts(parts, weights)
     rows = weights.sum(axis=1)
+    # with c right of s rows, p_k predictions and t_k labels of class k:
+    # (c s - sum p_k t_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2))
     joint = right.sum(axis=1) * rows - (given * wanted).sum(axis=1)
     spreads = (rows**2 - (given**2).sum(axis=1)) * (rows**2 - (wanted**2).sum(axis=1))
     return _share(joint, np.sqrt(spreads))
@@ -148,6 +150,7 @@ def _matthews(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _pearson(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return Pearson's correlation; 0 if one side is constant."""
+    # centred first: the sums of squares of large values would cancel to rounding errors
     x, y = (parts - parts.mean(axis=0)).T
     return _correlation([weights @ part for part in (x, y, x * x, y * y, x * y)], weights)
 
@@ -163,10 +166,10 @@ def _correlation(sums: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 def _spearman(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return Spearman's correlation: Pearson's of the ranks, which each set of weights changes."""
-    times = np.ascontiguousarray(weights.T)  # sets lie side by side, which is faster
+    times = np.ascontiguousarray(weights.T)  # sets next to each other in memory, which is faster
     x, y = (_weighted_ranks(column, times) for column in parts.T)  # (rows, sets) each
     squares = [np.einsum("rs,rs,rs->s", times, a, b) for a, b in ((x, x), (y, y), (x, y))]
-    middle = np.zeros(len(weights))
+    middle = np.zeros(len(weights))  # the sums of centred ranks
     return _correlation([middle, middle, *squares], weights)
 
 
@@ -181,6 +184,7 @@ def _weighted_ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
     order = np.argsort(place, kind="stable")
     starts = np.searchsorted(place[order], np.arange(place.max() + 1))
     alike = np.add.reduceat(times[order], starts, axis=0, dtype=np.float64)
+    # equal values share their mean rank; centred for the same reason as in `_pearson`
     ranks = np.cumsum(alike, axis=0) - alike / 2 - times.sum(axis=0) / 2
     return np.asarray(ranks[place])
 
@@ -203,7 +207,7 @@ FORMULAS: dict[str, Formula] = {
     "spearman": _spearman,
     "pearson_spearman": _pearson_spearman,
 }
-"""Metrics by the formula that makes them of rows' parts; a name that is not here is the Hub's."""
+"""Formulas by name; any other name is a metric of the Hub."""
 
 
 def _from_the_hub(name: str) -> Formula:
@@ -212,7 +216,7 @@ def _from_the_hub(name: str) -> Formula:
 
     def formula(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
         given, wanted = parts.T
-        if (parts == parts.astype(np.int64)).all():  # classes
+        if (parts == parts.astype(np.int64)).all():  # classes: the Hub's metrics want integers
             given, wanted = parts.astype(np.int64).T
         sets = (np.repeat(np.arange(len(parts)), row.astype(np.int64)) for row in weights)
         return np.array([compute(given[rows], wanted[rows])[name] for rows in sets])

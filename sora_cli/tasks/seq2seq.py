@@ -26,7 +26,7 @@ from sora_cli.tasks.texts import columns_in, require_column, texts_of
 
 _BATCH = 1000  # targets tokenised at a time
 _TARGET_TOKENS = "target_tokens"
-"""Column of the tokens a target has before it is cut."""
+"""Column: number of tokens of the target before the cut."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Seq2Seq(Writing):
     def check_model(self, model: nn.Module, processor: Any) -> None:
         super().check_model(model, processor)
         check_start(model)
-        processor.padding_side = "right"  # the decoder has no mask: it would read the padding
+        processor.padding_side = "right"  # the decoder gets no mask, so padding must come last
         self._model, self._room = model, room_of(model)
 
     def collator(self, processor: Any) -> Any:
@@ -179,7 +179,7 @@ class Seq2Seq(Writing):
             processor,
             examples["prompt"][:],
             batch=self.options.generation_batch_size,
-            new=min(new, self._room.decoder - 1),  # its first token is given
+            new=min(new, self._room.decoder - 1),  # the start token takes a position
         )
 
     def remarks(self, parts: Mapping[str, Encoded]) -> list[str]:
@@ -208,8 +208,9 @@ class Seq2Seq(Writing):
             cut = whole
             if any(len(ids) > limit for ids in whole):
                 cut = tokenizer(text_target=part, truncation=True, max_length=limit)["input_ids"]
+            # a model that never learns the end token never stops generating
             for all_ids, ids in zip(whole, cut, strict=True):
-                missing = end is not None and end not in all_ids  # else it would never stop
+                missing = end is not None and end not in all_ids
                 counts.append(len(all_ids) + missing)
                 labels.append([*ids[: limit - 1], end] if missing else ids)
         return labels, counts

@@ -64,6 +64,7 @@ class _Sequence(OneNumber):
         features = features.add_column("labels", np.asarray(labels))
         empty = np.array([not "".join(map(str, row.values())).strip() for row in texts])
         pair = len(texts.column_names) == 2
+        # without empty rows: `lacking` counts each row once
         unread = unread_rows(tokens, processor, max_length=limit, pair=pair) & ~empty
         lacking = {
             "have no text": int(empty.sum()),

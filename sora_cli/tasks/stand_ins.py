@@ -13,12 +13,12 @@ from sora_cli.data.places import RowError
 from sora_cli.recipe.recipe import DataBlock
 
 TEXT = "-"
-"""Stands for a text that is to be written."""
+"""Placeholder for a text to be generated."""
 
 
 def with_column(rows: Dataset, column: str, values: Sequence[Any]) -> Dataset:
     """Return rows with a column of these values, replacing a column of this name."""
-    if rows.column_names == [column]:  # without columns it would have no rows
+    if rows.column_names == [column]:  # a data set without columns has no rows
         return Dataset.from_dict({column: list(values)})
     if column in rows.column_names:
         rows = rows.remove_columns(column)

@@ -114,7 +114,7 @@ def align(
         encode_batch,
         batched=True,
         remove_columns=["words", "tags"],
-        new_fingerprint=secrets.token_hex(8),  # to compute one takes time
+        new_fingerprint=secrets.token_hex(8),  # random: computing one is slow
         load_from_cache_file=False,
         desc="tokenising",
     )
@@ -136,10 +136,10 @@ def _owners(
     words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> np.ndarray:
     """Return the number of each token's word, (tokens,); IGNORED for tokens of no word."""
-    ends = np.cumsum([len(word) + 1 for word in words])  # the space is counted to the word before
+    ends = np.cumsum([len(word) + 1 for word in words])  # each space belongs to the word before it
     starts = np.array([start for start, _ in offsets])
     stops = np.array([end for _, end in offsets])
-    # A token's last character tells its word: some tokenizers count the space before to a token.
+    # by each token's last character: some tokenizers include the space before a word in its token
     owners = np.searchsorted(ends, stops - 1, side="right")
     owners[(stops <= starts) | np.asarray(special, dtype=bool) | (owners >= len(words))] = IGNORED
     return owners

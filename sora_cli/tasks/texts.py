@@ -87,7 +87,7 @@ def require_offsets(tokenizer: Any) -> None:
 
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
-_PARTS = ("text", "pair")  # columns of what `made_texts` gives
+_PARTS = ("text", "pair")  # columns in the result of `made_texts`
 
 
 def columns_in(entry: str, columns: Collection[str]) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 def _filled(template: str, rows: Dataset) -> list[str]:
     names = _FIELD.findall(template)
     columns = [rows[name][:] for name in names]
-    literals = _FIELD.split(template)[::2]  # what stands before, between and after the names
+    literals = _FIELD.split(template)[::2]  # the text before, between and after the names
     return [
         literals[0] + "".join(f"{v}{after}" for v, after in zip(row, literals[1:], strict=True))
         for row in zip(*columns, strict=True)

@@ -31,7 +31,7 @@ from sora_cli.tasks.tags import (
 
 _OUTSIDE = "O"
 _ENTITY_PARTS = ("B-", "I-", "E-", "S-")
-_UNREAD = -1  # a word that has no token
+_UNREAD = -1  # a word without a token
 
 
 class TokenClassification(Task):
@@ -73,7 +73,7 @@ class TokenClassification(Task):
         tokens = np.asarray(made["tokens"][:])
         made = made.remove_columns("tokens")
         unread = [max(labels) == IGNORED for labels in made["labels"]]
-        if training and sum(unread) < len(unread):  # a batch of them would have no loss
+        if training and sum(unread) < len(unread):  # a batch without labels has the loss NaN
             made = made.select([row for row, nothing in enumerate(unread) if not nothing])
         return Encoded(
             made,
@@ -118,7 +118,7 @@ class TokenClassification(Task):
         losses = cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
         ).view_as(labels)
-        # a loss can be finite beside a logit that is not, and such a row must not look right
+        # a loss can be finite although a logit is not; such a row must not count as right
         broken = ~torch.isfinite(logits).all(dim=-1) & (labels != IGNORED)
         losses = losses.masked_fill(broken, math.nan)
         return torch.stack([logits.argmax(dim=-1).float(), losses], dim=-1)

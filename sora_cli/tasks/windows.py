@@ -38,7 +38,7 @@ def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int)
     """
     require_offsets(tokenizer)
     special = tokenizer.num_special_tokens_to_add(pair=True)
-    gap = "" if special else "\n"  # else nothing would be between question and context
+    gap = "" if special else "\n"  # without special tokens, something must separate the context
 
     def encode_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         questions = [f"{text.strip()}{gap}" for text in batch["question"]]
@@ -65,7 +65,7 @@ def make_windows(rows: Dataset, tokenizer: Any, *, max_length: int, stride: int)
         encode_batch,
         batched=True,
         remove_columns=rows.column_names,
-        new_fingerprint=secrets.token_hex(8),  # to compute one takes time
+        new_fingerprint=secrets.token_hex(8),  # random: computing one is slow
         load_from_cache_file=False,
         desc="tokenising",
     )
@@ -96,6 +96,7 @@ def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float
         starts, ends: (tokens,) logits of the context.
         longest: most tokens of an answer.
     """
+    # row i of the windows: the end logits of spans of 1 to `longest` tokens that start at token i
     padded = np.concatenate([ends, np.full(longest - 1, -np.inf)])
     sums = starts[:, None] + sliding_window_view(padded, longest)  # (tokens, longest)
     start, length = np.unravel_index(int(sums.argmax()), sums.shape)
@@ -128,6 +129,7 @@ def _tokens_of(
     begin, end = answer
     if begin < 0 or starts[0] > begin or ends[-1] < end:
         return None
+    # in characters: the first token that ends after `begin`, the last that starts before `end`
     first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(starts, end, "left") - 1
     return (int(first), int(last)) if first <= last else None
 

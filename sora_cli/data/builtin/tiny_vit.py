@@ -1,8 +1,8 @@
 """The built-in model `tiny-vit`: a small vision transformer for grey images of 8 x 8.
 
 Its weights are random, with a standard deviation of 0.12 (transformers' default is 0.02): the
-layers then mix their inputs enough to give an adapter useful features. On `builtin://digits` a head on the frozen model reaches about 63
-%, LoRA of rank 8 about 95 %.
+layers then mix their inputs enough to give an adapter useful features. On `builtin://digits` a head
+on the frozen model reaches about 63 %, LoRA of rank 8 about 95 %.
 """
 
 from __future__ import annotations
