@@ -62,7 +62,7 @@ def _unexpected_type(paths: Sequence[Path], reason: str) -> Fault | None:
     for path in paths:
         for line, values in _VALUES[file_kind(path)](path):
             if value in values:
-                what = f"{shown_value(value)}, where there are {before} before"
+                what = f"{shown_value(value)} stands in a column of {before}"
                 return Fault(path, line, what)
     return None
 
@@ -74,7 +74,7 @@ def _unexpected_columns(paths: Sequence[Path]) -> Fault | None:
         line, _ = next(_VALUES[file_kind(paths[0])](paths[0]), (0, []))
         return Fault(paths[0], line, "its rows have no columns")
     for path, own in zip(paths, columns, strict=True):
-        for verb, names in (("has no", columns[0] - own), ("alone has a", own - columns[0])):
+        for verb, names in (("has no", columns[0] - own), ("has a", own - columns[0])):
             if names:
                 what = f"it {verb} column {shown_value(min(names))}, unlike {paths[0]}"
                 return Fault(path, 1 if file_kind(path) == "csv" else 0, what)
@@ -99,7 +99,7 @@ def check_header(path: Path, split: str) -> list[str]:
     line, header = records[0]
     if len(records) > 1 and len(records[1][1]) > len(header):
         raise SoraError(
-            f"{len(records[1][1])} fields, where the header has {len(header)}",
+            f"{len(records[1][1])} fields, but the header has {len(header)}",
             where=f"{shown_path(path)}:{records[1][0]}" + (f", split '{split}'" if split else ""),
             hint=_too_many_hint(header, records[1][1]),
         )
@@ -108,7 +108,7 @@ def check_header(path: Path, split: str) -> list[str]:
         places.setdefault(name, []).append(place)
     return [
         f"{shown_path(path)}:{line} has {len(own)} columns called {shown_value(name)} "
-        f"({', '.join(map(str, own))}): the first one is read as that"
+        f"({', '.join(map(str, own))}): only the first keeps this name"
         for name, own in places.items()
         if len(own) > 1
     ]
@@ -117,14 +117,14 @@ def check_header(path: Path, split: str) -> list[str]:
 def _too_many_hint(header: Sequence[str], fields: Sequence[str]) -> str:
     """Suggest a fix for a row with more fields than the header."""
     if not "".join(fields[len(header) :]).strip():
-        return "take the commas at the ends of the lines away"
-    return "put texts with commas in them into quotes, or name all columns in the header"
+        return "remove the commas at the ends of the lines"
+    return "put texts that contain commas into quotes, or name all columns in the header"
 
 
 def _parquet(path: Path) -> Iterator[_LineFault]:
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
-            yield 0, "it is not a parquet file, whatever its name says"
+            yield 0, "it is not a parquet file, despite its name"
             return
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -141,7 +141,7 @@ def _csv(path: Path) -> Iterator[_LineFault]:
         for line, fields in csv_records(path, strict=True):
             width = width or len(fields)
             if len(fields) > width:
-                yield line, f"{len(fields)} fields, where the header has {width}"
+                yield line, f"{len(fields)} fields, but the header has {width}"
     except csv.Error as error:
         place, _, reason = str(error).partition(":")
         yield int(place), reason
@@ -158,7 +158,7 @@ def _json(path: Path) -> Iterator[_LineFault]:
             if wrong := _wrong_row(text):
                 yield number, wrong
     except json.JSONDecodeError as error:
-        yield error.lineno, f"no JSON: {error}"
+        yield error.lineno, f"not valid JSON: {error}"
 
 
 def _wrong_row(text: str) -> str:
@@ -169,7 +169,7 @@ def _wrong_row(text: str) -> str:
         row = json.loads(text, object_pairs_hook=_distinct)
         json.dumps(row, ensure_ascii=False).encode()  # fails for half of a surrogate pair
     except ValueError as error:
-        return f"no JSON: {getattr(error, 'msg', error)}"
+        return f"not valid JSON: {getattr(error, 'msg', error)}"
     return "" if isinstance(row, dict) else NO_ROW
 
 
@@ -178,7 +178,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {shown_value(twice)} is there twice")
+        raise ValueError(f"the key {shown_value(twice)} occurs twice")
     return row
 
 

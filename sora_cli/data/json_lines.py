@@ -13,7 +13,7 @@ DEEPEST = 63
 """Most levels of lists and mappings in a row (the row is one level) that pyarrow can return: its
 bridge between C and Python allows 64, including the table. About 10,000 levels overflow the stack,
 because array builders are finished by recursion (arrow/json/parser.cc, `RawBuilderSet::Finish`)."""
-NO_ROW = 'no row: rows are like {"text": "...", "label": 0}'
+NO_ROW = 'not a row; a row looks like {"text": "...", "label": 0}'
 TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
 _BLANK = b"\xef\xbb\xbf \t"  # white space, and the byte order mark of some UTF-8 files

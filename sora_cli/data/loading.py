@@ -99,8 +99,8 @@ def _separator(paths: Sequence[Path]) -> str:
     if len(separators) > 1:
         (one, file), (two, other) = list(separators.items())[:2]
         raise SoraError(
-            f"{shown_path(file)} has {one!r} between its fields, {shown_path(other)} has {two!r}",
-            hint="write all files of a split alike",
+            f"{shown_path(file)} separates fields by {one!r}, {shown_path(other)} by {two!r}",
+            hint="use the same separator in all files of a split",
         )
     return next(iter(separators), ",")
 
@@ -214,7 +214,7 @@ def _load_hub(data: DataBlock) -> Mapping[str, Dataset]:
         raise _unloadable(data, error.__cause__ or error) from error  # such as a loading script
     if not isinstance(loaded, DatasetDict):
         raise SoraError(
-            f"data '{data.path}' has no splits but is a {type(loaded).__name__}", key="data.path"
+            f"data '{data.path}' is a {type(loaded).__name__} without splits", key="data.path"
         )
     return dict(loaded)
 

@@ -76,13 +76,13 @@ def _with_held_out(data: DataBlock, splits: Mapping[str, Part]) -> Mapping[str, 
     name, train = data.validation[0], splits[data.train]
     if name in splits:
         raise SoraError(
-            f"{key} makes a split '{name}' of training rows, and the data has one",
+            f"{key} makes a split '{name}' from training rows, but the data already has one",
             hint=f"{key}=null",
             key=key,
         )
     if rows >= len(train.rows):
         raise SoraError(
-            f"{key} {rows} leaves none of {len(train.rows)} training rows",
+            f"{key}={rows} leaves no rows to train on: there are {len(train.rows)}",
             hint=f"{key}={max(len(train.rows) // 5, 1)}",
             key=key,
         )
@@ -130,7 +130,8 @@ def _assign(data: DataBlock, splits: Mapping[str, Part]) -> Rows:
         total = len(train.rows)
         if data.selection_rows >= total:
             raise SoraError(
-                f"data.selection_rows {data.selection_rows} leaves none of {total} training rows",
+                f"data.selection_rows={data.selection_rows} leaves no rows to train on: there are "
+                f"{total}",
                 hint=f"data.selection_rows={max(total // 10, 1)}",
                 key="data.selection_rows",
             )

@@ -101,7 +101,10 @@ def check_file(path: Path) -> str:
         )
     kind = file_kind(path)
     if not kind:
-        raise SoraError(f"'{path}' is no file of rows", where=f"known: {', '.join(_FILE_KINDS)}")
+        raise SoraError(
+            f"'{path}' is not a file of rows, by its ending",
+            where=f"known endings: {', '.join(_FILE_KINDS)}",
+        )
     return kind
 
 
@@ -125,7 +128,9 @@ def _checked(split: str, names: list[str]) -> tuple[str, list[Path]]:
     kinds = {file_kind(path) for path in paths}
     if len(kinds) != 1 or "" in kinds:
         raise SoraError(
-            f"{key}: files must be of one kind", where="csv, tsv, json, jsonl, parquet", key=key
+            f"{key}: all files must be of the same known kind",
+            where="known kinds: csv, tsv, json, jsonl, parquet",
+            key=key,
         )
     return kinds.pop(), paths
 

@@ -60,14 +60,14 @@ def read_answers(
     for row, (value, context) in enumerate(zip(rows[column][:], contexts, strict=True)):
         pairs = _pairs(value)
         if pairs is None:
-            what = f"column '{column}' holds {shown_value(value)}, which are no answers"
+            what = f"column '{column}' holds {shown_value(value)}, which is not a list of answers"
             raise row_error(what, row, key="data.columns.answers")
         if not pairs and not unanswerable:
             raise row_error(
                 f"column '{column}' has no answer",
                 row,
                 key="task.unanswerable",
-                hint="task.unanswerable=true, if that means that the context has none",
+                hint="task.unanswerable=true, if such a row means that the context has no answer",
             )
         places = (_place(text, start, context) for text, start in pairs)
         place = next((place for place in places if place is not None), None)

@@ -59,7 +59,7 @@ class CausalLm(Writing):
         self.input_columns, self.label_column = inputs, self._columns.get("output")
         if "text" in self._columns and super().needs_texts(self.metric_names):
             raise SoraError(
-                "rows of plain text have no answers that could be written and scored",
+                "these metrics score generated answers, but rows of plain text have no answers",
                 hint="task.metrics=[loss, perplexity]",
                 key="task.metrics",
             )
@@ -110,7 +110,7 @@ class CausalLm(Writing):
         notes = {
             f"lose the end of their answers at data.max_length={limit}": shorter,
             f"have no answer within data.max_length={limit}: {lost}": len(made) - len(learned),
-            "have an empty answer: only its end is learned": sum(d.empty for d in dialogues),
+            "have an empty answer: only the end token is learned": sum(d.empty for d in dialogues),
         }
         if training:
             made = packed(learned, limit) if self.options.packing else learned
@@ -186,8 +186,8 @@ class CausalLm(Writing):
     def _check_template(self, tokenizer: Any) -> None:
         if self._chats(tokenizer) and tokenizer.chat_template is None:
             raise SoraError(
-                "the tokenizer has no chat template, which rows of messages need",
-                hint="name a model that was made for chats, or give instructions and outputs",
+                "the tokenizer has no chat template, but rows of messages need one",
+                hint="name a chat model as model.path, or give rows with instructions and outputs",
                 key="task.prompt" if self.options.prompt == "chat" else "model.path",
             )
 

@@ -163,7 +163,7 @@ class ImageText(Task):
         """Return a mask of right rows; each row is compared with all rows of the split."""
         if self.best == "loss":
             raise SoraError(
-                "the loss compares all images and texts with each other: no row has its own",
+                "the loss compares all images and texts: a single row has no loss",
                 hint="task.best_metric=recall_at_1",
                 key="task.best_metric",
             )

@@ -159,7 +159,7 @@ def encode_classes(
             where=f"classes: {listed(names)}",
             hint="a split without labels cannot be evaluated"
             if hidden
-            else "put it right, or name all classes there are: data.label_names=[...]",
+            else "correct it, or name all classes: data.label_names=[...]",
         )
     return labels
 
@@ -178,7 +178,7 @@ def _checked_names(names: list[str], wanted: list[str] | None) -> list[str]:
     if len(wanted) != len(names) or sorted(wanted) == sorted(names):
         raise SoraError(
             f"data.label_names do not fit the data's classes: {listed(wanted)}",
-            where=f"the data's, in their order: {listed(names)}",
+            where=f"the data's classes, in order: {listed(names)}",
             hint="data.label_names=null",
             key="data.label_names",
         )
@@ -192,7 +192,7 @@ def _class_names(labels: Labels) -> list[str]:
     if len(values) == 1:
         raise RowError(
             f"column '{column}' holds one class only: {shown}",
-            hint="name all classes there are: data.label_names=[...]",
+            hint="name all classes: data.label_names=[...]",
         )
     if all(isinstance(value, str) for value in values):
         return sorted(values)
@@ -200,7 +200,7 @@ def _class_names(labels: Labels) -> list[str]:
         return ["False", "True"]
     if min(values) < 0:
         raise RowError(
-            f"column '{column}' holds no classes from 0 upwards: {shown}",
+            f"column '{column}' holds negative numbers, but classes are counted from 0: {shown}",
             labels.rows[labels.values.index(min(values))],
             hint="name another column: data.label_column; or all classes: data.label_names",
         )
@@ -208,7 +208,7 @@ def _class_names(labels: Labels) -> list[str]:
     if max(values) >= max(len(labels.values), 2):
         raise RowError(
             f"column '{column}' holds numbers up to {max(values)} in {len(labels.values)} rows, "
-            "which are no classes",
+            "too large for class numbers",
             labels.rows[labels.values.index(max(values))],
             hint="task.name=sequence-regression, or another data.label_column",
         )

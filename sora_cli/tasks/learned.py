@@ -189,11 +189,9 @@ def chunk_loss_of_frozen(model: Any) -> None:
 def _needs_all_logits(model: Any) -> str | None:
     """Return the reason why a model's loss needs all logits at once; None if it does not."""
     if _MODELS[model].whole:
-        return "its loss is more than that of the words, or needs the logits of all tokens"
+        return "its loss has further terms, or needs the logits of all tokens"
     if _changes_logits(model):
-        return (
-            "it changes the logits that its head makes (scales or bends them), and then needs all"
-        )
+        return "it scales or caps the logits of its head, and then needs all of them"
     return None
 
 

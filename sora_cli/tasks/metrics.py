@@ -92,7 +92,7 @@ def _from_the_hub(name: str) -> Metric:
         metric = evaluate.load(name)
     except Exception as error:  # evaluate raises many types for one cause
         raise SoraError(
-            f"no metric '{name}': it is none of the built-in ones and the Hub gave none",
+            f"no metric '{name}': it is not built in, and the Hub gave none",
             where=built_in(tuple(_OFFLINE)),
             hint=near(name, tuple(_OFFLINE)) or f"{type(error).__name__}: {first_line(error, 120)}",
             key="task.metrics",

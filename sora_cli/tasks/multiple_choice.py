@@ -18,7 +18,7 @@ from sora_cli.tasks.texts import require_column
 
 _LABELS = ("answerKey", "answer")
 """Usual names of the label column, besides `data.label_column`."""
-_ALIKE = "have choices that are all alike within data.max_length: nothing to choose from"
+_ALIKE = "have only identical choices within data.max_length"
 
 
 class MultipleChoice(OneNumber):

@@ -81,7 +81,7 @@ def check_images(rows: Dataset, column: str) -> None:
                     raise RowError(
                         f"column '{column}': the image {fault}",
                         row,
-                        hint="take such rows out of the data, or put them right",
+                        hint="remove such rows from the data, or repair their images",
                     )
             first += len(batch[column])
 
@@ -104,8 +104,8 @@ def model_pixels(
         pixels: Tensor = processor(images=opened, return_tensors="pt")["pixel_values"]
     except ValueError as error:  # such as images of several sizes
         raise SoraError(
-            f"the image processor makes no batch of these images: {first_line(error)}",
-            hint="preprocessor_config.json of the model says what it does: do_resize, size",
+            f"the image processor cannot make a batch of these images: {first_line(error)}",
+            hint="see do_resize and size in the model's preprocessor_config.json",
             key="model.path",
         ) from error
     return pixels.to(form.dtype)
@@ -131,8 +131,8 @@ def fit_images(model: nn.Module, processor: Any) -> ImageFormat:
         _run_blank(model, processor, form)
     except (ValueError, RuntimeError) as error:
         raise SoraError(
-            f"the model does not take what its image processor makes: {first_line(error)}",
-            hint="preprocessor_config.json must be that of the model",
+            f"the model does not accept the output of its image processor: {first_line(error)}",
+            hint="use the preprocessor_config.json that belongs to the model",
             key="model.path",
         ) from error
     return form
@@ -187,10 +187,10 @@ def _find_fault(image: Stored | None) -> str | None:
         mode = _decoded_mode(image, path)
     except Exception as error:  # each format's reader raises its own types
         unknown = isinstance(error, PIL.UnidentifiedImageError)
-        reason = "it is of no known format" if unknown else first_line(error)
+        reason = "its format is unknown" if unknown else first_line(error)
         return f"cannot be read: {reason}{_file_name(image)}"
     if mode.startswith(_DEEP):
-        return f"has more than 8 bits a channel (mode {mode}){_file_name(image)}"
+        return f"has more than 8 bits per channel (mode {mode}){_file_name(image)}"
     return None
 
 

@@ -62,7 +62,7 @@ class QuestionAnswering(Task):
         _, _, answers = self._read(rows)
         if not any(answer.usable for answer in answers):
             raise RowError(
-                "there is nothing to learn: no answer stands in its context",
+                "there is nothing to learn: no answer occurs in its context",
                 hint="name the columns that belong together: data.columns='{context: COLUMN, "
                 "answers: COLUMN}'",
             )
@@ -158,7 +158,7 @@ class QuestionAnswering(Task):
                 remarks.append(
                     f"{lost:,} of {len(part.raw):,} rows of {name} "
                     f"{'count as wrong' if scored else 'are left out'}: none of their answers "
-                    "stands in the context"
+                    "occurs in the context"
                 )
         return remarks
 

@@ -68,8 +68,8 @@ def check_start(model: Any) -> None:
         start = model.generation_config.decoder_start_token_id
         if start is None:
             raise SoraError(
-                "the model does not say which token its texts begin with",
-                hint="decoder_start_token_id in its config.json (often that of the padding)",
+                "the model does not name the first token of its texts",
+                hint="set decoder_start_token_id in its config.json (often the padding token's)",
                 key="model.path",
             )
         model.config.decoder_start_token_id = start

@@ -47,7 +47,7 @@ def check_finite(outputs: np.ndarray) -> None:
         raise RowError(
             "the model's outputs are not finite",
             int(finite.argmin()),
-            hint="was it trained without overflow? model.dtype=float32 computes in 32 bits",
+            hint="try model.dtype=float32: 16 bits may overflow, here or in training",
         )
 
 

@@ -69,7 +69,7 @@ def row_error(what: str, row: int, *, key: str, hint: str | None = None) -> RowE
         key: the recipe's key that names the column.
         hint: None: advise to leave such rows out, or to name another column.
     """
-    hint = hint or f"take such rows out of the data, or name another column: {key}=COLUMN"
+    hint = hint or f"remove such rows from the data, or name another column: {key}=COLUMN"
     return RowError(what, row, hint=hint)
 
 
@@ -80,8 +80,8 @@ def require_offsets(tokenizer: Any) -> None:
     """
     if not tokenizer.is_fast:
         raise SoraError(
-            "the tokenizer does not tell where in a text its tokens stand",
-            hint="put the model's tokenizer.json beside it",
+            "the tokenizer does not return the places of tokens in the text",
+            hint="add the model's tokenizer.json to its directory",
             key="model.path",
         )
 

@@ -163,7 +163,7 @@ class TokenClassification(Task):
             read = sum(p != IGNORED for places in part.dataset["places"][:] for p in places)
             if read < words:
                 lost = f"{words - read:,} of {words:,} words of {name} count as missed"
-                remarks.append(f"{lost}: they have no token, as those beyond data.max_length")
+                remarks.append(f"{lost}: they have no token, such as words beyond data.max_length")
         return remarks
 
     def answer_columns(self, predictions: Predictions) -> list[Sequence[Any]]:
@@ -192,8 +192,8 @@ class TokenClassification(Task):
         other = [n for n in self._names if n != _OUTSIDE and not n.startswith(_ENTITY_PARTS)]
         if entities and (other or len(self._names) == 1):
             raise SoraError(
-                f"tag '{(other or self._names)[0]}' is of no entity (B-PER, I-PER, ..., or O), so "
-                f"that there is no {entities[0]} of entities",
+                f"tag '{(other or self._names)[0]}' marks no entity (B-PER, I-PER, ..., or O), but "
+                f"{entities[0]} is computed for entities",
                 hint="task.metrics=[accuracy]; tags that are numbers: data.label_names=[O, B-PER, "
                 "...]",
                 key="task.metrics",

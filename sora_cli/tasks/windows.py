@@ -151,8 +151,8 @@ def _check_room(
     if least > max_length:
         row = numbers[counts.index(longest)]
         raise RowError(
-            f"the question has {longest} tokens: in windows of {max_length} that have {stride} in "
-            "common it leaves no room",
+            f"the question has {longest} tokens and leaves no room for its context in windows of "
+            f"{max_length} tokens that overlap by {stride}",
             row,
             hint=f"data.max_length={least}, or a smaller task.stride",
             key="data.max_length",

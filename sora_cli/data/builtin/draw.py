@@ -30,4 +30,4 @@ def draw_new(
         if key(drawn) not in seen:
             seen.add(key(drawn))
             return drawn
-    raise ValueError("there are not that many different ones: ask for fewer rows")
+    raise ValueError("there are too few different rows: ask for fewer")

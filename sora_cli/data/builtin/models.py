@@ -39,7 +39,7 @@ def builtin_model(name: str) -> Path:
     if name not in MODELS:
         raise SoraError(
             f"no built-in model '{name}'; {did_you_mean(name, MODELS)}",
-            where=f"built in are: {', '.join(MODELS)}",
+            where=f"built in: {', '.join(MODELS)}",
             key="model.path",
         )
     _, version = MODELS[name]

@@ -128,7 +128,7 @@ def test_all_of_a_plain_text_is_learned_but_its_first_token() -> None:
         ([{"a": "x"}], {}, {}, "no instructions, chats or texts found among the columns a"),
         (ROWS, {"columns": {"instruction": "outptu"}}, {}, "did you mean 'output'"),
         (ROWS, {}, {"prompt": "{nothing}"}, "no column 'nothing'"),
-        ([{"text": "cat"}], {}, {"metrics": ["rougeL"]}, "no answers that could be written"),
+        ([{"text": "cat"}], {}, {"metrics": ["rougeL"]}, "rows of plain text have no answers"),
     ],
 )
 def test_rows_that_do_not_fit(rows: Any, data: Any, options: Any, message: str) -> None:

@@ -125,7 +125,7 @@ def test_one_broken_row_spoils_every_score() -> None:
 
 def test_no_row_has_a_loss_of_its_own() -> None:
     task, predictions = _made(["the north"] * 2, [0, 0], [0, 0], metrics=["loss"])
-    with pytest.raises(SoraError, match="no row has its own"):
+    with pytest.raises(SoraError, match="a single row has no loss"):
         task.row_scores(predictions)
 
 

@@ -240,7 +240,7 @@ def test_writing_ends_where_the_positions_do() -> None:
 def test_a_model_that_names_no_first_token_is_refused() -> None:
     model = tiny_t5()
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
-    with pytest.raises(SoraError, match="which token its texts begin with"):
+    with pytest.raises(SoraError, match="the first token of its texts"):
         _task().check_model(model, text_tokenizer())
     model.generation_config.decoder_start_token_id = 0
     _task().check_model(model, text_tokenizer())

@@ -165,7 +165,7 @@ def test_names_of_tags_that_are_texts() -> None:
 def test_numbers_are_named_by_the_recipe() -> None:
     numbers = _rows([ROW], names=None)
     assert _task(numbers, data={"label_names": NAMES}).label_names == NAMES
-    with pytest.raises(SoraError, match="tag '0' is of no entity") as caught:
+    with pytest.raises(SoraError, match="tag '0' marks no entity") as caught:
         _task(numbers)
     assert "data.label_names" in str(caught.value.hint)
     assert _task(numbers, metrics=["accuracy"]).label_names == list("01234")
@@ -173,7 +173,7 @@ def test_numbers_are_named_by_the_recipe() -> None:
 
 def test_other_tags_have_no_entities() -> None:
     words = Dataset.from_list([{"tokens": ["cat", "sees"], "pos_tags": ["NOUN", "VERB"]}])
-    with pytest.raises(SoraError, match="tag 'NOUN' is of no entity") as caught:
+    with pytest.raises(SoraError, match="tag 'NOUN' marks no entity") as caught:
         _task(words)
     assert caught.value.key == "task.metrics"
     assert _task(words, metrics=["accuracy"]).label_names == ["NOUN", "VERB"]
