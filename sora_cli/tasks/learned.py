@@ -11,8 +11,9 @@ is computed in the forward pass (`tasks.frozen_head`). For an adapted or trained
 pass computes the logits again: a third product with the head's weight, where all logits at once
 need two.
 
-torch's `linear_cross_entropy` (2.13) is not used: in 16 bits it also sums the loss in 16 bits (0.9
-% off at 1024 tokens and 49,152 words), and it takes a weight, not an adapted or a quantised head.
+torch's `linear_cross_entropy` (2.13) is not used: in 16 bits it also sums the loss in 16 bits
+(0.9 % off at 1024 tokens and 49,152 words), and it takes a weight, not an adapted or a quantised
+head.
 """
 
 from __future__ import annotations
