@@ -302,7 +302,7 @@ LINES: dict[str, dict[str, Words]] = {
     "predict models/adapter": {
         "trian.jsonl -o new.csv": ("there is no file 'trian.jsonl'", "did you mean 'train.jsonl'?"),
         "models -o new.csv": "'models' is a directory",
-        "r.yaml -o new.csv": ("'r.yaml' is no file of rows", "known: .csv, .tsv"),
+        "r.yaml -o new.csv": ("'r.yaml' is not a file of rows", "known endings: .csv, .tsv"),
         "train.jsonl": ("Missing option", "sora predict --help"),
         "train.jsonl -o out.xlsx": ("-o out.xlsx: by its ending it is none of", "-o out.jsonl"),
         "train.jsonl -o old.csv": ("old.csv exists already", "--force"),
@@ -404,7 +404,7 @@ PROCESSES = {
     "typo": bad("unknown key 'epochz'", r=recipe("training", "epochz: 3"), then="did you mean"),
     "tag": bad("is not allowed",
         r=recipe("output", "dir: !!python/object/apply:os.system ['touch x']")),
-    "rows": bad("no JSON", at=("train.jsonl", "BROKEN"),
+    "rows": bad("not valid JSON", at=("train.jsonl", "BROKEN"),
         **{"train.jsonl": '{"sentence1": "BROKEN"\n'}),
     "labels": bad("label 7 in column 'label' is none of the 2 classes",
         **{"validation.jsonl": '{"sentence1": "a", "sentence2": "b", "label": 7}\n'}),
