@@ -238,12 +238,12 @@ def _at_probed_rate(
 ) -> tuple[AutoPlan, LoadedRecipe]:
     """Return the plan and the full run at the rate that trials found; it is found once."""
     from sora_cli.experiments.auto.probe import probe_rates
-    from sora_cli.search.search import decided
+    from sora_cli.search.search import from_first_process
 
     record = log.report
     if record.probe is None:
         with _resumable(record), log.phase("probe"):
-            record.probe = decided(probe_rates(plan, full, ready, say))
+            record.probe = from_first_process(probe_rates(plan, full, ready, say))
         log.save()
     say(record.probe.note)
     plan = dataclasses.replace(plan, learning_rate=record.probe.chosen)

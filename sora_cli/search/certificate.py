@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sora_cli.core.records import Record, read_record
 from sora_cli.report import BaseFacts, Score
-from sora_cli.search.ladder import last_passed
 from sora_cli.search.promise import Promise
 from sora_cli.search.size import Size, saving
+from sora_cli.search.sizes import last_passed
 
 if TYPE_CHECKING:
     from sora_cli.search.bounds import Bound

@@ -24,10 +24,10 @@ from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.ladder import LONG_STEP, MOST, smaller_sizes
 from sora_cli.search.promise import Promise
 from sora_cli.search.rows import SelectionRows
 from sora_cli.search.search import Candidate, Search, choose_smallest
+from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, smaller_sizes
 from sora_cli.search.words import certifiable_line
 from sora_cli.tasks.row_scores import RowScores
 
@@ -89,7 +89,11 @@ def choose_cut(
     outside = reference is not None
     whole = at(everything) if reference is None else Candidate(everything, total, 0, reference)
     promise = tell_certifiable(whole.scores, split, promise, tell)
-    sizes = [total, *smaller_sizes(total, LONG_STEP)][:MOST] if outside else smaller_sizes(total)
+    sizes = (
+        [total, *smaller_sizes(total, COARSE_RATIO)][:MAX_SIZES]
+        if outside
+        else smaller_sizes(total)
+    )
     return choose_smallest(
         whole,
         sizes,

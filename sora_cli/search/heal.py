@@ -29,7 +29,7 @@ from sora_cli.recipe.start import StartBlock
 from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report
 from sora_cli.run.output import RANKS_PLOT
 from sora_cli.search.certificate import SIZES
-from sora_cli.search.ladder import healed_budgets
+from sora_cli.search.sizes import healed_budgets
 
 if TYPE_CHECKING:
     from sora_cli.search.cut import Tell
@@ -169,17 +169,18 @@ def smallest_healed(
     """
     with importing():
         from sora_cli.search.cut import score_adapter, tell_certifiable
-        from sora_cli.search.search import choose_smallest, decided
+        from sora_cli.search.search import choose_smallest, from_first_process
 
     recipe = runs[0][0].recipe
 
     def healed(run: HealingRun) -> Candidate[Path]:
-        code = decided(train(*run))  # others wait here until the first one has written its files
+        # the other processes wait here until the first one has written its files
+        code = from_first_process(train(*run))
         if code != OK:
             raise NotVerifiedError(code)
         return score_adapter(run[0].output_dir, recipe)[0]
 
-    whole, split = decided(score_adapter(directory, recipe))
+    whole, split = from_first_process(score_adapter(directory, recipe))
     promise = tell_certifiable(whole.scores, split, promise, tell)
     return choose_smallest(whole, runs, healed, promise, split, further=False)
 

@@ -16,8 +16,8 @@ from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows, influences
 from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop, certifiable_from
 from sora_cli.search.certificate import Measured, Screened
 from sora_cli.search.few import few_rows_bound, has_worst
-from sora_cli.search.ladder import LADDER
 from sora_cli.search.size import Size
+from sora_cli.search.sizes import SHARES
 
 if TYPE_CHECKING:
     from methods.budgets import Values
@@ -43,7 +43,7 @@ def part_rows(rows: int, seed: int, *, screening: float = 0.5) -> tuple[np.ndarr
 
 
 @dataclass(frozen=True)
-class Rung:
+class PlannedSize:
     """A size before it is scored.
 
     Attributes:
@@ -64,18 +64,18 @@ class Cuts:
     Attributes:
         full: size of the uncut one.
         whole: its scores.
-        rungs: the sizes, the largest first.
+        planned: the sizes, the largest first.
         sizes, scores: of each.
     """
 
     full: Size
     whole: RowScores
-    rungs: list[Rung]
+    planned: list[PlannedSize]
     sizes: list[Size]
     scores: list[RowScores]
 
 
-def rungs(values: Values, cost: Mapping[str, int], full: int) -> list[Rung]:
+def planned_sizes(values: Values, cost: Mapping[str, int], full: int) -> list[PlannedSize]:
     """Return the ladder's sizes, without those that are empty or as large as the one before.
 
     Args:
@@ -83,12 +83,12 @@ def rungs(values: Values, cost: Mapping[str, int], full: int) -> list[Rung]:
         cost: numbers that a component of each layer takes.
         full: parameters at full rank.
     """
-    found: list[Rung] = []
-    for share in LADDER:
+    found: list[PlannedSize] = []
+    for share in SHARES:
         budget = int(share * full)
         ranks = within_parameters(values, cost, budget)
         if any(ranks.values()) and not (found and found[-1].ranks == ranks):
-            found.append(Rung(share, budget, ranks))
+            found.append(PlannedSize(share, budget, ranks))
     return found
 
 
@@ -100,13 +100,13 @@ def screen(cuts: Cuts, *, test_rows: int, confidence: float) -> list[Screened]:
         confidence: of that test.
     """
     return [
-        measured(rung, size, cuts.whole, small, test_rows=test_rows, confidence=confidence)
-        for rung, size, small in zip(cuts.rungs, cuts.sizes, cuts.scores, strict=True)
+        measured(planned, size, cuts.whole, small, test_rows=test_rows, confidence=confidence)
+        for planned, size, small in zip(cuts.planned, cuts.sizes, cuts.scores, strict=True)
     ]
 
 
 def measured(
-    rung: Rung,
+    planned: PlannedSize,
     size: Size,
     whole: RowScores,
     small: RowScores,
@@ -124,21 +124,21 @@ def measured(
     drop = whole.value - small.value if whole.greater_is_better else small.value - whole.value
     found = Screened(
         **size.model_dump(),
-        share=rung.share,
-        max_params=rung.max_params,
+        share=planned.share,
+        max_params=planned.max_params,
         screening=Measured(score=small.value, drop=drop),
         named=False,
     )
     seen = differing_rows(whole, small) / len(whole)
     if whole.is_right_or_wrong:
-        found.expected, differing = _expected(rung.share, drop, seen, len(whole))
+        found.expected, differing = _expected(planned.share, drop, seen, len(whole))
         found.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
         return found
     found.certifiable = _certifiable(whole, small, test_rows, confidence)
     differing = seen
     if has_worst(whole):
         worth = float(influences(whole, small).std()) / math.sqrt(seen) if seen else 0.0
-        found.expected, differing = _expected(rung.share, drop, seen, len(whole), worth)
+        found.expected, differing = _expected(planned.share, drop, seen, len(whole), worth)
     if test_rows * differing < _TESTABLE or not seen:
         most = int(binom.ppf(POWER, test_rows, differing))
         found.certifiable = few_rows_bound(whole, most, confidence, rows=test_rows)
@@ -166,7 +166,7 @@ def _expected(
         seen: share of these rows that differ.
         worth: the drop of a metric if all rows were lost, as a multiple of accuracy's.
     """
-    differing = min(DIFFERING * LADDER[0] / share, 1.0)
+    differing = min(DIFFERING * SHARES[0] / share, 1.0)
     weight = _BEFOREHAND / (rows + _BEFOREHAND)
     found = weight * differing + (1 - weight) * seen
     expected = weight * worth * differing / 2 + (1 - weight) * drop

@@ -19,8 +19,8 @@ from sora_cli.core.processes import world_size
 from sora_cli.search.bca import drop_on
 from sora_cli.search.bounds import Bound, drop_bound
 from sora_cli.search.certifiable import certifiable_from
-from sora_cli.search.ladder import last_passed
 from sora_cli.search.promise import Promise
+from sora_cli.search.sizes import last_passed
 from sora_cli.tasks.row_scores import RowScores
 
 Key = TypeVar("Key")
@@ -45,22 +45,22 @@ def in_fixed_order(
         max_drop: the tolerated loss, in the metric's own unit.
     """
     for size in sizes:
-        made = decided(make(size))
-        bound = decided(test(made))
+        made = from_first_process(make(size))
+        bound = from_first_process(test(made))
         yield made, bound
         if bound is not None and bound.fails(max_drop):
             return
 
 
-def decided(value: Made) -> Made:
+def from_first_process(value: Made) -> Made:
     """Return the first process's value on every process: one decides, the others are told."""
     if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
-    told: list[Made] = [value]
-    broadcast_object_list(told)
-    return told[0]
+    values: list[Made] = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from sora_cli.search.bca import drop_on
 from sora_cli.search.bounds import Bound, drop_bound
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import Screened
-from sora_cli.search.ladder import last_passed
-from sora_cli.search.screening import Cuts, Rung, name_sizes, screen
+from sora_cli.search.screening import Cuts, PlannedSize, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.size import Size
+from sora_cli.search.sizes import last_passed
 from sora_cli.tasks.row_scores import RowScores
 from tools.auto.stored import FULL, UNCUT, Stored
 
@@ -84,7 +84,7 @@ class Pool:
     def __init__(self, stored: Stored, setting: Setting) -> None:
         self.stored, self.setting = stored, setting
         self._full = _size(stored.full)
-        self._rungs = [Rung(s.share, s.max_params, {}) for s in stored.sizes]
+        self._planned = [PlannedSize(s.share, s.max_params, {}) for s in stored.sizes]
         self._cuts = [_size(s.cut) for s in stored.sizes]
         full = stored.scores[FULL]
         right_or_wrong = full.is_right_or_wrong
@@ -125,9 +125,9 @@ class Pool:
 
     def _screened(self, rows: np.ndarray) -> list[Screened]:
         unhealed = self.stored.unhealed
-        names = [f"cut-{number}" for number in range(len(self._rungs))]
+        names = [f"cut-{number}" for number in range(len(self._planned))]
         small = [unhealed[name].take(rows) for name in names]
-        cuts = Cuts(self._full, unhealed[UNCUT].take(rows), self._rungs, self._cuts, small)
+        cuts = Cuts(self._full, unhealed[UNCUT].take(rows), self._planned, self._cuts, small)
         return screen(cuts, test_rows=self.setting.test, confidence=CONFIDENCE)
 
     def bound(self, model: str, split: Split) -> Bound:

@@ -90,12 +90,12 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
     assert report.steps is not None
     cuts = score_cuts(job.runner, plan.candidate(1, 1, rows), job.screening, None)
     sizes = []
-    for number, (rung, size) in enumerate(zip(cuts.rungs, cuts.sizes, strict=True)):
-        candidate = plan.candidate(number + 1, rung.max_params, rows)
+    for number, (target, size) in enumerate(zip(cuts.planned, cuts.sizes, strict=True)):
+        candidate = plan.candidate(number + 1, target.max_params, rows)
         found = job.train(f"healed-{number}", candidate)
         ranks = {path: rank.end for path, rank in found.ranks.items()}
         healed = size_of(ranks, job.cost, None)
-        sizes.append(StoredSize(rung.share, rung.max_params, _three(size), _three(healed)))
+        sizes.append(StoredSize(target.share, target.max_params, _three(size), _three(healed)))
     names = [UNCUT, *(f"cut-{number}" for number in range(len(sizes)))]
     unhealed = dict(zip(names, [cuts.whole, *cuts.scores], strict=True))
     plain = [_plain(plan, rank, rows) for rank in RANKS]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.recipe import TrainingBlock
-from sora_cli.search.ladder import LADDER
+from sora_cli.search.sizes import SHARES
 
 _SCREENING = 1 / 4
 """Share of the rows that screen: they only name sizes, where the others must prove one."""
@@ -74,7 +74,7 @@ def plan_rows(
         SoraError: the split has too few rows.
     """
     work = _BACKWARD * training.total_steps(wanted) * training.batch_size  # forward passes of rows
-    screens, tests = len(LADDER) + 1, block.sizes + 1  # passes over the rows of each part
+    screens, tests = len(SHARES) + 1, block.sizes + 1  # passes over the rows of each part
     if block.rows is not None:
         screening = int(block.rows * _SCREENING)
         test = block.rows - screening

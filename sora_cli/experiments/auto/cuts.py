@@ -18,7 +18,7 @@ from sora_cli.adapter.pruning import at_ranks, survey
 from sora_cli.recipe.auto import Serve
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.runner import Runner
-from sora_cli.search.screening import Cuts, rungs
+from sora_cli.search.screening import Cuts, planned_sizes
 from sora_cli.search.size import size_of
 from sora_cli.tasks.base import Encoded
 from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
@@ -41,11 +41,11 @@ def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Se
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
     known = survey(factors)  # once for all sizes
-    found = Cuts(full, runner.scores(rows), rungs(values, cost, full.parameters), [], [])
-    for rung in found.rungs:
-        with holding(layers, at_ranks(factors, rung.ranks, known)):
+    found = Cuts(full, runner.scores(rows), planned_sizes(values, cost, full.parameters), [], [])
+    for planned in found.planned:
+        with holding(layers, at_ranks(factors, planned.ranks, known)):
             found.scores.append(runner.scores(rows))
-        found.sizes.append(size_of(rung.ranks, cost, serve))
+        found.sizes.append(size_of(planned.ranks, cost, serve))
     return found
 
 

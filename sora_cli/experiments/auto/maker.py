@@ -31,7 +31,7 @@ from sora_cli.search.certificate import (
 )
 from sora_cli.search.rows import certifiable_by, choosing_rows, row_sets
 from sora_cli.search.screening import expected_drop, name_sizes, screen
-from sora_cli.search.search import decided, in_fixed_order
+from sora_cli.search.search import from_first_process, in_fixed_order
 from sora_cli.search.size import Size, size_of
 from sora_cli.search.words import tested_line
 from sora_cli.tasks.row_scores import RowScores
@@ -113,7 +113,7 @@ class Maker:
         with self.log.phase("score"):
             metrics = evaluate_all(runner.scorer(), self.ready.task, self.ready.report)
             self._reference = runner.scores(self._test_rows)
-        self.record.full = decided(self._full_size(report, metrics, self._reference))
+        self.record.full = from_first_process(self._full_size(report, metrics, self._reference))
         self.log.save()
 
     def _full_size(
@@ -145,7 +145,7 @@ class Maker:
             found, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
         ):
             found[number].named = True
-        self.record.screened = decided(found)
+        self.record.screened = from_first_process(found)
         named = ", ".join(f"{size.share:.3g}" for size in self.record.named())
         self._tell(f"to be trained, as shares of the parameters: {named}")
         for size in self.record.named():

@@ -12,8 +12,8 @@ from sora_cli.experiments.auto.budget import FACTORS, RowPlan, probe_steps, rows
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
-from sora_cli.search.ladder import LADDER
 from sora_cli.search.promise import Promise
+from sora_cli.search.sizes import SHARES
 from sora_cli.search.words import certifiable_lines
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     block = plan.block
     healing = plan.heal * block.sizes
     yield (
-        f"up to {block.sizes} of {len(LADDER)} sizes leave the run after {plan.cut_at:.1%} of its "
+        f"up to {block.sizes} of {len(SHARES)} sizes leave the run after {plan.cut_at:.1%} of its "
         f"steps and heal for the {plan.heal:.1%} that are left"
     )
     yield (

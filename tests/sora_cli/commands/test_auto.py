@@ -180,7 +180,7 @@ NOT_VERIFIED = {
     "screened[].components": "size of a cut that was not kept",
     "screened[].largest_rank": "size of a cut that was not kept",
     "screened[].served": "size of a cut that was not kept",
-    "screened[].share": "where the cut stands on the ladder",
+    "screened[].share": "the share of the parameters that it was cut to",
     "screened[].max_params": "of sizes that were not trained",
     "screened[].screening.score": "before healing: no such adapter is kept",
     "screened[].screening.drop": "before healing: no such adapter is kept",

@@ -7,28 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-LADDER = (0.7, 0.5, 0.3, 0.22, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028, 0.02)
+SHARES = (0.7, 0.5, 0.3, 0.22, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028, 0.02)
 """Shares of the full rank's parameters that `sora auto` screens: each about 1.4 times the next."""
-HEALED = (2, 4, 8)
+HEALED_DIVISORS = (2, 4, 8)
 """Each size that `sora prune --heal` tests has the adapter's parameters divided by this."""
-MOST = 12
+MAX_SIZES = 12
 """Sizes of a cut that are tested at most."""
-STEP = 0.75
+SIZE_RATIO = 0.75
 """Each size's share of the components of the one before."""
-LONG_STEP = 0.5
+COARSE_RATIO = 0.5
 """The same where the largest size is nearly a model's whole difference."""
 
 
-def smaller_sizes(total: int, step: float = STEP) -> list[int]:
+def smaller_sizes(total: int, ratio: float = SIZE_RATIO) -> list[int]:
     """Return numbers of components below `total`, the largest first.
 
     Args:
-        step: each size's share of the one before.
+        ratio: each size's share of the one before.
     """
     sizes: list[int] = []
     last = total
-    while last > 0 and len(sizes) < MOST:
-        last = min(int(last * step), last - 1)
+    while last > 0 and len(sizes) < MAX_SIZES:
+        last = min(int(last * ratio), last - 1)
         sizes.append(last)
     return sizes
 
@@ -40,7 +40,7 @@ def healed_budgets(parameters: int, least: int) -> list[int]:
         parameters: of the adapter.
         least: numbers in its smallest component, which no size can do without.
     """
-    budgets = [parameters // share for share in HEALED]
+    budgets = [parameters // divisor for divisor in HEALED_DIVISORS]
     return [budget for budget in budgets if budget >= max(least, 1)]
 
 
