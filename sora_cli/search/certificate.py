@@ -1,9 +1,9 @@
-"""`certificate.json`: what `sora auto` promises of the adapter it wrote, and what that rests on.
+"""`certificate.json`: the promise that `sora auto` makes for the written adapter, and its evidence.
 
-It holds for the written adapter, this training run, and rows drawn like these. Everything it names
-by a directory lies in the run's own, so that the run may be moved. What follows from its figures is
-computed when it is made or read (`conclude`): a sentence in a file is never shown.
-No torch here.
+The promise holds for the written adapter, this training run, and rows drawn like the test rows. All
+directories in the file lie inside the run's own directory, so the run can be moved. Conclusions are
+computed from the figures whenever a certificate is made or read (`conclude`); a sentence that is
+stored in the file is never shown. No torch here.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 FILE_NAME = "certificate.json"
 PICTURE = "curve.png"
 SCHEMA_VERSION = 2
-"""Raised when a key or a sentence changes: the sentences of 1 are other ones."""
+"""Increased when a key or a sentence changes; the sentences of version 1 had other words."""
 TRAIN, SCREENING, TEST = "train", "screening", "test"
-"""Names of the rows that decide; the reported splits have their own: see `part_of`."""
+"""Names of the parts whose rows decide; `part_of` names the reported splits."""
 SIZES = "sizes"
-"""Folder of the directories of all runs, in the output directory."""
+"""Folder in the output directory that holds the directories of all runs."""
 FULL = "full"
 _SCOPE = (
     "the written adapter, this training run, and rows drawn like the test rows; not another seed, "
@@ -40,17 +40,17 @@ _SCOPE = (
 
 
 def part_of(split: str) -> str:
-    """Return the name of a reported split among the rows; it may be called as those that decide."""
+    """Return the name of a reported split in `rows`, distinct from the parts that decide."""
     return f"reported {split}" if split in {TRAIN, SCREENING, TEST} else split
 
 
 def directory_of(number: int | None) -> str:
-    """Return the directory of a candidate's run in the whole's, from 0; None: at full rank."""
+    """Return the directory of a candidate's run (from 0; None: full rank), inside the output."""
     return f"{SIZES}/{FULL if number is None else number + 1}"
 
 
 class BoundMethod(BaseModel):
-    """The way in which the drop's upper bound is computed, from differences row by row."""
+    """The method that computes the upper bound of the drop, from differences row by row."""
 
     method: str = Field(description="the method, with its source")
     exact: bool = Field(description="whether its level holds at any number of rows")
@@ -61,7 +61,7 @@ class BoundMethod(BaseModel):
 
 
 class RowSet(BaseModel):
-    """The rows of one part of the run."""
+    """The rows of one part: their split, number and digest."""
 
     split: str = Field(description="of the recipe's data, which they were taken from")
     rows: int = Field(description="how many")
@@ -69,14 +69,14 @@ class RowSet(BaseModel):
 
 
 class Measured(BaseModel):
-    """A score beside that of the full rank on the same rows."""
+    """A score, and its drop against full rank on the same rows."""
 
     score: Score = Field(description="the metric")
     drop: Score = Field(description="how much worse than the full rank; negative: better")
 
 
 class SizeTest(Measured):
-    """A finished candidate on the test rows."""
+    """The test of a trained size on the test rows."""
 
     upper: Score = Field(description="upper bound of the drop at the promise's confidence")
     kept: bool = Field(description="whether the bound is within the promise")
@@ -90,12 +90,12 @@ class SizeTest(Measured):
 
     @classmethod
     def of(cls, score: float, bound: Bound, max_drop: float) -> Self:
-        """Return the test of a size.
+        """Return the result of a size's test.
 
         Args:
-            score: the size's.
-            bound: of its drop against the full rank, on the test rows.
-            max_drop: the tolerated loss.
+            score: metric of the size on the test rows.
+            bound: bound of the drop against full rank on the test rows.
+            max_drop: the promise.
         """
         return cls(
             score=score,
@@ -109,17 +109,17 @@ class SizeTest(Measured):
 
     @property
     def verdict(self) -> str:
-        """The result in a word or two."""
+        """The result: `passed`, `failed` or `passed over`."""
         return "passed" if self.kept else "failed" if self.failed else "passed over"
 
     @property
     def failed(self) -> bool:
-        """True if it ended the testing."""
+        """True if this test ended the testing."""
         return not self.kept and not self.passed_over
 
 
 class Screened(Size):
-    """An unhealed cut of the checkpoint that the candidates begin with."""
+    """A cut of the shared checkpoint, scored on the screening rows before healing."""
 
     share: float = Field(description="of the full rank's parameters, as the ladder of sizes says")
     max_params: int = Field(description="the budget that gives this size")
@@ -144,7 +144,7 @@ class Screened(Size):
 
 
 class Healed(Size):
-    """A size that was cut, healed and tested."""
+    """A candidate: a size that was cut, healed and, if a test could pass, tested."""
 
     max_params: int = Field(description="the budget it was cut to")
     directory: str = Field(description="of its run, in this one")
@@ -159,7 +159,7 @@ class Healed(Size):
 
 
 class FullRank(Size):
-    """The run at full rank, which all others are compared with."""
+    """The run at full rank, the reference of all drops."""
 
     r_max: int = Field(description="rank of each layer")
     directory: str = Field(description="of its run, in this one")
@@ -207,12 +207,13 @@ class StoredCertificate(BaseModel):
 
 
 def conclude(found: StoredCertificate) -> None:
-    """Set what follows from a certificate's figures, whatever it was before.
+    """Set all conclusions of a certificate from its figures, and overwrite stored conclusions.
 
-    Whether a size passed, which one is written and what that promises follow from the promise, the
-    sizes and their bounds, here and nowhere else.
+    The promise, the sizes and their bounds determine which sizes passed, which size is written, and
+    the sentence about it. Nothing else in the program draws these conclusions.
     """
     promise, candidates = found.promise, found.candidates
+    # tests first: choice, status and sentence depend on `kept`
     for test in (size.test for size in candidates if size.test is not None):
         test.kept = test.upper <= promise.max_drop
         test.passed_over = test.passed_over and not test.kept and not found.bound.exact
@@ -228,29 +229,30 @@ def conclude(found: StoredCertificate) -> None:
 
 
 def choose(candidates: Sequence[Healed]) -> int:
-    """Return which candidate is written: the last that passed its test, else the first."""
+    """Return the index of the candidate to write: the last that passed its test, else the first."""
     return last_passed(size.test is not None and size.test.kept for size in candidates) or 0
 
 
 def failed(candidates: Sequence[Healed]) -> int | None:
-    """Return the candidate whose test ended the testing; None: none failed."""
+    """Return the index of the candidate whose test ended the testing; None: no test failed."""
     tests = ((i, size.test) for i, size in enumerate(candidates))
     return next((i for i, test in tests if test is not None and test.failed), None)
 
 
 def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows: int) -> str:
-    """Return what is promised of the size that is written, or why nothing is.
+    """Return the certified promise as a sentence, or the reason for having none.
 
     Args:
-        test: that size's; None: it was not tested.
-        rows: that tested it.
+        test: test of the written size; None: it was not tested.
+        rows: number of test rows.
     """
     if test is None:
         asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
         said = f"{rows:,} test rows cannot show that {asked}"
         if not bound.exact:
             return said
-        from sora_cli.search.paired import exact_bound  # scipy; a certificate is read without it
+        # imported here: scipy is slow to import, and most certificates are read without it
+        from sora_cli.search.paired import exact_bound
 
         least = exact_bound(0, 0, rows, promise.confidence)
         return f"{said}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
@@ -270,7 +272,7 @@ def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows
 
 
 class Certificate(StoredCertificate):
-    """A certificate that says what follows from its figures, whatever stood in a file."""
+    """A certificate whose conclusions are computed from its figures, never taken from the file."""
 
     @model_validator(mode="after")
     def _conclude(self) -> Self:
@@ -286,27 +288,23 @@ class Certificate(StoredCertificate):
         return self.status == "certified"
 
     def lines(self) -> list[str]:
-        """Return what is promised, of what, and by how much it is smaller, for the model card."""
+        """Return lines for the model card: the status, the promise, its scope and the saving."""
         said = f"{self.status.capitalize()}: {self.statement}."
         return [said, "", f"That is about {self.scope}. Saved: {self.saved}."]
 
     @property
     def written(self) -> Healed:
-        """The candidate whose adapter was written."""
+        """The candidate that was chosen; its adapter is the run's adapter."""
         return self.candidates[self.chosen]
 
 
 def read_certificate(run: Path) -> Certificate | None:
-    """Read the certificate in a run's directory; None if there is none.
-
-    Raises:
-        SoraError: there is one that cannot be read.
-    """
+    """Read the certificate in a run's directory; None if there is none."""
     return _read(run, Certificate)
 
 
 def read_stored(run: Path) -> StoredCertificate | None:
-    """Read it as it stands there, to compare it with what its figures give; errors as above."""
+    """Read a certificate with its stored conclusions, which `sora verify` compares with its own."""
     return _read(run, StoredCertificate)
 
 

@@ -1,30 +1,23 @@
-"""The sizes that are tried, the largest first; they follow from an adapter's numbers alone.
-
-No torch here.
-"""
+"""The sizes to try, from the largest to the smallest; no score plays a part. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 SHARES = (0.7, 0.5, 0.3, 0.22, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028, 0.02)
-"""Shares of the full rank's parameters that `sora auto` screens: each about 1.4 times the next."""
+"""Sizes that `sora auto` screens, as shares of full rank's parameters, in ratios of about 0.7."""
 HEALED_DIVISORS = (2, 4, 8)
-"""Each size that `sora prune --heal` tests has the adapter's parameters divided by this."""
+"""Sizes that `sora prune --heal` tests: the adapter's parameters divided by these."""
 MAX_SIZES = 12
-"""Sizes of a cut that are tested at most."""
+"""The largest number of sizes that `sora prune` tests by cutting alone."""
 SIZE_RATIO = 0.75
-"""Each size's share of the components of the one before."""
+"""Components of each size, as a share of the next larger size's."""
 COARSE_RATIO = 0.5
-"""The same where the largest size is nearly a model's whole difference."""
+"""The same ratio if the largest size is nearly the full difference of two models."""
 
 
 def smaller_sizes(total: int, ratio: float = SIZE_RATIO) -> list[int]:
-    """Return numbers of components below `total`, the largest first.
-
-    Args:
-        ratio: each size's share of the one before.
-    """
+    """Return numbers of components below `total`, from the largest to the smallest."""
     sizes: list[int] = []
     last = total
     while last > 0 and len(sizes) < MAX_SIZES:
@@ -34,16 +27,16 @@ def smaller_sizes(total: int, ratio: float = SIZE_RATIO) -> list[int]:
 
 
 def healed_budgets(parameters: int, least: int) -> list[int]:
-    """Return the parameters of the sizes that are cut from an adapter and healed.
+    """Return the numbers of parameters to which an adapter is cut before healing.
 
     Args:
-        parameters: of the adapter.
-        least: numbers in its smallest component, which no size can do without.
+        parameters: number in the uncut adapter.
+        least: numbers in its smallest component; no size is smaller.
     """
     budgets = [parameters // divisor for divisor in HEALED_DIVISORS]
     return [budget for budget in budgets if budget >= max(least, 1)]
 
 
 def last_passed(passed: Iterable[bool]) -> int | None:
-    """Return the place of the last, and so the smallest, size that passed; None: none did."""
+    """Return the index of the last (smallest) size that passed; None: none passed."""
     return max((place for place, one in enumerate(passed) if one), default=None)

@@ -1,6 +1,6 @@
-"""The words of a search: what rows can certify, the sizes as a table, and the verdict.
+"""The texts of a search: the certifiable drop, the tables of sizes, and the verdict.
 
-Nothing is printed here. No torch here.
+This module returns texts and prints nothing. No torch here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SIZE = (Column("components", count), Column("parameters", count))
 
 
 def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | None:
-    """Say what rows of right or wrong can certify; None: it is not known before a comparison."""
+    """Return a line on the drop that rows can certify; None: their number does not determine it."""
     from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop
 
     if not scores.is_right_or_wrong:
@@ -39,10 +39,10 @@ def certifiable_line(scores: RowScores, split: str, confidence: float) -> str | 
 
 
 def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str) -> Iterator[str]:
-    """Yield the loss that so many test rows can certify, before anything is trained.
+    """Yield lines on the drop that a number of test rows can certify, before any training.
 
     Args:
-        more: a sentence on the number of rows that the promise takes.
+        more: a sentence on the number of rows that the promise needs.
     """
     asked = (
         f"promise: at most {promise.max_drop:g} worse ({promise.given}), {promise.confidence:.0%}"
@@ -66,17 +66,17 @@ def certifiable_lines(promise: Promise, rows: int, bound: BoundMethod, more: str
 
 
 def tested_line(test: SizeTest, max_drop: float) -> str:
-    """Return what came of a size's test, and whether smaller ones are tested."""
+    """Return a line on the result of a size's test."""
     bound = f"bound {test.upper:.4f}" if test.refused is None else f"no bound: {test.refused}"
     end = ": no smaller size is tested" if test.failed else ""
     return f"drop {test.drop:+.4f}, {bound}, of {max_drop:g}: {test.verdict}{end}"
 
 
 def size_verdict(found: Certificate, number: int, *, reason: bool = False) -> str:
-    """Return what came of a size that was trained.
+    """Return the verdict on a trained size in a few words.
 
     Args:
-        reason: also why it has no bound.
+        reason: if it has no bound, add the reason.
     """
     test = found.candidates[number].test
     said = "not tested" if test is None else test.verdict
@@ -86,7 +86,7 @@ def size_verdict(found: Certificate, number: int, *, reason: bool = False) -> st
 
 
 def size_table(found: Certificate) -> Table:
-    """Return a table of the sizes that were trained, the largest first."""
+    """Return a table of the trained sizes, from the largest to the smallest."""
     metric, rows = found.promise.metric, found.rows[TEST].rows
     columns: list[Column | str] = ["size", *_SIZE, "largest rank", Column(metric, ".4f")]
     columns += [Column("drop", "+.4f"), Column("at most", "+.4f"), ""]
@@ -102,7 +102,7 @@ def size_table(found: Certificate) -> Table:
 
 
 def untrained_line(found: Certificate) -> str | None:
-    """Return a line on the sizes that were screened and not trained; None: all were."""
+    """Return a line on the sizes that were screened but not trained; None: all were trained."""
     trained = {size.max_params for size in found.candidates}
     shares = [f"{size.share:.1%}" for size in found.screened if size.max_params not in trained]
     if not shares:
@@ -116,7 +116,7 @@ def _size(size: Size) -> tuple[int, int, int]:
 
 
 def search_table(search: Search[Any]) -> Table:
-    """Return a table of the sizes that were tried, the largest first."""
+    """Return a table of the sizes that were tried, from the largest to the smallest."""
     columns: list[Column | str] = [*_SIZE, Column(search.metric, ".4f"), Column("drop", "+.4f")]
     columns += [Column("at most", "+.4f"), ""]
     whole, *sizes = search.candidates
@@ -144,7 +144,7 @@ def _verdict(size: Candidate[Any]) -> str:
 
 
 def verdict_lines(search: Search[Any]) -> Sequence[str]:
-    """Return what was found; a size that is not certified is called that."""
+    """Return the lines of the verdict: the chosen size, certified or not, and its drop."""
     promise, confidence = f"{search.promise.max_drop:g}", f"{search.promise.confidence:g}"
     chosen = f"{count(search.chosen.components)} components"
     bound = search.chosen.bound
@@ -169,12 +169,12 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
 
 
 def unseen_rows(search: Search[Any]) -> str:
-    """Say that the score of what was chosen is a choice's own."""
+    """Return a note that the score on the choosing rows is biased by the choice."""
     return f"note: {search.split} chose the size: report a score on other rows"
 
 
 def _certifiable(search: Search[Any]) -> list[str]:
-    """Return what the rows could have certified, where a test was made."""
+    """Return a line on the drop that the rows could certify; empty if nothing was tested."""
     first = None if search.first_tested is None else search.first_tested.bound
     if first is None:
         return []
