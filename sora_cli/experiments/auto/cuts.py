@@ -1,6 +1,6 @@
-"""The checkpoint at the cut, cut to each size of the ladder and scored unhealed, for screening.
+"""Cut the checkpoint to each size and score it before healing, for screening.
 
-It is what every candidate begins with, so the ranks are those that a candidate's cut gives.
+Every candidate starts from this checkpoint, so its ranks after the cut are the ranks found here.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from sora_cli.train.checkpoint.fork import locate_fork
 
 
 def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Serve | None) -> Cuts:
-    """Cut the checkpoint that a candidate begins with to each size, and score it as it is.
+    """Cut the checkpoint that candidates start from to each size, and score it unhealed.
 
     Args:
-        candidate: a run that begins with the checkpoint.
-        serve: what serves the adapter.
+        candidate: recipe of any run that starts from the checkpoint.
+        serve: server of the adapter; None: parameters count.
     """
     layers, method = runner.ready.layers, runner.ready.method
     start = candidate.recipe.start
@@ -40,7 +40,7 @@ def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Se
     values = {path: f.singular_values().cpu() for path, f in factors.items()}
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
-    known = survey(factors)  # once for all sizes
+    known = survey(factors)  # singular values and vectors, computed once for all sizes
     found = Cuts(full, runner.scores(rows), planned_sizes(values, cost, full.parameters), [], [])
     for planned in found.planned:
         with holding(layers, at_ranks(factors, planned.ranks, known)):
@@ -51,15 +51,16 @@ def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Se
 
 @contextmanager
 def holding(layers: Layers, factors: Mapping[str, LowRankFactors]) -> Iterator[None]:
-    """Give the layers other factors of at most their rank for a while, padded with zeros.
+    """Give the layers other factors within the `with` block, padded with zeros to their rank.
 
-    Afterwards they have the very tensors they had before, to the bit. Not for training, and not for
-    layers with gates.
+    Afterwards the layers have their own tensors again, unchanged to the bit. The factors must have
+    at most the layers' rank. Not for training, and not for layers with gates.
     """
     kept = {path: (layer.A.data, layer.B.data) for path, layer in layers.items()}
     try:
         for path, layer in layers.items():
             small = factors[path]
+            # factors hold the whole update B A; the layer multiplies by its scaling itself
             layer.A.data = like(_padded(small.A, layer.A.shape), layer.A)
             layer.B.data = like(_padded(small.B / layer.scaling, layer.B.shape), layer.B)
         yield

@@ -1,4 +1,4 @@
-"""`curve.png`: size against score, with the bounds of what was tested and the choice marked."""
+"""`curve.png`: the drop of each size, with the bounds of the tests and the written size marked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TICKS = (100, 50, 20, 10, 5, 2, 1)
 
 
 def plot_curve(found: Certificate, path: Path) -> None:
-    """Save the picture of `draw_curve` with a title and a legend."""
+    """Draw the curve with a title and a legend, and save the picture."""
     figure = new_figure(_WIDTH, _HEIGHT)
     axes = figure.subplots()
     draw_curve(axes, found)
@@ -29,11 +29,11 @@ def plot_curve(found: Certificate, path: Path) -> None:
 
 
 def draw_curve(axes: Any, found: Certificate) -> None:
-    """Draw drops against the full rank, by size, on a logarithmic axis.
+    """Draw the drop against full rank by size, on a logarithmic axis.
 
-    Grey: unhealed cuts on the screening rows. Colour: what was trained, on the test rows, each with
-    a line up to its bound, which must be below the green line. Hollow squares: the written adapter
-    on the reported rows.
+    Grey: unhealed cuts on the screening rows. Colour: trained sizes on the test rows, each with a
+    line up to its bound; a size passes if its bound is below the green line. Hollow squares: the
+    written adapter on the reported rows.
     """
     whole = found.full.parameters
     shares = [100 * size.parameters / whole for size in found.screened]
@@ -63,7 +63,7 @@ def draw_curve(axes: Any, found: Certificate) -> None:
 
 
 def _heights(found: Certificate) -> tuple[float, float]:
-    """Return the drops at the lower and the upper edge: far larger ones run out of the picture."""
+    """Return the limits of the vertical axis; much larger drops are cut off."""
     tests = [size.test for size in found.candidates if size.test is not None]
     seen = [m.drop for size in found.candidates for m in size.reported.values()]
     seen += [value for test in tests for value in (test.drop, test.upper)]
@@ -106,7 +106,7 @@ def _rows(found: Certificate, part: str) -> str:
 
 
 def legend_of(axes: Any) -> tuple[list[Any], list[str]]:
-    """Return handles and labels for a legend, each label once."""
+    """Return the handles and labels for a legend, each label once."""
     handles, labels = axes.get_legend_handles_labels()
     by_label = dict(zip(labels, handles, strict=True))
     return list(by_label.values()), list(by_label)

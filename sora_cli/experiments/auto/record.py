@@ -1,6 +1,6 @@
-"""`auto.json`: what `sora auto` has decided so far, for its own continuation. No torch here.
+"""`auto.json`: the finished parts of a `sora auto` run, so that it can be continued. No torch here.
 
-The result is in `certificate.json` and `report.json`; what a decision rests on is there, too.
+The result, with all figures that decided it, is in `certificate.json` and `report.json`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Probe(BaseModel):
 
     @property
     def note(self) -> str:
-        """The result, and what it rests on, as a sentence."""
+        """The chosen rate and all losses, as a sentence."""
         shown = ", ".join(
             f"{one.learning_rate:g}: {'not finite' if one.loss is None else f'{one.loss:.4f}'}"
             for one in self.tried
@@ -59,23 +59,19 @@ class AutoRecord(Report):
     stopped: bool = Field(False, description="whether a test has failed: no other size is tested")
 
     def named(self) -> list[Screened]:
-        """Return the sizes that are to be trained, the largest first."""
+        """Return the sizes chosen for training, from the largest to the smallest."""
         return [size for size in self.screened if size.named]
 
     def waiting(self) -> list[Screened]:
-        """Return the sizes that are still to be trained."""
+        """Return the chosen sizes that are not trained yet."""
         return [] if self.stopped else self.named()[len(self.candidates) :]
 
     def add(self, candidate: Healed) -> None:
-        """Note a size that was trained; a failed test is the last one."""
+        """Record a trained size; after a failed test no other size is trained."""
         self.candidates = [*self.candidates, candidate]
         self.stopped = candidate.test is not None and candidate.test.failed
 
 
 def read_auto(directory: Path) -> AutoRecord | None:
-    """Read the record in a directory; None if there is none.
-
-    Raises:
-        SoraError: there is one that cannot be read.
-    """
+    """Read the record in a directory; None if there is none."""
     return read_record(directory / FILE_NAME, AutoRecord, hint=MOVE_AWAY)

@@ -1,4 +1,4 @@
-"""The lines of `sora auto` about its cost, and about layers that have no size to choose from."""
+"""Lines that `sora auto` prints: its cost, the promise, and layers that kept every component."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
-    """Yield what finding the size takes, beside the run at full rank."""
+    """Yield lines on the cost of finding the size, in addition to the run at full rank."""
     block = plan.block
     healing = plan.heal * block.sizes
     yield (
@@ -41,12 +41,12 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
 
 
 def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> Iterator[str]:
-    """Yield the promise, and the loss that the test rows can certify."""
+    """Yield lines on the promise and the smallest drop that the test rows can certify."""
     yield from certifiable_lines(promise, rows.test, certifiable.bound, _more_rows(promise, rows))
 
 
 def _more_rows(promise: Promise, rows: RowPlan) -> str:
-    """Say how many rows a promise takes, if a size is as good as the full rank."""
+    """Return a sentence on the rows that a promise needs, for a size with a true drop of 0."""
     from sora_cli.search.certifiable import rows_needed  # scipy
 
     if promise.max_drop == 0:
@@ -59,10 +59,10 @@ def _more_rows(promise: Promise, rows: RowPlan) -> str:
 
 
 def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
-    """Yield the time and the memory of everything.
+    """Yield lines on the time and memory of all runs together.
 
     Args:
-        full: of the run at full rank, as a dry run measured it.
+        full: the dry run's measurement of the run at full rank.
     """
     seconds = full.seconds * (1 + _extra(plan, rows))
     about = (
@@ -75,7 +75,7 @@ def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
 
 
 def _extra(plan: AutoPlan, rows: RowPlan) -> float:
-    """Return what is done beside the full run, at most, as a share of its work."""
+    """Return the work beside the full run, at most, as a share of the full run's work."""
     return plan.heal * plan.block.sizes + rows.scoring + _probing(plan, rows)
 
 
@@ -85,7 +85,7 @@ def _probing(plan: AutoPlan, rows: RowPlan) -> float:
 
 
 def full_layers(report: RunReport) -> str | None:
-    """Say which layers keep all components they could have; None: none does."""
+    """Return a line on the layers that kept all components; None: there are none."""
     full = [path for path, rank in report.ranks.items() if rank.end == rank.start]
     if not full:
         return None

@@ -1,8 +1,9 @@
-"""Controls of a path: components are taken out of stage 0 by other rules, and it is scored.
+"""Controls of a path: remove components from stage 0 by other rules, and score the result.
 
-For each stage as many components as the path had lost by then are taken out of stage 0's adapter,
-which is then scored without further training: at random, by smallest norm, and those that the path
-itself had lost, unless the method turns the basis, so that those are not components of stage 0.
+For each stage, as many components are removed from stage 0's adapter as the path had lost by then,
+and the adapter is scored without further training. The components are drawn at random, or have the
+smallest norms, or are the very components that the path had lost. The last rule is left out if the
+method turns the basis: component i of a later stage is then not component i of stage 0.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ RULES = {
     "chance": "components drawn at random",
 }
 Component = tuple[str, int]
-"""Module path and number of the component in it."""
+"""Module path of the layer, and the component's number in it."""
 
 
 def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
-    """Score stage 0 with components taken out; the model ends as stage 0 left it."""
+    """Score stage 0 without some components, by each rule; the model ends in stage 0's state."""
     stages.restore(0)
     report, first = stages.report, stages.report.stages[0]
     everything = _components(first.alive)
@@ -49,6 +50,7 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     points = []
     for stage in report.stages[1:]:
         dead = sorted(set(everything) - set(_components(stage.alive)))
+        # in a turned basis the components are others: only their number can be compared
         removed = first.live - stage.live if turns_basis else len(dead)
         say(f"controls for stage {stage.index}: {removed} of {len(everything)} taken out ...")
         if removed:
@@ -76,7 +78,7 @@ def _components(alive: Mapping[str, list[int]]) -> list[Component]:
 
 
 def _by_norm(stages: Stages, components: Sequence[Component]) -> list[Component]:
-    """Sort components by norm, smallest first."""
+    """Sort components by norm, from the smallest to the largest."""
     norms = {path: factors.term_norms().tolist() for path, factors in stages.factors().items()}
     return sorted(components, key=lambda component: norms[component[0]][component[1]])
 
@@ -90,8 +92,9 @@ def _shuffled(components: Sequence[Component], seed: int) -> list[Component]:
 def _score_without(
     stages: Stages, trainer: AdapterTrainer, components: Sequence[Component]
 ) -> float:
-    """Return the main metric with those components silenced; they are put back."""
+    """Return the main metric with these components set to zero; restore them afterwards."""
     ready, report = stages.ready, stages.report
+    # zeroing b_i removes b_i a_i without changing any shape
     kept = {path: layer.B.clone() for path, layer in ready.layers.items()}
     for path, i in components:
         ready.layers[path].B[:, i] = 0
@@ -128,7 +131,7 @@ def _conclude(
 
 
 def _fall(stages: Sequence[Stage], curve: Sequence[float], report: PathReport) -> float | None:
-    """Return the share alive at the first stage clearly worse than stage 0; None if none is."""
+    """Return the share alive at the first stage clearly worse than stage 0; None: no such stage."""
     for stage, relative in zip(stages, curve, strict=True):
         worse = relative < FALL if report.greater_is_better else relative > 1 / FALL
         if worse:
@@ -137,7 +140,7 @@ def _fall(stages: Sequence[Stage], curve: Sequence[float], report: PathReport) -
 
 
 def _verdict(gap: Mapping[str, float], falls: Mapping[str, float | None]) -> str:
-    """Say in one sentence which rule is closest, and where each falls."""
+    """Return one sentence: the rule closest to the path, and the share at which each falls."""
     if any(math.isnan(value) for value in gap.values()):
         return "no relative metric: that of stage 0 is not above zero"
     ranked = sorted(gap, key=lambda rule: gap[rule])

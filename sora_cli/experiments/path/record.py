@@ -1,7 +1,7 @@
 """`path.json`: the results of every stage of a regularisation path. No torch here.
 
-Scores are by split. `memorisation` names the fixed subset of training rows, `generalisation` the
-reported validation split, `choice` the split that `sora pick` chooses on.
+Scores are stored by split. `memorisation` names the fixed subset of training rows, `generalisation`
+the reported validation split, `choice` the split that `sora pick` uses.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sora_cli.report import MOVE_AWAY, Report, Score
 FILE_NAME = "path.json"
 PICTURE = "path.png"
 STAGES = "stages"
-"""Folder of the directories of all stages, in a path's directory."""
+"""Folder in a path's directory that holds the directories of all stages."""
 TRAIN_SUBSET = "train-subset"
 SELECTION = "selection"
 
 
 class Stage(BaseModel):
-    """One stage: trained, measured, its adapter saved."""
+    """The results of one finished stage."""
 
     index: int = Field(description="from 0")
     value: Any = Field(description="of the option that varies")
@@ -47,12 +47,12 @@ class Stage(BaseModel):
 
     @property
     def share(self) -> float:
-        """The share of the components that are alive."""
+        """Share of the components that are alive."""
         return self.live / self.total if self.total else 0.0
 
 
 class ControlPoint(BaseModel):
-    """Stage 0 with as many components taken out as the path had lost by a stage."""
+    """Scores of stage 0 without as many components as the path had lost by one stage."""
 
     stage: int = Field(description="index of the stage")
     removed: int = Field(description="components taken out")
@@ -63,7 +63,7 @@ class ControlPoint(BaseModel):
 
 
 class Controls(BaseModel):
-    """Removal of components from stage 0 by several rules, without further training."""
+    """Results of removing components from stage 0 by several rules, without further training."""
 
     rules: dict[str, str] = Field(description="name of each rule and what it takes out")
     draws: int = Field(description="random draws per stage")
@@ -100,19 +100,15 @@ class PathReport(Report):
         return stage.metrics[split][self.main_metric]
 
     def ratio(self, score: float, split: str) -> float:
-        """Divide a score by that of stage 0; NaN where that is not above zero."""
+        """Divide a score by stage 0's score; NaN if that is not above zero."""
         return relative_to(self.score(self.stages[0], split), score)
 
 
 def relative_to(first: float, score: float) -> float:
-    """Divide a score by the first stage's; NaN where that is not above zero."""
+    """Divide a score by the first stage's score; NaN if that is not above zero."""
     return score / first if first > 0 else math.nan
 
 
 def read_path(directory: Path) -> PathReport | None:
-    """Read the record in a directory; None if there is none.
-
-    Raises:
-        SoraError: there is one that cannot be read.
-    """
+    """Read the record in a directory; None if there is none."""
     return read_record(directory / FILE_NAME, PathReport, hint=MOVE_AWAY)
