@@ -1,7 +1,7 @@
-"""The task family that columns are of, and the part that each column plays in it.
+"""Match columns with a task family, and each column with its part in the task.
 
-Families are tried from the most particular one (a column of images, of chats, of tagged words) to
-the most general (texts and a label). What fits two ways is an error that names the key to give.
+Families are tried from the most specific (a column of images, chats or tagged words) to the most
+general (texts and a label). If two matches are possible, an error names the key that decides.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from sora_cli.tasks.choices import find_form
 from sora_cli.tasks.texts import columns_in
 
 Given = Mapping[str, Any]
-"""Keys of the recipe's data block that were given, and need not be found."""
+"""The keys of the recipe's data block that the user gave; they are not searched for."""
 
-_TAG = re.compile(r"O|[BIES]-.+")
+_TAG = re.compile(r"O|[BIES]-.+")  # entity tags of the schemes IOB, IOB2 and IOBES
 _SOURCES = ("source", "document", "article", "dialogue", "text")
 _TARGETS = ("target", "summary", "highlights")
 
 
 @dataclass(frozen=True)
 class Match:
-    """A task family, and the columns that it takes.
+    """A task family, and the columns that it uses.
 
     Attributes:
-        why: a few words on what decided it.
+        why: reason for the choice, in a few words.
         data, options: keys of the recipe's blocks `data` and `task`.
-        taken: column -> the part it plays.
-        left: column -> why it is not taken, where its kind does not say it.
+        taken: column -> its part.
+        left: column -> reason for not using it, if its kind is not reason enough.
     """
 
     task: str
@@ -54,7 +54,7 @@ class Match:
     left: Mapping[str, str] = field(default_factory=dict)
 
     def not_taken(self, columns: Columns) -> dict[str, str]:
-        """Return each column that is not taken, with the reason."""
+        """Return each column that is not used, with the reason."""
         return {
             name: self.left.get(name, column.about)
             for name, column in columns.items()
@@ -65,18 +65,17 @@ class Match:
 def match(
     columns: Columns, given: Given, task: str | None = None, *, tags: Sequence[str] = ()
 ) -> Match:
-    """Return the family that columns are of.
+    """Return the task family that fits the columns.
+
+    If none fits, or two fit equally well, an error names the key that decides.
 
     Args:
-        given: keys of the data block that decide what would else be found.
-        task: the family, if it was given.
-        tags: some values of a column of tags, which tell entities from other tags.
-
-    Raises:
-        SoraError: none fits, or two ways fit as well; it names the key that decides.
+        given: keys of the data block that the user gave.
+        task: the family, if the user gave it.
+        tags: some values of a column of tags; they tell if the tags mark entities.
     """
     if task is not None:
-        options_class(task)  # an unknown name is told here
+        options_class(task)  # raises for an unknown name
     for name, find in _FAMILIES:
         if task is None or name == task or (name == _SEQUENCE and task in _ONE_LABEL):
             found = find(columns, given, task)
@@ -127,6 +126,7 @@ def _tags(columns: Columns, given: Given, task: str | None) -> Match | None:
     del task
     wanted: dict[str, tuple[Kind, ...]] = {"tokens": ("words",), "tags": ("words", "numbers")}
     found = _parts("token-classification", columns, given, wanted)
+    # one part is known and there are just two columns of lists: the other list is the other part
     lists = of_kinds(columns, "words", "numbers")
     if len(found) == 1 and len(lists) == 2:
         (part, column), *_ = found.items()
@@ -173,6 +173,7 @@ def _choice(columns: Columns, given: Given, task: str | None) -> Match | None:
 
 
 def _rewriting(columns: Columns, given: Given, task: str | None) -> Match | None:
+    # unless the task is given, `input` with `output` are instructions, `question` with `answer` too
     names = {"source": _SOURCES, "target": _TARGETS} if task is None else None
     wanted = {"source": READ, "target": READ}
     found = _parts("seq2seq", columns, given, wanted, names=names)
@@ -233,6 +234,8 @@ def _plain(columns: Columns, given: Given, task: str | None) -> Match | None:
 
 _SEQUENCE = "sequence"
 _ONE_LABEL = ("sequence-classification", "sequence-regression")
+# The order matters: columns of a specific family, such as multiple choice, also fit a general one
+# (texts and a label).
 _FAMILIES: tuple[tuple[str, Callable[[Columns, Given, str | None], Match | None]], ...] = (
     ("image-classification", _image),
     ("image-text", _image_text),
@@ -255,11 +258,11 @@ def _parts(
     *,
     names: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, str]:
-    """Return the columns that play these parts: those given, else those with a usual name.
+    """Return the columns for these parts: the given columns, or else columns with usual names.
 
     Args:
-        wanted: part -> kinds of column that can play it.
-        names: usual names in the place of the family's own.
+        wanted: part -> kinds of column that fit.
+        names: part -> usual names; None: the family's own.
     """
     usual, named = options_class(task).COLUMNS, given.get("columns") or {}
     found: dict[str, str] = {}
@@ -278,13 +281,13 @@ def _of_parts(task: str, why: str, parts: Mapping[str, str]) -> Match:
 
 
 def _named(task: str, parts: Mapping[str, str]) -> dict[str, Any]:
-    """Return `data.columns`, without it where every column has its usual name."""
+    """Return `data.columns`; empty if every column has its usual name."""
     usual = options_class(task).COLUMNS
     return {"columns": dict(parts)} if any(c not in usual[p] for p, c in parts.items()) else {}
 
 
 def _with_metrics(found: Match, tags: Sequence[str]) -> Match:
-    """Add metrics where the family's own do not fit: precision and recall are of entities."""
+    """Set accuracy as the metric of tags that mark no entities: the usual F1 counts entities."""
     if found.task != "token-classification" or (tags and all(map(_TAG.fullmatch, tags))):
         return found
     return Match(
