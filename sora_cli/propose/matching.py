@@ -133,7 +133,7 @@ def _tags(columns: Columns, given: Given, task: str | None) -> Match | None:
         found[_OTHER[part]] = next(name for name in lists if name != column)
     if len(found) < 2:
         return None
-    return _of_parts("token-classification", "lists of words with a tag each", found)
+    return _of_parts("token-classification", "lists of words with one tag per word", found)
 
 
 _OTHER = {"tokens": "tags", "tags": "tokens"}
@@ -146,7 +146,9 @@ def _spans(columns: Columns, given: Given, task: str | None) -> Match | None:
     found = _parts("question-answering", columns, given, wanted)
     if len(found) < 3:
         return None
-    return _of_parts("question-answering", "questions, contexts and answers in them", found)
+    return _of_parts(
+        "question-answering", "questions, contexts, and answers inside the contexts", found
+    )
 
 
 def _choice(columns: Columns, given: Given, task: str | None) -> Match | None:
@@ -179,7 +181,7 @@ def _rewriting(columns: Columns, given: Given, task: str | None) -> Match | None
     found = _parts("seq2seq", columns, given, wanted, names=names)
     if len(found) < 2 or found["source"] == found["target"]:
         return None
-    return _of_parts("seq2seq", "a text, and what is to be written of it", found)
+    return _of_parts("seq2seq", "a text, and the text to write from it", found)
 
 
 def _instructions(columns: Columns, given: Given, task: str | None) -> Match | None:
@@ -229,7 +231,7 @@ def _plain(columns: Columns, given: Given, task: str | None) -> Match | None:
     if not texts or (task is None and len(texts) > 1):
         return None
     text = one_of(texts, "text", "data.columns.text=COLUMN", columns)
-    return _of_parts("causal-lm", "texts, and nothing that could be a label", {"text": text})
+    return _of_parts("causal-lm", "texts, and no column that could be a label", {"text": text})
 
 
 _SEQUENCE = "sequence"
@@ -302,16 +304,16 @@ def _nothing(columns: Columns, task: str | None) -> SoraError:
         parts = options_class(task).COLUMNS
         hint = "data.columns='{" + ", ".join(f"{part}: COLUMN" for part in parts) + "}'"
         hint = hint if parts else "data.text_columns=[COLUMN] data.label_column=COLUMN"
-        return SoraError(f"the columns are not those of {task}", where=held, hint=hint)
+        return SoraError(f"the columns do not fit task {task}", where=held, hint=hint)
     if len(texts) > 1:
         return SoraError(
             f"{len(texts)} columns of texts, and none that could be a label: {listed(texts)}",
             where=held,
-            hint="say what is learned: data.label_column=COLUMN, or task.name=causal-lm "
+            hint="name the label or the task: data.label_column=COLUMN, or task.name=causal-lm "
             f"data.columns='{{instruction: {texts[0]}, output: {texts[1]}}}'",
         )
     return SoraError(
-        "no task can be told by the columns: none of them holds texts, images or lists of words",
+        "no task fits the columns: none of them holds texts, images or lists of words",
         where=held,
         hint="name them: task.name=sequence-classification data.text_columns=[COLUMN] "
         "data.label_column=COLUMN",

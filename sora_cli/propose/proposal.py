@@ -195,7 +195,7 @@ def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
     draft.put("model", "path", model)
     draft.put("task", "name", Proposed(found.task, found.why))
     for key, value in found.options.items():
-        draft.put("task", key, Proposed(value, "the family's own are of entities"))
+        draft.put("task", key, Proposed(value, "the tags mark no entities"))
     for key, proposed in place.items():
         draft.blocks.setdefault("data", {})[key] = proposed
     _splits(draft, splits, train, found.data.get("label_column"))
@@ -224,7 +224,9 @@ def _splits(draft: _Draft, splits: Mapping[str, Part], train: str, label: str | 
     scored = validation_splits(splits, train, label)
     if not scored:
         draft.put("data", "held_out_rows", rules.held_out_rows(len(splits[train].rows)))
-        seed = Proposed(DataBlock.model_fields["held_out_seed"].default, "of the choice of them")
+        seed = Proposed(
+            DataBlock.model_fields["held_out_seed"].default, "seed that chooses these rows"
+        )
         draft.put("data", "held_out_seed", seed)
     elif list(scored) != ["validation"]:
         draft.put("data", "validation", Proposed(list(scored), "the rows to score on"))
@@ -297,8 +299,8 @@ def _training(draft: _Draft, rows: int, config: Any) -> None:
         draft.put("training", "epochs", rules.epochs(-(-rows // batch), name))
     rate = rules.learning_rate(rules.parameters_of(config), name)
     draft.put("training", "learning_rate", rate)
-    draft.put("training", "weight_decay", Proposed(0.01, "as in the recipes"))
-    keep = Proposed(False, "nothing is chosen on the rows that are scored")
+    draft.put("training", "weight_decay", Proposed(0.01, "as in the recipes that come with sora"))
+    keep = Proposed(False, "the rows that are scored must not choose a checkpoint")
     draft.put("training", "keep_best", keep)
 
 
@@ -310,11 +312,12 @@ def _header(
     command: str | None,
 ) -> list[str]:
     written = command or shlex.join(["sora", "init", source])
+    train = shlex.join(["sora", "train", str(output)])
     taken = ", ".join(f"'{column}' ({part})" for column, part in found.taken.items())
     left = ", ".join(f"'{column}' ({why})" for column, why in found.not_taken(columns).items())
     return [
         f"{found.task} of {source}: {found.why}.",
-        f"sora train {shlex.quote(str(output))}, after a look at what it would do: --dry-run.",
-        f"Written by sora {__version__}: {written}. Change what you like.",
+        f"Look at the plan: {train} --dry-run. Train: {train}.",
+        f"Written by sora {__version__}: {written}. Every value may be changed.",
         f"Columns: {taken}." + (f" Not taken: {left}." if left else ""),
     ]

@@ -41,7 +41,7 @@ def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
     parts = _encoded(proposal.task, proposal.rows, proposal.processor)
     numbers = {"train": proposal.rows.train, **proposal.rows.report}
     sizes = ", ".join(f"{name} {count(len(part))}" for name, part in numbers.items())
-    looked = f"; of each {count(LOOKED_AT)} were looked at" if _is_large(numbers) else ""
+    looked = f"; at most {count(LOOKED_AT)} of each were looked at" if _is_large(numbers) else ""
     yield from indented([f"{'rows':<11} {sizes}{looked}"])
     counts, texts = count_classes(task, parts), task.input_columns
     found_twice = find_overlaps(

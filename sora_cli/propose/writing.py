@@ -83,7 +83,7 @@ def recipe_for(
     """
     file = recipe_name(data)
     if file.is_file():
-        tell(f"{file} is there: it is the recipe; sora init writes it anew")
+        tell(f"{file} exists and is used as the recipe; to write it anew: sora init {quote(data)}")
         return str(file)
     command = f"sora init {quote(data)}"
     if dry_run or world_size() > 1:

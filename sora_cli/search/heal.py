@@ -105,7 +105,7 @@ def _original(directory: Path, place: Path, recipe: str | None) -> LoadedRecipe:
     report = read_report(place.parent)
     if report is None:
         raise SoraError(
-            f"--heal needs a recipe to train with: {directory} is not a run of this tool",
+            f"--heal needs a recipe to train with: {directory} has no report.json to take it from",
             hint="add --recipe R",
         )
     return load_stored(report.recipe, place.parent / FILE_NAME, report.name)

@@ -76,12 +76,18 @@ class Outcome:
 def main() -> None:
     """Replay all stored runs, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("file", nargs="?", type=Path, default=FILE)
-    parser.add_argument("--splits", type=int, default=2000)
-    parser.add_argument("--slow-splits", type=int, default=300)
-    parser.add_argument("--rows", nargs="+", type=int, default=[0, 1000])
-    parser.add_argument("--parted", action="store_true", help="splits whose parts share no row")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, each with its own pools")
+    parser.add_argument("file", nargs="?", type=Path, default=FILE, help="file of tools.auto.train")
+    parser.add_argument(
+        "--splits", type=int, default=2000, help="splits per run and number of rows"
+    )
+    parser.add_argument("--slow-splits", type=int, default=300, help="the same for slow metrics")
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=[0, 1000], help="as auto.rows; 0: the run's default"
+    )
+    parser.add_argument(
+        "--parted", action="store_true", help="screening and test rows share no row"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     options = parser.parse_args()
     cases = []
     for stored in read_all(options.file):

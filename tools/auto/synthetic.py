@@ -36,9 +36,9 @@ _ROWS = ((30, 120), (70, 207), (250, 750), (1000, 3000))
 def main() -> None:
     """Make the pools, replay the decisions, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--splits", type=int, default=2000)
-    parser.add_argument("--slow-splits", type=int, default=300)
-    parser.add_argument("--pools", default="", help="those whose name begins so")
+    parser.add_argument("--splits", type=int, default=2000, help="splits per pool and row number")
+    parser.add_argument("--slow-splits", type=int, default=300, help="the same for slow metrics")
+    parser.add_argument("--pools", default="", help="only pools whose name begins with this")
     options = parser.parse_args()
     emit(
         "| pool | rows | promises | certified wrongly, mean | largest | limit | certified | size |"

@@ -86,7 +86,7 @@ class Maker:
         """Do all parts that the record does not have yet; save the record after each."""
         record, max_drop = self.record, self.promise.max_drop
         if record.full is None:
-            self._tell(f"\nfull rank {self.plan.rank}: the run that all others are compared with")
+            self._tell(f"\nfull rank {self.plan.rank}: the run that all sizes are compared with")
             with self.log.phase("train at full rank"):
                 name = f"{self.full.name}, full rank"
                 report = self.runner.train(self.runner.next_run(self.full, name))
@@ -136,7 +136,7 @@ class Maker:
     def _screen(self) -> None:
         """Score unhealed cuts on the screening rows, and choose the sizes to train."""
         plan, block, test_rows = self.plan, self.plan.block, self.rows.test
-        self._tell(f"\nscreening: unhealed cuts on {self.rows.screening:,} rows")
+        self._tell(f"\nscreening: score all sizes before healing, on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
         cuts = score_cuts(self.runner, first, self._screening_rows, block.serve)
         found = screen(cuts, test_rows=test_rows, confidence=block.confidence)

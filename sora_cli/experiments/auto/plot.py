@@ -46,7 +46,7 @@ def draw_curve(axes: Any, found: Certificate) -> None:
     axes.axhline(0, color=INK, linewidth=0.6)
     axes.axhline(
         found.promise.max_drop, color=_PROMISE, linewidth=1.4, linestyle=(0, (5, 2)),
-        label=f"tolerated: {found.promise.given}",
+        label=f"promise: {found.promise.given}",
     )  # fmt: skip
     axes.set_ylim(*_heights(found))
     axes.set_xscale("log")

@@ -23,7 +23,7 @@ FALL = 0.9
 _PATHS = "path's choice"
 RULES = {
     _PATHS: "the components the path had lost by that stage",
-    "smallest norm": "those with the smallest |b_i| |a_i|, over all modules",
+    "smallest norm": "the components with the smallest |b_i| |a_i|, over all layers",
     "chance": "components drawn at random",
 }
 Component = tuple[str, int]
@@ -52,7 +52,8 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
         dead = sorted(set(everything) - set(_components(stage.alive)))
         # in a turned basis the components are others: only their number can be compared
         removed = first.live - stage.live if turns_basis else len(dead)
-        say(f"controls for stage {stage.index}: {removed} of {len(everything)} taken out ...")
+        share = f"{removed} of {len(everything)} components"
+        say(f"controls for stage {stage.index}: {share} removed ...")
         if removed:
             scores = {} if turns_basis else {_PATHS: [without(dead)]}
             scores |= {
@@ -142,7 +143,7 @@ def _fall(stages: Sequence[Stage], curve: Sequence[float], report: PathReport) -
 def _verdict(gap: Mapping[str, float], falls: Mapping[str, float | None]) -> str:
     """Return one sentence: the rule closest to the path, and the share at which each falls."""
     if any(math.isnan(value) for value in gap.values()):
-        return "no relative metric: that of stage 0 is not above zero"
+        return "no relative metric: stage 0's metric is not above zero"
     ranked = sorted(gap, key=lambda rule: gap[rule])
     closeness = ", ".join(f"{rule} {gap[rule]:.3f}" for rule in ranked)
     places = ", ".join(

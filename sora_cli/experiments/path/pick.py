@@ -22,7 +22,7 @@ def within_share(report: PathReport, keep: float) -> Stage:
     if not first > 0:
         raise SoraError(
             f"stage 0 has {report.main_metric} {first:.4f} on {report.choice}: "
-            "a share of that says nothing",
+            "a share of it means nothing",
             hint="give the metric itself: --min-metric X",
         )
     return at_least(report, first * keep if report.greater_is_better else first / keep)

@@ -50,7 +50,7 @@ def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
         )
     if loaded.recipe.start is not None:
         raise SoraError(
-            "start does not go with a path: its first stage begins at the method's own start",
+            "start does not go with a path: its first stage starts with a new adapter",
             where=loaded.recipe.place("start"),
         )
     option = varied_option(loaded)
