@@ -47,14 +47,14 @@ def _of_file(source: str, path: Path) -> dict[str, Proposed]:
             where=f"kinds of data files: {_KINDS}",
             hint=f"sora train {quote(source)}" if recipe else None,
         )
-    beside = _beside(path)
+    beside = _validation_file(path)
     if beside is None:
         return {"files": Proposed({_TRAIN: source}, "the rows")}
     files = {_TRAIN: source, "validation": str(beside)}
     return {"files": Proposed(files, f"{beside.name} was found beside the training rows")}
 
 
-def _beside(path: Path) -> Path | None:
+def _validation_file(path: Path) -> Path | None:
     """Return a file of validation rows in the same directory, by its name; None: there is none."""
     if _TRAIN not in path.stem:
         return None

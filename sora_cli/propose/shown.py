@@ -27,11 +27,11 @@ def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
     Args:
         rows: number of rows to show as the model gets them.
     """
-    task, found = proposal.task, proposal.match
-    yield f"{found.task}: {printable(found.why)}"
-    taken = ", ".join(f"{column} ({part})" for column, part in found.taken.items())
+    task, matched = proposal.task, proposal.match
+    yield f"{matched.task}: {printable(matched.why)}"
+    taken = ", ".join(f"{column} ({part})" for column, part in matched.taken.items())
     yield from indented(wrapped("taken", printable(taken)))
-    left = found.not_taken(proposal.columns)
+    left = matched.not_taken(proposal.columns)
     if left:
         about = ", ".join(f"{column} ({why})" for column, why in left.items())
         yield from indented(wrapped("not taken", printable(about)))

@@ -46,7 +46,7 @@ def write_proposal(
         from sora_cli.propose.proposal import STEPS, propose
         from sora_cli.propose.shown import proposal_lines
         from sora_cli.run.preview import ROWS
-    shown = ROWS if preview is None else preview
+    rows = ROWS if preview is None else preview
     with tqdm(desc=f"reading {source}", total=STEPS + 1, delay=1, leave=False) as bar:
         proposal = propose(
             source,
@@ -57,7 +57,7 @@ def write_proposal(
             command=command,
             step=bar.update,
         )
-        lines = list(proposal_lines(proposal, rows=shown))
+        lines = list(proposal_lines(proposal, rows=rows))
         bar.update()
     tell("\n".join(lines))
     write_text_atomic(file, proposal.text)

@@ -218,26 +218,27 @@ class StoredCertificate(BaseModel):
     )
 
 
-def conclude(found: StoredCertificate) -> None:
+def conclude(certificate: StoredCertificate) -> None:
     """Set all conclusions of a certificate from its figures, and overwrite stored conclusions.
 
     The promise, the sizes and their bounds determine which sizes passed, which size is written, and
     the sentence about it. Nothing else in the program draws these conclusions.
     """
-    promise, candidates = found.promise, found.candidates
+    promise, candidates = certificate.promise, certificate.candidates
     # tests first: choice, status and sentence depend on `kept`
     for test in (size.test for size in candidates if size.test is not None):
         test.kept = test.upper <= promise.max_drop
-        test.passed_over = test.passed_over and not test.kept and not found.bound.exact
-    found.chosen = choose(candidates)
-    written = candidates[found.chosen]
+        test.passed_over = test.passed_over and not test.kept and not certificate.bound.exact
+    certificate.chosen = choose(candidates)
+    written = candidates[certificate.chosen]
     kept = written.test is not None and written.test.kept
-    found.status = "certified" if kept else "not certified"
-    found.statement = _statement(promise, found.bound, written.test, found.rows[TEST].rows)
-    found.scope = _SCOPE
-    found.next_smaller = failed(candidates) if kept else None
-    found.saved = saving(written, found.full, promise.serve)
-    found.adapter = written.digest
+    certificate.status = "certified" if kept else "not certified"
+    rows = certificate.rows[TEST].rows
+    certificate.statement = _statement(promise, certificate.bound, written.test, rows)
+    certificate.scope = _SCOPE
+    certificate.next_smaller = failed(candidates) if kept else None
+    certificate.saved = saving(written, certificate.full, promise.serve)
+    certificate.adapter = written.digest
 
 
 def choose(candidates: Sequence[Healed]) -> int:
@@ -260,14 +261,14 @@ def _statement(promise: Promise, bound: BoundMethod, test: SizeTest | None, rows
     """
     if test is None:
         asked = f"{promise.metric} is at most {promise.max_drop:g} worse"
-        said = f"{rows:,} test rows cannot show that {asked}"
+        text = f"{rows:,} test rows cannot show that {asked}"
         if not bound.exact:
-            return said
+            return text
         # imported here: scipy is slow to import, and most certificates are read without it
         from sora_cli.search.paired import exact_bound
 
         least = exact_bound(0, 0, rows, promise.confidence)
-        return f"{said}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
+        return f"{text}: the smallest loss they can certify, if no answer differs, is {least:.4f}"
     if test.kept:
         return (
             f"with {promise.confidence:.0%} confidence {promise.metric} is at most "
@@ -301,8 +302,8 @@ class Certificate(StoredCertificate):
 
     def lines(self) -> list[str]:
         """Return lines for the model card: the status, the promise, its scope and the saving."""
-        said = f"{self.status.capitalize()}: {self.statement}."
-        return [said, "", f"That is about {self.scope}. Saved: {self.saved}."]
+        status = f"{self.status.capitalize()}: {self.statement}."
+        return [status, "", f"That is about {self.scope}. Saved: {self.saved}."]
 
     @property
     def written(self) -> Healed:

@@ -61,7 +61,7 @@ def _worst_drop(full: RowScores, lost: list[np.ndarray], share: float) -> float:
     scores = replace(full, parts=stacked)
     whole = np.zeros(len(stacked))
     whole[:kinds] = times
-    (here,) = scores.weighted(whole[None])
+    (before,) = scores.weighted(whole[None])
     harm = _harm(scores, whole, kinds)  # (ways, kinds)
     way, left = harm.argmax(axis=0), share * len(full)
     # greedy: harm is computed once, with one lost row, and not again as more rows are lost
@@ -72,21 +72,21 @@ def _worst_drop(full: RowScores, lost: list[np.ndarray], share: float) -> float:
         whole[kind] -= moved
         whole[(way[kind] + 1) * kinds + kind] += moved
         left -= moved
-    return float(here - scores.weighted(whole[None])[0])
+    return float(before - scores.weighted(whole[None])[0])
 
 
 def _harm(scores: RowScores, whole: np.ndarray, kinds: int) -> np.ndarray:
     """Return the metric's loss from one lost row, for each way of losing and kind of row."""
-    (here,) = scores.weighted(whole[None])
+    (before,) = scores.weighted(whole[None])
     places = np.arange(kinds, len(scores))  # of lost rows; the row it was stands `kinds` before
-    found, most = [], max(_CELLS // len(scores), 1)
+    losses, most = [], max(_CELLS // len(scores), 1)
     for start in range(0, len(places), most):
-        some = places[start : start + most]
-        weights = np.tile(whole, (len(some), 1))
-        weights[np.arange(len(some)), some % kinds] -= 1
-        weights[np.arange(len(some)), some] += 1
-        found.append(here - scores.weighted(weights))
-    return np.concatenate(found).reshape(-1, kinds)
+        chunk = places[start : start + most]
+        weights = np.tile(whole, (len(chunk), 1))
+        weights[np.arange(len(chunk)), chunk % kinds] -= 1
+        weights[np.arange(len(chunk)), chunk] += 1
+        losses.append(before - scores.weighted(weights))
+    return np.concatenate(losses).reshape(-1, kinds)
 
 
 def _lost(full: RowScores) -> Iterator[np.ndarray]:

@@ -81,8 +81,8 @@ def row_sets(rows: Rows, held: Mapping[str, Part]) -> dict[str, RowSet]:
     """
     of_training = {TRAIN: rows.train, **{name: part.rows for name, part in held.items()}}
     split = rows.origin(rows.train).split
-    found = {name: _row_set(split, part) for name, part in of_training.items()}
-    return {**found, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
+    sets = {name: _row_set(split, part) for name, part in of_training.items()}
+    return {**sets, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
 
 
 def _row_set(split: str, rows: Dataset) -> RowSet:

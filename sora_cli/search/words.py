@@ -71,39 +71,41 @@ def tested_line(test: SizeTest, max_drop: float) -> str:
     return f"drop {test.drop:+.4f}, {bound}, promise {max_drop:g}: {test.verdict}{end}"
 
 
-def size_verdict(found: Certificate, number: int, *, reason: bool = False) -> str:
+def size_verdict(certificate: Certificate, number: int, *, reason: bool = False) -> str:
     """Return the verdict on a trained size in a few words.
 
     Args:
         reason: if it has no bound, add the reason.
     """
-    test = found.candidates[number].test
-    said = "not tested" if test is None else test.verdict
+    test = certificate.candidates[number].test
+    verdict = "not tested" if test is None else test.verdict
     if reason and test is not None and test.refused is not None:
-        said = f"{said}: {test.refused}"
-    return f"{said}, written" if number == found.chosen else said
+        verdict = f"{verdict}: {test.refused}"
+    return f"{verdict}, written" if number == certificate.chosen else verdict
 
 
-def size_table(found: Certificate) -> Table:
+def size_table(certificate: Certificate) -> Table:
     """Return a table of the trained sizes, from the largest to the smallest."""
-    metric, rows = found.promise.metric, found.rows[TEST].rows
+    metric, rows = certificate.promise.metric, certificate.rows[TEST].rows
     columns: list[Column | str] = ["size", *_SIZE, "largest rank", Column(metric, ".4f")]
     columns += [Column("drop", "+.4f"), Column("at most", "+.4f"), ""]
-    lines: list[list[Any]] = [["full rank", *_size(found.full), found.full.test, None, None, None]]
-    shares = {size.max_params: size.share for size in found.screened}
-    for number, size in enumerate(found.candidates):
+    full = certificate.full
+    lines: list[list[Any]] = [["full rank", *_size(full), full.test, None, None, None]]
+    shares = {size.max_params: size.share for size in certificate.screened}
+    for number, size in enumerate(certificate.candidates):
         test = size.test
         figures = (None, None, None) if test is None else (test.score, test.drop, test.upper)
         name = f"{shares.get(size.max_params, math.nan):.1%}"
-        lines.append([name, *_size(size), *figures, size_verdict(found, number)])
-    sure = f"at most: with {found.promise.confidence:.0%} confidence"
+        lines.append([name, *_size(size), *figures, size_verdict(certificate, number)])
+    sure = f"at most: with {certificate.promise.confidence:.0%} confidence"
     return Table(f"{metric} on {rows:,} test rows; {sure}", columns, lines)
 
 
-def untrained_line(found: Certificate) -> str | None:
+def untrained_line(certificate: Certificate) -> str | None:
     """Return a line on the sizes that were screened but not trained; None: all were trained."""
-    trained = {size.max_params for size in found.candidates}
-    shares = [f"{size.share:.1%}" for size in found.screened if size.max_params not in trained]
+    trained = {size.max_params for size in certificate.candidates}
+    screened = certificate.screened
+    shares = [f"{size.share:.1%}" for size in screened if size.max_params not in trained]
     if not shares:
         return None
     few = f"{len(shares)} other sizes were" if len(shares) > 1 else "1 other size was"

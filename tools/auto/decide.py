@@ -130,15 +130,15 @@ class Pool:
 
     def bound(self, model: str, split: Split) -> Bound:
         """Return the bound of a model's drop on a split's test rows, computed once per split."""
-        found = split.bounds.get(model)
-        if found is None:
+        bound = split.bounds.get(model)
+        if bound is None:
             full, small = (self._on(split, name) for name in (FULL, model))
             setting = self.setting
-            found = drop_bound(
+            bound = drop_bound(
                 full, small, CONFIDENCE, seed=split.number, resamples=setting.resamples
             )
-            split.bounds[model] = found
-        return found
+            split.bounds[model] = bound
+        return bound
 
     def _on(self, split: Split, model: str) -> RowScores:
         return self.stored.scores[model].take(split.test)

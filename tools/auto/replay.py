@@ -97,8 +97,8 @@ def main() -> None:
             setting = setting_of(stored, rows, with_replacement=not options.parted)
             cases.append((stored, setting, splits))
     with ProcessPoolExecutor(options.jobs) as pool:
-        found = list(chain.from_iterable(pool.map(_replayed, cases)))
-    show(found)
+        outcomes = list(chain.from_iterable(pool.map(_replayed, cases)))
+    show(outcomes)
 
 
 def _replayed(case: tuple[Stored, Setting, int]) -> list[Outcome]:
@@ -122,8 +122,8 @@ def replay(stored: Stored, setting: Setting, splits: int) -> list[Outcome]:
     drawn = [pool.split(number) for number in range(splits)]
     usual = _promises(pool, drawn[0])
     least = sorted({d for d in pool.drops if d > _SMALLEST and pool.certifiable.may_pass(d)})
-    found = [_outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
-    return found + [_outcome(pool, drawn, promise, 0) for promise in least]
+    outcomes = [_outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
+    return outcomes + [_outcome(pool, drawn, promise, 0) for promise in least]
 
 
 def _promises(pool: Pool, split: Split) -> list[float]:
@@ -149,7 +149,7 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
     certified = broken = 0
     shares: list[float] = []
     ratios: list[float] = []
-    apart: list[float] = []
+    certified_ratios: list[float] = []
     full, sizes = pool.stored.full[0], pool.stored.sizes
     for split in drawn:
         decision = pool.decide(split, promise)
@@ -162,7 +162,9 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
         shares.append(parameters / full)
         if multiple:
             ratios.append(parameters / _smallest_plain(pool, split, promise))
-            apart.append(parameters / _smallest_plain(pool, split, promise, certified=True))
+            certified_ratios.append(
+                parameters / _smallest_plain(pool, split, promise, certified=True)
+            )
     return Outcome(
         task=pool.stored.task,
         seed=pool.stored.seed,
@@ -174,7 +176,7 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
         broken=broken / len(drawn),
         share=float(np.median(shares)) if shares else math.nan,
         to_lora=_mean(ratios),
-        to_certified=_mean(apart),
+        to_certified=_mean(certified_ratios),
     )
 
 
@@ -199,9 +201,9 @@ def _smallest_plain(pool: Pool, split: Split, promise: float, *, certified: bool
     return pool.stored.full[0]
 
 
-def show(found: Sequence[Outcome]) -> None:
+def show(outcomes: Sequence[Outcome]) -> None:
     """Print three tables: by task and seed, by task over seeds, and least favourable promises."""
-    usual = [one for one in found if one.multiple]
+    usual = [one for one in outcomes if one.multiple]
     columns = "certified | broken | share of r 8 | / LoRA | / certified LoRA |"
     emit(f"| task | seed | rows | promise | {columns}")
     emit("| --- |" + " ---: |" * 8)
@@ -221,7 +223,7 @@ def show(found: Sequence[Outcome]) -> None:
         )
     emit("\n| task | rows | least favourable promises | broken, mean | largest | limit |")
     emit("| --- |" + " ---: |" * 5)
-    least = [one for one in found if not one.multiple]
+    least = [one for one in outcomes if not one.multiple]
     for task, rows in dict.fromkeys((one.task, one.rows) for one in least):
         group = [one for one in least if (one.task, one.rows) == (task, rows)]
         broken = [one.broken for one in group]

@@ -117,8 +117,8 @@ class Stored:
         scores = {FULL: first, **parts}
         return cls(
             sizes=tuple(sizes),
-            scores={name: _scores(kind, found) for name, found in scores.items()},
-            unhealed={name: _scores(kind, found) for name, found in few.items()},
+            scores={name: _scores(kind, values) for name, values in scores.items()},
+            unhealed={name: _scores(kind, values) for name, values in few.items()},
             planned=tuple(data.pop("planned")),
             full=tuple(data.pop("full")),
             **data,

@@ -52,10 +52,10 @@ def main() -> None:
             if name.startswith("numbers") and test > 1000:
                 continue  # hours
             say(f"{name}, {test} test rows, {splits} splits ...")
-            found = replay(stored, Setting(screening, test), splits)
-            least = [one for one in found if not one.multiple]
+            outcomes = replay(stored, Setting(screening, test), splits)
+            least = [one for one in outcomes if not one.multiple]
             if least:  # the rows can certify the drop of a size at all
-                usual = [one for one in found if one.multiple]
+                usual = [one for one in outcomes if one.multiple]
                 emit(_line(name, screening + test, least, usual))
 
 

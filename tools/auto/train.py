@@ -92,8 +92,8 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
     sizes = []
     for number, (target, size) in enumerate(zip(cuts.planned, cuts.sizes, strict=True)):
         candidate = plan.candidate(number + 1, target.max_params, rows)
-        found = job.train(f"healed-{number}", candidate)
-        ranks = {path: rank.end for path, rank in found.ranks.items()}
+        trained = job.train(f"healed-{number}", candidate)
+        ranks = {path: rank.end for path, rank in trained.ranks.items()}
         healed = size_of(ranks, job.cost, None)
         sizes.append(StoredSize(target.share, target.max_params, _three(size), _three(healed)))
     names = [UNCUT, *(f"cut-{number}" for number in range(len(sizes)))]

@@ -41,12 +41,12 @@ def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Se
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
     known = survey(factors)  # singular values and vectors, computed once for all sizes
-    found = Cuts(full, runner.scores(rows), planned_sizes(values, cost, full.parameters), [], [])
-    for planned in found.planned:
+    cuts = Cuts(full, runner.scores(rows), planned_sizes(values, cost, full.parameters), [], [])
+    for planned in cuts.planned:
         with holding(layers, at_ranks(factors, planned.ranks, known)):
-            found.scores.append(runner.scores(rows))
-        found.sizes.append(size_of(planned.ranks, cost, serve))
-    return found
+            cuts.scores.append(runner.scores(rows))
+        cuts.sizes.append(size_of(planned.ranks, cost, serve))
+    return cuts
 
 
 @contextmanager

@@ -139,13 +139,13 @@ class Maker:
         self._tell(f"\nscreening: score all sizes before healing, on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
         cuts = score_cuts(self.runner, first, self._screening_rows, block.serve)
-        found = screen(cuts, test_rows=test_rows, confidence=block.confidence)
+        sizes = screen(cuts, test_rows=test_rows, confidence=block.confidence)
         max_drop, may_pass = self.promise.max_drop, self._may_pass
         for number in name_sizes(
-            found, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
+            sizes, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
         ):
-            found[number].named = True
-        self.record.screened = from_first_process(found)
+            sizes[number].named = True
+        self.record.screened = from_first_process(sizes)
         named = ", ".join(f"{size.share:.3g}" for size in self.record.named())
         self._tell(f"to be trained, as shares of the parameters: {named}")
         for size in self.record.named():

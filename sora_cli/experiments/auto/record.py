@@ -35,13 +35,13 @@ class Probe(BaseModel):
     @property
     def note(self) -> str:
         """The chosen rate and all losses, as a sentence."""
-        shown = ", ".join(
+        losses = ", ".join(
             f"{one.learning_rate:g}: {'not finite' if one.loss is None else f'{one.loss:.4f}'}"
             for one in self.tried
         )
         return (
             f"training.learning_rate {self.chosen:g}, by auto.probe: the smallest loss after "
-            f"{self.steps} steps on {self.held_out} training rows held out ({shown})"
+            f"{self.steps} steps on {self.held_out} training rows held out ({losses})"
         )
 
 
