@@ -99,6 +99,7 @@ class Pool:
     def split(self, number: int) -> Split:
         """Draw the rows of a split; equal numbers give equal splits."""
         setting, stored = self.setting, self.stored
+        # the same rows for every promise, so that promises are compared on the same splits
         rng = np.random.default_rng((stored.seed, number))
         if setting.with_replacement:
             screening = rng.integers(stored.screening, size=setting.screening)
@@ -109,7 +110,7 @@ class Pool:
 
     def decide(self, split: Split, promise: float) -> Decision:
         """Return the outcome of a run with these rows and this promise."""
-        if not split.screened:
+        if not split.screened:  # screening does not depend on the promise
             split.screened = self._screened(split.screening)
         able = self.certifiable.may_pass(promise)
         named = name_sizes(split.screened, self._full, promise, SIZES, None, tested=able)

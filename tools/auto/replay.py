@@ -157,6 +157,7 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
             continue
         certified += 1
         drop = pool.drops[decision.size]
+        # a least favourable promise equals a size's drop: to certify this size counts as an error
         broken += drop > promise if multiple else drop >= promise
         parameters = sizes[decision.size].healed[0]
         shares.append(parameters / full)
@@ -181,6 +182,7 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
 
 
 def _mean(ratios: Sequence[float]) -> float:
+    # geometric: half and double average to 1
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else math.nan
 
 

@@ -151,6 +151,7 @@ def _step(column: np.ndarray) -> float:
     """
     if (column == np.round(column)).all():
         return 1.0
+    # a power of two: multiples of it are exact in floats
     return float(2.0 ** math.floor(math.log2(float(column.std()) / _LEVELS)))
 
 

@@ -50,7 +50,7 @@ def main() -> None:
         splits = options.slow_splits if name.startswith("numbers") else options.splits
         for screening, test in _ROWS:
             if name.startswith("numbers") and test > 1000:
-                continue  # hours
+                continue  # rank correlations of so many resamples take hours
             say(f"{name}, {test} test rows, {splits} splits ...")
             outcomes = replay(stored, Setting(screening, test), splits)
             least = [one for one in outcomes if not one.multiple]
@@ -124,13 +124,14 @@ def classes(positive: float, differing: float, *, rows: int = _POOL) -> Stored:
     )
 
 
-def numbers(noise: float, *, rows: int = _POOL // 8) -> Stored:
+def numbers(noise: float, *, rows: int = _POOL // 8) -> Stored:  # correlations are slow
     """Return a pool of numbers; smaller sizes add more noise, and more to larger numbers."""
     rng = np.random.default_rng(2)
     wanted = np.clip(rng.normal(2.5, 1.4, size=rows), 0, 5)  # as people give similarities
     given = wanted + 0.7 * rng.normal(size=rows)
 
     def worse(share: float) -> RowScores:
+        # heavy tails: a few rows decide, which is hard for a bootstrap
         other = given + share * (0.5 + wanted / 5) * rng.standard_t(5, size=rows)
         return row_scores("pearson_spearman", "pearson_spearman", other, wanted)
 

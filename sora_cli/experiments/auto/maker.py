@@ -111,6 +111,7 @@ class Maker:
     def _score_full(self, report: RunReport) -> None:
         runner = self.runner
         with self.log.phase("score"):
+            # reported scores are taken now, as long as the full run is in the model
             metrics = evaluate_all(runner.scorer(), self.ready.task, self.ready.report)
             self._reference = runner.scores(self._test_rows)
         self.record.full = from_first_process(self._full_size(report, metrics, self._reference))

@@ -107,6 +107,7 @@ class AutoPlan:
         training: dict[str, Any],
     ) -> LoadedRecipe:
         recipe = self.loaded.recipe
+        # the full run, too, must not train on screening and test rows: every size starts from it
         held = {
             "selection": "train-rows",
             "selection_rows": rows.held_out,

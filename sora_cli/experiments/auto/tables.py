@@ -54,7 +54,7 @@ def _more_rows(promise: Promise, rows: RowPlan) -> str:
     held, labelled = rows_for(rows_needed(promise.max_drop, confidence=promise.confidence))
     if labelled <= rows.total:
         return f"{promise.max_drop:g} needs more test rows: auto.rows={held}"
-    about = count(round(labelled, 2 - len(str(labelled))))  # two digits
+    about = count(round(labelled, 2 - len(str(labelled))))  # two digits: `rows_needed` estimates
     return f"{promise.max_drop:g} needs about {about} labelled rows, there are {count(rows.total)}"
 
 

@@ -18,8 +18,8 @@ from sora_cli.experiments.path.record import ControlPoint, Controls, PathReport,
 from sora_cli.experiments.path.stages import Stages
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
-DRAWS = 5
-FALL = 0.9
+DRAWS = 5  # random draws per stage; their mean is compared with the path
+FALL = 0.9  # share of stage 0's metric below which a curve has clearly fallen
 _PATHS = "path's choice"
 RULES = {
     _PATHS: "the components the path had lost by that stage",
@@ -39,6 +39,8 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     turns_basis = stages.ready.method.config.turns_basis
     rules = {k: v for k, v in RULES.items() if k != _PATHS or not turns_basis}
     seed = int(stages.plans[0].recipe.training.seed)
+    # one order per draw for all stages: each stage then removes the former stage's components and
+    # more, as a path does; no two seeds share a draw
     draws = [_shuffled(everything, seed * DRAWS + draw) for draw in range(DRAWS)]
     ready = stages.ready
     trainer = build_scorer(stages.plans[0].recipe, ready.task, ready.base, stages.output)

@@ -47,6 +47,7 @@ def at_least(report: PathReport, metric: float) -> Stage:
             f"no stage reaches {report.main_metric} {metric:g} on {report.choice}",
             where=f"the best is stage {best.index}: {report.score(best, report.choice):.4f}",
         )
+    # by parameters, not by index: components can revive, so a later stage may be larger
     return min(good, key=lambda s: (s.parameters, -sign * report.score(s, report.choice)))
 
 

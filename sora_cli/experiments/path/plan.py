@@ -149,6 +149,7 @@ def _stage_recipe(loaded: LoadedRecipe, option: str, index: int, value: Any) -> 
 def _stage_training(recipe: Recipe, index: int) -> TrainingBlock:
     block = recipe.training
     changes: dict[str, Any] = {**_STAGE_RULES, "seed": block.seed + _SEEDS_APART * index}
+    # stage 0 trains for the recipe's own epochs; max_steps would overrule the epochs of the others
     if index and recipe.path is not None and recipe.path.epochs is not None:
         changes |= {"epochs": recipe.path.epochs, "max_steps": None}
     return block.model_copy(update=changes)

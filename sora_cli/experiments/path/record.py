@@ -107,6 +107,7 @@ class PathReport(Report):
 
 def relative_to(first: float, score: float) -> float:
     """Divide a score by the first stage's score; NaN if that is not above zero."""
+    # a share of a correlation of 0 or below means nothing
     return score / first if first > 0 else math.nan
 
 
