@@ -136,6 +136,7 @@ def measured(
     result.certifiable = _certifiable(whole, small, test_rows, confidence)
     differing = seen
     if has_worst(whole):
+        # the spread of the influences per differing row; about 1 for accuracy
         worth = float(influences(whole, small).std()) / math.sqrt(seen) if seen else 0.0
         result.expected, differing = _expected(planned.share, drop, seen, len(whole), worth)
     # too few test rows would differ for the bootstrap: take the worst-case bound that then applies
