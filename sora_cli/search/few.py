@@ -76,7 +76,7 @@ def _worst_drop(full: RowScores, lost: list[np.ndarray], share: float) -> float:
 
 
 def _harm(scores: RowScores, whole: np.ndarray, kinds: int) -> np.ndarray:
-    """Return the metric's loss from one lost row, for each way of losing and kind of row."""
+    """Return the metric's drop from one lost row, for each way of losing and kind of row."""
     (before,) = scores.weighted(whole[None])
     places = np.arange(kinds, len(scores))  # of lost rows; the row it was stands `kinds` before
     losses, most = [], max(_CELLS // len(scores), 1)

@@ -164,7 +164,7 @@ def verdict_lines(search: Search[Any]) -> Sequence[str]:
     but = "but" if search.chosen.drop <= search.promise.max_drop else "and"
     return [
         f"NOT certified: {chosen} lose {search.chosen.drop:.4f} of {search.metric} on these rows, "
-        f"{but} the rows cannot certify a loss of at most {promise} with confidence {confidence}",
+        f"{but} the rows cannot certify a drop of at most {promise} with confidence {confidence}",
         *_certifiable(search),
     ]
 
