@@ -43,8 +43,8 @@ def write_proposal(
     with importing():
         from tqdm import tqdm
 
+        from sora_cli.propose.lines import proposal_lines
         from sora_cli.propose.proposal import STEPS, propose
-        from sora_cli.propose.shown import proposal_lines
         from sora_cli.run.preview import ROWS
     rows = ROWS if preview is None else preview
     with tqdm(desc=f"reading {source}", total=STEPS + 1, delay=1, leave=False) as bar:

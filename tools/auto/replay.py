@@ -4,8 +4,8 @@
 
 Each split draws screening rows and test rows at random; the true drop is the drop on the whole
 pool. `--rows 0` draws as many rows as the run itself would hold out, another number stands for
-`auto.rows`. Two kinds of promises are replayed: two that the rows can be expected to certify, and
-the least favourable ones, each equal to the true drop of one size. Metrics that are neither means
+`auto.rows`. Two promises that the rows can be expected to certify are replayed, and the least
+favourable promises, each equal to the true drop of one size. Metrics that are neither means
 over rows nor counts, such as correlations, have slow bounds: for them `--slow-splits` splits are
 replayed.
 """
@@ -48,8 +48,8 @@ class Outcome:
         broken: share of splits that certified a size with a true drop above the promise; of a least
             favourable promise: at or above it.
         share: median parameters of the certified sizes, as a share of full rank's.
-        to_lora: geometric mean of the ratio of their parameters to those of the smallest plain rank
-            with a drop within the promise on the same test rows.
+        to_lora: geometric mean of their parameters divided by the parameters of the smallest plain
+            rank with a drop within the promise on the same test rows.
         to_certified: the same ratio to the smallest plain rank that the test certifies; to full
             rank, if it certifies none.
     """

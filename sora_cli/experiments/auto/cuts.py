@@ -43,14 +43,14 @@ def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Se
     known = survey(factors)  # singular values and vectors, computed once for all sizes
     cuts = Cuts(full, runner.scores(rows), planned_sizes(values, cost, full.parameters), [], [])
     for planned in cuts.planned:
-        with holding(layers, at_ranks(factors, planned.ranks, known)):
+        with replaced_factors(layers, at_ranks(factors, planned.ranks, known)):
             cuts.scores.append(runner.scores(rows))
         cuts.sizes.append(size_of(planned.ranks, cost, serve))
     return cuts
 
 
 @contextmanager
-def holding(layers: Layers, factors: Mapping[str, LowRankFactors]) -> Iterator[None]:
+def replaced_factors(layers: Layers, factors: Mapping[str, LowRankFactors]) -> Iterator[None]:
     """Give the layers other factors within the `with` block, padded with zeros to their rank.
 
     Afterwards the layers have their own tensors again, unchanged to the bit. The factors must have

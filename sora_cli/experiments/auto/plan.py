@@ -189,7 +189,7 @@ def unused(plan: AutoPlan) -> list[str]:
     ]
 
 
-def found_keys(plan: AutoPlan) -> list[str]:
+def derived_keys(plan: AutoPlan) -> list[str]:
     """Return the recipe's keys whose values the run finds: the size, and a probed rate."""
     rate = [] if plan.learning_rate is None else ["training.learning_rate"]
     return [*(f"method.{key}" for key in size_keys()), *rate]

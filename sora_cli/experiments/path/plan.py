@@ -100,7 +100,7 @@ def path_directory(loaded: LoadedRecipe) -> Path:
     return Path(recipe.output.dir or default).expanduser()
 
 
-def overruled(loaded: LoadedRecipe) -> list[str]:
+def unused(loaded: LoadedRecipe) -> list[str]:
     """Return notes on recipe values that were set but have no effect in a path."""
     assert loaded.recipe.path is not None
     option = loaded.recipe.path.vary

@@ -155,7 +155,7 @@ def test_of_a_large_file_some_rows_are_looked_at(
     init: Init, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault among them is told with the line that it stands in."""
-    for place in ("data.columns", "propose.shown"):
+    for place in ("data.columns", "propose.lines"):
         monkeypatch.setattr(f"sora_cli.{place}.LOOKED_AT", 40)
     rows: list[dict[str, Any]] = [
         {"text": f"the cat sees the dog {i}", "label": "ab"[i % 2]} for i in range(200)
