@@ -4,8 +4,9 @@ With few differing rows, resamples say too little about the rows that might diff
 of differing rows is binomial for every metric, so Clopper and Pearson bound the share of all rows
 that differ. The upper bound is the drop that results if this share of the rows is lost: the rows
 that hurt the metric most, each with the worst possible answer. The actual answers on the differing
-rows are not used. The bound is usually much larger than the true drop. It is approximate in one
-respect: the most harmful rows are known from the given rows only.
+rows are not used. The bound is usually much larger than the true drop. It is approximate in two
+respects: the most harmful rows are known from the given rows only, and they are ranked once, by the
+harm of a single lost row, which for Matthews' correlation can miss the worst combination.
 
 Source: Clopper and Pearson 1934, Biometrika 26, 404-413.
 """
