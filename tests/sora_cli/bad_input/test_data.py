@@ -188,7 +188,7 @@ INIT: dict[str, Case] = {
         ("empty", "", (), "holds no rows", ""),
         ("a header alone", "text,label\n", (), "no rows", ""),
         ("one row", "text,label\nthe cat sees a dog,1\n", (), "1 row is too little", ""),
-        ("no text", "a,b,c\n1.5,2,3\n2.5,3,4\n3.5,5,6\n", (), "no task can be told",
+        ("no text", "a,b,c\n1.5,2,3\n2.5,3,4\n3.5,5,6\n", (), "no task fits the columns",
             "data.text_columns=[COLUMN]"),
         ("two texts", STORIES.replace("label,the dog is red", "label,plot").replace(
             "sees 3,1,the dog is red", "sees 3,1,a dog is blue"), (),
@@ -197,7 +197,7 @@ INIT: dict[str, Case] = {
             "did you mean 'text_columns'?"),
         ("no such family", LETTERS, ("--task", "seq2sec"), "unknown task 'seq2sec'", ""),
         ("another family", LETTERS, ("--task", "token-classification"),
-            "the columns are not those of token-classification", "tokens: COLUMN"),
+            "the columns do not fit task token-classification", "tokens: COLUMN"),
         ("a column that is not there", LETTERS, ("data.label_column=stars",),
             "no column 'stars'", "there are: text, label"),
         ("a broken line", LETTERS.replace("sees 5,", "sees 5,a,"), (),
