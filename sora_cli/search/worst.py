@@ -122,11 +122,11 @@ def _of_ratio(
 
     Args:
         parts: (rows, k).
-        worst: (rows, k), the parts of each row if it is lost.
+        worst: (rows, k), the parts of each row if it is lost; equal for equal rows.
         top, bottom: (k,), weights of the parts in the two sums.
     """
-    kinds, times = np.unique(np.hstack([parts, worst]), axis=0, return_counts=True)
-    before, after = np.hsplit(kinds, 2)
+    _, first, times = np.unique(parts, axis=0, return_index=True, return_counts=True)
+    before, after = parts[first], worst[first]
     sums = times @ before
     if not sums @ bottom > 0:
         return 0.0
@@ -302,7 +302,7 @@ def _worst_of_many(table: np.ndarray, lost: float) -> float:
 def _below_zero(
     moves: _Moves, top: float, change: np.ndarray, given: np.ndarray, of: np.ndarray
 ) -> float:
-    """Return a lower bound of the ratio of `_worst_of_many` where it can be negative.
+    """Return a lower bound of the ratio of `_worst_of_many` if it can be negative.
 
     If y rows move the predictions by d, then d d is at most 2 y^2, so s^2 - p p is at least a
     linear function of the moved rows. Its root is at least the chord over its range.
