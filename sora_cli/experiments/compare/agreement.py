@@ -1,4 +1,4 @@
-"""Components kept by kind of module, and how far seeds and tasks agree on where they are."""
+"""Components kept by kind of module, and the agreement of seeds and tasks on their places."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Pair = tuple[Run, Run]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean Pearson correlation of two runs' components alive, module by module, over pairs of runs.
+    """Mean Pearson correlation of the live components per module, over pairs of runs.
 
     Attributes:
-        label: of the groups.
-        seeds, tasks: between two seeds of one task; between two tasks at one seed. None: no pair.
-        seed_pairs, task_pairs: how many pairs.
+        seeds: mean over pairs of seeds of the same task; None without a pair.
+        tasks: mean over pairs of tasks with the same seed; None without a pair.
+        seed_pairs, task_pairs: number of pairs in each mean.
     """
 
     label: str
@@ -33,7 +33,7 @@ class Agreement:
 
 
 def rank_agreement(groups: Sequence[Group]) -> list[Agreement]:
-    """Return the agreement of each label whose runs have ranks that changed."""
+    """Return the agreement for each label with runs that changed their ranks."""
     found = []
     for label in dict.fromkeys(group.label for group in groups):
         alike = [group for group in groups if group.label == label and _changed(group)]
@@ -49,7 +49,7 @@ def rank_agreement(groups: Sequence[Group]) -> list[Agreement]:
 
 
 def emit_ranks(groups: Sequence[Group]) -> None:
-    """Print components kept by kind of module, and the agreement."""
+    """Print the share of components kept by kind of module, and the agreement."""
     changed = [group for group in groups if _changed(group)]
     kinds = list(dict.fromkeys(kind for g in changed for kind in g.first.ranks.columns))
     emit_table(Table(
@@ -77,13 +77,14 @@ def _kept(group: Group, kind: str) -> float | None:
 
 
 def _correlations(pairs: Iterable[Pair]) -> list[float]:
-    """Return the correlation of each pair that has one: common modules, not all of one rank."""
+    """Return the correlation of each pair of runs, over their common modules."""
     found = []
     for a, b in pairs:
         modules = a.report.ranks.keys() & b.report.ranks.keys()
         ends = [(a.report.ranks[m].end, b.report.ranks[m].end) for m in sorted(modules)]
         try:
             found.append(correlation(*zip(*ends, strict=True)))
+        # undefined without common modules (TypeError), for one module, or if all ranks are equal
         except (StatisticsError, TypeError):
             continue
     return found

@@ -32,7 +32,7 @@ from sora_cli.experiments.compare.sizes import TOLERANCE, Sized, Sizes, nearest,
 from sora_cli.experiments.compare.table import Tables
 
 _SHOWN = 0.005
-"""Shares of runs that lie this far apart are shown as a range."""
+"""Shares of runs that differ by this much or more are shown as a range."""
 COLUMNS = (
     column("budget", "budget", "share of the baseline's parameters; null: all sizes", raw=True),
     LABEL,
@@ -47,11 +47,7 @@ _SIMPLE = column("simple", "simple", "what `simple_difference` is to", raw=True)
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:
-    """Read budgets: "50,15,8" are 50, 15 and 8 % of the baseline's parameters.
-
-    Raises:
-        SoraError: not numbers above 0, or one of them twice.
-    """
+    """Parse budgets: "50,15,8" means 50, 15 and 8 % of the baseline's parameters."""
     try:
         budgets = tuple(float(word.strip().removesuffix("%")) / 100 for word in text.split(","))
     except ValueError:
@@ -67,21 +63,21 @@ def parse_budgets(text: str) -> tuple[float, ...]:
 
 
 def percent(share: float) -> str:
-    """Show a share in per cent, with one decimal where there is one to see: "12.5%"."""
+    """Format a share in per cent, with at most one decimal: "12.5%", "50%"."""
     return f"{100 * share:.1f}".removesuffix(".0") + "%"
 
 
 def groups_shown(sizes: Sizes, budgets: Sequence[float]) -> list[Group]:
-    """Return the groups that some budget's table compares, task by task."""
+    """Return the groups of all labels that belong to some budget, task by task."""
     labels = [label for label in sizes.labels if nearest(label.share, budgets) is not None]
     return [label.groups[task] for task in sizes.tasks for label in labels]
 
 
 def budget_tables(sizes: Sizes, budgets: Sequence[float]) -> Tables:
-    """Lay labels of about one size side by side, budget by budget; then families over all sizes.
+    """Build a table of labels for each budget, then a table of families over all sizes.
 
-    In each table stand the labels whose share is nearest to its budget, if near enough, the
-    baseline, and the strongest simple label, whatever their size.
+    The table of a budget holds the labels with a share near this budget, and always the baseline
+    and the strongest simple label.
     """
     baseline = sizes.baseline.label
     columns = (*COLUMNS, *difference_columns(baseline), _SIMPLE,
@@ -113,7 +109,7 @@ def _table(
 def _members(
     sizes: Sizes, budget: float, budgets: Sequence[float], simple: Sized | None
 ) -> list[Sized]:
-    """Return the labels of a table: the baseline, then from the best difference to the worst."""
+    """Return the labels of a table: first the baseline, then the others from best to worst."""
     here = [label for label in sizes.labels if nearest(label.share, budgets) == budget]
     here += [simple] if simple is not None and simple not in here else []
     others = [label for label in here if label is not sizes.baseline]
@@ -174,7 +170,7 @@ def _shown_share(values: Mapping[str, Raw]) -> str:
 
 
 def _caption(sizes: Sizes, budget: float, simple: Sized | None) -> str:
-    """Say what is compared: "15% of lora-r8: mean over 3 tasks, x 100; simple: lora-r1 (12.5%)"."""
+    """Return a caption: "15% of lora-r8: mean over 3 tasks, x 100; simple: lora-r1 (12.5%)"."""
     found = "none" if simple is None else f"{simple.label} ({percent(simple.share)})"
     size = f"{percent(budget)} of {sizes.baseline.label} ({_window(budget)})"
     return f"{size}: {_mean(sizes)}; simple: {found}"

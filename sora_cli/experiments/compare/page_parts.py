@@ -1,4 +1,4 @@
-"""The parts of the HTML page: tables that can be sorted, and what is told of each group."""
+"""The parts of the HTML page: sortable tables, and the description of each group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sora_cli.experiments.page.parts import Line, RankTable, heat_table, recipe_
 
 @dataclass(frozen=True)
 class GroupPart:
-    """A group: label, recipe and runs, and its ranks where some changed."""
+    """Description of a group: label, recipe, runs, and its ranks if some changed."""
 
     label: str
     anchor: str
@@ -29,11 +29,11 @@ class GroupPart:
 
 
 def group_part(group: Group, anchor: str, keys: set[str]) -> GroupPart:
-    """Return all that is told of a group.
+    """Return the description of a group.
 
     Args:
-        anchor: where on the page.
-        keys: the settings that differ between the groups of its task.
+        anchor: of the description on the page.
+        keys: settings to mark: they differ between the groups of its task.
     """
     ranks = MeanRanks.of(group)
     return GroupPart(
@@ -48,13 +48,13 @@ def group_part(group: Group, anchor: str, keys: set[str]) -> GroupPart:
 
 
 def shared_settings(groups: Sequence[Group]) -> dict[str, Any]:
-    """Return the settings that are the same in all groups."""
+    """Return the settings that all groups share."""
     differ = set(differing([group.settings for group in groups]))
     return {key: value for key, value in groups[0].settings.items() if key not in differ}
 
 
 def environments(groups: Sequence[Group]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Return each version, machine and commit with the number of its runs, most first."""
+    """Count the runs by each part of their environment (versions, machine, commit), most first."""
     found: dict[str, Counter[str]] = {}
     for group in groups:
         for run in group.runs:
@@ -64,7 +64,7 @@ def environments(groups: Sequence[Group]) -> list[tuple[str, list[tuple[str, int
 
 
 def summary_lines(groups: Sequence[Group], baseline: str | None) -> list[str]:
-    """Return lines that say how many runs there are, of what, when, and the baseline."""
+    """Return lines with the number of runs, base models, seeds, dates and the baseline."""
     runs = [run for group in groups for run in group.runs]
     tasks = by_task(groups)
     seeds = sorted({run.seed for run in runs})
@@ -115,13 +115,13 @@ def _plain(value: Any) -> str:
 def sortable(
     table: Table, *, baseline: str | None, anchors: Mapping[str, str], greater_is_better: bool
 ) -> dict[str, Any]:
-    """Return what the template shows of a table; the first of its columns is that of the labels.
+    """Return the template's values of a sortable table; its first column holds the labels.
 
-    A cell sorts by its number or text; by "" last, whichever way.
+    Cells are sorted by number or text; empty cells come last in both directions.
 
     Args:
-        baseline: label of the row that is marked.
-        anchors: label -> where on the page its group is described.
+        baseline: label of the row to mark.
+        anchors: label -> anchor of the group's description on the page.
     """
     rows = []
     records = table.records()
@@ -150,7 +150,7 @@ def _sort_key(raw: Any) -> str:
 
 
 def _number(raw: Any) -> float | None:
-    """Return a number; None for anything else, NaN included."""
+    """Return a number as float; None for NaN and for anything else."""
     if not isinstance(raw, int | float) or math.isnan(raw):
         return None
     return float(raw)
