@@ -1,4 +1,4 @@
-"""The certificate of `sora auto` on a page: the promise, the sizes tried, and their curve."""
+"""The certificate of `sora auto` on a page: promise, tested sizes and their curve."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sora_cli.search.words import size_verdict
 
 _SIZE = 5.0, 4.2
 """Width and height of the curve, inches."""
-_NO_TITLE = -0.25  # inches of the margin above that a title would take
+_NO_TITLE = -0.25  # inches: take back the margin above that `arrange` leaves for a title
 
 
 @dataclass(frozen=True)
 class CertificatePart:
-    """The parts of a page that a certificate adds."""
+    """The certificate's section of a page; `chosen` is the table's row of the written size."""
 
     is_certified: bool
     statement: str
@@ -31,7 +31,7 @@ class CertificatePart:
 
 
 def certificate_part(certificate: Certificate) -> CertificatePart:
-    """Return what the page shows of a certificate; the largest size first."""
+    """Return the certificate's section; sizes are from largest to smallest."""
     c = certificate
     table = _table(c)
     return CertificatePart(
@@ -39,6 +39,7 @@ def certificate_part(certificate: Certificate) -> CertificatePart:
         statement=c.statement,
         lines=tuple(_lines(c)),
         table=table,
+        # the row of full rank stands before the sizes
         chosen=None if c.chosen is None else table.rows[c.chosen + 1],
     )
 
@@ -62,7 +63,7 @@ def _lines(c: Certificate) -> list[str]:
 
 
 def _table(c: Certificate) -> Table:
-    """Return a table of the full rank and the sizes that were trained."""
+    """Return a table of full rank and the trained sizes."""
     reported = tuple(c.full.reported)
     columns = (
         Column("parameters", count), Column("of full", ".0%"), Column("components", count),
@@ -90,7 +91,7 @@ def _table(c: Certificate) -> Table:
 
 
 def draw_sizes(certificate: Certificate) -> Any:
-    """Draw the curve of `sora auto`: drops by size, bounds, the promise, and what was written."""
+    """Draw the curve of `sora auto`: drops and bounds by size, the promise, the written size."""
     figure = new_figure(*_SIZE, solved=False)
     axes = figure.subplots()
     draw_curve(axes, certificate)

@@ -1,4 +1,4 @@
-"""The sections of a run's page: what each shows, and a line for what is not there."""
+"""The sections of a run's page; each has its content and lines about missing content."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sora_cli.model.files import ADAPTER_CONFIG
 from sora_cli.report import HISTORY_FILE, RunReport
 
 ENERGY = 0.99
-"""Share of ||dW||^2 that a module's components are counted for, where all ranks are the same."""
+"""If all ranks are equal, the page counts the components that hold this share of ||dW||^2."""
 
 
 @dataclass(frozen=True)
 class PicturesPart:
-    """Pictures, and lines on those that are missing."""
+    """Pictures, and lines about missing pictures."""
 
     pictures: tuple[Any, ...]
     missing: tuple[str, ...]
@@ -37,7 +37,7 @@ class PicturesPart:
 
 @dataclass(frozen=True)
 class RanksPart:
-    """Heat maps with their names, and lines on what they do not show."""
+    """Heat maps with their names, and lines about missing information."""
 
     maps: tuple[tuple[str, RankTable], ...]
     missing: tuple[str, ...]
@@ -45,7 +45,7 @@ class RanksPart:
 
 @dataclass(frozen=True)
 class SpectraPart:
-    """Pictures of the spectra, cuts and their commands; or a line on what is missing."""
+    """Pictures of the spectra, possible cuts with commands; or a line about missing spectra."""
 
     pictures: tuple[Any, ...] = ()
     cuts: Table | None = None
@@ -55,7 +55,7 @@ class SpectraPart:
 
 @dataclass(frozen=True)
 class SplitPart:
-    """Examples of a split; `doubt`: why they may not be this run's, "" if nothing says so."""
+    """Examples of a split; `doubt` is a reason why they may not belong to this run, or ""."""
 
     name: str
     said: str
@@ -65,14 +65,14 @@ class SplitPart:
 
 @dataclass(frozen=True)
 class ExamplesPart:
-    """Examples by split, and lines on what is missing."""
+    """Examples by split, and lines about missing examples."""
 
     splits: tuple[SplitPart, ...]
     missing: tuple[str, ...]
 
 
 def curves_part(report: RunReport) -> PicturesPart:
-    """Return the learning curves of a run."""
+    """Return the section with the learning curves of a run."""
     known = curves.Curves.of(report)
     drawn = {
         "loss": curves.draw_loss(known),
@@ -100,11 +100,11 @@ def _missing_curves(report: RunReport, known: curves.Curves) -> Iterator[str]:
 
 
 def ranks_part(report: RunReport, ranks: RankMap, modules: Mapping[str, Module]) -> RanksPart:
-    """Return the rank map of a run; where ranks are all the same, also what its modules need.
+    """Return the section with the rank map; with equal ranks, also the map of `needed_part`.
 
     Args:
         ranks: components at the end and at the start.
-        modules: those of the adapter, as far as it can be read.
+        modules: of the adapter; empty if it cannot be read.
     """
     if not report.ranks:
         return RanksPart((), (_no_ranks(report),))
@@ -118,7 +118,7 @@ def ranks_part(report: RunReport, ranks: RankMap, modules: Mapping[str, Module])
 
 
 def rank_part(ranks: RankMap) -> RankTable:
-    """Return the map of components alive, with totals as "17/24" around it."""
+    """Return the map of live components, with totals such as "17/24" in a last row and column."""
     live = {place: float(cell.live) for place, cell in ranks.cells.items()}
     largest = max((cell.start for cell in ranks.cells.values()), default=1)
     table = heat_table(ranks, live, largest, summary(ranks))
@@ -132,7 +132,7 @@ def rank_part(ranks: RankMap) -> RankTable:
 
 
 def needed_part(ranks: RankMap, modules: Mapping[str, Module]) -> RankTable:
-    """Return the map of how many components hold 99 % of each module's ||dW||^2."""
+    """Return the map of the smallest number of components that hold 99 % of a module's ||dW||^2."""
     needed = rank_map({path: components_for(m.values, ENERGY) for path, m in modules.items()})
     live = {place: float(cell.live) for place, cell in needed.cells.items()}
     largest = max((cell.start for cell in ranks.cells.values()), default=1)
@@ -152,7 +152,7 @@ def _no_ranks(report: RunReport) -> str:
 
 
 def modules_of(report: RunReport, run: Path) -> tuple[dict[str, Module], str]:
-    """Return the modules of the run's adapter, in the report's order; or why there are none."""
+    """Return the modules of the run's adapter in the report's order, or a line with the error."""
     folder = run / ADAPTER
     if not (folder / ADAPTER_CONFIG).is_file():
         return {}, f"There is no adapter in {folder}."
@@ -165,7 +165,7 @@ def modules_of(report: RunReport, run: Path) -> tuple[dict[str, Module], str]:
 
 
 def spectra_part(modules: Mapping[str, Module], why_not: str, run: Path) -> SpectraPart:
-    """Return the spectra of a run's adapter, and what cuts would leave of it."""
+    """Return the section with the spectra of a run's adapter and its possible cuts."""
     alone, together = (draw_modules(modules), draw_pooled(modules)) if modules else (None, None)
     if alone is None or together is None:
         return SpectraPart(missing=(why_not or "Every component of the adapter is zero.",))
@@ -176,11 +176,11 @@ def spectra_part(modules: Mapping[str, Module], why_not: str, run: Path) -> Spec
 def examples_part(
     report: RunReport, run: Path, records: Sequence[Record], most: int
 ) -> ExamplesPart:
-    """Return right and wrong examples by split.
+    """Return the section with right and wrong examples by split.
 
     Args:
-        records: of all splits; none where no predictions are stored.
-        most: examples of each kind.
+        records: of all splits; empty if no predictions are stored.
+        most: largest number of examples of each kind.
     """
     if not records:
         line = (
