@@ -1,4 +1,6 @@
-"""The sweep file: the runs an experiment consists of. Strict, as recipes are; no torch here.
+"""The sweep file: it defines the runs of an experiment. No torch, no Optuna here.
+
+Unknown keys are errors, as in recipes. An example:
 
 recipe: ../rte.yaml
 set: {training.epochs: 3}
@@ -8,7 +10,7 @@ cases:
   sora: {method.name: sora}
   adalora: {method.name: adalora, method.target_r: {of: sora, take: mean_rank}}
 
-The sweep file's `search` block: what Optuna may choose, and what for. No Optuna here.
+Instead of grid, paired and cases, a `search` block lets Optuna choose values.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ from sora_cli.recipe.yaml_lines import Tree, parse_file
 
 Values = Annotated[list[Any], Field(min_length=1)]
 RECIPE = "recipe"
-"""A key of grid, paired and cases that is no recipe's key: the base recipe itself."""
+"""Special key in grid, paired and cases: the base recipe itself, not a key of a recipe."""
 
 
 class Reference(Block):
-    """A value that comes from another run: that of a case, with all else being equal."""
+    """A value taken from the run of another case with otherwise equal values."""
 
     of: str = Field(description="the case")
     take: Literal["mean_rank", "components", "parameters"] = Field(
@@ -91,11 +93,10 @@ class SweepFile(Block):
 
 @dataclass(frozen=True)
 class LoadedSweep:
-    """A valid sweep file, and where its keys are in it.
+    """A valid sweep file with the line numbers of its keys.
 
     Attributes:
-        path: the file.
-        sweep: what it says.
+        sweep: the checked content.
         tree: plain values with their lines.
     """
 
@@ -105,20 +106,16 @@ class LoadedSweep:
 
     @property
     def name(self) -> str:
-        """The sweep's name: the file's, without its suffix."""
+        """The file's name without its suffix."""
         return self.path.stem
 
     def place(self, *key: str) -> str:
-        """Return the file and line of a key, else of the block around it."""
+        """Return the file and line of a key; for a missing key, of the block around the key."""
         return _place(self.tree, shown_path(self.path), key)
 
 
 def load_sweep(path: Path) -> LoadedSweep:
-    """Read and check a sweep file, or a packaged one by its name.
-
-    Raises:
-        SoraError: it is missing or unreadable, no YAML, or has a key or value that is not allowed.
-    """
+    """Read and check a sweep file, given by its path or by the name of a packaged sweep."""
     path = find_sweep(path)
     file = shown_path(path)
     try:
@@ -162,7 +159,7 @@ Objective = Literal["metric", "parameters"]
 
 
 class Range(Block):
-    """Numbers between two bounds, or one of some values."""
+    """The values of a searched key: a range of numbers, or a list of choices."""
 
     low: int | float | None = Field(None, description="smallest; whole if high is, too")
     high: int | float | None = Field(None, description="largest")
@@ -176,7 +173,7 @@ class Range(Block):
 
     @property
     def whole(self) -> bool:
-        """True if only whole numbers are meant."""
+        """True if all values are whole numbers."""
         return all(isinstance(n, int) for n in (self.low, self.high, self.step or 1))
 
     @model_validator(mode="after")
@@ -200,7 +197,7 @@ class Range(Block):
 
 
 class SearchBlock(Block):
-    """A search: the runs are trials, each with values that Optuna chooses."""
+    """A search: each run is a trial with values that Optuna chooses."""
 
     space: Annotated[dict[str, Range], Field(min_length=1)] = Field(
         description="recipe key -> {low, high, log, step} or {choices}"

@@ -1,6 +1,6 @@
 """A search with Optuna (Akiba et al. 2019, arXiv 1907.10902): each run is a trial.
 
-The study lies beside the runs in `optuna.jsonl`, so that a stopped search can be continued.
+The study is stored beside the runs in `optuna.jsonl`, so that a stopped search can be continued.
 """
 
 from __future__ import annotations
@@ -27,17 +27,12 @@ if TYPE_CHECKING:
 STUDY = "optuna.jsonl"
 _DEFINITION = "search"
 _SHOWN = 10
-"""Trials in the closing table."""
+"""Largest number of trials in the final table."""
 
 
 @final
 class SearchSource(Source):
-    """The trials of a sweep's search.
-
-    Raises:
-        SoraError: Optuna is not installed, the base recipe is never evaluated, or the directory
-            holds another search.
-    """
+    """The source of a search: it asks Optuna for trials and reports their scores."""
 
     def __init__(self, plan: SweepPlan) -> None:
         search = plan.sweep.sweep.search
@@ -61,7 +56,7 @@ class SearchSource(Source):
             self._remember(frozen.number, frozen.state.name)
 
     def next(self) -> Ready | None:
-        """Return a trial that waits to be started again, or a new one from Optuna."""
+        """Return a trial to restart, otherwise a new trial from Optuna; None if all are started."""
         name = next((r.name for r in self.records.values() if r.state == "waiting"), None)
         if name is None:
             if len(self.records) >= self.search.trials:
@@ -73,7 +68,7 @@ class SearchSource(Source):
         return self._ready(name, self._trials[name].params)
 
     def ended(self, name: str, state: State) -> None:
-        """Tell Optuna how a trial ended."""
+        """Report the end of a trial to Optuna, with its scores if it finished."""
         from optuna.trial import TrialState
 
         self.records[name].state = state
@@ -89,7 +84,7 @@ class SearchSource(Source):
             self._study.tell(trial, state=TrialState[{"pruned": "PRUNED"}.get(state, "FAIL")])
 
     def unwanted(self, name: str) -> bool:
-        """Return whether Optuna would prune the trial, from its evaluations so far."""
+        """Return True if Optuna would prune the trial, by its evaluations so far."""
         if not self.search.pruning:
             return False
         directory = self._directory(name)
@@ -97,7 +92,7 @@ class SearchSource(Source):
             changed = (directory / FILE_NAME).stat().st_mtime
         except OSError:
             return False
-        if self._seen.get(name) == changed:
+        if self._seen.get(name) == changed:  # the loop asks several times per second
             return False
         self._seen[name] = changed
         report = read_report(directory)
@@ -107,11 +102,11 @@ class SearchSource(Source):
         return bool(self._trials[name].should_prune())
 
     def is_over(self) -> bool:
-        """Return whether all trials have been given out and have ended."""
+        """Return True if all trials have been started and have ended."""
         return len(self.records) >= self.search.trials and super().is_over()
 
     def conclude(self) -> None:
-        """Print the best trials (of two objectives: the Pareto front) and the first's command."""
+        """Print the best trials (with two objectives: the Pareto front) and the first's command."""
         from optuna.trial import TrialState
 
         ended = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
@@ -150,7 +145,7 @@ class SearchSource(Source):
         return self._checked(study)
 
     def _checked(self, study: Study) -> Study:
-        """Check that the study is of this search; only the number of trials may have changed."""
+        """Check that the study belongs to this search; only the number of trials may differ."""
         search = self.search.model_dump(mode="json", exclude={"trials"})
         now = {**search, "recipe": self.base.recipe, "words": list(self.plan.words)}
         before = study.user_attrs.get(_DEFINITION)
@@ -166,7 +161,7 @@ class SearchSource(Source):
         return study
 
     def _remember(self, number: int, state: str) -> None:
-        """Note a trial of an earlier call: it is over, or to be continued."""
+        """Record a trial of an earlier call; an unfinished trial waits for a restart."""
         from optuna.trial import Trial
 
         name = _name(number)
@@ -175,7 +170,8 @@ class SearchSource(Source):
         record.before = record.state != "waiting"
         self.records[name] = record
         frozen = self._study.get_trials(deepcopy=False)[number]
-        # only a Trial can be reported to and pruned, and only its private number makes one again
+        # `study.ask` gives new trials only; a Trial, which can be reported to and pruned, is made
+        # for an old one by its private number alone: optuna has no public way
         self._trials[name] = Trial(self._study, frozen._trial_id)
 
     def _directory(self, name: str) -> Path:
@@ -200,7 +196,7 @@ class SearchSource(Source):
         return score
 
     def _report_scores(self, trial: Trial, report: RunReport) -> None:
-        """Report evaluations that Optuna does not know yet; it takes them for one goal only."""
+        """Report new evaluations to Optuna, which accepts them for a single objective only."""
         if len(self.search.objectives) > 1:
             return
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
