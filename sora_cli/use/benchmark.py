@@ -1,7 +1,7 @@
-"""Benchmarks of lm-evaluation-harness, of an adapter, a run's result or a model.
+"""Scores of an adapter, a run or a model on benchmarks of lm-evaluation-harness.
 
-The harness is given the model as `sora eval` loads it, with the adapter's layers in it, so that an
-adapter of any layout is scored, whether PEFT could load it or not.
+The harness gets the model as `sora eval` loads it, with the adapter's layers inside. So adapters of
+any layout can be scored, including adapters that PEFT cannot load.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sora_cli.run.scoring import load_target
 from sora_cli.tasks import create_task
 from sora_cli.use.benchmark_choice import Benchmarks
 
-_PLAIN = "none"  # the harness's name of a score without a filter
+_PLAIN = "none"  # the harness's name for "no filter", in keys like "acc,none"
 _ERROR = "_stderr"
 
 
@@ -60,16 +60,12 @@ class BenchmarkReport(BaseModel):
 def benchmark_report(
     target: str, place: Path, recipe: Recipe, asked: Benchmarks, *, on: str | None
 ) -> BenchmarkReport:
-    """Score a causal language model, an adapter in its base, or a run's result on benchmarks.
+    """Score a causal language model, or an adapter or run of one, on benchmarks.
 
     Args:
         target: as the user named it.
-        place: the target's directory.
-        on: the base model of an adapter or a delta; None: the one that it names.
-
-    Raises:
-        SoraError: no such benchmark; its rows or the model cannot be loaded, or the model is no
-            causal language model.
+        place: directory of the target.
+        on: base model for an adapter or a delta; None means the recorded base model.
     """
     _check_family(recipe, target)
     index = _find_benchmarks(asked.names, asked.folder)
@@ -85,13 +81,9 @@ def benchmark_report(
 
 
 def _find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
-    """Return the harness's index of benchmarks, once all of these are in it.
-
-    Raises:
-        SoraError: one is in no definition; the message names the nearest.
-    """
+    """Return the harness's index of benchmarks; an error if a name is not in it."""
     _quiet()
-    if folder is not None:  # the harness's own thousands take many seconds to find
+    if folder is not None:  # to index the harness's own thousands takes many seconds
         index = TaskManager(include_path=str(folder), include_defaults=False)
         if set(names) <= set(index.all_subtasks):
             return index
@@ -109,7 +101,7 @@ def _find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
 
 
 def _check_family(recipe: Recipe, target: str) -> None:
-    """Raise `SoraError` where what is to be scored is no causal language model."""
+    """Raise an error if the target is no causal language model."""
     if options_class(recipe.task.name).MODEL_CLASS != CausalLmOptions.MODEL_CLASS:
         raise SoraError(
             f"benchmarks score causal language models, and '{target}' is for {recipe.task.name}",
@@ -120,14 +112,14 @@ def _check_family(recipe: Recipe, target: str) -> None:
 def _score_benchmarks(
     target: str, recipe: Recipe, asked: Benchmarks, index: TaskManager, *, on: str | None
 ) -> tuple[dict[str, TaskScores], list[str]]:
-    """Return the scores by benchmark, and what a person should know about them."""
+    """Return the scores by benchmark, and notes on the loaded model."""
     base = load_target(target, recipe, create_task(recipe.task, recipe.data), on=on)
     model = base.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     language_model = HFLM(
         pretrained=model, tokenizer=base.processor, backend="causal", batch_size=asked.batch
     )
     say(f"{', '.join(asked.names)} ...")
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):  # the harness prints; stdout is for the report
         tasks = _loaded(index, asked.names)
         found = simple_evaluate(
             model=language_model,
@@ -137,17 +129,18 @@ def _score_benchmarks(
             num_fewshot=asked.few_shot,
             log_samples=False,
         )
-    assert found is not None  # this is the main process
+    assert found is not None  # the harness returns None in processes other than the first
     return {name: _scores(found, name) for name in found["results"]}, list(base.notes)
 
 
 def _loaded(index: TaskManager, names: Sequence[str]) -> list[Any]:
-    """Return the benchmarks with their rows; the harness fetches them when it makes a task."""
+    """Return the benchmarks with their rows; the harness loads the rows when it creates a task."""
     made: list[Any] = []
     for name in names:
         try:
             tasks = index.load([name])
-        except Exception as error:  # of datasets, of the Hub's client, of the definition itself
+        # datasets, the Hub's client and a user's own definition may raise anything
+        except Exception as error:
             raise SoraError(
                 f"benchmark '{name}' cannot be loaded",
                 where=f"{type(error).__name__}: {first_line(error, 160)}",

@@ -1,4 +1,4 @@
-"""A file of rows with a trained model's answers, written part by part; or a stream of them."""
+"""Write rows with a trained model's answers: part by part to a file, or as a stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sora_cli.use.source import Source
 
 @dataclass
 class Summary:
-    """The outcome of a call."""
+    """The outcome of a call of `sora predict`."""
 
     rows: int
     task: str
@@ -34,10 +34,10 @@ class Summary:
     adds: list[str]
     truncated: int = 0
     before: int = 0
-    """Rows that an earlier call had answered."""
+    """Number of rows that an earlier call had answered."""
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
-    """Remarks on the answers, for a person to read."""
+    """Remarks on the model, for people."""
 
 
 def predict_file(
@@ -45,16 +45,16 @@ def predict_file(
 ) -> Summary:
     """Write the rows of a file with a model's answers to another file.
 
-    What is finished is kept beside the output until all of it is; the next call goes on there.
+    Finished parts are kept beside the output until it is complete, so that the same command can
+    continue an interrupted call.
 
     Args:
-        kind: of the output: "csv", "json" or "parquet".
-        separator: of a csv file; None: as in the input.
-        force: begin anew, and replace the output.
+        kind: format of the output: "csv", "json" or "parquet".
+        separator: of a CSV output; None means the separator of the input.
+        force: start from the first row, and replace the output.
 
     Raises:
-        SoraError: whatever is wrong with rows or model.
-        Interrupted: by a signal; it says what is kept.
+        Interrupted: a signal came; the message names the rows that are kept.
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=_above(output), prefix=".sora-rows-") as scratch:
@@ -72,14 +72,11 @@ def predict_file(
 
 
 def predict_stream(asked: Asked, file: Path, kind: str, write: Callable[[str], object]) -> Summary:
-    """Write the rows of a file with a model's answers somewhere else, part by part.
+    """Pass the rows of a file with a model's answers to `write`, part by part.
 
     Args:
-        kind: of the output: "csv" or "json".
-        write: takes text.
-
-    Raises:
-        SoraError: whatever is wrong with rows or model.
+        kind: format of the output: "csv" or "json".
+        write: called with the text of each part.
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="sora-rows-") as scratch:
@@ -99,7 +96,7 @@ def predict_stream(asked: Asked, file: Path, kind: str, write: Callable[[str], o
 
 
 def _fill(parts: Parts, predictor: Predictor, form: Format) -> None:
-    """Make the parts that are missing."""
+    """Answer the remaining rows and add their parts."""
     source, first = predictor.source, parts.rows
     if first:
         say(f"{first:,} of {len(source):,} rows are done: going on from there")
@@ -157,7 +154,7 @@ def _format(kind: str, source: Source, separator: str | None) -> Format:
 
 
 def _above(output: Path) -> Path:
-    """Return the directory that an output goes to; the rows are put there for a while, too."""
+    """Create and return the directory of the output, which also holds the temporary rows."""
     output.parent.mkdir(parents=True, exist_ok=True)
     return output.parent
 

@@ -1,7 +1,7 @@
-"""A trained model's answers to rows: the columns are found, rows checked, and answered in parts.
+"""A trained model's answers to rows: find the columns, check the rows, answer them in parts.
 
-Rows are given a stand-in for what they lack, and from there on are what `sora eval` scores: they
-are checked, encoded and put through the model in the same way, sorted by length within a part.
+Rows without labels get stand-in labels. After that they are treated like the rows of `sora eval`:
+checked, encoded and put through the model in the same way, sorted by length within a part.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from sora_cli.use.source import Source
 
 _PROBABILITY = "probability"
 _DECIDING = ("columns", "label_names", "max_length", "text_columns")
-"""Keys of the data block that decide what a model is given."""
+"""Keys of the data block that change the model's input."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The model and the way in which its answers are asked for.
+    """A request for answers: the model and the options of `sora predict`.
 
     Attributes:
         target: the adapter, run or model, as the user named it.
-        place: where that lies.
-        recipe: what rows are read with.
-        meta: what `sora.json` knows.
-        on: the base model; None: the one that is recorded.
-        probabilities: also a column for each class.
-        prefix: of the new columns' names.
-        chosen: whether the user named the columns to read.
-        together: rows of a part; None: the family's own number.
+        place: directory of the target.
+        recipe: for reading the rows.
+        meta: metadata of `sora.json`.
+        on: base model; None means the recorded base model.
+        probabilities: also add a column with the probability of each class.
+        prefix: for the names of new columns.
+        chosen: True if the user named the columns to read.
+        together: rows per part; None means the task family's own number.
     """
 
     target: str
@@ -68,11 +68,7 @@ class Predictor:
     """A model's answers to the rows of a source."""
 
     def __init__(self, asked: Asked, source: Source) -> None:
-        """Bind the task to the rows.
-
-        Raises:
-            SoraError: columns that are not there, or that the answers' names collide with.
-        """
+        """Bind the task to the columns of the rows, and check the names of new columns."""
         self.asked, self.source = asked, source
         self.recipe = asked.recipe.recipe
         with self.recipe.placing():
@@ -90,12 +86,12 @@ class Predictor:
         completed = self._completed(rows)
         try:
             self.task.bind(completed)
-        except SoraError as error:  # it lists columns: those of the file are meant
+        except SoraError as error:  # its list of columns must not contain the stand-ins
             error.renamed(listed(completed.column_names), listed(rows.column_names))
             raise
 
     def made_with(self) -> dict[str, Any]:
-        """Return what the answers depend on, beside the rows."""
+        """Return all settings that influence the answers, except the rows."""
         recipe = self.recipe.resolved()
         return {
             "model": result_digest(self.asked.place) or str(self.asked.place),
@@ -110,10 +106,9 @@ class Predictor:
         }
 
     def check(self, first: int, bar: Any) -> None:
-        """Check all rows from one on, as far as that needs no model.
+        """Check all rows from index `first` on, as far as possible without the model.
 
-        Raises:
-            SoraError: a row that does not fit, with its file and line.
+        The model is loaded only after this: a mistake in the last row shows before any answer.
         """
         for start, end in self._spans(first):
             with self.recipe.placing(), locating(self.source.origin_of(start, end)):
@@ -121,11 +116,7 @@ class Predictor:
             bar.update(end - start)
 
     def answered(self, first: int) -> Iterator[tuple[Dataset, dict[str, Sequence[Any]]]]:
-        """Yield rows from one on in parts, each with its answers by column.
-
-        Raises:
-            SoraError: the model cannot be loaded, or a row cannot be encoded.
-        """
+        """Load the model; yield the rows from index `first` on in parts, with answers by column."""
         say("load model ...")
         base = self._base()
         with tempfile.TemporaryDirectory() as scratch, nothing_kept():
@@ -135,7 +126,7 @@ class Predictor:
                 yield self._answers(trainer, base, start, end)
 
     def digest(self, first: int, last: int) -> str | None:
-        """Return the digest of rows; None if there are not that many."""
+        """Return the digest of a span of rows; None if there are not that many rows."""
         if last > len(self.source):
             return None
         return data_fingerprint(self.source.rows(first, last))
@@ -178,10 +169,10 @@ class Predictor:
                 )
 
     def _completed(self, rows: Dataset) -> Dataset:
-        """Return rows with a stand-in for what is to be predicted, as the task reads them."""
+        """Return the rows with stand-in labels, because the task's reader needs labelled rows."""
         known = list(self.asked.meta.input_columns)
         if known and not self.asked.chosen and set(known) <= set(rows.column_names):
-            rows = rows.select_columns(known)  # those it was trained on, whatever else is there
+            rows = rows.select_columns(known)  # only these were in training: ignore other columns
         return self.task.stand_in(rows)
 
     def _spans(self, first: int) -> Iterator[tuple[int, int]]:
