@@ -39,22 +39,22 @@ _ERROR = "_stderr"
 class TaskScores(BaseModel):
     """The scores of one benchmark."""
 
-    scores: dict[str, float] = Field(description="by metric, with its filter if it has one")
-    errors: dict[str, float] = Field(description="standard errors, of those that have one")
-    rows: int | None = Field(None, description="that were scored")
+    scores: dict[str, float] = Field(description="score by metric, and filter if there is one")
+    errors: dict[str, float] = Field(description="standard error by metric, where there is one")
+    rows: int | None = Field(None, description="number of scored rows")
     few_shot: int | None = Field(None, description="examples in each prompt")
-    version: str | None = Field(None, description="of the benchmark's definition")
+    version: str | None = Field(None, description="version of the benchmark's definition")
 
 
 class BenchmarkReport(BaseModel):
     """The content of `benchmarks.json`."""
 
-    target: str = Field(description="what was scored, as it was named")
-    digest: str | None = Field(None, description="of the adapter or the run's result")
+    target: str = Field(description="the scored adapter, run or model, as the user named it")
+    digest: str | None = Field(None, description="digest of the adapter or the run's result")
     harness: str = Field(description="version of lm-evaluation-harness")
-    limit: int | None = Field(None, description="rows of each benchmark at most")
-    results: dict[str, TaskScores] = Field(description="by benchmark")
-    notes: list[str] = Field([], description="what a person should know about the scores")
+    limit: int | None = Field(None, description="largest number of rows per benchmark; null: all")
+    results: dict[str, TaskScores] = Field(description="scores by benchmark")
+    notes: list[str] = Field([], description="remarks on the model")
 
 
 def benchmark_report(
@@ -92,7 +92,7 @@ def _find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
     for name in names:
         if name not in known:
             near = closest(name, sorted(known))
-            listed = "lm-eval ls tasks lists all of them"
+            listed = "to list all benchmarks: lm-eval ls tasks"
             raise SoraError(
                 f"there is no benchmark '{name}'",
                 hint=f"did you mean '{near}'?" if near else listed,
@@ -144,7 +144,7 @@ def _loaded(index: TaskManager, names: Sequence[str]) -> list[Any]:
             raise SoraError(
                 f"benchmark '{name}' cannot be loaded",
                 where=f"{type(error).__name__}: {first_line(error, 160)}",
-                hint="are its data in the cache, or the Hub within reach?",
+                hint="its data must be in the cache, or the Hub must be reachable",
             ) from error
         made += [*(tasks["groups"].values() or tasks["tasks"].values())]
     return made

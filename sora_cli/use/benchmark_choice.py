@@ -36,7 +36,7 @@ class Benchmarks:
     def check(self) -> None:
         """Raise an error if no benchmark is named, or the harness or the folder is missing."""
         if not self.names:
-            raise SoraError("--benchmark names none", hint="--benchmark hellaswag,arc_easy")
+            raise SoraError("--benchmark needs a name", hint="--benchmark hellaswag,arc_easy")
         if find_spec("lm_eval") is None:
             raise SoraError(
                 "lm-evaluation-harness is not installed", hint="pip install 'sora-cli[lm-eval]'"

@@ -13,11 +13,11 @@ from sora_cli.tasks.prompts import Message
 from sora_cli.use.speaker import Sampling, Speaker
 
 HELP = """\
-/base         switch the adapter off, and on again: off, the base model answers
-/reset        forget what was said
-/system TEXT  begin anew with this system message; without TEXT, with none
+/base         switch the adapter off, so that the base model answers, or on again
+/reset        forget the conversation
+/system TEXT  start a new conversation with this system message; without TEXT, with none
 /help         show these lines
-/quit         leave, as Ctrl-D does; Ctrl-C stops an answer, and at the prompt leaves"""
+/quit         leave; Ctrl-D and, at the prompt, Ctrl-C leave, too; Ctrl-C stops an answer"""
 _COLUMN = 48
 """Smallest width of a column, in characters, for two answers side by side."""
 _GAP = 3
@@ -75,21 +75,22 @@ class Chat:
                 self._switch()
             case "/reset":
                 self.reset()
-                say("what was said is forgotten")
+                say("the conversation is forgotten")
             case "/system":
                 self.system = rest.strip() or None
                 self.reset()
-                say("begun anew with this system message" if self.system else "no system message")
+                with_it = "with this" if self.system else "without a"
+                say(f"new conversation {with_it} system message")
             case "/help":
                 for line in HELP.splitlines():
                     say(line)
             case _:
-                say(f"there is no '{word}': /help shows what there is")
+                say(f"there is no command '{word}'; /help lists the commands")
 
     def _switch(self) -> None:
         for speaker in self.speakers:
             if not speaker.layers:
-                say(f"{speaker.name} has no adapter that could be switched off")
+                say(f"{speaker.name} has no adapter to switch off")
                 continue
             speaker.muted = not speaker.muted
             state = "off: the base model answers" if speaker.muted else "on"
@@ -131,7 +132,7 @@ class Chat:
             lost += 1
         if lost:
             turns = "turn" if lost == 1 else "turns"
-            say(f"note: {speaker.name} has no room for all of it: {lost} {turns} forgotten")
+            say(f"note: too long for {speaker.name}: the oldest {lost} {turns} forgotten")
 
 
 def columns(titles: list[str], texts: list[str], width: int) -> Iterator[str]:

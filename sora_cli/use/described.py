@@ -100,13 +100,13 @@ def _of_files(place: Path, on: str | None, task: str | None) -> dict[str, Any]:
 
 def _family(auto: str, config: Any, place: Path) -> str:
     if getattr(config, "problem_type", None) == _MULTI_LABEL:
-        raise SoraError(f"{place} gives several labels to a row: no task family here does")
+        raise SoraError(f"{place} gives several labels to a row, which no task family supports")
     for name in task_names():
         if auto == options_class(name).MODEL_CLASS and task_class(name).is_for(config):
             return name
     raise SoraError(
         f"{place} does not say which task it is for",
-        where=f"as its files are, it is loaded with {auto}",
+        where=f"by its files, it is loaded with {auto}",
         hint=f"add --task TASK: {', '.join(task_names())}",
     )
 

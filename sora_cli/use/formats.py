@@ -89,7 +89,8 @@ def _json(value: Any) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, bytes):
-        raise SoraError("the rows hold bytes, which text cannot hold", hint="-o FILE.parquet")
+        raise SoraError("the rows have bytes, which a text file cannot hold",
+                        hint="write Parquet: -o FILE.parquet")  # fmt: skip
     return str(value)
 
 

@@ -76,7 +76,7 @@ class Parts:
                     f"rows {first} to {first + part.rows - 1} (counted from 0) have changed since "
                     "they were answered",
                     where=shown_path(self.folder),
-                    hint="put them back as they were, or add --force, which begins anew",
+                    hint="restore the rows, or add --force to answer all rows again",
                 )
             first += part.rows
 
@@ -118,7 +118,7 @@ def _clear(folder: Path) -> None:
 
 
 def _read(folder: Path, made_with: dict[str, Any]) -> Record | None:
-    hint = "add --force, which begins anew"
+    hint = "add --force to answer all rows again"
     record = read_record(folder / _RECORD, Record, hint=hint)
     if record is None:
         return None
@@ -126,7 +126,7 @@ def _read(folder: Path, made_with: dict[str, Any]) -> Record | None:
     for key in dict.fromkeys([*made_with, *before]):
         if before.get(key) != made_with.get(key):
             raise SoraError(
-                f"{shown_path(folder)} was begun with another {key}",
+                f"{shown_path(folder)} was started with another {key}",
                 where=f"{shown_value(before.get(key))}, and now {shown_value(made_with.get(key))}",
                 hint=hint,
             )

@@ -99,7 +99,7 @@ def _fill(parts: Parts, predictor: Predictor, form: Format) -> None:
     """Answer the remaining rows and add their parts."""
     source, first = predictor.source, parts.rows
     if first:
-        say(f"{first:,} of {len(source):,} rows are done: going on from there")
+        say(f"{first:,} of {len(source):,} rows are done: continuing from there")
     if first == len(source):
         return
     _told(predictor)
@@ -122,7 +122,7 @@ def _kept(parts: Parts) -> list[str]:
     if not parts.rows:
         return []
     return [
-        f"{parts.rows:,} rows are done, in {shown_path(parts.folder)}: the same command goes on "
+        f"{parts.rows:,} rows are done, in {shown_path(parts.folder)}: the same command continues "
         "from there"
     ]
 

@@ -156,7 +156,7 @@ class Predictor:
     def _names(self) -> list[str]:
         classes = self.task.label_names if self.asked.probabilities else []
         if classes is None:
-            raise SoraError(f"rows of task {self.task.name} have no classes: no --probabilities")
+            raise SoraError(f"--probabilities needs classes, and task {self.task.name} has none")
         return [*self.task.answered_by, *(f"{_PROBABILITY}_{name}" for name in classes)]
 
     def _check_names(self) -> None:
@@ -165,7 +165,7 @@ class Predictor:
                 raise SoraError(
                     f"the rows have a column '{name}' already",
                     where=f"new columns: {listed(self.adds)}",
-                    hint="give the new ones other names: --prefix model_",
+                    hint="give the new columns other names: --prefix model_",
                 )
 
     def _completed(self, rows: Dataset) -> Dataset:

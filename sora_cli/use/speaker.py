@@ -29,7 +29,7 @@ from sora_cli.tasks.stand_ins import TEXT
 from sora_cli.tasks.texts import columns_in
 from sora_cli.use.described import described
 
-_STOPPING = "stopping the answer; a second signal leaves"
+_STOPPING = "stopping the answer; a second signal ends the program"
 _TEXT_PART, _INSTRUCTION, _OUTPUT = "text", "instruction", "output"
 
 
@@ -188,7 +188,7 @@ def load_speaker(
             raise SoraError(
                 f"{target} does not write texts: its task is {task.name}",
                 where="chat and generate are for causal-lm and seq2seq",
-                hint=f"to have it answer rows: sora predict {quote(target)} FILE -o OUT",
+                hint=f"to answer rows with it: sora predict {quote(target)} FILE -o OUT",
             )
         base = load_target(target, recipe, task, on=on)
     base.model.eval()
@@ -241,5 +241,5 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]
 def say_form(speaker: Speaker) -> None:
     """Print a note if a model has no chat template and so does not see earlier turns."""
     if not speaker.remembers:
-        kind = "an instruction" if speaker.form.headings else "a text to go on with"
-        say(f"note: {speaker.name} has no chat template: each line is {kind} by itself")
+        kind = "instruction" if speaker.form.headings else "text to continue"
+        say(f"note: {speaker.name} has no chat template: each line is a separate {kind}")

@@ -60,7 +60,7 @@ def emit_ranks(groups: Sequence[Group]) -> None:
     seeds, tasks = (Column(f"two {these}", "+.2f", NONE)
                     for these in ("seeds, one task", "tasks, one seed"))  # fmt: skip
     emit_table(Table(
-        "do they agree on where? correlation of components per module, mean over pairs of runs",
+        "agreement of ranks: correlation of components per module, mean over pairs of runs",
         ["method", seeds, "pairs", tasks, "pairs"],
         [(a.label, a.seeds, a.seed_pairs, a.tasks, a.task_pairs) for a in rank_agreement(groups)],
     ))  # fmt: skip

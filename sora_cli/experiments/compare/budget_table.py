@@ -36,14 +36,14 @@ _SHOWN = 0.005
 COLUMNS = (
     column("budget", "budget", "share of the baseline's parameters; null: all sizes", raw=True),
     LABEL,
-    column("n", "n", "runs; of a family: pairs of task and seed that it has all sizes of", count),
+    column("n", "n", "runs; of a family: pairs of task and seed with all of its sizes", count),
     column("share", "share", "mean share of the baseline's parameters; null for a family"),
     column("share_low", "smallest", "smallest share of a run, or of a family's labels", raw=True),
     column("share_high", "largest", "largest share of a run, or of a family's labels", raw=True),
     PARAMETERS,
-    column("metric", "mean", "mean of the metric over the tasks; of a family the AURAC"),
+    column("metric", "mean", "mean of the metric over the tasks; of a family: its AURAC"),
 )
-_SIMPLE = column("simple", "simple", "what `simple_difference` is to", raw=True)
+_SIMPLE = column("simple", "simple", "label that `simple_difference` is measured from", raw=True)
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:
@@ -54,11 +54,11 @@ def parse_budgets(text: str) -> tuple[float, ...]:
         budgets = ()
     if not budgets or not all(0 < budget < float("inf") for budget in budgets):
         raise SoraError(
-            f"'{text}' are no budgets", where="--budgets",
-            hint="per cent of the baseline's parameters: --budgets 50,15,8",
+            f"'{text}' is not a list of numbers above 0", where="--budgets",
+            hint="give percentages of the baseline's parameters: --budgets 50,15,8",
         )  # fmt: skip
     if len(set(budgets)) < len(budgets):
-        raise SoraError(f"a budget stands twice in '{text}'", where="--budgets")
+        raise SoraError(f"'{text}' has the same budget twice", where="--budgets")
     return budgets
 
 
@@ -198,30 +198,30 @@ def _notes(sizes: Sizes, budgets: Sequence[float]) -> Iterator[str]:
     yield from sizes.notes
     baseline = sizes.baseline.label
     yield (
-        f"a method stands in the table of the budget nearest to its share of {baseline}'s "
-        f"parameters, if that is {1 / TOLERANCE:g} to {TOLERANCE:g} times the budget; {baseline} "
-        f"and the simple method stand in each"
+        f"each table has the methods with a share of {baseline}'s parameters near its budget "
+        f"({1 / TOLERANCE:g} to {TOLERANCE:g} times the budget, which must be the nearest one), "
+        f"and always {baseline} and the simple method"
     )
     outside = [f"{label.label} ({percent(label.share)})" for label in sizes.labels
                if label is not sizes.baseline
                and nearest(label.share, budgets) is None]  # fmt: skip
     if outside:
-        yield f"of none of these sizes: {first_few(outside, 6)}"
+        yield f"in no table, because no budget is near their size: {first_few(outside, 6)}"
     yield (
-        "minus simple: to the strongest method of that size that is trained at a fixed rank from "
-        "its own start: of those with at most the budget's parameters, or else the next larger, "
-        f"the one with the best mean difference to {baseline}"
+        "minus simple: difference to the simple method, which has a fixed rank and is not trained "
+        "from another run; of several with at most the budget's parameters (else the smallest), "
+        f"it has the best mean difference to {baseline}"
     )
 
 
 def _area_notes(areas: Areas) -> Iterator[str]:
     if areas.areas:
         yield (
-            "AURAC: mean of the metric over log(parameters), lines between the sizes of a family "
-            "(labels that are alike but for the number at their end), by task and seed; its "
-            "difference to a label is to that label's metric"
+            "AURAC: mean of the metric over log(parameters), with straight lines between the sizes "
+            "of a family (labels that differ only in the number at their end), by task and seed; "
+            "its difference to the baseline is to the baseline's metric"
         )
     else:
-        yield f"no AURAC: no range of sizes that all families with {LEAST} sizes or more have"
+        yield f"no AURAC: families with {LEAST} sizes or more have no range of sizes in common"
     if areas.areas and areas.left_out:
-        yield f"without AURAC, for fewer than {LEAST} sizes: {first_few(areas.left_out, 12)}"
+        yield f"without AURAC, because of fewer than {LEAST} sizes: {first_few(areas.left_out, 12)}"

@@ -35,12 +35,12 @@ def column(
     return Column(title, form, none=NONE, key=key, about=about, raw_only=raw)
 
 
-LABEL = column("label", "method", "what tells the group from the others of its task")
+LABEL = column("label", "method", "name of the group, unique within its task")
 PARAMETERS = column(
-    "parameters", "parameters", "mean numbers learned beside the head that are left", count
+    "parameters", "parameters", "mean parameters left in the adapter, without the head", count
 )
 METRIC = (
-    column("task", "task", "the data set's configuration; null: mean over all tasks", raw=True),
+    column("task", "task", "data set or its configuration; null: mean over all tasks", raw=True),
     column("method", "method's name", "method.name of the recipe", raw=True),
     LABEL,
     column("n", "n", "runs", count),
@@ -53,11 +53,11 @@ METRIC = (
     column("median", "median", "median of the metric over the runs"),
     column("values", "values", "the metric of each run, in the order of seeds", raw=True),
 )
-PAPER = (column("paper", "paper", "what the paper prints, in the metric's own unit"),)
+PAPER = (column("paper", "paper", "value printed in the paper, in the metric's own unit"),)
 COST = (
     PARAMETERS,
-    column("components", "kept", "mean share of the components at the start that are alive", ".0%"),
-    column("mean_rank", "rank", "mean components alive per adapted module", ".2f"),
+    column("components", "kept", "mean share of live components, of those at the start", ".0%"),
+    column("mean_rank", "rank", "mean number of live components per adapted module", ".2f"),
     column("seconds", "seconds", "mean wall time of a whole run", _seconds),
     column("training_seconds", "training", "mean seconds of the optimiser steps alone", _seconds),
     column("memory", "memory", "mean peak memory, bytes", size),

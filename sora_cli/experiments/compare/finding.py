@@ -157,7 +157,7 @@ def _missing(run: Run) -> str | None:
     if lacking:
         return f"its recipe has no {', '.join(lacking)}"
     if not isinstance(run.settings[SEED], int):
-        return f"its {SEED} is no whole number"
+        return f"its {SEED} is not a whole number"
     if not run.report.metrics:
         return "it reports no score"
     if run.report.main_metric not in run.scores:

@@ -45,8 +45,8 @@ def format_of(file: Path | None, asked: str | None) -> str:
         return "table"
     if file.suffix not in _SUFFIXES:
         raise SoraError(
-            f"the suffix of '{file.name}' stands for no format",
-            hint=f"name it {', '.join(_SUFFIXES)}, or give --format",
+            f"the suffix of '{file.name}' does not name a format",
+            hint=f"use one of {', '.join(_SUFFIXES)}, or give --format",
         )
     return _SUFFIXES[file.suffix]
 

@@ -69,7 +69,7 @@ def _one_per_seed(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
         *older, newest = sorted(same, key=lambda run: run.report.finished or "")
         chosen.append(newest)
         notes += [
-            f"{run.directory} is left out: {newest.directory} is the same run (seed {seed}), newer"
+            f"{run.directory} is left out: {newest.directory} is a newer run of seed {seed}"
             for run in older
         ]
     return tuple(chosen)
@@ -80,8 +80,8 @@ def _given_label(group: Group, notes: list[str]) -> str:
     given = list(dict.fromkeys(run.label for run in group.runs if run.label))
     if len(given) > 1:
         notes.append(
-            f"{group.task}: one group has the labels {', '.join(given)}: its runs differ in "
-            f"nothing but the seed; the first is used"
+            f"{group.task}: the labels {', '.join(given)} belong to one group, because its runs "
+            f"differ only in the seed; the first label is used"
         )
     return given[0] if given else group.method
 

@@ -24,20 +24,20 @@ def remarks_of(groups: Sequence[Group], baseline: str | None) -> Iterator[str]:
     resumed = sum(bool(run.report.resumed) for group in groups for run in group.runs)
     if resumed:
         yield (
-            f"seconds and memory leave out {resumed} runs that were resumed: "
-            f"their reports hold those of the last process only"
+            f"seconds and memory leave out {resumed} resumed runs: "
+            f"their reports measure the last process only"
         )
     machines = {_machine(run.report.environment) for group in groups for run in group.runs}
     if len(machines) > 1:
-        yield f"seconds and memory are of different machines: {'; '.join(sorted(machines))}"
+        yield f"seconds and memory come from different machines: {'; '.join(sorted(machines))}"
 
 
 def difference_note(baseline: str) -> str:
     """Return the footnote that explains a column of differences."""
     return (
-        f"minus {baseline}: mean of the differences between runs of one seed, in brackets its "
-        f"{LEVEL:.0%} percentile bootstrap interval ({RESAMPLES:,} resamples; with few pairs "
-        f"such an interval is too narrow), in parentheses the pairs"
+        f"minus {baseline}: mean difference between runs with the same seed; in brackets its "
+        f"{LEVEL:.0%} percentile bootstrap interval ({RESAMPLES:,} resamples; too narrow if there "
+        f"are few pairs), in parentheses the number of pairs"
     )
 
 
@@ -51,7 +51,7 @@ def impossible_scores(report: RunReport) -> Iterator[str]:
     for split, scores in report.metrics.items():
         for name, score in scores.items():
             if is_share(name) and abs(score) > 1:
-                yield f"{name} of {split} is {score:g}, and {name} ends at 1: it was changed"
+                yield f"{name} of {split} is {score:g}, but at most 1 is possible: it was changed"
 
 
 def warnings_of(groups: Sequence[Group]) -> Iterator[str]:
@@ -120,5 +120,5 @@ class Papers:
         """Return the numbered sources; if values were asked for, a line that none was found."""
         if asked and not self.sources:
             what = "its model, method and metric"
-            return [f"paper: no recipe of these runs holds a paper's value for {what}"]
+            return [f"paper: no recipe of these runs has a paper's value for {what}"]
         return [f"[{number}] {source}" for source, number in self.sources.items()]

@@ -1,6 +1,6 @@
 """The page of `sora compare --html`: one file that needs no server and no network.
 
-`page.html` explains its safety measures and its figures.
+`experiments/page/html.py` explains its safety measures and its figures.
 """
 
 from __future__ import annotations

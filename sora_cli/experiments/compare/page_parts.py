@@ -71,7 +71,7 @@ def summary_lines(groups: Sequence[Group], baseline: str | None) -> list[str]:
     days = sorted(run.report.started[:10] for run in runs if run.report.started)
     models = dict.fromkeys(run.model for run in runs)
     lines = [
-        f"{len(runs)} runs in {len(groups)} groups (equal but for the seed) on "
+        f"{len(runs)} runs in {len(groups)} groups (the runs of a group differ in the seed) on "
         f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}",
         f"base model{'s' if len(models) > 1 else ''}: {', '.join(models)}",
         f"seeds: {', '.join(map(str, seeds))}",
@@ -79,7 +79,7 @@ def summary_lines(groups: Sequence[Group], baseline: str | None) -> list[str]:
     if days:
         lines.append(f"run {days[0]}" + (f" to {days[-1]}" if days[-1] != days[0] else ""))
     if baseline is not None:
-        lines.append(f"differences are to: {baseline}")
+        lines.append(f"baseline of all differences: {baseline}")
     return lines
 
 

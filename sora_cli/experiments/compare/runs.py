@@ -269,7 +269,7 @@ def on_selection_rows(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     for run in runs:
         score = selection_score(run.report)
         if score is None:
-            left_out.append(f"{run.directory}: not evaluated on its rows for selection")
+            left_out.append(f"{run.directory}: not evaluated on its selection rows")
             continue
         metrics = {SELECTION: {run.report.main_metric: score}}
         found.append(replace(run, report=run.report.model_copy(update={"metrics": metrics})))

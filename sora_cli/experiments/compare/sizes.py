@@ -173,11 +173,11 @@ def sizes_of(groups: Sequence[Group], baseline: str, *, min_gain: float = MIN_GA
     if baseline not in labels:
         raise SoraError(f"no group is called '{baseline}'", hint=did_you_mean(baseline, labels))
     if not all(members[baseline].parameters for members in tasks.values() if baseline in members):
-        raise SoraError(f"{baseline} has no parameters beside the head: nothing is a share of it")
+        raise SoraError(f"{baseline} has no parameters beside the head to compare sizes with")
     counted, notes = _counted(tasks, baseline, min_gain)
     if len({tasks[task][baseline].first.greater_is_better for task in counted}) > 1:
-        raise SoraError("of some metrics the larger is better, of some not",
-                        hint="compare tasks of one kind")  # fmt: skip
+        raise SoraError("larger is better for the metrics of some tasks, smaller for others",
+                        hint="compare only tasks of one kind")  # fmt: skip
     of_counted = {label: {t: tasks[t][label] for t in counted if label in tasks[t]}
                   for label in labels}  # fmt: skip
     sized = [
@@ -187,7 +187,7 @@ def sizes_of(groups: Sequence[Group], baseline: str, *, min_gain: float = MIN_GA
     ]
     lacking = [label for label, found in of_counted.items() if 0 < len(found) < len(counted)]
     if lacking:
-        notes.append(f"not there in all of these tasks, and left out: {first_few(lacking, 12)}")
+        notes.append(f"left out, because they lack some of these tasks: {first_few(lacking, 12)}")
     first = of_counted[baseline].values()
     return Sizes(
         baseline=next(label for label in sized if label.label == baseline),
@@ -227,8 +227,8 @@ def _counted(
     if too_close:
         notes.append(f"tasks left out, since {above.format('is not')}: {', '.join(too_close)}")
     if unknown:
-        notes.append(f"counted without a check, for want of a score of the head alone in percent: "
-                     f"{', '.join(unknown)}")  # fmt: skip
+        notes.append(f"counted without a check, because there is no score of the head alone in "
+                     f"percent: {', '.join(unknown)}")  # fmt: skip
     absent = [task for task, members in tasks.items() if baseline not in members]
     if absent:
         notes.append(f"there is no {baseline} in {', '.join(absent)}")

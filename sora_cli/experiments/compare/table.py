@@ -111,10 +111,10 @@ def _means(
     first, *others = tasks.values()
     shared = [label for label in first if all(label in members for members in others)]
     if not shared:
-        return [], ["no mean over the tasks: no label is there in all of them"]
+        return [], ["no mean over the tasks: no label occurs in all of them"]
     if len({members[label].first.greater_is_better for members in tasks.values()
             for label in shared}) > 1:  # fmt: skip
-        return [], ["no mean over the tasks: of some metrics the larger is better, of some not"]
+        return [], ["no mean over the tasks: larger is better for some metrics, smaller for others"]
     rows = []
     for label in shared:
         same = [members[label] for members in tasks.values()]

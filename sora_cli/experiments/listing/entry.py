@@ -31,9 +31,9 @@ _DAMAGED = "move it away"
 class Entry(BaseModel):
     """A run, a sweep, a path or a search of `sora auto`; unknown fields are null."""
 
-    directory: str = Field(description="as a command can be given it")
+    directory: str = Field(description="as an argument for other commands")
     kind: Literal["run", "sweep", "path", "auto"] = "run"
-    parent: str | None = Field(None, description="directory of what it is a part of")
+    parent: str | None = Field(None, description="directory of the sweep, path or search around it")
     status: State = "damaged"
     name: str | None = Field(None, description="of the recipe, or of the sweep's file")
     method: str | None = None
@@ -43,20 +43,20 @@ class Entry(BaseModel):
     metric: str | None = None
     split: str | None = Field(None, description="of the score")
     score: Score | None = None
-    components: int | None = Field(None, description="rank-one terms that are left")
+    components: int | None = Field(None, description="live components at the end")
     components_start: int | None = None
-    parameters: int | None = Field(None, description="numbers in the factors that are left")
+    parameters: int | None = Field(None, description="parameters left in the factors")
     parameters_start: int | None = None
     started: str | None = Field(None, description="date and time, UTC")
     finished: str | None = Field(None, description="date and time, UTC")
-    seconds: float | None = Field(None, description="wall time; of a resumed run, since then")
-    resumable: bool = Field(False, description="whether training can go on from what is there")
-    step: int | None = Field(None, description="of a resumable run's newest checkpoint")
+    seconds: float | None = Field(None, description="wall time; of a resumed run, its last process")
+    resumable: bool = Field(False, description="true if training can be resumed")
+    step: int | None = Field(None, description="step of the newest checkpoint, if resumable")
     changed: bool | None = Field(
-        None, description="whether its adapter is another than its report's; null: not known"
+        None, description="true if the adapter has changed since its report; null: not known"
     )
-    certified: bool | None = Field(None, description="of a search: whether the promise is")
-    notes: list[str] = Field(default_factory=list, description="what else a person should know")
+    certified: bool | None = Field(None, description="of a search: true if it is certified")
+    notes: list[str] = Field(default_factory=list, description="remarks for people")
 
 
 def read_entry(directory: Path, files: Collection[str], *, at_work: bool = False) -> Entry | None:

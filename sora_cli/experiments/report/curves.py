@@ -57,7 +57,7 @@ def _is_level(points: Points) -> bool:
 
 def draw_loss(curves: Curves) -> Any | None:
     """Draw the loss on the training and the selection rows; None if both are empty."""
-    lines = {"training": curves.loss, "rows for selection": curves.selection_loss}
+    lines = {"training": curves.loss, "selection rows": curves.selection_loss}
     return _draw("loss", {name: points for name, points in lines.items() if points})
 
 
@@ -70,7 +70,7 @@ def draw_metric(curves: Curves, name: str, best_step: int | None) -> Any | None:
     """
     if not curves.metric:
         return None
-    return _draw(name, {"rows for selection": curves.metric}, marked=best_step)
+    return _draw(name, {"selection rows": curves.metric}, marked=best_step)
 
 
 def draw_alive(curves: Curves) -> Any | None:

@@ -1,6 +1,6 @@
 """The page of `sora report`: one run or path as one HTML file; missing parts are named.
 
-`page.html` explains its safety measures and its figures. Torch is not needed.
+`experiments/page/html.py` explains its safety measures and its figures. Torch is not needed.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _ending(report: Report) -> list[str]:
     if report.status == "completed":
         return []
     if report.status == "running":
-        return ["The run has not ended: it is at work, or was killed without a chance to say so."]
+        return ["The run has not ended: it is still working, or its process was killed."]
     return [f"The run {_ENDINGS[report.status]}: {report.error or 'no reason is recorded'}"]
 
 
@@ -181,7 +181,7 @@ def _changes(report: RunReport, run: Path, certificate: Certificate | None) -> l
 def _notes(report: RunReport) -> list[str]:
     """Return the run's events and notes, and the verdict of the check of its written files."""
     verdict, reason = report.verification.verdict, report.verification.reason
-    said = f"outputs of the files beside the trained model's: {verdict}" if verdict else ""
+    said = f"outputs of the files compared with the trained model's: {verdict}" if verdict else ""
     return [
         *report.events,
         *report.recipe_notes,

@@ -94,7 +94,7 @@ def _missing_curves(report: RunReport, known: curves.Curves) -> Iterator[str]:
         return
     if not known.metric:
         name = report.main_metric or "The metric"
-        yield f"{name} was not taken during the training: training.evaluate=epoch does that."
+        yield f"{name} was not measured during training: training.evaluate=epoch does that."
     if report.live_components and not known.alive:
         yield f"All {report.live_components[-1]:,} components were alive after every step."
 
@@ -146,7 +146,7 @@ def _total(rank: Rank) -> MapCell:
 
 def _no_ranks(report: RunReport) -> str:
     if report.status != "completed" and not report.parameters.base:
-        return "The run ended before its layers were made."
+        return "The run ended before its adapter was created."
     method = report.recipe.get("method", {}).get("name", "the method")
     return f"{method} has no low-rank modules, so there are no ranks and no spectra."
 
@@ -198,5 +198,5 @@ def examples_part(
         splits.append(SplitPart(split, said, doubt or "", tuple(kinds)))
     has_texts = any("input" in r or "source" in r or "question" in r or "tokens" in r
                     or "image" in r for r in records)  # fmt: skip
-    lines = () if has_texts else ("The predictions do not say what the rows are.",)
+    lines = () if has_texts else ("The predictions file has no texts of the rows.",)
     return ExamplesPart(tuple(splits), lines)

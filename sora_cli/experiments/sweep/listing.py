@@ -82,13 +82,13 @@ def _emit_total(left: dict[str, float | None], slots: int, plan: SweepPlan) -> N
         emit("all runs are finished")
     elif len(known) < len(left):
         unknown = len(left) - len(known)
-        emit(f"{len(left)} runs left, {slots} at a time; nothing is known of {unknown}")
-        say("--measure takes a few steps of each kind of run to find out")
+        emit(f"{len(left)} runs left, {slots} at a time; the time of {unknown} is not known")
+        say("--measure estimates it from a few steps of each kind of run")
     else:
         total = sum(known)
         whole = max(total / slots, max(known))  # not faster than the longest run
         emit(
-            f"{len(left)} runs left, {duration(total)} of runs; about {duration(whole)} "
-            f"with {slots} at a time"
+            f"{len(left)} runs left: {duration(total)} one after the other; "
+            f"about {duration(whole)} with {slots} at a time"
         )
     emit(f"directory: {printable(plan.directory)}")

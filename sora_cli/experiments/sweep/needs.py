@@ -37,11 +37,11 @@ _OUTPUT = "output"
 class Begin(Block):
     """The start of a case: the run of another case with otherwise equal values."""
 
-    case: str = Field(description="the case")
+    case: str = Field(description="name of the other case")
     step: Moment | None = Field(
         None,
-        description="the checkpoint to go on from: steps, or below 1 a share of that run; unset: "
-        "its finished adapter",
+        description="checkpoint to continue from: a number of steps, or below 1 a share of that "
+        "run. Default: its finished adapter",
     )
 
     @property
@@ -67,12 +67,12 @@ def begin_of(sweep: LoadedSweep, case: str) -> Begin | None:
     others = [name for name in sweep.sweep.cases if name != case]
     if begin.case not in others:
         raise SoraError(
-            f"case {case}: there is no other case '{begin.case}' to begin with",
+            f"case {case}: there is no other case '{begin.case}' to start from",
             where=where,
             hint=did_you_mean(begin.case, others) if others else None,
         )
     if sweep.sweep.kind != "train":
-        raise SoraError(f"case {case}: from is for kind: train", where=where)
+        raise SoraError(f"case {case}: from needs kind: train", where=where)
     return begin
 
 
@@ -84,7 +84,7 @@ def whole_cases(sweep: LoadedSweep) -> dict[str, dict[str, Any]]:
 def _whole(sweep: LoadedSweep, case: str, chain: tuple[str, ...]) -> dict[str, Any]:
     if case in chain:
         raise SoraError(
-            f"cases begin with each other: {' -> '.join((*chain, case))}",
+            f"cases start from each other: {' -> '.join((*chain, case))}",
             where=sweep.place("cases", case, FROM),
         )
     own, begin = sweep.sweep.cases[case], begin_of(sweep, case)
@@ -217,9 +217,9 @@ def value_of(
         )
     other = cases.index(reference.of)
     if any(isinstance(v, dict) and "of" in v for v in axes[-1].choices[other].values()):
-        raise SoraError(f"{key}: case '{reference.of}' takes values itself", where=place)
+        raise SoraError(f"{key}: case '{reference.of}' itself takes values", where=place)
     if sweep.sweep.kind != "train":
-        raise SoraError(f"{key}: values are taken from runs of kind: train only", where=place)
+        raise SoraError(f"{key}: taking values of other runs needs kind: train", where=place)
     return Take(names[(*point[:-1], other)], reference.take)
 
 

@@ -44,7 +44,7 @@ def is_finished(kind: str, loaded: LoadedRecipe) -> bool:
             f"'{directory}' holds another run: there {key} is {shown_value(old)}, here "
             f"{shown_value(new)}",
             where=str(directory / name),
-            hint="elsewhere: output.dir=DIR; or delete that directory",
+            hint="name another directory: output.dir=DIR; or delete this one",
         )
     return report.status == "completed"
 
@@ -79,4 +79,4 @@ def reason(kind: str, directory: Path, log: Path) -> str:
     report = report_of(kind, directory)
     if report is not None and report.error:
         return report.error
-    return next((line for line in reversed(lines) if line), "it said nothing")
+    return next((line for line in reversed(lines) if line), "it printed nothing")

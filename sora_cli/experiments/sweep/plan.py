@@ -166,7 +166,7 @@ def _axes(sweep: LoadedSweep, typed: Mapping[str, str]) -> list[Axis]:
     for key in typed:
         if key in file.paired or any(key in case for case in file.cases.values()):
             raise SoraError(
-                f"{key} is what this sweep varies: it cannot be set for all runs",
+                f"this sweep varies {key}: it cannot be set for all runs",
                 where=sweep.place("paired", key) if key in file.paired else sweep.place("cases"),
                 hint=f"change it in a copy of {shown_path(sweep.path)}",
             )
@@ -221,7 +221,7 @@ def _planned(
                 f"runs {runs[first].name} and {runs[i].name} compute the same: "
                 "their recipes are equal",
                 where=" and ".join(both),
-                hint="take one of the two out",
+                hint="remove one of the two",
             )
     check_order({run.name: run.needs for run in runs})
     recipes = {run.name: run.loaded.recipe for run in runs}

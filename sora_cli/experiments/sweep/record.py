@@ -60,6 +60,6 @@ def check_record(directory: Path) -> None:
         return
     except ValueError as error:
         raise SoraError(
-            f"'{file}' is not of a sweep of this tool: it stays",
-            hint="move it away, or sweep elsewhere: output.dir=DIR",
+            f"'{file}' was not written by sora sweep and will not be replaced",
+            hint="move it away, or name another directory: output.dir=DIR",
         ) from error

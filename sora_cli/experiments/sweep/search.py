@@ -42,7 +42,7 @@ class SearchSource(Source):
         block = self.base.loaded.recipe
         if "metric" in search.objectives and block.training.evaluate == "no":
             raise SoraError(
-                "a search for the metric needs evaluations while training",
+                "a search for the metric needs evaluations during training",
                 where=self.base.loaded.origin("training", "evaluate").place,
                 hint="training.evaluate=epoch",
             )
@@ -120,7 +120,7 @@ class SearchSource(Source):
         columns += [Column(name, _shown, "None") for name in self.search.space]
         rows = [[_name(trial.number), *trial.values,
                  *(trial.params[key] for key in self.search.space)] for trial in best]  # fmt: skip
-        title = "best trials" if single else "trials that no other is better than in both"
+        title = "best trials" if single else "Pareto front: no other trial is better in both"
         emit_table(Table(title, columns, rows))
         ready = self._ready(_name(best[0].number), best[0].params)
         words = [w for w in ready.words if not w.startswith("output.dir=")]
@@ -155,8 +155,8 @@ class SearchSource(Source):
             key = next(key for key in now if before.get(key) != now[key])
             raise SoraError(
                 f"'{self.plan.directory}' holds another search: its {key} differs",
-                where=f"there {json.dumps(before.get(key))[:150]}",
-                hint="elsewhere: output.dir=DIR",
+                where=f"there it is {json.dumps(before.get(key))[:150]}",
+                hint="name another directory: output.dir=DIR",
             )
         return study
 

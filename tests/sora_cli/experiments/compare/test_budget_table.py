@@ -80,8 +80,8 @@ def test_captions_say_what_is_compared(table: Tables) -> None:
               "simple: lora",
     }  # fmt: skip
     notes = "\n".join(table.footnotes)
-    assert "of none of these sizes: adalora (67%)" in notes
-    assert "for fewer than 3 sizes: sora, adalora" in notes
+    assert "in no table, because no budget is near their size: adalora (67%)" in notes
+    assert "because of fewer than 3 sizes: sora, adalora" in notes
     assert "counted without a check" in notes
 
 
