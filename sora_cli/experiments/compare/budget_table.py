@@ -208,9 +208,9 @@ def _notes(sizes: Sizes, budgets: Sequence[float]) -> Iterator[str]:
     if outside:
         yield f"in no table, because no budget is near their size: {first_few(outside, 6)}"
     yield (
-        "minus simple: difference to the simple method, which has a fixed rank and is not trained "
-        "from another run; of several with at most the budget's parameters (else the smallest), "
-        f"it has the best mean difference to {baseline}"
+        "minus simple: difference to the best method that has a fixed rank, does not start from "
+        "another run, and has at most the budget's parameters (or the fewest, if all have more); "
+        f"best by the mean difference to {baseline}"
     )
 
 

@@ -51,7 +51,10 @@ def impossible_scores(report: RunReport) -> Iterator[str]:
     for split, scores in report.metrics.items():
         for name, score in scores.items():
             if is_share(name) and abs(score) > 1:
-                yield f"{name} of {split} is {score:g}, but at most 1 is possible: it was changed"
+                yield (
+                    f"{name} of {split} is {score:g}, but at most 1 is possible: "
+                    f"the report was changed"
+                )
 
 
 def warnings_of(groups: Sequence[Group]) -> Iterator[str]:

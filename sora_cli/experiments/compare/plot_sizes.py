@@ -75,7 +75,7 @@ def draw_sizes(sizes: Sizes, budgets: Sequence[float]) -> Any:
     axes = figure.subplots()
     finish(axes, _title(sizes), f"% of the parameters of {plain(sizes.baseline.label)}",
            f"metric{' x 100' if sizes.percent else ''} minus {plain(sizes.baseline.label)}"
-           + ("" if sizes.greater_is_better else " (less is better)"))  # fmt: skip
+           + ("" if sizes.greater_is_better else " (smaller is better)"))  # fmt: skip
     _set_axis(axes, lines, budgets)
     axes.axhline(0, color=QUIET, linewidth=1, zorder=1)
     simple = {name for name, members in sizes.families().items()

@@ -54,7 +54,7 @@ def percent_factor(groups: Sequence[Group]) -> float:
 def metric_axis(groups: Sequence[Group], factor: float) -> str:
     """Return the title of an axis for the metric: "accuracy x 100"."""
     names = dict.fromkeys(group.first.metric_name for group in groups)
-    lower = "" if groups[0].first.greater_is_better else " (less is better)"
+    lower = "" if groups[0].first.greater_is_better else " (smaller is better)"
     return plain(" / ".join(names) + (" x 100" if factor == 100 else "") + lower)
 
 

@@ -48,9 +48,9 @@ def _lines(c: Certificate) -> list[str]:
     promise, bound = c.promise, c.bound
     level = "holds at any number of rows" if bound.exact else "is approximate"
     lines = [
-        f"asked for: {promise.metric} at most {promise.given} worse than at full rank, "
+        f"promise: {promise.metric} at most {promise.given} worse than at full rank, "
         f"{promise.confidence:.0%} confidence",
-        f"the bound: {bound.method}; its level {level}",
+        f"bound: {bound.method}; its confidence {level}",
     ]
     if bound.smallest_drop is not None:
         lines.append(

@@ -107,7 +107,7 @@ def _sizes(report: RunReport, kept: Rank) -> list[Fact]:
     of = f"of {count(kept.start)}, in {len(report.ranks)} layers"
     return [
         Fact("kept", f"{kept.live / kept.start:.0%}",
-             f"{count(kept.live)} components {of}" + (f", {dead} of them left out" * bool(dead))),
+             f"{count(kept.live)} components {of}" + (f", {dead} of them empty" * bool(dead))),
         Fact("adapter parameters", count(p.adapter_end),
              "; ".join(filter(None, [start, of_base, head]))),
     ]  # fmt: skip

@@ -111,7 +111,7 @@ def ranks_part(report: RunReport, ranks: RankMap, modules: Mapping[str, Module])
     maps, lines = [("components alive", rank_part(ranks))], []
     if len({cell.live for cell in ranks.cells.values()}) <= 1:
         rank = next(iter(ranks.cells.values())).live
-        lines.append(f"Every module has rank {rank}, so that the ranks alone show nothing.")
+        lines.append(f"Every module has rank {rank}, so the ranks alone show nothing.")
         if modules and rank:
             maps.append(("components that hold 99 % of ||dW||²", needed_part(ranks, modules)))
     return RanksPart(tuple(maps), tuple(lines))
@@ -185,7 +185,7 @@ def examples_part(
     if not records:
         line = (
             f"No predictions are stored ({FILE_NAME} in the run's directory). To score the rows "
-            f"anew and show some: sora report {quote(str(run))} --examples 10"
+            f"again and show some: sora report {quote(str(run))} --examples 10"
         )
         return ExamplesPart((), (line,))
     by_split: dict[str, list[Record]] = {}
