@@ -82,7 +82,7 @@ def benchmark_report(
 
 def _find_benchmarks(names: Sequence[str], folder: Path | None) -> TaskManager:
     """Return the harness's index of benchmarks; an error if a name is not in it."""
-    _quiet()
+    _silence_harness()
     if folder is not None:  # to index the harness's own thousands takes many seconds
         index = TaskManager(include_path=str(folder), include_defaults=False)
         if set(names) <= set(index.all_subtasks):
@@ -121,7 +121,7 @@ def _score_benchmarks(
     say(f"{', '.join(asked.names)} ...")
     with redirect_stdout(sys.stderr):  # the harness prints; stdout is for the report
         tasks = _loaded(index, asked.names)
-        found = simple_evaluate(
+        results = simple_evaluate(
             model=language_model,
             tasks=tasks,
             task_manager=index,
@@ -129,8 +129,8 @@ def _score_benchmarks(
             num_fewshot=asked.few_shot,
             log_samples=False,
         )
-    assert found is not None  # the harness returns None in processes other than the first
-    return {name: _scores(found, name) for name in found["results"]}, list(base.notes)
+    assert results is not None  # the harness returns None in processes other than the first
+    return {name: _scores(results, name) for name in results["results"]}, list(base.notes)
 
 
 def _loaded(index: TaskManager, names: Sequence[str]) -> list[Any]:
@@ -150,26 +150,26 @@ def _loaded(index: TaskManager, names: Sequence[str]) -> list[Any]:
     return made
 
 
-def _scores(found: Any, name: str) -> TaskScores:
+def _scores(results: Any, name: str) -> TaskScores:
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
-    for key, value in found["results"][name].items():
+    for key, value in results["results"][name].items():
         metric, comma, rule = key.partition(",")
         if not comma or not isinstance(value, int | float):
             continue
         plain = metric.removesuffix(_ERROR)
         shown = plain if rule == _PLAIN else f"{plain} ({rule})"
         (errors if metric.endswith(_ERROR) else values)[shown] = float(value)
-    rows, made = found.get("n-samples", {}).get(name), found.get("versions", {}).get(name)
+    rows, made = results.get("n-samples", {}).get(name), results.get("versions", {}).get(name)
     return TaskScores(
         scores=values,
         errors=errors,
         rows=None if rows is None else rows["effective"],
-        few_shot=found.get("n-shot", {}).get(name),
+        few_shot=results.get("n-shot", {}).get(name),
         version=None if made is None else str(made),
     )
 
 
-def _quiet() -> None:
+def _silence_harness() -> None:
     if not verbose():
         logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -84,10 +84,10 @@ def _cell(value: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+    return json.dumps(value, ensure_ascii=False, default=_as_json)
 
 
-def _plain(value: Any) -> str:
+def _as_json(value: Any) -> str:
     if isinstance(value, bytes):
         raise SoraError("the rows have bytes, which a text file cannot hold",
                         hint="write Parquet: -o FILE.parquet")  # fmt: skip

@@ -57,7 +57,7 @@ def predict_file(
         Interrupted: a signal came; the message names the rows that are kept.
     """
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=_above(output), prefix=".sora-rows-") as scratch:
+    with tempfile.TemporaryDirectory(dir=_make_parent(output), prefix=".sora-rows-") as scratch:
         source = Source(file, Path(scratch))
         predictor = Predictor(asked, source)
         form = _format(kind, source, separator)
@@ -83,8 +83,8 @@ def predict_stream(asked: Asked, file: Path, kind: str, write: Callable[[str], o
         source = Source(file, Path(scratch))
         predictor = Predictor(asked, source)
         form = _format(kind, source, None)
-        _told(predictor)
-        _checked(predictor, 0)
+        _say_columns(predictor)
+        _check_rows(predictor, 0)
         as_is, started = source.as_they_stand(kind, 0), False
         with _bar("predicting", len(source), 0) as bar:
             for rows, answers in predictor.answered(0):
@@ -102,23 +102,23 @@ def _fill(parts: Parts, predictor: Predictor, form: Format) -> None:
         say(f"{first:,} of {len(source):,} rows are done: continuing from there")
     if first == len(source):
         return
-    _told(predictor)
+    _say_columns(predictor)
     as_is = source.as_they_stand(form.kind, first)
     try:
-        _checked(predictor, first)
+        _check_rows(predictor, first)
         with _bar("predicting", len(source), first) as bar:
             for rows, answers in predictor.answered(first):
                 parts.add(form.part(rows, answers, as_is), len(rows), data_fingerprint(rows))
                 bar.update(len(rows))
     except Interrupted as end:
-        raise end.with_words(*_kept(parts)) from None
+        raise end.with_words(*_resume_lines(parts)) from None
     except SoraError:
-        for line in _kept(parts):
+        for line in _resume_lines(parts):
             say(line)
         raise
 
 
-def _kept(parts: Parts) -> list[str]:
+def _resume_lines(parts: Parts) -> list[str]:
     if not parts.rows:
         return []
     return [
@@ -127,7 +127,7 @@ def _kept(parts: Parts) -> list[str]:
     ]
 
 
-def _told(predictor: Predictor) -> None:
+def _say_columns(predictor: Predictor) -> None:
     reads = first_few((f"'{name}'" for name in predictor.task.input_columns), 6)
     say(f"{predictor.task.name}: reads {reads}, adds {first_few(predictor.adds, 6)}")
     if not predictor.asked.meta.max_length and not predictor.asked.chosen:
@@ -136,7 +136,7 @@ def _told(predictor: Predictor) -> None:
             say(f"rows are cut at {limit} tokens (data.max_length)")
 
 
-def _checked(predictor: Predictor, first: int) -> None:
+def _check_rows(predictor: Predictor, first: int) -> None:
     with _bar("checking", len(predictor.source), first) as bar:
         predictor.check(first, bar)
 
@@ -153,7 +153,7 @@ def _format(kind: str, source: Source, separator: str | None) -> Format:
     return Format(kind, header, separator=separator, line_end=line_end)
 
 
-def _above(output: Path) -> Path:
+def _make_parent(output: Path) -> Path:
     """Create and return the directory of the output, which also holds the temporary rows."""
     output.parent.mkdir(parents=True, exist_ok=True)
     return output.parent

@@ -145,10 +145,10 @@ class Predictor:
         with self.recipe.placing():
             encoded = encode(self.task, base, self._completed(rows), origin, may_lack=True)
         self.truncated += encoded.truncated
-        found = trainer.answers_of(encoded)
+        outputs = trainer.answers_of(encoded)
         with locating(origin):
-            columns = self.task.answer_columns(found)
-            shares = self.task.probabilities(found) if self.asked.probabilities else None
+            columns = self.task.answer_columns(outputs)
+            shares = self.task.probabilities(outputs) if self.asked.probabilities else None
         if shares is not None:
             columns += [share.tolist() for share in shares.T]
         return rows, dict(zip(self.adds, columns, strict=True))

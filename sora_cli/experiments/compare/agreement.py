@@ -34,18 +34,18 @@ class Agreement:
 
 def rank_agreement(groups: Sequence[Group]) -> list[Agreement]:
     """Return the agreement for each label with runs that changed their ranks."""
-    found = []
+    agreements = []
     for label in dict.fromkeys(group.label for group in groups):
-        alike = [group for group in groups if group.label == label and _changed(group)]
-        if not alike:
+        changed = [group for group in groups if group.label == label and _changed(group)]
+        if not changed:
             continue
-        seeds = _correlations(pair for group in alike for pair in combinations(group.runs, 2))
-        runs = [run for group in alike for run in group.runs]
+        seeds = _correlations(pair for group in changed for pair in combinations(group.runs, 2))
+        runs = [run for group in changed for run in group.runs]
         tasks = _correlations(
             (a, b) for a, b in combinations(runs, 2) if a.task != b.task and a.seed == b.seed
         )
-        found.append(Agreement(label, _mean(seeds), len(seeds), _mean(tasks), len(tasks)))
-    return found
+        agreements.append(Agreement(label, _mean(seeds), len(seeds), _mean(tasks), len(tasks)))
+    return agreements
 
 
 def emit_ranks(groups: Sequence[Group]) -> None:
@@ -55,7 +55,7 @@ def emit_ranks(groups: Sequence[Group]) -> None:
     emit_table(Table(
         "components kept by kind of module, mean over seeds and layers",
         ["group", *(Column(name, ".0%", NONE) for name in shortest_names(kinds))],
-        [[f"{g.task}: {g.label}", *(_kept(g, kind) for kind in kinds)] for g in changed],
+        [[f"{g.task}: {g.label}", *(_mean_share(g, kind) for kind in kinds)] for g in changed],
     ))  # fmt: skip
     seeds, tasks = (Column(f"two {these}", "+.2f", NONE)
                     for these in ("seeds, one task", "tasks, one seed"))  # fmt: skip
@@ -70,7 +70,7 @@ def _changed(group: Group) -> bool:
     return any(m.start != m.live for run in group.runs for m in run.ranks.cells.values())
 
 
-def _kept(group: Group, kind: str) -> float | None:
+def _mean_share(group: Group, kind: str) -> float | None:
     totals = [run.ranks.column_total(kind) for run in group.runs]
     shares = [total.live / total.start for total in totals if total.start]
     return _mean(shares)
@@ -78,16 +78,16 @@ def _kept(group: Group, kind: str) -> float | None:
 
 def _correlations(pairs: Iterable[Pair]) -> list[float]:
     """Return the correlation of each pair of runs, over their common modules."""
-    found = []
+    correlations = []
     for a, b in pairs:
         modules = a.report.ranks.keys() & b.report.ranks.keys()
         ends = [(a.report.ranks[m].end, b.report.ranks[m].end) for m in sorted(modules)]
         try:
-            found.append(correlation(*zip(*ends, strict=True)))
+            correlations.append(correlation(*zip(*ends, strict=True)))
         # undefined without common modules (TypeError), for one module, or if all ranks are equal
         except (StatisticsError, TypeError):
             continue
-    return found
+    return correlations
 
 
 def _mean(values: Sequence[float]) -> float | None:

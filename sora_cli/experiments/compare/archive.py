@@ -65,14 +65,14 @@ def read_lines(file: Path, selection: PurePath) -> Iterator[tuple[Path, RunRepor
     except ValueError as error:
         raise SoraError(f"{file} cannot be read: {error}") from error
     names: dict[str, None] = {}
-    found = False
+    has_match = False
     for number, line in enumerate(lines, 1):
         directory = _directory(line) or selection / f"line {number}"
         names.update(dict.fromkeys(directory.parts[:1]))
         if _is_selected(directory.parts, selection.parts):
-            found = True
+            has_match = True
             yield file / directory, _report(line)
-    if not found and selection.parts:
+    if not has_match and selection.parts:
         raise SoraError(
             f"{file} holds no run '{selection}'", hint=did_you_mean(selection.parts[0], names)
         )
@@ -107,8 +107,8 @@ def _names(directories: Sequence[Path]) -> list[str]:
 
 def _below_file(directory: Path) -> tuple[str, ...]:
     """Return the parts of the absolute path; for a run from an archive, the parts below it."""
-    found = find_file(directory)
-    return directory.absolute().parts if found is None else found[1].parts
+    split = find_file(directory)
+    return directory.absolute().parts if split is None else split[1].parts
 
 
 def _values(run: Run) -> dict[str, Any]:

@@ -43,7 +43,9 @@ class Area:
     @property
     def mean(self) -> float:
         """Mean over tasks of the mean over seeds."""
-        return statistics.fmean(statistics.fmean(of.values()) for of in self.scores.values())
+        return statistics.fmean(
+            statistics.fmean(by_seed.values()) for by_seed in self.scores.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -97,19 +99,24 @@ def areas_of(sizes: Sizes) -> Areas:
     """Compute the AURAC of each family with enough sizes, over their common range."""
     families = sizes.families()
     curves = {name: _curves(members, sizes.tasks) for name, members in families.items()}
-    left_out = tuple(name for name, found in curves.items() if not found)
-    curves = {name: found for name, found in curves.items() if found}
+    left_out = tuple(name for name, by_task in curves.items() if not by_task)
+    curves = {name: by_task for name, by_task in curves.items() if by_task}
     # the common range reaches from the largest of the smallest sizes to the smallest of the largest
-    every = [curve for found in curves.values() for of in found.values() for curve in of.values()]
+    every = [
+        curve
+        for by_task in curves.values()
+        for seeds in by_task.values()
+        for curve in seeds.values()
+    ]
     low = max((min(curve)[0] for curve in every), default=math.inf)
     high = min((max(curve)[0] for curve in every), default=0.0)
     if low >= high:
         return Areas((), low, high, left_out)
     areas = []
-    for name, found in curves.items():
+    for name, by_task in curves.items():
         members = families[name]
-        scores = {task: {seed: aurac(curve, low, high) for seed, curve in of.items()}
-                  for task, of in found.items()}  # fmt: skip
+        scores = {task: {seed: aurac(curve, low, high) for seed, curve in by_seed.items()}
+                  for task, by_seed in by_task.items()}  # fmt: skip
         simple = all(member.is_simple for member in members)
         areas.append(Area(name, simple, (members[0].share, members[-1].share), scores))
     return Areas(tuple(areas), low, high, left_out)
@@ -130,5 +137,5 @@ def _curves(members: Sequence[Sized], tasks: Sequence[str]) -> dict[str, dict[in
         seeds = [seed for seed in points[0] if all(seed in other for other in points)]
         if not seeds:
             return {}
-        curves[task] = {seed: [of[seed] for of in points] for seed in seeds}
+        curves[task] = {seed: [by_seed[seed] for by_seed in points] for seed in seeds}
     return curves

@@ -31,7 +31,7 @@ from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.sizes import TOLERANCE, Sized, Sizes, nearest, paired
 from sora_cli.experiments.compare.table import Tables
 
-_SHOWN = 0.005
+_RANGE = 0.005
 """Shares of runs that differ by this much or more are shown as a range."""
 COLUMNS = (
     column("budget", "budget", "share of the baseline's parameters; null: all sizes", raw=True),
@@ -102,7 +102,7 @@ def budget_tables(sizes: Sizes, budgets: Sequence[float]) -> Tables:
 def _table(
     title: str, columns: Sequence[Column], rows: Sequence[dict[str, Raw]], sizes: Sizes
 ) -> Table:
-    shown = (values | {"share": Cell(values.get("share"), _shown_share(values))} for values in rows)
+    shown = (values | {"share": Cell(values.get("share"), _share_text(values))} for values in rows)
     return Table(title, columns, [row_of(columns, v, percent=sizes.percent) for v in shown])
 
 
@@ -116,8 +116,8 @@ def _members(
     sign = 1 if sizes.greater_is_better else -1
 
     def key(label: Sized) -> float:
-        found = label.minus(sizes.baseline)
-        return float("inf") if found is None else -sign * found.mean
+        difference = label.minus(sizes.baseline)
+        return float("inf") if difference is None else -sign * difference.mean
 
     return [sizes.baseline, *sorted(others, key=key)]
 
@@ -153,33 +153,33 @@ def _area_values(sizes: Sizes, area: Area, simple: Area | None) -> dict[str, Raw
 def _best_simple(areas: Areas, sizes: Sizes) -> Area | None:
     """Return the simple family with the best mean difference to the baseline."""
     sign = 1 if sizes.greater_is_better else -1
-    found = [(area, paired(area.scores, sizes.baseline.scores))
+    differences = [(area, paired(area.scores, sizes.baseline.scores))
              for area in areas.areas if area.is_simple]  # fmt: skip
-    known = [(sign * d.mean, area) for area, d in found if d is not None]
+    known = [(sign * d.mean, area) for area, d in differences if d is not None]
     return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
-def _shown_share(values: Mapping[str, Raw]) -> str:
+def _share_text(values: Mapping[str, Raw]) -> str:
     mean, low, high = (values.get(key) for key in ("share", "share_low", "share_high"))
     if not isinstance(low, float) or not isinstance(high, float):
         return NONE
     reach = f"{percent(low)} to {percent(high)}"
     if not isinstance(mean, float):
         return reach
-    return percent(mean) if high - low < _SHOWN else f"{percent(mean)} ({reach})"
+    return percent(mean) if high - low < _RANGE else f"{percent(mean)} ({reach})"
 
 
 def _caption(sizes: Sizes, budget: float, simple: Sized | None) -> str:
     """Return a caption: "15% of lora-r8: mean over 3 tasks, x 100; simple: lora-r1 (12.5%)"."""
-    found = "none" if simple is None else f"{simple.label} ({percent(simple.share)})"
+    best = "none" if simple is None else f"{simple.label} ({percent(simple.share)})"
     size = f"{percent(budget)} of {sizes.baseline.label} ({_window(budget)})"
-    return f"{size}: {_mean(sizes)}; simple: {found}"
+    return f"{size}: {_mean(sizes)}; simple: {best}"
 
 
 def _area_caption(sizes: Sizes, areas: Areas, simple: Area | None) -> str:
     over = f"{percent(areas.low)} to {percent(areas.high)} of {sizes.baseline.label}"
-    found = "none" if simple is None else simple.family
-    return f"AURAC, all sizes from {over}: {_mean(sizes)}; simple: {found}"
+    best = "none" if simple is None else simple.family
+    return f"AURAC, all sizes from {over}: {_mean(sizes)}; simple: {best}"
 
 
 def _mean(sizes: Sizes) -> str:

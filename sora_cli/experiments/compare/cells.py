@@ -136,8 +136,8 @@ def row_of(columns: Sequence[Column], values: Mapping[str, Raw], *, percent: boo
     spread = "" if std is None else f" ± {score(std, percent)}"
     alone = f" ± {NONE}" if values["n"] == 1 else spread
     texts["metric"] = f"{score(_number(values['metric']), percent)}{alone}"
-    found = {c.key: values.get(c.key) for c in columns}
-    return [Cell(raw, texts[key]) if key in texts else raw for key, raw in found.items()]
+    row = {c.key: values.get(c.key) for c in columns}
+    return [Cell(raw, texts[key]) if key in texts else raw for key, raw in row.items()]
 
 
 def score(value: float | None, percent: bool, sign: str = "") -> str:

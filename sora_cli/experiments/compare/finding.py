@@ -24,7 +24,7 @@ _NEEDED = (SEED, "method.name", "model.path")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRuns:
     """The result of a search.
 
     Attributes:
@@ -38,7 +38,7 @@ class Found:
     read: tuple[Path, ...]
 
 
-def find_runs(places: Sequence[Path]) -> Found:
+def find_runs(places: Sequence[Path]) -> FoundRuns:
     """Read the reports of finished runs; an error if there is none.
 
     Args:
@@ -57,7 +57,7 @@ def find_runs(places: Sequence[Path]) -> Found:
             if source.resolve() in seen:
                 continue
             seen.add(source.resolve())
-            files += _read_of(source)
+            files += _files_of(source)
             run = read if isinstance(read, str) else _run(directory, read)
             if isinstance(run, Run):
                 runs.append(run)
@@ -66,7 +66,7 @@ def find_runs(places: Sequence[Path]) -> Found:
     if not runs:
         first = f"{left_out[0]}{' ...' if len(left_out) > 1 else ''}"
         raise SoraError("there is no finished run to compare", where=first)
-    return Found(tuple(runs), tuple(left_out), tuple(dict.fromkeys(files)))
+    return FoundRuns(tuple(runs), tuple(left_out), tuple(dict.fromkeys(files)))
 
 
 def _reports(place: Path) -> Iterator[tuple[Path, Path, RunReport | str]]:
@@ -74,20 +74,20 @@ def _reports(place: Path) -> Iterator[tuple[Path, Path, RunReport | str]]:
 
     The identity is the report's file; for a run from an archive, its path below the archive.
     """
-    found = find_file(place)
-    if found is not None:
-        for directory, report in read_lines(*found):
+    split = find_file(place)
+    if split is not None:
+        for directory, report in read_lines(*split):
             yield directory, directory, report
         return
     for file in report_files(place):
         yield file, file.parent, _read(file)
 
 
-def _read_of(source: Path) -> list[Path]:
+def _files_of(source: Path) -> list[Path]:
     """Return the archive that holds a report; or the report, and the paths of its results."""
-    found = find_file(source)
-    if found is not None:
-        return [found[0]]
+    split = find_file(source)
+    if split is not None:
+        return [split[0]]
     beside = (HISTORY_FILE, ADAPTER, DELTA, MODEL, FOLDER)
     return [source, *(source.with_name(name) for name in beside)]
 
@@ -101,7 +101,7 @@ def report_files(place: Path) -> list[Path]:
         raise SoraError(f"there is no file or directory {place}")
     if place.is_file():
         return [place]
-    return sorted(_below(place), key=lambda file: _natural(str(file.parent)))
+    return sorted(_reports_below(place), key=lambda file: _natural(str(file.parent)))
 
 
 def _natural(path: str) -> list[tuple[str, int]]:
@@ -110,7 +110,7 @@ def _natural(path: str) -> list[tuple[str, int]]:
     return [(word, int(number or -1)) for word, number in parts]
 
 
-def _below(directory: Path) -> Iterator[Path]:
+def _reports_below(directory: Path) -> Iterator[Path]:
     """Yield the report files below a directory, except inside runs and in leftover files."""
     for folder, inside, files in os.walk(directory, onerror=_unreadable):
         if FILE_NAME in files:

@@ -125,10 +125,10 @@ def telling_keys(groups: Sequence[Group]) -> list[str]:
     kinds = _count(groups, values, chosen)
     while kinds < len(groups):
         best = max(keys, key=lambda key: _count(groups, values, [*chosen, key]))
-        found = _count(groups, values, [*chosen, best])
-        if found == kinds:
+        count = _count(groups, values, [*chosen, best])
+        if count == kinds:
             break
-        chosen, kinds = [*chosen, best], found
+        chosen, kinds = [*chosen, best], count
     for key in list(chosen):
         others = [other for other in chosen if other != key]
         if _count(groups, values, others) == kinds:

@@ -109,8 +109,8 @@ class Papers:
         """
         for run in group.runs:
             block = run.paper
-            told = block and (block.get("metric"), block.get("model"))
-            if block is None or told != (run.metric_name, run.model):
+            compared = block and (block.get("metric"), block.get("model"))
+            if block is None or compared != (run.metric_name, run.model):
                 continue
             value = (block.get("values") or {}).get(group.method)
             if value is not None:

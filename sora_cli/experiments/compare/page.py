@@ -65,7 +65,7 @@ def page(
     """Return the HTML that `write_page` writes."""
     tables = comparison_tables(groups, baseline=baseline, paper=paper)
     anchors = {(group.task, group.label): f"g{i}" for i, group in enumerate(groups)}
-    shown = _shown(tables, groups, anchors)
+    shown = _table_values(tables, groups, anchors)
     return render(
         _HERE,
         script=resource(_HERE, "page.js"),
@@ -73,7 +73,7 @@ def page(
         warnings=list(warnings_of(groups)),
         equal=None if sizes is None else _equal_size(groups, sizes, budgets),
         means=shown.get(None),
-        tasks=_tasks(groups, shown, anchors),
+        tasks=_task_values(groups, shown, anchors),
         footnotes=tables.footnotes,
         shared=recipe_lines(shared_settings(groups)),
         environments=environments(groups),
@@ -84,13 +84,13 @@ def _equal_size(groups: Sequence[Group], sizes: Sizes, budgets: Sequence[float])
     """Return the template's values for the comparison at equal size."""
     tables = budget_tables(sizes, budgets)
     return {
-        "tables": _shown(tables, groups, {}).values(),
+        "tables": _table_values(tables, groups, {}).values(),
         "picture": picture(draw_sizes(sizes, budgets), "sizes"),
         "notes": tables.footnotes,
     }
 
 
-def _shown(
+def _table_values(
     tables: Tables, groups: Sequence[Group], anchors: Mapping[tuple[str, str], str]
 ) -> dict[str | None, dict[str, Any]]:
     """Return the template's values of each table, by task or budget.
@@ -110,7 +110,7 @@ def _shown(
     }
 
 
-def _tasks(
+def _task_values(
     groups: Sequence[Group],
     tables: Mapping[str | None, dict[str, Any]],
     anchors: Mapping[tuple[str, str], str],

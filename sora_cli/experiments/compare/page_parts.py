@@ -55,12 +55,12 @@ def shared_settings(groups: Sequence[Group]) -> dict[str, Any]:
 
 def environments(groups: Sequence[Group]) -> list[tuple[str, list[tuple[str, int]]]]:
     """Count the runs by each part of their environment (versions, machine, commit), most first."""
-    found: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     for group in groups:
         for run in group.runs:
             for name, value in run.report.environment.model_dump().items():
-                found.setdefault(name, Counter())[_plain(value)] += 1
-    return [(name, values.most_common()) for name, values in found.items()]
+                counts.setdefault(name, Counter())[_environment_text(value)] += 1
+    return [(name, values.most_common()) for name, values in counts.items()]
 
 
 def summary_lines(groups: Sequence[Group], baseline: str | None) -> list[str]:
@@ -108,7 +108,7 @@ def _run_table(runs: Sequence[Run]) -> Table:
     return Table(None, columns, rows)
 
 
-def _plain(value: Any) -> str:
+def _environment_text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 

@@ -69,7 +69,7 @@ class Ablation:
 
 def find_ablations(groups: Sequence[Group]) -> list[Ablation]:
     """Find curves by task and method: groups that differ in a single numeric setting."""
-    found = []
+    ablations = []
     for task, members in by_task(groups).items():
         for method in dict.fromkeys(group.method for group in members):
             same = [group for group in members if group.method == method]
@@ -77,8 +77,8 @@ def find_ablations(groups: Sequence[Group]) -> list[Ablation]:
             for key in keys:
                 curves = _curves(same, key, [other for other in keys if other != key])
                 if curves:
-                    found.append(Ablation(task, method, key, curves))
-    return found
+                    ablations.append(Ablation(task, method, key, curves))
+    return ablations
 
 
 def draw_curves(groups: Sequence[Group]) -> Any | None:
@@ -112,13 +112,15 @@ def _curves(groups: Sequence[Group], key: str, others: Sequence[str]) -> tuple[C
         if _is_number(group.settings.get(key)):
             rest = tuple(frozen(group.settings.get(other)) for other in others)
             buckets.setdefault(rest, []).append(group)
-    found = [bucket for bucket in buckets.values() if len(bucket) > 1]
-    told = differing([bucket[0].settings for bucket in found])
+    several = [bucket for bucket in buckets.values() if len(bucket) > 1]
+    telling = differing([bucket[0].settings for bucket in several])
     curves = []
-    for bucket in found:
+    for bucket in several:
         points = sorted((float(group.settings[key]), i) for i, group in enumerate(bucket))
         first = bucket[0].settings
-        name = ", ".join(f"{k.rpartition('.')[2]} {_shown(first.get(k))}" for k in told if k != key)
+        name = ", ".join(
+            f"{k.rpartition('.')[2]} {_value_text(first.get(k))}" for k in telling if k != key
+        )
         curves.append(Curve({value: bucket[i] for value, i in points}, name))
     return tuple(curves)
 
@@ -127,7 +129,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return short_number(value) if _is_number(value) else str(value)
 
 

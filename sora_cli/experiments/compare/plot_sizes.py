@@ -54,11 +54,11 @@ def family_lines(sizes: Sizes) -> dict[str, list[Point]]:
     Differences are in points if the metric is printed times 100. Without an interval, both ends are
     the mean.
     """
-    found = {
+    lines = {
         name: [point for member in members if (point := _point(sizes, member))]
         for name, members in sizes.families().items()
     }
-    return {name: points for name, points in found.items() if points}
+    return {name: points for name, points in lines.items() if points}
 
 
 def draw_sizes(sizes: Sizes, budgets: Sequence[float]) -> Any:
@@ -99,12 +99,14 @@ def _title(sizes: Sizes) -> str:
 
 
 def _point(sizes: Sizes, label: Sized) -> Point | None:
-    found = label.minus(sizes.baseline)
-    if found is None or found.mean != found.mean or not 0 < label.share <= _LARGEST:
+    difference = label.minus(sizes.baseline)
+    if difference is None or difference.mean != difference.mean or not 0 < label.share <= _LARGEST:
         return None
     factor = 100 if sizes.percent else 1
-    low, high = (found.mean if end is None else end for end in (found.low, found.high))
-    return Point(100 * label.share, factor * found.mean, factor * low, factor * high)
+    low, high = (
+        difference.mean if end is None else end for end in (difference.low, difference.high)
+    )
+    return Point(100 * label.share, factor * difference.mean, factor * low, factor * high)
 
 
 def _looks(lines: Mapping[str, object], simple: set[str]) -> dict[str, Look]:
@@ -149,7 +151,7 @@ def _set_axis(axes: Any, lines: Mapping[str, Sequence[Point]], budgets: Sequence
 
 def _set_height(axes: Any, lines: Mapping[str, Sequence[Point]]) -> int:
     """Set the limits of the y axis; return the number of points outside of them."""
-    points = [point for of in lines.values() for point in of]
+    points = [point for line in lines.values() for point in line]
     heights = [point.y for point in points]
     bottom, top = min(p.low for p in points), max(p.high for p in points)
     if len(heights) > 3:
@@ -182,10 +184,10 @@ def _write_labels(
 
 def _pieces(points: Sequence[Point]) -> list[Line]:
     """Return the lines between points in short pieces, in data coordinates."""
-    found: list[Line] = []
+    pieces: list[Line] = []
     for a, b in pairwise(points):
         steps = [i / _PIECES for i in range(_PIECES + 1)]
         # straight on a logarithmic x axis
         along = [(a.x * (b.x / a.x) ** t, a.y + t * (b.y - a.y)) for t in steps]
-        found += pairwise(along)
-    return found
+        pieces += pairwise(along)
+    return pieces

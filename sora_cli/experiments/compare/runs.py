@@ -265,12 +265,12 @@ def on_selection_rows(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     Returns:
         The runs, and a line for each run that is left out because it was not evaluated there.
     """
-    found, left_out = [], []
+    scored, left_out = [], []
     for run in runs:
         score = selection_score(run.report)
         if score is None:
             left_out.append(f"{run.directory}: not evaluated on its selection rows")
             continue
         metrics = {SELECTION: {run.report.main_metric: score}}
-        found.append(replace(run, report=run.report.model_copy(update={"metrics": metrics})))
-    return found, left_out
+        scored.append(replace(run, report=run.report.model_copy(update={"metrics": metrics})))
+    return scored, left_out

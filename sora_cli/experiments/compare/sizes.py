@@ -37,8 +37,8 @@ def family_of(label: str) -> str:
     "cut-15" becomes "cut"; "lora-r8" and "lora r=8" become "lora". The labels of a family are one
     method at several sizes.
     """
-    found = _NUMBERED.fullmatch(label)
-    return found[1] if found else label
+    match = _NUMBERED.fullmatch(label)
+    return match[1] if match else label
 
 
 Scores = Mapping[str, Mapping[int, float]]
@@ -47,7 +47,7 @@ Scores = Mapping[str, Mapping[int, float]]
 
 def paired(scores: Scores, baseline: Scores) -> Difference | None:
     """Return the mean difference over the tasks of `scores`, paired by task and seed."""
-    return difference([pairs(of, baseline[task]) for task, of in scores.items()])
+    return difference([pairs(by_seed, baseline[task]) for task, by_seed in scores.items()])
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,14 @@ class Sized:
     @cached_property
     def share(self) -> float:
         """Mean share of the baseline's parameters; all tasks have equal weight."""
-        return statistics.fmean(statistics.fmean(of.values()) for of in self.shares.values())
+        return statistics.fmean(
+            statistics.fmean(by_seed.values()) for by_seed in self.shares.values()
+        )
 
     @property
     def reach(self) -> tuple[float, float]:
         """Smallest and largest share among the runs."""
-        shares = [share for of in self.shares.values() for share in of.values()]
+        shares = [share for by_seed in self.shares.values() for share in by_seed.values()]
         return min(shares), max(shares)
 
     @property
@@ -123,8 +125,10 @@ class Sizes:
         Returns:
             None if no label has a seed in common with the baseline on each task.
         """
-        found = [(label, label.minus(self.baseline)) for label in labels]
-        known = [(d.mean, label) for label, d in found if d is not None and not math.isnan(d.mean)]
+        differences = [(label, label.minus(self.baseline)) for label in labels]
+        known = [
+            (d.mean, label) for label, d in differences if d is not None and not math.isnan(d.mean)
+        ]
         sign = 1 if self.greater_is_better else -1
         return max(known, key=lambda pair: sign * pair[0])[1] if known else None
 
@@ -143,10 +147,10 @@ class Sizes:
 
     def families(self) -> dict[str, list[Sized]]:
         """Return the labels of each family, from small to large."""
-        found: dict[str, list[Sized]] = {}
+        families: dict[str, list[Sized]] = {}
         for label in self.labels:
-            found.setdefault(label.family, []).append(label)
-        return {name: sorted(members, key=lambda m: m.share) for name, members in found.items()}
+            families.setdefault(label.family, []).append(label)
+        return {name: sorted(members, key=lambda m: m.share) for name, members in families.items()}
 
 
 def nearest(share: float, budgets: Sequence[float]) -> float | None:
@@ -181,11 +185,11 @@ def sizes_of(groups: Sequence[Group], baseline: str, *, min_gain: float = MIN_GA
     of_counted = {label: {t: tasks[t][label] for t in counted if label in tasks[t]}
                   for label in labels}  # fmt: skip
     sized = [
-        _sized(label, found, of_counted[baseline])
-        for label, found in of_counted.items()
-        if len(found) == len(counted) and any(g.parameters for g in found.values())
+        _sized(label, members, of_counted[baseline])
+        for label, members in of_counted.items()
+        if len(members) == len(counted) and any(g.parameters for g in members.values())
     ]
-    lacking = [label for label, found in of_counted.items() if 0 < len(found) < len(counted)]
+    lacking = [label for label, members in of_counted.items() if 0 < len(members) < len(counted)]
     if lacking:
         notes.append(f"left out, because they lack some of these tasks: {first_few(lacking, 12)}")
     first = of_counted[baseline].values()

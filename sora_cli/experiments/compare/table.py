@@ -72,7 +72,7 @@ def comparison_tables(
     columns = [*METRIC, *(PAPER if paper else ())]
     columns += [*(difference_columns(baseline) if baseline is not None else ()), *COST]
     tasks = _by_task(groups)
-    found: dict[str | None, Table] = {}
+    tables: dict[str | None, Table] = {}
     for task, members in tasks.items():
         rows = []
         for group in members.values():
@@ -82,13 +82,13 @@ def comparison_tables(
             if paper:
                 papers.add(group, values)
             rows.append(row_of(columns, values, percent=group.first.percent))
-        found[task] = Table(_caption(list(members.values())), columns, rows)
+        tables[task] = Table(_caption(list(members.values())), columns, rows)
     means, remarks = _means(columns, tasks, baseline)
     if means:
         title = f"mean over {len(tasks)} tasks{_times_100(groups)}"
-        found[None] = Table(title, columns, means)
+        tables[None] = Table(title, columns, means)
     footnotes = [*papers.footnotes(asked=paper), *remarks, *remarks_of(groups, baseline)]
-    return Tables(found, tuple(footnotes), baseline)
+    return Tables(tables, tuple(footnotes), baseline)
 
 
 def _by_task(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:
@@ -120,8 +120,8 @@ def _means(
         same = [members[label] for members in tasks.values()]
         values = average_values([group_values(group) for group in same])
         if baseline is not None and baseline in shared and label != baseline:
-            found = [(members[label], members[baseline]) for members in tasks.values()]
-            values |= difference_values(_difference(found))
+            pairs_of_groups = [(members[label], members[baseline]) for members in tasks.values()]
+            values |= difference_values(_difference(pairs_of_groups))
         rows.append(row_of(columns, values, percent=_all_percent(same)))
     return rows, []
 

@@ -55,12 +55,12 @@ def chosen(nodes: Sequence[Node], wanted: Mapping[str, str]) -> list[Node]:
     Args:
         wanted: field of an entry -> value, such as {"status": "failed"}.
     """
-    found = []
+    matching = []
     for node in nodes:
         parts = chosen(node.parts, wanted)
         if parts or all(getattr(node.entry, name) == value for name, value in wanted.items()):
-            found.append(Node(node.entry, parts))
-    return found
+            matching.append(Node(node.entry, parts))
+    return matching
 
 
 def entries(nodes: Sequence[Node]) -> Iterator[Entry]:
@@ -78,11 +78,11 @@ def run_table(nodes: Sequence[Node], place: Path) -> Table:
 def _rows(nodes: Sequence[Node], place: Path, depth: int = 0) -> Iterator[list[Any]]:
     """Yield the row of each entry; names are relative to the directory around the entry."""
     for node in nodes:
-        yield _row(node.entry, place, depth)
+        yield _cells(node.entry, place, depth)
         yield from _rows(node.parts, Path(node.entry.directory), depth + 1)
 
 
-def _row(entry: Entry, place: Path, depth: int) -> list[Any]:
+def _cells(entry: Entry, place: Path, depth: int) -> list[Any]:
     directory = Path(entry.directory)
     name = entry.directory if directory == place else str(directory.relative_to(place))
     left = entry.components

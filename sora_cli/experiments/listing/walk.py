@@ -42,11 +42,11 @@ def find_entries(place: Path) -> list[Node]:
 
 def _below(directory: Path, parent: Entry | None, *, at_work: bool) -> Iterator[Node]:
     try:
-        found = sorted(os.scandir(directory), key=lambda item: _natural(item.name))
+        items = sorted(os.scandir(directory), key=lambda item: _natural(item.name))
     except OSError as error:
         raise SoraError(f"{directory} cannot be read: {error.strerror}") from error
-    files = {item.name for item in found if item.is_file()}
-    folders = [Path(item.path) for item in found if item.is_dir(follow_symlinks=False)]
+    files = {item.name for item in items if item.is_file()}
+    folders = [Path(item.path) for item in items if item.is_dir(follow_symlinks=False)]
     entry = read_entry(directory, files, at_work=at_work)
     if entry is not None:
         entry.parent = None if parent is None else parent.directory

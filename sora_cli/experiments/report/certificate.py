@@ -75,7 +75,7 @@ def _table(c: Certificate) -> Table:
     rows: list[list[Any]] = [[*full, scores, "full rank"]]
     for i, size in enumerate(c.candidates):
         screened = (s for s in c.screened if s.max_params == size.max_params)
-        found = (size.reported.get(split) for split in reported)
+        results = (size.reported.get(split) for split in reported)
         test = size.test
         rows.append([
             size.parameters,
@@ -84,7 +84,7 @@ def _table(c: Certificate) -> Table:
             next((s.screening.score for s in screened), None),
             None if test is None else f"{number(test.score)} (drop {test.drop:+.4f})",
             None if test is None else test.upper,
-            ", ".join("" if s is None else number(s.score) for s in found),
+            ", ".join("" if s is None else number(s.score) for s in results),
             size_verdict(c, i, reason=True),
         ])  # fmt: skip
     return Table(None, columns, rows)

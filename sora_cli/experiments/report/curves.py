@@ -43,10 +43,10 @@ class Curves:
 
 def _points(history: Sequence[Mapping[str, Any]], key: str) -> Points:
     """Return step and value of the history entries with finite numbers for this key."""
-    found = ((entry.get("step"), entry.get(key)) for entry in history)
+    values = ((entry.get("step"), entry.get(key)) for entry in history)
     return [
         (step, float(value))
-        for step, value in found
+        for step, value in values
         if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value)
     ]
 

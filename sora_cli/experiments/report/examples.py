@@ -110,8 +110,8 @@ def choose(records: Sequence[Record], most: int) -> tuple[str, list[Examples]]:
     right = sorted((one for one in judged if one.right), key=_order)
     ranked = any(one.unit for one in judged)
     share = len(right) / (len(wrong) + len(right))
-    said = f"{len(right):,} of {len(wrong) + len(right):,} rows are right ({share:.1%})"
-    return said, [
+    line = f"{len(right):,} of {len(wrong) + len(right):,} rows are right ({share:.1%})"
+    return line, [
         Examples("Wrong" + ", the surest first" * ranked, _examples(wrong[:most])),
         Examples("Right" + ", the least sure first" * ranked, _examples(right[:most])),
     ]
@@ -128,11 +128,11 @@ def disagreement(report: RunReport, split: str, records: Sequence[Record]) -> st
         return None
     if any(isinstance(record["label"], list) for record in records):
         return None  # for sequences of labels the report's accuracy counts words, not rows
-    found = sum(map(bool, judged)) / len(judged)
+    accuracy = sum(map(bool, judged)) / len(judged)
     # one row more or less changes the accuracy by 1/n: within half of that it is the same number
-    if abs(found - stated) < 0.5 / len(judged):
+    if abs(accuracy - stated) < 0.5 / len(judged):
         return None
-    return f"these predictions have accuracy {found:.4f}, the report says {stated:.4f}"
+    return f"these predictions have accuracy {accuracy:.4f}, the report says {stated:.4f}"
 
 
 def judge(record: Record) -> Judged:
@@ -179,11 +179,11 @@ def _examples(judged: Iterable[Judged]) -> tuple[Example, ...]:
 
 def _example(judged: Judged) -> Example:
     record = judged.record
-    prediction = _shown(record["prediction"]) if "prediction" in record else "not written"
+    prediction = _as_text(record["prediction"]) if "prediction" in record else "not written"
     return Example(
         row=record["row"],
         texts=tuple((name, _cut(text)) for name, text in _texts(record)),
-        label=_cut(_shown(record["label"])),
+        label=_cut(_as_text(record["label"])),
         prediction=_cut(prediction),
         sureness=_sureness(judged),
     )
@@ -200,12 +200,12 @@ def _sureness(judged: Judged) -> str:
 def _texts(record: Record) -> list[tuple[str, str]]:
     given = record.get("input")
     if isinstance(given, dict):
-        return [(str(name), _shown(text)) for name, text in given.items()]
+        return [(str(name), _as_text(text)) for name, text in given.items()]
     known = (name for name in ("source", "question", "tokens", "image") if record.get(name))
-    return [(name, _shown(record[name])) for name in known]
+    return [(name, _as_text(record[name])) for name in known]
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """Format a value as text: answers separated by bars, tags by spaces."""
     if isinstance(value, str):
         return value

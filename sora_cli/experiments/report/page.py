@@ -181,11 +181,11 @@ def _changes(report: RunReport, run: Path, certificate: Certificate | None) -> l
 def _notes(report: RunReport) -> list[str]:
     """Return the run's events and notes, and the verdict of the check of its written files."""
     verdict, reason = report.verification.verdict, report.verification.reason
-    said = f"outputs of the files compared with the trained model's: {verdict}" if verdict else ""
+    line = f"outputs of the files compared with the trained model's: {verdict}" if verdict else ""
     return [
         *report.events,
         *report.recipe_notes,
-        *([f"{said}; {reason}" if reason else said] if said else []),
+        *([f"{line}; {reason}" if reason else line] if line else []),
     ]
 
 

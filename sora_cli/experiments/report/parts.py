@@ -58,7 +58,7 @@ class SplitPart:
     """Examples of a split; `doubt` is a reason why they may not belong to this run, or ""."""
 
     name: str
-    said: str
+    summary_line: str
     doubt: str
     kinds: tuple[Examples, ...]
 
@@ -157,11 +157,11 @@ def modules_of(report: RunReport, run: Path) -> tuple[dict[str, Module], str]:
     if not (folder / ADAPTER_CONFIG).is_file():
         return {}, f"There is no adapter in {folder}."
     try:
-        found = read_modules(folder)
+        modules = read_modules(folder)
     except SoraError as error:
         return {}, f"The adapter cannot be read: {error.what}."
-    order = dict.fromkeys([*(path for path in report.ranks if path in found), *found])
-    return {path: found[path] for path in order}, ""
+    order = dict.fromkeys([*(path for path in report.ranks if path in modules), *modules])
+    return {path: modules[path] for path in order}, ""
 
 
 def spectra_part(modules: Mapping[str, Module], why_not: str, run: Path) -> SpectraPart:
@@ -193,9 +193,9 @@ def examples_part(
         by_split.setdefault(record["split"], []).append(record)
     splits = []
     for split, rows in by_split.items():
-        said, kinds = choose(rows, most)
+        summary_line, kinds = choose(rows, most)
         doubt = disagreement(report, split, rows)
-        splits.append(SplitPart(split, said, doubt or "", tuple(kinds)))
+        splits.append(SplitPart(split, summary_line, doubt or "", tuple(kinds)))
     has_texts = any("input" in r or "source" in r or "question" in r or "tokens" in r
                     or "image" in r for r in records)  # fmt: skip
     lines = () if has_texts else ("The predictions file has no texts of the rows.",)

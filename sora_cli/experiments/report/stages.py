@@ -39,11 +39,11 @@ def path_headline(report: PathReport) -> list[Fact]:
     """Return the known facts of a path."""
     facts = []
     for place, stage in (("first stage", 0), ("last stage", -1)) if report.stages else ():
-        found = report.stages[stage]
+        result = report.stages[stage]
         split = report.generalisation
-        score = f"{report.main_metric} {number(report.score(found, split))} on {split}"
-        alive = f"{count(found.live)} of {count(found.total)} components"
-        facts.append(Fact(place, score, f"{alive}, {count(found.parameters)} parameters"))
+        score = f"{report.main_metric} {number(report.score(result, split))} on {split}"
+        alive = f"{count(result.live)} of {count(result.total)} components"
+        facts.append(Fact(place, score, f"{alive}, {count(result.parameters)} parameters"))
     model = report.recipe.get("model", {})
     rows = ", ".join(f"{name} {count(n)}" for name, n in report.rows.items())
     return [

@@ -47,16 +47,16 @@ def _part(key: str, value: Any) -> str:
     if key in _BARE:
         text = str(value)
         return _slug(PurePath(text).with_suffix("").name if key == "recipe" else text)
-    return f"{key.rpartition('.')[2]}-{_slug(_shown(value))}"
+    return f"{key.rpartition('.')[2]}-{_slug(_value_text(value))}"
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Mapping):
-        return "-".join(f"{k}-{_shown(v)}" for k, v in value.items())
+        return "-".join(f"{k}-{_value_text(v)}" for k, v in value.items())
     if isinstance(value, list):
-        return "-".join(_shown(item) for item in value)
+        return "-".join(_value_text(item) for item in value)
     return str(value)
 
 

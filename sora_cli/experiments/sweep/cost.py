@@ -119,7 +119,7 @@ class Costs:
         """
         kind = kind_of(recipe)
         costs = self._known.get(kind) or [
-            cost for known, found in self._known.items() if known[1:] == kind[1:] for cost in found
+            cost for known, same in self._known.items() if known[1:] == kind[1:] for cost in same
         ]
         if not costs:
             return None
@@ -174,12 +174,12 @@ def measure(
 
 def missing_kinds(runs: tuple[PlannedRun, ...], costs: Costs) -> dict[Kind, PlannedRun]:
     """Return the first run of each kind without a known cost."""
-    found: dict[Kind, PlannedRun] = {}
+    missing: dict[Kind, PlannedRun] = {}
     for run in runs:
         recipe = run.loaded.resolved()
         if costs.find(recipe) is None:
-            found.setdefault(kind_of(recipe), run)
-    return found
+            missing.setdefault(kind_of(recipe), run)
+    return missing
 
 
 def _wait(job: Job) -> None:

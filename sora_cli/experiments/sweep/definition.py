@@ -78,8 +78,8 @@ class SweepFile(Block):
             raise ValueError("search needs kind: train")
         lengths = {key: len(values) for key, values in self.paired.items()}
         if len(set(lengths.values())) > 1:
-            found = ", ".join(f"{key} has {n}" for key, n in lengths.items())
-            raise ValueError(f"lists in paired must have the same length: {found}")
+            sizes = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            raise ValueError(f"lists in paired must have the same length: {sizes}")
         self._no_key_twice()
         if not self.recipe and not any(RECIPE in keys for keys in self._varied()):
             raise ValueError("no recipe is named; add a line: recipe: FILE")

@@ -43,7 +43,7 @@ class Display:
         total: int | None = None,
     ) -> None:
         self._records, self._log_of, self._total = records, log_of, total
-        self._began = self._shown = time.monotonic()
+        self._began = self._drawn = time.monotonic()
         self._starts: dict[str, float] = {}
         self._live: Any = None
 
@@ -79,8 +79,8 @@ class Display:
 
     def show(self) -> None:
         """Redraw the table, at most once per second."""
-        if self._live is not None and time.monotonic() - self._shown >= _REFRESH:
-            self._shown = time.monotonic()
+        if self._live is not None and time.monotonic() - self._drawn >= _REFRESH:
+            self._drawn = time.monotonic()
             self._live.update(self._table(), refresh=True)
 
     def _context(self) -> AbstractContextManager[Any]:
@@ -148,5 +148,5 @@ def steps_of(log: Path) -> tuple[int, int]:
 
     Both are 0 before training begins.
     """
-    found = _BAR.findall(last_output(log, _TAIL))
-    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+    matches = _BAR.findall(last_output(log, _TAIL))
+    return (int(matches[-1][0]), int(matches[-1][1])) if matches else (0, 0)

@@ -136,7 +136,7 @@ def _in_quotes(value: Any) -> str:
     string, YAML does not or takes them for a line break.
     """
     text = json.dumps(value, ensure_ascii=False)
-    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _is_itself(text: str) -> bool:
@@ -283,8 +283,8 @@ def _run(
 
     def where() -> dict[str, str]:
         places = _places(sweep, axes, point)
-        found = {word(key, value): places[key] for key, value in chosen.items()}
-        return found | {base: places.get(RECIPE, sweep.place(RECIPE))}
+        words_at = {word(key, value): places[key] for key, value in chosen.items()}
+        return words_at | {base: places.get(RECIPE, sweep.place(RECIPE))}
 
     loaded = load_checked(sweep, base, words, where, names[point])
     return PlannedRun(names[point], base, tuple(words), takes, loaded, begins)

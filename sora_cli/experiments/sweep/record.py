@@ -45,10 +45,10 @@ class SweepRecord(BaseModel):
 
     def counts(self) -> dict[State, int]:
         """Count the runs by state, in order of first appearance."""
-        found: dict[State, int] = {}
+        counts: dict[State, int] = {}
         for run in self.runs:
-            found[run.state] = found.get(run.state, 0) + 1
-        return found
+            counts[run.state] = counts.get(run.state, 0) + 1
+        return counts
 
 
 def check_record(directory: Path) -> None:

@@ -47,7 +47,7 @@ class SearchSource(Source):
                 hint="training.evaluate=epoch",
             )
         self.greater_is_better = block.task.options.greater_is_better
-        self._space = {key: _distribution(found) for key, found in search.space.items()}
+        self._space = {key: _distribution(allowed) for key, allowed in search.space.items()}
         self._study = self._open()
         self._trials: dict[str, Trial] = {}
         self._seen: dict[str, float] = {}
@@ -117,7 +117,7 @@ class SearchSource(Source):
         if single:
             best = sorted(ended, key=lambda t: t.values[0], reverse=self._maximises(0))[:_SHOWN]
         columns = [Column("trial"), *(Column(name, _score) for name in self.search.objectives)]
-        columns += [Column(name, _shown, "None") for name in self.search.space]
+        columns += [Column(name, _value_text, "None") for name in self.search.space]
         rows = [[_name(trial.number), *trial.values,
                  *(trial.params[key] for key in self.search.space)] for trial in best]  # fmt: skip
         title = "best trials" if single else "Pareto front: no other trial is better in both"
@@ -205,16 +205,16 @@ class SearchSource(Source):
                 trial.report(score, step)
 
 
-def _distribution(found: Range) -> BaseDistribution:
+def _distribution(allowed: Range) -> BaseDistribution:
     d = _optuna().distributions
-    if found.choices is not None:
-        return d.CategoricalDistribution(found.choices)  # type: ignore[no-any-return]
-    if found.whole:
+    if allowed.choices is not None:
+        return d.CategoricalDistribution(allowed.choices)  # type: ignore[no-any-return]
+    if allowed.whole:
         return d.IntDistribution(  # type: ignore[no-any-return]
-            found.low, found.high, log=found.log, step=found.step or 1
+            allowed.low, allowed.high, log=allowed.log, step=allowed.step or 1
         )
     return d.FloatDistribution(  # type: ignore[no-any-return]
-        found.low, found.high, log=found.log, step=found.step
+        allowed.low, allowed.high, log=allowed.log, step=allowed.step
     )
 
 
@@ -236,5 +236,5 @@ def _score(value: float) -> str:
     return f"{value:.4f}" if isinstance(value, float) and value < 1e3 else count(value)
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

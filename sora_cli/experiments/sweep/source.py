@@ -70,7 +70,7 @@ class PlanSource(Source):
         self.records = {run.name: RunRecord(name=run.name, arguments=[]) for run in plan.runs}
         for run in plan.runs:
             if not run.takes and is_finished(plan.kind, run.loaded):
-                self._found(run.name)
+                self._mark_finished(run.name)
         # only now: the values to take come from the finished runs of the first loop
         for run in plan.runs:
             if run.takes and self._may_start(run):
@@ -100,7 +100,7 @@ class PlanSource(Source):
         """Return False: every run of a plan is wanted."""
         return False
 
-    def _found(self, name: str) -> None:
+    def _mark_finished(self, name: str) -> None:
         self.records[name].state, self.records[name].before = "finished", True
 
     def _may_start(self, run: PlannedRun) -> bool:
@@ -123,6 +123,6 @@ class PlanSource(Source):
             words.append(word("output.derived", [*begins, *run.takes]))
         loaded = load_recipe(run.recipe, words) if run.takes else run.loaded
         if run.takes and is_finished(self.plan.kind, loaded):
-            self._found(run.name)
+            self._mark_finished(run.name)
             return None
         return Ready(run.name, run.recipe, tuple(words), run.directory, loaded.recipe.resources)
