@@ -17,7 +17,7 @@ _LARGEST = 2**31
 
 
 @dataclass(frozen=True)
-class Given:
+class SamplingOptions:
     """The options of the command line; None means not given."""
 
     temperature: float | None = None
@@ -29,7 +29,7 @@ class Given:
     greedy: bool = False
 
 
-def check_given(given: Given, dtype: str | None) -> None:
+def check_sampling(given: SamplingOptions, dtype: str | None) -> None:
     """Check the values and combinations of options, before a model is loaded."""
     if dtype is not None:
         check_choice("--dtype", dtype, STORED)
@@ -48,7 +48,7 @@ def check_given(given: Given, dtype: str | None) -> None:
         raise SoraError(f"--repetition-penalty must be above 0, not {given.repetition_penalty:g}")
 
 
-def sampling_of(given: Given) -> Sampling:
+def sampling_of(given: SamplingOptions) -> Sampling:
     """Return the options as settings of transformers; without a seed, draw one."""
     from sora_cli.use.speaker import Sampling
 
