@@ -20,7 +20,7 @@ from sora_cli.data.content import data_fingerprint
 from sora_cli.data.places import line_end_in, separator_in
 from sora_cli.use.formats import Format
 from sora_cli.use.parts import Parts, opened
-from sora_cli.use.predictor import Asked, Predictor
+from sora_cli.use.predictor import Predictor, Request
 from sora_cli.use.source import Source
 
 
@@ -41,7 +41,7 @@ class Summary:
 
 
 def predict_file(
-    asked: Asked, file: Path, output: Path, kind: str, *, separator: str | None, force: bool
+    request: Request, file: Path, output: Path, kind: str, *, separator: str | None, force: bool
 ) -> Summary:
     """Write the rows of a file with a model's answers to another file.
 
@@ -59,7 +59,7 @@ def predict_file(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=_make_parent(output), prefix=".sora-rows-") as scratch:
         source = Source(file, Path(scratch))
-        predictor = Predictor(asked, source)
+        predictor = Predictor(request, source)
         form = _format(kind, source, separator)
         with opened(output, {**predictor.made_with(), "format": kind}, force=force) as parts:
             parts.check(predictor.digest)
@@ -71,7 +71,9 @@ def predict_file(
     return _summary(predictor, before, began)
 
 
-def predict_stream(asked: Asked, file: Path, kind: str, write: Callable[[str], object]) -> Summary:
+def predict_stream(
+    request: Request, file: Path, kind: str, write: Callable[[str], object]
+) -> Summary:
     """Pass the rows of a file with a model's answers to `write`, part by part.
 
     Args:
@@ -81,7 +83,7 @@ def predict_stream(asked: Asked, file: Path, kind: str, write: Callable[[str], o
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="sora-rows-") as scratch:
         source = Source(file, Path(scratch))
-        predictor = Predictor(asked, source)
+        predictor = Predictor(request, source)
         form = _format(kind, source, None)
         _say_columns(predictor)
         _check_rows(predictor, 0)
@@ -130,7 +132,7 @@ def _resume_lines(parts: Parts) -> list[str]:
 def _say_columns(predictor: Predictor) -> None:
     reads = first_few((f"'{name}'" for name in predictor.task.input_columns), 6)
     say(f"{predictor.task.name}: reads {reads}, adds {first_few(predictor.adds, 6)}")
-    if not predictor.asked.meta.max_length and not predictor.asked.chosen:
+    if not predictor.request.meta.max_length and not predictor.request.chosen:
         limit = predictor.recipe.data.max_length
         if predictor.task.options.PROCESSOR_CLASS != "AutoImageProcessor":
             say(f"rows are cut at {limit} tokens (data.max_length)")

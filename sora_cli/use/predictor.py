@@ -38,7 +38,7 @@ _DECIDING = ("columns", "label_names", "max_length", "text_columns")
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A request for answers: the model and the options of `sora predict`.
 
     Attributes:
@@ -67,18 +67,18 @@ class Asked:
 class Predictor:
     """A model's answers to the rows of a source."""
 
-    def __init__(self, asked: Asked, source: Source) -> None:
+    def __init__(self, request: Request, source: Source) -> None:
         """Bind the task to the columns of the rows, and check the names of new columns."""
-        self.asked, self.source = asked, source
-        self.recipe = asked.recipe.recipe
+        self.request, self.source = request, source
+        self.recipe = request.recipe.recipe
         with self.recipe.placing():
             check_columns(self.recipe.task.name, self.recipe.data.columns)
             self.task: Task = create_task(self.recipe.task, self.recipe.data)
-            self.size = asked.together or self.task.answered_together
+            self.size = request.together or self.task.answered_together
             first = min(self.size, len(source))
             with locating(source.origin_of(0, first)):
                 self._bind(source.rows(0, first))
-        self.adds = [f"{asked.prefix}{name}" for name in self._names()]
+        self.adds = [f"{request.prefix}{name}" for name in self._names()]
         self._check_names()
         self.truncated, self.notes = 0, list[str]()
 
@@ -94,8 +94,8 @@ class Predictor:
         """Return all settings that influence the answers, except the rows."""
         recipe = self.recipe.resolved()
         return {
-            "model": result_digest(self.asked.place) or str(self.asked.place),
-            "base model": self.asked.on,
+            "model": result_digest(self.request.place) or str(self.request.place),
+            "base model": self.request.on,
             "task": recipe["task"],
             "data": {key: recipe["data"][key] for key in _DECIDING},
             "precision": recipe["training"]["precision"],
@@ -133,7 +133,7 @@ class Predictor:
 
     def _base(self) -> Base:
         with self.recipe.placing():
-            base = load_target(self.asked.target, self.recipe, self.task, on=self.asked.on)
+            base = load_target(self.request.target, self.recipe, self.task, on=self.request.on)
         base.model.eval()
         self.notes = list(base.notes)
         return base
@@ -148,13 +148,13 @@ class Predictor:
         outputs = trainer.answers_of(encoded)
         with locating(origin):
             columns = self.task.answer_columns(outputs)
-            shares = self.task.probabilities(outputs) if self.asked.probabilities else None
+            shares = self.task.probabilities(outputs) if self.request.probabilities else None
         if shares is not None:
             columns += [share.tolist() for share in shares.T]
         return rows, dict(zip(self.adds, columns, strict=True))
 
     def _names(self) -> list[str]:
-        classes = self.task.label_names if self.asked.probabilities else []
+        classes = self.task.label_names if self.request.probabilities else []
         if classes is None:
             raise SoraError(f"--probabilities needs classes, and task {self.task.name} has none")
         return [*self.task.answered_by, *(f"{_PROBABILITY}_{name}" for name in classes)]
@@ -170,8 +170,8 @@ class Predictor:
 
     def _completed(self, rows: Dataset) -> Dataset:
         """Return the rows with stand-in labels, because the task's reader needs labelled rows."""
-        known = list(self.asked.meta.input_columns)
-        if known and not self.asked.chosen and set(known) <= set(rows.column_names):
+        known = list(self.request.meta.input_columns)
+        if known and not self.request.chosen and set(known) <= set(rows.column_names):
             rows = rows.select_columns(known)  # only these were in training: ignore other columns
         return self.task.stand_in(rows)
 
