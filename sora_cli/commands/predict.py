@@ -99,10 +99,10 @@ def predict(
         check_apart(to, *read)
     say_notes(result_remarks(place))
     with importing():
-        from sora_cli.use.described import described
+        from sora_cli.use.described import recipe_for_rows
         from sora_cli.use.predict import predict_file, predict_stream
         from sora_cli.use.predictor import Request
-    recipe, meta = described(place, given, on=base, task=task, batch=batch_size)
+    recipe, meta = recipe_for_rows(place, given, on=base, task=task, batch=batch_size)
     chosen = any(word.startswith(_READING) for word in given)
     request = Request(target, place, recipe, meta, base, probabilities, prefix, chosen)
     with _rows(file, stream) as path:

@@ -36,7 +36,7 @@ _OF_GGUF = "AutoModelForCausalLM"
 _MULTI_LABEL = "multi_label_classification"
 
 
-def described(
+def recipe_for_rows(
     place: Path,
     overrides: Sequence[str] = (),
     *,

@@ -27,7 +27,7 @@ from sora_cli.tasks.language import decoding, room_after
 from sora_cli.tasks.prompts import Dialogue, Message, plain_dialogue, rendered
 from sora_cli.tasks.stand_ins import TEXT
 from sora_cli.tasks.texts import columns_in
-from sora_cli.use.described import described
+from sora_cli.use.described import recipe_for_rows
 
 _STOPPING = "stopping the answer; a second signal ends the program"
 _TEXT_PART, _INSTRUCTION, _OUTPUT = "text", "instruction", "output"
@@ -180,7 +180,7 @@ def load_speaker(
         raw: continue prompts as they are, without a template or headings.
     """
     words = [] if dtype is None else [f"model.dtype={dtype}"]
-    loaded, meta = described(place, words, on=on)
+    loaded, meta = recipe_for_rows(place, words, on=on)
     recipe = loaded.recipe
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
