@@ -67,7 +67,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0") + "%"
 
 
-def groups_shown(sizes: Sizes, budgets: Sequence[float]) -> list[Group]:
+def groups_near_budgets(sizes: Sizes, budgets: Sequence[float]) -> list[Group]:
     """Return the groups of all labels that belong to some budget, task by task."""
     labels = [label for label in sizes.labels if nearest(label.share, budgets) is not None]
     return [label.groups[task] for task in sizes.tasks for label in labels]

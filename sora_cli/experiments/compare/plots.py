@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_cli.core.figures import save_figure
-from sora_cli.experiments.compare.budget_table import groups_shown
+from sora_cli.experiments.compare.budget_table import groups_near_budgets
 from sora_cli.experiments.compare.plot_curves import draw_curves
 from sora_cli.experiments.compare.plot_points import draw_points
 from sora_cli.experiments.compare.plot_ranks import draw_places
@@ -37,7 +37,7 @@ def plot_sizes(sizes: Sizes, budgets: Sequence[float], path: Path) -> list[Path]
         The files written, `path` first.
     """
     save_figure(draw_sizes(sizes, budgets), path)
-    return [path, *_save_beside(path, {"ranks": draw_places(groups_shown(sizes, budgets))})]
+    return [path, *_save_beside(path, {"ranks": draw_places(groups_near_budgets(sizes, budgets))})]
 
 
 def plot_comparison(groups: Sequence[Group], path: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.compare.budget_table import (
     budget_tables,
-    groups_shown,
+    groups_near_budgets,
     parse_budgets,
     percent,
 )
@@ -119,7 +119,7 @@ def test_shares_that_vary_are_a_range() -> None:
 
 
 def test_groups_of_the_budgets_asked_for(sizes: Sizes) -> None:
-    shown = [(group.task, group.label) for group in groups_shown(sizes, (0.08,))]
+    shown = [(group.task, group.label) for group in groups_near_budgets(sizes, (0.08,))]
     assert shown == [("rte", "cut-8"), ("cola", "cut-8")]
 
 
