@@ -62,7 +62,7 @@ class MeanRanks:
         return f"{100 * self.kept.mean:.0f}{spread} % kept"
 
 
-def draw_places(groups: Sequence[Group]) -> Any | None:
+def draw_rank_maps(groups: Sequence[Group]) -> Any | None:
     """Draw a heat map for each group with changed ranks; None if no group has any."""
     tasks = {}
     for task, members in by_task(groups).items():

@@ -10,7 +10,7 @@ from sora_cli.core.figures import save_figure
 from sora_cli.experiments.compare.budget_table import groups_near_budgets
 from sora_cli.experiments.compare.plot_curves import draw_curves
 from sora_cli.experiments.compare.plot_points import draw_points
-from sora_cli.experiments.compare.plot_ranks import draw_places
+from sora_cli.experiments.compare.plot_ranks import draw_rank_maps
 from sora_cli.experiments.compare.plot_sizes import draw_sizes
 from sora_cli.experiments.compare.runs import Group
 from sora_cli.experiments.compare.sizes import Sizes
@@ -37,7 +37,10 @@ def plot_sizes(sizes: Sizes, budgets: Sequence[float], path: Path) -> list[Path]
         The files written, `path` first.
     """
     save_figure(draw_sizes(sizes, budgets), path)
-    return [path, *_save_beside(path, {"ranks": draw_places(groups_near_budgets(sizes, budgets))})]
+    return [
+        path,
+        *_save_beside(path, {"ranks": draw_rank_maps(groups_near_budgets(sizes, budgets))}),
+    ]
 
 
 def plot_comparison(groups: Sequence[Group], path: Path) -> list[Path]:
@@ -54,7 +57,7 @@ def plot_comparison(groups: Sequence[Group], path: Path) -> list[Path]:
         The files written, `path` first.
     """
     save_figure(draw_points(groups), path)
-    others = {"ranks": draw_places(groups), "curves": draw_curves(groups)}
+    others = {"ranks": draw_rank_maps(groups), "curves": draw_curves(groups)}
     return [path, *_save_beside(path, others)]
 
 
