@@ -97,7 +97,7 @@ def _csv(path: Path) -> Iterator[list[str]]:
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig") as file:  # some editors write a byte-order mark
         for line in file:
             if line.strip():
                 row = json.loads(line)

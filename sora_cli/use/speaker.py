@@ -90,8 +90,9 @@ class Speaker:
         ids = self._ids(messages)
         decoder = not self.model.config.is_encoder_decoder
         new = self._room(len(ids), sampling.new) if decoder else sampling.new
+        # the output of an encoder-decoder does not begin with the prompt
         streamer = _Pieces(self.tokenizer, write, skip_prompt=decoder)
-        transformers.set_seed(sampling.seed + turn)
+        transformers.set_seed(sampling.seed + turn)  # `generate` takes no torch.Generator
         off = switched_off(self.layers) if self.muted else nullcontext()
         with deferred(_STOPPING) as signals, off, torch.no_grad():
             prompt = torch.tensor([ids], device=self.model.device)
@@ -126,6 +127,7 @@ class Speaker:
         if self.model.config.is_encoder_decoder:
             ids: list[int] = self.tokenizer("".join(dialogue.prompt))["input_ids"]
             return ids
+        # not cut here: `_room` and `fits` refuse a prompt that is too long
         return prompts_of([dialogue], self.tokenizer, limit=2**31)[0]
 
 

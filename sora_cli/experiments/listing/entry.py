@@ -163,6 +163,8 @@ def _of_report(directory: Path, report: Report, at_work: bool) -> Entry:
     setting = run.settings.get
     notes = [] if report.error is None else [report.error]
     state: Any = "finished" if report.status == "completed" else report.status
+    # the lock of a process at work counts more than the report, which an earlier process may have
+    # written
     if state != "finished" and is_locked(directory):
         state, notes = "running", []
     elif state == "running" and not at_work:

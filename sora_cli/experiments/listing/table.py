@@ -22,7 +22,7 @@ _INDENT = "  "
 _LONGEST_NOTE = 100  # characters; the JSON holds the whole note
 
 Key = Callable[[Entry], Any]
-_LAST = float("inf")
+_LAST = float("inf")  # entries without the value, or with NaN, come last
 
 
 def _score(entry: Entry) -> float:

@@ -45,7 +45,8 @@ def _below(directory: Path, parent: Entry | None, *, at_work: bool) -> Iterator[
         items = sorted(os.scandir(directory), key=lambda item: _natural(item.name))
     except OSError as error:
         raise SoraError(f"{directory} cannot be read: {error.strerror}") from error
-    files = {item.name for item in items if item.is_file()}
+    files = {item.name for item in items if item.is_file()}  # read once, for all kinds of records
+    # a symbolic link to a parent would never end
     folders = [Path(item.path) for item in items if item.is_dir(follow_symlinks=False)]
     entry = read_entry(directory, files, at_work=at_work)
     if entry is not None:

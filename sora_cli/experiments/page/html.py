@@ -76,6 +76,7 @@ def _policy(script: str) -> str:
     """Return a Content-Security-Policy that forbids every load and every script except `script`."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = f"script-src 'sha256-{digest}'; " if script else ""
+    # the SVG of matplotlib has style attributes, which need 'unsafe-inline'; PNGs are data: URLs
     return (
         f"default-src 'none'; {allowed}style-src 'unsafe-inline'; "
         f"img-src data:; base-uri 'none'; form-action 'none'"

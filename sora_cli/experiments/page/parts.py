@@ -51,7 +51,7 @@ def recipe_lines(settings: Mapping[str, Any], marked: Iterable[str] = ()) -> tup
     open_blocks: list[str] = []
     for key, value in settings.items():
         *blocks, name = key.split(".")
-        same = 0
+        same = 0  # leading blocks shared with the key before: their lines are there already
         while same < min(len(blocks), len(open_blocks)) and blocks[same] == open_blocks[same]:
             same += 1
         for depth in range(same, len(blocks)):
@@ -64,7 +64,10 @@ def recipe_lines(settings: Mapping[str, Any], marked: Iterable[str] = ()) -> tup
 
 @lru_cache(maxsize=4096)
 def _yaml(value: str) -> str:
-    """Convert a value from JSON to YAML on one line."""
+    """Convert a value from JSON to YAML on one line.
+
+    JSON can be a key of the cache, unlike lists and mappings; groups of runs repeat most values.
+    """
     import yaml
 
     text: str = yaml.safe_dump(json.loads(value), default_flow_style=True, width=10**6)

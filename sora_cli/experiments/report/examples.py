@@ -163,7 +163,7 @@ def probability(logits: Sequence[float]) -> float:
 def _right_answers(label: Any) -> list[Any]:
     """Return all predictions that count as right; [""] for a question without an answer."""
     if isinstance(label, dict) and isinstance(label.get("text"), list):
-        return list(label["text"]) or [""]
+        return list(label["text"]) or [""]  # SQuAD 2: no answer is predicted as an empty text
     return [label]
 
 
@@ -201,6 +201,7 @@ def _texts(record: Record) -> list[tuple[str, str]]:
     given = record.get("input")
     if isinstance(given, dict):
         return [(str(name), _as_text(text)) for name, text in given.items()]
+    # families with records of their own name the input themselves
     known = (name for name in ("source", "question", "tokens", "image") if record.get(name))
     return [(name, _as_text(record[name])) for name in known]
 

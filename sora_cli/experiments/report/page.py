@@ -128,6 +128,7 @@ def _render(report: Report, run: Path, *, sections: dict[str, Any], **values: An
     parts = {name: sections.get(name) for name in _SECTIONS if name not in _ALWAYS}
     shown = [label for name, label in _SECTIONS.items() if name in _ALWAYS or parts[name]]
     settings = {".".join(path): value for path, value in flat(report.recipe)}
+    # overrides of the command line, to mark their keys in the recipe
     given = (word.partition("=")[0] for word in report.command if "=" in word)
     memory = memory_fact(report)
     all_values: dict[str, Any] = {
@@ -192,6 +193,7 @@ def _notes(report: RunReport) -> list[str]:
 def _next(report: RunReport, run: Path, certificate: Certificate | None) -> list[str]:
     """Return commands to use a finished run, or the command that resumes an unfinished run."""
     if report.status != "completed":
+        # `--force` would delete the checkpoints that `--resume` needs
         words = [word for word in report.command if word not in ("--resume", "--force")]
         return [shlex.join([*words, "--resume"])] if words else []
     words = [word for word in report.command[2:] if not word.startswith("-")]

@@ -109,6 +109,7 @@ def ranks_part(report: RunReport, ranks: RankMap, modules: Mapping[str, Module])
     if not report.ranks:
         return RanksPart((), (_no_ranks(report),))
     maps, lines = [("components alive", rank_part(ranks))], []
+    # a method of fixed rank has a map of one colour: how much of each rank is used says more
     if len({cell.live for cell in ranks.cells.values()}) <= 1:
         rank = next(iter(ranks.cells.values())).live
         lines.append(f"Every module has rank {rank}, so the ranks alone show nothing.")

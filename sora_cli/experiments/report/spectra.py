@@ -64,6 +64,7 @@ def draw_modules(modules: Mapping[str, Module]) -> Any | None:
     names = dict(zip(kinds, shortest_names(list(kinds)), strict=True))
     for i, (kind, group) in enumerate(kinds.items()):
         for n, values in enumerate(group):
+            # NaN leaves a gap: values near 0 would stretch a logarithmic axis
             shown = [value if value > _FLOOR * largest else math.nan for value in values]
             axes.plot(range(1, len(shown) + 1), shown, color=colour(i), linewidth=0.9, alpha=0.8,
                       linestyle=("-", (0, (4, 1.5)), (0, (1, 1)))[i // len(COLOURS) % 3],
@@ -111,7 +112,7 @@ def draw_pooled(modules: Mapping[str, Module]) -> Any | None:
     axes.plot([100 * share for share in sizes], shown, color=colour(0), linewidth=1.6)
     _set_log_scale(axes)
     axes.set_xlim(0, 102)
-    middle = math.prod(axes.get_ylim()) ** 0.5
+    middle = math.prod(axes.get_ylim()) ** 0.5  # geometric mean: the middle of a logarithmic axis
     for cut in cuts(modules):
         reached = next((v for size, v in zip(sizes, values, strict=True) if size >= cut.share), 0)
         _mark(axes, cut, below=reached > middle)
