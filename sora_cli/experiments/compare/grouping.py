@@ -14,7 +14,7 @@ _MISSING = "\0"
 """Stands for a setting that a group does not have; no JSON text equals it."""
 _FIRST_CHOICE = "method."
 _STAYS = "training.keep_checkpoints"
-"""Runs of a group may differ in the checkpoints they keep: those do not change the result."""
+"""Runs of a group may differ in the checkpoints they keep, which do not change the result."""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def _is_record(record: Any) -> bool:
 
 
 def choose(records: Sequence[Record], most: int) -> tuple[str, list[Examples]]:
-    """Return a summary line and examples: right and wrong, or those with large and small error.
+    """Return a summary line and examples: right and wrong rows, or rows of large and small error.
 
     Args:
         records: of one split.

@@ -109,7 +109,7 @@ def _is_inherited(key: str, own: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class BeginsWith:
-    """The run whose adapter or checkpoint a planned run starts with.
+    """A planned run's start from the adapter or a checkpoint of another run.
 
     Attributes:
         run: name of the other run.
