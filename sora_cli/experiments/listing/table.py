@@ -50,7 +50,7 @@ def ordered(nodes: Sequence[Node], key: str) -> list[Node]:
 
 
 def chosen(nodes: Sequence[Node], wanted: Mapping[str, str]) -> list[Node]:
-    """Return the entries with these values, each still inside the entries around it.
+    """Return the entries with these values, each inside its sweep, path or search.
 
     Args:
         wanted: field of an entry -> value, such as {"status": "failed"}.
