@@ -1,4 +1,4 @@
-"""The classes of a run's rows: their names, and how many rows of each part have them."""
+"""The classes of a run's data: names, and number of rows in each part."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def class_counts(ready: Prepared) -> dict[str, dict[str, int]]:
 
 
 def count_classes(task: Task, parts: Mapping[str, Encoded]) -> dict[str, dict[str, int]]:
-    """Count the rows of each class in some parts; {} for a task without classes."""
+    """Count the rows of each class in the given parts; {} for a task without classes."""
     found = {}
     for name, part in parts.items():
         numbers = task.class_counts(part)
@@ -37,10 +37,13 @@ def count_classes(task: Task, parts: Mapping[str, Encoded]) -> dict[str, dict[st
 
 
 def class_lines(counts: Counts) -> Iterator[str]:
-    """Yield the classes with their counts: one by one where they are few, else how many they are.
+    """Yield one line about the classes and their row counts.
+
+    Up to `_FEW` classes are listed one by one; of more, only the number and the range of their
+    rows.
 
     Args:
-        counts: as `class_counts` gives them.
+        counts: from `class_counts`.
     """
     if not counts:
         return
@@ -57,7 +60,7 @@ def class_lines(counts: Counts) -> Iterator[str]:
 
 
 def absent_remarks(counts: Counts) -> Iterator[str]:
-    """Yield, for each part, the classes that none of its rows has."""
+    """Yield a remark for each part in which some classes have no rows."""
     for part, own in counts.items():
         absent = [f"'{_short(name)}'" for name, rows in own.items() if not rows]
         if 0 < len(absent) < len(own) - 1:  # rows that are all of one class have their own remark

@@ -1,4 +1,4 @@
-"""`sora train --dry-run`: everything a run would do, without training or writing."""
+"""`sora train --dry-run`: prepare a run and print its settings, without training."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _MISSING = 12  # parameters listed
 
 @dataclass(frozen=True)
 class DryRun:
-    """The things that a dry run loaded and measured.
+    """A prepared model and the predicted cost of its training.
 
     Attributes:
         ready: data, model and adapters.
-        seconds: of all steps, of training alone.
+        seconds: predicted for all training steps, without evaluations.
         memory: predicted peak, in bytes.
     """
 
@@ -46,13 +46,12 @@ class DryRun:
 
 
 def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
-    """Resolve a recipe and show on stdout what training it would do.
+    """Prepare a recipe's run and print its settings, data, steps, memory and time.
+
+    A dry run reports every error that would stop the run before its first step.
 
     Args:
-        rows: training rows that are shown as the model gets them; None: two.
-
-    Raises:
-        SoraError, MethodError: what would stop the run before its first step.
+        rows: number of training rows to print as the model reads them; None: two.
     """
     emit_section("recipe", recipe_lines(loaded))
     check_recipe(loaded.recipe)
@@ -109,7 +108,7 @@ def emit_section(title: str, lines: Iterable[str]) -> None:
 
 
 def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
-    """Yield key, value and origin of every value of the recipe."""
+    """Yield the key, value and origin of every value in the recipe."""
     for key, value, origin in loaded.values():
         key, shown = printable(key), _shown(value)
         if len(key) < _KEY and len(shown) <= _VALUE:
@@ -120,7 +119,7 @@ def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
 
 
 def adapted_lines(ready: Prepared) -> Iterator[str]:
-    """Yield the adapted layers; those that differ only in a number share a line."""
+    """Yield the adapted layers; layers whose paths differ only in a number share a line."""
     from sora_cli.run.layers import adapted_groups
 
     if ready.baseline is not None:
@@ -139,7 +138,7 @@ def adapted_lines(ready: Prepared) -> Iterator[str]:
 
 
 def start_lines(start: Start) -> Iterator[str]:
-    """Yield what the run starts from."""
+    """Yield the description of the adapter or run that training starts from, and its digest."""
     yield printable(start.sentence())
     if start.head:
         yield f"and its head of {count(start.head)} numbers"
@@ -147,7 +146,7 @@ def start_lines(start: Start) -> Iterator[str]:
 
 
 def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
-    """Yield the linear layers that stay without an adapter, and why."""
+    """Yield the linear layers without an adapter, with the reason for each."""
     from sora_cli.run.layers import near_misses
 
     model, head = ready.base.model, ready.base.head
@@ -156,7 +155,10 @@ def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
 
 
 def parameter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
-    """Yield counts from real shapes, and what the checkpoint did not supply."""
+    """Yield parameter counts, and the names of parameters that the base checkpoint lacks.
+
+    Counts are taken from the shapes of the loaded model.
+    """
     from sora_cli.run.results import count_parameters
 
     counts, layers = count_parameters(ready), ready.layers.values()
@@ -191,7 +193,11 @@ def _missing_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
 
 
 def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
-    """Yield rows, longest row and rows cut of each part of the data, its classes, and remarks."""
+    """Yield a table of all parts of the data, then their classes and remarks.
+
+    The table has the number of rows, the longest row (in tokens) and the rows cut at
+    `data.max_length`.
+    """
     from sora_cli.run.class_counts import class_counts, class_lines
     from sora_cli.run.remarks import data_remarks, overlaps_of
 
@@ -208,7 +214,7 @@ def data_lines(ready: Prepared, training: TrainingBlock) -> Iterator[str]:
 
 
 def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:
-    """Yield the optimiser steps, the method's phases, and its warnings."""
+    """Yield the number of optimiser steps, the method's phases, and its warnings."""
     yield (
         f"{count(steps.total)} optimiser steps, {count(steps.per_epoch)} an epoch, "
         f"{count(steps.warmup)} of them warm-up"
@@ -248,7 +254,7 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
 def short_lines(
     loaded: LoadedRecipe, ready: Prepared, steps: Steps, time: StepTime, memory: MemoryPrediction
 ) -> Iterator[str]:
-    """Yield the values that decide most, each with its origin."""
+    """Yield rank, learning rate, steps, time and memory, each with its origin."""
     block, seconds = loaded.recipe.training, time.seconds * steps.total
     ranks = sorted({layer.rank for layer in ready.layers.values()})
     if ranks:
@@ -272,7 +278,7 @@ def short_lines(
 
 
 def rank_option(loaded: LoadedRecipe, rank: int) -> str | None:
-    """Return the method's option that gives every layer its rank; None if none does."""
+    """Return the name of the method's option that sets this rank; None if no option does."""
     values = loaded.method_config.model_dump()
     return next((k for k, v in values.items() if "r" in k.split("_") and v == rank), None)
 
@@ -293,7 +299,7 @@ def output_lines(loaded: LoadedRecipe) -> Iterator[str]:
 
 
 def _batch(shape: tuple[int, int]) -> str:
-    """Describe a batch: its rows, and their tokens if they have more than one (images do not)."""
+    """Describe a batch by its rows, and tokens per row (left out at 1 token, as for images)."""
     rows, tokens = shape
     return f"{rows} rows" if tokens == 1 else f"{rows} rows x {tokens} tokens"
 
@@ -305,7 +311,7 @@ def _table(groups: list[LayerGroup]) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as YAML would write it."""
+    """Format a value in YAML's notation."""
     if value is None:
         return "null"
     if isinstance(value, str):

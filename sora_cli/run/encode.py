@@ -1,4 +1,4 @@
-"""Rows of a split as a model takes them, and checks that the model can take them."""
+"""Encode a split's rows as model inputs, and check them against the model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def encode(
     training: bool = False,
     may_lack: bool = False,
 ) -> Encoded:
-    """Tokenise rows that were checked, and check the result against the model.
+    """Tokenise checked rows, and check the result against the model.
+
+    Refuses rows longer than the model's positions, rows without tokens, and token ids that the
+    model does not have.
 
     Args:
-        origin: where the rows come from.
-        training: they are trained on, and not scored.
-        may_lack: all of them may lack what could be learned or scored.
-
-    Raises:
-        SoraError: rows too long, with nothing in them, or of tokens the model has not.
+        origin: file or data set of the rows, for error messages.
+        training: True for training rows; False for rows that are only scored.
+        may_lack: accept a split in which no row has anything to learn or score.
     """
     with locating(origin):
         try:
@@ -48,10 +48,10 @@ def encode(
 
 
 def _check_not_empty(encoded: Encoded, total: int, *, may_lack: bool) -> None:
-    """Refuse rows that all lack something, and a row without tokens: it has nothing to answer.
+    """Refuse a split in which no row has anything to learn, and any row without tokens.
 
     Args:
-        total: of raw rows.
+        total: number of rows before encoding.
     """
     lacking = {what: rows for what, rows in encoded.lacking.items() if rows}
     if sum(lacking.values()) == total and not may_lack:
@@ -68,7 +68,7 @@ def _check_not_empty(encoded: Encoded, total: int, *, may_lack: bool) -> None:
 
 
 def _check_positions(model: nn.Module, longest: int, max_length: int) -> None:
-    """Refuse rows longer than a table of absolute positions; other models have no limit."""
+    """Refuse rows longer than the model's table of absolute positions; without one, accept all."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.endswith(("position_embeddings", "wpe")):
             first = 0 if module.padding_idx is None else module.padding_idx + 1
@@ -83,10 +83,11 @@ def _check_positions(model: nn.Module, longest: int, max_length: int) -> None:
 
 
 def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
-    """Check that the tokenizer's numbers are the model's.
+    """Check that every token id exists in the model's embedding.
 
     Args:
-        pooled: one answer is read off a whole row: encoder-decoders read it where the row ends.
+        pooled: the task makes one prediction per row. Encoder-decoders read it at the end-of-text
+            token, so every row must have the same number of them, and at least one.
     """
     ids = _flat(encoded.dataset, "input_ids")
     words, largest = base.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
@@ -111,7 +112,7 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
 
 
 def _flat(rows: Dataset, column: str) -> np.ndarray:
-    """Return all numbers of a column of lists (or of lists of lists), one after the other."""
+    """Return all numbers in a column of lists (or of lists of lists) as one flat array."""
     chunks = rows.with_format("arrow").data.column(column).chunks
     return np.concatenate([chunk.flatten(recursive=True).to_numpy() for chunk in chunks])
 

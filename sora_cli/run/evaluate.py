@@ -1,4 +1,4 @@
-"""The scores of a trained model on every reported split, with its adapters and without them."""
+"""Score a trained model on every reported split, with and without its adapters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NONE_ALIVE = "no component is alive: every score is the head's alone"
 
 
 def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) -> None:
-    """Score every reported split, the first one also without the adapters.
+    """Score every reported split, and the first split also with the adapters switched off.
 
-    Fills `metrics`, `without_adapters` and, with what there is to say about them, `events`.
+    Fills the report's `metrics` and `without_adapters`; remarks on the scores go to `events`.
     """
     for split, rows in ready.report.items():
         predictions = trainer.final_predictions(rows, ready.task.metric_names)
@@ -57,9 +57,9 @@ def _say(report: RunReport, remark: str | None) -> None:
 
 @contextmanager
 def switched_off(layers: Layers) -> Iterator[None]:
-    """Set every factor to zero for a while: the layers then give what their bases do.
+    """Set every factor to zero inside the `with` block, so each layer computes only its base layer.
 
-    Afterwards they have the very tensors they had before, to the bit. Not for training.
+    Afterwards the very same tensors are back, bit for bit. Not for training.
     """
     parameters = [p for layer in layers.values() for _, p in layer.named_factors()]
     kept = [p.data for p in parameters]
@@ -75,7 +75,7 @@ def switched_off(layers: Layers) -> Iterator[None]:
 def evaluate_all(
     trainer: AdapterTrainer, task: Task, splits: Mapping[str, Encoded]
 ) -> dict[str, dict[str, float]]:
-    """Return scores and exact loss of the model on every reported split."""
+    """Return the trained model's scores and exact loss on every reported split."""
     return {
         name: task.scores(trainer.predictions_of(rows, task.metric_names))
         for name, rows in splits.items()

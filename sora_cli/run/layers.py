@@ -1,4 +1,4 @@
-"""The linear layers of a model that were adapted and those that were not, as short lists."""
+"""Lists of a model's adapted layers, and of its linear layers without an adapter."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Linear layers that differ only in a number.
+    """Linear layers whose paths differ only in a number.
 
     Attributes:
         pattern: their paths, such as "encoder.layer.{0-5}.output.dense".
-        shape: of each, such as "32 -> 64" for a linear layer, "4 x 32 x 64" for other weights.
-        count: how many they are.
-        remark: what else they have in common.
+        shape: of each layer, "32 -> 64" (inputs -> outputs); of other weights, "4 x 32 x 64".
+        count: number of layers.
+        remark: the layers' rank, the reason why they have no adapter, or their kind.
     """
 
     pattern: str
@@ -38,7 +38,7 @@ class LayerGroup:
 
 
 def adapted_groups(layers: Layers) -> list[LayerGroup]:
-    """Return the adapted layers; the remark is their rank."""
+    """Return groups of the adapted layers; their remark is the rank."""
     return _group({p: (_shape(m.base), f"rank {m.rank}") for p, m in layers.items()})
 
 
@@ -49,10 +49,10 @@ def near_misses(
     train_head: bool,
     left_out: Mapping[str, str] | None = None,
 ) -> list[LayerGroup]:
-    """Return a model's linear layers that have no adapter; the remark says why.
+    """Return groups of the linear layers without an adapter; their remark is the reason.
 
     Args:
-        left_out: module path -> why the targets that name it do not reach it.
+        left_out: module path -> reason why a layer named by the targets has no adapter.
     """
     heads, left_out = tuple(head), left_out or {}
     output = output_embedding(model)
@@ -74,10 +74,10 @@ def near_misses(
 
 
 def other_weights(model: nn.Module) -> list[LayerGroup]:
-    """Return weights that no method adapts: neither a linear layer's nor an embedding's.
+    """Return groups of the weights that no method can adapt, apart from embeddings.
 
-    Such are the fused experts of a mixture, convolutions, and attention without linear layers. The
-    remark names the kind of module that holds them.
+    Examples are the fused experts of a mixture, convolutions, and attention without linear layers.
+    The remark is the class name of the module that holds the weight.
     """
     found = {}
     for path, module in model.named_modules():
@@ -91,7 +91,7 @@ def other_weights(model: nn.Module) -> list[LayerGroup]:
 
 
 def left_out_lines(left_out: Mapping[str, str], model: nn.Module) -> list[str]:
-    """Return a line for each group of layers that the targets name and do not reach."""
+    """Return a line for each group of layers that the targets name but that get no adapter."""
     found = {p: (_shape(model.get_submodule(p)), why) for p, why in left_out.items()}
     return [f"no adapter on {g.pattern} ({g.count}): {g.remark}" for g in _group(found)]
 
@@ -123,7 +123,7 @@ def _pattern(before: str, numbers: list[int], after: str) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Shorten a list of numbers: [0, 1, 2, 5] becomes "0-2,5"."""
+    """Shorten a sorted list of numbers: [0, 1, 2, 5] becomes "0-2,5"."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][1] + 1:
@@ -134,7 +134,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def describe_layers(recipe: Recipe, ready: Prepared, counts: Parameters) -> str:
-    """Describe in one line what is about to be trained."""
+    """Describe in one line the method, model, trained parameters and rows of a run."""
     layers = ready.layers.values()
     adapted = f"{len(layers)} layers, {sum(m.rank for m in layers):,} components, "
     return (

@@ -1,9 +1,9 @@
-"""The memory that a model's tensors take at the worst moment of a pass, mostly without running it.
+"""Trace the memory of a model's tensors during a pass, mostly without running the model.
 
-The model runs on tensors without data (`FakeTensorMode`): every operation gives the shapes and
-types of its results, and `StorageTracker` follows how long each storage lives. What a mask picks is
-taken to be all of it. A model that looks at the values of its tensors cannot run so; then real
-batches of one and two rows are traced and extrapolated to the full one.
+The model runs on tensors without data (`FakeTensorMode`): every operation yields only shapes and
+types, and `StorageTracker` follows the lifetime of each storage. A boolean mask is taken to select
+everything. A model that looks at the values of its tensors cannot run this way; then real batches
+of one and two rows are traced and extrapolated to the full batch.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ Tensors = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trace:
-    """The largest sum of tensors alive during a piece of work, in bytes.
+    """The largest sum of tensors alive at one moment of some work, in bytes.
 
     Attributes:
-        peak: at the worst moment; `small` of it in blocks the heap holds.
-        kept: after the forward pass: what the backward pass needs.
-        moved: the most that waits in another memory (`training.activation_offload`).
+        peak: that sum.
+        small: the part of `peak` in blocks that the heap holds.
+        kept: alive after the forward pass, for the backward pass.
+        moved: peak of the tensors moved to another memory (`training.activation_offload`).
     """
 
     peak: float
@@ -51,11 +52,11 @@ class Trace:
 
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums the storages that operations make, for as long as they live.
+    """Sums the storages that operations create, for as long as they live.
 
     Args:
-        known: tensors that are there already and count nothing.
-        small: blocks up to that many bytes are summed by themselves, too.
+        known: tensors that exist already; they are not counted.
+        small: blocks up to this many bytes are also summed separately.
     """
 
     def __init__(self, known: list[Tensor], *, small: float = MMAP_LIMIT) -> None:
@@ -74,7 +75,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def move(self, tensor: Tensor) -> Tensor:
-        """Return a copy that counts as being in another memory."""
+        """Return a copy that is counted as lying in another memory."""
         self._moving = True
         try:
             return torch.empty_like(tensor).copy_(tensor)
@@ -114,7 +115,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _without_masks(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Replace the mask of `x[mask]` on tensors without data by all of x, the most it can be."""
+    """Replace the mask in `x[mask]` on tensors without data: take all of x, the largest result."""
     if func is not torch.ops.aten.index.Tensor or not isinstance(args[0], FakeTensor):
         return args
     indices: list[Any] = []
@@ -129,12 +130,12 @@ def _without_masks(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Passes:
-    """The model's forward and backward passes, on tensors with or without data.
+    """Forward and backward passes of a model, on tensors with or without data.
 
     Attributes:
-        task: says what a model is given and what is kept of its outputs when it is scored.
-        checkpointing, offload: of the activations, as `training.gradient_checkpointing` and
-            `training.activation_offload` have it.
+        task: selects the inputs and the outputs of an evaluation batch.
+        checkpointing, offload: of the activations: `training.gradient_checkpointing` and
+            `training.activation_offload`.
     """
 
     model: nn.Module
@@ -146,9 +147,9 @@ class Passes:
     offload: bool = False
 
     def trace(self, rows: Encoded, passes: int) -> tuple[Trace, bool]:
-        """Trace a batch of rows, and return also whether the result is exact (not extrapolated).
+        """Trace a batch of rows; the second value is False if the result is extrapolated.
 
-        `passes` is the number of backward passes; 0 is an evaluation.
+        `passes` is the number of backward passes; 0 traces an evaluation.
         """
         try:
             return self._without_data(self._batch(rows, len(rows.lengths)), passes), True
@@ -167,7 +168,7 @@ class Passes:
             return self._run(batch, passes, fake)
 
     def _extrapolated(self, rows: Encoded, passes: int) -> Trace:
-        """Draw a straight line through batches of one and two rows, on the CPU."""
+        """Extrapolate linearly from batches of one and two rows, run on the CPU."""
         n = len(rows.lengths)
         one, two = (
             self._run(self._batch(rows, k), passes, lambda t: t.detach(), small=MMAP_LIMIT * k / n)
@@ -222,7 +223,7 @@ class Passes:
 
     @torch.no_grad()
     def _score(self, state: dict[str, Tensor], inputs: dict[str, Any]) -> None:
-        """Run an evaluation batch as the trainer does."""
+        """Run an evaluation batch with the trainer's inputs and outputs."""
         given = inputs if self.task is None else dict(self.task.scored_inputs(inputs))
         out = torch.func.functional_call(self.model, state, (), kwargs=given)
         if self.task is not None:
@@ -250,7 +251,7 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Keep torch from printing a traceback where an operation cannot be followed without data.
+    """Silence torch's log, which prints a traceback for every operation that needs data.
 
     The experts of a mixture are such an operation in 32 bits (torch 2.13: `_grouped_mm`).
     """

@@ -1,9 +1,10 @@
-"""The largest micro-batch that fits into memory (`training.micro_batch: auto`).
+"""Choose the largest micro-batch that fits into memory (`training.micro_batch: auto`).
 
-Of the sizes that split a step's rows evenly, the largest whose predicted peak (`run/memory`) leaves
-a tenth of the memory free is tried once: the passes of a step over the longest training rows, with
-AdamW's moments reserved. Where memory runs out, the next size of at most half the rows is tried.
-Of several processes all take the smallest that any of them found.
+Candidates are the sizes that split a step's rows evenly. The largest candidate whose predicted peak
+(`run/memory`) leaves a tenth of the memory free is tried once: the passes of one step over the
+longest training rows, with the memory of AdamW's moments reserved. If memory runs out, the next
+candidate of at most half the rows is tried. All processes take the smallest size that any of them
+chose.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _NO_MEMORY = ("can't allocate memory", "out of memory")  # of torch on a CPU, an
 
 
 def available_memory() -> float | None:
-    """Return the bytes that a run may take in all, with those it has; None if not known."""
+    """Return the bytes that a run can use, with the memory it already holds; None if unknown."""
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return float(free + torch.cuda.memory_reserved())
@@ -42,14 +43,14 @@ def available_memory() -> float | None:
 
 
 def predicted_peak(ready: Prepared, recipe: Recipe, rows: int) -> float:
-    """Return the bytes that training with micro-batches of so many rows takes at most."""
+    """Return the predicted peak memory, in bytes, of training with micro-batches of `rows` rows."""
     return predict_memory(ready, recipe, rows_per_pass=rows).training_peak
 
 
 def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
-    """Take the passes of a step over the longest rows; return whether the memory was enough.
+    """Run the passes of one step over the longest rows; return whether the memory was enough.
 
-    The model, its gradients and torch's random numbers are afterwards as they were before.
+    Model, gradients and torch's random numbers are restored afterwards.
     """
     part = longest_rows(ready.train, rows)
     batch = ready.task.collator(ready.base.processor)(list(part.dataset))
@@ -73,12 +74,12 @@ def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine, as far as the choice asks it.
+    """The three questions that the choice asks of the machine; tests answer them themselves.
 
     Attributes:
-        available: bytes that the run may take; None if not known.
-        predict: bytes that training takes with micro-batches of so many rows.
-        fits: whether a step of such micro-batches can be taken.
+        available: bytes that the run can use; None if unknown.
+        predict: predicted bytes of training with micro-batches of this many rows.
+        fits: tries one step with micro-batches of this many rows; False if memory ran out.
     """
 
     available: Callable[[], float | None] = available_memory
@@ -93,15 +94,15 @@ PREDICTION_ONLY = Machine(fits=lambda *_: True)
 def settle(
     recipe: Recipe, ready: Prepared, *, stored: int | None = None, machine: Machine | None = None
 ) -> tuple[Recipe, MicroBatchChoice | None]:
-    """Return the recipe with `gradient_accumulation` set, and what was chosen; None if not asked.
+    """Replace `micro_batch: auto` by a fixed `gradient_accumulation`; also return the choice.
+
+    The choice is None if the recipe does not leave it open. Refuses a model for which not even
+    one row fits, and a task whose loss depends on the micro-batches.
 
     Args:
-        ready: right after it was prepared.
-        stored: rows of a micro-batch of the run that is resumed.
-
-    Raises:
-        SoraError: not even one row fits, the stored rows do not split over these processes, or the
-            task's loss depends on the micro-batches.
+        ready: right after `prepare`.
+        stored: micro-batch rows of the run that is resumed; they must split evenly over these
+            processes.
     """
     if recipe.training.micro_batch is None:
         return recipe, None
@@ -128,7 +129,7 @@ def settle(
 
 
 def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> MicroBatchChoice:
-    """Return the largest that fits here; of 0 rows if none does."""
+    """Return the largest micro-batch that fits on this process (`rows=0`: none does)."""
     available, failed = machine.available(), list[int]()
     for rows in (n for n in range(share, 0, -1) if share % n == 0):
         if failed and rows > failed[-1] // 2 and rows > 1:
@@ -148,7 +149,7 @@ def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> Micr
 
 
 def _agreed(found: MicroBatchChoice) -> MicroBatchChoice:
-    """Return what all processes take: the smallest of what each of them found."""
+    """Return the choice of all processes together: the smallest micro-batch among them."""
     rows = found.rows
     if world_size() > 1:
         from accelerate import PartialState
@@ -181,7 +182,7 @@ def _described(found: MicroBatchChoice) -> str:
 
 @contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put buffers (a batch norm's averages) and random numbers back."""
+    """Restore buffers (a batch norm's averages) and random numbers afterwards."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:

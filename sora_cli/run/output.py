@@ -1,4 +1,4 @@
-"""The files of a run in its directory: what may be replaced or deleted, and what is not its own."""
+"""Files of a run in its directory: checks before writing, and deletion of a run's own files."""
 
 from __future__ import annotations
 
@@ -35,14 +35,13 @@ RESULTS = (ADAPTER, DELTA, MODEL)
 
 
 def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
-    """Check that a run may write into its directory: nothing is overwritten unasked.
+    """Check that a run may write into its directory: nothing is overwritten without a flag.
+
+    Refuses a directory with a run (finished or with checkpoints), files from elsewhere, and the
+    base model's directory.
 
     Returns:
-        Whether nothing is left to do: the run that is to be resumed has finished.
-
-    Raises:
-        SoraError: a run is there, finished or with checkpoints, or something that is no run at all;
-            or the base model lies there.
+        True if nothing is left to do: the run to be resumed has finished.
     """
     check_run_place(loaded, force=force)
     output = loaded.output_dir
@@ -59,7 +58,7 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
 
 
 def check_run_place(loaded: LoadedRecipe, *, force: bool) -> None:
-    """Raise `SoraError` where a run could not write its directory, as `check_place` does."""
+    """Check that a run can use its output directory; see `check_place`."""
     output = loaded.output_dir
     is_there = force or read_report(output) is not None
     check_place(output, loaded.recipe, FOLDER, is_there=is_there, work="run of this tool")
@@ -73,13 +72,16 @@ def check_place(
     work: str,
     hint: str = "output.dir=DIR",
 ) -> None:
-    """Raise `SoraError` where a command could not write its directory, in a dry run, too.
+    """Check that a command can use its output directory; dry runs check it, too.
+
+    Refuses a directory that cannot be written, that overlaps with the base model's or with the
+    adapter's that training starts from, or that holds other files.
 
     Args:
-        own: names in it that a start cut short leaves behind.
-        is_there: the directory holds earlier work of this command, whose flags decide about it.
-        work: that work's name, such as "run of sora auto".
-        hint: how another place is chosen.
+        own: names of files that an interrupted start leaves behind.
+        is_there: the directory holds this command's earlier work; its flags decide about that.
+        work: name of the command's work in messages, such as "run of sora auto".
+        hint: advice on choosing another directory.
     """
     check_directory(output)
     check_base_apart(output, recipe)
@@ -89,13 +91,13 @@ def check_place(
 
 
 def check_base_apart(output: Path, recipe: Recipe) -> None:
-    """Raise `SoraError` where the output is, holds or lies in the base model's directory."""
+    """Check that the output directory and the base model's directory do not overlap."""
     base = Path(resolve_model_path(recipe.model.path))
     check_apart(output, base, hint=ELSEWHERE)
 
 
 def check_start_apart(output: Path, recipe: Recipe) -> None:
-    """Raise `SoraError` where the output is, holds or lies in what the run starts from."""
+    """Check that the output directory and the adapter or run to start from do not overlap."""
     block = recipe.start
     if block is None:
         return
@@ -105,10 +107,10 @@ def check_start_apart(output: Path, recipe: Recipe) -> None:
 
 
 def check_own(output: Path, *, resume: bool = False) -> None:
-    """Raise `SoraError` where a run would have to replace or delete what is not a run's.
+    """Check that a run would replace or delete only files that a run wrote.
 
     Args:
-        resume: the checkpoints stay.
+        resume: the checkpoints stay, so they are not checked.
     """
     folder, written = output / FOLDER, [output / name for name in _FILES]
     results = [output / name for name in RESULTS]
@@ -131,14 +133,14 @@ def check_own(output: Path, *, resume: bool = False) -> None:
 
 
 def _result_files(place: Path) -> tuple[str, ...] | None:
-    """Return what may be in a result's directory; None: what transformers writes."""
+    """Return the file names allowed in a result's directory; None: any that transformers writes."""
     if place.name == ADAPTER:
         return adapter_files(place)
     return (DELTA_FILE, SORA_FILE) if place.name == DELTA else None
 
 
 def clear_run(output: Path) -> None:
-    """Delete what a run has written into its directory, and the directory if nothing is left."""
+    """Delete a run's files from its directory, and the directory if it is then empty."""
     if not output.is_dir():
         return
     tidy(output)
@@ -152,16 +154,13 @@ def clear_run(output: Path) -> None:
 
 
 def clear_page(output: Path) -> None:
-    """Delete the page of `sora report` in a directory: it is about what lay there."""
+    """Delete the page that `sora report` wrote about the earlier run in a directory."""
     if was_written_here(output / PAGE_FILE, command="report"):
         (output / PAGE_FILE).unlink()
 
 
 def clear_results(output: Path, *, kept: str | None = None) -> None:
-    """Delete the results of an earlier run in the same place, but for the one that is kept.
-
-    Its page goes, too.
-    """
+    """Delete an earlier run's results and its page; keep the result named `kept`."""
     clear_page(output)
     for name in RESULTS:
         place, known = output / name, _result_files(output / name)

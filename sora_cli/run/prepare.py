@@ -1,4 +1,4 @@
-"""Everything a run needs before its first step: shared by training, dry run and evaluation."""
+"""Prepare a run: load data and model, tokenise, add adapters. Shared by train, dry run and eval."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ Phase = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with its data loaded and tokenised, its model loaded, its adapters in place.
+    """A recipe's tokenised data, and its model with adapters.
 
     Attributes:
-        left_out: module path -> why `method.targets` names it and it has no adapter.
-        start: the adapter that the layers began with, if the recipe names one.
-        trial_memory: bytes by which the trial of layers let the process grow; 0 if not known.
+        left_out: module path -> reason why a layer named by `method.targets` has no adapter.
+        start: the adapter that the layers started from, if the recipe names one.
+        trial_memory: growth of the process during the trial of layers, in bytes; 0 if unknown.
     """
 
     task: Task
@@ -78,13 +78,10 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, phase: Phase) -> Prepared:
-    """Load data and model, tokenise, and put the adapters into the model.
+    """Load data and model, tokenise the rows, and put the adapters into the model.
 
     Args:
-        phase: a context manager that times the step whose name it is given; each name is said.
-
-    Raises:
-        SoraError: whatever is wrong with the recipe's references.
+        phase: times a step; its argument is the step's name, which is also printed.
     """
 
     def announced(name: str) -> AbstractContextManager[None]:
@@ -141,7 +138,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
 
 
 def _choose_loss(recipe: Recipe, base: Base) -> None:
-    """Let the loss be computed in chunks, if the recipe says so or it costs nothing."""
+    """Compute the loss in chunks if the recipe asks for it, or if chunks cost nothing."""
     if recipe.training.loss == "chunked":
         chunk_loss(base.model)
     elif recipe.training.loss == "auto" and recipe.task.options.CHUNKS_LOSS:
@@ -149,7 +146,7 @@ def _choose_loss(recipe: Recipe, base: Base) -> None:
 
 
 def _note_unreached(block: TrainingBlock, steps: int) -> None:
-    """Say which checkpoints to be kept will never be written."""
+    """Print a note on steps in `keep_checkpoints` that the run does not reach."""
     missed = sorted(step for step in block.kept_steps(steps) if not 0 < step <= steps)
     if missed and steps:
         say(
@@ -159,20 +156,19 @@ def _note_unreached(block: TrainingBlock, steps: int) -> None:
 
 
 def _means(config: MethodOptions, path: str) -> bool:
-    """Tell whether a method's targets name a layer, unfit or not."""
+    """Return whether a method's targets name this layer."""
     assert isinstance(config, MethodConfig)
     names = [config.targets] if isinstance(config.targets, str) else config.targets
     return ALL_LINEAR in names or any(matches(name, path) for name in names)
 
 
 def load_task(recipe: Recipe, rows: Rows | None = None) -> tuple[Task, Rows]:
-    """Load a recipe's rows, and its task bound to them.
+    """Load a recipe's rows, and bind its task to these rows.
+
+    Errors name the place in the recipe.
 
     Args:
-        rows: they, where they are loaded already.
-
-    Raises:
-        SoraError: whatever is wrong with either; it says where in the recipe.
+        rows: the rows, if they are already loaded.
     """
     with recipe.placing():
         task = create_task(recipe.task, recipe.data)
@@ -189,13 +185,12 @@ def check_rows(
     *,
     places: Callable[[int], Sequence[int]] | None = None,
 ) -> None:
-    """Check parts of the rows as far as that needs no model, each once.
+    """Check the rows of some parts without a model; a part given twice is checked once.
+
+    Errors name the split, file and line.
 
     Args:
-        places: of so many rows, those to check; None: all.
-
-    Raises:
-        SoraError: a row that does not fit; it says in which split, file and line.
+        places: number of rows in a part -> indices of the rows to check; None: check all.
     """
     for part in {id(part): part for part in parts}.values():
         origin, chosen = rows.origin(part), part
@@ -209,13 +204,10 @@ def check_rows(
 def add_adapters(
     recipe: Recipe, base: Base, unfit: Mapping[str, str] | None = None
 ) -> tuple[AdapterMethod, dict[str, LowRankLinear]]:
-    """Put the recipe's adapters into the base model; a baseline has none.
+    """Put the recipe's adapters into the base model; a baseline gets none.
 
     Args:
         unfit: see `methods.inject.find_targets`.
-
-    Raises:
-        SoraError: the model has nothing that the method could adapt or train.
     """
     method = method_class(recipe.method.name)(recipe.method.config)
     train_head = recipe.training.train_head

@@ -1,4 +1,4 @@
-"""The preview of a run: what was understood of its data, for dry runs, a run's start and `init`."""
+"""A preview of a run's data as the model reads it, for dry runs, the start of a run, and `init`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTH = 98
 
 
 def task_line(task: Task, columns: list[str]) -> str:
-    """Say in one line which columns a task takes, and which it does not.
+    """Describe in one line the columns that a task reads and learns, and the unused columns.
 
     Args:
         columns: of the raw rows.
@@ -36,14 +36,14 @@ def task_line(task: Task, columns: list[str]) -> str:
 
 
 def start_lines(ready: Prepared) -> Iterator[str]:
-    """Yield what a run says of its data as it starts: columns, classes, and the first row."""
+    """Yield the columns, the classes and the first row of a run's data."""
     yield task_line(ready.task, ready.rows.train.column_names)
     yield from class_lines(class_counts(ready))
     yield first_row_line(ready)
 
 
 def column_lines(ready: Prepared) -> Iterator[str]:
-    """Yield the task, the columns it takes, and what the others hold."""
+    """Yield the task, its columns, and the contents of the unused columns."""
     task = ready.task
     columns = read_columns(ready.rows.train)
     left = {
@@ -64,7 +64,7 @@ def column_lines(ready: Prepared) -> Iterator[str]:
 
 
 def rows_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterator[str]:
-    """Yield the first training rows as the model gets them.
+    """Yield the first training rows, encoded.
 
     Args:
         number: of rows.
@@ -76,7 +76,7 @@ def rows_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterat
 
 
 def first_row_line(ready: Prepared) -> str:
-    """Say in one line what the model gets of the first training row."""
+    """Describe in one line the first training row, encoded."""
     about = length_of(ready.task, ready.train, 0)
     lines = list(row_lines(ready.task, ready.base.processor, ready.train, 0))
     text = "; ".join(" ".join(line.split()) for line in lines)
@@ -84,7 +84,7 @@ def first_row_line(ready: Prepared) -> str:
 
 
 def wrapped(title: str, text: str, *, indent: int = 12) -> list[str]:
-    """Return a titled text, broken into lines that fit the page."""
+    """Break a titled text into lines that fit the page."""
     start = f"{title:<11} " if indent else title
     return textwrap.wrap(
         f"{start}{text}", WIDTH, subsequent_indent=" " * indent, break_long_words=False
@@ -92,7 +92,7 @@ def wrapped(title: str, text: str, *, indent: int = 12) -> list[str]:
 
 
 def indented(lines: list[str]) -> Iterator[str]:
-    """Yield lines, each moved in by two spaces."""
+    """Yield lines, each indented by two spaces."""
     return (f"  {line}" for line in lines)
 
 

@@ -1,6 +1,6 @@
-"""Remarks on a run's data and scores that a person should hear without asking, a line each.
+"""Remarks on a run's data and scores for the user, a line each.
 
-Only what follows from the numbers themselves; every remark says them.
+Every remark follows from numbers, and quotes them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _UNLIMITED = 2**31  # tokens, where a model has no such limit
 
 
 def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
-    """Find, for every part that is scored, the rows that are also trained on."""
+    """Find the training rows among the rows of every scored part."""
     parts = dict(ready.rows.report)
     if ready.selects_apart:
         parts["select"] = ready.rows.select
@@ -32,7 +32,7 @@ def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
 
 
 def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
-    """Return the remarks that can be made before the first step."""
+    """Return the remarks on the data that need no training."""
     parts = {"train": ready.train, **ready.report}
     if ready.selects_apart:
         parts["select"] = ready.select
@@ -64,8 +64,8 @@ def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> 
     """Remark on labels (rows,) that are all the same.
 
     Args:
-        part: "train" or a part that is scored.
-        names: of the classes; None where labels are numbers.
+        part: "train" or a scored part.
+        names: of the classes; None if labels are numbers.
     """
     if np.unique(labels).size > 1:
         return None
@@ -78,12 +78,12 @@ def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> 
 def base_classes_remark(
     own: Sequence[str] | None, names: Sequence[str] | None, missing: Sequence[str]
 ) -> str | None:
-    """Remark on a base model whose own head gives other classes, or these in another order.
+    """Remark on a base model whose head was trained for other classes or for another class order.
 
     Args:
-        own: classes in the base's configuration.
-        names: of the data's classes.
-        missing: parameters that the base did not supply; a new head has no classes of its own.
+        own: classes in the base model's configuration.
+        names: classes of the data.
+        missing: parameters that the base model lacks; if any, its head is new and has no classes.
     """
     if not own or not names or missing or list(own) == list(names):
         return None
@@ -97,7 +97,7 @@ def cut_remark(parts: Mapping[str, Encoded], max_length: int, *, limit: int) -> 
     """Remark on rows that were cut.
 
     Args:
-        limit: tokens that the tokenizer's model takes.
+        limit: longest input of the tokenizer's model, in tokens.
     """
     cut = {name: part for name, part in parts.items() if part.truncated}
     if not cut:
@@ -168,11 +168,13 @@ def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | No
 def adapters_remark(
     metric: str, split: str, *, score: float, without: float, rows: int, greater_is_better: bool
 ) -> str | None:
-    """Remark on adapters that harm, or add less to a score than one row may, or nothing to a loss.
+    """Remark on adapters that do not improve the score.
+
+    An improvement must be larger than one row can make; of a loss, larger than 0.
 
     Args:
         score: of the trained model; `without`: with its adapters switched off.
-        rows: that were scored.
+        rows: number of scored rows.
     """
     lost = score - without if greater_is_better else without - score
     least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9  # losses know no single rows
@@ -186,7 +188,7 @@ def adapters_remark(
 
 
 def skip_remark(steps: Sequence[int], total: int) -> str | None:
-    """Remark on steps that were left out; they count from 1."""
+    """Remark on steps that were skipped; steps count from 1."""
     if not steps:
         return None
     return (

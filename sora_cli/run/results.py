@@ -1,4 +1,4 @@
-"""The results of a run: scores, ranks and parameters for the report, and the files."""
+"""Results of a run: scores, ranks and parameters for the report, and the files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from sora_cli.train.fit import Fit
 
 
 def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) -> None:
-    """Record what is known before the first step."""
+    """Record base model, data, starting ranks and parameter counts in the report."""
     base, rows = ready.base, ready.rows
     reference = base_reference(base.reference, base.resolved, base.revision)
     report.base = BaseFacts(
@@ -68,7 +68,7 @@ def record_setup(report: RunReport, ready: Prepared, training: TrainingBlock) ->
 
 
 def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
-    """Record what the training gave."""
+    """Record steps, history, final ranks and events of the finished training in the report."""
     report.steps, report.skipped_steps = result.steps, result.skipped
     report.best_step, report.history = result.best_step, result.history
     report.non_finite_steps = result.non_finite
@@ -94,7 +94,10 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
 
 
 def _split_training(report: RunReport, first_step: int) -> None:
-    """Count the evaluations during training apart, in the seconds after `first_step`."""
+    """Separate the seconds of evaluations during training from the training time.
+
+    Only evaluations after step `first_step` belong to this process.
+    """
     entries = (entry for entry in report.history if entry["step"] > first_step)
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in entries)
     if evaluating:
@@ -103,10 +106,10 @@ def _split_training(report: RunReport, first_step: int) -> None:
 
 
 def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, output: Path) -> None:
-    """Write `adapter/` and `ranks.png`, or a baseline's `delta/` or `model/`.
+    """Write `adapter/` and `ranks.png`; for a baseline, `delta/` or `model/`.
 
-    What another method's run left in that place is deleted. Of several processes the main one
-    writes.
+    Results of another method's run in the same place are deleted. Every process must call it; the
+    main process writes.
     """
     known = BaseReference(**{f.name: getattr(report.base, f.name) for f in fields(BaseReference)})
     recipe = loaded.resolved()
@@ -135,12 +138,12 @@ def save_results(report: RunReport, ready: Prepared, loaded: LoadedRecipe, outpu
 
 
 def named_base(base: BaseReference, recipe: Recipe) -> BaseReference:
-    """Return the base model with the Hub id that the recipe gives it."""
+    """Return the base model's reference with the Hub id from the recipe, if it names one."""
     return replace(base, hub_id=recipe.output.base_id or base.hub_id)
 
 
 def training_of(report: RunReport, recipe: Recipe) -> Training:
-    """Return what an adapter's card tells of the run."""
+    """Return the facts about the run for the adapter's card."""
     data, counted = recipe.data, report.data.rows  # a path scores parts of splits, too
     files = [Path(file).name for given in (data.files or {}).values() for file in given]
     on_hub = bool(data.path) and not ("://" in data.path or _is_local(data.path))
@@ -173,7 +176,7 @@ def run_adapter(ready: Prepared, recipe: Mapping[str, Any], base: BaseReference)
     """Build the trained model's adapter and head, ready to be written.
 
     Args:
-        recipe: the run's, as its report holds it.
+        recipe: the run's resolved recipe, as in its report.
     """
     adapter = build_adapter(
         ready.base.model,
@@ -191,7 +194,7 @@ def run_adapter(ready: Prepared, recipe: Mapping[str, Any], base: BaseReference)
 
 
 def run_meta(ready: Prepared, recipe: Mapping[str, Any]) -> AdapterMeta:
-    """Return what `sora.json` says about the method and the task."""
+    """Return the entries about method and task for `sora.json`."""
     told = {
         "method": ready.method.name,
         "method_config": {k: v for k, v in recipe["method"].items() if k != "name"},
@@ -202,7 +205,7 @@ def run_meta(ready: Prepared, recipe: Mapping[str, Any]) -> AdapterMeta:
 
 
 def task_meta(task: Task) -> AdapterMeta:
-    """Return what `sora.json` says about a task that is bound to its rows."""
+    """Return the entries for `sora.json` about a task that is bound to its rows."""
     options = task.model_options()
     return AdapterMeta(
         task=task.name,
@@ -215,7 +218,7 @@ def task_meta(task: Task) -> AdapterMeta:
 
 
 def count_parameters(ready: Prepared) -> Parameters:
-    """Count the parameters before the first step, from real shapes."""
+    """Count the parameters before the first step, from the shapes of the loaded model."""
     model, layers = ready.base.model, ready.layers.values()
     adapters = {id(p) for m in layers for p in (m.A, m.B, m.d) if p is not None}
     heads = [model.get_submodule(path) for path in ready.base.head]
@@ -230,6 +233,6 @@ def count_parameters(ready: Prepared) -> Parameters:
 
 
 def _baseline_parameters(ready: Prepared) -> int:
-    """Count what a baseline trains outside the head; 0 for a low-rank method."""
+    """Count the parameters that a baseline trains outside the head; 0 for a low-rank method."""
     method = ready.baseline
     return 0 if method is None else sum(p.numel() for p in method.parameters.values())

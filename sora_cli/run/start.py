@@ -1,4 +1,4 @@
-"""A finished adapter as the start of a run: its update, cut if the recipe says so, and its head."""
+"""Start a run from a finished adapter: load its update, cut if the recipe says so, and its head."""
 
 from __future__ import annotations
 
@@ -32,14 +32,11 @@ from sora_cli.tasks.base import Task
 def start_from_adapter(
     recipe: Recipe, base: Base, task: Task, method: AdapterMethod, layers: Layers
 ) -> Start | None:
-    """Give the layers and the head what `start.adapter` holds; None if the recipe names none.
+    """Load `start.adapter` into the layers and the head; None if the recipe names no adapter.
 
-    Every process must call it, and ends with the same factors.
-
-    Raises:
-        SoraError: the adapter is of another base model or for other classes, changes what the
-            recipe does not train, or nothing of it is left by the cut.
-        MethodError: the method cannot start from an adapter.
+    Every process must call it; all end with the same factors. Refuses an adapter of another
+    base model or for other classes, an adapter on layers that the recipe does not train, and a cut
+    that leaves nothing.
     """
     block = recipe.start
     if block is None or block.adapter is None:
@@ -73,7 +70,7 @@ def start_from_adapter(
 
 
 def _check_layers(file: AdapterFile, layers: Layers, today: Mapping[str, str]) -> None:
-    """Check that the recipe adapts every layer that the adapter changes, and their shapes."""
+    """Check that the recipe adapts every layer of the adapter, with the same shapes."""
     lost = [path for path in file.paths if today[path] not in layers]
     if lost:
         raise SoraError(
@@ -91,7 +88,7 @@ def _check_layers(file: AdapterFile, layers: Layers, today: Mapping[str, str]) -
 
 
 def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
-    """Return what the adapter stores in full; this run must store the same modules."""
+    """Return the modules that the adapter stores in full; this run must store the same modules."""
     today = todays_names(base.model, file.head_names)
     other = [n for n in file.head_names if not any(today[n].startswith(f"{m}.") for m in base.head)]
     if other:
@@ -105,7 +102,7 @@ def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
 def _updates(
     file: AdapterFile, layers: Layers, keep: Keep, today: Mapping[str, str]
 ) -> dict[str, LowRankFactors]:
-    """Return each layer's update, rank 0 where the adapter has none; on all processes the same."""
+    """Return each layer's starting update, the same on all processes; rank 0 if none is stored."""
     known = {today[path]: file.layers[path] for path in file.paths}
     if not keep.given():
         return {path: _learning(known.get(path), layers, path) for path in layers}
@@ -125,7 +122,7 @@ def _updates(
 
 
 def _learning(stored: LowRankFactors | None, layers: Layers, path: str) -> LowRankFactors:
-    """Leave out components whose factors are both zero: they have no gradient, now or later."""
+    """Remove components with both factors zero: their gradient is zero at every step."""
     if stored is None:
         layer = layers[path]
         return LowRankFactors(torch.zeros(0, layer.A.shape[1]), torch.zeros(layer.B.shape[0], 0))

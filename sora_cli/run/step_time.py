@@ -1,4 +1,4 @@
-"""The time that an optimiser step takes here, measured on a few training rows."""
+"""Measure the time of an optimiser step on a few training rows."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class StepTime:
     """A measured time.
 
     Attributes:
-        seconds: of a whole step of the mean row length: forward and backward passes; the
-            optimiser's own part, which is small for adapters, is not in it.
-        rows: that were measured.
-        tokens: of all of them together, padding included.
+        seconds: forward and backward passes of a whole step with rows of mean length. The
+            optimiser's own time, small for adapters, is not included.
+        rows: number of rows measured.
+        tokens: in all these rows together, padding included.
     """
 
     seconds: float
@@ -36,9 +36,9 @@ class StepTime:
 
 
 def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
-    """Measure forward and backward passes over rows of the middle length, and scale the best up.
+    """Time forward and backward passes over rows of median length; scale the fastest to a step.
 
-    The model, its gradients and torch's random numbers are afterwards as they were before.
+    Model, gradients and torch's random numbers are restored afterwards.
     """
     lengths = ready.train.lengths
     order = np.argsort(lengths, kind="stable")
@@ -64,7 +64,10 @@ def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
 def run_passes(
     ready: Prepared, block: TrainingBlock, batch: dict[str, torch.Tensor], passes: int = 1
 ) -> float:
-    """Return the seconds of forward and backward passes, whose gradients are summed and removed."""
+    """Run forward and backward passes, and return their seconds.
+
+    Gradients add up over the passes, as in a step, and are removed at the end.
+    """
     model = ready.base.model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":

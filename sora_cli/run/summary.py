@@ -1,4 +1,4 @@
-"""The end of a run for a person: scores, ranks, where the files are, and what to type next."""
+"""The end of a run for a person: scores, ranks, files, and the next commands."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _PHASES = 5  # shown of the time
 def conclude(
     report: RunReport, output: Path, words: Sequence[str], *, summary: bool = True
 ) -> None:
-    """Print a finished run's result to stdout and what to do with it to stderr.
+    """Print a finished run's result to stdout, and its files and next commands to stderr.
 
     Args:
-        words: the recipe as it was given, and its overrides.
-        summary: print the result; else only what to do with it.
+        words: the recipe and its overrides, as typed.
+        summary: print the result; False: only files and commands.
     """
     if summary:
         emit("\n".join(result_lines(report)))
@@ -42,10 +42,10 @@ def conclude(
 
 
 def next_commands(report: RunReport, output: Path, words: Sequence[str]) -> list[str]:
-    """Return what to type next with a finished run.
+    """Return the commands that use a finished run.
 
     Args:
-        words: the recipe as it was given, and its overrides.
+        words: the recipe and its overrides, as typed.
     """
     folder = baseline_folder(output) if not report.ranks else None
     if folder is not None:
@@ -61,10 +61,10 @@ def next_commands(report: RunReport, output: Path, words: Sequence[str]) -> list
 
 
 def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:
-    """Return what is kept of an interrupted run, and the command that continues it.
+    """Return the last checkpoint of an interrupted run, and the command to resume the run.
 
     Args:
-        words: the recipe as it was given, and its overrides.
+        words: the recipe and its overrides, as typed.
     """
     kept = checkpoint_paths(output / FOLDER)
     typed = sys.argv[1:2] in (["train"], ["prune"])
@@ -105,7 +105,7 @@ def result_lines(report: RunReport) -> list[str]:
 
 
 def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
-    """Return the commands that can be used on a baseline's result."""
+    """Return the commands that use a baseline's result."""
     run, (recipe, *overrides) = str(folder.parent), words
     # the run knows its base model, wherever that is by now
     read = words_read(partial(load_recipe, recipe), overrides, EVAL.without("model.path"))
@@ -116,7 +116,7 @@ def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
 
 
 def time_line(report: RunReport) -> str:
-    """Return the seconds in all, and the phases that took most of them."""
+    """Return the total seconds of a run, and its longest phases."""
     spent = report.seconds
     largest = sorted(spent, key=lambda name: -spent[name])[:_PHASES]
     shown = ", ".join(f"{name} {spent[name]:.1f}" for name in largest)
