@@ -1,7 +1,7 @@
-"""Finds where a number that is not finite arose, by running the step's micro-batches once more.
+"""Find the origin of a non-finite number by running the step's micro-batches once more.
 
-Same rows, same state of the generators, same parameters: what was seen is seen again. Nothing of
-the model is changed, and no other process is waited for.
+Rows, random generator states and parameters are the same, so the number appears again. The model is
+not changed, and no other process is waited for.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sora_cli.train.checkpoint.trainer_internals import prepare_inputs
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward and backward pass of a step, with what it takes to run it again.
+    """One forward and backward pass of a step, recorded so that it can be run again.
 
     Attributes:
-        random: states of torch's generators before it.
-        loss: its share of the step's loss, a number.
+        random: states of torch's generators before the pass.
+        loss: the pass's share of the step's loss, a scalar.
     """
 
     inputs: Any
@@ -37,11 +37,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Origin:
-    """A number that is not finite, and its origin.
+    """The origin of a non-finite number.
 
     Attributes:
         text: one line for a person, such as "the loss is nan, first in the output of x.y".
-        frozen: the frozen parameter that is itself not finite, if one is the cause.
+        frozen: name of the frozen parameter that is not finite, if that is the cause.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Origin:
 
 @dataclass
 class _Watch:
-    """A forward hook that notes the modules' outputs, in the order they ran in."""
+    """A forward hook that records the outputs of modules, in the order of their execution."""
 
     names: Mapping[int, str]  # id of a module -> its path
     ran: list[str] = field(default_factory=list)
@@ -71,10 +71,10 @@ class _Watch:
 
 
 def find_origin(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
-    """Run a step's micro-batches again, and say where the first bad number came from.
+    """Run a step's micro-batches again, and describe the origin of the first non-finite number.
 
     Args:
-        batches: those of this process; the gradients of `trainer.model` are not touched.
+        batches: micro-batches of this process. The gradients of `trainer.model` are not touched.
     """
     bad = [batch for batch in batches if not bool(batch.loss.isfinite())]
     try:
@@ -151,7 +151,7 @@ def _watch(model: nn.Module) -> _Watch:
 
 
 def _floats(output: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors in whatever a module returns."""
+    """Yield the floating-point tensors in a module's output of any structure."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output

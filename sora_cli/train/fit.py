@@ -1,4 +1,4 @@
-"""Training from start to end: the parts of a run are put together, and its loop is run."""
+"""Training from start to end: assemble the parts of a run, and run the loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sora_cli.train.trainer import AdapterTrainer
 
 @dataclass(frozen=True)
 class Fit:
-    """The results of a finished training run, apart from the trained model itself."""
+    """The results of a finished training, apart from the trained model itself."""
 
     steps: int
     history: list[dict[str, Any]]  # losses, learning rates and evaluations by step
@@ -54,16 +54,16 @@ def fit(
     resumed: Checkpoint | None = None,
     forked: bool = False,
 ) -> Fit:
-    """Train; the model ends with the best checkpoint's weights (or the last ones).
+    """Train a model; it ends with the weights of the best checkpoint, or of the last step.
 
     Args:
         output: the run's directory.
-        identity: what a run resumed from a checkpoint must have in common with this one.
+        identity: stored in checkpoints; a run that resumes from them must have the same.
         resumed: the checkpoint to resume from.
-        forked: it is another run's: its method's steps were taken under other options.
+        forked: `resumed` belongs to another run, which took its steps with other method options.
 
     Raises:
-        Interrupted: a signal came; there is a checkpoint of the last step, if the recipe has any.
+        Interrupted: a signal arrived; the last step has a checkpoint, unless the recipe wants none.
     """
     block = trainer.recipe.training
     hooks: MethodCallback = attach(trainer, method, layers, head_lr=block.head_learning_rate)
@@ -109,7 +109,7 @@ def fit(
 def _run(
     trainer: AdapterTrainer, method: AdapterMethod, layers: Layers, hooks: MethodCallback
 ) -> None:
-    """Take all steps, or those that are left."""
+    """Take all steps, or the steps that remain."""
     resumed = trainer.resumed
     if trainer.recipe.training.max_steps == 0:
         method.begin(layers, total_steps=0)
@@ -133,7 +133,7 @@ def _run(
 def _add_compactor(
     trainer: AdapterTrainer, method: AdapterMethod, layers: Layers
 ) -> Compactor | None:
-    """Add the compactor before the checkpoints' callback: they then hold what is left."""
+    """Add the compactor ahead of the checkpoints, so that they omit removed components."""
     block = trainer.recipe.training
     if block.compact_every is None:
         return None
@@ -152,7 +152,7 @@ def _add_compactor(
 
 @contextmanager
 def _progress(trainer: AdapterTrainer, hooks: MethodCallback) -> Iterator[None]:
-    """Show our bar instead of Trainer's; close it even after an error, before its message."""
+    """Show our bar instead of Trainer's; after an error, close it before the message."""
     progress = RunProgress(hooks, trainer.task.best)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(progress)

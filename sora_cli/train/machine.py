@@ -1,4 +1,4 @@
-"""The machine a run trains on: what it must offer, and repeatable results."""
+"""Requirements on the machine that trains, and repeatable results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ _WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB: cuBLAS repeats itself with thi
 
 
 def check_machine(block: TrainingBlock) -> None:
-    """Check what the run needs of the machine, before anything is loaded.
-
-    Raises:
-        SoraError: a precision that needs a GPU, a logger that is not installed.
-    """
+    """Check devices, loggers and launcher settings before anything is loaded."""
     if block.precision == "fp16" and not torch.cuda.is_available():
         raise SoraError(
             "precision fp16 needs a GPU",
@@ -30,7 +26,9 @@ def check_machine(block: TrainingBlock) -> None:
 
 
 def _check_launcher() -> None:
-    """Refuse what `accelerate launch` may ask for, by environment, and methods cannot do."""
+    """Refuse settings of `accelerate launch` (environment variables) that methods cannot
+    support.
+    """
     if _asked_for("ACCELERATE_USE_DEEPSPEED"):
         raise SoraError(
             "DeepSpeed is not supported: its optimisers keep the gradients that methods look at",
@@ -48,15 +46,15 @@ def _asked_for(name: str) -> bool:
 
 
 def set_deterministic(on: bool) -> None:
-    """Allow deterministic algorithms only, or all; call it before the first work on a GPU.
+    """Restrict torch to deterministic algorithms, or allow all; call it before any work on a GPU.
 
-    This is `training.deterministic`. A run on a CPU repeats itself without it. On a GPU some
-    kernels add in whatever order their threads come (scatters, gradients of gathers and of
-    attention), and cuBLAS may compute a product in another way where several streams share its
-    workspace. Other hardware, another number of processes or of CPU threads, and other versions of
-    torch, CUDA or a driver still give other bits.
+    This is `training.deterministic`. On a CPU runs are repeatable without it. On a GPU some kernels
+    add numbers in the order in which threads arrive (scatters, gradients of gathers and of
+    attention), and cuBLAS may compute a product differently if several streams share its workspace.
+    Different hardware, numbers of processes or CPU threads, and versions of torch, CUDA or the
+    driver still give different bits.
 
-    With `on`, torch raises RuntimeError at an operation that has no such algorithm.
+    With `on`, torch raises RuntimeError at an operation without a deterministic algorithm.
     """
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # read once, by cuBLAS

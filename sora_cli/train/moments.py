@@ -1,8 +1,8 @@
-"""An optimiser's moments as plain numbers, also where bitsandbytes keeps them as codes of 8 bits.
+"""An optimiser's moments as plain numbers, also if bitsandbytes stores them as 8-bit codes.
 
-Components that are removed take their moments along. With bitsandbytes' optimisers this happens on
-decoded moments, which are then coded again, by the rounding that each of its steps does. The names
-of the parts of its state stand in this file.
+Removing components also removes their moments. With bitsandbytes' optimisers the moments are
+decoded, changed, and encoded again with the rounding that each of its steps applies. The names in
+bitsandbytes' state appear only in this file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NUMBERS = {"exp_avg": 1, "exp_avg_sq": 2}
 def plain_moments(
     optimizer: torch.optim.Optimizer,
 ) -> Iterator[Mapping[Tensor, dict[str, Any]]]:
-    """Give the moments by parameter, under torch's names; what is changed inside is kept."""
+    """Yield the moments by parameter, under torch's names; changes inside the block are kept."""
     if not _is_bitsandbytes(optimizer):
         yield optimizer.state
         return
@@ -38,7 +38,7 @@ def _is_bitsandbytes(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class _Decoded(Mapping[Tensor, dict[str, Any]]):
-    """The state of an optimiser of bitsandbytes; only what somebody asks for is decoded."""
+    """The state of a bitsandbytes optimiser; a parameter's moments are decoded on first access."""
 
     def __init__(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
         self._state = state
@@ -59,7 +59,7 @@ class _Decoded(Mapping[Tensor, dict[str, Any]]):
         return len(self._state)
 
     def write_back(self) -> None:
-        """Store everything that was read, as it is now."""
+        """Store the current values of all moments that were read."""
         for parameter, moments in self._read.items():
             for name, number in _NUMBERS.items():
                 _store(self._state[parameter], number, moments[name])

@@ -1,12 +1,12 @@
-"""A loss or gradient that is not finite stops the run, or its step is left out and counted.
+"""Stop the run at a loss or gradient that is not finite, or leave out its step and count it.
 
 `guard_steps(trainer, hooks, ...)` looks once per optimiser step at the losses of its micro-batches
-and at the gradient norm that the trainer has computed anyway, and synchronises one bit for it. Over
-several processes the answer is the same on all. Infinite gradients that a gradient scaler (fp16) is
-there to meet are left to it, as long as its scale is what makes them infinite.
+and at the gradient norm, which the trainer has computed anyway, and synchronises one bit with the
+device. All processes get the same answer. Infinite gradients under a gradient scaler (fp16) are
+left to the scaler, as long as its scale causes them.
 
-A step left out changes no parameter, no moment of the optimiser and nothing of the method; learning
-rate and step count go on, and logged losses are means over the steps that were taken.
+A step left out changes no parameter, no optimiser moment and nothing in the method. Learning rate
+and step count go on, and logged losses are means over the steps that were taken.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def guard_steps(
     """Watch a trainer's steps; call it after `attach` and before `trainer.train()`.
 
     Args:
-        hooks: what `attach` returned; it counts the steps left out.
-        policy: what a bad step does: "stop" the run, or be left out ("skip").
-        last_checkpoint: the directory of the last checkpoint there is, asked for when a run stops.
+        hooks: the result of `attach`; it counts the steps left out.
+        policy: "stop" the run at a bad step, or leave the step out ("skip").
+        last_checkpoint: returns the directory of the last checkpoint, for the message of a stop.
     """
     guard = FiniteGuard(trainer, hooks, policy=policy, last_checkpoint=last_checkpoint)
     trainer.add_callback(guard)
@@ -80,7 +80,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self._logged = 0  # step of the last logged loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget the last step; remember the sum of losses in case this one is left out."""
+        """Forget the previous step; save the sum of losses in case this step is left out."""
         self._batches, self._norm = [], None
         if self.policy == "skip":
             self._sum = running_loss(self.trainer).clone()
@@ -101,7 +101,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self._leave_out()
 
     def progress(self) -> dict[str, Any]:
-        """Return the steps left out so far, and how many in a row."""
+        """Return the steps left out so far, and the length of the current series of bad steps."""
         return {
             "skipped": list(self.skipped),
             "in_a_row": self._in_a_row,
@@ -109,12 +109,12 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         }
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """Continue from these."""
+        """Continue from the counts of `progress`."""
         self.skipped, self._in_a_row = list(progress["skipped"]), progress["in_a_row"]
         self._logged = progress["logged"]
 
     def wrap(self) -> None:
-        """Wrap the trainer's functions that know the losses and the norm."""
+        """Wrap the trainer's functions that see the losses and the gradient norm."""
         trainer = self.trainer
         step, clip, log = trainer.training_step, trainer.accelerator.clip_grad_norm_, trainer.log
 
@@ -136,7 +136,9 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         trainer.accelerator.clip_grad_norm_ = clip_grad_norm_
 
     def _all_finite(self, numbers: list[Tensor]) -> bool:
-        """Return whether all processes' numbers are finite; only here the GPU is waited for."""
+        """Return True if all processes' numbers are finite; no other call here waits for the
+        GPU.
+        """
         device = self.trainer.args.device
         finite = torch.stack([n.detach().isfinite().to(device) for n in numbers]).all()
         if self.trainer.args.world_size > 1:
@@ -144,7 +146,9 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         return bool(finite)
 
     def _scales(self) -> bool:
-        """Return whether a gradient scaler may have made a gradient infinite; it handles that."""
+        """Return True if a gradient scaler may have caused the infinite gradient; it handles
+        that.
+        """
         scaler = self.trainer.accelerator.scaler
         # below a scale of 1 the scaler has halved it many times: the gradient itself is infinite
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1
@@ -155,7 +159,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self.hooks.skip_step()
 
     def _correct(self, logs: dict[str, float]) -> None:
-        """Correct the mean losses: Trainer divides by all steps, those left out among them."""
+        """Correct the mean losses: Trainer divides by all steps, including those left out."""
         now, begun = self.trainer.state.global_step, first_step(self.trainer)
         for key, since in (("loss", self._logged), ("train_loss", begun)):
             left_out = sum(step > since for step in self.skipped)
@@ -183,7 +187,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
 
 
 def _norm_of(model: nn.Module) -> Tensor:
-    """Return the gradient's norm, for when the trainer has not computed it."""
+    """Return the gradient's norm, which a trainer without clipping has not computed."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm: Tensor = torch.stack(foreach_norm(gradients)).norm()
     return norm

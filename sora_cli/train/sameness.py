@@ -1,7 +1,7 @@
-"""The loss and gradient of a few training rows, computed in two ways before the first step.
+"""Compare loss and gradient of a few training rows, computed in two ways before the first step.
 
-Kernels that replace a model's own layers or its attention come from elsewhere: what they make here,
-of this model and these rows, is compared with what the model makes without them.
+Kernels that replace a model's own layers or its attention are other people's code. So their results
+for this model and these rows are compared with the results without them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ def check_same(
 ) -> None:
     """Compare loss and gradient of the shortest training rows, computed in two ways.
 
-    Args:
-        key, value: of the recipe, which ask for the other way.
+    A difference larger than rounding is an error.
 
-    Raises:
-        SoraError: they differ by more than rounding.
+    Args:
+        key, value: the recipe's setting that chose the other way.
     """
     with plain:
         wanted_loss, wanted = _gradient(trainer)
@@ -56,12 +55,10 @@ def check_same(
 
 
 def check_attention_same(trainer: AdapterTrainer) -> None:
-    """Compare attention by a kernel, if the model has it, with the one that transformers chooses.
+    """Compare a kernel's attention with the attention that transformers would choose.
 
-    Nothing is compared where the model is not yet on the device that it is trained on.
-
-    Raises:
-        SoraError: loss or gradient differ by more than rounding, or the kernel fails.
+    Nothing is compared without a kernel, or if the model is not yet on the training device. A
+    failure inside the kernel is reported as an error of this comparison.
     """
     name, device, model = trainer.recipe.model.attention, trainer.args.device, trainer.model
     if name is None or not has_kernel(name):

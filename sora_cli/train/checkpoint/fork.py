@@ -1,7 +1,7 @@
-"""The checkpoint of another run that a run goes on from, and the check that it may.
+"""Fork a run from another run's checkpoint, after checking that this is allowed.
 
-Until that step the two are one run: data, model and training must be the same, and the method may
-differ only in what decides the steps to come.
+Up to that step both runs are the same: data, model and training must be equal. The method may
+differ only in options that affect the later steps.
 """
 
 from __future__ import annotations
@@ -42,11 +42,7 @@ _FIX = "start.checkpoint=RUN start.step=STEP"
 
 
 def locate_fork(block: StartBlock) -> Path:
-    """Return the checkpoint's directory that a `start` block names, without reading its tensors.
-
-    Raises:
-        SoraError: there is none.
-    """
+    """Return the checkpoint directory that a `start` block names, without reading its tensors."""
     assert block.checkpoint is not None
     place = Path(block.checkpoint).expanduser()
     if not place.is_dir():
@@ -83,10 +79,9 @@ def locate_fork(block: StartBlock) -> Path:
 
 
 def describe_fork(recipe: Recipe) -> Start | None:
-    """Return what a run says of the checkpoint it begins with; None if it begins with none.
+    """Return the report's entry about the checkpoint to fork from; None if the recipe names none.
 
-    Raises:
-        SoraError: there is no such checkpoint, or it is of a run that this one cannot go on from.
+    A checkpoint of a run with different steps is refused, and so is the end of a run.
     """
     block = recipe.start
     if block is None or block.checkpoint is None:
@@ -104,15 +99,14 @@ def describe_fork(recipe: Recipe) -> Start | None:
 def read_fork(
     recipe: Recipe, start: Start, inputs: Mapping[str, Any], model: nn.Module, layers: Layers
 ) -> Checkpoint:
-    """Read the checkpoint that a run begins with.
+    """Read the checkpoint that a fork starts from, and check that it fits.
+
+    A damaged checkpoint is refused, and so is a run with other inputs or trained parameters.
 
     Args:
-        start: what `describe_fork` returned.
-        inputs: fingerprints of this run's model and data, by what they are of.
-        model: with the adapters in it, as this run would train it.
-
-    Raises:
-        SoraError: the checkpoint is damaged, or its run had other inputs or other parameters.
+        start: the result of `describe_fork`.
+        inputs: fingerprints of this run's model and data, by their names in messages.
+        model: holds the adapters, ready for this run's training.
     """
     from sora_cli.train.checkpoint.files import part, read_checkpoint
 
@@ -142,13 +136,10 @@ def read_fork(
 
 
 def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
-    """Check that nothing differs between two recipes that decides the steps before a fork.
+    """Check that two recipes agree in every key that affects the steps before a fork.
 
     Args:
-        name: what the first is the recipe of, for errors.
-
-    Raises:
-        SoraError: the first key that differs.
+        name: of the run or checkpoint with the first recipe, for errors.
     """
     for key, old, new in changes(before, now):
         free = key.split(".")[0] in _OTHER_BLOCKS and key not in _OF_EVERY_METHOD

@@ -14,7 +14,7 @@ _CUDA = "cuda"
 
 
 def tensors() -> dict[str, Tensor]:
-    """Return the states of torch's generators: the CPU's and, if any, this process's GPU's."""
+    """Return the states of torch's generators: the CPU's and, if present, this process's GPU's."""
     states = {_CPU: torch.get_rng_state()}
     if torch.cuda.is_available():
         states[_CUDA] = torch.cuda.get_rng_state()
@@ -33,7 +33,7 @@ def plain() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Tensor], others: dict[str, Any]) -> None:
-    """Put all generators into the states that `tensors` and `plain` returned."""
+    """Set all generators to the states returned by `tensors` and `plain`."""
     torch.set_rng_state(states[_CPU])
     if _CUDA in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states[_CUDA])

@@ -1,4 +1,4 @@
-"""The checkpoint that a run continues from, and the check that it is the same run."""
+"""Find the checkpoint that a run resumes from, and check that it belongs to the same run."""
 
 from __future__ import annotations
 
@@ -43,18 +43,15 @@ def check_same(
     kind: str = "run",
     unasked: bool = False,
 ) -> list[str]:
-    """Compare a run's recipe with the one it was started with.
+    """Compare a run's recipe with its first recipe; a difference is an error.
 
     Args:
-        force: accept changes that are safe.
-        kind: name of the work for a person.
-        unasked: no flag asked to resume it, so that none can accept a change.
+        force: accept safe changes (`MAY_CHANGE`).
+        kind: name of the work in messages.
+        unasked: the command resumes without a flag, so no flag can accept a change.
 
     Returns:
         A note for every accepted change.
-
-    Raises:
-        SoraError: it is another run.
     """
     found = changes(before, now)
     refused = [change for change in found if not (force and change[0] in MAY_CHANGE)]
@@ -79,12 +76,11 @@ def find_checkpoint(
 ) -> Checkpoint | None:
     """Find the newest complete checkpoint of a run; None if there is none yet.
 
-    Args:
-        identity: recipe and fingerprints of the inputs of the run that is resumed.
-        notes: accepted changes of the recipe are added to these.
+    A checkpoint of another recipe or of other inputs (model, data) is refused.
 
-    Raises:
-        SoraError: it is of another run, or the inputs have changed since.
+    Args:
+        identity: recipe and input fingerprints of the run to resume.
+        notes: list to which accepted changes of the recipe are added.
     """
     from sora_cli.train.checkpoint.files import newest_checkpoint
 
@@ -106,7 +102,10 @@ def find_checkpoint(
 
 
 def identity_of(report: RunReport) -> dict[str, Any]:
-    """Return what two processes of one run have in common, once the report holds its setup."""
+    """Return the recipe and input fingerprints that processes of one run share.
+
+    Call it once the report holds the run's setup.
+    """
     data = {f"the data ({part})": d for part, d in report.data.fingerprints.items()}
     start = {} if report.start is None else {"what it starts from": report.start.digest}
     inputs = {"the base model": report.base.fingerprint, **data, **start}

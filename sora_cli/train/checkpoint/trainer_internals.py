@@ -1,6 +1,6 @@
-"""Transformers' Trainer from inside: its state as tensors and plain data, and putting it back.
+"""Read and restore the internal state of transformers' Trainer.
 
-Every private name of Trainer that this project uses stands here: a new version is mended here.
+Every private name of Trainer that this project uses is in this file: adapt it to new versions here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _DECIDING = ("initial_lr", "weight_decay", "betas", "eps")
 
 
 class ResumingTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer with our own checkpoints: it writes and reads no pickle.
+    """A Trainer with our own checkpoints: it neither writes nor reads pickle files.
 
     Attributes:
-        checkpoints: its `save` is called where Trainer would save; None: nothing is saved.
-        resumed: what `train(resume_from_checkpoint=resumed.path)` resumes from.
-        forked: it is another run's checkpoint, so the optimiser's groups must be compared.
+        checkpoints: its `save` replaces Trainer's saving; None: nothing is saved.
+        resumed: loaded by `train(resume_from_checkpoint=resumed.path)`.
+        forked: `resumed` belongs to another run, so the optimiser's groups must be compared.
     """
 
     checkpoints: Any = None
@@ -36,7 +36,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
     forked: bool = False
 
     def largest(self, number: int) -> int:
-        """Return the largest of all processes' numbers."""
+        """Return the largest number among all processes."""
         if self.args.world_size == 1:
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
@@ -47,7 +47,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
             self.checkpoints.save()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Do nothing: whoever sets `resumed` has loaded its weights."""
+        """Do nothing: the code that sets `resumed` has loaded the weights."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.resumed is None:
@@ -68,7 +68,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.scaler.load_state_dict(self.resumed.run["scaler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore each process's own generators; additional processes keep theirs."""
+        """Restore each process's own generators; processes beyond the stored number keep theirs."""
         assert self.resumed is not None
         me, processes = self.args.process_index, self.resumed.run["processes"]
         if me < len(processes):
@@ -77,7 +77,10 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
 
 
 def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
-    """Return the optimiser below accelerate's wrapper, whose `step` a gradient scaler may omit."""
+    """Return the optimiser inside accelerate's wrapper.
+
+    A gradient scaler may skip the wrapper's step, so hooks belong on the inner optimiser.
+    """
     found: torch.optim.Optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     return found
 
@@ -92,7 +95,7 @@ def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _flat(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what an optimiser keeps of a parameter; bitsandbytes wraps a part of it once more."""
+    """Yield an optimiser's values for one parameter; bitsandbytes nests some in another dict."""
     for name, value in entry.items():
         if isinstance(value, dict):
             yield from _flat(value)
@@ -101,7 +104,7 @@ def _flat(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def run_state(trainer: Trainer) -> dict[str, Any]:
-    """Return the options of the optimiser, the schedule and the loss scaler, JSON-able."""
+    """Return the options of optimiser, schedule and loss scaler, JSON-able."""
     schedule = trainer.lr_scheduler.state_dict()
     scaler = trainer.accelerator.scaler
     return {
@@ -112,7 +115,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
 
 
 def per_process(trainer: Trainer, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Return what differs between processes, in order; torch's generators go into `tensors`."""
+    """Return the state that differs between processes, by process; generators go to `tensors`."""
     # Trainer averages `_tr_loss` (on the device, since the last log) for the history, and
     # `_total_loss_scalar` (all that was logged) for `train_loss`
     mine = {
@@ -130,14 +133,14 @@ def per_process(trainer: Trainer, tensors: dict[str, Tensor]) -> list[dict[str, 
 
 
 def restore_losses(trainer: Trainer, process: Mapping[str, Any]) -> None:
-    """Put back the losses summed since the last entry of the history."""
+    """Restore the losses summed since the last history entry."""
     trainer._tr_loss += process["loss"]
     trainer._total_loss_scalar = process["total_loss"]
     trainer._globalstep_last_logged = process["last_logged"]
 
 
 def _check_groups(there: list[dict[str, Any]], here: list[dict[str, Any]], path: Path) -> None:
-    """Check that a checkpoint's optimiser groups are those that this run has made itself."""
+    """Check that a checkpoint's optimiser groups equal the groups that this run created."""
     names = [", ".join(f"{len(g['params'])} {g['name']}" for g in some) for some in (there, here)]
     if names[0] != names[1]:
         raise SoraError(
@@ -159,7 +162,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shard(state: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Shard the moments of sharded parameters as those parameters are."""
+    """Shard the moments of sharded parameters in the same way."""
     parameters = [p for group in groups for p in group["params"]]
     for index, moments in state["state"].items():
         for name, value in moments.items():
@@ -168,7 +171,7 @@ def _shard(state: dict[str, Any], groups: list[dict[str, Any]]) -> None:
 
 
 def running_loss(trainer: Trainer) -> Tensor:
-    """Return the sum of the losses that are not logged yet; to be changed in place."""
+    """Return Trainer's sum of losses since the last log entry; change it in place."""
     loss: Tensor = trainer._tr_loss
     return loss
 
@@ -179,12 +182,12 @@ def first_step(trainer: Trainer) -> int:
 
 
 def prepare_inputs(trainer: Trainer, inputs: Any) -> Any:
-    """Put a batch where the model is."""
+    """Move a batch to the model's device."""
     return trainer._prepare_inputs(inputs)
 
 
 def call_on_resume(trainer: Trainer, note: Callable[[Path], None]) -> None:
-    """Have a function called with the directory of the checkpoint that is resumed."""
+    """Call a function with the directory of the resumed checkpoint, when the trainer reads it."""
     inner = trainer._load_from_checkpoint
 
     def load_from_checkpoint(checkpoint: str, *args: Any, **kwargs: Any) -> Any:
@@ -195,13 +198,13 @@ def call_on_resume(trainer: Trainer, note: Callable[[Path], None]) -> None:
 
 
 def mean_loss(trainer: Trainer) -> float:
-    """Return the mean loss of all optimiser steps, after the last one."""
+    """Return the mean loss over all optimiser steps; call it after the last step."""
     mean: float = trainer._total_loss_scalar / max(trainer.state.global_step, 1)
     return mean
 
 
 def _optimizer_state(groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the state as `Optimizer.state_dict` had it; JSON made lists of its tuples."""
+    """Return the state in `Optimizer.state_dict`'s form; JSON had turned its tuples into lists."""
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
