@@ -1,4 +1,4 @@
-"""Loads a recipe's base model with its tokenizer or processor, and finds its head."""
+"""Load a recipe's base model with its tokenizer or processor, and find its head."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Base:
     """A loaded base model.
 
     Attributes:
-        processor: what makes its inputs: a tokenizer, or for images an image processor.
-        reference: what the recipe calls it; `resolved` is the local path or Hub id behind it.
-        revision: the Hub's commit, whatever branch the recipe names; None for a local directory.
-        missing: parameters the checkpoint did not supply (and that are so random).
-        head: module paths trained in full: the head and whatever was missing.
-        classes: names of the classes in the checkpoint's own configuration, in label order; None:
-            it names none.
-        notes: what a person should know about the model's answers.
+        processor: makes the model's inputs: a tokenizer, or an image processor.
+        reference: the name in the recipe; `resolved` is the local path or Hub id behind it.
+        revision: the Hub's commit behind the recipe's branch; None for a local directory.
+        missing: parameters that the checkpoint lacks, and that are therefore random.
+        head: paths of modules trained in full: the head, and the modules of `missing`.
+        classes: class names in the checkpoint's own configuration, in label order; None: it has
+            none.
+        notes: cautions about the model's answers, for the user.
     """
 
     model: Any
@@ -60,11 +60,8 @@ def load_base(
     """Load a model and its processor for a task; a new head is drawn from torch's own generator.
 
     Args:
-        dropout: sets every dropout of the base model's configuration; None leaves them.
-        precision: that quantised weights are multiplied in, as in `training.precision`.
-
-    Raises:
-        SoraError: not there, not reachable, no tokenizer, or an architecture without that head.
+        dropout: for every dropout in the base model's configuration; None: leave them unchanged.
+        precision: of products with quantised weights, as in `training.precision`.
     """
     import transformers
 
@@ -116,11 +113,7 @@ def load_base(
 
 
 def load_config(block: ModelBlock) -> Any:
-    """Load a model's configuration alone.
-
-    Raises:
-        SoraError: see `load_base`.
-    """
+    """Load only a model's configuration."""
     import transformers
 
     quiet_hub()
@@ -130,11 +123,7 @@ def load_config(block: ModelBlock) -> Any:
 
 
 def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
-    """Load a model's configuration and what makes its inputs, without its weights.
-
-    Raises:
-        SoraError: see `load_base`.
-    """
+    """Load a model's configuration and its tokenizer or processor, without the weights."""
     import transformers
 
     quiet_hub()
@@ -146,14 +135,14 @@ def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
 
 
 def _located(block: ModelBlock) -> tuple[str, str, dict[str, Any]]:
-    """Return where a model is, what transformers loads there, and its argument for a GGUF file."""
+    """Return a model's resolved place, the source for transformers, and options for a GGUF file."""
     resolved = resolve_model_path(block.path)
     check_source(block.path, resolved)
     return (resolved, *split_gguf(resolved))
 
 
 def _common(block: ModelBlock, gguf: dict[str, Any]) -> dict[str, Any]:
-    """Return what configuration, weights and processor are all loaded with."""
+    """Return the arguments shared by the loading of configuration, weights and processor."""
     revision = {} if block.revision is None else {"revision": block.revision}
     return {"trust_remote_code": block.trust_remote_code, **gguf, **revision}
 
@@ -161,10 +150,10 @@ def _common(block: ModelBlock, gguf: dict[str, Any]) -> dict[str, Any]:
 def head_modules(
     model: nn.Module, missing: Iterable[str], *, new_head: bool = True
 ) -> tuple[str, ...]:
-    """Return the module paths that are trained in full, in the model's order.
+    """Return the paths of modules that are trained in full, in the model's order.
 
-    The head is what lies outside the backbone, and the backbone's pooler, which only a head reads;
-    to it come the modules whose parameters the checkpoint did not supply.
+    These are the modules outside the backbone, the backbone's pooler (only a head reads it), and
+    the modules with parameters that the checkpoint lacks.
     """
     prefix = getattr(model, "base_model_prefix", "")
     backbone = getattr(model, prefix, None) if prefix else None
@@ -182,7 +171,7 @@ def head_modules(
 
 
 def _named_classes(config: Any) -> tuple[str, ...] | None:
-    """Return the names of a configuration's classes, unless transformers made them up."""
+    """Return the class names in a configuration; None if they are transformers' placeholders."""
     names = getattr(config, "id2label", None) or {}
     if all(name == f"LABEL_{number}" for number, name in names.items()):
         return None
@@ -190,7 +179,7 @@ def _named_classes(config: Any) -> tuple[str, ...] | None:
 
 
 def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict[str, Any]:
-    """Return the options that quantise all of a model but its head and its output embeddings."""
+    """Return the options that quantise a model except for its head and its output embeddings."""
     import transformers
 
     if block.quantise is None:
@@ -209,7 +198,7 @@ def _dtype(name: str) -> Any:
 
 
 def _dropouts(config: Any, value: float | None) -> dict[str, float]:
-    """Set every dropout probability of a configuration to one value."""
+    """Return every dropout probability of a configuration, set to one value."""
     if value is None:
         return {}
     numbers = {k: v for k, v in config.to_dict().items() if isinstance(v, float | int)}
@@ -217,7 +206,7 @@ def _dropouts(config: Any, value: float | None) -> dict[str, float]:
 
 
 def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    """Refuse tensors of another shape; usually a head for other classes."""
+    """Refuse tensors of a wrong shape; usually they are a head for other classes."""
     for key, stored, wanted in sorted(mismatched, key=str):
         raise SoraError(
             f"model '{reference}' does not fit the task's classes: its '{key}' is "

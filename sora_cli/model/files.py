@@ -1,4 +1,4 @@
-"""Names of the files of models and adapters, and checks of a model's directory before it loads."""
+"""Names of model and adapter files, and checks of a model's directory before loading."""
 
 from __future__ import annotations
 
@@ -50,10 +50,9 @@ _CARD_STARTS = re.compile(r"---\n(?:(?!---\n).*\n)*?library_name: peft\n")
 
 
 def adapter_files(directory: Path) -> tuple[str, ...]:
-    """Return the names of files that an adapter may have, in a directory that is to be replaced.
+    """Return the file names that an adapter's directory may contain when it is to be replaced.
 
-    A README.md is one of them if it is a model card of PEFT's or this program's, and not a text of
-    somebody's own.
+    README.md is allowed only if it is a model card by PEFT or this program, not a user's own text.
     """
     try:
         text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
@@ -65,7 +64,7 @@ def adapter_files(directory: Path) -> tuple[str, ...]:
 
 
 def is_there(path: str | Path) -> bool:
-    """Return whether a path exists; one that is too long to be looked up does not."""
+    """Return True if a path exists; False also if it is too long for the system."""
     try:
         return Path(path).exists()
     except OSError:
@@ -73,10 +72,9 @@ def is_there(path: str | Path) -> bool:
 
 
 def check_source(reference: str, resolved: str) -> None:
-    """Check a resolved model reference; a Hub id's files are not asked for.
+    """Check a resolved model reference: a .gguf file, or a directory with a model.
 
-    Raises:
-        SoraError: a file that is no model, or a directory without one, or with pickles only.
+    A directory with weights only as pickles is refused. The files behind a Hub id are not checked.
     """
     path = Path(resolved)
     if path.is_file() and path.suffix.lower() != ".gguf":
@@ -110,16 +108,16 @@ def _check_directory(reference: str, folder: Path) -> None:
 
 
 def holds_pickles_only(folder: Path) -> bool:
-    """Return whether this is a directory whose weights would have to be unpickled."""
+    """Return True if a directory holds weights only as pickles."""
     pickles = any(next(folder.glob(pattern), None) for pattern in PICKLES)
     return pickles and next(folder.glob(SAFE_WEIGHTS), None) is None
 
 
 def pickled(reference: str, *, then: str = "name that directory") -> SoraError:
-    """Return the error for weights that would have to be unpickled.
+    """Return the error for weights stored only as pickles.
 
     Args:
-        then: what to do with a directory of safetensors made from them.
+        then: next step with a directory of safetensors made from them.
     """
     return SoraError(
         f"model '{reference}' holds its weights as pickles, which can run any code when they are "
@@ -130,7 +128,7 @@ def pickled(reference: str, *, then: str = "name that directory") -> SoraError:
 
 
 def foreign_code(reference: str) -> SoraError:
-    """Return the error for a model that needs Python files that come with it."""
+    """Return the error for a model that needs to run its own Python files."""
     return SoraError(
         f"model '{reference}' comes with code of its own, which is not run",
         hint="if you have read it and trust it: model.trust_remote_code=true",
@@ -139,9 +137,9 @@ def foreign_code(reference: str) -> SoraError:
 
 
 def check_complete(reference: str, missing: Collection[str], tensors: int) -> None:
-    """Raise `SoraError` where most of a model's tensors are in no file: they would be random.
+    """Refuse a model if most of its tensors are in no file, as they would be random.
 
-    A new head and a pooler are few; what else is missing is trained in full.
+    A new head and a pooler are few tensors; other missing modules are trained in full.
     """
     if 2 * len(missing) > tensors:
         raise SoraError(
@@ -153,7 +151,7 @@ def check_complete(reference: str, missing: Collection[str], tensors: int) -> No
 
 
 def check_quantised(reference: str, config: Any) -> None:
-    """Raise `SoraError` where a configuration says that the weights are quantised."""
+    """Refuse a model with weights that are stored quantised."""
     if getattr(config, "quantization_config", None) is not None:
         raise SoraError(
             f"model '{reference}' is quantised: adapters are trained on plain weights here, or on "

@@ -1,7 +1,7 @@
 """The fingerprint of a base checkpoint, from at most a few kilobytes per tensor.
 
-It covers every tensor's name, dtype, shape and some sampled bytes, and does not depend on how a
-checkpoint is cut into shards. A change to few numbers of a tensor can escape it.
+It covers every tensor's name, dtype, shape and some sampled bytes, and does not depend on the
+checkpoint's division into shards. A change to a few numbers in a tensor can escape it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor's entry in a safetensors file's header."""
+    """A tensor's entry in the header of a safetensors file."""
 
     name: str
     dtype: str
@@ -37,11 +37,7 @@ class StoredTensor:
 
 
 def fingerprint(checkpoint: Path) -> str | None:
-    """Return what identifies the weights of a checkpoint (directory or file); None if it has none.
-
-    Raises:
-        SoraError: a safetensors file is truncated or corrupt.
-    """
+    """Return the fingerprint of a checkpoint's weights (directory or file); None: no weights."""
     tensors = sorted(stored_tensors(checkpoint), key=lambda tensor: tensor.name)
     if tensors:
         return f"safetensors-v1:{_tensors_digest(tensors)}"
@@ -50,7 +46,7 @@ def fingerprint(checkpoint: Path) -> str | None:
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """Return a checkpoint's safetensors files, in the order transformers looks for them."""
+    """Return a checkpoint's safetensors files, in transformers' order of preference."""
     if checkpoint.is_file():
         return [checkpoint] if checkpoint.suffix == ".safetensors" else []
     if (checkpoint / MODEL_WEIGHTS).is_file():
@@ -61,16 +57,12 @@ def weight_files(checkpoint: Path) -> list[Path]:
 
 
 def stored_tensors(checkpoint: Path) -> list[StoredTensor]:
-    """Return all tensors of a checkpoint's safetensors files, as `read_header` gives them."""
+    """Return the header entries of all tensors in a checkpoint's safetensors files."""
     return [tensor for file in weight_files(checkpoint) for tensor in read_header(file)]
 
 
 def read_header(file: Path) -> Iterator[StoredTensor]:
-    """Yield the tensors of a safetensors file, from its header alone.
-
-    Raises:
-        SoraError: the file is truncated or corrupt.
-    """
+    """Yield the tensors of a safetensors file from its header, without reading their data."""
     length, header = _parse(file)
     header.pop("__metadata__", None)
     room = file.stat().st_size - 8 - length
@@ -88,11 +80,7 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """Return what a safetensors file says beside its tensors, such as {"format": "pt"}.
-
-    Raises:
-        SoraError: the file is truncated or corrupt.
-    """
+    """Return the metadata of a safetensors file, such as {"format": "pt"}."""
     metadata = _parse(file)[1].get("__metadata__") or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise SoraError(f"{file} is truncated or corrupt: its metadata are not text")
@@ -100,7 +88,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def _parse(file: Path) -> tuple[int, dict[str, Any]]:
-    """Return the length of a header in bytes, and the header."""
+    """Return the length of a safetensors header in bytes, and the header."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -160,7 +148,7 @@ def _files_digest(files: list[Path]) -> str:
 def _update_sampled(
     digest: Any, stream: BinaryIO, start: int, length: int, windows: int = _WINDOWS
 ) -> None:
-    """Add evenly spaced windows of the bytes, the first and the last among them."""
+    """Add evenly spaced windows of bytes to a digest, including the first and the last."""
     last = max(length - _WINDOW, 0)
     for i in range(windows):
         stream.seek(start + last * i // (windows - 1))

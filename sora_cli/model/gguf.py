@@ -1,4 +1,4 @@
-"""GGUF files: checked for a model in them, and parsed once, whoever asks."""
+"""GGUF files: check their header for a model, and parse each file only once."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _TEXT, _LIST = 8, 9
 
 @contextmanager
 def parsed_once(*sources: str) -> Iterator[None]:
-    """Within the block, parse a GGUF file once.
+    """Parse each GGUF file only once inside the block.
 
-    transformers parses the whole vocabulary anew for the configuration, for the tokenizer and for
-    the weights, which takes 3 s each time for SmolLM2, and makes the same table of tensor names
-    once for each module, which takes 6 s. Blocks may stand within blocks.
+    transformers parses the whole vocabulary separately for configuration, tokenizer and weights,
+    which takes 3 s each time for SmolLM2, and builds the same table of tensor names for each
+    module, which takes 6 s. Blocks may be nested.
 
     Args:
-        sources: resolved models; nothing is done where none is a GGUF file.
+        sources: resolved models; without a GGUF file among them nothing is changed.
     """
     if not any(source.lower().endswith(".gguf") for source in sources):
         yield
@@ -50,16 +50,13 @@ def parsed_once(*sources: str) -> Iterator[None]:
 
 
 def check_gguf(reference: str, file: Path) -> None:
-    """Check by its header that a GGUF file holds a model.
+    """Check a GGUF file's header for a whole model.
 
-    transformers builds a model of its usual sizes where a file says none, as one with an adapter
-    does: some 27 GB for a Llama.
+    If the header gives no sizes (as for a file with an adapter), transformers would build a model
+    of default sizes: some 27 GB for a Llama.
 
     Args:
         reference: the file as the user named it.
-
-    Raises:
-        SoraError: it is no GGUF file, or cut off, one of several, or without a model.
     """
     with file.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
@@ -88,7 +85,7 @@ def check_gguf(reference: str, file: Path) -> None:
 
 
 def check_gguf_place(output: Path, *, force: bool) -> None:
-    """Raise `SoraError` unless a GGUF file may be written there."""
+    """Check that a GGUF file may be written to this path."""
     if output.suffix.lower() != ".gguf":
         raise SoraError(f"--format gguf writes a file, whose name ends in .gguf, not {output}",
                         hint=f"-o {quote(str(output))}.gguf")  # fmt: skip
@@ -106,19 +103,19 @@ def _refused(what: str, hint: str = "name a model's own file, or its directory")
 
 
 class _Header:
-    """The header of a GGUF file; the package gguf takes 3 s for it where there is a vocabulary.
+    """The header of a GGUF file. The package gguf takes 3 s to read one with a vocabulary.
 
     Attributes:
-        fields: without lists, which are skipped.
-        tensors: how many there are.
+        fields: keys and values; lists are skipped.
+        tensors: number of tensors.
     """
 
     def __init__(self, data: mmap.mmap) -> None:
-        """Read it.
+        """Read the header.
 
         Raises:
-            struct.error, ValueError, OverflowError, KeyError: it is damaged, or the file is too
-                short for what it says.
+            struct.error, ValueError, OverflowError, KeyError: it is damaged, or the file is shorter
+                than the header states.
         """
         self._data, self._at, self._order = data, len(MAGIC), "<"
         self.version = self._number("I")
@@ -168,7 +165,7 @@ class _Header:
         self._at += length
 
     def _tensor(self) -> int:
-        """Read a tensor's name, sides and type; return where it begins among the tensors."""
+        """Read a tensor's name, shape and type; return its offset in the tensor data."""
         self._text()
         self._skip(8 * self._number("I"))
         self._number("I")

@@ -1,10 +1,9 @@
-"""Gradient checkpointing: a block's activations computed again, not kept for the backward pass.
+"""Gradient checkpointing: recompute a block's activations instead of keeping them.
 
-Source: Chen et al. (2016), arXiv 1604.06174. Of torch's two ways the one that is not reentrant:
-frozen weights and inputs without a gradient are all right, and the state of the random generators
-is put back for the second pass, so that dropout drops the same. The adapters' gradients are the
-same up to rounding: while checkpointing decides what is kept, their layers keep x itself
-(`methods.kept`).
+Source: Chen et al. (2016), arXiv 1604.06174. Of torch's two implementations this uses the
+non-reentrant one: it accepts frozen weights and inputs without a gradient, and restores the random
+generators for the second pass, so dropout drops the same numbers. The adapters' gradients are the
+same up to rounding: under checkpointing, their layers keep x itself (`methods.kept`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _OPTIONS = {"use_reentrant": False}
 
 
 def checkpointing_arguments() -> dict[str, Any]:
-    """Return the arguments of `TrainingArguments` that switch it on."""
+    """Return the arguments of `TrainingArguments` for gradient checkpointing."""
     from transformers import TrainingArguments
 
     name = "activation_checkpointing"  # the newer of its two names in transformers 5
@@ -31,17 +30,16 @@ def checkpointing_arguments() -> dict[str, Any]:
 
 
 def check_checkpointing(model: nn.Module) -> None:
-    """Raise `SoraError` where a model's code cannot do it."""
+    """Check that a model's code supports gradient checkpointing."""
     with checkpointed(model):
         pass
 
 
 @contextlib.contextmanager
 def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
-    """Give a transformers model with checkpointing switched on, as the trainer does, then off.
+    """Switch a transformers model's checkpointing on inside the block, then off.
 
-    Raises:
-        SoraError: the model's code cannot do it.
+    It uses the trainer's arguments.
     """
     if not on:
         yield

@@ -1,4 +1,4 @@
-"""Loading with transformers: what `from_pretrained` is given, and what it raises, said clearly."""
+"""Loading with transformers: arguments of `from_pretrained`, and clear errors."""
 
 from __future__ import annotations
 
@@ -19,16 +19,13 @@ LOCAL_COPY = "give a local copy: --base DIR"
 def loading(
     reference: str, resolved: str = "", *, purpose: str = "", local_copy: str | None = None
 ) -> Iterator[None]:
-    """Keep transformers quiet, and turn what it raises into an error that says what to do.
+    """Silence transformers inside the block, and turn its errors into messages with a next step.
 
     Args:
         reference: the model as the user named it.
-        resolved: the path or Hub id behind it, where that is another.
-        purpose: ends "model 'x' cannot be loaded", such as " for causal-lm".
-        local_copy: the hint on how to name a copy on this disk; None: in a recipe.
-
-    Raises:
-        SoraError: in place of whatever was raised inside.
+        resolved: the path or Hub id behind it, if different.
+        purpose: end of "model 'x' cannot be loaded", such as " for causal-lm".
+        local_copy: hint about naming a copy on this disk; None: the model is named in a recipe.
     """
     place = Path(resolved or reference)
     try:
@@ -52,7 +49,7 @@ def loading(
 
 
 def split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
-    """Return what `from_pretrained` takes: a name, and the options of a GGUF file."""
+    """Return the source for `from_pretrained` (a directory for a GGUF file), and GGUF options."""
     path = Path(resolved)
     if path.suffix.lower() != ".gguf":
         return resolved, {}
@@ -60,9 +57,9 @@ def split_gguf(resolved: str) -> tuple[str, dict[str, str]]:
 
 
 def weights_options(gguf: dict[str, str]) -> dict[str, Any]:
-    """Return the options that load weights: from safetensors, never from a pickle.
+    """Return the options for loading weights: from safetensors, never from a pickle.
 
-    The weights in a GGUF file are unpacked: its blocks cannot be trained on.
+    The weights in a GGUF file are unpacked, as its blocks cannot be trained on.
     """
     import transformers
 

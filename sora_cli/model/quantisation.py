@@ -1,9 +1,9 @@
-"""Base models whose frozen linear layers are packed by bitsandbytes while they are read.
+"""Quantise a base model's frozen linear layers with bitsandbytes during loading.
 
-The files on disk stay the plain ones, so that an adapter belongs to the same base (and fingerprint)
-as one trained without. Heads, output embeddings and the adapters themselves are not packed.
-Source: Dettmers et al. 2023, arXiv 2305.14314, section 3 (4 bits: NF4, double quantisation), and
-2022, arXiv 2208.07339 (8 bits). bitsandbytes does both on GPUs and, slowly, on CPUs.
+The files on disk stay unquantised, so an adapter has the same base model (and fingerprint) as one
+trained without quantisation. Heads, output embeddings and adapters are not quantised. Source:
+Dettmers et al. 2023, arXiv 2305.14314, section 3 (4 bits: NF4, double quantisation), and 2022,
+arXiv 2208.07339 (8 bits). bitsandbytes supports both on GPUs and, slowly, on CPUs.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ _LAYERS = ("Linear4bit", "Linear8bitLt")
 
 
 def check_quantise(block: ModelBlock) -> None:
-    """Check what can be known before anything heavy loads.
+    """Check a recipe's quantisation before torch is imported.
 
-    Raises:
-        SoraError: quantisation of a GGUF file or under FSDP, or without the package for it.
+    GGUF files and FSDP are refused.
     """
     if block.quantise is None:
         return
@@ -49,14 +48,11 @@ def check_quantise(block: ModelBlock) -> None:
 
 
 def check_bitsandbytes(key: str, value: str, *, plain: str, unsharded: str) -> None:
-    """Check that a value of the recipe that is done by bitsandbytes can be had.
+    """Check that bitsandbytes is installed for a recipe's setting, and that FSDP is not in use.
 
     Args:
-        plain: the words with which it is not needed.
-        unsharded: what FSDP cannot shard.
-
-    Raises:
-        SoraError: the package is not installed, or this is a run under FSDP.
+        plain: override with which the setting needs no bitsandbytes.
+        unsharded: plural noun for the data that FSDP cannot shard.
     """
     if find_spec("bitsandbytes") is None:
         raise SoraError(
@@ -75,11 +71,11 @@ def check_bitsandbytes(key: str, value: str, *, plain: str, unsharded: str) -> N
 def quantised_options(
     block: ModelBlock, *, precision: str, config: Any, plain: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the options of `from_pretrained`; none for a model that is not to be packed.
+    """Return the options of `from_pretrained` that quantise a model; empty without quantisation.
 
     Args:
-        precision: of the run, as in `training.precision`: packed weights are multiplied in it.
-        plain: module paths that are left as they are.
+        precision: of the run, as in `training.precision`; products with quantised weights use it.
+        plain: module paths that are not quantised.
     """
     if block.quantise is None:
         return {}
@@ -102,13 +98,12 @@ def quantised_options(
 
 
 def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
-    """Make a model that was just packed ready for adapters, in place; leave a plain one alone.
+    """Prepare a newly quantised model for adapters, in place; other models are left alone.
+
+    A head that is quantised, because the checkpoint lacks it, is refused.
 
     Args:
         head: paths of the modules that are trained in full.
-
-    Raises:
-        SoraError: one of those is packed, since the checkpoint does not supply it.
     """
     if quantised_as(model) is None:
         return
@@ -129,7 +124,7 @@ def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
 
 
 def check_selected(model: nn.Module, method: Baseline) -> None:
-    """Raise `SoraError` where a baseline would train a quantised layer's own parameters."""
+    """Refuse a baseline that would train a quantised layer's own parameters."""
     if quantised_as(model) is None:
         return
     for name in method.select(dict(model.named_parameters())):
@@ -142,7 +137,7 @@ def check_selected(model: nn.Module, method: Baseline) -> None:
 
 
 def quantised_as(model: Any) -> str | None:
-    """Return "4bit" or "8bit" where bitsandbytes packed a model in memory, else None."""
+    """Return "4bit" or "8bit" for a model that bitsandbytes quantised in memory, else None."""
     for bits in ("4bit", "8bit"):
         if getattr(model, f"is_loaded_in_{bits}", False):
             return bits
@@ -150,7 +145,7 @@ def quantised_as(model: Any) -> str | None:
 
 
 def numbers(parameter: Any) -> int:
-    """Return how many numbers a parameter stands for; a packed one has fewer elements."""
+    """Return the number of values in a parameter; a packed one has fewer elements than values."""
     state = getattr(parameter, "quant_state", None)
     return int(parameter.numel() if state is None else math.prod(state.shape))
 

@@ -70,8 +70,9 @@ class GroupedBatchSampler(Sampler[list[int]]):
                 yield [int(i) for i in (rows if len(rows) else step[:1])]
 
     def is_filler(self, step: int, number: int) -> bool:
-        """Return True if a micro-batch only repeats a row to fill up its step; indices count from
-        0.
+        """Return True if a micro-batch only repeats a row to fill up its step.
+
+        `step` counts from 0 in the epoch, `number` from 0 in the step.
         """
         rows = min(self.rows - step * self.global_batch, self.global_batch)
         mine = len(range(self.process, rows, self.processes))

@@ -129,7 +129,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         self._handle = optimizer.register_step_post_hook(self._count_step)
 
     def _state_file(self, args: Any, state: Any) -> Path:
-        """Return the file with the method's state in the checkpoint to resume from."""
+        """Return the file with the method's state in the resumed checkpoint."""
         folder = self.resumed_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not (folder / STATE_FILE).is_file():
             raise FileNotFoundError(
@@ -261,7 +261,7 @@ def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:
 def _wrap_optimizer(
     trainer: Trainer, method: AdapterMethod, layers: Layers, head_lr: float | None
 ) -> None:
-    """Make `create_optimizer` use the method's parameter groups, and the head's beside them."""
+    """Make `create_optimizer` use the method's parameter groups and the head's."""
 
     def create_optimizer(model: nn.Module | None = None) -> Any:
         if trainer.optimizer is None:

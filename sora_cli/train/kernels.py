@@ -151,9 +151,7 @@ def _told(model: nn.Module) -> Iterator[None]:
 
 
 def _namespaces(model: Any) -> list[dict[str, Any]]:
-    """Return the namespaces that Liger may change: of the model, of transformers, and of
-    torch.nn.
-    """
+    """Return the namespaces that Liger may change: the model's, transformers' and torch.nn's."""
     from torch import nn
 
     apply = _families()[model.config.model_type]

@@ -26,9 +26,7 @@ def check_machine(block: TrainingBlock) -> None:
 
 
 def _check_launcher() -> None:
-    """Refuse settings of `accelerate launch` (environment variables) that methods cannot
-    support.
-    """
+    """Refuse settings of `accelerate launch` (environment variables) unsupported by methods."""
     if _asked_for("ACCELERATE_USE_DEEPSPEED"):
         raise SoraError(
             "DeepSpeed is not supported: its optimisers keep the gradients that methods look at",

@@ -1,4 +1,4 @@
-"""Stop the run at a loss or gradient that is not finite, or leave out its step and count it.
+"""Stop the run at a loss or gradient that is not finite, or leave out and count its step.
 
 `guard_steps(trainer, hooks, ...)` looks once per optimiser step at the losses of its micro-batches
 and at the gradient norm, which the trainer has computed anyway, and synchronises one bit with the
@@ -136,9 +136,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         trainer.accelerator.clip_grad_norm_ = clip_grad_norm_
 
     def _all_finite(self, numbers: list[Tensor]) -> bool:
-        """Return True if all processes' numbers are finite; no other call here waits for the
-        GPU.
-        """
+        """Return True if the numbers of all processes are finite; this call waits for the GPU."""
         device = self.trainer.args.device
         finite = torch.stack([n.detach().isfinite().to(device) for n in numbers]).all()
         if self.trainer.args.world_size > 1:
@@ -146,8 +144,8 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         return bool(finite)
 
     def _scales(self) -> bool:
-        """Return True if a gradient scaler may have caused the infinite gradient; it handles
-        that.
+        """Return True if a gradient scaler may have made a gradient infinite; it then handles
+        it.
         """
         scaler = self.trainer.accelerator.scaler
         # below a scale of 1 the scaler has halved it many times: the gradient itself is infinite

@@ -76,7 +76,7 @@ def check_attention_same(trainer: AdapterTrainer) -> None:
 
 
 def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
-    """Return the loss of the shortest rows, and its gradient of all that is trained."""
+    """Return the loss of the shortest rows, and its gradient in all trained parameters."""
     model, rows, block = trainer.model, trainer.train_rows, trainer.recipe.training
     assert rows is not None
     shortest = rows.lengths.argsort(kind="stable")[:_ROWS]

@@ -57,9 +57,7 @@ class AdapterTrainer(ResumingTrainer):
         self.last: Predictions | None = None  # of an evaluation after the last step of all
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """Return one optimiser step's micro-batches, and its number of loss items on all
-        processes.
-        """
+        """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
         assert self.sampler is not None
         step = self.state.global_step % self.recipe.training.steps_per_epoch(self.sampler.rows)
@@ -80,9 +78,7 @@ class AdapterTrainer(ResumingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return a micro-batch's mean loss; in training weighted, so that the step gets the
-        mean.
-        """
+        """Return a micro-batch's mean loss; in training weighted to give the step's mean."""
         on = self.recipe.training.activation_offload and model.training
         stays = (*model.parameters(), *model.buffers()) if on else ()
         with offloaded(stays, device=self.args.device.type, on=on):

@@ -116,7 +116,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
-        """Note the best score, and stop early if the recipe asks for it."""
+        """Note the best score, and stop early if the recipe asks for early stopping."""
         self._note_signal()
         self._request(state, control, due=False)
         score = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
