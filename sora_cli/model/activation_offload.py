@@ -31,7 +31,7 @@ from sora_cli.recipe.recipe import TrainingBlock
 
 KEY = "training.activation_offload"
 SMALLEST = 1 << 18
-"""Bytes from which a tensor is moved: copying less takes about as long as starting a copy."""
+"""Tensors of at least so many bytes are moved: starting a copy takes as long as copying less."""
 _OFF = f"{KEY}=false"
 
 
@@ -103,7 +103,7 @@ class _Moving:
 
     def __init__(self, stays: frozenset[int], device: str, copied: Callable[[Tensor], Tensor]):
         self._stays, self._device, self._copied = stays, device, copied
-        # storage -> what of it is kept, for as long as the storage is there
+        # storage -> its kept views, for the lifetime of the storage
         self._known: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
         self._last: Callable[[], _Parcel | None] = lambda: None
 

@@ -26,7 +26,7 @@ from sora_cli.model.transformers_internals import attention_of, flash_kernels
 from sora_cli.recipe.recipe import ModelBlock
 
 ON_GPUS = ("flash_attention_2", "flex_attention")
-"""Those that have no backward pass on a CPU."""
+"""Implementations without a backward pass on a CPU."""
 _USUAL = f"{KEY}=null lets transformers choose"
 
 
@@ -160,7 +160,7 @@ def usual_attention(model: Any, *, of_kernels: bool = False) -> Iterator[None]:
         return
     try:
         model.set_attn_implementation("sdpa")
-    except ValueError:  # it has none, and then the plain one is taken
+    except ValueError:  # the model has no sdpa: transformers takes "eager"
         model.set_attn_implementation("eager")
     try:
         yield

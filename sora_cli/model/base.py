@@ -86,7 +86,7 @@ def load_base(
                 config=config,
                 dtype=_dtype(block.dtype),
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, with names
+                ignore_mismatched_sizes=True,  # `_check_shapes` refuses them by name
                 **common,
                 **attention_options(block),
                 **weights_options(gguf),
@@ -99,7 +99,7 @@ def load_base(
     head = head_modules(model, missing, new_head=task.trains_head)
     prepare_quantised(model, block.path, head)
     with usual_attention(model, of_kernels=True):
-        task.check_model(model, processor)  # it may run the model, here
+        task.check_model(model, processor)  # it may run the model, on this device
     return Base(
         model=model,
         processor=processor,

@@ -14,19 +14,19 @@ from sora_cli.core.errors import SoraError
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-"""Says which tensor is in which file, where a model's weights are in several."""
+"""Maps tensors to files if a model's weights are in several files."""
 SAFE_WEIGHTS = "*.safetensors"
 TORCH_PICKLES = "pytorch_model*.bin"
 PICKLES = (TORCH_PICKLES, "*.pt", "*.pth")
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's configuration, which makes a directory an adapter."""
+"""PEFT's configuration; a directory with this file is an adapter."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 SORA_FILE = "sora.json"
-"""Facts about an adapter that PEFT's configuration has no key for; and about a merged model."""
+"""Facts about an adapter without a key in PEFT's configuration; facts about a merged model."""
 MERGE_RECORD = "sora_merge.json"
-"""The share of an adapter that the weights of a merged model hold, module by module."""
+"""Share of an adapter's update that a merged model's weights hold, by module."""
 CARD = "README.md"
 """The model card."""
 PROCESSOR_FILES = (
@@ -39,11 +39,11 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json", "vocab-src.json", "vocab-tgt.json", "vocab.json", "vocab.txt",
     "word_pronunciation.json", "word_shape.json",
 )  # fmt: skip
-"""All that tokenizers and processors of transformers write: `vocab_files_names` of its classes."""
+"""All files of transformers' tokenizers and processors: `vocab_files_names` of the classes."""
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SORA_FILE, CARD, *PROCESSOR_FILES)
 """All files of an adapter that this program writes."""
 DELTA_FILE = "delta.safetensors"
-"""The difference that a baseline made to its base model."""
+"""The tensors that a baseline changed in its base model."""
 
 
 _CARD_STARTS = re.compile(r"---\n(?:(?!---\n).*\n)*?library_name: peft\n")
@@ -103,7 +103,7 @@ def _check_directory(reference: str, folder: Path) -> None:
     if holds_pickles_only(folder):
         raise pickled(reference)
     for file in (folder / MODEL_CONFIG, *sorted(folder.glob(SAFE_WEIGHTS))):
-        if file.is_file() and not os.access(file, os.R_OK):  # libraries say that it is not there
+        if file.is_file() and not os.access(file, os.R_OK):  # libraries call it missing
             raise SoraError(f"{file} cannot be read: permission denied", key="model.path")
 
 

@@ -18,7 +18,7 @@ from sora_cli.model.files import MODEL_WEIGHTS, SAFE_WEIGHTS, TORCH_PICKLES, WEI
 
 _OTHER = ("*.gguf", TORCH_PICKLES)
 _WINDOWS = 8
-_WINDOW = 64  # bytes
+_WINDOW = 64  # bytes in each window
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -92,7 +92,7 @@ def _parse(file: Path) -> tuple[int, dict[str, Any]]:
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
-            # the format: 8 bytes with the length of the header, the header as JSON, the tensors
+            # the format: 8 bytes with the header's length, the header as JSON, the tensors
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= min(_LARGEST_HEADER, size - 8):
                 raise ValueError("impossible header length")
@@ -110,7 +110,7 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SoraError(f"{index} is not an index of shards: {error}") from error
     for name in names:
-        # a name with directories in it could point anywhere on this disk
+        # a name with directories could point anywhere on this disk
         if Path(name).name != name or not (index.parent / name).is_file():
             raise SoraError(f"{index} names '{name}', which is not there")
     return [index.parent / name for name in names]

@@ -19,7 +19,7 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _TEXT, _LIST = 8, 9
-"""Types of values, as the format numbers them; those of numbers with their letter in `struct`."""
+"""The format's numbers for types of values; `_NUMBERS` maps numeric types to `struct` letters."""
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def parsed_once(*sources: str) -> Iterator[None]:
         return
     try:
         import gguf
-    except ImportError:  # transformers says so
+    except ImportError:  # transformers reports the missing package
         yield
         return
     reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
@@ -119,7 +119,7 @@ class _Header:
         """
         self._data, self._at, self._order = data, len(MAGIC), "<"
         self.version = self._number("I")
-        if self.version & 0xFFFF == 0:  # written on a machine of the other byte order
+        if self.version & 0xFFFF == 0:  # the file has the other byte order
             self._order, self._at = ">", len(MAGIC)
             self.version = self._number("I")
         self.fields: dict[str, Any] = {}

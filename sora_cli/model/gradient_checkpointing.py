@@ -23,7 +23,7 @@ def checkpointing_arguments() -> dict[str, Any]:
     """Return the arguments of `TrainingArguments` for gradient checkpointing."""
     from transformers import TrainingArguments
 
-    name = "activation_checkpointing"  # the newer of its two names in transformers 5
+    name = "activation_checkpointing"  # the newer of two names in transformers 5
     if name not in TrainingArguments.__dataclass_fields__:
         name = "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": dict(_OPTIONS)}
@@ -64,4 +64,4 @@ def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
             model.activation_checkpointing_disable()
         else:
             model.gradient_checkpointing_disable()
-        model.disable_input_require_grads()  # hooks that transformers adds, and needs not
+        model.disable_input_require_grads()  # transformers' hooks on the inputs: not needed

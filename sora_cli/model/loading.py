@@ -33,7 +33,7 @@ def loading(
             yield
     except SoraError:
         raise
-    except Exception as error:  # a damaged file raises whatever the code that meets it does
+    except Exception as error:  # a damaged file may raise anything
         if holds_pickles_only(place) or (not place.exists() and "use_safetensors" in str(error)):
             raise pickled(reference) from error
         if not place.exists() and isinstance(error, OSError):
@@ -65,5 +65,5 @@ def weights_options(gguf: dict[str, str]) -> dict[str, Any]:
 
     if not gguf:
         return {"use_safetensors": True}
-    kind = getattr(transformers, "GgufConfig", None)  # versions without it always unpack
+    kind = getattr(transformers, "GgufConfig", None)  # older versions always unpack
     return {} if kind is None else {"quantization_config": kind(dequantize=True)}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 KEY = "model.quantise"
 _PLAIN = f"{KEY}=null"
 _LAYERS = ("Linear4bit", "Linear8bitLt")
-"""bitsandbytes' classes; a weight that no file supplied is not yet packed in them."""
+"""bitsandbytes' classes of layers; recognised by class, as a missing weight is not packed yet."""
 
 
 def check_quantise(block: ModelBlock) -> None:
@@ -117,8 +117,8 @@ def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
             )
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
-            # else some CPUs repack the weight at the first evaluation, in a form that is read in 16
-            # bits from then on and that no gradient goes through
+            # else bitsandbytes repacks the weight on some CPUs at the first evaluation, in a form
+            # that is read in 16 bits from then on and that passes no gradient
             module.support_avx512bf16_for_cpu = False
     let_trainer_train(model)
 

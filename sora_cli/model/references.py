@@ -74,7 +74,7 @@ def local_checkpoint(resolved: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    try:  # any file would do: all of a commit's lie in one directory
+    try:  # any file of the commit: they share a directory
         config = try_to_load_from_cache(resolved, MODEL_CONFIG, revision=revision)
     except HFValidationError:
         return None
@@ -92,13 +92,13 @@ def ask_hub(name: str) -> None:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     quiet_hub()
-    with suppress(RemoteEntryNotFoundError):  # a model in another form: who reads it says more
+    with suppress(RemoteEntryNotFoundError):  # another form of model: its reader reports it
         if not constants.is_offline_mode() and not isinstance(cached(name, MODEL_CONFIG), str):
             try:
                 get_hf_file_metadata(hf_hub_url(name, MODEL_CONFIG))  # a download tries for 20 s
             except (OSError, ValueError):
                 raise
-            except Exception as error:  # of the client's own transport, which differs by version
+            except Exception as error:  # the client's transport differs by version
                 raise ConnectionError(first_line(error)) from error
         hf_hub_download(name, MODEL_CONFIG)
 

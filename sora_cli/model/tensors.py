@@ -43,8 +43,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ORDER = [
     "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "F16", "BF16", "I32", "F32", "F64", "I64",
 ]  # fmt: skip
-"""The format's own ranking of dtypes."""
-_COMPARED = 2**22  # numbers at a time
+"""The format's ranking of dtypes."""
+_COMPARED = 2**22  # numbers compared at a time
 
 
 def torch_dtype(stored: str) -> torch.dtype | None:
@@ -163,7 +163,7 @@ def open_tensors(file: Path) -> Iterator[TensorFile]:
     """Check a safetensors file's header, and open the file for reading."""
     try:
         _check_readable(file)
-        with safe_open(str(file), framework="pt"):  # checks all of the header, reads no tensor
+        with safe_open(str(file), framework="pt"):  # checks the whole header, reads no tensor
             pass
         entries = {entry.name: entry for entry in read_header(file)}
         stream = file.open("rb")

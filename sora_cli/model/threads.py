@@ -12,7 +12,7 @@ import torch
 
 T = TypeVar("T")
 
-_CORES = 8  # so that tensors in memory stay few; reading them keeps no more at work
+_CORES = 8  # bounds the tensors in memory; reading keeps no more cores busy
 
 
 def by_cores(names: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:

@@ -9,12 +9,12 @@ from sora_cli.core.words import first_few
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded, Task
 
-_FEW = 8  # classes that are listed one by one
+_FEW = 8  # so many classes are listed one by one
 _LONG = 40  # characters of a name
 _PARTS = {"select": "the selection rows"}
 
 Counts = Mapping[str, Mapping[str, int]]
-"""Part -> class -> rows (or words, where each word has a class), in label order."""
+"""Part -> class -> number of rows (of words, if each word has a class), in label order."""
 
 
 def class_counts(ready: Prepared) -> dict[str, dict[str, int]]:
@@ -63,7 +63,7 @@ def absent_remarks(counts: Counts) -> Iterator[str]:
     """Yield a remark for each part in which some classes have no rows."""
     for part, own in counts.items():
         absent = [f"'{_short(name)}'" for name, rows in own.items() if not rows]
-        if 0 < len(absent) < len(own) - 1:  # rows that are all of one class have their own remark
+        if 0 < len(absent) < len(own) - 1:  # rows of a single class: see `label_remark`
             end = ": nothing can be learned of them" if part == "train" else ""
             few, where = first_few(absent, _FEW), _PARTS.get(part, part)
             yield f"classes without rows in {where}: {few} ({len(absent)} of {len(own)}){end}"

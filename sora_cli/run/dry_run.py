@@ -84,7 +84,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     recipe, _ = settle(loaded.recipe, ready, machine=PREDICTION_ONLY)
     args = training_arguments(recipe, loaded.output_dir, metric, evaluates=True)
     steps = count_steps(args, block, len(ready.train.lengths))
-    # before anything is made of the rows: it builds on the memory that the process has now
+    # before the data sections: the prediction starts from the process's present memory
     memory = predict_memory(ready, recipe, rows_per_pass=steps.rows_per_pass)
     emit_section("columns", column_lines(ready))
     emit_section("data", data_lines(ready, block))
@@ -113,7 +113,7 @@ def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
         key, shown = printable(key), _shown(value)
         if len(key) < _KEY and len(shown) <= _VALUE:
             yield f"{key:<{_KEY}} {shown:<{_VALUE}} {origin}"
-        else:  # in full, however long: people copy these
+        else:  # never shortened: people copy these values
             yield f"{key:<{_KEY}} {shown}"
             yield f"{'':<{_KEY}} {'':<{_VALUE}} {origin}"
 

@@ -11,7 +11,7 @@ from sora_cli.core.words import shown_value
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.language import IGNORED
 
-_CHARACTERS = 240  # of a text that is shown
+_CHARACTERS = 240  # longest text that is printed in full
 _CHOICES = 8
 
 

@@ -27,7 +27,7 @@ def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) ->
         report.metrics[split] = ready.task.scores(predictions)
         _say(report, prediction_remark(ready.task, split, predictions))
     if ready.baseline is not None:
-        return  # nothing that could be switched off
+        return  # a baseline has no adapters to switch off
     if not any(ready.method.factors(m).drop_zeros().rank for m in ready.layers.values()):
         _say(report, NONE_ALIVE)
     elif ready.task.best in report.metrics[next(iter(ready.report))]:
@@ -64,7 +64,7 @@ def switched_off(layers: Layers) -> Iterator[None]:
     parameters = [p for layer in layers.values() for _, p in layer.named_factors()]
     kept = [p.data for p in parameters]
     try:
-        for parameter in parameters:  # all of them: a factor that is NaN would not vanish
+        for parameter in parameters:  # A, B and gates: 0 x NaN is NaN
             parameter.data = torch.zeros_like(parameter.data)
         yield
     finally:

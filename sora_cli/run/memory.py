@@ -37,9 +37,9 @@ from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded
 from sora_cli.train.optimizers import moment_bytes
 
-CPU_RUNTIME = 75_000_000  # bytes, measured on a run of two-row batches
-CUDA_RUNTIME = 33_000_000  # bytes of cuBLAS workspace
-HEAP_SLACK = 0.2  # holes in glibc's heap, as a share of the smaller blocks; measured
+CPU_RUNTIME = 75_000_000  # bytes, measured on a run with batches of two rows
+CUDA_RUNTIME = 33_000_000  # bytes: cuBLAS's workspace
+HEAP_SLACK = 0.2  # measured: holes in glibc's heap, as a share of the smaller blocks
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
     model: nn.Module = ready.base.model
     trained = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
     weights = sum(_bytes(t) for t in _distinct(model))
-    # training takes again what the trial took: it counts as a part of the first step
+    # the first step takes the memory of the trial of layers again: do not count it twice
     resident = resident_memory() - ready.trial_memory if device == "cpu" else weights
     loading = float(peak_memory() or 0) if device == "cpu" else 0.0
     collate = ready.task.collator(ready.base.processor)
@@ -129,7 +129,8 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
         ),
         key=lambda rows: _cells(rows),
     )
-    passes = 2 if recipe.training.gradient_accumulation > 1 else 1  # the second finds gradients
+    # in the second pass of a step the gradients of the first are alive
+    passes = 2 if recipe.training.gradient_accumulation > 1 else 1
     block = recipe.training
     work = Passes(
         model,
@@ -140,7 +141,7 @@ def predict_memory(ready: Prepared, recipe: Recipe, *, rows_per_pass: int) -> Me
         checkpointing=block.gradient_checkpointing,
         offload=block.activation_offload,
     )
-    with usual_attention(model, of_kernels=True):  # their kernels take tensors with data only
+    with usual_attention(model, of_kernels=True):  # GPU kernels need tensors with data
         step, exact = work.trace(training, passes)
         scoring, exact_too = work.trace(evaluation, 0)
     return MemoryPrediction(

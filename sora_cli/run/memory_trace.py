@@ -29,7 +29,7 @@ from sora_cli.model.activation_offload import offloaded
 from sora_cli.model.gradient_checkpointing import checkpointed
 from sora_cli.tasks.base import Encoded, Task
 
-MMAP_LIMIT = 1 << 30  # bytes: larger blocks are mapped each on its own (`allocator`) and given back
+MMAP_LIMIT = 1 << 30  # bytes: glibc maps larger blocks separately (`core.allocator`)
 
 Tensors = Mapping[str, Any]
 
@@ -122,7 +122,7 @@ def _without_masks(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     for index in args[1]:
         if index is None or index.dtype != torch.bool:
             indices.append(index)
-        else:  # as `mask.nonzero()` would give them
+        else:  # the form of `mask.nonzero()`: an index for each dimension
             every = torch.zeros(index.numel(), dtype=torch.long, device=index.device)
             indices += [every] * index.ndim
     return args[0], indices
@@ -153,7 +153,7 @@ class Passes:
         """
         try:
             return self._without_data(self._batch(rows, len(rows.lengths)), passes), True
-        except Exception:  # whatever an architecture does with the values of its tensors
+        except Exception:  # a model that reads its tensors' values may raise anything
             return self._extrapolated(rows, passes), False
 
     def _without_data(self, batch: Tensors, passes: int) -> Trace:
@@ -194,7 +194,7 @@ class Passes:
             **{
                 n: convert(p).requires_grad_(p.requires_grad)
                 for n, p in self.model.named_parameters()
-                if p.is_floating_point()  # packed weights are more than a tensor, and stay
+                if p.is_floating_point()  # packed weights have scales beside them: they stay
             },
             **{n: convert(b) for n, b in self.model.named_buffers()},
         }
@@ -217,7 +217,7 @@ class Passes:
     def _offloaded(
         self, stays: list[Tensor], tracker: StorageTracker
     ) -> contextlib.AbstractContextManager[None]:
-        # of a GPU's run extrapolated on the CPU, all tensors are there
+        # an extrapolated GPU run happens on the CPU: ask the tensors
         device = stays[0].device.type
         return offloaded(stays, device=device, on=self.offload, move=tracker.move)
 

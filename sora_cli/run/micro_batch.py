@@ -28,9 +28,9 @@ from sora_cli.run.step_time import run_passes
 from sora_cli.train.optimizers import moment_bytes
 
 _SHARE = 0.9
-"""The part of the memory that a prediction may fill: predictions are some per cent off."""
+"""Share of the memory that a predicted peak may fill: predictions are some per cent off."""
 _KEY = "training.micro_batch"
-_NO_MEMORY = ("can't allocate memory", "out of memory")  # of torch on a CPU, and of CUDA's drivers
+_NO_MEMORY = ("can't allocate memory", "out of memory")  # messages of torch on a CPU, and of CUDA
 
 
 def available_memory() -> float | None:
@@ -56,7 +56,8 @@ def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
     batch = ready.task.collator(ready.base.processor)(list(part.dataset))
     model: nn.Module = ready.base.model
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    passes = 2 if block.gradient_accumulation > 1 else 1  # the second finds gradients
+    # in the second pass of a step the gradients of the first are alive
+    passes = 2 if block.gradient_accumulation > 1 else 1
     try:
         with _left_as_it_was(model):
             taken = moment_bytes(block.optimizer, model, device)
@@ -88,7 +89,7 @@ class Machine:
 
 
 PREDICTION_ONLY = Machine(fits=lambda *_: True)
-"""For a dry run, which takes no step."""
+"""A machine for dry runs, which take no step: every candidate fits."""
 
 
 def settle(
@@ -136,7 +137,7 @@ def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> Micr
             continue
         split = _with_parts(recipe, share // rows)
         predicted = machine.predict(ready, split, rows)
-        # a single row is tried whatever is predicted
+        # a single row is tried even if the prediction says no
         if available is not None and predicted > _SHARE * available and rows > 1:
             continue
         if machine.fits(ready, split.training, rows):

@@ -16,18 +16,18 @@ from sora_cli.core.errors import SoraError
 from sora_cli.train.checkpoint.resume import check_same
 
 ELSEWHERE = "train elsewhere: output.dir=DIR"
-"""The way out where a directory cannot be used."""
+"""The advice if a directory cannot be used."""
 
 
 class Opening(Enum):
     """The decision about an output directory."""
 
     NEW = auto()
-    """Start: nothing is there, or `--force` starts over."""
+    """Start anew: the directory is free, or `--force` was given."""
     CONTINUE = auto()
-    """Go on with the work that is there."""
+    """Continue the earlier work."""
     NOTHING = auto()
-    """All of it is done."""
+    """The earlier work is finished: nothing is left to do."""
 
 
 @dataclass(frozen=True)

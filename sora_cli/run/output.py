@@ -29,9 +29,9 @@ from sora_cli.train.checkpoint.places import (
 RANKS_PLOT = "ranks.png"
 BENCHMARKS = "benchmarks.json"
 _FILES = (FILE_NAME, HISTORY_FILE, RANKS_PLOT, BENCHMARKS, STATE_FILE)
-"""Files of a run, besides its result and checkpoints; the last one only in a path's stage."""
+"""Files of a run besides its result and checkpoints; STATE_FILE only in a path's stage."""
 RESULTS = (ADAPTER, DELTA, MODEL)
-"""Directories of a run's result."""
+"""Directories for a run's result; a run writes one of them."""
 
 
 def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
@@ -147,7 +147,7 @@ def clear_run(output: Path) -> None:
     clear_results(output)
     clear_checkpoints(output / FOLDER)
     if read_report(output) is not None:
-        for name in reversed(_FILES):  # the report last: it says whose the others are
+        for name in reversed(_FILES):  # the report last: while it exists, the others are a run's
             (output / name).unlink(missing_ok=True)
     with suppress(OSError):
         output.rmdir()

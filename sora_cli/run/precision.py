@@ -19,7 +19,7 @@ from sora_cli.report import read_report
 
 _KEY = ("training", "precision")
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
-"""By torch's names: those that its products in bf16 are made of on x86 processors."""
+"""x86 instructions for products in bf16, under torch's names."""
 
 
 def settle_precision(loaded: LoadedRecipe, *, resume: bool = False) -> LoadedRecipe:
@@ -51,7 +51,7 @@ def device_precision() -> tuple[str, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU has instructions for it"
         return "fp32", "the GPU has no instructions for bf16"
-    # older versions of torch do not tell
+    # absent in older versions of torch
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     found = [name for name in _INSTRUCTIONS if capabilities.get(name)]
     if found:

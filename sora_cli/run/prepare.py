@@ -99,7 +99,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_offload(recipe.training)
     check_gpu(recipe)
     with phase("load data"):
-        transformers.set_seed(recipe.training.seed)  # before a new head is drawn
+        transformers.set_seed(recipe.training.seed)  # before the draw of a new head
         task, rows = load_task(recipe)
         check_rows(task, rows, (rows.train, rows.select, *rows.report.values()))
     with phase("load model"):
@@ -113,7 +113,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         if block.kernels is not None:
             check_family(base.model)
         if not torch.cuda.is_available():
-            replace_dropouts(base.model)  # torch's own take longer than the layers around them
+            replace_dropouts(base.model)  # torch's take longer on a CPU than the layers around
     with phase("tokenise"):
         train = encode(task, base, rows.train, rows.origin(rows.train), training=True)
         report = {
@@ -128,11 +128,11 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         grown = max((process_memory("VmRSS") or 0) - before, 0)
         method, layers = add_adapters(recipe, base, trial.unfit)
         share_inputs(layers, trial.siblings)
-        _choose_loss(recipe, base)  # not before: the trial of layers takes the plain one
+        _choose_loss(recipe, base)  # after the trial of layers, which needs the plain loss
         start = start_from_adapter(recipe, base, task, method, layers)
         steps = recipe.training.total_steps(len(train.lengths))
         _note_unreached(recipe.training, steps)
-        method.begin(layers, total_steps=steps)  # an impossible schedule is refused here
+        method.begin(layers, total_steps=steps)  # refuses an impossible schedule
     left_out = {path: why for path, why in trial.unfit.items() if _means(method.config, path)}
     return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown, start)
 

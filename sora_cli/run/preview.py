@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sora_cli.run.prepare import Prepared
 
 ROWS = 2
-"""Training rows that are shown, unless another number is asked for."""
+"""Default number of training rows in a dry run."""
 WIDTH = 98
 
 

@@ -17,9 +17,9 @@ from sora_cli.run.class_counts import absent_remarks, class_counts
 from sora_cli.run.prepare import Prepared
 from sora_cli.tasks.base import Encoded, Predictions, Task
 
-_FEW = 5  # classes
+_FEW = 5  # classes named in a remark
 _SELECTION = "the selection rows"
-_UNLIMITED = 2**31  # tokens, where a model has no such limit
+_UNLIMITED = 2**31  # tokens: the model has no limit
 
 
 def overlaps_of(ready: Prepared) -> dict[str, Overlap]:
@@ -44,7 +44,7 @@ def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
     remarks += [base_classes_remark(ready.base.classes, ready.task.label_names, ready.base.missing)]
     remarks += absent_remarks(class_counts(ready))
     processor = ready.base.processor
-    tokenizer = getattr(processor, "tokenizer", processor)  # beside images
+    tokenizer = getattr(processor, "tokenizer", processor)  # processors of images have one
     limit = getattr(tokenizer, "model_max_length", _UNLIMITED)
     remarks.append(cut_remark(parts, ready.task.data.max_length, limit=limit))
     remarks += ready.task.remarks({_name(name): part for name, part in parts.items()})
@@ -130,7 +130,7 @@ def prediction_remark(task: Task, split: str, predictions: Predictions) -> str |
         return f"{(~finite).sum():,} of {len(finite):,} predictions on {split} are not finite"
     answers = task.answers(predictions)
     if labels is None or answers is None or np.unique(labels).size == 1:
-        return None  # nothing to compare, or it was said before
+        return None  # nothing to compare, or one label only (`label_remark`)
     if task.label_names is None:
         return _of_numbers(split, answers, labels)
     return _of_classes(split, answers, labels, task.label_names)
@@ -177,10 +177,11 @@ def adapters_remark(
         rows: number of scored rows.
     """
     lost = score - without if greater_is_better else without - score
-    least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9  # losses know no single rows
+    # one row more is worth 1 / rows of a share such as accuracy; a loss has no smallest step
+    least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9
     if not math.isfinite(without) or lost > least:
         return None
-    nothing = lost >= -least  # NaN is worse
+    nothing = lost >= -least  # NaN counts as worse
     what = "add nothing to the rest of the model" if nothing else "make the model worse"
     return (
         f"the adapters {what}: {metric} on {split} is {score:.4f} with them, {without:.4f} without"

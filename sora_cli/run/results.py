@@ -144,7 +144,7 @@ def named_base(base: BaseReference, recipe: Recipe) -> BaseReference:
 
 def training_of(report: RunReport, recipe: Recipe) -> Training:
     """Return the facts about the run for the adapter's card."""
-    data, counted = recipe.data, report.data.rows  # a path scores parts of splits, too
+    data, counted = recipe.data, report.data.rows  # a path also scores parts of splits
     files = [Path(file).name for given in (data.files or {}).values() for file in given]
     on_hub = bool(data.path) and not ("://" in data.path or _is_local(data.path))
     named = data.path if "://" in data.path or on_hub else Path(data.path).name

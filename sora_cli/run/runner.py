@@ -168,7 +168,7 @@ class Runner:
                 save_results(report, ready, run.loaded, output)
                 if run.keeps_state:
                     _write_state(ready, output)
-                    run.trainer.accelerator.wait_for_everyone()  # another process may read it next
+                    run.trainer.accelerator.wait_for_everyone()  # any process may read it next
         send_result(run.trainer, report.metrics, output / RANKS_PLOT)
         return report
 
@@ -185,7 +185,7 @@ class Runner:
         file, ready = (directory or loaded.output_dir) / STATE_FILE, self.with_method(loaded)
         try:
             tensors = load_tensors(file)
-        except Exception as error:  # safetensors raises its own kind for damage
+        except Exception as error:  # safetensors has its own exception for damage
             raise SoraError(
                 f"{file} cannot be read: {first_line(error)}", hint="start again with --force"
             ) from error

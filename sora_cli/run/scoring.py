@@ -24,7 +24,7 @@ from sora_cli.tasks.base import Predictions, Task
 from sora_cli.train.trainer import build_trainer
 
 _WITH_TEXTS = ("source", "question", "tokens", "image")
-"""Keys of records that say what the row is."""
+"""Keys of records that already show the row's input."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.run.prepare import Prepared
 from sora_cli.train.kernels import running
 
-_TOKENS, _ROWS = 256, 16  # that are measured at most, or one row
-_PASSES, _LONG, _VERY_LONG = 4, 5.0, 30.0  # at most; seconds of all, and of the first one alone
+_TOKENS, _ROWS = 256, 16  # most tokens and rows that are timed (at least one row)
+_PASSES, _LONG, _VERY_LONG = 4, 5.0, 30.0  # passes; s in all; s of the first
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
     rows = [ready.train.dataset[int(row)] for row in chosen]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        passes = [run_passes(ready, block, collate(rows))]  # the first one also warms up
+        passes = [run_passes(ready, block, collate(rows))]  # the first pass also warms up
         while passes[0] < _VERY_LONG and len(passes) < _PASSES:
             if len(passes) > 1 and sum(passes) > _LONG:
                 break
             passes.append(run_passes(ready, block, collate(rows)))
-    seconds = min(passes)  # whatever else the machine does makes a pass longer, never shorter
+    seconds = min(passes)  # other work on the machine makes a pass longer, never shorter
     whole = float(lengths.mean()) * min(block.batch_size, len(lengths))
     return StepTime(seconds * whole / tokens, len(chosen), tokens)
 

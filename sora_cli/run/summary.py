@@ -17,7 +17,7 @@ from sora_cli.recipe.reading import EVAL, words_read
 from sora_cli.report import RunReport
 from sora_cli.train.checkpoint.places import FOLDER, checkpoint_paths
 
-_PHASES = 5  # shown of the time
+_PHASES = 5  # longest phases that are printed
 
 
 def conclude(
@@ -107,7 +107,7 @@ def result_lines(report: RunReport) -> list[str]:
 def _of_baseline(folder: Path, words: Sequence[str]) -> list[str]:
     """Return the commands that use a baseline's result."""
     run, (recipe, *overrides) = str(folder.parent), words
-    # the run knows its base model, wherever that is by now
+    # the result names its base model, also if that has moved
     read = words_read(partial(load_recipe, recipe), overrides, EVAL.without("model.path"))
     commands = [shlex.join(["sora", "eval", run, "--recipe", recipe, *read])]
     if folder.name == MODEL:

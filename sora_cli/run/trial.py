@@ -75,7 +75,7 @@ def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows
     try:
         with usual_attention(model, of_kernels=True), same_inputs(model, paths) as siblings:
             found |= try_layers(model, paths, batches)
-    except Exception as error:  # a model for another device than this, say; training shows it, too
+    except Exception as error:  # e.g. the model needs a GPU; training reports it, too
         say_notes([f"no trial of which layers the loss depends on: {first_line(error)}"])
     return Trial(found, siblings)
 
@@ -148,7 +148,7 @@ def _reaching(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any])
 def _read(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
     """Return the layers whose weights influence the loss."""
     weights = {path: model.get_parameter(f"{path}.weight") for path in paths}
-    weights = {path: w for path, w in weights.items() if w.is_floating_point()}  # none is packed
+    weights = {path: w for path, w in weights.items() if w.is_floating_point()}  # not packed
     for weight in weights.values():
         weight.requires_grad_()
     return _depends_on(model, inputs, weights)

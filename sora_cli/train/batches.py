@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 from sora_cli.tasks.base import Encoded
 
-_POOL = 50  # global batches sorted together: long enough to group well, short enough to stay random
+_POOL = 50  # steps sorted together: enough to group by length, few enough to stay random
 
 
 class GroupedBatchSampler(Sampler[list[int]]):
@@ -89,7 +89,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
         cut = self.rows - self.rows % self.global_batch
         full, rest = order[:cut], order[cut:]
         if self.lengths is not None:
-            # all rows sorted would give each epoch the same batches; within pools they differ
+            # sorting all rows would give every epoch the same batches; pools differ by epoch
             pool = _POOL * self.global_batch
             pools = [full[i : i + pool] for i in range(0, cut, pool)]
             by_length = [p[np.argsort(-self.lengths[p], kind="stable")] for p in pools]

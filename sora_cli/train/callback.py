@@ -77,14 +77,14 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
     def __init__(self, trainer: Trainer, method: AdapterMethod, layers: Layers) -> None:
         self.trainer, self.method, self.layers = trainer, method, layers
         self._live: list[int] = []
-        self._counted: list[tuple[int, torch.Tensor]] = []  # steps, and what was alive then
+        self._counted: list[tuple[int, torch.Tensor]] = []  # step, live components
         self.skipped = 0
         self._last_live = 0
-        self._seen = 0  # steps this callback was called for, skipped ones included
-        self._taken = 0  # steps the optimiser itself took since the last hook
-        self._overflow = False  # a fused optimiser left the parameters as they were
-        self._left_out = False  # the step at hand is to change nothing
-        self._share = 0.0  # of the penalty, in the losses since the last hook
+        self._seen = 0  # calls of `on_optimizer_step`, with skipped steps
+        self._taken = 0  # steps taken by the optimiser since the last hook
+        self._overflow = False  # a fused optimiser skipped the step
+        self._left_out = False  # the current step must change nothing
+        self._share = 0.0  # of the penalty, in the losses since the last hook; must be 1
         self._handle: Any = None
         self.resumed_from: Path | None = None
         self.forked = False
@@ -197,7 +197,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         """Continue the counts from `progress`."""
         self._live, self._counted = list(progress["live"]), []
         self.skipped, self._last_live = progress["skipped"], progress["last_live"]
-        if self.forked and self._live:  # the method that takes over may have changed it
+        if self.forked and self._live:  # `take_over` may have pruned components
             self._live[-1] = self._last_live = int(self.method.alive(self.layers))
 
     def note_resume(self, checkpoint: Path) -> None:
@@ -211,7 +211,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         penalty = self.method.penalty(self.layers)
         if penalty is None:
             return loss
-        # the micro-batches' losses are summed: each brings its part of one penalty
+        # gradients add up over micro-batches: each adds its share of one penalty
         return loss + (penalty if divided_later else penalty / parts)
 
     def skip_step(self) -> None:
@@ -220,7 +220,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
 
     def _count_step(self, optimizer: Any, *_: Any) -> None:
         self._taken += 1
-        # fused optimisers skip a step with infinite gradients inside step(), unseen by accelerate
+        # fused optimisers skip an infinite gradient inside step(); accelerate does not see it
         found = getattr(optimizer, "found_inf", None)
         self._overflow = found is not None and bool(found)
 
@@ -286,7 +286,7 @@ def _all_groups(
     lr, decay = trainer.args.learning_rate, trainer.args.weight_decay
     groups = method.param_groups(layers, lr=lr, weight_decay=decay)
     adapters = {id(p) for layer in layers.values() for p in layer.parameters()}
-    adapters |= {id(p) for group in groups for p in group["params"]}  # a baseline's are no layer's
+    adapters |= {id(p) for group in groups for p in group["params"]}  # a baseline has no layers
     decayed = set(trainer.get_decay_parameter_names(model))
     rest = [
         (n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters

@@ -48,8 +48,8 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         self.record = Compaction(every=every, only_count=only_count)
         self.after_removal = after_removal
         self._spells = DeadSpells(layers)
-        self._chosen = torch.zeros_like(self._spells.alive())  # only counted: would be gone
-        self._returned = torch.zeros_like(self._chosen)  # and came back
+        self._chosen = torch.zeros_like(self._spells.alive())  # only_count: would be removed
+        self._returned = torch.zeros_like(self._chosen)  # ... and revived later
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the dead components; at every N-th step remove those dead for N steps."""

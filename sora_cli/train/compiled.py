@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 KEY = "training.compile"
 BACKEND = "inductor"
-"""The backend of torch.compile."""
+"""Backend of torch.compile; tests replace it."""
 _OFF = f"{KEY}=false"
-_PER_BLOCK = 8  # compilations that a block may take: with or without padding, few rows or many, ...
+_PER_BLOCK = 8  # compilations per block: with and without padding, one or several rows, ...
 
 
 def check_compile(recipe: Recipe) -> None:

@@ -55,11 +55,11 @@ class _Watch:
     names: Mapping[int, str]  # id of a module -> its path
     ran: list[str] = field(default_factory=list)
     first: str | None = None  # path of the first module with an output that is not finite
-    largest: tuple[float, str] = (0.0, "")  # absolute value in an output, and whose
+    largest: tuple[float, str] = (0.0, "")  # absolute value in an output, and its module
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         name = self.names.get(id(module))
-        if not name:  # the model as a whole, or another model
+        if not name:  # the whole model, or another model
             return
         self.ran.append(name)
         for tensor in _floats(output):
@@ -80,7 +80,7 @@ def find_origin(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
     try:
         with torch.random.fork_rng():
             return _of_loss(trainer, bad[0]) if bad else _of_gradient(trainer, batches)
-    except Exception as error:  # the run ends anyway, and with what is known
+    except Exception as error:  # the run ends anyway: report the known part
         what = f"the loss is {float(bad[0].loss)}" if bad else "the gradient is not finite"
         return Origin(f"{what}; running the step again to see where: {first_line(error)}")
 
@@ -119,12 +119,13 @@ def _of_gradient(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
     bad = [name for name, gradient in total.items() if not bool(gradient.isfinite().all())]
     if bad:
         place = {name: i for i, name in enumerate(watch.ran)}
-        name = max(bad, key=lambda n: place.get(n.rpartition(".")[0], -1))  # backward: last first
+        # backward runs from the last module to the first: the last bad gradient arose first
+        name = max(bad, key=lambda n: place.get(n.rpartition(".")[0], -1))
         value = "nan" if bool(total[name].isnan().any()) else "inf"
         return Origin(f"the gradient of {name} is {value}")
     tops = {name: float(gradient.abs().max()) for name, gradient in total.items()}
     name = max(tops, key=lambda n: tops[n])
-    # every entry is finite, but the sum of their squares may not be
+    # every entry is finite, but their sum of squares may overflow
     if tops[name] ** 2 * total[name].numel() > torch.finfo(total[name].dtype).max:
         return Origin(f"the gradient's norm is inf; its largest part is {name}, {tops[name]:.1e}")
     if trainer.args.world_size > 1:
@@ -135,7 +136,7 @@ def _of_gradient(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
 def _forward(trainer: Trainer, batch: Pass, watch: _Watch) -> Tensor:
     """Return a micro-batch's mean loss with the penalty, not weighted by its share of the step."""
     generators.restore(batch.random, generators.plain())
-    # not on the modules: a hooked layer may compute in another way
+    # a global hook: an adapted layer with a hook of its own may compute in another way
     handle = register_module_forward_hook(watch)
     try:
         inputs = prepare_inputs(trainer, batch.inputs)

@@ -36,12 +36,12 @@ class Fit:
     steps: int
     history: list[dict[str, Any]]  # losses, learning rates and evaluations by step
     live: list[int]  # components alive after each optimiser step
-    skipped: int  # optimiser steps skipped by mixed precision, or not finite
-    non_finite: list[int]  # the latter, counted from 1
-    best_step: int | None  # the step whose weights the model has now; None: the last
+    skipped: int  # optimiser steps skipped by mixed precision, or as not finite
+    non_finite: list[int]  # steps skipped as not finite, counted from 1
+    best_step: int | None  # step of the model's present weights; None: the last step
     best_metric: float | None
-    compaction: Compaction | None  # what was removed on the way, if anything was to be
-    first_step: int  # 0, or that of the checkpoint this process resumed from
+    compaction: Compaction | None  # removals; None: `compact_every` is off
+    first_step: int  # 0, or the step of the resumed checkpoint
 
 
 def fit(
@@ -121,7 +121,7 @@ def _run(
     hooks.method_state = part(resumed.tensors, "method.")
     if not resumed.finished:
         trainer.train(resume_from_checkpoint=str(resumed.path))
-        # Trainer divides the loss of all steps by the number of those it took itself
+        # Trainer divides all steps' loss by the number of steps since the resumption
         trainer.state.log_history[-1]["train_loss"] = mean_loss(trainer)
         return
     trainer.state = TrainerState.load_from_json(str(resumed.path / TRAINER_STATE_NAME))

@@ -156,7 +156,8 @@ def _namespaces(model: Any) -> list[dict[str, Any]]:
 
     apply = _families()[model.config.model_type]
     switches = inspect.signature(apply).parameters.values()
-    apply(**{p.name: False for p in switches if isinstance(p.default, bool)})  # imports, no more
+    # with every switch off it changes nothing, but imports the modules of the model's family
+    apply(**{p.name: False for p in switches if isinstance(p.default, bool)})
     code = [m for name, m in sys.modules.items() if name.startswith("transformers.models.")]
     return [vars(each) for each in (*model.modules(), *code, nn)]
 

@@ -145,7 +145,7 @@ class RunLog(ReportLog[RunReport]):
             write_text_atomic(file, history.model_dump_json(exclude_defaults=True) + "\n")
         super().write(history.fields_of_report())
         if is_empty:
-            file.unlink(missing_ok=True)  # of an earlier run in this directory
+            file.unlink(missing_ok=True)  # an earlier run's history
 
 
 def provenance() -> dict[str, Any]:

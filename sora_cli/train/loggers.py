@@ -27,7 +27,7 @@ from sora_cli.train.callback import MethodCallback
 from sora_cli.train.checkpoint.trainer_internals import plain_optimizer
 
 EXTRAS = ("tensorboard", "trackio", "wandb", "mlflow")
-"""Loggers that are extras of this package, and are sent the rank map."""
+"""Loggers that are extras of this package; they also get the rank map."""
 
 
 def check_loggers(names: list[str]) -> None:
@@ -89,7 +89,7 @@ def logged(trainer: Any, hooks: MethodCallback) -> Iterator[None]:
         yield
         return
     callbacks = trainer.callback_handler.callbacks
-    callbacks.insert(0, _MoreFacts(hooks))  # before those that send
+    callbacks.insert(0, _MoreFacts(hooks))  # before the loggers, which send the values
     kinds = (*INTEGRATION_TO_CALLBACK.values(), *LOGGERS.values())
     try:
         with redirect_stdout(sys.stderr):

@@ -10,7 +10,7 @@ from sora_cli.core.errors import SoraError
 from sora_cli.recipe.recipe import TrainingBlock
 from sora_cli.train.loggers import check_loggers
 
-_WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB: cuBLAS repeats itself with this or :16:8 only
+_WORKSPACE = ":4096:8"  # 8 buffers of 4,096 KiB; cuBLAS is repeatable only with this or :16:8
 
 
 def check_machine(block: TrainingBlock) -> None:
@@ -55,9 +55,9 @@ def set_deterministic(on: bool) -> None:
     With `on`, torch raises RuntimeError at an operation without a deterministic algorithm.
     """
     if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # read once, by cuBLAS
-        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # of the flash-attn package
-        torch.backends.cudnn.benchmark = False  # it times algorithms, and may choose another
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # cuBLAS reads it once
+        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # for the package flash-attn
+        torch.backends.cudnn.benchmark = False  # it chooses algorithms by their time
     torch.use_deterministic_algorithms(on)
-    # nothing here reads memory that was not written
+    # filling new memory costs time, and no code here reads unwritten memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

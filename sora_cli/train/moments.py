@@ -17,7 +17,7 @@ from torch import Tensor
 from sora_cli.train.optimizers import BLOCK
 
 _NUMBERS = {"exp_avg": 1, "exp_avg_sq": 2}
-"""torch's names of the moments, and the numbers that bitsandbytes gives them."""
+"""torch's name of each moment -> its number in bitsandbytes' names ("state1", "absmax1")."""
 
 
 @contextmanager
@@ -45,7 +45,7 @@ class _Decoded(Mapping[Tensor, dict[str, Any]]):
         self._read: dict[Tensor, dict[str, Any]] = {}
 
     def __getitem__(self, parameter: Tensor) -> dict[str, Any]:
-        if parameter not in self._state:  # it would make an entry
+        if parameter not in self._state:  # a defaultdict: reading would add an entry
             raise KeyError(parameter)
         if parameter not in self._read:
             stored = self._state[parameter]
@@ -67,12 +67,12 @@ class _Decoded(Mapping[Tensor, dict[str, Any]]):
 
 def _decoded(stored: Mapping[str, Any], number: int) -> Tensor:
     moment: Tensor = stored[f"state{number}"]
-    if moment.dtype != torch.uint8:  # a small tensor's, of 32 bits
+    if moment.dtype != torch.uint8:  # small tensors keep 32 bits
         return moment
     from bitsandbytes.functional import dequantize_blockwise
 
     scales, code = stored[f"absmax{number}"], stored[f"qmap{number}"]
-    codes = moment.to(scales.device)  # paged ones count as the CPU's
+    codes = moment.to(scales.device)  # paged codes count as CPU tensors
     decoded: Tensor = dequantize_blockwise(codes, absmax=scales, code=code, blocksize=BLOCK)
     return decoded
 
@@ -88,7 +88,7 @@ def _store(stored: dict[str, Any], number: int, moment: Tensor) -> None:
         moment.contiguous(), code=stored[f"qmap{number}"], blocksize=BLOCK
     )
     if codes.shape == before.shape:
-        before.copy_(codes)  # paged memory stays paged
+        before.copy_(codes)  # in place, so paged memory stays paged
     else:
         stored[f"state{number}"] = codes
     stored[f"absmax{number}"] = state.absmax

@@ -29,7 +29,7 @@ from sora_cli.train.checkpoint.trainer_internals import first_step, running_loss
 from sora_cli.train.diagnosis import Pass, find_origin
 
 IN_A_ROW = 10
-"""Steps without a finite loss and gradient that stop a run which would leave them out."""
+"""Bad steps in a row that stop a run even if it leaves out bad steps."""
 
 Policy = Literal["stop", "skip"]
 
@@ -74,9 +74,9 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         self.skipped: list[int] = []
         self._last_checkpoint = last_checkpoint
         self._in_a_row = 0
-        self._batches: list[Pass] = []  # of the step at hand
-        self._norm: Any = None  # of its gradient, before clipping
-        self._sum = torch.zeros(())  # of losses not yet logged, before the step
+        self._batches: list[Pass] = []  # of the current step
+        self._norm: Any = None  # of the current step's gradient, before clipping
+        self._sum = torch.zeros(())  # of the losses not yet logged, before the current step
         self._logged = 0  # step of the last logged loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -144,11 +144,12 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         return bool(finite)
 
     def _scales(self) -> bool:
-        """Return True if a gradient scaler may have made a gradient infinite; it then handles
-        it.
+        """Return True if a gradient scaler may have made a gradient infinite.
+
+        The scaler then skips the step by itself and lowers its scale.
         """
         scaler = self.trainer.accelerator.scaler
-        # below a scale of 1 the scaler has halved it many times: the gradient itself is infinite
+        # below 1 the scale has been halved many times, so the gradient itself is infinite
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1
 
     def _leave_out(self) -> None:
@@ -185,7 +186,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
 
 
 def _norm_of(model: nn.Module) -> Tensor:
-    """Return the gradient's norm, which a trainer without clipping has not computed."""
+    """Return the gradient's norm, if the trainer did not call accelerate's clip_grad_norm_."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm: Tensor = torch.stack(foreach_norm(gradients)).norm()
     return norm

@@ -25,11 +25,11 @@ TRAINER_NAMES: dict[Optimizer, str] = {
     "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
-"""Their names in transformers, as in `TrainingArguments(optim=...)`."""
+"""Our name -> transformers' name, for `TrainingArguments(optim=...)`."""
 BLOCK = 256
-"""Codes that have a scale in common (`Optimizer2State.init_state` in bitsandbytes)."""
-_SMALLEST = 4096  # numbers from which a tensor's moments are coded (`min_8bit_size`)
-_PAGED = 100_000  # numbers from which they are paged (`get_state_buffer`)
+"""Codes that share a scale (`Optimizer2State.init_state` in bitsandbytes)."""
+_SMALLEST = 4096  # tensors of at least so many numbers have coded moments (`min_8bit_size`)
+_PAGED = 100_000  # tensors of at least so many numbers have paged moments (`get_state_buffer`)
 
 
 def check_optimizer(recipe: Recipe) -> None:
@@ -68,7 +68,7 @@ def check_device(recipe: Recipe) -> None:
         )
     try:
         _take_step()
-    except Exception as error:  # what is missing in a build shows as whatever the call raises
+    except Exception as error:  # builds without the operation raise different errors
         raise SoraError(
             f"this version of bitsandbytes takes no step of 8 bits on a CPU: {first_line(error)}",
             hint=f"pip install --upgrade bitsandbytes, or {KEY}=adamw",

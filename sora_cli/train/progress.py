@@ -51,7 +51,7 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
             live = f", {self.hooks.live[-1]} components alive" if self.hooks.live else ""
             line = f"epoch {state.epoch:.1f}: {self.metric} {score:.4f}{live}"
             if not quiet():
-                tqdm.write(line, file=sys.stderr)  # the bar has no file where it is turned off
+                tqdm.write(line, file=sys.stderr)  # a disabled bar has no file
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any

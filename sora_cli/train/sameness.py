@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from sora_cli.train.trainer import AdapterTrainer
 
 _OFF = f"{KEY}=sdpa"
-_ROWS = 2  # that are computed both ways
-_SCALE = 1024.0  # of their loss, so that no gradient is lost in 16 bits
-_FAR = {True: 0.2, False: 0.01}  # |g - g'| / |g'| in 16 bits and in 32: cosines 0.98 and 0.9999
+_ROWS = 2  # rows that are computed both ways
+_SCALE = 1024.0  # factor of the loss: keeps small gradients from vanishing in 16 bits
+# largest |g - g'| / |g'| in 16 bits and in 32: cosines of about 0.98 and 0.9999
+_FAR = {True: 0.2, False: 0.01}
 Way = AbstractContextManager[None]
 
 
@@ -70,7 +71,7 @@ def check_attention_same(trainer: AdapterTrainer) -> None:
         check_same(trainer, plain, nullcontext(), key=KEY, value=name, hint=_OFF)
     except SoraError:
         raise
-    except Exception as error:  # it is others' code
+    except Exception as error:  # other people's code may raise anything
         why = f"fails in {type(model).__name__}: {first_line(error)}"
         raise SoraError(f"{KEY}={name} {why}", hint=_OFF, key=KEY) from error
 
@@ -86,7 +87,7 @@ def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(block.precision)
     trained = [p for p in model.parameters() if p.requires_grad]
     before = model.training
-    model.eval()  # no dropout
+    model.eval()  # without dropout both ways compute the same
     try:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             loss = model(**inputs)["loss"]

@@ -50,11 +50,11 @@ class AdapterTrainer(ResumingTrainer):
     ) -> None:
         super().__init__(train_dataset=train and train.dataset, **options)
         self.task, self.recipe, self.train_rows, self.processor = task, recipe, train, processor
-        self.model_accepts_loss_kwargs = False  # then its loss is a plain mean, divided later
+        self.model_accepts_loss_kwargs = False  # so that Trainer takes plain mean losses
         self.sampler: GroupedBatchSampler | None = None
-        self.loggers: list[TrainerCallback] = []  # those of a training that has ended
-        self._counts: deque[int] = deque()  # loss items of the step's micro-batches to come
-        self.last: Predictions | None = None  # of an evaluation after the last step of all
+        self.loggers: list[TrainerCallback] = []  # of a training that has ended
+        self._counts: deque[int] = deque()  # loss items of the step's remaining micro-batches
+        self.last: Predictions | None = None  # outputs of the evaluation after the last step
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return one optimiser step's micro-batches, and the loss items in it on all processes."""
@@ -85,7 +85,7 @@ class AdapterTrainer(ResumingTrainer):
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training and num_items_in_batch is not None:
             # Trainer divides by the number of micro-batches, and gradients are averaged over the
-            # processes: both are undone, so that each item of the step weighs the same
+            # processes. The factor undoes both, so that every loss item of the step weighs the same
             share = self._counts.popleft() * self.args.world_size / num_items_in_batch
             loss = loss * share * self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
@@ -104,7 +104,7 @@ class AdapterTrainer(ResumingTrainer):
             processes=self.args.world_size,
         )
         loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
-        return _alone(loader, self.args.device)  # the sampler has dealt the rows out
+        return _alone(loader, self.args.device)  # the sampler has already dealt out the rows
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return batches from the longest to the shortest row."""
@@ -114,7 +114,7 @@ class AdapterTrainer(ResumingTrainer):
         """Return batches from the longest to the shortest row."""
         assert isinstance(test_dataset, SortedByLength)
         loader = self._loader(test_dataset, batch_size=self.args.eval_batch_size)
-        if self.args.world_size == 1:  # the accelerator would keep it, and its rows, for good
+        if self.args.world_size == 1:  # the accelerator would keep the loader and its rows alive
             return _alone(loader, self.args.device)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared

@@ -160,7 +160,7 @@ def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> No
             if parameter.shape == tensor.shape:
                 parameter.copy_(like(tensor, parameter))
             else:
-                # a copy: how products round depends on where memory begins, a file's anywhere
+                # a copy: rounding of products depends on memory alignment, arbitrary in a file
                 parameter.data = tensor.to(parameter, copy=True)
 
 
@@ -189,5 +189,5 @@ def _check(meant: Mapping[str, Tensor], back: Mapping[str, Tensor], path: Path) 
 def _same(back: Tensor, meant: Tensor) -> bool:
     if back.dtype != meant.dtype or back.shape != meant.shape:
         return False
-    bits = (t.reshape(-1).view(torch.uint8) for t in (back, meant))  # NaN is itself here
+    bits = (t.reshape(-1).view(torch.uint8) for t in (back, meant))  # as bits, NaN equals NaN
     return torch.equal(*bits)

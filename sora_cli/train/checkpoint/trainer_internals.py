@@ -58,7 +58,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
         state = _optimizer_state(run["optimizer"], tensors)
         _shard(state, self.optimizer.param_groups)
         self.optimizer.load_state_dict(state)
-        # JSON cannot hold LambdaLR's functions: with None it keeps those that Trainer has made
+        # JSON cannot hold LambdaLR's functions: None keeps the functions that Trainer made
         self.lr_scheduler.load_state_dict(
             {**run["schedule"], "lr_lambdas": [None] * len(run["optimizer"])}
         )
@@ -178,7 +178,7 @@ def running_loss(trainer: Trainer) -> Tensor:
 
 def first_step(trainer: Trainer) -> int:
     """Return the step from which Trainer counts the steps of its mean loss."""
-    return int(getattr(trainer, "_initial_global_step", 0))  # older: from the first
+    return int(getattr(trainer, "_initial_global_step", 0))  # older versions count from 0
 
 
 def prepare_inputs(trainer: Trainer, inputs: Any) -> Any:
@@ -208,7 +208,7 @@ def _optimizer_state(groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        counts = tensor.dim() == 0 and not tensor.is_floating_point()  # bitsandbytes' steps
+        counts = tensor.dim() == 0 and not tensor.is_floating_point()  # bitsandbytes: an int
         state.setdefault(int(index), {})[key] = tensor.item() if counts else tensor
     restored = [
         {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}

@@ -88,7 +88,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         self._patience, self._worse = block.early_stopping, 0
         self._epoch_steps = block.steps_per_epoch(len(trainer.train_rows.lengths))
         self._due = self._epoch_over = False
-        self._signal = 0  # to stop, as all processes have agreed
+        self._signal = 0  # number of the signal to stop, agreed by all processes; 0: none
         if trainer.is_world_process_zero():
             _clean(folder, everything=resumed is None or forked)
 
@@ -96,7 +96,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
         """Restore losses and counters if the run is resumed."""
         if self.resumed is None:
             return
-        state.compute_steps(args, state.max_steps)  # cadences may have been changed
+        state.compute_steps(args, state.max_steps)  # `evaluate` or `logging_steps` may have changed
         processes = self.resumed.run["processes"]
         restore_losses(self.trainer, processes[min(args.process_index, len(processes) - 1)])
         self.restore_progress(self.resumed)
