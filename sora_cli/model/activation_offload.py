@@ -113,10 +113,12 @@ class _Moving:
         parcels = self._known.setdefault(
             tensor.untyped_storage(), weakref.WeakValueDictionary[Any, _Parcel]()
         )
+        # `version` counts in-place changes: a changed tensor is another one
         view = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         parcel: _Parcel | None = parcels.get((view, version(tensor)))
         if parcel is None:
             parcel = parcels[view, version(tensor)] = _Parcel(tensor)
+            # moved only when the next tensor is kept: the last one stays, backward needs it first
             before = self._last()
             if before is not None:
                 before.move(self._copied)

@@ -96,6 +96,7 @@ def check_config(block: ModelBlock, config: Any, auto: Any) -> None:
     Args:
         auto: the class of transformers that will load the model.
     """
+    # a name with "/" in a model's files would make transformers fetch and run that kernel
     parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
     stored = next((name for name in map(attention_of, parts) if "/" in (name or "")), None)
     if stored is not None and block.attention is None:

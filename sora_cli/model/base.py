@@ -95,6 +95,7 @@ def load_base(
         _check_shapes(block.path, info["mismatched_keys"])
         check_complete(block.path, info["missing_keys"], len(model.state_dict()))
         processor = load_processor(task.options.PROCESSOR_CLASS, source, common)
+    # by name, for a fixed order: transformers reports missing keys as a set
     missing = tuple(sorted(info["missing_keys"]))
     head = head_modules(model, missing, new_head=task.trains_head)
     prepare_quantised(model, block.path, head)
@@ -185,6 +186,8 @@ def _packing(block: ModelBlock, task: Task, config: Any, precision: str) -> dict
     if block.quantise is None:
         return {}
     code = {"trust_remote_code": block.trust_remote_code}
+    # bitsandbytes wants the names of modules to leave out before the model exists: build it
+    # without memory, and without draws from the run's generator
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         shape = getattr(transformers, task.options.MODEL_CLASS).from_config(config, **code)
     output = output_embedding(shape)

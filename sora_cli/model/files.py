@@ -46,6 +46,7 @@ DELTA_FILE = "delta.safetensors"
 """The tensors that a baseline changed in its base model."""
 
 
+# the YAML head of a model card that names PEFT as its library, as PEFT and sora write it
 _CARD_STARTS = re.compile(r"---\n(?:(?!---\n).*\n)*?library_name: peft\n")
 
 

@@ -38,6 +38,7 @@ class StoredTensor:
 
 def fingerprint(checkpoint: Path) -> str | None:
     """Return the fingerprint of a checkpoint's weights (directory or file); None: no weights."""
+    # by name: independent of the order of tensors and shards
     tensors = sorted(stored_tensors(checkpoint), key=lambda tensor: tensor.name)
     if tensors:
         return f"safetensors-v1:{_tensors_digest(tensors)}"
@@ -141,6 +142,7 @@ def _files_digest(files: list[Path]) -> str:
         size = file.stat().st_size
         digest.update(f"{size}\0".encode())
         with file.open("rb") as stream:
+            # without a header to tell tensors apart, more windows: 512, or 32 KiB of each file
             _update_sampled(digest, stream, 0, size, windows=_WINDOWS * 64)
     return digest.hexdigest()
 
@@ -151,5 +153,6 @@ def _update_sampled(
     """Add evenly spaced windows of bytes to a digest, including the first and the last."""
     last = max(length - _WINDOW, 0)
     for i in range(windows):
+        # window i of w begins at floor(last * i / (w - 1)): the first at 0, the last at the end
         stream.seek(start + last * i // (windows - 1))
         digest.update(stream.read(min(_WINDOW, length)))

@@ -131,6 +131,7 @@ class _Header:
             name = self._text()
             self.fields[name] = self._value(self._number("I"))
         starts = [self._tensor() for _ in range(self.tensors)]
+        # starts count from the end of the header: a cut-off file ends before its last tensor
         if starts and self._at + max(starts) >= len(data):
             raise ValueError("the last tensor is not there")
 

@@ -16,6 +16,7 @@ from sora_cli.model.gguf import check_gguf
 PACKAGE_SCHEME = "package://"
 BUILTIN_SCHEME = "builtin://"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# huggingface_hub's cache: models--OWNER--NAME/snapshots/COMMIT
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

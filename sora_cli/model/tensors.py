@@ -220,6 +220,7 @@ def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
     Raises:
         OSError: for example, the disk is full.
     """
+    # widest dtype first, as safetensors writes: every tensor is then aligned to its width
     order = sorted(tensors, key=lambda name: (-_rank(tensors[name].dtype), name))
     entries = ((name, _NAMES[tensors[name].dtype], tensors[name].shape, tensors[name].length)
                for name in order)  # fmt: skip
@@ -230,6 +231,7 @@ def write_tensors(file: Path, tensors: Mapping[str, NewTensor]) -> None:
     for name in order:
         groups.setdefault(tensors[name].group or name, []).append(name)
 
+    # threads write with pwrite at known places: no order among them, no lock
     with file.open("xb", buffering=0) as stream:
         out = stream.fileno()
 
@@ -265,6 +267,7 @@ def header_bytes(
         start, end = end, end + length
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # safetensors pads its header with spaces to a multiple of 8 bytes, to align the tensors
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

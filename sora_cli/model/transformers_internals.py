@@ -21,6 +21,7 @@ def let_trainer_train(model: Any) -> None:
     `Trainer` refuses a quantised model (`validate_quantization_for_training`) unless PEFT has set
     this mark; our adapters are in the model, but PEFT does not know of them.
     """
+    # transformers 5.24 has no public way: it asks only for this attribute
     model._hf_peft_config_loaded = True
 
 

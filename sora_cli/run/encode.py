@@ -71,6 +71,7 @@ def _check_positions(model: nn.Module, longest: int, max_length: int) -> None:
     """Refuse rows longer than the model's table of absolute positions; without one, accept all."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and path.endswith(("position_embeddings", "wpe")):
+            # RoBERTa and its relatives count positions from padding_idx + 1; "wpe" is GPT-2's table
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             usable = module.num_embeddings - first
             if longest > usable:
@@ -101,6 +102,7 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
         return
     last = base.model.config.eos_token_id
     is_end = np.isin(ids, [-1] if last is None else np.atleast_1d(last))
+    # reduceat is wrong for rows of length 0: `_check_not_empty` has refused them
     ends = np.add.reduceat(is_end, _starts(encoded.lengths), dtype=np.int64)
     if ends.min() != ends.max() or ends.min() == 0:
         raise SoraError(

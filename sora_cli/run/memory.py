@@ -77,6 +77,7 @@ class MemoryPrediction:
     @property
     def temporaries(self) -> float:
         """Memory at a step's peak that is neither activations nor gradients."""
+        # a difference of different moments: the peak may come before all gradients are there
         return max(self.training.peak - self.activations - self.gradients, 0.0)
 
     @property

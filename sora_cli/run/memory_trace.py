@@ -178,6 +178,7 @@ class Passes:
         def line(a: float, b: float) -> float:
             return a + (b - a) * (n - 1)
 
+        # blocks grow with the rows: those of k rows are compared with k / n of the limit (above)
         names = ("peak", "small", "kept", "moved")
         return Trace(**{name: line(getattr(one, name), getattr(two, name)) for name in names})
 

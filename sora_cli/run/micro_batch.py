@@ -133,6 +133,7 @@ def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> Micr
     """Return the largest micro-batch that fits on this process (`rows=0`: none does)."""
     available, failed = machine.available(), list[int]()
     for rows in (n for n in range(share, 0, -1) if share % n == 0):
+        # the prediction was wrong once: a slightly smaller size is likely to fail, too
         if failed and rows > failed[-1] // 2 and rows > 1:
             continue
         split = _with_parts(recipe, share // rows)
@@ -156,6 +157,7 @@ def _agreed(found: MicroBatchChoice) -> MicroBatchChoice:
         from accelerate import PartialState
         from accelerate.utils import gather_object
 
+        # no trainer exists yet: gather_object needs accelerate's process group
         PartialState(cpu=not torch.cuda.is_available())
         rows = min(gather_object([found.rows]))
     if not rows:

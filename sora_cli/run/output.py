@@ -118,6 +118,7 @@ def check_own(output: Path, *, resume: bool = False) -> None:
     if folder.exists() and not folder.is_dir():
         foreign.append(folder)
     foreign += [path for path in results if (path / MERGE_RECORD).is_file()]
+    # without a report nothing shows that these files are a run's: they are not touched
     if read_report(output) is None:
         foreign += [path for path in written if os.path.lexists(path)]
         foreign += [path for path in results if not path.is_dir() or any(path.iterdir())]

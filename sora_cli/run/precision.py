@@ -48,6 +48,7 @@ def device_precision() -> tuple[str, str]:
     with importing():
         import torch
     if torch.cuda.is_available():
+        # by default torch also says yes to a GPU that only emulates bf16
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU has instructions for it"
         return "fp32", "the GPU has no instructions for bf16"

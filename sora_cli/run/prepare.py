@@ -98,6 +98,7 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
     check_compiler(recipe)
     check_offload(recipe.training)
     check_gpu(recipe)
+    # data before the model: a mistake in a file is found in seconds, loading may take minutes
     with phase("load data"):
         transformers.set_seed(recipe.training.seed)  # before the draw of a new head
         task, rows = load_task(recipe)
@@ -119,16 +120,19 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         report = {
             name: encode(task, base, part, rows.origin(part)) for name, part in rows.report.items()
         }
+        # rows that are reported and also choose the checkpoint are tokenised once
         reported = (report[name] for name, part in rows.report.items() if part is rows.select)
         select = next(reported, None) or encode(task, base, rows.select, rows.origin(rows.select))
     with phase("inject"):
         collate = task.collator(base.processor)
         before = process_memory("VmRSS") or 0
+        # before the adapters are added: the trial decides which layers get one
         trial = try_base(base, collate, train) if recipe.method.config.low_rank else Trial()
         grown = max((process_memory("VmRSS") or 0) - before, 0)
         method, layers = add_adapters(recipe, base, trial.unfit)
         share_inputs(layers, trial.siblings)
         _choose_loss(recipe, base)  # after the trial of layers, which needs the plain loss
+        # before `begin`: the method's schedule starts from the loaded update
         start = start_from_adapter(recipe, base, task, method, layers)
         steps = recipe.training.total_steps(len(train.lengths))
         _note_unreached(recipe.training, steps)

@@ -155,6 +155,7 @@ def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | No
     answers, labels = answers.astype(np.float64), labels.astype(np.float64)
     if np.ptp(answers) == 0:
         return f"every prediction on {split} is {answers[0]:.4g}"
+    # R^2 = 1 - mean squared error / variance: 0 for always answering the mean
     explained = 1 - np.mean((answers - labels) ** 2) / np.var(labels)
     if explained > 0:
         return None

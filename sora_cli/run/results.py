@@ -74,6 +74,7 @@ def record_result(report: RunReport, ready: Prepared, result: Fit) -> None:
     report.non_finite_steps = result.non_finite
     left_out = skip_remark(result.non_finite, result.steps)
     report.events += [left_out] if left_out else []
+    # the history of a resumed run also holds evaluations that an earlier process has counted
     _split_training(report, result.first_step)
     report.live_components = result.live
     report.parameters.adapter_end = _baseline_parameters(ready)

@@ -115,6 +115,8 @@ def _updates(
     updates = {}
     for path, layer in layers.items():
         stored = _learning(known.get(path), layers, path)
+        # truncate() splits each singular value evenly between A and B. They are trained without
+        # the scale, so it is taken out of B first and put back after the cut
         scaled = LowRankFactors(stored.A, stored.B / layer.scaling)  # balanced as they are trained
         small = scaled.truncate(min(kept.get(path, 0), scaled.rank))
         updates[path] = LowRankFactors(_agreed(small.A), _agreed(small.B) * layer.scaling)

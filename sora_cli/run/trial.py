@@ -70,6 +70,7 @@ def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows
     found = {path: _IN_KERNELS for path in paths if path.rpartition(".")[2] in in_kernels}
     found |= refused(kind, paths)
     order = rows.lengths.argsort(kind="stable")
+    # shortest row first: it is cheap, and the longest runs only if some layer seems idle
     batches = (collate([rows.dataset[int(row)]]) for row in (order[0], order[-1]))
     siblings: Sequence[Sequence[str]] = ()
     try:
@@ -132,6 +133,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 def _reaching(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
     """Return the layers whose outputs influence the loss."""
+    # a zero that requires a gradient is added to each output: autograd then tells which outputs
+    # the loss depends on, and the numbers stay the same
     zeros = {path: torch.zeros((), requires_grad=True) for path in paths}
 
     def adding(zero: Tensor) -> Callable[..., Tensor]:

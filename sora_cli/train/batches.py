@@ -84,6 +84,7 @@ class GroupedBatchSampler(Sampler[list[int]]):
 
     def steps(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of each optimiser step of an epoch."""
+        # from seed and epoch alone: a resumed run repeats its epoch without the epochs before
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.rows)
         cut = self.rows - self.rows % self.global_batch

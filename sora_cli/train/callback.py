@@ -152,6 +152,7 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
         if left_out or overflow or self.trainer.accelerator.optimizer_step_was_skipped:
             self.skipped += 1
             return
+        # checked at every step: a Trainer subclass may step twice, or bypass compute_loss
         if taken != 1:
             raise RuntimeError(f"{taken} optimiser steps since the last hook of {self.method.name}")
         if abs(share - 1) > 1e-6:
@@ -250,6 +251,7 @@ def _wrap_loss(trainer: Trainer, callback: MethodCallback) -> None:
 
 def _divided_later(trainer: Trainer, num_items_in_batch: Any) -> bool:
     """Return True if `training_step` will divide the loss by the number of micro-batches."""
+    # the decision of `Trainer.training_step` (transformers 5.24), which has no public name
     scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # absent before transformers 5.20
     if scaled is None:
         scaled = trainer.compute_loss_func is not None or (

@@ -66,6 +66,8 @@ def fit(
         Interrupted: a signal arrived; the last step has a checkpoint, unless the recipe wants none.
     """
     block = trainer.recipe.training
+    # callbacks run in the order in which they are added: a checkpoint comes after the removals
+    # of its step
     hooks: MethodCallback = attach(trainer, method, layers, head_lr=block.head_learning_rate)
     guard = guard_steps(
         trainer, hooks, policy=block.non_finite, last_checkpoint=lambda: checkpoints.last

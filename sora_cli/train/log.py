@@ -138,6 +138,7 @@ class RunLog(ReportLog[RunReport]):
         In this order a finished report has its whole history even if the process is killed in
         between. `started` reveals a history that belongs to another report.
         """
+        # two files: the history grows with every step, the report stays short enough to read
         history = History.of(self.report)
         file = self.path.with_name(HISTORY_FILE)
         is_empty = history == History(started=history.started)

@@ -82,6 +82,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget the previous step; save the sum of losses in case this step is left out."""
         self._batches, self._norm = [], None
+        # Trainer adds each micro-batch's loss to its sum before the step is checked
         if self.policy == "skip":
             self._sum = running_loss(self.trainer).clone()
 
@@ -164,6 +165,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
             left_out = sum(step > since for step in self.skipped)
             if key in logs and left_out:
                 taken = now - since - left_out
+                # Trainer's mean is sum / (now - since), and the sum lacks the steps left out
                 logs[key] = logs[key] * (now - since) / taken if taken else math.nan
         if "loss" in logs:
             self._logged = now

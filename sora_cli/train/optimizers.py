@@ -115,6 +115,7 @@ def moment_bytes(name: Optimizer, model: nn.Module, device: str) -> int:
     for p in trained:
         n = p.numel()
         coded = n >= _SMALLEST and id(p) not in plain
+        # two moments, for each a float32 scale (4 bytes) per block
         scales = 2 * 4 * -(-n // BLOCK) if coded else 0
         moments = 0 if paged and n >= _PAGED else 2 * n * (1 if coded else 4)
         total += moments + scales

@@ -40,6 +40,7 @@ def learning_rates(
     groups = method.param_groups(layers, lr=args.learning_rate, weight_decay=args.weight_decay)
     if not groups:  # only the head is trained
         return {}
+    # the scheduler itself is run, on stand-ins: it is exact for every schedule of transformers
     stand_ins = [{"params": [torch.zeros(1)], "lr": group["lr"]} for group in groups]
     optimizer = torch.optim.SGD(stand_ins, lr=args.learning_rate)
     scheduler = get_scheduler(

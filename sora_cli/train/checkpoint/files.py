@@ -82,6 +82,7 @@ def write_checkpoint(
             save_file(dict(tensors), folder / STATE_FILE)
             trainer.save_to_json(str(folder / TRAINER_FILE))
             write_text_atomic(folder / RUN_FILE, json.dumps(run, indent=1))
+            # last: a checkpoint without its mark was interrupted, and is skipped
             marks = {name: _mark(folder / name) for name in _FILES}
             write_text_atomic(folder / MARK_FILE, json.dumps(marks, indent=1))
             _check(tensors, read_checkpoint(folder).tensors, path)

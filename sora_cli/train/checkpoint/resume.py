@@ -92,6 +92,7 @@ def find_checkpoint(
         return None
     notes += check_same(found.run["recipe"], identity["recipe"], output, force=force)
     for name, fingerprint in identity["inputs"].items():
+        # an input that the checkpoint does not record is accepted
         if found.run["inputs"].get(name, fingerprint) != fingerprint:
             raise SoraError(
                 f"{name} is not what the run in '{output}' was started with",

@@ -41,6 +41,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
 
+    # Trainer (transformers 5.24) has no public hook that replaces these five methods
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.checkpoints is not None:
             self.store_flos()

@@ -170,6 +170,7 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
     def save(self) -> None:
         """Write a checkpoint of the current state, and delete checkpoints that need not be kept."""
         trainer = self.trainer
+        # every process gathers its shards and its state here; only the main one writes, below
         tensors = {**trained_tensors(trainer.model, self.method), **state_tensors(trainer)}
         processes = per_process(trainer, tensors)
         step = trainer.state.global_step
