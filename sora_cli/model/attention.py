@@ -63,7 +63,7 @@ def check_device(block: ModelBlock, precision: str) -> None:
 
     if not torch.cuda.is_available():
         raise SoraError(
-            f"{KEY}={block.attention} needs a GPU: there is no backward pass for it on a CPU",
+            f"{KEY}={block.attention} needs a GPU: it has no backward pass on a CPU",
             hint=f"{KEY}=sdpa",
             key=KEY,
         )
@@ -71,13 +71,13 @@ def check_device(block: ModelBlock, precision: str) -> None:
         return
     if not is_flash_attn_2_available():
         raise SoraError(
-            "the package flash-attn, as it is installed here, cannot be used by transformers",
+            "transformers cannot use the installed version of the package flash-attn",
             hint=f"pip install --upgrade flash-attn --no-build-isolation, or {KEY}=sdpa",
             key=KEY,
         )
     if precision == "fp32" and block.dtype == "float32":
         raise SoraError(
-            f"{KEY}=flash_attention_2 computes in 16 bits, and this run in 32",
+            f"{KEY}=flash_attention_2 computes in 16 bits, but this run in 32",
             hint="training.precision=bf16",
             key=KEY,
         )
@@ -141,7 +141,7 @@ def check_dropout(block: ModelBlock, config: Any) -> None:
     for name, value in config.to_dict().items():
         if "att" in name and ("drop" in name) and isinstance(value, float | int) and value > 0:
             raise SoraError(
-                f"{KEY}=flex_attention drops no attention weights, and the model's {name} is "
+                f"{KEY}=flex_attention has no attention dropout, but the model's {name} is "
                 f"{value:g}",
                 hint="training.model_dropout=0",
                 key=KEY,

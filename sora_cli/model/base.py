@@ -214,7 +214,7 @@ def _check_shapes(reference: str, mismatched: Iterable[tuple[str, Any, Any]]) ->
         raise SoraError(
             f"model '{reference}' does not fit the task's classes: its '{key}' is "
             f"{tuple(stored)}, not {tuple(wanted)}",
-            hint="give the model without its head, or the data it was made for",
+            hint="use the model without its head, or data with the head's classes",
             key="model.path",
         )
 

@@ -81,7 +81,7 @@ def check_source(reference: str, resolved: str) -> None:
     if path.is_file() and path.suffix.lower() != ".gguf":
         raise SoraError(
             f"model '{reference}' is a file, but not a .gguf file",
-            hint="a model's directory is named, not one of its files",
+            hint="name the model's directory, not one of its files",
             key="model.path",
         )
     if path.is_dir():
@@ -121,9 +121,8 @@ def pickled(reference: str, *, then: str = "name that directory") -> SoraError:
         then: next step with a directory of safetensors made from them.
     """
     return SoraError(
-        f"model '{reference}' holds its weights as pickles, which can run any code when they are "
-        "read",
-        hint=f"if you trust it, from_pretrained() and save_pretrained() write safetensors: {then}",
+        f"model '{reference}' stores its weights as pickles, which can run any code when loaded",
+        hint=f"if you trust it, convert it by from_pretrained() and save_pretrained(): {then}",
         key="model.path",
     )
 
@@ -131,7 +130,7 @@ def pickled(reference: str, *, then: str = "name that directory") -> SoraError:
 def foreign_code(reference: str) -> SoraError:
     """Return the error for a model that needs to run its own Python files."""
     return SoraError(
-        f"model '{reference}' comes with code of its own, which is not run",
+        f"model '{reference}' needs its own Python code, which is not run by default",
         hint="if you have read it and trust it: model.trust_remote_code=true",
         key="model.path",
     )
@@ -146,7 +145,7 @@ def check_complete(reference: str, missing: Collection[str], tensors: int) -> No
         raise SoraError(
             f"model '{reference}' lacks {len(missing)} of the {tensors} tensors that its "
             f"configuration asks for, such as '{min(missing)}'",
-            hint="are config.json and the weights of the same model?",
+            hint="check that config.json and the weights belong to the same model",
             key="model.path",
         )
 
@@ -155,9 +154,9 @@ def check_quantised(reference: str, config: Any) -> None:
     """Refuse a model with weights that are stored quantised."""
     if getattr(config, "quantization_config", None) is not None:
         raise SoraError(
-            f"model '{reference}' is quantised: adapters are trained on plain weights here, or on "
-            "weights that are quantised as they are read",
-            hint="name the model it was made from, as model.path; to save memory, with "
+            f"model '{reference}' is quantised: adapters need plain weights, or weights "
+            "that are quantised while they load",
+            hint="name the model it was made from, as model.path; to save memory, add "
             "model.quantise=4bit",
             key="model.path",
         )

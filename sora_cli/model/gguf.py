@@ -60,7 +60,7 @@ def check_gguf(reference: str, file: Path) -> None:
     """
     with file.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
-            raise _refused(f"{reference} is no GGUF file, whatever its name says")
+            raise _refused(f"{reference} is not a GGUF file, despite its name")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 header = _Header(data)
@@ -69,7 +69,7 @@ def check_gguf(reference: str, file: Path) -> None:
                                "copy or download it again") from error  # fmt: skip
     if header.version not in _VERSIONS:
         raise _refused(f"the GGUF file {reference} is of version {header.version}, not 2 or 3",
-                       "convert the model again, with a llama.cpp of today")  # fmt: skip
+                       "convert the model again with a current llama.cpp")  # fmt: skip
     kind, parts = header.fields.get("general.type", "model"), header.fields.get("split.count", 1)
     layers = f"{header.fields.get('general.architecture')}.block_count"
     if kind != "model":
@@ -78,7 +78,7 @@ def check_gguf(reference: str, file: Path) -> None:
         )
     if parts not in (0, 1):
         raise _refused(f"the GGUF file {reference} is one of the {parts} files of a model",
-                       "llama.cpp's llama-gguf-split --merge makes one of them")  # fmt: skip
+                       "join them with llama.cpp's llama-gguf-split --merge")  # fmt: skip
     if not header.tensors or layers not in header.fields:
         lacks = "weights" if not header.tensors else f"number of layers ({layers})"
         raise _refused(f"the GGUF file {reference} holds no model: it has no {lacks}")
@@ -87,14 +87,14 @@ def check_gguf(reference: str, file: Path) -> None:
 def check_gguf_place(output: Path, *, force: bool) -> None:
     """Check that a GGUF file may be written to this path."""
     if output.suffix.lower() != ".gguf":
-        raise SoraError(f"--format gguf writes a file, whose name ends in .gguf, not {output}",
+        raise SoraError(f"--format gguf writes a .gguf file: {output} must end in .gguf",
                         hint=f"-o {quote(str(output))}.gguf")  # fmt: skip
     check_new_file("-o", output, force=force, hint="choose another place")
     if not output.exists():
         return
     with output.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise SoraError(f"{output} is not replaced, even with --force: it is no GGUF file",
+            raise SoraError(f"{output} is not a GGUF file: it is not replaced, even with --force",
                             hint="choose another place")  # fmt: skip
 
 

@@ -52,9 +52,9 @@ def checkpointed(model: Any, *, on: bool = True) -> Iterator[None]:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(_OPTIONS))
     except ValueError as error:
         raise SoraError(
-            f"{type(model).__name__} cannot do gradient checkpointing: {first_line(error)}",
-            hint="training.gradient_checkpointing=false; less memory also takes "
-            "training.gradient_accumulation, or fewer tokens: data.max_length",
+            f"{type(model).__name__} does not support gradient checkpointing: {first_line(error)}",
+            hint="training.gradient_checkpointing=false; other ways to save memory: "
+            "training.gradient_accumulation, data.max_length",
             key="training.gradient_checkpointing",
         ) from error
     try:

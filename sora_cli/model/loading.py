@@ -42,8 +42,8 @@ def loading(
             raise foreign_code(reference) from error
         raise SoraError(
             f"model '{reference}' cannot be loaded{purpose}: {first_line(error)}",
-            hint="is it complete, and a model for this task? save_pretrained() writes such a "
-            "directory",
+            hint="check that it is complete, as save_pretrained() writes it, and a model for this "
+            "task",
             key="model.path",
         ) from error
 

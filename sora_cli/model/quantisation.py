@@ -39,8 +39,8 @@ def check_quantise(block: ModelBlock) -> None:
         return
     if Path(block.path).suffix.lower() == ".gguf":
         raise SoraError(
-            f"model '{block.path}' is a GGUF file, whose weights are unpacked to be trained on",
-            where=f"{KEY}={block.quantise} packs the weights of a directory or a Hub id",
+            f"model '{block.path}' is a GGUF file: its weights are unpacked for training",
+            where=f"{KEY}={block.quantise} works only for a directory or a Hub id",
             hint=_PLAIN,
             key=KEY,
         )
@@ -62,7 +62,7 @@ def check_bitsandbytes(key: str, value: str, *, plain: str, unsharded: str) -> N
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise SoraError(
-            f"{key}={value} under FSDP is not supported: {unsharded} are not sharded",
+            f"{key}={value} is not supported under FSDP, which cannot shard {unsharded}",
             hint=f"torchrun without FSDP, or {plain}",
             key=key,
         )
@@ -111,8 +111,8 @@ def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:
         inside = model.get_submodule(path)
         if any(_is_packed(module) for module in inside.modules()):
             raise SoraError(
-                f"model '{reference}' does not supply '{path}', which cannot be drawn quantised",
-                hint=f"is the checkpoint complete? else {_PLAIN}",
+                f"model '{reference}' lacks '{path}', and a new module cannot be quantised",
+                hint=f"check that the checkpoint is complete, or {_PLAIN}",
                 key=KEY,
             )
     for module in model.modules():

@@ -78,7 +78,7 @@ class RenamingRules:
             )
         except ImportError as error:
             raise SoraError(
-                f"this version of transformers does not say how it renames weights: {error}",
+                f"this version of transformers lacks its rules for renaming weights: {error}",
                 hint="pip install --upgrade transformers",
             ) from error
         mapping = get_model_conversion_mapping(model)

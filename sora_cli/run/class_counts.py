@@ -64,7 +64,7 @@ def absent_remarks(counts: Counts) -> Iterator[str]:
     for part, own in counts.items():
         absent = [f"'{_short(name)}'" for name, rows in own.items() if not rows]
         if 0 < len(absent) < len(own) - 1:  # rows of a single class: see `label_remark`
-            end = ": nothing can be learned of them" if part == "train" else ""
+            end = ": nothing can be learned about them" if part == "train" else ""
             few, where = first_few(absent, _FEW), _PARTS.get(part, part)
             yield f"classes without rows in {where}: {few} ({len(absent)} of {len(own)}){end}"
 

@@ -242,7 +242,7 @@ def memory_lines(m: MemoryPrediction) -> Iterator[str]:
     ):
         yield f"  {part:<44} {size(n_bytes):>10}"
     if m.training.moved:
-        yield f"activations that wait in the machine's memory {size(m.training.moved)}"
+        yield f"activations offloaded to the machine's memory {size(m.training.moved)}"
     yield (
         f"peak while training {size(m.training_peak)}, while evaluating "
         f"{size(m.evaluation_peak)} ({_batch(m.evaluation_shape)})"
@@ -270,7 +270,7 @@ def short_lines(
     yield _line("steps", count(steps.total), f"training.{key}, {origin}")
     tokens = "" if time.tokens == time.rows else f", {count(time.tokens)} tokens"
     measured = f"{time.rows} row{'' if time.rows == 1 else 's'}{tokens}"
-    about = f"of training alone; measured on {measured}"
+    about = f"for training alone; measured on {measured}"
     about += ", not compiled" if block.compile else ""
     yield _line("time", f"about {duration(max(seconds, 1))}", about)
     predicted = "predicted" if block.kernels is None else "predicted for the model's own layers"

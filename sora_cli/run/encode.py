@@ -94,8 +94,8 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
     words, largest = base.model.get_input_embeddings().num_embeddings, int(ids.max(initial=0))
     if largest >= words:
         raise SoraError(
-            f"the tokenizer gives token {largest}, but the model has only {words}",
-            hint="the tokenizer is another model's: put the model's own beside it",
+            f"the tokenizer gives token {largest}, but the model has only {words} tokens",
+            hint="it is another model's tokenizer: put the model's own into the model's directory",
             key="model.path",
         )
     if not (pooled and base.model.config.is_encoder_decoder):
@@ -106,9 +106,9 @@ def _check_tokens(base: Base, encoded: Encoded, *, pooled: bool) -> None:
     ends = np.add.reduceat(is_end, _starts(encoded.lengths), dtype=np.int64)
     if ends.min() != ends.max() or ends.min() == 0:
         raise SoraError(
-            f"model '{base.reference}' reads its answer at the end-of-text token, which the "
-            "tokenizer does not put into each row alike",
-            hint="use an encoder or a decoder, or the tokenizer that belongs to the model",
+            f"model '{base.reference}' answers at the end-of-text token, but not all rows have the "
+            "same number of these tokens",
+            hint="use the model's own tokenizer, or an encoder or a decoder",
             key="model.path",
         )
 

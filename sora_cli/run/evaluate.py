@@ -14,7 +14,7 @@ from sora_cli.run.remarks import adapters_remark, prediction_remark
 from sora_cli.tasks.base import Encoded, Task
 from sora_cli.train.trainer import AdapterTrainer
 
-NONE_ALIVE = "no component is alive: every score is the head's alone"
+NONE_ALIVE = "no live component is left: every score comes from the head alone"
 
 
 def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) -> None:

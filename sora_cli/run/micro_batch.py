@@ -109,8 +109,8 @@ def settle(
         return recipe, None
     if not ready.task.rows_apart:
         raise SoraError(
-            f"the loss of {ready.task.name} compares the rows of a micro-batch with each other: "
-            "their number is no matter of memory alone",
+            f"the loss of {ready.task.name} compares the rows of a micro-batch with each other, "
+            "so memory alone cannot decide its size",
             hint="training.micro_batch=null",
             key=_KEY,
         )
@@ -120,8 +120,8 @@ def settle(
         say(f"micro-batch: {_described(chosen)}")
     elif share % stored:
         raise SoraError(
-            f"the run's micro-batches of {stored} rows do not split {share} rows a process",
-            hint="resume it with as many processes as it was started with",
+            f"the run's micro-batches of {stored} rows do not divide the {share} rows of a process",
+            hint="resume with the same number of processes as at the start",
             key=_KEY,
         )
     else:
@@ -162,7 +162,7 @@ def _agreed(found: MicroBatchChoice) -> MicroBatchChoice:
         rows = min(gather_object([found.rows]))
     if not rows:
         raise SoraError(
-            "not even one row a forward pass fits into memory",
+            "not even one row fits into memory",
             hint="training.gradient_checkpointing=true, or fewer tokens: data.max_length",
             key=_KEY,
         )
@@ -180,7 +180,7 @@ def _described(found: MicroBatchChoice) -> str:
     taken = "" if found.predicted is None else f"{size(found.predicted)} predicted"
     free = "" if found.available is None else f" of {size(found.available)}"
     ran_out = f"; no memory for {', '.join(map(str, found.failed))}" if found.failed else ""
-    return f"{found.rows} rows, {found.parts} to a step ({taken}{free}{ran_out})"
+    return f"{found.rows} rows, {found.parts} per step ({taken}{free}{ran_out})"
 
 
 @contextmanager

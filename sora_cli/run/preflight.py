@@ -60,8 +60,8 @@ def check_precision(recipe: Recipe, command: str) -> None:
     """Refuse `precision: auto` for a command that trains several runs."""
     if recipe.training.precision == "auto":
         raise SoraError(
-            f"training.precision: auto is settled by sora train, not by {command}",
-            hint="training.precision=bf16 or fp32; sora train RECIPE --dry-run tells which",
+            f"{command} needs a fixed training.precision, not auto",
+            hint="training.precision=bf16 or fp32; sora train RECIPE --dry-run shows which",
             key="training.precision",
         )
 
@@ -71,9 +71,9 @@ def check_settled(recipe: Recipe, command: str) -> None:
     check_precision(recipe, command)
     if recipe.training.micro_batch is not None:
         raise SoraError(
-            f"training.micro_batch: auto is chosen by sora train, not by {command}",
-            hint="sora train RECIPE --dry-run tells it: training.micro_batch=null "
-            "training.gradient_accumulation=N",
+            f"{command} needs a fixed micro-batch, not training.micro_batch: auto",
+            hint="training.micro_batch=null training.gradient_accumulation=N; "
+            "sora train RECIPE --dry-run shows N",
             key="training.micro_batch",
         )
 
@@ -82,7 +82,7 @@ def _check_compaction(recipe: Recipe) -> None:
     name = recipe.method.name
     if recipe.training.compact_every is not None and not config_class(name).adapts_rank:
         raise SoraError(
-            f"training.compact_every removes dead components, and method {name} has none",
+            f"training.compact_every removes dead components, but method {name} has none",
             hint="training.compact_every=null",
             key="training.compact_every",
         )
@@ -92,7 +92,7 @@ def _check_loss(recipe: Recipe) -> None:
     name = recipe.task.name
     if recipe.training.loss == "chunked" and not recipe.task.options.CHUNKS_LOSS:
         raise SoraError(
-            f"training.loss=chunked is for causal language models, and task.name is {name}",
+            f"training.loss=chunked is for causal language models, but task.name is {name}",
             hint="training.loss=logits",
             key="training.loss",
         )

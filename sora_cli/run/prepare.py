@@ -154,8 +154,8 @@ def _note_unreached(block: TrainingBlock, steps: int) -> None:
     missed = sorted(step for step in block.kept_steps(steps) if not 0 < step <= steps)
     if missed and steps:
         say(
-            f"note: training.keep_checkpoints names {first_few(missed)}, and the run has {steps} "
-            "steps"
+            f"note: training.keep_checkpoints names {first_few(missed)}, but the run has only "
+            f"{steps} steps"
         )
 
 

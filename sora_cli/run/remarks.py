@@ -88,8 +88,8 @@ def base_classes_remark(
     if not own or not names or missing or list(own) == list(names):
         return None
     return (
-        f"the base model's head was made for {first_few(own, _FEW)}; it starts with them in the "
-        f"places of the data's {first_few(names, _FEW)}"
+        f"the base model's head was trained for {first_few(own, _FEW)}; it starts with these in "
+        f"place of the data's {first_few(names, _FEW)}"
     )
 
 
@@ -148,7 +148,10 @@ def _of_classes(
     if accuracy > share:
         return None
     most = _shown(classes[counts.argmax()], names)
-    return f"accuracy {accuracy:.4f} on {split} is no more than saying {most} always: {share:.4f}"
+    return (
+        f"accuracy {accuracy:.4f} on {split} is no better than always predicting {most}: "
+        f"{share:.4f}"
+    )
 
 
 def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | None:
@@ -161,7 +164,7 @@ def _of_numbers(split: str, answers: np.ndarray, labels: np.ndarray) -> str | No
         return None
     mean = np.mean(labels)
     return (
-        f"predictions on {split} are no nearer to the labels than their mean, {mean:.4g}, is: "
+        f"predictions on {split} are no better than the labels' mean, {mean:.4g}: "
         f"R^2 {explained:.3f}"
     )
 
@@ -194,8 +197,8 @@ def skip_remark(steps: Sequence[int], total: int) -> str | None:
     if not steps:
         return None
     return (
-        f"{len(steps)} of {total} steps were left out, their loss or gradient was not finite: "
-        f"{first_few(steps, 10)}"
+        f"{len(steps)} of {total} steps were left out because their loss or gradient was not "
+        f"finite: {first_few(steps, 10)}"
     )
 
 

@@ -43,7 +43,7 @@ def start_from_adapter(
         return None
     with recipe.placing("start.adapter"):
         if not layers:
-            raise SoraError(f"method '{method.name}' has no adapter that could start from another")
+            raise SoraError(f"method '{method.name}' has no adapter to load start.adapter into")
         with open_adapter(Path(block.adapter).expanduser(), base=base.resolved) as file:
             check_base(base, file.base, file.directory)
             check_classes("adapter", file.meta.labels, task)
@@ -75,7 +75,7 @@ def _check_layers(file: AdapterFile, layers: Layers, today: Mapping[str, str]) -
     if lost:
         raise SoraError(
             f"{file.directory} changes {first_few(lost)}, which this run does not adapt",
-            hint="is method.targets as it was, and the model of the same kind?",
+            hint="name these layers in method.targets, and use the same kind of model",
         )
     for path in file.paths:
         layer = layers[today[path]]
@@ -93,8 +93,8 @@ def _head(file: AdapterFile, base: Base) -> dict[str, Tensor]:
     other = [n for n in file.head_names if not any(today[n].startswith(f"{m}.") for m in base.head)]
     if other:
         raise SoraError(
-            f"{file.directory} stores {first_few(other)} in full, which this run would lose",
-            where=f"what it stores in full: {first_few(base.head)}" if base.head else None,
+            f"{file.directory} stores {first_few(other)} in full, but this run would not keep it",
+            where=f"this run stores in full: {first_few(base.head)}" if base.head else None,
         )
     return dict(file.head)
 

@@ -45,7 +45,7 @@ from sora_cli.recipe.recipe import ModelBlock, Recipe
 from sora_cli.tasks.base import Task
 from sora_cli.train.checkpoint.files import plain
 
-_PUT_BACK = "put the base model back as it was, or train again"
+_PUT_BACK = "restore the original base model, or train again"
 
 
 def write_baseline(
@@ -178,7 +178,7 @@ def _load_base_of(
     block = _base_block(recipe, reference, on)
     base = load_base(block, task, precision=recipe.training.precision)
     if on is None or strict:
-        hint = _PUT_BACK if on is None else "name the one that it was trained on: model.path=MODEL"
+        hint = _PUT_BACK if on is None else "name its own base model: model.path=MODEL"
         check_base(base, reference, result, hint=hint)
         return base
     differing = differing_weights(reference, _files(base), base.resolved, result)

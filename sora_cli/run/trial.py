@@ -77,7 +77,7 @@ def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows
         with usual_attention(model, of_kernels=True), same_inputs(model, paths) as siblings:
             found |= try_layers(model, paths, batches)
     except Exception as error:  # e.g. the model needs a GPU; training reports it, too
-        say_notes([f"no trial of which layers the loss depends on: {first_line(error)}"])
+        say_notes([f"could not test which layers influence the loss: {first_line(error)}"])
     return Trial(found, siblings)
 
 

@@ -42,7 +42,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         if trainer.args.world_size > 1:
             raise SoraError(
                 "training.compact_every works on one process only",
-                where=f"there are {trainer.args.world_size}",
+                where=f"this run has {trainer.args.world_size}",
             )
         self.trainer, self.method, self.layers = trainer, method, layers
         self.record = Compaction(every=every, only_count=only_count)

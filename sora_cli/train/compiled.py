@@ -46,13 +46,13 @@ def check_compile(recipe: Recipe) -> None:
     if model.quantise is not None:
         raise _conflict(
             f"model.quantise={model.quantise}",
-            "the compiler cannot look into products with packed weights",
+            "the compiler cannot trace products with packed weights",
             "model.quantise=null",
         )
     if model.attention == "flex_attention":
         raise _conflict(
             "model.attention=flex_attention",
-            "that compiles itself, in evaluation too",
+            "it compiles itself, in evaluation too",
             "model.attention=sdpa",
         )
     if training.gradient_checkpointing:
@@ -85,21 +85,24 @@ def check_compiler(recipe: Recipe) -> None:
     import torch
 
     if sys.platform == "win32":
-        raise SoraError(f"{KEY} was never tried on Windows", hint=_OFF, key=KEY)
+        raise SoraError(f"{KEY} is not supported on Windows", hint=_OFF, key=KEY)
     if torch.cuda.is_available():
         if find_spec("triton") is None:
             raise _missing("the package triton", f"pip install triton, or {_OFF}")
         return
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if which(compiler) is None:
-        raise _missing(f"the C++ compiler {compiler}", f"install it, or name another: CXX; {_OFF}")
+        raise _missing(
+            f"the C++ compiler {compiler}",
+            f"install it, name another in CXX, or {_OFF}",
+        )
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         raise _missing(f"Python's C headers: {header}", f"install python3-dev, or {_OFF}")
 
 
 def _missing(what: str, hint: str) -> SoraError:
-    return SoraError(f"{KEY} needs {what}, which is not there", hint=hint, key=KEY)
+    return SoraError(f"{KEY} needs {what}, which is missing", hint=hint, key=KEY)
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
@@ -110,7 +113,7 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     found = list(_blocks_in(model))
     if not found:
         raise SoraError(
-            f"{KEY} compiles repeated blocks, and {type(model).__name__} has none",
+            f"{KEY} compiles repeated blocks, but {type(model).__name__} has none",
             hint=_OFF,
             key=KEY,
         )

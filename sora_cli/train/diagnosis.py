@@ -130,7 +130,7 @@ def _of_gradient(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
         return Origin(f"the gradient's norm is inf; its largest part is {name}, {tops[name]:.1e}")
     if trainer.args.world_size > 1:
         return Origin("the loss or gradient of another process is not finite; see its message")
-    return Origin("the loss or gradient was not finite, but is when the step is run again")
+    return Origin("the loss or gradient was not finite, but is finite when the step is run again")
 
 
 def _forward(trainer: Trainer, batch: Pass, watch: _Watch) -> Tensor:

@@ -53,7 +53,7 @@ def check_kernels(recipe: Recipe) -> None:
             )
     if recipe.training.compile:
         raise SoraError(
-            f"{KEY} does not go with training.compile: the compiler makes kernels of its own",
+            f"{KEY} does not go with training.compile, which makes its own kernels",
             hint=f"{_OFF}, or training.compile=false",
             key=KEY,
         )
@@ -69,7 +69,7 @@ def check_gpu(recipe: Recipe) -> None:
 
     if not torch.cuda.is_available():
         raise SoraError(
-            f"{KEY}=liger needs a GPU: a CPU runs no Triton kernels", hint=_OFF, key=KEY
+            f"{KEY}=liger needs a GPU: a CPU cannot run Triton kernels", hint=_OFF, key=KEY
         )
 
 
@@ -80,7 +80,7 @@ def check_family(model: Any) -> None:
         near = closest(family, families)
         raise SoraError(
             f"{KEY}=liger: Liger has no kernels for {family} models",
-            where=f"the nearest is {near}" if near else f"there are {listed(sorted(families))}",
+            where=f"closest name: {near}" if near else f"it has: {listed(sorted(families))}",
             hint=_OFF,
             key=KEY,
         )

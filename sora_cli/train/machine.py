@@ -29,13 +29,13 @@ def _check_launcher() -> None:
     """Refuse settings of `accelerate launch` (environment variables) unsupported by methods."""
     if _asked_for("ACCELERATE_USE_DEEPSPEED"):
         raise SoraError(
-            "DeepSpeed is not supported: its optimisers keep the gradients that methods look at",
-            hint="torchrun; where the model is too large for that, FSDP with fsdp_version: 2",
+            "DeepSpeed is not supported: its optimisers hide the gradients that methods read",
+            hint="use torchrun; if the model is too large for that, FSDP with fsdp_version: 2",
         )
     if _asked_for("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
         raise SoraError(
-            "FSDP1 is not supported: it flattens the factors",
-            hint="in accelerate's configuration: fsdp_version: 2",
+            "FSDP1 is not supported: it flattens the adapters' factors",
+            hint="set fsdp_version: 2 in accelerate's configuration",
         )
 
 

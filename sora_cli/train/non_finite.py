@@ -181,9 +181,9 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         elif self.policy == "stop":
             hint += ", or leave such steps out: training.non_finite=skip"
         if self._in_a_row >= IN_A_ROW:
-            what = f"step {step} is the {IN_A_ROW}th bad one in a row: {origin.text}"
+            what = f"step {step} is the {IN_A_ROW}th bad step in a row: {origin.text}"
         folder = self._last_checkpoint()
-        where = "there is no checkpoint before" if folder is None else f"last checkpoint: {folder}"
+        where = "there is no earlier checkpoint" if folder is None else f"last checkpoint: {folder}"
         return SoraError(what, where=where, hint=hint)
 
 

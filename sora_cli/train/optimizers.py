@@ -42,8 +42,8 @@ def check_optimizer(recipe: Recipe) -> None:
         return
     if recipe.method.config.turns_basis:
         raise SoraError(
-            f"{KEY}={name} does not go with method {recipe.method.name}, which turns the moments",
-            where="codes of 8 bits round zeros, too, so that what was cut would come back",
+            f"{KEY}={name} does not go with method {recipe.method.name}, which rotates the moments",
+            where="8-bit moments do not keep exact zeros, so components that were cut would return",
             hint=f"{KEY}=adamw",
             key=KEY,
         )
@@ -62,7 +62,7 @@ def check_device(recipe: Recipe) -> None:
         return
     if name == "paged_adamw_8bit":
         raise SoraError(
-            f"{KEY}={name} needs a GPU, from whose memory pages can move away",
+            f"{KEY}={name} needs a GPU: it moves pages out of the GPU's memory",
             hint=f"{KEY}=adamw_8bit",
             key=KEY,
         )
@@ -70,7 +70,7 @@ def check_device(recipe: Recipe) -> None:
         _take_step()
     except Exception as error:  # builds without the operation raise different errors
         raise SoraError(
-            f"this version of bitsandbytes takes no step of 8 bits on a CPU: {first_line(error)}",
+            f"this version of bitsandbytes cannot take 8-bit steps on a CPU: {first_line(error)}",
             hint=f"pip install --upgrade bitsandbytes, or {KEY}=adamw",
             key=KEY,
         ) from error

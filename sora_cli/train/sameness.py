@@ -48,8 +48,8 @@ def check_same(
     if abs(loss - wanted_loss) <= far * abs(wanted_loss) and apart <= far * norm:
         return
     raise SoraError(
-        f"{key}={value} gives another loss or gradient than {type(trainer.model).__name__} has",
-        where=f"loss {loss:.6g}, not {wanted_loss:.6g}; the gradient is {apart:.3g} off, of "
+        f"{key}={value} changes the loss or gradient of {type(trainer.model).__name__}",
+        where=f"loss {loss:.6g}, not {wanted_loss:.6g}; gradient off by {apart:.3g}, its norm is "
         f"{norm:.3g}",
         hint=hint,
         key=key,

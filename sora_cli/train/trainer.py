@@ -274,7 +274,7 @@ def training_arguments(
     parts = block.gradient_accumulation * world
     if block.batch_size % parts:
         raise SoraError(
-            f"training.batch_size {block.batch_size} does not split over {world} processes x "
+            f"training.batch_size {block.batch_size} cannot be split over {world} processes x "
             f"{block.gradient_accumulation} micro-batches",
             hint=f"training.batch_size={math.ceil(block.batch_size / parts) * parts}",
         )

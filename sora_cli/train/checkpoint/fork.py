@@ -50,7 +50,9 @@ def locate_fork(block: StartBlock) -> Path:
     if (place / RUN_FILE).is_file():
         if block.step is not None:
             raise SoraError(
-                f"{place} is a checkpoint already", hint="start.step=", key="start.step"
+                f"{place} is one checkpoint, not a run",
+                hint="start.step=",
+                key="start.step",
             )
         return place
     there = [path for path in checkpoint_paths(place / FOLDER) if (path / MARK_FILE).is_file()]
@@ -58,13 +60,16 @@ def locate_fork(block: StartBlock) -> Path:
     where = f"its checkpoints: steps {first_few(known, 10)}" if known else None
     if not known:
         raise SoraError(
-            f"{place} is no checkpoint, and holds none in {FOLDER}/",
+            f"{place} is not a checkpoint, and holds none in {FOLDER}/",
             hint="training.keep_checkpoints=[STEP] in that run keeps one",
             key="start.checkpoint",
         )
     if block.step is None:
         raise SoraError(
-            f"{place} is a run: of which step?", where=where, hint=_FIX, key="start.checkpoint"
+            f"{place} is a run: name a step of it",
+            where=where,
+            hint=_FIX,
+            key="start.checkpoint",
         )
     total = int(_read(there[0] / TRAINER_FILE)["max_steps"])
     step = steps_of(block.step, total)
@@ -115,7 +120,7 @@ def read_fork(
         found = read_checkpoint(path)
         for name, fingerprint in inputs.items():
             if found.run["inputs"].get(name, fingerprint) != fingerprint:
-                raise SoraError(f"{name} is not what the run of {path} was started with")
+                raise SoraError(f"{name} is not the same as in the run of {path}")
         stored = {name: tuple(t.shape) for name, t in part(found.tensors, "model.").items()}
         now = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
         for name in {**now, **stored}:
@@ -130,7 +135,7 @@ def read_fork(
             if own != scaling:
                 raise SoraError(
                     f"'{name}' is scaled by {scaling:g} in {path}, by {own:g} in this run",
-                    hint="method.alpha and the rank at the start decide that",
+                    hint="the scale follows from method.alpha and the starting rank",
                 )
     return found
 
@@ -145,9 +150,9 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -
         free = key.split(".")[0] in _OTHER_BLOCKS and key not in _OF_EVERY_METHOD
         if not free and key not in MAY_CHANGE:
             raise SoraError(
-                f"the steps of {name} were taken with another {key}: {shown_value(old)}, not "
+                f"{name} was trained with another {key}: {shown_value(old)}, not "
                 f"{shown_value(new)}",
-                hint="what a fork may change: the method, its own options, and the output",
+                hint="a fork may change only the method, its own options, and the output",
                 key=key,
             )
 

@@ -95,8 +95,8 @@ def find_checkpoint(
         # an input that the checkpoint does not record is accepted
         if found.run["inputs"].get(name, fingerprint) != fingerprint:
             raise SoraError(
-                f"{name} is not what the run in '{output}' was started with",
-                hint="put it back as it was, or train elsewhere: output.dir=DIR",
+                f"{name} is not the same as when the run in '{output}' started",
+                hint="restore it, or train elsewhere: output.dir=DIR",
             )
     say(f"resuming from {found.path}")
     return found

@@ -145,7 +145,7 @@ def _check_groups(there: list[dict[str, Any]], here: list[dict[str, Any]], path:
     names = [", ".join(f"{len(g['params'])} {g['name']}" for g in some) for some in (there, here)]
     if names[0] != names[1]:
         raise SoraError(
-            f"the optimiser's groups were {names[0]} (parameters) in {path}, and are {names[1]}"
+            f"the optimiser's parameter groups differ: {names[0]} in {path}, {names[1]} in this run"
         )
     for old, new in zip(there, here, strict=True):
         for key in _DECIDING:
@@ -154,7 +154,7 @@ def _check_groups(there: list[dict[str, Any]], here: list[dict[str, Any]], path:
                 raise SoraError(
                     f"{key} of the optimiser's group '{old['name']}' was {before} in {path}, and "
                     f"is {now} in this run",
-                    hint="a fork goes on with the optimiser as it was",
+                    hint="a fork keeps the optimiser's options: set the old value",
                 )
 
 

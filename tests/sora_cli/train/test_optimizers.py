@@ -290,7 +290,7 @@ def test_refused_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantisation, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(optimizers, "_take_step", none)
-    assert "takes no step of 8 bits on a CPU: no kernel" in _refusal(check_device, "adamw_8bit")
+    assert "cannot take 8-bit steps on a CPU: no kernel" in _refusal(check_device, "adamw_8bit")
     assert "paged_adamw_8bit needs a GPU" in _refusal(check_device, "paged_adamw_8bit")
     check_device(_asking("adamw"))
 
