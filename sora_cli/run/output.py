@@ -124,7 +124,7 @@ def check_own(output: Path, *, resume: bool = False) -> None:
         foreign += [path for path in results if not path.is_dir() or any(path.iterdir())]
     for place in filter(os.path.lexists, foreign):
         raise SoraError(
-            f"'{place}' was not written by a run of sora and will not be touched",
+            f"'{place}' was not written by a run of this tool and will not be touched",
             hint=f"move it away, or {ELSEWHERE}",
         )
     for place in results:
