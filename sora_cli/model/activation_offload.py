@@ -108,7 +108,7 @@ class _Moving:
         self._last: Callable[[], _Parcel | None] = lambda: None
 
     def pack(self, tensor: Tensor) -> Any:
-        if not self._goes(tensor):
+        if not self._moves(tensor):
             return tensor
         parcels = self._known.setdefault(
             tensor.untyped_storage(), weakref.WeakValueDictionary[Any, _Parcel]()
@@ -128,7 +128,7 @@ class _Moving:
     def unpack(self, packed: Any) -> Tensor:
         return packed.open() if isinstance(packed, _Parcel) else packed
 
-    def _goes(self, tensor: Tensor) -> bool:
+    def _moves(self, tensor: Tensor) -> bool:
         if tensor.device.type != self._device or tensor.layout is not torch.strided:
             return False
         return (

@@ -69,7 +69,7 @@ def load_base(
     check_quantise(block)
     check_device(block, precision)
     resolved, source, gguf = _located(block)
-    common = _common(block, gguf)
+    common = _shared_options(block, gguf)
     with loading(block.path, resolved, purpose=f" for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(source, **common)
         if not gguf:
@@ -120,7 +120,7 @@ def load_config(block: ModelBlock) -> Any:
     quiet_hub()
     resolved, source, gguf = _located(block)
     with loading(block.path, resolved):
-        return transformers.AutoConfig.from_pretrained(source, **_common(block, gguf))
+        return transformers.AutoConfig.from_pretrained(source, **_shared_options(block, gguf))
 
 
 def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
@@ -129,7 +129,7 @@ def load_inputs(block: ModelBlock, task: Task) -> tuple[Any, Any]:
 
     quiet_hub()
     resolved, source, gguf = _located(block)
-    common = _common(block, gguf)
+    common = _shared_options(block, gguf)
     with loading(block.path, resolved, purpose=f" for {task.name}"):
         config = transformers.AutoConfig.from_pretrained(source, **common)
         return config, load_processor(task.options.PROCESSOR_CLASS, source, common)
@@ -142,7 +142,7 @@ def _located(block: ModelBlock) -> tuple[str, str, dict[str, Any]]:
     return (resolved, *split_gguf(resolved))
 
 
-def _common(block: ModelBlock, gguf: dict[str, Any]) -> dict[str, Any]:
+def _shared_options(block: ModelBlock, gguf: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments shared by the loading of configuration, weights and processor."""
     revision = {} if block.revision is None else {"revision": block.revision}
     return {"trust_remote_code": block.trust_remote_code, **gguf, **revision}

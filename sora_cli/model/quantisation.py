@@ -83,18 +83,18 @@ def quantised_options(
     from accelerate import PartialState
     from transformers import BitsAndBytesConfig
 
-    wanted: dict[str, Any] = {"llm_int8_skip_modules": list(plain)}
+    options: dict[str, Any] = {"llm_int8_skip_modules": list(plain)}
     if block.quantise == "8bit":
-        wanted["load_in_8bit"] = True
+        options["load_in_8bit"] = True
     else:
-        wanted |= {
+        options |= {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": _compute_dtype(block.dtype, precision, config),
         }
     device = PartialState(cpu=not torch.cuda.is_available()).device
-    return {"quantization_config": BitsAndBytesConfig(**wanted), "device_map": {"": device}}
+    return {"quantization_config": BitsAndBytesConfig(**options), "device_map": {"": device}}
 
 
 def prepare_quantised(model: Any, reference: str, head: Sequence[str]) -> None:

@@ -24,11 +24,11 @@ def by_cores(names: Iterable[str], work: Callable[[str], T]) -> dict[str, T]:
     names = list(names)
     cores = min(os.cpu_count() or 1, _CORES)
     # torch's number of threads is kept per thread: each worker sets its own
-    with one_thread(), ThreadPoolExecutor(cores, initializer=_alone) as pool:
+    with one_thread(), ThreadPoolExecutor(cores, initializer=_one_torch_thread) as pool:
         return dict(zip(names, pool.map(work, names), strict=True))
 
 
-def _alone() -> None:
+def _one_torch_thread() -> None:
     torch.set_num_threads(1)
 
 

@@ -32,8 +32,8 @@ def optional_weights(model: Any) -> tuple[str, ...]:
 
 def attention_of(config: Any) -> str | None:
     """Return the attention implementation named in a configuration, such as "sdpa"."""
-    found: str | None = getattr(config, "_attn_implementation", None)
-    return found
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
 
 
 def flash_kernels(auto: Any, config: Any) -> tuple[str, ...]:

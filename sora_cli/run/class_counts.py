@@ -27,13 +27,13 @@ def class_counts(ready: Prepared) -> dict[str, dict[str, int]]:
 
 def count_classes(task: Task, parts: Mapping[str, Encoded]) -> dict[str, dict[str, int]]:
     """Count the rows of each class in the given parts; {} for a task without classes."""
-    found = {}
+    counts = {}
     for name, part in parts.items():
         numbers = task.class_counts(part)
         if numbers is not None:
             names = task.label_names or []
-            found[name] = dict(zip(names, numbers.tolist(), strict=True))
-    return found
+            counts[name] = dict(zip(names, numbers.tolist(), strict=True))
+    return counts
 
 
 def class_lines(counts: Counts) -> Iterator[str]:
@@ -49,11 +49,11 @@ def class_lines(counts: Counts) -> Iterator[str]:
         return
     names = list(counts["train"])
     if len(names) > _FEW:
-        spans = ", ".join(f"{_span(own)} in {_PARTS.get(n, n)}" for n, own in counts.items())
+        spans = ", ".join(f"{_row_range(own)} in {_PARTS.get(n, n)}" for n, own in counts.items())
         yield f"{len(names)} classes, rows of each: {spans}"
         return
     each = (
-        f"'{_short(name)}' {' / '.join(count(own[name]) for own in counts.values())}"
+        f"'{_short_name(name)}' {' / '.join(count(own[name]) for own in counts.values())}"
         for name in names
     )
     yield f"classes, in {' / '.join(_PARTS.get(n, n) for n in counts)}: {', '.join(each)}"
@@ -62,17 +62,17 @@ def class_lines(counts: Counts) -> Iterator[str]:
 def absent_remarks(counts: Counts) -> Iterator[str]:
     """Yield a remark for each part in which some classes have no rows."""
     for part, own in counts.items():
-        absent = [f"'{_short(name)}'" for name, rows in own.items() if not rows]
+        absent = [f"'{_short_name(name)}'" for name, rows in own.items() if not rows]
         if 0 < len(absent) < len(own) - 1:  # rows of a single class: see `label_remark`
             end = ": nothing can be learned about them" if part == "train" else ""
             few, where = first_few(absent, _FEW), _PARTS.get(part, part)
             yield f"classes without rows in {where}: {few} ({len(absent)} of {len(own)}){end}"
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     return printable(name if len(name) <= _LONG else f"{name[: _LONG - 3]}...")
 
 
-def _span(own: Mapping[str, int]) -> str:
+def _row_range(own: Mapping[str, int]) -> str:
     low, high = min(own.values()), max(own.values())
     return count(low) if low == high else f"{count(low)} to {count(high)}"

@@ -90,8 +90,8 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
     emit_section("data", data_lines(ready, block))
     rows = ROWS if rows is None else rows
     if rows:
-        shown = rows_lines(ready.task, ready.base.processor, ready.train, rows)
-        emit_section("first training rows", shown)
+        lines = rows_lines(ready.task, ready.base.processor, ready.train, rows)
+        emit_section("first training rows", lines)
     rates = learning_rates(args, ready.method, ready.layers, steps.total)
     plan = ready.method.plan(ready.layers, total_steps=steps.total, learning_rates=rates)
     emit_section("steps", step_lines(steps, plan))
@@ -110,11 +110,11 @@ def emit_section(title: str, lines: Iterable[str]) -> None:
 def recipe_lines(loaded: LoadedRecipe) -> Iterator[str]:
     """Yield the key, value and origin of every value in the recipe."""
     for key, value, origin in loaded.values():
-        key, shown = printable(key), _shown(value)
-        if len(key) < _KEY and len(shown) <= _VALUE:
-            yield f"{key:<{_KEY}} {shown:<{_VALUE}} {origin}"
+        key, text = printable(key), _yaml(value)
+        if len(key) < _KEY and len(text) <= _VALUE:
+            yield f"{key:<{_KEY}} {text:<{_VALUE}} {origin}"
         else:  # never shortened: people copy these values
-            yield f"{key:<{_KEY}} {shown}"
+            yield f"{key:<{_KEY}} {text}"
             yield f"{'':<{_KEY}} {'':<{_VALUE}} {origin}"
 
 
@@ -165,8 +165,8 @@ def parameter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
     share = counts.trained / counts.base
     yield f"{'base model':<24} {count(counts.base):>15}"
     yield f"{'trained':<24} {count(counts.trained):>15}  ({share:.2%} of the base model)"
-    what = "adapters at the start" if layers else "trained beside the head"
-    yield f"{what:<24} {count(counts.adapter_start):>15}"
+    label = "adapters at the start" if layers else "trained beside the head"
+    yield f"{label:<24} {count(counts.adapter_start):>15}"
     gates = sum(m.d.numel() for m in layers if m.d is not None)
     if gates:
         yield f"{'gates':<24} {count(gates):>15}  (while training)"
@@ -229,8 +229,8 @@ def step_lines(steps: Steps, plan: Plan) -> Iterator[str]:
 
 def memory_lines(m: MemoryPrediction) -> Iterator[str]:
     """Yield the predicted peak and its parts."""
-    what = "resident memory" if m.device == "cpu" else "GPU memory"
-    yield f"predicted peak {what} {size(m.peak)}"
+    kind = "resident memory" if m.device == "cpu" else "GPU memory"
+    yield f"predicted peak {kind} {size(m.peak)}"
     for part, n_bytes in (
         ("loaded model and data" if m.device == "cpu" else "loaded model", m.resident),
         ("taken once by the first step", m.runtime),
@@ -260,21 +260,21 @@ def short_lines(
     if ranks:
         key = rank_option(loaded, ranks[-1])
         origin = loaded.origin("method", key) if key else "the method's own"
-        yield _line(
+        yield _short_line(
             "rank at the start", " to ".join(map(str, ranks[:: max(len(ranks) - 1, 1)])), origin
         )
     rate = loaded.origin("training", "learning_rate")
-    yield _line("learning rate", f"{block.learning_rate:g}", rate)
+    yield _short_line("learning rate", f"{block.learning_rate:g}", rate)
     key = "epochs" if block.max_steps is None else "max_steps"
     origin = loaded.origin("training", key)
-    yield _line("steps", count(steps.total), f"training.{key}, {origin}")
+    yield _short_line("steps", count(steps.total), f"training.{key}, {origin}")
     tokens = "" if time.tokens == time.rows else f", {count(time.tokens)} tokens"
     measured = f"{time.rows} row{'' if time.rows == 1 else 's'}{tokens}"
     about = f"for training alone; measured on {measured}"
     about += ", not compiled" if block.compile else ""
-    yield _line("time", f"about {duration(max(seconds, 1))}", about)
+    yield _short_line("time", f"about {duration(max(seconds, 1))}", about)
     predicted = "predicted" if block.kernels is None else "predicted for the model's own layers"
-    yield _line("memory", size(memory.peak), predicted)
+    yield _short_line("memory", size(memory.peak), predicted)
 
 
 def rank_option(loaded: LoadedRecipe, rank: int) -> str | None:
@@ -283,7 +283,7 @@ def rank_option(loaded: LoadedRecipe, rank: int) -> str | None:
     return next((k for k, v in values.items() if "r" in k.split("_") and v == rank), None)
 
 
-def _line(name: str, value: str, origin: object) -> str:
+def _short_line(name: str, value: str, origin: object) -> str:
     return f"{name:<20} {value:<20} {origin}"
 
 
@@ -310,7 +310,7 @@ def _table(groups: list[LayerGroup]) -> Iterator[str]:
         yield f"{g.count:>4} x {g.pattern:<{wide}}  {g.shape:<16} {g.remark}".rstrip()
 
 
-def _shown(value: Any) -> str:
+def _yaml(value: Any) -> str:
     """Format a value in YAML's notation."""
     if value is None:
         return "null"

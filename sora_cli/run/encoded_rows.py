@@ -25,7 +25,7 @@ def row_lines(task: Task, processor: Any, rows: Encoded, number: int) -> Iterato
     row = rows.dataset[number]
     ids = row.get("input_ids")
     if ids is None:
-        yield from (f"{name}: {_short(value)}" for name, value in _plain(row, task))
+        yield from (f"{name}: {_short(value)}" for name, value in _column_texts(row, task))
         return
     tokenizer = getattr(processor, "tokenizer", processor)
     if ids and isinstance(ids[0], list):
@@ -86,7 +86,7 @@ def _label(label: Any, names: Sequence[str] | None) -> str:
     return f"{label:g}" if names is None else f"'{printable(names[label])}'"
 
 
-def _plain(row: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
+def _column_texts(row: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
     """Yield (name, text) for each column of a row without token ids, such as an image's."""
     names = task.label_names
     for name, value in row.items():
@@ -100,6 +100,6 @@ def _plain(row: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
 
 def _short(text: str) -> str:
     """Return a text in one line; of a long text only its beginning and end."""
-    shown = printable(text)
+    line = printable(text)
     half = _CHARACTERS // 2
-    return shown if len(shown) <= _CHARACTERS else f"{shown[:half]} ... {shown[-half:]}"
+    return line if len(line) <= _CHARACTERS else f"{line[:half]} ... {line[-half:]}"

@@ -25,11 +25,11 @@ def evaluate_run(report: RunReport, trainer: AdapterTrainer, ready: Prepared) ->
     for split, rows in ready.report.items():
         predictions = trainer.final_predictions(rows, ready.task.metric_names)
         report.metrics[split] = ready.task.scores(predictions)
-        _say(report, prediction_remark(ready.task, split, predictions))
+        _add_event(report, prediction_remark(ready.task, split, predictions))
     if ready.baseline is not None:
         return  # a baseline has no adapters to switch off
     if not any(ready.method.factors(m).drop_zeros().rank for m in ready.layers.values()):
-        _say(report, NONE_ALIVE)
+        _add_event(report, NONE_ALIVE)
     elif ready.task.best in report.metrics[next(iter(ready.report))]:
         _score_without(report, trainer, ready)
 
@@ -47,10 +47,10 @@ def _score_without(report: RunReport, trainer: AdapterTrainer, ready: Prepared) 
         rows=len(rows.lengths),
         greater_is_better=trainer.recipe.task.options.greater_is_better,
     )
-    _say(report, remark)
+    _add_event(report, remark)
 
 
-def _say(report: RunReport, remark: str | None) -> None:
+def _add_event(report: RunReport, remark: str | None) -> None:
     if remark is not None:
         report.events.append(remark)
 
@@ -62,13 +62,13 @@ def switched_off(layers: Layers) -> Iterator[None]:
     Afterwards the very same tensors are back, bit for bit. Not for training.
     """
     parameters = [p for layer in layers.values() for _, p in layer.named_factors()]
-    kept = [p.data for p in parameters]
+    tensors = [p.data for p in parameters]
     try:
         for parameter in parameters:  # A, B and gates: 0 x NaN is NaN
             parameter.data = torch.zeros_like(parameter.data)
         yield
     finally:
-        for parameter, tensor in zip(parameters, kept, strict=True):
+        for parameter, tensor in zip(parameters, tensors, strict=True):
             parameter.data = tensor
 
 

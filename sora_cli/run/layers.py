@@ -57,7 +57,7 @@ def near_misses(
     heads, left_out = tuple(head), left_out or {}
     output = output_embedding(model)
     inside = {id(m.base) for m in model.modules() if isinstance(m, LowRankLinear)}
-    found = {}
+    layers = {}
     for path, module in model.named_modules():
         if linear_shape(module) is None or id(module) in inside:
             continue
@@ -69,8 +69,8 @@ def near_misses(
             why = "output embedding"
         else:
             why = "not named by method.targets"
-        found[path] = (_shape(module), why)
-    return _group(found)
+        layers[path] = (_shape(module), why)
+    return _group(layers)
 
 
 def other_weights(model: nn.Module) -> list[LayerGroup]:
@@ -79,21 +79,21 @@ def other_weights(model: nn.Module) -> list[LayerGroup]:
     Examples are the fused experts of a mixture, convolutions, and attention without linear layers.
     The remark is the class name of the module that holds the weight.
     """
-    found = {}
+    weights = {}
     for path, module in model.named_modules():
         if linear_shape(module) is not None or isinstance(module, nn.Embedding | LowRankLinear):
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if sum(n > 1 for n in parameter.shape) > 1:
                 shape = " x ".join(count(n) for n in parameter.shape)
-                found[f"{path}.{name}" if path else name] = (shape, type(module).__name__)
-    return _group(found)
+                weights[f"{path}.{name}" if path else name] = (shape, type(module).__name__)
+    return _group(weights)
 
 
 def left_out_lines(left_out: Mapping[str, str], model: nn.Module) -> list[str]:
     """Return a line for each group of layers that the targets name but that get no adapter."""
-    found = {p: (_shape(model.get_submodule(p)), why) for p, why in left_out.items()}
-    return [f"no adapter on {g.pattern} ({g.count}): {g.remark}" for g in _group(found)]
+    layers = {p: (_shape(model.get_submodule(p)), why) for p, why in left_out.items()}
+    return [f"no adapter on {g.pattern} ({g.count}): {g.remark}" for g in _group(layers)]
 
 
 def _shape(module: nn.Module) -> str:
@@ -101,9 +101,9 @@ def _shape(module: nn.Module) -> str:
     return f"{count(n_in)} -> {count(n_out)}"
 
 
-def _group(found: Mapping[str, tuple[str, str]]) -> list[LayerGroup]:
+def _group(layers: Mapping[str, tuple[str, str]]) -> list[LayerGroup]:
     numbers: dict[tuple[str, str, str, str], list[int]] = {}
-    for path, (shape, remark) in found.items():
+    for path, (shape, remark) in layers.items():
         parts = path.split(".")
         at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
         before, after = ".".join(parts[:at]), ".".join(parts[at + 1 :])

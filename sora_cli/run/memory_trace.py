@@ -71,7 +71,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*_without_masks(func, args), **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._born(leaf)
+                self._created(leaf)
         return out
 
     def move(self, tensor: Tensor) -> Tensor:
@@ -82,33 +82,33 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._moving = False
 
-    def _born(self, tensor: Tensor) -> None:
+    def _created(self, tensor: Tensor) -> None:
         key, storage = storage_key(tensor), tensor.untyped_storage()
         if key in self._sizes:
             return
         if self._moving:
             self._sizes[key] = 0
             self._move(storage.nbytes())
-            weakref.finalize(storage, self._back, key, storage.nbytes())
+            weakref.finalize(storage, self._moved_back, key, storage.nbytes())
             return
         self._sizes[key] = storage.nbytes()
-        self._add(storage.nbytes(), 1)
-        weakref.finalize(storage, self._gone, key)
+        self._count(storage.nbytes(), 1)
+        weakref.finalize(storage, self._freed, key)
         if self.live > self.peak:
             self.peak, self.small_at_peak = self.live, self.small
 
-    def _gone(self, key: int) -> None:
-        self._add(self._sizes.pop(key), -1)
+    def _freed(self, key: int) -> None:
+        self._count(self._sizes.pop(key), -1)
 
     def _move(self, size: int) -> None:
         self.moved += size
         self.moved_peak = max(self.moved_peak, self.moved)
 
-    def _back(self, key: int, size: int) -> None:
+    def _moved_back(self, key: int, size: int) -> None:
         self._sizes.pop(key)
         self._move(-size)
 
-    def _add(self, size: int, sign: int) -> None:
+    def _count(self, size: int, sign: int) -> None:
         self.live += sign * size
         if size <= self.limit:
             self.small += sign * size

@@ -60,8 +60,8 @@ def step_fits(ready: Prepared, block: TrainingBlock, rows: int) -> bool:
     passes = 2 if block.gradient_accumulation > 1 else 1
     try:
         with _left_as_it_was(model):
-            taken = moment_bytes(block.optimizer, model, device)
-            moments = torch.empty(taken, dtype=torch.uint8, device=device)
+            n_bytes = moment_bytes(block.optimizer, model, device)
+            moments = torch.empty(n_bytes, dtype=torch.uint8, device=device)
             run_passes(ready, block, batch, passes)
             del moments
     except (torch.OutOfMemoryError, MemoryError):
@@ -150,24 +150,24 @@ def _find(recipe: Recipe, ready: Prepared, share: int, machine: Machine) -> Micr
     return MicroBatchChoice(rows=0, parts=0, available=available, failed=failed)
 
 
-def _agreed(found: MicroBatchChoice) -> MicroBatchChoice:
+def _agreed(choice: MicroBatchChoice) -> MicroBatchChoice:
     """Return the choice of all processes together: the smallest micro-batch among them."""
-    rows = found.rows
+    rows = choice.rows
     if world_size() > 1:
         from accelerate import PartialState
         from accelerate.utils import gather_object
 
         # no trainer exists yet: gather_object needs accelerate's process group
         PartialState(cpu=not torch.cuda.is_available())
-        rows = min(gather_object([found.rows]))
+        rows = min(gather_object([choice.rows]))
     if not rows:
         raise SoraError(
             "not even one row fits into memory",
             hint="training.gradient_checkpointing=true, or fewer tokens: data.max_length",
             key=_KEY,
         )
-    parts = found.parts * found.rows // rows if found.rows else 0
-    return found.model_copy(update={"rows": rows, "parts": parts})
+    parts = choice.parts * choice.rows // rows if choice.rows else 0
+    return choice.model_copy(update={"rows": rows, "parts": parts})
 
 
 def _with_parts(recipe: Recipe, parts: int) -> Recipe:
@@ -176,11 +176,11 @@ def _with_parts(recipe: Recipe, parts: int) -> Recipe:
     return recipe.model_copy(update={"training": settled})
 
 
-def _described(found: MicroBatchChoice) -> str:
-    taken = "" if found.predicted is None else f"{size(found.predicted)} predicted"
-    free = "" if found.available is None else f" of {size(found.available)}"
-    ran_out = f"; no memory for {', '.join(map(str, found.failed))}" if found.failed else ""
-    return f"{found.rows} rows, {found.parts} per step ({taken}{free}{ran_out})"
+def _described(choice: MicroBatchChoice) -> str:
+    predicted = "" if choice.predicted is None else f"{size(choice.predicted)} predicted"
+    free = "" if choice.available is None else f" of {size(choice.available)}"
+    ran_out = f"; no memory for {', '.join(map(str, choice.failed))}" if choice.failed else ""
+    return f"{choice.rows} rows, {choice.parts} per step ({predicted}{free}{ran_out})"
 
 
 @contextmanager

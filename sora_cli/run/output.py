@@ -45,12 +45,12 @@ def check_output(loaded: LoadedRecipe, *, force: bool, resume: bool) -> bool:
     """
     check_run_place(loaded, force=force)
     output = loaded.output_dir
-    report, found = read_report(output), None
+    report, work = read_report(output), None
     if report is not None:
-        there = checkpoint_paths(output / FOLDER)
-        left = "a run that is not finished, with checkpoints" if there else ""
-        found = Work("run", report.status == "completed", report.recipe, left)
-    opening = open_work(output, found, loaded.resolved(), force=force, resume=resume)
+        checkpoints = checkpoint_paths(output / FOLDER)
+        left = "a run that is not finished, with checkpoints" if checkpoints else ""
+        work = Work("run", report.status == "completed", report.recipe, left)
+    opening = open_work(output, work, loaded.resolved(), force=force, resume=resume)
     if opening is Opening.NOTHING:
         return True
     check_own(output, resume=resume)

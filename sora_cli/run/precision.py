@@ -54,9 +54,9 @@ def device_precision() -> tuple[str, str]:
         return "fp32", "the GPU has no instructions for bf16"
     # absent in older versions of torch
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    found = [name for name in _INSTRUCTIONS if capabilities.get(name)]
-    if found:
-        return "bf16", f"the processor has instructions for it ({', '.join(found)})"
+    instructions = [name for name in _INSTRUCTIONS if capabilities.get(name)]
+    if instructions:
+        return "bf16", f"the processor has instructions for it ({', '.join(instructions)})"
     return "fp32", "torch knows of no instructions for bf16 on this processor"
 
 
@@ -76,5 +76,5 @@ def _agreed(precision: str, why: str) -> tuple[str, str]:
     from accelerate.utils import gather_object
 
     PartialState(cpu=not torch.cuda.is_available())
-    found = gather_object([(precision, why)])
-    return next((other for other in found if other[0] == "fp32"), (precision, why))
+    choices = gather_object([(precision, why)])
+    return next((other for other in choices if other[0] == "fp32"), (precision, why))

@@ -137,7 +137,9 @@ def _prepare(recipe: Recipe, phase: Phase) -> Prepared:
         steps = recipe.training.total_steps(len(train.lengths))
         _note_unreached(recipe.training, steps)
         method.begin(layers, total_steps=steps)  # refuses an impossible schedule
-    left_out = {path: why for path, why in trial.unfit.items() if _means(method.config, path)}
+    left_out = {
+        path: why for path, why in trial.unfit.items() if _targets_layer(method.config, path)
+    }
     return Prepared(task, rows, base, train, select, report, method, layers, left_out, grown, start)
 
 
@@ -159,7 +161,7 @@ def _note_unreached(block: TrainingBlock, steps: int) -> None:
         )
 
 
-def _means(config: MethodOptions, path: str) -> bool:
+def _targets_layer(config: MethodOptions, path: str) -> bool:
     """Return whether a method's targets name this layer."""
     assert isinstance(config, MethodConfig)
     names = [config.targets] if isinstance(config.targets, str) else config.targets

@@ -27,12 +27,12 @@ def task_line(task: Task, columns: list[str]) -> str:
     Args:
         columns: of the raw rows.
     """
-    taken = [*task.input_columns, *([task.label_column] if task.label_column else [])]
-    left = [name for name in columns if name not in taken]
+    used = [*task.input_columns, *([task.label_column] if task.label_column else [])]
+    unused = [name for name in columns if name not in used]
     text = f"{task.name}: reads {listed(task.input_columns)}"
     if task.label_column:
         text += f", learns {listed([task.label_column])}"
-    return printable(text + (f"; columns not taken: {listed(left)}" if left else ""))
+    return printable(text + (f"; columns not taken: {listed(unused)}" if unused else ""))
 
 
 def start_lines(ready: Prepared) -> Iterator[str]:
@@ -46,7 +46,7 @@ def column_lines(ready: Prepared) -> Iterator[str]:
     """Yield the task, its columns, and the contents of the unused columns."""
     task = ready.task
     columns = read_columns(ready.rows.train)
-    left = {
+    unused = {
         name: column.about
         for name, column in columns.items()
         if name not in (*task.input_columns, task.label_column)
@@ -55,8 +55,8 @@ def column_lines(ready: Prepared) -> Iterator[str]:
     yield f"{'reads':<11} {listed(task.input_columns)}"
     if task.label_column:
         yield f"{'learns':<11} {listed([task.label_column])}"
-    if left:
-        about = ", ".join(f"{name} ({about})" for name, about in left.items())
+    if unused:
+        about = ", ".join(f"{name} ({about})" for name, about in unused.items())
         yield from wrapped("not taken", printable(about))
     template = task.template(ready.base.processor)
     if template is not None:

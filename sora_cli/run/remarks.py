@@ -47,10 +47,10 @@ def data_remarks(ready: Prepared, overlaps: Mapping[str, Overlap]) -> list[str]:
     tokenizer = getattr(processor, "tokenizer", processor)  # processors of images have one
     limit = getattr(tokenizer, "model_max_length", _UNLIMITED)
     remarks.append(cut_remark(parts, ready.task.data.max_length, limit=limit))
-    remarks += ready.task.remarks({_name(name): part for name, part in parts.items()})
+    remarks += ready.task.remarks({_part_name(name): part for name, part in parts.items()})
     rows = {"train": ready.rows.train, "select": ready.rows.select, **ready.rows.report}
     remarks += [
-        f"{number:,} of {len(rows[name]):,} rows of {_name(name)} {what}"
+        f"{number:,} of {len(rows[name]):,} rows of {_part_name(name)} {what}"
         for name, part in parts.items()
         for what, number in {**part.lacking, **part.told}.items()
         if number
@@ -69,10 +69,10 @@ def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> 
     """
     if np.unique(labels).size > 1:
         return None
-    label = _shown(labels[0], names)
+    label = _label_text(labels[0], names)
     if part == "train":
         return f"every training row is {label}: there is nothing to tell apart"
-    return f"every row of {_name(part)} is {label}: its scores mean little"
+    return f"every row of {_part_name(part)} is {label}: its scores mean little"
 
 
 def base_classes_remark(
@@ -102,7 +102,7 @@ def cut_remark(parts: Mapping[str, Encoded], max_length: int, *, limit: int) -> 
     cut = {name: part for name, part in parts.items() if part.truncated}
     if not cut:
         return None
-    counts = [f"{p.truncated:,} of {len(p.lengths):,} of {_name(n)}" for n, p in cut.items()]
+    counts = [f"{p.truncated:,} of {len(p.lengths):,} of {_part_name(n)}" for n, p in cut.items()]
     longest = max(part.longest for part in cut.values())
     text = f"rows cut at {max_length} tokens: {', '.join(counts)}; the longest has {longest:,}"
     if max_length >= limit:
@@ -114,9 +114,9 @@ def overlap_remark(part: str, overlap: Overlap, rows: int) -> str | None:
     """Remark on rows of a part that are also training rows."""
     if not overlap.rows:
         return None
-    text = f"{overlap.rows:,} of {rows:,} rows of {_name(part)} are training rows, too"
+    text = f"{overlap.rows:,} of {rows:,} rows of {_part_name(part)} are training rows, too"
     if overlap.rows == rows:
-        text = f"all {rows:,} rows of {_name(part)} are training rows, too"
+        text = f"all {rows:,} rows of {_part_name(part)} are training rows, too"
     if overlap.contradicted:
         text += f", {overlap.contradicted:,} of them with another label there"
     return text if overlap.rows < rows else f"{text}: its scores say nothing of other rows"
@@ -141,13 +141,13 @@ def _of_classes(
 ) -> str | None:
     if np.unique(answers).size == 1:
         share = np.mean(labels == answers[0])
-        shown = _shown(answers[0], names)
-        return f"every prediction on {split} is {shown} (accuracy {share:.4f} is its share there)"
+        name = _label_text(answers[0], names)
+        return f"every prediction on {split} is {name} (accuracy {share:.4f} is its share there)"
     classes, counts = np.unique(labels, return_counts=True)
     share, accuracy = counts.max() / len(labels), np.mean(answers == labels)
     if accuracy > share:
         return None
-    most = _shown(classes[counts.argmax()], names)
+    most = _label_text(classes[counts.argmax()], names)
     return (
         f"accuracy {accuracy:.4f} on {split} is no better than always predicting {most}: "
         f"{share:.4f}"
@@ -180,12 +180,12 @@ def adapters_remark(
         score: of the trained model; `without`: with its adapters switched off.
         rows: number of scored rows.
     """
-    lost = score - without if greater_is_better else without - score
+    gain = score - without if greater_is_better else without - score
     # one row more is worth 1 / rows of a share such as accuracy; a loss has no smallest step
     least = 0.0 if metric in SMALLER_IS_BETTER else 1 / rows + 1e-9
-    if not math.isfinite(without) or lost > least:
+    if not math.isfinite(without) or gain > least:
         return None
-    nothing = lost >= -least  # NaN counts as worse
+    nothing = gain >= -least  # NaN counts as worse
     what = "add nothing to the rest of the model" if nothing else "make the model worse"
     return (
         f"the adapters {what}: {metric} on {split} is {score:.4f} with them, {without:.4f} without"
@@ -202,9 +202,9 @@ def skip_remark(steps: Sequence[int], total: int) -> str | None:
     )
 
 
-def _name(part: str) -> str:
+def _part_name(part: str) -> str:
     return _SELECTION if part == "select" else part
 
 
-def _shown(label: np.ndarray, names: Sequence[str] | None) -> str:
+def _label_text(label: np.ndarray, names: Sequence[str] | None) -> str:
     return f"{float(label):g}" if names is None else f"'{names[int(label)]}'"

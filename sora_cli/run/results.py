@@ -145,7 +145,7 @@ def named_base(base: BaseReference, recipe: Recipe) -> BaseReference:
 
 def training_of(report: RunReport, recipe: Recipe) -> Training:
     """Return the facts about the run for the adapter's card."""
-    data, counted = recipe.data, report.data.rows  # a path also scores parts of splits
+    data, rows = recipe.data, report.data.rows  # a path also scores parts of splits
     files = [Path(file).name for given in (data.files or {}).values() for file in given]
     on_hub = bool(data.path) and not ("://" in data.path or _is_local(data.path))
     named = data.path if "://" in data.path or on_hub else Path(data.path).name
@@ -155,7 +155,7 @@ def training_of(report: RunReport, recipe: Recipe) -> Training:
         hub_data=on_hub,
         configuration=data.name,
         data_revision=report.data.revision,
-        rows={split: counted[split] for split in ("train", *report.metrics) if split in counted},
+        rows={split: rows[split] for split in ("train", *report.metrics) if split in rows},
         seed=recipe.training.seed,
         steps=report.steps,
         metric=report.main_metric,
@@ -196,13 +196,13 @@ def run_adapter(ready: Prepared, recipe: Mapping[str, Any], base: BaseReference)
 
 def run_meta(ready: Prepared, recipe: Mapping[str, Any]) -> AdapterMeta:
     """Return the entries about method and task for `sora.json`."""
-    told = {
+    entries = {
         "method": ready.method.name,
         "method_config": {k: v for k, v in recipe["method"].items() if k != "name"},
         "row_recipe": row_recipe(recipe),
         "quantise": quantised_as(ready.base.model),
     }
-    return task_meta(ready.task).model_copy(update=told)
+    return task_meta(ready.task).model_copy(update=entries)
 
 
 def task_meta(task: Task) -> AdapterMeta:

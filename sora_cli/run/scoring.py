@@ -54,15 +54,15 @@ def score_target(
     with recipe.placing():
         check_rows(task, rows, rows.report.values())
     base = load_target(target, recipe, task, on=on)
-    wanted = [*task.metric_names, *(task.options.TEXT_METRICS if records else ())]
+    metrics = [*task.metric_names, *(task.options.TEXT_METRICS if records else ())]
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(recipe, task, base, Path(scratch))
         for split, part in rows.report.items():
             with recipe.placing():
                 encoded = encode(task, base, part, rows.origin(part))
-            found = trainer.predictions_of(encoded, wanted)
-            told = _records(task, split, part, found) if records else []
-            yield Scored(split, task.scores(found), told, base.notes)
+            predictions = trainer.predictions_of(encoded, metrics)
+            row_records = _records(task, split, part, predictions) if records else []
+            yield Scored(split, task.scores(predictions), row_records, base.notes)
 
 
 def load_target(target: str, recipe: Recipe, task: Task, *, on: str | None = None) -> Base:
@@ -101,13 +101,15 @@ def load_target(target: str, recipe: Recipe, task: Task, *, on: str | None = Non
     return base
 
 
-def _records(task: Task, split: str, rows: Dataset, found: Predictions) -> list[dict[str, Any]]:
+def _records(
+    task: Task, split: str, rows: Dataset, predictions: Predictions
+) -> list[dict[str, Any]]:
     """Return a record for each row: its split, index, texts and prediction."""
     columns = _text_columns(task, rows)
     records = []
-    for row, (raw, record) in enumerate(zip(rows, task.readable(found), strict=True)):
-        told = not columns or not record.keys().isdisjoint(_WITH_TEXTS)
-        texts = {} if told else {"input": {column: raw[column] for column in columns}}
+    for row, (raw, record) in enumerate(zip(rows, task.readable(predictions), strict=True)):
+        shows_input = not columns or not record.keys().isdisjoint(_WITH_TEXTS)
+        texts = {} if shows_input else {"input": {column: raw[column] for column in columns}}
         records.append({"split": split, "row": row, **texts, **record})
     return records
 

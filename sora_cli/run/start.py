@@ -71,10 +71,10 @@ def start_from_adapter(
 
 def _check_layers(file: AdapterFile, layers: Layers, today: Mapping[str, str]) -> None:
     """Check that the recipe adapts every layer of the adapter, with the same shapes."""
-    lost = [path for path in file.paths if today[path] not in layers]
-    if lost:
+    missing = [path for path in file.paths if today[path] not in layers]
+    if missing:
         raise SoraError(
-            f"{file.directory} changes {first_few(lost)}, which this run does not adapt",
+            f"{file.directory} changes {first_few(missing)}, which this run does not adapt",
             hint="name these layers in method.targets, and use the same kind of model",
         )
     for path in file.paths:
@@ -108,17 +108,17 @@ def _updates(
         return {path: _learning(known.get(path), layers, path) for path in layers}
     modules = len({*file.meta.ranks, *file.paths})
     losses = prune_layers(known, keep, modules=modules)[1]
-    left = ((loss.after, loss.squared) for loss in losses.values())
-    check_left(keep, left, map(sum, file.shapes.values()), block="start")
+    kept_ranks = ((loss.after, loss.squared) for loss in losses.values())
+    check_left(keep, kept_ranks, map(sum, file.shapes.values()), block="start")
     chosen = _agreed(torch.tensor([losses[path].after for path in known])).tolist()
-    kept = dict(zip(known, chosen, strict=True))
+    ranks = dict(zip(known, chosen, strict=True))
     updates = {}
     for path, layer in layers.items():
         stored = _learning(known.get(path), layers, path)
         # truncate() splits each singular value evenly between A and B. They are trained without
         # the scale, so it is taken out of B first and put back after the cut
         scaled = LowRankFactors(stored.A, stored.B / layer.scaling)  # balanced as they are trained
-        small = scaled.truncate(min(kept.get(path, 0), scaled.rank))
+        small = scaled.truncate(min(ranks.get(path, 0), scaled.rank))
         updates[path] = LowRankFactors(_agreed(small.A), _agreed(small.B) * layer.scaling)
     return updates
 

@@ -57,9 +57,9 @@ def measure_step(ready: Prepared, block: TrainingBlock) -> StepTime:
                 break
             passes.append(run_passes(ready, block, collate(rows)))
     seconds = min(passes)  # other work on the machine makes a pass longer, never shorter
-    whole = float(lengths.mean()) * min(block.batch_size, len(lengths))
+    step_tokens = float(lengths.mean()) * min(block.batch_size, len(lengths))
     # taken as linear in the tokens: the quadratic part of attention is not modelled
-    return StepTime(seconds * whole / tokens, len(chosen), tokens)
+    return StepTime(seconds * step_tokens / tokens, len(chosen), tokens)
 
 
 def run_passes(

@@ -66,23 +66,23 @@ def how_to_resume(output: Path, words: Sequence[str]) -> list[str]:
     Args:
         words: the recipe and its overrides, as typed.
     """
-    kept = checkpoint_paths(output / FOLDER)
+    checkpoints = checkpoint_paths(output / FOLDER)
     typed = sys.argv[1:2] in (["train"], ["prune"])
     given = sys.argv[1:] if typed else ["train", *words]
     command = shlex.join(["sora", *(word for word in given if word != "--resume"), "--resume"])
     if world_size() > 1:
         command = f"the same command with --resume ({command})"
-    if not kept:
+    if not checkpoints:
         return [f"no checkpoint yet; to start again: {command}"]
-    return [f"kept: {kept[-1]}", f"to resume: {command}"]
+    return [f"kept: {checkpoints[-1]}", f"to resume: {command}"]
 
 
 def result_lines(report: RunReport) -> list[str]:
     """Return the score, ranks and parameters of a run, a line each."""
     lines = []
     for split, scores in report.metrics.items():
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        lines.append(f"{split}: {shown}")
+        text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        lines.append(f"{split}: {text}")
     if report.best_step is not None and report.best_step != report.steps:
         lines.append(f"weights of step {report.best_step} of {report.steps}, the best evaluated")
     p = report.parameters
@@ -119,5 +119,5 @@ def time_line(report: RunReport) -> str:
     """Return the total seconds of a run, and its longest phases."""
     spent = report.seconds
     largest = sorted(spent, key=lambda name: -spent[name])[:_PHASES]
-    shown = ", ".join(f"{name} {spent[name]:.1f}" for name in largest)
-    return f"time: {sum(spent.values()):.1f} s ({shown})"
+    text = ", ".join(f"{name} {spent[name]:.1f}" for name in largest)
+    return f"time: {sum(spent.values()):.1f} s ({text})"

@@ -67,18 +67,18 @@ def try_base(base: Base, collate: Callable[[list[Any]], Mapping[str, Any]], rows
     model, kind = base.model, str(base.model.config.model_type)
     paths = linear_paths(model, exclude=base.head, outputs=True)
     in_kernels = _KERNELS.get(kind, ())
-    found = {path: _IN_KERNELS for path in paths if path.rpartition(".")[2] in in_kernels}
-    found |= refused(kind, paths)
+    unfit = {path: _IN_KERNELS for path in paths if path.rpartition(".")[2] in in_kernels}
+    unfit |= refused(kind, paths)
     order = rows.lengths.argsort(kind="stable")
     # shortest row first: it is cheap, and the longest runs only if some layer seems idle
     batches = (collate([rows.dataset[int(row)]]) for row in (order[0], order[-1]))
     siblings: Sequence[Sequence[str]] = ()
     try:
         with usual_attention(model, of_kernels=True), same_inputs(model, paths) as siblings:
-            found |= try_layers(model, paths, batches)
+            unfit |= try_layers(model, paths, batches)
     except Exception as error:  # e.g. the model needs a GPU; training reports it, too
         say_notes([f"could not test which layers influence the loss: {first_line(error)}"])
-    return Trial(found, siblings)
+    return Trial(unfit, siblings)
 
 
 def try_layers(
@@ -92,26 +92,26 @@ def try_layers(
     Args:
         batches: the first is cheap; the others run only if some layer seems idle.
     """
-    training, found = model.training, {}
+    training, bypassed = model.training, {}
     silent = list(paths)
     with torch.random.fork_rng(devices=[]), _frozen(model):
         try:
             model.eval()
             for number, batch in enumerate(batches):
                 inputs = _on_device(model, batch)
-                places = {_place(path) for path in _reaching(model, silent, inputs)}
-                silent = [path for path in silent if _place(path) not in places]
+                places = {_without_numbers(path) for path in _outputs_used(model, silent, inputs)}
+                silent = [path for path in silent if _without_numbers(path) not in places]
                 if silent and number == 0:
-                    found = dict.fromkeys(_read(model, silent, inputs), _BY_WEIGHT)
-                    silent = [path for path in silent if path not in found]
+                    bypassed = dict.fromkeys(_weights_used(model, silent, inputs), _BY_WEIGHT)
+                    silent = [path for path in silent if path not in bypassed]
                 if not silent:
                     break
         finally:
             model.train(training)
-    return found | dict.fromkeys(silent, _IDLE)
+    return bypassed | dict.fromkeys(silent, _IDLE)
 
 
-def _place(path: str) -> str:
+def _without_numbers(path: str) -> str:
     return re.sub(r"\d+", "#", path)
 
 
@@ -131,7 +131,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trained[name])
 
 
-def _reaching(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
+def _outputs_used(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
     """Return the layers whose outputs influence the loss."""
     # a zero that requires a gradient is added to each output: autograd then tells which outputs
     # the loss depends on, and the numbers stay the same
@@ -148,7 +148,7 @@ def _reaching(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any])
             hook.remove()
 
 
-def _read(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
+def _weights_used(model: nn.Module, paths: Iterable[str], inputs: Mapping[str, Any]) -> list[str]:
     """Return the layers whose weights influence the loss."""
     weights = {path: model.get_parameter(f"{path}.weight") for path in paths}
     weights = {path: w for path, w in weights.items() if w.is_floating_point()}  # not packed

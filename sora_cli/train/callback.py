@@ -51,16 +51,16 @@ def attach(
     Raises:
         ValueError: the model has no adapters, or the trainer's own optimiser lacks their groups.
     """
-    found = dict(layers) if layers is not None else adapted_layers(trainer.model)
-    if not found and method.config.low_rank:
+    adapted = dict(layers) if layers is not None else adapted_layers(trainer.model)
+    if not adapted and method.config.low_rank:
         raise ValueError("the model has no adapters: call methods.inject.inject(model, ...) first")
     if trainer.optimizer is not None:
-        _check_groups(trainer.optimizer, method, found)
-    callback = MethodCallback(trainer, method, found)
+        _check_groups(trainer.optimizer, method, adapted)
+    callback = MethodCallback(trainer, method, adapted)
     trainer.add_callback(callback)
     _wrap_loss(trainer, callback)
     call_on_resume(trainer, callback.note_resume)
-    _wrap_optimizer(trainer, method, found, head_lr)
+    _wrap_optimizer(trainer, method, adapted, head_lr)
     return callback
 
 
@@ -222,8 +222,8 @@ class MethodCallback(TrainerCallback, Resumable):  # type: ignore[misc]
     def _count_step(self, optimizer: Any, *_: Any) -> None:
         self._taken += 1
         # fused optimisers skip an infinite gradient inside step(); accelerate does not see it
-        found = getattr(optimizer, "found_inf", None)
-        self._overflow = found is not None and bool(found)
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._overflow = found_inf is not None and bool(found_inf)
 
 
 def _wrap_loss(trainer: Trainer, callback: MethodCallback) -> None:
@@ -307,9 +307,9 @@ def _check_groups(optimizer: Any, method: AdapterMethod, layers: Layers) -> None
     """Check that an optimiser made by the user has all the method's groups, by name."""
     names = {g.get("name") for g in optimizer.param_groups}
     wanted = [g["name"] for g in method.param_groups(layers, lr=0.0, weight_decay=0.0)]
-    lost = [name for name in wanted if name not in names]
-    if lost:
+    missing = [name for name in wanted if name not in names]
+    if missing:
         raise ValueError(
-            f"the trainer's optimiser has no group named {', '.join(lost)}: build it from "
+            f"the trainer's optimiser has no group named {', '.join(missing)}: build it from "
             f"method.param_groups(layers, lr=..., weight_decay=...) or let the trainer make it"
         )

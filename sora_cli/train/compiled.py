@@ -110,14 +110,14 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
     A list of plain layers (of heads, say) does not count. A model without blocks is refused.
     """
-    found = list(_blocks_in(model))
-    if not found:
+    blocks = list(_blocks_in(model))
+    if not blocks:
         raise SoraError(
             f"{KEY} compiles repeated blocks, but {type(model).__name__} has none",
             hint=_OFF,
             key=KEY,
         )
-    return found
+    return blocks
 
 
 def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:

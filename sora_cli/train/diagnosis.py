@@ -79,13 +79,15 @@ def find_origin(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
     bad = [batch for batch in batches if not bool(batch.loss.isfinite())]
     try:
         with torch.random.fork_rng():
-            return _of_loss(trainer, bad[0]) if bad else _of_gradient(trainer, batches)
+            return (
+                _origin_of_loss(trainer, bad[0]) if bad else _origin_of_gradient(trainer, batches)
+            )
     except Exception as error:  # the run ends anyway: report the known part
         what = f"the loss is {float(bad[0].loss)}" if bad else "the gradient is not finite"
         return Origin(f"{what}; running the step again to see where: {first_line(error)}")
 
 
-def _of_loss(trainer: Trainer, batch: Pass) -> Origin:
+def _origin_of_loss(trainer: Trainer, batch: Pass) -> Origin:
     watch = _watch(trainer.model)
     with torch.no_grad():
         _forward(trainer, batch, watch)
@@ -100,20 +102,20 @@ def _of_loss(trainer: Trainer, batch: Pass) -> Origin:
     module = trainer.model.get_submodule(watch.first)
     for name, parameter in module.named_parameters():
         if not bool(parameter.isfinite().all()):
-            whole = f"{watch.first}.{name}"
-            frozen = None if parameter.requires_grad else whole
+            path = f"{watch.first}.{name}"
+            frozen = None if parameter.requires_grad else path
             return Origin(f"{text}, whose {name} is not finite", frozen)
     return Origin(text)
 
 
-def _of_gradient(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
+def _origin_of_gradient(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     watch = _watch(trainer.model)
     total: dict[str, Tensor] = {}
     for batch in batches:
         loss = _forward(trainer, batch, watch) / len(batches)
-        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        for name, gradient in zip(trained, found, strict=True):
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        for name, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
                 total[name] = total[name] + gradient if name in total else gradient
     bad = [name for name, gradient in total.items() if not bool(gradient.isfinite().all())]

@@ -101,11 +101,11 @@ class Kernels:
         from transformers.integrations.liger import apply_liger_kernel
 
         check_family(model)
-        with _told(model):
+        with _clear_errors(model):
             spaces = _namespaces(model)
         before = [dict(space) for space in spaces]
         try:
-            with _told(model):
+            with _clear_errors(model):
                 apply_liger_kernel(model, dict(_LOSSES))
         finally:
             self._changed = [
@@ -114,18 +114,18 @@ class Kernels:
                 for name, value in space.items()
                 if old.get(name, _ABSENT) is not value
             ]
-            self._put(on=False)
+            self._switch(on=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run the model's layers with the kernels; they are restored afterwards."""
-        self._put(on=True)
+        self._switch(on=True)
         try:
             yield
         finally:
-            self._put(on=False)
+            self._switch(on=False)
 
-    def _put(self, *, on: bool) -> None:
+    def _switch(self, *, on: bool) -> None:
         for space, name, old, new in self._changed:
             value = new if on else old
             if value is _ABSENT:
@@ -138,7 +138,7 @@ _ABSENT = object()
 
 
 @contextmanager
-def _told(model: nn.Module) -> Iterator[None]:
+def _clear_errors(model: nn.Module) -> Iterator[None]:
     """Turn Liger's errors about unknown classes or versions into a `SoraError`."""
     try:
         yield

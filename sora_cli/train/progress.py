@@ -42,10 +42,10 @@ class RunProgress(ProgressCallback):  # type: ignore[misc]
         if self.training_bar is None or not logs:
             return
         if "loss" in logs:
-            shown = {"loss": f"{logs['loss']:.3f}"}
+            postfix = {"loss": f"{logs['loss']:.3f}"}
             if self.hooks.method.config.adapts_rank and self.hooks.live:
-                shown["components"] = str(self.hooks.live[-1])
-            self.training_bar.set_postfix(shown, refresh=False)
+                postfix["components"] = str(self.hooks.live[-1])
+            self.training_bar.set_postfix(postfix, refresh=False)
         score = logs.get(f"eval_{self.metric}")
         if score is not None:
             live = f", {self.hooks.live[-1]} components alive" if self.hooks.live else ""

@@ -38,18 +38,18 @@ def check_same(
         key, value: the recipe's setting that chose the other way.
     """
     with plain:
-        wanted_loss, wanted = _gradient(trainer)
+        expected_loss, expected = _gradient(trainer)
     with other:
-        loss, found = _gradient(trainer)
+        loss, gradient = _gradient(trainer)
     low = trainer.recipe.training.precision != "fp32"
     far = _FAR[low or torch.finfo(trainer.model.dtype).bits < 32]
     # relative to the whole gradient: single entries near zero may differ by rounding alone
-    apart, norm = (float(linalg.vector_norm(vector)) for vector in (found - wanted, wanted))
-    if abs(loss - wanted_loss) <= far * abs(wanted_loss) and apart <= far * norm:
+    apart, norm = (float(linalg.vector_norm(vector)) for vector in (gradient - expected, expected))
+    if abs(loss - expected_loss) <= far * abs(expected_loss) and apart <= far * norm:
         return
     raise SoraError(
         f"{key}={value} changes the loss or gradient of {type(trainer.model).__name__}",
-        where=f"loss {loss:.6g}, not {wanted_loss:.6g}; gradient off by {apart:.3g}, its norm is "
+        where=f"loss {loss:.6g}, not {expected_loss:.6g}; gradient off by {apart:.3g}, its norm is "
         f"{norm:.3g}",
         hint=hint,
         key=key,
@@ -92,7 +92,9 @@ def _gradient(trainer: AdapterTrainer) -> tuple[float, Tensor]:
     try:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             loss = model(**inputs)["loss"]
-        found = torch.autograd.grad(loss * _SCALE, trained, allow_unused=True)
+        gradients = torch.autograd.grad(loss * _SCALE, trained, allow_unused=True)
     finally:
         model.train(before)
-    return float(loss.detach()), torch.cat([g.float().flatten() for g in found if g is not None])
+    return float(loss.detach()), torch.cat(
+        [g.float().flatten() for g in gradients if g is not None]
+    )

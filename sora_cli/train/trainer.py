@@ -104,7 +104,7 @@ class AdapterTrainer(ResumingTrainer):
             processes=self.args.world_size,
         )
         loader = self._loader(self.train_rows.dataset, batch_sampler=self.sampler)
-        return _alone(loader, self.args.device)  # the sampler has already dealt out the rows
+        return _unshared(loader, self.args.device)  # the sampler has already dealt out the rows
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return batches from the longest to the shortest row."""
@@ -115,7 +115,7 @@ class AdapterTrainer(ResumingTrainer):
         assert isinstance(test_dataset, SortedByLength)
         loader = self._loader(test_dataset, batch_size=self.args.eval_batch_size)
         if self.args.world_size == 1:  # the accelerator would keep the loader and its rows alive
-            return _alone(loader, self.args.device)
+            return _unshared(loader, self.args.device)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
@@ -217,7 +217,7 @@ class _HeldContext(multiprocessing.context.ForkContext):
     Process = _HeldProcess
 
 
-def _alone(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:
+def _unshared(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:
     """Prepare batches that are not shared with other processes."""
     one = {"num_processes": 1, "process_index": 0}
     prepared: DataLoader[Any] = prepare_data_loader(loader, device, put_on_device=True, **one)

@@ -124,11 +124,11 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     skipped: list[str] = []
     for path in reversed(checkpoint_paths(folder)):
         try:
-            found = read_checkpoint(path)
-            best = found.run["best_checkpoint"]
+            checkpoint = read_checkpoint(path)
+            best = checkpoint.run["best_checkpoint"]
             if best is not None and folder / best != path:
                 check_complete(folder / best)
-            return found, skipped
+            return checkpoint, skipped
         except SoraError as error:
             skipped.append(error.what)
     return None, skipped

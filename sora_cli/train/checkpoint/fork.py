@@ -55,10 +55,12 @@ def locate_fork(block: StartBlock) -> Path:
                 key="start.step",
             )
         return place
-    there = [path for path in checkpoint_paths(place / FOLDER) if (path / MARK_FILE).is_file()]
-    known = [int(path.name.removeprefix("step-")) for path in there]
-    where = f"its checkpoints: steps {first_few(known, 10)}" if known else None
-    if not known:
+    checkpoints = [
+        path for path in checkpoint_paths(place / FOLDER) if (path / MARK_FILE).is_file()
+    ]
+    steps = [int(path.name.removeprefix("step-")) for path in checkpoints]
+    where = f"its checkpoints: steps {first_few(steps, 10)}" if steps else None
+    if not steps:
         raise SoraError(
             f"{place} is not a checkpoint, and holds none in {FOLDER}/",
             hint="training.keep_checkpoints=[STEP] in that run keeps one",
@@ -71,9 +73,9 @@ def locate_fork(block: StartBlock) -> Path:
             hint=_FIX,
             key="start.checkpoint",
         )
-    total = int(_read(there[0] / TRAINER_FILE)["max_steps"])
+    total = int(_read_json(checkpoints[0] / TRAINER_FILE)["max_steps"])
     step = steps_of(block.step, total)
-    if step not in known:
+    if step not in steps:
         raise SoraError(
             f"{place} has no checkpoint of step {step}",
             where=where,
@@ -93,7 +95,7 @@ def describe_fork(recipe: Recipe) -> Start | None:
         return None
     with recipe.placing("start"):
         path = locate_fork(block)
-        run = _read(path / RUN_FILE)
+        run = _read_json(path / RUN_FILE)
         check_recipe(run["recipe"], recipe.resolved(), str(path))
         if run["finished"]:
             raise SoraError(f"{path} is the end of its run: nothing is left to train")
@@ -117,11 +119,11 @@ def read_fork(
 
     path = Path(start.directory)
     with recipe.placing("start.checkpoint"):
-        found = read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
         for name, fingerprint in inputs.items():
-            if found.run["inputs"].get(name, fingerprint) != fingerprint:
+            if checkpoint.run["inputs"].get(name, fingerprint) != fingerprint:
                 raise SoraError(f"{name} is not the same as in the run of {path}")
-        stored = {name: tuple(t.shape) for name, t in part(found.tensors, "model.").items()}
+        stored = {name: tuple(t.shape) for name, t in part(checkpoint.tensors, "model.").items()}
         now = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
         for name in {**now, **stored}:
             if stored.get(name) != now.get(name):
@@ -130,14 +132,14 @@ def read_fork(
                     for shapes in (stored, now)
                 )
                 raise SoraError(f"'{name}' does not fit: {there} in {path}, {here} in this run")
-        for name, scaling in found.run.get("scaling", {}).items():
+        for name, scaling in checkpoint.run.get("scaling", {}).items():
             own = layers[name].scaling
             if own != scaling:
                 raise SoraError(
                     f"'{name}' is scaled by {scaling:g} in {path}, by {own:g} in this run",
                     hint="the scale follows from method.alpha and the starting rank",
                 )
-    return found
+    return checkpoint
 
 
 def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
@@ -157,7 +159,7 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -
             )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

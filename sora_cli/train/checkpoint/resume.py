@@ -53,11 +53,11 @@ def check_same(
     Returns:
         A note for every accepted change.
     """
-    found = changes(before, now)
-    refused = [change for change in found if not (force and change[0] in MAY_CHANGE)]
+    changed = changes(before, now)
+    refused = [change for change in changed if not (force and change[0] in MAY_CHANGE)]
     if refused:
-        told = _describe_changes(refused)
-        what = f"the {kind} in '{output}' was started with another recipe: {told}"
+        differences = _describe_changes(refused)
+        what = f"the {kind} in '{output}' was started with another recipe: {differences}"
         if unasked:
             hint = f"train elsewhere: output.dir=DIR; or delete that {kind}: --force"
             raise SoraError(what, hint=hint)
@@ -68,7 +68,7 @@ def check_same(
             where=f"with --force, these may change: {', '.join(MAY_CHANGE)}",
             hint="resume it with its own recipe, or train elsewhere: output.dir=DIR",
         )
-    return [f"changed when it was resumed: {_describe_changes([change])}" for change in found]
+    return [f"changed when it was resumed: {_describe_changes([change])}" for change in changed]
 
 
 def find_checkpoint(
@@ -84,22 +84,22 @@ def find_checkpoint(
     """
     from sora_cli.train.checkpoint.files import newest_checkpoint
 
-    found, skipped = newest_checkpoint(output / FOLDER)
+    checkpoint, skipped = newest_checkpoint(output / FOLDER)
     for what in skipped:
         say(f"skipped: {what}")
-    if found is None:
+    if checkpoint is None:
         say(f"no checkpoint in {output / FOLDER}: starting at the first step")
         return None
-    notes += check_same(found.run["recipe"], identity["recipe"], output, force=force)
+    notes += check_same(checkpoint.run["recipe"], identity["recipe"], output, force=force)
     for name, fingerprint in identity["inputs"].items():
         # an input that the checkpoint does not record is accepted
-        if found.run["inputs"].get(name, fingerprint) != fingerprint:
+        if checkpoint.run["inputs"].get(name, fingerprint) != fingerprint:
             raise SoraError(
                 f"{name} is not the same as when the run in '{output}' started",
                 hint="restore it, or train elsewhere: output.dir=DIR",
             )
-    say(f"resuming from {found.path}")
-    return found
+    say(f"resuming from {checkpoint.path}")
+    return checkpoint
 
 
 def identity_of(report: RunReport) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def identity_of(report: RunReport) -> dict[str, Any]:
     return {"recipe": report.recipe, "inputs": inputs, **rows}
 
 
-def _describe_changes(found: list[Change]) -> str:
-    key, old, new = found[0]
-    more = ", ".join(other for other, *_ in found[1:4])
-    rest = f"; also {more}{' and others' if len(found) > 4 else ''}" if more else ""
+def _describe_changes(changed: list[Change]) -> str:
+    key, old, new = changed[0]
+    more = ", ".join(other for other, *_ in changed[1:4])
+    rest = f"; also {more}{' and others' if len(changed) > 4 else ''}" if more else ""
     return f"{key} was {shown_value(old)}, is now {shown_value(new)}{rest}"

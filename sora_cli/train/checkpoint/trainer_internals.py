@@ -82,8 +82,8 @@ def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
 
     A gradient scaler may skip the wrapper's step, so hooks belong on the inner optimiser.
     """
-    found: torch.optim.Optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    return found
+    optimizer: torch.optim.Optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    return optimizer
 
 
 def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ def _check_groups(there: list[dict[str, Any]], here: list[dict[str, Any]], path:
         )
     for old, new in zip(there, here, strict=True):
         for key in _DECIDING:
-            before, now = _plain(old.get(key)), _plain(new.get(key))
+            before, now = _as_json(old.get(key)), _as_json(new.get(key))
             if before != now:
                 raise SoraError(
                     f"{key} of the optimiser's group '{old['name']}' was {before} in {path}, and "
@@ -158,7 +158,7 @@ def _check_groups(there: list[dict[str, Any]], here: list[dict[str, Any]], path:
                 )
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -103,11 +103,11 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
 
     def restore_progress(self, checkpoint: Checkpoint) -> None:
         """Set the counters of every part of the run from a checkpoint."""
-        counted = checkpoint.run["progress"]
+        counters = checkpoint.run["progress"]
         for callback in self._resumables():
             own = callback is self and self.forked
-            if type(callback).__name__ in counted and not own:
-                callback.restore(counted[type(callback).__name__])
+            if type(callback).__name__ in counters and not own:
+                callback.restore(counters[type(callback).__name__])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note that the epoch has not ended."""
@@ -199,8 +199,8 @@ class Checkpoints(TrainerCallback, Resumable):  # type: ignore[misc]
             return None
         if self.best is None or self.best.step == self.trainer.state.global_step:
             return self.best
-        found = read_checkpoint(checkpoint_path(self.folder, self.best.step))
-        load_trained(self.trainer.model, self.method, found.tensors)
+        checkpoint = read_checkpoint(checkpoint_path(self.folder, self.best.step))
+        load_trained(self.trainer.model, self.method, checkpoint.tensors)
         return self.best
 
     def _request(self, state: Any, control: Any, *, due: bool) -> None:
