@@ -100,7 +100,7 @@ def test_a_merged_model_is_neither_an_adapter_nor_a_result_of_a_run(
     shutil.copytree(places["merged"], place / "model")
     recipe = str(places["out"].parent / "tiny.yaml")
     said = error_text(capsys, "train", recipe, f"output.dir={place}", "--force", "--no-verify")
-    assert "model' is not of a run of this tool: it stays" in said
+    assert "model' was not written by a run of this tool and will not be touched" in said
     assert (place / "model" / "model.safetensors").is_file()
 
 

@@ -79,7 +79,7 @@ def test_keys_are_those_of_the_case_below_but_for_another_methods(tmp_path: Path
         ({"from": {"case": "lora", "at": 3}}, "from: Extra inputs"),
         ({"from": {"case": "lora", "step": 0.5}}, "lora does not keep its checkpoint of step 0.5"),
         ({"from": {"case": "lora", "step": 80}, "training.seed": 3},
-         "the steps of lora were taken with another training.seed"),
+         "lora was trained with another training.seed"),
         ({"from": {"case": "lora", "step": 0.8}, "method.alpha": 3.0}, "another method.alpha"),
         ({"from": "head"}, "head ends without an adapter: its method is head"),
         ({"from": "lora", "start.rank": 0}, "start.rank must be"),
