@@ -144,7 +144,7 @@ def quantised_as(model: Any) -> str | None:
     return None
 
 
-def numbers(parameter: Any) -> int:
+def count_values(parameter: Any) -> int:
     """Return the number of values in a parameter; a packed one has fewer elements than values."""
     state = getattr(parameter, "quant_state", None)
     return int(parameter.numel() if state is None else math.prod(state.shape))

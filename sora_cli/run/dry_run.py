@@ -74,7 +74,7 @@ def dry_run(loaded: LoadedRecipe, *, rows: int | None = None) -> DryRun:
             read_fork(loaded.recipe, start, {}, ready.base.model, ready.layers)
     emit_section("adapted layers", adapted_lines(ready))
     if ready.layers:
-        misses = near_miss_lines(ready, block.train_head)
+        misses = no_adapter_lines(ready, block.train_head)
         emit_section("linear layers without adapter", misses)
         others = other_weights(ready.base.model)
         if others:
@@ -145,12 +145,14 @@ def start_lines(start: Start) -> Iterator[str]:
     yield start.digest
 
 
-def near_miss_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
+def no_adapter_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
     """Yield the linear layers without an adapter, with the reason for each."""
-    from sora_cli.run.layers import near_misses
+    from sora_cli.run.layers import layers_without_adapter
 
     model, head = ready.base.model, ready.base.head
-    groups = near_misses(model, head=head, train_head=train_head, left_out=ready.left_out)
+    groups = layers_without_adapter(
+        model, head=head, train_head=train_head, left_out=ready.left_out
+    )
     yield from _table(groups) if groups else ["none"]
 
 

@@ -42,7 +42,7 @@ def adapted_groups(layers: Layers) -> list[LayerGroup]:
     return _group({p: (_shape(m.base), f"rank {m.rank}") for p, m in layers.items()})
 
 
-def near_misses(
+def layers_without_adapter(
     model: nn.Module,
     *,
     head: Iterable[str],

@@ -20,7 +20,7 @@ from sora_cli.core.hub import looks_local
 from sora_cli.core.processes import is_main
 from sora_cli.data.content import data_fingerprint
 from sora_cli.model.files import is_there
-from sora_cli.model.quantisation import numbers, quantised_as
+from sora_cli.model.quantisation import count_values, quantised_as
 from sora_cli.model.transformers_internals import attention_of
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import Recipe, TrainingBlock
@@ -225,7 +225,7 @@ def count_parameters(ready: Prepared) -> Parameters:
     heads = [model.get_submodule(path) for path in ready.base.head]
     factors = sum(m.A.numel() + m.B.numel() for m in layers) + _baseline_parameters(ready)
     return Parameters(
-        base=sum(numbers(p) for p in model.parameters() if id(p) not in adapters),
+        base=sum(count_values(p) for p in model.parameters() if id(p) not in adapters),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         adapter_start=factors,
         adapter_end=factors,

@@ -43,7 +43,7 @@ from sora_cli.model.references import local_checkpoint
 from sora_cli.model.tensors import load_tensors
 from sora_cli.recipe.recipe import ModelBlock, Recipe
 from sora_cli.tasks.base import Task
-from sora_cli.train.checkpoint.files import plain
+from sora_cli.train.checkpoint.files import cpu_copy
 
 _PUT_BACK = "restore the original base model, or train again"
 
@@ -115,7 +115,7 @@ def _tensors(base: Base, method: Baseline) -> dict[str, Tensor]:
         return {name: whole(t.detach()) for name, t in base.model.state_dict().items()}
     chosen = {id(p) for p in method.parameters.values()}
     named = base.model.named_parameters(remove_duplicate=False)
-    trained = {name: plain(p) for name, p in named if id(p) in chosen}
+    trained = {name: cpu_copy(p) for name, p in named if id(p) in chosen}
     return {**trained, **head_tensors(base.model, base.head)}
 
 

@@ -138,7 +138,7 @@ def _origin_of_gradient(trainer: Trainer, batches: Sequence[Pass]) -> Origin:
 def _forward(trainer: Trainer, batch: Pass, watch: _Watch) -> Tensor:
     """Return a micro-batch's mean loss with the penalty, not weighted by its share of the step."""
     # dropout must drop the same numbers as in the step; numpy and Python stay as they are
-    generators.restore(batch.random, generators.plain())
+    generators.restore(batch.random, generators.other_states())
     # a global hook: an adapted layer with a hook of its own may compute in another way
     handle = register_module_forward_hook(watch)
     try:

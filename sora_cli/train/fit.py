@@ -15,7 +15,7 @@ from methods.base import AdapterMethod, Layers
 from sora_cli.core.interruption import deferred
 from sora_cli.report import Compaction
 from sora_cli.train.callback import MethodCallback, attach
-from sora_cli.train.checkpoint.files import Checkpoint, load_parameters, part
+from sora_cli.train.checkpoint.files import Checkpoint, load_parameters, with_prefix
 from sora_cli.train.checkpoint.places import FOLDER
 from sora_cli.train.checkpoint.trainer_internals import mean_loss
 from sora_cli.train.checkpoint.writer import Checkpoints
@@ -120,7 +120,7 @@ def _run(
         trainer.train()
         return
     load_parameters(trainer.model, resumed.tensors)
-    hooks.method_state = part(resumed.tensors, "method.")
+    hooks.method_state = with_prefix(resumed.tensors, "method.")
     if not resumed.finished:
         trainer.train(resume_from_checkpoint=str(resumed.path))
         # Trainer divides all steps' loss by the number of steps since the resumption

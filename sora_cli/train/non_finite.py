@@ -120,7 +120,7 @@ class FiniteGuard(TrainerCallback, Resumable):  # type: ignore[misc]
         step, clip, log = trainer.training_step, trainer.accelerator.clip_grad_norm_, trainer.log
 
         def training_step(model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Any:
-            random = generators.tensors()
+            random = generators.torch_states()
             loss = step(model, inputs, num_items_in_batch)
             self._batches.append(Pass(inputs, random, loss))
             return loss

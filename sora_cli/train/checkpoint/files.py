@@ -136,8 +136,8 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def trained_tensors(model: torch.nn.Module, method: AdapterMethod) -> dict[str, Tensor]:
     """Copy the trained parameters ("model.*") and the method's state ("method.*")."""
-    tensors = {f"method.{n}": plain(t) for n, t in method.state_dict().items()}
-    trained = {f"model.{n}": plain(p) for n, p in model.named_parameters() if p.requires_grad}
+    tensors = {f"method.{n}": cpu_copy(t) for n, t in method.state_dict().items()}
+    trained = {f"model.{n}": cpu_copy(p) for n, p in model.named_parameters() if p.requires_grad}
     return {**trained, **tensors}
 
 
@@ -149,14 +149,14 @@ def load_trained(
     Factors take the stored rank, from which compaction may have changed theirs.
     """
     load_parameters(model, tensors)
-    method.load_state_dict(part(tensors, "method."))
+    method.load_state_dict(with_prefix(tensors, "method."))
 
 
 def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load only the trained parameters into a model."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in part(tensors, "model.").items():
+        for name, tensor in with_prefix(tensors, "model.").items():
             parameter = parameters[name]
             if parameter.shape == tensor.shape:
                 parameter.copy_(like(tensor, parameter))
@@ -165,12 +165,12 @@ def load_parameters(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> No
                 parameter.data = tensor.to(parameter, copy=True)
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix, renamed without the prefix."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def plain(tensor: Tensor) -> Tensor:
+def cpu_copy(tensor: Tensor) -> Tensor:
     """Return a whole (unsharded) copy on the CPU; every process must call this."""
     return whole(tensor.detach()).cpu().contiguous().clone()
 

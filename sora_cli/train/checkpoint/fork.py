@@ -115,7 +115,7 @@ def read_fork(
         inputs: fingerprints of this run's model and data, by their names in messages.
         model: holds the adapters, ready for this run's training.
     """
-    from sora_cli.train.checkpoint.files import part, read_checkpoint
+    from sora_cli.train.checkpoint.files import read_checkpoint, with_prefix
 
     path = Path(start.directory)
     with recipe.placing("start.checkpoint"):
@@ -123,7 +123,9 @@ def read_fork(
         for name, fingerprint in inputs.items():
             if checkpoint.run["inputs"].get(name, fingerprint) != fingerprint:
                 raise SoraError(f"{name} is not the same as in the run of {path}")
-        stored = {name: tuple(t.shape) for name, t in part(checkpoint.tensors, "model.").items()}
+        stored = {
+            name: tuple(t.shape) for name, t in with_prefix(checkpoint.tensors, "model.").items()
+        }
         now = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
         for name in {**now, **stored}:
             if stored.get(name) != now.get(name):

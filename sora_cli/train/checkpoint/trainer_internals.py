@@ -17,7 +17,7 @@ from transformers import Trainer
 from methods.sharding import is_sharded, like
 from sora_cli.core.errors import SoraError
 from sora_cli.train.checkpoint import generators
-from sora_cli.train.checkpoint.files import Checkpoint, part, plain
+from sora_cli.train.checkpoint.files import Checkpoint, cpu_copy, with_prefix
 
 _DECIDING = ("initial_lr", "weight_decay", "betas", "eps")
 
@@ -53,7 +53,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.resumed is None:
             return
-        run, tensors = self.resumed.run, part(self.resumed.tensors, "optimizer.")
+        run, tensors = self.resumed.run, with_prefix(self.resumed.tensors, "optimizer.")
         if self.forked:
             _check_groups(run["optimizer"], self.optimizer.param_groups, self.resumed.path)
         state = _optimizer_state(run["optimizer"], tensors)
@@ -73,7 +73,7 @@ class ResumingTrainer(Trainer):  # type: ignore[misc]
         assert self.resumed is not None
         me, processes = self.args.process_index, self.resumed.run["processes"]
         if me < len(processes):
-            states = part(self.resumed.tensors, f"random.{me}.")
+            states = with_prefix(self.resumed.tensors, f"random.{me}.")
             generators.restore(states, processes[me]["random"])
 
 
@@ -89,7 +89,7 @@ def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
 def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
     """Return the optimiser's moments as "optimizer.<number>.<name>"."""
     return {
-        f"optimizer.{index}.{name}": plain(torch.as_tensor(value))
+        f"optimizer.{index}.{name}": cpu_copy(torch.as_tensor(value))
         for index, entry in trainer.optimizer.state_dict()["state"].items()
         for name, value in _flat(entry)
     }
@@ -120,8 +120,8 @@ def per_process(trainer: Trainer, tensors: dict[str, Tensor]) -> list[dict[str, 
     # Trainer averages `_tr_loss` (on the device, since the last log) for the history, and
     # `_total_loss_scalar` (all that was logged) for `train_loss`
     mine = {
-        "generators": generators.tensors(),
-        "random": generators.plain(),
+        "generators": generators.torch_states(),
+        "random": generators.other_states(),
         "loss": float(trainer._tr_loss),
         "total_loss": float(trainer._total_loss_scalar),
         "last_logged": trainer._globalstep_last_logged,
