@@ -141,7 +141,7 @@ def start_lines(start: Start) -> Iterator[str]:
     """Yield the description of the adapter or run that training starts from, and its digest."""
     yield printable(start.sentence())
     if start.head:
-        yield f"and its head of {count(start.head)} numbers"
+        yield f"and its head of {count(start.head)} parameters"
     yield start.digest
 
 
@@ -187,8 +187,8 @@ def _missing_lines(ready: Prepared, train_head: bool) -> Iterator[str]:
     if not missing:
         yield "the base checkpoint supplies every parameter"
         return
-    fate = "trained" if train_head else "FROZEN at random values"
-    yield f"not supplied by the base checkpoint, drawn at random and {fate}:"
+    fate = "trained" if train_head else "left FROZEN"
+    yield f"not in the base checkpoint, drawn at random and {fate}:"
     yield from (f"  {name}" for name in missing[:_MISSING])
     if len(missing) > _MISSING:
         yield f"  ... and {len(missing) - _MISSING} more"

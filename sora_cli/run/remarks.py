@@ -71,7 +71,7 @@ def label_remark(part: str, labels: np.ndarray, names: Sequence[str] | None) -> 
         return None
     label = _label_text(labels[0], names)
     if part == "train":
-        return f"every training row is {label}: there is nothing to tell apart"
+        return f"every training row is {label}: there is nothing to learn"
     return f"every row of {_part_name(part)} is {label}: its scores mean little"
 
 
@@ -142,7 +142,9 @@ def _of_classes(
     if np.unique(answers).size == 1:
         share = np.mean(labels == answers[0])
         name = _label_text(answers[0], names)
-        return f"every prediction on {split} is {name} (accuracy {share:.4f} is its share there)"
+        return (
+            f"every prediction on {split} is {name} (accuracy {share:.4f} is the share of {name})"
+        )
     classes, counts = np.unique(labels, return_counts=True)
     share, accuracy = counts.max() / len(labels), np.mean(answers == labels)
     if accuracy > share:

@@ -169,7 +169,7 @@ class AdapterTrainer(ResumingTrainer):
         return self.task.row_scores(self.predictions_of(rows, [self.task.best]))
 
     def write(self, examples: Dataset) -> list[str] | None:
-        """Return the text that the model writes for each example; the processes share the work."""
+        """Return the text that the model writes for each row; the processes share the work."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
         rank, world = self.args.process_index, self.args.world_size
         mine = examples.select(range(rank, len(examples), world))

@@ -117,7 +117,7 @@ def test_parameters(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_frozen_head_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = _dry_run(capsys, recipe, "training.train_head=false")
-    assert "FROZEN at random values" in _section(out, "parameters")
+    assert "drawn at random and left FROZEN" in _section(out, "parameters")
     assert "head, frozen" in _section(out, "linear layers without adapter")
 
 

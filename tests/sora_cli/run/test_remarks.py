@@ -59,10 +59,10 @@ def _logits(classes: list[int]) -> np.ndarray:
         (
             [1, 1, 1],
             NAMES,
-            "every training row is 'not_entailment': there is nothing to tell apart",
+            "every training row is 'not_entailment': there is nothing to learn",
         ),
         ([2.0, 2.5], None, None),
-        ([2.5, 2.5], None, "every training row is 2.5: there is nothing to tell apart"),
+        ([2.5, 2.5], None, "every training row is 2.5: there is nothing to learn"),
     ],
 )
 def test_one_label_only(labels: list[Any], names: list[str] | None, said: str | None) -> None:
