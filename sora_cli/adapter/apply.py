@@ -33,10 +33,6 @@ def apply_adapter(
 
     Returns:
         The wrapped layers by the adapter's names for them.
-
-    Raises:
-        SoraError: the model lacks a module or parameter of the adapter, or its shape differs; or
-            a layer would have to be folded.
     """
     # first: wrapped layers have their own parameters elsewhere
     load_head(model, adapter.head, base_weights=adapter.base_weights)
@@ -72,11 +68,7 @@ def apply_adapter(
 
 
 def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:
-    """Return the weight that rows belong to.
-
-    Raises:
-        SoraError: no such embedding (or output layer), or one of other rows.
-    """
+    """Return the weight that rows belong to."""
     try:
         weight = model.get_submodule(path).weight
     except AttributeError:
@@ -120,9 +112,6 @@ def load_head(
     Args:
         base_weights: those that take the base's place: what is tied to them has them, too.
         what: holds them, for errors.
-
-    Raises:
-        SoraError: no such parameter, another shape, or one tied to a weight that stays.
     """
     state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     names = names_by_parameter(model)
@@ -144,20 +133,12 @@ def load_head(
 
 
 def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module:
-    """Return the linear layer an update belongs to.
-
-    Raises:
-        SoraError: no such layer, no linear one, quantised, or of another shape.
-    """
+    """Return the linear layer an update belongs to."""
     return layer_of(model, path, factors, LINEAR)
 
 
 def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -> nn.Module:
-    """Return the layer an update belongs to.
-
-    Raises:
-        SoraError: no such layer, one of another kind, quantised, or of another shape.
-    """
+    """Return the layer an update belongs to."""
     try:
         module = model.get_submodule(path)
     except AttributeError as error:

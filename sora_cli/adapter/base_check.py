@@ -48,9 +48,6 @@ def check_weights(
 
     Args:
         force: other weights are accepted, with a note.
-
-    Raises:
-        SoraError: the model is known to hold other weights.
     """
     if base.fingerprint is None:
         return f"nothing says whether {source} is the base model of {result}"

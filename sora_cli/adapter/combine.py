@@ -103,11 +103,7 @@ class Combined:
 
 
 class Combination:
-    """Open adapters that fit together.
-
-    Raises:
-        SoraError: of different base models, tasks or shapes, or with different heads.
-    """
+    """Open adapters that fit together."""
 
     def __init__(self, files: Sequence[AdapterFile], mixing: Mixing) -> None:
         for file in files:
@@ -119,12 +115,7 @@ class Combination:
         _check_heads(files)
 
     def write(self, output: Path, keep: Keep, *, dtype: str, force: bool, told: Told) -> Combined:
-        """Write the adapter, atomically, after comparing it with what it should be.
-
-        Raises:
-            SoraError: a module is not the weighted sum, the rule leaves nothing, or it
-                cannot be written or read back.
-        """
+        """Write the adapter, atomically, after comparing it with what it should be."""
         found: dict[str, Any] = {}
         exact = not keep.given()
 
@@ -198,9 +189,6 @@ class Combination:
 
         Args:
             exact: the dtype they are stored in, where nothing but its rounding may be missing.
-
-        Raises:
-            SoraError: more is.
         """
         if self._mixing.method != LINEAR:
             return measure(layers, list(self._shapes), self.dense)

@@ -86,11 +86,7 @@ class Comparison:
 
 
 def compare(first: AdapterFile, second: AdapterFile) -> Comparison:
-    """Compare two adapters; the modules of both are read one at a time.
-
-    Raises:
-        SoraError: no module in common, or one of different shapes: other base models.
-    """
+    """Compare two adapters; the modules of both are read one at a time."""
     only = _only(first, second), _only(second, first)
     _check_fit(first, second)
     with one_thread():

@@ -79,9 +79,6 @@ def cut_dense(
         paths: the modules.
         beside: the directory to be written; until the block ends, a hidden one beside it holds the
             factors.
-
-    Raises:
-        SoraError: an update is not finite, or the rule leaves nothing.
     """
     beside.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as folder:

@@ -92,9 +92,6 @@ def read_adapter(directory: Path, *, base: str | None = None) -> Adapter:
     Args:
         directory: the adapter directory, or a run directory that holds one.
         base: reference of the base model, where it is not the one that the adapter names.
-
-    Raises:
-        SoraError: no adapter, one of another kind, or a damaged one.
     """
     with open_adapter(directory, base=base) as file:
         lazy = lazy_adapter(file)
@@ -167,9 +164,6 @@ def write_adapter(
         dtype: of the factors; they are folded in float32 and cast last. The head stays as it is.
         force: replace an adapter directory that is there.
         beside: writes more of `ADAPTER_FILES` into the directory, such as the tokenizer's.
-
-    Raises:
-        SoraError: the directory exists, or the adapter cannot be written or read back.
     """
     check_low_rank(adapter)
     loose = (*adapter.biases, *adapter.base_weights)

@@ -73,9 +73,6 @@ def export_adapter(
         keep: cut the adapter by this rule.
         force: replace an adapter that is at `output`.
         base: the model whose layers the names in another program's file are.
-
-    Raises:
-        SoraError: bad input, an output that exists, or numbers too large for the dtype.
     """
     check_apart(output, locate_adapter(directory))
     check_adapter_place(output, force=force)

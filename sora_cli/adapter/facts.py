@@ -26,9 +26,6 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
         JSON-able values. "ranks" has every module known, also dead ones that are not stored;
         "spectra" those in the file, with all their singular values; "cuts" says what shares of the
         parameters would hold.
-
-    Raises:
-        SoraError: a damaged tensor.
     """
     spectra = read_spectra(file)
     ranks = ranks_of(file, spectra)

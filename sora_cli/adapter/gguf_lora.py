@@ -69,10 +69,6 @@ def export_gguf(
         type: of the factors, "f32" or "f16".
         base: the base model, a GGUF file or a checkpoint; None: the one that the adapter names.
         force: take a base with other weights than the one trained on.
-
-    Raises:
-        SoraError: bad input, a part of the adapter that llama.cpp has no place for, a base with
-            other weights, or numbers too large for the type.
     """
     check_choice("type", type, GGUF_TYPES)
     with open_adapter(directory, base=base) as file:
@@ -158,11 +154,7 @@ class _LoraFile:
             writer.close()
 
     def check(self, file: Path) -> None:
-        """Compare what was written with what was meant, tensor by tensor.
-
-        Raises:
-            SoraError: it reads back differently.
-        """
+        """Compare what was written with what was meant, tensor by tensor."""
         import gguf
 
         reader = gguf.GGUFReader(file)

@@ -42,11 +42,7 @@ class Place:
 
 
 def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
-    """Return llama.cpp's name of the architecture, and where it has each module.
-
-    Raises:
-        SoraError: it has no place for a part, or none that is known to be exact.
-    """
+    """Return llama.cpp's name of the architecture, and where it has each module."""
     check_package()
     _check_parts(file)
     source = local_checkpoint(resolve_model_path(base), file.base.revision)
@@ -77,11 +73,7 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
 
 
 def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Place]]:
-    """Return it for a base model in a GGUF file: each weight is there, and has the right shape.
-
-    Raises:
-        SoraError: a part of the adapter has no place there, or the file cannot be read.
-    """
+    """Return it for a base model in a GGUF file: each weight is there, and has the right shape."""
     check_package()
     _check_parts(file)
     import gguf

@@ -48,11 +48,7 @@ class BaseReference:
         return self.resolved if self.resolved and is_there(self.resolved) else None
 
     def name(self) -> str:
-        """Return the reference to load the base model by.
-
-        Raises:
-            SoraError: none is recorded, or it was a place on a disk and is not there.
-        """
+        """Return the reference to load the base model by."""
         if self.here is not None:
             return self.here
         if "://" in self.path or (self.path and is_there(self.path)):
@@ -133,11 +129,7 @@ class _SoraFile(AdapterMeta):
 
 
 def read_sora_file(path: Path) -> tuple[AdapterMeta, BaseReference | None]:
-    """Read the metadata and the base model; everything is unknown if there is no such file.
-
-    Raises:
-        SoraError: damaged, or written by a newer program.
-    """
+    """Read the metadata and the base model; everything is unknown if there is no such file."""
     if not path.is_file():
         return AdapterMeta(), None
     try:
@@ -161,11 +153,7 @@ def write_sora_file(path: Path, meta: AdapterMeta, base: BaseReference) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file that anybody may have written.
-
-    Raises:
-        SoraError: none, unreadable, larger than `LARGEST_JSON`, or a key that is there twice.
-    """
+    """Parse a JSON file that anybody may have written."""
     try:
         size = path.stat().st_size
         if size > LARGEST_JSON:

@@ -54,9 +54,6 @@ def check_adapter_place(path: Path, *, force: bool) -> None:
 
 def new_adapter_place(path: Path, *, force: bool) -> AbstractContextManager[Path]:
     """Give an empty directory for an adapter, which replaces `path` in the end; see `core.atomic`.
-
-    Raises:
-        SoraError: something else is there, or without `force` anything.
     """
     return new_directory(path, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(path))
 
@@ -68,9 +65,6 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
 
     Args:
         missing: what to say of a baseline's run or result, which has none.
-
-    Raises:
-        SoraError: neither is there.
     """
     try:
         found = adapter_folder(directory)
@@ -139,11 +133,7 @@ def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> N
 
 
 def model_source(reference: str) -> str:
-    """Return the local path of a model, or its Hub id.
-
-    Raises:
-        SoraError: what is there is no model.
-    """
+    """Return the local path of a model, or its Hub id."""
     source = resolve_model_path(reference)
     if Path(source).is_dir() and not (Path(source) / MODEL_CONFIG).is_file():
         raise SoraError(
@@ -159,9 +149,6 @@ def check_target(reference: str, command: str) -> Path:
 
     Args:
         command: to type for one that is there, with braces for its directory.
-
-    Raises:
-        SoraError: this can be none of them; of a Hub id, neither the cache nor the Hub has it.
     """
     place = Path(reference).expanduser()
     found = adapter_folder(place) or baseline_folder(place)

@@ -23,9 +23,6 @@ def plot_ranks(ranks: Mapping[str, int], start: Mapping[str, int], path: Path, t
         start: module path -> components training started with.
         path: where to, such as ranks.png; an existing file is replaced.
         title: the first lines; the last one sums up.
-
-    Raises:
-        SoraError: the suffix is of no kind of picture.
     """
     table = rank_map(ranks, start)
     width, height = rank_map_size(table)

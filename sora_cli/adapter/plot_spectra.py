@@ -37,9 +37,6 @@ def plot_inspection(
         spectra: module path -> singular values, descending, for the modules stored.
         path: where to; the suffix gives the format; an existing file is replaced.
         title: the first lines; the last one sums up.
-
-    Raises:
-        SoraError: the suffix is of no kind of picture.
     """
     live = rank_map(ranks, start)
     table, label, last = _map_to_draw(live, ranks, spectra)

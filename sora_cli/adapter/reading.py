@@ -139,19 +139,11 @@ class AdapterFile:
         return OnDemand(stored, self._magnitude)
 
     def factors(self, path: str) -> LowRankFactors:
-        """Read one module's factors: float32, with E and all scaling in B; see `magnitudes`.
-
-        Raises:
-            SoraError: NaN or infinity, or the file got shorter meanwhile.
-        """
+        """Read one module's factors: float32, with E and all scaling in B; see `magnitudes`."""
         return self._modules[path].factors()
 
     def update(self, path: str) -> Update:
-        """Read one module's update, in the terms in which PEFT computes it.
-
-        Raises:
-            SoraError: see `factors`.
-        """
+        """Read one module's update, in the terms in which PEFT computes it."""
         return self._modules[path].update()
 
     @property
@@ -175,11 +167,7 @@ class AdapterFile:
         return self._tensors.entry(self._keys.head[name])
 
     def head_tensor(self, name: str) -> Tensor:
-        """Read one parameter that is stored in full, as it is stored.
-
-        Raises:
-            SoraError: NaN or infinity, or the file got shorter meanwhile.
-        """
+        """Read one parameter that is stored in full, as it is stored."""
         return self._finite(self._keys.head[name])
 
     def _finite(self, key: str) -> Tensor:
@@ -217,9 +205,6 @@ def open_adapter(
         directory: the adapter directory, or a run directory that holds one.
         base: reference of the base model, where it is not the one that the adapter names.
         as_stored: keep stored base weights that are no others than the base model's.
-
-    Raises:
-        SoraError: no adapter, one of another kind, or a damaged one.
     """
     directory = locate_adapter(directory)
     refuse_foreign(directory)
@@ -263,11 +248,7 @@ def describe(
     tensors: TensorFile,
     keys: SplitKeys,
 ) -> AdapterFile:
-    """Check all of an adapter but its numbers, and return it.
-
-    Raises:
-        SoraError: configuration and tensors do not fit together.
-    """
+    """Check all of an adapter but its numbers, and return it."""
     found = [*keys.pairs, *keys.products]
     order = list(dict.fromkeys([*(p for p in meta.ranks if p in found), *found]))
     check_targets(config, order, str(directory / ADAPTER_CONFIG))

@@ -37,9 +37,6 @@ def save_adapter(
         base_model: path or Hub id of the base; None: what the model was loaded from.
         processor: the tokenizer or image processor, to lie beside the adapter.
         force: replace an adapter that is there.
-
-    Raises:
-        SoraError: the directory exists, or the base is not known.
     """
     layers = adapted_layers(model)
     config = model.config

@@ -61,9 +61,6 @@ def shared_adapter(directory: Path, *, base_id: str | None, license_: str | None
     Args:
         base_id: of the base model; None: the one that the adapter knows.
         license_: for the card; None: as it has it.
-
-    Raises:
-        SoraError: the base model has no id, or the card is none that the Hub takes.
     """
     with open_adapter(directory) as file:
         base, made = file.base, adapter_card(file)
@@ -89,11 +86,7 @@ def shared_adapter(directory: Path, *, base_id: str | None, license_: str | None
 
 
 def shared_model(directory: Path, *, base_id: str | None, license_: str | None) -> Shared:
-    """Return the files of a merged model, which needs no other; see `shared_adapter`.
-
-    Raises:
-        SoraError: there is no model, or its card is none that the Hub takes.
-    """
+    """Return the files of a merged model, which needs no other; see `shared_adapter`."""
     if not (directory / MODEL_CONFIG).is_file():
         raise SoraError(f"{directory} holds no {MODEL_CONFIG}: it is no merged model",
                         hint="sora merge RUN -o DIR writes one")  # fmt: skip
@@ -139,11 +132,7 @@ def _nowhere(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _card(text: str, *, base: str | None, license_: str | None) -> bytes:
-    """Return a card with these values in its header.
-
-    Raises:
-        SoraError: the Hub would not take it.
-    """
+    """Return a card with these values in its header."""
     from huggingface_hub import ModelCard
 
     try:
@@ -169,11 +158,7 @@ def _card(text: str, *, base: str | None, license_: str | None) -> bytes:
 
 
 def _checked(shared: Shared, base: BaseReference | None) -> Shared:
-    """Return it, unless one of its texts names a place on this machine.
-
-    Raises:
-        SoraError: one does.
-    """
+    """Return it, unless one of its texts names a place on this machine."""
     places = {str(Path.home()), str(shared.directory.resolve()), str(Path.cwd())} - {"/"}
     places |= {base.resolved} if base is not None and Path(base.resolved).is_absolute() else set()
     for name, content in shared.files.items():

@@ -29,9 +29,6 @@ def read_modules(folder: Path) -> dict[str, Module]:
 
     Args:
         folder: the adapter directory itself.
-
-    Raises:
-        SoraError: it cannot be read, holds NaN or infinity, or is no plain pair of factors.
     """
     where, weights = str(folder / ADAPTER_CONFIG), folder / ADAPTER_WEIGHTS
     config = parse_config(read_json(folder / ADAPTER_CONFIG), where)

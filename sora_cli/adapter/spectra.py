@@ -102,11 +102,7 @@ def spectrum(factors: LowRankFactors) -> Spectrum:
 
 
 def read_spectra(file: AdapterFile) -> dict[str, Spectrum]:
-    """Return the spectrum of each module in the file.
-
-    Raises:
-        SoraError: a damaged tensor.
-    """
+    """Return the spectrum of each module in the file."""
     return of_each(file.layers, spectrum)
 
 

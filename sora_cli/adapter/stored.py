@@ -65,11 +65,7 @@ class StoredModule(ABC):
 
     @abstractmethod
     def factors(self) -> LowRankFactors:
-        """Read low-rank factors, float32, with all scaling in B; magnitudes are not in them.
-
-        Raises:
-            SoraError: NaN or infinity, or the file got shorter meanwhile.
-        """
+        """Read low-rank factors, float32, with all scaling in B; magnitudes are not in them."""
 
     @abstractmethod
     def update(self) -> Update:
@@ -212,11 +208,7 @@ class StoredKronecker(StoredProduct):
 def stored_modules(
     keys: SplitKeys, config: PeftConfig, tensors: TensorFile
 ) -> dict[str, StoredModule]:
-    """Check that each module's tensors fit together; nothing is read.
-
-    Raises:
-        SoraError: they do not, or are no floating-point numbers.
-    """
+    """Check that each module's tensors fit together; nothing is read."""
     found: dict[str, StoredModule] = {}
     for path, pair in keys.pairs.items():
         found[path] = _checked_pair(path, pair, config, tensors)
@@ -230,11 +222,7 @@ def stored_modules(
 def checked_tokens(
     keys: SplitKeys, config: PeftConfig, tensors: TensorFile
 ) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Return {path of an embedding: which rows are trained, numbers in each}.
-
-    Raises:
-        SoraError: they are not as many as the configuration names, or named twice.
-    """
+    """Return {path of an embedding: which rows are trained, numbers in each}."""
     found = {}
     for path, key in keys.tokens.items():
         indices, shape = config.token_indices(path), tensors.shape(key)

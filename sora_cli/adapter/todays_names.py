@@ -17,22 +17,14 @@ _WEIGHT = ".weight"
 
 
 def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Return {stored name of a parameter: the model's}; what the model lacks keeps its name.
-
-    Raises:
-        SoraError: names are missing, and this version of transformers has no such rules.
-    """
+    """Return {stored name of a parameter: the model's}; what the model lacks keeps its name."""
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return _renamed(model, names, known)
 
 
 def todays_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
-    """Return {stored path of a module: the model's}; what the model lacks keeps its path.
-
-    Raises:
-        SoraError: modules are missing, and this version of transformers has no such rules.
-    """
+    """Return {stored path of a module: the model's}; what the model lacks keeps its path."""
     modules = {path + _WEIGHT for path, _ in model.named_modules()}
     found = _renamed(model, (path + _WEIGHT for path in paths), modules)
     return {old.removesuffix(_WEIGHT): new.removesuffix(_WEIGHT) for old, new in found.items()}

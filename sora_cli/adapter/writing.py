@@ -42,9 +42,6 @@ class Plan:
         live: module path -> terms that are not exactly zero.
         stored: module path -> rank in its configuration; dead modules are not among them, except
             for one, at rank 1, where all are.
-
-    Raises:
-        SoraError: no layer, NaN or infinity, or an unknown layout or dtype.
     """
 
     def __init__(
@@ -81,11 +78,7 @@ class Plan:
         return plain.live_terms(), (plain.B.shape[0], plain.A.shape[1])
 
     def factors(self, path: str) -> LowRankFactors:
-        """Return one module's factors as they are stored, zero-padded where the layout says so.
-
-        Raises:
-            SoraError: too large for the dtype.
-        """
+        """Return one module's factors as they are stored, zero-padded where the layout says so."""
         live = _plain(path, self._layers[path]).select(self._keep[path])
         if self._dtype == torch.float16:
             live = _balanced(live)
@@ -131,11 +124,7 @@ class Plan:
         return new
 
     def check(self, layers: Mapping[str, LowRankFactors], head: Mapping[str, Tensor]) -> None:
-        """Compare what was read back with what the last call of each of `tensors` made.
-
-        Raises:
-            SoraError: it is something else.
-        """
+        """Compare what was read back with what the last call of each of `tensors` made."""
 
         def same_pair(path: str) -> bool:
             back = layers[path]

@@ -103,9 +103,6 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     Args:
         overrides: of its recipe: where its data or model are by now. Rows and adapters must be
             those of the certificate all the same.
-
-    Raises:
-        SoraError: no certificate, no recipe, or data, model or an adapter that are not there.
     """
     found, loaded = _read(run, overrides)
     stored = read_stored(run)

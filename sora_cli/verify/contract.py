@@ -205,12 +205,7 @@ def _refusal(adapter: Adapter, output: Path, *, base: Path, force: bool) -> str:
 
 
 def add_updates(model: nn.Module, layers: Mapping[str, LowRankFactors]) -> None:
-    """Add each layer's B A to the model's weights: in float32, (B A) first, cast once.
-
-    Raises:
-        SoraError: no such layer, another shape, tied or quantised weights, a result that is not
-            finite. The model may then be half merged.
-    """
+    """Add each layer's B A to the model's weights: in float32, (B A) first, cast once."""
     names = names_by_parameter(model)
     for path, factors in layers.items():
         module = linear_of(model, path, factors)

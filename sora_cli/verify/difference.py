@@ -47,9 +47,6 @@ def compare(a: Values, b: Values, probe: Probe, *, decides: bool) -> tuple[Diffe
 
     Args:
         decides: whether the largest output of a row or token is a decision.
-
-    Raises:
-        SoraError: outputs of different shapes.
     """
     for name in (a.keys() | b.keys()) - {HIDDEN}:
         shapes = [list(v[name].shape[1:]) if name in v else "none" for v in (a, b)]

@@ -52,9 +52,6 @@ def compute_outputs(
 
     Args:
         alone: run the base of an adapter without its layers, too.
-
-    Raises:
-        SoraError: it cannot be loaded or run, or its outputs are not finite.
     """
     model = load_subject(subject, config, auto, dtype)
     if subject.adapter is None:
@@ -72,9 +69,6 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
 
     Returns:
         The outputs, and as `HIDDEN` the hidden states where the model gives them.
-
-    Raises:
-        SoraError: the model cannot be run on these inputs, or its outputs are not finite.
     """
     accepted = inspect.signature(model.forward).parameters
     first = next(model.parameters())

@@ -57,9 +57,6 @@ def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Prob
     Args:
         auto: the models' Auto class.
         tokenizer: None, or one that does not know the sentences' words: random ids are used.
-
-    Raises:
-        SoraError: models of something else than text or images.
     """
     config = configs[0]
     sizes = [_vocabulary(c) for c in configs]

@@ -29,11 +29,7 @@ _JOB, _INPUTS, _VALUES, _WITHOUT = "job.json", "inputs.st", "values.st", "withou
 def reload_outputs(
     reference: str, *, base: str | None, auto: str, probe: Probe, dtype: torch.dtype, alone: bool
 ) -> Outputs:
-    """Return what `compute_outputs` gives in a new Python process.
-
-    Raises:
-        SoraError: whatever went wrong there.
-    """
+    """Return what `compute_outputs` gives in a new Python process."""
     job = {
         "reference": reference,
         "base": base,

@@ -41,9 +41,6 @@ def check_run(loaded: LoadedRecipe, ready: Prepared, report: RunReport) -> int:
 
     Returns:
         Exit code: FAILED if they differ; OK also if nothing was compared.
-
-    Raises:
-        SoraError: the files cannot be loaded.
     """
     recipe, output = loaded.recipe, loaded.output_dir
     if ready.baseline is not None:

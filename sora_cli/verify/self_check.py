@@ -51,9 +51,6 @@ def self_check(
     Returns:
         The command's exit code (`core.exit_codes`): OK, also if nothing was compared; FAILED if the
         outputs differ; NO_VERDICT if the comparison cannot tell.
-
-    Raises:
-        SoraError: what was written cannot be loaded or run.
     """
     names = [str(path) for path in (a, b) if path is not None]
     command = shlex.join(["sora", "verify", *names, *(["--base", base] if base else [])])

@@ -56,9 +56,6 @@ def find_subjects(
 
     Args:
         force: the base may hold other weights than an adapter was trained on.
-
-    Raises:
-        SoraError: nothing of either kind there, no base known, or one with other weights.
     """
     folders = [adapter_folder(Path(ref).expanduser()) for ref in references]
     bases = [_base(folder) for folder in folders if folder is not None]
@@ -88,11 +85,7 @@ def _base(folder: Path) -> BaseReference:
 
 
 def load_config(subject: Subject) -> Any:
-    """Load the model's configuration, for as many labels as the adapter has.
-
-    Raises:
-        SoraError: it cannot be loaded, or the model is quantised.
-    """
+    """Load the model's configuration, for as many labels as the adapter has."""
     import transformers
 
     quiet_hub()
@@ -111,11 +104,7 @@ def load_config(subject: Subject) -> Any:
 
 
 def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -> Any:
-    """Load the model in evaluation mode on the CPU, with an adapter's head but not its layers.
-
-    Raises:
-        SoraError: it cannot be loaded, or holds not all parameters.
-    """
+    """Load the model in evaluation mode on the CPU, with an adapter's head but not its layers."""
     import transformers
 
     name, options = _options(subject)
@@ -153,11 +142,7 @@ def load_tokenizer(subject: Subject) -> Any | None:
 
 
 def float32_bytes(subject: Subject) -> int | None:
-    """Return the bytes that model and adapter take in float32, from headers; None if unknown.
-
-    Raises:
-        SoraError: the model's directory holds no weights.
-    """
+    """Return the bytes that model and adapter take in float32, from headers; None if unknown."""
     checkpoint = local_checkpoint(subject.source, subject.revision)
     if checkpoint is None:
         return None

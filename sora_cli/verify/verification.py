@@ -142,9 +142,6 @@ def verify(
         fresh: make the reload in a new process.
         force: the base may hold other weights than an adapter was trained on.
         subjects: what `find_subjects` gave for these references, if that was called before.
-
-    Raises:
-        SoraError: something is not there, cannot be loaded or run, or cannot be compared.
     """
     check_comparison(dtype, tolerance)
     if subjects is None:

@@ -60,9 +60,6 @@ def base_layers(reference: str, parts: Iterable[str]) -> BaseLayers:
         reference: a model as it is named in recipes; a directory of diffusers' models; a pipeline
             of diffusers, where a single one of `parts` is one of its models.
         parts: the models that an adapter file is for, as diffusers names them.
-
-    Raises:
-        SoraError: no such model, or one of a kind that is not known.
     """
     resolved = resolve_model_path(reference)
     folder = Path(resolved)

@@ -35,11 +35,7 @@ class Source:
         return self.tensors.keys
 
     def number(self, key: str) -> float:
-        """Return the only number of a tensor.
-
-        Raises:
-            SoraError: it has more, or none.
-        """
+        """Return the only number of a tensor."""
         tensor = self.tensors.read(key)
         if tensor.numel() != 1:
             raise SoraError(f"'{key}' is not a single number", where=self.where)
@@ -101,9 +97,6 @@ def halves(
     Args:
         split: (module, kind) of a key; None: of nothing known.
         more: reason -> text in a key, of what is more than a plain LoRA.
-
-    Raises:
-        SoraError: a key of such a kind, an unknown one, or half a pair.
     """
     found: dict[str, dict[str, str]] = {}
     for key in source.keys:

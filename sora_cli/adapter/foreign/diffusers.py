@@ -42,11 +42,7 @@ _MORE = {
 
 
 def read(source: Source) -> Contents | None:
-    """Read a file of diffusers' layout.
-
-    Raises:
-        SoraError: it is one, but more than a plain LoRA, or damaged.
-    """
+    """Read a file of diffusers' layout."""
     if not any(_known(key) for key in source.keys):
         return None
     pairs = scaled_pairs(source, halves(source, _split, _MORE))
@@ -81,11 +77,7 @@ def _processor(to: str, part: str) -> str:
 
 
 def _scaled(source: Source, pairs: list[ForeignPair]) -> tuple[ForeignPair, ...]:
-    """Scale the pairs of each model by PEFT's configuration in the header, where it is there.
-
-    Raises:
-        SoraError: it is not, and what is there does not tell.
-    """
+    """Scale the pairs of each model by PEFT's configuration in the header, where it is there."""
     configs = _configs(source, pairs)
     for part in dict.fromkeys(pair.part for pair in pairs if pair.part not in configs):
         _check_told(source, part, [pair for pair in pairs if pair.part == part])

@@ -66,11 +66,7 @@ _FUSE = {
 
 
 def read_contents(source: Source) -> Contents:
-    """Recognise a file by its keys and read what is in it.
-
-    Raises:
-        SoraError: of no known format; or of one, and why it cannot be read.
-    """
+    """Recognise a file by its keys and read what is in it."""
     for name, read in _READERS.items():
         try:
             contents = read(source)

@@ -27,11 +27,7 @@ _MORE = {
 
 
 def read(source: Source) -> Contents | None:
-    """Read a file of Kohya's layout.
-
-    Raises:
-        SoraError: it is one, but more than a plain LoRA, or damaged.
-    """
+    """Read a file of Kohya's layout."""
     if not any(_KEY.fullmatch(key) for key in source.keys):
         return None
     pairs = scaled_pairs(source, halves(source, _split, _MORE))

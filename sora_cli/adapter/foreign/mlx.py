@@ -22,11 +22,7 @@ _PLAIN = "LoRA".lower()  # its fine_tune_type, not the method
 
 
 def read(source: Source) -> Contents | None:
-    """Read mlx-lm's files.
-
-    Raises:
-        SoraError: it is one, but more than a plain LoRA, or its scale cannot be told.
-    """
+    """Read mlx-lm's files."""
     if not any(key.endswith((".lora_a", ".lora_b")) for key in source.keys):
         return None
     _check_kind(source)

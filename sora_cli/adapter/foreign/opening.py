@@ -41,9 +41,6 @@ def open_any(
     Args:
         base: reference of the model that tells which layers another program's names are.
         for_show: names of modules need not be those of the base: nothing is written of it.
-
-    Raises:
-        SoraError: no adapter, one that cannot be read, or whose names do not fit the base.
     """
     place = locate_adapter(place)
     file = foreign_file(place)

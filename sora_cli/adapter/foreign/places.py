@@ -26,9 +26,6 @@ def foreign_file(place: Path) -> Path | None:
 
     That is the file itself, or in a directory the one with such a program's name. What is in it is
     not looked at.
-
-    Raises:
-        SoraError: the file is a pickle.
     """
     if place.is_dir():
         return _in_directory(place)

@@ -35,11 +35,7 @@ def shown(contents: Contents) -> dict[str, ForeignPair]:
 
 
 def by_name(contents: Contents, where: str) -> dict[str, ForeignPair]:
-    """Return {module path: pair} by the names in the file alone, where they are paths.
-
-    Raises:
-        SoraError: they are not, or the file is for several models.
-    """
+    """Return {module path: pair} by the names in the file alone, where they are paths."""
     parts = parts_of(contents)
     if not contents.exact:
         raise SoraError(
@@ -59,12 +55,7 @@ def by_name(contents: Contents, where: str) -> dict[str, ForeignPair]:
 def by_base(
     contents: Contents, tensors: TensorFile, base: BaseLayers
 ) -> tuple[dict[str, ForeignPair], dict[str, str]]:
-    """Return {module path in the base: pair}, and the parts left out with the reason.
-
-    Raises:
-        SoraError: no part of the file, or more than one, is for this base: a name without a layer
-            or with several, two names of one layer, or another shape.
-    """
+    """Return {module path in the base: pair}, and the parts left out with the reason."""
     names = (
         _flattened(base.names) if contents.flattened else {n: {p} for n, p in base.names.items()}
     )

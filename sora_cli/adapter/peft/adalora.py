@@ -26,9 +26,6 @@ def plain_terms(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the configuration with `r` for `init_r`, and each module's rank under its path.
 
     What PEFT's AdaLoRA does not look at is left out: rsLoRA and `alpha_pattern`.
-
-    Raises:
-        SoraError: `rank_pattern` is not what PEFT writes.
     """
     pattern = raw.get("rank_pattern") or {}
     if not isinstance(pattern, dict):

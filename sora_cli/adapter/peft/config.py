@@ -112,9 +112,6 @@ class PeftConfig(Targets):
 
     def prepare(self, paths: Sequence[str], where: str) -> tuple[str, ...]:
         """Find the rank and alpha of each of these modules; return what is odd about the patterns.
-
-        Raises:
-            SoraError: a pattern that is no regular expression, or takes too long.
         """
         by_rank, by_alpha = self.rank_pattern or {}, self.alpha_pattern or {}
         hits = match_patterns([*by_rank, *by_alpha], paths, where=where)
@@ -173,11 +170,7 @@ class PeftConfig(Targets):
 
 
 def parse_config(raw: Any, where: str) -> PeftConfig:
-    """Check and type a configuration.
-
-    Raises:
-        SoraError: not a plain LoRA, or values that cannot be.
-    """
+    """Check and type a configuration."""
     if not isinstance(raw, dict) or not isinstance(raw.get("peft_type"), str):
         raise SoraError(
             "this is not a PEFT adapter configuration: it has no peft_type", where=where

@@ -93,11 +93,7 @@ class SplitKeys:
 
 
 def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys:
-    """Sort the keys of an adapter file into pairs and head.
-
-    Raises:
-        SoraError: a key that is neither, half a pair, or a name that no module has.
-    """
+    """Sort the keys of an adapter file into pairs and head."""
     endings = _endings(config)
     parts: dict[str, dict[str, str]] = {}
     head: dict[str, str] = {}

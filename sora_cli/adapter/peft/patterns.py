@@ -61,11 +61,7 @@ class Expression:
         return f"{self.before}{self.given}{self.after}"
 
     def compiled(self, where: str) -> re.Pattern[str]:
-        """Compile it.
-
-        Raises:
-            SoraError: too long, or no regular expression.
-        """
+        """Compile it."""
         shown = repr(self.given[:200])
         if len(self.given) > _LONGEST:
             raise SoraError(
@@ -90,9 +86,6 @@ def match_patterns(
     """Return the module paths that each key of a pattern table matches, by PEFT's rule.
 
     That is `get_pattern_key` in peft.utils.other.
-
-    Raises:
-        SoraError: see `match_expressions`.
     """
     exact = {anchored(path): path for path in paths}
     hits: dict[str, list[str]] = {}
@@ -108,11 +101,7 @@ def match_patterns(
 def match_expressions(
     expressions: Sequence[Expression], paths: Sequence[str], *, where: str
 ) -> list[list[str]]:
-    """Return the module paths that each expression matches.
-
-    Raises:
-        SoraError: no regular expression, or one that takes too long.
-    """
+    """Return the module paths that each expression matches."""
     plain = [bool(_PLAIN.fullmatch(expression.given)) for expression in expressions]
     if sum(plain) * len(paths) > _MOST_IN_PROCESS:
         plain = [False] * len(expressions)

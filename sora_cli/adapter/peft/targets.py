@@ -31,11 +31,7 @@ class Targets(BaseModel):
 
 
 def check_targets(targets: Targets, paths: Sequence[str], where: str) -> None:
-    """Check that PEFT would adapt all of these modules, as peft.tuners.tuners_utils decides it.
-
-    Raises:
-        SoraError: it would not, or does not take such a configuration.
-    """
+    """Check that PEFT would adapt all of these modules, as peft.tuners.tuners_utils decides it."""
     if targets.target_modules is None:
         raise SoraError("target_modules is not set, so PEFT would choose by the kind of model",
                         where=where, hint="name the modules that the file holds")  # fmt: skip
