@@ -1,4 +1,4 @@
-"""A stored adapter, put back onto its base model."""
+"""Put a stored adapter back onto its base model."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ def apply_adapter(
 ) -> dict[str, LowRankLinear]:
     """Wrap the adapter's layers in the model and load its head, in place.
 
+    Only linear layers without DoRA's magnitudes can be wrapped. For all other parts of an adapter
+    `fold` is needed.
+
     Args:
-        fold: change the weights of what is no linear layer, or is rescaled; such a layer is then
-            not among those returned, and no longer tied to others.
+        fold: add the update into the weight itself where a layer is not linear, is rescaled by
+            DoRA, or has token rows trained in full. Such a layer is not returned, and no longer
+            shares its weight with others.
 
     Returns:
-        The wrapped layers by the adapter's names for them.
+        The wrapped layers, by the names that the adapter has for them.
     """
     # first: wrapped layers have their own parameters elsewhere
     load_head(model, adapter.head, base_weights=adapter.base_weights)
@@ -68,7 +72,7 @@ def apply_adapter(
 
 
 def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:
-    """Return the weight that rows belong to."""
+    """Return the weight (tokens, width) of an embedding with rows that are trained in full."""
     try:
         weight = model.get_submodule(path).weight
     except AttributeError:
@@ -82,7 +86,7 @@ def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:
 
 
 def fold_in(module: nn.Module, update: Update) -> None:
-    """Replace a layer's weight by a new parameter with the update in it."""
+    """Replace a layer's weight by the sum of the weight and its update."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     transposed = is_transposed(module)
@@ -96,7 +100,7 @@ def fold_in(module: nn.Module, update: Update) -> None:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Tell whether a layer stores its weight (in, out): GPT-2's Conv1D and embeddings do."""
+    """Return true if a layer stores its weight as (in, out): GPT-2's Conv1D and embeddings do."""
     return not isinstance(module, (nn.Linear, *_CONVOLUTIONS))
 
 
@@ -107,11 +111,15 @@ def load_head(
     base_weights: Collection[str] = (),
     what: str = "adapter",
 ) -> None:
-    """Load the tensors stored in full into the model.
+    """Load the tensors that are stored in full into the model.
+
+    A tensor that shares its memory with another parameter of the model is refused, unless both are
+    in `head` with the same numbers or the name is in `base_weights`.
 
     Args:
-        base_weights: those that take the base's place: what is tied to them has them, too.
-        what: holds them, for errors.
+        base_weights: names in `head` that replace the base model's own weight, also for every
+            parameter tied to it.
+        what: the word for the source of the tensors in error messages.
     """
     state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     names = names_by_parameter(model)
@@ -133,12 +141,12 @@ def load_head(
 
 
 def linear_of(model: nn.Module, path: str, factors: LowRankFactors) -> nn.Module:
-    """Return the linear layer an update belongs to."""
+    """Return the linear layer at a path, after checking its kind and shape."""
     return layer_of(model, path, factors, LINEAR)
 
 
 def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -> nn.Module:
-    """Return the layer an update belongs to."""
+    """Return the layer at a path, after checking that it has the kind and shape of the update."""
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
@@ -165,7 +173,7 @@ def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -
 
 
 def _shape_of(module: nn.Module, form: Form) -> tuple[int, int] | None:
-    """Return (in, out) of a layer that an update of this form can change; None for all others."""
+    """Return (in, out) of a layer that an update of this form can change; None for other layers."""
     if form.embedding:
         if not isinstance(module, nn.Embedding):
             return None
@@ -178,7 +186,7 @@ def _shape_of(module: nn.Module, form: Form) -> tuple[int, int] | None:
 
 
 def names_by_parameter(model: nn.Module) -> dict[int, list[str]]:
-    """Return the names of each parameter by its identity: several for tied ones."""
+    """Return the names of each parameter by its identity: tied parameters have several."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -1,8 +1,8 @@
-"""Weights of the base model that PEFT stores beside factors on embeddings, and loads again.
+"""Base model weights that PEFT stores beside the factors of embeddings, and loads again.
 
-`save_pretrained` stores those of a targeted `embed_tokens` or `lm_head`, and of an embedding that
-was resized (`save_embedding_layers` in peft/utils/save_and_load.py); `from_pretrained` puts
-whatever the file holds in their place, also where it is not what the base model has.
+`save_pretrained` stores the weights of a targeted `embed_tokens` or `lm_head`, and of a resized
+embedding (`save_embedding_layers` in peft/utils/save_and_load.py). `from_pretrained` loads the
+stored weights over the base model's own, even if they differ.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sora_cli.model.tensors import TensorFile, same_numbers
 def compared(
     keys: SplitKeys, tensors: TensorFile, base: BaseReference, on: str | None
 ) -> tuple[SplitKeys, tuple[str, ...]]:
-    """Leave out the stored weights that the base model has itself, with the same numbers.
+    """Leave out the stored weights that equal the base model's own, number by number.
 
     Args:
-        on: reference of the base model; None: the one that the adapter names.
+        on: reference of the base model; None: the base model that the adapter names.
 
     Returns:
-        The keys that are left, and a note on each of these weights.
+        The keys that are left, and a note on each stored base weight.
     """
     stored = _stored(base, on) if keys.base_weights else []
     own = {
@@ -49,9 +49,10 @@ def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]
 
 
 def _stored(base: BaseReference, on: str | None) -> list[StoredTensor]:
-    """Return the base model's tensors; none where it is not here or in another format.
+    """Return the base model's tensors; none if it is not here or in another format.
 
-    Of a GGUF file, which has other numbers, those of the model that the adapter names are taken.
+    The numbers in a GGUF file are rounded, so for such a base the tensors of the model that the
+    adapter names are taken.
     """
     for name, revision in ((on, None), (base.resolved or base.path, base.revision)):
         try:
@@ -65,6 +66,9 @@ def _stored(base: BaseReference, on: str | None) -> list[StoredTensor]:
 
 
 def _places(name: str, stored: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
-    """Return the tensors of that name, with a prefix or without; all, where it is tied to one."""
+    """Return the tensors of this name, with or without a prefix; all if the name is not found.
+
+    A name may be missing since its weight is tied to another one: then any tensor may be its own.
+    """
     alike = [t for t in stored if f".{name}".endswith(f".{t.name}") or t.name.endswith(f".{name}")]
     return alike or stored

@@ -1,4 +1,4 @@
-"""README.md of an adapter: the model card, as the Hub reads it, from the adapter's own files.
+"""README.md of an adapter: the model card that the Hub shows, made from the adapter's own files.
 
 It holds no date, no time and no path of this machine, so that equal runs have equal cards.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 THIS, BASE = "THIS ADAPTER", "THE BASE MODEL"
-"""In the place of names in commands: the adapter's until it is on the Hub, and that of a base
-model that has no id there."""
+"""Placeholders in the card's commands: for an adapter that is not on the Hub yet, and for a base
+model without a Hub id."""
 TAG = "sora"
 
 _DIGITS = 6
@@ -36,7 +36,7 @@ def adapter_card(file: AdapterFile, *, certificate: Sequence[str] = ()) -> str:
     """Return the card of an open adapter directory.
 
     Args:
-        certificate: what is promised of the adapter, line by line.
+        certificate: the certificate's sentences, one a line.
     """
     meta, parts = (
         file.meta,
@@ -54,14 +54,14 @@ def adapter_card(file: AdapterFile, *, certificate: Sequence[str] = ()) -> str:
 
 
 def rewrite_card(directory: Path, certificate: Sequence[str]) -> None:
-    """Write an adapter's card again, with what is promised of it."""
+    """Write an adapter's card anew, with the sentences of its certificate."""
     with open_adapter(directory) as file:
         text = adapter_card(file, certificate=certificate)
     write_bytes_atomic(directory / CARD, stored(text))
 
 
 def states(directory: Path, certificate: Sequence[str]) -> bool:
-    """Tell whether an adapter's card has these lines of its certificate, or has none at all."""
+    """Return true if an adapter's card has these certificate lines, or no certificate at all."""
     try:
         text = (directory / CARD).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -70,7 +70,7 @@ def states(directory: Path, certificate: Sequence[str]) -> bool:
 
 
 def stored(text: str) -> bytes:
-    """Return the bytes of a card; what others named may hold what UTF-8 cannot."""
+    """Return the bytes of a card; characters that UTF-8 cannot encode become question marks."""
     return text.encode(errors="replace")
 
 
@@ -110,7 +110,7 @@ def _front_matter(file: AdapterFile) -> str:
 
 
 def _family(file: AdapterFile) -> tuple[str | None, str | None]:
-    """Return the Auto class and the Hub's task, as far as they are known."""
+    """Return the Auto class and the Hub's name of the task, as far as they are known."""
     known = _options(file.meta)
     if known is not None:
         return known.MODEL_CLASS, known.HUB_TASK
@@ -125,7 +125,7 @@ def _options(meta: AdapterMeta) -> type[TaskOptions] | None:
 
 
 def _results(meta: AdapterMeta) -> Iterator[EvalResult]:
-    """Yield the scores, where they are of this very adapter."""
+    """Yield the scores of the adapter as it is; none if it was changed after its run."""
     from huggingface_hub import EvalResult
 
     run, family = meta.training, _options(meta)
@@ -201,7 +201,7 @@ def shown_step(entry: Mapping[str, Any]) -> str:
 
 
 def without_folder(value: Any) -> Any:
-    """Return a value with absolute paths in it cut to their last part."""
+    """Return a value with every absolute path in it shortened to its last part."""
     if isinstance(value, dict):
         return {key: without_folder(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -226,7 +226,7 @@ def _scores(meta: AdapterMeta) -> list[str]:
 
 
 def _ranks(file: AdapterFile) -> list[str]:
-    """Return the table of layers by kinds of modules, and the sum."""
+    """Return the table of ranks, layers by kinds of modules, and a sentence with the sum."""
     known = {**dict.fromkeys(file.meta.ranks, 0), **file.ranks, **file.meta.ranks}
     start = {path: file.meta.ranks_start.get(path, rank) for path, rank in known.items()}
     table = rank_map(known, start)
@@ -272,7 +272,7 @@ def _loading(file: AdapterFile) -> list[str]:
 
 
 def _class_options(meta: AdapterMeta) -> str:
-    """Return what a model with a head of classes is loaded with."""
+    """Return the arguments that set a classifier's number of labels or their names."""
     if meta.labels:
         return f", id2label={dict(enumerate(meta.labels))!r}"
     return f", num_labels={meta.num_labels}" if meta.num_labels else ""

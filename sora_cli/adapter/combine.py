@@ -1,9 +1,9 @@
-"""Several adapters of one base model made into one adapter.
+"""Combine several adapters of one base model into one adapter.
 
-Linear: the weighted sum of the updates, exactly, for the terms of all stand side by side; then, if
-there is a budget, one cut over all layers together, as `pruning` makes it. TIES and DARE
-(`methods.combining`) work on the dense updates, a layer at a time; what they give is of full rank
-and is cut by `dense`. What was written is read back and compared before the directory is there.
+Linear: the weighted sum of the updates. It is exact, since the components of all adapters are put
+side by side; with a budget, one cut over all layers together follows (`pruning`). TIES and DARE
+(`methods.combining`) work on the dense updates, one layer at a time; their results are of full rank
+and are cut by `dense`. The result is read back and compared before the directory appears.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from sora_cli.model.fingerprint import fingerprint
 
 LINEAR, TIES, DARE = COMBINATIONS
 DENSITIES = {TIES: 0.2, DARE: 0.5}
-"""The share of numbers kept, where none is given: TIES' is its paper's; DARE's tries 0.1 to 0.9."""
+"""Default share of numbers kept: TIES' is that of its paper; DARE's paper tries 0.1 to 0.9."""
 _SHARED = ("task", "labels", "num_labels", "problem_type", "max_length", "input_columns",
            "row_recipe", "quantise")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """The way in which updates are made into one.
+    """The settings of a combination.
 
     Attributes:
         weights: one for each adapter.
         method: one of `core.checks.COMBINATIONS`.
         density: the share of numbers that TIES and DARE keep of each update.
-        seed: of what DARE drops.
+        seed: seed of DARE's random choice of numbers to drop.
     """
 
     weights: tuple[float, ...]
@@ -60,7 +60,7 @@ class Mixing:
     seed: int = 0
 
     def check(self, adapters: int, keep: Keep) -> None:
-        """Raise `SoraError` for values that cannot be."""
+        """Check the settings against the number of adapters and the rule for ranks."""
         check_choice("method", self.method, COMBINATIONS)
         if len(self.weights) != adapters:
             raise SoraError(f"--weights has {len(self.weights)} numbers for {adapters} adapters")
@@ -80,14 +80,14 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Combined:
-    """The result.
+    """The result of a combination.
 
     Attributes:
-        losses: module path -> what the stored factors miss of the combined update.
-        exact: no component was cut: each module was found to be the weighted sum, to rounding.
+        losses: module path -> the part of the combined update that the stored factors miss.
+        exact: no component was cut, and each module was found to be the weighted sum, to rounding.
         parameters: numbers in the factors.
-        head: modules stored in full, the same in all.
-        notes: what a person should know.
+        head: modules stored in full, the same in all adapters.
+        notes: remarks for the user.
     """
 
     losses: dict[str, Loss]
@@ -103,7 +103,7 @@ class Combined:
 
 
 class Combination:
-    """Open adapters that fit together."""
+    """Open adapters of one base model and task, with equal shapes and equal heads."""
 
     def __init__(self, files: Sequence[AdapterFile], mixing: Mixing) -> None:
         for file in files:
@@ -115,7 +115,7 @@ class Combination:
         _check_heads(files)
 
     def write(self, output: Path, keep: Keep, *, dtype: str, force: bool, told: Told) -> Combined:
-        """Write the adapter, atomically, after comparing it with what it should be."""
+        """Write the combined adapter, atomically, after reading it back for comparison."""
         found: dict[str, Any] = {}
         exact = not keep.given()
 
@@ -151,7 +151,7 @@ class Combination:
         return cut
 
     def stacked(self, path: str) -> LowRankFactors:
-        """Return the weighted sum of a module's updates: their terms side by side, float32."""
+        """Return the weighted sum of a module's updates: all components side by side, float32."""
         parts = [
             (file.factors(path), weight)
             for file, weight in zip(self._files, self._mixing.weights, strict=True)
@@ -179,16 +179,21 @@ class Combination:
         return factors.B @ factors.A
 
     def _generator(self, adapter: int, path: str) -> torch.Generator:
-        """Return the source of what is dropped: the same each time a module is asked for."""
+        """Return DARE's random source for one module, the same at every call.
+
+        A module is asked for several times: to cut it, to cut it at a higher rank, and to compare
+        it.
+        """
         name = f"{self._mixing.seed} {adapter} {path}".encode()
         seed = int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
         return torch.Generator().manual_seed(seed)
 
     def _losses(self, layers: Mapping[str, LowRankFactors], exact: str | None) -> dict[str, Loss]:
-        """Return what the stored factors miss.
+        """Return the part of each combined update that the stored factors miss.
 
         Args:
-            exact: the dtype they are stored in, where nothing but its rounding may be missing.
+            exact: the dtype of the stored factors, if nothing was cut: then only the rounding of
+                this dtype may be missing. None: a cut may have lost more.
         """
         if self._mixing.method != LINEAR:
             return measure(layers, list(self._shapes), self.dense)
@@ -206,7 +211,7 @@ class Combination:
         return losses
 
     def _sum(self, path: str) -> LowRankFactors:
-        """Return the weighted sum in float64, made from each adapter's factors by themselves."""
+        """Return the weighted sum in float64, computed from each adapter's factors again."""
         n_out, n_in = self._shapes[path]
         total = LowRankFactors(torch.zeros(0, n_in), torch.zeros(n_out, 0))
         for file, weight in zip(self._files, self._mixing.weights, strict=True):
@@ -254,7 +259,7 @@ def _record(folder: Path, entry: Mapping[str, Any]) -> None:
 
 
 def _check_sum(path: str, distance: float, meant: LowRankFactors, dtype: str) -> None:
-    """Raise `SoraError` where factors differ from a sum by more than their rounding can make."""
+    """Check that factors differ from a sum by no more than rounding to their dtype explains."""
     # (1 + u)^2 for the two halves of each term, u = eps / 2, and a few roundings in float32
     rounding = 1.5 * torch.finfo(getattr(torch, dtype)).eps + 4 * torch.finfo(torch.float32).eps
     if distance > rounding * float(meant.term_norms().sum()):
@@ -275,7 +280,7 @@ def _shapes(files: Sequence[AdapterFile]) -> dict[str, tuple[int, int]]:
 
 
 def _one(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
-    """Return the one value that all have that have any."""
+    """Return the value that all adapters with a known value share; None if none is known."""
     known = {value: file for value, file in zip(values, files, strict=True) if value is not None}
     if len(known) > 1:
         (one, first), (other, second) = list(known.items())[:2]
@@ -285,7 +290,7 @@ def _one(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
 
 
 def _check_bases(files: Sequence[AdapterFile]) -> tuple[str, ...]:
-    """Refuse adapters of different base models; return what cannot be told."""
+    """Refuse adapters of different base models; return a note if that is not known."""
     _one("base model", files, [_identity(file.base) for file in files])
     if all(_identity(file.base) for file in files):
         return ()
@@ -294,7 +299,7 @@ def _check_bases(files: Sequence[AdapterFile]) -> tuple[str, ...]:
 
 
 def _identity(base: BaseReference) -> str | None:
-    """Return the fingerprint of an adapter's base, as recorded or of what is there."""
+    """Return the fingerprint of an adapter's base model, as recorded or from its files here."""
     if base.fingerprint is not None or base.here is None:
         return base.fingerprint
     return fingerprint(Path(base.here))

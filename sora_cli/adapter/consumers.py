@@ -1,24 +1,25 @@
-"""The programs that can load an adapter directory as it is, and what to pass them or do first.
+"""Programs that can load an adapter directory, with the options they need or a command to run.
 
-The verdicts follow from the configuration and the stored ranks, and what the base model is, where
-that is known. Each program has its own rule for the strength of an update, and the ones that differ
-load a directory without a word and apply it wrongly:
+The verdicts follow from the configuration, the stored ranks and, if it is known, the kind of base
+model. Each program has its own rule for the strength of an update. Programs with another rule than
+PEFT's load a directory without a warning and apply it wrongly:
 
 - PEFT and transformers: `alpha / r` per module, patterns and rsLoRA as written; no adapters on some
   layers of some kinds of model (`adapter/peft/refused.py`).
 - vLLM: before 0.33 (or a little earlier) one `alpha / r` (rsLoRA: `alpha / sqrt(r)`) for all
   modules, both patterns ignored; 0.33.0 follows them as PEFT does. Smaller ranks fit; neither `r`
-  nor a rank in the pattern may exceed `--max-lora-rank`; nothing stored in full but, in its newest
-  versions, the head of a sequence classifier (vllm/lora/peft_helper.py, vllm/config/lora.py); no
-  text-to-text model, such as T5 (pull request 24907); no adapters for the kinds of model whose
-  column LoRA is empty in its docs/models/supported_models.md (January 2026). A weight of the base
-  that is stored beside factors on the embedding or `lm_head` is passed over without a word
+  nor a rank in the pattern may exceed `--max-lora-rank`. Nothing may be stored in full but, in its
+  newest versions, the head of a sequence classifier (vllm/lora/peft_helper.py,
+  vllm/config/lora.py). No text-to-text model, such as T5 (pull request 24907); no adapters for the
+  kinds of model whose column LoRA is empty in its docs/models/supported_models.md (January 2026). A
+  base weight stored beside factors on the embedding or `lm_head` is ignored without a warning
   (vllm/lora/utils.py, `is_base_embedding_weights`), as by llama.cpp's converter.
-- llama.cpp: `alpha / rank of the tensor`, patterns and rsLoRA ignored; its converter stops at any
+- llama.cpp: `alpha / rank of the tensor`, patterns and rsLoRA ignored. Its converter stops at any
   tensor that is not half of a LoRA pair, or whose layer has no name in the tables of the package
-  `gguf`, and transposes factors of GPT-2's Conv1D, which PEFT stores as those of any other layer
-  (convert_lora_to_gguf.py). A layer that is tied to the embedding is not there when it runs.
-- SGLang, TensorRT-LLM, LoRAX, TGI: a table in `server_rules`. Ollama: llama.cpp's.
+  `gguf`; and it transposes factors of GPT-2's Conv1D, which PEFT stores like those of any other
+  layer (convert_lora_to_gguf.py). At run time there is no output layer that is tied to the
+  embedding.
+- SGLang, TensorRT-LLM, LoRAX, TGI: a table in `server_rules`. Ollama: llama.cpp's rules.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 
 VLLM_RANKS = 8, 16, 32, 64, 128, 256, 320, 512
-"""Values that `--max-lora-rank` takes in all versions (newer ones also take 1)."""
+"""Values of `--max-lora-rank` in all versions of vLLM (newer versions also accept 1)."""
 
 VLLM_WITHOUT_LORA = {
     "arctic", "bert", "bloom", "clip", "dbrx", "falcon", "falcon_mamba", "flex_olmo", "gemma3n",
@@ -55,16 +56,16 @@ VLLM_WITHOUT_LORA = {
     "nomic_bert", "olmoe", "persimmon", "roberta", "siglip", "stablelm", "starcoder2",
     "xlm-roberta", "zamba2",
 }  # fmt: skip
-"""Model types it serves, but takes no adapters for."""
+"""Model types that vLLM serves without adapters only."""
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """One program's verdict on a directory as it is.
+    """The verdict on one program: can it load this directory without a change?
 
     Attributes:
         loads: it loads the directory and applies it at the right strength.
-        advice: how to load it, or what to do first.
+        advice: the way to load it, or the command to run first.
     """
 
     name: str
@@ -92,15 +93,15 @@ def consumers(
     base_config: Mapping[str, Any] | None = None,
     more: str | None = None,
 ) -> tuple[Consumer, ...]:
-    """Tell which other tools can load an adapter directory.
+    """Return the verdict for each program on an adapter directory.
 
     Args:
-        config: its configuration.
         ranks: module path -> stored rank.
         head: modules stored in full.
-        directory: how to name it in what is to be typed.
+        directory: the directory's name in the commands.
         base_config: the base model's config.json; None: it is not at hand.
-        more: what becomes of what is in it beside factors of linear layers, if anything is.
+        more: end of a sentence about parts other than factors of linear layers, such as "refuses
+            DoRA's magnitudes"; None: there are no such parts.
     """
     base = config.base_model_name_or_path or "BASE"
     given = _Given(config, ranks, head, directory, base, base_config or {}, more)
@@ -119,11 +120,11 @@ def consumers(
 def consumers_of(
     file: AdapterFile, *, name: str | None = None, base: str | None = None
 ) -> tuple[Consumer, ...]:
-    """Tell which other tools can load an adapter directory that is open.
+    """Return the verdict for each program on an open adapter directory.
 
     Args:
-        name: to call it by in what is to be typed; None: its directory.
-        base: to call its base model by; None: as its configuration does.
+        name: the adapter's name in the commands; None: its directory.
+        base: the base model's name in the commands; None: the name in the configuration.
     """
     config = file.config
     if base is not None:
@@ -139,7 +140,7 @@ def consumers_of(
 
 
 def _more(file: AdapterFile) -> str | None:
-    """Return a part of an adapter that servers do not take, besides factors of linear layers."""
+    """Return the part of an adapter, besides its head, that servers refuse; None: there is none."""
     if file.magnitudes:
         return "refuses DoRA's magnitudes"
     if file.tokens:
@@ -156,7 +157,7 @@ def _more(file: AdapterFile) -> str | None:
 
 
 def base_configuration(base: BaseReference) -> dict[str, Any] | None:
-    """Return the base model's config.json; None where it is not here, or cannot be read."""
+    """Return the base model's config.json; None if it is not here, or cannot be read."""
     folder = local_checkpoint(base.resolved or base.path, base.revision)
     if folder is None or not (folder / MODEL_CONFIG).is_file():
         return None
@@ -168,7 +169,7 @@ def base_configuration(base: BaseReference) -> dict[str, Any] | None:
 
 
 def _lost_in_peft(given: _Given) -> str | None:
-    """Return what PEFT does not load, and why; None: it loads all."""
+    """Return the module that PEFT does not load, with the reason; None if it loads all."""
     model_type = given.base_config.get("model_type")
     found = refused_today(model_type, given.ranks) if isinstance(model_type, str) else {}
     if not found:
@@ -205,7 +206,7 @@ def _transformers(config: PeftConfig, lost: str | None) -> Consumer:
 
 
 def _without_prefix() -> bool:
-    """Return whether the transformers that is installed is one that loads no plain LoRA."""
+    """Return true if the installed transformers cannot load a plain LoRA (5.4 and 5.5)."""
     try:
         return version("transformers").startswith(("5.4.", "5.5."))
     except PackageNotFoundError:
@@ -287,8 +288,8 @@ def _servers(given: _Given) -> Iterator[Consumer]:
 def _ollama(given: _Given, llama_cpp: Consumer) -> Consumer:
     """Return the verdict on Ollama, which starts llama.cpp's server with `--lora`.
 
-    Its own conversion of directories (convert/convert_llama_adapter.go) has other names and another
-    order of rows than llama.cpp's: it is given a GGUF file.
+    Its own conversion of directories (convert/convert_llama_adapter.go) uses other names and
+    another order of rows than llama.cpp, so it is given a GGUF file.
     """
     if not llama_cpp.loads and "sora export" not in llama_cpp.advice:
         return Consumer("Ollama", False, llama_cpp.advice)
@@ -298,7 +299,7 @@ def _ollama(given: _Given, llama_cpp: Consumer) -> Consumer:
 
 
 def _missing_in_llama_cpp(given: _Given) -> str | None:
-    """Return a part of the model that llama.cpp cannot put factors beside; None: none known."""
+    """Return a part of the model for which llama.cpp takes no factors; None: none is known."""
     kind = given.base_config.get("model_type")
     if given.config.fan_in_fan_out and not exact_in_gguf(kind):
         return "transposes the factors of Conv1D layers once too often"

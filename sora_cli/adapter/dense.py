@@ -1,8 +1,8 @@
-"""Dense updates cut to low rank, all layers together, with one of them in memory at a time.
+"""Cut dense updates to low rank, all layers together, with one update in memory at a time.
 
-The updates are made one after the other; of each, the leading singular triples lie on the disk
-until it is known how many are kept. Which are kept is what `pruning` would keep of all of them: a
-layer of which all triples found would be kept is decomposed again, for more.
+The updates are made one after the other. Of each update the leading singular triples wait on the
+disk until the number to keep is known. The result is the one that `pruning` gives with all triples:
+if all known triples of a layer would be kept, the layer is decomposed again for more of them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors
 Dense = Callable[[str], Tensor]
 """Makes the update of a module: (out, in), float32."""
 Told = Callable[[str], None]
-"""Is told of each module that has been decomposed."""
+"""Receives the path of each module that has been decomposed."""
 
 
 @contextmanager
 def told_modules(title: str) -> Iterator[Told]:
-    """Show how many modules have been decomposed."""
+    """Show a progress bar of decomposed modules."""
     from tqdm import tqdm
 
     with tqdm(desc=title, unit=" modules", dynamic_ncols=True) as bar:
@@ -48,7 +48,7 @@ _ROWS = 1024  # of an update that are compared at once
 
 @dataclass(frozen=True)
 class _Found:
-    """The part of a layer's spectrum that is known.
+    """The known part of a layer's spectrum.
 
     Attributes:
         values: leading singular values, float64.
@@ -64,7 +64,7 @@ class _Found:
 
     @property
     def module(self) -> Module:
-        """The same, for the rules that count parameters."""
+        """The layer in the form that the truncation rules expect."""
         k = self.values.numel()
         return Module(k, k, self.values, sum(self.sides), self.squared)
 
@@ -73,12 +73,12 @@ class _Found:
 def cut_dense(
     paths: Sequence[str], dense: Dense, keep: Keep, beside: Path, told: Told
 ) -> Iterator[Layers]:
-    """Give each update's best approximation at the rank that a rule leaves it.
+    """Give each update's best approximation at the rank that a truncation rule chooses.
 
     Args:
         paths: the modules.
-        beside: the directory to be written; until the block ends, a hidden one beside it holds the
-            factors.
+        beside: the directory to be written; until the block ends, a hidden directory next to it
+            holds the factors.
     """
     beside.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as folder:
@@ -104,10 +104,10 @@ def cut_dense(
 def measure(
     layers: Mapping[str, LowRankFactors], paths: Sequence[str], dense: Dense
 ) -> dict[str, Loss]:
-    """Compare factors with the updates they stand for, number by number; one layer at a time.
+    """Compare factors with the dense updates they approximate, number by number, a layer at a time.
 
     Args:
-        layers: the factors, as they are stored; a module that is not among them is zero.
+        layers: the stored factors; a module that is missing here counts as zero.
         paths: the modules to compare.
     """
     losses = {}
@@ -132,10 +132,10 @@ def _first(keep: Keep) -> int:
 
 
 class _Store:
-    """Factors on the disk, a file for each module, in the basis of singular vectors.
+    """Factors on the disk, one file per module, in the basis of singular vectors.
 
     Args:
-        beside: the directory to be written, which errors name.
+        beside: the directory to be written, for error messages.
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], beside: Path) -> None:
@@ -143,7 +143,7 @@ class _Store:
         self._files = {path: folder / f"{i}.safetensors" for i, path in enumerate(paths)}
 
     def decompose(self, path: str, update: Tensor, rank: int) -> _Found:
-        """Find and store the leading triples, singular values shared evenly by A and B."""
+        """Find and store the leading triples, with the singular values shared evenly by A and B."""
         squared = _squared(update)
         if not math.isfinite(squared):
             raise SoraError(f"the update of '{path}' holds NaN or infinity")

@@ -1,7 +1,7 @@
 """Compare a run's result with its report, by digests of the files that decide its answers.
 
-Answers are not decided by weights alone: the names of the classes, the length that rows are cut at
-and the tokenizer lie beside them, and could be exchanged.
+Weights alone do not decide answers: the class names, the maximum length of rows and the tokenizer
+are files beside them, and could be exchanged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sora_cli.recipe.changes import flat
 from sora_cli.report import FILE_NAME, RunReport, read_report
 
 _NOT_THE_ADAPTER = ("base_model_name_or_path", "revision")
-"""Keys of PEFT's configuration that say where the base model is."""
+"""Keys of PEFT's configuration with the place of the base model."""
 _DECIDING = {"task", "labels", "num_labels", "problem_type", "max_length", "input_columns"}
 """Keys of `sora.json` that decide a model's input and the names of its answers."""
 _FEW = 12  # items of a list that are shown
@@ -43,8 +43,8 @@ _BESIDE = (SORA_FILE, MODEL_CONFIG, *PROCESSOR_FILES)
 def result_digest(folder: Path) -> str | None:
     """Return the digest of an adapter, a delta or a whole model; None if it cannot be read.
 
-    It is the SHA-256 of an adapter's or a delta's weights and of what the adapter's configuration
-    says about them; of a whole model, its fingerprint, for its files are large.
+    Of an adapter or a delta: the SHA-256 of its weights and of its configuration, without the place
+    of the base model. Of a whole model: its fingerprint, since the files are large.
     """
     try:
         for name in (ADAPTER_WEIGHTS, DELTA_FILE):
@@ -66,9 +66,9 @@ def _digest(weights: Path, config: Path) -> str:
 
 
 def result_digests(folder: Path) -> dict[str, str]:
-    """Return the digests of a result, and of the files in it that decide answers, by their names.
+    """Return {file name: digest} for a result and for the files in it that decide answers.
 
-    Empty if the result cannot be read.
+    The dictionary is empty if the result cannot be read.
     """
     files = [folder / name for name in _BESIDE if (folder / name).is_file()]
     found = {place.relative_to(folder.parent).as_posix(): _digest_at(place)
@@ -90,7 +90,7 @@ def _digest_at(place: Path) -> str | None:
 
 
 def deciding(meta: AdapterMeta) -> dict[str, Any]:
-    """Return the facts of `sora.json` about inputs and answers, as far as they are known."""
+    """Return the known facts of `sora.json` about inputs and answers."""
     said = meta.model_dump(mode="json", include=_DECIDING)
     return _known({**said, **_dotted(meta.row_recipe)})
 
@@ -106,10 +106,10 @@ def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
 def apart(
     one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str | Path, str | Path]
 ) -> Iterator[str]:
-    """Yield a sentence for each value that both have, as `deciding` gives them, and differ in.
+    """Yield a sentence for each fact that both have with different values; see `deciding`.
 
     Args:
-        names: of the two.
+        names: the two names to use in the sentences.
     """
     for key, value in one.items():
         if key in other and other[key] != value:
@@ -118,7 +118,7 @@ def apart(
 
 
 def _shown(value: Any, other: Any) -> str:
-    """Return a value in words; a long list from the first item on that the other has not there."""
+    """Return a value in words; a long list starts at the first item that the other lacks there."""
     if not isinstance(value, list):
         return shown_value(value)
     pairs = zip_longest(value, other)
@@ -135,9 +135,9 @@ def changed_results(run: Path, report: RunReport) -> Iterator[str]:
 
 
 def changed_beside(folder: Path) -> list[str]:
-    """Return a line for each changed file beside a result's weights that decides its answers.
+    """Return a line for each changed file that decides answers beside a result's weights.
 
-    Empty for a result that lies in no finished run's directory.
+    The list is empty for a result outside the directory of a finished run.
     """
     report = _report_of(folder.resolve())
     return [] if report is None else list(_changed_beside(folder, report))
@@ -170,10 +170,10 @@ def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
 
 
 def has_changed(run: Path, report: RunReport) -> bool | None:
-    """Tell whether a finished run's result is another than its report's; None: not known.
+    """Return true if a finished run's result differs from its report; None if that is not known.
 
-    Files that were last touched before the report was finished are not read: by their content, or,
-    where they were copied since, by their place on the disk.
+    Only files that were touched after the end of the run are read. Modification time and inode
+    change time both count, since copying a file may keep the first.
     """
     changed = None
     for name, digest in report.digests.items():
@@ -187,7 +187,7 @@ def has_changed(run: Path, report: RunReport) -> bool | None:
 
 
 def _touched(place: Path, finished: str) -> bool:
-    """Tell whether a file, or any in a folder, was written or copied there after a time."""
+    """Return true if a file, or a file in this folder, was written or copied there after a time."""
     try:
         files = place.iterdir() if place.is_dir() else [place]
         times = [max(s.st_mtime, s.st_ctime) for s in (f.stat() for f in files)]
@@ -197,7 +197,7 @@ def _touched(place: Path, finished: str) -> bool:
 
 
 def result_remarks(folder: Path) -> list[str]:
-    """Return a line for each change of a result since the run in whose directory it lies."""
+    """Return a line for each change of a result since its run."""
     place = folder.resolve()
     report = _report_of(place)
     if report is None:
@@ -208,7 +208,7 @@ def result_remarks(folder: Path) -> list[str]:
 
 
 def _report_of(place: Path) -> RunReport | None:
-    """Return the report of the finished run that a result lies in; None if it lies in none."""
+    """Return the report of the finished run around a result; None if there is no such run."""
     try:
         report = read_report(place.parent) if place.name in (ADAPTER, DELTA, MODEL) else None
     except OSError:

@@ -35,12 +35,12 @@ class GgufLora:
 
     Attributes:
         kind: of the source: "LoRA", "rsLoRA" or "AdaLoRA".
-        architecture: of the base model, as llama.cpp calls it.
+        architecture: llama.cpp's name of the base model's architecture.
         alpha: the largest rank.
         ranks: module path -> rank.
-        permuted: modules whose rows are in another order there.
+        permuted: number of modules with rows in another order.
         sizes: bytes of the adapter's weights, and of the file.
-        notes: what is odd about the source, but harmless.
+        notes: odd but harmless facts about the source.
     """
 
     kind: str
@@ -65,10 +65,10 @@ def export_gguf(
 
     Args:
         directory: an adapter directory, ours or PEFT's LoRA, rsLoRA or AdaLoRA, or a run directory.
-        output: the file; one that is there is replaced.
+        output: the file; an existing file is replaced.
         type: of the factors, "f32" or "f16".
-        base: the base model, a GGUF file or a checkpoint; None: the one that the adapter names.
-        force: take a base with other weights than the one trained on.
+        base: the base model, a GGUF file or a checkpoint; None: the model that the adapter names.
+        force: accept a base with other weights than the adapter was trained on.
     """
     check_choice("type", type, GGUF_TYPES)
     with open_adapter(directory, base=base) as file:
@@ -154,7 +154,7 @@ class _LoraFile:
             writer.close()
 
     def check(self, file: Path) -> None:
-        """Compare what was written with what was meant, tensor by tensor."""
+        """Read the file back and compare it with the plan, tensor by tensor."""
         import gguf
 
         reader = gguf.GGUFReader(file)

@@ -1,7 +1,7 @@
-"""The places of an adapter's modules in llama.cpp: names of weights, and the order of their rows.
+"""The places of an adapter's modules in llama.cpp: weight names, and the order of their rows.
 
-For a base model as a checkpoint they follow from its configuration, for one in a GGUF file from
-that file, which has to hold each weight in the right shape.
+For a checkpoint they follow from its configuration. For a GGUF file they follow from the file,
+which has to hold each weight in the right shape.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ _EMBEDDINGS = ("token_embd", "position_embd", "token_types")
 
 @dataclass(frozen=True)
 class Place:
-    """A module in llama.cpp: its weight's name there, and its rows' places in the model."""
+    """A module in llama.cpp: the name of its weight, and the order of its rows."""
 
     name: str
     rows: Tensor | None  # (out,) int64
 
 
 def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
-    """Return llama.cpp's name of the architecture, and where it has each module."""
+    """Return llama.cpp's name of the architecture, and {module path: place}.
+
+    An adapter is refused if one of its parts has no place, or no place that is known to be exact.
+    """
     check_package()
     _check_parts(file)
     source = local_checkpoint(resolve_model_path(base), file.base.revision)
@@ -73,7 +76,7 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
 
 
 def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Place]]:
-    """Return it for a base model in a GGUF file: each weight is there, and has the right shape."""
+    """Return the same for a base model in a GGUF file, after checking the shape of each weight."""
     check_package()
     _check_parts(file)
     import gguf
@@ -142,11 +145,7 @@ def _checked(
 
 
 def _rows(kind: Kind, path: str, n_out: int, heads: Heads) -> Tensor | None:
-    """Return the places in the model of the rows of a weight as llama.cpp stores it: (out,) int64.
-
-    Returns:
-        None: in the model's own order.
-    """
+    """Return the rows of the model in llama.cpp's order, (out,) int64; None: in the same order."""
     part, places = path.rpartition(".")[2], torch.arange(n_out)
     if kind.order == "turns" and part in ("q_proj", "k_proj"):
         if not heads.size or n_out % heads.size or heads.size % 2:
@@ -164,7 +163,7 @@ def _refused(why: str) -> SoraError:
 
 
 def check_package() -> None:
-    """Raise `SoraError` where the package gguf is not installed."""
+    """Check that the package gguf is installed."""
     try:
         import gguf  # noqa: F401
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Finds adapters, results of baselines and models on this disk, without reading them.
+"""Find adapters, results of baselines and models on this disk by the names of their files.
 
 Nothing heavy is imported here, so that a mistyped path is reported at once.
 """
@@ -29,11 +29,11 @@ from sora_cli.model.files import (
 from sora_cli.model.references import ask_hub, resolve_model_path
 
 ADAPTER, DELTA, MODEL = "adapter", "delta", "model"
-"""Directories in a run's that hold its result: a low-rank method's, or a baseline's."""
+"""Directories inside a run directory with its result: of a low-rank method, or of a baseline."""
 
 
 def adapter_folder(directory: Path) -> Path | None:
-    """Return the adapter directory itself or the one inside a run directory; None if neither."""
+    """Return the adapter directory at or inside a run directory; None if there is none."""
     candidates = (directory, directory / ADAPTER)
     return next((folder for folder in candidates if (folder / ADAPTER_CONFIG).is_file()), None)
 
@@ -41,30 +41,33 @@ def adapter_folder(directory: Path) -> Path | None:
 def baseline_folder(directory: Path) -> Path | None:
     """Return the directory of a baseline's result, itself or inside a run directory; else None.
 
-    That is a delta or a model, with the metadata that training adds to it.
+    The result is a delta or a model, with the metadata that training adds to it.
     """
     candidates = (directory, directory / DELTA, directory / MODEL)
     return next((folder for folder in candidates if _is_baseline(folder)), None)
 
 
 def check_adapter_place(path: Path, *, force: bool) -> None:
-    """Raise `SoraError` unless an adapter could be written there: a check before long work."""
+    """Check that an adapter could be written there, before long work."""
     check_replaceable(path, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(path))
 
 
 def new_adapter_place(path: Path, *, force: bool) -> AbstractContextManager[Path]:
     """Give an empty directory for an adapter, which replaces `path` in the end; see `core.atomic`.
+
+    With `force` an adapter directory without other files may be replaced.
     """
     return new_directory(path, force=force, markers=(ADAPTER_CONFIG,), names=adapter_files(path))
 
 
 def locate_adapter(directory: Path, *, missing: str = "there is no adapter to read") -> Path:
-    """Return the adapter directory itself, or the one inside a run directory.
+    """Return the adapter directory itself, or the adapter directory inside a run directory.
 
-    Another program's file, or directory with one, is returned as it is: see `adapter/foreign`.
+    Another program's file, or directory with such a file, is returned unchanged: see
+    `adapter/foreign`.
 
     Args:
-        missing: what to say of a baseline's run or result, which has none.
+        missing: end of the error message for a baseline's run or result, which has no adapter.
     """
     try:
         found = adapter_folder(directory)
@@ -89,13 +92,13 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
 
 
 def with_base(folder: Path) -> list[Path]:
-    """Return a result's directory and, where it is recorded and on this disk, its base model's."""
+    """Return a result's directory, and its base model's if it is recorded and on this disk."""
     base = read_sora_file(folder / SORA_FILE)[1]
     return [folder] if base is None or base.here is None else [folder, Path(base.here)]
 
 
 def takes_base(place: Path) -> bool:
-    """Tell whether a result, or a run's, is put on a base model: an adapter or a delta."""
+    """Return true if a result, or a run's result, is put on a base model: an adapter or a delta."""
     if adapter_folder(place) is not None:
         return True
     folder = baseline_folder(place)
@@ -103,7 +106,7 @@ def takes_base(place: Path) -> bool:
 
 
 def check_named_base(base: str | None, places: Sequence[Path]) -> None:
-    """Raise `SoraError` where `--base` is given, and no result that is put on a base model."""
+    """Refuse `--base` if no result is put on a base model."""
     if base is not None and not any(map(takes_base, places)):
         raise SoraError(
             f"--base is for adapters, and {first_few(map(str, places))} is a whole model",
@@ -112,11 +115,11 @@ def check_named_base(base: str | None, places: Sequence[Path]) -> None:
 
 
 def refuse_baseline(directory: Path, missing: str, *, models: bool = False) -> None:
-    """Raise `SoraError` for the run or the result of a method that is not low-rank.
+    """Refuse the run or the result of a method that is not low-rank.
 
     Args:
-        missing: what it has not, to end the sentence with.
-        models: a model itself will do.
+        missing: end of the message: the thing that it does not have.
+        models: accept the directory of a whole model.
     """
     folder = baseline_folder(directory)
     if folder is None or (models and folder == directory and not (folder / DELTA_FILE).is_file()):
@@ -145,10 +148,12 @@ def model_source(reference: str) -> str:
 
 
 def check_target(reference: str, command: str) -> Path:
-    """Return where an adapter, a run's result or a model lies; of a Hub id, the id itself.
+    """Return the place of an adapter, a run's result or a model; of a Hub id, the id itself.
+
+    A Hub id that neither the cache nor the Hub has is an error.
 
     Args:
-        command: to type for one that is there, with braces for its directory.
+        command: the hint for errors, with {} for the nearest directory.
     """
     place = Path(reference).expanduser()
     found = adapter_folder(place) or baseline_folder(place)

@@ -28,15 +28,15 @@ def plot_inspection(
 ) -> None:
     """Save a heat map and two panels of curves, one curve per kind of module.
 
-    The heat map shows ranks; if all of them are equal, it shows instead how many components hold
-    99 % of each module's ||dW||^2, since a map of one colour tells nothing.
+    The heat map shows ranks. If all of them are equal, a map of one colour would show nothing: then
+    it shows how many components hold 99 % of each module's ||dW||^2.
 
     Args:
-        ranks: module path -> components alive.
-        start: module path -> components training started with.
+        ranks: module path -> live components.
+        start: module path -> components at the start of training.
         spectra: module path -> singular values, descending, for the modules stored.
-        path: where to; the suffix gives the format; an existing file is replaced.
-        title: the first lines; the last one sums up.
+        path: the picture; the suffix gives the format; an existing file is replaced.
+        title: the first lines; the last line is a summary.
     """
     live = rank_map(ranks, start)
     table, label, last = _map_to_draw(live, ranks, spectra)
@@ -112,7 +112,7 @@ def _draw_values(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str,
 
 
 def _draw_losses(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str, str]) -> None:
-    """Draw the share of the energy lost by cutting to a rank; no loss is below the axis."""
+    """Draw the share of the energy lost by a cut to each rank; a loss of zero is below the axis."""
     import numpy as np
 
     for i, (kind, group) in enumerate(curves.items()):

@@ -17,7 +17,7 @@ from sora_cli.core.errors import SoraError
 Layers = Mapping[str, LowRankFactors]
 
 _KEPT = 2**26
-"""Numbers that `prune_layers` keeps: 256 MiB in float32, rank 26 of the linear layers of a 7B."""
+"""Numbers kept in memory: 256 MiB in float32, rank 26 in the linear layers of a 7B model."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Loss:
     """The effect of pruning on one layer, or on all."""
 
     before: int
-    """Components stored before."""
+    """Stored components before the cut."""
     after: int
     dropped: float
-    """Squared Frobenius norm of what was lost."""
+    """Squared Frobenius norm of the lost part of dW."""
     squared: float
-    """Squared Frobenius norm of dW before."""
+    """Squared Frobenius norm of dW before the cut."""
 
     @property
     def relative_error(self) -> float:
@@ -47,10 +47,10 @@ class Loss:
 
 
 def at_ranks(layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Module]) -> Layers:
-    """Return the layers at chosen ranks, each computed when it is asked for.
+    """Return the layers at chosen ranks, each computed at every access.
 
     Args:
-        known: of `survey`, so that no layer is decomposed again.
+        known: the result of `survey`, so that no layer is decomposed again.
     """
 
     def cut(path: str) -> LowRankFactors:
@@ -64,7 +64,7 @@ def at_ranks(layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Modul
 
 
 def _kept(layers: Layers) -> Layers:
-    """Return layers that are on demand, and of which the first that fit are kept in memory."""
+    """Return layers that keep the first results in memory, as many as fit."""
     kept: dict[str, LowRankFactors] = {}
     left = _KEPT
 
@@ -85,10 +85,10 @@ def prune_layers(
     *,
     modules: int | None = None,
 ) -> tuple[Layers, dict[str, Loss]]:
-    """Shrink the layers by a rule; without any, leave out only terms that are exactly zero.
+    """Cut the layers by a rule; without a rule, leave out only components that are exactly zero.
 
-    One layer for each core is in memory at a time; of what is returned, what fits into 256 MiB is
-    kept once it is made, for a writer asks for it twice.
+    One layer for each core is in memory at a time. Of the results, 256 MiB are kept in memory,
+    since a writer requests each layer twice.
 
     Args:
         modules: see `Keep.ranks`.
@@ -108,12 +108,12 @@ def check_left(
     *,
     block: str | None = None,
 ) -> None:
-    """Raise `SoraError` where a rule leaves nothing of updates that are something.
+    """Refuse a rule that leaves no component of updates that are not zero.
 
     Args:
         left: of each update, its rank after the cut and its squared norm before.
-        cost: numbers that a component of each takes.
-        block: the block of the recipe that gives the rule; None: an option of the command does.
+        cost: numbers in a component of each layer.
+        block: the recipe's block with the rule; None: the rule is an option of the command.
     """
     found = list(left)
     if any(rank for rank, _ in found) or not any(squared for _, squared in found):
@@ -128,7 +128,7 @@ def check_left(
 
 
 def survey(layers: Layers) -> dict[str, Module]:
-    """Return ranks and decomposition of each layer, with one for each core in memory at a time."""
+    """Return ranks and decomposition of each layer; one layer for each core is in memory."""
     return of_each(layers, _module)
 
 
@@ -142,9 +142,9 @@ def _module(stored: LowRankFactors) -> Module:
 def truncate_layers(
     layers: Layers, known: Mapping[str, Module], ranks: Mapping[str, int]
 ) -> tuple[Layers, dict[str, Loss]]:
-    """Return each layer's best approximation of its rank, and what that loses.
+    """Return each layer's best approximation of its rank, and the loss.
 
-    Layers that have no more live terms than that keep them as they are.
+    Layers without more live components than that keep their factors.
     """
     losses = {}
     for path, module in known.items():

@@ -1,7 +1,8 @@
 """An adapter directory, open for reading: its header at once, its tensors one module at a time.
 
-Ours and any tool's PEFT LoRA, rsLoRA, DoRA, AdaLoRA, LoHa or LoKr; see `peft/layout` for keys,
-`peft/config` for what is refused, and `stored` for what a module's update is made of.
+It reads our adapters and any tool's PEFT LoRA, rsLoRA, DoRA, AdaLoRA, LoHa or LoKr; see
+`peft/layout` for keys, `peft/config` for refused adapters, and `stored` for the tensors of a
+module's update.
 """
 
 from __future__ import annotations
@@ -48,23 +49,22 @@ class AdapterFile:
 
     Attributes:
         directory: the adapter directory itself.
-        paths: the adapted modules, in the model's order as far as it is known. Modules without a
-            component left are not among them; if there is no other, the first is, as a zero pair.
-        shapes: module path -> (out, in); of a convolution its kernel is in `in`, too.
-        ranks: module path -> components stored, zero ones among them; of LoHa and LoKr the terms
-            that their products are sums of.
-        forms: module path -> the kind of layer, where that is no linear one.
-        dtype: of the stored factors, such as "bfloat16"; "float32" where they are mixed.
+        paths: the adapted modules, in the model's order as far as it is known. Dead modules are
+            left out; if all are dead, the first is listed, as a zero pair.
+        shapes: module path -> (out, in); a convolution's `in` includes its kernel.
+        ranks: module path -> stored components, also those that are zero; for LoHa and LoKr the
+            number of rank-one terms that their products are sums of.
+        forms: module path -> the kind of layer, for layers that are not linear.
+        dtype: of the stored factors, such as "bfloat16"; "float32" if they are mixed.
         head_names: parameters of the base model that are stored in full.
         head_shapes: their shapes.
         head_modules: paths of the modules they belong to.
-        biases: those of `head_names` that are biases of modules not stored in full.
-        base_weights: those of `head_names` that take the place of the base model's own parameter,
-            wherever it is used; see `base_weights`.
-        tokens: path of an embedding -> which of its rows are trained in full, and how many numbers
-            each has.
-        notes: what is odd, but harmless.
-        format: the program whose file it is, where that is not PEFT's; see `adapter/foreign`.
+        biases: names in `head_names` of trained biases, whose modules are not stored in full.
+        base_weights: names in `head_names` that replace the base model's own parameter, also for
+            the parameters tied to it; see `base_weights`.
+        tokens: path of an embedding -> (its rows that are trained in full, numbers in each row).
+        notes: odd but harmless facts.
+        format: the program that wrote the file; None: PEFT's format. See `adapter/foreign`.
     """
 
     directory: Path
@@ -90,7 +90,7 @@ class AdapterFile:
 
     @property
     def kind(self) -> str:
-        """PEFT's name for its kind: "LoRA", "rsLoRA", "DoRA", "AdaLoRA", "LoHa" or "LoKr"."""
+        """PEFT's name of the kind: "LoRA", "rsLoRA", "DoRA", "AdaLoRA", "LoHa" or "LoKr"."""
         return self.config.kind
 
     @property
@@ -100,7 +100,7 @@ class AdapterFile:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the factors of all modules; the head not counted."""
+        """Numbers in the factors of all modules, without the head."""
         return sum(self._parameters(path) for path in self.paths)
 
     @property
@@ -131,9 +131,9 @@ class AdapterFile:
 
     @property
     def magnitudes(self) -> Mapping[str, Tensor]:
-        """Module path -> DoRA's magnitudes (out,), of those that have some; reads at each access.
+        """Module path -> magnitudes (out,), for modules with DoRA's; each access reads them.
 
-        Such a module's weight is rescaled by them: its factors are not all of its update.
+        Such a module's weight is rescaled to them: its factors are not all of its update.
         """
         stored = [p for p in self.paths if _magnitude_key(self._modules[p])]
         return OnDemand(stored, self._magnitude)
@@ -143,7 +143,7 @@ class AdapterFile:
         return self._modules[path].factors()
 
     def update(self, path: str) -> Update:
-        """Read one module's update, in the terms in which PEFT computes it."""
+        """Read one module's update, with the same products that PEFT computes."""
         return self._modules[path].update()
 
     @property
@@ -163,11 +163,11 @@ class AdapterFile:
         return magnitude
 
     def head_entry(self, name: str) -> StoredTensor:
-        """Return where one parameter that is stored in full lies in the file, and its dtype."""
+        """Return the place and dtype in the file of one parameter that is stored in full."""
         return self._tensors.entry(self._keys.head[name])
 
     def head_tensor(self, name: str) -> Tensor:
-        """Read one parameter that is stored in full, as it is stored."""
+        """Read one parameter that is stored in full, in its stored dtype."""
         return self._finite(self._keys.head[name])
 
     def _finite(self, key: str) -> Tensor:
@@ -177,7 +177,7 @@ class AdapterFile:
 
 
 class OnDemand(Mapping[str, T]):
-    """A mapping whose values are made at each access."""
+    """A mapping that makes its values anew at each access."""
 
     def __init__(self, names: Sequence[str], make: Callable[[str], T]) -> None:
         self._names = dict.fromkeys(names)
@@ -199,12 +199,12 @@ class OnDemand(Mapping[str, T]):
 def open_adapter(
     directory: Path, *, base: str | None = None, as_stored: bool = False
 ) -> Iterator[AdapterFile]:
-    """Open our adapter or one of PEFT's, and check all but the numbers.
+    """Open our adapter or one of PEFT's, and check everything except the numbers.
 
     Args:
         directory: the adapter directory, or a run directory that holds one.
-        base: reference of the base model, where it is not the one that the adapter names.
-        as_stored: keep stored base weights that are no others than the base model's.
+        base: reference of the base model, if it is not the model that the adapter names.
+        as_stored: keep stored base weights even if they equal the base model's own.
     """
     directory = locate_adapter(directory)
     refuse_foreign(directory)
@@ -248,7 +248,7 @@ def describe(
     tensors: TensorFile,
     keys: SplitKeys,
 ) -> AdapterFile:
-    """Check all of an adapter but its numbers, and return it."""
+    """Check an adapter's configuration against its tensors, without reading numbers."""
     found = [*keys.pairs, *keys.products]
     order = list(dict.fromkeys([*(p for p in meta.ranks if p in found), *found]))
     check_targets(config, order, str(directory / ADAPTER_CONFIG))

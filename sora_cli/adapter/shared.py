@@ -1,4 +1,4 @@
-"""The files of an adapter or a merged model as they leave this machine: none names its places."""
+"""Prepare the files of an adapter or merged model for upload, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Content = Path | bytes
 _TEXTS = (".json", ".md", ".jinja", ".txt")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
 _NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path")
-"""Keys of configurations that may hold the place that something was loaded from."""
+"""Keys of configurations that may hold the path of their source."""
 _LARGEST_TEXT = 20_000_000  # bytes
 
 
 @dataclass(frozen=True)
 class Shared:
-    """The files that are to leave, and the names of those that stay.
+    """The files to upload, and the names of the files that stay.
 
     Attributes:
-        files: name in the repository -> the file, or its content where that is not what lies here.
-        left: names in the directory that stay, since they are none of its parts.
+        files: name in the repository -> the file, or its content if it has to be changed.
+        left: names in the directory that stay, since they are not part of the adapter or model.
     """
 
     directory: Path
@@ -50,17 +50,19 @@ class Shared:
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
     def called(self, repository: str) -> Shared:
-        """Return the same, where the card's commands name the repository."""
+        """Return the same files with the repository's name in the card's commands."""
         card = self.card.replace(THIS, repository).encode()
         return Shared(self.directory, {**self.files, CARD: card}, self.left)
 
 
 def shared_adapter(directory: Path, *, base_id: str | None, license_: str | None) -> Shared:
-    """Return an adapter's files, naming its base model by the Hub id.
+    """Return an adapter's files, with its base model named by the Hub id.
+
+    The base model's Hub id has to be known, or nobody could load the adapter.
 
     Args:
-        base_id: of the base model; None: the one that the adapter knows.
-        license_: for the card; None: as it has it.
+        base_id: of the base model; None: the id that the adapter knows.
+        license_: for the card; None: unchanged.
     """
     with open_adapter(directory) as file:
         base, made = file.base, adapter_card(file)
@@ -86,7 +88,7 @@ def shared_adapter(directory: Path, *, base_id: str | None, license_: str | None
 
 
 def shared_model(directory: Path, *, base_id: str | None, license_: str | None) -> Shared:
-    """Return the files of a merged model, which needs no other; see `shared_adapter`."""
+    """Return the files of a merged model, which needs no base model; see `shared_adapter`."""
     if not (directory / MODEL_CONFIG).is_file():
         raise SoraError(f"{directory} holds no {MODEL_CONFIG}: it is no merged model",
                         hint="sora merge RUN -o DIR writes one")  # fmt: skip
@@ -109,7 +111,7 @@ def shared_model(directory: Path, *, base_id: str | None, license_: str | None) 
 
 
 def _files(directory: Path, name: str) -> dict[str, Content]:
-    """Return a file, or all of a folder; without the place that a configuration was loaded from."""
+    """Return a file, or all files of a folder; configurations lose the path of their source."""
     place = directory / name
     if place.is_dir():
         inside = (file for file in sorted(place.rglob("*")) if file.is_file())
@@ -132,7 +134,7 @@ def _nowhere(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _card(text: str, *, base: str | None, license_: str | None) -> bytes:
-    """Return a card with these values in its header."""
+    """Return a card with these header values, after checking that the Hub accepts the card."""
     from huggingface_hub import ModelCard
 
     try:
@@ -158,7 +160,7 @@ def _card(text: str, *, base: str | None, license_: str | None) -> bytes:
 
 
 def _checked(shared: Shared, base: BaseReference | None) -> Shared:
-    """Return it, unless one of its texts names a place on this machine."""
+    """Return the files, after checking that no text among them names a place on this machine."""
     places = {str(Path.home()), str(shared.directory.resolve()), str(Path.cwd())} - {"/"}
     places |= {base.resolved} if base is not None and Path(base.resolved).is_absolute() else set()
     for name, content in shared.files.items():

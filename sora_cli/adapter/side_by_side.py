@@ -1,4 +1,4 @@
-"""Adapters side by side: a line for each, and two compared by module, as tables and as JSON."""
+"""Tables and JSON of several adapters: a line for each, or two compared module by module."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def summary_table(names: Sequence[str], adapters: Sequence[dict[str, Any]]) -> T
 
 
 def short_names(names: list[str]) -> list[str]:
-    """Return the names without the directories they all begin or end with, if some is left."""
+    """Return the names without the directories that all begin or end with, if anything is left."""
     parts = [Path(name).parts for name in names]
     comparable = len({Path(name).is_absolute() for name in names}) == 1
     shared = len(Path(os.path.commonpath(names)).parts) if comparable else 0
@@ -61,7 +61,7 @@ def short_names(names: list[str]) -> list[str]:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return a table with a row per module of either adapter."""
+    """Return a table with a row for each module of either adapter."""
     columns = (
         "module", "rank A", "rank B", Column("||A||", ".3g"), Column("||B||", ".3g"),
         Column("cosine", ".3f", "-"), Column("overlap\nout", ".2f", "-"),

@@ -1,7 +1,8 @@
-"""One module's update in an adapter file: what it is made of there, and how it is read.
+"""One module's update in an adapter file: its tensors, and ways to read it.
 
-Three kinds, with one face: a pair of factors (LoRA, AdaLoRA, with DoRA's magnitudes or without), a
-LoHa and a LoKr product. Each gives its low-rank factors, and the update as merging computes it.
+There are three kinds with one interface: a pair of factors (LoRA, AdaLoRA, with or without DoRA's
+magnitudes), a LoHa product and a LoKr product. Each gives its low-rank factors, and the update as
+merging computes it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ _LARGEST_SIDE = 2**24  # inputs or outputs of a layer; the largest vocabularies 
 
 @dataclass(frozen=True)
 class Form:
-    """The kind of layer that an update belongs to, where that is no linear one.
+    """The kind of layer around an update, for layers that are not linear.
 
     Attributes:
-        embedding: an embedding, of which `in` counts the tokens.
-        kernel: a convolution's, such as (3, 3); `in` has the channels and it in one dimension.
+        embedding: an embedding, whose `in` counts the tokens.
+        kernel: a convolution's kernel, such as (3, 3); `in` has the channels and the kernel in one
+            dimension.
     """
 
     embedding: bool = False
@@ -44,11 +46,11 @@ LINEAR = Form()
 
 @dataclass(frozen=True)
 class StoredModule(ABC):
-    """One module's tensors in a file that is open.
+    """One module's tensors in an open file.
 
     Attributes:
         shape: (out, in) of the update as a matrix.
-        rank: rank-one terms of the factors; 0 where all are pruned.
+        rank: number of components of the factors; 0 if all are pruned.
         form: of the layer.
     """
 
@@ -69,11 +71,11 @@ class StoredModule(ABC):
 
     @abstractmethod
     def update(self) -> Update:
-        """Read the update, in the terms in which PEFT computes it; raises as `factors`."""
+        """Read the update, with the same products that PEFT computes."""
 
     @property
     def parameters(self) -> int:
-        """Numbers it is stored as."""
+        """Numbers stored for this module."""
         return sum(torch.Size(self.tensors.shape(key)).numel() for key in self.keys)
 
     def read(self, key: str) -> Tensor:
@@ -92,7 +94,7 @@ class StoredPair(StoredModule):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """A, B, and what else there is."""
+        """Keys of A and B, and of E and the magnitude if they are stored."""
         return tuple(k for k in (self.pair.a, self.pair.b, self.pair.e, self.pair.magnitude) if k)
 
     def factors(self) -> LowRankFactors:
@@ -107,7 +109,7 @@ class StoredPair(StoredModule):
         return LowRankFactors(a, scaled)
 
     def update(self) -> Update:
-        """Read both, with the scaling beside them and E in A: where PEFT has them, too."""
+        """Read both factors, with E in A and the scaling kept apart, in PEFT's way."""
         if self._is_dead:
             zero = self._zero()
             return Product(zero.A, zero.B)
@@ -119,7 +121,7 @@ class StoredPair(StoredModule):
         return product if magnitude is None else Rescaled(product, magnitude)
 
     def magnitude(self) -> Tensor | None:
-        """Read DoRA's magnitudes, (out,); None where there are none."""
+        """Read DoRA's magnitudes, (out,); None if the module has none."""
         key = self.pair.magnitude
         return None if key is None else self.read(key).reshape(-1)
 
@@ -147,7 +149,7 @@ class StoredPair(StoredModule):
 
 @dataclass(frozen=True)
 class StoredProduct(StoredModule):
-    """A product of two matrices that is not their matrix product, each of them whole or a pair.
+    """A product of two matrices other than their matrix product; each matrix is whole or a pair.
 
     Attributes:
         parts: name, such as "hada_w1_a" -> key.
@@ -158,7 +160,7 @@ class StoredProduct(StoredModule):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All of them."""
+        """Keys of all parts."""
         return tuple(self.parts.values())
 
     @abstractmethod
@@ -166,11 +168,11 @@ class StoredProduct(StoredModule):
         """Read both matrices."""
 
     def factors(self) -> LowRankFactors:
-        """Read it as the sum of terms that it is: those of the two matrices, each with each."""
+        """Read the product as a sum of rank-one terms, one for each pair of the matrices' terms."""
         return self.update().factors()
 
     def pair(self, first: str, second: str, core: str) -> tuple[Tensor, Tensor]:
-        """Return L (out, r) and R (r, in) of a pair; with a core, as Tucker's decomposition."""
+        """Return L (out, r) and R (r, in) of a pair; with a core, by Tucker's decomposition."""
         a, b = self.read(self.parts[first]), self.read(self.parts[second])
         if core not in self.parts:
             return a, b
@@ -180,7 +182,7 @@ class StoredProduct(StoredModule):
 
 
 class StoredHadamard(StoredProduct):
-    """LoHa's two pairs; those of a convolution may have a core each (`hada_t*`)."""
+    """LoHa's two pairs; in a convolution each may have a core (`hada_t*`)."""
 
     def update(self) -> Hadamard:
         """Read both pairs."""
@@ -208,7 +210,7 @@ class StoredKronecker(StoredProduct):
 def stored_modules(
     keys: SplitKeys, config: PeftConfig, tensors: TensorFile
 ) -> dict[str, StoredModule]:
-    """Check that each module's tensors fit together; nothing is read."""
+    """Check the shapes and dtypes of each module's tensors, from the header alone."""
     found: dict[str, StoredModule] = {}
     for path, pair in keys.pairs.items():
         found[path] = _checked_pair(path, pair, config, tensors)
@@ -222,7 +224,10 @@ def stored_modules(
 def checked_tokens(
     keys: SplitKeys, config: PeftConfig, tensors: TensorFile
 ) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Return {path of an embedding: which rows are trained, numbers in each}."""
+    """Return {path of an embedding: (its trained rows, numbers in each row)}, after a check.
+
+    The file has to hold each row that the configuration names, once.
+    """
     found = {}
     for path, key in keys.tokens.items():
         indices, shape = config.token_indices(path), tensors.shape(key)
@@ -271,7 +276,7 @@ def _checked_product(
 
 
 _Found = tuple[tuple[int, int], int, tuple[int, ...]]
-"""Shape (out, in), rank-one terms, kernel (where it shows); a rank of 0: it does not fit."""
+"""Shape (out, in), number of rank-one terms (0: the parts do not fit together), kernel if known."""
 _WRONG: _Found = ((0, 0), 0, ())
 
 

@@ -1,4 +1,4 @@
-"""The content of an adapter's file: its terms, in a layout and a dtype."""
+"""The content of an adapter's file: its components, in a layout and a dtype."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from sora_cli.model.tensors import NewTensor, dtype_name
 from sora_cli.model.threads import by_cores
 
 _SMALL = 2.0**-12
-"""Terms whose largest number is below it lose bits in float16, whose spacing ends at 2^-24."""
+"""A factor whose largest number is smaller loses bits in float16: its spacing ends at 2^-24."""
 
 
 class Plan:
-    """The names and shapes of a file's tensors; it looks at each tensor once and keeps none.
+    """The names and shapes of a file's tensors; each layer is read once here, and none is kept.
 
-    Here and when they are written and compared, each core has a layer of its own in memory.
+    Here, in writing and in comparing, each core has one layer in memory at a time.
 
     Args:
-        layers: module path -> factors, any dtype, any device. May make them on demand.
-        head: parameter name -> tensor stored in full, as it is.
+        layers: module path -> factors, any dtype, any device. The mapping may make them on demand.
+        head: parameter name -> tensor stored in full; its dtype is kept.
         layout: one of `core.checks.LAYOUTS`.
         dtype: of the factors, one of `core.checks.STORED`.
-        forms: module path -> the kind of layer, where that is no linear one.
-        loose: the names in `head` that belong to no module stored in full.
+        forms: module path -> the kind of layer, for layers that are not linear.
+        loose: names in `head` that belong to no module stored in full.
 
     Attributes:
-        start: module path -> terms given.
-        live: module path -> terms that are not exactly zero.
-        stored: module path -> rank in its configuration; dead modules are not among them, except
-            for one, at rank 1, where all are.
+        start: module path -> components given.
+        live: module path -> components that are not exactly zero.
+        stored: module path -> rank in its configuration. Dead modules are left out; if all are
+            dead, one is stored at rank 1.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Plan:
         return plain.live_terms(), (plain.B.shape[0], plain.A.shape[1])
 
     def factors(self, path: str) -> LowRankFactors:
-        """Return one module's factors as they are stored, zero-padded where the layout says so."""
+        """Return one module's factors in the dtype and layout of the file."""
         live = _plain(path, self._layers[path]).select(self._keep[path])
         if self._dtype == torch.float16:
             live = _balanced(live)
@@ -94,7 +94,7 @@ class Plan:
         return cast
 
     def tensors(self, where: str) -> dict[str, NewTensor]:
-        """Return {key: tensor to write}; `where` is for errors about the head."""
+        """Return {key: tensor to write}; `where` names the adapter in errors about the head."""
         new = {}
         made: dict[tuple[str, str], Tensor] = {}  # the other halves of pairs
 
@@ -124,7 +124,7 @@ class Plan:
         return new
 
     def check(self, layers: Mapping[str, LowRankFactors], head: Mapping[str, Tensor]) -> None:
-        """Compare what was read back with what the last call of each of `tensors` made."""
+        """Check that the tensors read back equal the tensors made by the last call of `tensors`."""
 
         def same_pair(path: str) -> bool:
             back = layers[path]
@@ -149,9 +149,10 @@ def _digest(tensor: Tensor) -> bytes:
 
 
 def _balanced(factors: LowRankFactors) -> LowRankFactors:
-    """Move powers of two between A and B, term by term, where one is too small for float16.
+    """Move powers of two between A and B, term by term, if one of them is too small for float16.
 
-    B A stays the same to the bit; a B of 1e-8, as short training gives, would become zero.
+    B A stays the same to the bit; without this a B of 1e-8, as short training gives, would become
+    zero.
     """
     largest_a = factors.A.abs().amax(1)  # (r,)
     largest_b = factors.B.abs().amax(0)  # (r,)
@@ -162,7 +163,7 @@ def _balanced(factors: LowRankFactors) -> LowRankFactors:
 
 
 def _plain(path: str, factors: LowRankFactors) -> LowRankFactors:
-    """Return float32 on the CPU, all finite."""
+    """Return the factors in float32 on the CPU, after checking that all are finite."""
     a, b = (t.detach().to("cpu", torch.float32) for t in (factors.A, factors.B))
     for tensor in (a, b):
         check_tensor(path, tensor, "in memory")

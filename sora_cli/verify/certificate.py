@@ -1,7 +1,8 @@
-"""A certificate checked again: every adapter is loaded from its files and scored anew.
+"""Check a certificate again: load every adapter from its files and score it anew.
 
-Scores are compared with a tolerance (`scored`), since another machine rounds otherwise: a verdict
-that turns within it cannot be told. All else must be what the run's files give (`expected`).
+Scores are compared with a tolerance (`scored`), since another machine rounds differently: if a
+verdict changes within the tolerance, the check cannot tell. Everything else must equal the facts in
+the run's files (`expected`).
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ from sora_cli.verify.scored import Compared, ScoresAgain
 from sora_cli.verify.verdict import Verdict
 
 TOLERANCE = 0.005
-"""Share of the rows that may fall on the other side on another machine; one row always may."""
+"""Share of the rows that may change their outcome on another machine; one row always may."""
 _TEST = ""
-"""The test rows beside the reported splits, one of which may be called test."""
+"""Key of the test rows beside the reported splits; a split may already be called "test"."""
 
 
 class Rechecked(BaseModel):
@@ -74,9 +75,9 @@ class Rechecked(BaseModel):
 
     Attributes:
         compared: every figure that was computed again.
-        differs: what is not as the certificate has it, a sentence each.
-        unclear: verdicts that turned within the tolerance, a sentence each.
-        rows: differing rows that are tolerated.
+        differs: differences from the certificate, a sentence each.
+        unclear: verdicts that changed within the tolerance, a sentence each.
+        rows: number of differing rows that are tolerated.
     """
 
     compared: list[Compared]
@@ -93,7 +94,7 @@ class Rechecked(BaseModel):
 
     @property
     def exit_code(self) -> int:
-        """The exit code that goes with it."""
+        """The exit code of the verdict."""
         return {Verdict.SAME: OK, Verdict.UNKNOWN: NO_VERDICT}.get(self.verdict, FAILED)
 
 
@@ -101,8 +102,8 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     """Compare a run's certificate with its files, and score its adapters again on the same rows.
 
     Args:
-        overrides: of its recipe: where its data or model are by now. Rows and adapters must be
-            those of the certificate all the same.
+        overrides: recipe keys with the present place of its data or model. Rows and adapters must
+            still be those of the certificate.
     """
     found, loaded = _read(run, overrides)
     stored = read_stored(run)
@@ -143,8 +144,8 @@ def _again(
     """Score all adapters and compare.
 
     Returns:
-        The certificate with its scores where they agree, else those here; the adapters' sizes; and
-        what the test rows can certify.
+        The certificate with its own scores if they agree, else with those computed here; the
+        adapters' sizes; and the drops that the test rows can certify.
     """
     recipe, on = loaded.recipe, named_base(loaded)
     promise, seed = promise_of(recipe), recipe.auto.seed if recipe.auto is not None else 0
@@ -196,7 +197,7 @@ def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecip
 
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
-    """Load the rows; where they are not found, say how to tell where they are by now."""
+    """Load the rows; if they are not found, name the overrides that say where they are."""
     try:
         return load_task(recipe)
     except MissingDataError as error:

@@ -1,4 +1,4 @@
-"""Compares subjects beyond their outputs: names of classes, lengths of rows, tokenizers."""
+"""Compare subjects beyond their outputs: class names, maximum lengths of rows, tokenizers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sora_cli.verify.subjects import Subject
 
 
 def described_apart(subjects: Sequence[Subject]) -> list[str]:
-    """Return a sentence for each difference of two subjects, or of one and its run's report.
+    """Return a sentence for each fact in which two subjects, or a subject and its report, differ.
 
-    A difference counts if it changes answers although the outputs are the same.
+    Only facts that change answers count, since the outputs alone do not show them.
     """
     places = {place: None for subject in subjects if (place := _place(subject)) is not None}
     found = [line for place in places for line in (*changed_beside(place), *_inconsistent(place))]
@@ -37,7 +37,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
 
 
 def _inconsistent(place: Path) -> Iterator[str]:
-    """Yield a sentence for each fact that a merged model's two files tell in two ways."""
+    """Yield a sentence for each fact in which a merged model's two files contradict each other."""
     yield from apart(_configured(place), _said(place), (place / MODEL_CONFIG, place / SORA_FILE))
 
 
@@ -46,7 +46,7 @@ def _said(place: Path) -> dict[str, Any]:
 
 
 def _configured(place: Path) -> dict[str, Any]:
-    """Return the same by a model's configuration; without names that transformers made up."""
+    """Return these facts from a model's configuration, without labels that transformers made up."""
     file = place / MODEL_CONFIG
     config = read_json(file) if file.is_file() else {}
     names = config.get("id2label") or {}

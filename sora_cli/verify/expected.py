@@ -1,8 +1,8 @@
-"""The certificate that a run's files give, to compare the stored one with, field by field.
+"""The certificate that follows from a run's files, to compare with the stored one field by field.
 
-The promise, the seeds and the base are those of the run's report; the sizes those of the adapters;
-the bound is computed again, and the conclusion drawn again. Scores stay as they are stored: those
-are compared with what is scored here (`verify/scored.py`).
+The promise, the seeds and the base come from the run's report, the sizes from the adapters. The
+bound is computed again, and the conclusion drawn again. Scores keep their stored values: they are
+compared with new scores in `verify/scored.py`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from sora_cli.search.promise import promise_of
 from sora_cli.search.size import Size, size_of
 
 ROUNDING = 1e-6
-"""By how much numbers may be apart, as a share of the larger or of 1, that are the same."""
+"""Largest difference of equal numbers, as a share of the larger one or of 1."""
 
 
 def close(one: float, other: float, rounding: float = ROUNDING) -> bool:
-    """Tell whether two numbers are the same but for rounding; two that are none are, too."""
+    """Return true if two numbers are equal but for rounding; NaN equals NaN."""
     if math.isnan(one) or math.isnan(other):
         return math.isnan(one) and math.isnan(other)
     return math.isclose(one, other, rel_tol=rounding, abs_tol=rounding)
@@ -58,7 +58,7 @@ class Reports:
 
 
 def read_reports(run: Path, candidates: int) -> Reports | list[str]:
-    """Return the reports of a run and its parts; or what is missing, a sentence each."""
+    """Return the reports of a run and its parts; or a sentence for each missing one."""
     places = [run, *(run / directory_of(i) for i in (None, *range(candidates)))]
     found = [read_report(place) for place in places]
     known = [report for report in found if report is not None and _is_whole(report)]
@@ -80,14 +80,14 @@ def expected(
     certifiable: Certifiable,
     sizes: Sequence[Size],
 ) -> Certificate:
-    """Return the certificate that the run's files give.
+    """Return the certificate that follows from the run's files.
 
     Args:
-        agreed: the stored one, for its digests and what was screened, with the scores that are to
-            be expected of it.
+        agreed: the stored certificate, for its digests and screening, with the scores that the new
+            certificate shall have.
         recipe: the run's.
-        rows: of all parts, as they are here.
-        certifiable: what the test rows can certify.
+        rows: of all parts, as read here.
+        certifiable: the drops that the test rows can certify.
         sizes: of the candidates' adapters.
     """
     promise = promise_of(recipe).settled(certifiable, rows[TEST].rows)
@@ -124,7 +124,7 @@ def expected(
 
 
 def _full_size(report: RunReport, serve: str | None) -> Size:
-    """Return the size at full rank, where every layer has as many components."""
+    """Return the size at full rank; every layer has the same number of components there."""
     ranks = [rank.start for rank in report.ranks.values()]
     each = report.parameters.adapter_start // max(ranks)  # one component in every layer
     size = size_of({"": max(ranks)}, {"": each}, serve)
@@ -143,7 +143,7 @@ def _left_at(report: RunReport) -> int:
 
 
 def unreported(found: StoredCertificate, report: RunReport) -> Iterator[str]:
-    """Yield a sentence for each score of the written adapter that its report has otherwise."""
+    """Yield a sentence for each score of the certificate that its report contradicts."""
     for split, measured in found.candidates[found.chosen].reported.items():
         known = report.metrics.get(split, {}).get(found.promise.metric, math.nan)
         if not close(measured.score, known):
@@ -151,7 +151,7 @@ def unreported(found: StoredCertificate, report: RunReport) -> Iterator[str]:
 
 
 def out_of_order(found: Certificate) -> Iterator[str]:
-    """Yield what the tests of a fixed order cannot have given, a sentence each."""
+    """Yield a sentence for each breach of the fixed order of tests, largest size first."""
     named = [size.max_params for size in found.screened if size.named]
     tried = [size.max_params for size in found.candidates]
     ended = failed(found.candidates)
@@ -164,12 +164,12 @@ def out_of_order(found: Certificate) -> Iterator[str]:
 
 
 def same_words(stored: StoredCertificate, here: Certificate) -> bool:
-    """Tell whether a stored certificate is written in the sentences of this version."""
+    """Return true if a stored certificate has the sentences of this version."""
     return stored.schema_version == here.schema_version
 
 
 def unlike(stored: StoredCertificate, here: Certificate) -> Iterator[str]:
-    """Yield a sentence for each field that is not what the run's files give."""
+    """Yield a sentence for each field of a certificate that differs from the run's files."""
     words = set() if same_words(stored, here) else {"schema_version", "statement", "scope", "saved"}
     # NaN is null
     one, other = (json.loads(c.model_dump_json(exclude=words)) for c in (stored, here))

@@ -1,4 +1,4 @@
-"""The outputs of a model, with or without an adapter on it, for a probe's inputs."""
+"""Compute the outputs of a model, with or without an adapter, for a probe's inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sora_cli.verify.subjects import Subject, load_subject
 Values = dict[str, Tensor]
 """Output name -> (rows, ...), float32 on the CPU."""
 HIDDEN = "hidden states"
-"""Beside the outputs: the hidden states of all layers of one shape, (layers, rows, ..., width)."""
+"""Key of the hidden states of all layers of one shape, (layers, rows, ..., width)."""
 
 _NAMES = (
     ("start_logits", "end_logits"),
@@ -37,8 +37,8 @@ class Outputs:
 
     Attributes:
         values: its outputs.
-        without: those of the base with the adapter's head but without its layers; empty if they
-            were not asked for.
+        without: the outputs of the base model with the adapter's head but without its layers; empty
+            if they were not requested.
     """
 
     values: Values
@@ -65,10 +65,10 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
     """Run a model in memory on its own device; its mode is restored afterwards.
 
     Args:
-        name: what errors call it.
+        name: the model's name in errors.
 
     Returns:
-        The outputs, and as `HIDDEN` the hidden states where the model gives them.
+        The outputs, and as `HIDDEN` the hidden states if the model gives them.
     """
     accepted = inspect.signature(model.forward).parameters
     first = next(model.parameters())
@@ -101,7 +101,7 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
 
 
 def positions(name: str, values: Tensor, probe: Probe) -> Tensor:
-    """Return what counts of an output: without padding, (positions, ...) where there is some."""
+    """Return the part of an output that is not padding: (positions, ...) if there is a mask."""
     mask = probe.mask
     if mask is None:
         return values
@@ -114,7 +114,7 @@ def positions(name: str, values: Tensor, probe: Probe) -> Tensor:
 
 @contextmanager
 def _giving_hidden_states(config: Any) -> Iterator[None]:
-    """Have a model give all hidden states, as far as it can."""
+    """Ask a model for all hidden states inside this block, through its configuration."""
     before = getattr(config, "output_hidden_states", False)
     config.output_hidden_states = True
     try:
@@ -131,6 +131,6 @@ def _fill_padding(config: Any, padding: int) -> None:
 
 
 def _fitting(value: Tensor, parameter: Tensor) -> Tensor:
-    """Put an input onto the model's device; pixels also take its type."""
+    """Put an input onto the model's device; pixels also get its dtype."""
     value = value.to(parameter.device)
     return value.to(parameter.dtype) if value.is_floating_point() else value

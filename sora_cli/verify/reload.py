@@ -1,4 +1,4 @@
-"""The outputs of files that are loaded in a fresh process, where nothing is left of their making.
+"""Load files and compute their outputs in a fresh process, which shares no state with their writer.
 
 Inputs go there and outputs come back as safetensors files in a temporary directory.
 """
@@ -29,7 +29,7 @@ _JOB, _INPUTS, _VALUES, _WITHOUT = "job.json", "inputs.st", "values.st", "withou
 def reload_outputs(
     reference: str, *, base: str | None, auto: str, probe: Probe, dtype: torch.dtype, alone: bool
 ) -> Outputs:
-    """Return what `compute_outputs` gives in a new Python process."""
+    """Return the outputs of `compute_outputs` from a new Python process."""
     job = {
         "reference": reference,
         "base": base,
@@ -57,7 +57,7 @@ def reload_outputs(
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, with this package where Python looks first."""
+    """Return this process's environment, with this package first on Python's path."""
     root = str(PACKAGE.parent)
     known = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, known] if known else [root])}

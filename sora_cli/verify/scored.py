@@ -1,8 +1,8 @@
-"""The scores of a certificate compared with scores of the same adapters on the same rows here.
+"""Compare the scores of a certificate with new scores of the same adapters on the same rows.
 
-On another machine sums come out in another order, and a row may fall on the other side: so many
-rows are tolerated, and no more than they can change of a bound. Where the scores are the same as
-the certificate's, so are the rows, and nothing is tolerated but rounding.
+On another machine sums are rounded differently, and a few rows may change their outcome: a share of
+the rows is tolerated, and the change of the bound that these rows explain. If the scores equal the
+certificate's, so do the rows, and only rounding is tolerated.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from sora_cli.tasks.row_scores import RowScores
 from sora_cli.verify.expected import ROUNDING, close
 
 _SAME = 1e-9
-"""By how much scores may be apart that are of the same rows: far less than one row of a million."""
+"""Largest difference of scores of the same rows: far less than one row in a million changes."""
 
 
 class Compared(BaseModel):
-    """One figure of the certificate, and what it is here.
+    """One figure of the certificate, with its new value.
 
     Attributes:
-        name: what it is of.
-        apart: how far it may be from the other.
+        name: of the figure.
+        apart: the tolerated distance of the two values.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Compared(BaseModel):
 
     @property
     def agrees(self) -> bool:
-        """True if they are no further apart; two that are no numbers agree, too."""
+        """True if the values are within the tolerated distance, or both are NaN."""
         both = self.stored != self.stored and self.here != self.here
         return both or abs(self.stored - self.here) <= self.apart + _SAME
 
@@ -53,9 +53,9 @@ class ScoresAgain:
     """The comparison of all scores.
 
     Attributes:
-        share: of the rows, which may fall on the other side on another machine.
+        share: of the rows that may change their outcome on another machine.
         compared: every figure that was computed again.
-        unclear: verdicts that turned within the tolerance, a sentence each.
+        unclear: verdicts that changed within the tolerance, a sentence each.
     """
 
     share: float
@@ -63,11 +63,11 @@ class ScoresAgain:
     unclear: list[str] = field(default_factory=list)
 
     def tolerated(self, rows: int) -> int:
-        """Return how many of so many rows may fall on the other side; one always may."""
+        """Return the number of rows that may change their outcome; at least one may."""
         return max(int(self.share * rows), 1)
 
     def score(self, name: str, stored: float, here: RowScores) -> float:
-        """Compare a score; return the stored one if it agrees, else the one here."""
+        """Compare a score; return the stored one if it agrees, else the new one."""
         return self._compare(name, stored, here.value, self._apart(stored, here))
 
     def test(
@@ -79,7 +79,7 @@ class ScoresAgain:
         here: SizeTest,
         promise: Promise,
     ) -> SizeTest:
-        """Compare a size's test; return it with its figures where they agree, else those here.
+        """Compare a size's test; return it with the stored figures that agree, and else new ones.
 
         Args:
             whole: the score at full rank in the certificate.
@@ -105,9 +105,10 @@ class ScoresAgain:
         here: SizeTest,
         promise: Promise,
     ) -> dict[str, Any]:
-        """Compare a test of which some rows turned; return its figures, as `test` does.
+        """Compare a test with some rows of another outcome; return its figures, as `test` does.
 
-        The drop, and of right or wrong the bound, must also follow from the other stored figures.
+        The drop, and with right-or-wrong scores the bound, must also follow from the other stored
+        figures.
         """
         apart = self._apart(stored.score, full)
         turned = 2 * self.tolerated(len(full))  # by either model
@@ -142,7 +143,7 @@ class ScoresAgain:
         return stored if one.agrees else here
 
     def _apart(self, stored: float, scores: RowScores) -> float:
-        """Return how far a metric may be from itself, if so many of its rows differ."""
+        """Return the distance that a metric may have from itself if the tolerated rows differ."""
         rows = len(scores)
         if scores.is_right_or_wrong and not close(stored * rows, np.round(stored * rows)):
             return ROUNDING  # no number of rows is right
@@ -150,7 +151,7 @@ class ScoresAgain:
 
 
 def _near(stored: float, here: float) -> float:
-    """Return a stored number where the one here is the same but for rounding."""
+    """Return the stored number if it equals the new number but for rounding, or else `here`."""
     return stored if close(stored, here) else here
 
 
@@ -164,7 +165,7 @@ def _said(test: SizeTest) -> str:
 
 
 def _is_coarse(test: SizeTest, full: RowScores) -> bool:
-    """Tell whether a bound is that of few differing rows, which is another than that of many."""
+    """Return true if the bound is that of few differing rows, which has another formula."""
     return not full.is_right_or_wrong and (test.differing or 0) < FEWEST_DIFFERING
 
 
@@ -180,10 +181,11 @@ def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | N
 
 
 def _explained(full: RowScores, here: SizeTest, confidence: float, turned: int) -> float:
-    """Return how far a bound can be from the one here, if so many rows turned.
+    """Return the distance of two bounds that this many changed rows explain.
 
-    Right or wrong: as many are lost less, or won more; or lost more. Few differing rows: as many
-    less or more differ. Else the drop moves by these rows, and its square error by their squares.
+    With right-or-wrong scores, the changed rows are fewer lost or more won rows, or more lost rows.
+    With few differing rows, as many more or fewer differ. Otherwise the drop moves by these rows,
+    and its squared error by their squares.
     """
     rows, differing = len(full), here.differing or 0
     if full.is_right_or_wrong:

@@ -1,4 +1,4 @@
-"""The subjects of a verification: an adapter on its base model, or a model, found from files."""
+"""The subjects of a verification, found from files: an adapter on its base model, or a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from sora_cli.model.loading import LOCAL_COPY, loading, split_gguf, weights_opti
 from sora_cli.model.references import local_checkpoint, resolve_model_path
 
 _GROWTH = {".bin": 2, ".gguf": 8}
-"""Bytes in memory (float32) per byte in files whose header is not read: 16 and 4 bits a weight."""
+"""Bytes in memory (float32) per byte of a file, for files without a readable header: 16 and 4 bits
+a weight are assumed."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Subject:
     """One side of a comparison.
 
     Attributes:
-        reference: as the user wrote it.
-        source: the model to load, resolved: the base where there is an adapter.
+        reference: the user's name for it.
+        source: the model to load, resolved; of an adapter, its base model.
         folder: the adapter's own directory.
     """
 
@@ -52,7 +53,7 @@ def find_subjects(
 ) -> tuple[Subject, ...]:
     """Tell adapters from models, and put all adapters on one base.
 
-    The base is `base`, else the one the first adapter that knows it was trained on.
+    The base is `base`, or else the base of the first adapter that records one.
 
     Args:
         force: the base may hold other weights than an adapter was trained on.
@@ -79,13 +80,16 @@ def find_subjects(
 
 
 def _base(folder: Path) -> BaseReference:
-    """Return an adapter's base from its header: where none is known, no tensor is read."""
+    """Return an adapter's base from its header, without reading a tensor."""
     with open_adapter(folder) as file:
         return file.base
 
 
 def load_config(subject: Subject) -> Any:
-    """Load the model's configuration, for as many labels as the adapter has."""
+    """Load the model's configuration, with the adapter's number of labels.
+
+    A quantised model is refused: its outputs are no measure of an adapter.
+    """
     import transformers
 
     quiet_hub()
@@ -104,7 +108,10 @@ def load_config(subject: Subject) -> Any:
 
 
 def load_subject(subject: Subject, config: Any, auto: str, dtype: torch.dtype) -> Any:
-    """Load the model in evaluation mode on the CPU, with an adapter's head but not its layers."""
+    """Load the model in evaluation mode on the CPU, with an adapter's head but not its layers.
+
+    A parameter that no file holds is an error.
+    """
     import transformers
 
     name, options = _options(subject)
@@ -142,7 +149,7 @@ def load_tokenizer(subject: Subject) -> Any | None:
 
 
 def float32_bytes(subject: Subject) -> int | None:
-    """Return the bytes that model and adapter take in float32, from headers; None if unknown."""
+    """Return the bytes of model and adapter in float32, from headers; None if unknown."""
     checkpoint = local_checkpoint(subject.source, subject.revision)
     if checkpoint is None:
         return None
@@ -162,7 +169,7 @@ def float32_bytes(subject: Subject) -> int | None:
 def stored_dtypes(subject: Subject) -> set[str]:
     """Return the number formats of the subject's own tensors, as in safetensors ("BF16").
 
-    Of an adapter these are its factors: the base model is the same on both sides.
+    For an adapter these are its factors' formats: the base model is the same on both sides.
     """
     if subject.folder is not None:
         tensors = list(read_header(subject.folder / ADAPTER_WEIGHTS))
@@ -172,10 +179,10 @@ def stored_dtypes(subject: Subject) -> set[str]:
 
 
 def check_bases(subjects: Iterable[Subject], *, force: bool) -> tuple[str, ...]:
-    """Refuse a base with other weights than an adapter was trained on, as far as that is known.
+    """Refuse a base whose weights are known to differ from the adapter's base model.
 
     Args:
-        force: return a remark instead, for each.
+        force: return a remark instead, for each adapter.
     """
     remarks: list[str | None] = []
     for subject in subjects:

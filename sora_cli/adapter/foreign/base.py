@@ -1,8 +1,8 @@
-"""The layers of a base model and all names they go by, without loading its weights.
+"""The layers of a base model, with all their names, found without loading its weights.
 
 A model of transformers is built on torch's meta device, and its checkpoint's names are turned into
-today's by transformers' own rules. A model of diffusers, which this program cannot load, has the
-names in its files: they are those of its modules.
+today's by transformers' own rules. A model of diffusers, which this program cannot load, is known
+by the names in its weight files: they are the module paths.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from sora_cli.model.references import local_checkpoint, resolve_model_path
 from sora_cli.model.transformers_internals import RenamingRules
 
 PIPELINE = "model_index.json"
-"""diffusers' file that makes a directory a pipeline, with a model in each directory in it."""
+"""diffusers' file that marks a directory as a pipeline; each model is a directory below."""
 _WEIGHT = ".weight"
 _TEXT_MODEL = "text_model"
-"""The name under which text encoders of CLIP had their layers; transformers 5 left it out."""
+"""Parent of all layers in CLIP's text encoders, until transformers 5 removed it from the paths."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class BaseLayers:
     """A base model's linear layers and convolutions.
 
     Attributes:
-        shapes: module path -> (out, in), of a convolution with its kernel.
-        names: all names of modules -> their paths today; checkpoints' names are among them.
+        shapes: module path -> (out, in); for a convolution with its kernel.
+        names: every known name of a module, also those of checkpoints -> its path today.
         fan_in_fan_out: some are Conv1D.
         loadable: this program can load the model.
     """
@@ -57,9 +57,9 @@ def base_layers(reference: str, parts: Iterable[str]) -> BaseLayers:
     """Find the layers of a model.
 
     Args:
-        reference: a model as it is named in recipes; a directory of diffusers' models; a pipeline
-            of diffusers, where a single one of `parts` is one of its models.
-        parts: the models that an adapter file is for, as diffusers names them.
+        reference: a model as in recipes, a directory of a diffusers model, or a diffusers pipeline.
+            In a pipeline exactly one of `parts` has to be one of its models.
+        parts: the models that an adapter file is for, by diffusers' names.
     """
     resolved = resolve_model_path(reference)
     folder = Path(resolved)

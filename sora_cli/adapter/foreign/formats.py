@@ -1,4 +1,4 @@
-"""The formats there are, and which one a file is of; some are known by their keys only."""
+"""Find the format of another program's file; some formats are recognised only to be refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _torchtune(source: Source) -> Contents | None:
 
 
 def _litgpt(source: Source) -> Contents | None:
-    """Refuse litgpt's names (litgpt/lora.py), whose query, key and value are in one matrix."""
+    """Refuse litgpt's names (litgpt/lora.py): query, key and value are in one matrix there."""
     own = ("transformer.h.", "lm_head.")
     if not any(k.startswith(own) and k.endswith((".lora_A", ".lora_B")) for k in source.keys):
         return None
@@ -66,7 +66,7 @@ _FUSE = {
 
 
 def read_contents(source: Source) -> Contents:
-    """Recognise a file by its keys and read what is in it."""
+    """Recognise a file by its keys and read its content."""
     for name, read in _READERS.items():
         try:
             contents = read(source)

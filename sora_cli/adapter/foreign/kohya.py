@@ -27,7 +27,7 @@ _MORE = {
 
 
 def read(source: Source) -> Contents | None:
-    """Read a file of Kohya's layout."""
+    """Read a file of Kohya's layout; return None for another format."""
     if not any(_KEY.fullmatch(key) for key in source.keys):
         return None
     pairs = scaled_pairs(source, halves(source, _split, _MORE))

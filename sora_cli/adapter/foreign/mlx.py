@@ -2,8 +2,9 @@
 
 dW = scale (lora_a lora_b)^T with lora_a (in, r) and lora_b (r, out): transposed to PEFT's
 (mlx_lm/tuner/lora.py: `LoRALinear.fuse`). `scale` in `lora_parameters` is the whole factor. Early
-versions also had an `alpha` there, and multiplied by scale * alpha / rank; today's load such files
-with `scale` alone, so where the two differ, the file does not tell which it was trained with.
+versions also had an `alpha` there, and multiplied by scale * alpha / rank; today's versions load
+such files with `scale` alone. If the two differ, the file does not say which factor it was trained
+with, and it is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PLAIN = "LoRA".lower()  # its fine_tune_type, not the method
 
 
 def read(source: Source) -> Contents | None:
-    """Read mlx-lm's files."""
+    """Read mlx-lm's files; return None for another format."""
     if not any(key.endswith((".lora_a", ".lora_b")) for key in source.keys):
         return None
     _check_kind(source)

@@ -1,4 +1,4 @@
-"""Opens an adapter of any program: PEFT's as it is, others' as if they were PEFT's."""
+"""Open an adapter of any program: PEFT's directly, other programs' files as if they were PEFT's."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def open_any(
     """Open an adapter directory, or another program's file or directory.
 
     Args:
-        base: reference of the model that tells which layers another program's names are.
-        for_show: names of modules need not be those of the base: nothing is written of it.
+        base: reference of the model that tells which layers another program's names mean.
+        for_show: accept names that are not module paths of the base, for commands that write
+            nothing.
     """
     place = locate_adapter(place)
     file = foreign_file(place)
@@ -102,7 +103,7 @@ def _config(
     contents: Contents,
     layers: BaseLayers | None,
 ) -> dict[str, Any]:
-    """Return what PEFT would have written as the configuration."""
+    """Return the configuration that PEFT would have written."""
     ranks = {path: (entries[pair_keys(path)[0]].shape or (0,))[0] for path in pairs}
     alphas = {path: pair.scaling * ranks[path] for path, pair in pairs.items()}
     rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))

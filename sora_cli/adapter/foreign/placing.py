@@ -1,4 +1,4 @@
-"""Finds the one layer of the base model that each pair of a foreign file belongs to."""
+"""Find the layer of the base model for each pair of a foreign file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parts_of(contents: Contents) -> list[str]:
 
 
 def shown(contents: Contents) -> dict[str, ForeignPair]:
-    """Return {name to show: pair}, for a look at the file without its base model."""
+    """Return {readable name: pair}, for a look at the file without its base model."""
     names = {}
     for pair in contents.pairs:
         name = (
@@ -35,7 +35,7 @@ def shown(contents: Contents) -> dict[str, ForeignPair]:
 
 
 def by_name(contents: Contents, where: str) -> dict[str, ForeignPair]:
-    """Return {module path: pair} by the names in the file alone, where they are paths."""
+    """Return {module path: pair} for a file of one model with module paths as names."""
     parts = parts_of(contents)
     if not contents.exact:
         raise SoraError(
@@ -55,7 +55,11 @@ def by_name(contents: Contents, where: str) -> dict[str, ForeignPair]:
 def by_base(
     contents: Contents, tensors: TensorFile, base: BaseLayers
 ) -> tuple[dict[str, ForeignPair], dict[str, str]]:
-    """Return {module path in the base: pair}, and the parts left out with the reason."""
+    """Return {module path in the base: pair}, and {part of the file that does not fit: reason}.
+
+    Exactly one part of the file has to fit. A part fits if each name is one layer of the base, no
+    layer has two names, and all shapes agree.
+    """
     names = (
         _flattened(base.names) if contents.flattened else {n: {p} for n, p in base.names.items()}
     )
@@ -80,7 +84,7 @@ def by_base(
 
 
 def _closest(failures: Mapping[str, SoraError], contents: Contents, base: BaseLayers) -> SoraError:
-    """Return the error of the only part, else one that names all."""
+    """Return the error of the only part, or else one that names all."""
     if len(failures) == 1:
         return next(iter(failures.values()))
     reasons = "; ".join(f"{part}: {error.what}" for part, error in failures.items())
@@ -133,7 +137,7 @@ def _placed(
 
 
 def weight_shape(pair: ForeignPair, tensors: TensorFile) -> tuple[int, ...]:
-    """Return the shape of the weight that a pair's update is of: (out, in), and a kernel's."""
+    """Return the shape of the weight to be updated: (out, in), then the kernel of a convolution."""
     a, b = tensors.shape(pair.a), tensors.shape(pair.b)
     if pair.transposed:
         a, b = a[::-1], b[::-1]

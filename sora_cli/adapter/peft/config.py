@@ -1,4 +1,4 @@
-"""`adapter_config.json`: reads it, and refuses adapters that cannot be read, with the reason."""
+"""Read `adapter_config.json`, and refuse adapters that cannot be read, with the reason."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ MERGE_HINT = (
 
 
 class PeftConfig(Targets):
-    """The keys of `adapter_config.json` that count; AdaLoRA's in the terms of `adalora`."""
+    """The keys of `adapter_config.json` that matter; AdaLoRA's in the terms of `adalora`."""
 
     peft_type: str
     task_type: str | None = None
@@ -80,9 +80,9 @@ class PeftConfig(Targets):
     rank_pattern: dict[str, StrictInt] | None = None
     alpha_pattern: dict[str, _Number] | None = None
     module_ranks: dict[str, int] = Field(default_factory=dict)
-    """Module path -> rank, where the configuration has it so (AdaLoRA)."""
+    """Module path -> rank, if the configuration says it module by module (AdaLoRA)."""
     unknown_options: tuple[str, ...] = ()
-    """Options that switch something on which no known version of PEFT has."""
+    """Options that are true but belong to no known version of PEFT."""
     fan_in_fan_out: StrictBool = False
     bias: str = "none"
     init_lora_weights: bool | str | None = True
@@ -94,12 +94,12 @@ class PeftConfig(Targets):
 
     @property
     def is_adalora(self) -> bool:
-        """Tell whether it is one of PEFT's AdaLoRA directories."""
+        """True for PEFT's AdaLoRA directories."""
         return self.peft_type == adalora.ADALORA
 
     @property
     def kind(self) -> str:
-        """PEFT's name for its kind, such as "LoRA", "rsLoRA" or "DoRA"."""
+        """PEFT's name of the kind of adapter, such as "LoRA", "rsLoRA" or "DoRA"."""
         named = {adalora.ADALORA: "AdaLoRA", lycoris.LOHA: "LoHa", lycoris.LOKR: "LoKr"}
         if self.peft_type in named:
             return named[self.peft_type]
@@ -107,12 +107,11 @@ class PeftConfig(Targets):
 
     @property
     def is_plain(self) -> bool:
-        """Tell whether it is PEFT's LoRA with pairs alone: no magnitudes, no other products."""
+        """True for PEFT's LoRA with pairs alone: no magnitudes, no other products."""
         return self.peft_type == "LORA" and not self.use_dora
 
     def prepare(self, paths: Sequence[str], where: str) -> tuple[str, ...]:
-        """Find the rank and alpha of each of these modules; return what is odd about the patterns.
-        """
+        """Find the rank and alpha of each module; return notes on odd patterns and options."""
         by_rank, by_alpha = self.rank_pattern or {}, self.alpha_pattern or {}
         hits = match_patterns([*by_rank, *by_alpha], paths, where=where)
         notes = [
@@ -127,7 +126,11 @@ class PeftConfig(Targets):
         return tuple(notes)
 
     def head_notes(self, modules: Sequence[str]) -> tuple[str, ...]:
-        """Say what is odd about `modules_to_save`, given the modules that are stored in full."""
+        """Return a note if `modules_to_save` names modules that the file does not hold.
+
+        Args:
+            modules: the modules that are stored in full.
+        """
         added = _HEADS_PEFT_ADDS.get(self.task_type or "", ())
         entries = (entry for entry in self.modules_to_save or () if entry not in added)
         absent = [f"'{_shown(e)}'" for e in entries if not any(m.endswith(e) for m in modules)]
@@ -139,27 +142,27 @@ class PeftConfig(Targets):
         )
 
     def rank(self, path: str) -> int:
-        """Return the rank PEFT gives a module: by the first pattern that matches, else `r`."""
+        """Return the rank that PEFT gives a module: by the first pattern that matches, else `r`."""
         if path not in self._ranks:
             self.prepare([path], "rank_pattern, alpha_pattern")
         return self._ranks[path]
 
     def scaling(self, path: str) -> float:
-        """Return the factor that PEFT multiplies `B A` of a module with."""
+        """Return the factor of a module's `B A` in PEFT."""
         rank, alpha = self.rank(path), self._alphas[path]
         if self.is_adalora:
             return adalora.scaling(alpha, self.r)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def token_indices(self, path: str) -> list[int]:
-        """Return which rows of an embedding are trained: by the first entry its path ends with."""
+        """Return the trained rows of an embedding, by the first entry that ends its path."""
         found = self.trainable_token_indices or {}
         if isinstance(found, list):
             return found
         return next((rows for name, rows in found.items() if path.endswith(name)), [])
 
     def head_module(self, name: str) -> str | None:
-        """Return the module saved in full that a parameter belongs to, or None.
+        """Return the path of the module around a parameter that is saved in full, or None.
 
         PEFT saves every module whose path ends with an entry (dot or not), and adds its own.
         """
@@ -192,7 +195,7 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
 
 
 def _unknown_options(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return options that no known version of PEFT has, and that switch something on."""
+    """Return the options that are true but belong to no known version of PEFT."""
     known = {*PeftConfig.model_fields, *_VARIANTS, *_WITHOUT_EFFECT}
     return tuple(key for key, value in raw.items() if key not in known and value is True)
 
@@ -221,7 +224,7 @@ def _chosen(
 
 
 def _shown(text: str, limit: int = 80) -> str:
-    """Cut text that somebody else wrote, and make it printable, for a message."""
+    """Shorten text that somebody else wrote, and make it printable, for a message."""
     return repr(text if len(text) <= limit else f"{text[:limit]}...")[1:-1]
 
 

@@ -1,7 +1,7 @@
 """PEFT's layout of a LoRA adapter: its files, its keys, and the configurations we write.
 
-The facts about the format in one place; `config` reads configurations, and the rest of the program
-uses `adapter/directory` and `adapter/reading`.
+All facts about the format are here; `config` reads configurations, and the rest of the program uses
+`adapter/directory` and `adapter/reading`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _BASE = ".base_layer."
 _BIAS = ".bias"
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _UNUSED = (".original_module.", ".modules_to_save.")
-"""In the names of biases that `bias: all` adds of modules stored in full, which have their own."""
+"""Parts of the names of superfluous biases: `bias: all` also stores those of modules in full."""
 _EMBEDDINGS = ("lm_head", "wte", "shared")
-"""Names of modules; others have "emb" in theirs."""
+"""Names of embeddings and output layers without "emb" in their name."""
 _LONGEST_NAME = 500  # characters
 _FOREIGN = {
     ".lora_magnitude_vector": "DoRA's magnitudes of '{}', but use_dora is not set",
@@ -55,8 +55,8 @@ class Pair:
     """The keys of one module's factors; E and the scaling's divisor are AdaLoRA's.
 
     Attributes:
-        magnitude: DoRA's.
-        embedding: they are named as those of an embedding.
+        magnitude: key of DoRA's magnitudes.
+        embedding: the keys are spelled as PEFT does for an embedding.
     """
 
     a: str
@@ -69,7 +69,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class SplitKeys:
-    """The keys of an adapter file by what they mean."""
+    """The keys of an adapter file, sorted by meaning."""
 
     pairs: dict[str, Pair]
     """The pairs by module path."""
@@ -80,10 +80,10 @@ class SplitKeys:
     tokens: dict[str, str]
     """Path of an embedding -> key of its trained rows."""
     biases: tuple[str, ...]
-    """Those of `head` that are biases of the base model, and belong to no module stored in full."""
+    """Names in `head` of trained biases, whose modules are not stored in full."""
     base_weights: tuple[str, ...]
-    """Those of `head` that are the base model's own parameters: of adapted modules, or embeddings
-    that were resized."""
+    """Names in `head` of the base model's own parameters: of adapted modules, or of embeddings that
+    were resized."""
 
     def without_base_weights(self, names: Collection[str]) -> SplitKeys:
         """Return the keys without some of the base weights."""
@@ -93,7 +93,10 @@ class SplitKeys:
 
 
 def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys:
-    """Sort the keys of an adapter file into pairs and head."""
+    """Sort the keys of an adapter file into pairs, products, head and token rows.
+
+    Any other key is an error, and so is half a pair.
+    """
     endings = _endings(config)
     parts: dict[str, dict[str, str]] = {}
     head: dict[str, str] = {}
@@ -152,14 +155,14 @@ def _endings(config: PeftConfig) -> Mapping[str, str]:
 
 
 def check_name(name: str, where: str) -> None:
-    """Raise `SoraError` unless this could be the name of a model's parameter or module."""
+    """Check that this could be the name of a model's parameter or module."""
     good = name.isprintable() and not set(name) & set("/\\") and len(name) <= _LONGEST_NAME
     if not good or not all(part.strip() for part in name.split(".")):
         raise SoraError(f"{name[:200]!r} cannot be the name of anything in a model", where=where)
 
 
 def check_tensor(key: str, tensor: Tensor, where: str) -> None:
-    """Raise `SoraError` if a floating-point tensor holds NaN or infinity."""
+    """Check that a floating-point tensor holds neither NaN nor infinity."""
     if tensor.is_floating_point() and tensor.numel():
         wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()
         if not all(bool(extreme.isfinite()) for extreme in wide.aminmax()):  # NaN wins both
@@ -167,14 +170,14 @@ def check_tensor(key: str, tensor: Tensor, where: str) -> None:
 
 
 def pair_keys(path: str, *, embedding: bool = False) -> tuple[str, str]:
-    """Return the keys of a module's A and B, as we write them."""
+    """Return the keys of a module's A and B in the files that we write."""
     if embedding:
         return f"{PREFIX}{path}.lora_embedding_A", f"{PREFIX}{path}.lora_embedding_B"
     return f"{PREFIX}{path}.lora_A.weight", f"{PREFIX}{path}.lora_B.weight"
 
 
 def loose_key(name: str, adapted: Iterable[str]) -> str:
-    """Return the key of a bias or a base weight: PEFT has an adapted module's in `base_layer`."""
+    """Return the key of a bias or base weight: PEFT puts an adapted module's into `base_layer`."""
     path, _, last = name.rpartition(".")
     return f"{PREFIX}{path}{_BASE}{last}" if path in adapted else f"{PREFIX}{name}"
 
@@ -190,7 +193,7 @@ def written_config(
     fan_in_fan_out: bool,
     biases: bool = False,
 ) -> dict[str, Any]:
-    """Return the configuration of what we write: the scaling is in B, so alpha = r everywhere.
+    """Return the configuration for our adapters: the scaling is in B, so alpha = r everywhere.
 
     Args:
         ranks: module path -> rank, at least 1 each.
@@ -249,7 +252,7 @@ def _neither(name: str, where: str) -> SoraError:
 
 
 def _is_embedding(name: str) -> bool:
-    """Tell whether a parameter is, by its name, of a model's first or last layer."""
+    """Return true if a parameter's name is that of a model's embedding or output layer."""
     module = name.rpartition(".")[0].rpartition(".")[2]
     known = ("emb" in module and not module.startswith("lora_")) or module in _EMBEDDINGS
     return known and name.endswith((".weight", _BIAS))

@@ -1,13 +1,13 @@
-"""Regular expressions of an adapter's configuration, with a bound on the time they may take.
+"""Match the regular expressions of an adapter's configuration, within a time limit.
 
 They come from a file that anybody may have written, and some take forever to match. Plain names and
-anchored full paths, which is what nearly all are, cannot; all others are matched in a process of
-their own, which is stopped if it takes too long.
+anchored full paths, which nearly all are, cannot; all others are matched in a process of their own,
+which is stopped if it takes too long.
 
-The package `regex` has a timeout, but is another engine than the `re` that PEFT uses. It answers
-at once for `(a+)+$`, on which `re`, and so PEFT, never returns: an adapter that hangs PEFT would
-pass. And it reads `(?:foo){e<=1}` and `[[:alpha:]]`, legal in both, in another way. Only `re`
-itself, stopped from outside, tells what PEFT does.
+The package `regex` has a timeout, but is another engine than the `re` that PEFT uses. It answers at
+once for `(a+)+$`, on which `re`, and so PEFT, never returns: an adapter that hangs PEFT would pass.
+And it reads `(?:foo){e<=1}` and `[[:alpha:]]`, legal in both, in another way. Only `re` itself,
+stopped from outside, tells what PEFT does.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Expression:
     """A regular expression for module paths.
 
     Attributes:
-        given: as the file has it.
-        before, after: what PEFT puts around it.
-        full: it must match all of a path (`re.fullmatch`), not its start (`re.match`).
+        given: the text in the file.
+        before, after: the text that PEFT puts around it.
+        full: it must match all of a path (`re.fullmatch`), not only its start (`re.match`).
     """
 
     given: str
@@ -57,11 +57,11 @@ class Expression:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The whole expression."""
         return f"{self.before}{self.given}{self.after}"
 
     def compiled(self, where: str) -> re.Pattern[str]:
-        """Compile it."""
+        """Compile the expression."""
         shown = repr(self.given[:200])
         if len(self.given) > _LONGEST:
             raise SoraError(
@@ -101,7 +101,10 @@ def match_patterns(
 def match_expressions(
     expressions: Sequence[Expression], paths: Sequence[str], *, where: str
 ) -> list[list[str]]:
-    """Return the module paths that each expression matches."""
+    """Return the module paths that each expression matches.
+
+    All slow expressions together may take `TIME_LIMIT` seconds.
+    """
     plain = [bool(_PLAIN.fullmatch(expression.given)) for expression in expressions]
     if sum(plain) * len(paths) > _MOST_IN_PROCESS:
         plain = [False] * len(expressions)
@@ -120,7 +123,7 @@ def _match(expression: Expression, paths: Sequence[str], where: str) -> list[str
 
 
 def _is_anchored(key: str) -> bool:
-    """Return whether this is a full path as `anchored` writes it."""
+    """Return true if this is a full path in the spelling of `anchored`."""
     return key.startswith("^") and key == anchored(re.sub(r"\\(.)", r"\1", key[1:]))
 
 

@@ -1,7 +1,7 @@
 """PEFT's rule for which modules of a model get an adapter.
 
-PEFT passes over whatever a file holds for other modules, without a word. What an adapter does is
-what PEFT makes of it, so a configuration and a file that contradict each other are refused.
+PEFT ignores tensors in the file for other modules, without a warning. The adapter's effect is the
+effect it has in PEFT, so a configuration and a file that contradict each other are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Targets(BaseModel):
 
 
 def check_targets(targets: Targets, paths: Sequence[str], where: str) -> None:
-    """Check that PEFT would adapt all of these modules, as peft.tuners.tuners_utils decides it."""
+    """Check that PEFT would adapt all of these modules, by the rule in peft.tuners.tuners_utils."""
     if targets.target_modules is None:
         raise SoraError("target_modules is not set, so PEFT would choose by the kind of model",
                         where=where, hint="name the modules that the file holds")  # fmt: skip
@@ -93,7 +93,7 @@ def _endings(path: str) -> list[str]:
 def _layer_numbers(
     patterns: list[str] | str | None, paths: Sequence[str], where: str
 ) -> dict[str, int | None]:
-    """Return {path: its layer's number}, by the first pattern that finds one, else the first."""
+    """Return {path: number of its layer}, by the first pattern that matches the path."""
     names = [patterns] if isinstance(patterns, str) and patterns else patterns
     expressions = [Expression(name, r"(?:^|.*?\.)", r"\.(?P<idx>\d+)\.") for name in names or ()]
     expressions = expressions or [Expression(r".*?\.[^.]*\.(?P<idx>\d+)\.")]
