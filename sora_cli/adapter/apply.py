@@ -55,17 +55,17 @@ def apply_adapter(
             fold_in(module, product if magnitude is None else
                     Rescaled(product, magnitude.float().to(A.device)))  # fmt: skip
         else:
-            what = "is rescaled" if magnitude is not None else "is no linear layer"
+            why = "is rescaled by DoRA" if magnitude is not None else "is not a linear layer"
             raise SoraError(
-                f"'{path}' of the adapter {what}: it is not used beside its base model",
-                hint="sora merge folds it in; use the merged model",
+                f"'{path}' {why}: such an adapter works only if it is merged",
+                hint="sora merge writes the merged model; use that instead",
             )
     for path, rows in adapter.token_rows.items():
         weight = token_weight(model, today[path], rows)
         if not fold:
             raise SoraError(
-                f"rows of '{path}' are trained in full: they are not used beside the base model",
-                hint="sora merge folds them in; use the merged model",
+                f"rows of '{path}' are trained in full: such an adapter works only if it is merged",
+                hint="sora merge writes the merged model; use that instead",
             )
         weight[rows.indices] = rows.values.to(weight)  # in place: what is tied to it has them, too
     return layers
@@ -80,7 +80,7 @@ def token_weight(model: nn.Module, path: str, rows: Replaced) -> Tensor:
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise SoraError(f"the base model has no embedding '{path}'")
     if weight.shape[1] != rows.values.shape[1] or len(weight) <= int(rows.indices.max()):
-        raise SoraError(f"'{path}' of the base model is {tuple(weight.shape)}: it has no row "
+        raise SoraError(f"'{path}' of the base model has the shape {tuple(weight.shape)}: no row "
                         f"{int(rows.indices.max())} of {rows.values.shape[1]} numbers")  # fmt: skip
     return weight
 
@@ -152,15 +152,15 @@ def layer_of(model: nn.Module, path: str, factors: LowRankFactors, form: Form) -
     except AttributeError as error:
         raise SoraError(
             f"the base model has no layer '{path}'",
-            hint="is it the right base, the right kind of model for the adapter's task, and a "
-            f"transformers as new as the adapter's (here {version('transformers')})?",
+            hint="is it the right base model and the right task, and is transformers as new as "
+            f"the adapter's (here {version('transformers')})?",
         ) from error
     shape = _shape_of(module, form)
     if shape is None:
         wanted = "an embedding" if form.embedding else "a linear layer"
         kind = type(module).__name__
         if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
-            kind += f" of {module.groups} groups, whose weight is no product of the factors"
+            kind += f" with {module.groups} groups, which cannot have an adapter of this form"
         raise SoraError(
             f"'{path}' of the base model is not "
             f"{'a plain convolution' if form.kernel else wanted} but {kind}"

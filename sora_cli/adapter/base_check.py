@@ -14,8 +14,8 @@ from sora_cli.adapter.metadata import BaseReference
 from sora_cli.core.errors import SoraError
 from sora_cli.model.fingerprint import fingerprint
 
-_RIGHT = "name the right one: --base MODEL"
-OR_FORCE = "give the right one with --base, or take it all the same with --force"
+_RIGHT = "name the right base model: --base MODEL"
+OR_FORCE = "name the right base model with --base, or accept this one with --force"
 
 
 def differing_weights(
@@ -53,8 +53,8 @@ def check_weights(
         force: accept other weights, with a note.
     """
     if base.fingerprint is None:
-        return f"nothing says whether {source} is the base model of {result}"
+        return f"{source} may not be the base model of {result}: its fingerprint is not recorded"
     differing = differing_weights(base, files, source, result)
     if differing is not None and not force:
-        raise SoraError(differing, where=f"that was: {base.path}", hint=hint)
+        raise SoraError(differing, where=f"trained on: {base.path}", hint=hint)
     return differing

@@ -42,10 +42,13 @@ def compared(
 def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]:
     for name in names:
         if name in own:
-            yield f"'{name}' is stored as the base model has it, as PEFT does: it is left out"
+            yield f"'{name}' is stored in full but equals the base model's: it is left out"
         else:
-            why = "is not as the base model has it" if known else "may not be the base model's own"
-            yield f"'{name}' is stored in full and {why}: it takes that one's place, as in PEFT"
+            why = "differs from" if known else "may differ from"
+            yield (
+                f"'{name}' is stored in full and {why} the base model's: it takes the place of "
+                "that, as in PEFT"
+            )
 
 
 def _stored(base: BaseReference, on: str | None) -> list[StoredTensor]:

@@ -159,7 +159,7 @@ def _introduction(file: AdapterFile) -> str:
         base = f"[{file.base.hub_id}](https://huggingface.co/{file.base.hub_id})"
     rows = [("Base model", base + (f" @ {code(revision)}" if revision else ""))]
     if file.base.fingerprint:
-        rows.append(("Its weights", code(file.base.fingerprint)))
+        rows.append(("Base weights", code(file.base.fingerprint)))
     if run is not None:
         counts = ", ".join(f"{n:,} {escaped(split)}" for split, n in run.rows.items())
         names = (*run.data, *([run.configuration] if run.configuration else []))
@@ -172,11 +172,11 @@ def _introduction(file: AdapterFile) -> str:
     rows.append(("Method", escaped(meta.method or f"{file.kind}, trained by another tool")))
     if meta.method_config:
         options = (f"{key} {value}" for key, value in meta.method_config.items() if value)
-        rows.append(("Its options", escaped(", ".join(options))))
+        rows.append(("Method options", escaped(", ".join(options))))
     if run is not None and run.steps is not None:
         rows.append(("Training", f"{run.steps:,} optimiser steps, seed {run.seed}"))
     rows.append(("Parameters", _parameters(file)))
-    rows += [("Then", shown_step(entry)) for entry in meta.lineage]
+    rows += [("After training", shown_step(entry)) for entry in meta.lineage]
     lines = [f"| {name} | {value} |" for name, value in rows]
     text = f"A low-rank adapter in PEFT's format, written by sora {__version__}."
     return _joined([text, "", "| | |", "| --- | --- |", *lines])
@@ -217,7 +217,7 @@ def _scores(meta: AdapterMeta) -> list[str]:
     columns = ("split", Column("metric", left=True), Column("score", ".4f"), "rows", "seed")
     rows = [(split, *score, run.rows.get(split), run.seed) for split, *score in values]
     chosen = f"Selection: {escaped(run.selection)}." if run.selection else ""
-    before = "Before what was done to the adapter after its training; not scored since."
+    before = "From before the later changes of the adapter; it has not been scored since."
     return [
         *([before, ""] if meta.lineage else []),
         markdown(Table(None, columns, rows)),
@@ -280,5 +280,5 @@ def _class_options(meta: AdapterMeta) -> str:
 
 def _licence(run: Training | None) -> str:
     if run is not None and run.license:
-        return f"The adapter: {escaped(run.license)}. The base model has a licence of its own."
-    return "None is stated for the adapter. The base model has a licence of its own."
+        return f"The adapter: {escaped(run.license)}. The base model has its own licence."
+    return "The adapter states no licence. The base model has its own licence."

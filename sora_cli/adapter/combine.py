@@ -273,8 +273,8 @@ def _shapes(files: Sequence[AdapterFile]) -> dict[str, tuple[int, int]]:
         for path in file.paths:
             known = shapes.setdefault(path, file.shapes[path])
             if known != file.shapes[path]:
-                raise SoraError(f"'{path}' is {known} in one and {file.shapes[path]} in another: "
-                                "adapters of different models",
+                raise SoraError(f"'{path}' has the shape {known} in one adapter and "
+                                f"{file.shapes[path]} in another: their base models differ",
                                 where=str(file.directory))  # fmt: skip
     return shapes
 
@@ -284,7 +284,7 @@ def _one(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
     known = {value: file for value, file in zip(values, files, strict=True) if value is not None}
     if len(known) > 1:
         (one, first), (other, second) = list(known.items())[:2]
-        raise SoraError(f"adapters of another {what}: {one} and {other}",
+        raise SoraError(f"the adapters differ in their {what}: {one} and {other}",
                         where=f"{first.directory}, {second.directory}")  # fmt: skip
     return next(iter(known), None)
 
@@ -295,7 +295,7 @@ def _check_bases(files: Sequence[AdapterFile]) -> tuple[str, ...]:
     if all(_identity(file.base) for file in files):
         return ()
     _one("base model", files, [file.base.hub_id for file in files])
-    return ("nothing says whether all adapters are of the same base model: their shapes fit",)
+    return ("not all adapters record their base model, so it may differ; their shapes fit",)
 
 
 def _identity(base: BaseReference) -> str | None:
@@ -316,8 +316,8 @@ def _check_heads(files: Sequence[AdapterFile]) -> None:
             full = {m for f in (first, file) for m in (*f.head_modules, *f.base_weights)}
             modules = sorted(full) or ["labels"]
             raise SoraError(
-                f"what is stored in full is not the same in all: {', '.join(modules[:3])}",
+                f"the adapters differ in parts stored in full: {', '.join(modules[:3])}",
                 where=f"{first.directory}, {file.directory}",
-                hint="heads cannot be added: train with one head (training.train_head=false), or "
-                "combine adapters without",
+                hint="heads cannot be combined: train with a frozen head "
+                "(training.train_head=false), or without one",
             )

@@ -38,7 +38,7 @@ def save_processor(processor: Any, auto: str, folder: Path) -> str | None:
         with quiet_loading():
             processor.save_pretrained(folder)
             back = load_processor(auto, str(folder), {})
-        why = None if gives_the_same(processor, back) else "it reads back differently"
+        why = None if gives_the_same(processor, back) else "once loaded it gives other inputs"
     except Exception as error:  # any kind of tokenizer may have its own reason
         why = first_line(error)
     if why is None:

@@ -194,7 +194,7 @@ def _check_fit(first: AdapterFile, second: AdapterFile) -> None:
     for path in common:
         if first.shapes[path] != second.shapes[path]:
             raise SoraError(
-                f"'{path}' is {first.shapes[path]} in one and {second.shapes[path]} in the other: "
-                "adapters of different models",
+                f"'{path}' has the shape {first.shapes[path]} in one adapter and "
+                f"{second.shapes[path]} in the other: their base models differ",
                 where=where,
             )

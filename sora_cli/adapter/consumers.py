@@ -108,7 +108,7 @@ def consumers(
     lost = _lost_in_peft(given)
     if DIFFUSERS_CLASS in given.base_config:
         others = ("transformers", "vLLM", "llama.cpp")
-        no = (Consumer(name, False, "its base is a model of diffusers") for name in others)
+        no = (Consumer(name, False, "its base model is a diffusers model") for name in others)
         return _peft(config, lost), *no
     llama_cpp = _llama_cpp(given)
     own = (_peft(config, lost), _transformers(config, lost), _vllm(given), llama_cpp)
@@ -199,7 +199,7 @@ def _transformers(config: PeftConfig, lost: str | None) -> Consumer:
             "transformers", False, "load it with PEFT's PeftModel, or sora export first"
         )
     if _without_prefix():
-        advice = "load_adapter of 5.4 and 5.5 misreads the tensors' names: PeftModel, or 5.6"
+        advice = "load_adapter of 5.4 and 5.5 misreads the tensors' names: use PeftModel, or 5.6"
         return Consumer("transformers", False, advice)
     advice = "model.load_adapter(directory), with PEFT installed, from transformers 5.6 on"
     return Consumer("transformers", True, advice)
@@ -305,7 +305,7 @@ def _missing_in_llama_cpp(given: _Given) -> str | None:
         return "transposes the factors of Conv1D layers once too often"
     tied = [path for path in given.ranks if path.split(".")[-1] == "lm_head"]
     if tied and has_tied_output(given.base_config):
-        return f"has no {tied[0]} where it is tied to the embedding"
+        return f"cannot adapt {tied[0]}, which is tied to the embedding"
     if not isinstance(kind, str):
         return None
     try:

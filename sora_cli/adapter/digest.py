@@ -166,7 +166,7 @@ def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
             continue
         # without its own tokenizer an adapter takes the base model's
         if (place == file or place.is_file()) and _digest_at(place) != digest:
-            yield f"{place} has changed since the run, and decides answers"
+            yield f"{place} has changed since the run, which can change answers"
 
 
 def has_changed(run: Path, report: RunReport) -> bool | None:
@@ -219,6 +219,6 @@ def _report_of(place: Path) -> RunReport | None:
 def _remark(folder: Path, name: str, digest: str) -> Iterator[str]:
     found = result_digest(folder) if folder.is_dir() else digest
     if found is None:
-        yield f"{folder} cannot be read: whether it is what the run's report describes is not known"
+        yield f"{folder} cannot be read, so it cannot be compared with the run's report"
     elif found != digest:
         yield f"{folder} has changed since the run: its report describes another {name}"

@@ -29,7 +29,7 @@ from sora_cli.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SORA_FIL
 from sora_cli.model.tensors import write_tensors
 from sora_cli.model.threads import one_thread
 
-_MERGE = "sora merge folds all of it into the base model"
+_MERGE = "sora merge adds all of it to the base model"
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,17 @@ def check_low_rank(adapter: Adapter | AdapterFile) -> None:
     rescaled = next(iter(adapter.magnitudes), None)
     if rescaled is not None:
         raise SoraError(
-            f"this is a DoRA: the weight of '{rescaled}' is also rescaled, output by output, "
-            "which is no update of low rank",
-            where="its low-rank part alone is another adapter, with other outputs",
+            f"this is a DoRA adapter: it also rescales each output of '{rescaled}', which is not "
+            "an update of low rank",
+            where="its low-rank part alone would give other outputs",
             hint=_MERGE,
         )
     embedding = next(iter(adapter.token_rows), None)
     if embedding is not None:
         raise SoraError(
             f"this adapter also holds rows of '{embedding}' that were trained in full "
-            "(trainable_token_indices), which is no update of low rank",
-            where="without them it is another adapter, with other outputs",
+            "(trainable_token_indices), which is not an update of low rank",
+            where="without them it would give other outputs",
             hint=_MERGE,
         )
 

@@ -53,7 +53,7 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
         return places_in_file(file, source)
     if source is None or not (source / MODEL_CONFIG).is_file():
         raise SoraError(
-            f"the base model {base} is not here: its config.json says how llama.cpp stores it",
+            f"the base model {base} is not here: its config.json is needed for llama.cpp's names",
             hint="name a GGUF file or a directory: --base MODEL",
         )
     config = read_json(source / MODEL_CONFIG)
@@ -62,12 +62,11 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
     model_type = str(config.get("model_type"))
     kind = KINDS.get(model_type)
     if kind is None:
-        raise _refused(f"how llama.cpp stores the layers of {model_type} models is not known to be "
-                       "exact for factors")  # fmt: skip
+        raise _refused(f"adapters of {model_type} models are not known to be exact in llama.cpp")
     names = gguf_names(model_type, file.paths) or {}
     tied = [path for path in file.paths if names.get(path) == "output"]
     if tied and has_tied_output(config):
-        raise _refused(f"llama.cpp has no {tied[0]} where it is tied to the embedding")
+        raise _refused(f"llama.cpp cannot adapt {tied[0]}, which is tied to the embedding")
     try:
         heads = configured_heads(config) if kind.order else Heads(1, 1)
     except LookupError as error:
@@ -86,8 +85,8 @@ def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Plac
         architecture = str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
         kind = kind_of_architecture(architecture)
         if kind is None:
-            raise _refused(f"how llama.cpp stores the layers of {architecture} models is not known "
-                           "to be exact for factors")  # fmt: skip
+            raise _refused(f"adapters of {architecture} models are not known to be exact in "
+                           "llama.cpp")  # fmt: skip
         heads = _heads_in_file(reader, architecture) if kind.order else Heads(1, 1)
         shapes = {t.name: tuple(int(n) for n in t.shape) for t in reader.tensors}  # (in, out)
     except SoraError:
@@ -113,7 +112,7 @@ def _check_parts(file: AdapterFile) -> None:
         shown = first_few(file.head_modules or file.head_names)
         raise _refused(f"llama.cpp takes no weights stored in full with an adapter: {shown}")
     if file.forms:
-        raise _refused(f"llama.cpp's factors of what is no linear layer are not known to be exact: "
+        raise _refused(f"only adapters of linear layers are known to be exact in llama.cpp, not "
                        f"{first_few(file.forms)}")  # fmt: skip
 
 
@@ -149,11 +148,13 @@ def _rows(kind: Kind, path: str, n_out: int, heads: Heads) -> Tensor | None:
     part, places = path.rpartition(".")[2], torch.arange(n_out)
     if kind.order == "turns" and part in ("q_proj", "k_proj"):
         if not heads.size or n_out % heads.size or heads.size % 2:
-            raise _refused(f"'{path}' has {n_out} outputs, not those of heads of {heads.size}")
+            raise _refused(f"'{path}' has {n_out} outputs, which are not whole heads of "
+                           f"{heads.size}")  # fmt: skip
         return places.view(-1, 2, heads.size // 2).swapaxes(1, 2).reshape(-1)
     if kind.order == "joint" and part == "query_key_value":
         if n_out != 3 * heads.count * heads.size:
-            raise _refused(f"'{path}' has {n_out} outputs, not those of {heads.count} heads")
+            raise _refused(f"'{path}' has {n_out} outputs, not query, key and value of "
+                           f"{heads.count} heads")  # fmt: skip
         return places.view(heads.count, 3, heads.size).swapaxes(0, 1).reshape(-1)
     return None
 
@@ -167,5 +168,5 @@ def check_package() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise SoraError("to write GGUF files the package gguf is needed",
+        raise SoraError("writing GGUF files needs the package gguf",
                         hint="pip install gguf") from error  # fmt: skip

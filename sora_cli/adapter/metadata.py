@@ -58,12 +58,12 @@ class BaseReference:
             return self.path
         known = self.hub_id or self.path or self.resolved
         if not known:
-            raise SoraError("no adapter says which base model it is for", hint="add --base MODEL")
+            raise SoraError("the adapter does not name its base model", hint="add --base MODEL")
         if looks_local(known):
             raise SoraError(
                 f"there is no model at {known}, where the base model was",
-                hint=f"{BASES}=DIR in the environment finds it below DIR by its weights; or say "
-                "where it is, to verify or merge: --base MODEL",
+                hint=f"to verify or merge, say where it is: --base MODEL; or set {BASES}=DIR in "
+                "the environment to find it below DIR by its weights",
             )
         return known
 
@@ -163,10 +163,10 @@ def read_json(path: Path) -> Any:
     try:
         size = path.stat().st_size
         if size > LARGEST_JSON:
-            raise SoraError(f"{path} is too large for what it should be: {size:,} bytes")
+            raise SoraError(f"{path} is too large to be a configuration: {size:,} bytes")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
     except RecursionError as error:
-        raise SoraError(f"{path} is not JSON of ours or PEFT's: it is nested too deep") from error
+        raise SoraError(f"{path} is nested too deep to be a configuration") from error
     except ValueError as error:
         raise SoraError(f"{path} is not JSON: {error}") from error
     except OSError as error:

@@ -61,7 +61,7 @@ def _map_to_draw(
         return live, "rank", summary(live)
     needed = rank_map({path: _needed(spectra[path]) for path in ranks}, ranks)
     same = next(iter(ranks.values()))
-    last = f"rank {same} everywhere; the map: how many components hold 99 % of ||dW||²"
+    last = f"rank {same} everywhere; the map shows how many components hold 99 % of ||dW||²"
     return needed, "components for 99 %", last
 
 
@@ -127,7 +127,7 @@ def _draw_losses(axes: Any, curves: Mapping[str, list[Any]], names: Mapping[str,
         axes.annotate(text, (1, share), xycoords=("axes fraction", "data"), xytext=(-2, 2),
                       textcoords="offset points", ha="right", fontsize=7.5,
                       color=_GREY)  # fmt: skip
-    _finish(axes, "rank kept", "share of ||dW||² lost", "what pruning to a rank costs")
+    _finish(axes, "rank kept", "share of ||dW||² lost", "loss by pruning to a rank")
 
 
 def _losses(curve: Any) -> Any:

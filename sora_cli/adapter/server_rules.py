@@ -122,7 +122,7 @@ def judged(
     if odd and rules.modules is not None:
         return False, f"has no place for {first_few(odd)}: {merge}"
     if rules.every_layer and (hole := _hole(ranks, layers)) is not None:
-        return False, f"passes over all {hole[0]}, since layer {hole[1]} has none: {merge}"
+        return False, f"ignores all {hole[0]}, since layer {hole[1]} has none: {merge}"
     if not config.is_plain:
         return False, f"sora export {quote(directory)} -o OUT --layout padded first"
     why = _wrong(rules, config, ranks)

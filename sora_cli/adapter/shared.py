@@ -70,7 +70,7 @@ def shared_adapter(directory: Path, *, base_id: str | None, license_: str | None
     if known is None:
         raise _nameless(directory, base)
     if not is_hub_id(known):
-        raise SoraError(f"--base-id {known!r} is no id on the Hub", hint="--base-id OWNER/NAME")
+        raise SoraError(f"--base-id {known!r} is not a Hub id", hint="--base-id OWNER/NAME")
     names = sorted(entry.name for entry in directory.iterdir() if not is_leftover(entry))
     own = [name for name in names if name in ADAPTER_FILES]
     files: dict[str, Content] = {}
@@ -90,7 +90,7 @@ def shared_adapter(directory: Path, *, base_id: str | None, license_: str | None
 def shared_model(directory: Path, *, base_id: str | None, license_: str | None) -> Shared:
     """Return the files of a merged model, which needs no base model; see `shared_adapter`."""
     if not (directory / MODEL_CONFIG).is_file():
-        raise SoraError(f"{directory} holds no {MODEL_CONFIG}: it is no merged model",
+        raise SoraError(f"{directory} holds no {MODEL_CONFIG}: it is not a merged model",
                         hint="sora merge RUN -o DIR writes one")  # fmt: skip
     files: dict[str, Content] = {}
     left = []
@@ -142,8 +142,8 @@ def _card(text: str, *, base: str | None, license_: str | None) -> bytes:
         header: Any = card.data
     except Exception as error:  # of YAML, or a ValueError or TypeError of the values
         raise SoraError(
-            f"{CARD} is no card that the Hub takes: {first_line(error)}",
-            hint="mend its header, or take the file away: a new one is made of the adapter",
+            f"the Hub does not accept {CARD}: {first_line(error)}",
+            hint="correct its header, or delete the file: a new one is made from the adapter",
         ) from error
     if base is not None:
         header.base_model = base
@@ -170,9 +170,9 @@ def _checked(shared: Shared, base: BaseReference | None) -> Shared:
             read = content if isinstance(content, bytes) else content.read_bytes()
             found = next((place for place in sorted(places) if place.encode() in read), None)
             if found is not None:
-                raise SoraError(f"{name} names a place on this machine: {found}",
+                raise SoraError(f"{name} names a path on this machine: {found}",
                                 where=str(shared.directory),
-                                hint="take it out of the file, and push again")  # fmt: skip
+                                hint="remove it from the file, and push again")  # fmt: skip
     return shared
 
 

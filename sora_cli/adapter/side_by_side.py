@@ -89,8 +89,8 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     overlap = comparison.total.overlap
     if overlap is not None:
         notes.append(
-            "overlap of the output and input directions: 1 means that those of the smaller rank "
-            f"lie within the other's; by chance it would be {overlap.chance_left:.2f} and "
+            "overlap of the output and input subspaces: 1 means that the smaller one lies within "
+            f"the other; random subspaces overlap by {overlap.chance_left:.2f} and "
             f"{overlap.chance_right:.2f} on average"
         )
     return notes

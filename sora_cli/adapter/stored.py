@@ -253,7 +253,7 @@ def _checked_pair(path: str, pair: Pair, config: PeftConfig, tensors: TensorFile
     if pair.magnitude is not None:
         numbers = tensors.shape(pair.magnitude)
         if torch.Size(numbers).numel() != b[0]:
-            raise SoraError(f"'{path}': its magnitudes {numbers} are not one of each of its "
+            raise SoraError(f"'{path}': its magnitudes {numbers} are not one for each of its "
                             f"{b[0]} outputs", where=where)  # fmt: skip
     form = Form(pair.embedding, tuple(a[2:]))
     return StoredPair(path, (b[0], math.prod(a[1:])), rank, form, tensors, pair, config)

@@ -109,7 +109,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     stored = read_stored(run)
     recipe, block = loaded.recipe, loaded.recipe.auto
     if stored is None or block is None:
-        raise SoraError(f"{run / REPORT} is of no run of sora auto")
+        raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
     task, rows = _load(recipe)
     held = choosing_rows(task, found.rows[SCREENING].rows, block.seed)
     sets = row_sets(rows, held)
@@ -190,7 +190,7 @@ def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecip
             f"{run} holds no certificate", hint="sora auto RECIPE --max-drop 0.5pt writes one"
         )
     if report is None:
-        raise SoraError(f"{run / REPORT} is gone: it says which data and model were used")
+        raise SoraError(f"{run / REPORT} is missing: it says which data and model were used")
     values = {**report.recipe, "start": None}  # what it started from may be elsewhere by now
     load = partial(load_stored, values, run / REPORT, report.name)
     return found, load_read(load, overrides, CERTIFICATE)
@@ -201,7 +201,7 @@ def _load(recipe: Recipe) -> tuple[Task, Rows]:
     try:
         return load_task(recipe)
     except MissingDataError as error:
-        error.hint = "say where it is by now: data.files.train=FILE, or data.path=DIR"
+        error.hint = "say where it is now: data.files.train=FILE, or data.path=DIR"
         raise
 
 
@@ -211,7 +211,7 @@ def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> I
         if now is None:
             yield f"there are no {name} rows any more"
         elif rows is None:
-            yield f"the certificate knows of no {name} rows"
+            yield f"the certificate has no {name} rows"
         elif now.digest != rows.digest:
             yield f"the {name} rows are not those of the certificate ({now.rows:,}, {rows.rows:,})"
 
@@ -224,7 +224,7 @@ def _changed_adapters(run: Path, found: Certificate, task: Task) -> list[str]:
     for place, digest in known.items():
         now = result_digest(place)
         if now is None:
-            changed.append(f"{place} is gone")
+            changed.append(f"{place} is missing")
         elif now != digest:
             changed.append(f"{place} is not the adapter of the certificate")
         said = deciding(read_sora_file(place / SORA_FILE)[0])

@@ -64,7 +64,7 @@ def read_reports(run: Path, candidates: int) -> Reports | list[str]:
     known = [report for report in found if report is not None and _is_whole(report)]
     if len(known) < len(found):
         missing = (p for p, r in zip(places, found, strict=True) if r is None or not _is_whole(r))
-        return [f"{place / REPORT} is gone, or does not say what was trained" for place in missing]
+        return [f"{place / REPORT} is missing, or describes no training" for place in missing]
     return Reports(known[0], known[1], known[2:])
 
 
@@ -156,9 +156,9 @@ def out_of_order(found: Certificate) -> Iterator[str]:
     tried = [size.max_params for size in found.candidates]
     ended = failed(found.candidates)
     if tried != named[: len(tried)] or tried != sorted(tried, reverse=True):
-        yield f"sizes of {named} parameters were named, and {tried} were trained, in this order"
+        yield f"screening chose sizes of {named} parameters, {tried} were trained, in this order"
     elif ended is None and len(tried) < len(named):
-        yield f"{len(named)} sizes were named, and no test of {len(tried)} ended the testing"
+        yield f"screening chose {len(named)} sizes, {len(tried)} were tested, and none failed"
     elif ended is not None and ended + 1 < len(tried):
         yield f"{directory_of(ended + 1)} was tested after a test had failed"
 
@@ -174,7 +174,7 @@ def unlike(stored: StoredCertificate, here: Certificate) -> Iterator[str]:
     # NaN is null
     one, other = (json.loads(c.model_dump_json(exclude=words)) for c in (stored, here))
     for name, was, now in _leaves(one, other, ""):
-        yield f"{name}: {_shown(was)} in the certificate, which should be {_shown(now)}"
+        yield f"{name}: {_shown(was)} in the certificate, but it should be {_shown(now)}"
 
 
 def _leaves(one: Any, other: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

@@ -67,7 +67,7 @@ def _failure(stderr: str, code: int) -> SoraError:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     start = next((i for i, line in enumerate(lines) if line.startswith("error: ")), None)
     if start is None:
-        last = lines[-1][:200] if lines else "it said nothing"
+        last = lines[-1][:200] if lines else "no message"
         return SoraError(f"the reload in a fresh process ended with code {code}: {last}")
     first, *more = lines[start : start + 3]
     where, hint = [*more, None, None][:2]

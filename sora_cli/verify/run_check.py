@@ -88,7 +88,7 @@ def announcement(report: RunReport, batch_size: int = 0, *, fresh: bool = False)
         expected += spent.get("load model", 0.0) + spent.get("import", 0.0)
     if expected <= max(_BRIEF, min(_LONGEST, _SHARE * sum(spent.values()))):
         return None
-    return f"checking the files takes about {expected:.0f} s; --no-verify leaves it out"
+    return f"checking the files takes about {expected:.0f} s; --no-verify skips it"
 
 
 def _check_baseline(output: Path, recipe: Recipe, ready: Prepared, report: RunReport) -> int:

@@ -124,7 +124,7 @@ class ScoresAgain:
             upper = self._compare(_named(name, "upper"), stored.upper, here.upper, allowed)
         if not alike or stored.verdict != here.verdict:
             self.unclear.append(
-                f"{name}: {_said(stored)} in the certificate, {_said(here)} here, of "
+                f"{name}: {_said(stored)} in the certificate, {_said(here)} here; the promise is "
                 f"{promise.max_drop:g}"
             )
         if full.is_right_or_wrong and upper == stored.upper:

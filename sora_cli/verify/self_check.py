@@ -91,7 +91,7 @@ def self_check(
         say(text, always=True)
         say(f"  {judged.reason}; to see more: {command}", always=True)
     else:
-        say(f"not verified: it cannot be told: {judged.reason}", always=True)
+        say(f"not verified, cannot tell: {judged.reason}", always=True)
         say(f"  {done.summary()}; to see more: {command}", always=True)
     return judged.exit_code
 
@@ -116,9 +116,9 @@ def too_large(known: Sequence[int | None]) -> str | None:
     sizes = [n for n in known if n is not None]
     free = free_memory()
     if free is None:
-        return "how much memory is free is not known"
+        return "the free memory is not known"
     if len(sizes) < len(known):
-        return "how large the model is cannot be told, as it is not on this disk"
+        return "the model's size is not known, as it is not on this disk"
     if _SHARE * max(sizes) >= free:
-        return f"it takes {size(max(sizes))}, not less than a quarter of the {size(free)} free"
+        return f"it takes {size(max(sizes))}, at least a quarter of the {size(free)} free"
     return None

@@ -98,7 +98,7 @@ def load_config(subject: Subject) -> Any:
         config = transformers.AutoConfig.from_pretrained(name, **options)
     if getattr(config, "quantization_config", None) is not None:
         raise SoraError(
-            f"{subject.source} is quantised: its outputs are no measure of an adapter",
+            f"{subject.source} is quantised: its outputs cannot show the effect of an adapter",
             hint="compare on the unquantised model" + (": --base DIR" if subject.adapter else ""),
         )
     labels = number_of_labels(subject.adapter) if subject.adapter else None
@@ -218,14 +218,14 @@ def _check_complete(subject: Subject, info: Mapping[str, Any], auto: str) -> Non
     missing = first_few((f"'{key}'" for key in random), 1)
     if subject.adapter is None:
         raise SoraError(
-            f"{subject.reference} holds nothing of the right shape for {missing}",
-            where=f"to be compared it is loaded with {auto}",
+            f"{subject.reference} holds no weight of the right shape for {missing}",
+            where=f"it was loaded with {auto}",
             hint="is it a base model without a trained head, or a model for another task?",
         )
     raise SoraError(
-        f"neither {subject.reference} nor its base holds anything of the right shape for {missing}",
+        f"neither {subject.reference} nor its base holds a weight of the right shape for {missing}",
         where=f"the base is {subject.source}, loaded with {auto}",
-        hint="is it the right one? --base MODEL; a head that was not stored is lost",
+        hint="is it the right base model? --base MODEL; a head that was not stored is lost",
     )
 
 

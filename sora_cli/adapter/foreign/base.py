@@ -78,7 +78,7 @@ def _of_pipeline(folder: Path, parts: Iterable[str]) -> Path:
     choices = [path.parent for path in sorted(folder.glob(f"*/{MODEL_CONFIG}"))]
     raise SoraError(
         f"{folder} is a pipeline of several models",
-        hint=f"name the one the adapter is for: --base {' or '.join(map(str, choices))}",
+        hint=f"name the adapter's model: --base {' or '.join(map(str, choices))}",
     )
 
 
@@ -96,7 +96,7 @@ def _stored_layers(reference: str, resolved: str, folder: Path) -> BaseLayers:
             if tensor.name.endswith(_WEIGHT) and len(tensor.shape) >= 2:
                 shapes[tensor.name.removesuffix(_WEIGHT)] = tensor.shape
     if not shapes:
-        raise SoraError(f"{folder} holds no weights as safetensors, whose names are needed",
+        raise SoraError(f"{folder} holds no safetensors weights, which name the model's layers",
                         hint="save_pretrained() of diffusers writes them")  # fmt: skip
     names = {name: name for name in shapes}
     known = base_reference(reference, resolved, None)

@@ -99,10 +99,10 @@ def _check_told(source: Source, part: str, pairs: list[ForeignPair]) -> None:
         return
     what = "some pairs have an alpha and others none" if with_alpha else "the pairs differ in rank"
     raise SoraError(
-        f"{what} in {part}, and the header does not say how strong they are: versions of diffusers "
-        "differ in what they make of it",
+        f"{what} in {part}, and the header does not say their scaling: versions of diffusers apply "
+        "such files differently",
         where=source.where,
-        hint="write an alpha beside each pair: its rank, if B A is the whole update",
+        hint="add an alpha to each pair; alpha = rank makes B A the whole update",
     )
 
 

@@ -58,10 +58,10 @@ _READERS: Mapping[str, Reader] = {
     "PEFT": _peft,
 }
 _FUSE = {
-    "Kohya": "sd-scripts' networks/merge_lora.py folds it into its model, as does the program that "
-    "wrote it",
-    "diffusers": "pipeline.load_lora_weights() and fuse_lora() fold it into its model",
-    "MLX": "mlx_lm.fuse folds it into its model",
+    "Kohya": "sd-scripts' networks/merge_lora.py, or the program that wrote it, merges it into its "
+    "model",
+    "diffusers": "pipeline.load_lora_weights() and fuse_lora() merge it into its model",
+    "MLX": "mlx_lm.fuse merges it into its model",
 }
 
 
@@ -80,7 +80,7 @@ def read_contents(source: Source) -> Contents:
             return contents
     first: Any = source.keys[0][:120] if source.keys else None
     raise SoraError(
-        f"this file is of no known adapter format: its first tensor is {first!r}",
+        f"this file has no known adapter format: its first tensor is {first!r}",
         where=source.where,
-        hint=f"known are the files of {', '.join(_READERS)}; a model is named by its directory",
+        hint=f"known formats: {', '.join(_READERS)}; to name a model, give its directory",
     )

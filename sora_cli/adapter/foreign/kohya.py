@@ -21,7 +21,7 @@ _MORE = {
     "it is a LoKr, whose updates are Kronecker products": ".lokr_",
     "it is a DoRA, which also rescales every column of the base weight": ".dora_scale",
     "it is a convolution in Tucker's form, a product of three": ".lora_mid",
-    "it is an OFT, which turns the weights": ".oft_",
+    "it is an OFT, which rotates the weights": ".oft_",
     "it is a difference stored in full": ".diff",
 }
 

@@ -17,7 +17,7 @@ from sora_cli.core.errors import SoraError
 
 NAME = "MLX"
 
-_MORE = {"it is an adapter of experts, one for each": ".switch_mlp."}
+_MORE = {"it adapts experts, each with factors of its own": ".switch_mlp."}
 _PARAMETERS = "lora_parameters"
 _PLAIN = "LoRA".lower()  # its fine_tune_type, not the method
 
@@ -34,8 +34,8 @@ def read(source: Source) -> Contents | None:
         for key in (keys["a"], keys["b"]):
             if len(source.tensors.shape(key)) != 2:
                 raise SoraError(
-                    f"'{key}' is not a matrix but {source.tensors.shape(key)}: an adapter of "
-                    "experts, one for each",
+                    f"'{key}' is not a matrix but has the shape {source.tensors.shape(key)}: it "
+                    "adapts experts, each with factors of its own",
                     where=source.where,
                 )
         pairs.append(ForeignPair(module, "", keys["a"], keys["b"], scale, transposed=True))
@@ -67,18 +67,18 @@ def _scale(source: Source) -> float:
     given = source.config.get(_PARAMETERS)
     if not isinstance(given, Mapping):
         raise SoraError(
-            f"there is no adapter_config.json with {_PARAMETERS} beside it, which says its scale",
+            f"its scale is not known: there is no adapter_config.json with {_PARAMETERS} beside it",
             where=source.where,
         )
     scale, alpha, rank = (given.get(name) for name in ("scale", "alpha", "rank"))
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise SoraError(f"{_PARAMETERS} holds no scale, or none that is a number",
+        raise SoraError(f"{_PARAMETERS} has no scale, or its scale is not a number",
                         where=source.where)  # fmt: skip
     if alpha is not None and alpha != rank:
         raise SoraError(
             f"{_PARAMETERS} holds alpha {alpha} and scale {scale}: early versions multiplied by "
             "scale * alpha / rank, today's by scale",
             where=source.where,
-            hint="write the factor it was trained with as scale, and take alpha out",
+            hint="set scale to the factor used in training, and remove alpha",
         )
     return float(scale)

@@ -47,7 +47,7 @@ def open_any(
     file = foreign_file(place)
     if file is None:
         if base is not None:
-            raise SoraError(f"{place} is PEFT's, and names its base model itself",
+            raise SoraError(f"{place} is a PEFT adapter, which names its base model itself",
                             hint="leave out --base")  # fmt: skip
         with open_adapter(place) as adapter:
             yield adapter

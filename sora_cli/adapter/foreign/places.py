@@ -65,7 +65,7 @@ def _in_directory(folder: Path) -> Path | None:
 def _pickled(file: Path) -> SoraError:
     if file.name == LITGPT_PICKLE:
         return SoraError(
-            f"{file} is a LoRA of litgpt's, a pickle, which can run any code when it is read",
+            f"{file} is litgpt's LoRA, a pickle, which can run any code when it is read",
             hint="if you trust it: litgpt merge_lora, then litgpt convert_from_litgpt, gives a "
             "model without an adapter",
         )

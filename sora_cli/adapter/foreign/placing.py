@@ -39,15 +39,15 @@ def by_name(contents: Contents, where: str) -> dict[str, ForeignPair]:
     parts = parts_of(contents)
     if not contents.exact:
         raise SoraError(
-            f"{contents.format}'s names tell the base model's layers together with the base only",
+            f"{contents.format}'s names cannot be matched to layers without the base model",
             where=where,
-            hint=f"add --base MODEL{f' (it names {contents.base})' if contents.base else ''}",
+            hint=f"add --base MODEL{f' (the file names {contents.base})' if contents.base else ''}",
         )
     if len(parts) > 1:
         raise SoraError(
             f"the file holds adapters of several models: {', '.join(parts)}",
             where=where,
-            hint="add the one to write the adapter of: --base MODEL",
+            hint="choose one by its base model: --base MODEL",
         )
     return {pair.name: pair for pair in contents.pairs}
 
@@ -111,25 +111,26 @@ def _placed(
     absent = [pair.name for pair in pairs if pair.name not in names]
     if absent:
         raise SoraError(
-            f"{reference} has no layer {first_few(absent)}, as the file has",
+            f"{reference} has no layer {first_few(absent)}, which the file names",
             where=where,
             hint="is it the right base? --base MODEL",
         )
     for pair in pairs:
         paths = names[pair.name]
         if len(paths) > 1:
-            raise SoraError(f"'{pair.name}' may be {' or '.join(sorted(paths))} of {reference}",
-                            where=where)  # fmt: skip
+            raise SoraError(f"'{pair.name}' fits several layers of {reference}: "
+                            f"{' and '.join(sorted(paths))}", where=where)  # fmt: skip
         (path,) = paths
         if path in placed:
-            raise SoraError(f"'{pair.name}' and '{placed[path].name}' are both '{path}' of "
-                            f"{reference}", where=where)  # fmt: skip
+            raise SoraError(f"'{pair.name}' and '{placed[path].name}' are the same layer of "
+                            f"{reference}: '{path}'", where=where)  # fmt: skip
         placed[path] = pair
     for path, pair in placed.items():
-        found = weight_shape(pair, tensors)
-        if found != base.shapes[path]:
+        shape = weight_shape(pair, tensors)
+        if shape != base.shapes[path]:
             raise SoraError(
-                f"'{path}' of {reference} is {base.shapes[path]}, its update in the file {found}",
+                f"'{path}' of {reference} has the shape {base.shapes[path]}, its update in the "
+                f"file {shape}",
                 where=where,
                 hint="is it the right base? --base MODEL",
             )

@@ -35,7 +35,7 @@ _VARIANTS = {
     "arrow_config": "it chooses among several adapters",
     "kasa_config": "it also cuts the base weight",
     "monteclora_config": "its factors are random",
-    "velora_config": "it compresses what passes between its factors",
+    "velora_config": "it compresses the activations between its factors",
 }
 _WITHOUT_EFFECT = {"inference_mode"}
 # Options of PEFT that may be true and change no weight.
@@ -45,8 +45,8 @@ _KINDS = {
     "VERA": "all its layers share their matrices",
     "VBLORA": "all its layers share their vectors",
     "RANDLORA": "all its layers share their matrices",
-    "OFT": "it turns the weights",
-    "BOFT": "it turns the weights",
+    "OFT": "it rotates the weights",
+    "BOFT": "it rotates the weights",
     "HRA": "it reflects the weights",
     "FOURIERFT": "it stores Fourier coefficients",
     "LN_TUNING": "it trains the norms in full",
@@ -61,8 +61,8 @@ _KINDS = {
 _TO_LORA = ("VBLORA", "VERA", "RANDLORA", "OFT", "BOFT", "HRA", "FOURIERFT")
 _Number = Annotated[float, Strict()]
 MERGE_HINT = (
-    "PEFT itself can fold it into its base model: merge_and_unload(); where it adapts embeddings "
-    "that are tied, only its use unmerged is right"  # the merge changes input and output
+    "PEFT itself can merge it into its base model: merge_and_unload(); if it adapts tied "
+    "embeddings, use it unmerged"  # the merge changes input and output
 )
 
 
@@ -115,7 +115,7 @@ class PeftConfig(Targets):
         by_rank, by_alpha = self.rank_pattern or {}, self.alpha_pattern or {}
         hits = match_patterns([*by_rank, *by_alpha], paths, where=where)
         notes = [
-            f"adapter_config.json sets {_shown(name)}, which is not known here: it has no effect"
+            f"adapter_config.json sets {_shown(name)}, an unknown option: it is ignored"
             for name in self.unknown_options
         ]
         for path in paths:
@@ -137,7 +137,7 @@ class PeftConfig(Targets):
         if not absent:
             return ()
         return (
-            f"modules_to_save: the file holds nothing of {first_few(absent)}; PEFT refuses it "
+            f"modules_to_save: the file holds no tensor of {first_few(absent)}; PEFT refuses it "
             "for a model that has such a module",
         )
 
@@ -213,7 +213,7 @@ def _chosen(
                 clashes.setdefault(path, (first, key))
     idle = [f"'{_shown(key)}'" for key in pattern if not hits[key]]
     if idle:
-        notes.append(f"{name}: no module in the file matches {first_few(idle)}, so nothing follows")
+        notes.append(f"{name}: no module in the file matches {first_few(idle)}: it has no effect")
     if clashes:
         path, (first, second) = next(iter(clashes.items()))
         notes.append(
@@ -275,7 +275,7 @@ def _check_values(config: PeftConfig, where: str) -> None:
             )
     modules = config.modules_to_save or []
     if not all(modules):
-        raise SoraError("modules_to_save: an empty name stands for every module", where=where)
+        raise SoraError("modules_to_save: an empty name would match every module", where=where)
     if len(modules) > _MOST_MODULES:
         raise SoraError(f"modules_to_save: {len(modules):,} entries are too many", where=where)
 

@@ -134,14 +134,14 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
         for path, found in parts.items():
             wrong = lycoris.lacking(config.peft_type, found)
             if wrong:
-                raise SoraError(f"'{path}' has {', '.join(sorted(found))}, which is not all, or "
-                                f"too much: {', '.join(wrong)}", where=where)  # fmt: skip
+                raise SoraError(f"'{path}' has {', '.join(sorted(found))}; missing or superfluous: "
+                                f"{', '.join(wrong)}", where=where)  # fmt: skip
         return SplitKeys({}, parts, head, tokens, tuple(biases), tuple(base_weights))
     pairs = {path: _pair(path, found, config, where) for path, found in parts.items()}
     for path, pair in pairs.items():
         if config.ensure_weight_tying and (pair.embedding or path.endswith("lm_head")):
-            raise SoraError(f"'{path}': ensure_weight_tying puts its factors onto what is tied to "
-                            "it, too, which cannot be read", where=where,
+            raise SoraError(f"'{path}': ensure_weight_tying also gives its factors to the weights "
+                            "tied to it, which cannot be read", where=where,
                             hint="PEFT itself can use it, unmerged")  # fmt: skip
     return SplitKeys(pairs, {}, head, tokens, tuple(biases), tuple(base_weights))
 

@@ -57,9 +57,9 @@ def _check_all_loaded(what: str, paths: Sequence[str], loaded: set[str], where: 
     left = [path for path in paths if path not in loaded]
     if left:
         raise SoraError(
-            f"{what} {first_few(left)}, so PEFT would pass over what is stored there",
+            f"{what} {first_few(left)}, so PEFT would ignore the tensors that are stored for it",
             where=where,
-            hint=f"if it is meant to count, correct {what.split()[0]}",
+            hint=f"to use these tensors, correct {what.split()[0]}",
         )
 
 
