@@ -29,8 +29,8 @@ def differing_weights(
         source: the model's name in the sentence.
         result: the adapter's or delta's name in the sentence.
     """
-    found = None if files is None or base.fingerprint is None else fingerprint(files)
-    if found is None or found == base.fingerprint:
+    actual = None if files is None or base.fingerprint is None else fingerprint(files)
+    if actual is None or actual == base.fingerprint:
         return None
     return f"{source} holds other weights than the base model of {result}"
 

@@ -18,7 +18,7 @@ from sora_cli.model.references import local_checkpoint, resolve_model_path
 from sora_cli.model.tensors import TensorFile, same_numbers
 
 
-def compared(
+def without_copies(
     keys: SplitKeys, tensors: TensorFile, base: BaseReference, on: str | None
 ) -> tuple[SplitKeys, tuple[str, ...]]:
     """Leave out the stored weights that equal the base model's own, number by number.
@@ -29,14 +29,14 @@ def compared(
     Returns:
         The keys that are left, and a note on each stored base weight.
     """
-    stored = _stored(base, on) if keys.base_weights else []
+    stored = _base_tensors(base, on) if keys.base_weights else []
     own = {
         name
         for name in keys.base_weights
-        if any(same_numbers(tensors.entry(keys.head[name]), t) for t in _places(name, stored))
+        if any(same_numbers(tensors.entry(keys.head[name]), t) for t in _candidates(name, stored))
     }
-    left = keys.without_base_weights(own)
-    return left, tuple(_notes(keys.base_weights, own, known=bool(stored)))
+    remaining = keys.without_base_weights(own)
+    return remaining, tuple(_notes(keys.base_weights, own, known=bool(stored)))
 
 
 def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]:
@@ -51,7 +51,7 @@ def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]
             )
 
 
-def _stored(base: BaseReference, on: str | None) -> list[StoredTensor]:
+def _base_tensors(base: BaseReference, on: str | None) -> list[StoredTensor]:
     """Return the base model's tensors; none if it is not here or in another format.
 
     The numbers in a GGUF file are rounded, so for such a base the tensors of the model that the
@@ -60,15 +60,15 @@ def _stored(base: BaseReference, on: str | None) -> list[StoredTensor]:
     for name, revision in ((on, None), (base.resolved or base.path, base.revision)):
         try:
             place = local_checkpoint(resolve_model_path(name), revision) if name else None
-            found = [] if place is None else stored_tensors(Path(place))
+            tensors = [] if place is None else stored_tensors(Path(place))
         except (SoraError, OSError):
-            found = []
-        if found:
-            return found
+            tensors = []
+        if tensors:
+            return tensors
     return []
 
 
-def _places(name: str, stored: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
+def _candidates(name: str, stored: Sequence[StoredTensor]) -> Sequence[StoredTensor]:
     """Return the tensors of this name, with or without a prefix; all if the name is not found.
 
     A name may be missing since its weight is tied to another one: then any tensor may be its own.

@@ -227,9 +227,9 @@ def _scores(meta: AdapterMeta) -> list[str]:
 
 def _ranks(file: AdapterFile) -> list[str]:
     """Return the table of ranks, layers by kinds of modules, and a sentence with the sum."""
-    known = {**dict.fromkeys(file.meta.ranks, 0), **file.ranks, **file.meta.ranks}
-    start = {path: file.meta.ranks_start.get(path, rank) for path, rank in known.items()}
-    table = rank_map(known, start)
+    ranks = {**dict.fromkeys(file.meta.ranks, 0), **file.ranks, **file.meta.ranks}
+    start = {path: file.meta.ranks_start.get(path, rank) for path, rank in ranks.items()}
+    table = rank_map(ranks, start)
     total = table.total
     rows = []
     for label, row in zip(table.row_labels(), table.rows, strict=True):
@@ -238,7 +238,7 @@ def _ranks(file: AdapterFile) -> list[str]:
         rows.append((label, *live, table.row_total(row).live))
     return [
         f"{total.live:,} of {total.start:,} components are left, in "
-        f"{sum(rank > 0 for rank in known.values())} of {len(known)} modules; the largest rank is "
+        f"{sum(rank > 0 for rank in ranks.values())} of {len(ranks)} modules; the largest rank is "
         f"{file.config.r}.",
         "",
         markdown(Table(None, ["layer", *table.column_labels(), "all"], rows)),
@@ -266,8 +266,8 @@ def _loading(file: AdapterFile) -> list[str]:
         ]
     lines += ["| program | |", "| --- | --- |"]
     for verdict in consumers_of(file, name=THIS, base=base):
-        shown = verdict.advice if verdict.loads else f"no: {verdict.advice}"
-        lines.append(f"| {verdict.name} | {escaped(shown)} |")
+        text = verdict.advice if verdict.loads else f"no: {verdict.advice}"
+        lines.append(f"| {verdict.name} | {escaped(text)} |")
     return lines
 
 

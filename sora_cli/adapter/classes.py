@@ -87,12 +87,12 @@ def number_of_labels(adapter: Adapter) -> int | None:
 
 def _by_name(class_name: str) -> str | None:
     """Return the Auto class by transformers' tables, or else by the ending of the class name."""
-    known = _classes()
-    if class_name in known:
-        return known[class_name]
+    classes = _classes()
+    if class_name in classes:
+        return classes[class_name]
     ending = class_name.rpartition("For")[2]
-    found = (auto for auto in _TABLES.values() if auto.removeprefix("AutoModelFor") == ending)
-    return next(found, None)
+    matches = (auto for auto in _TABLES.values() if auto.removeprefix("AutoModelFor") == ending)
+    return next(matches, None)
 
 
 @cache
@@ -101,12 +101,12 @@ def _classes() -> dict[str, str]:
     # transformers has no public way to ask which Auto class a class of a model belongs to
     from transformers.models.auto import modeling_auto
 
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for table, auto in _TABLES.items():
         for entry in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
             for name in (entry,) if isinstance(entry, str) else entry:
-                found.setdefault(name, auto)
-    return found
+                classes.setdefault(name, auto)
+    return classes
 
 
 def _fits(auto: str, adapter: Adapter, config: Any, *, shapes: bool) -> bool:

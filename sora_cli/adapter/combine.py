@@ -111,20 +111,22 @@ class Combination:
         self._files, self._mixing = list(files), mixing
         self.notes = _check_bases(files)
         self._shapes = _shapes(files)
-        self._task_type = _one("task type", files, [f.config.task_type for f in files])
+        self._task_type = _common_value("task type", files, [f.config.task_type for f in files])
         _check_heads(files)
 
     def write(self, output: Path, keep: Keep, *, dtype: str, force: bool, told: Told) -> Combined:
         """Write the combined adapter, atomically, after reading it back for comparison."""
-        found: dict[str, Any] = {}
+        measured: dict[str, Any] = {}
         exact = not keep.given()
 
         def beside(folder: Path) -> None:
             with open_adapter(folder) as back:
-                found["losses"] = self._losses(back.layers, dtype if exact else None)
+                measured["losses"] = self._losses(back.layers, dtype if exact else None)
                 live = {path: rank for path, rank in back.meta.ranks.items() if rank}
-                found["parameters"] = sum(r * sum(self._shapes[path]) for path, r in live.items())
-            total = reduce(add, found["losses"].values())
+                measured["parameters"] = sum(
+                    r * sum(self._shapes[path]) for path, r in live.items()
+                )
+            total = reduce(add, measured["losses"].values())
             _record(folder, self._entry(keep, total.relative_error))
             copy_processor(self._files[0].directory, folder)
 
@@ -142,7 +144,7 @@ class Combination:
             with cut_dense(paths, self.dense, keep, output, told) as layers:
                 finish(layers)
         head = self._files[0].head_modules
-        return Combined(**found, exact=exact, head=head, notes=self.notes)
+        return Combined(**measured, exact=exact, head=head, notes=self.notes)
 
     def _cut(self, layers: Layers, keep: Keep) -> Layers:
         cut, losses = prune_layers(layers, keep)
@@ -199,14 +201,17 @@ class Combination:
             return measure(layers, list(self._shapes), self.dense)
         losses = {}
         for path in self._shapes:
-            meant = self._sum(path)
-            kept = layers[path].drop_zeros() if path in layers else None
-            missing = meant if kept is None else meant.minus(kept)
+            expected = self._sum(path)
+            stored = layers[path].drop_zeros() if path in layers else None
+            missing = expected if stored is None else expected.minus(stored)
             loss = Loss(
-                meant.rank, kept.rank if kept else 0, missing.norm() ** 2, meant.norm() ** 2
+                expected.rank,
+                stored.rank if stored else 0,
+                missing.norm() ** 2,
+                expected.norm() ** 2,
             )
             if exact is not None:
-                _check_sum(path, math.sqrt(loss.dropped), meant, exact)
+                _check_sum(path, math.sqrt(loss.dropped), expected, exact)
             losses[path] = loss
         return losses
 
@@ -258,28 +263,28 @@ def _record(folder: Path, entry: Mapping[str, Any]) -> None:
     write_sora_file(folder / SORA_FILE, meta.model_copy(update={"lineage": (entry,)}), base)
 
 
-def _check_sum(path: str, distance: float, meant: LowRankFactors, dtype: str) -> None:
+def _check_sum(path: str, distance: float, expected: LowRankFactors, dtype: str) -> None:
     """Check that factors differ from a sum by no more than rounding to their dtype explains."""
     # (1 + u)^2 for the two halves of each term, u = eps / 2, and a few roundings in float32
     rounding = 1.5 * torch.finfo(getattr(torch, dtype)).eps + 4 * torch.finfo(torch.float32).eps
-    if distance > rounding * float(meant.term_norms().sum()):
+    if distance > rounding * float(expected.term_norms().sum()):
         raise SoraError(f"'{path}' is not the weighted sum of the updates: off by {distance:.2g} "
-                        f"of {meant.norm():.2g}")  # fmt: skip
+                        f"of {expected.norm():.2g}")  # fmt: skip
 
 
 def _shapes(files: Sequence[AdapterFile]) -> dict[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, int]] = {}
     for file in files:
         for path in file.paths:
-            known = shapes.setdefault(path, file.shapes[path])
-            if known != file.shapes[path]:
-                raise SoraError(f"'{path}' has the shape {known} in one adapter and "
+            shape = shapes.setdefault(path, file.shapes[path])
+            if shape != file.shapes[path]:
+                raise SoraError(f"'{path}' has the shape {shape} in one adapter and "
                                 f"{file.shapes[path]} in another: their base models differ",
                                 where=str(file.directory))  # fmt: skip
     return shapes
 
 
-def _one(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
+def _common_value(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
     """Return the value that all adapters with a known value share; None if none is known."""
     known = {value: file for value, file in zip(values, files, strict=True) if value is not None}
     if len(known) > 1:
@@ -291,10 +296,10 @@ def _one(what: str, files: Sequence[AdapterFile], values: Sequence[Any]) -> Any:
 
 def _check_bases(files: Sequence[AdapterFile]) -> tuple[str, ...]:
     """Refuse adapters of different base models; return a note if that is not known."""
-    _one("base model", files, [_identity(file.base) for file in files])
+    _common_value("base model", files, [_identity(file.base) for file in files])
     if all(_identity(file.base) for file in files):
         return ()
-    _one("base model", files, [file.base.hub_id for file in files])
+    _common_value("base model", files, [file.base.hub_id for file in files])
     return ("not all adapters record their base model, so it may differ; their shapes fit",)
 
 

@@ -35,7 +35,7 @@ from sora_cli.adapter.foreign.places import DIFFUSERS_CLASS
 from sora_cli.adapter.gguf_kinds import exact_in_gguf, gguf_names, has_tied_output
 from sora_cli.adapter.metadata import read_json
 from sora_cli.adapter.peft.refused import refused_today
-from sora_cli.adapter.server_rules import SERVERS, judged
+from sora_cli.adapter.server_rules import SERVERS, judge_directory
 from sora_cli.core.errors import SoraError
 from sora_cli.core.words import first_few
 from sora_cli.model.files import MODEL_CONFIG
@@ -74,7 +74,7 @@ class Consumer:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Facts:
     config: PeftConfig
     ranks: Mapping[str, int]
     head: tuple[str, ...]
@@ -104,17 +104,17 @@ def consumers(
             DoRA's magnitudes"; None: there are no such parts.
     """
     base = config.base_model_name_or_path or "BASE"
-    given = _Given(config, ranks, head, directory, base, base_config or {}, more)
-    lost = _lost_in_peft(given)
-    if DIFFUSERS_CLASS in given.base_config:
+    facts = _Facts(config, ranks, head, directory, base, base_config or {}, more)
+    lost = _lost_in_peft(facts)
+    if DIFFUSERS_CLASS in facts.base_config:
         others = ("transformers", "vLLM", "llama.cpp")
         no = (Consumer(name, False, "its base model is a diffusers model") for name in others)
         return _peft(config, lost), *no
-    llama_cpp = _llama_cpp(given)
-    own = (_peft(config, lost), _transformers(config, lost), _vllm(given), llama_cpp)
+    llama_cpp = _llama_cpp(facts)
+    own = (_peft(config, lost), _transformers(config, lost), _vllm(facts), llama_cpp)
     if config.task_type != "CAUSAL_LM":
         return own
-    return (*own, *_servers(given), _ollama(given, llama_cpp))
+    return (*own, *_servers(facts), _ollama(facts, llama_cpp))
 
 
 def consumers_of(
@@ -135,11 +135,11 @@ def consumers_of(
         head=file.head_modules,
         directory=str(file.directory) if name is None else name,
         base_config=base_configuration(file.base),
-        more=_more(file),
+        more=_other_parts(file),
     )
 
 
-def _more(file: AdapterFile) -> str | None:
+def _other_parts(file: AdapterFile) -> str | None:
     """Return the part of an adapter, besides its head, that servers refuse; None: there is none."""
     if file.magnitudes:
         return "refuses DoRA's magnitudes"
@@ -168,13 +168,13 @@ def base_configuration(base: BaseReference) -> dict[str, Any] | None:
     return raw if isinstance(raw, dict) else None
 
 
-def _lost_in_peft(given: _Given) -> str | None:
+def _lost_in_peft(facts: _Facts) -> str | None:
     """Return the module that PEFT does not load, with the reason; None if it loads all."""
-    model_type = given.base_config.get("model_type")
-    found = refused_today(model_type, given.ranks) if isinstance(model_type, str) else {}
-    if not found:
+    model_type = facts.base_config.get("model_type")
+    lost = refused_today(model_type, facts.ranks) if isinstance(model_type, str) else {}
+    if not lost:
         return None
-    return f"{first_few(found, 1)}: {next(iter(found.values()))}; sora merge first"
+    return f"{first_few(lost, 1)}: {next(iter(lost.values()))}; sora merge first"
 
 
 def _peft(config: PeftConfig, lost: str | None) -> Consumer:
@@ -186,8 +186,8 @@ def _peft(config: PeftConfig, lost: str | None) -> Consumer:
         advice += ", from PEFT 0.15 on"  # older ones never match an anchored pattern
     init = config.init_lora_weights
     if init is False or init == "orthogonal":
-        shown = f"init_lora_weights is {str(init).lower()}"
-        advice += f"; {shown}: targets missing from the file get random factors"
+        setting = f"init_lora_weights is {str(init).lower()}"
+        advice += f"; {setting}: targets missing from the file get random factors"
     return Consumer("PEFT", True, advice)
 
 
@@ -213,23 +213,25 @@ def _without_prefix() -> bool:
         return False
 
 
-def _vllm(given: _Given) -> Consumer:
-    config, ranks, head = given.config, given.ranks, given.head
+def _vllm(facts: _Facts) -> Consumer:
+    config, ranks, head = facts.config, facts.ranks, facts.head
     if config.task_type == "SEQ_2_SEQ_LM":
         return Consumer("vLLM", False, "serves no text-to-text model, such as T5 or BART")
-    kind = given.base_config.get("model_type")
+    kind = facts.base_config.get("model_type")
     if kind in VLLM_WITHOUT_LORA:
         return Consumer("vLLM", False, f"takes no adapters for {kind} models: sora merge first")
     if head and config.task_type != "SEQ_CLS":
         return Consumer(
             "vLLM", False, f"refuses {', '.join(head)}, stored in full: sora merge first"
         )
-    if given.more is not None:
-        return Consumer("vLLM", False, f"{given.more}: sora merge first")
+    if facts.more is not None:
+        return Consumer("vLLM", False, f"{facts.more}: sora merge first")
     if not config.is_plain:
-        return _export("vLLM", given.directory)
-    if any(not _same(config.scaling(path), _global_scaling(config)) for path in ranks):
-        return _export("vLLM", given.directory, "before 0.33 applies one alpha / r to all modules")
+        return _export_first("vLLM", facts.directory)
+    if any(not _is_close(config.scaling(path), _global_scaling(config)) for path in ranks):
+        return _export_first(
+            "vLLM", facts.directory, "before 0.33 applies one alpha / r to all modules"
+        )
     needed = max(config.r, *ranks.values())
     fits = next((rank for rank in VLLM_RANKS if rank >= needed), None)
     if fits is None:
@@ -240,52 +242,52 @@ def _vllm(given: _Given) -> Consumer:
         newest = f"the newest take it with {option}"
         return Consumer("vLLM", False, f"older versions refuse a classifier's head ({newest}): "
                                        "sora merge first")  # fmt: skip
-    return Consumer("vLLM", True, f"vllm serve {quote(given.base)} --enable-lora {option} "
-                                  f"--lora-modules adapter={quote(given.directory)}")  # fmt: skip
+    return Consumer("vLLM", True, f"vllm serve {quote(facts.base)} --enable-lora {option} "
+                                  f"--lora-modules adapter={quote(facts.directory)}")  # fmt: skip
 
 
-def _llama_cpp(given: _Given) -> Consumer:
-    config, base = given.config, quote(given.base)
-    refused = f"refuses {', '.join(given.head)}, stored in full" if given.head else None
-    refused = refused or given.more or _missing_in_llama_cpp(given)
+def _llama_cpp(facts: _Facts) -> Consumer:
+    config, base = facts.config, quote(facts.base)
+    refused = f"refuses {', '.join(facts.head)}, stored in full" if facts.head else None
+    refused = refused or facts.more or _missing_in_llama_cpp(facts)
     if refused is not None:
         return Consumer("llama.cpp", False, f"{refused}: sora merge first")
-    form = "gguf" if exact_in_gguf(given.base_config.get("model_type")) else "padded"
+    form = "gguf" if exact_in_gguf(facts.base_config.get("model_type")) else "padded"
     if not config.is_plain:
-        return _export("llama.cpp", given.directory, form=form)
+        return _export_first("llama.cpp", facts.directory, form=form)
     if config.fan_in_fan_out:
         reason = "its converter transposes the factors of Conv1D layers once too often"
-        return _export("llama.cpp", given.directory, reason, form=form)
-    for path, rank in given.ranks.items():
-        if rank and not _same(config.scaling(path), config.lora_alpha / rank):
+        return _export_first("llama.cpp", facts.directory, reason, form=form)
+    for path, rank in facts.ranks.items():
+        if rank and not _is_close(config.scaling(path), config.lora_alpha / rank):
             reason = "applies alpha / rank of each tensor"
-            return _export("llama.cpp", given.directory, reason, form=form)
-    if given.base.lower().endswith(".gguf"):
+            return _export_first("llama.cpp", facts.directory, reason, form=form)
+    if facts.base.lower().endswith(".gguf"):
         base = "DIR, with the config.json of the model the GGUF file was made from"
-    convert = f"convert_lora_to_gguf.py {quote(given.directory)} --base {base}"
+    convert = f"convert_lora_to_gguf.py {quote(facts.directory)} --base {base}"
     if form == "gguf":
-        own = f"sora export {quote(given.directory)} -o adapter.gguf --format gguf"
+        own = f"sora export {quote(facts.directory)} -o adapter.gguf --format gguf"
         return Consumer("llama.cpp", True, f"{own}, or {convert}")
     return Consumer("llama.cpp", True, convert)
 
 
-def _servers(given: _Given) -> Iterator[Consumer]:
-    layers = given.base_config.get("num_hidden_layers")
+def _servers(facts: _Facts) -> Iterator[Consumer]:
+    layers = facts.base_config.get("num_hidden_layers")
     for rules in SERVERS:
-        loads, advice = judged(
+        loads, advice = judge_directory(
             rules,
-            given.config,
-            given.ranks,
-            head=given.head,
-            directory=given.directory,
-            base=given.base,
+            facts.config,
+            facts.ranks,
+            head=facts.head,
+            directory=facts.directory,
+            base=facts.base,
             layers=layers if isinstance(layers, int) else None,
-            more=given.more,
+            more=facts.more,
         )
         yield Consumer(rules.name, loads, advice)
 
 
-def _ollama(given: _Given, llama_cpp: Consumer) -> Consumer:
+def _ollama(facts: _Facts, llama_cpp: Consumer) -> Consumer:
     """Return the verdict on Ollama, which starts llama.cpp's server with `--lora`.
 
     Its own conversion of directories (convert/convert_llama_adapter.go) uses other names and
@@ -293,30 +295,30 @@ def _ollama(given: _Given, llama_cpp: Consumer) -> Consumer:
     """
     if not llama_cpp.loads and "sora export" not in llama_cpp.advice:
         return Consumer("Ollama", False, llama_cpp.advice)
-    export = f"sora export {quote(given.directory)} -o adapter.gguf --format gguf first"
+    export = f"sora export {quote(facts.directory)} -o adapter.gguf --format gguf first"
     return Consumer("Ollama", False, f"{export}, then FROM BASE.gguf and ADAPTER ./adapter.gguf in "
                                      "a Modelfile, and ollama create")  # fmt: skip
 
 
-def _missing_in_llama_cpp(given: _Given) -> str | None:
+def _missing_in_llama_cpp(facts: _Facts) -> str | None:
     """Return a part of the model for which llama.cpp takes no factors; None: none is known."""
-    kind = given.base_config.get("model_type")
-    if given.config.fan_in_fan_out and not exact_in_gguf(kind):
+    kind = facts.base_config.get("model_type")
+    if facts.config.fan_in_fan_out and not exact_in_gguf(kind):
         return "transposes the factors of Conv1D layers once too often"
-    tied = [path for path in given.ranks if path.split(".")[-1] == "lm_head"]
-    if tied and has_tied_output(given.base_config):
+    tied = [path for path in facts.ranks if path.split(".")[-1] == "lm_head"]
+    if tied and has_tied_output(facts.base_config):
         return f"cannot adapt {tied[0]}, which is tied to the embedding"
     if not isinstance(kind, str):
         return None
     try:
-        names = gguf_names(kind, given.ranks)
+        names = gguf_names(kind, facts.ranks)
     except LookupError:
         return f"knows no {kind} models"
     lost = [path for path, name in (names or {}).items() if name is None]
     return f"has no place for {lost[0]} of a {kind} model" if lost else None
 
 
-def _export(name: str, directory: str, reason: str = "", *, form: str = "") -> Consumer:
+def _export_first(name: str, directory: str, reason: str = "", *, form: str = "") -> Consumer:
     commands = {
         "gguf": f"sora export {quote(directory)} -o adapter.gguf --format gguf first",
         "padded": f"sora export {quote(directory)} -o OUT --layout padded first",
@@ -329,5 +331,5 @@ def _global_scaling(config: PeftConfig) -> float:
     return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
 
 
-def _same(a: float, b: float) -> bool:
+def _is_close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)

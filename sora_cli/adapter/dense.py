@@ -47,7 +47,7 @@ _ROWS = 1024  # of an update that are compared at once
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Spectrum:
     """The known part of a layer's spectrum.
 
     Attributes:
@@ -83,21 +83,23 @@ def cut_dense(
     beside.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as folder:
         store = _Store(Path(folder), paths, beside)
-        found: dict[str, _Found] = {}
-        asked = dict.fromkeys(paths, _first(keep))
+        spectra: dict[str, _Spectrum] = {}
+        requested = dict.fromkeys(paths, _first(keep))
         todo = list(paths)
         while todo:
             for path in todo:
-                found[path] = store.decompose(path, dense(path), asked[path])
+                spectra[path] = store.decompose(path, dense(path), requested[path])
                 told(path)
-            modules = {path: known.module for path, known in found.items()}
+            modules = {path: known.module for path, known in spectra.items()}
             ranks = kept_ranks(modules, keep)
-            ranks = {p: min(rank, found[p].values.numel()) for p, rank in ranks.items()}
-            todo = [p for p in paths if ranks[p] >= found[p].values.numel() and not found[p].whole]
+            ranks = {p: min(rank, spectra[p].values.numel()) for p, rank in ranks.items()}
+            todo = [
+                p for p in paths if ranks[p] >= spectra[p].values.numel() and not spectra[p].whole
+            ]
             todo = [] if keep.rank is not None else todo
-            asked |= {path: _MORE * asked[path] for path in todo}
-        left = ((ranks[path], known.squared) for path, known in found.items())
-        check_left(keep, left, (sum(known.sides) for known in found.values()))
+            requested |= {path: _MORE * requested[path] for path in todo}
+        left = ((ranks[path], known.squared) for path, known in spectra.items())
+        check_left(keep, left, (sum(known.sides) for known in spectra.values()))
         yield OnDemand(paths, lambda path: store.read(path, ranks[path]))
 
 
@@ -142,7 +144,7 @@ class _Store:
         self._beside = beside
         self._files = {path: folder / f"{i}.safetensors" for i, path in enumerate(paths)}
 
-    def decompose(self, path: str, update: Tensor, rank: int) -> _Found:
+    def decompose(self, path: str, update: Tensor, rank: int) -> _Spectrum:
         """Find and store the leading triples, with the singular values shared evenly by A and B."""
         squared = _squared(update)
         if not math.isfinite(squared):
@@ -161,7 +163,7 @@ class _Store:
         except OSError as error:  # of a full disk names no file, of others a hidden one
             raise SoraError(f"{self._beside} cannot be written: {reason(error, file)}") from error
         whole = s.numel() < rank or rank >= min(update.shape)
-        return _Found(s.double(), squared, (update.shape[0], update.shape[1]), whole)
+        return _Spectrum(s.double(), squared, (update.shape[0], update.shape[1]), whole)
 
     def read(self, path: str, rank: int) -> LowRankFactors:
         """Return the factors of the largest singular values."""

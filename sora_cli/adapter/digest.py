@@ -60,8 +60,8 @@ def _digest(weights: Path, config: Path) -> str:
         digest = hashlib.file_digest(stream, "sha256")
     if config.is_file():
         read = json.loads(config.read_bytes())
-        said = {key: value for key, value in read.items() if key not in _NOT_THE_ADAPTER}
-        digest.update(json.dumps(said, sort_keys=True).encode())
+        settings = {key: value for key, value in read.items() if key not in _NOT_THE_ADAPTER}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -71,9 +71,9 @@ def result_digests(folder: Path) -> dict[str, str]:
     The dictionary is empty if the result cannot be read.
     """
     files = [folder / name for name in _BESIDE if (folder / name).is_file()]
-    found = {place.relative_to(folder.parent).as_posix(): _digest_at(place)
+    digests = {place.relative_to(folder.parent).as_posix(): _digest_at(place)
              for place in (folder, *files)}  # fmt: skip
-    return {name: digest for name, digest in found.items() if digest is not None}
+    return {name: digest for name, digest in digests.items() if digest is not None}
 
 
 def _digest_at(place: Path) -> str | None:
@@ -91,15 +91,15 @@ def _digest_at(place: Path) -> str | None:
 
 def deciding(meta: AdapterMeta) -> dict[str, Any]:
     """Return the known facts of `sora.json` about inputs and answers."""
-    said = meta.model_dump(mode="json", include=_DECIDING)
-    return _known({**said, **_dotted(meta.row_recipe)})
+    facts = meta.model_dump(mode="json", include=_DECIDING)
+    return _without_unknown({**facts, **_dotted(meta.row_recipe)})
 
 
 def _dotted(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {".".join(path): value for path, value in flat(recipe)}
 
 
-def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _without_unknown(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value not in (None, [])}
 
 
@@ -113,11 +113,11 @@ def apart(
     """
     for key, value in one.items():
         if key in other and other[key] != value:
-            first, second = _shown(value, other[key]), _shown(other[key], value)
+            first, second = _value_text(value, other[key]), _value_text(other[key], value)
             yield f"{names[0]} has the {key} {first}, and {names[1]} {second}"
 
 
-def _shown(value: Any, other: Any) -> str:
+def _value_text(value: Any, other: Any) -> str:
     """Return a value in words; a long list starts at the first item that the other lacks there."""
     if not isinstance(value, list):
         return shown_value(value)
@@ -130,7 +130,7 @@ def changed_results(run: Path, report: RunReport) -> Iterator[str]:
     """Yield a line for each change of a run's results since its report."""
     for name, digest in report.digests.items():
         if "/" not in name:
-            yield from _remark(run / name, name, digest)
+            yield from _weights_remark(run / name, name, digest)
             yield from _changed_beside(run / name, report)
 
 
@@ -155,14 +155,14 @@ def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
     }
     file, name = folder / SORA_FILE, folder.resolve().name
     try:
-        said = deciding(read_sora_file(file)[0])
+        recorded = deciding(read_sora_file(file)[0])
     except SoraError:
-        said = {}
-    named = list(apart(said, _known(known), (file, folder.parent / FILE_NAME)))
-    yield from named
+        recorded = {}
+    differences = list(apart(recorded, _without_unknown(known), (file, folder.parent / FILE_NAME)))
+    yield from differences
     for key, digest in report.digests.items():
         place = folder / key.removeprefix(f"{name}/")
-        if not key.startswith(f"{name}/") or (named and place == file):
+        if not key.startswith(f"{name}/") or (differences and place == file):
             continue
         # without its own tokenizer an adapter takes the base model's
         if (place == file or place.is_file()) and _digest_at(place) != digest:
@@ -180,13 +180,13 @@ def has_changed(run: Path, report: RunReport) -> bool | None:
         place = run / name
         if report.finished is None or not place.exists():
             continue
-        found = _digest_at(place) if _touched(place, report.finished) else digest
-        if found is not None:
-            changed = bool(changed) or found != digest
+        current = _digest_at(place) if _touched_after(place, report.finished) else digest
+        if current is not None:
+            changed = bool(changed) or current != digest
     return changed
 
 
-def _touched(place: Path, finished: str) -> bool:
+def _touched_after(place: Path, finished: str) -> bool:
     """Return true if a file, or a file in this folder, was written or copied there after a time."""
     try:
         files = place.iterdir() if place.is_dir() else [place]
@@ -203,7 +203,7 @@ def result_remarks(folder: Path) -> list[str]:
     if report is None:
         return []
     digest = report.digests.get(place.name)
-    weights = [] if digest is None else _remark(folder, place.name, digest)
+    weights = [] if digest is None else _weights_remark(folder, place.name, digest)
     return [*weights, *_changed_beside(folder, report)]
 
 
@@ -216,9 +216,9 @@ def _report_of(place: Path) -> RunReport | None:
     return None if report is None or report.status != "completed" else report
 
 
-def _remark(folder: Path, name: str, digest: str) -> Iterator[str]:
-    found = result_digest(folder) if folder.is_dir() else digest
-    if found is None:
+def _weights_remark(folder: Path, name: str, digest: str) -> Iterator[str]:
+    current = result_digest(folder) if folder.is_dir() else digest
+    if current is None:
         yield f"{folder} cannot be read, so it cannot be compared with the run's report"
-    elif found != digest:
+    elif current != digest:
         yield f"{folder} has changed since the run: its report describes another {name}"

@@ -87,9 +87,9 @@ def ranks_of(file: AdapterFile, spectra: Mapping[str, Spectrum]) -> dict[str, di
 
     An unknown start counts as the stored number.
     """
-    known = dict.fromkeys([*file.meta.ranks, *spectra])
+    paths = dict.fromkeys([*file.meta.ranks, *spectra])
     ranks = {}
-    for path in known:
+    for path in paths:
         stored = spectra[path].stored if path in spectra else 0
         live = spectra[path].live if path in spectra else 0
         start = file.meta.ranks_start.get(path, stored)

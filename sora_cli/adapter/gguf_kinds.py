@@ -101,8 +101,8 @@ def exact_in_gguf(model_type: object) -> bool:
 
 def has_tied_output(config: Mapping[str, Any]) -> bool:
     """Return true if a model's output layer is its embedding, by its config.json."""
-    given = config.get("tie_word_embeddings")
-    return config.get("model_type") in _TIED if given is None else bool(given)
+    tied = config.get("tie_word_embeddings")
+    return config.get("model_type") in _TIED if tied is None else bool(tied)
 
 
 @dataclass(frozen=True)
@@ -147,17 +147,17 @@ def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] |
     except ImportError:
         return None
     paths = tuple(paths)
-    plain = _plain(model_type)
-    wanted = _plain(_OTHER_NAMES.get(plain, plain))
-    known = {_plain(name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    plain = _normalised(model_type)
+    wanted = _normalised(_OTHER_NAMES.get(plain, plain))
+    known = {_normalised(name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     if wanted not in known:
         raise LookupError(model_type)
     numbers = (int(part) for path in paths for part in path.split(".") if part.isdecimal())
     names = gguf.get_tensor_name_map(known[wanted], max(numbers, default=0) + 1)
-    found = {
+    weights = {
         path: names.get_name(path) or names.get_name(_without_backbone(path)) for path in paths
     }
-    return {path: None if name in _WITHOUT_FACTORS else name for path, name in found.items()}
+    return {path: None if name in _WITHOUT_FACTORS else name for path, name in weights.items()}
 
 
 def _without_backbone(path: str) -> str:
@@ -165,5 +165,5 @@ def _without_backbone(path: str) -> str:
     return path.partition(".")[2]
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return re.sub(r"[-_]", "", name.lower())

@@ -80,11 +80,11 @@ def export_gguf(
         alpha = max(ranks.values())
         layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
         plan = Plan(layers, {}, layout="exact", dtype=_DTYPES[type])
-        made = _LoraFile(plan, places, architecture, float(alpha), name)
+        lora_file = _LoraFile(plan, places, architecture, float(alpha), name)
         try:
             with new_file(output) as temporary:
-                made.write(temporary)
-                made.check(temporary)
+                lora_file.write(temporary)
+                lora_file.check(temporary)
         except OSError as error:
             raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
         return GgufLora(
@@ -158,14 +158,18 @@ class _LoraFile:
         import gguf
 
         reader = gguf.GGUFReader(file)
-        there = {tensor.name: tensor.data for tensor in reader.tensors}
+        written = {tensor.name: tensor.data for tensor in reader.tensors}
         keys = {self._key(path, half): (path, half) for path in self._plan.stored for half in "ab"}
         alpha = reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents()
-        same = there.keys() == keys.keys() and alpha == self._alpha
+        same = written.keys() == keys.keys() and alpha == self._alpha
         for key, (path, half) in keys.items() if same else ():
-            meant = self._numbers(path, half)
-            same = same and there[key].shape == meant.shape and there[key].dtype == meant.dtype
-            same = same and bool((there[key] == meant).all())
+            expected = self._numbers(path, half)
+            same = (
+                same
+                and written[key].shape == expected.shape
+                and written[key].dtype == expected.dtype
+            )
+            same = same and bool((written[key] == expected).all())
         check_read_back(same)
 
     def _key(self, path: str, half: str) -> str:

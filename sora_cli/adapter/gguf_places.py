@@ -62,16 +62,16 @@ def places_of(file: AdapterFile, base: str) -> tuple[str, dict[str, Place]]:
     model_type = str(config.get("model_type"))
     kind = KINDS.get(model_type)
     if kind is None:
-        raise _refused(f"adapters of {model_type} models are not known to be exact in llama.cpp")
+        raise _refusal(f"adapters of {model_type} models are not known to be exact in llama.cpp")
     names = gguf_names(model_type, file.paths) or {}
     tied = [path for path in file.paths if names.get(path) == "output"]
     if tied and has_tied_output(config):
-        raise _refused(f"llama.cpp cannot adapt {tied[0]}, which is tied to the embedding")
+        raise _refusal(f"llama.cpp cannot adapt {tied[0]}, which is tied to the embedding")
     try:
         heads = configured_heads(config) if kind.order else Heads(1, 1)
     except LookupError as error:
-        raise _refused(f"{source / MODEL_CONFIG} does not say {error.args[0]}") from error
-    return kind.architecture, _checked(file, kind, names, heads)
+        raise _refusal(f"{source / MODEL_CONFIG} does not say {error.args[0]}") from error
+    return kind.architecture, _match_places(file, kind, names, heads)
 
 
 def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Place]]:
@@ -85,7 +85,7 @@ def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Plac
         architecture = str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
         kind = kind_of_architecture(architecture)
         if kind is None:
-            raise _refused(f"adapters of {architecture} models are not known to be exact in "
+            raise _refusal(f"adapters of {architecture} models are not known to be exact in "
                            "llama.cpp")  # fmt: skip
         heads = _heads_in_file(reader, architecture) if kind.order else Heads(1, 1)
         shapes = {t.name: tuple(int(n) for n in t.shape) for t in reader.tensors}  # (in, out)
@@ -94,25 +94,25 @@ def places_in_file(file: AdapterFile, source: Path) -> tuple[str, dict[str, Plac
     except Exception as error:  # it parses the file without checks of its own
         raise SoraError(f"the GGUF file {source} cannot be read: {first_line(error)}") from error
     names = gguf_names(architecture, file.paths) or {}
-    found = _checked(file, kind, names, heads)
-    for path, place in found.items():
+    places = _match_places(file, kind, names, heads)
+    for path, place in places.items():
         shape = shapes.get(f"{place.name}.weight")
         if shape is None:
-            raise _refused(f"{source.name} has no {place.name}.weight, for '{path}'")
+            raise _refusal(f"{source.name} has no {place.name}.weight, for '{path}'")
         if shape != file.shapes[path][::-1]:
-            raise _refused(
+            raise _refusal(
                 f"'{path}' is (in, out) = {file.shapes[path][::-1]}, but {place.name}.weight in "
                 f"{source.name} is {shape}"
             )
-    return architecture, found
+    return architecture, places
 
 
 def _check_parts(file: AdapterFile) -> None:
     if file.head_names:
-        shown = first_few(file.head_modules or file.head_names)
-        raise _refused(f"llama.cpp takes no weights stored in full with an adapter: {shown}")
+        names = first_few(file.head_modules or file.head_names)
+        raise _refusal(f"llama.cpp takes no weights stored in full with an adapter: {names}")
     if file.forms:
-        raise _refused(f"only adapters of linear layers are known to be exact in llama.cpp, not "
+        raise _refusal(f"only adapters of linear layers are known to be exact in llama.cpp, not "
                        f"{first_few(file.forms)}")  # fmt: skip
 
 
@@ -126,21 +126,21 @@ def _heads_in_file(reader: Any, architecture: str) -> Heads:
     return Heads(count, size)
 
 
-def _checked(
+def _match_places(
     file: AdapterFile, kind: Kind, names: Mapping[str, str | None], heads: Heads
 ) -> dict[str, Place]:
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     for path in file.paths:
         name = names.get(path)
         if name is None:
-            raise _refused(f"llama.cpp has no place for '{path}' of a {kind.architecture} model")
+            raise _refusal(f"llama.cpp has no place for '{path}' of a {kind.architecture} model")
         if name in _EMBEDDINGS:
-            raise _refused(f"'{path}' is an embedding, whose factors llama.cpp looks up instead of "
+            raise _refusal(f"'{path}' is an embedding, whose factors llama.cpp looks up instead of "
                            "multiplying")  # fmt: skip
-        if any(place.name == name for place in found.values()):
-            raise _refused(f"'{path}' and another module are one weight in llama.cpp, {name}")
-        found[path] = Place(name, _rows(kind, path, file.shapes[path][0], heads))
-    return found
+        if any(place.name == name for place in places.values()):
+            raise _refusal(f"'{path}' and another module are one weight in llama.cpp, {name}")
+        places[path] = Place(name, _rows(kind, path, file.shapes[path][0], heads))
+    return places
 
 
 def _rows(kind: Kind, path: str, n_out: int, heads: Heads) -> Tensor | None:
@@ -148,18 +148,18 @@ def _rows(kind: Kind, path: str, n_out: int, heads: Heads) -> Tensor | None:
     part, places = path.rpartition(".")[2], torch.arange(n_out)
     if kind.order == "turns" and part in ("q_proj", "k_proj"):
         if not heads.size or n_out % heads.size or heads.size % 2:
-            raise _refused(f"'{path}' has {n_out} outputs, which are not whole heads of "
+            raise _refusal(f"'{path}' has {n_out} outputs, which are not whole heads of "
                            f"{heads.size}")  # fmt: skip
         return places.view(-1, 2, heads.size // 2).swapaxes(1, 2).reshape(-1)
     if kind.order == "joint" and part == "query_key_value":
         if n_out != 3 * heads.count * heads.size:
-            raise _refused(f"'{path}' has {n_out} outputs, not query, key and value of "
+            raise _refusal(f"'{path}' has {n_out} outputs, not query, key and value of "
                            f"{heads.count} heads")  # fmt: skip
         return places.view(heads.count, 3, heads.size).swapaxes(0, 1).reshape(-1)
     return None
 
 
-def _refused(why: str) -> SoraError:
+def _refusal(why: str) -> SoraError:
     return SoraError(why, hint="sora merge first, and convert the merged model")
 
 

@@ -78,12 +78,12 @@ def cuts(modules: Mapping[str, Module]) -> list[SmallerCut]:
     stored = sum(m.stored * m.cost for m in modules.values())
     squares = {path: [float(s) ** 2 for s in m.values] for path, m in modules.items()}
     energy = math.fsum(s for values in squares.values() for s in values)
-    found = []
+    smaller = []
     for share in SHARES:
         budget = int(share * stored)
         ranks = kept_ranks(modules, Keep(max_params=budget))
-        left = math.fsum(s for path, rank in ranks.items() for s in squares[path][:rank])
-        if left > 0:
+        kept = math.fsum(s for path, rank in ranks.items() for s in squares[path][:rank])
+        if kept > 0:
             size = sum(rank * modules[path].cost for path, rank in ranks.items())
-            found.append(SmallerCut(share, budget, ranks, size, left / energy))
-    return found
+            smaller.append(SmallerCut(share, budget, ranks, size, kept / energy))
+    return smaller

@@ -24,10 +24,10 @@ def located(base: BaseReference) -> BaseReference:
         return base
     for place in _models():
         try:
-            found = fingerprint(place)
+            digest = fingerprint(place)
         except (SoraError, OSError):
             continue
-        if found == base.fingerprint:
+        if digest == base.fingerprint:
             return replace(base, resolved=str(place.resolve()))
     return base
 

@@ -70,9 +70,9 @@ def locate_adapter(directory: Path, *, missing: str = "there is no adapter to re
         missing: end of the error message for a baseline's run or result, which has no adapter.
     """
     try:
-        found = adapter_folder(directory)
-        if found is not None:
-            return found
+        folder = adapter_folder(directory)
+        if folder is not None:
+            return folder
         if foreign_file(directory) is not None:
             return directory
         refuse_baseline(directory, missing)
@@ -156,9 +156,9 @@ def check_target(reference: str, command: str) -> Path:
         command: the hint for errors, with {} for the nearest directory.
     """
     place = Path(reference).expanduser()
-    found = adapter_folder(place) or baseline_folder(place)
-    if found is not None:
-        return found
+    folder = adapter_folder(place) or baseline_folder(place)
+    if folder is not None:
+        return folder
     hint = command.replace("{}", str(_near_folder(place) or "DIR"))
     if looks_local(reference) and "://" not in reference and not is_there(place):
         raise SoraError(f"there is no model at {reference}, and no adapter", hint=hint)

@@ -63,17 +63,17 @@ def at_ranks(layers: Layers, ranks: Mapping[str, int], known: Mapping[str, Modul
     return OnDemand(list(layers), cut)
 
 
-def _kept(layers: Layers) -> Layers:
+def _cached(layers: Layers) -> Layers:
     """Return layers that keep the first results in memory, as many as fit."""
-    kept: dict[str, LowRankFactors] = {}
-    left = _KEPT
+    cache: dict[str, LowRankFactors] = {}
+    room = _KEPT
 
     def get(path: str) -> LowRankFactors:
-        nonlocal left
-        factors = kept.get(path) or layers[path]
-        if path not in kept and factors.parameters <= left:
-            kept[path] = factors
-            left -= factors.parameters
+        nonlocal room
+        factors = cache.get(path) or layers[path]
+        if path not in cache and factors.parameters <= room:
+            cache[path] = factors
+            room -= factors.parameters
         return factors
 
     return OnDemand(list(layers), get)
@@ -98,7 +98,7 @@ def prune_layers(
     """
     known = survey(layers)
     small, losses = truncate_layers(layers, known, kept_ranks(known, keep, modules=modules))
-    return _kept(small), losses
+    return _cached(small), losses
 
 
 def check_left(
@@ -115,8 +115,8 @@ def check_left(
         cost: numbers in a component of each layer.
         block: the recipe's block with the rule; None: the rule is an option of the command.
     """
-    found = list(left)
-    if any(rank for rank, _ in found) or not any(squared for _, squared in found):
+    updates = list(left)
+    if any(rank for rank, _ in updates) or not any(squared for _, squared in updates):
         return
     name, value = next(iter(keep.given().items()))
     key = None if block is None else f"{block}.{name}"
@@ -135,8 +135,8 @@ def survey(layers: Layers) -> dict[str, Module]:
 def _module(stored: LowRankFactors) -> Module:
     live = stored.drop_zeros()
     cost = stored.A.shape[1] + stored.B.shape[0]
-    found = live.decompose()
-    return Module(stored.rank, live.rank, found.values, cost, decomposition=found)
+    decomposition = live.decompose()
+    return Module(stored.rank, live.rank, decomposition.values, cost, decomposition=decomposition)
 
 
 def truncate_layers(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from methods.factors import LowRankFactors
 from methods.updates import Replaced, Update
-from sora_cli.adapter.base_weights import compared
+from sora_cli.adapter.base_weights import without_copies
 from sora_cli.adapter.foreign.places import refuse_foreign
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json, read_sora_file
 from sora_cli.adapter.moved import located
@@ -217,7 +217,7 @@ def open_adapter(
         keys = split_keys(tensors.keys, config, str(tensors.file))
         notes: tuple[str, ...] = ()
         if not as_stored:
-            keys, notes = compared(keys, tensors, reference, base)
+            keys, notes = without_copies(keys, tensors, reference, base)
         file = describe(directory, config, meta, reference, tensors, keys)
         yield replace(file, notes=(*file.notes, *notes))
 
@@ -249,8 +249,8 @@ def describe(
     keys: SplitKeys,
 ) -> AdapterFile:
     """Check an adapter's configuration against its tensors, without reading numbers."""
-    found = [*keys.pairs, *keys.products]
-    order = list(dict.fromkeys([*(p for p in meta.ranks if p in found), *found]))
+    stored_paths = [*keys.pairs, *keys.products]
+    order = list(dict.fromkeys([*(p for p in meta.ranks if p in stored_paths), *stored_paths]))
     check_targets(config, order, str(directory / ADAPTER_CONFIG))
     notes = config.prepare(order, str(directory / ADAPTER_CONFIG))
     modules = stored_modules(keys, config, tensors)

@@ -92,7 +92,7 @@ SERVERS = (
 """Servers of language models that load PEFT's directories without conversion."""
 
 
-def judged(
+def judge_directory(
     rules: Rules,
     config: PeftConfig,
     ranks: Mapping[str, int],
@@ -118,21 +118,23 @@ def judged(
         return False, f"takes no {first_few(head)}, stored in full: {merge}"
     if more is not None:
         return False, f"{more}: {merge}"
-    odd = sorted({path.rpartition(".")[2] for path in ranks} - (rules.modules or frozenset()))
-    if odd and rules.modules is not None:
-        return False, f"has no place for {first_few(odd)}: {merge}"
-    if rules.every_layer and (hole := _hole(ranks, layers)) is not None:
-        return False, f"ignores all {hole[0]}, since layer {hole[1]} has none: {merge}"
+    unsupported = sorted(
+        {path.rpartition(".")[2] for path in ranks} - (rules.modules or frozenset())
+    )
+    if unsupported and rules.modules is not None:
+        return False, f"has no place for {first_few(unsupported)}: {merge}"
+    if rules.every_layer and (gap := _first_gap(ranks, layers)) is not None:
+        return False, f"ignores all {gap[0]}, since layer {gap[1]} has none: {merge}"
     if not config.is_plain:
         return False, f"sora export {quote(directory)} -o OUT --layout padded first"
-    why = _wrong(rules, config, ranks)
+    why = _objection(rules, config, ranks)
     if why is not None:
         return False, f"{why}: sora export {quote(directory)} -o OUT --layout padded first"
-    words = {"BASE": quote(base), "DIR": quote(directory), "RANK": str(max(ranks.values()))}
-    return True, re.sub("BASE|DIR|RANK", lambda found: words[found[0]], rules.command)
+    values = {"BASE": quote(base), "DIR": quote(directory), "RANK": str(max(ranks.values()))}
+    return True, re.sub("BASE|DIR|RANK", lambda found: values[found[0]], rules.command)
 
 
-def _wrong(rules: Rules, config: PeftConfig, ranks: Mapping[str, int]) -> str | None:
+def _objection(rules: Rules, config: PeftConfig, ranks: Mapping[str, int]) -> str | None:
     """Return the reason against the strength or the ranks of a directory; None: no reason."""
     if not rules.uneven and any(rank != config.r for rank in ranks.values()):
         return "needs the rank r of its configuration in all modules"
@@ -145,7 +147,7 @@ def _wrong(rules: Rules, config: PeftConfig, ranks: Mapping[str, int]) -> str | 
     return None
 
 
-def _hole(ranks: Mapping[str, int], layers: int | None) -> tuple[str, int] | None:
+def _first_gap(ranks: Mapping[str, int], layers: int | None) -> tuple[str, int] | None:
     """Return a kind of module without an adapter in some layers, and the first layer without it."""
     found: dict[str, set[int]] = {}
     for path in ranks:

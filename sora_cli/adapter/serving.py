@@ -40,13 +40,13 @@ def servers(
         return ()
     by_name = {verdict.name: verdict for verdict in verdicts}
     merge = f"sora merge {quote(directory)} -o merged"
-    found = [Server("transformers serve", (merge, "transformers serve merged"))]
+    known = [Server("transformers serve", (merge, "transformers serve merged"))]
     vllm = by_name.get("vLLM")
     if vllm is not None and vllm.loads:
-        found.insert(0, Server("vLLM", (vllm.advice,)))
+        known.insert(0, Server("vLLM", (vllm.advice,)))
     else:
-        found.insert(0, Server("vLLM", (merge, "vllm serve merged")))
-    return (*found, Server("llama.cpp", _llama_cpp(by_name.get("llama.cpp"), directory, base)))
+        known.insert(0, Server("vLLM", (merge, "vllm serve merged")))
+    return (*known, Server("llama.cpp", _llama_cpp(by_name.get("llama.cpp"), directory, base)))
 
 
 def _llama_cpp(verdict: Consumer | None, directory: str, base: str | None) -> tuple[str, ...]:

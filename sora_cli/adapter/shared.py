@@ -65,26 +65,26 @@ def shared_adapter(directory: Path, *, base_id: str | None, license_: str | None
         license_: for the card; None: unchanged.
     """
     with open_adapter(directory) as file:
-        base, made = file.base, adapter_card(file)
-    known = base_id or base.hub_id
-    if known is None:
-        raise _nameless(directory, base)
-    if not is_hub_id(known):
-        raise SoraError(f"--base-id {known!r} is not a Hub id", hint="--base-id OWNER/NAME")
+        base, new_card = file.base, adapter_card(file)
+    hub_id = base_id or base.hub_id
+    if hub_id is None:
+        raise _unknown_base(directory, base)
+    if not is_hub_id(hub_id):
+        raise SoraError(f"--base-id {hub_id!r} is not a Hub id", hint="--base-id OWNER/NAME")
     names = sorted(entry.name for entry in directory.iterdir() if not is_leftover(entry))
     own = [name for name in names if name in ADAPTER_FILES]
     files: dict[str, Content] = {}
     for name in own:
         files |= _files(directory, name)
-    revision = base.revision if known == base.hub_id else None
-    config = _object(directory / ADAPTER_CONFIG)
-    config |= {"base_model_name_or_path": known, "revision": revision}
+    revision = base.revision if hub_id == base.hub_id else None
+    config = _read_object(directory / ADAPTER_CONFIG)
+    config |= {"base_model_name_or_path": hub_id, "revision": revision}
     files[ADAPTER_CONFIG] = _json(config)
     if SORA_FILE in own:
-        files[SORA_FILE] = _json(_sora_file(directory, known, revision))
-    card = (directory / CARD).read_text(encoding="utf-8") if CARD in own else made
-    files[CARD] = _card(card.replace(BASE, known), base=known, license_=license_)
-    return _checked(Shared(directory, files, tuple(n for n in names if n not in own)), base)
+        files[SORA_FILE] = _json(_sora_file(directory, hub_id, revision))
+    card = (directory / CARD).read_text(encoding="utf-8") if CARD in own else new_card
+    files[CARD] = _card(card.replace(BASE, hub_id), base=hub_id, license_=license_)
+    return _check_no_paths(Shared(directory, files, tuple(n for n in names if n not in own)), base)
 
 
 def shared_model(directory: Path, *, base_id: str | None, license_: str | None) -> Shared:
@@ -93,21 +93,21 @@ def shared_model(directory: Path, *, base_id: str | None, license_: str | None) 
         raise SoraError(f"{directory} holds no {MODEL_CONFIG}: it is not a merged model",
                         hint="sora merge RUN -o DIR writes one")  # fmt: skip
     files: dict[str, Content] = {}
-    left = []
+    left_out = []
     for entry in sorted(directory.iterdir()):
         if entry.name.startswith(".") or entry.is_symlink():
-            left.append(entry.name)
+            left_out.append(entry.name)
         else:
             files |= _files(directory, entry.name)
-    files[MODEL_CONFIG] = _json(_nowhere(_object(directory / MODEL_CONFIG)))
+    files[MODEL_CONFIG] = _json(_without_paths(_read_object(directory / MODEL_CONFIG)))
     if SORA_FILE in files:
-        raw = _object(directory / SORA_FILE)
+        raw = _read_object(directory / SORA_FILE)
         base = raw.get("base") or {}
         files[SORA_FILE] = _json(_sora_file(directory, base_id or base.get("hub_id"), None))
     card = directory / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else "---\n---\n"
     files[CARD] = _card(text, base=base_id, license_=license_)
-    return _checked(Shared(directory, files, tuple(left)), None)
+    return _check_no_paths(Shared(directory, files, tuple(left_out)), None)
 
 
 def _files(directory: Path, name: str) -> dict[str, Content]:
@@ -117,17 +117,17 @@ def _files(directory: Path, name: str) -> dict[str, Content]:
         inside = (file for file in sorted(place.rglob("*")) if file.is_file())
         return {str(file.relative_to(directory)): file for file in inside}
     config = read_json(place) if name.endswith("_config.json") else None
-    return {name: _json(_nowhere(config)) if isinstance(config, dict) else place}
+    return {name: _json(_without_paths(config)) if isinstance(config, dict) else place}
 
 
 def _sora_file(directory: Path, base_id: str | None, revision: str | None) -> dict[str, Any]:
-    raw = _object(directory / SORA_FILE)
+    raw = _read_object(directory / SORA_FILE)
     base = {**(raw.get("base") or {}), "hub_id": base_id, "revision": revision}
     base |= {key: base_id or without_folder(base.get(key)) for key in ("path", "resolved")}
     return {**raw, "base": base, "lineage": without_folder(raw.get("lineage") or [])}
 
 
-def _nowhere(config: dict[str, Any]) -> dict[str, Any]:
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration without places on this disk."""
     places = [key for key in _NAMES if Path(str(config.get(key) or "")).is_absolute()]
     return {key: value for key, value in config.items() if key not in places}
@@ -159,7 +159,7 @@ def _card(text: str, *, base: str | None, license_: str | None) -> bytes:
     return stored(str(card))
 
 
-def _checked(shared: Shared, base: BaseReference | None) -> Shared:
+def _check_no_paths(shared: Shared, base: BaseReference | None) -> Shared:
     """Return the files, after checking that no text among them names a place on this machine."""
     places = {str(Path.home()), str(shared.directory.resolve()), str(Path.cwd())} - {"/"}
     places |= {base.resolved} if base is not None and Path(base.resolved).is_absolute() else set()
@@ -168,21 +168,21 @@ def _checked(shared: Shared, base: BaseReference | None) -> Shared:
             continue
         if shared.size(name) <= _LARGEST_TEXT:
             read = content if isinstance(content, bytes) else content.read_bytes()
-            found = next((place for place in sorted(places) if place.encode() in read), None)
-            if found is not None:
-                raise SoraError(f"{name} names a path on this machine: {found}",
+            path = next((place for place in sorted(places) if place.encode() in read), None)
+            if path is not None:
+                raise SoraError(f"{name} names a path on this machine: {path}",
                                 where=str(shared.directory),
                                 hint="remove it from the file, and push again")  # fmt: skip
     return shared
 
 
-def _nameless(directory: Path, base: BaseReference) -> SoraError:
+def _unknown_base(directory: Path, base: BaseReference) -> SoraError:
     """Return the error for a base model that nobody else could find."""
     base = located(base)
     place = local_checkpoint(base.resolved or base.path, base.revision)
     made_from = None
     if place is not None and (place / MODEL_CONFIG).is_file():
-        made_from = _object(place / MODEL_CONFIG).get("_name_or_path")
+        made_from = _read_object(place / MODEL_CONFIG).get("_name_or_path")
     named = isinstance(made_from, str) and is_hub_id(made_from)
     return SoraError(
         f"nobody else can find the base model of {directory}: its Hub id is not known",
@@ -193,7 +193,7 @@ def _nameless(directory: Path, base: BaseReference) -> SoraError:
     )  # fmt: skip
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
     raw = read_json(file)
     if not isinstance(raw, dict):
         raise SoraError(f"{file} is not a JSON object")

@@ -70,12 +70,12 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table(
         "two adapters, dW of A against dW of B",
         columns,
-        [_row(path, module) for path, module in comparison.modules.items()],
-        footer=_row("all", comparison.total),
+        [_comparison_row(path, module) for path, module in comparison.modules.items()],
+        footer=_comparison_row("all", comparison.total),
     )
 
 
-def _row(name: str, m: ModuleComparison) -> list[Any]:
+def _comparison_row(name: str, m: ModuleComparison) -> list[Any]:
     overlap = (None, None) if m.overlap is None else (m.overlap.left, m.overlap.right)
     return [name, *m.ranks, *m.norms, m.cosine, *overlap, m.relative]
 
@@ -99,13 +99,13 @@ def comparison_notes(comparison: Comparison) -> list[str]:
 def comparison_facts(comparison: Comparison) -> dict[str, Any]:
     """Return the comparison for JSON."""
     return {
-        "modules": {path: _module(module) for path, module in comparison.modules.items()},
+        "modules": {path: _module_facts(module) for path, module in comparison.modules.items()},
         "only": [list(only) for only in comparison.only],
-        "total": _module(comparison.total),
+        "total": _module_facts(comparison.total),
     }
 
 
-def _module(m: ModuleComparison) -> dict[str, Any]:
+def _module_facts(m: ModuleComparison) -> dict[str, Any]:
     return {
         "ranks": list(m.ranks),
         "norms": list(m.norms),

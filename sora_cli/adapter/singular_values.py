@@ -53,8 +53,8 @@ def components_for(values: Any, energy: float) -> int:
     squared = np.asarray(values, dtype=np.float64) ** 2
     if not squared.sum():
         return 0
-    kept = np.cumsum(squared) / squared.sum()
-    return min(int((kept < energy).sum()) + 1, len(squared))
+    shares = np.cumsum(squared) / squared.sum()
+    return min(int((shares < energy).sum()) + 1, len(squared))
 
 
 def _factors(

@@ -96,9 +96,9 @@ class Totals:
 
 def spectrum(factors: LowRankFactors) -> Spectrum:
     """Compute the spectrum of one update; components that are exactly zero are only counted."""
-    kept = factors.drop_zeros()
+    live = factors.drop_zeros()
     shape = factors.B.shape[0], factors.A.shape[1]
-    return Spectrum(shape, factors.rank, kept.rank, kept.singular_values())
+    return Spectrum(shape, factors.rank, live.rank, live.singular_values())
 
 
 def read_spectra(file: AdapterFile) -> dict[str, Spectrum]:

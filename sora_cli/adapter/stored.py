@@ -211,14 +211,14 @@ def stored_modules(
     keys: SplitKeys, config: PeftConfig, tensors: TensorFile
 ) -> dict[str, StoredModule]:
     """Check the shapes and dtypes of each module's tensors, from the header alone."""
-    found: dict[str, StoredModule] = {}
+    modules: dict[str, StoredModule] = {}
     for path, pair in keys.pairs.items():
-        found[path] = _checked_pair(path, pair, config, tensors)
+        modules[path] = _checked_pair(path, pair, config, tensors)
     for path, parts in keys.products.items():
-        found[path] = _checked_product(path, parts, config, tensors)
-    for module in found.values():
+        modules[path] = _checked_product(path, parts, config, tensors)
+    for module in modules.values():
         _check_numbers(module)
-    return found
+    return modules
 
 
 def checked_tokens(
@@ -228,15 +228,15 @@ def checked_tokens(
 
     The file has to hold each row that the configuration names, once.
     """
-    found = {}
+    rows = {}
     for path, key in keys.tokens.items():
         indices, shape = config.token_indices(path), tensors.shape(key)
         right = len(shape) == 2 and len(indices) == len(set(indices)) == shape[0]
         if not right or min(indices, default=0) < 0 or tensors.dtype(key) not in _FLOATS:
             raise SoraError(f"'{path}': trainable_token_indices names {len(indices)} rows, each "
                             f"once; the file holds {shape}", where=str(tensors.file))  # fmt: skip
-        found[path] = tuple(indices), shape[1]
-    return found
+        rows[path] = tuple(indices), shape[1]
+    return rows
 
 
 def _checked_pair(path: str, pair: Pair, config: PeftConfig, tensors: TensorFile) -> StoredPair:
@@ -275,25 +275,25 @@ def _checked_product(
     return kind(path, shape, rank, Form(kernel=kernel), tensors, parts, scaling)
 
 
-_Found = tuple[tuple[int, int], int, tuple[int, ...]]
+_Dimensions = tuple[tuple[int, int], int, tuple[int, ...]]
 """Shape (out, in), number of rank-one terms (0: the parts do not fit together), kernel if known."""
-_WRONG: _Found = ((0, 0), 0, ())
+_NO_FIT: _Dimensions = ((0, 0), 0, ())
 
 
-def _hadamard(shapes: Mapping[str, tuple[int, ...]]) -> _Found:
+def _hadamard(shapes: Mapping[str, tuple[int, ...]]) -> _Dimensions:
     pairs = [_product_shape(shapes, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2)]
     (first, r1, kernel), (second, r2, other) = pairs
-    return (first, r1 * r2, kernel) if first == second and kernel == other else _WRONG
+    return (first, r1 * r2, kernel) if first == second and kernel == other else _NO_FIT
 
 
-def _kronecker(shapes: Mapping[str, tuple[int, ...]]) -> _Found:
+def _kronecker(shapes: Mapping[str, tuple[int, ...]]) -> _Dimensions:
     sides = []
     for i in "12":
         whole = shapes.get(f"lokr_w{i}")
         if whole is None:
             sides.append(_product_shape(shapes, f"lokr_w{i}_a", f"lokr_w{i}_b", f"lokr_t{i}"))
         elif len(whole) not in (2, 4):  # of Conv1d PEFT makes another product of three dimensions
-            return _WRONG
+            return _NO_FIT
         else:
             matrix = whole[0], math.prod(whole[1:])
             sides.append((matrix, min(matrix), tuple(whole[2:])))
@@ -303,14 +303,14 @@ def _kronecker(shapes: Mapping[str, tuple[int, ...]]) -> _Found:
 
 def _product_shape(
     shapes: Mapping[str, tuple[int, ...]], first: str, second: str, core: str
-) -> _Found:
+) -> _Dimensions:
     a, b, t = shapes[first], shapes[second], shapes.get(core)
     if len(a) != 2 or len(b) != 2:
-        return _WRONG
+        return _NO_FIT
     if t is None:
-        return ((a[0], b[1]), a[1], ()) if a[1] == b[0] else _WRONG
+        return ((a[0], b[1]), a[1], ()) if a[1] == b[0] else _NO_FIT
     if len(t) != 4 or t[:2] != (a[0], b[0]):
-        return _WRONG
+        return _NO_FIT
     return (a[1], b[1] * t[2] * t[3]), a[0], tuple(t[2:])
 
 

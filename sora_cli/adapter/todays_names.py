@@ -29,17 +29,17 @@ def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 def todays_paths(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     """Return {stored path of a module: the model's path}; paths unknown to the model stay."""
     modules = {path + _WEIGHT for path, _ in model.named_modules()}
-    found = _renamed(model, (path + _WEIGHT for path in paths), modules)
-    return {old.removesuffix(_WEIGHT): new.removesuffix(_WEIGHT) for old, new in found.items()}
+    todays = _renamed(model, (path + _WEIGHT for path in paths), modules)
+    return {old.removesuffix(_WEIGHT): new.removesuffix(_WEIGHT) for old, new in todays.items()}
 
 
 def _renamed(model: nn.Module, names: Iterable[str], known: set[str]) -> dict[str, str]:
     from transformers import PreTrainedModel
 
-    found = {name: name for name in names}
-    absent = [name for name in found if name not in known]
+    todays = {name: name for name in names}
+    absent = [name for name in todays if name not in known]
     if absent and isinstance(model, PreTrainedModel):
         rules = RenamingRules(model)
-        todays = {name: rules.rename(name)[0] for name in rules.order(absent)}
-        found |= {name: today for name, today in todays.items() if today in known}
-    return found
+        names_today = {name: rules.rename(name)[0] for name in rules.order(absent)}
+        todays |= {name: today for name, today in names_today.items() if today in known}
+    return todays

@@ -64,7 +64,7 @@ class Plan:
         self._keep: dict[str, Tensor] = {}  # (r,) bool
         self._sides: dict[str, tuple[int, int]] = {}  # (out, in)
         self._written: dict[tuple[str, str], bytes] = {}  # (path, "A" or "B") -> digest
-        for path, (keep, sides) in by_cores(layers, self._seen).items():
+        for path, (keep, sides) in by_cores(layers, self._live_terms_and_sides).items():
             self._keep[path], self._sides[path] = keep, sides
         self.start = {path: keep.numel() for path, keep in self._keep.items()}
         self.live = {path: int(keep.sum()) for path, keep in self._keep.items()}
@@ -73,18 +73,18 @@ class Plan:
             self.stored = {next(iter(layers)): 1}
         self._padded_to = max(self.stored.values()) if layout == "padded" else None
 
-    def _seen(self, path: str) -> tuple[Tensor, tuple[int, int]]:
-        plain = _plain(path, self._layers[path])
+    def _live_terms_and_sides(self, path: str) -> tuple[Tensor, tuple[int, int]]:
+        plain = _float32_on_cpu(path, self._layers[path])
         return plain.live_terms(), (plain.B.shape[0], plain.A.shape[1])
 
     def factors(self, path: str) -> LowRankFactors:
         """Return one module's factors in the dtype and layout of the file."""
-        live = _plain(path, self._layers[path]).select(self._keep[path])
+        live = _float32_on_cpu(path, self._layers[path]).select(self._keep[path])
         if self._dtype == torch.float16:
             live = _balanced(live)
-        more = (self._padded_to or self.stored[path]) - live.rank
-        if more:
-            live = LowRankFactors(pad(live.A, (0, 0, 0, more)), pad(live.B, (0, more)))
+        padding = (self._padded_to or self.stored[path]) - live.rank
+        if padding:
+            live = LowRankFactors(pad(live.A, (0, 0, 0, padding)), pad(live.B, (0, padding)))
         cast = LowRankFactors(live.A.to(self._dtype), live.B.to(self._dtype))
         for tensor in (cast.A, cast.B) if self._dtype != torch.float32 else ():
             if not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
@@ -96,13 +96,13 @@ class Plan:
     def tensors(self, where: str) -> dict[str, NewTensor]:
         """Return {key: tensor to write}; `where` names the adapter in errors about the head."""
         new = {}
-        made: dict[tuple[str, str], Tensor] = {}  # the other halves of pairs
+        waiting: dict[tuple[str, str], Tensor] = {}  # the other halves of pairs
 
         def half(path: str, name: str, shape: tuple[int, ...]) -> Tensor:
-            if (path, name) not in made:
+            if (path, name) not in waiting:
                 pair = self.factors(path)
-                made.update({(path, "A"): pair.A, (path, "B"): pair.B})
-            tensor = made.pop((path, name))
+                waiting.update({(path, "A"): pair.A, (path, "B"): pair.B})
+            tensor = waiting.pop((path, name))
             self._written[path, name] = _digest(tensor)
             return tensor.reshape(shape)
 
@@ -162,7 +162,7 @@ def _balanced(factors: LowRankFactors) -> LowRankFactors:
     return LowRankFactors(factors.A * shift[:, None], factors.B / shift)
 
 
-def _plain(path: str, factors: LowRankFactors) -> LowRankFactors:
+def _float32_on_cpu(path: str, factors: LowRankFactors) -> LowRankFactors:
     """Return the factors in float32 on the CPU, after checking that all are finite."""
     a, b = (t.detach().to("cpu", torch.float32) for t in (factors.A, factors.B))
     for tensor in (a, b):

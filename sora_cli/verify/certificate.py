@@ -105,37 +105,37 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
         overrides: recipe keys with the present place of its data or model. Rows and adapters must
             still be those of the certificate.
     """
-    found, loaded = _read(run, overrides)
+    certificate, loaded = _read_run(run, overrides)
     stored = read_stored(run)
     recipe, block = loaded.recipe, loaded.recipe.auto
     if stored is None or block is None:
         raise SoraError(f"{run / REPORT} is not the report of a sora auto run")
     task, rows = _load(recipe)
-    held = choosing_rows(task, found.rows[SCREENING].rows, block.seed)
+    held = choosing_rows(task, certificate.rows[SCREENING].rows, block.seed)
     sets = row_sets(rows, held)
-    reports = read_reports(run, len(found.candidates))
-    differs = [*_changed_rows(found.rows, sets), *_changed_adapters(run, found, task)]
-    differs += reports if isinstance(reports, list) else unreported(found, reports.written)
-    scored, right = ScoresAgain(TOLERANCE), found
+    reports = read_reports(run, len(certificate.candidates))
+    differs = [*_changed_rows(certificate.rows, sets), *_changed_adapters(run, certificate, task)]
+    differs += reports if isinstance(reports, list) else unreported(certificate, reports.written)
+    scored, correct = ScoresAgain(TOLERANCE), certificate
     if not differs and not isinstance(reports, list):
         parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
-        agreed, sizes, able = _again(run, found, loaded, task, parts, scored)
-        right = expected(agreed, recipe, reports, sets, able, sizes)
-    differs += [*unlike(stored, right), *out_of_order(right)]
-    if same_words(stored, right) and not states(run / ADAPTER, right.lines()):
-        differs.append(f"the card in {run / ADAPTER} does not say: {right.lines()[0]}")
+        agreed, sizes, certifiable = _score_again(run, certificate, loaded, task, parts, scored)
+        correct = expected(agreed, recipe, reports, sets, certifiable, sizes)
+    differs += [*unlike(stored, correct), *out_of_order(correct)]
+    if same_words(stored, correct) and not states(run / ADAPTER, correct.lines()):
+        differs.append(f"the card in {run / ADAPTER} does not say: {correct.lines()[0]}")
     done = Rechecked(
         compared=scored.compared,
         differs=differs,
         unclear=scored.unclear,
         rows=scored.tolerated(sets[TEST].rows),
     )
-    return found, done
+    return certificate, done
 
 
-def _again(
+def _score_again(
     run: Path,
-    found: Certificate,
+    certificate: Certificate,
     loaded: LoadedRecipe,
     task: Task,
     parts: Mapping[str, Part],
@@ -152,40 +152,40 @@ def _again(
     confidence = promise.confidence
     whole = _measured(run / directory_of(None), recipe, task, parts, on)
     full = whole.scores[_TEST]
-    able = Certifiable.on(len(full), confidence, right_or_wrong=full.is_right_or_wrong)
-    promise = promise.settled(able, len(full))
+    certifiable = Certifiable.on(len(full), confidence, right_or_wrong=full.is_right_or_wrong)
+    promise = promise.settled(certifiable, len(full))
     max_drop = promise.max_drop
-    test = scored.score("full rank", found.full.test, full)
+    test = scored.score("full rank", certificate.full.test, full)
     reported: dict[str, float] = {}
     sizes, candidates = [], []
-    for number, size in enumerate(found.candidates):
+    for number, size in enumerate(certificate.candidates):
         name = directory_of(number)
-        written = parts if number == found.chosen else {_TEST: parts[_TEST]}
+        written = parts if number == certificate.chosen else {_TEST: parts[_TEST]}
         small = _measured(run / name, recipe, task, written, on)
         sizes.append(size_of(small.ranks, small.cost, promise.serve))
         here, own = None, {}
-        if able.may_pass(max_drop):
+        if certifiable.may_pass(max_drop):
             tested = small.scores[_TEST]
             here = SizeTest.of(
                 tested.value, drop_bound(full, tested, confidence, seed=seed), max_drop
             )
             if size.test is not None:
-                here = scored.test(name, size.test, found.full.test, full, here, promise)
+                here = scored.test(name, size.test, certificate.full.test, full, here, promise)
         for split in written.keys() - {_TEST}:
-            was = found.full.reported.get(split, math.nan)
+            was = certificate.full.reported.get(split, math.nan)
             reported[split] = scored.score(f"full rank, {split}", was, whole.scores[split])
             was = size.reported[split].score if split in size.reported else math.nan
             value = scored.score(f"{name}, {split}", was, small.scores[split])
             own[split] = Measured(score=value, drop=promise.drop(reported[split], value))
         candidates.append(size.model_copy(update={"test": here, "reported": own}))
-    whole_size = found.full.model_copy(update={"test": test, "reported": reported})
-    agreed = found.model_copy(update={"full": whole_size, "candidates": candidates})
-    return agreed, sizes, able
+    whole_size = certificate.full.model_copy(update={"test": test, "reported": reported})
+    agreed = certificate.model_copy(update={"full": whole_size, "candidates": candidates})
+    return agreed, sizes, certifiable
 
 
-def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
-    found, report = read_certificate(run), read_report(run)
-    if found is None:
+def _read_run(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecipe]:
+    certificate, report = read_certificate(run), read_report(run)
+    if certificate is None:
         raise SoraError(
             f"{run} holds no certificate", hint="sora auto RECIPE --max-drop 0.5pt writes one"
         )
@@ -193,7 +193,7 @@ def _read(run: Path, overrides: Sequence[str]) -> tuple[Certificate, LoadedRecip
         raise SoraError(f"{run / REPORT} is missing: it says which data and model were used")
     values = {**report.recipe, "start": None}  # what it started from may be elsewhere by now
     load = partial(load_stored, values, run / REPORT, report.name)
-    return found, load_read(load, overrides, CERTIFICATE)
+    return certificate, load_read(load, overrides, CERTIFICATE)
 
 
 def _load(recipe: Recipe) -> tuple[Task, Rows]:
@@ -216,9 +216,12 @@ def _changed_rows(stored: Mapping[str, RowSet], here: Mapping[str, RowSet]) -> I
             yield f"the {name} rows are not those of the certificate ({now.rows:,}, {rows.rows:,})"
 
 
-def _changed_adapters(run: Path, found: Certificate, task: Task) -> list[str]:
-    known = {run / ADAPTER: found.adapter, run / directory_of(None) / ADAPTER: found.full.digest}
-    for number, size in enumerate(found.candidates):
+def _changed_adapters(run: Path, certificate: Certificate, task: Task) -> list[str]:
+    known = {
+        run / ADAPTER: certificate.adapter,
+        run / directory_of(None) / ADAPTER: certificate.full.digest,
+    }
+    for number, size in enumerate(certificate.candidates):
         known[run / directory_of(number) / ADAPTER] = size.digest
     changed = []
     for place, digest in known.items():
@@ -227,8 +230,8 @@ def _changed_adapters(run: Path, found: Certificate, task: Task) -> list[str]:
             changed.append(f"{place} is missing")
         elif now != digest:
             changed.append(f"{place} is not the adapter of the certificate")
-        said = deciding(read_sora_file(place / SORA_FILE)[0])
-        changed += apart(said, deciding(task_meta(task)), (place / SORA_FILE, "the run"))
+        recorded = deciding(read_sora_file(place / SORA_FILE)[0])
+        changed += apart(recorded, deciding(task_meta(task)), (place / SORA_FILE, "the run"))
     return changed
 
 

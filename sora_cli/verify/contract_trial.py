@@ -118,9 +118,9 @@ class Trial:
 
     def state(self) -> dict[str, Tensor]:
         """Return all results of training: the model's tensors, and the method's own state."""
-        found: dict[str, Tensor] = dict(self.trainer.model.state_dict())
-        found |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
-        return found
+        state: dict[str, Tensor] = dict(self.trainer.model.state_dict())
+        state |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
+        return state
 
 
 def start(

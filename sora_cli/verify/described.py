@@ -20,10 +20,12 @@ def described_apart(subjects: Sequence[Subject]) -> list[str]:
     Only facts that change answers count, since the outputs alone do not show them.
     """
     places = {place: None for subject in subjects if (place := _place(subject)) is not None}
-    found = [line for place in places for line in (*changed_beside(place), *_inconsistent(place))]
+    differences = [
+        line for place in places for line in (*changed_beside(place), *_inconsistent(place))
+    ]
     for one, other in combinations(subjects, 2):
-        found += apart(_facts(one), _facts(other), (one.reference, other.reference))
-    return found
+        differences += apart(_facts(one), _facts(other), (one.reference, other.reference))
+    return differences
 
 
 def _place(subject: Subject) -> Path | None:
@@ -33,15 +35,17 @@ def _place(subject: Subject) -> Path | None:
 def _facts(subject: Subject) -> dict[str, Any]:
     """Return the facts that decide answers: of a model's configuration, else of `sora.json`."""
     place = _place(subject)
-    return {} if place is None else {**_said(place), **_configured(place)}
+    return {} if place is None else {**_recorded(place), **_configured(place)}
 
 
 def _inconsistent(place: Path) -> Iterator[str]:
     """Yield a sentence for each fact in which a merged model's two files contradict each other."""
-    yield from apart(_configured(place), _said(place), (place / MODEL_CONFIG, place / SORA_FILE))
+    yield from apart(
+        _configured(place), _recorded(place), (place / MODEL_CONFIG, place / SORA_FILE)
+    )
 
 
-def _said(place: Path) -> dict[str, Any]:
+def _recorded(place: Path) -> dict[str, Any]:
     return deciding(read_sora_file(place / SORA_FILE)[0])
 
 
@@ -52,5 +56,5 @@ def _configured(place: Path) -> dict[str, Any]:
     names = config.get("id2label") or {}
     labels = [str(names[number]) for number in sorted(names, key=int)]
     made_up = labels == [f"LABEL_{number}" for number in range(len(labels))]
-    found = {"labels": [] if made_up else labels, "problem_type": config.get("problem_type")}
-    return {key: value for key, value in found.items() if value}
+    facts = {"labels": [] if made_up else labels, "problem_type": config.get("problem_type")}
+    return {key: value for key, value in facts.items() if value}

@@ -64,12 +64,12 @@ class Effect:
         )
 
 
-def measure(base: Values, reference: Values, found: Values, probe: Probe) -> tuple[Effect, ...]:
+def measure(base: Values, reference: Values, other: Values, probe: Probe) -> tuple[Effect, ...]:
     """Measure the effect on every tensor that all three models give, outputs first."""
     effects = []
     for name in reference:
-        if name in found and found[name].shape == reference[name].shape:
-            tensors = [positions(name, values[name], probe) for values in (base, reference, found)]
+        if name in other and other[name].shape == reference[name].shape:
+            tensors = [positions(name, values[name], probe) for values in (base, reference, other)]
             if name == HIDDEN:
                 norms = tensors[1].norm(dim=-1, keepdim=True)
                 tensors = [tensor / norms.clamp_min(1e-3 * norms.mean()) for tensor in tensors]
@@ -77,13 +77,13 @@ def measure(base: Values, reference: Values, found: Values, probe: Probe) -> tup
     return tuple(effects)
 
 
-def _measure(name: str, base: Tensor, reference: Tensor, found: Tensor) -> Effect:
-    effect, there = reference - base, found - base
+def _measure(name: str, base: Tensor, reference: Tensor, other: Tensor) -> Effect:
+    effect, change = reference - base, other - base
     squared = _dot(effect, effect)
     if squared == 0:
         return Effect(name, 0.0, 1.0, 0.0)
-    share = _dot(there, effect) / squared
-    beside = there - share * effect
+    share = _dot(change, effect) / squared
+    beside = change - share * effect
     size = math.sqrt(squared / max(_dot(reference, reference), _dot(base, base)))
     return Effect(name, size, share, math.sqrt(_dot(beside, beside) / squared))
 

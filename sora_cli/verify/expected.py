@@ -60,15 +60,17 @@ class Reports:
 def read_reports(run: Path, candidates: int) -> Reports | list[str]:
     """Return the reports of a run and its parts; or a sentence for each missing one."""
     places = [run, *(run / directory_of(i) for i in (None, *range(candidates)))]
-    found = [read_report(place) for place in places]
-    known = [report for report in found if report is not None and _is_whole(report)]
-    if len(known) < len(found):
-        missing = (p for p, r in zip(places, found, strict=True) if r is None or not _is_whole(r))
+    reports = [read_report(place) for place in places]
+    complete = [report for report in reports if report is not None and _is_complete(report)]
+    if len(complete) < len(reports):
+        missing = (
+            p for p, r in zip(places, reports, strict=True) if r is None or not _is_complete(r)
+        )
         return [f"{place / REPORT} is missing, or describes no training" for place in missing]
-    return Reports(known[0], known[1], known[2:])
+    return Reports(complete[0], complete[1], complete[2:])
 
 
-def _is_whole(report: RunReport) -> bool:
+def _is_complete(report: RunReport) -> bool:
     return report.steps is not None and any(rank.start for rank in report.ranks.values())
 
 
@@ -133,8 +135,8 @@ def _full_size(report: RunReport, serve: str | None) -> Size:
 
 def _max_params(report: RunReport) -> int:
     (key,), method = size_keys(), report.recipe.get("method")
-    found = method.get(key) if isinstance(method, dict) else None
-    return found if isinstance(found, int) else 0
+    budget = method.get(key) if isinstance(method, dict) else None
+    return budget if isinstance(budget, int) else 0
 
 
 def _left_at(report: RunReport) -> int:
@@ -142,19 +144,19 @@ def _left_at(report: RunReport) -> int:
     return (report.start.step or 0) if report.start is not None else 0
 
 
-def unreported(found: StoredCertificate, report: RunReport) -> Iterator[str]:
+def unreported(certificate: StoredCertificate, report: RunReport) -> Iterator[str]:
     """Yield a sentence for each score of the certificate that its report contradicts."""
-    for split, measured in found.candidates[found.chosen].reported.items():
-        known = report.metrics.get(split, {}).get(found.promise.metric, math.nan)
-        if not close(measured.score, known):
-            yield f"{split}: {measured.score:.6g} in the certificate, {known:.6g} in {REPORT}"
+    for split, measured in certificate.candidates[certificate.chosen].reported.items():
+        in_report = report.metrics.get(split, {}).get(certificate.promise.metric, math.nan)
+        if not close(measured.score, in_report):
+            yield f"{split}: {measured.score:.6g} in the certificate, {in_report:.6g} in {REPORT}"
 
 
-def out_of_order(found: Certificate) -> Iterator[str]:
+def out_of_order(certificate: Certificate) -> Iterator[str]:
     """Yield a sentence for each breach of the fixed order of tests, largest size first."""
-    named = [size.max_params for size in found.screened if size.named]
-    tried = [size.max_params for size in found.candidates]
-    ended = failed(found.candidates)
+    named = [size.max_params for size in certificate.screened if size.named]
+    tried = [size.max_params for size in certificate.candidates]
+    ended = failed(certificate.candidates)
     if tried != named[: len(tried)] or tried != sorted(tried, reverse=True):
         yield f"screening chose sizes of {named} parameters, {tried} were trained, in this order"
     elif ended is None and len(tried) < len(named):
@@ -174,7 +176,7 @@ def unlike(stored: StoredCertificate, here: Certificate) -> Iterator[str]:
     # NaN is null
     one, other = (json.loads(c.model_dump_json(exclude=words)) for c in (stored, here))
     for name, was, now in _leaves(one, other, ""):
-        yield f"{name}: {_shown(was)} in the certificate, but it should be {_shown(now)}"
+        yield f"{name}: {_as_json(was)} in the certificate, but it should be {_as_json(now)}"
 
 
 def _leaves(one: Any, other: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
@@ -195,5 +197,5 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _shown(value: Any) -> str:
+def _as_json(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False)

@@ -88,13 +88,13 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
     finally:
         model.train(training)
     names = next((group for group in _NAMES if all(n in result for n in group)), ())
-    found = {n: result[n] for n in names}
-    if not found:
+    outputs = {n: result[n] for n in names}
+    if not outputs:
         raise SoraError(f"{name} gives no logits and no hidden state: {', '.join(result)}")
     hidden = next((result[n] for n in _HIDDEN_NAMES if result.get(n)), ())
     if hidden:
-        found[HIDDEN] = torch.stack([h for h in hidden if h.shape == hidden[-1].shape])
-    values = {n: tensor.detach().to("cpu", torch.float32) for n, tensor in found.items()}
+        outputs[HIDDEN] = torch.stack([h for h in hidden if h.shape == hidden[-1].shape])
+    values = {n: tensor.detach().to("cpu", torch.float32) for n, tensor in outputs.items()}
     if not all(bool(value.isfinite().all()) for value in values.values()):
         raise SoraError(f"{name} gives NaN or infinity on made-up inputs")
     return values

@@ -173,8 +173,10 @@ def _draw(vocabulary: int, special: set[int], shape: tuple[int, int], *, seed: i
 def _special_ids(config: Any) -> set[int]:
     """Return every id that has a meaning in the configuration."""
     values = {**config.to_dict(), **config.get_text_config().to_dict()}
-    found = (v for k, v in values.items() if k.endswith(("_token_id", "_token_ids")))
-    return {i for v in found for i in (v if isinstance(v, list) else [v]) if isinstance(i, int)}
+    values_of_ids = (v for k, v in values.items() if k.endswith(("_token_id", "_token_ids")))
+    return {
+        i for v in values_of_ids for i in (v if isinstance(v, list) else [v]) if isinstance(i, int)
+    }
 
 
 def _vocabulary(config: Any) -> int | None:

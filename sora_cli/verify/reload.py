@@ -59,8 +59,8 @@ def reload_outputs(
 def _environment() -> dict[str, str]:
     """Return this process's environment, with this package first on Python's path."""
     root = str(PACKAGE.parent)
-    known = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, known] if known else [root])}
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, path] if path else [root])}
 
 
 def _failure(stderr: str, code: int) -> SoraError:

@@ -68,7 +68,7 @@ class ScoresAgain:
 
     def score(self, name: str, stored: float, here: RowScores) -> float:
         """Compare a score; return the stored one if it agrees, else the new one."""
-        return self._compare(name, stored, here.value, self._apart(stored, here))
+        return self._compare(name, stored, here.value, self._tolerated_distance(stored, here))
 
     def test(
         self,
@@ -86,14 +86,14 @@ class ScoresAgain:
             full: the scores at full rank here.
             here: the test of the scores here.
         """
-        known: dict[str, Any] = {"refused": here.refused, "passed_over": here.passed_over}
+        figures: dict[str, Any] = {"refused": here.refused, "passed_over": here.passed_over}
         same = close(whole, full.value, _SAME) and close(stored.score, here.score, _SAME)
         if same and stored.differing == here.differing:
             for figure in ("score", "drop", "upper"):
                 was, now = getattr(stored, figure), getattr(here, figure)
                 apart = ROUNDING * max(1.0, abs(now))
-                known[figure] = self._compare(_named(name, figure), was, now, apart)
-            return stored.model_copy(update=known)
+                figures[figure] = self._compare(_figure_name(name, figure), was, now, apart)
+            return stored.model_copy(update=figures)
         return stored.model_copy(update=self._tolerant(name, stored, whole, full, here, promise))
 
     def _tolerant(
@@ -110,39 +110,39 @@ class ScoresAgain:
         The drop, and with right-or-wrong scores the bound, must also follow from the other stored
         figures.
         """
-        apart = self._apart(stored.score, full)
+        apart = self._tolerated_distance(stored.score, full)
         turned = 2 * self.tolerated(len(full))  # by either model
-        score = self._compare(_named(name, "score"), stored.score, here.score, apart)
-        self._compare(_named(name, "drop"), stored.drop, here.drop, 2 * apart)
+        score = self._compare(_figure_name(name, "score"), stored.score, here.score, apart)
+        self._compare(_figure_name(name, "drop"), stored.drop, here.drop, 2 * apart)
         differing, now = stored.differing or 0, here.differing or 0
         differing = int(self._compare(f"{name}, rows that differ", differing, now, turned))
         drop, upper = promise.drop(whole, score), stored.upper
         alike = stored.refused == here.refused
         alike = alike and _is_coarse(stored, full) == _is_coarse(here, full)
         if alike:
-            allowed = _explained(full, here, promise.confidence, turned)
-            upper = self._compare(_named(name, "upper"), stored.upper, here.upper, allowed)
+            allowed = _tolerated_change(full, here, promise.confidence, turned)
+            upper = self._compare(_figure_name(name, "upper"), stored.upper, here.upper, allowed)
         if not alike or stored.verdict != here.verdict:
             self.unclear.append(
-                f"{name}: {_said(stored)} in the certificate, {_said(here)} here; the promise is "
-                f"{promise.max_drop:g}"
+                f"{name}: {_in_words(stored)} in the certificate, {_in_words(here)} here; the "
+                f"promise is {promise.max_drop:g}"
             )
         if full.is_right_or_wrong and upper == stored.upper:
             counts = _lost_and_won(drop, differing, len(full))
             upper = exact_bound(*counts, len(full), promise.confidence) if counts else math.nan
         return {
             "score": score,
-            "drop": _near(stored.drop, drop),
-            "upper": _near(stored.upper, upper),
+            "drop": _stored_if_close(stored.drop, drop),
+            "upper": _stored_if_close(stored.upper, upper),
             "differing": differing,
         }
 
     def _compare(self, name: str, stored: float, here: float, apart: float) -> float:
-        one = Compared(name=name, stored=stored, here=here, apart=apart)
-        self.compared.append(one)
-        return stored if one.agrees else here
+        figure = Compared(name=name, stored=stored, here=here, apart=apart)
+        self.compared.append(figure)
+        return stored if figure.agrees else here
 
-    def _apart(self, stored: float, scores: RowScores) -> float:
+    def _tolerated_distance(self, stored: float, scores: RowScores) -> float:
         """Return the distance that a metric may have from itself if the tolerated rows differ."""
         rows = len(scores)
         if scores.is_right_or_wrong and not close(stored * rows, np.round(stored * rows)):
@@ -150,16 +150,16 @@ class ScoresAgain:
         return self.tolerated(rows) / rows * max(1.0, abs(scores.value))
 
 
-def _near(stored: float, here: float) -> float:
+def _stored_if_close(stored: float, here: float) -> float:
     """Return the stored number if it equals the new number but for rounding, or else `here`."""
     return stored if close(stored, here) else here
 
 
-def _named(name: str, figure: str) -> str:
+def _figure_name(name: str, figure: str) -> str:
     return f"{name}, {'bound' if figure == 'upper' else figure}"
 
 
-def _said(test: SizeTest) -> str:
+def _in_words(test: SizeTest) -> str:
     bound = f"a bound of {test.upper:.6g}" if test.refused is None else f"no bound ({test.refused})"
     return f"{test.verdict} by {bound} with {test.differing} differing rows"
 
@@ -180,7 +180,7 @@ def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | N
     return (lost, won) if differing <= rows else None
 
 
-def _explained(full: RowScores, here: SizeTest, confidence: float, turned: int) -> float:
+def _tolerated_change(full: RowScores, here: SizeTest, confidence: float, turned: int) -> float:
     """Return the distance of two bounds that this many changed rows explain.
 
     With right-or-wrong scores, the changed rows are fewer lost or more won rows, or more lost rows.
@@ -199,7 +199,7 @@ def _explained(full: RowScores, here: SizeTest, confidence: float, turned: int) 
         ends = (max(differing - turned, 0), min(differing + turned, rows))
         bounds = [few_rows_bound(full, end, confidence) for end in ends]
         return max((abs(b - here.upper) for b in bounds if b is not None), default=0.0)
-    one = max(1.0, abs(full.value)) / rows
+    one_row = max(1.0, abs(full.value)) / rows
     margin = here.upper - here.drop
-    left = margin**2 - turned * (float(ndtri(confidence)) * one) ** 2
-    return turned * one + margin - math.sqrt(max(left, 0.0))
+    left = margin**2 - turned * (float(ndtri(confidence)) * one_row) ** 2
+    return turned * one_row + margin - math.sqrt(max(left, 0.0))

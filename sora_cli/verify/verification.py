@@ -151,7 +151,7 @@ def verify(
         first, second, probe, decides = _run_both(subjects, dtype, trained, again)
     notes = check_bases(subjects, force=force)  # now also of a base that was on the Hub
     differences = compare(first.values, second.values, probe, decides=decides)
-    pair = (first, second) if _adapts(subjects[0]) else (second, first)
+    pair = (first, second) if _has_layers(subjects[0]) else (second, first)
     change, effects = _effect(*pair, probe)
     names = _formats(subjects, dtype, trained)
     allowed = tolerance_for(names) if tolerance is None else Tolerance(tolerance, "as given", True)
@@ -190,12 +190,12 @@ def _run_both(
     auto = _common_class(subjects, configs)
     probe = make_probe(configs, auto, load_tokenizer(subjects[0]) or load_tokenizer(subjects[1]))
     options = {"auto": auto, "probe": probe, "dtype": getattr(torch, dtype)}
-    alone = trained is None and _adapts(subjects[0])
+    alone = trained is None and _has_layers(subjects[0])
     if trained is None:
         first = compute_outputs(subjects[0], configs[0], alone=alone, **options)
     else:
         first = Outputs(run_model(trained, probe, "the model in memory"), {})
-    alone = not alone and _adapts(subjects[1])
+    alone = not alone and _has_layers(subjects[1])
     if again is None:
         second = compute_outputs(subjects[1], configs[1], alone=alone, **options)
     else:
@@ -216,19 +216,19 @@ def tolerance_for(formats: Sequence[str]) -> Tolerance:
     return Tolerance(allowed, f"{ROUNDINGS} roundings to {coarsest}")
 
 
-def _adapts(subject: Subject) -> bool:
+def _has_layers(subject: Subject) -> bool:
     return subject.adapter is not None and len(subject.adapter.layers) > 0
 
 
 def _effect(
-    reference: Outputs, found: Outputs, probe: Probe
+    reference: Outputs, other: Outputs, probe: Probe
 ) -> tuple[float | None, tuple[Effect, ...]]:
     """Return the change by the reference's adapter, and the share of it that is found."""
-    without = reference.without or found.without
+    without = reference.without or other.without
     if not without:
         return None, ()
     changed = compare(without, reference.values, probe, decides=False)
-    return largest_relative(changed), measure(without, reference.values, found.values, probe)
+    return largest_relative(changed), measure(without, reference.values, other.values, probe)
 
 
 def _common_class(subjects: Sequence[Subject], configs: Sequence[Any]) -> str:
@@ -236,17 +236,19 @@ def _common_class(subjects: Sequence[Subject], configs: Sequence[Any]) -> str:
     models = [auto_class_of(c) for s, c in zip(subjects, configs, strict=True) if not s.adapter]
     adapters = [(s.adapter, c) for s, c in zip(subjects, configs, strict=True) if s.adapter]
     known = [auto_class_for(adapter, c) for adapter, c in adapters if adapter.task_type]
-    found = [auto_class_for(adapter, c, [*known, *models]) for adapter, c in adapters] or models
+    classes = [auto_class_for(adapter, c, [*known, *models]) for adapter, c in adapters] or models
     kinds = [str(config.model_type) for config in configs]
     if len(set(kinds)) == 1:
-        kinds = [auto.removeprefix("AutoModel").removeprefix("For") or "no head" for auto in found]
+        kinds = [
+            auto.removeprefix("AutoModel").removeprefix("For") or "no head" for auto in classes
+        ]
     if len(set(kinds)) > 1:
         first, second = (subject.reference for subject in subjects)
         raise SoraError(
             f"these are different kinds of models: {kinds[0]} and {kinds[1]}",
             where=f"{first} and {second}",
         )
-    return found[0]
+    return classes[0]
 
 
 def _decides(auto: str, config: Any, values: Values) -> bool:

@@ -64,17 +64,17 @@ def base_layers(reference: str, parts: Iterable[str]) -> BaseLayers:
     resolved = resolve_model_path(reference)
     folder = Path(resolved)
     if (folder / PIPELINE).is_file():
-        folder = _of_pipeline(folder, parts)
+        folder = _part_of_pipeline(folder, parts)
         resolved = reference = str(folder)
     if folder.is_dir() and _is_diffusers(folder):
         return _stored_layers(reference, resolved, folder)
     return _built_layers(reference, resolved)
 
 
-def _of_pipeline(folder: Path, parts: Iterable[str]) -> Path:
-    there = [folder / part for part in parts if (folder / part / MODEL_CONFIG).is_file()]
-    if len(there) == 1:
-        return there[0]
+def _part_of_pipeline(folder: Path, parts: Iterable[str]) -> Path:
+    candidates = [folder / part for part in parts if (folder / part / MODEL_CONFIG).is_file()]
+    if len(candidates) == 1:
+        return candidates[0]
     choices = [path.parent for path in sorted(folder.glob(f"*/{MODEL_CONFIG}"))]
     raise SoraError(
         f"{folder} is a pipeline of several models",
@@ -99,12 +99,12 @@ def _stored_layers(reference: str, resolved: str, folder: Path) -> BaseLayers:
         raise SoraError(f"{folder} holds no safetensors weights, which name the model's layers",
                         hint="save_pretrained() of diffusers writes them")  # fmt: skip
     names = {name: name for name in shapes}
-    known = base_reference(reference, resolved, None)
-    return BaseLayers(known, shapes, names, None, fan_in_fan_out=False, loadable=False)
+    base = base_reference(reference, resolved, None)
+    return BaseLayers(base, shapes, names, None, fan_in_fan_out=False, loadable=False)
 
 
 def _built_layers(reference: str, resolved: str) -> BaseLayers:
-    model = _built(reference, resolved)
+    model = _build_model(reference, resolved)
     shapes: dict[str, tuple[int, ...]] = {}
     transposed = False
     for path, module in model.named_modules():
@@ -124,7 +124,7 @@ def _built_layers(reference: str, resolved: str) -> BaseLayers:
     )
 
 
-def _built(reference: str, resolved: str) -> Any:
+def _build_model(reference: str, resolved: str) -> Any:
     """Build the class that the configuration names, without numbers."""
     import transformers
 

@@ -127,14 +127,14 @@ def _name(module: str) -> str:
     return module.replace("|", "_")
 
 
-def scaled_pairs(source: Source, found: Mapping[str, Mapping[str, str]]) -> list[ForeignPair]:
+def scaled_pairs(source: Source, modules: Mapping[str, Mapping[str, str]]) -> list[ForeignPair]:
     """Return pairs scaled by alpha / r, or by 1 if there is no alpha.
 
     Args:
         found: {"part|name": {"a", "b", perhaps "alpha": key}}.
     """
     pairs = []
-    for module, keys in found.items():
+    for module, keys in modules.items():
         part, _, name = module.partition("|")
         rank = (*source.tensors.shape(keys["a"]), 1)[0]
         scaling = source.number(keys["alpha"]) / max(rank, 1) if "alpha" in keys else 1.0

@@ -45,13 +45,13 @@ _MORE = {
 
 def read(source: Source) -> Contents | None:
     """Read a file of diffusers' layout; return None for another format."""
-    if not any(_known(key) for key in source.keys):
+    if not any(_is_diffusers(key) for key in source.keys):
         return None
     pairs = scaled_pairs(source, halves(source, _split, _MORE))
     return Contents(NAME, _scaled(source, pairs), exact=True)
 
 
-def _known(key: str) -> bool:
+def _is_diffusers(key: str) -> bool:
     """Return true if a key is of this format, by its first word or the processors' spelling."""
     named = _PART.fullmatch(key)
     ending = _ENDING.fullmatch(key)
@@ -82,7 +82,7 @@ def _scaled(source: Source, pairs: list[ForeignPair]) -> tuple[ForeignPair, ...]
     """Scale the pairs of each model by PEFT's configuration, if the header holds one."""
     configs = _configs(source, pairs)
     for part in dict.fromkeys(pair.part for pair in pairs if pair.part not in configs):
-        _check_told(source, part, [pair for pair in pairs if pair.part == part])
+        _check_scaling_known(source, part, [pair for pair in pairs if pair.part == part])
     return tuple(
         replace(pair, scaling=configs[pair.part].scaling(pair.name))
         if pair.part in configs
@@ -91,7 +91,7 @@ def _scaled(source: Source, pairs: list[ForeignPair]) -> tuple[ForeignPair, ...]
     )
 
 
-def _check_told(source: Source, part: str, pairs: list[ForeignPair]) -> None:
+def _check_scaling_known(source: Source, part: str, pairs: list[ForeignPair]) -> None:
     """Refuse a model unless all of its pairs have an alpha, or none has and all ranks are equal."""
     with_alpha = sum(pair.alpha is not None for pair in pairs)
     ranks = {source.tensors.shape(pair.a)[:1] for pair in pairs}

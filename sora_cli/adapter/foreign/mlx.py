@@ -27,10 +27,10 @@ def read(source: Source) -> Contents | None:
     if not any(key.endswith((".lora_a", ".lora_b")) for key in source.keys):
         return None
     _check_kind(source)
-    found = halves(source, _split, _MORE)
+    modules = halves(source, _split, _MORE)
     base, scale = source.config.get("model"), _scale(source)
     pairs = []
-    for module, keys in found.items():
+    for module, keys in modules.items():
         for key in (keys["a"], keys["b"]):
             if len(source.tensors.shape(key)) != 2:
                 raise SoraError(
@@ -64,13 +64,13 @@ def _check_kind(source: Source) -> None:
 
 
 def _scale(source: Source) -> float:
-    given = source.config.get(_PARAMETERS)
-    if not isinstance(given, Mapping):
+    parameters = source.config.get(_PARAMETERS)
+    if not isinstance(parameters, Mapping):
         raise SoraError(
             f"its scale is not known: there is no adapter_config.json with {_PARAMETERS} beside it",
             where=source.where,
         )
-    scale, alpha, rank = (given.get(name) for name in ("scale", "alpha", "rank"))
+    scale, alpha, rank = (parameters.get(name) for name in ("scale", "alpha", "rank"))
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise SoraError(f"{_PARAMETERS} has no scale, or its scale is not a number",
                         where=source.where)  # fmt: skip

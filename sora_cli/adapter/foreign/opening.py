@@ -18,7 +18,7 @@ from sora_cli.adapter.foreign.placing import (
     by_base,
     by_name,
     parts_of,
-    shown,
+    readable_names,
 )
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_json
 from sora_cli.adapter.peft.config import parse_config
@@ -68,21 +68,21 @@ def _opened(
     place: Path, contents: Contents, tensors: TensorFile, base: str | None, *, for_show: bool
 ) -> AdapterFile:
     layers: BaseLayers | None = None
-    left: Mapping[str, str] = {}
+    left_out: Mapping[str, str] = {}
     if base is not None:
         parts = parts_of(contents)
         layers = base_layers(base, [DIFFUSERS_PARTS.get(part, part) for part in parts])
-        pairs, left = by_base(contents, tensors, layers)
+        pairs, left_out = by_base(contents, tensors, layers)
     else:
-        pairs = shown(contents) if for_show else by_name(contents, str(tensors.file))
+        pairs = readable_names(contents) if for_show else by_name(contents, str(tensors.file))
     entries = _as_pefts(pairs, tensors)
     transposed = [key for path, pair in pairs.items() if pair.transposed for key in pair_keys(path)]
     config = parse_config(_config(pairs, entries, contents, layers), str(tensors.file))
     reference = BaseReference(contents.base, "") if layers is None else layers.reference
-    seen = tensors.seen_as(entries, transposed=transposed)
-    keys = split_keys(seen.keys, config, str(seen.file))
-    opened = describe(place, config, AdapterMeta(), reference, seen, keys)
-    notes = _notes(contents, layers, left)
+    as_peft = tensors.seen_as(entries, transposed=transposed)
+    keys = split_keys(as_peft.keys, config, str(as_peft.file))
+    opened = describe(place, config, AdapterMeta(), reference, as_peft, keys)
+    notes = _notes(contents, layers, left_out)
     return replace(opened, notes=(*opened.notes, *notes), format=contents.format)
 
 
@@ -106,7 +106,7 @@ def _config(
     """Return the configuration that PEFT would have written."""
     ranks = {path: (entries[pair_keys(path)[0]].shape or (0,))[0] for path in pairs}
     alphas = {path: pair.scaling * ranks[path] for path, pair in pairs.items()}
-    rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     task_type = contents.task_type if layers is None else layers.task_type
     return {
         "peft_type": "LORA",
@@ -124,10 +124,10 @@ def _config(
 def _notes(
     contents: Contents,
     layers: BaseLayers | None,
-    left: Mapping[str, str],
+    left_out: Mapping[str, str],
 ) -> Iterator[str]:
     if layers is None:
         yield f"read from {contents.format}'s file; its names were not compared with a base model"
-    for part, reason in left.items():
+    for part, reason in left_out.items():
         count = sum(pair.part == part for pair in contents.pairs)
         yield f"left out: the file's {count} modules of {part}: {reason}"

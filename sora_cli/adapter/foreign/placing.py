@@ -23,7 +23,7 @@ def parts_of(contents: Contents) -> list[str]:
     return list(dict.fromkeys(pair.part for pair in contents.pairs))
 
 
-def shown(contents: Contents) -> dict[str, ForeignPair]:
+def readable_names(contents: Contents) -> dict[str, ForeignPair]:
     """Return {readable name: pair}, for a look at the file without its base model."""
     names = {}
     for pair in contents.pairs:
@@ -67,7 +67,7 @@ def by_base(
     failures: dict[str, SoraError] = {}
     for part in parts_of(contents):
         try:
-            fitting[part] = _placed(
+            fitting[part] = _match_layers(
                 [pair for pair in contents.pairs if pair.part == part], names, tensors, base
             )
         except SoraError as error:
@@ -99,13 +99,13 @@ def _flattened(names: Mapping[str, str]) -> dict[str, set[str]]:
     return flat
 
 
-def _placed(
+def _match_layers(
     pairs: Iterable[ForeignPair],
     names: Mapping[str, set[str]],
     tensors: TensorFile,
     base: BaseLayers,
 ) -> dict[str, ForeignPair]:
-    placed: dict[str, ForeignPair] = {}
+    matches: dict[str, ForeignPair] = {}
     where, reference = str(tensors.file), base.reference.path
     pairs = list(pairs)
     absent = [pair.name for pair in pairs if pair.name not in names]
@@ -121,11 +121,11 @@ def _placed(
             raise SoraError(f"'{pair.name}' fits several layers of {reference}: "
                             f"{' and '.join(sorted(paths))}", where=where)  # fmt: skip
         (path,) = paths
-        if path in placed:
-            raise SoraError(f"'{pair.name}' and '{placed[path].name}' are the same layer of "
+        if path in matches:
+            raise SoraError(f"'{pair.name}' and '{matches[path].name}' are the same layer of "
                             f"{reference}: '{path}'", where=where)  # fmt: skip
-        placed[path] = pair
-    for path, pair in placed.items():
+        matches[path] = pair
+    for path, pair in matches.items():
         shape = weight_shape(pair, tensors)
         if shape != base.shapes[path]:
             raise SoraError(
@@ -134,7 +134,7 @@ def _placed(
                 where=where,
                 hint="is it the right base? --base MODEL",
             )
-    return placed
+    return matches
 
 
 def weight_shape(pair: ForeignPair, tensors: TensorFile) -> tuple[int, ...]:

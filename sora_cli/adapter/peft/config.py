@@ -115,14 +115,14 @@ class PeftConfig(Targets):
         by_rank, by_alpha = self.rank_pattern or {}, self.alpha_pattern or {}
         hits = match_patterns([*by_rank, *by_alpha], paths, where=where)
         notes = [
-            f"adapter_config.json sets {_shown(name)}, an unknown option: it is ignored"
+            f"adapter_config.json sets {_printable(name)}, an unknown option: it is ignored"
             for name in self.unknown_options
         ]
         for path in paths:
             self._ranks[path] = self.module_ranks.get(path, self.r)
             self._alphas[path] = self.lora_alpha
-        self._ranks.update(_chosen("rank_pattern", by_rank, hits, notes))
-        self._alphas.update(_chosen("alpha_pattern", by_alpha, hits, notes))
+        self._ranks.update(_values_by_path("rank_pattern", by_rank, hits, notes))
+        self._alphas.update(_values_by_path("alpha_pattern", by_alpha, hits, notes))
         return tuple(notes)
 
     def head_notes(self, modules: Sequence[str]) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ class PeftConfig(Targets):
         """
         added = _HEADS_PEFT_ADDS.get(self.task_type or "", ())
         entries = (entry for entry in self.modules_to_save or () if entry not in added)
-        absent = [f"'{_shown(e)}'" for e in entries if not any(m.endswith(e) for m in modules)]
+        absent = [f"'{_printable(e)}'" for e in entries if not any(m.endswith(e) for m in modules)]
         if not absent:
             return ()
         return (
@@ -156,10 +156,10 @@ class PeftConfig(Targets):
 
     def token_indices(self, path: str) -> list[int]:
         """Return the trained rows of an embedding, by the first entry that ends its path."""
-        found = self.trainable_token_indices or {}
-        if isinstance(found, list):
-            return found
-        return next((rows for name, rows in found.items() if path.endswith(name)), [])
+        indices = self.trainable_token_indices or {}
+        if isinstance(indices, list):
+            return indices
+        return next((rows for name, rows in indices.items() if path.endswith(name)), [])
 
     def head_module(self, name: str) -> str | None:
         """Return the path of the module around a parameter that is saved in full, or None.
@@ -188,7 +188,7 @@ def parse_config(raw: Any, where: str) -> PeftConfig:
     try:
         config = PeftConfig.model_validate(plain)
     except ValidationError as error:
-        raise SoraError(_shown(first_mistake(error), 200), where=where) from error
+        raise SoraError(_printable(first_mistake(error), 200), where=where) from error
     _refuse_variants(config, raw, where)
     _check_values(config, where)
     return config
@@ -200,7 +200,7 @@ def _unknown_options(raw: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(key for key, value in raw.items() if key not in known and value is True)
 
 
-def _chosen(
+def _values_by_path(
     name: str, pattern: Mapping[str, Any], hits: Mapping[str, list[str]], notes: list[str]
 ) -> dict[str, Any]:
     """Return {module path: value of the first key that matches it}; add oddities to `notes`."""
@@ -211,19 +211,19 @@ def _chosen(
             first, taken = chosen.setdefault(path, (key, value))
             if taken != value:
                 clashes.setdefault(path, (first, key))
-    idle = [f"'{_shown(key)}'" for key in pattern if not hits[key]]
+    idle = [f"'{_printable(key)}'" for key in pattern if not hits[key]]
     if idle:
         notes.append(f"{name}: no module in the file matches {first_few(idle)}: it has no effect")
     if clashes:
         path, (first, second) = next(iter(clashes.items()))
         notes.append(
-            f"{name}: '{_shown(first)}' and '{_shown(second)}' both match {first_few(clashes)}; "
-            f"the first counts, as in PEFT: {chosen[path][1]:g}"
+            f"{name}: '{_printable(first)}' and '{_printable(second)}' both match "
+            f"{first_few(clashes)}; the first counts, as in PEFT: {chosen[path][1]:g}"
         )
     return {path: value for path, (_, value) in chosen.items()}
 
 
-def _shown(text: str, limit: int = 80) -> str:
+def _printable(text: str, limit: int = 80) -> str:
     """Shorten text that somebody else wrote, and make it printable, for a message."""
     return repr(text if len(text) <= limit else f"{text[:limit]}...")[1:-1]
 
@@ -234,7 +234,7 @@ def _refuse_kind(kind: str, where: str) -> None:
     reason = _KINDS.get(kind, "its updates are not plain sums of rank-one terms B A")
     hint = "PEFT's save_as_lora() turns it into a LoRA" if kind in _TO_LORA else None
     raise SoraError(
-        f"this is a {_shown(kind, 40)} adapter: {reason}; only {', '.join(_KNOWN)} can be read",
+        f"this is a {_printable(kind, 40)} adapter: {reason}; only {', '.join(_KNOWN)} can be read",
         where=where,
         hint=hint,
     )
@@ -247,10 +247,10 @@ def _refuse_variants(config: PeftConfig, raw: Mapping[str, Any], where: str) -> 
                             where=where, hint=MERGE_HINT)  # fmt: skip
     if config.bias not in _BIASES:
         raise SoraError(
-            f"bias: {_shown(config.bias, 40)} is not one of {', '.join(_BIASES)}", where=where
+            f"bias: {_printable(config.bias, 40)} is not one of {', '.join(_BIASES)}", where=where
         )
     if config.init_lora_weights not in _SAFE_INITS:
-        init = _shown(str(config.init_lora_weights), 40)
+        init = _printable(str(config.init_lora_weights), 40)
         raise SoraError(
             f"init_lora_weights: {init} also changes the base model",
             where=where,
@@ -264,14 +264,14 @@ def _check_values(config: PeftConfig, where: str) -> None:
     for key, rank in ranks.items():
         if not 1 <= rank <= LARGEST_RANK:
             raise SoraError(
-                f"{_shown(key)}: ranks must be at least 1 and at most {LARGEST_RANK:,}, not "
+                f"{_printable(key)}: ranks must be at least 1 and at most {LARGEST_RANK:,}, not "
                 f"{_short(rank)}",
                 where=where,
             )
     for key, alpha in {"lora_alpha": config.lora_alpha, **(config.alpha_pattern or {})}.items():
         if not 0 < alpha < math.inf:
             raise SoraError(
-                f"{_shown(key)}: alpha must be above 0 and finite, not {alpha:g}", where=where
+                f"{_printable(key)}: alpha must be above 0 and finite, not {alpha:g}", where=where
             )
     modules = config.modules_to_save or []
     if not all(modules):

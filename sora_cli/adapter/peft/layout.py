@@ -125,7 +125,7 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
             if not any(part in name for part in _UNUSED):
                 head[name] = key
         else:
-            raise _neither(name, where)
+            raise _unknown_key(name, where)
     for path in below - parts.keys():
         raise SoraError(f"'{path}' is stored in full but has no adapter", where=where)
     if not parts:
@@ -241,7 +241,7 @@ def _pair(path: str, found: Mapping[str, str], config: PeftConfig, where: str) -
     return Pair(a, b, found.get(_E), found.get(_RANKNUM), found.get(_MAGNITUDE), embedding)
 
 
-def _neither(name: str, where: str) -> SoraError:
+def _unknown_key(name: str, where: str) -> SoraError:
     for part, meaning in _FOREIGN.items():
         if part in f"{name}.":
             module = name.partition(part.rstrip("."))[0]
@@ -254,5 +254,5 @@ def _neither(name: str, where: str) -> SoraError:
 def _is_embedding(name: str) -> bool:
     """Return true if a parameter's name is that of a model's embedding or output layer."""
     module = name.rpartition(".")[0].rpartition(".")[2]
-    known = ("emb" in module and not module.startswith("lora_")) or module in _EMBEDDINGS
-    return known and name.endswith((".weight", _BIAS))
+    is_known = ("emb" in module and not module.startswith("lora_")) or module in _EMBEDDINGS
+    return is_known and name.endswith((".weight", _BIAS))

@@ -33,16 +33,16 @@ _WHOLE: Mapping[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
 
 def plain_terms(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration with `lora_alpha` for `alpha`, and without keys of other kinds."""
-    left = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none"}
-    return {**raw, **left, "lora_alpha": raw.get("alpha", 8), "init_lora_weights": True}
+    absent = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none"}
+    return {**raw, **absent, "lora_alpha": raw.get("alpha", 8), "init_lora_weights": True}
 
 
 def lacking(kind: str, parts: Mapping[str, str]) -> tuple[str, ...]:
     """Return the parts of a module that are missing or superfluous; empty: they fit together."""
-    left = set(parts)
+    superfluous = set(parts)
     for choices in _WHOLE[kind]:
-        found = [set(choice) for choice in choices if set(choice) <= set(parts)]
-        if not found:
+        complete = [set(choice) for choice in choices if set(choice) <= set(parts)]
+        if not complete:
             return choices[0]
-        left -= max(found, key=len)
-    return tuple(sorted(left))
+        superfluous -= max(complete, key=len)
+    return tuple(sorted(superfluous))

@@ -26,7 +26,7 @@ TIME_LIMIT = 5.0
 """Seconds for all expressions that are matched together."""
 _LONGEST = 4096  # characters of an expression
 _MOST_IN_PROCESS = 1_000_000  # pairs of a plain name and a path
-_PLAIN = re.compile(r"\^?(?:[\w.\-]|\\[.\-])+")
+_QUICK = re.compile(r"\^?(?:[\w.\-]|\\[.\-])+")
 
 _CHILD = r"""
 import json, re, sys
@@ -62,16 +62,16 @@ class Expression:
 
     def compiled(self, where: str) -> re.Pattern[str]:
         """Compile the expression."""
-        shown = repr(self.given[:200])
+        quoted = repr(self.given[:200])
         if len(self.given) > _LONGEST:
             raise SoraError(
-                f"the pattern {shown[:40]}... has {len(self.given)} characters", where=where
+                f"the pattern {quoted[:40]}... has {len(self.given)} characters", where=where
             )
         try:
             return re.compile(self.text)
         except (re.error, RecursionError, OverflowError) as error:
             raise SoraError(
-                f"the pattern {shown} is not a regular expression: {error}", where=where
+                f"the pattern {quoted} is not a regular expression: {error}", where=where
             ) from error
 
 
@@ -105,14 +105,16 @@ def match_expressions(
 
     All slow expressions together may take `TIME_LIMIT` seconds.
     """
-    plain = [bool(_PLAIN.fullmatch(expression.given)) for expression in expressions]
-    if sum(plain) * len(paths) > _MOST_IN_PROCESS:
-        plain = [False] * len(expressions)
-    apart = [expression for expression, quick in zip(expressions, plain, strict=True) if not quick]
-    found_apart = iter(_match_apart(apart, paths, where) if apart else ())
+    is_quick = [bool(_QUICK.fullmatch(expression.given)) for expression in expressions]
+    if sum(is_quick) * len(paths) > _MOST_IN_PROCESS:
+        is_quick = [False] * len(expressions)
+    slow = [
+        expression for expression, quick in zip(expressions, is_quick, strict=True) if not quick
+    ]
+    slow_hits = iter(_match_in_process(slow, paths, where) if slow else ())
     hits = []
-    for expression, quick in zip(expressions, plain, strict=True):
-        hits.append(_match(expression, paths, where) if quick else next(found_apart))
+    for expression, quick in zip(expressions, is_quick, strict=True):
+        hits.append(_match(expression, paths, where) if quick else next(slow_hits))
     return hits
 
 
@@ -127,7 +129,7 @@ def _is_anchored(key: str) -> bool:
     return key.startswith("^") and key == anchored(re.sub(r"\\(.)", r"\1", key[1:]))
 
 
-def _match_apart(
+def _match_in_process(
     expressions: Sequence[Expression], paths: Sequence[str], where: str
 ) -> list[list[str]]:
     for expression in expressions:

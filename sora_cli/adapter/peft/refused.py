@@ -48,7 +48,11 @@ def refused(model_type: str, paths: Iterable[str]) -> dict[str, str]:
         if model_type in _STATE_SPACE
         else f"taken by PEFT for a part of {model_type}'s fused experts and lost"
     )
-    return {path: why for path in paths if path.rpartition(".")[2] in names and _is_plain(path)}
+    return {
+        path: why
+        for path in paths
+        if path.rpartition(".")[2] in names and _is_shared_or_dense(path)
+    }
 
 
 def refused_today(model_type: str, paths: Iterable[str]) -> dict[str, str]:
@@ -61,8 +65,8 @@ def refused_today(model_type: str, paths: Iterable[str]) -> dict[str, str]:
         return known
     if compared and not known:
         return known
-    asked = refused_by_peft(model_type, paths)
-    return known if asked is None else asked
+    by_peft = refused_by_peft(model_type, paths)
+    return known if by_peft is None else by_peft
 
 
 def refused_by_peft(model_type: str, paths: Iterable[str]) -> dict[str, str] | None:
@@ -74,7 +78,7 @@ def refused_by_peft(model_type: str, paths: Iterable[str]) -> dict[str, str] | N
         import peft
     except ImportError:
         return None
-    last = {path: path.rpartition(".")[2] for path in paths if _is_plain(path)}
+    last = {path: path.rpartition(".")[2] for path in paths if _is_shared_or_dense(path)}
     fates = _fates(model_type, sorted(set(last.values())))
     where = f"by PEFT {peft.__version__} in {model_type} models"
     return {path: f"{fates[name]} {where}" for path, name in last.items() if name in fates}
@@ -87,10 +91,10 @@ def _fates(model_type: str, names: list[str]) -> dict[str, str]:
     except (ValueError, KeyError):  # PEFT refuses one of them, or torch takes no such name
         if len(names) == 1:
             return {names[0]: "refused"}
-    found: dict[str, str] = {}
+    fates: dict[str, str] = {}
     for name in names:
-        found |= _fates(model_type, [name])
-    return found
+        fates |= _fates(model_type, [name])
+    return fates
 
 
 def _lost(model_type: str, names: list[str]) -> list[str]:
@@ -115,5 +119,5 @@ def _lost(model_type: str, names: list[str]) -> list[str]:
     return [n for n in names if not isinstance(model.layer.get_submodule(n), BaseTunerLayer)]
 
 
-def _is_plain(path: str) -> bool:
+def _is_shared_or_dense(path: str) -> bool:
     return _AN_EXPERTS.search(path) is None

@@ -54,10 +54,10 @@ def _check_layer_options(targets: Targets, where: str) -> None:
 
 
 def _check_all_loaded(what: str, paths: Sequence[str], loaded: set[str], where: str) -> None:
-    left = [path for path in paths if path not in loaded]
-    if left:
+    ignored = [path for path in paths if path not in loaded]
+    if ignored:
         raise SoraError(
-            f"{what} {first_few(left)}, so PEFT would ignore the tensors that are stored for it",
+            f"{what} {first_few(ignored)}, so PEFT would ignore the tensors that are stored for it",
             where=where,
             hint=f"to use these tensors, correct {what.split()[0]}",
         )
@@ -71,8 +71,8 @@ def _targeted(targets: Targets, paths: Sequence[str], where: str) -> set[str]:
     if isinstance(names, str) or layers is None or layers == []:
         return named
     numbers = {layers} if isinstance(layers, int) else set(layers)
-    exact, found = set(names or ()), _layer_numbers(targets.layers_pattern, paths, where)
-    return {path for path in named if path in exact or found.get(path) in numbers}
+    exact, layer_numbers = set(names or ()), _layer_numbers(targets.layers_pattern, paths, where)
+    return {path for path in named if path in exact or layer_numbers.get(path) in numbers}
 
 
 def _named(names: list[str] | str | None, paths: Sequence[str], where: str) -> set[str]:
@@ -98,10 +98,10 @@ def _layer_numbers(
     expressions = [Expression(name, r"(?:^|.*?\.)", r"\.(?P<idx>\d+)\.") for name in names or ()]
     expressions = expressions or [Expression(r".*?\.[^.]*\.(?P<idx>\d+)\.")]
     hits = match_expressions(expressions, paths, where=where)
-    found: dict[str, int | None] = {}
+    numbers: dict[str, int | None] = {}
     for expression, matched in zip(expressions, hits, strict=True):
         for path in matched:
             number = re.match(expression.text, path)
             index = None if number is None else number["idx"]
-            found.setdefault(path, None if index is None else int(index))
-    return found
+            numbers.setdefault(path, None if index is None else int(index))
+    return numbers
