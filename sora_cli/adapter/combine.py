@@ -25,7 +25,7 @@ from methods.combining import dare, ties
 from methods.factors import LowRankFactors
 from methods.keep import Keep
 from sora_cli.adapter.companions import copy_processor
-from sora_cli.adapter.dense import Told, cut_dense, measure
+from sora_cli.adapter.dense import Progress, cut_dense, measure
 from sora_cli.adapter.directory import Adapter, check_low_rank, lazy_adapter, write_adapter
 from sora_cli.adapter.kernels import forms_in
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
@@ -114,7 +114,9 @@ class Combination:
         self._task_type = _common_value("task type", files, [f.config.task_type for f in files])
         _check_heads(files)
 
-    def write(self, output: Path, keep: Keep, *, dtype: str, force: bool, told: Told) -> Combined:
+    def write(
+        self, output: Path, keep: Keep, *, dtype: str, force: bool, progress: Progress
+    ) -> Combined:
         """Write the combined adapter, atomically, after reading it back for comparison."""
         measured: dict[str, Any] = {}
         exact = not keep.given()
@@ -141,7 +143,7 @@ class Combination:
                 layers = self._cut(layers, keep)
             finish(layers)
         else:
-            with cut_dense(paths, self.dense, keep, output, told) as layers:
+            with cut_dense(paths, self.dense, keep, output, progress) as layers:
                 finish(layers)
         head = self._files[0].head_modules
         return Combined(**measured, exact=exact, head=head, notes=self.notes)

@@ -28,12 +28,12 @@ from sora_cli.model.tensors import NewTensor, open_tensors, write_tensors
 
 Dense = Callable[[str], Tensor]
 """Makes the update of a module: (out, in), float32."""
-Told = Callable[[str], None]
+Progress = Callable[[str], None]
 """Receives the path of each module that has been decomposed."""
 
 
 @contextmanager
-def told_modules(title: str) -> Iterator[Told]:
+def module_progress(title: str) -> Iterator[Progress]:
     """Show a progress bar of decomposed modules."""
     from tqdm import tqdm
 
@@ -71,7 +71,7 @@ class _Spectrum:
 
 @contextmanager
 def cut_dense(
-    paths: Sequence[str], dense: Dense, keep: Keep, beside: Path, told: Told
+    paths: Sequence[str], dense: Dense, keep: Keep, beside: Path, progress: Progress
 ) -> Iterator[Layers]:
     """Give each update's best approximation at the rank that a truncation rule chooses.
 
@@ -89,7 +89,7 @@ def cut_dense(
         while todo:
             for path in todo:
                 spectra[path] = store.decompose(path, dense(path), requested[path])
-                told(path)
+                progress(path)
             modules = {path: known.module for path, known in spectra.items()}
             ranks = kept_ranks(modules, keep)
             ranks = {p: min(rank, spectra[p].values.numel()) for p, rank in ranks.items()}
