@@ -60,7 +60,7 @@ def rewrite_card(directory: Path, certificate: Sequence[str]) -> None:
     write_bytes_atomic(directory / CARD, stored(text))
 
 
-def states(directory: Path, certificate: Sequence[str]) -> bool:
+def card_matches(directory: Path, certificate: Sequence[str]) -> bool:
     """Return true if an adapter's card has these certificate lines, or no certificate at all."""
     try:
         text = (directory / CARD).read_text(encoding="utf-8", errors="replace")

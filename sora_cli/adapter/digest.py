@@ -103,7 +103,7 @@ def _without_unknown(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value not in (None, [])}
 
 
-def apart(
+def differing_facts(
     one: Mapping[str, Any], other: Mapping[str, Any], names: tuple[str | Path, str | Path]
 ) -> Iterator[str]:
     """Yield a sentence for each fact that both have with different values; see `deciding`.
@@ -158,7 +158,9 @@ def _changed_beside(folder: Path, report: RunReport) -> Iterator[str]:
         recorded = deciding(read_sora_file(file)[0])
     except SoraError:
         recorded = {}
-    differences = list(apart(recorded, _without_unknown(known), (file, folder.parent / FILE_NAME)))
+    differences = list(
+        differing_facts(recorded, _without_unknown(known), (file, folder.parent / FILE_NAME))
+    )
     yield from differences
     for key, digest in report.digests.items():
         place = folder / key.removeprefix(f"{name}/")

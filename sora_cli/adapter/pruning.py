@@ -10,7 +10,7 @@ from methods.factors import LowRankFactors
 from methods.keep import Keep
 from sora_cli.adapter.modules import Module, kept_ranks
 from sora_cli.adapter.reading import OnDemand
-from sora_cli.adapter.spectra import of_each
+from sora_cli.adapter.spectra import map_layers
 from sora_cli.core.checks import option
 from sora_cli.core.errors import SoraError
 
@@ -129,7 +129,7 @@ def check_left(
 
 def survey(layers: Layers) -> dict[str, Module]:
     """Return ranks and decomposition of each layer; one layer for each core is in memory."""
-    return of_each(layers, _module)
+    return map_layers(layers, _module)
 
 
 def _module(stored: LowRankFactors) -> Module:

@@ -49,7 +49,7 @@ class Shared:
         content = self.files[name]
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
-    def called(self, repository: str) -> Shared:
+    def for_repository(self, repository: str) -> Shared:
         """Return the same files with the repository's name in the card's commands."""
         card = self.card.replace(THIS, repository).encode()
         return Shared(self.directory, {**self.files, CARD: card}, self.left)

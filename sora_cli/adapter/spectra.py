@@ -103,10 +103,10 @@ def spectrum(factors: LowRankFactors) -> Spectrum:
 
 def read_spectra(file: AdapterFile) -> dict[str, Spectrum]:
     """Return the spectrum of each module in the file."""
-    return of_each(file.layers, spectrum)
+    return map_layers(file.layers, spectrum)
 
 
-def of_each(
+def map_layers(
     layers: Mapping[str, LowRankFactors], work: Callable[[LowRankFactors], T]
 ) -> dict[str, T]:
     """Apply a function to each layer; each core reads one layer at a time."""

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from sora_cli.adapter.card import states
-from sora_cli.adapter.digest import apart, deciding, result_digest
+from sora_cli.adapter.card import card_matches
+from sora_cli.adapter.digest import deciding, differing_facts, result_digest
 from sora_cli.adapter.directory import read_adapter
 from sora_cli.adapter.metadata import read_sora_file
 from sora_cli.adapter.places import ADAPTER
@@ -122,7 +122,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
         agreed, sizes, certifiable = _score_again(run, certificate, loaded, task, parts, scored)
         correct = expected(agreed, recipe, reports, sets, certifiable, sizes)
     differs += [*unlike(stored, correct), *out_of_order(correct)]
-    if same_words(stored, correct) and not states(run / ADAPTER, correct.lines()):
+    if same_words(stored, correct) and not card_matches(run / ADAPTER, correct.lines()):
         differs.append(f"the card in {run / ADAPTER} does not say: {correct.lines()[0]}")
     done = Rechecked(
         compared=scored.compared,
@@ -231,7 +231,9 @@ def _changed_adapters(run: Path, certificate: Certificate, task: Task) -> list[s
         elif now != digest:
             changed.append(f"{place} is not the adapter of the certificate")
         recorded = deciding(read_sora_file(place / SORA_FILE)[0])
-        changed += apart(recorded, deciding(task_meta(task)), (place / SORA_FILE, "the run"))
+        changed += differing_facts(
+            recorded, deciding(task_meta(task)), (place / SORA_FILE, "the run")
+        )
     return changed
 
 

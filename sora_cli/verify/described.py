@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sora_cli.adapter.digest import apart, changed_beside, deciding
+from sora_cli.adapter.digest import changed_beside, deciding, differing_facts
 from sora_cli.adapter.metadata import read_json, read_sora_file
 from sora_cli.model.files import MODEL_CONFIG, SORA_FILE
 from sora_cli.model.references import local_checkpoint
@@ -24,7 +24,7 @@ def described_apart(subjects: Sequence[Subject]) -> list[str]:
         line for place in places for line in (*changed_beside(place), *_inconsistent(place))
     ]
     for one, other in combinations(subjects, 2):
-        differences += apart(_facts(one), _facts(other), (one.reference, other.reference))
+        differences += differing_facts(_facts(one), _facts(other), (one.reference, other.reference))
     return differences
 
 
@@ -40,7 +40,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
 
 def _inconsistent(place: Path) -> Iterator[str]:
     """Yield a sentence for each fact in which a merged model's two files contradict each other."""
-    yield from apart(
+    yield from differing_facts(
         _configured(place), _recorded(place), (place / MODEL_CONFIG, place / SORA_FILE)
     )
 
