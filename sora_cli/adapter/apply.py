@@ -48,7 +48,7 @@ def apply_adapter(
         options = factor_options(module)
         A, B = factors.A.to(**options), factors.B.to(**options)
         if linear_shape(module) is not None and magnitude is None:
-            layers[path] = LowRankLinear(module, A, B, scaling=1.0)
+            layers[path] = LowRankLinear(module, A, B, scaling=1.0)  # B already has the scaling
             replace(model, today[path], layers[path])
         elif fold:
             product = Product(A.float(), B.float())
@@ -92,6 +92,8 @@ def fold_in(module: nn.Module, update: Update) -> None:
     transposed = is_transposed(module)
     base = weight.detach().reshape(len(weight), -1).float()
     total, memory, rows = torch.empty_like(base), torch.empty_like(base), (0, len(base))
+    # DoRA divides by the norm over the inputs of each output (arXiv 2402.09353, eq. 5); a row of a
+    # transposed weight has one input only, so the norms need a pass over the whole sum first
     if isinstance(update, Rescaled) and update.unknown(transposed=transposed):
         delta = update.delta(rows, memory, transposed=transposed)
         update = update.with_norms((base + delta).double().square().sum(0))
@@ -133,6 +135,7 @@ def load_head(
             raise SoraError(
                 f"the {what}'s '{name}' {tuple(tensor.shape)} does not fit the base: {there}"
             )
+        # the copy below writes into every parameter that is tied to this one
         for other in names.get(id(target), []):
             same = torch.equal(head[other], tensor) if other in head else name in everywhere
             if not same:

@@ -54,9 +54,10 @@ def _notes(names: Iterable[str], own: set[str], *, known: bool) -> Iterator[str]
 def _base_tensors(base: BaseReference, on: str | None) -> list[StoredTensor]:
     """Return the base model's tensors; none if it is not here or in another format.
 
-    The numbers in a GGUF file are rounded, so for such a base the tensors of the model that the
+    A GGUF file has names and numbers of its own: for such a base, the tensors of the model that the
     adapter names are taken.
     """
+    # the model that the user named comes first; it may be a GGUF file, which stored_tensors skips
     for name, revision in ((on, None), (base.resolved or base.path, base.revision)):
         try:
             place = local_checkpoint(resolve_model_path(name), revision) if name else None

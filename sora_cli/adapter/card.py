@@ -129,7 +129,7 @@ def _results(meta: AdapterMeta) -> Iterator[EvalResult]:
     from huggingface_hub import EvalResult
 
     run, family = meta.training, _options(meta)
-    if run is None or meta.lineage:
+    if run is None or meta.lineage:  # scores from before a cut would be shown by the Hub as its own
         return
     for split, metric, value in _values(run):
         yield EvalResult(

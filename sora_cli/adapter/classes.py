@@ -120,7 +120,7 @@ def _fits(auto: str, adapter: Adapter, config: Any, *, shapes: bool) -> bool:
     import transformers
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # shapes and names only: no memory, no random numbers
             model: nn.Module = getattr(transformers, auto).from_config(config)
     except ValueError:  # no such class for this kind of model
         return False

@@ -161,6 +161,7 @@ class Combination:
             for file, weight in zip(self._files, self._mixing.weights, strict=True)
             if path in file.shapes
         ]
+        # w1 B1 A1 + w2 B2 A2 = [w1 B1, w2 B2] [A1; A2]: exact, at the sum of the ranks
         a = torch.cat([factors.A for factors, _ in parts])
         b = torch.cat([factors.B * weight for factors, weight in parts], dim=1)
         return LowRankFactors(a, b)
@@ -189,6 +190,7 @@ class Combination:
         it.
         """
         name = f"{self._mixing.seed} {adapter} {path}".encode()
+        # a hash of the name, not a running generator: modules are asked for in any order
         seed = int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
         return torch.Generator().manual_seed(seed)
 

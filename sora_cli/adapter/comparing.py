@@ -161,6 +161,7 @@ def _total(modules: Mapping[str, ModuleComparison]) -> ModuleComparison:
     overlaps = [m.overlap for m in every if m.overlap is not None]
     return ModuleComparison(
         ranks=(sum(m.ranks[0] for m in every), sum(m.ranks[1] for m in every)),
+        # block-diagonal: squared norms and inner products of the modules add up
         norms=(
             math.hypot(*(m.norms[0] for m in every)),
             math.hypot(*(m.norms[1] for m in every)),

@@ -232,7 +232,7 @@ def _vllm(facts: _Facts) -> Consumer:
         return _export_first(
             "vLLM", facts.directory, "before 0.33 applies one alpha / r to all modules"
         )
-    needed = max(config.r, *ranks.values())
+    needed = max(config.r, *ranks.values())  # r counts for vLLM even if no module has this rank
     fits = next((rank for rank in VLLM_RANKS if rank >= needed), None)
     if fits is None:
         cut = f"sora prune --rank {VLLM_RANKS[-1]} first"

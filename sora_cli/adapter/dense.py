@@ -96,7 +96,7 @@ def cut_dense(
             todo = [
                 p for p in paths if ranks[p] >= spectra[p].values.numel() and not spectra[p].whole
             ]
-            todo = [] if keep.rank is not None else todo
+            todo = [] if keep.rank is not None else todo  # an equal rank needs no comparison
             requested |= {path: _MORE * requested[path] for path in todo}
         left = ((ranks[path], known.squared) for path, known in spectra.items())
         check_left(keep, left, (sum(known.sides) for known in spectra.values()))
@@ -146,11 +146,11 @@ class _Store:
 
     def decompose(self, path: str, update: Tensor, rank: int) -> _Spectrum:
         """Find and store the leading triples, with the singular values shared evenly by A and B."""
-        squared = _squared(update)
+        squared = _squared(update)  # rules by energy also count the part that is not decomposed
         if not math.isfinite(squared):
             raise SoraError(f"the update of '{path}' holds NaN or infinity")
         u, s, vt = leading_svd(update, rank)
-        root = s.sqrt()
+        root = s.sqrt()  # shared, so that the numbers of A and B are of like size
         factors = {"A": root[:, None] * vt, "B": u * root}
         file = self._files[path]
         file.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def result_digest(folder: Path) -> str | None:
 def _digest(weights: Path, config: Path) -> str:
     with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
-    if config.is_file():
+    if config.is_file():  # another lora_alpha changes the outputs as other weights do
         read = json.loads(config.read_bytes())
         settings = {key: value for key, value in read.items() if key not in _NOT_THE_ADAPTER}
         digest.update(json.dumps(settings, sort_keys=True).encode())

@@ -183,7 +183,7 @@ def write_adapter(
     config = written_config(
         plan.stored,
         layout=layout,
-        base=adapter.base.hub_id or adapter.base.resolved,
+        base=adapter.base.hub_id or adapter.base.resolved,  # an id loads on every machine
         revision=adapter.base.revision,
         task_type=adapter.task_type,
         head_modules=adapter.head_modules,
@@ -200,6 +200,7 @@ def write_adapter(
             write_sora_file(temporary / SORA_FILE, meta, adapter.base)
             if beside is not None:
                 beside(temporary)
+            # last, since the card describes the files as they were read back
             with open_adapter(temporary, as_stored=True) as back:
                 plan.check(back.layers, back.head)
                 (temporary / CARD).write_bytes(stored(adapter_card(back)))

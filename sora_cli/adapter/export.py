@@ -79,6 +79,7 @@ def export_adapter(
     with open_any(directory, base=base) as file:
         check_low_rank(file)
         kind, notes, size, program = file.kind, file.notes, file.file_bytes, file.format
+        # factors are folded in float32, so that float64 would only look exact
         dtype = dtype or ("float32" if file.dtype == "float64" else file.dtype)
         entry: dict[str, Any] = {"command": "export", "from": program or kind}
         entry |= {"layout": layout, "dtype": dtype}

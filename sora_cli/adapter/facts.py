@@ -32,7 +32,7 @@ def facts_of(file: AdapterFile) -> dict[str, Any]:
     low_rank = not file.magnitudes and not file.tokens  # else it cannot be cut
     modules = {path: spectrum.module for path, spectrum in spectra.items() if low_rank}
     total = totals(spectra)
-    verdicts = () if file.format else consumers_of(file)  # nobody else's files are PEFT's
+    verdicts = () if file.format else consumers_of(file)  # consumers judge PEFT's directories only
     serve = servers(
         verdicts,
         task_type=None if file.format else file.config.task_type,

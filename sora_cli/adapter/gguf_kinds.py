@@ -152,6 +152,7 @@ def gguf_names(model_type: str, paths: Iterable[str]) -> dict[str, str | None] |
     known = {_normalised(name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     if wanted not in known:
         raise LookupError(model_type)
+    # the package makes its table for a number of layers, which the largest index tells
     numbers = (int(part) for path in paths for part in path.split(".") if part.isdecimal())
     names = gguf.get_tensor_name_map(known[wanted], max(numbers, default=0) + 1)
     weights = {

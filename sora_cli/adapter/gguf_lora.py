@@ -77,7 +77,7 @@ def export_gguf(
         architecture, places = places_of(file, name)
         _check_base(file, name, force=force)
         ranks = Plan(file.layers, {}, layout="exact", dtype="float32").stored
-        alpha = max(ranks.values())
+        alpha = max(ranks.values())  # a file has one alpha: see the formula at the top
         layers = OnDemand(file.paths, lambda path: _scaled(file, path, ranks.get(path, 0) / alpha))
         plan = Plan(layers, {}, layout="exact", dtype=_DTYPES[type])
         lora_file = _LoraFile(plan, places, architecture, float(alpha), name)
@@ -138,6 +138,7 @@ class _LoraFile:
             writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, self._alpha)
             writer.add_base_model_count(1)
             writer.add_base_model_name(0, Path(self._base).name)
+            # GGUF has all names and shapes before the first number: each module is made twice
             for path in self._plan.stored:
                 for half in ("a", "b"):
                     data = self._numbers(path, half)

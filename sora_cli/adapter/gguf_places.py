@@ -150,11 +150,13 @@ def _rows(kind: Kind, path: str, n_out: int, heads: Heads) -> Tensor | None:
         if not heads.size or n_out % heads.size or heads.size % 2:
             raise _refusal(f"'{path}' has {n_out} outputs, which are not whole heads of "
                            f"{heads.size}")  # fmt: skip
+        # LlamaModel.permute: transformers rotates halves of a head, llama.cpp neighbouring numbers
         return places.view(-1, 2, heads.size // 2).swapaxes(1, 2).reshape(-1)
     if kind.order == "joint" and part == "query_key_value":
         if n_out != 3 * heads.count * heads.size:
             raise _refusal(f"'{path}' has {n_out} outputs, not query, key and value of "
                            f"{heads.count} heads")  # fmt: skip
+        # transformers has query, key and value head by head: (heads, 3, size)
         return places.view(heads.count, 3, heads.size).swapaxes(0, 1).reshape(-1)
     return None
 

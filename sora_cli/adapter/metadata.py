@@ -164,6 +164,7 @@ def read_json(path: Path) -> Any:
         size = path.stat().st_size
         if size > LARGEST_JSON:
             raise SoraError(f"{path} is too large to be a configuration: {size:,} bytes")
+        # of equal keys json takes the last; another reader of the file may take the first
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
     except RecursionError as error:
         raise SoraError(f"{path} is nested too deep to be a configuration") from error

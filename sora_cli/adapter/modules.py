@@ -80,7 +80,7 @@ def cuts(modules: Mapping[str, Module]) -> list[SmallerCut]:
     energy = math.fsum(s for values in squares.values() for s in values)
     smaller = []
     for share in SHARES:
-        budget = int(share * stored)
+        budget = int(share * stored)  # down: a size that a user types is never exceeded
         ranks = kept_ranks(modules, Keep(max_params=budget))
         kept = math.fsum(s for path, rank in ranks.items() for s in squares[path][:rank])
         if kept > 0:

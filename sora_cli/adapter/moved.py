@@ -42,6 +42,7 @@ def _models() -> Iterator[Path]:
             is_model = MODEL_CONFIG in files
             if is_model:
                 yield place
+            # no model lies inside a model; without a limit a link could lead in circles
             if is_model or len(place.relative_to(top).parts) >= _DEPTH:
                 inside.clear()
             inside.sort()

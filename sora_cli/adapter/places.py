@@ -167,6 +167,7 @@ def check_target(reference: str, command: str) -> Path:
         try:
             ask_hub(reference)
         except (OSError, ValueError) as error:
+            # "runs/x" looks like a Hub id, too; an existing runs/ says that a path was meant
             if place.parent.is_dir() and place.parent != Path():
                 raise SoraError(f"there is no directory {reference}", hint=hint) from error
             raise offline_error("model", reference, error, hint=hint) from error

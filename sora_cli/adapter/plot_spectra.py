@@ -134,6 +134,7 @@ def _losses(curve: Any) -> Any:
     """Return the share of the energy beyond the first 0, 1, ... components."""
     import numpy as np
 
+    # summed from the small end: 1 - cumsum would lose the digits of small losses
     tail = np.cumsum((curve**2)[::-1])[::-1]
     return np.append(tail, 0.0) / tail[0]
 

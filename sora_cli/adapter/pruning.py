@@ -149,6 +149,7 @@ def truncate_layers(
     losses = {}
     for path, module in known.items():
         squared, kept = module.values**2, min(ranks[path], module.live)
+        # Eckart-Young: the squared error of a cut is the sum of the squares it drops
         dropped = float(squared[kept:].sum()) if kept < module.live else 0.0
         losses[path] = Loss(module.stored, kept, dropped, float(squared.sum()))
     return at_ranks(layers, ranks, known), losses

@@ -85,6 +85,7 @@ def rank_map(live: Mapping[str, int], start: Mapping[str, int] | None = None) ->
 
 def natural_key(path: str) -> list[tuple[int, int, str]]:
     """Return a key that sorts "layer.10" after "layer.9"."""
+    # tuples of equal types, since Python does not compare numbers with words
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"[._]", path)]
 
 

@@ -260,6 +260,7 @@ def describe(
         start = dict.fromkeys(order, config.r)
         meta = meta.model_copy(update={"ranks": dict(ranks), "ranks_start": start})
     paths = live or order[:1]
+    # the first two are the factors: E and magnitudes may be stored in another dtype
     dtypes = {tensors.dtype(key) for p in live for key in modules[p].keys[:2]}
     heads = (config.head_module(name) for name in keys.head)
     head_modules = tuple(dict.fromkeys(module for module in heads if module))
@@ -270,7 +271,7 @@ def describe(
         base=base,
         paths=paths,
         shapes={path: modules[path].shape for path in paths},
-        ranks={path: max(ranks[path], 1) for path in paths},
+        ranks={path: max(ranks[path], 1) for path in paths},  # a dead module is read as a zero pair
         forms={path: modules[path].form for path in paths if modules[path].form != LINEAR},
         dtype=dtype_name(dtypes.pop()) if len(dtypes) == 1 else "float32",
         head_names=list(keys.head),

@@ -96,6 +96,7 @@ def base_reference(path: str, resolved: str, revision: str | None) -> BaseRefere
     """Return the base model's names, and the fingerprint of its files if they are on this disk."""
     files = local_checkpoint(resolved, revision)
     digest = None if files is None else fingerprint(files)
+    # a snapshot in the Hub's cache tells id and commit by its path
     hub_id, commit = hub_name(resolved) or (None, None)
     return BaseReference(path, resolved, revision or commit, digest, hub_id)
 

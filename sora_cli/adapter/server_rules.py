@@ -131,7 +131,8 @@ def judge_directory(
     if why is not None:
         return False, f"{why}: sora export {quote(directory)} -o OUT --layout padded first"
     values = {"BASE": quote(base), "DIR": quote(directory), "RANK": str(max(ranks.values()))}
-    return True, re.sub("BASE|DIR|RANK", lambda found: values[found[0]], rules.command)
+    # in one pass: a directory's name may itself hold BASE or RANK
+    return True, re.sub("BASE|DIR|RANK", lambda match: values[match[0]], rules.command)
 
 
 def _objection(rules: Rules, config: PeftConfig, ranks: Mapping[str, int]) -> str | None:

@@ -164,7 +164,7 @@ def _check_no_paths(shared: Shared, base: BaseReference | None) -> Shared:
     places = {str(Path.home()), str(shared.directory.resolve()), str(Path.cwd())} - {"/"}
     places |= {base.resolved} if base is not None and Path(base.resolved).is_absolute() else set()
     for name, content in shared.files.items():
-        if name in _VOCABULARIES or not name.endswith(_TEXTS):
+        if name in _VOCABULARIES or not name.endswith(_TEXTS):  # "/root" may well be a token
             continue
         if shared.size(name) <= _LARGEST_TEXT:
             read = content if isinstance(content, bytes) else content.read_bytes()

@@ -96,6 +96,7 @@ def _module(factors: tuple[np.ndarray, np.ndarray], scaling: float) -> Module:
 
     a, b = factors
     live = np.logical_and(a.any(axis=1), (scaling * b).any(axis=0))  # (r,)
+    # B A = Q_b (R_b R_a^T) Q_a^T: the small matrix has the same singular values
     r_b: Any = np.linalg.qr(scaling * b[:, live], mode="r")  # (k1, r)
     r_a: Any = np.linalg.qr(a[live].T, mode="r")  # (k2, r)
     values = np.linalg.svd(r_b @ r_a.T, compute_uv=False)

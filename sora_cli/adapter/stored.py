@@ -177,6 +177,7 @@ class StoredProduct(StoredModule):
         if core not in self.parts:
             return a, b
         t = self.read(self.parts[core])  # (r, r, kernel...); a (r, out), b (r, in)
+        # L R is PEFT's einsum "ijkl,jr,ip->prkl" (tuners/loha/layer.py: HadaWeightCP)
         right = torch.einsum("ijkl,jn->inkl", t, b)
         return a.T.contiguous(), right.reshape(len(right), -1)
 
@@ -283,6 +284,7 @@ _NO_FIT: _Dimensions = ((0, 0), 0, ())
 def _hadamard(shapes: Mapping[str, tuple[int, ...]]) -> _Dimensions:
     pairs = [_product_shape(shapes, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2)]
     (first, r1, kernel), (second, r2, other) = pairs
+    # an elementwise product of ranks r1 and r2 is a sum of r1 r2 rank-one terms
     return (first, r1 * r2, kernel) if first == second and kernel == other else _NO_FIT
 
 

@@ -40,6 +40,7 @@ def _renamed(model: nn.Module, names: Iterable[str], known: set[str]) -> dict[st
     absent = [name for name in todays if name not in known]
     if absent and isinstance(model, PreTrainedModel):
         rules = RenamingRules(model)
+        # in from_pretrained's order: some of transformers' rules remember the names before
         names_today = {name: rules.rename(name)[0] for name in rules.order(absent)}
         todays |= {name: today for name, today in names_today.items() if today in known}
     return todays

@@ -80,7 +80,7 @@ class Plan:
     def factors(self, path: str) -> LowRankFactors:
         """Return one module's factors in the dtype and layout of the file."""
         live = _float32_on_cpu(path, self._layers[path]).select(self._keep[path])
-        if self._dtype == torch.float16:
+        if self._dtype == torch.float16:  # bfloat16 has float32's exponents, and needs no balance
             live = _balanced(live)
         padding = (self._padded_to or self.stored[path]) - live.rank
         if padding:
@@ -156,6 +156,7 @@ def _balanced(factors: LowRankFactors) -> LowRankFactors:
     """
     largest_a = factors.A.abs().amax(1)  # (r,)
     largest_b = factors.B.abs().amax(0)  # (r,)
+    # an integer power of two changes exponents only; half of the distance makes both sides equal
     halves = ((largest_b.log2() - largest_a.log2()) / 2).round()
     small = torch.minimum(largest_a, largest_b) < _SMALL  # none is 0: only live terms are here
     shift = torch.where(small, halves, 0.0).exp2()

@@ -117,6 +117,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     differs = [*_changed_rows(certificate.rows, sets), *_changed_adapters(run, certificate, task)]
     differs += reports if isinstance(reports, list) else unreported(certificate, reports.written)
     scored, correct = ScoresAgain(TOLERANCE), certificate
+    # scoring takes minutes: not if other rows or adapters make the scores meaningless
     if not differs and not isinstance(reports, list):
         parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
         agreed, sizes, certifiable = _score_again(run, certificate, loaded, task, parts, scored)
@@ -160,6 +161,7 @@ def _score_again(
     sizes, candidates = [], []
     for number, size in enumerate(certificate.candidates):
         name = directory_of(number)
+        # only the chosen adapter was scored on the reported splits
         written = parts if number == certificate.chosen else {_TEST: parts[_TEST]}
         small = _measured(run / name, recipe, task, written, on)
         sizes.append(size_of(small.ranks, small.cost, promise.serve))

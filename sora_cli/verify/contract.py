@@ -142,7 +142,7 @@ def a_saved_adapter_loads_equal(make: MethodFactory, *, attach: Attach = default
             torch.equal(stored.A, live.A) and torch.equal(stored.B, live.B)
         )  # fmt: skip
         assert same, f"the factors of '{path}' are others once they are stored"
-    fresh = tiny_model()
+    fresh = tiny_model()  # seeded: the same base as the trained model's
     apply_adapter(fresh, adapter)
     off = largest_difference(logits(fresh), logits(trial.trainer.model))
     assert off <= 1e-5, f"the outputs are off by {off:.1e} once the adapter is stored and loaded"
@@ -153,7 +153,7 @@ def merging_repeats_to_the_byte(make: MethodFactory, *, attach: Attach = default
     with trial_folder() as folder:
         trial = trained(make, folder, attach)
         adapter = read_adapter(folder / "adapter")
-        for name in ("merged", "again"):
+        for name in ("merged", "again"):  # no time, path or order of a set may enter the files
             merge_adapter(adapter, folder / name)
         written, again = (contents(folder / name) for name in ("merged", "again"))
         merged = load_model(folder / "merged")

@@ -84,12 +84,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Watch the optimiser's steps."""
         optimizer = kwargs["optimizer"]
+        # accelerate wraps the optimiser; the inner one takes the steps
         getattr(optimizer, "optimizer", optimizer).register_step_post_hook(self._note_step)
 
     def _note_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         rates = {g.get("name"): float(g["lr"]) for g in optimizer.param_groups}
         grad, self._probe.grad = self._probe.grad, None
-        times = 0.0 if grad is None else float(grad)
+        times = 0.0 if grad is None else float(grad)  # d(n * probe) / d(probe) = n
         self.steps.append(Step({name: rates.get(name, math.nan) for name in self._groups}, times))
 
     def _watched_penalty(self, layers: Mapping[str, LowRankLinear]) -> Tensor:

@@ -64,6 +64,7 @@ def compare(a: Values, b: Values, probe: Probe, *, decides: bool) -> tuple[Diffe
 def _difference(name: str, a: Tensor, b: Tensor, probe: Probe, decides: bool) -> Difference:
     """Compare (rows, classes), (rows, positions, classes), or spans (rows, positions)."""
     mask = probe.mask
+    # a span begins and ends at one position of the row: padding must not win that choice
     if mask is not None and name in SPANS:
         choices = (a.masked_fill(~mask, -math.inf), b.masked_fill(~mask, -math.inf))
         a, b = positions(name, a, probe), positions(name, b, probe)

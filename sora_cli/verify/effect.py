@@ -71,6 +71,8 @@ def measure(base: Values, reference: Values, other: Values, probe: Probe) -> tup
         if name in other and other[name].shape == reference[name].shape:
             tensors = [positions(name, values[name], probe) for values in (base, reference, other)]
             if name == HIDDEN:
+                # each position counts alike, however large its hidden state is; the floor keeps a
+                # position of nearly no length from being blown up
                 norms = tensors[1].norm(dim=-1, keepdim=True)
                 tensors = [tensor / norms.clamp_min(1e-3 * norms.mean()) for tensor in tensors]
             effects.append(_measure(name, *tensors))
@@ -82,7 +84,7 @@ def _measure(name: str, base: Tensor, reference: Tensor, other: Tensor) -> Effec
     squared = _dot(effect, effect)
     if squared == 0:
         return Effect(name, 0.0, 1.0, 0.0)
-    share = _dot(change, effect) / squared
+    share = _dot(change, effect) / squared  # least squares: the multiple of e nearest to d
     beside = change - share * effect
     size = math.sqrt(squared / max(_dot(reference, reference), _dot(base, base)))
     return Effect(name, size, share, math.sqrt(_dot(beside, beside) / squared))

@@ -192,6 +192,7 @@ def _leaves(one: Any, other: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _same(one: Any, other: Any) -> bool:
+    # counts must be equal: only numbers that were computed may differ by rounding
     if isinstance(one, float) and isinstance(other, float):
         return close(one, other)
     return type(one) is type(other) and bool(one == other)

@@ -70,6 +70,7 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
     Returns:
         The outputs, and as `HIDDEN` the hidden states if the model gives them.
     """
+    # kinds of model differ in their inputs: DistilBERT, for one, takes no token_type_ids
     accepted = inspect.signature(model.forward).parameters
     first = next(model.parameters())
     inputs = {k: _fitting(v, first) for k, v in probe.inputs.items() if k in accepted}
@@ -93,6 +94,7 @@ def run_model(model: Any, probe: Probe, name: str) -> Values:
         raise SoraError(f"{name} gives no logits and no hidden state: {', '.join(result)}")
     hidden = next((result[n] for n in _HIDDEN_NAMES if result.get(n)), ())
     if hidden:
+        # of one shape, since vision models shrink theirs from stage to stage
         outputs[HIDDEN] = torch.stack([h for h in hidden if h.shape == hidden[-1].shape])
     values = {n: tensor.detach().to("cpu", torch.float32) for n, tensor in outputs.items()}
     if not all(bool(value.isfinite().all()) for value in values.values()):
@@ -116,7 +118,7 @@ def positions(name: str, values: Tensor, probe: Probe) -> Tensor:
 def _giving_hidden_states(config: Any) -> Iterator[None]:
     """Ask a model for all hidden states inside this block, through its configuration."""
     before = getattr(config, "output_hidden_states", False)
-    config.output_hidden_states = True
+    config.output_hidden_states = True  # by the configuration: not every forward has the argument
     try:
         yield
     finally:

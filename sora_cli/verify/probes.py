@@ -64,6 +64,7 @@ def make_probe(configs: Sequence[Any], auto: str, tokenizer: Any | None) -> Prob
     sizes = [_vocabulary(c) for c in configs]
     if None in sizes:
         return _pixels(config)
+    # the smaller of two: an embedding may have been resized on one side
     vocabulary = min(size for size in sizes if size is not None)
     probe = None if tokenizer is None else _sentences(config, auto, tokenizer, vocabulary)
     probe = probe or _random_ids(config, vocabulary)
@@ -100,6 +101,7 @@ def _sentences(config: Any, auto: str, tokenizer: Any, vocabulary: int) -> Probe
     unknown = (ids == tokenizer.unk_token_id)[mask] if tokenizer.unk_token_id is not None else None
     if not mask.any() or int(ids.max()) >= vocabulary:
         return None
+    # a row of [UNK] alone would hide any difference of the embeddings
     if unknown is not None and float(unknown.float().mean()) > 0.5:
         return None
     inputs = {name: tensor for name, tensor in batch.items() if _takes(config, name)}

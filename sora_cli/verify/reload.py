@@ -41,6 +41,7 @@ def reload_outputs(
     }
     with tempfile.TemporaryDirectory(prefix="sora-verify-") as scratch:
         folder = Path(scratch)
+        # tensors go as safetensors: exact to the bit, and no pickle
         (folder / _JOB).write_text(json.dumps(job), encoding="utf-8")
         save_file({k: v.contiguous() for k, v in probe.inputs.items()}, folder / _INPUTS)
         done = subprocess.run(

@@ -201,5 +201,6 @@ def _tolerated_change(full: RowScores, here: SizeTest, confidence: float, turned
         return max((abs(b - here.upper) for b in bounds if b is not None), default=0.0)
     one_row = max(1.0, abs(full.value)) / rows
     margin = here.upper - here.drop
+    # the bound is about drop + z * s; each turned row changes the drop by one_row at most
     left = margin**2 - turned * (float(ndtri(confidence)) * one_row) ** 2
     return turned * one_row + margin - math.sqrt(max(left, 0.0))

@@ -62,6 +62,7 @@ def self_check(
             return OK
         if notice is not None:
             say(notice)
+        # here, not at the top: importing torch and transformers takes seconds
         from sora_cli.verify.verdict import Verdict
         from sora_cli.verify.verification import verify
 

@@ -154,6 +154,7 @@ def float32_bytes(subject: Subject) -> int | None:
     if checkpoint is None:
         return None
     stored = stored_tensors(checkpoint)
+    # by numbers, not by file size: a bfloat16 checkpoint takes twice its size in float32
     total = 4 * sum(_numbers(tensor) for tensor in stored)
     if not stored:
         files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.iterdir())

@@ -161,6 +161,7 @@ def judge(
 
 
 def _by_effect(effects: Sequence[Effect], rounding: Rounding) -> Judgement:
+    # every output has to fit, but one clear measurement is enough to call them the same
     seen = [effect for effect in effects if effect.size > rounding.floor]
     if not seen:
         largest = max(effects, key=lambda effect: effect.size)

@@ -151,6 +151,7 @@ def verify(
         first, second, probe, decides = _run_both(subjects, dtype, trained, again)
     notes = check_bases(subjects, force=force)  # now also of a base that was on the Hub
     differences = compare(first.values, second.values, probe, decides=decides)
+    # the effect is measured from an adapter's outputs, on whichever side there is one
     pair = (first, second) if _has_layers(subjects[0]) else (second, first)
     change, effects = _effect(*pair, probe)
     names = _formats(subjects, dtype, trained)
@@ -158,7 +159,7 @@ def verify(
     relative = largest_relative(differences)
     judged = judge(relative, change, effects, _rounding(subjects, dtype, trained), allowed)
     described = described_apart(subjects)
-    if described:
+    if described:  # other class names make other answers of the same logits
         judged = Judgement(Verdict.DIFFERENT, "; ".join(described), judged.decisive)
     return Verification(
         a=a,

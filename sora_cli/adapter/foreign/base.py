@@ -145,6 +145,7 @@ def _names(model: Any, shapes: Mapping[str, Any], resolved: str) -> dict[str, st
     old = [tensor.name for tensor in stored_tensors(folder)] if folder is not None else []
     old += [f"{_TEXT_MODEL}.{path}{_WEIGHT}" for path in shapes if _TEXT_MODEL not in path]
     prefix = str(model.base_model_prefix or "")
+    # in from_pretrained's order: some of transformers' rules remember the names before
     for name in rules.order(n for n in old if n.endswith(_WEIGHT)):
         today, converter = rules.rename(name, prefix, state)
         if converter is None and today.removesuffix(_WEIGHT) in shapes:

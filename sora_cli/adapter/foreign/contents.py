@@ -136,7 +136,7 @@ def scaled_pairs(source: Source, modules: Mapping[str, Mapping[str, str]]) -> li
     pairs = []
     for module, keys in modules.items():
         part, _, name = module.partition("|")
-        rank = (*source.tensors.shape(keys["a"]), 1)[0]
+        rank = (*source.tensors.shape(keys["a"]), 1)[0]  # 1 for a tensor of no dimensions
         scaling = source.number(keys["alpha"]) / max(rank, 1) if "alpha" in keys else 1.0
         pairs.append(ForeignPair(name, part, keys["a"], keys["b"], scaling, keys.get("alpha")))
     return pairs

@@ -61,7 +61,7 @@ def _is_diffusers(key: str) -> bool:
 def _split(key: str) -> tuple[str, str] | None:
     named = _PART.fullmatch(key)
     part, rest = ("unet", key) if named is None else (named[1], named[2])
-    rest = rest.replace(".processor.", ".")
+    rest = rest.replace(".processor.", ".")  # the oldest files: layers inside attention processors
     if rest.endswith(".alpha"):
         return f"{part}|{rest.removesuffix('.alpha')}", "alpha"
     match = _ENDING.fullmatch(rest)

@@ -105,6 +105,7 @@ def _config(
 ) -> dict[str, Any]:
     """Return the configuration that PEFT would have written."""
     ranks = {path: (entries[pair_keys(path)[0]].shape or (0,))[0] for path in pairs}
+    # PEFT's scaling is alpha / r; the most common values become r and lora_alpha, others patterns
     alphas = {path: pair.scaling * ranks[path] for path, pair in pairs.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     task_type = contents.task_type if layers is None else layers.task_type

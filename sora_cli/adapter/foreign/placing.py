@@ -142,4 +142,4 @@ def weight_shape(pair: ForeignPair, tensors: TensorFile) -> tuple[int, ...]:
     a, b = tensors.shape(pair.a), tensors.shape(pair.b)
     if pair.transposed:
         a, b = a[::-1], b[::-1]
-    return (*b[:1], *a[1:])
+    return (*b[:1], *a[1:])  # B of a convolution is (out, r, 1, 1): the kernel is in A

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ADALORA = "ADALORA"
 INITIAL_RANK = 12
 """PEFT's default for `init_r`."""
-EPSILON = 1e-5
+EPSILON = 1e-5  # PEFT adds it to ranknum (tuners/adalora/layer.py: get_delta_weight)
 _E = ".lora_E"
 
 

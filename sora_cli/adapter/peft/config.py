@@ -18,13 +18,15 @@ LARGEST_RANK = 2**20
 _MOST_MODULES = 10_000  # of modules_to_save
 _KNOWN = ("LORA", adalora.ADALORA, lycoris.LOHA, lycoris.LOKR)
 _BIASES = ("none", "all", "lora_only")
+# others, such as PiSSA, OLoRA, CorDA and LoftQ, also change the base weights
 _SAFE_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-# Whatever else an init does, these alone leave the base weights as they are.
+# PEFT stores these heads even if modules_to_save does not name them
 _HEADS_PEFT_ADDS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+# Options that make an adapter more, or other, than a sum of components
 _VARIANTS = {
     "use_qalora": "QA-LoRA pools its inputs",
     "use_bdlora": "its factors are block-diagonal",
@@ -37,9 +39,8 @@ _VARIANTS = {
     "monteclora_config": "its factors are random",
     "velora_config": "it compresses the activations between its factors",
 }
+# Options of PEFT that may be true and change no weight
 _WITHOUT_EFFECT = {"inference_mode"}
-# Options of PEFT that may be true and change no weight.
-# Options that make an adapter more, or other, than a sum of rank-one terms.
 _KINDS = {
     "IA3": "it rescales activations",
     "VERA": "all its layers share their matrices",
@@ -58,6 +59,7 @@ _KINDS = {
      "ADAPTION_PROMPT"),
     "it trains virtual tokens, not weights",
 )  # fmt: skip
+# kinds that PEFT's save_as_lora can convert
 _TO_LORA = ("VBLORA", "VERA", "RANDLORA", "OFT", "BOFT", "HRA", "FOURIERFT")
 _Number = Annotated[float, Strict()]
 MERGE_HINT = (

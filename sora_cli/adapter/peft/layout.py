@@ -110,6 +110,7 @@ def split_keys(keys: Iterable[str], config: PeftConfig, where: str) -> SplitKeys
             raise SoraError(f"{key[:200]!r} does not start with {PREFIX}", where=where)
         check_name(name, where)
         ending = next((ending for ending in endings if name.endswith(ending)), None)
+        # the order matters: the bias of an adapted module is below `.base_layer.`, too
         if ending is not None:
             parts.setdefault(name.removesuffix(ending), {})[endings[ending]] = key
         elif config.trainable_token_indices is not None and name.endswith(_TOKENS):
@@ -164,7 +165,7 @@ def check_name(name: str, where: str) -> None:
 def check_tensor(key: str, tensor: Tensor, where: str) -> None:
     """Check that a floating-point tensor holds neither NaN nor infinity."""
     if tensor.is_floating_point() and tensor.numel():
-        wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()
+        wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # no aminmax for float8
         if not all(bool(extreme.isfinite()) for extreme in wide.aminmax()):  # NaN wins both
             raise SoraError(f"'{key}' holds NaN or infinity", where=where)
 

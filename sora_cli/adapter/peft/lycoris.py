@@ -44,5 +44,5 @@ def lacking(kind: str, parts: Mapping[str, str]) -> tuple[str, ...]:
         complete = [set(choice) for choice in choices if set(choice) <= set(parts)]
         if not complete:
             return choices[0]
-        superfluous -= max(complete, key=len)
+        superfluous -= max(complete, key=len)  # with the core, if it is there
     return tuple(sorted(superfluous))

@@ -136,7 +136,7 @@ def _match_in_process(
         expression.compiled(where)
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _CHILD],
+            [sys.executable, "-I", "-S", "-c", _CHILD],  # isolated, and without site: starts faster
             input=json.dumps([[(e.text, e.full) for e in expressions], list(paths)]),
             capture_output=True,
             text=True,

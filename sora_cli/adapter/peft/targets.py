@@ -37,6 +37,7 @@ def check_targets(targets: Targets, paths: Sequence[str], where: str) -> None:
                         where=where, hint="name the modules that the file holds")  # fmt: skip
     _check_layer_options(targets, where)
     _check_all_loaded("target_modules leaves out", paths, _targeted(targets, paths, where), where)
+    # PEFT adapts nothing at or below a module that is saved in full (check_target_module_exists)
     stored = [Expression(name, r"(^|.*\.)", r"($|\..*)") for name in targets.modules_to_save or ()]
     hits = match_expressions(stored, paths, where=where)
     _check_all_loaded("modules_to_save has", paths, set(paths).difference(*hits), where)
