@@ -1,8 +1,8 @@
 """Programs that can load an adapter directory, with the options they need or a command to run.
 
 The verdicts follow from the configuration, the stored ranks and, if it is known, the kind of base
-model. Each program has its own rule for the strength of an update. Programs with another rule than
-PEFT's load a directory without a warning and apply it wrongly:
+model. Each program has its own rule for the strength of an update. If the rule differs from PEFT's,
+the program loads a directory without a warning and applies it wrongly:
 
 - PEFT and transformers: `alpha / r` per module, patterns and rsLoRA as written; no adapters on some
   layers of some kinds of model (`adapter/peft/refused.py`).

@@ -87,7 +87,7 @@ class Rechecked(BaseModel):
 
     @property
     def verdict(self) -> Verdict:
-        """The same, different, or not to be told."""
+        """DIFFERENT if anything differs, UNKNOWN if only a verdict is unclear, else SAME."""
         if self.differs:
             return Verdict.DIFFERENT
         return Verdict.UNKNOWN if self.unclear else Verdict.SAME

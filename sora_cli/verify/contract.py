@@ -8,9 +8,9 @@
         check(lambda **options: MyMethod(MyConfig(**options)))
 
 As in `methods.contract`, a check takes a factory of fresh methods and raises AssertionError with
-the reason. To test another integration than `sora_cli.train.callback.attach`, pass it: `check(make,
-attach=mine)`. A check trains a tiny BERT on the CPU for a few steps, well below a second, and
-leaves no file behind.
+the reason. `check(make, attach=mine)` tests another integration than
+`sora_cli.train.callback.attach`. A check trains a tiny BERT on the CPU for a few steps, well below
+a second, and leaves no file behind.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def _base(folder: Path) -> BaseReference:
 def load_config(subject: Subject) -> Any:
     """Load the model's configuration, with the adapter's number of labels.
 
-    A quantised model is refused: its outputs are no measure of an adapter.
+    A quantised model is refused: its outputs cannot show the effect of an adapter.
     """
     import transformers
 

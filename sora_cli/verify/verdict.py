@@ -1,4 +1,4 @@
-"""The verdict on a comparison: the same, different, or not to be told.
+"""The verdict on a comparison: same, DIFFERENT, or cannot tell.
 
 The constants were chosen on updates of rank 4 in all linear layers of tiny models, of MiniLM (22 M)
 and of SmolLM2 (135 M), |dW| / |W| from 1e-4 to 5e-2, merged right (float32, float16, bfloat16) and

@@ -4,9 +4,10 @@ Two rules of PEFT 0.21 with transformers 5:
 
 - `peft.tuners.tuners_utils` refuses some layers of state-space models, whose kernels use the
   weights directly (`_check_lora_target_modules_mamba`).
-- `peft.utils.transformers_weight_conversion` takes every layer with the name of an expert's layer
-  before transformers 5 fused them for a fused parameter (`_convert_peft_config_moe`). Factors
-  stored for shared experts and dense layers of these names are ignored, with a warning.
+- `peft.utils.transformers_weight_conversion` goes by the last part of a name. Experts had layers of
+  their own before transformers 5 fused them; every layer with such a name is taken for a part of
+  the fused parameter (`_convert_peft_config_moe`). The factors of shared experts and dense layers
+  are therefore ignored, with a warning.
 
 The table is needed if PEFT is not installed, and for training, which must not depend on PEFT.
 `refused_today` asks the installed PEFT, unless its version is the one that the table was compared
