@@ -175,7 +175,7 @@ def has_changed(run: Path, report: RunReport) -> bool | None:
     """Return true if a finished run's result differs from its report; None if that is not known.
 
     Only files that were touched after the end of the run are read. Modification time and inode
-    change time both count, since copying a file may keep the first.
+    change time both count, since a copy may keep the modification time.
     """
     changed = None
     for name, digest in report.digests.items():

@@ -137,7 +137,7 @@ def a_saved_adapter_loads_equal(make: MethodFactory, *, attach: Attach = default
         stored = adapter.layers.get(path)
         live = trial.method.factors(layer).drop_zeros()
         rank = 0 if stored is None else stored.drop_zeros().rank
-        assert rank == live.rank, f"'{path}' has {live.rank} live terms, {rank} of them are stored"
+        assert rank == live.rank, f"'{path}' has {live.rank} live components, {rank} are stored"
         same = stored is None or live.rank == 0 or (
             torch.equal(stored.A, live.A) and torch.equal(stored.B, live.B)
         )  # fmt: skip

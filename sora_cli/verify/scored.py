@@ -1,8 +1,8 @@
 """Compare the scores of a certificate with new scores of the same adapters on the same rows.
 
-On another machine sums are rounded differently, and a few rows may change their outcome: a share of
-the rows is tolerated, and the change of the bound that these rows explain. If the scores equal the
-certificate's, so do the rows, and only rounding is tolerated.
+On another machine sums are rounded differently, and a few rows may change their outcome. A share of
+the rows is tolerated, and so is the change of the bound that these rows explain. If the scores
+equal the certificate's, so do the rows, and only rounding is tolerated.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class ScoresAgain:
         return stored if figure.agrees else here
 
     def _tolerated_distance(self, stored: float, scores: RowScores) -> float:
-        """Return the distance that a metric may have from itself if the tolerated rows differ."""
+        """Return the largest change of a metric that the tolerated rows can make."""
         rows = len(scores)
         if scores.is_right_or_wrong and not close(stored * rows, np.round(stored * rows)):
             return ROUNDING  # no number of rows is right
@@ -170,7 +170,7 @@ def _is_coarse(test: SizeTest, full: RowScores) -> bool:
 
 
 def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | None:
-    """Return the rows of right or wrong that were lost and won; None: no counts give this drop."""
+    """Return the numbers of lost and won rows, by right or wrong; None: no numbers give this drop."""
     if not math.isfinite(drop * rows):
         return None
     net = round(drop * rows)
