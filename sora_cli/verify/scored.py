@@ -170,7 +170,7 @@ def _is_coarse(test: SizeTest, full: RowScores) -> bool:
 
 
 def _lost_and_won(drop: float, differing: int, rows: int) -> tuple[int, int] | None:
-    """Return the numbers of lost and won rows, by right or wrong; None: no numbers give this drop."""
+    """Return the numbers of lost and won rows (right or wrong); None: none give this drop."""
     if not math.isfinite(drop * rows):
         return None
     net = round(drop * rows)
