@@ -117,7 +117,7 @@ def recheck(run: Path, overrides: Sequence[str] = ()) -> tuple[Certificate, Rech
     differs = [*_changed_rows(certificate.rows, sets), *_changed_adapters(run, certificate, task)]
     differs += reports if isinstance(reports, list) else unreported(certificate, reports.written)
     scored, correct = ScoresAgain(TOLERANCE), certificate
-    # scoring takes minutes: not if other rows or adapters make the scores meaningless
+    # scoring is the long part: not if other rows or adapters make the scores meaningless
     if not differs and not isinstance(reports, list):
         parts = {_TEST: held[TEST], **{s: Part(r, rows.origin(r)) for s, r in rows.report.items()}}
         agreed, sizes, certifiable = _score_again(run, certificate, loaded, task, parts, scored)
