@@ -131,7 +131,7 @@ def test_half_precision(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "path", "words"),
     [
-        ("deepseek_v3", "model.layers.0.self_attn.kv_b_proj", "deepseek_v3 models is not known"),
+        ("deepseek_v3", "model.layers.0.self_attn.kv_b_proj", "deepseek_v3 models are not known"),
         ("llama", "model.layers.0.block.odd_proj", "no place for 'model.layers.0.block.odd_proj'"),
         ("llama", "lm_head", "tied to the embedding"),
         ("llama", "model.embed_tokens", "an embedding"),
