@@ -1,1 +1,1 @@
-"""The adapter directory and what is in it."""
+"""Adapter directories: reading, writing, cutting, combining, exporting and describing them."""

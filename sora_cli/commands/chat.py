@@ -13,7 +13,7 @@ from sora_cli.adapter.places import check_named_base, check_target, takes_base
 from sora_cli.commands import completion, options
 from sora_cli.core.console import say, say_notes
 from sora_cli.core.timing import importing
-from sora_cli.use.sampling import Given, check_given, sampling_of
+from sora_cli.use.sampling import SamplingOptions, check_sampling, sampling_of
 
 
 def chat(
@@ -40,8 +40,10 @@ def chat(
 ) -> None:
     """Answer what is typed, or the lines of stdin, until they end."""
     targets = [target] if other is None else [target, other]
-    given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
-    check_given(given, dtype)
+    given = SamplingOptions(
+        temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy
+    )
+    check_sampling(given, dtype)
     places = [check_target(target, "sora chat {}") for target in targets]
     check_named_base(base, places)
     for place in places:

@@ -95,7 +95,7 @@ def combine(
     check_adapter_place(output, force=force)
     with uncollected():
         from sora_cli.adapter.combine import DENSITIES, Combination, Mixing
-        from sora_cli.adapter.dense import told_modules
+        from sora_cli.adapter.dense import module_progress
         from sora_cli.adapter.reading import open_adapter
 
     share = DENSITIES.get(method, 1.0) if density is None else density
@@ -104,9 +104,9 @@ def combine(
     with ExitStack() as opened:
         files = [opened.enter_context(open_adapter(place)) for place in places]
         combination = Combination(files, mixing)
-        shown = nullcontext(_untold) if method == linear else told_modules("decomposing")
-        with shown as told:
-            done = combination.write(output, keep, dtype=dtype, force=force, told=told)
+        shown = nullcontext(_untold) if method == linear else module_progress("decomposing")
+        with shown as progress:
+            done = combination.write(output, keep, dtype=dtype, force=force, progress=progress)
     say_notes(done.notes)
     emit(json.dumps(_facts(done, mixing.weights, keep.given()), indent=2)) if as_json else _show(
         done

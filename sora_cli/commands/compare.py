@@ -19,7 +19,11 @@ from sora_cli.core.errors import SoraError
 from sora_cli.core.outputs import check_apart, check_new_file
 from sora_cli.experiments.compare.agreement import emit_ranks
 from sora_cli.experiments.compare.archive import write_lines
-from sora_cli.experiments.compare.budget_table import budget_tables, groups_shown, parse_budgets
+from sora_cli.experiments.compare.budget_table import (
+    budget_tables,
+    groups_near_budgets,
+    parse_budgets,
+)
 from sora_cli.experiments.compare.finding import find_runs
 from sora_cli.experiments.compare.formats import LINES, emit_comparison, format_of, render
 from sora_cli.experiments.compare.grouping import group_runs
@@ -154,7 +158,7 @@ def compare(
     else:
         emit(render(tables, form).removesuffix("\n"))
     if ranks:
-        emit_ranks(groups if sizes is None else groups_shown(sizes, shares))
+        emit_ranks(groups if sizes is None else groups_near_budgets(sizes, shares))
     if plot is not None:
         written = plot_sizes(sizes, shares, plot) if sizes else plot_comparison(groups, plot)
         for picture in written:

@@ -171,9 +171,9 @@ def _on_benchmarks(
     say_notes(result_remarks(place))
     with importing():
         from sora_cli.use.benchmark import benchmark_report
-        from sora_cli.use.described import described
+        from sora_cli.use.described import recipe_for_rows
     try:
-        read = loaded or described(place, overrides, reading=reading)[0]
+        read = loaded or recipe_for_rows(place, overrides, reading=reading)[0]
     except SoraError as error:
         if "--task" not in (error.hint or ""):
             raise

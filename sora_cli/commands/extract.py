@@ -106,14 +106,14 @@ def extract(
     check_apart(output, *(Path(resolve_model_path(name)) for name in (source, base)))
     check_adapter_place(output, force=force)
     with importing():
-        from sora_cli.adapter.dense import told_modules
+        from sora_cli.adapter.dense import module_progress
         from sora_cli.merge.extract import prepare_extract
 
     extraction = prepare_extract(source, base, output, biases=not no_biases)
     search, kept = None, keep if promise is None else Keep(energy=_NEARLY_ALL)
     with ExitStack() as stack:
-        with told_modules("decomposing") as told:
-            layers = stack.enter_context(extraction.cut(output, kept, told))
+        with module_progress("decomposing") as progress:
+            layers = stack.enter_context(extraction.cut(output, kept, progress))
         if promise is not None and measured is not None:
             from sora_cli.search.cut import cut_to, smallest_cut
 

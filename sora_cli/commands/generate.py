@@ -15,7 +15,7 @@ from sora_cli.commands import options
 from sora_cli.core.console import emit, say_notes
 from sora_cli.core.errors import SoraError
 from sora_cli.core.timing import importing
-from sora_cli.use.sampling import Given, check_given, sampling_of
+from sora_cli.use.sampling import SamplingOptions, check_sampling, sampling_of
 
 STDIN = "-"
 
@@ -43,8 +43,10 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Write a model's answer to a prompt to stdout, as it comes."""
-    given = Given(temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy)
-    check_given(given, dtype)
+    given = SamplingOptions(
+        temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed, greedy
+    )
+    check_sampling(given, dtype)
     if raw and system is not None:
         raise SoraError("--system does not go with --raw: nothing is put around the prompt")
     place = check_target(target, "sora generate {} --prompt TEXT")

@@ -99,18 +99,18 @@ def predict(
         check_apart(to, *read)
     say_notes(result_remarks(place))
     with importing():
-        from sora_cli.use.described import described
+        from sora_cli.use.described import recipe_for_rows
         from sora_cli.use.predict import predict_file, predict_stream
-        from sora_cli.use.predictor import Asked
-    recipe, meta = described(place, given, on=base, task=task, batch=batch_size)
+        from sora_cli.use.predictor import Request
+    recipe, meta = recipe_for_rows(place, given, on=base, task=task, batch=batch_size)
     chosen = any(word.startswith(_READING) for word in given)
-    asked = Asked(target, place, recipe, meta, base, probabilities, prefix, chosen)
+    request = Request(target, place, recipe, meta, base, probabilities, prefix, chosen)
     with _rows(file, stream) as path:
         if to is None:
-            predict_stream(asked, path, kind, sys.stdout.write)
+            predict_stream(request, path, kind, sys.stdout.write)
             return
         separator = "\t" if to.suffix.lower() == ".tsv" else None
-        summary = predict_file(asked, path, to, kind, separator=separator, force=force)
+        summary = predict_file(request, path, to, kind, separator=separator, force=force)
     _show(summary, output, as_json=as_json)
 
 

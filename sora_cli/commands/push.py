@@ -80,7 +80,7 @@ def push(
     if "\nlicense:" not in shared.card.partition("\n---")[0]:
         say("note: the card states no licence: --license apache-2.0, or another one of the Hub's")
     if dry_run:
-        _show(shared.called(name), name, public=public, as_json=as_json)
+        _show(shared.for_repository(name), name, public=public, as_json=as_json)
         return
     api = _api(run, name)
     with _refusals(name):
@@ -88,7 +88,7 @@ def push(
             api, shared, name, public=public, revision=revision, message=message or "Upload by sora"
         )
     if as_json:
-        facts = _facts(shared.called(full), full, public=public)
+        facts = _facts(shared.for_repository(full), full, public=public)
         emit(json.dumps({**facts, "url": commit.commit_url, "commit": commit.oid}, indent=2))
     else:
         emit(f"pushed {len(shared.files)} files: {commit.commit_url}")
@@ -181,7 +181,7 @@ def _push(
         api.create_branch(full, branch=revision, exist_ok=True)
     operations = [
         CommitOperationAdd(path_in_repo=file, path_or_fileobj=content)
-        for file, content in shared.called(full).files.items()
+        for file, content in shared.for_repository(full).files.items()
     ]
     commit = api.create_commit(
         full, operations, commit_message=message, revision=revision, repo_type="model"

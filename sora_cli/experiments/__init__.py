@@ -1,1 +1,1 @@
-"""Many runs: paths, sweeps, comparisons."""
+"""Paths, sweeps and comparisons: experiments that consist of several runs."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from methods.keep import Keep
 from sora_cli.adapter.classes import names_classes, task_type_of
 from sora_cli.adapter.companions import copy_processor
-from sora_cli.adapter.dense import Told, cut_dense, measure
+from sora_cli.adapter.dense import Progress, cut_dense, measure
 from sora_cli.adapter.directory import Adapter, write_adapter
 from sora_cli.adapter.metadata import AdapterMeta, BaseReference, read_sora_file, write_sora_file
 from sora_cli.adapter.pruning import Layers, Loss
@@ -89,16 +89,16 @@ class Extraction:
     outline: Adapter
     reference: str
 
-    def cut(self, output: Path, keep: Keep, told: Told) -> AbstractContextManager[Layers]:
+    def cut(self, output: Path, keep: Keep, progress: Progress) -> AbstractContextManager[Layers]:
         """Give the factors that a rule leaves, beside the output until the block ends.
 
         Args:
-            told: is told of each module that has been decomposed.
+            progress: receives the path of each module that has been decomposed.
 
         Raises:
             SoraError: numbers that are not finite, or the rule leaves nothing.
         """
-        return cut_dense(list(self.difference.layers), self._update, keep, output, told)
+        return cut_dense(list(self.difference.layers), self._update, keep, output, progress)
 
     def adapter(self, layers: Layers) -> Adapter:
         """Return the adapter with these factors."""

@@ -1,1 +1,1 @@
-"""The frozen base model."""
+"""The frozen base model: references, files, loading, attention, memory savers."""

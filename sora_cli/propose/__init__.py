@@ -1,1 +1,1 @@
-"""A recipe for data that has none: what the columns hold, the task, and values by rules."""
+"""Propose a recipe for data: look at the columns, choose the task family, set values by rules."""

@@ -1,4 +1,4 @@
-"""The place of data that somebody names, and the part that each of their splits plays."""
+"""Find the data that the user names, the training split and the validation splits."""
 
 from __future__ import annotations
 
@@ -22,14 +22,11 @@ _KINDS = "csv, tsv, json, jsonl, parquet"
 
 
 def place_of(source: str) -> dict[str, Proposed]:
-    """Return the keys of a recipe's data block that say where data are.
+    """Return the keys of a recipe's data block that locate the data.
 
     Args:
-        source: a file, a directory, builtin://NAME, or a data set's Hub id. Beside a file whose
-            name says that it is for training, another may be for validation.
-
-    Raises:
-        SoraError: there is nothing, or a file that holds no data.
+        source: a file, a directory, builtin://NAME, or a data set's Hub id. If a file's name
+            contains `train`, a file of validation rows beside it is used, too.
     """
     path = Path(source).expanduser()
     if source.startswith(BUILTIN) or path.is_dir():
@@ -46,19 +43,19 @@ def _of_file(source: str, path: Path) -> dict[str, Proposed]:
     if not file_kind(path):
         recipe = path.match(YAML_FILES)
         raise SoraError(
-            f"'{source}' is {'a recipe' if recipe else 'no file of rows'}",
-            where=f"rows are in files of these kinds: {_KINDS}",
+            f"'{source}' is a {'recipe' if recipe else 'file of another kind'}, not a data file",
+            where=f"kinds of data files: {_KINDS}",
             hint=f"sora train {quote(source)}" if recipe else None,
         )
-    beside = _beside(path)
+    beside = _validation_file(path)
     if beside is None:
         return {"files": Proposed({_TRAIN: source}, "the rows")}
     files = {_TRAIN: source, "validation": str(beside)}
-    return {"files": Proposed(files, f"{beside.name} lies beside the training rows")}
+    return {"files": Proposed(files, f"{beside.name} was found beside the training rows")}
 
 
-def _beside(path: Path) -> Path | None:
-    """Return the file of validation rows beside one of training rows, by their names."""
+def _validation_file(path: Path) -> Path | None:
+    """Return a file of validation rows in the same directory, by its name; None: there is none."""
     if _TRAIN not in path.stem:
         return None
     names = (path.stem.replace(_TRAIN, other) for other in (*_VALIDATION, *_TEST))
@@ -67,27 +64,24 @@ def _beside(path: Path) -> Path | None:
 
 
 def train_split(splits: Mapping[str, Part], given: Mapping[str, Any]) -> str:
-    """Return the name of the split to train on.
-
-    Raises:
-        SoraError: it cannot be told.
-    """
+    """Return the name of the split to train on: the given split, `train`, or the only split."""
     named = given.get("train")
     if named is not None:
         return str(named)
     names = [name for name in splits if name.startswith(_TRAIN)] or list(splits)
     if len(names) > 1 and _TRAIN not in names:
         raise SoraError(
-            f"which split is trained on? There are {listed(splits)}", hint=f"data.train={names[0]}"
+            f"several splits could be the training rows: {listed(splits)}",
+            hint=f"data.train={names[0]}",
         )
     return _TRAIN if _TRAIN in names else names[0]
 
 
 def validation_splits(splits: Mapping[str, Part], train: str, label: str | None) -> Sequence[str]:
-    """Return the names of the splits to score on; none where rows must be held out.
+    """Return the names of the splits to score on; empty: rows must be held out of `train`.
 
     Args:
-        label: the column of labels: a test split that hides them is of no use.
+        label: column of labels; a split that hides its labels is not used.
     """
     others = [name for name in splits if name != train and len(splits[name].rows)]
     for known in (_VALIDATION, _TEST):
@@ -100,4 +94,5 @@ def validation_splits(splits: Mapping[str, Part], train: str, label: str | None)
 def _hidden(part: Part, label: str | None) -> bool:
     if label not in part.rows.column_names:
         return label is not None
+    # data sets of competitions such as GLUE have -1 as the label of all test rows
     return all(value in (-1, None) for value in part.rows[label][:])

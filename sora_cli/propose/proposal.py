@@ -1,8 +1,8 @@
-"""A recipe proposed for data that has none: everything that can be found in them, by rules.
+"""Propose a recipe for data, by looking at the data and by rules.
 
 proposal = propose("reviews.csv", Path("reviews.yaml"), overrides=["training.epochs=2"])
-proposal.text     # what `sora init` writes
-proposal.loaded   # the same, as a recipe that was read from that file
+proposal.text     # the text of the file that `sora init` writes
+proposal.loaded   # the recipe, as if read from that file
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from sora_cli.tasks.base import Lengths, Task
 
 _PLACE = ("path", "name", "revision", "files")
 STEPS = 4
-"""Passes over the rows, for a bar."""
-_UNCUT = 2**24  # tokens, while the lengths are counted
-_COUNTED = 5000  # rows whose tokens are counted, at equal distances
-_TAGS = 100  # values that tell what kind of tags there are
+"""Number of passes over the rows, for a progress bar."""
+_UNCUT = 2**24  # tokens: a limit that no row reaches, while lengths are counted
+_COUNTED = 5000  # rows whose tokens are counted, evenly spaced over the split
+_TAGS = 100  # rows whose tags are looked at to see if they mark entities
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A recipe, and what it was made from.
+    """A proposed recipe, with the loaded data, task and processor.
 
     Attributes:
-        text: the file's content; it is not written.
-        loaded: the recipe as read from that file: its origins are the file's lines.
-        reasons: dotted key -> why it has its value.
-        columns: of the training rows.
-        task, rows, processor: loaded for it, and checked.
+        text: content of the recipe file; it is not written.
+        loaded: the recipe as read from that file; error messages name the file's lines.
+        reasons: dotted key -> reason for its value.
+        columns: columns of the training rows.
+        task, rows, processor: loaded for the recipe, and checked.
     """
 
     text: str
@@ -86,83 +86,83 @@ def propose(
 
     Args:
         source: a file, a directory, builtin://NAME, or a data set's Hub id.
-        output: the file that the recipe is for; nothing is written.
-        model: the base model, as model.path; None: a small one.
-        task: the family, as task.name; None: told by the columns.
-        overrides: block.key=value words; what they give is not looked for.
-        command: that is named in the file; None: `sora init SOURCE`.
+        output: the recipe's file, for its header and error messages; nothing is written.
+        model: the base model, as model.path; None: a small model is proposed.
+        task: the task family, as task.name; None: the columns determine it.
+        overrides: block.key=value; they replace proposed values.
+        command: command to name in the file's header; None: `sora init SOURCE`.
         step: called after each of `STEPS` passes over the rows.
-
-    Raises:
-        SoraError: no data, columns that fit no task, or two ways as well (it names the key that
-            decides), a row that does not fit, a model that cannot be loaded.
     """
     given = combine(override_layers(overrides))[0].values
     for block, key, value in (("model", "path", model), ("task", "name", task)):
         if value is not None:
             given.setdefault(block, {})[key] = value
     draft = _Draft(given)
-    found, columns = _look(source, draft)
+    matched, columns = _look(source, draft)
     step()
-    header = _header(source, output, found, columns, command)
-    loaded = load_text(recipe_text(header, draft.with_(_uncut(draft))), output, draft=True)
+    header = _header(source, output, matched, columns, command)
+    # max_length needs the rows' lengths, and these need a bound task: so first a draft recipe with
+    # a limit that no row reaches
+    loaded = load_text(
+        recipe_text(header, draft.with_values(_draft_values(draft))), output, draft=True
+    )
     check_recipe(loaded.recipe)
     bound, rows = load_task(loaded.recipe)
     step()
     parts = (rows.train, rows.select, *rows.report.values())
     check_rows(bound, rows, parts, places=some_rows)  # of a large split some: a run checks all
     step()
-    with loaded.recipe.placing(), _hinting(rules.local_model(found.task)):
+    with loaded.recipe.placing(), _hinting(rules.local_model(matched.task)):
         config, processor = load_inputs(loaded.recipe.model, bound)
         _lengths(draft, bound, rows, config, processor)
     step()
     _training(draft, len(rows.train), config)
-    draft.rest()
+    draft.add_given()
     text = recipe_text(header, draft.blocks)
     loaded = load_text(text, output)
     bound, rows = load_task(loaded.recipe, rows)
-    return Proposal(text, loaded, draft.reasons(), found, columns, bound, rows, processor)
+    return Proposal(text, loaded, draft.reasons(), matched, columns, bound, rows, processor)
 
 
 class _Draft:
-    """The values of a recipe as they are found; what was given stands in the place of proposals."""
+    """The values of a recipe while they are collected; given values replace proposed values."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.given = given
         self.blocks: dict[str, dict[str, Proposed]] = {}
 
     def put(self, block: str, key: str, proposed: Proposed) -> Any:
-        """Add a value, unless another was given; return the one that holds."""
+        """Add a proposed value, unless the user gave one; return the value in force."""
         own = self.block(block)
         chosen = Proposed(own[key], "given") if key in own else proposed
         self.blocks.setdefault(block, {})[key] = chosen
         return chosen.value
 
     def block(self, name: str) -> Mapping[str, Any]:
-        """Return what was given of a block."""
+        """Return the values of a block that the user gave."""
         value = self.given.get(name) or {}
         return value if isinstance(value, Mapping) else {}
 
-    def rest(self) -> None:
-        """Add what was given and has no place yet."""
+    def add_given(self) -> None:
+        """Add all given values that are not in the draft yet."""
         for block, values in self.given.items():
             if not isinstance(values, Mapping):
                 raise SoraError(f"{block} is no key of a recipe", hint="write block.key=value")
             for key, value in values.items():
                 self.blocks.setdefault(block, {}).setdefault(key, Proposed(value, "given"))
 
-    def with_(self, more: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Proposed]]:
-        """Return the blocks with further values that have no reason yet."""
+    def with_values(self, more: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Proposed]]:
+        """Return a copy of the blocks with more values, which have no reasons."""
         draft = _Draft(self.given)
         draft.blocks = {block: dict(values) for block, values in self.blocks.items()}
         for block, values in more.items():
             for key, value in values.items():
                 draft.put(block, key, Proposed(value, ""))
-        draft.rest()
+        draft.add_given()
         return draft.blocks
 
     def reasons(self) -> dict[str, str]:
-        """Return the reason of each value, by dotted key."""
+        """Return the reason for each value, by dotted key."""
         return {
             f"{block}.{key}": proposed.why
             for block, values in self.blocks.items()
@@ -171,7 +171,7 @@ class _Draft:
 
 
 def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
-    """Find where the rows are, which task they are of, and which splits there are."""
+    """Load the rows, match their columns with a task, and put data, model and task in the draft."""
     datasets.disable_progress_bars()
     quiet_hub()
     given = draft.block("data")
@@ -192,23 +192,23 @@ def _look(source: str, draft: _Draft) -> tuple[Match, dict[str, Column]]:
     rows = splits[train].rows
     columns = read_columns(rows)
     wanted = draft.block("task").get("name")
-    found = match(columns, given, wanted, tags=_tags(rows, columns))
-    model = rules.base_model(found.task)
+    matched = match(columns, given, wanted, tags=_tags(rows, columns))
+    model = rules.base_model(matched.task)
     draft.put("model", "path", model)
-    draft.put("task", "name", Proposed(found.task, found.why))
-    for key, value in found.options.items():
-        draft.put("task", key, Proposed(value, "the family's own are of entities"))
+    draft.put("task", "name", Proposed(matched.task, matched.why))
+    for key, value in matched.options.items():
+        draft.put("task", key, Proposed(value, "the tags mark no entities"))
     for key, proposed in place.items():
         draft.blocks.setdefault("data", {})[key] = proposed
-    _splits(draft, splits, train, found.data.get("label_column"))
-    for key, value in found.data.items():
+    _splits(draft, splits, train, matched.data.get("label_column"))
+    for key, value in matched.data.items():
         draft.put("data", key, Proposed(value, ""))
-    return found, columns
+    return matched, columns
 
 
 @contextmanager
 def _hinting(hint: str) -> Iterator[None]:
-    """Put a hint that fits in the place of the one for recipes, where the Hub is out of reach."""
+    """Give an error by an unreachable Hub another hint: its own is about a recipe's keys."""
     try:
         yield
     except SoraError as error:
@@ -226,14 +226,16 @@ def _splits(draft: _Draft, splits: Mapping[str, Part], train: str, label: str | 
     scored = validation_splits(splits, train, label)
     if not scored:
         draft.put("data", "held_out_rows", rules.held_out_rows(len(splits[train].rows)))
-        seed = Proposed(DataBlock.model_fields["held_out_seed"].default, "of the choice of them")
+        seed = Proposed(
+            DataBlock.model_fields["held_out_seed"].default, "seed that chooses these rows"
+        )
         draft.put("data", "held_out_seed", seed)
     elif list(scored) != ["validation"]:
         draft.put("data", "validation", Proposed(list(scored), "the rows to score on"))
 
 
 def _tags(rows: Dataset, columns: Mapping[str, Column]) -> list[str]:
-    """Return some values of the column of tags, if they are texts."""
+    """Return some values of the column of tags; empty if there is none of texts."""
     lists = [name for name, column in columns.items() if column.kind == "words"]
     usual = [name for name in lists if name in ("tags", "ner_tags", "labels")] or lists[1:]
     if not usual:
@@ -241,8 +243,8 @@ def _tags(rows: Dataset, columns: Mapping[str, Column]) -> list[str]:
     return [str(tag) for row in rows[:_TAGS][usual[0]] for tag in row or ()]
 
 
-def _uncut(draft: _Draft) -> dict[str, dict[str, Any]]:
-    """Return what a recipe needs before lengths are known."""
+def _draft_values(draft: _Draft) -> dict[str, dict[str, Any]]:
+    """Return the values that a draft recipe needs before the lengths of rows are known."""
     name = draft.blocks["task"]["name"].value
     more: dict[str, dict[str, Any]] = {"method": _method(draft, name)}
     more["data"] = {"max_length": _UNCUT}
@@ -258,24 +260,24 @@ def _method(draft: _Draft, task: str) -> dict[str, Any]:
 
 
 def _lengths(draft: _Draft, task: Task, rows: Rows, config: Any, processor: Any) -> None:
-    """Put where rows are cut, by the tokens of the training rows."""
-    found = token_lengths(task, rows.train, rows.origin(rows.train), processor)
-    if found is None:
+    """Put the limits of tokens in the draft, by the lengths of the training rows."""
+    lengths = token_lengths(task, rows.train, rows.origin(rows.train), processor)
+    if lengths is None:
         return
     tokenizer = getattr(processor, "tokenizer", processor)
-    limit = min(rules.limit_of(config, tokenizer), found.window or _UNCUT)
-    draft.put("data", "max_length", rules.max_length(found.tokens, limit))
-    if found.targets is not None:
-        cut = rules.max_length(found.targets, _UNCUT)
+    limit = min(rules.limit_of(config, tokenizer), lengths.window or _UNCUT)
+    draft.put("data", "max_length", rules.max_length(lengths.tokens, limit))
+    if lengths.targets is not None:
+        cut = rules.max_length(lengths.targets, _UNCUT)
         draft.put("task", "max_target_length", cut)
         draft.put("task", "max_new_tokens", Proposed(cut.value, "as max_target_length"))
 
 
 def token_lengths(task: Task, rows: Dataset, origin: Origin, processor: Any) -> Lengths | None:
-    """Count the tokens of at most 5,000 rows; None for rows without any.
+    """Count the tokens of at most 5,000 rows; None: rows of this task have no tokens.
 
     Args:
-        task: bound, with limits that no row reaches.
+        task: task bound to the rows, with limits that no row reaches.
     """
     step = -(-len(rows) // _COUNTED)
     numbers = range(0, len(rows), step)
@@ -284,7 +286,7 @@ def token_lengths(task: Task, rows: Dataset, origin: Origin, processor: Any) -> 
 
 
 def _training(draft: _Draft, rows: int, config: Any) -> None:
-    """Put the values of the method and of the training."""
+    """Put the values of the blocks `method` and `training` in the draft."""
     name, data = draft.blocks["task"]["name"].value, draft.blocks["data"]
     why = rules.rank(name).why
     for key, value in _method(draft, name).items():
@@ -299,24 +301,25 @@ def _training(draft: _Draft, rows: int, config: Any) -> None:
         draft.put("training", "epochs", rules.epochs(-(-rows // batch), name))
     rate = rules.learning_rate(rules.parameters_of(config), name)
     draft.put("training", "learning_rate", rate)
-    draft.put("training", "weight_decay", Proposed(0.01, "as in the recipes"))
-    keep = Proposed(False, "nothing is chosen on the rows that are scored")
+    draft.put("training", "weight_decay", Proposed(0.01, "as in the recipes that come with sora"))
+    keep = Proposed(False, "the rows that are scored must not choose a checkpoint")
     draft.put("training", "keep_best", keep)
 
 
 def _header(
     source: str,
     output: Path,
-    found: Match,
+    matched: Match,
     columns: Mapping[str, Column],
     command: str | None,
 ) -> list[str]:
     written = command or shlex.join(["sora", "init", source])
-    taken = ", ".join(f"'{column}' ({part})" for column, part in found.taken.items())
-    left = ", ".join(f"'{column}' ({why})" for column, why in found.not_taken(columns).items())
+    train = shlex.join(["sora", "train", str(output)])
+    taken = ", ".join(f"'{column}' ({part})" for column, part in matched.taken.items())
+    left = ", ".join(f"'{column}' ({why})" for column, why in matched.not_taken(columns).items())
     return [
-        f"{found.task} of {source}: {found.why}.",
-        f"sora train {shlex.quote(str(output))}, after a look at what it would do: --dry-run.",
-        f"Written by sora {__version__}: {written}. Change what you like.",
+        f"{matched.task} of {source}: {matched.why}.",
+        f"Look at the plan: {train} --dry-run. Train: {train}.",
+        f"Written by sora {__version__}: {written}. Every value may be changed.",
         f"Columns: {taken}." + (f" Not taken: {left}." if left else ""),
     ]

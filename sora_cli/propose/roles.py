@@ -1,4 +1,4 @@
-"""The columns that play a part in rows with a label: the texts and the label."""
+"""Find the columns of texts and of labels by their kinds and names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sora_cli.tasks.sequence import USUAL_COLUMNS
 
 Columns = Mapping[str, Column]
 READ: tuple[Kind, ...] = ("text", "word")
-"""Kinds of column that a model can read."""
+"""Kinds of columns that a model can read as text."""
 
 _LABELS = (
     "label", "labels", "class", "category", "target", "sentiment", "rating", "score", "stars",
@@ -28,15 +28,16 @@ _TEXTS = (
 
 
 def of_kinds(columns: Columns, *kinds: Kind) -> list[str]:
-    """Return the names of the columns of these kinds."""
+    """Return the names of all columns of these kinds."""
     return [name for name, column in columns.items() if column.kind in kinds]
 
 
 def one_of(names: Sequence[str], what: str, hint: str, columns: Columns) -> str:
-    """Return the only name.
+    """Return the only name; several names are an error.
 
-    Raises:
-        SoraError: there are several.
+    Args:
+        what: part of the column, for the error message.
+        hint: override that decides.
     """
     if len(names) > 1:
         raise undecided(what, names, columns, hint)
@@ -44,7 +45,7 @@ def one_of(names: Sequence[str], what: str, hint: str, columns: Columns) -> str:
 
 
 def undecided(what: str, names: Sequence[str], columns: Columns, hint: str) -> SoraError:
-    """Make the error for a part that several columns could play."""
+    """Return the error for a part that several columns fit."""
     return SoraError(
         f"{len(names)} columns could be the {what}: {listed(names)}",
         where="; ".join(f"{name}: {columns[name].about}" for name in names[:4]),
@@ -53,7 +54,7 @@ def undecided(what: str, names: Sequence[str], columns: Columns, hint: str) -> S
 
 
 def usual_label(columns: Columns) -> str | None:
-    """Return the column of labels that has a usual name."""
+    """Return a column of labels with a usual name; None: there is none."""
     lower = {name.lower(): name for name in reversed(list(columns))}
     names = (lower[name] for name in _LABELS if name in lower)
     kinds = ("class", "number", "whole", "word")
@@ -61,13 +62,10 @@ def usual_label(columns: Columns) -> str | None:
 
 
 def find_label(columns: Columns, read: Iterable[str]) -> str | None:
-    """Return the column of the labels; None if none could be.
+    """Return the column of labels; None: no column fits. Several that fit are an error.
 
     Args:
-        read: columns that are taken for something else.
-
-    Raises:
-        SoraError: several could be.
+        read: columns that already have another part.
     """
     taken = set(read)
     free = {name: column for name, column in columns.items() if name not in taken}
@@ -83,10 +81,9 @@ def find_label(columns: Columns, read: Iterable[str]) -> str | None:
 
 
 def find_texts(columns: Columns, label: str) -> tuple[list[str], dict[str, str]]:
-    """Return the columns of one text or two, and what is said of other texts.
+    """Return the column of texts, or the two columns of pairs; and notes on unused texts.
 
-    Raises:
-        SoraError: several could be.
+    Several columns that fit equally well are an error.
     """
     free = {name: column for name, column in columns.items() if name != label}
     readable = of_kinds(free, *READ)
@@ -100,12 +97,12 @@ def find_texts(columns: Columns, label: str) -> tuple[list[str], dict[str, str]]
         both = ",".join(chosen[:2])
         hint = f"data.text_columns=[{chosen[-1]}], or [{both}] for pairs"
         raise undecided("text", chosen, columns, hint)
-    left = {name: f"{columns[name].about}, too: data.text_columns" for name in texts}
+    left = {name: f"{columns[name].about}; data.text_columns can add it" for name in texts}
     return chosen, {name: why for name, why in left.items() if name not in chosen}
 
 
 def _numbered(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield two names that differ only in a number or a letter at the end: text_a, text_b."""
+    """Yield pairs of names that differ only in the last character: text_a, text_b."""
     for one, two in (("1", "2"), ("0", "1"), ("a", "b"), ("A", "B")):
         for name in names:
             other = f"{name[:-1]}{two}"

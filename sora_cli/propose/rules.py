@@ -1,4 +1,4 @@
-"""The rules behind a proposed recipe: each gives a value, and the reason for a person.
+"""The rules of a proposed recipe; each returns a value with its reason as a text.
 
 Sources:
     learning rate: the best of three rates for MiniLM-L6, 1.5e-3, is a little above 1e-3
@@ -23,62 +23,60 @@ from sora_cli.core.console import count, size
 from sora_cli.core.errors import SoraError
 from sora_cli.propose.usual import USUAL
 
-_QUANTILE, _MULTIPLE = 0.95, 8
-_STEPS = 300  # of a run, where the epochs allow it
-_STEPS_AN_EPOCH = 10  # at least
+_QUANTILE = 0.95  # rows longer than this quantile are cut
+_MULTIPLE = 8  # of max_length
+_STEPS = 300  # steps of a run, if the limits of epochs allow it
+_STEPS_AN_EPOCH = 10  # at least, so small data get small batches
 _SMALLEST_BATCH = 4
-_HELD_OUT, _MOST_HELD_OUT = 5, 2000  # one in so many rows
-_UNLIMITED = 10**6  # tokens, where a tokenizer knows no limit
-_MEMORY_SHARE = 0.5
+_HELD_OUT, _MOST_HELD_OUT = 5, 2000  # one in five rows, at most 2,000
+_UNLIMITED = 10**6  # transformers says 10^30 for a tokenizer without a limit
+_MEMORY_SHARE = 0.5  # of the free memory: the estimate of activations is rough
 
 
 @dataclass(frozen=True)
 class Proposed:
-    """A value, and why."""
+    """A proposed value, with its reason."""
 
     value: Any
     why: str
 
 
 def base_model(task: str) -> Proposed:
-    """Propose a small base model: one that a package has brought, else the Hub's of the recipes."""
+    """Propose a small base model: from an installed package, or else from the Hub."""
     usual = USUAL[task]
     package = usual.package
     if package is not None and find_spec(package.module) is not None:
         return Proposed(package.path, f"small and installed here ({package.about})")
-    why = "the Hub's model that the recipes of this family take (English)"
+    why = "from the Hub, as in the recipes of this task family (English)"
     return Proposed(usual.on_the_hub, why)
 
 
 def local_model(task: str) -> str:
-    """Return the options that name a base model where the Hub is out of reach."""
+    """Return the options that name a base model without the Hub."""
     trial = USUAL[task].builtin
     named = "a model on this disk: --model DIR"
     return f"{named}; or for a trial --model {trial}" if trial else named
 
 
 def held_out_rows(rows: int) -> Proposed:
-    """Propose how many training rows become the validation split.
-
-    Raises:
-        SoraError: too few rows for a split.
-    """
+    """Propose the number of training rows that become the validation split."""
     if rows < 2:
         raise SoraError(
-            f"{count(rows)} row is too little: some are trained on, and others are scored"
+            f"{count(rows)} row is too little: training and scoring need rows of their own"
         )
     value = min(max(rows // _HELD_OUT, 1), _MOST_HELD_OUT)
     return Proposed(
-        value, f"of {count(rows)} rows: one in five, at most 2,000; there are no others to score on"
+        value,
+        f"one in five of {count(rows)} rows, at most 2,000, as there are no others to score on",
     )
 
 
 def max_length(lengths: Sequence[int] | np.ndarray, limit: int) -> Proposed:
-    """Propose where rows are cut: the 95th percentile, rounded up to a multiple of 8.
+    """Propose max_length: the 95th percentile of lengths, rounded up to a multiple of 8.
 
     Args:
-        lengths: tokens of rows, before any cut.
-        limit: tokens that the model takes.
+        lengths: numbers of tokens of the rows, uncut.
+        limit: largest number of tokens that the model takes.
     """
     tokens = np.asarray(lengths)
     percentile = int(np.quantile(tokens, _QUANTILE, method="higher"))
@@ -93,7 +91,7 @@ def max_length(lengths: Sequence[int] | np.ndarray, limit: int) -> Proposed:
 
 
 def limit_of(config: Any, tokenizer: Any) -> int:
-    """Return the tokens that a model takes, as far as it says so."""
+    """Return the largest number of tokens that a model takes, by its own configuration."""
     text = config.get_text_config()
     known = (
         getattr(tokenizer, "model_max_length", None),
@@ -103,28 +101,28 @@ def limit_of(config: Any, tokenizer: Any) -> int:
 
 
 def batch_size(rows: int, task: str) -> Proposed:
-    """Propose the rows of a step.
+    """Propose the number of rows per step.
 
     Args:
-        rows: trained on.
+        rows: number of training rows.
     """
     most = USUAL[task].largest_batch
     fits = 2 ** int(math.log2(max(rows // _STEPS_AN_EPOCH, 1)))
     value = max(min(fits, most), _SMALLEST_BATCH)
     steps = -(-rows // value)
-    return Proposed(value, f"rows a step: {count(steps)} steps an epoch")
+    return Proposed(value, f"rows per step: {count(steps)} steps per epoch")
 
 
 def epochs(steps: int, task: str) -> Proposed:
-    """Propose how often the rows are seen.
+    """Propose the number of epochs.
 
     Args:
-        steps: of one epoch.
+        steps: steps of one epoch.
     """
     least, most = USUAL[task].epochs
     value = min(max(-(-_STEPS // steps), least), most)
     return Proposed(
-        value, f"{count(value * steps)} steps; {_STEPS} are aimed at, in {least} to {most} epochs"
+        value, f"{count(value * steps)} steps; the aim is {_STEPS}, in {least} to {most} epochs"
     )
 
 
@@ -132,25 +130,26 @@ def learning_rate(parameters: float, task: str) -> Proposed:
     """Propose the peak learning rate.
 
     Args:
-        parameters: of the base model.
+        parameters: number of parameters of the base model.
     """
     usual = USUAL[task].learning_rate
     if usual is not None:
-        return Proposed(usual, "as in the recipes of this family")
+        return Proposed(usual, "as in the recipes of this task family")
     for below, value in ((60e6, 1e-3), (1e9, 5e-4)):
         if parameters < below:
             return Proposed(value, f"for models below {count(below / 1e6)} million parameters")
-    return Proposed(2e-4, "for models of a thousand million parameters and more (QLoRA)")
+    return Proposed(2e-4, "for models of 1,000 million parameters and more (QLoRA)")
 
 
 def rank(task: str) -> Proposed:
-    """Propose the rank that every layer starts with."""
+    """Propose the initial rank of every layer."""
     usual = USUAL[task]
-    return Proposed(usual.rank, f"rank at the start; {usual.why}")
+    return Proposed(usual.rank, f"initial rank; {usual.why}")
 
 
 def parameters_of(config: Any) -> float:
-    """Estimate a model's parameters by its configuration: blocks of 12 h^2, and embeddings."""
+    """Estimate a model's parameters from its configuration: 12 h^2 per block, and embeddings."""
+    # 4 h^2 in the attention (q, k, v, o), 8 h^2 in a feed-forward part of width 4 h
     text = config.get_text_config()
     hidden, layers = _number(text, "hidden_size"), _number(text, "num_hidden_layers")
     return 12 * layers * hidden**2 + _number(text, "vocab_size") * hidden
@@ -159,8 +158,8 @@ def parameters_of(config: Any) -> float:
 def activation_bytes(config: Any, *, rows: int, tokens: int, task: str) -> float:
     """Estimate the activations of a training step in float32, in bytes.
 
-    A block keeps s b h (34 + 5 a s / h) bytes in 16 bits (Korthikanti et al. 2022, equation 2), and
-    twice that in 32. Where texts are learned, the logits are there three times: as they are, as
+    A block stores s b h (34 + 5 a s / h) bytes in 16 bits (Korthikanti et al. 2022, equation 2) and
+    twice that in 32 bits. If the model learns texts, logits are stored three times: themselves, as
     probabilities, and as gradients.
     """
     text = config.get_text_config()
@@ -172,23 +171,25 @@ def activation_bytes(config: Any, *, rows: int, tokens: int, task: str) -> float
 
 
 def accumulation(config: Any, batch: int, *, tokens: int, task: str, free: int | None) -> Proposed:
-    """Propose the parts that a step's rows are worked through in, so that they fit into memory.
+    """Propose gradient accumulation: the number of micro-batches of a step, to fit into memory.
 
     Args:
-        free: bytes; None: not known.
+        batch: rows per step.
+        tokens: tokens per row.
+        free: free memory in bytes; None: unknown.
     """
     parts = 1
     if free is not None:
-        room = _MEMORY_SHARE * free - 4 * parameters_of(config)
+        room = _MEMORY_SHARE * free - 4 * parameters_of(config)  # 4 bytes a weight, in float32
 
         def needed(parts: int) -> float:
             return activation_bytes(config, rows=batch // parts, tokens=tokens, task=task)
 
         while parts < batch and needed(parts) > room:
             parts *= 2
-        about = f"{size(needed(parts))} of activations at a time, of {size(free)} free"
-        return Proposed(parts, f"parts of a step, which give the same steps: about {about}")
-    return Proposed(parts, "parts of a step")
+        about = f"about {size(needed(parts))} of activations each, of {size(free)} free memory"
+        return Proposed(parts, f"micro-batches per step, with the same result: {about}")
+    return Proposed(parts, "micro-batches per step")
 
 
 def _number(config: Any, name: str) -> int:

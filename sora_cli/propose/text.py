@@ -1,4 +1,4 @@
-"""A recipe as a file for people: blocks of keys, each with its reason beside or above it."""
+"""Write a recipe as YAML for people, with the reason beside or above each value."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def recipe_text(header: Sequence[str], blocks: Blocks) -> str:
     """Return a recipe as YAML.
 
     Args:
-        header: sentences for its first lines.
-        blocks: block -> key -> value and reason; keys without a reason have no comment.
+        header: sentences for the comment on top.
+        blocks: block -> key -> value and reason; an empty reason gives no comment.
     """
     lines = [line for sentence in header for line in _comment(sentence, "")]
     for block, values in blocks.items():
@@ -33,7 +33,7 @@ def recipe_text(header: Sequence[str], blocks: Blocks) -> str:
 
 
 def in_yaml(value: Any) -> str:
-    """Return a value as a recipe writes it, in one line."""
+    """Return a value as YAML in one line."""
     match value:
         case str():
             plain = _PLAIN.fullmatch(value) and not _NO_TEXT.fullmatch(value)
@@ -43,13 +43,14 @@ def in_yaml(value: Any) -> str:
         case list() | tuple():
             return "[" + ", ".join(map(in_yaml, value)) + "]"
         case float():
+            # 5e-05 becomes 5e-5; recipes are read by YAML 1.2, where that is a number without a dot
             text = f"{value:g}"
             return re.sub(r"e([-+])0", r"e\1", text) if float(text) == value else repr(value)
     return json.dumps(value)
 
 
 def _escaped(character: str) -> str:
-    """Return a character of a quoted text, as YAML's escape where it takes it only so."""
+    """Return a character of a quoted text; unprintable characters as YAML escapes."""
     return character if character.isprintable() else f"\\U{ord(character):08x}"
 
 

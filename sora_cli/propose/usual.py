@@ -1,10 +1,10 @@
-"""Usual values of each task family, which its rows do not decide.
+"""Usual values of each task family that do not depend on the rows.
 
 Sources:
-    rank: classes need few components (Hu et al. 2021, arXiv 2106.09685, table 6); texts that are
-        learned need more (Biderman et al. 2024, arXiv 2405.09673).
-    epochs: on few rows, more epochs rather than fewer (Mosbach et al. 2021, arXiv 2006.04884);
-        instructions are seen three times at most (Alpaca, Taori et al. 2023).
+    rank: classes need few components (Hu et al. 2021, arXiv 2106.09685, table 6); learning to write
+        texts needs more (Biderman et al. 2024, arXiv 2405.09673).
+    epochs: few rows need more epochs (Mosbach et al. 2021, arXiv 2006.04884); instructions are
+        trained for at most three epochs (Alpaca, Taori et al. 2023).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Package:
-    """A base model that a package of Python brings, if it is installed.
+    """A base model that comes with a Python package, if that is installed.
 
     Attributes:
-        module: the package's.
-        path: the model's, as model.path.
-        about: its size and language.
+        module: import name of the package.
+        path: value of model.path.
+        about: size and language of the model.
     """
 
     module: str
@@ -30,17 +30,17 @@ class Package:
 
 @dataclass(frozen=True)
 class Usual:
-    """The usual values of a family.
+    """The usual values of a task family.
 
     Attributes:
-        on_the_hub: a small base model.
-        package: one that may be here.
-        builtin: one that this program makes itself, for a trial; "" if there is none.
-        largest_batch: rows of a step, at most.
-        epochs: at least, and at most.
-        rank, why: that every layer starts with, and the reason.
-        learning_rate: None: by the size of the model.
-        learns_texts: whether the loss is one of the words of a text.
+        on_the_hub: Hub id of a small base model.
+        package: base model of a package that may be installed.
+        builtin: base model that this program makes itself, for a trial; "": there is none.
+        largest_batch: largest number of rows per step.
+        epochs: smallest and largest number of epochs.
+        rank, why: initial rank of every layer, and its reason.
+        learning_rate: peak learning rate; None: by the size of the model.
+        learns_texts: True if the loss is over the tokens of a text.
     """
 
     on_the_hub: str
@@ -60,7 +60,7 @@ def _writes(
     builtin: str = "",
     learning_rate: float | None = None,
 ) -> Usual:
-    why = "texts need more than classes (arXiv 2405.09673)"
+    why = "writing texts needs more than classes (arXiv 2405.09673)"
     return Usual(
         on_the_hub,
         package,
@@ -99,4 +99,4 @@ USUAL: Mapping[str, Usual] = {
         "openai/clip-vit-large-patch14", builtin="builtin://tiny-clip", learning_rate=1e-3
     ),
 }
-"""Every family has a line here; small models and rates are those of its recipes."""
+"""One line per task family; models and learning rates are those of the family's recipes."""

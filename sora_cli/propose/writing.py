@@ -1,4 +1,4 @@
-"""A recipe for data that has none, written for `sora init` and for `sora auto --data`."""
+"""Write the proposed recipe, for `sora init` and for `sora auto` with data instead of a recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def recipe_name(source: str) -> Path:
-    """Return what a recipe is called after its data: reviews.yaml for data/reviews.csv."""
+    """Return the recipe's file name for some data: reviews.yaml for data/reviews.csv."""
     stem = Path(os.path.realpath(source.rpartition("://")[2])).stem or "recipe"
     return Path(f"{stem}.yaml")
 
@@ -34,22 +34,19 @@ def write_proposal(
     preview: int | None,
     command: str | None,
 ) -> Proposal:
-    """Write a recipe for data, and tell what was understood.
+    """Propose a recipe for data, print the proposal, and write the file.
 
     Args:
-        tell: prints it.
-        preview: rows that are shown; None: two.
-
-    Raises:
-        SoraError: see `propose`.
+        tell: prints a text.
+        preview: number of rows to show; None: two.
     """
     with importing():
         from tqdm import tqdm
 
+        from sora_cli.propose.lines import proposal_lines
         from sora_cli.propose.proposal import STEPS, propose
-        from sora_cli.propose.shown import proposal_lines
         from sora_cli.run.preview import ROWS
-    shown = ROWS if preview is None else preview
+    rows = ROWS if preview is None else preview
     with tqdm(desc=f"reading {source}", total=STEPS + 1, delay=1, leave=False) as bar:
         proposal = propose(
             source,
@@ -60,7 +57,7 @@ def write_proposal(
             command=command,
             step=bar.update,
         )
-        lines = list(proposal_lines(proposal, rows=shown))
+        lines = list(proposal_lines(proposal, rows=rows))
         bar.update()
     tell("\n".join(lines))
     write_text_atomic(file, proposal.text)
@@ -77,18 +74,16 @@ def recipe_for(
     dry_run: bool,
     preview: int | None = None,
 ) -> str:
-    """Return the recipe of data that have none: it is written, unless it is there.
+    """Return the file name of the data's recipe; write the recipe if the file does not exist.
+
+    A dry run and several processes write no recipe: then a missing file is an error.
 
     Args:
-        tell: prints what was understood and done.
-
-    Raises:
-        SoraError: the data are not understood; several processes would write it; or there is no
-            recipe yet, and a dry run writes none.
+        tell: prints a text.
     """
     file = recipe_name(data)
     if file.is_file():
-        tell(f"{file} is there: it is the recipe; sora init writes it anew")
+        tell(f"{file} exists and is used as the recipe; to write it anew: sora init {quote(data)}")
         return str(file)
     command = f"sora init {quote(data)}"
     if dry_run or world_size() > 1:

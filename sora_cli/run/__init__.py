@@ -1,1 +1,1 @@
-"""One run, step by step."""
+"""One training run: prepare, train, score, save."""

@@ -1,8 +1,8 @@
-"""The smallest size that a test certifies.
+"""The search for the smallest size that a test certifies.
 
-Read `search.in_fixed_order` (the loop: make, test, record), then its makers: `cut` (an adapter, or
-a model's difference), `heal` (an adapter that is cut and trained on), and `experiments.auto.maker`
-(a checkpoint that is). What is tested is a `promise` on `rows`; `bounds.drop_bound` tests it, and
-`certifiable` knows before how small a loss it can certify. The mathematics is explained in
-docs/explanation/certificate.md.
+Read `search.in_fixed_order` first (the loop: make, test, record), then the code that makes sizes:
+`cut` (cuts an adapter, or the difference of two models), `heal` (cuts an adapter and trains it on)
+and `experiments.auto.maker` (cuts a checkpoint and trains it on). A `promise` is tested on `rows`
+by `bounds.drop_bound`; `certifiable` computes beforehand the smallest drop that the rows can
+certify. docs/explanation/certificate.md explains the mathematics.
 """

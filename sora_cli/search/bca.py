@@ -1,13 +1,13 @@
-"""An approximate upper bound of how much worse a second model is, for metrics of any kind.
+"""An approximate upper bound of the drop between two models, for any metric: the BCa bootstrap.
 
-Whole rows are drawn again with replacement, the same for both models, and the drop of the metric is
-computed on each draw; BCa (bias-corrected and accelerated) takes the quantile of those drops that
-is right to second order. It is an approximation for many rows: where few of them differ it is much
-too small, so such rows are refused.
+Rows are resampled with replacement, the same rows for both models, and the drop is computed on each
+resample. BCa (bias-corrected and accelerated) picks the quantile of these drops that is correct to
+second order. The approximation needs many rows: if the models differ on few of them, the bound is
+much too small, and `bca_bound` refuses.
 
-scipy.stats.bootstrap computes the same but for Student's t, and a test compares the two; but it
-gathers every row of every draw, and of every jackknife sample, where these metrics are sums over
-rows, for which a product of counts and parts is enough.
+scipy.stats.bootstrap computes the same bound without Student's t, and a test compares the two. It
+is not used here because it gathers every row of every resample and of every jackknife sample. These
+metrics are sums over rows, so a product of counts and per-row parts is enough.
 
 Source: Efron 1987, JASA 82, 171-185; Efron and Tibshirani 1993, chapter 14 (equations 14.9, 14.10,
 14.14 and 14.15); Hesterberg 2015, The American Statistician 69, 371-386, for few rows.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sora_cli.tasks.row_scores import RowScores
 
 Refusal = Literal["not finite", "few rows", "few rows differ", "constant", "extreme"]
-"""The reasons for which there is no approximate bound; `REASONS` says each in words."""
+"""Reasons for refusing an approximate bound; `REASONS` has a sentence for each."""
 
 REASONS: dict[Refusal, str] = {
     "not finite": "a score is not a finite number",
@@ -39,15 +39,11 @@ RESAMPLES = 5000
 FEWEST_ROWS = 50
 FEWEST_DIFFERING = 20
 """With fewer, a simulation gave up to 17 % false certificates at a level of 5 %."""
-_CELLS = 2**17  # weights made at a time: 1 MiB, which stays in a processor's cache
+_CELLS = 2**17  # weights made at a time: 1 MiB of float64, small enough for a processor's cache
 
 
 class BootstrapRefusedError(ValueError):
-    """There is no approximate bound on these rows.
-
-    Attributes:
-        reason: one of `Refusal`.
-    """
+    """These rows give no approximate bound; `reason` says why."""
 
     def __init__(self, reason: Refusal) -> None:
         words = {"FEWEST_ROWS": FEWEST_ROWS, "FEWEST_DIFFERING": FEWEST_DIFFERING}
@@ -63,17 +59,17 @@ def bca_bound(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> float:
-    """Return the approximate upper bound of the drop, in the metric's unit, one-sided.
+    """Return the approximate one-sided upper bound of the drop, in the metric's unit.
 
     Args:
-        full, small: the same metric of two models on the same rows.
-        seed: of the resamples.
+        full, small: scores of two models by the same metric on the same rows.
+        seed: seed of the resamples.
 
     Raises:
-        BootstrapRefusedError: the rows are too few or too much alike for the approximation.
+        BootstrapRefusedError: too few rows, or too few that differ, for the approximation.
     """
-    rows, here = len(full), drop_on(full, small)
-    if not np.isfinite(here):
+    rows, observed = len(full), drop_on(full, small)
+    if not np.isfinite(observed):
         raise BootstrapRefusedError("not finite")
     if rows < FEWEST_ROWS:
         raise BootstrapRefusedError("few rows")
@@ -81,69 +77,71 @@ def bca_bound(
     if differing < FEWEST_DIFFERING:
         raise BootstrapRefusedError("few rows differ")
     kinds = _Kinds.of(full, small)
-    drawn = np.concatenate([kinds.drops(w) for w in kinds.draws(resamples, seed)])
-    if not np.isfinite(drawn).all():
+    resampled = np.concatenate([kinds.drops(w) for w in kinds.draws(resamples, seed)])
+    if not np.isfinite(resampled).all():
         raise BootstrapRefusedError("not finite")
     influence = kinds.influences()
-    # drops that are equal but for rounding are equal
-    if np.ptp(drawn) <= 1e-12 * max(1.0, np.abs(drawn).max()) or not influence.any():
+    # rounding makes equal drops differ by about 1e-16: such a spread is none
+    if np.ptp(resampled) <= 1e-12 * max(1.0, np.abs(resampled).max()) or not influence.any():
         raise BootstrapRefusedError("constant")
-    below = (np.count_nonzero(drawn < here) + np.count_nonzero(drawn <= here)) / (2 * resamples)
-    bias = float(ndtri(below))
+    # z0 (14.14), with half of the ties counted as below: coarse metrics have many
+    below, up_to = np.count_nonzero(resampled < observed), np.count_nonzero(resampled <= observed)
+    bias = float(ndtri((below + up_to) / (2 * resamples)))
+    # the acceleration a (14.15), from the jackknife
     acceleration = float((influence**3).sum() / (6 * (influence**2).sum() ** 1.5))
-    apart = bias + _expanded(confidence, differing)
-    scale = 1 - acceleration * apart
+    shift = bias + _expanded(confidence, differing)
+    scale = 1 - acceleration * shift
     if not np.isfinite(bias) or scale <= 0:
         raise BootstrapRefusedError("extreme")
-    return float(np.quantile(drawn, ndtr(bias + apart / scale)))
+    return float(np.quantile(resampled, ndtr(bias + shift / scale)))  # (14.9) and (14.10)
 
 
 def _expanded(confidence: float, differing: int) -> float:
     """Return the normal quantile, widened for few differing rows.
 
-    Resamples spread less than the truth does, by sqrt((m - 1) / m) of m rows, and know their own
-    spread only from these: Student's t instead of the normal quantile (Hesterberg 2015, The
-    American Statistician 69, 371-386, section 4.3). Rows that do not differ tell nothing of it.
+    With m rows, resamples spread too little by a factor of sqrt((m - 1) / m), and the spread itself
+    is estimated. So sqrt(m / (m - 1)) times Student's t replaces the normal quantile (Hesterberg
+    2015, section 4.3). m counts only differing rows: the others carry no information on the spread.
     """
     degrees = differing - 1
     return float(np.sqrt(differing / degrees) * stdtrit(degrees, confidence))
 
 
 def drops(full: RowScores, small: RowScores, weights: np.ndarray) -> np.ndarray:
-    """Return how much worse `small` is than `full` with each set of weights, (sets,)."""
-    apart = full.weighted(weights) - small.weighted(weights)
-    return np.asarray(apart if full.greater_is_better else -apart)
+    """Return the drop from `full` to `small` for each set of row weights, (sets,)."""
+    difference = full.weighted(weights) - small.weighted(weights)
+    return np.asarray(difference if full.greater_is_better else -difference)
 
 
 def drop_on(full: RowScores, small: RowScores) -> float:
-    """Return how much worse `small` is than `full` on all their rows."""
+    """Return the drop from `full` to `small` on all rows."""
     return float(drops(full, small, np.ones((1, len(full))))[0])
 
 
 def differing_rows(full: RowScores, small: RowScores) -> int:
-    """Return on how many rows two models have other parts of the metric."""
+    """Return the number of rows on which two models' scores differ."""
     return int((full.parts != small.parts).any(axis=1).sum())
 
 
 def influences(full: RowScores, small: RowScores) -> np.ndarray:
-    """Return by how much each row moves the drop, (rows,), by leaving it out (the jackknife).
+    """Return each row's influence on the drop, (rows,), by leaving the row out (the jackknife).
 
-    The drop's standard error is about their standard deviation over the root of the rows' number.
+    The drop's standard error is about their standard deviation / sqrt(rows).
     """
     return _Kinds.of(full, small).influences()
 
 
 @dataclass(frozen=True)
 class _Kinds:
-    """Rows of which many may be alike, so that they are drawn and left out by kind.
+    """Rows grouped by equal scores, so that resampling and the jackknife work on groups.
 
-    Classes given and wanted make a handful of kinds however many rows there are; rows with numbers
-    of their own are a kind each.
+    With classes there are only a few kinds (predicted and true class of both models), however many
+    rows there are. With real numbers nearly every row is its own kind.
 
     Attributes:
-        full, small: the scores of a row of each kind.
-        times: how many rows are of that kind, (kinds,).
-        kind: the kind of each row, (rows,).
+        full, small: scores of one row of each kind.
+        times: number of rows of each kind, (kinds,).
+        kind: index of each row's kind, (rows,).
     """
 
     full: RowScores
@@ -153,7 +151,7 @@ class _Kinds:
 
     @classmethod
     def of(cls, full: RowScores, small: RowScores) -> _Kinds:
-        """Return the kinds of rows; each row is one where hardly any are alike."""
+        """Group rows by equal scores; if few rows are equal, every row is its own kind."""
         rows = len(full)
         both = np.concatenate([full.parts, small.parts], axis=1)
         _, first, kind, times = np.unique(
@@ -164,18 +162,20 @@ class _Kinds:
         return cls(full.take(first), small.take(first), times.astype(np.float64), kind.ravel())
 
     def drops(self, weights: np.ndarray) -> np.ndarray:
-        """Return the drop for each set of weights of kinds, (sets,)."""
+        """Return the drop for each set of weights over kinds, (sets,)."""
         return drops(self.full, self.small, weights)
 
     def draws(self, resamples: int, seed: int) -> Iterator[np.ndarray]:
-        """Yield how often each kind is drawn, (sets, kinds), a part of all resamples at a time."""
+        """Yield the counts of each kind in the resamples, (sets, kinds), a few sets at a time."""
         kinds, rows = len(self.times), len(self.kind)
         generator, most = np.random.default_rng(seed), max(_CELLS // kinds, 1)
         for first in range(0, resamples, most):
             sets = min(most, resamples - first)
             if kinds < rows:
+                # counts of draws with replacement, grouped by kind, are multinomial
                 counts = generator.multinomial(rows, self.times / rows, size=sets)
             else:
+                # one bincount for all sets: each set's draws get a range of numbers of their own
                 drawn = (
                     generator.integers(rows, size=(sets, rows)) + rows * np.arange(sets)[:, None]
                 )
@@ -183,7 +183,7 @@ class _Kinds:
             yield counts.astype(np.float64)
 
     def influences(self) -> np.ndarray:
-        """Return by how much each row moves the drop, (rows,)."""
+        """Return each row's influence on the drop, (rows,)."""
         kinds, rows = len(self.times), len(self.kind)
         most = max(_CELLS // kinds, 1)
         left = []

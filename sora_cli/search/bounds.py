@@ -1,4 +1,4 @@
-"""One bound of a drop, by the way that fits the metric: exact, approximate, or refused."""
+"""The upper bound of a drop: exact or approximate by the kind of metric, or refused."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bound:
-    """The drop from one model to another on some rows, and at most on rows like these.
+    """The drop from one model to another on some rows, with its upper confidence bound.
 
     Attributes:
-        drop: on these rows, in the metric's own unit; positive: worse.
-        upper: the one-sided upper confidence bound of the drop; None: there is none.
-        kind: `exact` holds its confidence for every number of rows, `approximate` for many.
-        rows: all of them.
-        differing: those on which the models' scores differ.
-        refused: why there is no bound, or None.
-        reason: the same in words.
-        least: the smallest bound that any model could have that differs on few rows; None: the
-            models differ on more, or there is none.
+        drop: measured on these rows, in the metric's unit; positive: worse.
+        upper: one-sided upper confidence bound of the drop; None: no bound.
+        kind: `exact` keeps its confidence for any number of rows, `approximate` for many rows.
+        rows: number of rows.
+        differing: number of rows on which the models' scores differ.
+        refused: reason for having no bound; None: there is a bound.
+        reason: `refused` as a sentence.
+        least: if few rows differ, the bound that a model without any differing row would get: the
+            smallest possible here. None: enough rows differ, or there is no bound.
     """
 
     drop: float
@@ -50,24 +50,24 @@ class Bound:
 
     @property
     def is_of_many(self) -> bool:
-        """True if there is a bound, and enough rows differ for the usual one."""
+        """True if enough rows differ for the usual bound, and it was computed."""
         return self.refused is None and self.least is None
 
     def passes_over(self, promise: float) -> bool:
-        """Tell whether few rows differ, and no model that differs on few could pass.
+        """Return True if too few rows differ for any model to pass the test.
 
-        That is no failure, and ends no testing: it does not depend on what the rows that differ
-        have lost.
+        The test is then neither passed nor failed, and testing goes on. This does not bias the next
+        tests: it depends only on the number of differing rows, not on their losses.
         """
         hopeless = self.least is not None and self.least > promise
         return hopeless or self.refused == "few rows differ"
 
     def keeps(self, promise: float) -> bool:
-        """Tell whether the drop is shown to be at most the promise."""
+        """Return True if the bound is within the promise."""
         return self.upper is not None and self.upper <= promise
 
     def fails(self, promise: float) -> bool:
-        """Tell whether this ends the testing: it is neither kept nor passed over."""
+        """Return True if this test ends the testing: neither kept nor passed over."""
         return not self.keeps(promise) and not self.passes_over(promise)
 
 
@@ -79,30 +79,32 @@ def drop_bound(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Bound:
-    """Return the drop from one model to another, and its upper confidence bound.
+    """Return the drop from one model to another, with its upper confidence bound.
 
     Args:
-        full: the scores that are promised to be kept.
-        small: the other model's, of the same metric, on the same rows in the same order.
-        confidence: of the bound, one-sided, from a half to below 1.
-        seed, resamples: for metrics that are not right or wrong by row.
+        full: scores of the reference model.
+        small: scores of the other model: same metric, same rows, same order.
+        confidence: one-sided, at least 0.5 and below 1.
+        seed, resamples: of the bootstrap, for metrics whose rows are not just right or wrong.
     """
     if (full.metric, full.formula, len(full)) != (small.metric, small.formula, len(small)):
         raise ValueError("scores of different metrics or rows are compared")
     rows, differing = len(full), differing_rows(full, small)
-    here = drop_on(full, small)
-    if full.is_right_or_wrong and np.isfinite(here):
-        apart = full.parts[:, 0] - small.parts[:, 0]
-        apart = apart if full.greater_is_better else -apart
-        lost, won = int((apart > 0).sum()), int((apart < 0).sum())
-        return Bound(here, exact_bound(lost, won, rows, confidence), "exact", rows, differing)
+    drop = drop_on(full, small)
+    if full.is_right_or_wrong and np.isfinite(drop):
+        # only the rows that one model alone gets right matter (McNemar's table)
+        difference = full.parts[:, 0] - small.parts[:, 0]
+        difference = difference if full.greater_is_better else -difference
+        lost, won = int((difference > 0).sum()), int((difference < 0).sum())
+        return Bound(drop, exact_bound(lost, won, rows, confidence), "exact", rows, differing)
     try:
         upper = bca_bound(full, small, confidence, seed=seed, resamples=resamples)
     except BootstrapRefusedError as error:
+        # the bootstrap is not valid here; a worst-case bound needs no spread, only the count
         few = error.reason == "few rows differ"
         worst = few_rows_bound(full, differing, confidence) if few else None
         if worst is None:
-            return Bound(here, None, "approximate", rows, differing, error.reason, str(error))
+            return Bound(drop, None, "approximate", rows, differing, error.reason, str(error))
         least = few_rows_bound(full, 0, confidence)
-        return Bound(here, worst, "approximate", rows, differing, least=least)
-    return Bound(here, upper, "approximate", rows, differing)
+        return Bound(drop, worst, "approximate", rows, differing, least=least)
+    return Bound(drop, upper, "approximate", rows, differing)

@@ -1,7 +1,7 @@
-"""The smallest drop that so many rows can certify.
+"""The smallest drop that a number of test rows can certify.
 
-Nothing here looks at a drop: it is computed before a test, from the number of rows and from how
-often the two models may differ, for a small model that is truly as good as the large one.
+It is computed before a test, without a look at any drop: from the number of rows and from the share
+of rows on which the two models may differ, for a small model whose true drop is 0.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 
 POWER = 0.8
 DIFFERING = 0.025
-"""Share of rows on which two sizes of one adapter are taken to differ, where nothing is known."""
-_MANY = (
-    2000  # differing rows: their outcomes are too many to list, and the drop is as good as normal
-)
-_TAIL = 6.0  # standard deviations of outcomes that are counted
+"""Assumed share of rows on which two sizes of one adapter differ, as long as none is measured."""
+# above this many differing rows their outcomes are too many to list; the drop is nearly normal
+_MANY = 2000
+_TAIL = 6.0  # outcomes are counted up to this many standard deviations from the mean
 _EXACT = (
     "exact for right-or-wrong rows: Buehler's bound of the paired difference, in the order of "
     "Tango's score (Lloyd and Moldovan 2007)"
@@ -40,12 +39,12 @@ _APPROXIMATE = "approximate: BCa bootstrap over whole rows (Efron 1987)"
 
 @dataclass(frozen=True)
 class Certifiable:
-    """The loss that test rows can certify, known before a size is tested on them.
+    """The smallest drop that test rows can certify, computed before any size is tested.
 
     Attributes:
-        bound: how they bound a drop, with the smallest that they can be expected to certify.
-        best_case: the smallest that they certify if no row differs at all; None: not known for
-            this metric.
+        bound: the method of the bound, with the smallest drop that it can be expected to certify.
+        best_case: smallest drop that is certified if no row differs at all; None: unknown for this
+            metric.
     """
 
     bound: BoundMethod
@@ -53,7 +52,7 @@ class Certifiable:
 
     @classmethod
     def on(cls, rows: int, confidence: float, *, right_or_wrong: bool) -> Certifiable:
-        """Return what so many test rows can certify."""
+        """Return the smallest drop that this many test rows can certify."""
         if not right_or_wrong:
             return cls(BoundMethod(method=_APPROXIMATE, exact=False, smallest_drop=None), None)
         smallest = certifiable_drop(rows, confidence=confidence)
@@ -61,11 +60,14 @@ class Certifiable:
         return cls(BoundMethod(method=_EXACT, exact=True, smallest_drop=smallest), best)
 
     def may_pass(self, max_drop: float) -> bool:
-        """Tell whether a test of a tolerated loss could pass at all."""
+        """Return False if no model could pass a test of `max_drop` on these rows."""
         return self.best_case is None or self.best_case <= max_drop
 
     def screened(self, sizes: Sequence[Screened]) -> BoundMethod:
-        """Return the bound once sizes are screened: of an approximate one that says how small."""
+        """Return the method of the bound, completed by screening if the bound is approximate.
+
+        The smallest drop is then the estimate of the largest named size.
+        """
         named = [size for size in sizes if size.named]
         if self.bound.smallest_drop is not None or not named:
             return self.bound
@@ -80,19 +82,22 @@ def certifiable_drop(
     confidence: float = CONFIDENCE,
     power: float = POWER,
 ) -> float:
-    """Return the smallest drop that rows of right or wrong can certify, if the true drop is 0.
+    """Return the smallest drop that right-or-wrong rows can certify, if the true drop is 0.
 
     Args:
-        rows: that test.
-        differing: share of the rows on which the models differ, half of them either way; 0: none,
-            which is the best that can be.
-        power: how often the test is to succeed.
+        rows: number of test rows.
+        differing: share of rows on which the models differ, half lost and half won; 0: the best
+            case.
+        power: probability that the test passes.
     """
     if differing <= 0:
         return exact_bound(0, 0, rows, confidence)
     if rows * differing > _MANY:
+        # normal: the drop's standard error is sqrt(differing / rows) if the true drop is 0
         return float(ndtri(confidence) + ndtri(power)) * math.sqrt(differing / rows)
     lost, won, chance = _outcomes(rows, min(differing, 1.0))
+    # the exact bound is slow: sort by the score limit, which has the same order, and bound only the
+    # outcome at the quantile `power`
     order = np.argsort(score_limit(lost, won, rows, confidence), kind="stable")
     place = order[np.searchsorted(np.cumsum(chance[order]), power * chance.sum())]
     return exact_bound(int(lost[place]), int(won[place]), rows, confidence)
@@ -106,15 +111,17 @@ def certifiable_from(
     confidence: float = CONFIDENCE,
     power: float = POWER,
 ) -> float:
-    """Return the same from the scores of two models on other rows, such as those that screened.
+    """Return the smallest certifiable drop, estimated from two models' scores on other rows.
 
     Args:
-        full, small: their scores there, of which only the differing rows, or the spread, are used.
-        rows: that test.
+        full, small: scores on the other rows, such as the screening rows. Only the number of
+            differing rows, or the spread of the influences, is used.
+        rows: number of test rows.
     """
     if full.is_right_or_wrong:
         differing = float((full.parts != small.parts).any(axis=1).mean())
         return certifiable_drop(rows, differing=differing, confidence=confidence, power=power)
+    # the drop is asymptotically normal with standard error spread / sqrt(rows)
     spread = float(influences(full, small).std(ddof=1))
     return float(ndtri(confidence) + ndtri(power)) * spread / math.sqrt(rows)
 
@@ -126,17 +133,19 @@ def rows_needed(
     confidence: float = CONFIDENCE,
     power: float = POWER,
 ) -> int:
-    """Return about how many rows of right or wrong certify a drop, if the true drop is 0.
+    """Return about how many right-or-wrong rows certify a drop, if the true drop is 0.
 
-    The score test's own power, by the normal distribution; never fewer than with no row differing.
+    By the normal approximation of the score test's power; at least the number that is needed if no
+    row differs.
     """
     z = float(ndtri(confidence) + ndtri(power))
+    # if no row differs the bound is about 1 - (1 - confidence)^(1 / rows): solved for the rows
     least = math.log1p(-confidence) / math.log1p(-drop)
     return math.ceil(max(z * z * differing / drop**2, least))
 
 
 def _outcomes(rows: int, differing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows lost and won of each outcome that occurs, and its probability."""
+    """Return all likely outcomes: rows lost, rows won, and the probability of each."""
     mean, spread = rows * differing, math.sqrt(rows * differing * (1 - differing))
     low = max(int(mean - _TAIL * spread - _TAIL), 0)
     high = min(int(mean + _TAIL * spread + _TAIL) + 1, rows)

@@ -1,8 +1,8 @@
-"""Makes sizes by cutting an adapter, or the whole difference of a model to its base.
+"""Sizes made by cutting an adapter, or the full difference between a model and its base model.
 
-All sizes lie on one line: the components with the largest squared singular value per number stored
-are kept, over all layers together, so each size contains the smaller ones. Which sizes are tested
-follows from the number of components alone, before a row is scored.
+The sizes are nested: each keeps the components with the largest squared singular value per stored
+number, ranked over all layers together. The list of sizes depends only on the number of components,
+and is fixed before a row is scored.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sora_cli.recipe.recipe import Recipe
 from sora_cli.run.scoring import load_target
 from sora_cli.run.stored import load_adapted
 from sora_cli.search.certifiable import Certifiable
-from sora_cli.search.ladder import LONG_STEP, MOST, smaller_sizes
 from sora_cli.search.promise import Promise
 from sora_cli.search.rows import SelectionRows
 from sora_cli.search.search import Candidate, Search, choose_smallest
+from sora_cli.search.sizes import COARSE_RATIO, MAX_SIZES, smaller_sizes
 from sora_cli.search.words import certifiable_line
 from sora_cli.tasks.row_scores import RowScores
 
@@ -39,15 +39,12 @@ Tell = Callable[[str], None]
 def smallest_cut(
     adapter: Adapter, recipe: Recipe, promise: Promise, tell: Tell, *, against: str | None = None
 ) -> Search[Ranks]:
-    """Choose the smallest cut of an adapter that is shown to keep a promise.
+    """Choose the smallest cut of an adapter that is certified to keep a promise.
 
     Args:
-        recipe: what it is scored with, on the rows that choose checkpoints.
-        tell: is told what these rows can certify.
-        against: reference of the model that nothing is lost against; None: the adapter as it is.
-
-    Raises:
-        SoraError: whatever is wrong with the recipe's references; a metric without rows' scores.
+        recipe: recipe that scores the cuts, on the rows that choose checkpoints.
+        tell: prints the smallest drop that these rows can certify.
+        against: model that drops are measured against; None: the uncut adapter.
     """
     with tempfile.TemporaryDirectory() as scratch:
         reference = None if against is None else _model_scores(against, recipe, Path(scratch))
@@ -66,13 +63,13 @@ def choose_cut(
     *,
     reference: RowScores | None = None,
 ) -> Search[Ranks]:
-    """Choose a cut with any scores of factors; its key is the ranks.
+    """Choose a cut by a function that scores factors; the key of the result is the layers' ranks.
 
     Args:
-        scores: of the same rows in the same order, for any factors.
-        split: what the rows are called.
-        reference: scores that nothing is lost against; then all factors are a size to be tested.
-            None: those of all factors.
+        scores: scores a model with the given factors, always on the same rows in the same order.
+        split: name of these rows.
+        reference: scores of another model, to measure drops against; the uncut adapter is then the
+            largest size to be tested. None: drops are measured against the uncut adapter.
     """
     known = survey(layers)
     values = {path: module.values for path, module in known.items()}
@@ -89,7 +86,12 @@ def choose_cut(
     outside = reference is not None
     whole = at(everything) if reference is None else Candidate(everything, total, 0, reference)
     promise = tell_certifiable(whole.scores, split, promise, tell)
-    sizes = [total, *smaller_sizes(total, LONG_STEP)][:MOST] if outside else smaller_sizes(total)
+    # a difference of two models has full rank, hence many components: halve them to get small soon
+    sizes = (
+        [total, *smaller_sizes(total, COARSE_RATIO)][:MAX_SIZES]
+        if outside
+        else smaller_sizes(total)
+    )
     return choose_smallest(
         whole,
         sizes,
@@ -101,18 +103,15 @@ def choose_cut(
 
 
 def cut_to(layers: Layers, ranks: Ranks) -> tuple[Layers, dict[str, Loss]]:
-    """Return the layers at the ranks of a search, and the loss of each."""
+    """Cut the layers to the ranks that a search chose; return them and each layer's loss."""
     return truncate_layers(layers, survey(layers), ranks)
 
 
 def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell) -> Promise:
-    """Tell what these rows can certify, where that is known before anything is compared.
+    """Print the smallest drop that these rows can certify, if it depends only on their number.
 
     Returns:
-        The promise with its loss as a number.
-
-    Raises:
-        SoraError: see `Promise.settled`.
+        The promise with `--max-drop smallest` replaced by a number.
     """
     line = certifiable_line(scores, split, promise.confidence)
     if line is not None:
@@ -123,11 +122,11 @@ def tell_certifiable(scores: RowScores, split: str, promise: Promise, tell: Tell
 
 
 class Scores:
-    """The metric of an adapter, row by row, on the rows that a recipe chooses checkpoints on.
+    """Scores an adapter row by row, on the rows that the recipe uses to choose checkpoints.
 
     Attributes:
-        split: what these rows are called.
-        own: scores the adapter as it is.
+        split: name of these rows.
+        own: function that scores the adapter with its present factors.
     """
 
     def __init__(self, adapter: Adapter, recipe: Recipe, scratch: Path) -> None:
@@ -137,18 +136,14 @@ class Scores:
         self.own = rows.scored_by(base, scratch)
 
     def of(self, factors: Layers) -> RowScores:
-        """Return the scores with these factors in the model."""
+        """Put these factors into the model, and return its scores."""
         for path, layer in self.layers.items():
-            _put(layer, factors[path])
+            _set_factors(layer, factors[path])
         return self.own()
 
 
 def score_adapter(place: Path, recipe: Recipe) -> tuple[Candidate[Path], str]:
-    """Return an adapter as a size, with its scores, and what the rows are called.
-
-    Raises:
-        SoraError: as `smallest_cut`.
-    """
+    """Return an adapter as a candidate with its scores, and the name of the scored rows."""
     with open_adapter(place) as file:
         components, parameters = sum(file.ranks[path] for path in file.paths), file.parameters
     with tempfile.TemporaryDirectory() as scratch:
@@ -162,7 +157,7 @@ def _model_scores(target: str, recipe: Recipe, scratch: Path) -> RowScores:
 
 
 @torch.no_grad()
-def _put(layer: LowRankLinear, factors: LowRankFactors) -> None:
-    """Give an adapted layer other factors, of any rank."""
+def _set_factors(layer: LowRankLinear, factors: LowRankFactors) -> None:
+    """Replace an adapted layer's factors by others, of any rank."""
     layer.A = nn.Parameter(factors.A.to(layer.A), requires_grad=False)
     layer.B = nn.Parameter(factors.B.to(layer.B), requires_grad=False)

@@ -1,11 +1,11 @@
-"""Makes sizes by cutting an adapter and training each cut on, as a run of its own.
+"""Sizes made by cutting an adapter and training each cut on, as a run of its own.
 
-Its recipe is that of the original run, or the one given, with these values changed: the method is
-plain, with the scaling that the adapter was trained with; the run starts from the adapter, cut by
-the rule; so many steps, a tenth of them warm-up, then a linear decay to zero; and what belongs to
-the original run alone (its label, path, checkpoints to be kept) is left out. With `--max-drop`
-there are at most three sizes: a half, a quarter and an eighth of the adapter's parameters are left.
-Of several processes that train together the first one's scores decide, and it writes the files.
+The run's recipe is the original run's, or the given one, with these changes: the plain method, with
+the scaling that the adapter was trained with; a start from the cut adapter; the given number of
+steps, a tenth of them warm-up, then a linear decay to zero; and without the keys that belong to the
+original run alone (label, path, checkpoints to keep). With `--max-drop` there are at most three
+sizes: a half, a quarter and an eighth of the adapter's parameters. If several processes train
+together, the first process decides by its scores and writes the files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sora_cli.recipe.start import StartBlock
 from sora_cli.report import FILE_NAME, HISTORY_FILE, read_report
 from sora_cli.run.output import RANKS_PLOT
 from sora_cli.search.certificate import SIZES
-from sora_cli.search.ladder import healed_budgets
+from sora_cli.search.sizes import healed_budgets
 
 if TYPE_CHECKING:
     from sora_cli.search.cut import Tell
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from sora_cli.search.search import Candidate, Search
 
 HealingRun = tuple[LoadedRecipe, list[str]]
-"""A recipe, and the words that `sora train` takes for it."""
+"""A recipe, and the arguments of the `sora train` command that trains it."""
 _WARMUP = 0.1  # of the steps: AdamW's second moments are empty at first
-_USUAL_RANK = 8  # where nothing says what the adapter began with
-_NO_CHOICE = 'training.evaluate="no"'  # the rows that test choose no checkpoint
+_USUAL_RANK = 8  # if the adapter does not record the rank it began with
+# test rows must not choose a checkpoint: the test would be of the best of many
+_NO_CHOICE = 'training.evaluate="no"'
 
 
 def healing_recipe(
@@ -51,22 +52,23 @@ def healing_recipe(
     recipe: str | None,
     overrides: Sequence[str],
 ) -> HealingRun:
-    """Return the recipe that trains a cut adapter on, with its words.
+    """Return the recipe that trains a cut adapter on, with its command-line arguments.
 
     Args:
         directory: an adapter directory, or a run's.
         output: the new run's directory.
-        keep: how it is cut.
+        keep: the rule of the cut.
         steps: optimiser steps.
-        recipe: to train with; None: that of the run in `directory`.
-        overrides: of the recipe; they come last.
-
-    Raises:
-        SoraError: there is no recipe, or it does not fit.
+        recipe: recipe to train with; None: the recipe of the run in `directory`.
+        overrides: the user's overrides, which take precedence over the changes above.
     """
     place = locate_adapter(directory, missing="there are no ranks to prune")
     loaded = _original(directory, place, recipe)
-    words = [*_method_words(loaded, place), *_run_words(directory, output, keep, steps), *overrides]
+    words = [
+        *_method_overrides(loaded, place),
+        *_run_overrides(directory, output, keep, steps),
+        *overrides,
+    ]
     if recipe is not None:
         return load_recipe(recipe, words), [recipe, *words]
     return load_stored(loaded.resolved(), loaded.path, loaded.name, words), [str(place), *words]
@@ -75,16 +77,15 @@ def healing_recipe(
 def healing_runs(
     directory: Path, output: Path, steps: int, recipe: str | None, overrides: Sequence[str]
 ) -> list[HealingRun]:
-    """Return the recipe of each size, the largest first; no row that tests chooses its checkpoint.
+    """Return the recipes of all sizes, from the largest to the smallest.
+
+    None of them evaluates during training, since test rows must not choose a checkpoint.
 
     Args:
         directory: an adapter directory, or a run's.
-        output: the directory of all runs.
-        steps: optimiser steps that each size is trained on.
-        recipe: to train with; None: that of the run in `directory`.
-
-    Raises:
-        SoraError: see `healing_recipe`; an adapter that is too small to be cut.
+        output: the directory that holds all runs.
+        steps: optimiser steps of each size.
+        recipe: recipe to train with; None: the recipe of the run in `directory`.
     """
     from sora_cli.adapter.directory import check_low_rank
     from sora_cli.adapter.reading import open_adapter
@@ -108,14 +109,17 @@ def _original(directory: Path, place: Path, recipe: str | None) -> LoadedRecipe:
     report = read_report(place.parent)
     if report is None:
         raise SoraError(
-            f"--heal needs a recipe to train with: {directory} is not a run of this tool",
+            f"--heal needs a recipe to train with: {directory} has no report.json to take it from",
             hint="add --recipe R",
         )
     return load_stored(report.recipe, place.parent / FILE_NAME, report.name)
 
 
-def _method_words(loaded: LoadedRecipe, place: Path) -> list[str]:
-    """Choose the plain method, if the recipe has another, at the rank that the adapter began at."""
+def _method_overrides(loaded: LoadedRecipe, place: Path) -> list[str]:
+    """Return overrides that set the plain method, with the adapter's initial rank.
+
+    Empty if the recipe has the plain method already.
+    """
     started = read_sora_file(place / SORA_FILE)[0].ranks_start.values()
     plain = plain_method(max(started, default=_USUAL_RANK))
     if loaded.recipe.method.name == plain["name"]:
@@ -123,7 +127,7 @@ def _method_words(loaded: LoadedRecipe, place: Path) -> list[str]:
     return [f"method.{key}={value}" for key, value in plain.items()]
 
 
-def _run_words(directory: Path, output: Path, keep: Keep, steps: int) -> list[str]:
+def _run_overrides(directory: Path, output: Path, keep: Keep, steps: int) -> list[str]:
     start: dict[str, Any] = dict.fromkeys(StartBlock.model_fields)
     start |= {"adapter": str(directory), **keep.given()}
     values = {
@@ -143,7 +147,7 @@ def _run_words(directory: Path, output: Path, keep: Keep, steps: int) -> list[st
 
 
 class NotVerifiedError(Exception):
-    """A healed run's files do not give its outputs; `code` is the exit code."""
+    """A healed run's files do not reproduce its outputs; `code` is the exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -157,37 +161,40 @@ def smallest_healed(
     promise: Promise,
     tell: Tell,
 ) -> Search[Path]:
-    """Choose the smallest healed size that is shown to keep a promise; its key is its directory.
+    """Choose the smallest healed size that is certified to keep a promise.
+
+    The key of the result is the directory of the size's run.
 
     Args:
-        directory: the adapter that nothing is lost against.
-        train: trains a size, from its recipe and its words; returns an exit code.
-        tell: is told what the rows can certify.
+        directory: the adapter that drops are measured against.
+        train: trains a size from its recipe and arguments; returns an exit code.
+        tell: prints the smallest drop that the rows can certify.
 
     Raises:
-        NotVerifiedError: a size was trained, and its files do not give its outputs.
+        NotVerifiedError: a trained size's files do not reproduce its outputs.
     """
     with importing():
         from sora_cli.search.cut import score_adapter, tell_certifiable
-        from sora_cli.search.search import choose_smallest, decided
+        from sora_cli.search.search import choose_smallest, from_first_process
 
     recipe = runs[0][0].recipe
 
     def healed(run: HealingRun) -> Candidate[Path]:
-        code = decided(train(*run))  # others wait here until the first one has written its files
+        # the other processes wait here until the first one has written its files
+        code = from_first_process(train(*run))
         if code != OK:
             raise NotVerifiedError(code)
         return score_adapter(run[0].output_dir, recipe)[0]
 
-    whole, split = decided(score_adapter(directory, recipe))
+    whole, split = from_first_process(score_adapter(directory, recipe))
     promise = tell_certifiable(whole.scores, split, promise, tell)
     return choose_smallest(whole, runs, healed, promise, split, further=False)
 
 
 def publish(output: Path, chosen: Path, whole: Path) -> None:
-    """Copy what was chosen, a size's run or the adapter that was given, into the output.
+    """Copy the chosen size's run, or the uncut adapter, into the output directory.
 
-    The output is then a run as any other.
+    The output directory is then an ordinary run.
     """
     target = output / ADAPTER
     with new_adapter_place(target, force=True) as new:

@@ -1,20 +1,20 @@
-"""An exact upper confidence bound of how many rows in a hundred a second model gets wrong more.
+"""An exact upper confidence bound of the drop in accuracy between two models, on paired rows.
 
-Each row is right or wrong with both models. Only the rows that differ matter: `lost` are right with
-the first model alone, `won` with the second alone; the drop is `(lost - won) / rows`. Their numbers
-are multinomial with two unknown shares, p_lost and p_won, of which the second is a nuisance.
+Each model gets each row right or wrong. Only the rows that differ matter: the first model alone
+gets `lost` rows right, the second alone `won` rows; the drop is `(lost - won) / rows`. These counts
+are multinomial with two unknown probabilities, p_lost and p_won; p_won is a nuisance parameter.
 
-The bound is Buehler's: outcomes are put in an order (by the limit that inverts Tango's score test),
-and the bound is the largest drop at which some p_won makes an outcome that speaks for as small a
-drop as the one seen, or a smaller one, more probable than 1 - confidence. Its coverage is at least
-`confidence` for every n and every share, since nothing in it is an approximation; no bound in this
-order that keeps the confidence is smaller. p_won is searched in a confidence interval of
-itself, and that interval's error is taken off the level (Berger and Boos).
+The bound is Buehler's. All outcomes (lost, won) are put in an order, by the limit that inverts
+Tango's score test. The bound is the largest drop for which, with some p_won, the observed outcome
+or an earlier one in this order still has a probability above 1 - confidence. Nothing is
+approximated, so the coverage is at least `confidence` for any number of rows and any probabilities,
+and no smaller bound in this order keeps the confidence. p_won is searched only within a confidence
+interval of p_won, whose error probability is subtracted from the level (Berger and Boos).
 
 Sources: Buehler 1957, JASA 52, 482-493; Lloyd and Moldovan 2007, Statistics in Medicine 26,
-3369-3384 (this order, this problem); Tango 1998, Statistics in Medicine 17, 891-908; Berger and
-Boos 1994, JASA 89, 1012-1016; that the score's regions are convex, so that the bound is on the
-safe side for larger drops, too: Sidik 2003, Statistics in Medicine 22, 265-278.
+3369-3384 (this order for this problem); Tango 1998, Statistics in Medicine 17, 891-908; Berger and
+Boos 1994, JASA 89, 1012-1016; Sidik 2003, Statistics in Medicine 22, 265-278 (the score's regions
+are convex, so the bound is on the safe side for larger drops, too).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from scipy.optimize import brentq
 from scipy.special import betainc, gammaln, ndtri, xlog1py, xlogy
 from scipy.stats import beta
 
-_NUISANCE = 1e-3  # share of the level that is spent on the interval of the nuisance
-_TAIL = 8.0  # standard deviations beyond which outcomes are left out: less than 1e-14 of them
-_GRID = 25  # values of the nuisance that are tried, and again around the best of them
-_CLOSE = 1e-8  # how closely a bound is found
-_HALVINGS = 40
+_NUISANCE = 1e-3  # share of the level that is spent on the interval of p_won
+_TAIL = 8.0  # outcomes beyond these standard deviations are left out: less than 1e-14 of them
+_GRID = 25  # values of p_won that are tried, and as many again around the best
+_CLOSE = 1e-8  # accuracy of the bound; it is added, so that the bound stays on the safe side
+_HALVINGS = 40  # of an interval of width at most 2: to 2e-12
 
 
 @lru_cache(maxsize=2**16)
 def exact_bound(lost: int, won: int, rows: int, confidence: float) -> float:
-    """Return the upper bound of the drop, one-sided, in -1..1.
+    """Return the one-sided upper bound of the drop, from -1 to 1.
 
     Args:
         lost: rows that the first model alone gets right.
         won: rows that the second model alone gets right.
-        rows: all of them.
-        confidence: between a half and one.
+        rows: number of rows, with those on which the models agree.
+        confidence: at least 0.5 and below 1.
     """
     if min(lost, won) < 0 or lost + won > rows or rows < 1:
         raise ValueError(f"{lost} rows lost and {won} won of {rows}")
@@ -56,7 +56,8 @@ def exact_bound(lost: int, won: int, rows: int, confidence: float) -> float:
     def excess(drop: float) -> float:
         return region.largest_probability(drop) - (level - nuisance)
 
-    low = high = limit  # the bound is near it, and above it as a rule
+    # bracket the root, starting from the score limit: the bound is near it, and usually above it
+    low = high = limit
     step = max(limit - (lost - won) / rows, 1 / rows) / 8
     while low > -1 and excess(low) <= 0:
         low, step = max(low - step, -1.0), step * 2
@@ -72,7 +73,8 @@ def exact_bound(lost: int, won: int, rows: int, confidence: float) -> float:
 def score_limit(lost: np.ndarray, won: np.ndarray, rows: int, confidence: float) -> np.ndarray:
     """Return the largest drops that Tango's one-sided score test does not reject, (outcomes,).
 
-    Their coverage is near `confidence`, and below it for some shares: they only give the order.
+    Their coverage is near `confidence`, but below it for some probabilities. So they are not used
+    as bounds; they only order the outcomes.
     """
     z = float(ndtri(confidence))
     low, high = (lost - won) / rows, np.ones(len(lost))
@@ -84,26 +86,27 @@ def score_limit(lost: np.ndarray, won: np.ndarray, rows: int, confidence: float)
 
 
 def score(lost: np.ndarray, won: np.ndarray, rows: int, drop: np.ndarray | float) -> np.ndarray:
-    """Return Tango's statistic for a drop: how far the drop seen is above it, in deviations."""
+    """Return Tango's score statistic: observed minus assumed drop, in standard deviations."""
+    # the maximum-likelihood p_won under the assumed drop solves a quadratic (Tango 1998)
     linear = (2 * rows - lost + won) * drop - lost - won
     root = linear * linear + 8 * rows * won * drop * (1 - drop)
-    share = (np.sqrt(np.maximum(root, 0)) - linear) / (4 * rows)  # p_won, at its likeliest
+    share = (np.sqrt(np.maximum(root, 0)) - linear) / (4 * rows)  # p_won
     variance = rows * (2 * share + drop * (1 - drop))
-    apart = lost - won - rows * drop
+    difference = lost - won - rows * drop
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = apart / np.sqrt(np.maximum(variance, 0))
-    return np.where(apart == 0, 0.0, found)
+        statistic = difference / np.sqrt(np.maximum(variance, 0))
+    return np.where(difference == 0, 0.0, statistic)
 
 
 def _interval(won: int, rows: int, error: float) -> tuple[float, float]:
-    """Return Clopper and Pearson's interval of p_won, which misses it at most that often."""
+    """Return Clopper and Pearson's interval of p_won, with error probability at most `error`."""
     low = 0.0 if won == 0 else float(beta.ppf(error / 2, won, rows - won + 1))
     high = 1.0 if won == rows else float(beta.ppf(1 - error / 2, won + 1, rows - won))
     return low, high
 
 
 class _Region:
-    """The outcomes that speak for at most a certain drop: for each `won`, a largest `lost`."""
+    """The outcomes up to a place in the order: for each number `won`, the largest `lost`."""
 
     def __init__(
         self, won: np.ndarray, most: np.ndarray, rows: int, shares: tuple[float, float]
@@ -120,7 +123,7 @@ class _Region:
         shares: tuple[float, float],
         confidence: float,
     ) -> _Region:
-        """Return the outcomes whose score limit is at most `limit`, the one seen among them."""
+        """Return the outcomes with a score limit of at most `limit`, and the observed outcome."""
         z = float(ndtri(confidence))
         spread = [_TAIL * np.sqrt(rows * p * (1 - p)) + 2 * _TAIL for p in shares]
         first = max(int(rows * shares[0] - spread[0]), 0)
@@ -133,30 +136,33 @@ class _Region:
             inside &= high - low > 1
             outside = ~inside & (high - low > 1)
             low, high = np.where(inside, middle, low), np.where(outside, middle, high)
+        # rounding must not exclude the observed outcome, nor those with the same lost and more won
         low = np.where(wons >= won, np.maximum(low, lost), low)
         return cls(wons, np.minimum(low, rows - wons), rows, shares)
 
     def largest_probability(self, drop: float) -> float:
-        """Return the region's probability at a drop, with the p_won for which it is largest."""
+        """Return the region's largest probability at a drop, over all p_won in the interval."""
         low = max(self.shares[0], -drop, 0.0)
         high = min(self.shares[1], (1 - drop) / 2)
-        if high < low:  # no p_won of the interval goes with so small, or so large, a drop
+        if high < low:  # no p_won in the interval is possible with this drop
             return 0.0
-        grid = np.linspace(np.sqrt(low), np.sqrt(high), _GRID)  # even steps of a deviation's size
-        found = self._probability(grid**2, drop)
-        best = int(found.argmax())
+        # even steps in sqrt(p_won): the standard deviation of `won` grows with it
+        grid = np.linspace(np.sqrt(low), np.sqrt(high), _GRID)
+        coarse = self._probability(grid**2, drop)
+        best = int(coarse.argmax())
         near = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)], _GRID)
-        return float(max(found.max(), self._probability(near**2, drop).max()))
+        return float(max(coarse.max(), self._probability(near**2, drop).max()))
 
     def _probability(self, shares: np.ndarray, drop: float) -> np.ndarray:
         """Return the region's probability for each p_won, (shares,)."""
         p = shares[:, None]
-        rest = np.clip((p + drop) / np.maximum(1 - p, 1e-300), 0, 1)  # of the rows not won
+        rest = np.clip((p + drop) / np.maximum(1 - p, 1e-300), 0, 1)  # p_lost of rows not won
         rows, won = self.rows, self.won
         ways = gammaln(rows + 1) - gammaln(won + 1) - gammaln(rows - won + 1)
         weights = np.exp(ways + xlogy(won, p) + xlog1py(rows - won, -p))
-        # the binomial's distribution function: of rows - won, `most` or fewer are lost
-        beyond = rows - won - self.most  # none: surely inside, which `betainc` does not say
+        # P(at most `most` of the rows - won others are lost), binomial, by the incomplete beta
+        # function; it is 1 where `most` is all of them, which `betainc` does not return
+        beyond = rows - won - self.most
         inside = betainc(np.maximum(beyond, 1), self.most + 1.0, 1 - rest)
         inside = np.where(beyond > 0, inside, 1.0)
         return np.asarray(np.where(self.most < 0, 0.0, weights * inside).sum(axis=1))

@@ -1,7 +1,7 @@
-"""The loss that is tolerated: as it was typed, and as it is tested. No torch here.
+"""The promise: the largest drop that the user accepts, as typed and as a number. No torch here.
 
-`smallest` is the loss that the test rows can be expected to certify, from their number alone. Until
-that number is known, its `max_drop` is NaN.
+`--max-drop smallest` asks for the smallest drop that the test rows can be expected to certify. It
+depends only on the number of test rows; `max_drop` is NaN until that number is known.
 """
 
 from __future__ import annotations
@@ -25,59 +25,63 @@ if TYPE_CHECKING:
 
 
 SMALLEST = "smallest"
-"""The word that asks for the smallest loss that the test rows can be expected to certify."""
+"""Value of `--max-drop` for the smallest drop that the test rows can be expected to certify."""
 _RIGHT_OR_WRONG = {"accuracy", "exact_match", "recall_at_1", "text_recall_at_1"}
-"""Metrics by which a row is right or wrong, so that a bound is known from the number of rows."""
+"""Metrics with right-or-wrong rows, whose certifiable drop follows from the number of rows."""
 _STEP = 0.005
-"""Half a point: that loss is rounded up to a multiple of it."""
+"""Half a point: the smallest drop is rounded up to a multiple of this."""
 
 
 class Promise(BaseModel):
-    """The loss that was asked for."""
+    """The largest drop that the user accepts, with its confidence and metric."""
 
     max_drop: float = Field(
-        description="how much worse than the full rank the metric may be, in its own unit"
+        description="the largest drop against full rank that is accepted, in the metric's unit"
     )
-    given: str = Field(description="that loss as it was given, such as 0.5pt")
-    confidence: float = Field(description="1 - the probability of a broken promise, at most")
+    given: str = Field(description="the accepted drop as typed, such as 0.5pt")
+    confidence: float = Field(
+        description="confidence of the bound: a false certificate has a probability of at most "
+        "1 - confidence"
+    )
     metric: str = Field(description="the recipe's main metric")
     greater_is_better: bool = Field(description="whether a larger metric is better")
     serve: str | None = Field(
-        description="what the adapter is to be served by, which decides what a size costs; null: "
-        "its parameters count"
+        description="server that the adapter is for, which decides the cost of a size; null: its "
+        "parameters are its cost"
     )
 
     def settled(self, certifiable: Certifiable, rows: int) -> Promise:
-        """Return the promise with its loss as a number, now that the number of test rows is known.
+        """Return the promise with `smallest` replaced by a number.
 
-        Raises:
-            SoraError: the smallest loss was asked for, and this metric's bound is known only once
-                sizes have been scored.
+        That is an error for a metric whose rows are not just right or wrong: its certifiable drop
+        is known only after sizes have been scored.
         """
         if not math.isnan(self.max_drop):
             return self
         smallest = certifiable.bound.smallest_drop
         if smallest is None:
             raise SoraError(
-                f"the smallest loss of {self.metric} that {rows:,} rows can certify is known only "
+                f"the smallest drop of {self.metric} that {rows:,} rows can certify is known only "
                 "after sizes have been scored",
-                hint=f"give a loss: --max-drop {_usual(self.metric)}",
+                hint=f"give a number: --max-drop {_usual(self.metric)}",
             )
         return self.model_copy(update={"max_drop": rounded_up(smallest)})
 
     def drop(self, full: float, score: float) -> float:
-        """Return how much worse a score is than that at full rank; negative: better."""
+        """Return the drop from full rank's score to another; negative: better."""
         return full - score if self.greater_is_better else score - full
 
 
 @dataclass(frozen=True)
 class PromiseOptions:
-    """The options of a promise, as they are typed.
+    """The options of a promise, as typed.
 
     Attributes:
-        max_drop: the loss of the recipe's main metric, as people write it (`recipe.tolerance`).
-        recipe: what it is measured with, and its overrides; None: it is not given.
-        confidence: with which it is to be kept.
+        max_drop: largest accepted drop of the recipe's main metric, such as 0.5pt
+            (`recipe.tolerance`).
+        recipe: recipe that measures the drop; None: none was given.
+        overrides: overrides of that recipe.
+        confidence: confidence of the bound.
     """
 
     max_drop: float | str
@@ -86,20 +90,20 @@ class PromiseOptions:
     confidence: float = CONFIDENCE
 
     def check(self) -> None:
-        """Raise `SoraError` where it could not be kept with any recipe."""
+        """Raise `SoraError` for a drop or a confidence that is invalid with every recipe."""
         if self.max_drop != SMALLEST:
             check_drop(self.max_drop)
         if not 0.5 <= self.confidence < 1:
             raise SoraError(
-                f"--confidence is a share from 0.5 to below 1, not {self.confidence:g}",
+                f"--confidence must be at least 0.5 and below 1, not {self.confidence:g}",
                 hint="--confidence 0.95",
             )
 
     def of(self, recipe: Recipe, *, name: str = "--max-drop", serve: str | None = None) -> Promise:
-        """Return the promise, in the unit of a recipe's metric.
+        """Return the promise in the unit of a recipe's metric.
 
         Args:
-            name: the option or key that gives the loss, for errors.
+            name: the option or key that gives the drop, for error messages.
         """
         options = recipe.task.options
         metric = main_metric(options.metrics, options.best_metric)
@@ -114,14 +118,12 @@ class PromiseOptions:
         )
 
     def load(self) -> tuple[LoadedRecipe, Promise]:
-        """Return the recipe that the loss is measured with, and the promise.
-
-        Raises:
-            SoraError: no such loss, confidence or recipe.
-        """
+        """Load the recipe that measures the drop, and return it with the promise."""
         self.check()
         if self.recipe is None:
-            raise SoraError("--max-drop needs a recipe to measure with", hint="add --recipe R")
+            raise SoraError(
+                "--max-drop needs a recipe, to score the adapter with", hint="add --recipe R"
+            )
         from sora_cli.recipe.load import load_recipe
         from sora_cli.recipe.reading import MAX_DROP, load_read
         from sora_cli.run.precision import settle_precision
@@ -134,10 +136,9 @@ class PromiseOptions:
 
 
 def promise_of(recipe: Recipe) -> Promise:
-    """Return the promise that a recipe's `auto` block asks for.
+    """Return the promise of a recipe's `auto` block.
 
-    Raises:
-        SoraError: a loss that cannot be tolerated, or points of a metric that does not end at 1.
+    Points (0.5pt) of a metric that is no share, such as a loss, are an error.
     """
     block = recipe.auto
     assert block is not None
@@ -147,12 +148,13 @@ def promise_of(recipe: Recipe) -> Promise:
 
 
 def rounded_up(drop: float) -> float:
-    """Return a loss as the next multiple of half a point."""
+    """Round a drop up to a multiple of half a point."""
+    # the inner round: 0.035 / 0.005 is 7.000000000000001 in floats, and must not become 8
     return round(math.ceil(round(drop / _STEP, 9)) * _STEP, 6)
 
 
 def proposed_drop(metric: str) -> str:
-    """Return the loss that is proposed where nobody has said one."""
+    """Return the largest drop that a new recipe proposes, as text."""
     return SMALLEST if metric in _RIGHT_OR_WRONG else _usual(metric)
 
 

@@ -1,9 +1,9 @@
-"""The rows that choose a size, and what so many of them can certify.
+"""The rows that choose a size, and the smallest drop that they can certify.
 
-Where sizes are trained they are held out of the training split, in two parts: *screening* rows name
-the sizes to train, *test* rows judge what was trained. The reported rows are then the recipe's
-validation splits: no decision sees them. A finished adapter is cut by the rows that the recipe
-chooses checkpoints on.
+`sora auto` holds these rows out of the training split, in two parts: *screening* rows choose the
+sizes to train, *test* rows test the trained sizes. The recipe's validation splits are then reported
+and decide nothing. `sora prune` cuts a finished adapter by the rows that the recipe uses to choose
+checkpoints.
 """
 
 from __future__ import annotations
@@ -29,43 +29,37 @@ from sora_cli.tasks.base import Encoded, Task
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.trainer import build_scorer, build_trainer
 
-_FEW = 8  # rows that are scored to see what a row's score is
+_FEW = 8  # rows that are scored to see if rows are right or wrong by the metric
 
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one part, and where they come from."""
+    """The rows of one part, with their origin."""
 
     rows: Dataset
     origin: Origin
 
     def encoded(self, task: Task, base: Base) -> Encoded:
-        """Return them as the model takes them."""
+        """Return the rows encoded for the model."""
         return encode(task, base, self.rows, self.origin)
 
 
 def count_rows(data: DataBlock) -> int:
-    """Return how many rows the training split has.
-
-    Raises:
-        SoraError: see `load_rows`.
-    """
+    """Return the number of rows in the training split."""
+    # this selection takes no checkpoint-choosing rows from the training split
     update = {"selection": "validation", "max_train_rows": None}
     return len(load_rows(data.model_copy(update=update)).train)
 
 
 def choosing_rows(task: Task, screening: int, seed: int) -> dict[str, Part]:
-    """Return the rows that a run's data block holds out, parted at random, by part.
+    """Split the rows that a run holds out into screening and test rows, at random.
 
-    Each part stays in the data set's order. The limit for validation rows is not theirs.
+    Each part keeps the data set's order. `max_validation_rows` does not limit them.
 
     Args:
-        task: of the run, bound to its training rows.
-        screening: rows of that part.
-        seed: of the parting.
-
-    Raises:
-        SoraError: a row that does not fit.
+        task: task of the run, bound to its training rows.
+        screening: number of screening rows; all others are test rows.
+        seed: seed of the split.
     """
     rows = load_rows(task.data.model_copy(update={"max_validation_rows": None}))
     check_rows(task, rows, [rows.select])
@@ -80,15 +74,15 @@ def _taken(rows: Rows, chosen: Sequence[int]) -> Part:
 
 
 def row_sets(rows: Rows, held: Mapping[str, Part]) -> dict[str, RowSet]:
-    """Return number and digest of the rows of every part.
+    """Return the number and digest of the rows of every part: training, held out and reported.
 
     Args:
-        held: the rows that choose, by part.
+        held: screening and test rows, by part.
     """
     of_training = {TRAIN: rows.train, **{name: part.rows for name, part in held.items()}}
     split = rows.origin(rows.train).split
-    found = {name: _row_set(split, part) for name, part in of_training.items()}
-    return {**found, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
+    sets = {name: _row_set(split, part) for name, part in of_training.items()}
+    return {**sets, **{part_of(name): _row_set(name, part) for name, part in rows.report.items()}}
 
 
 def _row_set(split: str, rows: Dataset) -> RowSet:
@@ -96,13 +90,13 @@ def _row_set(split: str, rows: Dataset) -> RowSet:
 
 
 def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, confidence: float) -> Certifiable:
-    """Return what so many test rows can certify, before anything is trained.
+    """Return the smallest drop that a number of test rows can certify, before any training.
 
-    A few rows are scored by the untrained model, since only its scores say whether a row is right
-    or wrong. That leaves no trace in a run: its trainer seeds all generators when it is made.
+    The untrained model scores a few rows, because only row scores tell if the metric's rows are
+    right or wrong. This does not change a run: a trainer seeds all generators when it is made.
 
     Args:
-        recipe: of the full run.
+        recipe: recipe of the run at full rank.
     """
     few = ready.rows.select.select(range(min(_FEW, len(ready.rows.select))))
     encoded = encode(ready.task, ready.base, few, ready.rows.origin(ready.rows.select))
@@ -112,13 +106,10 @@ def certifiable_by(recipe: Recipe, ready: Prepared, rows: int, confidence: float
 
 
 class SelectionRows:
-    """The rows that a recipe chooses checkpoints on.
+    """The rows that a recipe uses to choose checkpoints, loaded and checked.
 
     Attributes:
-        split: what these rows are called.
-
-    Raises:
-        SoraError: whatever is wrong with the recipe's rows.
+        split: name of these rows.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -131,7 +122,10 @@ class SelectionRows:
         self.split = reported[0] if reported else "selection"
 
     def scored_by(self, base: Base, scratch: Path) -> Callable[[], RowScores]:
-        """Return what scores a model, as it then is, on these rows by the recipe's main metric."""
+        """Return a function that scores the model on these rows by the recipe's main metric.
+
+        It scores the model in its state at the time of the call.
+        """
         chosen = self._rows.select
         with self._recipe.placing():
             rows = encode(self.task, base, chosen, self._rows.origin(chosen))

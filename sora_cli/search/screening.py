@@ -1,4 +1,4 @@
-"""The sizes that are screened, and which of them are trained."""
+"""The sizes to screen, their scores on the screening rows, and the choice of sizes to train."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from sora_cli.search.bca import FEWEST_DIFFERING, differing_rows, influences
 from sora_cli.search.certifiable import DIFFERING, POWER, certifiable_drop, certifiable_from
 from sora_cli.search.certificate import Measured, Screened
 from sora_cli.search.few import few_rows_bound, has_worst
-from sora_cli.search.ladder import LADDER
 from sora_cli.search.size import Size
+from sora_cli.search.sizes import SHARES
 
 if TYPE_CHECKING:
     from methods.budgets import Values
     from sora_cli.tasks.row_scores import RowScores
 
-_STEP = 2  # rungs of the ladder between a size and a bolder one
+_STEP = 2  # places in `SHARES` from a size to the next bolder one
 _TESTABLE = 1.5 * FEWEST_DIFFERING
-"""Differing rows that are expected of a size that is tested, where the bound is approximate."""
+"""Test rows that are expected to differ for a size to be tested with an approximate bound."""
 _BEFOREHAND = 20
-"""Rows of right or wrong that speak for what is expected of a size before any row is scored."""
+"""Weight of the drop that is expected before screening, in right-or-wrong rows."""
 
 
 def part_rows(rows: int, seed: int, *, screening: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """Part row numbers by a seed into those that screen sizes and those that test them, sorted.
+    """Split row numbers at random into screening rows and test rows, each sorted.
 
     Args:
-        rows: how many there are.
-        screening: the share of the first part; both get a row at least, if there are two.
+        rows: number of rows.
+        screening: share of the screening rows; of two or more rows, each part gets at least one.
     """
     order = np.random.default_rng(seed).permutation(rows)
     first = min(max(round(rows * screening), 1), max(rows - 1, 1))
@@ -43,13 +43,13 @@ def part_rows(rows: int, seed: int, *, screening: float = 0.5) -> tuple[np.ndarr
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A size before it is scored.
+class PlannedSize:
+    """A size to screen, before it is scored.
 
     Attributes:
-        share: of the full rank's parameters.
-        max_params: the budget that gives it.
-        ranks: of each layer.
+        share: the share of full rank's parameters that is asked for.
+        max_params: the same as a number of parameters.
+        ranks: rank of each layer after the cut.
     """
 
     share: float
@@ -59,54 +59,53 @@ class Rung:
 
 @dataclass(frozen=True)
 class Cuts:
-    """A checkpoint and its cuts, unhealed, scored on the screening rows.
+    """A checkpoint and its unhealed cuts, scored on the screening rows.
 
     Attributes:
-        full: size of the uncut one.
-        whole: its scores.
-        rungs: the sizes, the largest first.
-        sizes, scores: of each.
+        full, whole: size and scores of the uncut checkpoint.
+        planned: the cuts, from the largest to the smallest.
+        sizes, scores: size and scores of each cut.
     """
 
     full: Size
     whole: RowScores
-    rungs: list[Rung]
+    planned: list[PlannedSize]
     sizes: list[Size]
     scores: list[RowScores]
 
 
-def rungs(values: Values, cost: Mapping[str, int], full: int) -> list[Rung]:
-    """Return the ladder's sizes, without those that are empty or as large as the one before.
+def planned_sizes(values: Values, cost: Mapping[str, int], full: int) -> list[PlannedSize]:
+    """Return the sizes to screen, without empty sizes and repetitions.
 
     Args:
         values: singular values of each layer's update.
-        cost: numbers that a component of each layer takes.
+        cost: numbers that one component of each layer stores.
         full: parameters at full rank.
     """
-    found: list[Rung] = []
-    for share in LADDER:
+    sizes: list[PlannedSize] = []
+    for share in SHARES:
         budget = int(share * full)
         ranks = within_parameters(values, cost, budget)
-        if any(ranks.values()) and not (found and found[-1].ranks == ranks):
-            found.append(Rung(share, budget, ranks))
-    return found
+        if any(ranks.values()) and not (sizes and sizes[-1].ranks == ranks):
+            sizes.append(PlannedSize(share, budget, ranks))
+    return sizes
 
 
 def screen(cuts: Cuts, *, test_rows: int, confidence: float) -> list[Screened]:
-    """Return all sizes as screening found them, the largest first; none is named yet.
+    """Return the screening results of all cuts, from largest to smallest; none is named yet.
 
     Args:
-        test_rows: how many rows will test a size.
-        confidence: of that test.
+        test_rows: number of rows that will test a size.
+        confidence: confidence of that test.
     """
     return [
-        measured(rung, size, cuts.whole, small, test_rows=test_rows, confidence=confidence)
-        for rung, size, small in zip(cuts.rungs, cuts.sizes, cuts.scores, strict=True)
+        measured(planned, size, cuts.whole, small, test_rows=test_rows, confidence=confidence)
+        for planned, size, small in zip(cuts.planned, cuts.sizes, cuts.scores, strict=True)
     ]
 
 
 def measured(
-    rung: Rung,
+    planned: PlannedSize,
     size: Size,
     whole: RowScores,
     small: RowScores,
@@ -114,69 +113,72 @@ def measured(
     test_rows: int,
     confidence: float,
 ) -> Screened:
-    """Return a size as screening found it, not named yet.
+    """Return the screening result of one cut, not named yet.
 
     Args:
-        whole, small: scores of the uncut checkpoint and of the cut one on the same rows.
-        test_rows: how many rows will test it.
-        confidence: of that test.
+        whole, small: scores of the uncut checkpoint and of the cut on the same rows.
+        test_rows: number of rows that will test the size.
+        confidence: confidence of that test.
     """
     drop = whole.value - small.value if whole.greater_is_better else small.value - whole.value
-    found = Screened(
+    result = Screened(
         **size.model_dump(),
-        share=rung.share,
-        max_params=rung.max_params,
+        share=planned.share,
+        max_params=planned.max_params,
         screening=Measured(score=small.value, drop=drop),
         named=False,
     )
     seen = differing_rows(whole, small) / len(whole)
     if whole.is_right_or_wrong:
-        found.expected, differing = _expected(rung.share, drop, seen, len(whole))
-        found.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
-        return found
-    found.certifiable = _certifiable(whole, small, test_rows, confidence)
+        result.expected, differing = _expected(planned.share, drop, seen, len(whole))
+        result.certifiable = certifiable_drop(test_rows, differing=differing, confidence=confidence)
+        return result
+    result.certifiable = _certifiable(whole, small, test_rows, confidence)
     differing = seen
     if has_worst(whole):
+        # the spread of the influences per differing row; about 1 for accuracy
         worth = float(influences(whole, small).std()) / math.sqrt(seen) if seen else 0.0
-        found.expected, differing = _expected(rung.share, drop, seen, len(whole), worth)
+        result.expected, differing = _expected(planned.share, drop, seen, len(whole), worth)
+    # too few test rows would differ for the bootstrap: take the worst-case bound that then applies
     if test_rows * differing < _TESTABLE or not seen:
         most = int(binom.ppf(POWER, test_rows, differing))
-        found.certifiable = few_rows_bound(whole, most, confidence, rows=test_rows)
-    elif found.certifiable is not None:
-        found.certifiable *= math.sqrt(differing / seen)
-    found.differing = test_rows * differing
-    return found
+        result.certifiable = few_rows_bound(whole, most, confidence, rows=test_rows)
+    elif result.certifiable is not None:
+        # the spread, and with it the bound, grows with the root of the share of differing rows
+        result.certifiable *= math.sqrt(differing / seen)
+    result.differing = test_rows * differing
+    return result
 
 
 def _expected(
     share: float, drop: float, seen: float, rows: int, worth: float = 1.0
 ) -> tuple[float, float]:
-    """Return the drop that is expected of a size, and the share of rows that differ.
+    """Return the expected drop of a size, and the expected share of differing rows.
 
-    What screening saw is averaged with what is expected beforehand, which counts as much as
-    `_BEFOREHAND` rows: few rows of which none differs show little, many show all. Beforehand the
-    largest size differs on `DIFFERING` of the rows, others on more in inverse proportion to their
-    size, and half of these rows are lost on balance. That is what unhealed cuts of the quickstart
-    lose (seed 0: 1.25, 2.5, 3.75 and 6.25 points at 70, 30, 22 and 15 % of the parameters; by this
-    rule 1.25, 2.9, 4.0 and 5.8).
+    Both are weighted means of the screening result and of a prior that counts as `_BEFOREHAND`
+    rows: a few rows without a difference show little, many rows decide alone. By the prior, the
+    largest size differs on `DIFFERING` of the rows, a smaller size on more, in inverse proportion
+    to its share, and the drop is half of the differing share. The prior fits unhealed cuts of the
+    quickstart (seed 0: drops of 1.25, 2.5, 3.75 and 6.25 points at 70, 30, 22 and 15 % of the
+    parameters; the prior says 1.25, 2.9, 4.0 and 5.8).
 
     Args:
-        share: of the full rank's parameters.
-        drop: on the screening rows.
-        seen: share of these rows that differ.
-        worth: the drop of a metric if all rows were lost, as a multiple of accuracy's.
+        share: share of full rank's parameters.
+        drop: drop on the screening rows.
+        seen: share of the screening rows that differ.
+        worth: drop of the metric if all rows were lost, as a multiple of accuracy's.
     """
-    differing = min(DIFFERING * LADDER[0] / share, 1.0)
+    differing = min(DIFFERING * SHARES[0] / share, 1.0)
     weight = _BEFOREHAND / (rows + _BEFOREHAND)
-    found = weight * differing + (1 - weight) * seen
+    mean = weight * differing + (1 - weight) * seen
     expected = weight * worth * differing / 2 + (1 - weight) * drop
-    return expected, max(round(found, 3), DIFFERING)
+    return expected, max(round(mean, 3), DIFFERING)
 
 
 def _certifiable(whole: RowScores, small: RowScores, rows: int, confidence: float) -> float | None:
-    """Return the loss that rows can be expected to certify; None: screening does not say."""
-    found = certifiable_from(whole, small, rows, confidence=confidence)
-    return found if math.isfinite(found) and found > 0 else None
+    """Return the drop that rows can be expected to certify; None: screening cannot tell."""
+    drop = certifiable_from(whole, small, rows, confidence=confidence)
+    return drop if math.isfinite(drop) and drop > 0 else None
 
 
 def name_sizes(
@@ -188,62 +190,64 @@ def name_sizes(
     *,
     tested: bool = True,
 ) -> list[int]:
-    """Return which of the screened sizes are to be trained, the largest first.
+    """Choose the screened sizes to train; return their indices, from the largest to the smallest.
 
-    Tests come largest first and the first failure ends them: each must show that its loss, with all
-    its uncertainty, is below the tolerated one, and a larger adapter differs from the full rank on
-    fewer rows. So the first is a *safe* one: the smallest that is, like all larger ones, within the
-    tolerated loss together with what the test rows can be expected to certify of it; the largest
-    where none is. Then comes the one that screening *likes*: the smallest that is within the loss
-    by itself. *Bold* ones stand two rungs below each other, for the steps after the cut win back
-    about that much: on the quickstart (seed 0, the last 10 % of the steps) 15 % of the components
-    score as all do, 8 % lose 8 points.
+    Sizes are tested from the largest to the smallest, and the first failure ends the testing. A
+    size passes if its drop plus the uncertainty of the test is within the promise; larger sizes
+    differ from full rank on fewer rows, so they pass more easily. Three kinds are chosen in turn:
 
-    Where the bound is approximate another size two rungs above the safe one comes first, if the
-    ladder has one, and bold ones stand below the safe one: in short runs on STS-B (the replay of
-    docs/results/auto.md) few passed that were named by the drop alone. Sizes that too few test rows
-    can be expected to tell from the full rank have no bound there, and are not named.
+    - The *safe* size is the smallest whose expected drop plus certifiable drop is within the
+      promise, like those of all larger sizes; the largest size if none is.
+    - The *liked* size is the smallest whose expected drop alone is within the promise.
+    - *Bold* sizes follow below it, each two places further down the list of sizes. Healing wins
+      back about that much: on the quickstart (seed 0, the last 10 % of the steps) 15 % of the
+      components score like all of them, 8 % lose 8 points.
 
-    Where the adapter is served, sizes that cost the same there are one size: the one with the most
-    parameters is the one to train, and one that costs what the full rank does saves nothing.
+    If the bound is approximate, a size two places above the safe size comes first, if there is one,
+    and bold sizes follow below the safe size: in short runs on STS-B (the replay of
+    docs/results/auto.md) few sizes passed that were chosen by the drop alone. A size that is
+    expected to differ from full rank on too few test rows would have no bound, and is not chosen.
+
+    If the adapter is to be served, sizes of equal serving cost count as one: that with the most
+    parameters is trained. A size that costs as much as full rank is left out.
 
     Args:
-        screened: the largest first.
-        full: the full rank.
-        most: how many are trained.
-        serve: what serves the adapter.
-        tested: False: no test could pass, and the size that screening likes is trained alone.
+        screened: from the largest to the smallest.
+        full: size of full rank.
+        most: largest number of sizes to train.
+        serve: server of the adapter; None: parameters count.
+        tested: False: no test could pass, so only the liked size is trained.
     """
     able = _distinct(screened, full, serve)
     if tested:
         able = _testable(screened, able, max_drop)
     sizes = [screened[number] for number in able]
-    likes = _last([expected_drop(size) for size in sizes], max_drop)
-    safe = _last([expected_drop(size) + (size.certifiable or 0) for size in sizes], max_drop)
+    liked = _last_within([expected_drop(size) for size in sizes], max_drop)
+    safe = _last_within([expected_drop(size) + (size.certifiable or 0) for size in sizes], max_drop)
     if not tested:
-        places = [likes]
+        places = [liked]
     elif any(size.expected is None or size.differing is not None for size in sizes):
         above = [max(safe - _STEP, 0)] if most > 1 else []
         places = [*above, safe, *(safe + _STEP * step for step in range(1, most))]
     else:
-        places = [safe, likes, *(likes + _STEP * step for step in range(1, most))]
+        places = [safe, liked, *(liked + _STEP * step for step in range(1, most))]
     within = sorted({min(place, len(able) - 1) for place in places})
     return [able[place] for place in within[:most]]
 
 
 def expected_drop(size: Screened) -> float:
-    """Return the loss that is expected of a size, unhealed."""
+    """Return the drop that is expected of a size before healing."""
     return size.screening.drop if size.expected is None else size.expected
 
 
 def _testable(screened: Sequence[Screened], able: list[int], max_drop: float) -> list[int]:
-    """Return the sizes that test rows could certify: they differ on many, or the bound is small.
+    """Return the sizes that can be tested: enough rows differ, or the bound is small anyway.
 
-    If none of them is within the tolerated loss, all are returned: a size that hardly differs is
-    better than a bad one, and may differ on fewer rows than expected.
+    If none of them has an expected drop within the promise, all sizes are returned: a size that
+    hardly differs from full rank is better than a bad one, and may get a small bound after all.
     """
-    found = [n for n in able if _is_testable(screened[n], max_drop)]
-    return found if any(expected_drop(screened[n]) <= max_drop for n in found) else able
+    testable = [n for n in able if _is_testable(screened[n], max_drop)]
+    return testable if any(expected_drop(screened[n]) <= max_drop for n in testable) else able
 
 
 def _is_testable(size: Screened, max_drop: float) -> bool:
@@ -252,8 +256,8 @@ def _is_testable(size: Screened, max_drop: float) -> bool:
     return size.certifiable is not None and size.certifiable <= max_drop
 
 
-def _last(drops: Sequence[float], max_drop: float) -> int:
-    """Return the place of the last drop that is, like all before it, within a loss; else 0."""
+def _last_within(drops: Sequence[float], max_drop: float) -> int:
+    """Return the index before the first drop above `max_drop`, and at least 0."""
     bad = (place for place, drop in enumerate(drops) if not drop <= max_drop)  # NaN is not within
     return max(next(bad, len(drops)) - 1, 0)
 

@@ -1,12 +1,14 @@
-"""Choose the smallest size that a test certifies: make, test and record sizes, the largest first.
+"""Fixed-sequence testing of sizes: make and test them from largest to smallest, until one fails.
 
-The order is fixed before a test row is scored, and the first failure ends it. A size that breaks
-the promise can be certified only if every larger one was, and the first in the order that breaks
-it had to pass its own test, which happens with at most 1 - confidence: no correction for the number
-of sizes is needed. Source: Maurer, Hothorn and Lehmacher 1995; Wiens 2003, Pharmaceutical
-Statistics 2, 211-215. A size that differs from the whole on few rows is passed over where no such
-size could pass. Which sizes these are follows from how many rows differ, and not from what they
-lose: the first size that breaks the promise and is not passed over must still pass its own test.
+The order is fixed before a test row is scored, and the first failure ends the testing. So a wrong
+certificate needs the first size in the order that breaks the promise to pass its own test, with a
+probability of at most 1 - confidence. The family-wise error equals that of a single test; no
+correction for the number of sizes is needed. Source: Maurer, Hothorn and Lehmacher 1995; Wiens
+2003, Pharmaceutical Statistics 2, 211-215.
+
+A size that differs from the reference on too few rows to pass is passed over. This depends on the
+number of differing rows, not on their losses, so the argument still holds for the first size that
+breaks the promise and is not passed over.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from sora_cli.core.processes import world_size
 from sora_cli.search.bca import drop_on
 from sora_cli.search.bounds import Bound, drop_bound
 from sora_cli.search.certifiable import certifiable_from
-from sora_cli.search.ladder import last_passed
 from sora_cli.search.promise import Promise
+from sora_cli.search.sizes import last_passed
 from sora_cli.tasks.row_scores import RowScores
 
 Key = TypeVar("Key")
@@ -34,48 +36,49 @@ def in_fixed_order(
     test: Callable[[Made], Bound | None],
     max_drop: float,
 ) -> Iterator[tuple[Made, Bound | None]]:
-    """Make and test sizes, the largest first, until one fails; yield each, to be recorded.
+    """Make and test sizes from largest to smallest until one fails; yield each with its test.
 
-    Of several processes that train together the first one's values are yielded on all.
+    All processes that train together get the first process's values.
 
     Args:
-        sizes: the largest first; which they are must not depend on the rows that test.
-        make: called for no size after the first that fails.
-        test: the drop against the whole on the rows that test; None: nothing can be tested.
-        max_drop: the tolerated loss, in the metric's own unit.
+        sizes: from largest to smallest; their choice must not depend on the test rows.
+        make: makes a size; not called after the first failure.
+        test: returns the bound of a size's drop on the test rows; None: no test is possible.
+        max_drop: the promise, in the metric's unit.
     """
     for size in sizes:
-        made = decided(make(size))
-        bound = decided(test(made))
+        # a yield comes before the check for failure, so that the failed size is recorded, too
+        made = from_first_process(make(size))
+        bound = from_first_process(test(made))
         yield made, bound
         if bound is not None and bound.fails(max_drop):
             return
 
 
-def decided(value: Made) -> Made:
-    """Return the first process's value on every process: one decides, the others are told."""
+def from_first_process(value: Made) -> Made:
+    """Return the first process's value on every process, so that all take the same decisions."""
     if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
-    told: list[Made] = [value]
-    broadcast_object_list(told)
-    return told[0]
+    values: list[Made] = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 @dataclass(frozen=True)
 class Candidate(Generic[Key]):
-    """A size that was made and scored, and its test.
+    """A size that was made and scored, with its test.
 
     Attributes:
-        key: what its maker finds it by, such as its ranks or its run.
-        components: kept in all layers.
-        parameters: numbers in their factors.
-        scores: on the rows that test.
-        drop: the loss against the whole, in the metric's own unit; negative: better.
-        bound: of that drop; None: it is the whole, or was scored after the testing had ended.
-        passed: whether the bound is within the promise; without a bound: whether the drop is.
-        passed_over: whether so few rows differ that it could not be.
+        key: identifies the size for its maker, such as its ranks or its run.
+        components: number of components in all layers.
+        parameters: numbers in the factors.
+        scores: scores on the test rows.
+        drop: drop against the reference, in the metric's unit; negative: better.
+        bound: bound of the drop; None: the reference itself, or scored after the testing had ended.
+        passed: True if the bound (without a bound: the drop) is within the promise.
+        passed_over: True if too few rows differ for any such size to pass.
     """
 
     key: Key
@@ -89,18 +92,18 @@ class Candidate(Generic[Key]):
 
     @property
     def score(self) -> float:
-        """The metric."""
+        """The metric on the test rows."""
         return self.scores.value
 
     def against(self, whole: RowScores, bound: Bound | None, max_drop: float) -> Candidate[Key]:
-        """Return it with its test, or with its drop alone."""
+        """Return a copy with the result of its test, or without a bound with its drop alone."""
         drop = drop_on(whole, self.scores)
         passed = drop <= max_drop if bound is None else bound.keeps(max_drop)
         over = bound is not None and bound.passes_over(max_drop)
         return replace(self, drop=drop, bound=bound, passed=passed, passed_over=over)
 
     def facts(self) -> dict[str, Any]:
-        """Return what is stored of it."""
+        """Return the facts that are stored about this size."""
         return {
             "components": self.components,
             "parameters": self.parameters,
@@ -114,15 +117,14 @@ class Candidate(Generic[Key]):
 
 @dataclass(frozen=True)
 class Search(Generic[Key]):
-    """The sizes that were scored, and the one that was chosen.
+    """The result of a search: all sizes that were scored, and the chosen size.
 
     Attributes:
-        promise: the loss that is tolerated.
-        split: what the rows that test are called.
-        candidates: the largest first; the first is the whole.
-        chosen: the smallest that passed its test. If none did, the smallest before the first whose
-            drop on these rows is above the promise: nothing shows that it keeps the promise.
-        outside: the whole is another model, and no size that could be chosen.
+        split: name of the test rows.
+        candidates: from largest to smallest; the first is the reference.
+        chosen: the smallest size that passed its test. If none passed: the last size before the
+            first whose drop on these rows is above the promise; it is not certified.
+        outside: the reference is another model, which cannot be chosen.
     """
 
     promise: Promise
@@ -133,27 +135,27 @@ class Search(Generic[Key]):
 
     @property
     def metric(self) -> str:
-        """The name of what was scored."""
+        """The name of the metric."""
         return self.candidates[0].scores.metric
 
     @property
     def certified(self) -> bool:
-        """True if the chosen size is shown to keep the promise; the whole does."""
+        """True if the chosen size is certified to keep the promise; the reference always is."""
         chosen = self.chosen
         return chosen is self.candidates[0] or (chosen.bound is not None and chosen.passed)
 
     @property
     def first_tested(self) -> Candidate[Key] | None:
-        """The first size that differs on many rows; else the first that was tested."""
+        """The first tested size that differs on many rows; if there is none, the first tested."""
         tested = [one for one in self.candidates if one.bound is not None]
         many = (one for one in tested if one.bound is not None and one.bound.is_of_many)
         return next(many, next(iter(tested), None))
 
     @property
     def certifiable(self) -> float | None:
-        """The smallest drop that these rows can certify, four times in five; None: not known.
+        """The smallest drop that these rows certify with a probability of 80 %; None: not known.
 
-        That is if the sizes differ from the whole as `first_tested` does.
+        It assumes that a size differs from the reference as `first_tested` does.
         """
         whole, size = self.candidates[0].scores, self.first_tested
         if size is None or size.bound is None or not size.bound.is_of_many:
@@ -162,7 +164,7 @@ class Search(Generic[Key]):
         return certifiable_from(whole, size.scores, len(whole), confidence=confidence)
 
     def facts(self) -> dict[str, Any]:
-        """Return what an adapter's lineage says of how its size was chosen."""
+        """Return the facts about the choice of the size that an adapter's lineage records."""
         bound = self.chosen.bound
         return {
             "metric": self.metric,
@@ -186,38 +188,40 @@ def choose_smallest(
     further: bool = True,
     outside: bool = False,
 ) -> Search[Key]:
-    """Choose the smallest size that is shown to keep a promise, on the rows that it is scored on.
+    """Choose the smallest size that is certified to keep a promise.
+
+    If no size passes its test, the choice is by the measured drop alone, and not certified.
 
     Args:
-        whole: what nothing is lost against.
-        sizes: the largest first, fixed before a row is scored.
+        whole: the reference that drops are measured against.
+        sizes: from largest to smallest, fixed before a row is scored.
         make: makes and scores a size.
-        split: what the rows are called.
-        further: if no size passes, score smaller ones all the same, without a test, for a size that
-            only looks good.
-        outside: the whole is another model, and no size that could be chosen: if nothing passes and
-            nothing looks good either, the largest size is.
+        split: name of the test rows.
+        further: if no size passes, score smaller sizes without a test, as long as their drops are
+            within the promise.
+        outside: the reference is another model, which cannot be chosen: the largest size is chosen
+            if no size is within the promise.
     """
     full, max_drop = whole.scores, promise.max_drop
 
     def test(made: Candidate[Key]) -> Bound:
         return drop_bound(full, made.scores, promise.confidence)
 
-    found = [whole.against(full, None, max_drop)]
+    scored = [whole.against(full, None, max_drop)]
     for made, bound in in_fixed_order(sizes, make, test, max_drop):
-        found.append(made.against(full, bound, max_drop))
-    place = last_passed(one.bound is not None and one.passed for one in found)
-    if place is None and further and _looks_good(found, max_drop) == len(found) - 1:
-        for size in sizes[len(found) - 1 :]:
-            found.append(make(size).against(full, None, max_drop))
-            if not found[-1].passed:
+        scored.append(made.against(full, bound, max_drop))
+    place = last_passed(one.bound is not None and one.passed for one in scored)
+    if place is None and further and _looks_good(scored, max_drop) == len(scored) - 1:
+        for size in sizes[len(scored) - 1 :]:
+            scored.append(make(size).against(full, None, max_drop))
+            if not scored[-1].passed:
                 break
     if place is None:
-        place = max(_looks_good(found, max_drop), int(outside))
-    return Search(promise, split, tuple(found), found[place], outside)
+        place = max(_looks_good(scored, max_drop), int(outside))
+    return Search(promise, split, tuple(scored), scored[place], outside)
 
 
-def _looks_good(found: Sequence[Candidate[Key]], max_drop: float) -> int:
-    """Return the place of the last size before the first whose own drop is above the promise."""
-    bad = (i for i, one in enumerate(found) if i and not one.drop <= max_drop)
-    return next(bad, len(found)) - 1
+def _looks_good(scored: Sequence[Candidate[Key]], max_drop: float) -> int:
+    """Return the index of the last size before the first with a drop above the promise."""
+    bad = (i for i, one in enumerate(scored) if i and not one.drop <= max_drop)
+    return next(bad, len(scored)) - 1

@@ -1,4 +1,4 @@
-"""The size of an adapter: what it costs where it is served, and what it saves. No torch here."""
+"""The size of an adapter: its numbers, its cost in a server, and its saving. No torch here."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ from collections.abc import Mapping
 from pydantic import BaseModel, Field
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM's max_lora_rank takes, whatever the ranks of the layers."""
+"""Values that vLLM accepts as max_lora_rank; it pads the factors of every layer to that rank."""
 
 
 class Size(BaseModel):
-    """The size of an adapter; its head is not counted."""
+    """The size of an adapter, without its head."""
 
     parameters: int = Field(description="numbers in the factors")
-    components: int = Field(description="rank-one terms of all layers")
-    largest_rank: int = Field(description="of a layer")
+    components: int = Field(description="number of components in all layers")
+    largest_rank: int = Field(description="the largest rank of a layer")
     served: int = Field(
-        description="what it costs where it is served: numbers held there, padding included; "
-        "without serve, its parameters"
+        description="numbers that the server holds for the adapter, padding included; without "
+        "serve, its parameters"
     )
 
 
 def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: str | None) -> Size:
-    """Return an adapter's size from the ranks of its layers."""
+    """Return an adapter's size from the ranks of its layers.
+
+    Args:
+        cost: numbers that one component of each layer stores.
+        serve: server of the adapter; None: its size is its parameters.
+    """
     parameters = sum(rank * cost[path] for path, rank in ranks.items())
     largest = max(ranks.values(), default=0)
     if serve is None:
         served = parameters
     else:
+        # servers batch adapters in buffers of one rank for all layers, so every layer with a
+        # component costs the largest rank
         slots = _vllm_rank(largest) if serve == "vllm" else largest
         served = slots * sum(cost[path] for path, rank in ranks.items() if rank)
     return Size(
@@ -40,12 +47,12 @@ def size_of(ranks: Mapping[str, int], cost: Mapping[str, int], serve: str | None
 
 
 def _vllm_rank(largest: int) -> int:
-    """Return the smallest max_lora_rank that a rank fits."""
+    """Return the smallest max_lora_rank that is at least this rank."""
     return next((rank for rank in _VLLM_RANKS if rank >= largest), largest)
 
 
 def saving(size: Size, full: Size, serve: str | None) -> str:
-    """Say what a size saves against the full rank."""
+    """Return a sentence on the components, parameters and serving cost saved against full rank."""
     kept = f"{size.components:,} of {full.components:,} components"
     share = size.parameters / full.parameters if full.parameters else 1.0
     text = f"{kept}, {size.parameters:,} of {full.parameters:,} parameters ({share:.1%})"

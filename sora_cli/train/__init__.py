@@ -1,1 +1,1 @@
-"""The optimisation loop on transformers' Trainer."""
+"""The training loop, on transformers' Trainer."""

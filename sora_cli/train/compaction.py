@@ -1,4 +1,4 @@
-"""`training.compact_every`: components that stay dead are removed during training."""
+"""`training.compact_every`: remove components that stay dead during training."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from sora_cli.train.moments import plain_moments
 
 
 class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
-    """Removes, every so many steps, the components that were dead in all of them.
+    """Removes, at every N-th step, the components that were dead in each of the last N steps.
 
     Args:
-        every: optimiser steps.
-        only_count: remove nothing; follow what would have been removed, and whether it comes back.
-        after_removal: called where components were removed.
+        every: N, in optimiser steps.
+        only_count: remove nothing; count the components that would be removed, and their revivals.
+        after_removal: called after each removal.
 
     Attributes:
-        record: what was done, for the report.
+        record: removals so far, for the report.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         if trainer.args.world_size > 1:
             raise SoraError(
                 "training.compact_every works on one process only",
-                where=f"there are {trainer.args.world_size}",
+                where=f"this run has {trainer.args.world_size}",
             )
         self.trainer, self.method, self.layers = trainer, method, layers
         self.record = Compaction(every=every, only_count=only_count)
         self.after_removal = after_removal
         self._spells = DeadSpells(layers)
-        self._chosen = torch.zeros_like(self._spells.alive())  # only counted: would be gone
-        self._returned = torch.zeros_like(self._chosen)  # and came back
+        self._chosen = torch.zeros_like(self._spells.alive())  # only_count: would be removed
+        self._returned = torch.zeros_like(self._chosen)  # ... and revived later
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the dead components; at every N-th step remove those dead for N steps."""
@@ -74,7 +74,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         self.record.removals.append(removal)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note how many of the components only counted as removed came back."""
+        """Record the number of components that revived after they would have been removed."""
         if self.record.only_count:
             self.record.would_have_revived = int(self._returned.sum())
 
@@ -88,7 +88,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         }
 
     def restore(self, progress: dict[str, Any]) -> None:
-        """Continue from these."""
+        """Continue from the record and counts of `progress`."""
         self.record = Compaction.model_validate(progress["record"])
         device = self._chosen.device
         self._spells.steps = torch.tensor(progress["spells"], device=device)

@@ -1,1 +1,1 @@
-"""A trained model put to work: what it answers to rows without labels, and talks with it."""
+"""Use of a trained model: answers to rows without labels, chat, text generation, benchmarks."""

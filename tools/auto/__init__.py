@@ -1,5 +1,6 @@
-"""The experiment on `sora auto`: candidates trained once, their scores stored, decisions replayed.
+"""Experiment: does `sora auto` keep its promises? Sizes are trained once, decisions replayed often.
 
-`train` trains and stores (hours), `replay` decides on the stored scores, and `synthetic` on scores
-made so that the promise is just broken. docs/results/auto.md says what they gave.
+`train` trains all sizes and stores their scores (hours), `replay` takes decisions on the stored
+scores, and `synthetic` on made-up scores that just break the promise. The results are in
+docs/results/auto.md.
 """

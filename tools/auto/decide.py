@@ -1,6 +1,7 @@
-"""The decisions of `sora auto`, taken by its own functions on stored scores.
+"""Take the decisions of `sora auto` on stored scores, by the same functions.
 
-Nothing is trained: the candidates are there, and a split says which rows screen and which test.
+Nothing is trained: the scores of all sizes are stored. A split says which rows are screening rows
+and which are test rows.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ from sora_cli.search.bca import drop_on
 from sora_cli.search.bounds import Bound, drop_bound
 from sora_cli.search.certifiable import Certifiable
 from sora_cli.search.certificate import Screened
-from sora_cli.search.ladder import last_passed
-from sora_cli.search.screening import Cuts, Rung, name_sizes, screen
+from sora_cli.search.screening import Cuts, PlannedSize, name_sizes, screen
 from sora_cli.search.search import in_fixed_order
 from sora_cli.search.size import Size
+from sora_cli.search.sizes import last_passed
 from sora_cli.tasks.row_scores import RowScores
 from tools.auto.stored import FULL, UNCUT, Stored
 
 SIZES = 2
-"""Sizes that are trained at most: what a recipe has without a word on it."""
+"""Sizes that are trained at most: the default of `auto.sizes`."""
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How rows are drawn, and how many.
+    """The numbers of screening and test rows, and the way they are drawn from the pool.
 
     Attributes:
-        screening, test: rows of each.
-        with_replacement: each row is drawn from the whole pool by itself, so that the pool's drop
-            is the drop that the certificate is about; else the parts of a split share no row.
-        resamples: of approximate bounds.
+        with_replacement: True: each row is drawn independently from the whole pool, so the drop on
+            the pool is exactly the drop that the certificate bounds. False: the two parts of a
+            split share no row.
+        resamples: number of resamples of approximate bounds.
     """
 
     screening: int
@@ -44,12 +45,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Decision:
-    """The end of one run.
+    """The outcome of one run.
 
     Attributes:
-        certified: whether the written size passed its test.
-        size: its number on the ladder.
-        tested: how many were.
+        certified: True if the written size passed its test.
+        size: index of the written size, from the largest.
+        tested: number of sizes that were tested.
     """
 
     certified: bool
@@ -59,11 +60,13 @@ class Decision:
 
 @dataclass
 class Split:
-    """One parting of the pool, and what has been computed on it so far.
+    """One draw of screening and test rows, with the results computed on it so far.
 
     Attributes:
-        screening, test: numbers of rows.
-        number: the split's; it seeds the resamples.
+        screening, test: indices of the rows in the pool.
+        number: number of the split; it seeds the resamples.
+        screened: screening results of all sizes.
+        bounds: bound of each model that was tested.
     """
 
     screening: np.ndarray
@@ -74,17 +77,12 @@ class Split:
 
 
 class Pool:
-    """Stored scores of one training run, to decide on.
-
-    Args:
-        stored: the scores.
-        setting: of all splits.
-    """
+    """The stored scores of one training run: the population of all random splits."""
 
     def __init__(self, stored: Stored, setting: Setting) -> None:
         self.stored, self.setting = stored, setting
         self._full = _size(stored.full)
-        self._rungs = [Rung(s.share, s.max_params, {}) for s in stored.sizes]
+        self._planned = [PlannedSize(s.share, s.max_params, {}) for s in stored.sizes]
         self._cuts = [_size(s.cut) for s in stored.sizes]
         full = stored.scores[FULL]
         right_or_wrong = full.is_right_or_wrong
@@ -92,15 +90,16 @@ class Pool:
         self.drops = [self.drop(f"healed-{number}") for number in range(len(stored.sizes))]
 
     def drop(self, model: str, rows: np.ndarray | None = None) -> float:
-        """Return how much worse a model is than the full rank, on some rows or on all."""
+        """Return the drop of a model against full rank, on some rows (None: on all)."""
         full, small = self.stored.scores[FULL], self.stored.scores[model]
         if rows is not None:
             full, small = full.take(rows), small.take(rows)
         return drop_on(full, small)
 
     def split(self, number: int) -> Split:
-        """Return the rows of a split, by its number."""
+        """Draw the rows of a split; equal numbers give equal splits."""
         setting, stored = self.setting, self.stored
+        # the same rows for every promise, so that promises are compared on the same splits
         rng = np.random.default_rng((stored.seed, number))
         if setting.with_replacement:
             screening = rng.integers(stored.screening, size=setting.screening)
@@ -110,8 +109,8 @@ class Pool:
         return Split(screening, rng.permutation(others)[: setting.test], number)
 
     def decide(self, split: Split, promise: float) -> Decision:
-        """Return what a run with these rows and this promise would have written."""
-        if not split.screened:
+        """Return the outcome of a run with these rows and this promise."""
+        if not split.screened:  # screening does not depend on the promise
             split.screened = self._screened(split.screening)
         able = self.certifiable.may_pass(promise)
         named = name_sizes(split.screened, self._full, promise, SIZES, None, tested=able)
@@ -125,22 +124,22 @@ class Pool:
 
     def _screened(self, rows: np.ndarray) -> list[Screened]:
         unhealed = self.stored.unhealed
-        names = [f"cut-{number}" for number in range(len(self._rungs))]
+        names = [f"cut-{number}" for number in range(len(self._planned))]
         small = [unhealed[name].take(rows) for name in names]
-        cuts = Cuts(self._full, unhealed[UNCUT].take(rows), self._rungs, self._cuts, small)
+        cuts = Cuts(self._full, unhealed[UNCUT].take(rows), self._planned, self._cuts, small)
         return screen(cuts, test_rows=self.setting.test, confidence=CONFIDENCE)
 
     def bound(self, model: str, split: Split) -> Bound:
-        """Return the bound of a model's drop on a split's test rows; it is computed once."""
-        found = split.bounds.get(model)
-        if found is None:
+        """Return the bound of a model's drop on a split's test rows, computed once per split."""
+        bound = split.bounds.get(model)
+        if bound is None:
             full, small = (self._on(split, name) for name in (FULL, model))
             setting = self.setting
-            found = drop_bound(
+            bound = drop_bound(
                 full, small, CONFIDENCE, seed=split.number, resamples=setting.resamples
             )
-            split.bounds[model] = found
-        return found
+            split.bounds[model] = bound
+        return bound
 
     def _on(self, split: Split, model: str) -> RowScores:
         return self.stored.scores[model].take(split.test)

@@ -1,12 +1,13 @@
-"""Let `sora auto` decide over thousands of splits of stored scores: are its promises kept?
+"""Replay the decisions of `sora auto` on thousands of splits of stored scores.
 
     python -m tools.auto.replay [docs/results/auto.jsonl] [--splits 2000] [--rows 0 1000] [--jobs 2]
 
-Rows are parted at random into those that screen, those that test, and the rest; the drop on the
-whole pool is the truth. `--rows 0` takes as many as the run itself would, another number is that of
-`auto.rows`. Two kinds of promises are replayed: two that so many rows can certify, and the least
-favourable ones, each equal to the true drop of one size. Metrics that are neither means over rows
-nor counts, such as correlations, have bounds that take long: `--slow-splits` of them are replayed.
+Each split draws screening rows and test rows at random; the true drop is the drop on the whole
+pool. `--rows 0` draws as many rows as the run itself would hold out, another number stands for
+`auto.rows`. Two promises that the rows can be expected to certify are replayed, and the least
+favourable promises, each equal to the true drop of one size. Metrics that are neither means
+over rows nor counts, such as correlations, have slow bounds: for them `--slow-splits` splits are
+replayed.
 """
 
 from __future__ import annotations
@@ -31,24 +32,26 @@ from tools.auto.train import FILE, RANKS
 
 _FAST = {"right", "mean", "matthews_correlation", "f1", "entity_f1"}
 _HALF = 0.005  # promises are rounded up to half a point
-_SMALLEST = 1e-9
+_SMALLEST = 1e-9  # a drop of 0 but for rounding is no promise that a size could break
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of all splits with one promise.
+    """The results of all splits with one promise.
 
     Attributes:
-        multiple: of the smallest promise that rows can certify; 0: a least favourable promise.
-        splits: how many.
-        certified: share of runs that certified a size.
-        broken: share of runs that certified a size whose true drop is above the promise, or equal
-            to it where that is least favourable.
-        share: median of the parameters of what was certified, as a share of the full rank's.
-        to_lora: geometric mean of its parameters over those of the smallest plain rank that keeps
-            the promise on the same test rows.
-        to_certified: the same over the smallest plain rank that the test certifies there; the full
-            rank's where it certifies none.
+        rows: screening and test rows together.
+        multiple: the promise as a multiple of the smallest promise that the rows can be expected to
+            certify; 0: a least favourable promise.
+        splits: number of splits.
+        certified: share of splits that certified a size.
+        broken: share of splits that certified a size with a true drop above the promise; of a least
+            favourable promise: at or above it.
+        share: median parameters of the certified sizes, as a share of full rank's.
+        to_lora: geometric mean of their parameters divided by the parameters of the smallest plain
+            rank with a drop within the promise on the same test rows.
+        to_certified: the same ratio to the smallest plain rank that the test certifies; to full
+            rank, if it certifies none.
     """
 
     task: str
@@ -65,20 +68,26 @@ class Outcome:
 
     @property
     def error(self) -> float:
-        """The Monte-Carlo error of a level of 5 %."""
+        """The Monte-Carlo standard error of a share of 5 %."""
         level = 1 - CONFIDENCE
         return math.sqrt(level * (1 - level) / self.splits)
 
 
 def main() -> None:
-    """Replay, and print tables."""
+    """Replay all stored runs, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("file", nargs="?", type=Path, default=FILE)
-    parser.add_argument("--splits", type=int, default=2000)
-    parser.add_argument("--slow-splits", type=int, default=300)
-    parser.add_argument("--rows", nargs="+", type=int, default=[0, 1000])
-    parser.add_argument("--parted", action="store_true", help="splits whose parts share no row")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, each with its own pools")
+    parser.add_argument("file", nargs="?", type=Path, default=FILE, help="file of tools.auto.train")
+    parser.add_argument(
+        "--splits", type=int, default=2000, help="splits per run and number of rows"
+    )
+    parser.add_argument("--slow-splits", type=int, default=300, help="the same for slow metrics")
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=[0, 1000], help="as auto.rows; 0: the run's default"
+    )
+    parser.add_argument(
+        "--parted", action="store_true", help="screening and test rows share no row"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     options = parser.parse_args()
     cases = []
     for stored in read_all(options.file):
@@ -88,8 +97,8 @@ def main() -> None:
             setting = setting_of(stored, rows, with_replacement=not options.parted)
             cases.append((stored, setting, splits))
     with ProcessPoolExecutor(options.jobs) as pool:
-        found = list(chain.from_iterable(pool.map(_replayed, cases)))
-    show(found)
+        outcomes = list(chain.from_iterable(pool.map(_replayed, cases)))
+    show(outcomes)
 
 
 def _replayed(case: tuple[Stored, Setting, int]) -> list[Outcome]:
@@ -100,7 +109,7 @@ def _replayed(case: tuple[Stored, Setting, int]) -> list[Outcome]:
 
 
 def setting_of(stored: Stored, rows: int, *, with_replacement: bool) -> Setting:
-    """Return how many rows screen and test; 0: as many as the run itself would take."""
+    """Return the setting for a value of `--rows`; 0: as many rows as the run itself held out."""
     screening, test = stored.planned
     if rows:
         screening, test = (len(part) for part in part_rows(rows, 0, screening=0.25))
@@ -113,12 +122,12 @@ def replay(stored: Stored, setting: Setting, splits: int) -> list[Outcome]:
     drawn = [pool.split(number) for number in range(splits)]
     usual = _promises(pool, drawn[0])
     least = sorted({d for d in pool.drops if d > _SMALLEST and pool.certifiable.may_pass(d)})
-    found = [_outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
-    return found + [_outcome(pool, drawn, promise, 0) for promise in least]
+    outcomes = [_outcome(pool, drawn, promise, n) for n, promise in enumerate(usual, 1)]
+    return outcomes + [_outcome(pool, drawn, promise, 0) for promise in least]
 
 
 def _promises(pool: Pool, split: Split) -> list[float]:
-    """Return the smallest promise that so many rows can be expected to certify, and twice that."""
+    """Return the smallest promise that the test rows can be expected to certify, and its double."""
     smallest = pool.certifiable.bound.smallest_drop
     if smallest is None:
         smallest = _smallest(pool.stored, len(split.test))
@@ -127,7 +136,7 @@ def _promises(pool: Pool, split: Split) -> list[float]:
 
 
 def _smallest(stored: Stored, tests: int) -> float:
-    """Return what rows can be expected to certify of the largest size that has a bound on them."""
+    """Return the certifiable drop of the largest size that differs on enough rows for a bound."""
     full = stored.scores[FULL]
     for number in range(len(stored.sizes)):
         small = stored.scores[f"healed-{number}"]
@@ -140,7 +149,7 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
     certified = broken = 0
     shares: list[float] = []
     ratios: list[float] = []
-    apart: list[float] = []
+    certified_ratios: list[float] = []
     full, sizes = pool.stored.full[0], pool.stored.sizes
     for split in drawn:
         decision = pool.decide(split, promise)
@@ -148,12 +157,15 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
             continue
         certified += 1
         drop = pool.drops[decision.size]
+        # a least favourable promise equals a size's drop: to certify this size counts as an error
         broken += drop > promise if multiple else drop >= promise
         parameters = sizes[decision.size].healed[0]
         shares.append(parameters / full)
         if multiple:
             ratios.append(parameters / _smallest_plain(pool, split, promise))
-            apart.append(parameters / _smallest_plain(pool, split, promise, certified=True))
+            certified_ratios.append(
+                parameters / _smallest_plain(pool, split, promise, certified=True)
+            )
     return Outcome(
         task=pool.stored.task,
         seed=pool.stored.seed,
@@ -165,19 +177,20 @@ def _outcome(pool: Pool, drawn: Sequence[Split], promise: float, multiple: int) 
         broken=broken / len(drawn),
         share=float(np.median(shares)) if shares else math.nan,
         to_lora=_mean(ratios),
-        to_certified=_mean(apart),
+        to_certified=_mean(certified_ratios),
     )
 
 
 def _mean(ratios: Sequence[float]) -> float:
+    # geometric: half and double average to 1
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else math.nan
 
 
 def _smallest_plain(pool: Pool, split: Split, promise: float, *, certified: bool = False) -> int:
-    """Return the parameters of the smallest plain rank within the promise on the test rows.
+    """Return the parameters of the smallest plain rank that keeps the promise on the test rows.
 
     Args:
-        certified: it is not the drop, but its bound, that must be.
+        certified: True: its bound must be within the promise; False: its drop.
     """
     for rank in RANKS:
         model = f"lora-{rank}"
@@ -190,9 +203,9 @@ def _smallest_plain(pool: Pool, split: Split, promise: float, *, certified: bool
     return pool.stored.full[0]
 
 
-def show(found: Sequence[Outcome]) -> None:
-    """Print each task, seed and promise, the same over seeds, and the least favourable promises."""
-    usual = [one for one in found if one.multiple]
+def show(outcomes: Sequence[Outcome]) -> None:
+    """Print three tables: by task and seed, by task over seeds, and least favourable promises."""
+    usual = [one for one in outcomes if one.multiple]
     columns = "certified | broken | share of r 8 | / LoRA | / certified LoRA |"
     emit(f"| task | seed | rows | promise | {columns}")
     emit("| --- |" + " ---: |" * 8)
@@ -212,7 +225,7 @@ def show(found: Sequence[Outcome]) -> None:
         )
     emit("\n| task | rows | least favourable promises | broken, mean | largest | limit |")
     emit("| --- |" + " ---: |" * 5)
-    least = [one for one in found if not one.multiple]
+    least = [one for one in outcomes if not one.multiple]
     for task, rows in dict.fromkeys((one.task, one.rows) for one in least):
         group = [one for one in least if (one.task, one.rows) == (task, rows)]
         broken = [one.broken for one in group]
@@ -224,7 +237,10 @@ def show(found: Sequence[Outcome]) -> None:
 
 
 def _over_seeds(group: Sequence[Outcome]) -> str:
-    """Return a row of means over seeds; of broken promises the largest, of ratios geometric."""
+    """Return a line of the table over seeds.
+
+    It has means of shares certified, geometric means of ratios, and the largest share broken.
+    """
     some = [one for one in group if one.certified]
     promises = sorted({round(100 * one.promise, 1) for one in group})
     spread = f"{promises[0]:g}" + (f" to {promises[-1]:g}" if len(promises) > 1 else "")

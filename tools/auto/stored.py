@@ -1,4 +1,4 @@
-"""Scores row by row of all sizes of one run, as a line of JSON."""
+"""The row scores of all sizes of one run, stored as a line of JSON."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from sora_cli.tasks.row_scores import RowScores, row_scores
 
 FULL, UNCUT = "full", "uncut"
 """Names of models: the run at full rank, and its checkpoint at the cut."""
-_LEVELS = 32  # steps that a standard deviation of a number is stored in
+_LEVELS = 32  # numbers are rounded to a 32nd of their standard deviation, or finer
 
 
 @dataclass(frozen=True)
 class StoredSize:
-    """A size of the ladder: what screening saw, and what the trained candidate has.
+    """One size: its budget, and the sizes of its unhealed cut and of its trained adapter.
 
     Attributes:
-        share, max_params: of the ladder.
+        share: share of full rank's parameters that was asked for.
+        max_params: the same as a number of parameters.
         cut: parameters, components and largest rank of the unhealed cut.
-        healed: the same of the candidate.
+        healed: parameters, components and largest rank after healing.
     """
 
     share: float
@@ -39,23 +40,24 @@ class StoredSize:
 
 @dataclass(frozen=True)
 class Stored:
-    """Everything that deciding on one training run needs.
+    """The scores and sizes of one training run: everything that its decisions need.
 
-    The rows are a pool of training rows that were not trained on. The first `screening` of them
-    were scored with the unhealed cuts, too.
+    The pool consists of training rows that were not trained on. Its first `screening` rows were
+    also scored with the unhealed cuts.
 
     Attributes:
         task: the recipe's name.
-        seed: of the training.
-        rows: of the pool.
-        screening: those that may screen.
-        planned: rows that screen and rows that test in the run itself, without a word on rows.
-        trained: rows trained on.
+        seed: seed of the training.
+        rows: number of rows in the pool.
+        screening: number of rows that can be screening rows.
+        planned: numbers of screening and test rows that the run itself takes by default.
+        trained: number of rows trained on.
         full: parameters, components and largest rank at full rank.
-        sizes: the largest first.
-        lora: parameters of plain low-rank training, by rank.
-        scores: of the models `full`, `healed-N` (a size's number) and `lora-R` on the pool.
-        unhealed: of the models `uncut` and `cut-N` on the first rows.
+        sizes: all sizes, from the largest to the smallest.
+        lora: parameters of plain low-rank training, by model name `lora-R`.
+        scores: scores on the pool of the models `full`, `healed-N` (N: number of the size) and
+            `lora-R` (R: rank).
+        unhealed: scores on the first rows of the models `uncut` and `cut-N`.
         reported: the metric of `full`, `healed-N` and `lora-R` on the validation split.
     """
 
@@ -73,7 +75,7 @@ class Stored:
     reported: dict[str, float]
 
     def to_json(self) -> str:
-        """Return a line. Numbers are rounded to a 32nd of their standard deviation or finer."""
+        """Return a line of JSON; scores are rounded as `_step` says."""
         first = self.scores[FULL]
         steps = [_step(column) for column in first.parts.T]
         of_cuts = first.take(np.arange(self.screening))
@@ -99,7 +101,7 @@ class Stored:
 
     @classmethod
     def from_json(cls, line: str) -> Stored:
-        """Read a line."""
+        """Return the content of a line that `to_json` wrote."""
         data: dict[str, Any] = json.loads(line)
         kind = (data.pop("metric"), data.pop("formula"), data.pop("greater_is_better"))
         steps, packed = data.pop("steps"), data.pop("scores")
@@ -115,8 +117,8 @@ class Stored:
         scores = {FULL: first, **parts}
         return cls(
             sizes=tuple(sizes),
-            scores={name: _scores(kind, found) for name, found in scores.items()},
-            unhealed={name: _scores(kind, found) for name, found in few.items()},
+            scores={name: _scores(kind, values) for name, values in scores.items()},
+            unhealed={name: _scores(kind, values) for name, values in few.items()},
             planned=tuple(data.pop("planned")),
             full=tuple(data.pop("full")),
             **data,
@@ -127,13 +129,13 @@ _PACKED = {"scores", "unhealed", "sizes"}
 
 
 def read_all(path: Path) -> Iterator[Stored]:
-    """Yield the lines of a file; nothing if there is none."""
+    """Yield the runs stored in a file; nothing if the file does not exist."""
     if path.is_file():
         yield from map(Stored.from_json, path.read_text(encoding="utf-8").splitlines())
 
 
 def write_all(path: Path, stored: Iterable[Stored]) -> None:
-    """Write a file anew."""
+    """Write runs to a file, replacing its content."""
     write_text_atomic(path, "".join(f"{one.to_json()}\n" for one in stored))
 
 
@@ -143,14 +145,19 @@ def _scores(kind: tuple[str, str, bool], parts: np.ndarray) -> RowScores:
 
 
 def _step(column: np.ndarray) -> float:
-    """Return what a column is rounded to: a power of two, 1 for whole numbers."""
+    """Return the rounding unit of a column: 1 for whole numbers, else a power of two.
+
+    The unit is at most a 32nd of the column's standard deviation.
+    """
     if (column == np.round(column)).all():
         return 1.0
+    # a power of two: multiples of it are exact in floats
     return float(2.0 ** math.floor(math.log2(float(column.std()) / _LEVELS)))
 
 
 def _packed(parts: np.ndarray, first: np.ndarray | float, steps: list[float]) -> str:
-    """Return parts, rounded, as differences to the first model's, compressed."""
+    """Return rounded parts as compressed differences to the first model's parts."""
+    # models of one run differ little: their differences are mostly zeros, which compress well
     whole = np.round(parts / steps) - np.round(np.asarray(first) / steps)
     apart = whole.astype("<i2").T.copy().view(np.uint8)  # (k, 2 x rows)
     even = np.concatenate([apart[:, 0::2], apart[:, 1::2]])  # low bytes, then high ones

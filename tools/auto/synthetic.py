@@ -1,13 +1,14 @@
-"""Pools made so that promises are just broken: how often does `sora auto` certify one?
+"""Count false certificates of `sora auto` on made-up scores that just break the promise.
 
     python -m tools.auto.synthetic [--splits 2000] [--slow-splits 300]
 
-Every size of a pool has a known drop. Promises equal to one of these drops are the least favourable
-ones: a size with exactly that drop may pass in 5 % of runs at most. Rows are drawn from the pool
-one by one, so the pool's drop is the true one. Of right-or-wrong rows few differ, and some of those
-are won; classes are judged by Matthews' correlation, numbers by Pearson's and Spearman's. The last
-columns are of the two promises that so many rows can be expected to certify: how often a size is
-certified, and its share of the parameters (of the median run).
+Every size of a pool has a known drop. A promise equal to one of these drops is least favourable: a
+size with exactly that drop may pass in at most 5 % of the splits. Rows are drawn independently from
+the pool, so the pool's drop is the true drop. There are three kinds of pools: right-or-wrong rows,
+of which few differ and some are won; classes, scored by Matthews' correlation; and numbers, scored
+by Pearson's and Spearman's correlations. The last two columns are about the two promises that the
+rows can be expected to certify: how often a size is certified, and its share of the parameters
+(median).
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from tools.auto.replay import Outcome, replay
 from tools.auto.stored import FULL, UNCUT, Stored, StoredSize
 
 Worse = Callable[[float], RowScores]
-"""Scores of a model that is worse by a share."""
-_POOL = 40_000  # rows: shares of differing rows are met closely
+"""Makes the scores of a worse model; its argument says by how much."""
+_POOL = 40_000  # rows: enough to make shares of differing rows nearly exact
 _SIZES = 6
 _ROWS = ((30, 120), (70, 207), (250, 750), (1000, 3000))
-"""Rows that screen and rows that test."""
+"""Numbers of screening rows and test rows."""
 
 
 def main() -> None:
-    """Make the pools, replay, and print a table."""
+    """Make the pools, replay the decisions, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--splits", type=int, default=2000)
-    parser.add_argument("--slow-splits", type=int, default=300)
-    parser.add_argument("--pools", default="", help="those whose name begins so")
+    parser.add_argument("--splits", type=int, default=2000, help="splits per pool and row number")
+    parser.add_argument("--slow-splits", type=int, default=300, help="the same for slow metrics")
+    parser.add_argument("--pools", default="", help="only pools whose name begins with this")
     options = parser.parse_args()
     emit(
         "| pool | rows | promises | certified wrongly, mean | largest | limit | certified | size |"
@@ -49,29 +50,34 @@ def main() -> None:
         splits = options.slow_splits if name.startswith("numbers") else options.splits
         for screening, test in _ROWS:
             if name.startswith("numbers") and test > 1000:
-                continue  # hours
+                continue  # rank correlations of so many resamples take hours
             say(f"{name}, {test} test rows, {splits} splits ...")
-            found = replay(stored, Setting(screening, test), splits)
-            least = [one for one in found if not one.multiple]
+            outcomes = replay(stored, Setting(screening, test), splits)
+            least = [one for one in outcomes if not one.multiple]
             if least:  # the rows can certify the drop of a size at all
-                usual = [one for one in found if one.multiple]
+                usual = [one for one in outcomes if one.multiple]
                 emit(_line(name, screening + test, least, usual))
 
 
-def _line(name: str, rows: int, found: list[Outcome], usual: list[Outcome]) -> str:
-    """Return a row of the table; the last two columns are about promises that rows can certify."""
-    broken = [one.broken for one in found]
-    limit = 0.05 + 2 * found[0].error
+def _line(name: str, rows: int, least: list[Outcome], usual: list[Outcome]) -> str:
+    """Return a line of the table.
+
+    Args:
+        least: outcomes of the least favourable promises.
+        usual: outcomes of the promises that the rows can be expected to certify.
+    """
+    broken = [one.broken for one in least]
+    limit = 0.05 + 2 * least[0].error  # two standard errors above the level
     sizes = [one.share for one in usual if one.certified]
     return (
-        f"| {name} | {rows:,} | {len(found)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
+        f"| {name} | {rows:,} | {len(least)} | {np.mean(broken):.1%} | {max(broken):.1%} | "
         f"{limit:.1%} | {np.mean([one.certified for one in usual]):.0%} | "
         f"{np.mean(sizes) if sizes else math.nan:.0%} |"
     )
 
 
 def pools() -> Iterator[tuple[str, Stored]]:
-    """Yield pools with their names."""
+    """Yield all pools with their names."""
     for differing in (0.01, 0.04):
         for won in (0.0, 0.2, 0.4):
             name = f"right or wrong, up to {differing:.0%} differ, {won:.0%} of them won"
@@ -83,11 +89,11 @@ def pools() -> Iterator[tuple[str, Stored]]:
 
 
 def right_or_wrong(differing: float, won: float, *, rows: int = _POOL) -> Stored:
-    """Return a pool of accuracies: each size differs on more rows, all by an exact number.
+    """Return a pool of right-or-wrong rows; smaller sizes differ on more rows, by exact counts.
 
     Args:
         differing: share of rows on which the smallest size differs.
-        won: share of these that it gets right alone.
+        won: share of the differing rows that the smaller model gets right.
     """
     rng = np.random.default_rng(0)
     full = (np.arange(rows) < 0.8 * rows).astype(float)
@@ -104,7 +110,7 @@ def right_or_wrong(differing: float, won: float, *, rows: int = _POOL) -> Stored
 
 
 def classes(positive: float, differing: float, *, rows: int = _POOL) -> Stored:
-    """Return a pool of two classes: each size gives other classes on more rows."""
+    """Return a pool of two classes; smaller sizes predict another class on more rows."""
     rng = np.random.default_rng(1)
     wanted = (rng.random(rows) < positive).astype(int)
     given = np.where(rng.random(rows) < 0.1, 1 - wanted, wanted)
@@ -118,13 +124,14 @@ def classes(positive: float, differing: float, *, rows: int = _POOL) -> Stored:
     )
 
 
-def numbers(noise: float, *, rows: int = _POOL // 8) -> Stored:
-    """Return a pool of numbers: each size adds more noise, which is larger for larger numbers."""
+def numbers(noise: float, *, rows: int = _POOL // 8) -> Stored:  # correlations are slow
+    """Return a pool of numbers; smaller sizes add more noise, and more to larger numbers."""
     rng = np.random.default_rng(2)
     wanted = np.clip(rng.normal(2.5, 1.4, size=rows), 0, 5)  # as people give similarities
     given = wanted + 0.7 * rng.normal(size=rows)
 
     def worse(share: float) -> RowScores:
+        # heavy tails: a few rows decide, which is hard for a bootstrap
         other = given + share * (0.5 + wanted / 5) * rng.standard_t(5, size=rows)
         return row_scores("pearson_spearman", "pearson_spearman", other, wanted)
 
@@ -132,9 +139,10 @@ def numbers(noise: float, *, rows: int = _POOL // 8) -> Stored:
 
 
 def _stored(full: RowScores, worse: Worse, most: float) -> Stored:
-    """Return a pool whose sizes are worse the smaller they are.
+    """Return a pool with worse scores for smaller sizes.
 
-    Screening sees less than that: it lets sizes be tested that break the promise.
+    The unhealed scores are better than the healed ones, unlike in practice, so that screening lets
+    sizes through to the test that break the promise.
     """
     shares = [most * (number + 1) / _SIZES for number in range(_SIZES)]
     healed = {f"healed-{number}": worse(share) for number, share in enumerate(shares)}

@@ -1,10 +1,10 @@
-"""Train every size that `sora auto` could choose, and store its scores row by row.
+"""Train every size that `sora auto` could choose, and store the scores of all rows.
 
     python -m tools.auto.train [--tasks stsb sst2] [--seeds 0 1] [--rows 5000] data.path=DIR
 
-The runs are those of recipes/sweeps/cpu/auto.yaml, each once for all promises. Beside the run at
-full rank and its sizes, plain low-rank training at ranks 1, 2 and 4 is trained. Rows that are not
-trained on are scored by all of them. What is in the file already is not trained again.
+It trains the runs of recipes/sweeps/cpu/auto.yaml, each once for all promises: at full rank, all
+sizes, and plain low-rank training at ranks 1, 2 and 4. All of these models score the rows that were
+not trained on. Runs that are already in the file are not trained again.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from tools.auto.stored import FULL, UNCUT, Stored, StoredSize, read_all, write_a
 SWEEP = Path("recipes/sweeps/cpu/auto.yaml")
 FILE = Path("docs/results/auto.jsonl")
 RANKS = (1, 2, 4)
-"""Ranks that are trained beside the full one."""
-_SCREENING = 1000  # rows that are scored with the unhealed cuts, too
+"""Ranks of plain low-rank training, to compare with."""
+_SCREENING = 1000  # rows that are also scored with the unhealed cuts
 
 
 def main() -> None:
-    """Train and store what is asked for and not there yet."""
+    """Train and store the requested runs that the file does not have yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--sweep", type=Path, default=SWEEP)
-    parser.add_argument("--tasks", nargs="+", help="recipes' names; unset: all")
-    parser.add_argument("--seeds", nargs="+", type=int, help="unset: all")
-    parser.add_argument("--rows", type=int, default=5000, help="of the pool, at most")
-    parser.add_argument("-o", "--output", type=Path, default=FILE)
+    parser.add_argument("--sweep", type=Path, default=SWEEP, help="sweep file with all runs")
+    parser.add_argument("--tasks", nargs="+", help="names of recipes, such as sst2; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the runs; default: all")
+    parser.add_argument("--rows", type=int, default=5000, help="largest number of rows to score")
+    parser.add_argument("-o", "--output", type=Path, default=FILE, help="file to add the runs to")
     options, words = parser.parse_known_args()
     keep_freed_memory()
     stored = list(read_all(options.output))
@@ -73,11 +73,11 @@ def _runs(sweep: Path, words: list[str]) -> Iterator[LoadedRecipe]:
 
 
 def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
-    """Train all sizes of a run and score them.
+    """Train all sizes of a run, and score them on the pool.
 
     Args:
-        most: rows of the pool.
-        scratch: a directory for everything.
+        most: largest number of rows in the pool.
+        scratch: directory for all files of the runs.
     """
     plan = dataclasses.replace(plan_auto(loaded), output=scratch)
     total = count_rows(loaded.recipe.data)
@@ -90,12 +90,12 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
     assert report.steps is not None
     cuts = score_cuts(job.runner, plan.candidate(1, 1, rows), job.screening, None)
     sizes = []
-    for number, (rung, size) in enumerate(zip(cuts.rungs, cuts.sizes, strict=True)):
-        candidate = plan.candidate(number + 1, rung.max_params, rows)
-        found = job.train(f"healed-{number}", candidate)
-        ranks = {path: rank.end for path, rank in found.ranks.items()}
+    for number, (target, size) in enumerate(zip(cuts.planned, cuts.sizes, strict=True)):
+        candidate = plan.candidate(number + 1, target.max_params, rows)
+        trained = job.train(f"healed-{number}", candidate)
+        ranks = {path: rank.end for path, rank in trained.ranks.items()}
         healed = size_of(ranks, job.cost, None)
-        sizes.append(StoredSize(rung.share, rung.max_params, _three(size), _three(healed)))
+        sizes.append(StoredSize(target.share, target.max_params, _three(size), _three(healed)))
     names = [UNCUT, *(f"cut-{number}" for number in range(len(sizes)))]
     unhealed = dict(zip(names, [cuts.whole, *cuts.scores], strict=True))
     plain = [_plain(plan, rank, rows) for rank in RANKS]
@@ -119,11 +119,11 @@ def store(loaded: LoadedRecipe, most: int, scratch: Path) -> Stored:
 
 
 def _plain(plan: AutoPlan, rank: int, rows: RowPlan) -> _Job:
-    """Train a plain rank, scaled by the full run's alpha / r, as the sizes cut from it are.
+    """Train a plain rank with the same scaling alpha / r as the full run and its cuts.
 
-    With the full run's alpha instead, rank 1 would be scaled by 16 and not by 2, and the rate that
-    suits the full rank would be too large for it: on STS-B it ended at 0.26, at -0.08 on other
-    validation rows, and scaled alike at 0.85.
+    With the full run's alpha instead, rank 1 would be scaled by 16, not by 2, and the learning rate
+    of the full rank would be too large for it: on STS-B the correlation ended at 0.26 (-0.08 on
+    other validation rows), and at 0.85 with the same scaling.
     """
     output = plan.output / f"rank-{rank}"
     alpha = plan.alpha * rank / plan.rank
@@ -137,7 +137,7 @@ def _three(size: Size) -> tuple[int, int, int]:
 
 
 class _Job:
-    """The runs of one rank, with what they scored."""
+    """The runs of one rank, with their scores."""
 
     def __init__(self, plan: AutoPlan, rows: RowPlan) -> None:
         full = plan.full(rows)
@@ -153,11 +153,11 @@ class _Job:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the factors at the plan's rank."""
+        """Parameters of the adapter at the plan's rank."""
         return self.plan.rank * sum(self.cost.values())
 
     def train(self, name: str, loaded: LoadedRecipe) -> RunReport:
-        """Train a run, and score the pool and the validation split with what it ends with."""
+        """Train a run, and score the pool and the validation split with the trained model."""
         report = self.runner.train(self.runner.next_run(loaded, name))
         parts = [self.runner.scores(rows) for rows in (self.screening, self.test)]
         everything = np.concatenate([part.parts for part in parts])

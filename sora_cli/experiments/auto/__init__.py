@@ -1,6 +1,5 @@
-"""A tolerated loss in, the smallest adapter that keeps it out: `sora auto`.
+"""`sora auto`: find the smallest adapter that keeps a promise, and certify it.
 
-Read `plan` (which runs there are), `budget` (on how many rows), `maker` (the order of things: full
-rank, screening, sizes), `stages` (how each is trained); the loop, the tests and the certificate are
-in `sora_cli.search`.
+Read `plan` (the runs), `budget` (the numbers of rows) and `maker` (trains at full rank, screens,
+then trains and tests sizes). The loop, the tests and the certificate are in `sora_cli.search`.
 """

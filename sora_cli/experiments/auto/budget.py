@@ -1,4 +1,4 @@
-"""The number of rows that choose a size, by what scoring them costs. No torch here."""
+"""The numbers of screening and test rows, by the cost of scoring them. No torch here."""
 
 from __future__ import annotations
 
@@ -8,44 +8,47 @@ from dataclasses import dataclass
 from sora_cli.core.errors import SoraError
 from sora_cli.recipe.auto import AutoBlock
 from sora_cli.recipe.recipe import TrainingBlock
-from sora_cli.search.ladder import LADDER
+from sora_cli.search.sizes import SHARES
 
 _SCREENING = 1 / 4
-"""Share of the rows that screen: they only name sizes, where the others must prove one."""
-_FIFTH = 5  # of the training split, at most, is taken away from the training
-_THIRD = 3  # of the split, where a fifth is not enough rows for anything
-_BACKWARD = 3  # forward passes that a row's step takes: one forward, and twice that backward
-_FEWEST = 16  # rows of a part; with fewer nothing can be said
+"""Screening rows as a share of all rows held out: they only choose sizes, test rows certify one."""
+_FIFTH = 5  # at most one in five rows of the training split is taken away from training
+_THIRD = 3  # at most one in three, if a fifth is fewer than `_FEWEST` rows for each part
+_BACKWARD = 3  # cost of a training step in forward passes: one forward, and twice that backward
+_FEWEST = 16  # smallest part; fewer rows show nothing
 
 FACTORS = (1 / 3, 1.0, 3.0)
 """The learning rates that a probe tries, as multiples of the recipe's."""
-_PROBED = 0.05  # of the full run's steps, for each rate
+_PROBED = 0.05  # share of the full run's steps that each rate is tried for
 _FEWEST_STEPS, _MOST_STEPS = 10, 100
 
 
 def probe_steps(total: int) -> int:
-    """Return how many steps each learning rate is tried for.
+    """Return the number of steps for which each learning rate is tried.
 
     Args:
-        total: the full run's.
+        total: steps of the run at full rank.
     """
     return min(max(round(_PROBED * total), _FEWEST_STEPS), _MOST_STEPS, total)
 
 
 def rows_for(test: int) -> tuple[int, int]:
-    """Return the `auto.rows` of which so many test, and a split that has five times as many."""
+    """Return the `auto.rows` that give this many test rows, and the training rows this takes.
+
+    At most a fifth of the training split is held out, so the split needs five times `auto.rows`.
+    """
     held = math.ceil(test / (1 - _SCREENING))
     return held, _FIFTH * held
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The numbers of rows that choose, and the cost of scoring them.
+    """The numbers of screening, test and training rows, and the cost of scoring.
 
     Attributes:
         trained: rows that are left to train on.
         total: rows of the training split.
-        scoring: what scoring them takes, as a share of the full run's work.
+        scoring: cost of scoring all sizes, as a share of the full run's work.
     """
 
     screening: int
@@ -56,31 +59,33 @@ class RowPlan:
 
     @property
     def held_out(self) -> int:
-        """Rows of both parts."""
+        """Screening and test rows together."""
         return self.screening + self.test
 
 
 def plan_rows(
     block: AutoBlock, training: TrainingBlock, *, wanted: int, total: int, healing: float
 ) -> RowPlan:
-    """Return how many rows of the training split are held out.
+    """Return the numbers of rows to hold out of the training split.
+
+    `auto.rows` sets them directly. Otherwise rows that training does not want, or a fifth of the
+    split, are held out, as far as scoring them fits into `auto.cost`.
 
     Args:
-        wanted: rows to train on, if so many are left.
+        wanted: rows to train on, if this many are left.
         total: rows of the training split.
-        healing: the work of healing all sizes, as a share of the full run's.
-
-    Raises:
-        SoraError: the split has too few rows.
+        healing: work of healing all sizes, as a share of the full run's.
     """
+    # all costs in forward passes of one row; each cut and full rank pass over the screening rows
     work = _BACKWARD * training.total_steps(wanted) * training.batch_size  # forward passes of rows
-    screens, tests = len(LADDER) + 1, block.sizes + 1  # passes over the rows of each part
+    screens, tests = len(SHARES) + 1, block.sizes + 1  # passes over the rows of each part
     if block.rows is not None:
         screening = int(block.rows * _SCREENING)
         test = block.rows - screening
     else:
         most = max(total - wanted, total // _FIFTH)
         budget = max(block.cost - healing, 0) * work
+        # screening gets at most a third of the passes; test rows get the rest, as they decide
         screening = min(int(most * _SCREENING), int(budget / 3 / screens))
         screening = max(screening, _FEWEST)
         test = max(min(most - screening, int((budget - screening * screens) / tests)), _FEWEST)
@@ -88,7 +93,8 @@ def plan_rows(
     most = total - 1 if block.rows is not None else max(total - wanted, total // _THIRD)
     if screening < 1 or held > most:
         raise SoraError(
-            f"the training split has {total} rows: {held} that choose the size leave too few",
+            f"the training split has {total} rows: {held} held out to choose the size leave "
+            "too few to train on",
             hint=f"auto.rows={max(total // _FIFTH, 4)}",
             key="auto.rows",
         )

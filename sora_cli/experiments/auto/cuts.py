@@ -1,6 +1,6 @@
-"""The checkpoint at the cut, cut to each size of the ladder and scored unhealed, for screening.
+"""Cut the checkpoint to each size and score it before healing, for screening.
 
-It is what every candidate begins with, so the ranks are those that a candidate's cut gives.
+Every candidate starts from this checkpoint, so its ranks after the cut are the ranks found here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sora_cli.adapter.pruning import at_ranks, survey
 from sora_cli.recipe.auto import Serve
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.run.runner import Runner
-from sora_cli.search.screening import Cuts, rungs
+from sora_cli.search.screening import Cuts, planned_sizes
 from sora_cli.search.size import size_of
 from sora_cli.tasks.base import Encoded
 from sora_cli.train.checkpoint.files import load_parameters, read_checkpoint
@@ -26,11 +26,11 @@ from sora_cli.train.checkpoint.fork import locate_fork
 
 
 def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Serve | None) -> Cuts:
-    """Cut the checkpoint that a candidate begins with to each size, and score it as it is.
+    """Cut the checkpoint that candidates start from to each size, and score it unhealed.
 
     Args:
-        candidate: a run that begins with the checkpoint.
-        serve: what serves the adapter.
+        candidate: recipe of any run that starts from the checkpoint.
+        serve: server of the adapter; None: parameters count.
     """
     layers, method = runner.ready.layers, runner.ready.method
     start = candidate.recipe.start
@@ -40,26 +40,27 @@ def score_cuts(runner: Runner, candidate: LoadedRecipe, rows: Encoded, serve: Se
     values = {path: f.singular_values().cpu() for path, f in factors.items()}
     cost = {path: f.A.shape[1] + f.B.shape[0] for path, f in factors.items()}
     full = size_of({path: layer.rank for path, layer in layers.items()}, cost, serve)
-    known = survey(factors)  # once for all sizes
-    found = Cuts(full, runner.scores(rows), rungs(values, cost, full.parameters), [], [])
-    for rung in found.rungs:
-        with holding(layers, at_ranks(factors, rung.ranks, known)):
-            found.scores.append(runner.scores(rows))
-        found.sizes.append(size_of(rung.ranks, cost, serve))
-    return found
+    known = survey(factors)  # singular values and vectors, computed once for all sizes
+    cuts = Cuts(full, runner.scores(rows), planned_sizes(values, cost, full.parameters), [], [])
+    for planned in cuts.planned:
+        with replaced_factors(layers, at_ranks(factors, planned.ranks, known)):
+            cuts.scores.append(runner.scores(rows))
+        cuts.sizes.append(size_of(planned.ranks, cost, serve))
+    return cuts
 
 
 @contextmanager
-def holding(layers: Layers, factors: Mapping[str, LowRankFactors]) -> Iterator[None]:
-    """Give the layers other factors of at most their rank for a while, padded with zeros.
+def replaced_factors(layers: Layers, factors: Mapping[str, LowRankFactors]) -> Iterator[None]:
+    """Give the layers other factors within the `with` block, padded with zeros to their rank.
 
-    Afterwards they have the very tensors they had before, to the bit. Not for training, and not for
-    layers with gates.
+    Afterwards the layers have their own tensors again, unchanged to the bit. The factors must have
+    at most the layers' rank. Not for training, and not for layers with gates.
     """
     kept = {path: (layer.A.data, layer.B.data) for path, layer in layers.items()}
     try:
         for path, layer in layers.items():
             small = factors[path]
+            # factors hold the whole update B A; the layer multiplies by its scaling itself
             layer.A.data = like(_padded(small.A, layer.A.shape), layer.A)
             layer.B.data = like(_padded(small.B / layer.scaling, layer.B.shape), layer.B)
         yield

@@ -1,6 +1,6 @@
-"""Train at full rank, screen the cuts of that run, then heal and test the named sizes.
+"""Train at full rank, screen cuts of that run, then heal and test the chosen sizes.
 
-A size is cut from the full run's checkpoint at the cut, and trained on for the steps that are left.
+Each size is cut from one checkpoint of the full run, and trained on for the remaining steps.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from sora_cli.search.certificate import (
 )
 from sora_cli.search.rows import certifiable_by, choosing_rows, row_sets
 from sora_cli.search.screening import expected_drop, name_sizes, screen
-from sora_cli.search.search import decided, in_fixed_order
+from sora_cli.search.search import from_first_process, in_fixed_order
 from sora_cli.search.size import Size, size_of
 from sora_cli.search.words import tested_line
 from sora_cli.tasks.row_scores import RowScores
 from sora_cli.train.log import ReportLog
 
 Made = tuple[Healed, RowScores | None]
-"""A size that was trained, and its scores on the test rows, where a test could pass."""
+"""A trained size with its scores on the test rows; None: no test could pass."""
 
 
 class Maker:
-    """The sizes of one run, made and tested.
+    """Makes and tests the sizes of one run of `sora auto`.
 
     Args:
-        plan: what is to be done.
-        rows: how many rows choose.
-        ready: data, model and adapters as the full run has them.
-        log: of the record, which holds what was done before.
-        tell: is told of each part of the work.
+        plan: recipes of all runs, and the promise.
+        rows: numbers of screening and test rows.
+        ready: data, model and adapters of the run at full rank.
+        log: log of the record; the record holds finished parts of an interrupted run.
+        tell: prints a line about each part of the work.
 
     Attributes:
-        certifiable: what the test rows can certify.
-        promise: the tolerated loss.
+        certifiable: the smallest drop that the test rows can certify.
+        promise: the promise, as a number even for `smallest`.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Maker:
         return self.certifiable.may_pass(self.promise.max_drop)
 
     def run(self) -> None:
-        """Carry out the parts that are not recorded yet; the record is saved after each."""
+        """Do all parts that the record does not have yet; save the record after each."""
         record, max_drop = self.record, self.promise.max_drop
         if record.full is None:
-            self._tell(f"\nfull rank {self.plan.rank}: the run that all others are compared with")
+            self._tell(f"\nfull rank {self.plan.rank}: the run that all sizes are compared with")
             with self.log.phase("train at full rank"):
                 name = f"{self.full.name}, full rank"
                 report = self.runner.train(self.runner.next_run(self.full, name))
@@ -104,16 +104,17 @@ class Maker:
             self.log.save()
 
     def candidate(self, number: int) -> LoadedRecipe:
-        """Return the recipe of the run of a named size, from 0."""
+        """Return the recipe that trains a chosen size, by its number from 0."""
         size = self.record.named()[number]
         return self.plan.candidate(number + 1, size.max_params, self.rows)
 
     def _score_full(self, report: RunReport) -> None:
         runner = self.runner
         with self.log.phase("score"):
+            # reported scores are taken now, as long as the full run is in the model
             metrics = evaluate_all(runner.scorer(), self.ready.task, self.ready.report)
             self._reference = runner.scores(self._test_rows)
-        self.record.full = decided(self._full_size(report, metrics, self._reference))
+        self.record.full = from_first_process(self._full_size(report, metrics, self._reference))
         self.log.save()
 
     def _full_size(
@@ -134,18 +135,18 @@ class Maker:
         )
 
     def _screen(self) -> None:
-        """Score unhealed cuts on the screening rows, and name the sizes to train."""
+        """Score unhealed cuts on the screening rows, and choose the sizes to train."""
         plan, block, test_rows = self.plan, self.plan.block, self.rows.test
-        self._tell(f"\nscreening: unhealed cuts on {self.rows.screening:,} rows")
+        self._tell(f"\nscreening: score all sizes before healing, on {self.rows.screening:,} rows")
         first = plan.candidate(1, 1, self.rows)
         cuts = score_cuts(self.runner, first, self._screening_rows, block.serve)
-        found = screen(cuts, test_rows=test_rows, confidence=block.confidence)
+        sizes = screen(cuts, test_rows=test_rows, confidence=block.confidence)
         max_drop, may_pass = self.promise.max_drop, self._may_pass
         for number in name_sizes(
-            found, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
+            sizes, cuts.full, max_drop, block.sizes, block.serve, tested=may_pass
         ):
-            found[number].named = True
-        self.record.screened = decided(found)
+            sizes[number].named = True
+        self.record.screened = from_first_process(sizes)
         named = ", ".join(f"{size.share:.3g}" for size in self.record.named())
         self._tell(f"to be trained, as shares of the parameters: {named}")
         for size in self.record.named():
@@ -157,10 +158,11 @@ class Maker:
                 )
 
     def _heal(self, size: Screened) -> Made:
-        """Cut the checkpoint to a size and train it on; score it, if a test could pass."""
+        """Cut the checkpoint to a size and train it on; if a test could pass, score it."""
         record = self.record
         assert record.full is not None
-        self._scores_at_full_rank()  # before the model is trained: it may have to be restored
+        # before training: the full run may have to be restored into the model to score it
+        self._scores_at_full_rank()
         number = len(record.candidates)
         loaded = self.candidate(number)
         self._tell(
@@ -204,14 +206,14 @@ class Maker:
         return size_of(ranks, self._cost, self.plan.block.serve)
 
     def restored(self, number: int) -> Prepared:
-        """Return the model as a candidate left it, and its method with what it has done."""
+        """Restore the model and its method to a candidate's trained state, and return them."""
         return self.runner.restore(self.candidate(number))
 
     def certificate(self, report: RunReport) -> Certificate:
         """Return the certificate of this search.
 
         Args:
-            report: of the written adapter, with its scores on the reported rows.
+            report: report of the written adapter, with its scores on the reported rows.
         """
         record, promise = self.record, self.promise
         assert record.full is not None

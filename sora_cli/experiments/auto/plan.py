@@ -1,8 +1,8 @@
-"""The way from a recipe with an `auto` block to the recipes of its runs, checked before training.
+"""Build and check the recipes that `sora auto` trains: one at full rank, one per size.
 
-The full run is plain low-rank training at full rank, for all of the recipe's steps. The others
-begin with its checkpoint at the cut, so until then all are one run; none of them chooses a
-checkpoint, and rows that choose the size are held out of the training split of all.
+The full run is plain low-rank training at full rank for all of the recipe's steps. The runs of the
+sizes start from its checkpoint at the cut, so all runs are the same until then. No run chooses a
+checkpoint, and all hold the same screening and test rows out of the training split.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ from sora_cli.search.certificate import FULL, SIZES
 from sora_cli.search.promise import Promise, promise_of
 
 _HEALING = 2 / 3
-"""Share of what may be spent that goes to the steps after the cuts; the rest is for scoring. They
-matter: on the quickstart (seed 0; at full rank 1.000) 8 % of the components score 0.993 after 20 %
-of the steps, 0.923 after 10 % and 0.868 after 6.7 %; 15 % of them score 1.000 after each."""
-_MOST_HEALING = 0.5  # of the steps: before the cut there must be something to cut
+"""Share of `auto.cost` that healing gets; scoring gets the rest. The steps after the cut matter: on
+the quickstart (seed 0; at full rank 1.000) 8 % of the components score 0.993 after 20 % of the
+steps, 0.923 after 10 % and 0.868 after 6.7 %; 15 % of them score 1.000 after each."""
+_MOST_HEALING = 0.5  # of the steps: the run must have learned something before the cut
 _LAST_STEP = {"evaluate": "no", "keep_best": False, "early_stopping": None}
-"""No run chooses a checkpoint: what is compared is the last step of each."""
+"""No run chooses a checkpoint; the last steps of the runs are compared."""
 
 
 @dataclass(frozen=True)
 class AutoPlan:
-    """The task of a whole run, as far as it is known before the data are loaded.
+    """The plan of all runs, as far as it is known before the data are loaded.
 
     Attributes:
-        loaded: the recipe as it was given.
-        output: the directory of everything.
-        rank: of every layer in the full run.
-        alpha: its scaling is alpha / rank.
-        promise: the loss that is tolerated.
-        learning_rate: of all runs, where it is not the recipe's.
+        loaded: the user's recipe.
+        output: directory of all files.
+        rank: rank of every layer in the full run.
+        alpha: the scaling is alpha / rank.
+        learning_rate: rate of all runs; None: the recipe's rate.
     """
 
     loaded: LoadedRecipe
@@ -54,22 +53,22 @@ class AutoPlan:
 
     @property
     def block(self) -> AutoBlock:
-        """The recipe's block."""
+        """The recipe's `auto` block."""
         assert self.loaded.recipe.auto is not None
         return self.loaded.recipe.auto
 
     @property
     def heal(self) -> float:
-        """The share of the steps that each size is trained for after its cut."""
+        """Share of the steps for which each size is trained after its cut."""
         return min(self.block.cost * _HEALING / self.block.sizes, _MOST_HEALING)
 
     @property
     def cut_at(self) -> float:
-        """The share of the steps before the cut."""
+        """Share of the steps before the cut."""
         return round(1 - self.heal, 6)
 
     def row_plan(self, total: int) -> RowPlan:
-        """Return how many rows are held out of a training split of so many; see `plan_rows`."""
+        """Return the numbers of rows to hold out of a training split of `total` rows."""
         recipe, healing = self.loaded.recipe, self.heal * self.block.sizes
         wanted = min(recipe.data.max_train_rows or total, total)
         with recipe.placing("auto.rows"):
@@ -83,7 +82,10 @@ class AutoPlan:
         return self._stage(FULL, method, None, rows, {"keep_checkpoints": [self.cut_at]})
 
     def candidate(self, number: int, max_params: int, rows: RowPlan) -> LoadedRecipe:
-        """Return the recipe of a run of a size, which follows from these alone."""
+        """Return the recipe that trains one size.
+
+        It depends on nothing but the arguments and the plan, so that a continued run gets the same.
+        """
         method = {**sized_method(self.rank, max_params, self.cut_at), **self._shared()}
         start = StartBlock(checkpoint=str(self.output / SIZES / FULL), step=self.cut_at)
         return self._stage(str(number), method, start, rows, {"keep_checkpoints": []})
@@ -105,6 +107,7 @@ class AutoPlan:
         training: dict[str, Any],
     ) -> LoadedRecipe:
         recipe = self.loaded.recipe
+        # the full run, too, must not train on screening and test rows: every size starts from it
         held = {
             "selection": "train-rows",
             "selection_rows": rows.held_out,
@@ -124,17 +127,12 @@ class AutoPlan:
 
 
 def plan_auto(loaded: LoadedRecipe) -> AutoPlan:
-    """Return the plan of a recipe's `auto` block.
-
-    Raises:
-        SoraError: no such block, a loss that cannot be tolerated, a method without ranks, or what
-            does not go with it.
-    """
+    """Check a recipe's `auto` block, and return its plan."""
     recipe = loaded.recipe
     block = recipe.auto
     if block is None:
         raise SoraError(
-            f"{loaded.path} does not say how much worse the result may be", hint="--max-drop 0.5pt"
+            f"{loaded.path} does not say how large a drop is accepted", hint="--max-drop 0.5pt"
         )
     _check_alone(loaded)
     promise = promise_of(recipe)
@@ -148,12 +146,12 @@ def _check_alone(loaded: LoadedRecipe) -> None:
     recipe = loaded.recipe
     if recipe.start is not None:
         raise SoraError(
-            "start does not go with auto: the full run begins at the method's own start",
+            "start does not go with auto: the run at full rank starts with a new adapter",
             where=recipe.place("start"),
         )
     if recipe.training.compact_every is not None:
         raise SoraError(
-            "training.compact_every does not go with auto: the cut decides what is removed",
+            "training.compact_every does not go with auto: only the cut removes components",
             where=loaded.origin("training", "compact_every").place,
             hint="training.compact_every=null",
         )
@@ -163,14 +161,14 @@ def _start(recipe: Recipe, block: AutoBlock) -> tuple[int, float]:
     config = recipe.method.config
     if not isinstance(config, MethodConfig):
         raise SoraError(
-            f"method {recipe.method.name} has no ranks to choose from",
+            f"method {recipe.method.name} trains no adapter, so there is no rank to reduce",
             where=recipe.place("method.name"),
             hint="method.name=lora",
         )
     known = config.start()
     if known is None and block.r_max is None:
         raise SoraError(
-            f"it is not known which rank method {recipe.method.name} begins with",
+            f"method {recipe.method.name} has no initial rank that auto could take as full rank",
             where=recipe.place("method.name"),
             hint="auto.r_max=8",
         )
@@ -179,11 +177,11 @@ def _start(recipe: Recipe, block: AutoBlock) -> tuple[int, float]:
 
 
 def unused(plan: AutoPlan) -> list[str]:
-    """Return notes on values that were set but that these runs do not use."""
+    """Return notes on recipe values that were set but have no effect in these runs."""
     loaded = plan.loaded
     keys = [f"training.{key}" for key in (*_LAST_STEP, "keep_checkpoints")]
     keys += ["data.selection", "data.selection_rows", "data.selection_seed"]
-    reasons = dict.fromkeys(keys, "no checkpoint is chosen: the last step counts")
+    reasons = dict.fromkeys(keys, "no checkpoint is chosen, every run ends with its last step")
     return [
         f"{key} ({loaded.origin(*key.split('.')).place}) is not used: {reason}"
         for key, reason in reasons.items()
@@ -191,7 +189,7 @@ def unused(plan: AutoPlan) -> list[str]:
     ]
 
 
-def found_keys(plan: AutoPlan) -> list[str]:
-    """Return the recipe's keys whose values a run has found: its size, and a probed rate."""
+def derived_keys(plan: AutoPlan) -> list[str]:
+    """Return the recipe's keys whose values the run finds: the size, and a probed rate."""
     rate = [] if plan.learning_rate is None else ["training.learning_rate"]
     return [*(f"method.{key}" for key in size_keys()), *rate]

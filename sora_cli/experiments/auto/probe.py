@@ -1,9 +1,10 @@
-"""`auto.probe`: three learning rates for a few steps each, and the one with the smallest loss.
+"""`auto.probe`: try three learning rates for a few steps each, and take the best.
 
-The rates are a third of the recipe's, the recipe's, and three times that. Each begins with the
-same untrained model and takes a whole schedule of few steps on most of the training rows; the loss
-is that on the rest of them. Rows that choose a size are not among them, nor reported rows. The full
-run then trains on all training rows, from the same start, as if nothing had been tried.
+The rates are a third of the recipe's rate, the recipe's rate, and three times that. Each trial
+starts from the same untrained model and runs a whole schedule of few steps on most training rows;
+its loss is measured on the other training rows. Screening, test and reported rows are not used. The
+full run then starts from the same untrained model, on all training rows, as if nothing had been
+tried.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from sora_cli.train.checkpoint.files import load_trained, trained_tensors
 from sora_cli.train.fit import fit
 from sora_cli.train.trainer import build_scorer, build_trainer
 
-_HELD = 1 / 5  # of the training rows
-_MOST_HELD = 400  # rows
+_HELD = 1 / 5  # share of the training rows that the loss is measured on
+_MOST_HELD = 400  # rows, at most: more only cost time
 
 
 def probe_rates(
     plan: AutoPlan, full: LoadedRecipe, ready: Prepared, tell: Callable[[str], None]
 ) -> Probe:
-    """Try the rates; the model and its method end as they began.
+    """Try the rates, and restore the model and its method to their untrained state.
 
     Args:
-        full: the full run, whose rows and method are taken.
-        ready: its data, model and adapters, untrained.
-        tell: is told of each rate that is tried.
+        full: recipe of the full run, with its rows and method.
+        ready: data, model and adapters of the full run, untrained.
+        tell: prints a line about each trial.
     """
     rows, origin = ready.rows.train, ready.rows.origin(ready.rows.train)
     total = full.recipe.training.total_steps(len(ready.train.lengths))
@@ -57,6 +58,7 @@ def probe_rates(
         loss = _loss(_at(full, rate, steps), ready, train, judge)
         load_trained(ready.base.model, ready.method, begun)
         tried.append(Tried(learning_rate=rate, loss=loss if math.isfinite(loss) else None))
+    # `begin` of the last trial set the method up for the trial's few steps
     ready.method.begin(ready.layers, total_steps=total)
     own = full.recipe.training.learning_rate
     return Probe(
@@ -65,11 +67,8 @@ def probe_rates(
 
 
 def best(tried: list[Tried], own: float) -> float:
-    """Return the rate with the smallest loss; the recipe's own where none has one.
-
-    Args:
-        own: the recipe's.
-    """
+    """Return the rate with the smallest loss; `own`, the recipe's, if no loss is finite."""
+    # of equal losses the recipe's own rate wins: False sorts before True
     finite = [
         (one.loss, one.learning_rate != own, one.learning_rate)
         for one in tried
@@ -79,7 +78,7 @@ def best(tried: list[Tried], own: float) -> float:
 
 
 def _at(full: LoadedRecipe, rate: float, steps: int) -> LoadedRecipe:
-    """Return the full run's recipe for a few steps at a rate."""
+    """Return the full run's recipe at another rate, with few steps and without checkpoints."""
     update = {"learning_rate": rate, "max_steps": steps, "keep_checkpoints": [], "loggers": []}
     training = full.recipe.training.model_copy(update={**update, "checkpoint": "no"})
     recipe = full.recipe.model_copy(update={"training": training})
@@ -87,7 +86,7 @@ def _at(full: LoadedRecipe, rate: float, steps: int) -> LoadedRecipe:
 
 
 def _loss(loaded: LoadedRecipe, ready: Prepared, train: Encoded, judge: Encoded) -> float:
-    """Train the model as it is, and return its loss on the rows held out."""
+    """Train the model, and return its loss on the rows that were held out."""
     recipe, task, base = loaded.recipe, ready.task, ready.base
     with tempfile.TemporaryDirectory() as scratch:
         trainer = build_trainer(recipe, task, base, Path(scratch), train=train)

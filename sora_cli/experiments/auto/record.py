@@ -1,6 +1,6 @@
-"""`auto.json`: what `sora auto` has decided so far, for its own continuation. No torch here.
+"""`auto.json`: the finished parts of a `sora auto` run, so that it can be continued. No torch here.
 
-The result is in `certificate.json` and `report.json`; what a decision rests on is there, too.
+The result, with all figures that decided it, is in `certificate.json` and `report.json`.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ class Tried(BaseModel):
     """A learning rate that was tried."""
 
     learning_rate: float = Field(description="peak rate")
-    loss: Score | None = Field(description="on the rows held out; null: it was not finite")
+    loss: Score | None = Field(description="loss on the rows held out; null: not finite")
 
 
 class Probe(BaseModel):
     """The trial of learning rates before the run at full rank."""
 
-    tried: list[Tried] = Field(description="the rates, the smallest first")
-    chosen: float = Field(description="the one with the smallest loss, which all runs take")
+    tried: list[Tried] = Field(description="all rates, from smallest to largest")
+    chosen: float = Field(description="the rate with the smallest loss; all runs use it")
     steps: int = Field(description="optimiser steps of each trial")
-    trained: int = Field(description="training rows that were trained on")
-    held_out: int = Field(description="training rows that the loss is of")
+    trained: int = Field(description="training rows that the trials were trained on")
+    held_out: int = Field(description="training rows that the loss was measured on")
 
     @property
     def note(self) -> str:
-        """The result, and what it rests on, as a sentence."""
-        shown = ", ".join(
+        """The chosen rate and all losses, as a sentence."""
+        losses = ", ".join(
             f"{one.learning_rate:g}: {'not finite' if one.loss is None else f'{one.loss:.4f}'}"
             for one in self.tried
         )
         return (
             f"training.learning_rate {self.chosen:g}, by auto.probe: the smallest loss after "
-            f"{self.steps} steps on {self.held_out} training rows held out ({shown})"
+            f"{self.steps} steps on {self.held_out} training rows held out ({losses})"
         )
 
 
@@ -51,7 +51,7 @@ class AutoRecord(Report):
     probe: Probe | None = Field(None, description="learning rates that were tried; null: none")
     full: FullRank | None = Field(None, description="the run at full rank, once it is finished")
     screened: list[Screened] = Field(
-        default_factory=list, description="sizes scored unhealed, the largest first"
+        default_factory=list, description="sizes scored before healing, from largest to smallest"
     )
     candidates: list[Healed] = Field(
         default_factory=list, description="sizes trained and tested, in this order"
@@ -59,23 +59,19 @@ class AutoRecord(Report):
     stopped: bool = Field(False, description="whether a test has failed: no other size is tested")
 
     def named(self) -> list[Screened]:
-        """Return the sizes that are to be trained, the largest first."""
+        """Return the sizes chosen for training, from the largest to the smallest."""
         return [size for size in self.screened if size.named]
 
     def waiting(self) -> list[Screened]:
-        """Return the sizes that are still to be trained."""
+        """Return the chosen sizes that are not trained yet."""
         return [] if self.stopped else self.named()[len(self.candidates) :]
 
     def add(self, candidate: Healed) -> None:
-        """Note a size that was trained; a failed test is the last one."""
+        """Record a trained size; after a failed test no other size is trained."""
         self.candidates = [*self.candidates, candidate]
         self.stopped = candidate.test is not None and candidate.test.failed
 
 
 def read_auto(directory: Path) -> AutoRecord | None:
-    """Read the record in a directory; None if there is none.
-
-    Raises:
-        SoraError: there is one that cannot be read.
-    """
+    """Read the record in a directory; None if there is none."""
     return read_record(directory / FILE_NAME, AutoRecord, hint=MOVE_AWAY)

@@ -1,4 +1,4 @@
-"""The lines of `sora auto` about its cost, and about layers that have no size to choose from."""
+"""Lines that `sora auto` prints: its cost, the promise, and layers that kept every component."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sora_cli.experiments.auto.budget import FACTORS, RowPlan, probe_steps, rows
 from sora_cli.experiments.auto.plan import AutoPlan
 from sora_cli.report import RunReport
 from sora_cli.run.dry_run import DryRun
-from sora_cli.search.ladder import LADDER
 from sora_cli.search.promise import Promise
+from sora_cli.search.sizes import SHARES
 from sora_cli.search.words import certifiable_lines
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
-    """Yield what finding the size takes, beside the run at full rank."""
+    """Yield lines on the cost of finding the size, in addition to the run at full rank."""
     block = plan.block
     healing = plan.heal * block.sizes
     yield (
-        f"up to {block.sizes} of {len(LADDER)} sizes leave the run after {plan.cut_at:.1%} of its "
-        f"steps and heal for the {plan.heal:.1%} that are left"
+        f"up to {block.sizes} of {len(SHARES)} sizes are cut from the run after {plan.cut_at:.1%} "
+        f"of its steps, and healed for the other {plan.heal:.1%}"
     )
     yield (
         f"rows held out of the training split: {count(rows.screening)} screen the sizes, "
@@ -35,34 +35,34 @@ def cost_lines(plan: AutoPlan, rows: RowPlan) -> Iterator[str]:
     probing = _probing(plan, rows)
     trials = f", trials of learning rates {probing:.0%}" if probing else ""
     yield (
-        f"at most {_extra(plan, rows):.0%} of the full run's work: healing {healing:.0%}, "
+        f"extra work: at most {_extra(plan, rows):.0%} of the full run's: healing {healing:.0%}, "
         f"scoring {rows.scoring:.0%}{trials}"
     )
 
 
 def promise_lines(promise: Promise, rows: RowPlan, certifiable: Certifiable) -> Iterator[str]:
-    """Yield the promise, and the loss that the test rows can certify."""
+    """Yield lines on the promise and the smallest drop that the test rows can certify."""
     yield from certifiable_lines(promise, rows.test, certifiable.bound, _more_rows(promise, rows))
 
 
 def _more_rows(promise: Promise, rows: RowPlan) -> str:
-    """Say how many rows a promise takes, if a size is as good as the full rank."""
+    """Return a sentence on the rows that a promise needs, for a size with a true drop of 0."""
     from sora_cli.search.certifiable import rows_needed  # scipy
 
     if promise.max_drop == 0:
-        return "no number of rows certifies 0, unless the small model wins"
+        return "no number of rows certifies a drop of 0, unless the smaller adapter is better"
     held, labelled = rows_for(rows_needed(promise.max_drop, confidence=promise.confidence))
     if labelled <= rows.total:
-        return f"for {promise.max_drop:g} more rows must test: auto.rows={held}"
-    about = count(round(labelled, 2 - len(str(labelled))))  # two digits
-    return f"{promise.max_drop:g} takes about {about} labelled rows, {count(rows.total)} are there"
+        return f"{promise.max_drop:g} needs more test rows: auto.rows={held}"
+    about = count(round(labelled, 2 - len(str(labelled))))  # two digits: `rows_needed` estimates
+    return f"{promise.max_drop:g} needs about {about} labelled rows, there are {count(rows.total)}"
 
 
 def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
-    """Yield the time and the memory of everything.
+    """Yield lines on the time and memory of all runs together.
 
     Args:
-        full: of the run at full rank, as a dry run measured it.
+        full: the dry run's measurement of the run at full rank.
     """
     seconds = full.seconds * (1 + _extra(plan, rows))
     about = (
@@ -75,7 +75,7 @@ def whole_lines(plan: AutoPlan, rows: RowPlan, full: DryRun) -> Iterator[str]:
 
 
 def _extra(plan: AutoPlan, rows: RowPlan) -> float:
-    """Return what is done beside the full run, at most, as a share of its work."""
+    """Return the work beside the full run, at most, as a share of the full run's work."""
     return plan.heal * plan.block.sizes + rows.scoring + _probing(plan, rows)
 
 
@@ -85,13 +85,13 @@ def _probing(plan: AutoPlan, rows: RowPlan) -> float:
 
 
 def full_layers(report: RunReport) -> str | None:
-    """Say which layers keep all components they could have; None: none does."""
+    """Return a line on the layers that kept all components; None: there are none."""
     full = [path for path, rank in report.ranks.items() if rank.end == rank.start]
     if not full:
         return None
     rank = max(report.ranks[path].start for path in full)
     layers = "1 layer keeps" if len(full) == 1 else f"{len(full)} layers keep"
     return (
-        f"{layers} all {rank} components ({first_few(full)}): a larger full rank may give more: "
+        f"{layers} all {rank} components ({first_few(full)}): a larger full rank may score better: "
         f"auto.r_max={2 * rank}"
     )

@@ -1,1 +1,1 @@
-"""The regularisation path: warm-started stages, their record, controls, picture and choice."""
+"""The regularisation path: warm-started stages, their record, controls, picture, and the choice."""

@@ -1,8 +1,9 @@
-"""Controls of a path: components are taken out of stage 0 by other rules, and it is scored.
+"""Controls of a path: remove components from stage 0 by other rules, and score the result.
 
-For each stage as many components as the path had lost by then are taken out of stage 0's adapter,
-which is then scored without further training: at random, by smallest norm, and those that the path
-itself had lost, unless the method turns the basis, so that those are not components of stage 0.
+For each stage, as many components are removed from stage 0's adapter as the path had lost by then,
+and the adapter is scored without further training. The components are drawn at random, or have the
+smallest norms, or are the very components that the path had lost. The last rule is left out if the
+method turns the basis: component i of a later stage is then not component i of stage 0.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from sora_cli.experiments.path.record import ControlPoint, Controls, PathReport,
 from sora_cli.experiments.path.stages import Stages
 from sora_cli.train.trainer import AdapterTrainer, build_scorer
 
-DRAWS = 5
-FALL = 0.9
+DRAWS = 5  # random draws per stage; their mean is compared with the path
+FALL = 0.9  # share of stage 0's metric below which a curve has clearly fallen
 _PATHS = "path's choice"
 RULES = {
     _PATHS: "the components the path had lost by that stage",
-    "smallest norm": "those with the smallest |b_i| |a_i|, over all modules",
+    "smallest norm": "the components with the smallest |b_i| |a_i|, over all layers",
     "chance": "components drawn at random",
 }
 Component = tuple[str, int]
-"""Module path and number of the component in it."""
+"""Module path of the layer, and the component's number in it."""
 
 
 def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
-    """Score stage 0 with components taken out; the model ends as stage 0 left it."""
+    """Score stage 0 without some components, by each rule; the model ends in stage 0's state."""
     stages.restore(0)
     report, first = stages.report, stages.report.stages[0]
     everything = _components(first.alive)
@@ -38,6 +39,8 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     turns_basis = stages.ready.method.config.turns_basis
     rules = {k: v for k, v in RULES.items() if k != _PATHS or not turns_basis}
     seed = int(stages.plans[0].recipe.training.seed)
+    # one order per draw for all stages: each stage then removes the former stage's components and
+    # more, as a path does; no two seeds share a draw
     draws = [_shuffled(everything, seed * DRAWS + draw) for draw in range(DRAWS)]
     ready = stages.ready
     trainer = build_scorer(stages.plans[0].recipe, ready.task, ready.base, stages.output)
@@ -49,8 +52,10 @@ def run_controls(stages: Stages, say: Callable[[str], None]) -> Controls:
     points = []
     for stage in report.stages[1:]:
         dead = sorted(set(everything) - set(_components(stage.alive)))
+        # in a turned basis the components are others: only their number can be compared
         removed = first.live - stage.live if turns_basis else len(dead)
-        say(f"controls for stage {stage.index}: {removed} of {len(everything)} taken out ...")
+        share = f"{removed} of {len(everything)} components"
+        say(f"controls for stage {stage.index}: {share} removed ...")
         if removed:
             scores = {} if turns_basis else {_PATHS: [without(dead)]}
             scores |= {
@@ -76,7 +81,7 @@ def _components(alive: Mapping[str, list[int]]) -> list[Component]:
 
 
 def _by_norm(stages: Stages, components: Sequence[Component]) -> list[Component]:
-    """Sort components by norm, smallest first."""
+    """Sort components by norm, from the smallest to the largest."""
     norms = {path: factors.term_norms().tolist() for path, factors in stages.factors().items()}
     return sorted(components, key=lambda component: norms[component[0]][component[1]])
 
@@ -90,8 +95,9 @@ def _shuffled(components: Sequence[Component], seed: int) -> list[Component]:
 def _score_without(
     stages: Stages, trainer: AdapterTrainer, components: Sequence[Component]
 ) -> float:
-    """Return the main metric with those components silenced; they are put back."""
+    """Return the main metric with these components set to zero; restore them afterwards."""
     ready, report = stages.ready, stages.report
+    # zeroing b_i removes b_i a_i without changing any shape
     kept = {path: layer.B.clone() for path, layer in ready.layers.items()}
     for path, i in components:
         ready.layers[path].B[:, i] = 0
@@ -128,7 +134,7 @@ def _conclude(
 
 
 def _fall(stages: Sequence[Stage], curve: Sequence[float], report: PathReport) -> float | None:
-    """Return the share alive at the first stage clearly worse than stage 0; None if none is."""
+    """Return the share alive at the first stage clearly worse than stage 0; None: no such stage."""
     for stage, relative in zip(stages, curve, strict=True):
         worse = relative < FALL if report.greater_is_better else relative > 1 / FALL
         if worse:
@@ -137,9 +143,9 @@ def _fall(stages: Sequence[Stage], curve: Sequence[float], report: PathReport) -
 
 
 def _verdict(gap: Mapping[str, float], falls: Mapping[str, float | None]) -> str:
-    """Say in one sentence which rule is closest, and where each falls."""
+    """Return one sentence: the rule closest to the path, and the share at which each falls."""
     if any(math.isnan(value) for value in gap.values()):
-        return "no relative metric: that of stage 0 is not above zero"
+        return "no relative metric: stage 0's metric is not above zero"
     ranked = sorted(gap, key=lambda rule: gap[rule])
     closeness = ", ".join(f"{rule} {gap[rule]:.3f}" for rule in ranked)
     places = ", ".join(

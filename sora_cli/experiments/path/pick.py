@@ -1,7 +1,7 @@
-"""The choice of a path's stage: the smallest one that is good enough. No torch here.
+"""The choice of a path's stage: the smallest that is good enough. No torch here.
 
-The choice is made on the record's `choice` split: with `data.selection` half-validation or
-train-rows these are other rows than those reported, so the reported score is not a best-of-many.
+The choice uses the record's `choice` split. With `data.selection` half-validation or train-rows
+this split shares no rows with the reported split, so the reported score is not the best of many.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from sora_cli.experiments.path.record import PathReport, Stage
 
 
 def within_share(report: PathReport, keep: float) -> Stage:
-    """Return the smallest stage that keeps that share (0..1) of stage 0's metric.
+    """Return the smallest stage that keeps a share (0..1) of stage 0's metric.
 
-    For a metric that is better when smaller: one at most stage 0's divided by `keep`.
-
-    Raises:
-        SoraError: the share is no share, or stage 0's metric is not above zero.
+    If a smaller metric is better, the limit is stage 0's metric divided by `keep`. Stage 0's metric
+    must be above zero: a share of it means nothing otherwise.
     """
     if not 0 < keep <= 1:
         raise SoraError(f"--keep is a share above 0 and up to 1, not {keep:g}", hint="--keep 0.99")
@@ -24,27 +22,23 @@ def within_share(report: PathReport, keep: float) -> Stage:
     if not first > 0:
         raise SoraError(
             f"stage 0 has {report.main_metric} {first:.4f} on {report.choice}: "
-            "a share of that says nothing",
+            "a share of it means nothing",
             hint="give the metric itself: --min-metric X",
         )
     return at_least(report, first * keep if report.greater_is_better else first / keep)
 
 
 def within_drop(report: PathReport, drop: float) -> Stage:
-    """Return the smallest stage whose metric is at most `drop` worse than stage 0's.
+    """Return the smallest stage with a drop of at most `drop` against stage 0.
 
-    On the rows that choose; nothing is shown of others.
+    The drop is measured on the rows that choose; nothing is certified for other rows.
     """
     first = report.score(report.stages[0], report.choice)
     return at_least(report, first - drop if report.greater_is_better else first + drop)
 
 
 def at_least(report: PathReport, metric: float) -> Stage:
-    """Return the smallest stage whose metric is at least as good as that.
-
-    Raises:
-        SoraError: none is.
-    """
+    """Return the smallest stage with at least this metric; if there is none, raise an error."""
     sign = 1 if report.greater_is_better else -1
     good = [s for s in report.stages if sign * report.score(s, report.choice) >= sign * metric]
     if not good:
@@ -53,15 +47,12 @@ def at_least(report: PathReport, metric: float) -> Stage:
             f"no stage reaches {report.main_metric} {metric:g} on {report.choice}",
             where=f"the best is stage {best.index}: {report.score(best, report.choice):.4f}",
         )
+    # by parameters, not by index: components can revive, so a later stage may be larger
     return min(good, key=lambda s: (s.parameters, -sign * report.score(s, report.choice)))
 
 
 def within_parameters(report: PathReport, limit: int) -> Stage:
-    """Return the best stage with no more parameters than that.
-
-    Raises:
-        SoraError: all are larger.
-    """
+    """Return the best stage with at most `limit` parameters; if all are larger, raise an error."""
     small = [stage for stage in report.stages if stage.parameters <= limit]
     if not small:
         least = min(report.stages, key=lambda stage: stage.parameters)
@@ -73,6 +64,6 @@ def within_parameters(report: PathReport, limit: int) -> Stage:
 
 
 def _best(report: PathReport, stages: list[Stage]) -> Stage:
-    """Return the best stage by metric; of equal ones, the smallest."""
+    """Return the best stage by metric, and of equal stages the smallest."""
     sign = 1 if report.greater_is_better else -1
     return max(stages, key=lambda s: (sign * report.score(s, report.choice), -s.parameters))

@@ -1,4 +1,4 @@
-"""The way from a recipe with a `path` block to its stages, checked before any training."""
+"""Build and check the recipes of a path's stages, before any training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sora_cli.experiments.path.record import STAGES
 from sora_cli.recipe.load import LoadedRecipe
 from sora_cli.recipe.recipe import MethodBlock, Recipe, TrainingBlock
 
-_SEEDS_APART = 1000  # between two stages; a stage's seed orders its rows
+_SEEDS_APART = 1000  # added per stage, so that each stage has an order of rows of its own
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage to come: an ordinary run's recipe, with the option at this stage's value."""
+    """The plan of one stage: an ordinary run's recipe, with this stage's value of the option."""
 
     index: int
     value: Any
@@ -40,11 +40,7 @@ class StagePlan:
 
 
 def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
-    """Return the stages of a recipe's path.
-
-    Raises:
-        SoraError: no path block, an option that may not vary, a value it cannot take.
-    """
+    """Check a recipe's `path` block, and return the plans of its stages."""
     block = loaded.recipe.path
     if block is None:
         raise SoraError(
@@ -54,7 +50,7 @@ def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
         )
     if loaded.recipe.start is not None:
         raise SoraError(
-            "start does not go with a path: its first stage begins at the method's own start",
+            "start does not go with a path: its first stage starts with a new adapter",
             where=loaded.recipe.place("start"),
         )
     option = varied_option(loaded)
@@ -74,11 +70,7 @@ def plan_stages(loaded: LoadedRecipe) -> list[StagePlan]:
 
 
 def varied_option(loaded: LoadedRecipe) -> str:
-    """Return the method's option that `path.vary` names.
-
-    Raises:
-        SoraError: the method lets no such option change between stages.
-    """
+    """Return the method's option in `path.vary`, which must be one that may vary between stages."""
     recipe = loaded.recipe
     assert recipe.path is not None
     name = recipe.method.name
@@ -108,8 +100,8 @@ def path_directory(loaded: LoadedRecipe) -> Path:
     return Path(recipe.output.dir or default).expanduser()
 
 
-def overruled(loaded: LoadedRecipe) -> list[str]:
-    """Return notes on values that were set but that a path does not use."""
+def unused(loaded: LoadedRecipe) -> list[str]:
+    """Return notes on recipe values that were set but have no effect in a path."""
     assert loaded.recipe.path is not None
     option = loaded.recipe.path.vary
     keys = [option, *(f"training.{key}" for key in _STAGE_RULES)]
@@ -132,13 +124,14 @@ _STAGE_RULES = {
     "keep_checkpoints": [],
     "early_stopping": None,
 }
-"""A stage is scored at its end, and the next one starts from there."""
+"""Values of every stage: it is scored at its last step, and the next stage starts from there."""
 
 
 def _stage_recipe(loaded: LoadedRecipe, option: str, index: int, value: Any) -> LoadedRecipe:
     recipe = loaded.recipe
     config = {**recipe.method.config.model_dump(), option: value}
     try:
+        # `model_copy` below validates nothing: build the config once to check the value
         type(recipe.method.config)(**config)
     except ValidationError as error:
         raise SoraError(
@@ -156,6 +149,7 @@ def _stage_recipe(loaded: LoadedRecipe, option: str, index: int, value: Any) -> 
 def _stage_training(recipe: Recipe, index: int) -> TrainingBlock:
     block = recipe.training
     changes: dict[str, Any] = {**_STAGE_RULES, "seed": block.seed + _SEEDS_APART * index}
+    # stage 0 trains for the recipe's own epochs; max_steps would overrule the epochs of the others
     if index and recipe.path is not None and recipe.path.epochs is not None:
         changes |= {"epochs": recipe.path.epochs, "max_steps": None}
     return block.model_copy(update=changes)

@@ -1,4 +1,4 @@
-"""`path.png`: scores against what is left of the adapter, and what survives where."""
+"""`path.png`: scores against the adapter's size, and the components alive in each layer."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sora_cli.experiments.path.record import PathReport, Stage
 _GENERALISATION, _MEMORISATION, *_OTHERS = COLOURS
 _DASHES = (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (1, 1))
 _CONTROLS = tuple(zip((*_OTHERS[:2], QUIET), _DASHES, strict=True))
-"""Colour and dashes of each rule of removal, in the record's order, which may lack the first."""
+"""Colour and dashes of each rule of removal, in the record's order; the first may be absent."""
 _ROW_HEIGHT = 0.27  # inches
 
 
 def plot_path(report: PathReport, path: Path) -> None:
-    """Save the picture of a path, as Ding et al. 2023 (arXiv 2311.11696) draw theirs.
+    """Draw a path like the figures of Ding et al. 2023 (arXiv 2311.11696), and save the picture.
 
-    Left: memorisation and generalisation, relative to stage 0, against the share of the adapter's
-    parameters that is left, and the controls where there are any. Right: share of components alive
-    by kind of module and by layer, a column per stage.
+    Left: memorisation and generalisation, relative to stage 0, against the share of parameters
+    left; with the controls, if there are any. Right: the share of components alive by kind of
+    module and by layer, one column per stage.
     """
     rows = shares_by_place(report)
     height = max(4.2, _ROW_HEIGHT * len(rows) + 1.9)
@@ -39,7 +39,7 @@ def plot_path(report: PathReport, path: Path) -> None:
 
 
 def shares_by_place(report: PathReport) -> list[tuple[str, list[Rank]]]:
-    """Return name and ranks per stage: of all modules, then each kind, then each layer."""
+    """Return rows of a name with its ranks per stage: all modules, each kind, each layer."""
     return _shares([_ranks_of(stage, report.stages[0]) for stage in report.stages])
 
 
@@ -57,11 +57,12 @@ def _title(figure: Any, report: PathReport, width: float) -> None:
 
 
 def draw_curves(axes: Any, report: PathReport) -> None:
-    """Draw the scores of the stages, and of the controls, against what is left of the adapter."""
+    """Draw the scores of stages and controls against the share of the adapter's parameters left."""
     whole = report.stages[0].parameters or 1
     x = [100 * stage.parameters / whole for stage in report.stages]
     if report.controls is not None:
         points, rules = report.controls.points, list(report.controls.rules)
+        # from the end: the first rule is absent if the method turns the basis
         for rule, (colour, dashes) in zip(rules, _CONTROLS[-len(rules) :], strict=True):
             y = [100.0, *(100 * point.relative[rule] for point in points)]
             axes.plot(x, y, color=colour, linewidth=1.3, linestyle=dashes,
@@ -75,7 +76,7 @@ def draw_curves(axes: Any, report: PathReport) -> None:
         axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.8,
                   label=f"{name} ({split}; 100 % = {first:.3f})")  # fmt: skip
     axes.axhline(100, color=QUIET, linewidth=0.6, zorder=0)
-    axes.set_xlim(max(*x, 100) + 2, -2)
+    axes.set_xlim(max(*x, 100) + 2, -2)  # reversed: a path goes from large to small
     axes.set_xlabel(f"adapter parameters left, % of {whole:,}", fontsize=9)
     axes.set_ylabel(f"{report.main_metric}, % of stage 0", fontsize=9)
     axes.tick_params(labelsize=8)
@@ -90,7 +91,7 @@ def _ranks_of(stage: Stage, first: Stage) -> RankMap:
 
 
 def _shares(maps: Sequence[RankMap]) -> list[tuple[str, list[Rank]]]:
-    """Return name and ranks per stage: of all modules, then each kind, then each layer."""
+    """Return rows of a name with its ranks per stage: all modules, each kind, each layer."""
     first = maps[0]
     rows: list[tuple[str, list[Rank]]] = [("all", [m.total for m in maps])]
 

@@ -1,7 +1,7 @@
-"""The stages of a path, each trained from where the last one ended, and measured.
+"""Train and measure the stages of a path; each stage starts from the end of the previous stage.
 
-Source: Ding et al. 2023, arXiv 2311.11696, Algorithm 1. Every stage has a fresh optimiser and
-learning-rate schedule.
+Every stage has a new optimiser and learning-rate schedule. Source: Ding et al. 2023, arXiv
+2311.11696, Algorithm 1.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Factors = dict[str, LowRankFactors]
 
 
 class Stages:
-    """Runs the stages of one path and measures them.
+    """Trains and measures the stages of one path.
 
     Args:
-        ready: data, model and adapters as for a run of the first stage.
-        plans: all stages.
-        report: the path's record; stages are compared with what it holds.
+        ready: data, model and adapters, prepared for a run of the first stage.
+        plans: plans of all stages.
+        report: the path's record; new stages are compared with its stages.
         output: the path's directory.
     """
 
@@ -55,7 +55,7 @@ class Stages:
         report.head_parameters = self.runner.setup.parameters.head
 
     def check(self) -> None:
-        """Raise what would stop any of the stages before its first step.
+        """Check the method's schedule in every stage, before the first stage is trained.
 
         Raises:
             MethodError: a stage's schedule is impossible; the message names the stage.
@@ -68,13 +68,15 @@ class Stages:
                 raise MethodError(f"stage {plan.index} of {steps} steps: {error}") from error
 
     def run(self, plan: StagePlan) -> Stage:
-        """Train and measure a stage; its files are complete when this returns."""
+        """Train and measure a stage, and write its files."""
         start = time.perf_counter()
         directory = self.output / plan.directory
-        clear_run(directory)  # a stage that was not finished
+        clear_run(directory)  # an interrupted stage may have left files
         if plan.index:
             self.restore(plan.index - 1)
+        # the former stage's factors: the energy that dies in this stage is measured in them
         before = self.factors() if plan.index else {}
+        # after `restore`, which makes a method with the previous stage's value
         self.ready.method.set_option(self.option, plan.value)
         name = f"{plan.loaded.name}, stage {plan.index}: {self.option} {plan.value}"
         run = self.runner.next_run(plan.loaded, name, directory, ready=self.ready)
@@ -86,21 +88,17 @@ class Stages:
         report.metrics = evaluate_all(trainer, ready.task, self.splits)
 
     def restore(self, index: int) -> None:
-        """Put the model and the method where a finished stage left them.
-
-        Raises:
-            SoraError: that state is gone or damaged.
-        """
+        """Put a finished stage's state back into the model and the method."""
         plan = self.plans[index]
         self.ready = self.runner.restore(plan.loaded, self.output / plan.directory)
 
     def forget(self, index: int) -> None:
-        """Delete a stage's state; the first one's stays, for the controls."""
+        """Delete a stage's saved state; stage 0's stays, for the controls."""
         if index > 0:
             self.runner.forget(self.output / self.plans[index].directory)
 
     def factors(self) -> Factors:
-        """Return the present update."""
+        """Return the factors of every layer's present update, by module path."""
         return {path: self.ready.method.factors(m) for path, m in self.ready.layers.items()}
 
     def _measure(self, plan: StagePlan, run: RunReport, before: Factors) -> Stage:
@@ -124,6 +122,7 @@ class Stages:
             energy_removed=None if previous is None else energy_lost(before, previous, alive),
             seconds=0.0,
         )
+        # stage 0 is compared with itself
         first = self.report.stages[0] if self.report.stages else stage
         score = self.report.score
         relative = {
@@ -142,9 +141,10 @@ def energy_lost(
     alive_before: Mapping[str, list[int]],
     alive: Mapping[str, list[int]],
 ) -> float:
-    """Return the share of ||dW||_F^2 before that was in components which have died since.
+    """Return the share of the former ||dW||_F^2 in components that have died since.
 
-    The dead components of a module count together, as one matrix.
+    The dead components of a module are summed to one matrix before the norm is taken, since their
+    terms b_i a_i are not orthogonal.
     """
     lost = whole = 0.0
     for path, factors in before.items():
@@ -155,14 +155,14 @@ def energy_lost(
 
 
 def mask(indices: list[int], rank: int) -> Tensor:
-    """Return (rank,) bool, true at the indices."""
+    """Return a boolean mask, (rank,), true at the indices."""
     chosen = torch.zeros(rank, dtype=torch.bool)
     chosen[indices] = True
     return chosen
 
 
 def _scored_splits(ready: Prepared, plan: StagePlan) -> dict[str, Encoded]:
-    """Return what stages are scored on: train subset, reported splits, selection if separate."""
+    """Return the splits to score: training subset, reported splits, selection rows if separate."""
     block = plan.recipe.path
     assert block is not None
     splits = {TRAIN_SUBSET: _subset(ready.train, block.memorisation_rows, block.memorisation_seed)}
@@ -173,7 +173,7 @@ def _scored_splits(ready: Prepared, plan: StagePlan) -> dict[str, Encoded]:
 
 
 def _subset(rows: Encoded, limit: int, seed: int) -> Encoded:
-    """Draw a random subset, fixed by the seed, in the data set's order."""
+    """Draw a random subset of the rows by a seed, in the data set's order."""
     n = len(rows.lengths)
     if limit >= n:
         return rows

@@ -1,4 +1,4 @@
-"""The tables of a path: stages, and controls."""
+"""The tables of a path: its stages and its controls."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def stage_table(report: PathReport, chosen: int | None = None) -> Table:
     """Return a table with a row per stage.
 
     Args:
-        chosen: index of a stage to be marked.
+        chosen: index of the stage to mark; None: mark none.
     """
-    # memorisation, generalisation, and the split of the choice if it is another
+    # `choice` is often the same split as `generalisation`: then it has one column
     splits = list(dict.fromkeys([report.memorisation, report.choice, report.generalisation]))
     columns = (
         Column("stage"),
@@ -40,7 +40,7 @@ def stage_table(report: PathReport, chosen: int | None = None) -> Table:
 
 
 def control_table(report: PathReport) -> Table:
-    """Return a table with a row per stage: relative metric of the path and of each rule."""
+    """Return a table with a row per stage: the relative metric of the path and of each rule."""
     controls = report.controls
     assert controls is not None
     rules = list(controls.rules)

@@ -164,7 +164,7 @@ CONTRADICTIONS: dict[str, Case] = {
     "a number of rows a micro-batch": bad("training.micro_batch",
         r=recipe("training", "micro_batch: 4"), then="auto"),
     "a loss in chunks of a few classes": bad(
-        "training.loss=chunked is for causal language models, and task.name is",
+        "training.loss=chunked is for causal language models, but task.name is",
         r=recipe("training", "loss: chunked"), at=("r.yaml", "loss"), then="training.loss=logits"),
     "counting nothing": bad("compact_only_count needs compact_every",
         r=recipe("training", "compact_only_count: true"), then="compact_every"),

@@ -168,7 +168,7 @@ def test_the_certificate_is_scored_again_where_the_data_have_moved(
     words = ["verify", str(moved), "--certificate"]
     said = error_of(capsys, *words)
     assert "/gone/train.jsonl" in said[0]
-    assert "where it is by now: data.files.train=FILE" in said[-1]
+    assert "where it is now: data.files.train=FILE" in said[-1]
     assert run([*words, f"data.files.train={data}/train.jsonl"]) == 0
     rows = write_rows(tmp_path / "other.jsonl", pair_rows(124, seed=7))
     assert run([*words, f"data.files.train={rows}"]) == FAILED
@@ -180,7 +180,7 @@ NOT_VERIFIED = {
     "screened[].components": "size of a cut that was not kept",
     "screened[].largest_rank": "size of a cut that was not kept",
     "screened[].served": "size of a cut that was not kept",
-    "screened[].share": "where the cut stands on the ladder",
+    "screened[].share": "the share of the parameters that it was cut to",
     "screened[].max_params": "of sizes that were not trained",
     "screened[].screening.score": "before healing: no such adapter is kept",
     "screened[].screening.drop": "before healing: no such adapter is kept",
@@ -387,9 +387,9 @@ def test_rows_that_cannot_certify_the_promise(
     words += [f"data.files.test={recipe.parent}/validation.jsonl", "data.validation=[test]"]
     assert run([*words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "too few test rows to certify this loss" in shown
+    assert "too few test rows to certify this drop" in shown
     assert (
-        "--max-drop smallest (0.105); 0.005 takes about 41,000 labelled rows, 124 are there"
+        "--max-drop smallest (0.105); 0.005 needs about 41,000 labelled rows, there are 124"
         in shown
     )
     assert not out.exists()
@@ -404,14 +404,14 @@ def test_rows_that_cannot_certify_the_promise(
         "reported test": 24,
     }
     assert (out / "adapter").is_dir()
-    assert "too few test rows to certify this loss" in told.err
+    assert "too few test rows to certify this drop" in told.err
     assert run(["verify", str(out), "--certificate"]) == 0
     file = out / "certificate.json"
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace('"not certified"', '"certified"'), encoding="utf-8")
     capsys.readouterr()
     assert run(["verify", str(out), "--certificate"]) == FAILED
-    said = 'status: "certified" in the certificate, which should be "not certified"'
+    said = 'status: "certified" in the certificate, but it should be "not certified"'
     assert said in capsys.readouterr().out
     assert "not certified" in (read_certificate(out) or found).status
 
@@ -423,7 +423,7 @@ def test_the_smallest_loss_that_the_rows_can_certify(
     words = ["auto", str(recipe), "--max-drop", "smallest", "--no-verify", f"output.dir={out}"]
     assert run(words) in (OK, NO_VERDICT)
     told = capsys.readouterr().err
-    assert "(smallest), 95%; the smallest that 45 test rows" in told
+    assert "(smallest), with 95% confidence; 45 test rows" in told
     assert "WARNING" not in told
     found = read_certificate(out)
     assert found is not None

@@ -73,7 +73,7 @@ def test_data_goes_to_stdout_and_talk_to_stderr(
     out, err = capsys.readouterr()
     assert len(json.loads(out)["rows"]) == 13
     assert f"left out: {tmp_path}/cut: not finished: interrupted" in err
-    assert "is the same run (seed 0), newer" in err
+    assert "is a newer run of seed 0" in err
     assert "warning: rte: not comparable, the content of the training rows differs" in err
 
 

@@ -149,7 +149,7 @@ def test_digest_is_of_what_merging_adds(made: tuple[Path, Adapter]) -> None:
 
 def test_unknown_base(tmp_path: Path, made: tuple[Path, Adapter]) -> None:
     unknown = dataclasses.replace(made[1], base=BaseReference("", ""))
-    _refused(tmp_path, unknown, "no adapter says which base")
+    _refused(tmp_path, unknown, "does not name its base model")
     _refused(tmp_path, made[1], "not installed", base="package://no_such_package/model")
 
 

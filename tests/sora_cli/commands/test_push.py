@@ -153,7 +153,7 @@ def test_a_base_model_that_nobody_could_find(tmp_path: Path, hub: Hub, capsys: O
     text = hub.files("me/my-run")["README.md"].decode()
     assert '.from_pretrained("goo/bert")' in text
     assert "THE BASE MODEL" not in text
-    assert "no id on the Hub" in error_of(capsys, "push", str(folder), "--base-id", "../x")[0]
+    assert "not a Hub id" in error_of(capsys, "push", str(folder), "--base-id", "../x")[0]
 
 
 def test_without_a_token(
@@ -190,14 +190,14 @@ def test_what_cannot_be_pushed(tmp_path: Path, hub: Hub, capsys: Output) -> None
     for name in ("a/b/c", "a b", "", "a--b", "a..b"):
         assert "cannot be a repository's name" in error_of(capsys, "push", str(folder), name)[0]
     assert "there is no directory" in error_of(capsys, "push", str(tmp_path / "nowhere"))[0]
-    assert "it is no merged model" in error_of(capsys, "push", str(folder), "--merged")[0]
+    assert "it is not a merged model" in error_of(capsys, "push", str(folder), "--merged")[0]
     card = folder / "adapter" / "README.md"
     good = card.read_text()
     for bad in ("---\na: [\n---\n", "---\n- a\n---\n", "---\nlicense: [mit]\n---\n"):
         card.write_text(bad)
         assert "README.md" in error_of(capsys, "push", str(folder))[0]
     card.write_text(f"{good}\nmade in {folder.resolve() / 'adapter'}\n")
-    assert "README.md names a place on this machine" in error_of(capsys, "push", str(folder))[0]
+    assert "README.md names a path on this machine" in error_of(capsys, "push", str(folder))[0]
     assert hub.requests == []
 
 
@@ -220,5 +220,5 @@ def test_a_merged_model(tmp_path: Path, hub: Hub) -> None:
     sent = ModelCard(hub.files("me/merged")["README.md"].decode())
     assert sent.data.tags == ["base_model:finetune:goo/bert"]
     assert shared_model(place, base_id=None, license_=None).left == (".cache", "link")
-    with pytest.raises(SoraError, match="it is no merged model"):
+    with pytest.raises(SoraError, match="it is not a merged model"):
         shared_model(tmp_path, base_id=None, license_=None)

@@ -11,9 +11,9 @@ import torch
 
 from methods.factors import LowRankFactors
 from sora_cli.search.cut import choose_cut
-from sora_cli.search.ladder import smaller_sizes
 from sora_cli.search.promise import Promise
 from sora_cli.search.search import Search
+from sora_cli.search.sizes import smaller_sizes
 from sora_cli.search.words import verdict_lines
 from sora_cli.tasks.row_scores import RowScores, row_scores
 

@@ -11,9 +11,9 @@ import torch
 from sora_cli.search.certifiable import Certifiable, certifiable_drop
 from sora_cli.search.certificate import Screened
 from sora_cli.search.few import few_rows_bound
-from sora_cli.search.ladder import LADDER
-from sora_cli.search.screening import Rung, measured, name_sizes, part_rows, rungs
+from sora_cli.search.screening import PlannedSize, measured, name_sizes, part_rows, planned_sizes
 from sora_cli.search.size import Size, saving, size_of
+from sora_cli.search.sizes import SHARES
 from sora_cli.tasks.row_scores import row_scores
 from tests.sora_cli.experiments.auto.support import full, screened
 
@@ -30,18 +30,19 @@ def test_rows_are_parted_by_the_seed_alone() -> None:
     assert [len(part) for part in part_rows(2, 0, screening=0.01)] == [1, 1]
 
 
-def test_rungs_fit_their_share() -> None:
+def test_sizes_fit_their_share() -> None:
     values = {path: torch.linspace(2, 1, 8, dtype=torch.float64) for path in COST}
-    found = rungs(values, COST, 240)
-    assert tuple(rung.share for rung in found) == LADDER[:7]  # then: one component
-    for rung in found:
-        used = sum(rank * COST[path] for path, rank in rung.ranks.items())
-        assert rung.share * 240 - 20 < used <= rung.max_params <= rung.share * 240
+    found = planned_sizes(values, COST, 240)
+    assert tuple(planned.share for planned in found) == SHARES[:7]  # then: one component
+    for planned in found:
+        used = sum(rank * COST[path] for path, rank in planned.ranks.items())
+        assert planned.share * 240 - 20 < used <= planned.max_params <= planned.share * 240
 
 
-def test_rungs_of_one_size_are_one() -> None:
-    found = rungs({"a": torch.tensor([1.0], dtype=torch.float64)}, {"a": 10}, 80)
-    assert [rung.share for rung in found] == [LADDER[0]]  # the others have one component as well
+def test_equal_sizes_are_one() -> None:
+    found = planned_sizes({"a": torch.tensor([1.0], dtype=torch.float64)}, {"a": 10}, 80)
+    shares = [planned.share for planned in found]
+    assert shares == [SHARES[0]]  # the others have one component as well
     assert found[0].ranks == {"a": 1}
 
 
@@ -62,7 +63,7 @@ def test_layers_without_components_are_not_padded() -> None:
 @pytest.mark.parametrize(
     ("drops", "most", "named"),
     [
-        ([0, 0, 0, 0, 0, 0.1, 0.2], 3, [2, 4, 6]),  # two rungs each way of the last that is good
+        ([0, 0, 0, 0, 0, 0.1, 0.2], 3, [2, 4, 6]),  # two sizes each way of the last that is good
         ([0, 0, 0, 0, 0, 0.1, 0.2], 2, [2, 4]),
         ([0, 0, 0, 0, 0, 0.1, 0.2], 1, [4]),
         ([0, 0.1, 0, 0, 0, 0, 0], 3, [0, 2, 4]),  # a size below one that fails is luck
@@ -91,9 +92,9 @@ def test_screening_says_what_test_rows_can_certify_where_nothing_else_does() -> 
     whole = row_scores("f1", "mean", rng.random(400))
     small = row_scores("f1", "mean", whole.parts[:, 0] + 0.1 * rng.normal(size=400))
     size = Size(parameters=9, components=1, largest_rank=1, served=9)
-    rung = Rung(0.5, 9, {"a": 1})
+    planned = PlannedSize(0.5, 9, {"a": 1})
     test = {"test_rows": 100, "confidence": 0.95}
-    found = measured(rung, size, whole, small, **test)  # type: ignore[arg-type]
+    found = measured(planned, size, whole, small, **test)  # type: ignore[arg-type]
     assert found.certifiable == pytest.approx(2.486 * 0.1 / 10, rel=0.1)
     assert found.screening.drop == pytest.approx(whole.value - small.value)
     assert found.expected == pytest.approx(found.screening.drop * 20 / 21, abs=2e-4)
@@ -104,7 +105,7 @@ def test_sizes_that_hardly_differ_have_no_bound_and_are_not_named() -> None:
     for size, differing in zip(sizes, (5, 29.9, 30, 60, 80), strict=True):
         size.differing = differing
     assert name_sizes(sizes, full(), 0.01, 1, None) == [4]
-    assert name_sizes(sizes, full(), 0.01, 3, None) == [2, 4]  # the ladder ends there
+    assert name_sizes(sizes, full(), 0.01, 3, None) == [2, 4]  # there is no smaller size
     sizes[3].screening.drop = 0.1
     assert name_sizes(sizes, full(), 0.01, 2, None) == [2, 4]
     assert name_sizes(sizes[:2], full(), 0.01, 2, None) == [0, 1]  # they may differ on fewer
@@ -120,14 +121,15 @@ def test_few_rows_of_classes_are_not_believed_too_much() -> None:
     wanted = rng.integers(2, size=40)
     given = np.where(rng.random(40) < 0.2, 1 - wanted, wanted)
     whole = row_scores("mcc", "matthews_correlation", given, wanted)
-    size, rung = Size(parameters=9, components=1, largest_rank=1, served=9), Rung(0.07, 9, {"a": 1})
+    size = Size(parameters=9, components=1, largest_rank=1, served=9)
+    planned = PlannedSize(0.07, 9, {"a": 1})
     test = {"test_rows": 320, "confidence": 0.95}
 
     def seen(changed: list[int]) -> Screened:
         other = given.copy()
         other[changed] = 1 - other[changed]
         small = row_scores("mcc", "matthews_correlation", other, wanted)
-        return measured(rung, size, whole, small, **test)  # type: ignore[arg-type]
+        return measured(planned, size, whole, small, **test)  # type: ignore[arg-type]
 
     nothing, some = seen([]), seen([0, 1])
     # beforehand a quarter of the rows differs, which counts as much as 20 of the 60 rows do
@@ -141,15 +143,15 @@ def test_few_rows_of_classes_are_not_believed_too_much() -> None:
 
 
 def screened_rows(rows: int, lost: list[int], *, test_rows: int) -> list[Screened]:
-    """Sizes of the ladder that get so many of some rows wrong which all had right."""
+    """All planned sizes; each gets a number of rows wrong that full rank has right."""
     whole, size = np.ones(rows), Size(parameters=9, components=1, largest_rank=1, served=9)
     found = []
-    for number, share in enumerate(LADDER):
+    for number, share in enumerate(SHARES):
         small = whole.copy()
         small[: lost[number]] = 0
         scores = [row_scores("accuracy", "right", values) for values in (whole, small)]
-        rung = Rung(share, 9, {"a": 1})
-        found.append(measured(rung, size, *scores, test_rows=test_rows, confidence=0.95))
+        planned = PlannedSize(share, 9, {"a": 1})
+        found.append(measured(planned, size, *scores, test_rows=test_rows, confidence=0.95))
     return found
 
 

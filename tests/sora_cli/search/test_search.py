@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from sora_cli.search.bounds import Bound, drop_bound
-from sora_cli.search.ladder import last_passed
 from sora_cli.search.search import in_fixed_order
+from sora_cli.search.sizes import last_passed
 from sora_cli.tasks.row_scores import RowScores, row_scores
 
 ROWS = 300

@@ -10,7 +10,7 @@ import pytest
 from sora_cli.core.errors import SoraError
 from sora_cli.experiments.auto.plan import AutoPlan, plan_auto, unused
 from sora_cli.recipe.load import load_recipe
-from sora_cli.search.ladder import LADDER
+from sora_cli.search.sizes import SHARES
 from sora_cli.train.checkpoint.fork import check_recipe
 
 RTE = "rte"
@@ -58,7 +58,7 @@ def test_healing_and_scoring_stay_within_the_cost() -> None:
         assert rows.held_out + rows.trained == 2490
         assert rows.screening == pytest.approx(rows.held_out / 4, abs=1)
         work = 3 * found.loaded.recipe.training.total_steps(2490) * 32
-        passes = rows.screening * (len(LADDER) + 1) + rows.test * (sizes + 1)
+        passes = rows.screening * (len(SHARES) + 1) + rows.test * (sizes + 1)
         batch = found.loaded.recipe.training.batch_size
         assert rows.scoring == pytest.approx(passes / (work / 32 * batch))
 
@@ -87,8 +87,8 @@ def test_rows_may_be_given() -> None:
 @pytest.mark.parametrize(
     ("words", "total", "said"),
     [
-        ((), 40, "that choose the size leave too few"),
-        (("auto.rows=100",), 100, "100 that choose the size leave too few"),
+        ((), 40, "to choose the size leave too few"),
+        (("auto.rows=100",), 100, "100 held out to choose the size leave too few"),
         (("auto.rows=3",), 100, "leave too few"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A proposal for a person: the columns taken, the first rows, and each value with its reason."""
+"""Lines that show a proposal: the columns, the first rows, and each value with its reason."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _KEY, _VALUE = 28, 24  # columns
 
 
 def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
-    """Yield the family, its columns and rows, and each value of the recipe with its reason.
+    """Yield lines on the task family, its columns and rows, and the recipe's values with reasons.
 
     Args:
-        rows: shown as the model gets them.
+        rows: number of rows to show as the model gets them.
     """
-    task, found = proposal.task, proposal.match
-    yield f"{found.task}: {printable(found.why)}"
-    taken = ", ".join(f"{column} ({part})" for column, part in found.taken.items())
+    task, matched = proposal.task, proposal.match
+    yield f"{matched.task}: {printable(matched.why)}"
+    taken = ", ".join(f"{column} ({part})" for column, part in matched.taken.items())
     yield from indented(wrapped("taken", printable(taken)))
-    left = found.not_taken(proposal.columns)
+    left = matched.not_taken(proposal.columns)
     if left:
         about = ", ".join(f"{column} ({why})" for column, why in left.items())
         yield from indented(wrapped("not taken", printable(about)))
@@ -41,7 +41,7 @@ def proposal_lines(proposal: Proposal, *, rows: int) -> Iterator[str]:
     parts = _encoded(proposal.task, proposal.rows, proposal.processor)
     numbers = {"train": proposal.rows.train, **proposal.rows.report}
     sizes = ", ".join(f"{name} {count(len(part))}" for name, part in numbers.items())
-    looked = f"; of each {count(LOOKED_AT)} were looked at" if _is_large(numbers) else ""
+    looked = f"; at most {count(LOOKED_AT)} of each were looked at" if _is_large(numbers) else ""
     yield from indented([f"{'rows':<11} {sizes}{looked}"])
     counts, texts = count_classes(task, parts), task.input_columns
     found_twice = find_overlaps(
@@ -63,7 +63,7 @@ def _is_large(parts: Mapping[str, Sized]) -> bool:
 
 
 def _encoded(task: Task, rows: Rows, processor: Any) -> dict[str, Encoded]:
-    """Return rows as a model takes them, of a large split some."""
+    """Encode the rows of every part for the model; of a large part only some rows."""
     made = {}
     for name, part in {"train": rows.train, **rows.report}.items():
         places = some_rows(len(part))
@@ -73,7 +73,7 @@ def _encoded(task: Task, rows: Rows, processor: Any) -> dict[str, Encoded]:
 
 
 def _values(proposal: Proposal) -> Iterator[str]:
-    """Yield each value of the recipe that is not a default, with its reason."""
+    """Yield a line for each value that the recipe sets, with its reason."""
     resolved = proposal.loaded.resolved()
     for key, why in proposal.reasons.items():
         block, _, name = key.partition(".")
