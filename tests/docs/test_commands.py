@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sora_cli.app import ANYWHERE
-from tests.docs.pages import PAGES, blocks, code_spans, name_of
+from sora_cli.app import ANYWHERE, COMMANDS
+from sora_cli.recipe.families import task_names
+from tests.docs.pages import DOCS, PAGES, blocks, code_spans, name_of
 from tools.reference.commands import commands, option_names
 
 OPTIONS = {name: option_names(command) | ANYWHERE for name, command in commands()}
@@ -27,6 +28,13 @@ def test_commands_exist(page: Path) -> None:
             continue
         for option in _OPTION.findall(" ".join(words)):
             assert option in OPTIONS[name], f"sora {given}: {name} has no {option}"
+
+
+def test_index_has_every_command_and_task() -> None:
+    spans = list(code_spans(DOCS / "index.md"))
+    named = {words[1] for span in spans if (words := span.split())[0] == "sora" and len(words) > 1}
+    assert set(COMMANDS) <= named
+    assert set(task_names()) <= set(spans)
 
 
 def _commands(page: Path) -> Iterator[tuple[str, bool]]:

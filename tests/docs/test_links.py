@@ -38,6 +38,12 @@ def test_navigation_has_every_page() -> None:
     assert set(entries) == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
 
 
+def test_index_links_every_page() -> None:
+    index = DOCS / "index.md"
+    linked = {(DOCS / target.partition("#")[0]).resolve() for target in _links(index)}
+    assert not set(DOCS.rglob("*.md")) - linked - {index}
+
+
 def _links(page: Path) -> Iterator[str]:
     text = re.sub(r"`[^`]+`", "", prose(page))
     for found in _LINK.finditer(text):
