@@ -1,10 +1,9 @@
-"""Options of the built-in methods, and what is said of each method: its paper and its traits.
+"""Options of the built-in methods, and each method's paper and traits.
 
-A configuration is a pydantic model: unknown keys are errors, and every field says its unit. What is
-said of a method stands beside its options, as class variables, because nothing here imports torch:
-recipes are checked and methods are listed before it is loaded. Third-party methods subclass
-`MethodConfig` (or one of the classes below) in the same way; those that adapt no layers,
-`MethodOptions`.
+A configuration is a pydantic model: unknown keys are errors, and every field says its unit. The
+paper and the traits are class variables here, not on the method class, because this module does not
+import torch: recipes are checked and methods are listed without it. Third-party methods subclass
+`MethodConfig` (or one of the classes below) in the same way; baselines subclass `MethodOptions`.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ Betas = tuple[
 
 
 class MethodOptions(BaseModel):
-    """Base of every method's configuration; without a field of its own, nothing can be set."""
+    """Base class of all method options; it has no options itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     paper: ClassVar[str] = ""
     """Authors, year, arXiv number."""
     low_rank: ClassVar[bool] = False
-    """False for baselines that are no sum of rank-one terms: see `methods.baselines`."""
+    """False for baselines, which train the model's own parameters: see `methods.baselines`."""
     adapts_rank: ClassVar[bool] = False
     """True if training itself removes components."""
     variable_options: ClassVar[tuple[str, ...]] = ()
     """Options that `set_option` may change between the stages of a path."""
     turns_basis: ClassVar[bool] = False
-    """True if training changes the basis of the factors, so that component i may become another."""
+    """True if training changes the basis of the factors, so component i may change its meaning."""
     finds_size: ClassVar[bool] = False
-    """True for the one method by which `sora auto` makes adapters of a size: see `of_size`."""
+    """True for the method with which `sora auto` trains adapters of a given size: see `of_size`."""
 
 
 class MethodConfig(MethodOptions):
-    """Options every adapter method has: which layers it adapts, and how strongly."""
+    """Options of every low-rank method: the layers to adapt, scaling and dropout."""
 
     low_rank = True
 
@@ -60,20 +59,20 @@ class MethodConfig(MethodOptions):
     )
 
     def start(self) -> tuple[int, float] | None:
-        """Return each layer's rank at the start, and alpha, such that alpha / rank is the scaling.
+        """Return rank and alpha of every layer at the start; their quotient is the scaling.
 
-        None: that is not known.
+        None: not known from the options.
         """
         return None
 
     @classmethod
     def of_size(cls, rank: int, max_params: int, after: int | float) -> dict[str, Any]:
-        """Return the options with which a run ends with an adapter of a size, if `finds_size`.
+        """Return the options of a run that cuts its adapter to a size (only with `finds_size`).
 
         Args:
-            rank: of each layer at the start. Until the cut the method must do exactly what
-                `registry.plain_method` does at that rank.
-            max_params: numbers that the factors hold together at the end.
+            rank: of every layer at the start. Until the cut the run must be bit-equal to one of
+                `registry.plain_method` at that rank.
+            max_params: numbers in all factors together at the end.
             after: steps before the cut; below 1: a share of the run's steps.
         """
         raise NotImplementedError(f"{cls.__name__} finds no size")
@@ -91,11 +90,12 @@ class LoraConfig(MethodConfig):
 
     def start(self) -> tuple[int, float]:
         """Return rank and alpha at the start."""
+        # alpha sqrt(r) / r = alpha / sqrt(r), the scaling of rsLoRA
         return self.r, self.alpha * math.sqrt(self.r) if self.use_rslora else self.alpha
 
 
 class AdaLoraConfig(MethodConfig):
-    """Options of AdaLoRA; equations are those of its paper."""
+    """Options of AdaLoRA; equation numbers refer to its paper."""
 
     paper = "Zhang et al. 2023, arXiv 2303.10512"
     adapts_rank = True
@@ -130,7 +130,7 @@ class AdaLoraConfig(MethodConfig):
 
 
 class SoraConfig(MethodConfig):
-    """Options of SoRA; those of the paper, and a budget that takes the threshold's place."""
+    """Options of SoRA: those of the paper, and a budget as the alternative to a threshold."""
 
     paper = "Ding et al. 2023, arXiv 2311.11696"
     adapts_rank = True
@@ -193,7 +193,7 @@ class SoraConfig(MethodConfig):
     @model_validator(mode="before")
     @classmethod
     def _budget_for_threshold(cls, values: Any) -> Any:
-        """Take the defaults that go with a budget where one is given."""
+        """Default to `shrink: hard` and no threshold if a budget is given."""
         if isinstance(values, dict) and values.get("target_r") is not None:
             return {"threshold": None, "shrink": "hard", **values}
         return values
@@ -223,11 +223,11 @@ class SoraConfig(MethodConfig):
 
 
 _CUT_SHARE = 0.15
-"""Components that a cut keeps without a budget, as a share of all."""
+"""Share of all components that a cut keeps if no budget is given."""
 
 
 class CutConfig(MethodConfig):
-    """Options of LoRA with a cut; of the three budgets one at most is given."""
+    """Options of LoRA with a cut, with at most one of three budgets."""
 
     paper = "Hu et al. 2021, arXiv 2106.09685, cut as in PARA, arXiv 2604.27796, then trained on"
     adapts_rank = True
@@ -260,14 +260,14 @@ class CutConfig(MethodConfig):
         return self.r_max, self.alpha
 
     def keep(self) -> Keep:
-        """Return the rule of the cut; energy is that of all layers together."""
+        """Return the rule of the cut; its energy is measured over all layers together."""
         if self.energy is not None or self.max_params is not None:
             return Keep(max_params=self.max_params, energy=self.energy)
         return Keep(mean_rank=_CUT_SHARE * self.r_max if self.target_r is None else self.target_r)
 
     @classmethod
     def of_size(cls, rank: int, max_params: int, after: int | float) -> dict[str, Any]:
-        """Return the options of one cut to that budget."""
+        """Return the options of one cut to `max_params` numbers."""
         return {"r_max": rank, "max_params": max_params, "cut_at": after}
 
     @model_validator(mode="after")
