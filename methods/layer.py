@@ -123,7 +123,7 @@ class LowRankLinear(nn.Module):
             yield kind, factor
 
     def factors(self) -> LowRankFactors:
-        """Return the present update, gates and scaling folded into B; detached, at least float32."""
+        """Return the update, detached, at least float32; gates and scaling are folded into B."""
         dtype = torch.promote_types(self.A.dtype, torch.float32)
         strength = torch.full((self.rank,), self.scaling, dtype=dtype, device=self.A.device)
         if self.d is not None:
