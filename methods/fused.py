@@ -170,7 +170,7 @@ class _State(NamedTuple):
 
 
 def _gradients(ctx: Any, gys: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the operation's arguments from those of its outputs, (rows, out)."""
+    """Return the gradients of the operation's arguments from the outputs' gradients (rows, out)."""
     saved, size, needed = ctx.saved_tensors, _KEPT, ctx.needs_input_grad
     used = {  # an output that nobody used has no gradient, and gives none
         i: (_State(*saved[i * size : (i + 1) * size]), gy)
@@ -278,7 +278,7 @@ def _output(x: Tensor, branch: Branch, folded: _Folded, h: Tensor | None = None)
 
 
 def _input_gradient(used: Sequence[tuple[_State, Tensor]], vs: Sequence[Tensor]) -> Tensor:
-    """Return the sum of gy W + v^T A (rows, in) over the branches; v^T A is 0 at dropped entries."""
+    """Return the sum of gy W + v^T A (rows, in) over the branches; v^T A is masked by dropout."""
     merged = [_merges(len(gy), s.weight, s.Ft, s.dropped) for s, gy in used]
     gx = _update_gradient(
         [(s, v) for (s, _), v, merges in zip(used, vs, merged, strict=True) if not merges]

@@ -77,7 +77,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The base layer's bias, for models that read it."""
+        """The base layer's bias, for models that read a layer's bias."""
         bias = self.base.bias
         assert bias is None or isinstance(bias, Tensor)
         return bias

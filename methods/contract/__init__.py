@@ -1,4 +1,4 @@
-"""The contract of an adapter method with its callers, as checks for a method's own tests.
+"""The contract of adapter methods as checks, for a method's own tests.
 
     import pytest
     from methods.contract import CHECKS
@@ -8,9 +8,10 @@
         check(lambda **options: MyMethod(MyConfig(**options)))
 
 A check takes a factory that makes a fresh method from options that every configuration has
-(targets, alpha, dropout), and raises AssertionError with what is wrong. These checks use a small
-net and a plain loop; `sora_cli.verify.contract` does the same with a transformers Trainer, adapter
-files and merging. A baseline (`methods.baselines`) has no factors: `BASELINE_CHECKS` are for it.
+(targets, alpha, dropout). It raises AssertionError with a message that describes the fault. These
+checks use a small net and a plain loop; `sora_cli.verify.contract` checks with a transformers
+Trainer, adapter files and merging. Baselines (`methods.baselines`) have no factors, so they have
+checks of their own: `BASELINE_CHECKS`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _ROUNDING = 1e-12  # of float64 sums of a dozen terms near 1
 
 
 def output_is_bit_equal_at_injection(make: MethodFactory) -> None:
-    """Check that the update is exactly 0 at first, in every dtype, in training and evaluation."""
+    """Check that the update is exactly 0 before training, in every dtype and both modes."""
     for dtype in _DTYPES:
         x, _ = regression_data(dtype)
         net = small_net(dtype)
@@ -75,7 +76,7 @@ def output_is_bit_equal_at_injection(make: MethodFactory) -> None:
 
 
 def dropout_is_on_the_adapters_input_only(make: MethodFactory) -> None:
-    """Check that dropout reaches what the update is given, not the base layer's input or output."""
+    """Check that dropout acts on the update's input, not on the base layer's input or output."""
     x, _ = regression_data()
     run = start(make(dropout=0.5))
     run.net.train()
@@ -106,7 +107,7 @@ def same_seed_same_factors(make: MethodFactory) -> None:
 
 
 def the_global_generator_is_not_used(make: MethodFactory) -> None:
-    """Check that injecting draws from the given generator only: a caller's numbers do not shift."""
+    """Check that injection draws only from the given generator, not from torch's global one."""
     net = small_net()
     before = torch.get_rng_state()
     inject(net, make(), generator=generator())
@@ -114,7 +115,7 @@ def the_global_generator_is_not_used(make: MethodFactory) -> None:
 
 
 def groups_hold_every_adapter_parameter_once(make: MethodFactory) -> None:
-    """Check that each trained parameter is in one group, and each group has a name of its own."""
+    """Check that each trained parameter is in exactly one group, and group names are unique."""
     method = make()
     net = small_net()
     layers = inject(net, method, generator=generator())
@@ -131,7 +132,7 @@ def groups_hold_every_adapter_parameter_once(make: MethodFactory) -> None:
 
 
 def penalty_is_none_or_a_scalar_of_the_adapters(make: MethodFactory) -> None:
-    """Check that a penalty is one finite number, not negative, of trained parameters."""
+    """Check that a penalty is a finite scalar, not negative, and depends on the adapters alone."""
     run = start(make())
     penalty = run.method.penalty(run.layers)
     if penalty is None:
@@ -148,7 +149,7 @@ def penalty_is_none_or_a_scalar_of_the_adapters(make: MethodFactory) -> None:
 
 
 def penalty_changes_nothing(make: MethodFactory) -> None:
-    """Check that `penalty` only reads: it runs before the optimiser's step, per micro-batch."""
+    """Check that `penalty` changes no state: it is called for every micro-batch."""
     x, _ = regression_data()
     run = start(make())
     for steps in (range(0), range(10)):
@@ -164,7 +165,7 @@ def penalty_changes_nothing(make: MethodFactory) -> None:
 
 
 def evaluation_is_the_base_plus_the_factors(make: MethodFactory) -> None:
-    """Check that in evaluation a layer gives W x + b + dW x: no penalty, no dropout."""
+    """Check that a layer in evaluation returns W x + b + dW x: no penalty, no dropout."""
     run = trained(make, dropout=0.5)
     run.net.eval()
     plain = small_net()
@@ -180,7 +181,7 @@ def evaluation_is_the_base_plus_the_factors(make: MethodFactory) -> None:
 
 
 def factors_are_the_layers_effect(make: MethodFactory) -> None:
-    """Check that `factors` is what the layer adds in training: gates and scaling are in it."""
+    """Check that `factors` equals the layer's effect in training, gates and scaling included."""
     run = trained(make)
     largest = 0.0
     for path, layer in run.layers.items():
@@ -193,9 +194,9 @@ def factors_are_the_layers_effect(make: MethodFactory) -> None:
 
 
 def outputs_may_be_changed_in_place(make: MethodFactory) -> None:
-    """Check that a model may overwrite a layer's output, as Longformer does to scale its queries.
+    """Check that a model may change a layer's output in place, as Longformer scales its queries.
 
-    A view that is made inside an autograd function cannot be changed so.
+    A view made inside an autograd function could not be changed in place.
     """
     run = trained(make)
     for path, layer in run.layers.items():
@@ -218,7 +219,7 @@ def outputs_may_be_changed_in_place(make: MethodFactory) -> None:
 
 
 def dropping_zero_terms_changes_nothing(make: MethodFactory) -> None:
-    """Check that terms that are exactly zero can be left out: same dW, same outputs."""
+    """Check that components that are exactly zero can be left out: same dW, same outputs."""
     run = trained(make)
     x, _ = regression_data()
     for path, layer in run.layers.items():
@@ -236,7 +237,7 @@ def dropping_zero_terms_changes_nothing(make: MethodFactory) -> None:
 
 
 def summary_counts_components(make: MethodFactory) -> None:
-    """Check that `summary` counts live terms; only a method that adapts its rank loses any."""
+    """Check that `summary` counts live components, and that only `adapts_rank` lets any die."""
     run = trained(make)
     summary = run.method.summary(run.layers)
     total = sum(layer.rank for layer in run.layers.values())
@@ -251,7 +252,7 @@ def summary_counts_components(make: MethodFactory) -> None:
 
 
 def a_plan_covers_the_run_and_changes_nothing(make: MethodFactory) -> None:
-    """Check that the phases of `plan` add up to the run, and that it changes nothing."""
+    """Check that the phases of `plan` add up to the run, and that `plan` changes nothing."""
     run = start(make())
     before = run.state()
     groups = run.optimizer.param_groups
@@ -264,7 +265,7 @@ def a_plan_covers_the_run_and_changes_nothing(make: MethodFactory) -> None:
 
 
 def only_variable_options_vary(make: MethodFactory) -> None:
-    """Check that `set_option` changes what is declared as variable; an error lists what that is."""
+    """Check that `set_option` changes variable options only; its error lists the variable ones."""
     method = make()
     fixed = [n for n in type(method.config).model_fields if n not in method.config.variable_options]
     for option in (*fixed, "no_such_option"):
@@ -304,7 +305,7 @@ CHECKS: tuple[Check, ...] = (
     a_plan_covers_the_run_and_changes_nothing,
     only_variable_options_vary,
 )
-"""Every check of a low-rank method; each raises AssertionError with what is wrong."""
+"""All checks of a low-rank method; a failing check raises AssertionError."""
 
 BASELINE_CHECKS: tuple[Check, ...] = (
     choosing_changes_nothing,
@@ -318,11 +319,11 @@ BASELINE_CHECKS: tuple[Check, ...] = (
     a_plan_covers_the_run_and_changes_nothing,
     only_variable_options_vary,
 )
-"""Every check of a baseline: those on factors are left out."""
+"""All checks of a baseline; it has no factors to check."""
 
 
 def _kill_components(layer: LowRankLinear) -> int:
-    """Set the first component and, if there are gates, the last to zero; return their number."""
+    """Zero the first component and, with gates, the last; return the number of zeroed ones."""
     dead = {0}
     layer.B.data[:, 0] = 0
     if layer.d is not None:

@@ -1,4 +1,4 @@
-"""The checks of `methods.contract` that follow a whole run."""
+"""Checks of `methods.contract` that train a whole run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HALF = STEPS // 2
 
 
 def training_learns_and_leaves_the_base_alone(make: MethodFactory) -> None:
-    """Check that the loss falls in every dtype, and that the base stays frozen, to the last bit."""
+    """Check that the loss falls in every dtype, and that the base layers stay bit-equal."""
     for dtype in _DTYPES:
         run = start(make(), dtype=dtype)
         losses = run.train(range(STEPS))
@@ -44,7 +44,10 @@ def training_learns_and_leaves_the_base_alone(make: MethodFactory) -> None:
 
 
 def components_keep_their_order(make: MethodFactory) -> None:
-    """Check that in a whole run term i of `factors` is component i of the layer, dead or alive."""
+    """Check that component i of `factors` is component i of the layer in a whole run.
+
+    This holds for dead components, too; a method that `turns_basis` may exchange components.
+    """
     run = start(make())
     ranks = {path: layer.rank for path, layer in run.layers.items()}
     stepped: dict[str, Tensor] = {}
@@ -67,7 +70,7 @@ def components_keep_their_order(make: MethodFactory) -> None:
 
 
 def a_missing_gradient_is_named(make: MethodFactory) -> None:
-    """Check that `after_step`, if it needs gradients, names the parameter that has none."""
+    """Check that `after_step` names a parameter without a gradient, if it needs gradients."""
     run = start(make())
     run.train(range(_HALF))
     rates = {group["name"]: LR for group in run.optimizer.param_groups}
@@ -87,7 +90,7 @@ def a_missing_gradient_is_named(make: MethodFactory) -> None:
 
 
 def layers_of_rank_zero_work(make: MethodFactory) -> None:
-    """Check that a layer without components gives what its base gives, beside others that train."""
+    """Check that a layer of rank 0 equals its base layer while other layers train."""
     for path in ("0", "2"):
         run = start(make(), emptied=path)
         empty = run.layers[path]
@@ -110,7 +113,7 @@ def layers_of_rank_zero_work(make: MethodFactory) -> None:
 
 
 def a_finished_adapter_is_a_start_or_refused(make: MethodFactory) -> None:
-    """Check that `start_from` gives the layers exactly that update, to train on, or refuses it."""
+    """Check that `start_from` starts training at a given adapter, or raises MethodError."""
     run = start(make(), begun=False)
     updates = {}
     for rank, (path, layer) in zip((3, 0), run.layers.items(), strict=True):
@@ -131,10 +134,10 @@ def a_finished_adapter_is_a_start_or_refused(make: MethodFactory) -> None:
 
 
 def a_run_resumes_bit_equal(make: MethodFactory) -> None:
-    """Check a run that is halted half-way, stored in a safetensors file and resumed elsewhere.
+    """Check that a run stopped half-way and resumed from a safetensors file ends bit-equal.
 
-    A Trainer loads the parameters before `begin`, others may do so after it; the method's own
-    state is always loaded last.
+    A Trainer loads the parameters before `begin`; other callers may load them after it. The
+    method's own state is always loaded last.
     """
     straight = start(make())
     losses = straight.train(range(STEPS))
@@ -153,7 +156,7 @@ def a_run_resumes_bit_equal(make: MethodFactory) -> None:
 
 
 def beginning_again_changes_nothing(make: MethodFactory) -> None:
-    """Check that `begin` moves no parameter, and that calling it twice changes nothing."""
+    """Check that `begin` changes no parameter, and that a second call changes nothing."""
     once, twice = start(make()), start(make())
     before = twice.state()
     twice.method.begin(twice.layers, total_steps=twice.total_steps)
@@ -169,7 +172,7 @@ def beginning_again_changes_nothing(make: MethodFactory) -> None:
 
 
 def _resume(halted: Run, make: MethodFactory, *, parameters_first: bool) -> Run:
-    """Start a run of a fresh method at the state of the halted one."""
+    """Start a run with a fresh method, and load the state of the stopped run."""
     state = _through_a_file(halted.method.state_dict())
     run = start(make(), seed=99, begun=not parameters_first)
     run.net.load_state_dict(halted.net.state_dict())
@@ -195,7 +198,7 @@ def _through_a_file(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _moved_component(before: Tensor, after: Tensor) -> int | None:
-    """Return a component whose row of A (r, in) is now in another's place; None if all stay."""
+    """Return a component whose row of A (r, in) moved to another row; None if all stay."""
     for i, row in enumerate(after):
         if torch.equal(row, before[i]) or not row.any():
             continue
@@ -206,7 +209,7 @@ def _moved_component(before: Tensor, after: Tensor) -> int | None:
 
 
 def _check_terms(where: str, layer: LowRankLinear, factors: LowRankFactors) -> None:
-    """Check that each rank-one term of the factors is scaling * d_i * B_i A_i of its component."""
+    """Check that component i of the factors is `scaling * d_i * B_i A_i` of the layer."""
     assert factors.rank == layer.rank, f"{where} has {layer.rank} components, {factors.rank} terms"
     A, B = layer.A.detach(), layer.scaling * layer.B.detach()
     if layer.d is not None:
