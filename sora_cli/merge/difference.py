@@ -1,8 +1,7 @@
-"""The difference of a fine-tuned model and its base, by the parts of the model.
+"""The difference between a fine-tuned model and its base, parameter by parameter.
 
-Each parameter is looked at once, whatever names it has: tied weights are one. Which of a
-checkpoint's tensors it is, is asked of transformers (`names`). Only headers are kept; where bytes
-are compared, a few megabytes are in memory.
+Tied weights are one parameter and are compared once. `names` finds each parameter's tensor in the
+checkpoint. Only file headers are kept in memory; comparing bytes takes a few megabytes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class Change:
-    """A parameter's tensors in the two checkpoints; `base` is None where only the model has it."""
+    """A parameter's tensors in the two checkpoints; `base` is None if only the model has one."""
 
     model: StoredTensor
     base: StoredTensor | None
@@ -39,17 +38,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """All that a fine-tuned model has other than its base.
+    """All changes of a fine-tuned model against its base.
 
     Attributes:
-        layers: module path -> the weight of a linear layer, which low-rank factors can stand for.
-        transposed: the layers whose weight is stored (in, out), as GPT-2's Conv1D has it.
-        full: paths of modules to be stored in full, because something else in them has changed.
-        head: parameter name -> its tensor, of all that is in those modules.
-        biases: parameter name -> a bias that has changed, of a linear layer that is not stored in
-            full.
-        notes: what a person should know.
-        left: what is left out on purpose.
+        layers: module path -> changed weight of a linear layer, to be replaced by factors.
+        transposed: paths of layers whose weight is stored (in, out), such as GPT-2's Conv1D.
+        full: paths of modules to store in full, because other parameters in them have changed.
+        head: parameter name -> tensor, for all parameters of the modules in `full`.
+        biases: parameter name -> changed bias of a linear layer that is not in `full`.
+        notes: remarks for the user.
+        left: changes left out on purpose.
     """
 
     layers: dict[str, Change]
@@ -61,7 +59,7 @@ class Difference:
     left: dict[str, Change] = field(default_factory=dict)
 
     def without_biases(self) -> Difference:
-        """Return the same with the biases left out."""
+        """Return a copy that leaves the biases out."""
         return replace(self, biases={}, left=self.biases)
 
 
@@ -75,12 +73,9 @@ def find_difference(
 
     Args:
         runtime: the fine-tuned model's class.
-        model: its tensors by their names in the checkpoint.
-        base: likewise.
-        task_type: PEFT's; it decides what PEFT stores in full whatever it is told.
-
-    Raises:
-        SoraError: other shapes, other layers, or a change that cannot be told apart.
+        model: the fine-tuned model's tensors, by their names in the checkpoint.
+        base: the base's tensors, by their names in the checkpoint.
+        task_type: PEFT's name of the task; for some tasks PEFT always stores the head in full.
     """
     sides = _Side("the model", runtime, model), _Side("the base", runtime, base)
     _check_alike(*sides)
@@ -95,7 +90,7 @@ def find_difference(
 
 @dataclass
 class _Side:
-    """One checkpoint, its tensors by the parameter that they become."""
+    """One checkpoint, with its tensors by parameter name in `places`."""
 
     called: str
     runtime: Runtime
@@ -116,10 +111,9 @@ class _Side:
             self.places[target] = tensor
 
     def find(self, names: Iterable[str]) -> StoredTensor | None:
-        """Return the tensor of a parameter with these names.
+        """Return the tensor of a parameter, given all its tied names; None if it is not stored.
 
-        Raises:
-            SoraError: several of them are stored, with different numbers: they are not tied.
+        Tied names stored with different numbers are an error.
         """
         found = {name: self.places[name] for name in names if name in self.places}
         first = next(iter(found.values()), None)
@@ -134,12 +128,12 @@ class _Side:
 
     @property
     def unknown(self) -> list[str]:
-        """Names of tensors that the model's class has no use for."""
+        """Names of tensors that the model's class does not use."""
         return [name for name, arrival in self.arrivals.items() if not arrival.known]
 
 
 def _groups(runtime: Runtime) -> list[tuple[str, ...]]:
-    """Return the names of all parameters and buffers, tied ones together."""
+    """Return the names of all parameters and buffers; tied names form one group."""
     groups: dict[str, tuple[str, ...]] = {}
     seen: set[str] = set()
     for name in runtime.state:
@@ -150,7 +144,7 @@ def _groups(runtime: Runtime) -> list[tuple[str, ...]]:
 
 
 def _changed(names: tuple[str, ...], model: _Side, base: _Side, runtime: Runtime) -> Change | None:
-    """Return what differs; None: nothing, or it is not stored and need not be."""
+    """Return a parameter's change; None: no difference, or an optional parameter not stored."""
     new, old = model.find(names), base.find(names)
     if new is None:
         missing = not any(runtime.may_be_missing(name) for name in names)
@@ -170,7 +164,7 @@ def _changed(names: tuple[str, ...], model: _Side, base: _Side, runtime: Runtime
 
 
 def _same(new: StoredTensor, old: StoredTensor) -> bool:
-    """Return whether two tensors hold the same numbers, whatever they are stored as."""
+    """Return True if two tensors hold the same numbers, even in different dtypes."""
     if new.dtype == old.dtype:
         return same_content(new, old)
     return torch.equal(read_tensor(new).double(), read_tensor(old).double())
@@ -186,11 +180,12 @@ def _is_parameter(name: str, runtime: Runtime) -> bool:
 
 
 def _check_alike(model: _Side, base: _Side) -> None:
-    """Refuse a base with more layers or fewer: their names differ by a number only."""
+    """Refuse a base with another number of layers, and a base of another model."""
     if not model.places.keys() & base.places.keys():
         raise SoraError("the model and the base have no parameter in common",
                         hint="is it the right base?")  # fmt: skip
     for one, other in ((model, base), (base, model)):
+        # a layer that only one side has: its name, numbers aside, is known to the other side
         known = {_NUMBER.sub("*", name) for name in other.places}
         for name, arrival in one.arrivals.items():
             target = arrival.names[0]
@@ -204,7 +199,7 @@ def _check_alike(model: _Side, base: _Side) -> None:
 
 
 def _check_converted(model: _Side, base: _Side) -> None:
-    """Refuse changes of what transformers cuts up or puts together when it loads a model."""
+    """Refuse changes of tensors that transformers splits or joins when it loads a model."""
     for name, arrival in model.arrivals.items():
         if arrival.plain:
             continue
@@ -234,7 +229,7 @@ def _notes(model: _Side, base: _Side) -> tuple[str, ...]:
 
 
 class _Sorting:
-    """Decides of each change whether factors can stand for it, or its module is stored in full."""
+    """Sorts changes: weights for factors, biases, and modules to store in full."""
 
     def __init__(self, runtime: Runtime, config: PeftConfig) -> None:
         self._runtime, self._config = runtime, config
@@ -244,7 +239,7 @@ class _Sorting:
         self._full: set[str] = set()
 
     def take(self, names: tuple[str, ...], change: Change) -> None:
-        """Note one parameter's change, under all its names."""
+        """Sort one parameter's change, given all its tied names."""
         owner, _, last = names[0].rpartition(".")
         linear = len(names) == 1 and owner in self._modules and change.base is not None
         if linear and linear_shape(self._modules[owner]) is not None and not self._added(names[0]):
@@ -253,11 +248,11 @@ class _Sorting:
         self._full.update(name.rpartition(".")[0] for name in names)
 
     def _added(self, name: str) -> bool:
-        """Return whether PEFT stores this in full whatever it is told, for this kind of task."""
+        """Return True if PEFT always stores this parameter in full, for this task type."""
         return self._config.head_module(name) is not None
 
     def result(self, model: _Side, base: _Side, notes: tuple[str, ...]) -> Difference:
-        """Return the difference, with nothing in two places."""
+        """Return the difference, with each change in one place only."""
         kind = str(getattr(self._runtime.model.config, "model_type", ""))
         refused = refused_today(kind, self._layers)
         self._full |= refused.keys()
@@ -280,10 +275,11 @@ class _Sorting:
         )
 
     def _close(self) -> None:
-        """Add what PEFT would store with it: modules of like names, and weights that are tied."""
+        """Extend the modules stored in full as PEFT does: by name endings and tied weights."""
         before: set[str] = set()
         while before != self._full:
             before = set(self._full)
+            # PEFT's modules_to_save match by the end of a path, so each entry may match more
             entries = tuple(self._full)
             self._full |= {
                 path
@@ -310,7 +306,7 @@ class _Sorting:
 
 
 def _below(path: str, modules: set[str]) -> bool:
-    """Return whether a module or parameter is one of these modules or inside one."""
+    """Return True if a path is one of these modules, or lies inside one of them."""
     parts = path.split(".")
     return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
 
@@ -320,7 +316,7 @@ def _is_transposed(module: Any) -> bool:
 
 
 def squared_norm(change: Change) -> float:
-    """Return the squared Frobenius norm of a change; 0 where the base has nothing."""
+    """Return the squared Frobenius norm of a change; 0 if the base has no such tensor."""
     if change.base is None:
         return 0.0
     pairs = zip(_rows(read_tensor(change.model)), _rows(read_tensor(change.base)), strict=True)

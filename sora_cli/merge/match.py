@@ -1,4 +1,4 @@
-"""Matches each part of an adapter with a tensor of the base checkpoint, or refuses it."""
+"""Matches each part of an adapter to a tensor of the base checkpoint, or refuses it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _WEIGHT = ".weight"
 
 @dataclass(frozen=True)
 class Match:
-    """A checkpoint, the model it becomes, and the adapter's parts by parameter of that model.
+    """A checkpoint, its model, and the adapter's parts by the model's parameter names.
 
     Attributes:
-        stored: the checkpoint's tensors by their names there, in the order of files and bytes.
-        arrivals: what becomes of each.
-        places: parameter -> name in the checkpoint, for tensors that arrive as they are.
+        stored: the checkpoint's tensors by name, in the order of files and bytes.
+        arrivals: each tensor's parameters in the model.
+        places: parameter -> name in the checkpoint, for tensors that become a parameter unchanged.
         layers: parameter -> the adapter's module.
-        heads: parameter -> the adapter's name for it.
-        tokens: those of `layers` of which some rows are replaced.
+        heads: parameter -> the adapter's name of a tensor stored in full.
+        tokens: parameters in `layers` of which only some rows are replaced (trained tokens).
     """
 
     runtime: Runtime
@@ -40,15 +40,14 @@ class Match:
 
     @property
     def supplied(self) -> set[str]:
-        """Return the parameters that the checkpoint has numbers for."""
+        """Names of the parameters that the checkpoint supplies."""
         return {name for arrival in self.arrivals.values() for name in arrival.names}
 
 
 def read_stored(weights: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Read all tensors of a checkpoint by name, in the order of its files and their bytes.
+    """Read the headers of a checkpoint: its tensors by name, in the order of files and bytes.
 
-    Raises:
-        SoraError: a file is damaged, or a name is there twice.
+    A name that is in two files is an error.
     """
     stored: dict[str, StoredTensor] = {}
     for file in weights:
@@ -61,10 +60,9 @@ def read_stored(weights: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime) -> Match:
-    """Find the parameter, and the checkpoint's tensor, of all that the adapter holds.
+    """Find the model's parameter and the checkpoint's tensor for each part of an adapter.
 
-    Raises:
-        SoraError: a part of the adapter has no place there, or not one only.
+    A part with no place, or with more than one place, is an error.
     """
     arrivals = runtime.arrivals(stored)
     layers = _layers(outline, runtime)
@@ -92,13 +90,14 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
 
 
 def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
-    """Return the error for changing one of several weights that are one parameter, or None.
+    """Return the error of changing only one of several tied weights; None: no such change.
 
-    Weights that the checkpoint holds apart, with different numbers, are not tied: transformers
-    does not tie them either. Nor are weights that the adapter holds in full, with the same numbers.
+    Weights that the checkpoint stores separately, with different numbers, are not tied:
+    transformers does not tie them either. Tied weights that the adapter stores in full, all with
+    the same numbers, are no error.
 
     Args:
-        head: finds the content of what the adapter holds in full.
+        head: returns a tensor that the adapter stores in full.
     """
     hint = "--untie writes them apart; or use the adapter unmerged"
     for target, path in found.layers.items():
@@ -116,7 +115,7 @@ def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
 
 
 def _partners(found: Match, target: str) -> list[str]:
-    """Return the names tied to a parameter, but those whose values in the checkpoint differ."""
+    """Return the names tied to a parameter, without those stored with different numbers."""
     own = found.places.get(target)
 
     def same(other: str | None) -> bool:
@@ -153,10 +152,9 @@ def _layers(outline: Adapter, runtime: Runtime) -> dict[str, str]:
 def _tied_rows(
     outline: Adapter, runtime: Runtime, layers: Mapping[str, str], places: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the stored weights that are tied to one with trained rows: PEFT changes theirs, too.
+    """Return stored weights tied to a weight with trained rows, whose rows PEFT changes, too.
 
-    Raises:
-        SoraError: such a weight has factors besides.
+    A tied weight that also has factors is an error.
     """
     more: dict[str, str] = {}
     for target, path in layers.items():
@@ -192,13 +190,13 @@ def _heads(outline: Adapter, runtime: Runtime) -> dict[str, str]:
 
 
 def _everywhere(found: Match, outline: Adapter) -> dict[str, str]:
-    """Return the heads; base weights stand there also for the parameters tied to them."""
+    """Return the heads, extended by the parameters tied to base weights that are replaced."""
     weights = [t for t, name in found.heads.items() if name in outline.base_weights]
     return {p: found.heads[t] for t in weights for p in _partners(found, t)} | dict(found.heads)
 
 
 def _check_whole(found: Match) -> None:
-    """Refuse to change what is stored as a part of something else, or in pieces."""
+    """Refuse changes of parameters that transformers joins or splits when it loads a model."""
     for name, arrival in found.arrivals.items():
         if arrival.plain:
             continue

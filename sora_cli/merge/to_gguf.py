@@ -1,7 +1,7 @@
-"""An adapter folded into a base model in a GGUF file: the file anew, with other numbers in it.
+"""Merges an adapter into a base model's GGUF file, and writes a new GGUF file.
 
-Everything that the adapter does not change is copied to the byte, metadata and quantised tensors;
-the changed weights are dequantised, added to in float32, and stored by the package's quantiser.
+Metadata and tensors that the adapter does not change are copied byte for byte. Changed weights are
+dequantised, the update is added in float32, and the package gguf quantises the sum.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _FILE_TYPE = "general.file_type"
 
 @dataclass(frozen=True)
 class GgufMerged:
-    """A merged GGUF file.
+    """The result of a merge into a GGUF file.
 
     Attributes:
-        modules: weights that were changed.
-        copied: tensors that were copied as they are.
-        base_note: a note unless the base is known to be the one that the adapter was trained on.
-        survival: the part of the update that is left in the stored weights.
+        modules: number of changed weights.
+        copied: number of copied tensors.
+        base_note: a note on the base; None if the adapter is known to be trained on this base.
+        survival: the part of the update in the stored weights.
     """
 
     modules: int
@@ -60,18 +60,14 @@ def merge_to_gguf(
     accept_loss: bool = False,
     force: bool = False,
 ) -> GgufMerged:
-    """Write a GGUF file with an adapter in it, one tensor in memory at a time, and read it back.
+    """Write a merged GGUF file, with one tensor in memory at a time, and read it back.
 
     Args:
         source: the base model's GGUF file.
-        output: the file; one that is there is replaced.
+        output: the new file; an existing file is replaced.
         type: of the changed weights, one of `core.checks.MERGED_GGUF`.
-        accept_loss: write it, however little of the update is left.
-        force: take a base with other weights than the one trained on.
-
-    Raises:
-        SoraError: a part of the adapter has no place there, a base that does not fit, numbers that
-            are not finite, too little left of the update, or a file that cannot be written.
+        accept_loss: write the file, however little of the update survives.
+        force: accept a base with other weights than the adapter was trained on.
     """
     check_choice("type", type, MERGED_GGUF)
     check_low_rank(adapter)
@@ -96,7 +92,7 @@ def merge_to_gguf(
 
 
 class _MergedFile:
-    """The content of a merged file."""
+    """The content of a merged GGUF file."""
 
     def __init__(
         self, adapter: AdapterFile, source: Path, places: dict[str, Place], type: str
@@ -114,18 +110,14 @@ class _MergedFile:
             "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
         }[type]
         self._changed = {f"{place.name}.weight": (path, place) for path, place in places.items()}
-        self._exact = type == "f32"  # but for the last bit of a sum
+        self._exact = type == "f32"  # up to the last bit of the sum
         self._head = self._metadata() + self._directory()
         self._digests: dict[str, bytes] = {}
         self.kept: dict[str, Kept] = {}
         self.copied = len(self._reader.tensors) - len(self._changed)
 
     def write(self, file: Path) -> None:
-        """Write the file.
-
-        Raises:
-            SoraError: a result is not finite, or a type that the package cannot read.
-        """
+        """Write the file, and measure the surviving part of each update."""
         with file.open("wb") as out:
             out.write(self._head + self._padding(len(self._head)))
             for tensor in self._reader.tensors:
@@ -135,11 +127,7 @@ class _MergedFile:
                 out.write(self._padding(data.nbytes))
 
     def check(self, file: Path) -> None:
-        """Compare what was written with what was meant.
-
-        Raises:
-            SoraError: it reads back differently.
-        """
+        """Read the file back, and compare it with the digests taken during writing."""
         import gguf
 
         back = gguf.GGUFReader(file)
@@ -149,7 +137,7 @@ class _MergedFile:
         check_read_back(same)
 
     def _metadata(self) -> bytes:
-        """Return the base's file up to its list of tensors, with the new kind of file in it."""
+        """Return the base's file up to its list of tensors, with `general.file_type` updated."""
         content = bytearray(self._reader.data[: self._reader.tensors[0].field.offset])
         field = self._reader.fields.get(_FILE_TYPE)
         if field is not None:
@@ -161,10 +149,11 @@ class _MergedFile:
         return bytes(content)
 
     def _directory(self) -> bytes:
-        """Return the list of tensors: the base's, with other types and places in the file."""
+        """Return the list of tensors: the base's, with the new types and places in the file."""
         content, place = b"", 0
         for tensor in self._reader.tensors:
             kind, size = self._stored_as(tensor)
+            # an entry: length of the name, name, number of dimensions, dimensions, type, offset
             name_and_sides = tensor.field.parts[:4]
             content += b"".join(part.tobytes() for part in name_and_sides)
             content += struct.pack("<IQ", kind, place)
@@ -172,11 +161,7 @@ class _MergedFile:
         return content
 
     def _stored_as(self, tensor: Any) -> tuple[int, int]:
-        """Return a tensor's type in the new file, and its bytes there.
-
-        Raises:
-            SoraError: its rows do not fit into blocks of the type.
-        """
+        """Return a tensor's type and its size in bytes in the new file."""
         import gguf
 
         if tensor.name not in self._changed:
@@ -195,7 +180,7 @@ class _MergedFile:
         return bytes(-size % int(self._reader.alignment))
 
     def _data(self, tensor: Any) -> Any:
-        """Return a tensor as it is stored in the new file."""
+        """Return a tensor's stored form in the new file."""
         import gguf
 
         if tensor.name not in self._changed:
@@ -218,11 +203,7 @@ class _MergedFile:
 
 
 def _numbers(tensor: Any) -> Any:
-    """Return a weight of the base in float32.
-
-    Raises:
-        SoraError: it has a type that the package gguf cannot read.
-    """
+    """Return a weight of the base in float32, dequantised by the package gguf."""
     import gguf
 
     try:

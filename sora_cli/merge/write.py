@@ -1,6 +1,7 @@
-"""Writes the merged weights: what the base has is copied by the kernel, the rest made in blocks.
+"""Writes the merged weights: unchanged tensors are copied by the kernel, others made in blocks.
 
-Several threads write at once, each at its own place in the file, whose layout is known before.
+Several threads write at once, each at its own place in the file, because the layout is planned
+before.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ Progress = Callable[[int], None]
 """Called with the number of bytes that were written since the last call."""
 
 _STEP = 2**25  # bytes copied at a time
-_BUFFER = 2**20  # bytes, where the kernel does not copy
-_SAMPLE = 64  # bytes
-_THREADS = 4  # more than a disk can keep up with
-_WAITING = 16  # pieces of work
+_BUFFER = 2**20  # bytes copied at a time if the kernel cannot copy
+_SAMPLE = 64  # bytes at both ends of a tensor that are read back
+_THREADS = 4  # more would wait for the disk
+_WAITING = 16  # queued pieces of work; each may hold a layer's factors
 _NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
@@ -50,18 +51,16 @@ def write_weights(
     storing: Storing,
     progress: Progress | None = None,
 ) -> Survival:
-    """Write all files of weights and their index, and read back headers and samples of bytes.
+    """Write all weight files and their index, and read back headers and samples of bytes.
 
     Args:
         index: the base's index; None for a single file.
 
     Returns:
-        What is left of the adapter in what was written.
+        The part of the adapter in the written weights.
 
     Raises:
-        SoraError: a result is not finite, the base changed meanwhile, or what was written reads
-            back differently.
-        OSError: the disk is full, or the like.
+        OSError: the disk is full, for example.
     """
     blocks = Blocks([item for item in plan.items if not item.copied], storing)
     layers: dict[str, Kept] = {}
@@ -83,23 +82,23 @@ def write_weights(
 
 
 def threads() -> int:
-    """Return how many threads work at once."""
+    """Return the number of writing threads."""
     return min(_THREADS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 2)
 
 
 def weights_bytes(plan: Plan) -> int:
-    """Return the bytes that `write_weights` will write, without the index."""
+    """Return the number of bytes that `write_weights` will write, without the index."""
     return plan.bytes + sum(len(header_of(file)) for file in plan.files)
 
 
 def header_of(file: PlannedFile) -> bytes:
-    """Return the first bytes of a file to be; see `header_bytes`."""
+    """Return the header of a planned file; see `header_bytes`."""
     entries = ((item.name, item.dtype, item.shape, item.length) for item in file.items)
     return header_bytes(entries, file.metadata)
 
 
 class _Job:
-    """One file being written, by several threads at once, each at its own place in it."""
+    """The writing of one file by several threads, each at its own place in the file."""
 
     def __init__(
         self, file: PlannedFile, out: int, threads: ThreadPoolExecutor, progress: Progress | None
@@ -111,7 +110,7 @@ class _Job:
         self._written = self._flushed = 0
 
     def run(self, blocks: Blocks, incoming: Incoming) -> dict[str, list[bytes]]:
-        """Write the file; return the first and last bytes of each tensor that was made anew."""
+        """Write the file; return the first and last bytes of each computed tensor."""
         header = header_of(self._file)
         with ExitStack() as stack:
             sources = _Sources(stack)
@@ -133,14 +132,17 @@ class _Job:
         return self._ends
 
     def kept(self, item: Item) -> Kept:
-        """Return what is left of an update; blocks are added in their order, for equal sums."""
+        """Return the surviving part of an update.
+
+        Blocks are added in their order, so that the sum does not depend on the threads.
+        """
         blocks = self._kept.get(item.name, {})
         return total(blocks[start] for start in sorted(blocks))
 
     def _make(
         self, item: Item, at: int, blocks: Blocks, incoming: Incoming, sources: _Sources
     ) -> None:
-        """Make and write a tensor, block by block."""
+        """Compute and write a tensor, block by block."""
         make: Callable[[Range], Made]
         content = item.source if item.head is None else incoming.head(item.head)
         assert content is not None
@@ -188,7 +190,7 @@ class _Job:
             self._submit(_copy_range, source, self._out, start + done, at + done, step)
 
     def _submit(self, work: Callable[..., int], *arguments: Any) -> None:
-        """Hand on a piece of work; wait where many are waiting, for they hold factors."""
+        """Queue a piece of work; wait while the queue is full, because its work holds factors."""
         while len(self._pending) >= _WAITING:
             self._finish_one()
         self._pending.append(self._threads.submit(work, *arguments))
@@ -203,28 +205,28 @@ class _Job:
                 self._progress(step)
 
     def _abandon(self) -> None:
-        """Cancel what has not begun and wait for the rest, before the files are closed."""
+        """Cancel queued work and wait for running work."""
         for future in self._pending:
             future.cancel()
         wait(self._pending)
 
 
 class _Sources:
-    """The files that are read from, open until the stack is left."""
+    """The open source files; the stack closes them."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._open: dict[Path, int] = {}
 
     def descriptor(self, file: Path) -> int:
-        """Return the descriptor of a file, open for reading."""
+        """Open a file for reading, once, and return its descriptor."""
         if file not in self._open:
             self._open[file] = self._stack.enter_context(file.open("rb", buffering=0)).fileno()
         return self._open[file]
 
 
 def _runs(items: tuple[Item, ...]) -> Iterator[list[Item]]:
-    """Group tensors that are copied and follow each other in the base, too; others stay alone."""
+    """Group copied tensors that are also adjacent in the base; other tensors stay alone."""
     run: list[Item] = []
     for item in items:
         if run and not (item.copied and run[-1].copied and _follows(item.source, run[-1].source)):
@@ -242,7 +244,7 @@ def _follows(tensor: StoredTensor | None, other: StoredTensor | None) -> bool:
 
 
 def _copy_range(source: int, out: int, start: int, offset: int, length: int) -> int:
-    """Copy bytes from file to file, where possible without taking them into this process."""
+    """Copy bytes from file to file, inside the kernel if possible."""
     done = 0
     while done < length:
         step = _copy_some(source, out, start + done, offset + done, length - done)
@@ -267,14 +269,14 @@ def _copy_some(source: int, out: int, start: int, offset: int, length: int) -> i
 
 
 def _begin_flush(out: int, offset: int, length: int) -> None:
-    """Let the disk begin with what was written, so that the flush at the end is short."""
+    """Start writing the file's dirty pages to disk, so that the final flush is short."""
     if sys.platform == "linux":
-        # Linux writes dirty pages out before it drops them; Python has no sync_file_range
+        # Linux writes dirty pages before it drops them; Python has no sync_file_range
         os.posix_fadvise(out, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def _check_written(path: Path, file: PlannedFile, made: dict[str, list[bytes]]) -> None:
-    """Compare the header with the plan, and some bytes of each tensor with what they should be."""
+    """Compare the header with the plan, and sampled bytes with the intended bytes."""
     written = {tensor.name: tensor for tensor in read_header(path)}
     same = list(written) == [item.name for item in file.items]
     with path.open("rb") as stream:
