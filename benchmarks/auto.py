@@ -1,13 +1,13 @@
-"""Seconds of a whole `sora auto` against one plain LoRA run of as many steps.
+"""Seconds of a whole `sora auto` against one plain LoRA run with the same number of steps.
 
     python -m benchmarks.auto [--recipe FILE] [--steps 600] [--rounds 5] [KEY=VALUE ...]
 
-Both run as people type them, with everything they do by default, in new processes and in turns,
-after one run of each that fills the caches of data. The promise is one that rows can certify, so
-that sizes are cut, healed and tested; how many were is printed, since a failed test ends the
-search. LoRA is trained at the rank that the search begins with, and scores the validation split
-after each epoch; of the search, only the written size is scored there, and the full rank. Overrides
-go to both sides. `--quick` takes one round of a few steps.
+Both commands run with their defaults, in new processes and in turns, after one run of each that
+fills the caches of data. The promise is large enough for the rows to certify it, so sizes are cut,
+healed and tested; their number is printed, because a failed test ends the search. LoRA is trained
+at the rank at which the search begins, and scores the validation rows after each epoch; the search
+scores only full rank and the written size there. Overrides go to both sides. `--quick` takes one
+round of a few steps.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _command(name: str, words: list[str]) -> Callable[[], float]:
 
 
 def _sizes(run: Path) -> str:
-    """Say what the last search did."""
+    """Describe the last search from its certificate: sizes, rows, status."""
     found = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
     sizes, rows = found["candidates"], found["rows"]
     return (

@@ -1,14 +1,14 @@
-"""Seconds of a step of instruction tuning, where prompts carry no loss: ours against PEFT.
+"""Seconds of a step of instruction tuning, without a loss on prompts: ours against PEFT.
 
     python -m benchmarks.instructions [--learned 0.5] [--length 256] [--rounds 20] [--rank 8]
     python -m benchmarks.instructions --memory {peft,all,learned,chunked} [--length 1024] ...
 
-SmolLM2-135M (49,152 words), rows of which the first part is a prompt. PEFT's side and one of ours
-have the model's own loss, as transformers' Trainer takes it, with logits of all tokens; the others
-of ours run the head at the places alone whose next token is learned, as `sora train` does, once
+SmolLM2-135M (49,152 tokens in its vocabulary), on rows that begin with a prompt. PEFT's side and
+one of ours use the model's own loss, with logits of all tokens, like transformers' Trainer. Our
+other sides run the head only at places whose next token is learned, like `sora train`; one of them
 with `training.loss=chunked`. In every round each side takes one step, in random order. `--memory`
-prints the peak of one side above the loaded model instead, as `benchmarks.memory` measures it.
-`--quick` shows that the program runs.
+prints one side's peak memory above the loaded model instead, measured like in `benchmarks.memory`.
+`--quick` only shows that the program runs.
 """
 
 from __future__ import annotations

@@ -2,24 +2,24 @@
 
     python benchmarks/merge.py [--gb 2 8] [--dtype bf16 fp32] [--shards 0 1] [--rounds N] [--quick]
 
-The base is a synthetic Llama of random weights, as one file (`--shards 0`) or in shards of so many
-GB. The adapter has r = 16 on every linear layer of every block, in float32, with a scaling other
-than 1, so that nearly every byte has to be computed. Per combination and round, in turns, with the
-base in the page cache:
+The base is a synthetic Llama with random weights, in one file (`--shards 0`) or in shards of the
+given size in GB. The adapter has r = 16 on every linear layer of every block, in float32, with a
+scaling other than 1, so that nearly every byte has to be computed. Per combination and round, in
+turns, with the base in the page cache:
 
 - `cp -r BASE COPY`, then fsync of every file and directory of the copy;
-- `sora merge --no-verify` in a process of its own, which reads back headers and samples of what it
-  wrote and does the same fsync. (Without that option the command also compares outputs at the end.)
+- `sora merge --no-verify` in a process of its own, which reads back headers and samples, and does
+  the same fsync. (Without `--no-verify` the command also compares outputs at the end.)
 
 Printed are medians over the rounds. "merge" is the time from the call of the command's function to
-its return; "command" is the whole process, with the start of Python and the import of torch and
-transformers, which take the same few seconds whatever the size. Ratios are to the copy's time.
-"memory" is the largest RssAnon of the process, sampled: file pages that are mapped do not count.
-"of it before" is what it had when the function was called (Python, torch); "said" is what the
-command predicted. "load" is the machine's over the last minute, the benchmark's own part of it (one
-to two) among it: of the two sides it is the merge, which computes, that other programs slow down.
+its return; "command" is the whole process, including the start of Python and the imports of torch
+and transformers, a few seconds for every size. Ratios are to the copy's time. "memory" is the
+largest RssAnon of the process, sampled: mapped file pages do not count. "of it before" is the
+RssAnon at the call of the function (Python, torch); "said" is the command's prediction. "load" is
+the machine's load over the last minute, of which the benchmark itself causes one to two. Other
+programs slow down the merge, which computes, more than the copy.
 
-torch has the threads it takes by itself (OMP_NUM_THREADS). The files go to `--place`.
+torch takes its default number of threads (OMP_NUM_THREADS). The files go to `--place`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ print(json.dumps({"seconds": seconds, "before": before, "said": watched.plan.mem
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of about so many bytes."""
+    """The shape of a synthetic Llama."""
 
     layers: int
     hidden: int
@@ -87,20 +87,20 @@ class Shape:
 
     @classmethod
     def of(cls, numbers: float, hidden: int) -> Shape:
-        """Return a shape with as many layers as come nearest."""
+        """Return the shape whose number of parameters is nearest to `numbers`."""
         inner = hidden * 11 // 4 // 64 * 64
         layer = 4 * hidden**2 + 3 * hidden * inner
         return cls(max(1, round((numbers - 2 * _VOCABULARY * hidden) / layer)), hidden, inner)
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Return module path -> (out, in), of the blocks' linear layers."""
+        """Return module path -> (out, in) for the linear layers of all blocks."""
         inside = {f"self_attn.{n}_proj": (self.hidden, self.hidden) for n in "qkvo"}
         inside |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (self.inner, self.hidden))
         inside["mlp.down_proj"] = self.hidden, self.inner
         return {f"model.layers.{i}.{n}": s for i in range(self.layers) for n, s in inside.items()}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of all tensors of the checkpoint."""
+        """Return name -> shape for all tensors of the checkpoint."""
         sizes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (_VOCABULARY, self.hidden),
             "lm_head.weight": (_VOCABULARY, self.hidden),
@@ -115,7 +115,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Run:
-    """One merge: seconds and bytes."""
+    """Figures of one merge, in seconds and bytes."""
 
     seconds: float
     command: float
@@ -152,7 +152,7 @@ def main() -> None:
 
 
 def measure(place: Path, gb: float, dtype: str, shard: float, rounds: int) -> None:
-    """Return one line of the table."""
+    """Measure one combination, and print its line of the table."""
     base, adapter = place / "base", place / "adapter"
     shape = Shape.of(
         gb * 1e9 / _DTYPES[dtype].itemsize, 4096 if gb > 4 else 2048 if gb > 1 else 512
@@ -179,7 +179,7 @@ def measure(place: Path, gb: float, dtype: str, shard: float, rounds: int) -> No
 
 
 def write_base(directory: Path, shape: Shape, dtype: torch.dtype, shard: float) -> int:
-    """Write a checkpoint as save_pretrained would; return the number of files of weights."""
+    """Write a checkpoint like `save_pretrained`; return the number of weight files."""
     directory.mkdir()
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": shape.hidden,
@@ -245,7 +245,7 @@ def write_adapter(directory: Path, shape: Shape, base: Path) -> None:
 
 
 def copy(base: Path, target: Path) -> float:
-    """Return the seconds that `cp -r` and a flush take."""
+    """Copy the base with `cp -r` and flush it; return the seconds."""
     warm(base)
     start = time.perf_counter()
     subprocess.run(["cp", "-r", str(base), str(target)], check=True)
@@ -256,7 +256,7 @@ def copy(base: Path, target: Path) -> float:
 
 
 def merge(base: Path, adapter: Path, target: Path) -> Run:
-    """Run the command in a process of its own, and watch its memory."""
+    """Run the command in a process of its own, and sample its memory."""
     warm(base)
     root = str(Path(__file__).resolve().parent.parent)
     command = [sys.executable, "-c", _DRIVER, str(adapter), str(target)]

@@ -1,9 +1,9 @@
-"""Milliseconds of the products in an adapted layer's step: torch's own way, and by oneDNN.
+"""Milliseconds of the products in an adapted layer's step, by torch's default and by oneDNN.
 
     python -m benchmarks.products [--rows 4096] [--ranks 1 3 8 16] [--rounds 15]
 
-`methods/products.py` takes oneDNN on AMD's processors; this shows what either would take here. Both
-in turns, in float32, after another pass over memory, as in a step. The widths are MiniLM-L6's.
+`methods/products.py` uses oneDNN on AMD processors; this measures both libraries here. They run in
+turns, in float32, each after a pass over other memory, as in a step. The widths are MiniLM-L6's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sora_cli.core.console import emit
 
 _WARM_UP = 2
 _WIDTHS = (384, 1536)
-_ELSEWHERE = 1 << 24  # entries that are changed between products: 64 MB
+_ELSEWHERE = 1 << 24  # entries changed between products, 64 MB, to clear the caches
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Print pip constraints that hold every requirement of pyproject.toml at its lower bound.
+"""Print pip constraints that pin every requirement of pyproject.toml to its lower bound.
 
-`make test-oldest` calls it before anything is installed: it needs the standard library alone.
+`make test-oldest` calls it before anything is installed, so it needs only the standard library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?>=([^,;\s]+)")
 
 
 def lower_bounds(file: Path = PYPROJECT) -> dict[str, str]:
-    """Return the lower bound of each requirement that has one, the extras' too."""
+    """Return the lower bounds of all requirements, including extras; others are left out."""
     project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
     return dict(_bounds(project))
 

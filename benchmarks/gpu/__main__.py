@@ -2,15 +2,15 @@
 
     python -m benchmarks.gpu [--minutes 9] [--models 135M 1.2B 8B] [--rows TITLE ...] [--tiny]
 
-Needs this checkout with PEFT, and bitsandbytes for the rows with a 4-bit base; no hub. The models
-have random weights, in the shapes of SmolLM2-135M, Llama-3.2-1B and Llama-3-8B, and a row is what
-`sora train` makes of one recipe with the words in the row's title. Who the sides are:
-`benchmarks/gpu/sides.py`; what the check of gradients is: `benchmarks/gpu/check.py`. In every round
-each side takes one step, in random order; ratios are taken round by round. Printed are medians with
-90 % intervals of the ratios. What does not fit into the minutes, or into memory, is named. Without
-a GPU, or with `--tiny`, the same runs on a model of two small layers.
+Needs this checkout with PEFT, and bitsandbytes for rows with a 4-bit base; no Hub. The models have
+random weights, in the shapes of SmolLM2-135M, Llama-3.2-1B and Llama-3-8B. A row of the table is
+one recipe of `sora train` with the overrides in the row's title. The sides are described in
+`benchmarks/gpu/sides.py`, the check of gradients in `benchmarks/gpu/check.py`. In every round each
+side takes one step, in random order; ratios are taken round by round. Printed are medians with 90 %
+intervals of the ratios. Rows that do not fit into the minutes or into memory are listed. Without a
+GPU, or with `--tiny`, all rows run on a model of two small layers.
 
-Exit code 1: gradients that are wrong, or a row that failed.
+Exit code 1: wrong gradients, or a row that failed.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from sora_cli.core.console import emit, say
 from sora_cli.core.errors import SoraError, first_line
 
 _PACKAGES = ("transformers", "peft", "bitsandbytes")
-_STARTING = 30.0  # seconds before `main`: imports
+_STARTING = 30.0  # seconds of imports before `main`, counted as used
 
 
 @dataclass
 class Budget:
-    """The seconds that are left.
+    """The remaining time, and the rows without figures.
 
     Attributes:
-        dropped: rows that were not reached. skipped: rows that cannot run here, and why.
-        failed: rows that should have run.
+        dropped: rows that were not reached. skipped: rows that cannot run here, with reasons.
+        failed: rows with unexpected errors.
     """
 
     minutes: float
@@ -61,7 +61,7 @@ class Budget:
     failed: list[str] = field(default_factory=list)
 
     def left(self, share: float) -> float:
-        """Return the seconds until a share of all minutes is over."""
+        """Return the seconds left until a share of all minutes has passed."""
         return share * (60 * self.minutes - _STARTING) - (time.perf_counter() - self.began)
 
 
@@ -128,7 +128,7 @@ def _version(package: str) -> str:
 def _model(
     shape: Shape, rows: list[Row], folder: Path, device: str, rounds: int, budget: Budget
 ) -> list[Measured]:
-    """Measure and print the rows of a model, as far as there is time."""
+    """Measure and print the rows of a model until its time is over."""
     found, longest = [], 10 * shape.billions
     if budget.left(shape.share) < longest:
         budget.dropped += [_named(shape, row) for row in rows]
@@ -159,13 +159,13 @@ def _model(
 def _row(
     shape: Shape, row: Row, recipe: Path, device: str, rounds: int, budget: Budget
 ) -> Measured | None:
-    """Measure a row; where that cannot be done, note why."""
+    """Measure a row; record the reason if it cannot be measured."""
     limit = 8.0 if device == "cuda" else 2.0
     try:
         return measure(row, recipe, device, rounds=rounds, limit=limit)
     except (SoraError, torch.OutOfMemoryError) as error:
         budget.skipped.append(f"{_named(shape, row)}: {first_line(error)}")
-    except Exception as error:  # the rows after it are to be measured all the same
+    except Exception as error:  # a failed row must not stop the rows after it
         what = f"{type(error).__name__}: {first_line(error)}"
         budget.failed.append(f"{_named(shape, row)}: {what}")
     return None

@@ -93,7 +93,7 @@ def _usage(argument: Any) -> str:
 
 
 def _shown(option: Any) -> str:
-    """Return an option as the help page shows it: `-o, --output <path>`."""
+    """Return an option in the form of the help page: `-o, --output <path>`."""
     record = option.get_help_record(typer.Context(_all()))
     shown = re.sub(r"list\[(\w+)\]", lambda found: found[1].lower(), record[0])
     return " ".join(shown.replace(" range>", ">").split())

@@ -1,4 +1,4 @@
-"""docs/reference/report.md, from the models that the files of a run are written by."""
+"""docs/reference/report.md, from the Pydantic models of a run's files."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def _tables(
     *,
     known: Container[type[BaseModel]] = (Environment, BaseFacts),
 ) -> Iterator[str]:
-    """Yield a model's table, then with a heading each those of the objects in it.
+    """Yield a model's table, then a heading and a table for each object inside the model.
 
     Args:
-        known: objects whose table stands elsewhere on the page.
+        known: objects whose table is elsewhere on the page.
     """
     yield value_table(model, without=without)
     for name, info in model.model_fields.items():
