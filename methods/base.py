@@ -123,8 +123,8 @@ class AdapterMethod(ABC):
         for path, layer in layers.items():
             if layer.d is not None:
                 raise MethodError(
-                    f"{self.name} cannot start from an adapter: its layers have gates, and a "
-                    "finished adapter says nothing about those"
+                    f"{self.name} cannot start from an adapter: its layers need gates, and a "
+                    "finished adapter has none"
                 )
             layer.A.data = updates[path].A.to(layer.A)
             layer.B.data = (updates[path].B / layer.scaling).to(layer.B)
@@ -179,8 +179,8 @@ class AdapterMethod(ABC):
         for name in parameters:
             if name not in found:
                 raise MethodError(
-                    f"{self.name}: {name} has no gradient in its step: its layer is not used, it "
-                    "is frozen, or gradients were cleared before the hook; leave layers that the "
+                    f"{self.name}: {name} has no gradient in this step: its layer is unused or "
+                    "frozen, or gradients were cleared before the hook; leave layers that the "
                     "loss does not use out of the targets"
                 )
         return list(found.values())
@@ -235,8 +235,10 @@ class AdapterMethod(ABC):
         """Change one of the `variable_options` between the stages of a path."""
         if name not in self.config.variable_options:
             may = ", ".join(self.config.variable_options) or "nothing"
-            raise MethodError(f"{self.name}.{name} may not vary; what may: {may}")
+            raise MethodError(f"{self.name}.{name} cannot vary; options that can: {may}")
         try:
             self.config = self.config_class(**{**self.config.model_dump(), name: value})
         except ValidationError as error:
-            raise MethodError(f"{self.name}.{name}: {error.errors()[0]['msg']}") from error
+            # pydantic puts "Value error, " before the message of a ValueError
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise MethodError(f"{self.name}.{name}: {reason}") from error

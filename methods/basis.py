@@ -59,7 +59,7 @@ def singular_basis(layer: LowRankLinear) -> SingularBasis:
     Gates scale the components of the basis in which they were trained, and mean nothing in another.
     """
     if layer.d is not None:
-        raise MethodError("factors with gates have no other basis: the gates belong to theirs")
+        raise MethodError("a layer with gates cannot change its basis: its gates would not fit")
     a, b = whole(layer.A).double(), whole(layer.B).double()
     r = a.shape[0]
     q_b, r_b = torch.linalg.qr(b)  # (out, k1), (k1, r)
@@ -101,7 +101,10 @@ def turn(
         for name, value in state.get(p, {}).items():
             if isinstance(value, Tensor) and value.shape == p.shape:
                 if not value.is_floating_point():
-                    raise MethodError(f"the optimiser's '{name}' is coded, and cannot be turned")
+                    raise MethodError(
+                        f"the optimiser's '{name}' is stored as integer codes, which cannot be "
+                        "turned to another basis: use an optimiser with moments in floating point"
+                    )
                 power = _POWERS.get(name)
                 old = whole(value).double()
                 new = torch.zeros_like(old) if power is None else basis.turned(kind, old, power)

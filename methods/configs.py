@@ -47,9 +47,9 @@ class MethodConfig(MethodOptions):
 
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear",
-        description="layers to adapt: all-linear (every linear layer but the head, and but those "
-        "on which an adapter would be of no use, which are named), or a list of names ('query', "
-        "'attention.output.dense') and patterns with * or ? on the full path",
+        description="layers to adapt: all-linear (every linear layer except the head and layers "
+        "where an adapter would have no effect, which are reported), or a list of names ('query', "
+        "'attention.output.dense') and patterns with * or ? for the full path",
     )
     alpha: float = Field(
         16.0, gt=0, description="scaling numerator; the update is scaled by alpha/r"
@@ -140,14 +140,13 @@ class SoraConfig(MethodConfig):
     threshold: float | None = Field(
         3e-4,
         ge=0,
-        description="xi: each step moves every gate this far towards zero; null where target_r is "
-        "given",
+        description="xi: each step moves every gate this far towards zero; null with target_r",
     )
     target_r: float | None = Field(
         None,
         ge=0,
-        description="budget in the threshold's place: mean components per layer at the end; each "
-        "step's xi is the smallest that leaves no more gates than the budget of that step",
+        description="budget instead of a threshold: mean components per layer at the end; each "
+        "step uses the smallest xi that leaves no more gates than the budget of this step",
     )
     t_init: int | float = Field(
         0.1,
@@ -163,8 +162,8 @@ class SoraConfig(MethodConfig):
     )
     shrink: Literal["soft", "hard"] = Field(
         "soft",
-        description="what a step does to the gates it leaves: soft moves them by xi (L1, the "
-        "paper's equation), hard leaves them (L0): the default with target_r, and for it only",
+        description="effect of a step on gates that survive it: soft moves them by xi (L1, the "
+        "paper's equation), hard does not change them (L0; only with target_r, its default)",
     )
     gate_init: Literal["normal", "ones"] = Field(
         "normal", description="gates at the start: drawn from N(0, 1), as in the paper, or all 1"
@@ -202,14 +201,14 @@ class SoraConfig(MethodConfig):
     def _one_of_both(self) -> SoraConfig:
         if self.target_r is None:
             if self.threshold is None:
-                raise ValueError("threshold is null, and no target_r is given: give one of both")
+                raise ValueError("threshold is null and target_r is not given: give one of the two")
             if self.shrink == "hard":
                 raise ValueError("shrink: hard needs a budget: give target_r")
             return self
         if self.threshold is not None:
             raise ValueError(
-                f"threshold {self.threshold:g} and target_r {self.target_r:g} both decide how many "
-                "gates are left: give one, and null for the other"
+                f"threshold {self.threshold:g} and target_r {self.target_r:g} both set the number "
+                "of gates left: give one, and set the other to null"
             )
         if self.target_r > self.r_max:
             raise ValueError(f"target_r {self.target_r:g} is above r_max {self.r_max}")
@@ -239,17 +238,17 @@ class CutConfig(MethodConfig):
     target_r: float | None = Field(
         None,
         ge=0,
-        description="budget: mean rank per layer after the cut; unset, as the other two budgets: "
+        description="budget: mean rank per layer after the cut; without any budget "
         f"{_CUT_SHARE} x r_max",
     )
     max_params: int | None = Field(
-        None, ge=0, description="budget: numbers that the factors hold together after the cut"
+        None, ge=0, description="budget: most parameters in all factors together after the cut"
     )
     energy: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="budget: share of all squared singular values that the cut keeps",
+        description="budget: share of the squared singular values of all layers to keep",
     )
     cut_at: int | float = Field(
         0.8, gt=0, description="steps before the cut; below 1: a share of the run's steps"

@@ -82,8 +82,8 @@ class Cut(AdapterMethod):
             before = min(before, total_steps - 1)  # 0.8 of two steps, rounded, would be both
         if not 1 <= before < total_steps:
             raise MethodError(
-                f"cut: a cut after {before} of {total_steps} steps leaves none to train before or "
-                "after it: shares below 1, such as cut_at 0.8, fit any run of two steps or more"
+                f"cut: a cut after {before} of {total_steps} steps leaves no step before or after "
+                "it: shares below 1, such as cut_at 0.8, fit any run of two steps or more"
             )
         return before
 
@@ -93,7 +93,7 @@ class Cut(AdapterMethod):
         if self._made is not None or info.step + 1 < self._begun():
             return
         if info.optimizer_state is None:
-            raise MethodError("cut: StepInfo has no optimizer_state, whose moments turn with A, B")
+            raise MethodError("cut: StepInfo lacks optimizer_state: its moments turn with A and B")
         bases = {path: singular_basis(layer) for path, layer in layers.items()}
         # singular values of dW: those of B A times the scaling
         values = {path: layers[path].scaling * basis.S.cpu() for path, basis in bases.items()}
@@ -110,8 +110,8 @@ class Cut(AdapterMethod):
         made = None if self._made is None else self._made.after_steps
         if info.step + 1 > self._begun() != made:
             raise MethodError(
-                f"cut: the cut was due after {self._due} steps, and what was done in the first "
-                f"{info.step + 1} is not that"
+                f"cut: the cut was due after {self._due} steps, but the first {info.step + 1} "
+                "steps were trained without it"
             )
         self.after_step(layers, info)
 

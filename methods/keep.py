@@ -102,17 +102,17 @@ class KeepOptions(BaseModel):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="cut to so many components per module, the strongest over all modules",
+        description="cut to this mean rank per module: keep the largest singular values of all",
     )
-    rank: int | None = Field(None, ge=1, description="cut each module to this rank at most")
+    rank: int | None = Field(None, ge=1, description="cut each module to at most this rank")
     max_params: int | None = Field(
-        None, ge=1, description="cut to so many numbers in all factors together"
+        None, ge=1, description="cut to at most this many parameters in all factors together"
     )
     energy: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="cut each module to this share of its squared singular values",
+        description="cut each module, keeping this share of its squared singular values",
     )
 
     def keep(self) -> Keep:

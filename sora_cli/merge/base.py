@@ -99,12 +99,12 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
     folder = _folder(source, revision) if unpacked is None else unpacked.folder
     if (folder / ADAPTER_CONFIG).is_file():
         raise SoraError(
-            f"{source} holds an adapter of its own, which transformers would load with it",
-            hint=f"merge that one first, or take its {ADAPTER_CONFIG} away",
+            f"{source} holds an adapter of its own, which transformers would load with the model",
+            hint=f"merge that adapter first, or remove {ADAPTER_CONFIG} from the directory",
         )
     raw = read_json(folder / MODEL_CONFIG)
     if not isinstance(raw, dict):
-        raise SoraError(f"{folder / MODEL_CONFIG} is not a configuration")
+        raise SoraError(f"{folder / MODEL_CONFIG} is not a configuration: no JSON object")
     if raw.get("quantization_config") is not None or raw.get("compression_config") is not None:
         raise SoraError(
             f"{source} is quantised: adding to its weights would lose the adapter",
@@ -112,9 +112,9 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
         )
     if raw.get("transformers_weights"):
         raise SoraError(
-            f"{source} names other weights than {MODEL_WEIGHTS} in its {MODEL_CONFIG}",
+            f"the {MODEL_CONFIG} of {source} names other weights than {MODEL_WEIGHTS}",
             where=f"transformers_weights: {str(raw['transformers_weights'])[:100]}",
-            hint="from_pretrained() and save_pretrained() make a plain checkpoint of it",
+            hint="load it with from_pretrained(), and write it anew with save_pretrained()",
         )
     weights = _weights(folder, source)
     others, left = _others(folder, weights)

@@ -38,7 +38,7 @@ def check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
     *before, new = folded
     if any(entry.get("adapter") == new["adapter"] for entry in before):
         raise SoraError(
-            f"this adapter is already folded into {source}: it would count twice",
+            f"this adapter is already merged into {source}: it would count twice",
             where=f"{MODEL_CONFIG} there lists it under {MERGED_KEY}",
             hint="give the original base model with --base",
         )
@@ -119,8 +119,8 @@ def model_card(
         *_front_matter(base),
         "# Merged model",
         "",
-        f"A low-rank adapter folded into its base model by sora {__version__}: `W + B A` for each "
-        "adapted layer, added in float32 and cast once. No adapter is needed beside it.",
+        f"A low-rank adapter merged into its base model by sora {__version__}: `W + B A` for each "
+        "adapted layer, added in float32 and rounded once. Load it without the adapter.",
         "",
         f"- base model: {code(_shown(base))}"
         + (f" @ {code(outline.base.revision)}" if outline.base.revision else ""),
@@ -133,14 +133,14 @@ def model_card(
         lines.append(f"- trained in full: {', '.join(map(code, outline.head_modules))}")
     if outline.base_weights:
         weights = ", ".join(map(code, outline.base_weights))
-        lines.append(f"- in the place of the base's own, as the adapter holds them: {weights}")
+        lines.append(f"- base weights replaced by the adapter's: {weights}")
     if outline.meta.task:
         lines.append(f"- task: {escaped(outline.meta.task)}")
     if outline.meta.labels:
         lines.append(f"- labels: {', '.join(map(escaped, outline.meta.labels))}")
     lines += [f"- then {shown_step(entry)}" for entry in outline.meta.lineage]
     if plan.left_out:
-        lines.append(f"- left out: {len(plan.left_out)} tensors of the base that it does not use")
+        lines.append(f"- left out: {len(plan.left_out)} tensors of the base, unused by this class")
     return "\n".join([*lines, "", "```python", *_code(class_name), "```", ""])
 
 

@@ -120,9 +120,10 @@ class _Side:
         for name, other in found.items():
             if first is not None and not same_content(first, other):
                 raise SoraError(
-                    f"{self.called} holds '{name}' apart from the weight that its configuration "
-                    "ties it to",
-                    hint="set tie_word_embeddings to false in config.json, if that is meant",
+                    f"{self.called} holds other numbers in '{name}' than in the weight that its "
+                    "configuration ties it to",
+                    hint="if they are meant to differ: set tie_word_embeddings to false in "
+                    "config.json",
                 )
         return first
 
@@ -149,14 +150,14 @@ def _changed(names: tuple[str, ...], model: _Side, base: _Side, runtime: Runtime
     if new is None:
         missing = not any(runtime.may_be_missing(name) for name in names)
         if missing and not _is_converted(names, model) and _is_parameter(names[0], runtime):
-            raise SoraError(f"the model's files hold no '{names[0]}': is it complete?")
+            raise SoraError(f"the model's files lack '{names[0]}': are they complete?")
         return None
     if old is None:
         return Change(new, None)
     if new.shape != old.shape:
         raise SoraError(
             f"'{names[0]}' is {new.shape} in the model and {old.shape} in the base",
-            hint="an adapter changes no shapes: resize the base's embeddings first, for one"
+            hint="an adapter cannot change shapes: resize the base's embeddings first"
             if "emb" in names[0] or len(names) > 1
             else "is it the right base?",
         )
@@ -194,7 +195,7 @@ def _check_alike(model: _Side, base: _Side) -> None:
                 repeated = pattern in known and arrival.plain and not other.runtime.shared(target)
                 if repeated:
                     raise SoraError(f"{one.called} has a '{name}', and {other.called} has none: "
-                                    "another number of layers",
+                                    "they have different numbers of layers",
                                     hint="is it the right base?")  # fmt: skip
 
 
@@ -206,24 +207,24 @@ def _check_converted(model: _Side, base: _Side) -> None:
         other = base.stored.get(name)
         if other is None or not same_content(model.stored[name], other):
             raise SoraError(
-                f"'{name}' has changed, and transformers stores it in another form than the model "
-                "has it in, as it does with fused experts",
-                hint="such changes cannot be written as an adapter's",
+                f"'{name}' has changed, and transformers splits or joins it when it loads the "
+                "model (fused experts, for example)",
+                hint="such a change cannot be written as an adapter",
             )
 
 
 def _notes(model: _Side, base: _Side) -> tuple[str, ...]:
     notes = []
     if model.unknown:
-        notes.append(f"the model's class has no use for {first_few(model.unknown)} of its files")
+        notes.append(f"the model's class does not use {first_few(model.unknown)} in its files")
     only = [name for name in base.unknown if name not in model.unknown]
     if only:
-        notes.append(f"the base also holds {first_few(only)}, which the model has not")
+        notes.append(f"the base also holds {first_few(only)}, which the model lacks")
     dtypes = [{t.dtype for t in side.places.values()} for side in (model, base)]
     if dtypes[0] != dtypes[1]:
         notes.append(
             f"the model is stored in {', '.join(sorted(dtypes[0]))}, the base in "
-            f"{', '.join(sorted(dtypes[1]))}: the rounding is a part of the difference"
+            f"{', '.join(sorted(dtypes[1]))}: the difference includes rounding"
         )
     return tuple(notes)
 
@@ -258,8 +259,8 @@ class _Sorting:
         self._full |= refused.keys()
         self._close()
         if "" in self._full:
-            raise SoraError("parameters of the model itself, of none of its modules, have changed",
-                            hint="PEFT can store modules only")  # fmt: skip
+            raise SoraError("parameters have changed that belong to the model, not to a module",
+                            hint="such a change cannot be written as an adapter")  # fmt: skip
         layers = {p: c for p, c in self._layers.items() if not _below(p, self._full)}
         biases = {p: c for p, c in self._biases.items() if not _below(p, self._full)}
         return Difference(
@@ -299,8 +300,8 @@ class _Sorting:
                 names = (name, *self._runtime.shared(name))
                 stored = model.find(names)
                 if stored is None:
-                    raise SoraError(f"'{name}' is to be stored in full, and the model's files do "
-                                    "not hold it as it is")  # fmt: skip
+                    raise SoraError(f"'{name}' has to be stored in full, but the model's files "
+                                    "hold it split or joined")  # fmt: skip
                 head[name] = Change(stored, base.find(names))
         return head
 

@@ -199,7 +199,7 @@ def _opened(source: str) -> BaseFolder:
     if (folder / MODEL_CONFIG).is_file() and "quantization_config" in (
         folder / MODEL_CONFIG
     ).read_text(encoding="utf-8", errors="replace"):
-        raise SoraError(f"{source} is quantised: a difference is taken of plain weights",
+        raise SoraError(f"{source} is quantised: a difference needs unquantised weights",
                         hint="name the unquantised model")  # fmt: skip
     return open_base(source, None)
 
@@ -219,8 +219,8 @@ def _check_kinds(configs: list[Any], sources: list[str]) -> None:
     tied = [getattr(config, "tie_word_embeddings", None) for config in configs]
     if tied[0] != tied[1]:
         raise SoraError(
-            "tie_word_embeddings is not the same in the model and the base: weights that are one "
-            "in the one are two in the other",
+            "tie_word_embeddings differs between the model and the base: the embedding and the "
+            "head share a weight in one of them only",
             hint="an adapter cannot change that",
         )
 
@@ -240,7 +240,7 @@ def _config_notes(model: Mapping[str, Any], base: Mapping[str, Any]) -> list[str
     """Return a note on settings that differ: an adapter holds weights only."""
     keys = (model.keys() & base.keys()) - _NOT_OF_THE_MODEL
     other = sorted(key for key in keys if model[key] != base[key])
-    return [f"config.json differs in {first_few(other)}, which an adapter does not carry"] * bool(
+    return [f"config.json differs in {first_few(other)}, which an adapter does not store"] * bool(
         other
     )
 

@@ -103,4 +103,4 @@ def _check_room(file: Path) -> None:
 
 def _unreadable(file: Path, error: Exception) -> SoraError:
     return SoraError(f"the GGUF file {file} cannot be read: {first_line(error)}",
-                     hint="is it complete, and of a kind that transformers knows?")  # fmt: skip
+                     hint="is it complete, and does transformers know its kind?")  # fmt: skip

@@ -99,7 +99,7 @@ def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
     Args:
         head: returns a tensor that the adapter stores in full.
     """
-    hint = "--untie writes them apart; or use the adapter unmerged"
+    hint = "--untie writes separate weights; or use the adapter without a merge"
     for target, path in found.layers.items():
         partners = _partners(found, target)
         if partners and target not in found.tokens:
@@ -161,9 +161,9 @@ def _tied_rows(
         for other in runtime.shared(target) if path in outline.token_rows else ():
             if layers.get(other, path) not in outline.token_rows:
                 raise SoraError(
-                    f"'{layers[other]}' of the adapter has factors, and the trained rows of "
-                    f"'{path}', which it is tied to: a merge with both is not known",
-                    hint="use the adapter unmerged",
+                    f"'{layers[other]}' of the adapter has factors, and is tied to '{path}' with "
+                    "its trained rows: they cannot be merged together",
+                    hint="use the adapter without a merge",
                 )
             if other in places and other not in layers:
                 more[other] = path
@@ -203,7 +203,7 @@ def _check_whole(found: Match) -> None:
         for target in arrival.names:
             if target in found.layers or target in found.heads:
                 raise SoraError(
-                    f"'{target}' is stored in another form, with '{name}', which transformers "
+                    f"'{target}' is stored in another form, in '{name}', which transformers "
                     "converts when it loads the model",
                     hint="let PEFT do it: merge_and_unload() and save_pretrained()",
                 )

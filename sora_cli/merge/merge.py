@@ -296,7 +296,7 @@ def _match(
         raise SoraError(  # T5's tie_word_embeddings, for one, also scales the decoder's output
             f"{problem.what.partition(':')[0]}, and a {known.model_type} cannot be untied by its "
             "configuration alone",
-            hint="use the adapter unmerged",
+            hint="use the adapter without a merge",
         )
     return apart, found, raw
 

@@ -229,7 +229,7 @@ def _new(found: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]:
         written.add(target)
     for target, path in found.layers.items():
         if target not in written:
-            raise SoraError(f"the base model holds no weight of '{path}' to add to")
+            raise SoraError(f"the base model has no weight for '{path}' of the adapter")
 
 
 def _updated(item: Item, target: str, found: Match) -> Item:
@@ -292,8 +292,8 @@ def _output_names(found: Match, kept: list[Item], new: list[Item]) -> dict[str, 
     for names in (first, prefixed, today):
         if _are_found(found, names, [item.name for item in new]):
             return names
-    raise SoraError("no names can be given to the merged weights under which transformers would "
-                    "find all of them again")  # fmt: skip
+    raise SoraError("there are no names for the merged weights under which transformers would "
+                    "load all of them")  # fmt: skip
 
 
 def _are_found(found: Match, names: Mapping[str, str], new: list[str]) -> bool:

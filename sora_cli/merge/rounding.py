@@ -180,7 +180,7 @@ def check_survival(survival: Survival, dtype: str, storing: Storing) -> None:
         return
     raise SoraError(
         f"{shown_survival(survival, dtype)}: nothing was written",
-        hint=ways_out(dtype, storing, "--accept-loss writes it all the same"),
+        hint=ways_out(dtype, storing, "--accept-loss writes it anyway"),
     )
 
 
@@ -191,10 +191,10 @@ def shown_survival(survival: Survival, dtype: str) -> str:
         return "the adapter's layers change nothing"
     text = f"stored as {dtype}, the merged weights hold {kept.share:.1%} of the adapter's update"
     if survival.heads:
-        text += f", {total(survival.heads.values()).share:.1%} of what is trained in full"
+        text += f", {total(survival.heads.values()).share:.1%} of the parts trained in full"
     worst = ", ".join(f"{name} {share:.1%}" for name, share in survival.worst())
     text += f" (least: {worst})" if worst else ""
-    return text + (f"; noise: {kept.noise:.1%} of its size" if kept.change else "")
+    return text + (f"; rounding noise: {kept.noise:.1%} of its size" if kept.change else "")
 
 
 def ways_out(dtype: str, storing: Storing, *more: str) -> str:

@@ -83,7 +83,7 @@ def merge_to_gguf(
             if survival.share < LEAST and not accept_loss:
                 raise SoraError(
                     f"{shown_survival(survival, type)}: nothing was written",
-                    hint="--type f32 keeps all of it; --accept-loss writes it all the same",
+                    hint="--type f32 keeps all of it; --accept-loss writes it anyway",
                 )
             made.check(temporary)
     except OSError as error:
@@ -101,8 +101,8 @@ class _MergedFile:
 
         self._adapter, self._reader = adapter, gguf.GGUFReader(source)
         if self._reader.byte_order != "I":
-            raise SoraError(f"the numbers in {source} are in the other byte order",
-                            hint="name a file for this kind of machine")  # fmt: skip
+            raise SoraError(f"the numbers in {source} are in another byte order",
+                            hint="use a GGUF file for this kind of machine")  # fmt: skip
         self._type = gguf.GGMLQuantizationType[type.upper()]
         self._file_type = {
             "f32": gguf.LlamaFileType.ALL_F32,
@@ -170,9 +170,9 @@ class _MergedFile:
         columns = int(tensor.shape[0])
         if columns % block:
             raise SoraError(
-                f"{tensor.name} has rows of {columns} numbers, and {self._type.name} blocks of "
-                f"{block}",
-                hint="--type f16",
+                f"{tensor.name} has rows of {columns} numbers, which {self._type.name} cannot "
+                f"divide into blocks of {block}",
+                hint="store it with --type f16",
             )
         return self._type, int(tensor.n_elements) // block * size
 
@@ -194,7 +194,7 @@ class _MergedFile:
         data = gguf.quantize((base + update).numpy(), self._type)
         stored = torch.from_numpy(np.array(gguf.dequantize(data, self._type), np.float32))
         if not bool(stored.isfinite().all()):
-            raise SoraError(f"'{path}': {tensor.name} is not finite once it is merged",
+            raise SoraError(f"'{path}': merged, {tensor.name} holds NaN or infinity",
                             hint="--type f32, or check the adapter with sora inspect")  # fmt: skip
         change = stored.sub_(base)
         noise = 0.0 if self._exact else inner(change, change)

@@ -290,7 +290,7 @@ def _check_written(path: Path, file: PlannedFile, made: dict[str, list[bytes]]) 
                 with item.source.file.open("rb") as source:
                     same = same and (first, last) == _ends(source, item.source)
     if not same:
-        raise SoraError("what was written reads back differently: is the disk all right?")
+        raise SoraError("the written weights read back differently: is the disk damaged?")
 
 
 def _ends(stream: BinaryIO, tensor: StoredTensor) -> tuple[bytes, bytes]:

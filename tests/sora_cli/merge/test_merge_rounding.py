@@ -260,7 +260,7 @@ def test_what_is_trained_in_full_is_measured_too(tmp_path: Path, llamas: Any) ->
     small = 3e-4 * torch.randn(before.shape, generator=torch.Generator().manual_seed(0)) * before
     full = Adapter(adapter.layers, {name: before + small}, ("model.embed_tokens",), "CAUSAL_LM",
                    adapter.base)  # fmt: skip
-    with pytest.raises(SoraError, match=r"% of what is trained in full"):
+    with pytest.raises(SoraError, match=r"% of the parts trained in full"):
         merge_adapter(full, tmp_path / "out")
     for rounding in ("nearest", "stochastic"):
         storing = Storing(rounding=rounding, accept_loss=True)
