@@ -81,11 +81,11 @@ def _command(name: str, words: list[str]) -> Callable[[], float]:
 
 def _sizes(run: Path) -> str:
     """Describe the last search from its certificate: sizes, rows, status."""
-    found = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
-    sizes, rows = found["candidates"], found["rows"]
+    certificate = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
+    sizes, rows = certificate["candidates"], certificate["rows"]
     return (
         f"{len(sizes)} sizes of {sizes[0]['heal_steps']} steps each, {rows['screening']['rows']} "
-        f"rows screen and {rows['test']['rows']} test, {found['status']}"
+        f"rows screen and {rows['test']['rows']} test, {certificate['status']}"
     )
 
 

@@ -54,8 +54,8 @@ def main() -> None:
     where = replace(where, length=options.length or where.length)
     about = f"{where.title}, {options.learned:.0%} of the tokens learned"
     if options.memory:
-        found = measure(_side(options.memory, where, options.rank, options.learned))
-        figures = ", ".join(f"{kind} {size / 1e6:.0f} MB" for kind, size in found.items())
+        memory = measure(_side(options.memory, where, options.rank, options.learned))
+        figures = ", ".join(f"{kind} {size / 1e6:.0f} MB" for kind, size in memory.items())
         emit(f"{about}; {_SIDES[options.memory]}: {figures}")
         return
     emit(f"{machine(device)}; medians of {rounds} rounds, ratios with 90 % intervals")

@@ -76,8 +76,8 @@ def median_interval(figures: Sequence[float]) -> tuple[float, float]:
     # n figures span the median with confidence 1 - 2^(1-n): 87.5 % for 4, 93.75 % for 5
     if len(figures) < 5:
         return min(figures), max(figures)
-    found = quantile_test(figures, p=0.5).confidence_interval(INTERVAL)
-    return float(found.low), float(found.high)
+    interval = quantile_test(figures, p=0.5).confidence_interval(INTERVAL)
+    return float(interval.low), float(interval.high)
 
 
 def median(figures: Sequence[float]) -> float:

@@ -96,7 +96,7 @@ def _peak(where: Setting) -> float:
 
 
 def _table(where: Setting, dropout: float, rounds: int, options: argparse.Namespace) -> str:
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in options.sides}
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in options.sides}
 
     def run(name: str) -> float:
         command = [
@@ -105,18 +105,18 @@ def _table(where: Setting, dropout: float, rounds: int, options: argparse.Namesp
             *(["--quick"] if options.quick else []),
         ]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[name].append(json.loads(done.stdout.splitlines()[-1]))
+        measured[name].append(json.loads(done.stdout.splitlines()[-1]))
         return 0.0
 
     in_turns({name: (lambda name=name: run(name)) for name in options.sides}, rounds)  # type: ignore[misc]
     rows = []
-    for name, runs in found.items():
+    for name, runs in measured.items():
         row = [name]
         for kind in ("resident", "tensors"):
             mine = median([figures[kind] for figures in runs])
             row.append(f"{mine / 1e6:.0f} MB")
-            if "floor" in found:
-                row.append(f"{mine / median([figures[kind] for figures in found['floor']]):.2f}")
+            if "floor" in measured:
+                row.append(f"{mine / median([figures[kind] for figures in measured['floor']]):.2f}")
         rows.append(row)
     return markdown(("side", "resident", "/ floor", "tensors", "/ floor"), rows)
 

@@ -15,8 +15,8 @@ Printed are medians over the rounds. "merge" is the time from the call of the co
 its return; "command" is the whole process, including the start of Python and the imports of torch
 and transformers, a few seconds for every size. Ratios are to the copy's time. "memory" is the
 largest RssAnon of the process, sampled: mapped file pages do not count. "of it before" is the
-RssAnon at the call of the function (Python, torch); "said" is the command's prediction. "load" is
-the machine's load over the last minute, of which the benchmark itself causes one to two. Other
+RssAnon at the call of the function (Python, torch); "predicted" is the command's prediction. "load"
+is the machine's load over the last minute, of which the benchmark itself causes one to two. Other
 programs slow down the merge, which computes, more than the copy.
 
 torch takes its default number of threads (OMP_NUM_THREADS). The files go to `--place`.
@@ -73,7 +73,7 @@ merging.prepare_merge = watched
 start = time.perf_counter()
 merge(Path(sys.argv[1]), Path(sys.argv[2]), no_verify=True)
 seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "before": before, "said": watched.plan.memory or 0}))
+print(json.dumps({"seconds": seconds, "before": before, "predicted": watched.plan.memory or 0}))
 """
 
 
@@ -121,7 +121,7 @@ class Run:
     command: float
     memory: int
     before: int
-    said: int
+    predicted: int
 
 
 def main() -> None:
@@ -143,7 +143,7 @@ def main() -> None:
         )
         emit(
             "   GB dtype shards      cp -r     merge  ratio   command  ratio    memory  "
-            "of it before     said   load"
+            "of it before predicted   load"
         )
         for gb in sizes:
             for dtype in options.dtype:
@@ -171,8 +171,8 @@ def measure(place: Path, gb: float, dtype: str, shard: float, rounds: int) -> No
     emit(
         f"{total:>5.2f} {dtype:<5} {files:>6} {one:>8.2f} s {two:>7.2f} s {two / one:>6.2f} "
         f"{three:>7.2f} s {three / one:>6.2f} {max(r.memory for r in runs) / 1e6:>6.0f} MB "
-        f"{max(r.before for r in runs) / 1e6:>10.0f} MB {max(r.said for r in runs) / 1e6:>5.0f} MB "
-        f"{os.getloadavg()[0]:>6.1f}"
+        f"{max(r.before for r in runs) / 1e6:>10.0f} MB "
+        f"{max(r.predicted for r in runs) / 1e6:>6.0f} MB {os.getloadavg()[0]:>6.1f}"
     )
     shutil.rmtree(base)
     shutil.rmtree(adapter)
@@ -273,9 +273,9 @@ def merge(base: Path, adapter: Path, target: Path) -> Run:
         talk.seek(0)
         if process.returncode != 0:
             raise RuntimeError(talk.read().decode())
-        told = json.loads(output.read())
+        figures = json.loads(output.read())
     shutil.rmtree(target)
-    return Run(told["seconds"], seconds, memory, told["before"], told["said"])
+    return Run(figures["seconds"], seconds, memory, figures["before"], figures["predicted"])
 
 
 def warm(base: Path) -> None:

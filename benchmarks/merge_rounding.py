@@ -60,7 +60,7 @@ def main() -> None:
         for ratio, (name, (dtype, flags)) in itertools.product(options.ratios, _WAYS.items()):
             say(f"{ratio:g}, {name} ...")
             _write_adapter(place / "adapter", place / dtype, ratio)
-            rows.append((f"{ratio:g}", name, *_row(place, flags)))
+            rows.append((f"{ratio:g}", name, *_measure(place, flags)))
     emit(f"Llama, hidden {options.hidden}, {options.layers} layers, r = {_RANK}\n")
     emit(markdown(("ratio", "stored as", "share", "noise", "merge", "verify", "in all"), rows))
 
@@ -95,7 +95,7 @@ def _write_adapter(directory: Path, base: Path, ratio: float) -> None:
     write_adapter(directory, Adapter(layers, {}, (), "CAUSAL_LM", reference), force=True)
 
 
-def _row(place: Path, flags: tuple[str, ...]) -> tuple[str, ...]:
+def _measure(place: Path, flags: tuple[str, ...]) -> tuple[str, ...]:
     adapter, merged = str(place / "adapter"), str(place / "merged")
     words = ("merge", adapter, "-o", merged, "--force", *flags)
     in_all = _quietly(*words)

@@ -64,12 +64,12 @@ def batch(where: Setting) -> dict[str, Tensor]:
     shape = (where.batch, where.length)
     tokens = torch.randint(1000, 20000, shape, generator=generator)
     labels = torch.randint(0, 2, (where.batch,), generator=generator)
-    made = {
+    tensors = {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
         "labels": labels if where.model == ENCODER else tokens,
     }
-    return {name: tensor.to(where.device) for name, tensor in made.items()}
+    return {name: tensor.to(where.device) for name, tensor in tensors.items()}
 
 
 def _encoder() -> Any:

@@ -41,15 +41,15 @@ def main() -> None:
     for wide in _WIDTHS:
         x = torch.randn(rows, wide)
         W = torch.randn(_WIDTHS[0], wide)
-        table.append(_row(f"x W^T, W {_WIDTHS[0]} x {wide}", x, W, rounds))
+        table.append(_measure(f"x W^T, W {_WIDTHS[0]} x {wide}", x, W, rounds))
         for rank in options.ranks:
             A, v = torch.randn(rank, wide), torch.randn(rank, rows)
-            table.append(_row(f"A x^T, A {rank} x {wide}", A, x, rounds))
-            table.append(_row(f"v x, v {rank} x {rows}, x {rows} x {wide}", v, x.t(), rounds))
+            table.append(_measure(f"A x^T, A {rank} x {wide}", A, x, rounds))
+            table.append(_measure(f"v x, v {rank} x {rows}, x {rows} x {wide}", v, x.t(), rounds))
     emit(markdown(("product", "torch's own, ms", "oneDNN, ms", "oneDNN / torch's own"), table))
 
 
-def _row(name: str, a: Tensor, b: Tensor, rounds: int) -> list[str]:
+def _measure(name: str, a: Tensor, b: Tensor, rounds: int) -> list[str]:
     elsewhere = torch.zeros(_ELSEWHERE)
 
     def timed(multiply: Callable[[], Tensor]) -> Callable[[], float]:

@@ -175,15 +175,15 @@ class AdapterMethod(ABC):
 
         A missing gradient is an error: taken for zero, it would make the layer look unimportant.
         """
-        found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         for name in parameters:
-            if name not in found:
+            if name not in gradients:
                 raise MethodError(
                     f"{self.name}: {name} has no gradient in this step: its layer is unused or "
                     "frozen, or gradients were cleared before the hook; leave layers that the "
                     "loss does not use out of the targets"
                 )
-        return list(found.values())
+        return list(gradients.values())
 
     def removed(self, keep: Mapping[str, Tensor]) -> None:
         """Shrink the method's state after dead components were removed (`training.compact_every`).

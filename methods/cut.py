@@ -18,7 +18,7 @@ from methods.schedules import steps_of
 
 
 @dataclass(frozen=True)
-class Made:
+class CutRecord:
     """Record of a cut.
 
     Attributes:
@@ -51,7 +51,7 @@ class Cut(AdapterMethod):
         super().__init__(config)
         self._due: int | None = None  # steps before the cut
         self._left: list[int] = []  # components of each layer after the last cut; empty before it
-        self._made: Made | None = None  # in this run or stage
+        self._record: CutRecord | None = None  # in this run or stage
 
     def wrap(self, linear: nn.Module, *, generator: torch.Generator) -> LowRankLinear:
         """Wrap a layer like LoRA: A Kaiming-uniform, B zero, no gates."""
@@ -74,7 +74,7 @@ class Cut(AdapterMethod):
 
     def begin(self, layers: Layers, *, total_steps: int) -> None:
         """Compute the step of the cut; a later stage of a path begins at the ranks already cut."""
-        self._due, self._made = self._steps_before(total_steps), None
+        self._due, self._record = self._steps_before(total_steps), None
 
     def _steps_before(self, total_steps: int) -> int:
         before = steps_of(self.config.cut_at, total_steps)
@@ -90,7 +90,7 @@ class Cut(AdapterMethod):
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
         """Cut if due; if mixed precision skipped the step of the cut, cut after the next step."""
-        if self._made is not None or info.step + 1 < self._begun():
+        if self._record is not None or info.step + 1 < self._begun():
             return
         if info.optimizer_state is None:
             raise MethodError("cut: StepInfo lacks optimizer_state: its moments turn with A and B")
@@ -103,12 +103,12 @@ class Cut(AdapterMethod):
         kept = {path: s[: ranks[path]] for path, s in values.items()}
         self._left = [int(s.count_nonzero()) for s in kept.values()]
         energy = round(_energy(kept) / (_energy(values) or 1), 9)
-        self._made = Made(info.step + 1, sum(self._left), energy)
+        self._record = CutRecord(info.step + 1, sum(self._left), energy)
 
     def take_over(self, layers: Layers, info: StepInfo) -> None:
         """Cut if due after this step; a cut that was due earlier and is missing is an error."""
-        made = None if self._made is None else self._made.after_steps
-        if info.step + 1 > self._begun() != made:
+        cut_after = None if self._record is None else self._record.after_steps
+        if info.step + 1 > self._begun() != cut_after:
             raise MethodError(
                 f"cut: the cut was due after {self._due} steps, but the first {info.step + 1} "
                 "steps were trained without it"
@@ -138,24 +138,24 @@ class Cut(AdapterMethod):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return each layer's rank after the cut, and the record of the cut."""
-        m = self._made
-        made = [] if m is None else [m.after_steps, m.components, m.energy]
+        m = self._record
+        record = [] if m is None else [m.after_steps, m.components, m.energy]
         return {
             "left": torch.tensor(self._left, dtype=torch.long),
-            "made": torch.tensor(made, dtype=torch.float64),
+            "made": torch.tensor(record, dtype=torch.float64),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the state returned by `state_dict`; an empty one (LoRA's) means no cut yet."""
         if not state:
             return
-        self._left, made = state["left"].tolist(), state["made"].tolist()
-        self._made = Made(int(made[0]), int(made[1]), made[2]) if made else None
+        self._left, record = state["left"].tolist(), state["made"].tolist()
+        self._record = CutRecord(int(record[0]), int(record[1]), record[2]) if record else None
 
     def summary(self, layers: Layers) -> Summary:
         """Count the components left; the event describes the cut."""
-        total, m = sum(layer.rank for layer in layers.values()), self._made
-        said = (
+        total, m = sum(layer.rank for layer in layers.values()), self._record
+        events = (
             ()
             if m is None
             else (
@@ -163,7 +163,7 @@ class Cut(AdapterMethod):
                 f"{m.energy:.2%} of the update's squared norm",
             )
         )
-        return Summary(int(self.alive(layers)), total, said)
+        return Summary(int(self.alive(layers)), total, events)
 
     def alive(self, layers: Layers) -> Tensor:
         """Return the number of components left ()."""
@@ -172,11 +172,11 @@ class Cut(AdapterMethod):
 
     def details(self, layers: Layers) -> dict[str, Any]:
         """Return the record of the cut."""
-        return {} if self._made is None else {"cut": asdict(self._made)}
+        return {} if self._record is None else {"cut": asdict(self._record)}
 
     def deliverable(self, layers: Layers) -> bool:
         """Return True after the cut: before it the adapter is larger than the budget."""
-        return self._made is not None
+        return self._record is not None
 
 
 def _energy(values: Mapping[str, Tensor]) -> float:

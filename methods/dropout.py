@@ -27,7 +27,7 @@ def zeroed(x: Tensor, dropped: Tensor) -> Tensor:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.masked_fill(dropped, 0)
     y = torch.empty_like(x)
-    _bits(y).copy_(_kept(dropped)).bitwise_and_(_bits(x))
+    _bits(y).copy_(_keep_mask(dropped)).bitwise_and_(_bits(x))
     return y
 
 
@@ -35,7 +35,7 @@ def zero_(x: Tensor, dropped: Tensor) -> Tensor:
     """Zero the dropped entries of x in place, and return x."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.masked_fill_(dropped, 0)
-    _bits(x).bitwise_and_(_kept(dropped).to(_bits(x).dtype))
+    _bits(x).bitwise_and_(_keep_mask(dropped).to(_bits(x).dtype))
     return x
 
 
@@ -43,7 +43,7 @@ def _bits(x: Tensor) -> Tensor:
     return x.view(_INTEGERS[x.element_size()])
 
 
-def _kept(dropped: Tensor) -> Tensor:
+def _keep_mask(dropped: Tensor) -> Tensor:
     """Return a bit mask: int8 0 (no bits) for dropped entries, -1 (all bits) for the others."""
     return dropped.view(torch.int8) - 1
 
@@ -120,12 +120,12 @@ def replace_dropouts(model: nn.Module) -> int:
 
     The distribution is the same (on a CPU with rounded p), but the same seed gives other masks.
     """
-    found = [
+    dropouts = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Dropout and child.p < 1 and not child.inplace
     ]
-    for parent, name, child in found:
+    for parent, name, child in dropouts:
         setattr(parent, name, Dropout(child.p).train(child.training))
-    return len(found)
+    return len(dropouts)

@@ -74,7 +74,7 @@ def adapted_linear(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
         if torch.is_grad_enabled():
             flat = [tensor for branch in branches for tensor in branch[:_TENSORS]]
             rest = [branch[_TENSORS:] for branch in branches]
-            kept = _kept(x, [branch.dropped for branch in branches])
+            kept = _keep_input(x, [branch.dropped for branch in branches])
             ys = _AdaptedLinear.apply(x, inner, rest, kept, *flat)  # type: ignore[no-untyped-call]
         else:
             ys = [_output(x, branch, _folded(branch, inner)) for branch in branches]
@@ -89,7 +89,7 @@ def _cast(branch: Branch, dtype: torch.dtype) -> Branch:
     return Branch(weight.to(dtype), cast, A, B, d, scaling, dropped)
 
 
-def _kept(x: Tensor, dropped: Sequence[Tensor | None]) -> list[Kept]:
+def _keep_input(x: Tensor, dropped: Sequence[Tensor | None]) -> list[Kept]:
     """Return the parts of x to keep: one for all branches, or with dropout one for each mask."""
     masks = [mask for mask in dropped if mask is not None]
     return [keep_dropped(x, mask) for mask in masks] or [keep(x)]
@@ -204,12 +204,12 @@ def _gradients_for_down(
     if len(projections) == 1:
         whole: Tensor = projections[0][0](_joined([*vs.values()]).t(), *tensors)
         return dict(zip(vs, _parts(whole, [*vs.values()]), strict=True))
-    found, begin = {}, 0
+    gradients, begin = {}, 0
     for i, (project, count) in enumerate(projections):
         if i in vs:
-            found[i] = project(vs[i].t(), *tensors[begin : begin + count])
+            gradients[i] = project(vs[i].t(), *tensors[begin : begin + count])
         begin += count
-    return found
+    return gradients
 
 
 def _joined(matrices: Sequence[Tensor]) -> Tensor:

@@ -45,8 +45,8 @@ def inject(
         raise MethodError(f"{method.name} adapts no layers: see methods.baselines.choose")
     _check_no_adapters(model)
     trainable = tuple(trainable)
-    shut = (*exclude, *trainable)
-    paths = find_targets(model, method.config.targets, exclude=shut, unfit=unfit)
+    excluded = (*exclude, *trainable)
+    paths = find_targets(model, method.config.targets, exclude=excluded, unfit=unfit)
     _check_unshared(model, paths)
     _check_untied(model, paths)
     _check_unsharded(model, paths)
@@ -83,7 +83,7 @@ def linear_paths(
     Args:
         outputs: include the output embedding, and other layers tied to an embedding.
     """
-    shut = tuple(exclude)
+    excluded = tuple(exclude)
     output = output_embedding(model)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return [
@@ -92,7 +92,7 @@ def linear_paths(
         if path
         and linear_shape(module) is not None
         and (outputs or (module is not output and id(module.weight) not in embeddings))
-        and not any(path == e or path.startswith(f"{e}.") for e in shut)
+        and not any(path == e or path.startswith(f"{e}.") for e in excluded)
     ]
 
 
@@ -121,7 +121,7 @@ def find_targets(
         return known
     wanted = [targets] if isinstance(targets, str) else targets
     everything = linear_paths(model, exclude=exclude, outputs=True)
-    found: set[str] = set()
+    matched: set[str] = set()
     for target in wanted:
         among = known if _is_pattern(target) else everything
         hits = [path for path in among if matches(target, path)]
@@ -135,10 +135,10 @@ def find_targets(
             names = sorted({path.rsplit(".", 1)[-1] for path in known})
             hint = did_you_mean(target, names, also=known)
             raise MethodError(f"target '{target}' matches no linear layer; {hint}")
-        found.update(hits)
-    if not found:
+        matched.update(hits)
+    if not matched:
         raise MethodError("no targets given; use all-linear or names of linear layers")
-    return [path for path in everything if path in found]
+    return [path for path in everything if path in matched]
 
 
 def matches(target: str, path: str) -> bool:

@@ -97,10 +97,10 @@ def _factors(node: Any, x: Tensor) -> Kept | None:
     inner = node.next_functions[other][0]
     if weight is None or weight.shape != x.shape[-1:] or inner is None or _is_freed(weight):
         return None
-    found = _factors(inner, x) if inner.name() == "MulBackward0" else None
-    if found is None or found[0] is not _of_normalised or found[1][3] is not None:
+    normalised = _factors(inner, x) if inner.name() == "MulBackward0" else None
+    if normalised is None or normalised[0] is not _of_normalised or normalised[1][3] is not None:
         return None
-    return _of_normalised, (*found[1][:3], weight.detach(), None)
+    return _of_normalised, (*normalised[1][:3], weight.detach(), None)
 
 
 def _of_itself(v: Tensor, x: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
 
 def has_onednn() -> bool:
     """Return True if torch was built with oneDNN."""
-    found: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return found
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available
 
 
 @cache

@@ -136,12 +136,12 @@ def create(name: str, **options: Any) -> AdapterMethod:
 
 @cache
 def _entry_points() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in _BUILTINS or (point.name in found and found[point.name] != point):
+        if point.name in _BUILTINS or (point.name in points and points[point.name] != point):
             raise MethodError(f"two methods are called '{point.name}': see {point.value}")
-        found[point.name] = point
-    return found
+        points[point.name] = point
+    return points
 
 
 def _checked(loaded: Any, name: str) -> type[AdapterMethod]:

@@ -93,17 +93,17 @@ def same_inputs(model: nn.Module, paths: Iterable[str]) -> Iterator[list[list[st
         return note
 
     hooks = [model.get_submodule(p).register_forward_pre_hook(watching(p)) for p in paths]
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     try:
-        yield found
+        yield groups
     finally:
         for hook in hooks:
             hook.remove()
-    groups: dict[Any, list[str]] = {}
+    by_input: dict[Any, list[str]] = {}
     for path, inputs in seen.items():  # `seen` keeps the tensors alive, so no id was reused
         key = (path.rpartition(".")[0], *((id(x), changes) for x, changes in inputs))
-        groups.setdefault(key, []).append(path)
-    found += [group for group in groups.values() if len(group) > 1]
+        by_input.setdefault(key, []).append(path)
+    groups += [group for group in by_input.values() if len(group) > 1]
 
 
 def share_inputs(layers: Mapping[str, LowRankLinear], groups: Iterable[Sequence[str]]) -> None:

@@ -306,10 +306,10 @@ class Sora(AdapterMethod):
             path: [None if step == _NEVER else step for step in of_layer.tolist()]
             for path, of_layer in zip(layers, steps, strict=True)
         }
-        found = {"revivals": int(self._revivals), "last_died": last_died}
+        details = {"revivals": int(self._revivals), "last_died": last_died}
         if self._schedule is None:
-            return found
-        return found | {"xi_sum": float(self._xi.sum()), "xi": self._xi.tolist()}
+            return details
+        return details | {"xi_sum": float(self._xi.sum()), "xi": self._xi.tolist()}
 
 
 def _gates(layers: Layers) -> list[Tensor]:

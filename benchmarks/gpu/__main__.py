@@ -79,8 +79,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sora-gpu-") as folder:
         for shape in shapes:
             rows = rows_for(shape, options.rows)
-            found = _model(shape, rows, Path(folder), device, options.rounds, budget)
-            wrong |= any(row.verdict is not None and not row.verdict.right for row in found)
+            measured = _measure_model(shape, rows, Path(folder), device, options.rounds, budget)
+            wrong |= any(row.verdict is not None and not row.verdict.right for row in measured)
     for what, lines in (
         ("Not reached within the minutes", budget.dropped),
         ("Skipped", budget.skipped),
@@ -125,11 +125,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _model(
+def _measure_model(
     shape: Shape, rows: list[Row], folder: Path, device: str, rounds: int, budget: Budget
 ) -> list[Measured]:
     """Measure and print the rows of a model until its time is over."""
-    found, longest = [], 10 * shape.billions
+    measured, longest = [], 10 * shape.billions
     if budget.left(shape.share) < longest:
         budget.dropped += [_named(shape, row) for row in rows]
         return []
@@ -147,16 +147,16 @@ def _model(
             continue
         began = time.perf_counter()
         say(f"{_named(shape, row)} ...")
-        measured = _row(shape, row, recipe, device, rounds, budget)
-        found += [measured] if measured else []
+        one = _measure_row(shape, row, recipe, device, rounds, budget)
+        measured += [one] if one else []
         longest = max(longest, time.perf_counter() - began)
     emit(f"\n## {shape.name}, {shape.rows} x {shape.length} tokens, r = 16 on all linears\n")
-    emit(step_table(found))
-    emit(f"\n{launch_table(found)}")
-    return found
+    emit(step_table(measured))
+    emit(f"\n{launch_table(measured)}")
+    return measured
 
 
-def _row(
+def _measure_row(
     shape: Shape, row: Row, recipe: Path, device: str, rounds: int, budget: Budget
 ) -> Measured | None:
     """Measure a row; record the reason if it cannot be measured."""

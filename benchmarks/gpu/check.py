@@ -156,8 +156,8 @@ def _to_float32(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_floating_point() and parameter.dtype != torch.float32:
-                made = nn.Parameter(parameter.detach().float(), requires_grad=False)
-                setattr(module, name, known.setdefault(id(parameter), made))
+                converted = nn.Parameter(parameter.detach().float(), requires_grad=False)
+                setattr(module, name, known.setdefault(id(parameter), converted))
 
 
 def _gradients(
@@ -171,15 +171,15 @@ def _gradients(
     loss.backward()
     kinds = ("A", "B", "d")
     factors = [getattr(layer, kind, None) for layer in layers.values() for kind in kinds]
-    found = [f.grad.float() for f in factors if f is not None]
+    gradients = [f.grad.float() for f in factors if f is not None]
     model.zero_grad(set_to_none=True)
-    return float(loss.detach()), found
+    return float(loss.detach()), gradients
 
 
-def _compare(found: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:
-    """Return |found - exact| / |exact| and the cosine, over all tensors together."""
+def _compare(gradients: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:
+    """Return |gradients - exact| / |exact| and the cosine, over all tensors together."""
     apart = dot = own = norm = 0.0
-    for one, other in zip(found, exact, strict=True):
+    for one, other in zip(gradients, exact, strict=True):
         a, b = one.double(), other.double()
         apart += float((a - b).square().sum())
         dot += float((a * b).sum())

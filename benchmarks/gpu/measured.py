@@ -58,7 +58,7 @@ def measure(row: Row, recipe_file: Path, device: str, *, rounds: int, limit: flo
         ready = prepare(recipe, lambda _: contextlib.nullcontext())
         with sides_of(recipe, ready, device) as sides:
             del ready
-            return _measured(row, sides, rounds, limit)
+            return _measure_sides(row, sides, rounds, limit)
     finally:
         release()
 
@@ -70,28 +70,28 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def _measured(row: Row, sides: dict[str, Side], rounds: int, limit: float) -> Measured:
+def _measure_sides(row: Row, sides: dict[str, Side], rounds: int, limit: float) -> Measured:
     batch = next(iter(sides.values())).batch
     masked = batch.get("attention_mask")
     tokens = batch["input_ids"].numel() if masked is None else int(masked.sum())
-    found = Measured(row, tokens)
-    found.lost = [name for name in [*sides] if not _warm(sides[name])]
-    for name in found.lost:
+    measured = Measured(row, tokens)
+    measured.lost = [name for name in [*sides] if not _warm(sides[name])]
+    for name in measured.lost:
         del sides[name]
     release()
     round_seconds = sum(side.step() for side in sides.values())
     number = min(rounds, max(_FEWEST, int(limit / round_seconds)))
-    found.seconds = in_turns({name: side.step for name, side in sides.items()}, number)
-    found.peaks = {name: side.peak_bytes() for name, side in sides.items()}
+    measured.seconds = in_turns({name: side.step for name, side in sides.items()}, number)
+    measured.peaks = {name: side.peak_bytes() for name, side in sides.items()}
     profiled = {name: launches_of(side) for name, side in sides.items()}
-    found.launches = {name: one for name, one in profiled.items() if one is not None}
+    measured.launches = {name: one for name, one in profiled.items() if one is not None}
     ours = sides.get(OURS)
     sides.clear()  # the check needs the room
     release()
     if ours is not None:
         with _memory_may_end():
-            found.verdict = check(ours)
-    return found
+            measured.verdict = check(ours)
+    return measured
 
 
 def _warm(side: Side) -> bool:

@@ -45,7 +45,7 @@ class Side(Stepping):
 
         On a GPU the step's own part is the allocator's figure, on a CPU the sum of living tensors.
         """
-        kept = {t.untyped_storage().data_ptr(): t for t in self._kept()}
+        kept = {t.untyped_storage().data_ptr(): t for t in self._held()}
         held = sum(t.untyped_storage().nbytes() for t in kept.values())
         if self.device.type == "cuda":
             self.wait()
@@ -57,7 +57,7 @@ class Side(Stepping):
             self.step()
         return float(held + tracker.peak)
 
-    def _kept(self) -> Iterator[Tensor]:
+    def _held(self) -> Iterator[Tensor]:
         yield from self.model.parameters()
         yield from self.model.buffers()
         yield from (t for t in self.batch.values() if isinstance(t, Tensor))
@@ -80,21 +80,21 @@ def sides_of(recipe: Recipe, ready: Prepared, device: str) -> Iterator[dict[str,
         recipe, ready.task, ready.base, Path(recipe.output.dir or "run"), train=ready.train
     )
     with ExitStack() as stack:
-        made = {
+        sides = {
             FLOOR: Side(_floored(floor), plain, precision),
             PEFT: _peft(peft, trainer, ready, plain, precision),
             OURS: _ours(trainer, ready, batch, precision),
         }
-        for side in made.values():
+        for side in sides.values():
             side.offload = recipe.training.activation_offload
         if recipe.training.kernels is not None:
-            made[OURS].kernels = Kernels(model)
+            sides[OURS].kernels = Kernels(model)
         for inner in (floor, peft, model):
             stack.enter_context(checkpointed(inner.train(), on=checkpointing))
         if recipe.training.compile:
             stack.enter_context(compiled_blocks(model))
-        yield made
-        made.clear()
+        yield sides
+        sides.clear()
 
 
 def batch_of(ready: Prepared, device: str) -> Batch:

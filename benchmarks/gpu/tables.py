@@ -22,11 +22,11 @@ def launch_table(rows: Sequence[Measured]) -> str:
     """Return a table of each side's kernel launches in a step; on a CPU a remark."""
     lines = []
     for row in rows:
-        for side, found in row.launches.items():
+        for side, launches in row.launches.items():
             whole = 1e3 * median(row.seconds[side])
-            times = (f"{ms:.1f}" for ms in (found.calls_ms, found.busy_ms, whole))
-            busy = f"{found.busy_ms / whole:.0%}"
-            lines.append([row.row.title, side, str(found.calls), *times, busy])
+            times = (f"{ms:.1f}" for ms in (launches.calls_ms, launches.busy_ms, whole))
+            busy = f"{launches.busy_ms / whole:.0%}"
+            lines.append([row.row.title, side, str(launches.calls), *times, busy])
     return markdown(_LAUNCHES, lines) if lines else "Kernel launches: does not apply on a CPU."
 
 

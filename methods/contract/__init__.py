@@ -209,11 +209,11 @@ def outputs_may_be_changed_in_place(make: MethodFactory) -> None:
             try:
                 y = layer(x)
                 y /= 3
-                found = torch.autograd.grad(y.square().sum(), wanted)
+                gradients = torch.autograd.grad(y.square().sum(), wanted)
             except RuntimeError as error:
                 raise AssertionError(f"'{path}' on {rows} rows: {error}") from error
             assert torch.equal(y, apart), f"'{path}' answers otherwise when changed in place"
-            for name, one, other in zip(["x", *factors], found, expected, strict=True):
+            for name, one, other in zip(["x", *factors], gradients, expected, strict=True):
                 off = largest_difference(one, other)
                 assert off <= _ROUNDING, f"'{path}' changed in place: gradient of {name} is wrong"
 

@@ -95,12 +95,12 @@ class Run:
 
     def state(self) -> dict[str, Tensor]:
         """Copy everything that a step may change: the net, gradients, the method's state."""
-        found = dict(self.net.state_dict())
+        tensors = dict(self.net.state_dict())
         for name, p in self.net.named_parameters():
             if p.grad is not None:
-                found[f"gradient of {name}"] = p.grad
-        found |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
-        return {name: tensor.detach().clone() for name, tensor in found.items()}
+                tensors[f"gradient of {name}"] = p.grad
+        tensors |= {f"{self.method.name}'s {n}": t for n, t in self.method.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def start(

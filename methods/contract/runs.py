@@ -79,14 +79,14 @@ def a_missing_gradient_is_named(make: MethodFactory) -> None:
         info = StepInfo(_HALF, STEPS, rates, run.optimizer.state)
         run.method.after_step(run.layers, info)
     except MethodError as error:
-        said = str(error)
+        message = str(error)
     except Exception as error:
         kind = type(error).__name__
         raise AssertionError(f"missing gradients are a {kind}, not a MethodError") from error
     else:
         return
-    named = any(name in said for name in names)
-    assert named, f"the error on missing gradients names no parameter: {said}"
+    named = any(name in message for name in names)
+    assert named, f"the error on missing gradients names no parameter: {message}"
 
 
 def layers_of_rank_zero_work(make: MethodFactory) -> None:
@@ -125,8 +125,8 @@ def a_finished_adapter_is_a_start_or_refused(make: MethodFactory) -> None:
     except MethodError:
         return
     for path, layer in run.layers.items():
-        found, given = run.method.factors(layer), updates[path]
-        same = found.rank == given.rank and torch.allclose(found.dense(), given.dense())
+        factors, given = run.method.factors(layer), updates[path]
+        same = factors.rank == given.rank and torch.allclose(factors.dense(), given.dense())
         assert same, f"'{path}' does not begin with the update that it was given"
     run.method.begin(run.layers, total_steps=STEPS)
     losses = run.train(range(STEPS))

@@ -131,7 +131,7 @@ def decoded(raw: dict[str, Any]) -> dict[str, Any]:
     tag = "__float__"
     text = json.dumps(raw)
     copied: dict[str, Any] = json.loads(
-        text, object_hook=lambda found: float(found[tag]) if found.keys() == {tag} else found
+        text, object_hook=lambda value: float(value[tag]) if value.keys() == {tag} else value
     )
     return copied
 
@@ -147,8 +147,8 @@ def _folder(source: str, revision: str | None) -> Path:
 
     quiet_hub()
     with loading(source, local_copy=LOCAL_COPY):
-        found = snapshot_download(source, revision=revision, ignore_patterns=list(_WEIGHTS))
-        return Path(found)
+        snapshot = snapshot_download(source, revision=revision, ignore_patterns=list(_WEIGHTS))
+        return Path(snapshot)
 
 
 def _weights(folder: Path, source: str) -> tuple[Path, ...]:
@@ -190,16 +190,16 @@ def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], 
 
 def _modules(folder: Path) -> list[str]:
     """Return the directories listed in sentence-transformers' modules.json."""
-    found = _parsed(folder / "modules.json")
-    entries = found if isinstance(found, list) else []
+    listed = _parsed(folder / "modules.json")
+    entries = listed if isinstance(listed, list) else []
     paths = (str(entry.get("path") or "") for entry in entries if isinstance(entry, dict))
     return [escape(path.partition("/")[0].lower()) for path in paths]
 
 
 def _names_code(folder: Path) -> bool:
     """Return True if a configuration names Python code of the model's own (`auto_map`)."""
-    found = (_parsed(folder / name) for name in _CONFIGS)
-    return any(isinstance(config, dict) and "auto_map" in config for config in found)
+    configs = (_parsed(folder / name) for name in _CONFIGS)
+    return any(isinstance(config, dict) and "auto_map" in config for config in configs)
 
 
 def _parsed(file: Path) -> Any:

@@ -22,7 +22,7 @@ from methods.updates import Rescaled, Update
 from sora_cli.core.errors import SoraError
 from sora_cli.merge.incoming import Content
 from sora_cli.merge.plan import NARROW, Item
-from sora_cli.merge.rounding import Kept, Storing, inner, round_stochastically
+from sora_cli.merge.rounding import Overlap, Storing, inner, round_stochastically
 from sora_cli.model.tensors import dtype_name, torch_dtype
 
 _BLOCK = 2**18  # numbers
@@ -33,7 +33,7 @@ _SMALL = 1e9  # below this sum of squares all numbers are below 65504, finite al
 
 Range = tuple[int, int]
 Shape = tuple[int, ...]
-Made = tuple[memoryview, Kept | None]
+Block = tuple[memoryview, Overlap | None]
 """Bytes of a block, and the measured part of the update in it; None: nothing was measured."""
 
 
@@ -75,7 +75,7 @@ class Blocks:
         content: Content,
         source: int | None,
         measured: bool = False,
-    ) -> Made:
+    ) -> Block:
         """Compute rows of W + dW in float32 (float64 if W is), rounded once to the item's dtype.
 
         As in PEFT, the product comes first, then the scaling, then the sum.
@@ -102,7 +102,7 @@ class Blocks:
         if not math.isfinite(along):
             _check(total, _dtype(item), item)
         own = 0.0 if measured else inner(delta, delta)
-        return raw, Kept(own, along, self._square(item, change))
+        return raw, Overlap(own, along, self._square(item, change))
 
     def whole(self, item: Item, update: Update, content: Content, source: int | None) -> Update:
         """Give DoRA's update the norms of the whole weight, if it needs them before its first row.
@@ -123,7 +123,7 @@ class Blocks:
 
     def replace(
         self, item: Item, content: Content, numbers: Range, source: int | None, base: int | None
-    ) -> Made:
+    ) -> Block:
         """Read numbers of a tensor stored in full, and cast them to the item's dtype.
 
         Args:
@@ -159,7 +159,7 @@ class Blocks:
         delta = torch.sub(total, before, out=self._buffers.view("delta", torch.float32, shape)[1])
         raw = self._store(item, total, start)
         change = total.sub_(before)
-        return raw, Kept(inner(delta, delta), inner(change, delta), self._square(item, change))
+        return raw, Overlap(inner(delta, delta), inner(change, delta), self._square(item, change))
 
     def _convert(self, item: Item, part: Tensor) -> memoryview:
         """Cast numbers of the base that the adapter does not change."""

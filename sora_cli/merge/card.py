@@ -27,15 +27,15 @@ weights, "noise": relative to the update}.
 _SUBCONFIGS = ("text_config", "decoder")
 
 
-def folded_into(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+def merged_before(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the entries of adapters merged into a model before, from its configuration."""
     entries = raw.get(MERGED_KEY)
     return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
-def check_not_folded(folded: list[dict[str, Any]], source: str) -> None:
+def check_not_merged(adapters: list[dict[str, Any]], source: str) -> None:
     """Refuse the last adapter of the list if an earlier entry is the same: dW would count twice."""
-    *before, new = folded
+    *before, new = adapters
     if any(entry.get("adapter") == new["adapter"] for entry in before):
         raise SoraError(
             f"this adapter is already merged into {source}: it would count twice",
@@ -122,7 +122,7 @@ def model_card(
         f"A low-rank adapter merged into its base model by sora {__version__}: `W + B A` for each "
         "adapted layer, added in float32 and rounded once. Load it without the adapter.",
         "",
-        f"- base model: {code(_shown(base))}"
+        f"- base model: {code(_public_name(base))}"
         + (f" @ {code(outline.base.revision)}" if outline.base.revision else ""),
         f"- class: `{class_name}`, {dtype}",
         f"- {escaped(shown_survival(survival, dtype))}",
@@ -144,7 +144,7 @@ def model_card(
     return "\n".join([*lines, "", "```python", *_code(class_name), "```", ""])
 
 
-def _shown(base: str) -> str:
+def _public_name(base: str) -> str:
     """Return a model's name; of a local path only the last part."""
     return base if "://" in base or _on_hub(base) else Path(base).name
 

@@ -115,9 +115,9 @@ class _Side:
 
         Tied names stored with different numbers are an error.
         """
-        found = {name: self.places[name] for name in names if name in self.places}
-        first = next(iter(found.values()), None)
-        for name, other in found.items():
+        tensors = {name: self.places[name] for name in names if name in self.places}
+        first = next(iter(tensors.values()), None)
+        for name, other in tensors.items():
             if first is not None and not same_content(first, other):
                 raise SoraError(
                     f"{self.called} holds other numbers in '{name}' than in the weight that its "

@@ -145,14 +145,14 @@ class Extraction:
 
     def _rest(self) -> tuple[float, float]:
         """Return the squared norms of the changes stored in full, and of those left out."""
-        found: list[float] = []
+        norms: list[float] = []
         seen: set[str] = set()
         kept = {**self.difference.head, **self.difference.biases}
         for changes in (kept, self.difference.left):
             new = [c for c in changes.values() if c.model.name not in seen]  # tied ones count once
             seen.update(change.model.name for change in new)
-            found.append(math.fsum(squared_norm(change) for change in new))
-        return found[0], found[1]
+            norms.append(math.fsum(squared_norm(change) for change in new))
+        return norms[0], norms[1]
 
     def _record(self, folder: Path, how: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
         """Add this extraction and its error to the lineage in the metadata file."""
@@ -185,13 +185,13 @@ def prepare_extract(model: str, base: str, output: Path, *, biases: bool = True)
     runtime = checkpoint_runtime(configs[0], sources[0])
     new, old = (read_stored(folder.weights) for folder in folders)
     task_type = task_type_of(runtime.class_name)
-    found = find_difference(runtime, new, old, task_type)
-    _check_difference(found, sources)
-    found = found if biases else found.without_biases()
-    notes = (*found.notes, *_config_notes(*(folder.raw for folder in folders)))
+    difference = find_difference(runtime, new, old, task_type)
+    _check_difference(difference, sources)
+    difference = difference if biases else difference.without_biases()
+    notes = (*difference.notes, *_config_notes(*(folder.raw for folder in folders)))
     reference = base_reference(base, sources[1], None)
-    outline = _outline(found, folders[0], configs[0], runtime.class_name, task_type, reference)
-    return Extraction(folders[0], dataclasses.replace(found, notes=notes), outline, model)
+    outline = _outline(difference, folders[0], configs[0], runtime.class_name, task_type, reference)
+    return Extraction(folders[0], dataclasses.replace(difference, notes=notes), outline, model)
 
 
 def _opened(source: str) -> BaseFolder:
@@ -225,13 +225,14 @@ def _check_kinds(configs: list[Any], sources: list[str]) -> None:
         )
 
 
-def _check_difference(found: Difference, sources: list[str]) -> None:
-    if not (found.layers or found.head or found.biases):
+def _check_difference(difference: Difference, sources: list[str]) -> None:
+    if not (difference.layers or difference.head or difference.biases):
         raise SoraError(f"{sources[0]} holds the same numbers as {sources[1]}: there is no "
                         "difference to extract")  # fmt: skip
-    if not found.layers:
+    if not difference.layers:
+        others = first_few([*difference.full, *difference.biases])
         raise SoraError(
-            f"no linear layer's weight differs, only {first_few([*found.full, *found.biases])}",
+            f"no linear layer's weight differs, only {others}",
             hint="that is no low-rank difference: use the fine-tuned model as it is",
         )
 
@@ -246,7 +247,7 @@ def _config_notes(model: Mapping[str, Any], base: Mapping[str, Any]) -> list[str
 
 
 def _outline(
-    found: Difference,
+    difference: Difference,
     folder: BaseFolder,
     config: Any,
     class_name: str,
@@ -254,7 +255,7 @@ def _outline(
     base: BaseReference,
 ) -> Adapter:
     """Return an adapter without layers, whose other tensors are read on demand."""
-    stored = {**found.head, **found.biases}
+    stored = {**difference.head, **difference.biases}
 
     def head(name: str) -> Tensor:
         return read_tensor(stored[name].model)
@@ -262,11 +263,11 @@ def _outline(
     return Adapter(
         layers={},
         head=OnDemand(list(stored), head),
-        biases=tuple(found.biases),
-        head_modules=found.full,
+        biases=tuple(difference.biases),
+        head_modules=difference.full,
         task_type=task_type,
         base=base,
-        fan_in_fan_out=bool(found.transposed),
+        fan_in_fan_out=bool(difference.transposed),
         meta=_meta(folder, config, class_name),
     )
 

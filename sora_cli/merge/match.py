@@ -83,13 +83,13 @@ def match(outline: Adapter, stored: Mapping[str, StoredTensor], runtime: Runtime
     if both:
         raise SoraError(f"the adapter holds '{min(both)}' in full, and an update of it as well")
     tokens = frozenset(target for target, path in layers.items() if path in outline.token_rows)
-    found = Match(runtime, stored, arrivals, places, layers, heads, tokens)
-    found = replace(found, heads=_everywhere(found, outline))
-    _check_whole(found)
-    return found
+    matched = Match(runtime, stored, arrivals, places, layers, heads, tokens)
+    matched = replace(matched, heads=_everywhere(matched, outline))
+    _check_whole(matched)
+    return matched
 
 
-def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
+def tied_part(matched: Match, head: Callable[[str], Content]) -> SoraError | None:
     """Return the error of changing only one of several tied weights; None: no such change.
 
     Weights that the checkpoint stores separately, with different numbers, are not tied:
@@ -100,35 +100,35 @@ def tied_part(found: Match, head: Callable[[str], Content]) -> SoraError | None:
         head: returns a tensor that the adapter stores in full.
     """
     hint = "--untie writes separate weights; or use the adapter without a merge"
-    for target, path in found.layers.items():
-        partners = _partners(found, target)
-        if partners and target not in found.tokens:
+    for target, path in matched.layers.items():
+        partners = _partners(matched, target)
+        if partners and target not in matched.tokens:
             return SoraError(f"'{path}' shares its weight with '{partners[0]}': merging would "
                              "change both", hint=hint)  # fmt: skip
-    for target, name in found.heads.items():
-        for partner in _partners(found, target):
-            other = found.heads.get(partner)
+    for target, name in matched.heads.items():
+        for partner in _partners(matched, target):
+            other = matched.heads.get(partner)
             if other != name and (other is None or not same_content(head(name), head(other))):
                 return SoraError(f"'{name}' is trained in full but shares its weight with "
                                  f"'{partner}'", hint=hint)  # fmt: skip
     return None
 
 
-def _partners(found: Match, target: str) -> list[str]:
+def _partners(matched: Match, target: str) -> list[str]:
     """Return the names tied to a parameter, without those stored with different numbers."""
-    own = found.places.get(target)
+    own = matched.places.get(target)
 
     def same(other: str | None) -> bool:
-        place = found.places.get(other or "")
+        place = matched.places.get(other or "")
         if own is None or place is None or place == own:
             return True
-        return same_content(found.stored[own], found.stored[place])
+        return same_content(matched.stored[own], matched.stored[place])
 
-    runtime = found.runtime
+    runtime = matched.runtime
     return [
         other
         for other in runtime.shared(target)
-        if same(other if other in found.places else runtime.tied_to(other))
+        if same(other if other in matched.places else runtime.tied_to(other))
     ]
 
 
@@ -189,19 +189,20 @@ def _heads(outline: Adapter, runtime: Runtime) -> dict[str, str]:
     return heads
 
 
-def _everywhere(found: Match, outline: Adapter) -> dict[str, str]:
+def _everywhere(matched: Match, outline: Adapter) -> dict[str, str]:
     """Return the heads, extended by the parameters tied to base weights that are replaced."""
-    weights = [t for t, name in found.heads.items() if name in outline.base_weights]
-    return {p: found.heads[t] for t in weights for p in _partners(found, t)} | dict(found.heads)
+    weights = [t for t, name in matched.heads.items() if name in outline.base_weights]
+    tied = {p: matched.heads[t] for t in weights for p in _partners(matched, t)}
+    return tied | dict(matched.heads)
 
 
-def _check_whole(found: Match) -> None:
+def _check_whole(matched: Match) -> None:
     """Refuse changes of parameters that transformers joins or splits when it loads a model."""
-    for name, arrival in found.arrivals.items():
+    for name, arrival in matched.arrivals.items():
         if arrival.plain:
             continue
         for target in arrival.names:
-            if target in found.layers or target in found.heads:
+            if target in matched.layers or target in matched.heads:
                 raise SoraError(
                     f"'{target}' is stored in another form, in '{name}', which transformers "
                     "converts when it loads the model",

@@ -35,10 +35,10 @@ from sora_cli.merge.base import MODEL_CARD, BaseFolder, decoded, open_base
 from sora_cli.merge.blocks import Blocks
 from sora_cli.merge.card import (
     MERGED_KEY,
-    check_not_folded,
+    check_not_merged,
     config_in,
-    folded_into,
     merge_record,
+    merged_before,
     merged_config,
     model_card,
     recorded,
@@ -198,16 +198,16 @@ def prepare_merge(
         check_apart(output, adapter.directory)
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,))
     new = incoming(adapter)
-    folder, folded, note = _base_of(new, output, base, force=force)
+    folder, adapters, note = _base_of(new, output, base, force=force)
     # again, now that the names to write are known
     check_replaceable(output, force=force, markers=(MODEL_CONFIG,), names=folder.merged_names)
-    found, tied, config = _match(new, folder, untie=untie)
-    config |= {MERGED_KEY: folded, "architectures": [found.runtime.class_name]}
+    matched, tied, config = _match(new, folder, untie=untie)
+    config |= {MERGED_KEY: adapters, "architectures": [matched.runtime.class_name]}
     if storing.dtype != "base":
         config = config_in(storing.dtype, config)
     plan = plan_weights(
         new.outline,
-        found,
+        matched,
         folder.weights,
         folder.source,
         tied=tied,
@@ -254,14 +254,14 @@ def _base_of(
     source = resolve_model_path(base or new.outline.base.name())
     check_apart(output, Path(source))
     folder = open_base(source, new.outline.base.revision if base is None else None)
-    folded = [
-        *folded_into(folder.raw),
+    adapters = [
+        *merged_before(folder.raw),
         {"adapter": new.digest(), "method": new.outline.meta.method},
     ]
-    check_not_folded(folded, source)
+    check_not_merged(adapters, source)
     recorded = new.outline.base
     note = check_weights(recorded, folder.origin, source, "the adapter", force=force, hint=OR_FORCE)
-    return folder, folded, note
+    return folder, adapters, note
 
 
 def _match(
@@ -274,35 +274,35 @@ def _match(
         known = transformers.AutoConfig.from_pretrained(folder.folder, trust_remote_code=False)
     stored = read_stored(folder.weights)
 
-    def matched(raw: dict[str, Any]) -> Match:
+    def match_with(raw: dict[str, Any]) -> Match:
         with loading(folder.source, local_copy=LOCAL_COPY):
             config = type(known).from_dict(decoded(raw))
         return match(new.outline, stored, build_runtime(new.outline, config, folder.source))
 
     raw = merged_config(folder.raw, new.outline, known)
-    found = matched(raw)
-    if not names_classes(found.runtime.class_name):  # a model without classes gets no labels
+    matched = match_with(raw)
+    if not names_classes(matched.runtime.class_name):  # a model without classes gets no labels
         raw = copy.deepcopy(folder.raw)
-    problem = tied_part(found, new.head)
+    problem = tied_part(matched, new.head)
     if problem is None:
-        return found, None, raw
+        return matched, None, raw
     if not untie:
         raise problem
     raw = untied_config(raw)
-    apart = matched(raw)
+    apart = match_with(raw)
     # weights tied to a base weight that the adapter replaces get the new numbers, too
-    apart = dataclasses.replace(apart, heads={**_base_weights(found, new), **apart.heads})
+    apart = dataclasses.replace(apart, heads={**_base_weights(matched, new), **apart.heads})
     if known.is_encoder_decoder or tied_part(apart, new.head) is not None:
         raise SoraError(  # T5's tie_word_embeddings, for one, also scales the decoder's output
             f"{problem.what.partition(':')[0]}, and a {known.model_type} cannot be untied by its "
             "configuration alone",
             hint="use the adapter without a merge",
         )
-    return apart, found, raw
+    return apart, matched, raw
 
 
-def _base_weights(found: Match, new: Incoming) -> dict[str, str]:
-    return {t: name for t, name in found.heads.items() if name in new.outline.base_weights}
+def _base_weights(matched: Match, new: Incoming) -> dict[str, str]:
+    return {t: name for t, name in matched.heads.items() if name in new.outline.base_weights}
 
 
 def _dtype(plan: Plan) -> str:
@@ -324,6 +324,6 @@ def _memory(new: Incoming, plan: Plan, storing: Storing) -> int | None:
     now = process_memory("RssAnon")
     if now is None:
         return None
-    made = [item for item in plan.items if not item.copied]
-    buffers = Blocks.memory(made, threads(), storing)
+    computed = [item for item in plan.items if not item.copied]
+    buffers = Blocks.memory(computed, threads(), storing)
     return now + buffers + 3 * 4 * new.numbers + _RUNTIME_MEMORY

@@ -157,16 +157,16 @@ def checkpoint_runtime(config: Any, source: str) -> Runtime:
 def layer_paths(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
     """Map the adapter's module paths to the model's; None if the model has no such module."""
     modules = {path for path, _ in runtime.model.named_modules()}
-    found = todays_paths(runtime.model, [*outline.layers, *outline.token_rows])
-    return {path: today if today in modules else None for path, today in found.items()}
+    paths = todays_paths(runtime.model, [*outline.layers, *outline.token_rows])
+    return {path: today if today in modules else None for path, today in paths.items()}
 
 
 def head_names(runtime: Runtime, outline: Adapter) -> dict[str, str | None]:
     """Map the adapter's names of tensors stored in full to the model's; None if it has none."""
-    found = todays_names(runtime.model, outline.head)
-    return {name: today if today in runtime.state else None for name, today in found.items()}
+    names = todays_names(runtime.model, outline.head)
+    return {name: today if today in runtime.state else None for name, today in names.items()}
 
 
 def _has_all(runtime: Runtime, outline: Adapter) -> bool:
-    found = [*layer_paths(runtime, outline).values(), *head_names(runtime, outline).values()]
-    return None not in found
+    names = [*layer_paths(runtime, outline).values(), *head_names(runtime, outline).values()]
+    return None not in names

@@ -110,7 +110,7 @@ class Plan:
 
 def plan_weights(
     outline: Adapter,
-    found: Match,
+    matched: Match,
     weights: Iterable[Path],
     source: str,
     *,
@@ -123,15 +123,15 @@ def plan_weights(
 
     Args:
         outline: the adapter; only its shapes and dtypes are read.
-        found: the match of checkpoint, model and adapter.
+        matched: the match of checkpoint, model and adapter.
         tied: the match before untying; None if nothing was untied.
         other_class: True if the merged model's class differs from the base's: tensors of the base's
             class alone, such as its head, are left out.
         force: leave out parameters that neither base nor adapter supplies.
         dtype: torch's name of the dtype of all floating-point tensors; "base": each as in the base.
     """
-    misshapen = _misshapen(found)
-    random = sorted([*_absent(found, tied), *(found.arrivals[n].names[0] for n in misshapen)])
+    misshapen = _misshapen(matched)
+    random = sorted([*_absent(matched, tied), *(matched.arrivals[n].names[0] for n in misshapen)])
     if random and not force:
         raise SoraError(
             f"neither the adapter nor {source} holds {len(random)} parameters, such as "
@@ -140,28 +140,28 @@ def plan_weights(
         )
     left_out = set(misshapen)
     if other_class:
-        left_out |= {name for name, arrival in found.arrivals.items() if not arrival.known}
-    stays = (tensor for name, tensor in found.stored.items() if name not in left_out)
-    kept = [_kept(tensor, found, outline) for tensor in stays]
-    new = list(_new(found, tied, outline))
-    names = _output_names(found, kept, new)
+        left_out |= {name for name, arrival in matched.arrivals.items() if not arrival.known}
+    stays = (tensor for name, tensor in matched.stored.items() if name not in left_out)
+    kept = [_planned(tensor, matched, outline) for tensor in stays]
+    new = list(_new(matched, tied, outline))
+    names = _output_names(matched, kept, new)
     kept = [_stored_as(dtype, replace(item, name=names[item.name])) for item in kept]
     new = [_stored_as(dtype, item) for item in new]
     return Plan(
-        files=tuple(_files(found, list(weights), kept, new)),
-        left_out=tuple(name for name in found.stored if name in left_out),
+        files=tuple(_files(matched, list(weights), kept, new)),
+        left_out=tuple(name for name in matched.stored if name in left_out),
         absent=tuple(random),
         renamed=sum(old != name for old, name in names.items()),
     )
 
 
 def _files(
-    found: Match, weights: list[Path], kept: list[Item], new: list[Item]
+    matched: Match, weights: list[Path], kept: list[Item], new: list[Item]
 ) -> Iterator[PlannedFile]:
     """Yield the base's files without the tensors left out; new tensors go into the last file."""
     for file in weights:
         items = [item for item in kept if item.source and item.source.file == file]
-        less = len(items) < sum(tensor.file == file for tensor in found.stored.values())
+        less = len(items) < sum(tensor.file == file for tensor in matched.stored.values())
         more = new if file == weights[-1] else []
         items += more
         if less or more or any(item.converted for item in items):
@@ -171,10 +171,10 @@ def _files(
             yield PlannedFile(file.name, read_metadata(file), tuple(items))
 
 
-def _absent(found: Match, tied: Match | None) -> list[str]:
+def _absent(matched: Match, tied: Match | None) -> list[str]:
     """Return parameters that no file supplies, without the optional ones."""
-    runtime = found.runtime
-    there = found.supplied | found.heads.keys()
+    runtime = matched.runtime
+    there = matched.supplied | matched.heads.keys()
     known = tied.runtime if tied else runtime
     return [
         name
@@ -185,55 +185,55 @@ def _absent(found: Match, tied: Match | None) -> list[str]:
     ]
 
 
-def _misshapen(found: Match) -> list[str]:
+def _misshapen(matched: Match) -> list[str]:
     """Return tensors of the checkpoint with a wrong shape that the adapter does not replace."""
     return [
         name
-        for target, name in found.places.items()
-        if target not in found.heads
-        and found.stored[name].shape != tuple(found.runtime.state[target].shape)
+        for target, name in matched.places.items()
+        if target not in matched.heads
+        and matched.stored[name].shape != tuple(matched.runtime.state[target].shape)
     ]
 
 
-def _kept(tensor: StoredTensor, found: Match, outline: Adapter) -> Item:
+def _planned(tensor: StoredTensor, matched: Match, outline: Adapter) -> Item:
     """Return the planned tensor for a tensor of the base, still under its old name."""
-    arrival = found.arrivals[tensor.name]
+    arrival = matched.arrivals[tensor.name]
     target = arrival.names[0] if arrival.plain and arrival.known else ""
-    if target in found.heads:
-        item = _head(tensor.name, found.heads[target], outline, tensor.dtype, tensor)
+    if target in matched.heads:
+        item = _head(tensor.name, matched.heads[target], outline, tensor.dtype, tensor)
     else:
         item = Item(tensor.name, tensor.dtype, tensor.shape, tensor.length, tensor)
-    return _updated(item, target, found) if target in found.layers else item
+    return _updated(item, target, matched) if target in matched.layers else item
 
 
-def _new(found: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]:
+def _new(matched: Match, tied: Match | None, outline: Adapter) -> Iterator[Item]:
     """Yield tensors that the base lacks: the adapter's own, and untied copies."""
-    dtype = _usual_dtype(found)
-    runtime, written = found.runtime, set(found.places)
+    dtype = _usual_dtype(matched)
+    runtime, written = matched.runtime, set(matched.places)
     for target in runtime.state:
         if target in written:
             continue
-        if target in found.heads:
+        if target in matched.heads:
             if not written.isdisjoint(runtime.shared(target)):
                 continue  # a tied parameter with these numbers is written already
-            item = _head(target, found.heads[target], outline, dtype, None)
-        elif tied is not None and target not in found.supplied:
-            partner = next((p for p in tied.runtime.shared(target) if p in found.places), None)
+            item = _head(target, matched.heads[target], outline, dtype, None)
+        elif tied is not None and target not in matched.supplied:
+            partner = next((p for p in tied.runtime.shared(target) if p in matched.places), None)
             if partner is None:
                 continue
-            tensor = found.stored[found.places[partner]]
+            tensor = matched.stored[matched.places[partner]]
             item = Item(target, tensor.dtype, tensor.shape, tensor.length, tensor)
         else:
             continue
-        yield _updated(item, target, found) if target in found.layers else item
+        yield _updated(item, target, matched) if target in matched.layers else item
         written.add(target)
-    for target, path in found.layers.items():
+    for target, path in matched.layers.items():
         if target not in written:
             raise SoraError(f"the base model has no weight for '{path}' of the adapter")
 
 
-def _updated(item: Item, target: str, found: Match) -> Item:
-    path = found.layers[target]
+def _updated(item: Item, target: str, matched: Match) -> Item:
+    path = matched.layers[target]
     dtype = torch_dtype(item.dtype)
     if item.dtype not in FLOATS or dtype is None:
         raise SoraError(
@@ -242,7 +242,7 @@ def _updated(item: Item, target: str, found: Match) -> Item:
         )
     if dtype.itemsize * torch.Size(item.shape).numel() != item.length:
         raise SoraError(f"'{item.name}' of the base model is truncated or corrupt")
-    module = found.runtime.model.get_submodule(target.removesuffix(".weight"))
+    module = matched.runtime.model.get_submodule(target.removesuffix(".weight"))
     return replace(item, update=path, transposed=is_transposed(module))
 
 
@@ -267,44 +267,44 @@ def _stored_as(dtype: str, item: Item) -> Item:
     return replace(item, dtype=stored_dtype(kind), length=length)
 
 
-def _usual_dtype(found: Match) -> str:
+def _usual_dtype(matched: Match) -> str:
     """Return the floating-point dtype with the most bytes in the checkpoint."""
     sizes: Counter[str] = Counter()
-    for tensor in found.stored.values():
+    for tensor in matched.stored.values():
         if tensor.dtype in FLOATS:
             sizes[tensor.dtype] += tensor.length
     return sizes.most_common(1)[0][0] if sizes else "F32"
 
 
-def _output_names(found: Match, kept: list[Item], new: list[Item]) -> dict[str, str]:
+def _output_names(matched: Match, kept: list[Item], new: list[Item]) -> dict[str, str]:
     """Return {name in the base: name in the merged checkpoint}, such that transformers finds all.
 
     The base's own names are tried first. If a new head stands beside a backbone without prefix, the
     prefix is added first, because many programs cannot load such a mixture. The model's own names
     are tried last.
     """
-    arrivals = {item.name: found.arrivals[item.name] for item in kept}
-    prefix = found.runtime.prefix
+    arrivals = {item.name: matched.arrivals[item.name] for item in kept}
+    prefix = matched.runtime.prefix
     own = {name: name for name in arrivals}
     prefixed = {n: f"{prefix}.{n}" if a.lacks_prefix else n for n, a in arrivals.items()}
     today = {n: a.names[0] if a.plain and a.known else n for n, a in arrivals.items()}
     first = prefixed if new and prefixed != own else own
     for names in (first, prefixed, today):
-        if _are_found(found, names, [item.name for item in new]):
+        if _are_found(matched, names, [item.name for item in new]):
             return names
     raise SoraError("there are no names for the merged weights under which transformers would "
                     "load all of them")  # fmt: skip
 
 
-def _are_found(found: Match, names: Mapping[str, str], new: list[str]) -> bool:
+def _are_found(matched: Match, names: Mapping[str, str], new: list[str]) -> bool:
     """Return True if transformers maps the names to the same parameters as before the renaming."""
     final = [*names.values(), *new]
     if len(set(final)) < len(final):
         return False
-    arrivals = found.runtime.arrivals(final)
+    arrivals = matched.runtime.arrivals(final)
 
     def same(old: str, name: str) -> bool:
-        before, after = found.arrivals[old], arrivals[name]
+        before, after = matched.arrivals[old], arrivals[name]
         if not before.known:
             return not after.known
         return before.names == after.names and before.plain == after.plain

@@ -51,7 +51,7 @@ AS_IN_BASE = Storing()
 
 
 @dataclass(frozen=True)
-class Kept:
+class Overlap:
     """Inner products that compare an update dW with the stored change dW' = W' - W.
 
     Attributes:
@@ -64,8 +64,8 @@ class Kept:
     along: float = 0.0
     change: float = 0.0
 
-    def __add__(self, other: Kept) -> Kept:
-        return Kept(
+    def __add__(self, other: Overlap) -> Overlap:
+        return Overlap(
             self.update + other.update, self.along + other.along, self.change + other.change
         )
 
@@ -83,9 +83,9 @@ class Kept:
         return math.sqrt(max(across, 0.0) / self.update) if self.update else 0.0
 
 
-def total(parts: Iterable[Kept]) -> Kept:
+def total(parts: Iterable[Overlap]) -> Overlap:
     """Add the inner products of several updates, as if the updates were one long vector."""
-    return sum(parts, Kept())
+    return sum(parts, Overlap())
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class Survival:
             that it replaces.
     """
 
-    layers: Mapping[str, Kept]
-    heads: Mapping[str, Kept]
+    layers: Mapping[str, Overlap]
+    heads: Mapping[str, Overlap]
 
     @property
-    def all(self) -> Kept:
+    def all(self) -> Overlap:
         """The sum over all layers."""
         return total(self.layers.values())
 
@@ -113,7 +113,7 @@ class Survival:
 
     def worst(self) -> list[tuple[str, float]]:
         """Return modules and parameters with shares far below the total, smallest first."""
-        shares = {name: kept.share for name, kept in {**self.layers, **self.heads}.items()}
+        shares = {name: overlap.share for name, overlap in {**self.layers, **self.heads}.items()}
         far = [(name, share) for name, share in shares.items() if share < self.all.share - _FAR]
         return sorted(far, key=lambda entry: entry[1])[:_NAMED]
 
@@ -124,12 +124,12 @@ class Survival:
     def table(self) -> dict[str, dict[str, float]]:
         """Return share and noise of each module and of each parameter trained in full."""
         parts = {**self.layers, **self.heads}
-        return {name: _record(kept) for name, kept in parts.items() if kept.update}
+        return {name: _record(overlap) for name, overlap in parts.items() if overlap.update}
 
 
-def _record(kept: Kept) -> dict[str, float]:
-    noise = {"noise": round(kept.noise, 5)} if kept.change else {}
-    return {"share": round(kept.share, 5), **noise}
+def _record(overlap: Overlap) -> dict[str, float]:
+    noise = {"noise": round(overlap.noise, 5)} if overlap.change else {}
+    return {"share": round(overlap.share, 5), **noise}
 
 
 def inner(x: Tensor, y: Tensor) -> float:
@@ -186,15 +186,15 @@ def check_survival(survival: Survival, dtype: str, storing: Storing) -> None:
 
 def shown_survival(survival: Survival, dtype: str) -> str:
     """Return one line on the share of the update in the stored weights."""
-    kept = survival.all
-    if not kept.update and not survival.heads:
+    overlap = survival.all
+    if not overlap.update and not survival.heads:
         return "the adapter's layers change nothing"
-    text = f"stored as {dtype}, the merged weights hold {kept.share:.1%} of the adapter's update"
+    text = f"stored as {dtype}, the merged weights hold {overlap.share:.1%} of the adapter's update"
     if survival.heads:
         text += f", {total(survival.heads.values()).share:.1%} of the parts trained in full"
     worst = ", ".join(f"{name} {share:.1%}" for name, share in survival.worst())
     text += f" (least: {worst})" if worst else ""
-    return text + (f"; rounding noise: {kept.noise:.1%} of its size" if kept.change else "")
+    return text + (f"; rounding noise: {overlap.noise:.1%} of its size" if overlap.change else "")
 
 
 def ways_out(dtype: str, storing: Storing, *more: str) -> str:

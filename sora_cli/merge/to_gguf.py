@@ -25,7 +25,7 @@ from sora_cli.core.checks import MERGED_GGUF, check_choice
 from sora_cli.core.errors import SoraError, reason
 from sora_cli.merge.rounding import (
     LEAST,
-    Kept,
+    Overlap,
     Survival,
     inner,
     shown_survival,
@@ -75,20 +75,20 @@ def merge_to_gguf(
     note = check_weights(
         adapter.base, source, str(source), "the adapter", force=force, hint=OR_FORCE
     )
-    made = _MergedFile(adapter, source, places, type)
+    merged_file = _MergedFile(adapter, source, places, type)
     try:
         with new_file(output) as temporary:
-            made.write(temporary)
-            survival = Survival(made.kept, {})
+            merged_file.write(temporary)
+            survival = Survival(merged_file.overlaps, {})
             if survival.share < LEAST and not accept_loss:
                 raise SoraError(
                     f"{shown_survival(survival, type)}: nothing was written",
                     hint="--type f32 keeps all of it; --accept-loss writes it anyway",
                 )
-            made.check(temporary)
+            merged_file.check(temporary)
     except OSError as error:
         raise SoraError(f"{output} cannot be written: {reason(error, output)}") from error
-    return GgufMerged(len(places), made.copied, note, survival)
+    return GgufMerged(len(places), merged_file.copied, note, survival)
 
 
 class _MergedFile:
@@ -113,7 +113,7 @@ class _MergedFile:
         self._exact = type == "f32"  # up to the last bit of the sum
         self._head = self._metadata() + self._directory()
         self._digests: dict[str, bytes] = {}
-        self.kept: dict[str, Kept] = {}
+        self.overlaps: dict[str, Overlap] = {}
         self.copied = len(self._reader.tensors) - len(self._changed)
 
     def write(self, file: Path) -> None:
@@ -198,7 +198,7 @@ class _MergedFile:
                             hint="--type f32, or check the adapter with sora inspect")  # fmt: skip
         change = stored.sub_(base)
         noise = 0.0 if self._exact else inner(change, change)
-        self.kept[path] = Kept(inner(update, update), inner(change, update), noise)
+        self.overlaps[path] = Overlap(inner(update, update), inner(change, update), noise)
         return np.ascontiguousarray(data)
 
 

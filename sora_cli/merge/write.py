@@ -22,10 +22,10 @@ from torch import Tensor
 
 from sora_cli.adapter.metadata import write_json
 from sora_cli.core.errors import SoraError
-from sora_cli.merge.blocks import Blocks, Made, Range
+from sora_cli.merge.blocks import Block, Blocks, Range
 from sora_cli.merge.incoming import Incoming
 from sora_cli.merge.plan import Item, Plan, PlannedFile
-from sora_cli.merge.rounding import Kept, Storing, Survival, total
+from sora_cli.merge.rounding import Overlap, Storing, Survival, total
 from sora_cli.model.files import WEIGHTS_INDEX
 from sora_cli.model.fingerprint import StoredTensor, read_header
 from sora_cli.model.tensors import header_bytes, write_at
@@ -63,8 +63,8 @@ def write_weights(
         OSError: the disk is full, for example.
     """
     blocks = Blocks([item for item in plan.items if not item.copied], storing)
-    layers: dict[str, Kept] = {}
-    heads: dict[str, Kept] = {}
+    layers: dict[str, Overlap] = {}
+    heads: dict[str, Overlap] = {}
     with one_thread(), ThreadPoolExecutor(max_workers=threads()) as pool:
         for file in plan.files:
             path = folder / file.name
@@ -75,7 +75,7 @@ def write_weights(
             for item in file.items:
                 if item.measured:
                     into, name = (layers, item.update) if item.update else (heads, item.head)
-                    into[name or item.name] = job.kept(item)
+                    into[name or item.name] = job.overlap(item)
     if index is not None:
         write_json(folder / WEIGHTS_INDEX, _index(index, plan))
     return Survival(layers, heads)
@@ -106,7 +106,7 @@ class _Job:
         self._file, self._out, self._threads, self._progress = file, out, threads, progress
         self._pending: deque[Future[int]] = deque()
         self._ends: dict[str, list[bytes]] = {}
-        self._kept: dict[str, dict[int, Kept]] = {}
+        self._overlaps: dict[str, dict[int, Overlap]] = {}
         self._written = self._flushed = 0
 
     def run(self, blocks: Blocks, incoming: Incoming) -> dict[str, list[bytes]]:
@@ -131,32 +131,32 @@ class _Job:
                 self._finish_one()
         return self._ends
 
-    def kept(self, item: Item) -> Kept:
+    def overlap(self, item: Item) -> Overlap:
         """Return the surviving part of an update.
 
         Blocks are added in their order, so that the sum does not depend on the threads.
         """
-        blocks = self._kept.get(item.name, {})
+        blocks = self._overlaps.get(item.name, {})
         return total(blocks[start] for start in sorted(blocks))
 
     def _make(
         self, item: Item, at: int, blocks: Blocks, incoming: Incoming, sources: _Sources
     ) -> None:
         """Compute and write a tensor, block by block."""
-        make: Callable[[Range], Made]
+        make: Callable[[Range], Block]
         content = item.source if item.head is None else incoming.head(item.head)
         assert content is not None
         file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
         if item.update is not None:
             update = blocks.whole(item, incoming.update(item.update), content, file)
             squared = update.squared()
-            self._kept[item.name] = {} if squared is None else {-1: Kept(squared)}
+            self._overlaps[item.name] = {} if squared is None else {-1: Overlap(squared)}
             known = squared is not None
             make = partial(blocks.add, item, update, content=content, source=file, measured=known)
         else:
             measured = item.source if item.measured else None
             base = None if measured is None else sources.descriptor(measured.file)
-            self._kept[item.name] = {}
+            self._overlaps[item.name] = {}
             make = partial(blocks.replace, item, content, source=file, base=base)
         ranges = blocks.ranges(item)
         self._ends[item.name] = [b"", b""]
@@ -164,20 +164,20 @@ class _Job:
         for start, stop in ranges:
             first, last = start == 0, stop == ranges[-1][1]
             offset = at + start * per_step
-            self._submit(self._made, make, (start, stop), offset, item.name, first, last)
+            self._submit(self._make_block, make, (start, stop), offset, item.name, first, last)
 
-    def _made(
+    def _make_block(
         self,
-        make: Callable[[Range], Made],
+        make: Callable[[Range], Block],
         rows: Range,
         offset: int,
         name: str,
         first: bool,
         last: bool,
     ) -> int:
-        content, kept = make(rows)
-        if kept is not None:
-            self._kept[name][rows[0]] = kept  # each block has a key of its own
+        content, overlap = make(rows)
+        if overlap is not None:
+            self._overlaps[name][rows[0]] = overlap  # each block has a key of its own
         if first:
             self._ends[name][0] = bytes(content[:_SAMPLE])
         if last:
@@ -275,7 +275,7 @@ def _begin_flush(out: int, offset: int, length: int) -> None:
         os.posix_fadvise(out, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _check_written(path: Path, file: PlannedFile, made: dict[str, list[bytes]]) -> None:
+def _check_written(path: Path, file: PlannedFile, ends: dict[str, list[bytes]]) -> None:
     """Compare the header with the plan, and sampled bytes with the intended bytes."""
     written = {tensor.name: tensor for tensor in read_header(path)}
     same = list(written) == [item.name for item in file.items]
@@ -284,8 +284,8 @@ def _check_written(path: Path, file: PlannedFile, made: dict[str, list[bytes]]) 
             tensor = written[item.name]
             same = same and (tensor.dtype, tensor.shape) == (item.dtype, item.shape)
             first, last = _ends(stream, tensor)
-            if item.name in made:
-                same = same and first == made[item.name][0] and last.endswith(made[item.name][1])
+            if item.name in ends:
+                same = same and first == ends[item.name][0] and last.endswith(ends[item.name][1])
             elif item.source is not None:
                 with item.source.file.open("rb") as source:
                     same = same and (first, last) == _ends(source, item.source)

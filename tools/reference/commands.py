@@ -72,7 +72,7 @@ def _section(name: str, command: Any) -> str:
 
 
 def _option_table(options: list[Any]) -> str:
-    rows = [[code(_shown(option)), _default(option), _meaning(option)] for option in options]
+    rows = [[code(_spelling(option)), _default(option), _meaning(option)] for option in options]
     if any(row[1] for row in rows):
         return table(["option", "default", "meaning"], rows)
     return table(["option", "meaning"], [[row[0], row[2]] for row in rows])
@@ -92,11 +92,11 @@ def _usage(argument: Any) -> str:
     return f"{name}{several}" if argument.required else f"[{name}{several}]"
 
 
-def _shown(option: Any) -> str:
+def _spelling(option: Any) -> str:
     """Return an option in the form of the help page: `-o, --output <path>`."""
     record = option.get_help_record(typer.Context(_all()))
-    shown = re.sub(r"list\[(\w+)\]", lambda found: found[1].lower(), record[0])
-    return " ".join(shown.replace(" range>", ">").split())
+    text = re.sub(r"list\[(\w+)\]", lambda kind: kind[1].lower(), record[0])
+    return " ".join(text.replace(" range>", ">").split())
 
 
 def _default(option: Any) -> str:

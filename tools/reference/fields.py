@@ -76,7 +76,7 @@ def _nested(annotation: Any) -> tuple[str, type[BaseModel]] | None:
     origin, arguments = get_origin(annotation), get_args(annotation)
     steps = {list: "[]", dict: ".NAME"}
     for argument in reversed(arguments):
-        found = None if argument is NoneType else _nested(argument)
-        if found is not None:
-            return steps.get(origin, "") + found[0], found[1]
+        inner = None if argument is NoneType else _nested(argument)
+        if inner is not None:
+            return steps.get(origin, "") + inner[0], inner[1]
     return None

@@ -29,10 +29,10 @@ def code(text: str) -> str:
 def cell(text: str) -> str:
     """Escape text for a table's cell: one line, no bars, no HTML, no emphasis."""
     outside = re.split(r"(`[^`]*`)", " ".join(text.replace("|", "\\|").split()))
-    return "".join(p if p.startswith("`") else _plain(p) for p in outside)
+    return "".join(p if p.startswith("`") else _escape(p) for p in outside)
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     return re.sub(r"([<>*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 

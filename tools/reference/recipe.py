@@ -81,12 +81,12 @@ def _method(name: str) -> str:
 
 
 def _traits(options: type[MethodOptions]) -> list[str]:
-    told = [f"{options.paper}."] if options.paper else []
+    sentences = [f"{options.paper}."] if options.paper else []
     if not options.low_rank:
-        told.append("A baseline: it trains parameters of the model itself and has no ranks.")
+        sentences.append("A baseline: it trains parameters of the model itself and has no ranks.")
     if options.adapts_rank:
-        told.append("It removes components while it trains.")
+        sentences.append("It removes components while it trains.")
     if options.variable_options:
         varied = " and ".join(code(option) for option in options.variable_options)
-        told.append(f"Along a path (`sora path`), {varied} may vary.")
-    return told
+        sentences.append(f"Along a path (`sora path`), {varied} may vary.")
+    return sentences
