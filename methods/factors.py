@@ -53,9 +53,9 @@ class LowRankFactors:
 
     def drop_zeros(self) -> LowRankFactors:
         """Leave out components that are exactly zero (a zero row of A or column of B): lossless."""
-        return self.select(self.live_terms())
+        return self.select(self.live_components())
 
-    def live_terms(self) -> Tensor:
+    def live_components(self) -> Tensor:
         """Return a mask of the components that are not exactly zero, (r,) bool."""
         # (r,) each; several times faster than ne(0).any() on tall B, and NaN counts as live, too
         return self.A.abs().amax(dim=1).ne(0) & self.B.abs().amax(dim=0).ne(0)
@@ -66,7 +66,7 @@ class LowRankFactors:
             return self  # copying a tall B takes as long as a product with it
         return LowRankFactors(self.A[keep].contiguous(), self.B[:, keep].contiguous())
 
-    def term_norms(self) -> Tensor:
+    def component_norms(self) -> Tensor:
         """Return the Frobenius norm of each component, |b_i| |a_i|: (r,), float64."""
         a, b = self.A.double(), self.B.double()
         norms: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=0)

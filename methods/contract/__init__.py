@@ -218,7 +218,7 @@ def outputs_may_be_changed_in_place(make: MethodFactory) -> None:
                 assert off <= _ROUNDING, f"'{path}' changed in place: gradient of {name} is wrong"
 
 
-def dropping_zero_terms_changes_nothing(make: MethodFactory) -> None:
+def dropping_zero_components_changes_nothing(make: MethodFactory) -> None:
     """Check that components that are exactly zero can be left out: same dW, same outputs."""
     run = trained(make)
     x, _ = regression_data()
@@ -296,7 +296,7 @@ CHECKS: tuple[Check, ...] = (
     outputs_may_be_changed_in_place,
     a_missing_gradient_is_named,
     components_keep_their_order,
-    dropping_zero_terms_changes_nothing,
+    dropping_zero_components_changes_nothing,
     layers_of_rank_zero_work,
     a_finished_adapter_is_a_start_or_refused,
     a_run_resumes_bit_equal,

@@ -269,7 +269,7 @@ def _check_sum(path: str, distance: float, meant: LowRankFactors, dtype: str) ->
     """Raise `SoraError` where factors differ from a sum by more than their rounding can make."""
     # (1 + u)^2 for the two halves of each term, u = eps / 2, and a few roundings in float32
     rounding = 1.5 * torch.finfo(getattr(torch, dtype)).eps + 4 * torch.finfo(torch.float32).eps
-    if distance > rounding * float(meant.term_norms().sum()):
+    if distance > rounding * float(meant.component_norms().sum()):
         raise SoraError(f"'{path}' is not the weighted sum of the updates: off by {distance:.2g} "
                         f"of {meant.norm():.2g}")  # fmt: skip
 

@@ -78,7 +78,7 @@ class Plan:
 
     def _seen(self, path: str) -> tuple[Tensor, tuple[int, int]]:
         plain = _plain(path, self._layers[path])
-        return plain.live_terms(), (plain.B.shape[0], plain.A.shape[1])
+        return plain.live_components(), (plain.B.shape[0], plain.A.shape[1])
 
     def factors(self, path: str) -> LowRankFactors:
         """Return one module's factors as they are stored, zero-padded where the layout says so.

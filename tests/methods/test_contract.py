@@ -359,7 +359,7 @@ BROKEN: list[tuple[Check, type[AdapterMethod], str]] = [
     (contract.components_keep_their_order, RemovesAComponent, "step 10 changed the rank"),
     (contract.a_missing_gradient_is_named, TakesGradientsForGranted, "are a AttributeError"),
     (contract.a_missing_gradient_is_named, NamesNoParameter, "names no parameter"),
-    (contract.dropping_zero_terms_changes_nothing, NearlyZeroTerms, "0 zero terms"),
+    (contract.dropping_zero_components_changes_nothing, NearlyZeroTerms, "0 zero terms"),
     (contract.layers_of_rank_zero_work, NeedsComponents, "not finite"),
     (contract.a_finished_adapter_is_a_start_or_refused, StartsStronger, "does not begin with"),
     (contract.a_run_resumes_bit_equal, SavesNoCount, "other losses"),
