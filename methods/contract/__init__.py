@@ -71,7 +71,7 @@ def output_is_bit_equal_at_injection(make: MethodFactory) -> None:
         inject(net, make(), generator=generator())
         for mode in (True, False):
             after = net.train(mode)(x)
-            assert after.dtype == dtype, f"a {dtype} model answers in {after.dtype}"
+            assert after.dtype == dtype, f"the output of a {dtype} model is {after.dtype}"
             assert torch.equal(after, before), f"the output in {dtype} changed at injection"
 
 
@@ -212,7 +212,7 @@ def outputs_may_be_changed_in_place(make: MethodFactory) -> None:
                 gradients = torch.autograd.grad(y.square().sum(), wanted)
             except RuntimeError as error:
                 raise AssertionError(f"'{path}' on {rows} rows: {error}") from error
-            assert torch.equal(y, apart), f"'{path}' answers otherwise when changed in place"
+            assert torch.equal(y, apart), f"'{path}': a change in place gives another output"
             for name, one, other in zip(["x", *factors], gradients, expected, strict=True):
                 off = largest_difference(one, other)
                 assert off <= _ROUNDING, f"'{path}' changed in place: gradient of {name} is wrong"
@@ -227,13 +227,13 @@ def dropping_zero_components_changes_nothing(make: MethodFactory) -> None:
         factors = run.method.factors(layer)
         kept = factors.drop_zeros()
         left = factors.rank - kept.rank
-        assert left >= killed, f"'{path}' has {killed} dead components, {left} zero terms"
+        assert left >= killed, f"'{path}' has {killed} dead components, its factors drop {left}"
         off = largest_difference(kept.dense(), factors.dense())
-        assert off <= 1e-15, f"dW of '{path}' is off by {off:.1e} without its zero terms"
+        assert off <= 1e-15, f"dW of '{path}' is off by {off:.1e} without its zero components"
         full = run.net(x)
         replace(run.net, path, LowRankLinear(layer.base, kept.A, kept.B, scaling=1.0))
         off = largest_difference(run.net(x), full)
-        assert off <= _ROUNDING, f"'{path}' answers otherwise (by {off:.1e}) without zero terms"
+        assert off <= _ROUNDING, f"'{path}' is off by {off:.1e} without its zero components"
 
 
 def summary_counts_components(make: MethodFactory) -> None:

@@ -82,7 +82,7 @@ def a_missing_gradient_is_named(make: MethodFactory) -> None:
         message = str(error)
     except Exception as error:
         kind = type(error).__name__
-        raise AssertionError(f"missing gradients are a {kind}, not a MethodError") from error
+        raise AssertionError(f"missing gradients raise {kind}, not MethodError") from error
     else:
         return
     named = any(name in message for name in names)
@@ -98,7 +98,7 @@ def layers_of_rank_zero_work(make: MethodFactory) -> None:
         finite = penalty is None or bool(penalty.isfinite())
         assert finite, "the penalty is not finite with a layer of rank 0"
         losses = run.train(range(STEPS))
-        assert losses[-1] < losses[0], "nothing is learnt beside a layer of rank 0"
+        assert losses[-1] < losses[0], "the loss does not fall if a layer has rank 0"
         x = layer_inputs(empty)
         same = torch.equal(empty(x), base_output(empty, x))
         assert same, f"'{path}' has rank 0 but is not its base layer"
@@ -130,7 +130,7 @@ def a_finished_adapter_is_a_start_or_refused(make: MethodFactory) -> None:
         assert same, f"'{path}' does not begin with the update that it was given"
     run.method.begin(run.layers, total_steps=STEPS)
     losses = run.train(range(STEPS))
-    assert losses[-1] < losses[0], "nothing is learnt after a start from a finished adapter"
+    assert losses[-1] < losses[0], "the loss does not fall after a start from a finished adapter"
 
 
 def a_run_resumes_bit_equal(make: MethodFactory) -> None:
@@ -181,7 +181,7 @@ def _resume(halted: Run, make: MethodFactory, *, parameters_first: bool) -> Run:
         run.method.begin(run.layers, total_steps=run.total_steps)
     run.method.load_state_dict(state)
     changed = first_difference(state, run.method.state_dict())
-    assert changed is None, f"'{changed}' of the state is another once it is loaded"
+    assert changed is None, f"'{changed}' of the state changes when it is loaded"
     return run
 
 
@@ -210,7 +210,9 @@ def _moved_component(before: Tensor, after: Tensor) -> int | None:
 
 def _check_terms(where: str, layer: LowRankLinear, factors: LowRankFactors) -> None:
     """Check that component i of the factors is `scaling * d_i * B_i A_i` of the layer."""
-    assert factors.rank == layer.rank, f"{where} has {layer.rank} components, {factors.rank} terms"
+    assert factors.rank == layer.rank, (
+        f"{where} has {layer.rank} components, its factors have {factors.rank}"
+    )
     A, B = layer.A.detach(), layer.scaling * layer.B.detach()
     if layer.d is not None:
         B = B * layer.d.detach()
@@ -218,4 +220,6 @@ def _check_terms(where: str, layer: LowRankLinear, factors: LowRankFactors) -> N
     terms = torch.einsum("or,ri->roi", factors.B, factors.A)
     off = (components - terms).abs().amax(dim=(1, 2))  # (r,)
     worst = int(off.argmax())
-    assert off[worst] <= 1e-12, f"{where}: term {worst} is not component {worst}"
+    assert off[worst] <= 1e-12, (
+        f"{where}: component {worst} of the factors is not component {worst} of the layer"
+    )
