@@ -38,7 +38,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--recipe", default="recipes/quickstart.yaml")
-    parser.add_argument("--steps", type=int, default=600, help="of the run at full rank")
+    parser.add_argument("--steps", type=int, default=600, help="steps of the run at full rank")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--max-drop", default="5pt")
     parser.add_argument("--rounds", type=int, default=5)
@@ -69,7 +69,7 @@ def main() -> None:
                 ("command", "s, median (quartiles)", f"/ {_PLAIN}"), timing_rows(times, _PLAIN)
             )
         )
-        emit(f"\ntarget: {_TARGET} where a run is longer than ten of its evaluations")
+        emit(f"\ntarget: {_TARGET}, for runs longer than ten of their evaluations")
         emit(f"{_AUTO}: {_sizes(output / 'auto')}; {spent(output / 'auto' / 'auto.json')}")
         emit(f"{_PLAIN}: {spent(output / 'lora' / 'report.json')}")
 

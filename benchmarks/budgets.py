@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--model", nargs="+", choices=(ENCODER, DECODER), default=[ENCODER, DECODER]
     )
-    parser.add_argument("--steps", type=int, default=50, help="of each training")
+    parser.add_argument("--steps", type=int, default=50, help="steps of each training")
     parser.add_argument("--rounds", type=int, default=10, help="trainings of each side")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="small batches, few steps")

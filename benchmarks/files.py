@@ -71,7 +71,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--recipe", default="quickstart", help="of the dry run")
+    parser.add_argument("--recipe", default="quickstart", help="recipe of the dry run")
     parser.add_argument("--quick", action="store_true", help="small modules, one round")
     options = parser.parse_args()
     size, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)

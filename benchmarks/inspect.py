@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small modules, one round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="for the dense side")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the dense side")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)

@@ -39,9 +39,9 @@ _WARM_UP = 2
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--learned", type=float, default=0.5, help="share of each row's tokens")
-    parser.add_argument("--length", type=int, help="tokens of a row; unset: 256")
-    parser.add_argument("--memory", choices=_SIDES, help="of one side, instead of seconds")
+    parser.add_argument("--learned", type=float, default=0.5, help="learned share of each row")
+    parser.add_argument("--length", type=int, help="tokens in a row (default 256)")
+    parser.add_argument("--memory", choices=_SIDES, help="measure this side's memory")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="small batches, two rounds")

@@ -129,10 +129,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gb", type=float, nargs="+", default=[2, 8])
     parser.add_argument("--dtype", nargs="+", choices=list(_DTYPES), default=list(_DTYPES))
-    parser.add_argument("--shards", type=float, nargs="+", default=[0, 1], help="GB; 0: one file")
+    parser.add_argument(
+        "--shards", type=float, nargs="+", default=[0, 1], help="GB each; 0: one file"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--place", type=Path, help="where to write; else the temporary directory")
-    parser.add_argument("--quick", action="store_true", help="0.1 GB, one round: does it run?")
+    parser.add_argument("--place", type=Path, help="directory to write to (default: temporary)")
+    parser.add_argument("--quick", action="store_true", help="0.1 GB, one round, as a trial")
     options = parser.parse_args()
     sizes, rounds = ([0.1], 1) if options.quick else (options.gb, options.rounds)
     shards = [size / 20 for size in options.shards] if options.quick else options.shards

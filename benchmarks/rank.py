@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--every", type=int, default=25, help="training.compact_every")
-    parser.add_argument("--epochs", type=int, default=4, help="of the whole runs")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of the whole runs")
     parser.add_argument("--threshold", type=float, default=3e-3)
     parser.add_argument("--quick", action="store_true", help="small batches, few steps")
     options = parser.parse_args()

@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--methods", nargs="+", default=["lora", "sora", "adalora"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-verify", action="store_true", help="ours without the comparison")
-    parser.add_argument("--precision", default="fp32", help="ours: fp32 or bf16")
+    parser.add_argument("--no-verify", action="store_true", help="skip our final comparison")
+    parser.add_argument("--precision", default="fp32", help="of our side: fp32 or bf16")
     parser.add_argument("--quick", action="store_true", help="two steps, one round")
     options = parser.parse_args()
     task = _TASKS[options.task]

@@ -80,7 +80,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="one round: does it run?")
+    parser.add_argument("--quick", action="store_true", help="one round, as a trial")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     with tempfile.TemporaryDirectory(prefix="sora-benchmark-") as temporary:

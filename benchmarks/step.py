@@ -45,10 +45,10 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=ALL, default=list(ALL))
     parser.add_argument("--precision", nargs="+", choices=_PRECISIONS, default=["fp32"])
     parser.add_argument(
-        "--system-allocator", action="store_true", help="freed memory goes back to the system"
+        "--system-allocator", action="store_true", help="return freed memory to the system"
     )
     parser.add_argument(
-        "--processor-time", action="store_true", help="seconds of work, not of the clock"
+        "--processor-time", action="store_true", help="processor seconds instead of wall seconds"
     )
     parser.add_argument("--quick", action="store_true", help="small batches, two rounds")
     options = parser.parse_args()

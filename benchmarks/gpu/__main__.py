@@ -92,12 +92,14 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=9.0, help="rows not reached are dropped")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="rows not reached by then are dropped"
+    )
     names = [shape.name for shape in SHAPES]
     parser.add_argument("--models", nargs="+", choices=names, default=names)
     titles = [row.title for row in ROWS]
     parser.add_argument("--rows", nargs="+", choices=titles, default=[], help="default: all")
-    parser.add_argument("--rounds", type=int, default=20, help="of each row, at most")
+    parser.add_argument("--rounds", type=int, default=20, help="largest number for a row")
     parser.add_argument("--tiny", action="store_true", help="a tiny model (always without a GPU)")
     return parser.parse_args()
 
@@ -109,12 +111,12 @@ def _introduce(device: str, tiny: bool) -> None:
         known = [f"{room:.0f} GB", f"CUDA {torch.version.cuda}", *known]
     emit(f"{machine(device)}, {', '.join(known)}")
     if tiny:
-        emit("A tiny model: the figures say that the program runs, and nothing else.")
+        emit("A tiny model: the figures only show that the program runs.")
     emit(
-        "Ratios are medians with 90 % intervals. Gradients: the cosine of all of the adapters' "
-        "with the plain path's in float32 (in brackets the plain path's own in the row's "
-        f"precision); right where |difference| is at most {FAR:.3f} of the norm (cosine 0.9999), "
-        "or in bf16 twice the plain path's."
+        "Ratios are medians with 90 % intervals. Gradients: the cosine between the adapters' "
+        "gradients and the plain path's in float32 (in brackets: the cosine of the plain path in "
+        f"the row's precision). They are right if |difference| is at most {FAR:.3f} of the norm "
+        "(cosine 0.9999), or in bf16 at most twice the plain path's."
     )
 
 

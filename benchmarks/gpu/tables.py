@@ -27,7 +27,7 @@ def launch_table(rows: Sequence[Measured]) -> str:
             times = (f"{ms:.1f}" for ms in (launches.calls_ms, launches.busy_ms, whole))
             busy = f"{launches.busy_ms / whole:.0%}"
             lines.append([row.row.title, side, str(launches.calls), *times, busy])
-    return markdown(_LAUNCHES, lines) if lines else "Kernel launches: does not apply on a CPU."
+    return markdown(_LAUNCHES, lines) if lines else "Kernel launches: none on a CPU."
 
 
 def _step_line(row: Measured) -> list[str]:
