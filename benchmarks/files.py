@@ -126,6 +126,7 @@ def write_adapter(directory: Path, size: Size, dtype: str) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for i, (path, (n_out, n_in)) in enumerate(size.modules().items()):
+        # decays differ between modules, so that the rules keep different ranks
         decay = torch.exp(-torch.arange(size.rank) / (4 + i % 40))
         a = torch.randn(size.rank, n_in, generator=generator) / n_in**0.5
         b = torch.randn(n_out, size.rank, generator=generator) * decay * 0.02

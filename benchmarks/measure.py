@@ -24,7 +24,7 @@ def in_turns(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
     order, rng = list(work), random.Random(0)
     figures: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
-        rng.shuffle(order)
+        rng.shuffle(order)  # so that no side always runs after the same other side
         for name in order:
             figures[name].append(work[name]())
     return figures

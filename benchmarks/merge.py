@@ -240,6 +240,7 @@ def write_adapter(directory: Path, shape: Shape, base: Path) -> None:
         tensors[f"base_model.model.{path}.lora_B.weight"] = b
     directory.mkdir()
     save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
+    # alpha / r = 1.5: a scaling other than 1 has to be multiplied in
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": _RANK, "lora_alpha": 24,
               "base_model_name_or_path": str(base), "target_modules": "all-linear",
               "init_lora_weights": True}  # fmt: skip

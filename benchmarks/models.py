@@ -62,6 +62,7 @@ def batch(where: Setting) -> dict[str, Tensor]:
     """Return random tokens without padding."""
     generator = torch.Generator().manual_seed(0)
     shape = (where.batch, where.length)
+    # a range inside both vocabularies, without their special tokens
     tokens = torch.randint(1000, 20000, shape, generator=generator)
     labels = torch.randint(0, 2, (where.batch,), generator=generator)
     tensors = {
@@ -93,7 +94,7 @@ def _decoder() -> Any:
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
-    model.config.use_cache = False
+    model.config.use_cache = False  # training needs no cache of keys and values
     return model
 
 

@@ -28,7 +28,7 @@ from benchmarks.sides import ALL, PEER, Side, make
 from sora_cli.core.allocator import keep_freed_memory
 from sora_cli.core.console import emit, say
 
-_WARM_UP = 3
+_WARM_UP = 3  # steps that are not counted: the first ones allocate the optimiser's moments
 _HEADER = ("side", "ms, median (quartiles)", "/ floor", "/ peer", "/ fp32")
 _PRECISIONS = ("fp32", "bf16")
 

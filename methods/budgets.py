@@ -31,6 +31,7 @@ def strongest(values: Values, count: int, cost: Mapping[str, int] | None = None)
 
     # s / sqrt(cost) has the order of s^2 / cost, the squared error saved per number stored
     weighed = {path: s if cost is None else s / math.sqrt(cost[path]) for path, s in values.items()}
+    # the empty tensor: torch.cat refuses an empty list
     everything = torch.cat([*weighed.values(), torch.zeros(0, dtype=torch.float64)])
     chosen = torch.zeros_like(everything, dtype=torch.bool)
     chosen[torch.argsort(everything, descending=True, stable=True)[:count]] = True

@@ -53,6 +53,7 @@ def trimmed(update: Tensor, density: float) -> Tensor:
     count = math.ceil(density * sizes.numel())
     if count >= sizes.numel():
         return update
+    # kthvalue counts from 1, smallest first
     smallest = sizes.kthvalue(sizes.numel() - count + 1).values
     return torch.where(update.abs() >= smallest, update, 0.0)
 

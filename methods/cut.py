@@ -102,7 +102,7 @@ class Cut(AdapterMethod):
             turn(layer, bases[path], ranks[path], info.optimizer_state)
         kept = {path: s[: ranks[path]] for path, s in values.items()}
         self._left = [int(s.count_nonzero()) for s in kept.values()]
-        energy = round(_energy(kept) / (_energy(values) or 1), 9)
+        energy = round(_energy(kept) / (_energy(values) or 1), 9)  # 1: an update that is still zero
         self._record = CutRecord(info.step + 1, sum(self._left), energy)
 
     def take_over(self, layers: Layers, info: StepInfo) -> None:

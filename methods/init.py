@@ -13,6 +13,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return (in, out) of an nn.Linear or GPT-2's Conv1D; None for any other module."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
+    # by name: this package does not import transformers
     if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
         n_in, n_out = module.weight.shape  # transformers' Conv1D stores (in, out)
         return n_in, n_out

@@ -126,6 +126,7 @@ def find_targets(
         among = known if _is_pattern(target) else everything
         hits = [path for path in among if matches(target, path)]
         barred = [path for path in unfit if matches(target, path)]
+        # a name must not be skipped in silence; a pattern may, if it matches other layers
         if barred and (among is everything or not hits):
             raise MethodError(
                 f"target '{target}' cannot be adapted: '{barred[0]}' is {unfit[barred[0]]}; leave "

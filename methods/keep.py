@@ -78,6 +78,7 @@ class Keep:
             together: measure `energy` over all layers together, not layer by layer.
         """
         if self.mean_rank is not None:
+            # rounded down, so that the mean rank is never above the given one
             return strongest(values, int(self.mean_rank * (modules or len(values))))
         if self.rank is not None:
             return dict.fromkeys(values, self.rank)

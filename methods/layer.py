@@ -86,7 +86,7 @@ class LowRankLinear(nn.Module):
         """Compute y (..., out) from x (..., in)."""
         if self.siblings is not None and (y := self.siblings.output(self, x)) is not None:
             return y
-        if not self.base_is_plain():
+        if not self.base_is_plain():  # quantised or hooked bases compute their output themselves
             return self._composed(x)
         return adapted_linear(x, [self.branch(x)])[0]
 

@@ -64,6 +64,7 @@ def register(method: type[AdapterMethod]) -> type[AdapterMethod]:
     """Add a method class under a name that is not taken; usable as a decorator."""
     name = method.name
     known = _REGISTERED.get(name)
+    # the same class again is fine: running a `--code` file twice defines it anew
     if known is not None and known is not method and _origin(known) != _origin(method):
         raise MethodError(f"two methods are called '{name}': {_origin(known)}, {_origin(method)}")
     if name in _BUILTINS or name in _entry_points():

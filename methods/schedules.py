@@ -91,7 +91,7 @@ class BudgetSchedule:
             ValueError: `t_init` and `t_final` leave no step in which the budget can fall.
         """
         first, last = steps_of(t_init, total_steps), steps_of(t_final, total_steps)
-        if first + max(last, 1) >= total_steps:
+        if first + max(last, 1) >= total_steps:  # 1: the last step always has the target
             raise ValueError(
                 f"t_init {first} + t_final {last} leave no step of {total_steps} to "
                 f"shrink the budget in; their sum must be below {total_steps}: shares below 1, "

@@ -184,7 +184,7 @@ class Sora(AdapterMethod):
     @torch.no_grad()
     def after_step(self, layers: Layers, info: StepInfo) -> None:
         """Take the proximal step on every gate, then record deaths and revivals."""
-        self._check_gradients(layers)
+        self._check_gradients(layers)  # first: a refused step must not have moved a gate
         gates = _gates(layers)
         trained = [gate for gate in gates if gate.requires_grad]
         xi = self._threshold(gates, trained, info)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+# a name, extras if any, and the version after ">="
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?>=([^,;\s]+)")
 
 
@@ -32,5 +33,6 @@ def _bounds(project: dict[str, object]) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
+    # arguments such as torch==2.13.0 replace lower bounds (TORCH=... of `make test-oldest`)
     bounds = lower_bounds() | dict(word.split("==") for word in sys.argv[1:])
     print("\n".join(f"{name}=={version}" for name, version in bounds.items()))  # noqa: T201

@@ -144,7 +144,7 @@ def _measure_model(
     finally:
         release()
     for row in rows:
-        if budget.left(shape.share) < longest:
+        if budget.left(shape.share) < longest:  # it may take as long as the longest row so far
             budget.dropped.append(_named(shape, row))
             continue
         began = time.perf_counter()

@@ -127,7 +127,7 @@ def _plain(model: nn.Module) -> tuple[Any, dict[str, nn.Module]]:
         if hasattr(plain, off):  # the first is the newer name in transformers 5
             getattr(plain, off)()
             break
-    plain.set_attn_implementation("eager")
+    plain.set_attn_implementation("eager")  # the definition of attention, without fused kernels
     _unpack(plain)
     branches: dict[str, nn.Module] = {}
     for path, layer in adapted_layers(plain).items():

@@ -43,6 +43,7 @@ def summed(events: Iterable[Any]) -> Launches:
     for event in events:
         begin, end = event.time_range.start, event.time_range.end
         if event.device_type == DeviceType.CUDA:
+            # the profiler's own marks and waits are no work of the GPU
             note = getattr(event, "activity_type", None) == "gpu_user_annotation"
             if not (note or event.name == "Context Sync"):
                 spans.append((begin, end))

@@ -110,6 +110,7 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
             f"{source} is quantised: adding to its weights would lose the adapter",
             hint="merge into the unquantised model with --base",
         )
+    # from_pretrained() then loads the file named there instead of model.safetensors
     if raw.get("transformers_weights"):
         raise SoraError(
             f"the {MODEL_CONFIG} of {source} names other weights than {MODEL_WEIGHTS}",

@@ -77,6 +77,7 @@ def merged_config(raw: Mapping[str, Any], outline: Adapter, known: Any) -> dict[
     if names != known.id2label:
         config["id2label"] = {str(i): name for i, name in names.items()}
         config["label2id"] = {name: i for i, name in names.items()}
+        # older files also hold the number, which id2label now decides
         config.pop("num_labels", None)
         config.pop("_num_labels", None)
     if outline.meta.problem_type:

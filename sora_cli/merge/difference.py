@@ -242,6 +242,7 @@ class _Sorting:
     def take(self, names: tuple[str, ...], change: Change) -> None:
         """Sort one parameter's change, given all its tied names."""
         owner, _, last = names[0].rpartition(".")
+        # factors of one layer cannot stand for a tied weight, which belongs to several
         linear = len(names) == 1 and owner in self._modules and change.base is not None
         if linear and linear_shape(self._modules[owner]) is not None and not self._added(names[0]):
             (self._layers if last == "weight" else self._biases)[owner] = change
@@ -277,6 +278,7 @@ class _Sorting:
 
     def _close(self) -> None:
         """Extend the modules stored in full as PEFT does: by name endings and tied weights."""
+        # until nothing is added: a module added by its name may be tied to another module
         before: set[str] = set()
         while before != self._full:
             before = set(self._full)

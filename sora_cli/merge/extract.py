@@ -113,6 +113,7 @@ class Extraction:
         measured: dict[str, Any] = {}
         rest = self._rest()
 
+        # runs before the directory gets its final name: a failure leaves no adapter behind
         def beside(folder: Path) -> None:
             with open_adapter(folder) as back:
                 losses = measure(back.layers, paths, self._update)
@@ -137,6 +138,7 @@ class Extraction:
         change = self.difference.layers[path]
         assert change.base is not None
         new, old = read_tensor(change.model), read_tensor(change.base)
+        # float32 would round the weights before the subtraction, and could lose the difference
         if torch.float64 in (new.dtype, old.dtype):
             update = (new.double() - old.double()).float()
         else:

@@ -131,6 +131,7 @@ def plan_weights(
         dtype: torch's name of the dtype of all floating-point tensors; "base": each as in the base.
     """
     misshapen = _misshapen(matched)
+    # transformers would initialise these parameters at random
     random = sorted([*_absent(matched, tied), *(matched.arrivals[n].names[0] for n in misshapen)])
     if random and not force:
         raise SoraError(

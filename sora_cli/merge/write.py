@@ -83,6 +83,7 @@ def write_weights(
 
 def threads() -> int:
     """Return the number of writing threads."""
+    # the cores of this process, which a scheduler may restrict; not those of the machine
     return min(_THREADS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 2)
 
 
