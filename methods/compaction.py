@@ -18,7 +18,7 @@ from methods.layer import Layers, LowRankLinear, select_components
 from methods.sharding import is_sharded, joined, whole
 
 
-class DeadSpells:
+class DeadSteps:
     """Counts, for each component, the optimiser steps since it died.
 
     A component is dead if its gate is zero; in a layer without gates, if its row of A and column of

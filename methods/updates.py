@@ -34,7 +34,7 @@ class Update(ABC):
         """Return ||dW||_F^2 if it is quick to compute; None: the caller sums it over the rows."""
         return None
 
-    def unknown(self, *, transposed: bool) -> bool:
+    def needs_norms(self, *, transposed: bool) -> bool:
         """Return True if `add` needs statistics of the whole weight first (see `Rescaled`)."""
         return False
 
@@ -172,7 +172,7 @@ class Rescaled(Update):
     Attributes:
         direction: dV.
         magnitude: m, (out,).
-        norms: ||W + dV||, (out,); needed only for a transposed weight, see `unknown`.
+        norms: ||W + dV||, (out,); needed only for a transposed weight, see `needs_norms`.
     """
 
     direction: Product
@@ -187,7 +187,7 @@ class Rescaled(Update):
         """Return A, B and the magnitudes."""
         return (*self.direction.tensors(), self.magnitude)
 
-    def unknown(self, *, transposed: bool) -> bool:
+    def needs_norms(self, *, transposed: bool) -> bool:
         """Return True if norms are missing: a row of the transpose has one input of each output."""
         return transposed and self.norms is None
 

@@ -96,7 +96,7 @@ def fold_in(module: nn.Module, update: Update) -> None:
     transposed = is_transposed(module)
     base = weight.detach().reshape(len(weight), -1).float()
     total, memory, rows = torch.empty_like(base), torch.empty_like(base), (0, len(base))
-    if isinstance(update, Rescaled) and update.unknown(transposed=transposed):
+    if isinstance(update, Rescaled) and update.needs_norms(transposed=transposed):
         delta = update.delta(rows, memory, transposed=transposed)
         update = update.with_norms((base + delta).double().square().sum(0))
     update.add(base, rows, memory, total, transposed=transposed)

@@ -109,7 +109,7 @@ class Blocks:
 
         Args: see `add`. Other updates are returned unchanged.
         """
-        if not isinstance(update, Rescaled) or not update.unknown(transposed=item.transposed):
+        if not isinstance(update, Rescaled) or not update.needs_norms(transposed=item.transposed):
             return update
         squares = torch.zeros(item.columns, dtype=torch.float64)
         for rows in self.ranges(item):

@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from methods.base import AdapterMethod, Layers
-from methods.compaction import DeadSpells, remove_components
+from methods.compaction import DeadSteps, remove_components
 from sora_cli.core.errors import SoraError
 from sora_cli.report import Compaction, Removal
 from sora_cli.train.checkpoint.resumable import Resumable
@@ -47,7 +47,7 @@ class Compactor(TrainerCallback, Resumable):  # type: ignore[misc]
         self.trainer, self.method, self.layers = trainer, method, layers
         self.record = Compaction(every=every, only_count=only_count)
         self.after_removal = after_removal
-        self._spells = DeadSpells(layers)
+        self._spells = DeadSteps(layers)
         self._chosen = torch.zeros_like(self._spells.alive())  # only counted: would be gone
         self._returned = torch.zeros_like(self._chosen)  # and came back
 
