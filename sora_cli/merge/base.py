@@ -63,8 +63,8 @@ class BaseFolder:
         weights: the safetensors files, in their order.
         index: the parsed index of the shards; None for a single file.
         others: files to copy unchanged: tokenizer, generation config, chat template.
-        left: files and directories that are not copied: weights in other formats, and files that
-            no model needs.
+        left_out: files and directories that are not copied: weights in other formats, and files
+            that no model needs.
         unpacked: keeps the temporary directory of an unpacked GGUF file alive; None for others.
     """
 
@@ -75,7 +75,7 @@ class BaseFolder:
     weights: tuple[Path, ...]
     index: dict[str, Any] | None
     others: tuple[Path, ...]
-    left: tuple[str, ...]
+    left_out: tuple[str, ...]
     unpacked: Unpacked | None = None
 
     @property
@@ -118,10 +118,10 @@ def open_base(source: str, revision: str | None) -> BaseFolder:
             hint="load it with from_pretrained(), and write it anew with save_pretrained()",
         )
     weights = _weights(folder, source)
-    others, left = _others(folder, weights)
+    others, left_out = _others(folder, weights)
     origin = folder if unpacked is None else Path(source)
     index = _index(folder, weights)
-    return BaseFolder(source, origin, folder, raw, weights, index, others, left, unpacked)
+    return BaseFolder(source, origin, folder, raw, weights, index, others, left_out, unpacked)
 
 
 def decoded(raw: dict[str, Any]) -> dict[str, Any]:
@@ -175,18 +175,18 @@ def _others(folder: Path, weights: tuple[Path, ...]) -> tuple[tuple[Path, ...], 
     written = {*_OWN, *(file.name for file in weights)}
     needed = [*_NEEDED, *_modules(folder), *([_CODE] if _names_code(folder) else [])]
     others: list[Path] = []
-    left: list[str] = []
+    left_out: list[str] = []
     for entry in sorted(folder.iterdir()):
         if entry.name in written or entry.name.startswith("."):
             continue
         if not any(fnmatchcase(entry.name.lower(), pattern) for pattern in needed):
-            left.append(f"{entry.name}/" if entry.is_dir() else entry.name)
+            left_out.append(f"{entry.name}/" if entry.is_dir() else entry.name)
         elif entry.is_dir():
             inside = (file for file in sorted(entry.rglob("*")) if file.is_file())
             others += [file.relative_to(folder) for file in inside]
         else:
             others.append(Path(entry.name))
-    return tuple(others), tuple(left)
+    return tuple(others), tuple(left_out)
 
 
 def _modules(folder: Path) -> list[str]:

@@ -74,7 +74,7 @@ class Blocks:
         *,
         content: Content,
         source: int | None,
-        measured: bool = False,
+        square_known: bool = False,
     ) -> Block:
         """Compute rows of W + dW in float32 (float64 if W is), rounded once to the item's dtype.
 
@@ -83,7 +83,7 @@ class Blocks:
         Args:
             content: W, from the base, or the adapter's own tensor in its place.
             source: descriptor of W's file; None if W is in memory.
-            measured: ||dW||^2 is known already (see `Update.squared`) and is not summed again.
+            square_known: ||dW||^2 is known already (see `Update.squared`) and is not summed again.
 
         Returns:
             The bytes to write (valid until this thread's next block), and the part of the update
@@ -101,10 +101,12 @@ class Blocks:
         along = inner(change.float(), delta)
         if not math.isfinite(along):
             _check(total, _dtype(item), item)
-        own = 0.0 if measured else inner(delta, delta)
+        own = 0.0 if square_known else inner(delta, delta)
         return raw, Overlap(own, along, self._square(item, change))
 
-    def whole(self, item: Item, update: Update, content: Content, source: int | None) -> Update:
+    def with_norms(
+        self, item: Item, update: Update, content: Content, source: int | None
+    ) -> Update:
         """Give DoRA's update the norms of the whole weight, if it needs them before its first row.
 
         Args: see `add`. Other updates are returned unchanged.

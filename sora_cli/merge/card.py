@@ -44,7 +44,7 @@ def check_not_merged(adapters: list[dict[str, Any]], source: str) -> None:
         )
 
 
-def recorded(config: Mapping[str, Any], survival: Survival) -> dict[str, Any]:
+def with_survival(config: Mapping[str, Any], survival: Survival) -> dict[str, Any]:
     """Add the measured share to the last adapter's entry in the configuration."""
     *before, last = config[MERGED_KEY]
     return {**config, MERGED_KEY: [*before, {**last, **survival.record()}]}

@@ -47,7 +47,7 @@ class Difference:
         head: parameter name -> tensor, for all parameters of the modules in `full`.
         biases: parameter name -> changed bias of a linear layer that is not in `full`.
         notes: remarks for the user.
-        left: changes left out on purpose.
+        left_out: changes left out on purpose.
     """
 
     layers: dict[str, Change]
@@ -56,11 +56,11 @@ class Difference:
     head: dict[str, Change]
     biases: dict[str, Change]
     notes: tuple[str, ...]
-    left: dict[str, Change] = field(default_factory=dict)
+    left_out: dict[str, Change] = field(default_factory=dict)
 
     def without_biases(self) -> Difference:
         """Return a copy that leaves the biases out."""
-        return replace(self, biases={}, left=self.biases)
+        return replace(self, biases={}, left_out=self.biases)
 
 
 def find_difference(
@@ -80,7 +80,7 @@ def find_difference(
     sides = _Side("the model", runtime, model), _Side("the base", runtime, base)
     _check_alike(*sides)
     _check_converted(*sides)
-    sorted_out = _Sorting(runtime, PeftConfig(peft_type="LORA", task_type=task_type))
+    sorted_out = _Sorter(runtime, PeftConfig(peft_type="LORA", task_type=task_type))
     for names in _groups(runtime):
         change = _changed(names, *sides, runtime)
         if change is not None:
@@ -229,7 +229,7 @@ def _notes(model: _Side, base: _Side) -> tuple[str, ...]:
     return tuple(notes)
 
 
-class _Sorting:
+class _Sorter:
     """Sorts changes: weights for factors, biases, and modules to store in full."""
 
     def __init__(self, runtime: Runtime, config: PeftConfig) -> None:
@@ -244,12 +244,16 @@ class _Sorting:
         owner, _, last = names[0].rpartition(".")
         # factors of one layer cannot stand for a tied weight, which belongs to several
         linear = len(names) == 1 and owner in self._modules and change.base is not None
-        if linear and linear_shape(self._modules[owner]) is not None and not self._added(names[0]):
+        if (
+            linear
+            and linear_shape(self._modules[owner]) is not None
+            and not self._always_in_full(names[0])
+        ):
             (self._layers if last == "weight" else self._biases)[owner] = change
             return
         self._full.update(name.rpartition(".")[0] for name in names)
 
-    def _added(self, name: str) -> bool:
+    def _always_in_full(self, name: str) -> bool:
         """Return True if PEFT always stores this parameter in full, for this task type."""
         return self._config.head_module(name) is not None
 
@@ -258,7 +262,7 @@ class _Sorting:
         kind = str(getattr(self._runtime.model.config, "model_type", ""))
         refused = refused_today(kind, self._layers)
         self._full |= refused.keys()
-        self._close()
+        self._extend_like_peft()
         if "" in self._full:
             raise SoraError("parameters have changed that belong to the model, not to a module",
                             hint="such a change cannot be written as an adapter")  # fmt: skip
@@ -276,7 +280,7 @@ class _Sorting:
             ),
         )
 
-    def _close(self) -> None:
+    def _extend_like_peft(self) -> None:
         """Extend the modules stored in full as PEFT does: by name endings and tied weights."""
         # until nothing is added: a module added by its name may be tied to another module
         before: set[str] = set()

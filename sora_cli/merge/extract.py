@@ -111,7 +111,7 @@ class Extraction:
         """
         paths = list(self.difference.layers)
         measured: dict[str, Any] = {}
-        rest = self._rest()
+        rest = self._other_norms()
 
         # runs before the directory gets its final name: a failure leaves no adapter behind
         def beside(folder: Path) -> None:
@@ -129,7 +129,7 @@ class Extraction:
             full=self.difference.full,
             full_parameters=sum(math.prod(c.model.shape) for c in self.difference.head.values()),
             biases=tuple(self.difference.biases),
-            left=tuple(self.difference.left),
+            left=tuple(self.difference.left_out),
             notes=self.difference.notes,
         )
 
@@ -145,12 +145,12 @@ class Extraction:
             update = new.float().sub_(old.float())
         return update.T.contiguous() if path in self.difference.transposed else update
 
-    def _rest(self) -> tuple[float, float]:
+    def _other_norms(self) -> tuple[float, float]:
         """Return the squared norms of the changes stored in full, and of those left out."""
         norms: list[float] = []
         seen: set[str] = set()
         kept = {**self.difference.head, **self.difference.biases}
-        for changes in (kept, self.difference.left):
+        for changes in (kept, self.difference.left_out):
             new = [c for c in changes.values() if c.model.name not in seen]  # tied ones count once
             seen.update(change.model.name for change in new)
             norms.append(math.fsum(squared_norm(change) for change in new))
@@ -166,8 +166,8 @@ class Extraction:
             **how,
             "relative_error": measured["error"],
         }
-        if self.difference.left:
-            entry["left_out"] = len(self.difference.left)
+        if self.difference.left_out:
+            entry["left_out"] = len(self.difference.left_out)
         lineage = (*meta.lineage, entry)
         write_sora_file(folder / SORA_FILE, meta.model_copy(update={"lineage": lineage}), base)
 
@@ -181,7 +181,7 @@ def prepare_extract(model: str, base: str, output: Path, *, biases: bool = True)
     """
     sources = [resolve_model_path(reference) for reference in (model, base)]
     check_apart(output, *(Path(source) for source in sources))
-    folders = [_opened(source) for source in sources]
+    folders = [_open(source) for source in sources]
     configs = [_config(folder) for folder in folders]
     _check_kinds(configs, sources)
     runtime = checkpoint_runtime(configs[0], sources[0])
@@ -196,7 +196,7 @@ def prepare_extract(model: str, base: str, output: Path, *, biases: bool = True)
     return Extraction(folders[0], dataclasses.replace(difference, notes=notes), outline, model)
 
 
-def _opened(source: str) -> BaseFolder:
+def _open(source: str) -> BaseFolder:
     folder = Path(source)
     if (folder / MODEL_CONFIG).is_file() and "quantization_config" in (
         folder / MODEL_CONFIG

@@ -41,8 +41,8 @@ from sora_cli.merge.card import (
     merged_before,
     merged_config,
     model_card,
-    recorded,
     untied_config,
+    with_survival,
 )
 from sora_cli.merge.incoming import Incoming, incoming
 from sora_cli.merge.match import Match, match, read_stored, tied_part
@@ -136,7 +136,7 @@ class Merge:
                 )
                 # the configuration holds the measured share, so it is written after the weights
                 check_survival(survival, self.merged.dtype, self.storing)
-                write_json(folder / MODEL_CONFIG, recorded(self.config, survival))
+                write_json(folder / MODEL_CONFIG, with_survival(self.config, survival))
                 record = merge_record(survival, self.merged.dtype, self.storing)
                 write_json(folder / MERGE_RECORD, record)
                 known = self.incoming.outline
@@ -240,7 +240,7 @@ def _merged(
         or (folder.folder / _IMAGE_PROCESSOR).is_file(),
         untied=untied,
         left_out=plan.left_out,
-        left_files=folder.left,
+        left_files=folder.left_out,
         absent=plan.absent,
         unpacked=folder.unpacked is not None,
         converted=sum(item.converted for item in plan.items),
@@ -259,8 +259,10 @@ def _base_of(
         {"adapter": new.digest(), "method": new.outline.meta.method},
     ]
     check_not_merged(adapters, source)
-    recorded = new.outline.base
-    note = check_weights(recorded, folder.origin, source, "the adapter", force=force, hint=OR_FORCE)
+    reference = new.outline.base
+    note = check_weights(
+        reference, folder.origin, source, "the adapter", force=force, hint=OR_FORCE
+    )
     return folder, adapters, note
 
 

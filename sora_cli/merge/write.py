@@ -149,11 +149,13 @@ class _Job:
         assert content is not None
         file = None if isinstance(content, Tensor) else sources.descriptor(content.file)
         if item.update is not None:
-            update = blocks.whole(item, incoming.update(item.update), content, file)
+            update = blocks.with_norms(item, incoming.update(item.update), content, file)
             squared = update.squared()
             self._overlaps[item.name] = {} if squared is None else {-1: Overlap(squared)}
-            known = squared is not None
-            make = partial(blocks.add, item, update, content=content, source=file, measured=known)
+            square_known = squared is not None
+            make = partial(
+                blocks.add, item, update, content=content, source=file, square_known=square_known
+            )
         else:
             measured = item.source if item.measured else None
             base = None if measured is None else sources.descriptor(measured.file)
